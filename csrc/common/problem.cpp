@@ -1,0 +1,161 @@
+#include "common/problem.h"
+
+#include <limits>
+
+namespace resnet_fused {
+
+namespace {
+
+std::string device_name(const Tensor& t) { return t.is_cpu() ? "cpu" : "cuda:" + std::to_string(t.get_device_index()); }
+
+void check_same_device(const char* op, const char* name, const Tensor& t, const Tensor& x) {
+  RF_CHECK(t.is_cpu() == x.is_cpu() && (t.is_cpu() || t.get_device_index() == x.get_device_index()), op, ": ", name,
+                  " is on ", device_name(t), " but x is on ", device_name(x), "; move both to one device");
+}
+
+void check_floating(const char* op, const char* name, ScalarType t) {
+  RF_CHECK(t == ScalarType::Float || t == ScalarType::Half || t == ScalarType::BFloat16 || t == ScalarType::Double, op,
+                  ": ", name, " has dtype ", torch::headeronly::toString(t),
+                  "; float32, float16, bfloat16 or float64 expected");
+}
+
+void check_vector(const char* op, const char* name, const OptTensor& v, int64_t channels, const Tensor& x) {
+  if (!v) return;
+  RF_CHECK(v->dim() == 1 && v->size(0) == channels, op, ": ", name, " has shape ", to_string(sizes_of(*v)),
+                  "; [", channels, "] expected, one value a channel");
+  check_floating(op, name, v->scalar_type());
+  check_same_device(op, name, *v, x);
+}
+
+void check_pair(const char* op, const char* name, const Ints& v, int64_t least) {
+  RF_CHECK(v.size() == 2 && v[0] >= least && v[1] >= least, op, ": ", name, " is ", to_string(v),
+                  "; two integers of at least ", least, " expected");
+}
+
+}  // namespace
+
+std::string to_string(const Ints& sizes) {
+  std::string s = "[";
+  for (size_t i = 0; i < sizes.size(); ++i) s += (i ? ", " : "") + std::to_string(sizes[i]);
+  return s + "]";
+}
+
+int64_t conv_out(int64_t in, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+  return (in + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
+}
+
+bool suggests_channels_last(const Tensor& x) {
+  if (x.dim() != 4 || x.stride(1) == 0) return false;
+  int64_t least = 0;
+  for (int d : {1, 3, 2, 0}) {
+    if (x.size(d) == 0 || x.stride(d) < least) return false;
+    // N111 and N11W tensors fit both formats; torch calls them contiguous
+    if (d == 0 && least == x.stride(1)) return false;
+    least = x.stride(d);
+    if (x.size(d) > 1) least *= x.size(d);
+  }
+  return true;
+}
+
+void check_32bit_indexing(const char* op, const char* name, const Ints& sizes) {
+  int64_t numel = 1;
+  for (int64_t s : sizes) {
+    RF_CHECK(s == 0 || numel <= std::numeric_limits<int32_t>::max() / s, op, ": ", name, " of shape ", to_string(sizes),
+                    " has more than 2147483647 elements, past what the kernels index with 32 bits; split the batch");
+    numel *= s;
+  }
+}
+
+void check_activation(const char* op, const Tensor& x) {
+  RF_CHECK(x.dim() == 4, op, ": x has shape ", to_string(sizes_of(x)), "; (N, C, H, W) expected");
+  check_floating(op, "x", x.scalar_type());
+  check_32bit_indexing(op, "x", sizes_of(x));
+}
+
+void check_batch_norm(const char* op, const BatchNorm& bn, int64_t channels, const Tensor& x) {
+  RF_CHECK(bn.mean.has_value() == bn.var.has_value(), op, ": ", bn.mean ? "mean without var" : "var without mean",
+                  "; give both running statistics, or neither for no BatchNorm");
+  RF_CHECK(bn.present() || (!bn.gamma && !bn.beta), op,
+                  ": gamma or beta without mean and var; give the running statistics too");
+  RF_CHECK(bn.eps >= 0, op, ": eps is ", bn.eps, "; at least 0 expected");
+  check_vector(op, "gamma", bn.gamma, channels, x);
+  check_vector(op, "beta", bn.beta, channels, x);
+  check_vector(op, "mean", bn.mean, channels, x);
+  check_vector(op, "var", bn.var, channels, x);
+}
+
+void check_residual(const char* op, const OptTensor& residual, const Ints& sizes, const Tensor& x) {
+  if (!residual) return;
+  RF_CHECK(sizes_of(*residual) == sizes, op, ": residual has shape ", to_string(sizes_of(*residual)), "; ",
+                  to_string(sizes), " expected, the shape of the output");
+  RF_CHECK(residual->scalar_type() == x.scalar_type(), op, ": residual has dtype ",
+                  torch::headeronly::toString(residual->scalar_type()), " but x has ",
+                  torch::headeronly::toString(x.scalar_type()), "; cast one of them");
+  check_same_device(op, "residual", *residual, x);
+}
+
+Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn, Ints stride, Ints padding,
+               Ints dilation, int64_t groups) {
+  check_activation(op, x);
+  RF_CHECK(weight.dim() == 4, op, ": weight has shape ", to_string(sizes_of(weight)),
+                  "; (K, C / groups, R, S) expected");
+  RF_CHECK(weight.scalar_type() == x.scalar_type(), op, ": weight has dtype ",
+                  torch::headeronly::toString(weight.scalar_type()), " but x has ",
+                  torch::headeronly::toString(x.scalar_type()), "; cast one of them");
+  check_same_device(op, "weight", weight, x);
+  check_pair(op, "stride", stride, 1);
+  check_pair(op, "padding", padding, 0);
+  check_pair(op, "dilation", dilation, 1);
+  const int64_t k = weight.size(0), cg = weight.size(1), r = weight.size(2), s = weight.size(3);
+  const int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3);
+  RF_CHECK(groups >= 1 && k % groups == 0 && cg * groups == c, op, ": x has ", c, " channels, weight is ",
+                  to_string(sizes_of(weight)), " and groups is ", groups,
+                  "; weight must be (K, C / groups, R, S) with K divisible by groups");
+  RF_CHECK(r >= 1 && s >= 1 && c >= 1 && k >= 1, op, ": x of shape ", to_string(sizes_of(x)), " and weight of shape ",
+                  to_string(sizes_of(weight)), " leave nothing to convolve");
+  RF_CHECK(h + 2 * padding[0] >= dilation[0] * (r - 1) + 1 && w + 2 * padding[1] >= dilation[1] * (s - 1) + 1, op,
+                  ": a ", r, "x", s, " kernel with dilation ", to_string(dilation), " is larger than the input ", h, "x", w,
+                  " with padding ", to_string(padding));
+  if (bias) {
+    check_vector(op, "bias", bias, k, x);
+  }
+  check_batch_norm(op, bn, k, x);
+
+  Conv conv{std::move(x), std::move(weight), std::move(bias), std::move(bn), std::move(stride), std::move(padding),
+            std::move(dilation), groups, n, c, h, w, k, r, s, 0, 0, false};
+  conv.oh = conv_out(h, r, conv.stride[0], conv.padding[0], conv.dilation[0]);
+  conv.ow = conv_out(w, s, conv.stride[1], conv.padding[1], conv.dilation[1]);
+  conv.channels_last = suggests_channels_last(conv.x) || suggests_channels_last(conv.weight);
+  check_32bit_indexing(op, "weight", {k, cg, r, s});
+  check_32bit_indexing(op, "the output", conv.output_sizes());
+  return conv;
+}
+
+void check_projection(const char* op, const Conv& conv, const Conv& projection) {
+  RF_CHECK(projection.r == 1 && projection.s == 1 && projection.groups == 1, op, ": proj_weight has shape ",
+                  to_string(sizes_of(projection.weight)), "; a 1x1 projection (K, C, 1, 1) expected");
+  RF_CHECK(projection.output_sizes() == conv.output_sizes(), op, ": the projection gives ",
+                  to_string(projection.output_sizes()), " but the convolution gives ", to_string(conv.output_sizes()),
+                  "; they are added, so they must agree");
+  RF_CHECK(projection.x.scalar_type() == conv.x.scalar_type(), op, ": proj_x has dtype ",
+                  torch::headeronly::toString(projection.x.scalar_type()), " but x has ",
+                  torch::headeronly::toString(conv.x.scalar_type()), "; cast one of them");
+  check_same_device(op, "proj_x", projection.x, conv.x);
+}
+
+void check_pool(const char* op, const Conv& conv, const Ints& kernel, const Ints& stride, const Ints& padding) {
+  check_pair(op, "pool_kernel", kernel, 1);
+  check_pair(op, "pool_stride", stride, 1);
+  check_pair(op, "pool_padding", padding, 0);
+  RF_CHECK(2 * padding[0] <= kernel[0] && 2 * padding[1] <= kernel[1], op, ": pool_padding ", to_string(padding),
+                  " is more than half of pool_kernel ", to_string(kernel));
+  RF_CHECK(conv.oh + 2 * padding[0] >= kernel[0] && conv.ow + 2 * padding[1] >= kernel[1], op, ": a pooling window of ",
+                  to_string(kernel), " is larger than its input ", conv.oh, "x", conv.ow, " with padding ", to_string(padding));
+}
+
+Ints pooled_sizes(const Conv& conv, const Ints& kernel, const Ints& stride, const Ints& padding) {
+  return {conv.n, conv.k, conv_out(conv.oh, kernel[0], stride[0], padding[0], 1),
+          conv_out(conv.ow, kernel[1], stride[1], padding[1], 1)};
+}
+
+}  // namespace resnet_fused

@@ -1,0 +1,47 @@
+// What a call asks for, checked once: plain numbers and the tensors they describe. Every backend starts here.
+#pragma once
+#include "common/torch_abi.h"
+
+namespace resnet_fused {
+
+// A BatchNorm in eval mode: per-channel tensors of shape (K), any floating dtype. mean absent: no BatchNorm.
+struct BatchNorm {
+  OptTensor gamma, beta, mean, var;
+  double eps = 0;
+  bool present() const { return mean.has_value(); }
+};
+
+// One convolution: (N, C, H, W) * (K, C / groups, R, S) -> (N, K, OH, OW).
+struct Conv {
+  Tensor x, weight;
+  OptTensor bias;
+  BatchNorm bn;
+  Ints stride, padding, dilation;  // each [2]: height, width
+  int64_t groups = 1;
+
+  int64_t n, c, h, w, k, r, s, oh, ow;
+  bool channels_last;  // torch's rule: the output is channels_last if the input or the weight is
+
+  Ints output_sizes() const { return {n, k, oh, ow}; }
+};
+
+// Each throws std::runtime_error with the offending values when the call is not a valid one.
+Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn, Ints stride, Ints padding,
+               Ints dilation, int64_t groups);
+void check_activation(const char* op, const Tensor& x);
+void check_batch_norm(const char* op, const BatchNorm& bn, int64_t channels, const Tensor& x);
+void check_residual(const char* op, const OptTensor& residual, const Ints& sizes, const Tensor& x);
+void check_projection(const char* op, const Conv& conv, const Conv& projection);
+void check_pool(const char* op, const Conv& conv, const Ints& kernel, const Ints& stride, const Ints& padding);
+void check_32bit_indexing(const char* op, const char* name, const Ints& sizes);
+
+int64_t conv_out(int64_t in, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation);
+Ints pooled_sizes(const Conv& conv, const Ints& kernel, const Ints& stride, const Ints& padding);
+
+// c10's suggest_memory_format() == ChannelsLast, which decides what torch's own convolution returns.
+bool suggests_channels_last(const Tensor& x);
+
+std::string to_string(const Ints& sizes);
+inline Ints sizes_of(const Tensor& x) { return Ints(x.sizes().begin(), x.sizes().end()); }
+
+}  // namespace resnet_fused

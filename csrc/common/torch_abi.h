@@ -1,0 +1,64 @@
+// The LibTorch stable ABI, and the two things it leaves to us: calling an ATen op, and reporting why one failed.
+#pragma once
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <array>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+// torch >= 2.13 keeps the message of the last failed shim call; before that libtorch prints it to stderr.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+
+namespace resnet_fused {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptTensor = std::optional<Tensor>;
+using Ints = std::vector<int64_t>;
+
+// For arguments and results of call_aten. library.h also declares from and to in the global namespace, so
+// these names may only be used qualified or from inside this namespace.
+using torch::stable::detail::from;
+using torch::stable::detail::to;
+
+inline void check_shim(AOTITorchError code, const char* what) {
+  if (code == AOTI_TORCH_SUCCESS) return;
+  const char* why = torch_exception_get_what_without_backtrace ? torch_exception_get_what_without_backtrace() : "see stderr";
+  throw std::runtime_error(std::string(what) + ": " + why);
+}
+
+// RF_CHECK(condition, sentence...): what a user reads is the sentence alone, without our file and line.
+template <typename... Args>
+[[noreturn]] void fail(const Args&... args) {
+  std::ostringstream sentence;
+  (sentence << ... << args);
+  throw std::runtime_error(sentence.str());
+}
+#define RF_CHECK(condition, ...) \
+  if (!(condition)) ::resnet_fused::fail(__VA_ARGS__)
+
+template <size_t N>
+void call_aten(const char* op, const char* overload, std::array<StableIValue, N>& stack) {
+  // The version we were built with, not the one we target: it tells libtorch the layout of our arguments.
+  check_shim(torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION), op);
+}
+
+// The ATen ops that the kernels lean on.
+Tensor aten_convolution(const Tensor& x, const Tensor& weight, const OptTensor& bias, const Ints& stride,
+                        const Ints& padding, const Ints& dilation, int64_t groups);
+Tensor aten_max_pool2d(const Tensor& x, const Ints& kernel, const Ints& stride, const Ints& padding);
+Tensor aten_to(const Tensor& x, ScalarType dtype);
+Tensor aten_empty(const Ints& sizes, const Tensor& like, bool channels_last);
+Tensor aten_contiguous(const Tensor& x, bool channels_last);
+int64_t aten_version(const Tensor& x);
+bool aten_is_inference(const Tensor& x);
+
+}  // namespace resnet_fused

@@ -1,0 +1,32 @@
+// Every op of the library, on one screen. Kernels register themselves: CPU ones below csrc/cpu, CUDA
+// ones in csrc/cuda/ops.cpp; shapes without data (fake kernels) in resnet_fused/ops.py.
+//
+// All activations are (N, C, H, W) of any strides, weights (K, C / groups, R, S). BatchNorm arrives as
+// its own tensors of shape (K): y * gamma / sqrt(var + eps) + beta - mean * gamma / sqrt(var + eps).
+// mean and var are both given or both absent (no BatchNorm). Absent gamma is 1, absent beta 0.
+// keep_packed: keep the weight in the kernel's own order between calls, until forget_packed.
+#include "common/torch_abi.h"
+
+#define BN "Tensor? gamma, Tensor? beta, Tensor? mean, Tensor? var, float eps"
+#define CONV "Tensor x, Tensor weight, Tensor? bias, " BN ", int[2] stride, int[2] padding, int[2] dilation, int groups"
+#define PROJ                                                                                   \
+  "Tensor proj_x, Tensor proj_weight, Tensor? proj_bias, Tensor? proj_gamma, Tensor? proj_beta, " \
+  "Tensor? proj_mean, Tensor? proj_var, float proj_eps, int[2] proj_stride"
+
+STABLE_TORCH_LIBRARY(resnet_fused, m) {
+  // act(bn(conv(x)) + residual)
+  m.def("conv_bn_act(" CONV ", Tensor? residual, bool relu, bool keep_packed) -> Tensor");
+  // act(bn(conv(x)) + proj_bn(conv1x1(proj_x))): the projection shortcut's output never exists
+  m.def("conv_bn_proj_act(" CONV ", " PROJ ", bool relu, bool keep_packed) -> Tensor");
+  // max_pool2d(relu(bn(conv(x)))): a ResNet's stem
+  m.def("conv_bn_relu_pool(" CONV ", int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, bool keep_packed) -> Tensor");
+  // act(bn(x) + residual)
+  m.def("bn_add_act(Tensor x, " BN ", Tensor? residual, bool relu) -> Tensor");
+
+  // Drops what keep_packed kept for these weights. Safe at any time, from any thread.
+  m.def("forget_packed(Tensor[] weights) -> ()");
+  // Bytes that keep_packed holds now.
+  m.def("packed_bytes() -> int");
+  // The plan that conv_bn_act would run on the CPU for these shapes, in words; dtype is "float32", "bfloat16", ...
+  m.def("explain_cpu(int[] x_shape, int[] weight_shape, int[2] stride, int[2] padding, int[2] dilation, int groups, str dtype) -> str");
+}

@@ -1,0 +1,20 @@
+"""Loads the compiled libraries; ``torch.ops.resnet_fused.*`` exists afterwards.
+
+``_C`` holds the schemas and the CPU kernels and must load. ``_C_cuda`` is imported only beside a CUDA
+build of torch; where it does not load, :data:`CUDA_LOAD_ERROR` says why and CUDA tensors are refused.
+"""
+
+import torch
+
+from . import _C  # type: ignore[attr-defined]  # noqa: F401
+
+CUDA_LOADED = False
+CUDA_LOAD_ERROR: str | None = "this torch was built without CUDA"
+
+if torch.version.cuda is not None:
+    try:
+        from . import _C_cuda  # type: ignore[attr-defined]  # noqa: F401
+
+        CUDA_LOADED, CUDA_LOAD_ERROR = True, None
+    except ImportError as error:
+        CUDA_LOAD_ERROR = str(error)
