@@ -1,10 +1,40 @@
 // The CPU kernels of every op: check, pick an engine, run it.
+#include <functional>
+
 #include "common/problem.h"
 #include "cpu/bn_add_act.h"
+#include "cpu/engines.h"
+#include "cpu/memory.h"
+#include "cpu/onednn.h"
+#include "cpu/packed_cache.h"
+#include "cpu/plan.h"
 
 namespace resnet_fused::cpu {
 
 namespace {
+
+const auto kNone = []() -> OptTensor { return std::nullopt; };
+
+Element element_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::BFloat16:
+      return Element::kBFloat16;
+    case ScalarType::Half:
+      return Element::kFloat16;
+    case ScalarType::Double:
+      return Element::kFloat64;
+    default:
+      return Element::kFloat32;
+  }
+}
+
+Engine engine_of(const Conv& q, bool pool) {
+  static const CpuFeatures cpu = cpu_features();
+  return make_plan({q.n, q.c, q.h, q.w, q.k, q.r, q.s, q.oh, q.ow, q.stride[0], q.stride[1], q.dilation[0], q.dilation[1], q.groups,
+                    element_of(q.x.scalar_type()), pool},
+                   cpu)
+      .engine;
+}
 
 // The engine that takes everything: torch's convolution, then one pass for the rest.
 Tensor composed(const Conv& conv, const OptTensor& residual, bool relu) {
@@ -17,9 +47,21 @@ Tensor composed(const Conv& conv, const OptTensor& residual, bool relu) {
   return y;
 }
 
-Tensor run(const Conv& conv, const OptTensor& residual, bool relu, bool keep_packed) {
-  (void)keep_packed;
-  return composed(conv, residual, relu);
+// act(bn(conv(x)) + residual()). The residual is made when it is wanted, and again if a first engine gives up: it may live in
+// the output's own memory, where the convolution adds to it.
+Tensor run(const Conv& conv, const std::function<OptTensor()>& residual, bool relu, bool keep_packed) {
+  const Engine engine = engine_of(conv, /*pool=*/false);
+  if (engine == Engine::kComposed) return composed(conv, residual(), relu);
+  if (engine == Engine::kOneDnn) return onednn_conv(conv, residual(), relu, keep_packed);
+  const auto nhwc_residual = [&]() -> OptTensor {
+    OptTensor r = residual();
+    if (r) r = aten_contiguous(*r, /*channels_last=*/true);
+    return r;
+  };
+  Tensor out = output_buffer(conv.output_sizes(), conv.x);
+  if (engine == Engine::kDirect || !winograd_conv(conv, nhwc_residual(), relu, keep_packed, out))
+    direct_conv(conv, nhwc_residual(), nullptr, relu, keep_packed, out);
+  return aten_contiguous(out, conv.channels_last);
 }
 
 Tensor conv_bn_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var,
@@ -27,7 +69,7 @@ Tensor conv_bn_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, Opt
                    bool keep_packed) {
   const Conv conv = make_conv("conv_bn_act", x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_residual("conv_bn_act", residual, conv.output_sizes(), conv.x);
-  return run(conv, residual, relu, keep_packed);
+  return run(conv, [&] { return residual; }, relu, keep_packed);
 }
 
 Tensor conv_bn_proj_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var,
@@ -39,7 +81,7 @@ Tensor conv_bn_proj_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma
   const Conv projection = make_conv(op, proj_x, proj_weight, proj_bias, {proj_gamma, proj_beta, proj_mean, proj_var, proj_eps},
                                     proj_stride, {0, 0}, {1, 1}, 1);
   check_projection(op, conv, projection);
-  return run(conv, run(projection, std::nullopt, false, keep_packed), relu, keep_packed);
+  return run(conv, [&]() -> OptTensor { return run(projection, kNone, false, keep_packed); }, relu, keep_packed);
 }
 
 Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var,
@@ -48,7 +90,13 @@ Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamm
   constexpr const char* op = "conv_bn_relu_pool";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_pool(op, conv, pool_kernel, pool_stride, pool_padding);
-  return aten_max_pool2d(run(conv, std::nullopt, true, keep_packed), pool_kernel, pool_stride, pool_padding);
+  if (engine_of(conv, /*pool=*/true) != Engine::kDirect)
+    return aten_contiguous(aten_max_pool2d(run(conv, kNone, true, keep_packed), pool_kernel, pool_stride, pool_padding),
+                           conv.channels_last);
+  Tensor out = output_buffer(pooled_sizes(conv, pool_kernel, pool_stride, pool_padding), conv.x);
+  const Pool pool{pool_kernel, pool_stride, pool_padding};
+  direct_conv(conv, std::nullopt, &pool, true, keep_packed, out);
+  return aten_contiguous(out, conv.channels_last);
 }
 
 Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var, double eps, OptTensor residual,
@@ -66,9 +114,30 @@ Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, Opt
   return out;
 }
 
-void forget_packed(std::vector<Tensor> weights) { (void)weights; }
-int64_t packed_bytes() { return 0; }
-std::string explain_cpu(Ints, Ints, Ints, Ints, Ints, int64_t, std::string) { return "composed"; }
+void forget_packed_op(std::vector<Tensor> weights) {
+  for (const Tensor& w : weights) forget_packed(w);
+}
+
+std::string explain_cpu(Ints x, Ints weight, Ints stride, Ints padding, Ints dilation, int64_t groups, std::string dtype) {
+  RF_CHECK(x.size() == 4 && weight.size() == 4, "explain_cpu: shapes are ", resnet_fused::to_string(x), " and ", resnet_fused::to_string(weight),
+           "; four sizes each expected");
+  Element element;
+  if (dtype == "float32")
+    element = Element::kFloat32;
+  else if (dtype == "bfloat16")
+    element = Element::kBFloat16;
+  else if (dtype == "float16")
+    element = Element::kFloat16;
+  else if (dtype == "float64")
+    element = Element::kFloat64;
+  else
+    fail("explain_cpu: dtype is ", dtype, "; float32, bfloat16, float16 or float64 expected");
+  const ConvShape shape{x[0], x[1], x[2], x[3], weight[0], weight[2], weight[3],
+                        conv_out(x[2], weight[2], stride[0], padding[0], dilation[0]),
+                        conv_out(x[3], weight[3], stride[1], padding[1], dilation[1]),
+                        stride[0], stride[1], dilation[0], dilation[1], groups, element};
+  return to_string(make_plan(shape, cpu_features()));
+}
 
 }  // namespace
 
@@ -80,7 +149,7 @@ STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CPU, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
-  m.impl("forget_packed", TORCH_BOX(&forget_packed));
+  m.impl("forget_packed", TORCH_BOX(&forget_packed_op));
   m.impl("packed_bytes", TORCH_BOX(&packed_bytes));
   m.impl("explain_cpu", TORCH_BOX(&explain_cpu));
 }

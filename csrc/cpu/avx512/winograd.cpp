@@ -1,0 +1,196 @@
+#include "cpu/winograd.h"
+
+#include <cstdlib>
+
+#include "cpu/avx512/micro_kernel.h"
+
+namespace resnet_fused::cpu::avx512 {
+
+namespace {
+
+constexpr int kPoints = 16;            // 4x4 transformed values a tile
+constexpr int kVectors = 2;            // registers across channels
+constexpr int kBlock = kVectors * kLanes;
+constexpr int kMr = 14;                // tiles in registers
+constexpr int64_t kInputBytes = 512 << 10;  // transformed inputs of a task: half of a 1 MiB L2
+
+// Rows a multiple of 1 KiB apart crowd into few sets of L1; one more vector between them spreads them.
+inline int row_step(int c) { return c % 256 ? c : c + kLanes; }
+
+struct Quad {
+  __m512 v[4];
+};
+
+// B^T d, for one row or column of four
+inline Quad transform_input(__m512 d0, __m512 d1, __m512 d2, __m512 d3) {
+  return {{_mm512_sub_ps(d0, d2), _mm512_add_ps(d1, d2), _mm512_sub_ps(d2, d1), _mm512_sub_ps(d1, d3)}};
+}
+
+// The 4x4 inputs of tile t, zero outside the image, as B^T d B into v[point][tile][channel].
+void input_tile(const WinogradConv& q, int64_t t, const float* zeros, float* v, int64_t point_step) {
+  const int tx = t % q.tiles_w, ty = t / q.tiles_w % q.tiles_h;
+  const int64_t image = t / q.tiles_w / q.tiles_h;
+  const float* p[4][4];
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 4; ++j) {
+      const int h = 2 * ty - q.pad_h + i, w = 2 * tx - q.pad_w + j;
+      p[i][j] = h >= 0 && h < q.h && w >= 0 && w < q.w ? q.x + ((image * q.h + h) * q.w + w) * q.c : zeros;
+    }
+  for (int c = 0; c < q.c; c += kLanes) {
+    Quad rows[4];  // d B, one row of the tile each
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+      rows[i] = transform_input(_mm512_loadu_ps(p[i][0] + c), _mm512_loadu_ps(p[i][1] + c), _mm512_loadu_ps(p[i][2] + c),
+                                _mm512_loadu_ps(p[i][3] + c));
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const Quad column = transform_input(rows[0].v[j], rows[1].v[j], rows[2].v[j], rows[3].v[j]);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) _mm512_storeu_ps(v + (i * 4 + j) * point_step + c, column.v[i]);
+    }
+  }
+}
+
+// products[tile][kBlock] = v[tile][channel] * u[channel][kBlock] for MR tiles
+template <int MR>
+void multiply(const float* v, int64_t step, int c, const float* u, float* products) {
+  __m512 acc[MR][kVectors];
+#pragma GCC unroll 14
+  for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 2
+    for (int i = 0; i < kVectors; ++i) acc[m][i] = _mm512_setzero_ps();
+  const int64_t start = 0;
+  accumulate<Fp32, MR, kVectors>(acc, v, step, Runs{&start, 1, c}, u);
+#pragma GCC unroll 14
+  for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 2
+    for (int i = 0; i < kVectors; ++i) _mm512_storeu_ps(products + m * kBlock + i * kLanes, acc[m][i]);
+}
+
+using MultiplyFn = void (*)(const float*, int64_t, int, const float*, float*);
+constexpr MultiplyFn kMultiply[kMr] = {multiply<1>, multiply<2>, multiply<3>,  multiply<4>,  multiply<5>,  multiply<6>,  multiply<7>,
+                                       multiply<8>, multiply<9>, multiply<10>, multiply<11>, multiply<12>, multiply<13>, multiply<14>};
+
+// A^T m A of one tile and 16 channels, then scale, shift, residual, ReLU, store. Lanes that are not finite are returned.
+inline __mmask16 output_tile(const WinogradConv& q, int64_t t, const float* m, int64_t point_step, int k, __mmask16 lanes) {
+  const int tx = t % q.tiles_w, ty = t / q.tiles_w % q.tiles_h;
+  const int64_t image = t / q.tiles_w / q.tiles_h;
+  __m512 half[2][4];
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512 m0 = _mm512_loadu_ps(m + j * point_step), m1 = _mm512_loadu_ps(m + (4 + j) * point_step);
+    const __m512 m2 = _mm512_loadu_ps(m + (8 + j) * point_step), m3 = _mm512_loadu_ps(m + (12 + j) * point_step);
+    half[0][j] = _mm512_add_ps(_mm512_add_ps(m0, m1), m2);
+    half[1][j] = _mm512_sub_ps(_mm512_sub_ps(m1, m2), m3);
+  }
+  const __m512 scale = _mm512_maskz_loadu_ps(lanes, q.scale + k), shift = _mm512_maskz_loadu_ps(lanes, q.shift + k);
+  __mmask16 bad = 0;
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const int oh = 2 * ty + i;
+    if (oh >= q.oh) break;
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const int ow = 2 * tx + j;
+      if (ow >= q.ow) break;
+      const __m512 y = j ? _mm512_sub_ps(_mm512_sub_ps(half[i][1], half[i][2]), half[i][3])
+                         : _mm512_add_ps(_mm512_add_ps(half[i][0], half[i][1]), half[i][2]);
+      const int64_t at = ((image * q.oh + oh) * q.ow + ow) * q.k + k;
+      __m512 v = _mm512_fmadd_ps(y, scale, shift);
+      bad |= _mm512_mask_fpclass_ps_mask(lanes, v, 0x99);  // quiet and signalling NaN, +Inf, -Inf
+      if (q.residual) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(lanes, q.residual + at));
+      if (q.relu) v = relu(v);
+      _mm512_mask_storeu_ps(q.out + at, lanes, v);
+    }
+  }
+  return bad;
+}
+
+thread_local Scratch input_scratch, product_scratch;
+
+bool run_task(const WinogradConv& q, int64_t task) {
+  const int group = task % q.k_groups;
+  const int64_t first = task / q.k_groups * q.chunk;
+  const int count = static_cast<int>(first + q.chunk < q.tiles ? q.chunk : q.tiles - first);
+  const int blocks = (q.k + kBlock - 1) / kBlock;
+  const int b0 = static_cast<int>(static_cast<int64_t>(blocks) * group / q.k_groups);
+  const int b1 = static_cast<int>(static_cast<int64_t>(blocks) * (group + 1) / q.k_groups);
+
+  const int step = row_step(q.c);
+  const int64_t v_point = static_cast<int64_t>(count) * step, m_point = static_cast<int64_t>(count) * kBlock;
+  float* v = static_cast<float*>(input_scratch.get((kPoints * v_point + q.c) * sizeof(float)));
+  float* zeros = v + kPoints * v_point;
+  for (int c = 0; c < q.c; ++c) zeros[c] = 0;
+  for (int i = 0; i < count; ++i) input_tile(q, first + i, zeros, v + static_cast<int64_t>(i) * step, v_point);
+
+  float* products = static_cast<float*>(product_scratch.get(kPoints * m_point * sizeof(float)));
+  const int rows = (count + kMr - 1) / kMr;
+  __mmask16 bad = 0;
+  for (int b = b0; b < b1; ++b) {
+    const float* u = q.packed + static_cast<int64_t>(b) * kPoints * q.c * kBlock;
+    for (int p = 0; p < kPoints; ++p)
+      for (int r = 0; r < rows; ++r) {
+        const int from = count * r / rows, mr = count * (r + 1) / rows - from;
+        kMultiply[mr - 1](v + p * v_point + static_cast<int64_t>(from) * step, step, q.c, u + static_cast<int64_t>(p) * q.c * kBlock,
+                          products + p * m_point + from * kBlock);
+      }
+    for (int i = 0; i < count; ++i)
+      for (int j = 0; j < kVectors; ++j) {
+        const int k = b * kBlock + j * kLanes;
+        if (k < q.k) bad |= output_tile(q, first + i, products + i * kBlock + j * kLanes, m_point, k, lanes_left(q.k - k));
+      }
+  }
+  return bad == 0;
+}
+
+}  // namespace
+
+void winograd_tile(WinogradConv& q, int threads) {
+  q.tiles_h = (q.oh + 1) / 2;
+  q.tiles_w = (q.ow + 1) / 2;
+  q.tiles = static_cast<int64_t>(q.n) * q.tiles_h * q.tiles_w;
+  // few tiles re-read the weights often; many overflow L2
+  int64_t most = kInputBytes / (kPoints * sizeof(float) * q.c);
+  most = most < 2 * kMr ? 2 * kMr : most > 8 * kMr ? 8 * kMr : most / kMr * kMr;
+  int64_t chunks = (q.tiles + most - 1) / most;
+  q.k_groups = 1;
+  if (chunks < threads) {
+    const int blocks = (q.k + kBlock - 1) / kBlock;
+    q.k_groups = blocks < threads ? blocks : threads;
+  } else if (chunks < 8 * threads) {
+    chunks = (chunks + threads - 1) / threads * threads;
+  }
+  q.chunk = static_cast<int>((q.tiles + chunks - 1) / chunks);
+  q.tasks = (q.tiles + q.chunk - 1) / q.chunk * q.k_groups;
+}
+
+// (K, C, 3, 3) of any strides -> G g G^T as [block of kBlock channels][point][C][kBlock]
+void winograd_pack(float* packed, const float* weight, const int64_t strides[4], int c, int k) {
+  constexpr double kG[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
+  for (int kb = 0; kb < k; kb += kBlock)
+    for (int ch = 0; ch < c; ++ch)
+      for (int kk = 0; kk < kBlock; ++kk) {
+        double half[4][3] = {}, g[3][3] = {};
+        if (kb + kk < k)
+          for (int i = 0; i < 3; ++i)
+            for (int j = 0; j < 3; ++j)
+              g[i][j] = weight[(kb + kk) * strides[0] + ch * strides[1] + i * strides[2] + j * strides[3]];
+        for (int i = 0; i < 4; ++i)
+          for (int j = 0; j < 3; ++j)
+            for (int a = 0; a < 3; ++a) half[i][j] += kG[i][a] * g[a][j];
+        for (int i = 0; i < 4; ++i)
+          for (int j = 0; j < 4; ++j) {
+            double u = 0;
+            for (int a = 0; a < 3; ++a) u += half[i][a] * kG[j][a];
+            packed[((static_cast<int64_t>(kb / kBlock) * kPoints + i * 4 + j) * c + ch) * kBlock + kk] = static_cast<float>(u);
+          }
+      }
+}
+
+bool winograd_run(const WinogradConv& conv, int64_t begin, int64_t end) {
+  bool finite = true;
+  for (int64_t i = begin; i < end; ++i) finite = run_task(conv, i) && finite;
+  return finite;
+}
+
+}  // namespace resnet_fused::cpu::avx512

@@ -1,0 +1,81 @@
+#include "cpu/direct.h"
+
+#include "cpu/engines.h"
+#include "cpu/packed_cache.h"
+#include "cpu/scale_shift.h"
+
+namespace resnet_fused::cpu {
+
+#if defined(__x86_64__)
+
+namespace {
+
+int as_int(int64_t v) { return static_cast<int>(v); }  // sizes passed check_32bit_indexing
+
+}  // namespace
+
+int64_t direct_packed_elements(int c, int k, int r, int s, int pack) {
+  return int64_t(k + kLanes - 1) / kLanes * kLanes * r * s * ((c + pack - 1) / pack * pack);
+}
+
+void direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, bool relu, bool keep_packed, const Tensor& out) {
+  enum { kTag = 1 };
+  if (out.numel() == 0) return;
+  const bool bf16 = conv.x.scalar_type() == ScalarType::BFloat16;
+  auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
+  // whole registers are read
+  bn.scale.resize((conv.k + kLanes - 1) / kLanes * kLanes);
+  bn.shift.resize(bn.scale.size());
+
+  DirectConv q{};
+  q.x = conv.x.const_data_ptr();
+  q.xn = conv.x.stride(0), q.xc = conv.x.stride(1), q.xh = conv.x.stride(2), q.xw = conv.x.stride(3);
+  q.scale = bn.scale.data(), q.shift = bn.shift.data();
+  q.residual = residual ? residual->const_data_ptr() : nullptr;
+  q.out = out.mutable_data_ptr();
+  q.n = as_int(conv.n), q.c = as_int(conv.c), q.h = as_int(conv.h), q.w = as_int(conv.w);
+  q.k = as_int(conv.k), q.r = as_int(conv.r), q.s = as_int(conv.s), q.oh = as_int(conv.oh), q.ow = as_int(conv.ow);
+  q.stride_h = as_int(conv.stride[0]), q.stride_w = as_int(conv.stride[1]);
+  q.pad_h = as_int(conv.padding[0]), q.pad_w = as_int(conv.padding[1]);
+  q.dil_h = as_int(conv.dilation[0]), q.dil_w = as_int(conv.dilation[1]);
+  q.relu = relu;
+  if (pool) {
+    q.pool_r = as_int(pool->kernel[0]), q.pool_s = as_int(pool->kernel[1]);
+    q.pool_stride_h = as_int(pool->stride[0]), q.pool_stride_w = as_int(pool->stride[1]);
+    q.pool_pad_h = as_int(pool->padding[0]), q.pool_pad_w = as_int(pool->padding[1]);
+    q.ph = as_int(out.size(2)), q.pw = as_int(out.size(3));
+  }
+
+  const int threads = static_cast<int>(torch::stable::get_num_threads());
+  const DirectTiling t = bf16 ? avx512::direct_tiling_bf16(q, threads) : avx512::direct_tiling_fp32(q, threads);
+  const auto packed = packed_weight(conv.weight, {kTag, t.vectors}, keep_packed, [&]() -> std::shared_ptr<const Packed> {
+    const int64_t elements = direct_packed_elements(q.c, q.k, q.r, q.s, bf16 ? 2 : 1);
+    auto buffer = std::make_shared<PackedBuffer>(elements * (bf16 ? 2 : 4));
+    const Tensor& w = conv.weight;
+    const int64_t strides[4] = {w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
+    if (bf16)
+      avx512::direct_pack_bf16(static_cast<uint16_t*>(buffer->data), static_cast<const uint16_t*>(w.const_data_ptr()), strides, q.c,
+                               q.k, q.r, q.s, t.vectors);
+    else
+      avx512::direct_pack_fp32(static_cast<float*>(buffer->data), static_cast<const float*>(w.const_data_ptr()), strides, q.c, q.k,
+                               q.r, q.s, t.vectors);
+    return buffer;
+  });
+  q.packed = static_cast<const PackedBuffer&>(*packed).data;
+  torch::stable::parallel_for(0, t.tasks, 1, [&](int64_t begin, int64_t end) {
+    if (bf16)
+      avx512::direct_run_bf16(q, t, begin, end);
+    else
+      avx512::direct_run_fp32(q, t, begin, end);
+  });
+}
+
+#else
+
+void direct_conv(const Conv&, const OptTensor&, const Pool*, bool, bool, const Tensor&) {
+  throw std::logic_error("the plan picked an x86 engine on another processor");
+}
+
+#endif
+
+}  // namespace resnet_fused::cpu

@@ -1,0 +1,13 @@
+// oneDNN's fused convolution, through torch's own copy of it: BatchNorm folded into reordered weights, the residual
+// and ReLU as post-ops.
+#pragma once
+#include "common/problem.h"
+
+namespace resnet_fused::cpu {
+
+bool onednn_available();
+
+// act(bn(conv(x)) + residual) as a new tensor in conv's memory format.
+Tensor onednn_conv(const Conv& conv, const OptTensor& residual, bool relu, bool keep_packed);
+
+}  // namespace resnet_fused::cpu

@@ -1,0 +1,118 @@
+#include "cpu/plan.h"
+
+#include <cstdlib>
+
+#include "cpu/onednn.h"
+
+namespace resnet_fused::cpu {
+
+namespace {
+
+struct Candidate {
+  Engine engine;
+  const char* name;
+  std::string (*reason)(const ConvShape&, const CpuFeatures&);  // empty: it can run and is expected to win
+};
+
+std::string times(int64_t a, int64_t b) { return std::to_string(a) + "x" + std::to_string(b); }
+
+std::string no_direct(const ConvShape& q, const CpuFeatures& cpu) {
+  if (q.element == Element::kFloat32 ? !cpu.avx512 : q.element == Element::kBFloat16 ? !cpu.avx512_bf16 : true)
+    return q.element == Element::kFloat32    ? "this processor has no AVX-512"
+           : q.element == Element::kBFloat16 ? "this processor has no AVX512-BF16"
+                                             : "float32 and bfloat16 only";
+  if (q.element == Element::kBFloat16 && cpu.amx_bf16) return "this processor has AMX, which oneDNN uses for bfloat16";
+  if (q.groups != 1) return "the convolution has " + std::to_string(q.groups) + " groups";
+  if (q.r * q.s > 64) return "the kernel is " + times(q.r, q.s) + ", more than 64 taps";
+  if (q.k < 8) return "only " + std::to_string(q.k) + " output channels for registers of 16";
+  return "";
+}
+
+std::string no_winograd(const ConvShape& q, const CpuFeatures& cpu) {
+  if (q.element != Element::kFloat32) return "float32 only: its sums would lose too much in 16 bits";
+  if (const std::string why = no_direct(q, cpu); !why.empty()) return why;
+  if (q.r != 3 || q.s != 3) return "the kernel is " + times(q.r, q.s) + ", not 3x3";
+  if (q.stride_h != 1 || q.stride_w != 1) return "the stride is " + times(q.stride_h, q.stride_w);
+  if (q.dil_h != 1 || q.dil_w != 1) return "the dilation is " + times(q.dil_h, q.dil_w);
+  if (q.pool) return "a max-pool follows in the same kernel";
+  if (q.c % 16 || q.c < 32 || q.k % 16 || q.k < 32)
+    return std::to_string(q.c) + " -> " + std::to_string(q.k) + " channels; multiples of 16 from 32 up expected";
+  const int64_t tiles = q.n * ((q.oh + 1) / 2) * ((q.ow + 1) / 2);
+  // fewer tiles than this do not pay for reading transformed weights, 16/9 the size
+  constexpr int64_t kLeastTiles = 28;
+  if (tiles < kLeastTiles) return "only " + std::to_string(tiles) + " tiles of 2x2 outputs, fewer than " + std::to_string(kLeastTiles);
+  return "";
+}
+
+std::string no_onednn(const ConvShape& q, const CpuFeatures& cpu) {
+  if (!cpu.onednn) return "this torch was built without oneDNN's fused convolution";
+  if (q.element != Element::kFloat32 && q.element != Element::kBFloat16) return "float32 and bfloat16 only";
+  if (q.n * q.oh * q.ow == 0) return "the output is empty";
+  return "";
+}
+
+constexpr Candidate kCandidates[] = {
+    {Engine::kWinograd, "winograd", no_winograd},
+    {Engine::kDirect, "direct", no_direct},
+    {Engine::kOneDnn, "onednn", no_onednn},
+    {Engine::kComposed, "composed", [](const ConvShape&, const CpuFeatures&) { return std::string(); }},
+};
+
+const char* name_of(Engine engine) {
+  for (const Candidate& c : kCandidates)
+    if (c.engine == engine) return c.name;
+  return "?";
+}
+
+const char* sentence_of(Engine engine) {
+  switch (engine) {
+    case Engine::kWinograd:
+      return "Winograd F(2x2, 3x3), AVX-512, epilogue in the output transform";
+    case Engine::kDirect:
+      return "direct convolution, AVX-512, epilogue in registers";
+    case Engine::kOneDnn:
+      return "oneDNN convolution with BatchNorm folded and add and ReLU as post-ops";
+    case Engine::kComposed:
+      break;
+  }
+  return "torch's convolution, then one pass for BatchNorm, add and ReLU";
+}
+
+}  // namespace
+
+CpuFeatures cpu_features() {
+  CpuFeatures f;
+#if defined(__x86_64__)
+  f.avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+             __builtin_cpu_supports("avx512dq");
+  f.avx512_bf16 = f.avx512 && __builtin_cpu_supports("avx512bf16");
+  f.amx_bf16 = __builtin_cpu_supports("amx-bf16");
+#endif
+  f.onednn = onednn_available();
+  return f;
+}
+
+Plan make_plan(const ConvShape& shape, const CpuFeatures& cpu) {
+  // RESNET_FUSED_CPU_ENGINE=NAME leaves out what is preferred to NAME: for tests and for comparing engines.
+  const char* forced = std::getenv("RESNET_FUSED_CPU_ENGINE");
+  Plan plan{Engine::kComposed, {}};
+  bool reached = !forced || !*forced;
+  for (const Candidate& c : kCandidates) {
+    reached = reached || std::string(forced) == c.name;
+    const std::string why = reached ? c.reason(shape, cpu) : std::string("RESNET_FUSED_CPU_ENGINE is ") + forced;
+    if (why.empty()) {
+      plan.engine = c.engine;
+      return plan;
+    }
+    plan.rejected.push_back(std::string(c.name) + ": " + why);
+  }
+  return plan;
+}
+
+std::string to_string(const Plan& plan) {
+  std::string s = std::string(name_of(plan.engine)) + ": " + sentence_of(plan.engine);
+  for (const std::string& why : plan.rejected) s += "\n  not " + why;
+  return s;
+}
+
+}  // namespace resnet_fused::cpu

@@ -1,0 +1,36 @@
+// Which engine computes a convolution on this processor, and why not the others. Pure: shapes and processor
+// features in, a plan out; no torch and no memory is touched, so it prints and tests without running anything.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace resnet_fused::cpu {
+
+enum class Engine { kWinograd, kDirect, kOneDnn, kComposed };
+enum class Element { kFloat32, kBFloat16, kFloat16, kFloat64 };
+
+struct CpuFeatures {
+  bool avx512 = false;       // F, BW, VL, DQ
+  bool avx512_bf16 = false;  // VDPBF16PS
+  bool amx_bf16 = false;     // tile registers: oneDNN's bf16 beats ours there
+  bool onednn = false;       // torch was built with it
+};
+
+struct ConvShape {
+  int64_t n, c, h, w, k, r, s, oh, ow;
+  int64_t stride_h, stride_w, dil_h, dil_w, groups;
+  Element element;
+  bool pool = false;  // a max-pool follows in the same kernel
+};
+
+struct Plan {
+  Engine engine;
+  std::vector<std::string> rejected;  // "winograd: the kernel is 1x1, not 3x3", in order of preference
+};
+
+CpuFeatures cpu_features();
+Plan make_plan(const ConvShape& shape, const CpuFeatures& cpu);
+std::string to_string(const Plan& plan);
+
+}  // namespace resnet_fused::cpu

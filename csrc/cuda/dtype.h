@@ -1,0 +1,15 @@
+// The element types that kernels know, free of torch and of CUDA.
+#pragma once
+#include <cstdint>
+
+namespace resnet_fused::cuda {
+
+enum class Dtype : int32_t { kFloat32, kFloat16, kBFloat16, kFloat64 };
+
+constexpr int size_of(Dtype dtype) { return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2; }
+
+// The same as a constant, which device code may use too.
+template <Dtype kDtype>
+inline constexpr int kSizeOf = size_of(kDtype);
+
+}  // namespace resnet_fused::cuda

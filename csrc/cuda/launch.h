@@ -1,0 +1,10 @@
+// LAUNCH(kernel, grid, block, shared bytes, stream, arguments...): the one place that says <<<>>>.
+// tests/cuda_on_cpu has its own cuda/launch.h, found first there, which runs the same kernels on the CPU.
+#pragma once
+#include "cuda/runtime.h"
+
+#define LAUNCH(kernel, grid, block, smem, stream, ...)                            \
+  do {                                                                            \
+    (kernel)<<<(grid), (block), (smem), (stream)>>>(__VA_ARGS__);                 \
+    ::resnet_fused::cuda::check(cudaGetLastError(), "the launch of " #kernel); \
+  } while (0)

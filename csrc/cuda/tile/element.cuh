@@ -1,0 +1,98 @@
+// One element, and 16 bytes of elements, between memory (Dtype) and registers (float, or double for float64).
+#pragma once
+#include "cuda/dtype.h"
+#include "cuda/ptx/global.cuh"
+#include "cuda/ptx/math.cuh"
+
+namespace resnet_fused::cuda {
+
+enum class Access { kPlain, kReadOnly };  // kReadOnly: no thread writes it while the kernel runs
+
+template <Dtype kDtype>
+struct Arithmetic {
+  using Type = float;
+};
+template <>
+struct Arithmetic<Dtype::kFloat64> {
+  using Type = double;
+};
+
+template <Dtype kDtype, Access kAccess>
+__device__ __forceinline__ typename Arithmetic<kDtype>::Type load_element(const char* address) {
+  constexpr bool kNc = kAccess == Access::kReadOnly;
+  if constexpr (kDtype == Dtype::kFloat64) {
+    return kNc ? ptx::ld_global_nc_f64(address) : ptx::ld_global_f64(address);
+  } else if constexpr (kDtype == Dtype::kFloat32) {
+    return kNc ? ptx::ld_global_nc_f32(address) : ptx::ld_global_f32(address);
+  } else {
+    const uint16_t bits = kNc ? ptx::ld_global_nc_u16(address) : ptx::ld_global_u16(address);
+    return kDtype == Dtype::kFloat16 ? ptx::cvt_f32_f16(bits) : ptx::cvt_f32_bf16(bits);
+  }
+}
+
+template <Dtype kDtype>
+__device__ __forceinline__ void store_element(char* address, typename Arithmetic<kDtype>::Type v) {
+  if constexpr (kDtype == Dtype::kFloat64)
+    ptx::st_global_f64(address, v);
+  else if constexpr (kDtype == Dtype::kFloat32)
+    ptx::st_global_f32(address, v);
+  else
+    ptx::st_global_u16(address, kDtype == Dtype::kFloat16 ? ptx::cvt_rn_f16_f32(v) : ptx::cvt_rn_bf16_f32(v));
+}
+
+// kCount consecutive elements, kept as loaded (4 registers for 16 bytes) until get() widens them.
+template <Dtype kDtype, int kCount>
+struct Chunk {
+  using Acc = typename Arithmetic<kDtype>::Type;
+  static constexpr int kPerWord = 4 / kSizeOf<kDtype>;
+  static_assert(kCount * kSizeOf<kDtype> == 16 && kPerWord >= 1, "a chunk is one 16-byte access of 2- or 4-byte elements");
+
+  uint32_t words[4];
+
+  template <Access kAccess>
+  __device__ __forceinline__ void load(const char* address) {
+    if constexpr (kAccess == Access::kReadOnly)
+      ptx::ld_global_nc_v4(words, address);
+    else
+      ptx::ld_global_v4(words, address);
+  }
+
+  __device__ __forceinline__ Acc get(int i) const {
+    if constexpr (kDtype == Dtype::kFloat32) {
+      return ptx::mov_f32_b32(words[i]);
+    } else {
+      const auto bits = static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16));
+      return kDtype == Dtype::kFloat16 ? ptx::cvt_f32_f16(bits) : ptx::cvt_f32_bf16(bits);
+    }
+  }
+
+  __device__ __forceinline__ static void store(char* address, const Acc (&v)[kCount]) {
+    uint32_t out[4];
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      if constexpr (kDtype == Dtype::kFloat32)
+        out[w] = ptx::mov_b32_f32(v[w]);
+      else if constexpr (kDtype == Dtype::kFloat16)
+        out[w] = ptx::cvt_rn_f16x2_f32(v[2 * w], v[2 * w + 1]);
+      else
+        out[w] = ptx::cvt_rn_bf16x2_f32(v[2 * w], v[2 * w + 1]);
+    }
+    ptx::st_global_v4(address, out);
+  }
+};
+
+template <Dtype kDtype>
+struct Chunk<kDtype, 1> {
+  using Acc = typename Arithmetic<kDtype>::Type;
+
+  Acc value;
+
+  template <Access kAccess>
+  __device__ __forceinline__ void load(const char* address) {
+    value = load_element<kDtype, kAccess>(address);
+  }
+  __device__ __forceinline__ Acc get(int) const { return value; }
+  __device__ __forceinline__ static void store(char* address, const Acc (&v)[1]) { store_element<kDtype>(address, v[0]); }
+};
+
+}  // namespace resnet_fused::cuda
