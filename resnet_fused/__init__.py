@@ -1,1 +1,29 @@
+"""Fused conv + BatchNorm + ReLU + residual for ResNets: ``model = resnet_fused.convert(model)``."""
 
+try:
+    from . import _library  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "resnet_fused's compiled library (resnet_fused/_C) is missing or does not load: "
+        f"{error}. In a source checkout build it with: python setup.py build_ext --inplace"
+    ) from error
+
+from . import functional, models
+from .convert import Entry, Report, convert, report, revert
+from .modules import FusedBasicBlock, FusedBottleneck, FusedPreActBlock, FusedPreActBottleneck
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Entry",
+    "FusedBasicBlock",
+    "FusedBottleneck",
+    "FusedPreActBlock",
+    "FusedPreActBottleneck",
+    "Report",
+    "convert",
+    "functional",
+    "models",
+    "report",
+    "revert",
+]

@@ -39,6 +39,7 @@ def _conv_output(
     x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
     torch._check(x.dim() == 4, lambda: f"x has shape {list(x.shape)}; (N, C, H, W) expected")
+    torch._check(weight.device == x.device, lambda: f"weight is on {weight.device} but x is on {x.device}")
     n, _, h, w = x.shape
     k, _, r, s = weight.shape
     shape = (

@@ -1,20 +1,25 @@
 // What code built with a new gcc and glibc expects of the system but manylinux_2_28 (glibc 2.28, libstdc++ of gcc 8)
-// does not have. Our own hidden copies; csrc/exports.map shows them to nobody. See also build_tools/glibc.py.
+// does not have. Our own copies, which csrc/exports.map shows to nobody. See also build_tools/glibc.py.
+#include <condition_variable>
+#include <mutex>
 #include <new>
 #include <sstream>
 
-#define HIDDEN __attribute__((visibility("hidden")))
-
 // GLIBC_2.32. shared_ptr asks whether it may skip atomics; "no" is always right.
 extern "C" {
-HIDDEN extern char __libc_single_threaded;
-HIDDEN char __libc_single_threaded = 0;
+extern char __libc_single_threaded;
+char __libc_single_threaded = 0;
 }
 
 namespace std {
 // GLIBCXX_3.4.29: new T[n] of a negative or enormous n.
-[[noreturn]] HIDDEN void __throw_bad_array_new_length();
+[[noreturn]] void __throw_bad_array_new_length();  // declared since gcc 12
 void __throw_bad_array_new_length() { throw bad_array_new_length(); }
+
+// GLIBCXX_3.4.30. libstdc++'s own function does the same.
+void condition_variable::wait(unique_lock<mutex>& lock) noexcept {
+  pthread_cond_wait(native_handle(), lock.mutex()->native_handle());
+}
 
 // GLIBCXX_3.4.26: the default constructors.
 template basic_stringstream<char>::basic_stringstream();

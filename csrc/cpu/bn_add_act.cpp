@@ -3,14 +3,8 @@
 #include <algorithm>
 
 #include "cpu/dispatch.h"
+#include "cpu/isa.h"
 #include "cpu/scale_shift.h"
-
-// One body, compiled for three instruction sets; the loader picks the one the machine has.
-#define FOR_EVERY_ISA __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#if !defined(__x86_64__)
-#undef FOR_EVERY_ISA
-#define FOR_EVERY_ISA
-#endif
 
 namespace resnet_fused::cpu {
 

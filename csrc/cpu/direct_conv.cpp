@@ -1,6 +1,7 @@
 #include "cpu/direct.h"
 
 #include "cpu/engines.h"
+#include "cpu/finite.h"
 #include "cpu/packed_cache.h"
 #include "cpu/scale_shift.h"
 
@@ -18,9 +19,9 @@ int64_t direct_packed_elements(int c, int k, int r, int s, int pack) {
   return int64_t(k + kLanes - 1) / kLanes * kLanes * r * s * ((c + pack - 1) / pack * pack);
 }
 
-void direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, bool relu, bool keep_packed, const Tensor& out) {
+bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, bool relu, bool keep_packed, const Tensor& out) {
   enum { kTag = 1 };
-  if (out.numel() == 0) return;
+  if (out.numel() == 0) return true;
   const bool bf16 = conv.x.scalar_type() == ScalarType::BFloat16;
   auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
   // whole registers are read
@@ -59,20 +60,24 @@ void direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
     else
       avx512::direct_pack_fp32(static_cast<float*>(buffer->data), static_cast<const float*>(w.const_data_ptr()), strides, q.c, q.k,
                                q.r, q.s, t.vectors);
+    buffer->finite = all_finite(buffer->data, elements, bf16);
     return buffer;
   });
-  q.packed = static_cast<const PackedBuffer&>(*packed).data;
+  const auto& buffer = static_cast<const PackedBuffer&>(*packed);
+  if (!buffer.finite) return false;
+  q.packed = buffer.data;
   torch::stable::parallel_for(0, t.tasks, 1, [&](int64_t begin, int64_t end) {
     if (bf16)
       avx512::direct_run_bf16(q, t, begin, end);
     else
       avx512::direct_run_fp32(q, t, begin, end);
   });
+  return true;
 }
 
 #else
 
-void direct_conv(const Conv&, const OptTensor&, const Pool*, bool, bool, const Tensor&) {
+bool direct_conv(const Conv&, const OptTensor&, const Pool*, bool, bool, const Tensor&) {
   throw std::logic_error("the plan picked an x86 engine on another processor");
 }
 

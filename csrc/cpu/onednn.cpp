@@ -1,6 +1,10 @@
 #include "cpu/onednn.h"
 
+#include <cmath>
+
+#include "cpu/bn_add_act.h"
 #include "cpu/dispatch.h"
+#include "cpu/finite.h"
 #include "cpu/packed_cache.h"
 #include "cpu/scale_shift.h"
 
@@ -26,6 +30,7 @@ namespace {
 struct Folded final : Packed {
   ScaleShift<float> bn;  // what was folded in: a copy is current while BatchNorm still gives these
   Tensor weight, bias;
+  bool finite;
 };
 
 Tensor reorder_weight(const Tensor& weight, const Conv& conv) {
@@ -52,6 +57,7 @@ std::shared_ptr<const Folded> fold(const Conv& conv, ScaleShift<float> bn) {
       for (int64_t i = 0; i < row; ++i) store(to + k * row + i, load(data<T>(w)[k * row + i]) * bn.scale[k]);
     }
   });
+  folded->finite = all_finite(folded->weight);
   folded->bytes = w.numel() * (w.scalar_type() == ScalarType::Float ? 4 : 2);
   folded->weight = reorder_weight(folded->weight, conv);
   folded->bn = std::move(bn);
@@ -64,9 +70,11 @@ bool onednn_available() {
   return aoti_torch_cpu_mkldnn__convolution_pointwise && aoti_torch_cpu_mkldnn__convolution_pointwise_binary;
 }
 
-Tensor onednn_conv(const Conv& conv, const OptTensor& residual, bool relu, bool keep_packed) {
+OptTensor onednn_conv(const Conv& conv, const OptTensor& residual, bool relu, bool keep_packed) {
   enum { kTag = 2 };
   auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
+  for (int64_t k = 0; k < conv.k; ++k)
+    if (!std::isfinite(bn.scale[k]) || !std::isfinite(bn.shift[k])) return std::nullopt;
   const PackedLayout layout{kTag,           conv.padding[0], conv.padding[1],  conv.stride[0],
                             conv.stride[1], conv.dilation[0], conv.dilation[1], conv.groups};
   const auto folded = std::static_pointer_cast<const Folded>(packed_weight(
@@ -76,22 +84,27 @@ Tensor onednn_conv(const Conv& conv, const OptTensor& residual, bool relu, bool 
         return f.bn.scale == bn.scale && f.bn.shift == bn.shift;
       }));
   const Tensor x = aten_contiguous(conv.x, conv.channels_last);
+  // oneDNN's ReLU makes a NaN 0, and torch's fallback for groups knows no bf16: there, one pass of our own follows
+  const bool after = (relu && !(folded->finite && all_finite(x) && (!residual || all_finite(*residual)))) || (residual && conv.groups > 1);
   AtenTensorHandle bias = folded->bias.get(), out = nullptr;
   const char* unary = "relu";
-  if (residual) {
-    const Tensor r = aten_contiguous(*residual, conv.channels_last);
+  OptTensor r;
+  if (residual) r = aten_contiguous(*residual, conv.channels_last);
+  if (r && !after) {
     check_shim(aoti_torch_cpu_mkldnn__convolution_pointwise_binary(
-                   x.get(), r.get(), folded->weight.get(), &bias, conv.padding.data(), 2, conv.stride.data(), 2,
+                   x.get(), r->get(), folded->weight.get(), &bias, conv.padding.data(), 2, conv.stride.data(), 2,
                    conv.dilation.data(), 2, conv.groups, "add", nullptr, relu ? &unary : nullptr, nullptr, 0, nullptr, &out),
                "oneDNN convolution");
   } else {
     check_shim(aoti_torch_cpu_mkldnn__convolution_pointwise(x.get(), folded->weight.get(), &bias, conv.padding.data(), 2,
                                                             conv.stride.data(), 2, conv.dilation.data(), 2, conv.groups,
-                                                            relu ? "relu" : "none", nullptr, 0, nullptr, &out),
+                                                            relu && !after ? "relu" : "none", nullptr, 0, nullptr, &out),
                "oneDNN convolution");
   }
   // torch picks the layout by its own rule, which ours follows; the exceptions cost a copy
-  return aten_contiguous(Tensor(out), conv.channels_last);
+  const Tensor y = aten_contiguous(Tensor(out), conv.channels_last);
+  if (after) bn_add_act_into(y, y, std::nullopt, BatchNorm{}, r, relu, conv.channels_last);
+  return y;
 }
 
 }  // namespace resnet_fused::cpu

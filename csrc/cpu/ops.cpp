@@ -30,7 +30,7 @@ Element element_of(ScalarType dtype) {
 
 Engine engine_of(const Conv& q, bool pool) {
   static const CpuFeatures cpu = cpu_features();
-  return make_plan({q.n, q.c, q.h, q.w, q.k, q.r, q.s, q.oh, q.ow, q.stride[0], q.stride[1], q.dilation[0], q.dilation[1], q.groups,
+  return make_plan({q.n, q.c, q.h, q.w, q.k, q.r, q.s, q.oh, q.ow, q.stride[0], q.stride[1], q.padding[0], q.padding[1], q.dilation[0], q.dilation[1], q.groups,
                     element_of(q.x.scalar_type()), pool},
                    cpu)
       .engine;
@@ -52,16 +52,20 @@ Tensor composed(const Conv& conv, const OptTensor& residual, bool relu) {
 Tensor run(const Conv& conv, const std::function<OptTensor()>& residual, bool relu, bool keep_packed) {
   const Engine engine = engine_of(conv, /*pool=*/false);
   if (engine == Engine::kComposed) return composed(conv, residual(), relu);
-  if (engine == Engine::kOneDnn) return onednn_conv(conv, residual(), relu, keep_packed);
+  if (engine == Engine::kOneDnn) {
+    OptTensor out = onednn_conv(conv, residual(), relu, keep_packed);
+    return out ? *out : composed(conv, residual(), relu);
+  }
   const auto nhwc_residual = [&]() -> OptTensor {
     OptTensor r = residual();
     if (r) r = aten_contiguous(*r, /*channels_last=*/true);
     return r;
   };
   Tensor out = output_buffer(conv.output_sizes(), conv.x);
-  if (engine == Engine::kDirect || !winograd_conv(conv, nhwc_residual(), relu, keep_packed, out))
-    direct_conv(conv, nhwc_residual(), nullptr, relu, keep_packed, out);
-  return aten_contiguous(out, conv.channels_last);
+  if ((engine == Engine::kWinograd && winograd_conv(conv, nhwc_residual(), relu, keep_packed, out)) ||
+      direct_conv(conv, nhwc_residual(), nullptr, relu, keep_packed, out))
+    return aten_contiguous(out, conv.channels_last);
+  return composed(conv, residual(), relu);
 }
 
 Tensor conv_bn_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var,
@@ -90,13 +94,13 @@ Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamm
   constexpr const char* op = "conv_bn_relu_pool";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_pool(op, conv, pool_kernel, pool_stride, pool_padding);
-  if (engine_of(conv, /*pool=*/true) != Engine::kDirect)
-    return aten_contiguous(aten_max_pool2d(run(conv, kNone, true, keep_packed), pool_kernel, pool_stride, pool_padding),
-                           conv.channels_last);
-  Tensor out = output_buffer(pooled_sizes(conv, pool_kernel, pool_stride, pool_padding), conv.x);
-  const Pool pool{pool_kernel, pool_stride, pool_padding};
-  direct_conv(conv, std::nullopt, &pool, true, keep_packed, out);
-  return aten_contiguous(out, conv.channels_last);
+  if (engine_of(conv, /*pool=*/true) == Engine::kDirect) {
+    Tensor out = output_buffer(pooled_sizes(conv, pool_kernel, pool_stride, pool_padding), conv.x);
+    const Pool pool{pool_kernel, pool_stride, pool_padding};
+    if (direct_conv(conv, std::nullopt, &pool, true, keep_packed, out)) return aten_contiguous(out, conv.channels_last);
+  }
+  return aten_contiguous(aten_max_pool2d(run(conv, kNone, true, keep_packed), pool_kernel, pool_stride, pool_padding),
+                         conv.channels_last);
 }
 
 Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var, double eps, OptTensor residual,
@@ -135,7 +139,7 @@ std::string explain_cpu(Ints x, Ints weight, Ints stride, Ints padding, Ints dil
   const ConvShape shape{x[0], x[1], x[2], x[3], weight[0], weight[2], weight[3],
                         conv_out(x[2], weight[2], stride[0], padding[0], dilation[0]),
                         conv_out(x[3], weight[3], stride[1], padding[1], dilation[1]),
-                        stride[0], stride[1], dilation[0], dilation[1], groups, element};
+                        stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1], groups, element};
   return to_string(make_plan(shape, cpu_features()));
 }
 

@@ -27,6 +27,8 @@ struct PackedBuffer final : Packed {
   PackedBuffer(const PackedBuffer&) = delete;
   PackedBuffer& operator=(const PackedBuffer&) = delete;
   void* data = nullptr;
+  // Engines that pad with zeros multiply them: only right while every weight is finite.
+  bool finite = true;
 };
 
 // The copy for this weight and layout: the kept one if it is current, else make()'s, kept if `keep`. Any thread.

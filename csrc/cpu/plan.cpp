@@ -24,7 +24,6 @@ std::string no_direct(const ConvShape& q, const CpuFeatures& cpu) {
   if (q.element == Element::kBFloat16 && cpu.amx_bf16) return "this processor has AMX, which oneDNN uses for bfloat16";
   if (q.groups != 1) return "the convolution has " + std::to_string(q.groups) + " groups";
   if (q.r * q.s > 64) return "the kernel is " + times(q.r, q.s) + ", more than 64 taps";
-  if (q.k < 8) return "only " + std::to_string(q.k) + " output channels for registers of 16";
   return "";
 }
 
@@ -48,6 +47,9 @@ std::string no_onednn(const ConvShape& q, const CpuFeatures& cpu) {
   if (!cpu.onednn) return "this torch was built without oneDNN's fused convolution";
   if (q.element != Element::kFloat32 && q.element != Element::kBFloat16) return "float32 and bfloat16 only";
   if (q.n * q.oh * q.ow == 0) return "the output is empty";
+  // outputs whose whole window is padding crash oneDNN 3.12
+  if (q.pad_h > q.dil_h * (q.r - 1) || q.pad_w > q.dil_w * (q.s - 1))
+    return "a padding of " + times(q.pad_h, q.pad_w) + " is wider than the kernel reaches";
   return "";
 }
 

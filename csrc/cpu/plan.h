@@ -19,7 +19,7 @@ struct CpuFeatures {
 
 struct ConvShape {
   int64_t n, c, h, w, k, r, s, oh, ow;
-  int64_t stride_h, stride_w, dil_h, dil_w, groups;
+  int64_t stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, groups;
   Element element;
   bool pool = false;  // a max-pool follows in the same kernel
 };

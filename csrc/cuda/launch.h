@@ -3,8 +3,8 @@
 #pragma once
 #include "cuda/runtime.h"
 
-#define LAUNCH(kernel, grid, block, smem, stream, ...)                            \
-  do {                                                                            \
-    (kernel)<<<(grid), (block), (smem), (stream)>>>(__VA_ARGS__);                 \
+#define LAUNCH(kernel, grid, block, smem, stream, ...)                         \
+  do {                                                                         \
+    (kernel)<<<(grid), (block), (smem), (stream)>>>(__VA_ARGS__);              \
     ::resnet_fused::cuda::check(cudaGetLastError(), "the launch of " #kernel); \
   } while (0)

@@ -29,7 +29,8 @@ Dtype dtype_of(const Tensor& t) {
 class Vectors {
  public:
   Vectors(const BatchNorm& bn, const OptTensor& bias, const Tensor& x)
-      : held_{readable(bn.gamma, x), readable(bn.beta, x), readable(bn.mean, x), readable(bn.var, x), readable(bias, x)},
+      : held_{readable(bn.gamma, x), readable(bn.beta, x), readable(bn.mean, x), readable(bn.var, x),
+              readable(bias, x)},
         eps_(bn.eps) {}
 
   BatchNormVectors pointers() const {
@@ -86,49 +87,54 @@ Tensor convolve(const Conv& conv, bool channels_last) {
   // torch picks the format by x and weight; x decides alone once it is channels_last.
   const Tensor x = channels_last ? aten_contiguous(conv.x, true) : conv.x;
   return aten_contiguous(
-      aten_convolution(x, conv.weight, std::nullopt, conv.stride, conv.padding, conv.dilation, conv.groups), channels_last);
+      aten_convolution(x, conv.weight, std::nullopt, conv.stride, conv.padding, conv.dilation, conv.groups),
+      channels_last);
 }
 
 Tensor run(const Conv& conv, const OptTensor& residual, const Conv* projection, bool relu) {
   const DeviceGuard guard(conv.x.get_device_index());
   const Tensor y = convolve(conv, conv.channels_last);
   std::optional<Projection> p;
-  if (projection) p = Projection{convolve(*projection, conv.channels_last), Vectors(projection->bn, projection->bias, conv.x)};
+  if (projection)
+    p = Projection{convolve(*projection, conv.channels_last), Vectors(projection->bn, projection->bias, conv.x)};
   finish(y, y, Vectors(conv.bn, conv.bias, conv.x), residual, p ? &*p : nullptr, relu, conv.channels_last);
   return y;
 }
 
-Tensor conv_bn_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var,
-                   double eps, Ints stride, Ints padding, Ints dilation, int64_t groups, OptTensor residual, bool relu,
-                   bool /*keep_packed: torch's convolution takes weights as they are*/) {
-  const Conv conv = make_conv("conv_bn_act", x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
+Tensor conv_bn_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
+                   OptTensor var, double eps, Ints stride, Ints padding, Ints dilation, int64_t groups,
+                   OptTensor residual, bool relu, bool /*keep_packed: torch's convolution takes weights as they are*/) {
+  const Conv conv =
+      make_conv("conv_bn_act", x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_residual("conv_bn_act", residual, conv.output_sizes(), conv.x);
   return run(conv, residual, nullptr, relu);
 }
 
-Tensor conv_bn_proj_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var,
-                        double eps, Ints stride, Ints padding, Ints dilation, int64_t groups, Tensor proj_x, Tensor proj_weight,
-                        OptTensor proj_bias, OptTensor proj_gamma, OptTensor proj_beta, OptTensor proj_mean, OptTensor proj_var,
-                        double proj_eps, Ints proj_stride, bool relu, bool /*keep_packed*/) {
+Tensor conv_bn_proj_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
+                        OptTensor var, double eps, Ints stride, Ints padding, Ints dilation, int64_t groups,
+                        Tensor proj_x, Tensor proj_weight, OptTensor proj_bias, OptTensor proj_gamma,
+                        OptTensor proj_beta, OptTensor proj_mean, OptTensor proj_var, double proj_eps, Ints proj_stride,
+                        bool relu, bool /*keep_packed*/) {
   constexpr const char* op = "conv_bn_proj_act";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
-  const Conv projection = make_conv(op, proj_x, proj_weight, proj_bias, {proj_gamma, proj_beta, proj_mean, proj_var, proj_eps},
-                                    proj_stride, {0, 0}, {1, 1}, 1);
+  const Conv projection =
+      make_conv(op, proj_x, proj_weight, proj_bias, {proj_gamma, proj_beta, proj_mean, proj_var, proj_eps}, proj_stride,
+                {0, 0}, {1, 1}, 1);
   check_projection(op, conv, projection);
   return run(conv, std::nullopt, &projection, relu);
 }
 
-Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var,
-                         double eps, Ints stride, Ints padding, Ints dilation, int64_t groups, Ints pool_kernel, Ints pool_stride,
-                         Ints pool_padding, bool /*keep_packed*/) {
+Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
+                         OptTensor var, double eps, Ints stride, Ints padding, Ints dilation, int64_t groups,
+                         Ints pool_kernel, Ints pool_stride, Ints pool_padding, bool /*keep_packed*/) {
   constexpr const char* op = "conv_bn_relu_pool";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_pool(op, conv, pool_kernel, pool_stride, pool_padding);
   return aten_max_pool2d(run(conv, std::nullopt, nullptr, true), pool_kernel, pool_stride, pool_padding);
 }
 
-Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var, double eps, OptTensor residual,
-                  bool relu) {
+Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var, double eps,
+                  OptTensor residual, bool relu) {
   constexpr const char* op = "bn_add_act";
   check_activation(op, x);
   const BatchNorm bn{gamma, beta, mean, var, eps};

@@ -49,10 +49,6 @@ template <typename A, int MR, int NV>
 void run_tile(const Tile& t, const typename A::Elem* x, const typename A::Elem* w, const typename A::Elem* residual,
               typename A::Elem* out) {
   __m512 acc[MR][NV];
-#pragma GCC unroll 14
-  for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[m][v] = _mm512_setzero_ps();
   accumulate<A, MR, NV>(acc, x, t.pixel_step, t.runs, w);
 #pragma GCC unroll 4
   for (int v = 0; v < NV; ++v) {

@@ -12,7 +12,7 @@ constexpr int kPoints = 16;            // 4x4 transformed values a tile
 constexpr int kVectors = 2;            // registers across channels
 constexpr int kBlock = kVectors * kLanes;
 constexpr int kMr = 14;                // tiles in registers
-constexpr int64_t kInputBytes = 512 << 10;  // transformed inputs of a task: half of a 1 MiB L2
+constexpr int64_t kInputBytes = 256 << 10;  // transformed inputs of a task; weights and products share L2 with them
 
 // Rows a multiple of 1 KiB apart crowd into few sets of L1; one more vector between them spreads them.
 inline int row_step(int c) { return c % 256 ? c : c + kLanes; }
@@ -55,10 +55,6 @@ void input_tile(const WinogradConv& q, int64_t t, const float* zeros, float* v, 
 template <int MR>
 void multiply(const float* v, int64_t step, int c, const float* u, float* products) {
   __m512 acc[MR][kVectors];
-#pragma GCC unroll 14
-  for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 2
-    for (int i = 0; i < kVectors; ++i) acc[m][i] = _mm512_setzero_ps();
   const int64_t start = 0;
   accumulate<Fp32, MR, kVectors>(acc, v, step, Runs{&start, 1, c}, u);
 #pragma GCC unroll 14

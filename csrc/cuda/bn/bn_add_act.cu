@@ -21,18 +21,17 @@ struct Compiled {
 };
 
 // The explicit instantiations: naming a launcher compiles its kernel.
-#define VARIANT(dtype, vector, layout, shortcut)        \
-  Compiled {                                            \
-    {dtype, vector, layout, shortcut}, &launch<BnAddActConfig<dtype, vector, layout, shortcut>> \
-  }
+#define VARIANT(dtype, vector, layout, shortcut) \
+  Compiled { {dtype, vector, layout, shortcut}, &launch<BnAddActConfig<dtype, vector, layout, shortcut>> }
 #define SHORTCUTS(dtype, vector, layout)                                                           \
   VARIANT(dtype, vector, layout, Shortcut::kNone), VARIANT(dtype, vector, layout, Shortcut::kAdd), \
       VARIANT(dtype, vector, layout, Shortcut::kProjected)
 #define LAYOUTS(dtype, vector) SHORTCUTS(dtype, vector, Layout::kNHWC), SHORTCUTS(dtype, vector, Layout::kNCHW)
 
 const Compiled kCompiled[] = {
-    LAYOUTS(Dtype::kFloat32, 4),  LAYOUTS(Dtype::kFloat32, 1),  LAYOUTS(Dtype::kFloat16, 8), LAYOUTS(Dtype::kFloat16, 1),
-    LAYOUTS(Dtype::kBFloat16, 8), LAYOUTS(Dtype::kBFloat16, 1), LAYOUTS(Dtype::kFloat64, 1),
+    LAYOUTS(Dtype::kFloat32, 4), LAYOUTS(Dtype::kFloat32, 1),  LAYOUTS(Dtype::kFloat16, 8),
+    LAYOUTS(Dtype::kFloat16, 1), LAYOUTS(Dtype::kBFloat16, 8), LAYOUTS(Dtype::kBFloat16, 1),
+    LAYOUTS(Dtype::kFloat64, 1),
 };
 
 }  // namespace

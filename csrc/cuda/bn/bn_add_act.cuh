@@ -14,8 +14,8 @@ struct BnAddActConfig {
   static constexpr Shortcut kShortcut = kShortcut_;
 
   static constexpr int kThreads = kBnAddActThreads;
-  static constexpr int kBatch = 4;                                               // accesses in flight a thread and tensor
-  static constexpr int kChannels = kLayout == Layout::kNHWC ? kVector : 1;       // a thread's own
+  static constexpr int kBatch = 4;                                          // independent accesses a thread and tensor
+  static constexpr int kChannels = kLayout == Layout::kNHWC ? kVector : 1;  // a thread's own
   using Acc = typename Arithmetic<kDtype>::Type;
   using Data = Chunk<kDtype, kVector>;
 
@@ -40,7 +40,7 @@ __device__ __forceinline__ uint64_t offset_of(const BnAddActWalk& w, uint32_t la
   return static_cast<uint64_t>(access) * (Config::kVector * kSizeOf<Config::kDtype>);
 }
 
-// Items i, i + step, ... kCount of them: every load is issued before the first result is needed.
+// Items i, i + step, ... kCount of them, whose loads depend on nothing and can be in flight together.
 template <typename Config, int kCount, typename Affine>
 __device__ __forceinline__ void apply_batch(const BnAddActParams& p, const BnAddActWalk& walk, const Affine& bn,
                                             const Affine& shortcut_bn, uint32_t lane, uint32_t i, uint32_t step) {
@@ -77,7 +77,8 @@ __global__ void __launch_bounds__(Config::kThreads) bn_add_act_kernel(const BnAd
   if (lane >= walk.all_lanes) return;
 
   const Affine bn(p.bn, lane * Config::kChannels);
-  const Affine shortcut_bn = Config::kShortcut == Shortcut::kProjected ? Affine(p.shortcut_bn, lane * Config::kChannels) : bn;
+  const Affine shortcut_bn =
+      Config::kShortcut == Shortcut::kProjected ? Affine(p.shortcut_bn, lane * Config::kChannels) : bn;
 
   const uint32_t step = walk.splits * walk.slots;
   uint32_t i = split * walk.slots + threadIdx.x / walk.lanes;

@@ -1,4 +1,5 @@
-// bn_add_act on the host: what a launch asks for, which kernel runs it, how the grid covers it. Pure: no torch, no CUDA.
+// bn_add_act on the host: what a launch asks for, which kernel runs it, how the grid covers it. Pure: no torch, no
+// CUDA.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -40,10 +41,11 @@ struct BnAddActVariant {
   }
 };
 
-// 16-byte accesses wherever every one of them is aligned and stays within one row of channels (NHWC) or one plane (NCHW).
+// 16-byte accesses wherever every one of them is aligned and stays within one row of channels (NHWC) or one plane
+// (NCHW).
 inline BnAddActVariant select_bn_add_act(const BnAddActParams& p) {
-  const auto bits = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.out) |
-                    reinterpret_cast<uintptr_t>(p.shortcut);
+  const auto bits =
+      reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.out) | reinterpret_cast<uintptr_t>(p.shortcut);
   const int vector = 16 / size_of(p.dtype);
   const int run = p.layout == Layout::kNHWC ? p.channels : p.area;
   const bool wide = p.dtype != Dtype::kFloat64 && bits % 16 == 0 && run % vector == 0;
@@ -51,10 +53,10 @@ inline BnAddActVariant select_bn_add_act(const BnAddActParams& p) {
   return {p.dtype, wide ? vector : 1, p.layout, shortcut};
 }
 
-// A thread owns one lane, that is the channels of one access (NHWC) or one channel (NCHW), computes their scale and shift
-// once, and walks over items: pixels (NHWC), or the accesses of that channel's planes (NCHW).
-// A block is `slots` items of `lanes` adjacent lanes; `groups` blocks side by side cover all lanes, and each group has
-// `splits` blocks which share its items.
+// A thread owns one lane, that is the channels of one access (NHWC) or one channel (NCHW), computes their scale and
+// shift once, and walks over items: pixels (NHWC), or the accesses of that channel's planes (NCHW). A block is `slots`
+// items of `lanes` adjacent lanes; `groups` blocks side by side cover all lanes, and each group has `splits` blocks
+// which share its items.
 struct BnAddActWalk {
   uint32_t all_lanes, items;
   uint32_t plane;  // accesses an NCHW plane

@@ -45,7 +45,8 @@ template <Dtype kDtype, int kCount>
 struct Chunk {
   using Acc = typename Arithmetic<kDtype>::Type;
   static constexpr int kPerWord = 4 / kSizeOf<kDtype>;
-  static_assert(kCount * kSizeOf<kDtype> == 16 && kPerWord >= 1, "a chunk is one 16-byte access of 2- or 4-byte elements");
+  static_assert(kCount * kSizeOf<kDtype> == 16 && kPerWord >= 1,
+                "a chunk is one 16-byte access of 2- or 4-byte elements");
 
   uint32_t words[4];
 
@@ -92,7 +93,9 @@ struct Chunk<kDtype, 1> {
     value = load_element<kDtype, kAccess>(address);
   }
   __device__ __forceinline__ Acc get(int) const { return value; }
-  __device__ __forceinline__ static void store(char* address, const Acc (&v)[1]) { store_element<kDtype>(address, v[0]); }
+  __device__ __forceinline__ static void store(char* address, const Acc (&v)[1]) {
+    store_element<kDtype>(address, v[0]);
+  }
 };
 
 }  // namespace resnet_fused::cuda

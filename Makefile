@@ -1,0 +1,77 @@
+# Everything a developer types. `make help` lists the targets; CONTRIBUTING.md tells what each is for.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+# Where `make gpu` writes; relative to the repository.
+OUT ?= benchmarks/results/gpu-out
+
+CXX_SOURCES = $(shell find csrc tests build_tools -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test bench lint format wheel gpu clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: build  ## .venv with everything pinned, and resnet_fused built in place
+
+# One stamp for each thing that is installed: a later make does only what changed.
+$(VENV)/.created:
+	@$(PYTHON) build_tools/check_python.py
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt requirements/no-deps.txt $(VENV)/.created
+	$(PY) -m pip install --quiet -r requirements/dev.txt
+	$(PY) -m pip install --quiet --no-deps -r requirements/no-deps.txt
+	@touch $@
+
+# A driver but no compiler: take nvcc from PyPI. Elsewhere nothing is installed.
+$(VENV)/.cuda: requirements/cuda.txt $(VENV)/.dev
+	@if [ -e /proc/driver/nvidia ] || command -v nvidia-smi >/dev/null; then \
+	  $(PY) -m build_tools.toolchain || $(PY) -m pip install --quiet -r requirements/cuda.txt; \
+	fi
+	@touch $@
+
+$(VENV)/.editable: pyproject.toml setup.py $(VENV)/.cuda
+	$(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(VENV)/.bench: requirements/bench.txt $(VENV)/.dev
+	$(PY) -m pip install --quiet -r requirements/bench.txt
+	@touch $@
+
+build: $(VENV)/.editable  ## compile what changed
+	@$(PY) setup.py --quiet build_ext --inplace
+
+demo: build  ## the demo
+	$(PY) -m resnet_fused demo $(ARGS)
+
+test: build  ## pytest; ARGS="-k stem -x" is passed on
+	$(PY) -m pytest tests $(ARGS)
+
+bench: build $(VENV)/.bench  ## time the kernels and whole networks
+	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)
+	$(PY) -m resnet_fused bench
+
+lint: $(VENV)/.dev  ## ruff, clang-format and mypy; changes nothing
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_SOURCES)
+	$(PY) -m mypy
+
+format: $(VENV)/.dev  ## let ruff and clang-format rewrite
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(CXX_SOURCES)
+
+wheel: $(VENV)/.cuda  ## dist/: the wheel, audited
+	$(PY) -m build_tools.wheel dist
+
+gpu:  ## build, test and time on a GPU machine with its own torch; writes to OUT
+	@bash build_tools/gpu.sh "$(PYTHON)" "$(OUT)"
+
+clean:  ## remove what was built; keeps .venv
+	rm -rf build dist *.egg-info resnet_fused/*.so resnet_fused/_build_info.py
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

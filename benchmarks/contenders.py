@@ -1,0 +1,24 @@
+"""Every contender by name, in the order of the tables."""
+
+from . import engines, peers
+from .peers import Builder
+
+OURS = ("ours", "ours_compile")
+
+_ALL: dict[str, tuple[str, Builder]] = {
+    "eager": ("eager", peers.eager),
+    "eager_cl": ("eager channels_last", peers.channels_last),
+    "compile": ("torch.compile", peers.compiled),
+    "freezing": ("torch.compile + freezing", peers.frozen),
+    "max_autotune": ("torch.compile max-autotune", peers.max_autotune),
+    "onnxruntime": ("ONNX Runtime", engines.onnx_runtime),
+    "openvino": ("OpenVINO", engines.openvino),
+    "ours": ("resnet_fused", peers.ours),
+    "ours_compile": ("resnet_fused + torch.compile", peers.ours_compiled),
+}
+_ELSEWHERE = {"cpu": ("max_autotune",), "cuda": ("onnxruntime", "openvino")}
+
+
+def contenders(device_type: str) -> dict[str, tuple[str, Builder]]:
+    """Name -> (label, builder) of those that are measured on this kind of device."""
+    return {name: entry for name, entry in _ALL.items() if name not in _ELSEWHERE[device_type]}

@@ -1,0 +1,96 @@
+"""One workload: build every contender, verify each, time them in turn, keep the numbers only."""
+
+import statistics
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import torch
+
+from .contenders import OURS, contenders
+from .memory import MEASURED, peak_bytes
+from .peers import Contender, Unavailable
+from .timing import interleave
+from .verify import Oracle
+from .workloads import Workload
+
+
+@dataclass
+class Measurement:
+    """What one workload's contenders did. Who has no samples has a reason in ``unavailable``."""
+
+    samples: dict[str, list[float]] = field(default_factory=dict)  # seconds
+    errors: dict[str, float] = field(default_factory=dict)  # largest absolute, against fp64
+    error_limit: float = 0.0  # what ours may have
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    unavailable: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    flops: int = 0
+    bytes: int = 0
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.samples[name])
+
+
+@torch.no_grad()
+def measure(
+    workload: Workload,
+    device: torch.device,
+    names: Collection[str],
+    budget_s: float,
+    *,
+    memory: bool,
+) -> Measurement:
+    """Measures the named contenders; eager always, as the yardstick of correctness."""
+    torch._dynamo.reset()  # or the last workload's code counts against recompile limits
+    result = Measurement()
+    result.flops, result.bytes = workload.work()
+    running = _build(workload, device, names, result)
+    _verify(workload, running, result)
+    if memory:
+        for name in MEASURED:
+            if name in running and (peak := peak_bytes(workload.name, name, device)) is not None:
+                result.peak_bytes[name] = peak
+    result.samples = interleave({name: c.call for name, c in running.items()}, budget_s, device)
+    return result
+
+
+def _build(
+    workload: Workload, device: torch.device, names: Collection[str], result: Measurement
+) -> dict[str, Contender]:
+    running = {}
+    for name, (_, builder) in contenders(device.type).items():
+        if name not in names and name != "eager":
+            continue
+        try:
+            running[name] = builder(workload, device)
+        except Unavailable as reason:
+            result.unavailable[name] = str(reason)
+        except Exception as error:  # a peer may fail in any way; the run goes on and the results say why
+            result.unavailable[name] = _sentence(error)
+        else:
+            result.notes[name] = running[name].note
+    return running
+
+
+def _verify(workload: Workload, running: dict[str, Contender], result: Measurement) -> None:
+    """Records errors, and takes out of ``running`` what fails or, of ours, what is wrong."""
+    oracle = Oracle(workload)
+    for name in list(running):
+        try:
+            result.errors[name] = oracle.error(running[name].output(running[name].call()))
+        except Exception as error:
+            result.unavailable[name] = _sentence(error)
+            del running[name]
+            continue
+        if name == "eager":
+            result.error_limit = oracle.limit(result.errors[name])
+        if name in OURS and result.errors[name] > result.error_limit:
+            result.unavailable[name] = (
+                f"wrong: error {result.errors[name]:.3g} against fp64, allowed {result.error_limit:.3g}"
+            )
+            del running[name]
+
+
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}"

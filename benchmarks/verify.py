@@ -1,0 +1,32 @@
+"""Is the answer right? Asked before anything is timed."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .workloads import DTYPES, Workload
+
+CHECKED_IMAGES = 3  # first, middle and last of the batch: fp64 convolutions are slow
+
+
+class Oracle:
+    """The fp64 answer of a workload for a few images; in eval mode images do not mix."""
+
+    def __init__(self, workload: Workload) -> None:
+        x = workload.input()
+        self._picked = sorted({0, len(x) // 2, len(x) - 1})[:CHECKED_IMAGES]
+        self._eps = torch.finfo(DTYPES[workload.dtype]).eps
+        with torch.no_grad():
+            # the same rounded weights and input as every contender's, then exact arithmetic
+            self._expected = workload.module().double()(x[self._picked].double())
+
+    def error(self, output: Tensor) -> float:
+        """Largest absolute error. A non-finite output is an infinite error."""
+        error = (output[self._picked].cpu().double() - self._expected).abs().max().item()
+        return error if torch.isfinite(output).all() and error == error else float("inf")
+
+    def limit(self, eager_error: float) -> float:
+        """Twice eager's own error, and four ulps of the largest value."""
+        exponent = math.frexp(self._expected.abs().max().item())[1] - 1
+        return 2 * eager_error + 4 * self._eps * 2.0**exponent

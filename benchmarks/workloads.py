@@ -1,0 +1,122 @@
+"""What is measured: eager modules, their inputs and their work, the same in every process."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from resnet_fused import models
+from resnet_fused.reference import BasicBlock, Bottleneck
+
+SEED = 0
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+#: ResNet's four stages: (width, height and width of its 224x224 input's activations there)
+STAGES = ((64, 56), (128, 28), (256, 14), (512, 7))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One module at one input shape and dtype. ``make`` builds it, in fp32 on the CPU."""
+
+    kind: str  # "block" or "model"
+    title: str
+    shape: tuple[int, int, int, int]  # of the input, (N, C, H, W)
+    dtype: str  # a key of DTYPES
+    make: Callable[[], nn.Module]
+
+    @property
+    def name(self) -> str:
+        """The group in pytest-benchmark's table, and what ``benchmarks.memory`` finds it by."""
+        return f"{self.title} {self.dtype} b{self.shape[0]}"
+
+    def module(self) -> nn.Module:
+        """The eager module in this workload's dtype, with BatchNorms in which a mistake shows."""
+        torch.manual_seed(SEED)
+        module = self.make().eval().requires_grad_(False)
+        for bn in module.modules():
+            if isinstance(bn, nn.BatchNorm2d):
+                _randomise(bn)
+        return module.to(DTYPES[self.dtype])
+
+    def input(self) -> Tensor:
+        """Random, never zeros: a GPU's clock depends on the bits that toggle."""
+        return torch.randn(self.shape, generator=torch.Generator().manual_seed(SEED + 1)).to(DTYPES[self.dtype])
+
+    def work(self) -> tuple[int, int]:
+        """FLOPs of a forward, and the bytes it cannot avoid: input, weights, output, each once."""
+        module, x = self.module().to("meta"), self.input().to("meta")
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            y = module(x)
+        tensors = [x, y, *module.parameters(), *module.buffers()]
+        return counter.get_total_flops(), sum(t.nbytes for t in tensors)
+
+
+def workloads(device: str, *, quick: bool) -> list[Workload]:
+    """Everything that a run on ``device`` measures, in order."""
+    block_batch = 8 if device == "cpu" else 256
+    model_batches = (1, 8, 32) if device == "cpu" else (1, 32, 256)
+    blocks = [w for dtype in DTYPES for w in _blocks(block_batch, dtype)]
+    nets = [
+        _model(title, make, batch, dtype)
+        for dtype in DTYPES
+        for title, make in (("ResNet-18", models.resnet18), ("ResNet-50", models.resnet50))
+        for batch in model_batches
+    ]
+    if quick:
+        blocks = [w for w in blocks if w.title == "basic 64@56"]
+        nets = [w for w in nets if w.title == "ResNet-18" and w.shape[0] in model_batches[:2]]
+    return blocks + nets
+
+
+def _model(title: str, make: Callable[[], nn.Module], batch: int, dtype: str) -> Workload:
+    return Workload("model", title, (batch, 3, 224, 224), dtype, make)
+
+
+def _blocks(batch: int, dtype: str) -> list[Workload]:
+    found = []
+    for width, size in STAGES:
+        found.append(
+            Workload(
+                "block",
+                f"basic {width}@{size}",
+                (batch, width, size, size),
+                dtype,
+                lambda width=width: BasicBlock(width, width),  # type: ignore[misc]
+            )
+        )
+        if width > STAGES[0][0]:  # stage 1 of ResNet-18 has no projection
+            found.append(
+                Workload(
+                    "block",
+                    f"basic proj {width}@{size}",
+                    (batch, width // 2, 2 * size, 2 * size),
+                    dtype,
+                    lambda width=width: BasicBlock(width // 2, width, 2, _projection(width // 2, width, 2)),  # type: ignore[misc]
+                )
+            )
+    for width, size in STAGES:
+        found.append(
+            Workload(
+                "block",
+                f"bottleneck {width}@{size}",
+                (batch, 4 * width, size, size),
+                dtype,
+                lambda width=width: Bottleneck(4 * width, width),  # type: ignore[misc]
+            )
+        )
+    return found
+
+
+def _projection(channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+
+
+def _randomise(bn: nn.BatchNorm2d) -> None:
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    bn.running_mean.normal_(0, 0.1)
+    bn.running_var.uniform_(0.5, 1.5)
+    nn.init.uniform_(bn.weight, 0.5, 1.5)
+    nn.init.normal_(bn.bias, 0, 0.1)

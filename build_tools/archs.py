@@ -1,0 +1,84 @@
+"""Which GPU architectures to compile for. Pure: strings in, nvcc flags out."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from . import BuildError
+
+# A100; L4 and RTX 4090; H100 and H200 (wgmma needs the "a"); B200 and B300 (one family); RTX 50.
+# Anything newer than these compiles the PTX when it first runs.
+DEFAULT = "8.0+PTX;8.9;9.0a;10.0f;12.0"
+OLDEST = 80
+
+# torch's names for generations, where the kernels run on them.
+NAMED = {"Ampere": "8.0;8.6+PTX", "Ada": "8.9+PTX", "Hopper": "9.0+PTX", "Blackwell": "10.0;12.0+PTX"}
+
+# Tensor-core instructions of these exist only in the code that is tied to them; torch's own build
+# compiles such code for a plain 9.0 too.
+TIED = {"90": "90a", "100": "100f"}
+
+
+@dataclass(frozen=True)
+class Arch:
+    """``code`` is nvcc's name without its prefix, "90a"; ``ptx`` keeps it readable for later GPUs."""
+
+    code: str
+    ptx: bool
+
+    @property
+    def number(self) -> int:
+        return int(self.code.rstrip("af"))
+
+    @property
+    def label(self) -> str:
+        return f"ptx_{self.code}" if self.ptx else f"sm_{self.code}"
+
+    @property
+    def flag(self) -> str:
+        return f"-gencode=arch=compute_{self.code},code={'compute' if self.ptx else 'sm'}_{self.code}"
+
+
+def parse(text: str) -> list[Arch]:
+    """``TORCH_CUDA_ARCH_LIST``: "8.0;9.0a+PTX", separated by ``;``, commas or spaces; "8.0+PTX" is both."""
+    words = [word for word in re.split(r"[;,\s]+", text) if word]
+    archs: dict[Arch, None] = {}  # ordered, each once
+    for word in words:
+        for item in NAMED.get(word, word).split(";"):
+            match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", item)
+            if match is None:
+                raise BuildError(
+                    f"TORCH_CUDA_ARCH_LIST={text!r} holds {word!r}, which is no architecture; "
+                    'write numbers such as "8.0;9.0a+PTX", or unset it for the default.'
+                )
+            major, minor, suffix, ptx = match.groups()
+            base = major + minor
+            archs[Arch(base + suffix if suffix else TIED.get(base, base), ptx=False)] = None
+            if ptx:
+                archs[Arch(base + suffix, ptx=True)] = None
+    return list(archs)
+
+
+def supported(archs: Iterable[Arch], known: Iterable[int], nvcc_version: tuple[int, int]) -> list[Arch]:
+    """Those that the kernels run on and this nvcc can compile; ``known`` is ``nvcc --list-gpu-code``."""
+    known = set(known)
+
+    def compiles(arch: Arch) -> bool:
+        if arch.number < OLDEST or arch.number not in known:
+            return False
+        return not arch.code.endswith("f") or nvcc_version >= (12, 9)
+
+    return [arch for arch in archs if compiles(arch)]
+
+
+def choose(requested: str | None, known: Iterable[int], nvcc_version: tuple[int, int]) -> list[Arch]:
+    """The architectures to compile for; ``requested`` is ``TORCH_CUDA_ARCH_LIST``."""
+    known = sorted(set(known))
+    archs = supported(parse(requested or DEFAULT), known, nvcc_version)
+    if not archs:
+        raise BuildError(
+            f"TORCH_CUDA_ARCH_LIST={requested or DEFAULT!r} leaves nothing to compile: the kernels need 8.0 or "
+            f"newer, and nvcc {nvcc_version[0]}.{nvcc_version[1]} knows "
+            f"{', '.join(f'{n // 10}.{n % 10}' for n in known)}; name one of those."
+        )
+    return archs

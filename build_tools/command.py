@@ -1,0 +1,135 @@
+"""The ``build_ext`` and ``build_py`` commands: setuptools asks, ninja builds."""
+
+import fcntl
+import filecmp
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+from . import BuildError, archs, ninja_file, toolchain
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "resnet_fused"
+
+# setuptools plans with these names; what is compiled into them is ninja_file's business.
+EXTENSIONS = [Extension(f"{PACKAGE}.{name}", sources=[], py_limited_api=True) for name in ("_C", "_C_cuda")]
+
+
+def make_plan() -> tuple[ninja_file.Plan, str]:
+    """What this environment asks to be built, and in words where CUDA comes from or why it is left out."""
+    if sys.platform != "linux":
+        raise BuildError(f"resnet_fused builds on Linux, and this is {sys.platform}; use a Linux machine or container.")
+    torch = toolchain.find_torch()
+    toolkit, cuda = toolchain.choose_toolkit(os.environ)
+    machine = platform.machine()
+    # One folder for each combination, so that going back to an earlier one finds its objects.
+    name = f"ninja-{machine}-torch{torch.version}" + (f"-cuda{toolkit.release}" if toolkit else "")
+    plan = ninja_file.Plan(
+        folder=Path("build") / name,
+        torch=torch,
+        python_include=toolchain.find_python_headers(),
+        cc=toolchain.find_compiler("CC", "gcc"),
+        cxx=toolchain.find_compiler("CXX", "g++"),
+        python=sys.executable,
+        machine=machine,
+        toolkit=toolkit,
+        archs=archs.choose(os.environ.get("TORCH_CUDA_ARCH_LIST"), toolchain.known_archs(toolkit.nvcc), toolkit.version)
+        if toolkit
+        else (),
+        root=ROOT,
+    )
+    return plan, cuda
+
+
+def jobs() -> int:
+    text = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
+    if not text.isdecimal() or int(text) < 1:
+        raise BuildError(f"MAX_JOBS={text!r} is no number of jobs; set it to 1 or more, or unset it for one a core.")
+    return int(text)
+
+
+def run_ninja(plan: ninja_file.Plan, *arguments: str) -> None:
+    folder = plan.root / plan.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    # Two builds at once would write the same objects; the second waits and finds them done.
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write_if_changed(folder / "build.ninja", ninja_file.render(plan))
+        command = [toolchain.find_ninja(), "-f", str(plan.folder / "build.ninja"), "-j", str(jobs()), *arguments]
+        status = subprocess.run(command, cwd=plan.root, check=False).returncode
+    if status:
+        raise BuildError(f"the build failed: the compiler's own message is above; '{' '.join(command)}' repeats it.")
+
+
+def build_info(plan: ninja_file.Plan, cuda: str) -> str:
+    """The text of ``resnet_fused/_build_info.py``."""
+    return (
+        '"""Written by the build: what this copy of resnet_fused was compiled from and for."""\n\n'
+        f"CUDA_ARCHS: tuple[str, ...] = {tuple(arch.label for arch in plan.archs)!r}\n"
+        f"NVCC_VERSION: str | None = {plan.toolkit.release if plan.toolkit else None!r}\n"
+        f"CUDA_OMITTED: str | None = {None if plan.toolkit else cuda!r}  # why there is no _C_cuda\n"
+        f"TORCH_BUILD_VERSION: str = {plan.torch.version!r}\n"
+        f"GIT_COMMIT: str | None = {git_commit(plan.root)!r}\n"
+    )
+
+
+def git_commit(root: Path) -> str | None:
+    """The commit that is checked out, with "+" where files differ from it; None outside a checkout."""
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    result = subprocess.run(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False
+    )
+    return result.stdout.strip() or None
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+def install(source: Path, target: Path) -> None:
+    """Copies by renaming: a process that has the old library loaded keeps it."""
+    if target.exists() and filecmp.cmp(source, target, shallow=False):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_suffix(".new")
+    shutil.copy2(source, new)
+    os.replace(new, target)
+
+
+class BuildLibraries(build_ext):
+    def run(self) -> None:
+        plan, cuda = make_plan()
+        print(
+            f"resnet_fused: torch {plan.torch.version}, CUDA {'from' if plan.toolkit else 'left out:'} {cuda}",
+            flush=True,
+        )
+        run_ninja(plan)
+        package = ROOT / PACKAGE if self.inplace else Path(self.build_lib) / PACKAGE
+        for extension in EXTENSIONS:
+            module = extension.name.rpartition(".")[2]
+            target = package / f"{module}.abi3.so"
+            if module in plan.modules:
+                install(ROOT / plan.library(module), target)
+            else:
+                target.unlink(missing_ok=True)  # of an earlier build; it may no longer fit
+        write_if_changed(package / "_build_info.py", build_info(plan, cuda))
+        # From here on setuptools only lists outputs.
+        self.extensions = [e for e in self.extensions if e.name.rpartition(".")[2] in plan.modules]
+
+
+class BuildPython(build_py):
+    def run(self) -> None:
+        if not self.editable_mode:
+            # setuptools never removes what an earlier build left there, and would ship it.
+            shutil.rmtree(Path(self.build_lib) / PACKAGE, ignore_errors=True)
+        super().run()

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# gpu.sh PYTHON OUT: builds in place with PYTHON's own torch for this machine's GPU, tests, and times. Downloads nothing.
+# Every step runs even if one before it failed; OUT/summary.txt has each one's status, and the worst is ours.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+python=$1 out=$2
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+summary=$out/summary.txt
+: >"$summary"
+
+limit=${GPU_SECONDS:-570} # a machine is lent for ten minutes at a time
+deadline=$((SECONDS + limit))
+reserve=0 # seconds of it that the next step must leave to later ones
+worst=0
+
+say() { echo "gpu: $*" | tee -a "$summary"; }
+has() { "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$1') is None)"; }
+
+step() { # NAME COMMAND...: what is left of the time is the limit
+  local name=$1 status left=$((deadline - SECONDS - reserve)) start=$SECONDS
+  shift
+  if ((left <= 0)); then
+    say "$name: not run, no time left"
+    worst=1
+    return
+  fi
+  timeout --kill-after=10 "$left" "$@" 2>&1 | tee "$out/$name.log"
+  status=${PIPESTATUS[0]}
+  say "$name: exit $status after $((SECONDS - start)) s"
+  ((status == 0)) || worst=1
+}
+
+export RESNET_FUSED_CUDA=1 PYTHONUNBUFFERED=1
+export MAX_JOBS=${MAX_JOBS:-$(nproc)}
+if [ -z "${TORCH_CUDA_ARCH_LIST:-}" ]; then
+  TORCH_CUDA_ARCH_LIST=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())' 2>"$out/device.log") || {
+    say "no GPU that torch can use: $(tail -n 1 "$out/device.log")"
+    exit 1
+  }
+  export TORCH_CUDA_ARCH_LIST
+fi
+
+step device "$python" -c 'import torch; print(torch.__version__, torch.version.cuda, torch.cuda.get_device_properties(0))'
+step build "$python" setup.py build_ext --inplace
+
+# Test files whose third-party modules are not here are left out by name; so is the wheel, which is made and tested in CI.
+ignored=(--ignore=tests/test_wheel.py)
+say "left out: tests/test_wheel.py (the wheel is tested where it is made)"
+for module in hypothesis pybind11 torchvision sklearn; do
+  has "$module" && continue
+  while read -r file; do
+    ignored+=("--ignore=$file")
+    say "left out: $file ($module is not installed)"
+  done < <(grep -rlE "^(import|from) $module\b" tests --include='*.py')
+done
+timing=no
+has pytest_benchmark && timing=yes && reserve=$((limit / 3))
+step tests "$python" -m pytest tests "${ignored[@]}" --junitxml="$out/tests.xml"
+
+reserve=0
+if [ $timing = yes ]; then
+  step benchmarks "$python" -m pytest benchmarks --benchmark-only --benchmark-json="$out/benchmark.json"
+else
+  say "left out: benchmarks (pytest-benchmark is not installed)"
+fi
+
+say "$([ $worst = 0 ] && echo passed || echo FAILED)"
+exit $worst

@@ -1,0 +1,180 @@
+"""Writes the build down for ninja: one object a source, one link a library. Pure but for the globbing of csrc."""
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .archs import Arch
+from .toolchain import Toolkit, Torch
+
+TORCH_TARGET = "0x020a000000000000ULL"  # the stable ABI of torch 2.10: loads there and in everything later
+PYTHON_TARGET = "0x030A0000"  # the limited API of CPython 3.10
+
+WARNINGS = ("-Wall", "-Wextra")
+COMPILE = ("-O3", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections")
+# Runs only where the CPU says it can; the rest of the library must not use these instructions.
+AVX512 = (
+    "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mprefer-vector-width=512",
+    "-Wno-uninitialized", "-Wno-maybe-uninitialized",  # gcc 12's own headers warn (its bug 105593)
+)  # fmt: skip
+LINK = (
+    "-shared", "-Wl,-O1", "-Wl,-s", "-Wl,--build-id=none", "-Wl,-z,relro,-z,now", "-Wl,--gc-sections",
+    "-Wl,-z,defs",  # a symbol that nobody defines is an error here, not for the user
+    "-Wl,--as-needed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides what is built. Paths of ours are relative to the repository, where ninja runs."""
+
+    folder: Path  # where objects go: build/ninja-...
+    torch: Torch
+    python_include: Path
+    cc: str
+    cxx: str
+    python: str
+    machine: str  # platform.machine()
+    toolkit: Toolkit | None = None
+    archs: Sequence[Arch] = ()
+    root: Path = field(default_factory=Path.cwd)
+
+    @property
+    def modules(self) -> list[str]:
+        return ["_C", "_C_cuda"] if self.toolkit else ["_C"]
+
+    def library(self, module: str) -> Path:
+        return self.folder / f"{module}.abi3.so"
+
+
+def sources(plan: Plan, module: str) -> list[Path]:
+    csrc = plan.root / "csrc"
+    patterns = {
+        "_C": ("module.c", "library.cpp", "common/*.cpp", "compat/*.cpp", "cpu/**/*.cpp"),
+        "_C_cuda": ("module.c", "common/*.cpp", "compat/*.cpp", "cuda/**/*.cpp", "cuda/**/*.cu"),
+    }[module]
+    found = [path.relative_to(plan.root) for pattern in patterns for path in sorted(csrc.glob(pattern))]
+    if plan.machine != "x86_64":
+        found = [path for path in found if "avx512" not in path.parts]
+    return found
+
+
+def render(plan: Plan) -> str:
+    lines = [
+        "# Written by build_tools/ninja_file.py.",
+        "ninja_required_version = 1.5",
+        f"builddir = {_ninja(plan.folder)}",
+        *_rules(plan),
+    ]
+    shared: dict[Path, None] = {}  # objects that both libraries link
+    for module in plan.modules:
+        objects = []
+        for source in sources(plan, module):
+            out = _object(plan, module, source)
+            objects.append(out)
+            if out not in shared:
+                shared[out] = None
+                lines += _compile(plan, module, source, out)
+        lines += _link(plan, module, objects)
+    return "\n".join(lines) + "\n"
+
+
+def _object(plan: Plan, module: str, source: Path) -> Path:
+    # module.c compiles differently for each library; everything else is the same object in both.
+    name = source.name if source.name != "module.c" else f"{module}.c"
+    return plan.folder / source.relative_to("csrc").with_name(f"{name}.o")
+
+
+def _rules(plan: Plan) -> list[str]:
+    torch = plan.torch.root / "include"
+    include = ["-Icsrc", *_system(torch)]
+    # Messages of torch's headers hold their path: the same library from every machine.
+    remap = f"-ffile-prefix-map={plan.torch.root}=torch"
+    define = f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"
+    common = [*COMPILE, *WARNINGS, remap]
+    c = [*common, "-std=c11", f"-DPy_LIMITED_API={PYTHON_TARGET}", *_system(plan.python_include)]
+    cxx = [*common, "-std=c++17", define, *include]
+    depfile = "-MMD -MF $out.d -c $in -o $out"
+    rules = [
+        *_rule("cc", f"{_shell([plan.cc, *c])} $flags {depfile}", "CC $in", depfile=True),
+        *_rule("cxx", f"{_shell([plan.cxx, *cxx])} $flags {depfile}", "CXX $in", depfile=True),
+        *_rule("glibc", f"{_shell([plan.python])} build_tools/glibc.py $out $in", "GLIBC $out"),
+        *_rule(
+            "link", f"{_shell([plan.cxx, *LINK])} -Wl,--version-script,csrc/exports.map $in $libs -o $out", "LINK $out"
+        ),
+    ]
+    if plan.toolkit:
+        nvcc = [
+            str(plan.toolkit.nvcc), "-ccbin", plan.cxx, "-std=c++17", "-O3", "--expt-relaxed-constexpr",
+            "-DUSE_CUDA", define,
+            "-Xcompiler", ",".join([*COMPILE[1:], *WARNINGS, remap]), *[arch.flag for arch in plan.archs],
+            # zstd: half the size. The oldest driver that runs CUDA 13 code can unpack it; for CUDA 12 that is not so.
+            *(["--compress-mode=size"] if plan.toolkit.version >= (13, 0) else []),
+            *include,
+        ]  # fmt: skip
+        rules += _rule("nvcc", f"{_shell(nvcc)} $flags {depfile}", "NVCC $in", depfile=True)
+        if not plan.torch.has_cuda:
+            stub = f"{_shell([plan.cc])} -shared -fPIC -Wl,-soname,libtorch_cuda.so $in -o $out"
+            rules += _rule("stub", stub, "STUB $out")
+    return rules
+
+
+def _rule(name: str, command: str, description: str, depfile: bool = False) -> list[str]:
+    rule = ["", f"rule {name}", f"  command = {command}", f"  description = {description}"]
+    return rule + (["  depfile = $out.d", "  deps = gcc"] if depfile else [])
+
+
+def _compile(plan: Plan, module: str, source: Path, out: Path) -> list[str]:
+    rule = {".c": "cc", ".cpp": "cxx", ".cu": "nvcc"}[source.suffix]
+    flags: list[str] = []
+    if source.suffix == ".c":
+        flags = [f"-DRF_MODULE={module}"]
+    elif "avx512" in source.parts:
+        flags = [*AVX512, *(["-mavx512bf16"] if "bf16" in source.stem else [])]
+    elif "cuda" in source.parts and source.suffix == ".cpp" and plan.toolkit:
+        flags = ["-DUSE_CUDA", *_system(plan.toolkit.include)]
+    return ["", f"build {_ninja(out)}: {rule} {_ninja(source)}", *([f"  flags = {_shell(flags)}"] if flags else [])]
+
+
+def _link(plan: Plan, module: str, objects: Sequence[Path]) -> list[str]:
+    stubs = plan.folder / f"glibc-{module}" / "stubs.rsp"
+    archives, needs = [], [stubs, Path("csrc/exports.map")]
+    libs = [f"-L{plan.torch.root / 'lib'}", "-ltorch_cpu"]
+    lines: list[str] = []
+    if module == "_C_cuda" and plan.toolkit:
+        if plan.torch.has_cuda:
+            libs += ["-ltorch_cuda"]
+        else:
+            stub = plan.folder / "stub/libtorch_cuda.so"
+            lines += ["", f"build {_ninja(stub)}: stub build_tools/torch_cuda_stub.c"]
+            needs.append(stub)
+            libs.append(str(stub))
+        archives.append(plan.toolkit.cudart)
+        libs += [str(plan.toolkit.cudart), f"@{stubs}", "-lrt", "-lpthread", "-ldl"]
+    else:
+        libs.append(f"@{stubs}")
+    # Half-precision helpers came to libgcc with gcc 12; take them from the archive, before the shared one is asked.
+    libs.append("-lgcc")
+    inputs = " ".join(map(_ninja, objects))
+    return [
+        *lines,
+        "",
+        f"build {_ninja(stubs)}: glibc {' '.join(map(_ninja, [*objects, *archives]))} | build_tools/glibc.py",
+        "",
+        f"build {_ninja(plan.library(module))}: link {inputs} | {' '.join(map(_ninja, needs))}",
+        f"  libs = {_shell(libs)}",
+    ]
+
+
+def _system(folder: Path) -> list[str]:
+    """Headers of others: found, but not warned about, and not tracked."""
+    return ["-isystem", str(folder)]
+
+
+def _shell(words: Iterable[str]) -> str:
+    return " ".join(shlex.quote(word) for word in words).replace("$", "$$")
+
+
+def _ninja(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")

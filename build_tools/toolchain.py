@@ -1,0 +1,168 @@
+"""Finds what the build needs: torch, compilers, ninja, and a CUDA toolkit. Imports no torch: that takes seconds."""
+
+import importlib.util
+import os
+import re
+import runpy
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import BuildError
+
+OLDEST_TORCH = (2, 10)
+PYPI_TOOLKIT = "requirements/cuda.txt"
+
+
+@dataclass(frozen=True)
+class Torch:
+    root: Path
+    version: str
+
+    @property
+    def has_cuda(self) -> bool:
+        return (self.root / "lib/libtorch_cuda.so").exists()
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    nvcc: Path
+    include: Path
+    cudart: Path  # libcudart_static.a
+    version: tuple[int, int]
+    release: str  # "13.0.88"
+
+
+def find_torch() -> Torch:
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        raise BuildError(
+            f"torch is not importable from {sys.executable}; run '{sys.executable} -m pip install \"torch>=2.10\"' "
+            "first, and build with --no-build-isolation."
+        )
+    root = Path(spec.submodule_search_locations[0])
+    version = runpy.run_path(str(root / "version.py"))["__version__"]
+    if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < OLDEST_TORCH:
+        raise BuildError(
+            f"torch {version} is too old: resnet_fused builds on the stable ABI of 2.10; "
+            f"run '{sys.executable} -m pip install \"torch>=2.10\"'."
+        )
+    return Torch(root, version)
+
+
+def find_compiler(variable: str, default: str) -> str:
+    """The compiler in ``CC`` or ``CXX``: one program, because nvcc takes it too."""
+    command = os.environ.get(variable) or default
+    if shutil.which(command) is None:
+        raise BuildError(f"no compiler {command!r} on PATH; install g++ 10 or newer, or name yours in {variable}.")
+    return command
+
+
+def find_python_headers() -> Path:
+    include = Path(sysconfig.get_paths()["include"])
+    if not (include / "Python.h").exists():
+        raise BuildError(
+            f"{sys.executable} has no Python.h in {include}; install its headers (python3-dev), or use another python."
+        )
+    return include
+
+
+def find_ninja() -> str:
+    # Beside the interpreter first: a virtual environment that is not activated is not on PATH.
+    ninja = shutil.which("ninja", path=str(Path(sys.executable).parent)) or shutil.which("ninja")
+    if ninja is None:
+        raise BuildError(f"ninja is not installed; run '{sys.executable} -m pip install ninja'.")
+    return ninja
+
+
+def find_toolkit(
+    environ: Mapping[str, str], default: Path = Path("/usr/local/cuda"), packages: list[str] | None = None
+) -> tuple[Toolkit | None, str]:
+    """The first usable toolkit, and in words where it is or why there is none.
+
+    ``CUDA_HOME``, or else ``CUDA_PATH``, is the user's own word: where set, nothing else is tried.
+    """
+    reasons = []
+    for place, nvcc in _candidates(environ, default, packages):
+        found = inspect_nvcc(nvcc)
+        if isinstance(found, Toolkit):
+            return found, f"{place}: nvcc {found.release}"
+        reasons.append(f"{place}: {found}")
+    return None, "; ".join(reasons)
+
+
+def _candidates(environ: Mapping[str, str], default: Path, packages: list[str] | None) -> Iterator[tuple[str, Path]]:
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if environ.get(variable):
+            yield f"{variable}={environ[variable]}", Path(environ[variable]) / "bin/nvcc"
+            return
+    on_path = shutil.which("nvcc", path=environ.get("PATH", ""))
+    yield "PATH", Path(on_path) if on_path else Path("nvcc")
+    yield str(default), default / "bin/nvcc"
+    if packages is None:
+        packages = [*site.getsitepackages(), site.getusersitepackages(), *sys.path]
+    for folder in dict.fromkeys(packages):
+        for nvcc in sorted(Path(folder or ".").glob("nvidia/cu[0-9]*/bin/nvcc"), reverse=True):
+            yield "the nvidia-cuda-nvcc package", nvcc
+
+
+def inspect_nvcc(nvcc: Path) -> Toolkit | str:
+    """The toolkit that this nvcc, or the one that this wrapper script calls, belongs to; or why it is of no use."""
+    if not nvcc.is_file():
+        return "no nvcc there"
+    try:
+        # Only the compiler itself knows its root: what lies on PATH may be a link or a script.
+        dry = _output([str(nvcc), "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull])
+        about = _output([str(nvcc), "--version"])
+    except OSError as error:
+        return f"{nvcc} does not run ({error.strerror})"
+    top = re.search(r"^#\$ TOP=(.+)$", dry, re.M)
+    release = re.search(r"release [\d.]+, V(\d+)\.(\d+)\.(\d+)", about)
+    if top is None or release is None:
+        return f"{nvcc} does not work as a compiler (try '{nvcc} --dryrun -x cu -c /dev/null')"
+    root = Path(top[1].strip()).resolve()
+    include = root / "include"
+    if not (include / "cuda_runtime.h").exists():
+        return f"{root} has no include/cuda_runtime.h (is the CUDA runtime's development package installed?)"
+    for lib in ("lib64", "lib", *(str(p.relative_to(root)) for p in root.glob("targets/*/lib"))):
+        cudart = root / lib / "libcudart_static.a"
+        if cudart.exists():
+            major, minor, patch = release.groups()
+            return Toolkit(nvcc, include, cudart, (int(major), int(minor)), f"{major}.{minor}.{patch}")
+    return f"{root} has no libcudart_static.a (is the CUDA runtime's development package installed?)"
+
+
+def known_archs(nvcc: Path) -> list[int]:
+    """The architectures, as 80 for 8.0, that this nvcc compiles for."""
+    return sorted({int(n) for n in re.findall(r"sm_(\d+)", _output([str(nvcc), "--list-gpu-code"]))})
+
+
+def _output(command: list[str]) -> str:
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False).stdout
+
+
+def choose_toolkit(environ: Mapping[str, str]) -> tuple[Toolkit | None, str]:
+    """What ``RESNET_FUSED_CUDA`` asks for: the toolkit to build ``_C_cuda`` with, or why it is left out."""
+    wish = environ.get("RESNET_FUSED_CUDA") or "auto"
+    if wish not in ("auto", "0", "1"):
+        raise BuildError(f"RESNET_FUSED_CUDA={wish!r} is none of auto, 0 and 1; set one of them, or unset it for auto.")
+    if wish == "0":
+        return None, "RESNET_FUSED_CUDA=0"
+    toolkit, why = find_toolkit(environ)
+    if toolkit is None and wish == "1":
+        raise BuildError(
+            f"RESNET_FUSED_CUDA=1 but no usable nvcc ({why}); set CUDA_HOME to a CUDA toolkit, or run "
+            f"'{sys.executable} -m pip install -r {PYPI_TOOLKIT}'."
+        )
+    return toolkit, why if toolkit else f"no usable nvcc ({why})"
+
+
+if __name__ == "__main__":  # For the Makefile: is there a toolkit already?
+    found, words = find_toolkit(os.environ)
+    print(words)
+    sys.exit(0 if found else 1)

@@ -1,0 +1,87 @@
+"""What this machine and its software are called, for reports. Reads only; nothing here computes."""
+
+import datetime
+import os
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+
+def package_version(name: str) -> str:
+    """The installed version, if any: the source tree works without being installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def cpu_name() -> str:
+    """The CPU's model name as the system gives it, and how many threads torch uses."""
+    return f"{_cpu_model()}, {torch.get_num_threads()} threads"
+
+
+def _cpu_model() -> str:
+    try:
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    return match[1].strip() if match else platform.processor() or platform.machine()
+
+
+def cpu_flags() -> set[str]:
+    """The instruction sets that the kernel lists; empty where it lists none."""
+    try:
+        match = re.search(r"^flags\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    return set(match[1].split()) if match else set()
+
+
+def onednn_version() -> str:
+    """The oneDNN inside torch, which the CPU kernels call."""
+    if not torch.backends.mkldnn.is_available():
+        return "not in this torch"
+    match = re.search(r"MKL-DNN v([\d.]+)", torch.__config__.show())
+    return match[1] if match else "version unknown"
+
+
+def device_name(device: torch.device) -> str:
+    """The processor that a device stands for."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
+def commit() -> str | None:
+    """The source tree's commit, "-dirty" if files differ from it; None outside a git tree."""
+    tree = Path(__file__).resolve().parents[2]
+    if not (tree / ".git").exists():  # an installed package inside someone else's repository is not ours
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=tree, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
+
+
+def record(device: torch.device) -> dict[str, str | float | None]:
+    """What a stored measurement must say about where it comes from."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "device": device_name(device),
+        "cpu": cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 1),  # of the last minute: who else was running
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "onednn": onednn_version(),
+        "python": platform.python_version(),
+        "resnet_fused": package_version("resnet_fused"),
+        "commit": commit(),
+    }

@@ -1,0 +1,387 @@
+"""Fused convolution + BatchNorm + residual + ReLU as functions, and the policy on when kernels may run.
+
+BatchNorm here is inference's: running statistics, as ``module.eval()`` (Ioffe & Szegedy 2015,
+arXiv:1502.03167, section 3.1, algorithm 2). Every function computes what its "Equivalent" says. Kernels run where
+no gradient is needed; otherwise, and inside ``torch.func`` transforms, the eager definition in
+:mod:`resnet_fused.reference` runs and autograd works as usual. Under ``torch.autocast`` convolutions run in
+autocast's dtype, as eager's do.
+
+Activations are ``(N, C, H, W)`` of any strides in float32, bfloat16, float16 or float64, on the CPU, or on CUDA
+where the CUDA kernels are installed (else eager runs). Weights are ``(K, C / groups, R, S)`` of x's dtype; a
+BatchNorm's tensors are ``(K,)`` of any of these dtypes. The result has x's dtype; its memory format is torch's
+own choice: channels_last if x or weight is. Wrong shapes, dtypes or devices raise ``RuntimeError``, wrong Python
+arguments ``ValueError`` or ``TypeError``, each with the offending values.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
+
+from . import _library, ops, reference
+
+Pair = int | Sequence[int]
+
+# Subclasses may carry meaning that a kernel would drop (DTensor, quantised weights, vmap's wrappers).
+# FakeTensor stands for a plain tensor while torch.export traces.
+PLAIN_TENSORS = frozenset({Tensor, nn.Parameter, FakeTensor})
+
+FLOATING = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+
+
+def kernel_dtype(x: Tensor) -> tuple[torch.dtype | None, bool]:
+    """``(dtype, keep_packed)`` for a convolution of x, dtype being None where eager must run.
+
+    Under autocast the dtype is autocast's and the weights are temporaries, not worth keeping packed.
+    """
+    if type(x) not in PLAIN_TENSORS or x.layout is not torch.strided or x.dim() != 4:
+        return None, False
+    dtype, device = x.dtype, x.device.type
+    if dtype not in FLOATING or not (device == "cpu" or (device == "cuda" and _library.CUDA_LOADED)):
+        return None, False
+    if x.requires_grad and torch.is_grad_enabled():
+        return None, False
+    if _is_transformed() or _has_any_global_hook():
+        return None, False
+    if torch.is_autocast_enabled(device):
+        return (None if dtype is torch.float64 else torch.get_autocast_dtype(device)), False
+    return dtype, True
+
+
+def _is_transformed() -> bool:
+    """Inside torch.func (vmap, grad, jvp, ...) or forward-mode AD, whose rules the ops do not have."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+class BatchNorm(NamedTuple):
+    """A BatchNorm in eval mode: ``weight * (y - running_mean) / sqrt(running_var + eps) + bias``, by channel.
+
+    Absent weight is 1, absent bias 0. ``BatchNorm.of(module)`` reads an ``nn.BatchNorm2d``.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 1e-5
+
+    @classmethod
+    def of(cls, module: nn.BatchNorm2d) -> "BatchNorm":
+        """The statistics and parameters of ``module``, shared, not copied."""
+        if module.running_mean is None or module.running_var is None:
+            raise ValueError(
+                "the BatchNorm keeps no running statistics (track_running_stats=False), and without them "
+                "nothing but the batch can say how to normalise"
+            )
+        return cls(module.running_mean, module.running_var, module.weight, module.bias, module.eps)
+
+
+class Projection(NamedTuple):
+    """A projection shortcut: a 1x1 convolution ``weight (K, C, 1, 1)``, strided, with or without a BatchNorm."""
+
+    weight: Tensor
+    bn: BatchNorm | None = None
+    bias: Tensor | None = None
+    stride: Pair = 1
+
+
+def conv_bn_act(
+    x: Tensor,
+    weight: Tensor,
+    bn: BatchNorm | None = None,
+    *,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    residual: Tensor | None = None,
+    relu: bool = True,
+    keep_packed: bool = False,
+) -> Tensor:
+    """``relu(bn(conv2d(x, weight)) + residual)`` in one kernel: each activation is read once and written once.
+
+    Equivalent::
+
+        y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        y = F.batch_norm(y, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
+        return F.relu(y + residual)
+
+    ``bn=None``, ``residual=None`` and ``relu=False`` leave the respective step out. ``residual`` has the
+    output's shape ``(N, K, OH, OW)``. The layer of He et al. 2015 (arXiv:1512.03385, sections 3.2 and 3.4).
+
+    ``keep_packed=True`` keeps the weight in the kernel's own order for the next call with the same weight at the
+    same version; :func:`forget_packed` frees it.
+    """
+    args = _conv_args(bn, stride, padding, dilation, groups)
+    cast = _caster(x, weight, bias, *args[:4], residual)
+    # Under autocast eager adds in the wider of the two dtypes, and that is the result's.
+    if cast is None or (cast.autocast and residual is not None and residual.dtype is not cast.dtype):
+        eager: tuple[Any, ...] = (x, weight, bias, *args, residual, relu)
+        return reference.conv_bn_act(*eager)
+    return ops.conv_bn_act(cast(x), cast(weight), bias, *args, residual, relu, keep_packed and not cast.autocast)
+
+
+def conv_bn_proj_act(
+    x: Tensor,
+    weight: Tensor,
+    bn: BatchNorm | None,
+    proj_x: Tensor,
+    projection: Projection,
+    *,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    relu: bool = True,
+    keep_packed: bool = False,
+) -> Tensor:
+    """``relu(bn(conv2d(x)) + bn'(conv1x1(proj_x)))``: the projection shortcut's output never exists in memory.
+
+    Equivalent::
+
+        shortcut = conv_bn_act(proj_x, projection.weight, projection.bn, stride=projection.stride, relu=False)
+        return conv_bn_act(x, weight, bn, stride=stride, padding=padding, residual=shortcut)
+
+    Option B of He et al. 2015 (arXiv:1512.03385, sections 3.3 and 4.1). Other arguments as :func:`conv_bn_act`.
+    """
+    args = _conv_args(bn, stride, padding, dilation, groups)
+    proj_args: tuple[Any, ...] = (*_bn(projection.bn), _pair("projection.stride", projection.stride))
+    proj_weight, proj_bias = projection.weight, projection.bias
+    cast = _caster(x, weight, bias, *args[:4], proj_x, proj_weight, proj_bias, *proj_args[:4])
+    if cast is None:
+        eager: tuple[Any, ...] = (x, weight, bias, *args, proj_x, proj_weight, proj_bias, *proj_args, relu)
+        return reference.conv_bn_proj_act(*eager)
+    main = (cast(x), cast(weight), bias, *args)
+    side = (cast(proj_x), cast(proj_weight), proj_bias, *proj_args)
+    return ops.conv_bn_proj_act(*main, *side, relu, keep_packed and not cast.autocast)
+
+
+def conv_bn_relu_pool(
+    x: Tensor,
+    weight: Tensor,
+    bn: BatchNorm | None = None,
+    *,
+    bias: Tensor | None = None,
+    stride: Pair = 2,
+    padding: Pair = 3,
+    dilation: Pair = 1,
+    groups: int = 1,
+    pool_kernel: Pair = 3,
+    pool_stride: Pair = 2,
+    pool_padding: Pair = 1,
+    keep_packed: bool = False,
+) -> Tensor:
+    """``max_pool2d(relu(bn(conv2d(x))))``: the stem of an ImageNet ResNet (arXiv:1512.03385, table 1).
+
+    Equivalent::
+
+        y = conv_bn_act(x, weight, bn, stride=stride, padding=padding)
+        return F.max_pool2d(y, pool_kernel, pool_stride, pool_padding)
+
+    Defaults are the paper's 7x7 stride-2 convolution and 3x3 stride-2 pooling. NaN wins over any number in
+    a pooling window, as in torch. Other arguments as :func:`conv_bn_act`.
+    """
+    args = _conv_args(bn, stride, padding, dilation, groups)
+    pool = (_pair("pool_kernel", pool_kernel), _pair("pool_stride", pool_stride), _pair("pool_padding", pool_padding))
+    cast = _caster(x, weight, bias, *args[:4])
+    if cast is None:
+        eager: tuple[Any, ...] = (x, weight, bias, *args, *pool)
+        return reference.conv_bn_relu_pool(*eager)
+    return ops.conv_bn_relu_pool(cast(x), cast(weight), bias, *args, *pool, keep_packed and not cast.autocast)
+
+
+def bn_add_act(x: Tensor, bn: BatchNorm | None, *, residual: Tensor | None = None, relu: bool = True) -> Tensor:
+    """``relu(bn(x) + residual)`` in one pass, e.g. the pre-activation of He et al. 2016 (arXiv:1603.05027, sec. 4.2).
+
+    Equivalent: ``F.relu(F.batch_norm(x, ...) + residual)``. Autocast leaves its dtype alone, as it does eager's.
+    """
+    args = _bn(bn)
+    dtype, _ = kernel_dtype(x)
+    if dtype is None or _needs_eager(*args[:4], residual):
+        eager: tuple[Any, ...] = (x, *args, residual, relu)
+        return reference.bn_add_act(*eager)
+    return ops.bn_add_act(x, *args, residual, relu)
+
+
+def basic_block(
+    x: Tensor,
+    conv1: Tensor,
+    bn1: BatchNorm,
+    conv2: Tensor,
+    bn2: BatchNorm,
+    *,
+    stride: Pair = 1,
+    projection: Projection | None = None,
+    keep_packed: bool = False,
+) -> Tensor:
+    """``relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut)``, both convolutions 3x3 with padding 1.
+
+    ``conv1 (P, C, 3, 3)`` takes the stride, ``conv2`` is ``(P, P, 3, 3)``. The shortcut is the projection of x, or x
+    itself. He et al. 2015 (arXiv:1512.03385), figure 5 left; equivalent to
+    :class:`resnet_fused.reference.BasicBlock` in eval mode.
+    """
+    y = conv_bn_act(x, conv1, bn1, stride=stride, padding=_same(conv1), keep_packed=keep_packed)
+    return _conv_add(y, conv2, bn2, x, projection, _same(conv2), True, keep_packed)
+
+
+def bottleneck(
+    x: Tensor,
+    conv1: Tensor,
+    bn1: BatchNorm,
+    conv2: Tensor,
+    bn2: BatchNorm,
+    conv3: Tensor,
+    bn3: BatchNorm,
+    *,
+    stride: Pair = 1,
+    dilation: Pair = 1,
+    groups: int = 1,
+    projection: Projection | None = None,
+    keep_packed: bool = False,
+) -> Tensor:
+    """``relu(bn3(conv3(relu(bn2(conv2(relu(bn1(conv1(x)))))))) + shortcut)``: 1x1, 3x3, 1x1 convolutions.
+
+    ``conv2 (W, W / groups, 3, 3)`` takes stride, dilation and groups (ResNeXt: Xie et al. 2017,
+    arXiv:1611.05431, figure 3c). The shortcut is the projection of x, or x itself. He et al. 2015
+    (arXiv:1512.03385), figure 5 right; equivalent to :class:`resnet_fused.reference.Bottleneck` in eval mode.
+    """
+    y = conv_bn_act(x, conv1, bn1, keep_packed=keep_packed)
+    padding = _same(conv2, dilation)
+    y = conv_bn_act(
+        y, conv2, bn2, stride=stride, padding=padding, dilation=dilation, groups=groups, keep_packed=keep_packed
+    )
+    return _conv_add(y, conv3, bn3, x, projection, 0, True, keep_packed)
+
+
+def preact_block(
+    x: Tensor,
+    bn1: BatchNorm,
+    conv1: Tensor,
+    bn2: BatchNorm,
+    conv2: Tensor,
+    *,
+    stride: Pair = 1,
+    projection: Projection | None = None,
+    keep_packed: bool = False,
+) -> Tensor:
+    """``conv2(relu(bn2(conv1(a)))) + shortcut`` with ``a = relu(bn1(x))``, both convolutions 3x3 with padding 1.
+
+    The shortcut is the projection of a, or x itself. He et al. 2016 (arXiv:1603.05027), figure 4e; equivalent to
+    :class:`resnet_fused.reference.PreActBlock` in eval mode.
+    """
+    a = bn_add_act(x, bn1)
+    y = conv_bn_act(a, conv1, bn2, stride=stride, padding=_same(conv1), keep_packed=keep_packed)
+    shortcut = x if projection is None else a
+    return _conv_add(y, conv2, None, shortcut, projection, _same(conv2), False, keep_packed)
+
+
+def preact_bottleneck(
+    x: Tensor,
+    bn1: BatchNorm,
+    conv1: Tensor,
+    bn2: BatchNorm,
+    conv2: Tensor,
+    bn3: BatchNorm,
+    conv3: Tensor,
+    *,
+    stride: Pair = 1,
+    dilation: Pair = 1,
+    groups: int = 1,
+    projection: Projection | None = None,
+    keep_packed: bool = False,
+) -> Tensor:
+    """``conv3(relu(bn3(conv2(relu(bn2(conv1(a))))))) + shortcut`` with ``a = relu(bn1(x))``.
+
+    Arguments as :func:`bottleneck`, shortcut as :func:`preact_block`. He et al. 2016 (arXiv:1603.05027), section 4.2;
+    equivalent to :class:`resnet_fused.reference.PreActBottleneck` in eval mode.
+    """
+    a = bn_add_act(x, bn1)
+    y = conv_bn_act(a, conv1, bn2, keep_packed=keep_packed)
+    padding = _same(conv2, dilation)
+    y = conv_bn_act(
+        y, conv2, bn3, stride=stride, padding=padding, dilation=dilation, groups=groups, keep_packed=keep_packed
+    )
+    shortcut = x if projection is None else a
+    return _conv_add(y, conv3, None, shortcut, projection, 0, False, keep_packed)
+
+
+def forget_packed(weights: Tensor | Iterable[Tensor]) -> None:
+    """Frees what ``keep_packed=True`` keeps for these weights. Never changes a result; safe from any thread."""
+    ops.forget_packed([weights] if isinstance(weights, Tensor) else list(weights))
+
+
+def _conv_add(
+    x: Tensor,
+    weight: Tensor,
+    bn: BatchNorm | None,
+    shortcut: Tensor,
+    projection: Projection | None,
+    padding: Pair,
+    relu: bool,
+    keep_packed: bool,
+) -> Tensor:
+    """The last convolution of a block. Blocks add in place: the result has x's dtype, also under autocast."""
+    last: dict[str, Any] = {"padding": padding, "relu": relu, "keep_packed": keep_packed}
+    if projection is None:
+        return conv_bn_act(x, weight, bn, residual=shortcut.to(x.dtype), **last)
+    return conv_bn_proj_act(x, weight, bn, shortcut, projection, **last)
+
+
+class _Cast(NamedTuple):
+    """What autocast does to a convolution's input and weight: without it, nothing."""
+
+    dtype: torch.dtype
+    autocast: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype) if self.autocast else x
+
+
+def _caster(x: Tensor, weight: Tensor, *others: Tensor | None) -> _Cast | None:
+    """How to call the op, or None for eager."""
+    dtype, plain = kernel_dtype(x)
+    if dtype is None or _needs_eager(weight, *others):
+        return None
+    if not plain and weight.dtype is torch.float64:  # which autocast leaves alone: eager says that dtypes differ
+        return None
+    return _Cast(dtype, not plain)
+
+
+def _needs_eager(*tensors: Tensor | None) -> bool:
+    """A gradient, or a tensor subclass that kernels would not understand."""
+    grad = torch.is_grad_enabled()
+    return any(t is not None and (type(t) not in PLAIN_TENSORS or (grad and t.requires_grad)) for t in tensors)
+
+
+def _bn(bn: BatchNorm | None) -> tuple[Any, ...]:
+    """``gamma, beta, mean, var, eps``, the ops' order."""
+    if bn is None:
+        return None, None, None, None, 0.0
+    if isinstance(bn, nn.Module):
+        raise TypeError(f"bn is the module {type(bn).__name__}; pass BatchNorm.of(module)")
+    return bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps
+
+
+def _conv_args(bn: BatchNorm | None, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> tuple[Any, ...]:
+    """The ops' arguments between bias and residual."""
+    pairs = (_pair("stride", stride), _pair("padding", padding), _pair("dilation", dilation))
+    return (*_bn(bn), *pairs, groups)
+
+
+def _pair(name: str, value: Pair) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int) for v in pair):
+        raise ValueError(f"{name} is {value!r}; an int or two ints (height, width) expected")
+    return pair  # type: ignore[return-value]
+
+
+def _same(weight: Tensor, dilation: Pair = 1) -> tuple[int, int]:
+    """The padding that keeps height and width at stride 1, for odd kernels."""
+    height, width = _pair("dilation", dilation)
+    return height * (weight.shape[2] // 2), width * (weight.shape[3] // 2)

@@ -1,0 +1,141 @@
+"""ResNets for small images (He et al. 2015, arXiv:1512.03385, section 4.2; v2: arXiv:1603.05027).
+
+A 3x3 stem at full resolution, then stages of two-conv blocks, each stage but the first halving the
+resolution; global average pooling takes any input size.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..reference import BasicBlock, PlainBlock, PlainPreActBlock, PreActBlock, ZeroPadShortcut
+from ._init import initialise
+
+CIFAR_WIDTHS = (16, 32, 64)
+
+
+class CifarResNet(nn.Module):
+    """``(N, in_channels, H, W)``, any floating dtype -> ``(N, num_classes)`` logits of that dtype.
+
+    ``blocks[i]`` blocks of ``widths[i]`` channels make the stage ``layer<i + 1>``. ``shortcut`` says
+    what joins blocks of different shapes: "A", subsample and pad with zero channels, or "B", a 1x1
+    conv and a norm. ``residual=False`` leaves every shortcut out: the plain network that the paper
+    compares with.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[int],
+        widths: Sequence[int] = CIFAR_WIDTHS,
+        residual: bool = True,
+        shortcut: str = "A",
+        num_classes: int = 10,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, widths[0], kernel_size=3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU(inplace=True)
+        self.stages = _add_stages(self, BasicBlock if residual else PlainBlock, blocks, widths, shortcut)
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(widths[-1], num_classes)
+        initialise(self)
+
+    def _stem(self, x: Tensor) -> Tensor:  # (N, in_channels, H, W) -> (N, widths[0], H, W); convert() fuses it
+        return self.relu(self.bn1(self.conv1(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._stem(x)
+        for stage in self.stages:
+            x = getattr(self, stage)(x)
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+class CifarPreActResNet(nn.Module):
+    """The pre-activation (v2) form of :class:`CifarResNet`, with the same arguments.
+
+    Norm and ReLU come before each conv, so that the stem is a conv alone and ``bn1`` and ``relu``
+    come after the last stage, before pooling. The projection of ``shortcut="B"`` is a 1x1 conv
+    without a norm.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[int],
+        widths: Sequence[int] = CIFAR_WIDTHS,
+        residual: bool = True,
+        shortcut: str = "A",
+        num_classes: int = 10,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, widths[0], kernel_size=3, padding=1, bias=False)
+        self.stages = _add_stages(self, PreActBlock if residual else PlainPreActBlock, blocks, widths, shortcut)
+        self.bn1 = nn.BatchNorm2d(widths[-1])
+        self.relu = nn.ReLU(inplace=True)
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(widths[-1], num_classes)
+        initialise(self)
+
+    def _stem(self, x: Tensor) -> Tensor:  # (N, in_channels, H, W) -> (N, widths[0], H, W); convert() fuses it
+        return self.conv1(x)
+
+    def _tail(self, x: Tensor) -> Tensor:  # (N, widths[-1], h, w), same shape out; convert() fuses it
+        return self.relu(self.bn1(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._stem(x)
+        for stage in self.stages:
+            x = getattr(self, stage)(x)
+        return self.fc(torch.flatten(self.avgpool(self._tail(x)), 1))
+
+
+def cifar_resnet(
+    depth: int,
+    preact: bool = False,
+    residual: bool = True,
+    shortcut: str = "A",
+    num_classes: int = 10,
+    in_channels: int = 3,
+) -> CifarResNet | CifarPreActResNet:
+    """The paper's network of ``depth`` = 6n + 2 layers: stages of n blocks, 16, 32 and 64 channels.
+
+    ``cifar_resnet(20)`` has 0.27 M parameters, ``cifar_resnet(110)`` 1.7 M; ``shortcut="A"`` adds
+    none.
+    """
+    n, rest = divmod(depth - 2, 6)
+    if rest or n < 1:
+        raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 32, 44, 56, 110, ...), got {depth}")
+    network = CifarPreActResNet if preact else CifarResNet
+    return network([n] * 3, CIFAR_WIDTHS, residual, shortcut, num_classes, in_channels)
+
+
+Block = type[BasicBlock] | type[PreActBlock]
+
+
+def _add_stages(
+    model: nn.Module, block: Block, blocks: Sequence[int], widths: Sequence[int], shortcut: str
+) -> list[str]:
+    """Makes ``model.layer1``, ``model.layer2``, ...; returns their names."""
+    names = []
+    channels = widths[0]
+    for i, (count, width) in enumerate(zip(blocks, widths, strict=True)):
+        stride = 1 if i == 0 else 2
+        first = block(channels, width, stride, _downsample(block, channels, width, stride, shortcut))
+        rest = [block(width, width) for _ in range(1, count)]
+        channels = width
+        names.append(f"layer{i + 1}")
+        model.add_module(names[-1], nn.Sequential(first, *rest))
+    return names
+
+
+def _downsample(block: Block, inplanes: int, planes: int, stride: int, shortcut: str) -> nn.Module | None:
+    if shortcut not in ("A", "B"):
+        raise ValueError(f'shortcut must be "A" (zero padding) or "B" (1x1 projection), got {shortcut!r}')
+    if issubclass(block, PlainBlock | PlainPreActBlock) or (stride == 1 and inplanes == planes):
+        return None
+    if shortcut == "A":
+        return ZeroPadShortcut(inplanes, planes, stride)
+    conv = nn.Conv2d(inplanes, planes, kernel_size=1, stride=stride, bias=False)
+    return conv if issubclass(block, PreActBlock) else nn.Sequential(conv, nn.BatchNorm2d(planes))

@@ -1,0 +1,139 @@
+"""ResNet-18 to -152 for 224x224 images (He et al. 2015, arXiv:1512.03385, table 1), v1.5 strides.
+
+Parameter names, buffers, initialisation and arguments are torchvision's: a state_dict loads either
+way.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..reference import BasicBlock, Bottleneck
+from ._init import initialise
+
+WIDTHS = (64, 128, 256, 512)
+
+
+class ResNet(nn.Module):
+    """``(N, 3, H, W)`` images of any floating dtype -> ``(N, num_classes)`` logits of that dtype.
+
+    ``norm_layer`` is called with a channel count; ``replace_stride_with_dilation`` holds one flag
+    for each of layer2, layer3 and layer4 (dilated networks for segmentation).
+    """
+
+    def __init__(
+        self,
+        block: type[nn.Module],
+        layers: Sequence[int],
+        num_classes: int = 1000,
+        zero_init_residual: bool = False,
+        groups: int = 1,
+        width_per_group: int = 64,
+        replace_stride_with_dilation: Sequence[bool] | None = None,
+        norm_layer: Callable[..., nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        dilate = (False, False, False) if replace_stride_with_dilation is None else replace_stride_with_dilation
+        if len(dilate) != 3:
+            raise ValueError(f"replace_stride_with_dilation must hold 3 flags (layer2, layer3, layer4), got {dilate}")
+        norm = nn.BatchNorm2d if norm_layer is None else norm_layer
+        self.conv1 = nn.Conv2d(3, WIDTHS[0], kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = norm(WIDTHS[0])
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+
+        build = _StageBuilder(block, WIDTHS[0], groups, width_per_group, norm)
+        self.layer1 = build(WIDTHS[0], layers[0], stride=1, dilate=False)
+        self.layer2 = build(WIDTHS[1], layers[1], stride=2, dilate=dilate[0])
+        self.layer3 = build(WIDTHS[2], layers[2], stride=2, dilate=dilate[1])
+        self.layer4 = build(WIDTHS[3], layers[3], stride=2, dilate=dilate[2])
+
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(build.channels, num_classes)
+        initialise(self, zero_init_residual)
+
+    def _stem(self, x: Tensor) -> Tensor:  # (N, 3, H, W) -> (N, 64, H/4, W/4); convert() fuses it
+        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._stem(x)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+class _StageBuilder:
+    """Makes one stage after another, carrying the channel count and the dilation along."""
+
+    def __init__(
+        self,
+        block: type[nn.Module],
+        channels: int,
+        groups: int,
+        base_width: int,
+        norm: Callable[..., nn.Module],
+    ) -> None:
+        self.block, self.channels, self.groups, self.base_width, self.norm = (
+            block,
+            channels,
+            groups,
+            base_width,
+            norm,
+        )
+        self.dilation = 1
+
+    def __call__(self, planes: int, blocks: int, stride: int, dilate: bool) -> nn.Sequential:
+        # The first block of a dilated stage reads input of the stage before: it keeps its dilation.
+        first_dilation = self.dilation
+        if dilate:
+            self.dilation *= stride
+            stride = 1
+        out_channels = planes * self.block.expansion  # type: ignore[attr-defined]
+        downsample = None
+        if stride != 1 or self.channels != out_channels:
+            downsample = nn.Sequential(
+                nn.Conv2d(self.channels, out_channels, kernel_size=1, stride=stride, bias=False),
+                self.norm(out_channels),
+            )
+        stage = [self._block(planes, first_dilation, stride, downsample)]
+        self.channels = out_channels
+        stage += [self._block(planes, self.dilation) for _ in range(1, blocks)]
+        return nn.Sequential(*stage)
+
+    def _block(self, planes: int, dilation: int, stride: int = 1, downsample: nn.Module | None = None) -> nn.Module:
+        return self.block(
+            self.channels,
+            planes,
+            stride,
+            downsample,
+            self.groups,
+            self.base_width,
+            dilation,
+            self.norm,
+        )
+
+
+def resnet18(num_classes: int = 1000, **kwargs: Any) -> ResNet:
+    """11.7 M parameters at 1000 classes."""
+    return ResNet(BasicBlock, [2, 2, 2, 2], num_classes, **kwargs)
+
+
+def resnet34(num_classes: int = 1000, **kwargs: Any) -> ResNet:
+    """21.8 M parameters at 1000 classes."""
+    return ResNet(BasicBlock, [3, 4, 6, 3], num_classes, **kwargs)
+
+
+def resnet50(num_classes: int = 1000, **kwargs: Any) -> ResNet:
+    """25.6 M parameters at 1000 classes; the stride of a stage sits on its first 3x3 (v1.5)."""
+    return ResNet(Bottleneck, [3, 4, 6, 3], num_classes, **kwargs)
+
+
+def resnet101(num_classes: int = 1000, **kwargs: Any) -> ResNet:
+    """44.5 M parameters at 1000 classes."""
+    return ResNet(Bottleneck, [3, 4, 23, 3], num_classes, **kwargs)
+
+
+def resnet152(num_classes: int = 1000, **kwargs: Any) -> ResNet:
+    """60.2 M parameters at 1000 classes."""
+    return ResNet(Bottleneck, [3, 8, 36, 3], num_classes, **kwargs)

@@ -1,0 +1,45 @@
+"""Who drops the weights that kernels keep in their own order: the block that the weights belong to."""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from .. import ops
+
+
+class OwnsPackedWeights(nn.Module):
+    """Forgets packed copies when the module is deleted, moved or loaded into.
+
+    A copy is valid for one storage at one version, so forgetting is about memory, never about results.
+    Nothing is stored on the instance: class swap, deepcopy and pickle have nothing to carry over.
+    """
+
+    def forget_packed(self) -> None:
+        """Frees the reordered weights kept for this module; the next call makes them again."""
+        weights = [w for w in self._kernel_weights() if type(w) in (Tensor, nn.Parameter) and not w.is_meta]
+        if weights:
+            # The garbage collector may call this while somebody traces: stay out of their graph.
+            with _disable_current_modes():
+                ops.forget_packed(weights)
+
+    def _kernel_weights(self) -> Iterator[Any]:
+        children = self.__dict__.get("_modules", {})  # absent where __init__ raised at once
+        shortcut = children.get("downsample")
+        for module in (*children.values(), *(shortcut.children() if shortcut is not None else ())):
+            if isinstance(module, nn.Conv2d):
+                yield module._parameters.get("weight")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.forget_packed()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.forget_packed()  # before load_state_dict(assign=True) puts other tensors in their place
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            self.forget_packed()

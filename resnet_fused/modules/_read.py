@@ -1,0 +1,137 @@
+"""Reads a convolution, its BatchNorm and a shortcut from modules into the ops' arguments, on every call.
+
+Each reader returns None where calling the modules would do something that the ops would not: an unusual
+class, a hook, batch statistics, a gradient. Parameters are read from ``_parameters``, never cached, so an
+exchanged or moved one is seen. (``_parameters["weight"]`` costs a tenth of ``.weight``.)
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import PLAIN_TENSORS
+from ..reference import ZeroPadShortcut
+
+
+def conv_norm(conv: nn.Module | None, norm: nn.Module | None, dtype: torch.dtype) -> tuple[Any, ...] | None:
+    """``weight, bias, gamma, beta, mean, var, eps, stride, padding, dilation, groups``, weight cast to dtype."""
+    weights = _conv(conv, dtype)
+    bn = batch_norm(norm)
+    if weights is None or bn is None:
+        return None
+    return (*weights, *bn, conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[union-attr]
+
+
+def conv_alone(conv: nn.Module | None, dtype: torch.dtype) -> tuple[Any, ...] | None:
+    """:func:`conv_norm` of a convolution that no BatchNorm follows."""
+    weights = _conv(conv, dtype)
+    if weights is None:
+        return None
+    no_norm = (None, None, None, None, 0.0)  # not a global: torch.compile(dynamic=True) would make 0.0 an input
+    return (*weights, *no_norm, conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[union-attr]
+
+
+def batch_norm(norm: nn.Module | None) -> tuple[Any, ...] | None:
+    """``gamma, beta, mean, var, eps`` of a BatchNorm that uses its running statistics."""
+    if type(norm) is not nn.BatchNorm2d or norm.training or touched(norm):
+        return None
+    parameters, buffers = norm._parameters, norm._buffers
+    gamma, beta = parameters.get("weight"), parameters.get("bias")
+    mean, var = buffers.get("running_mean"), buffers.get("running_var")
+    if type(mean) not in PLAIN_TENSORS or type(var) not in PLAIN_TENSORS:
+        return None
+    if norm.affine and (gamma is None or type(gamma) not in PLAIN_TENSORS):
+        return None
+    if torch.is_grad_enabled() and (_trains(gamma) or _trains(beta)):
+        return None
+    return gamma, beta, mean, var, norm.eps
+
+
+def is_relu(module: nn.Module | None) -> bool:
+    return type(module) is nn.ReLU and not touched(module)
+
+
+def shortcut(block: nn.Module, x: Tensor, dtype: torch.dtype, channels: int) -> tuple[Any, ...] | None:
+    """What the block's last convolution adds: ``(residual,)``, or a projection's nine arguments.
+
+    The projection is a 1x1 convolution with or without a BatchNorm: ``proj_x ... proj_stride``.
+    """
+    if not indexable(x, channels):
+        return None
+    down = block._modules.get("downsample")
+    if down is None:
+        down = block.__dict__.get("downsample")  # a plain attribute: None, or a callable that is no module
+    if down is None:
+        # Eager broadcasts a residual with one channel, and adds without rounding it to autocast's dtype.
+        return (x,) if x.dtype is dtype and x.shape[1] == channels else None
+    projection = _projection(down, dtype)
+    if projection is not None:
+        return (x.to(dtype), *projection)
+    if type(down) in _RUN_AS_MODULES and x.dtype is dtype and not _has_trainable(down):
+        return (down(x),)
+    return None
+
+
+def indexable(x: Tensor, channels: int) -> bool:
+    """Whether ``channels`` channels at x's resolution fit the kernels' 32-bit indices."""
+    if torch.compiler.is_compiling():  # would bound a dynamic batch
+        return True
+    n, _, h, w = x.shape
+    return n * h * w * channels < 2**31
+
+
+def touched(module: nn.Module) -> bool:
+    """Whether calling the module may do other than its class's forward with its registered parameters."""
+    attributes = module.__dict__
+    return bool(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in attributes
+        or "weight" in attributes
+        or "bias" in attributes
+    )
+
+
+# Shortcuts without a kernel of their own: evaluated as they are, then added by the last convolution.
+_RUN_AS_MODULES = (ZeroPadShortcut, nn.Identity, nn.Sequential)
+
+
+def _conv(conv: nn.Module | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None] | None:
+    if type(conv) is not nn.Conv2d or touched(conv):
+        return None
+    weight, bias = conv._parameters.get("weight"), conv._parameters.get("bias")
+    if weight is None or type(weight) not in PLAIN_TENSORS:  # pruned, sharded or quantised
+        return None
+    if conv.padding_mode != "zeros" or type(conv.padding) is str:
+        return None
+    if torch.is_grad_enabled() and (_trains(weight) or _trains(bias)):
+        return None
+    if weight.dtype is not dtype:
+        if not torch.is_autocast_enabled(weight.device.type) or weight.dtype is torch.float64:
+            return None
+        return weight.to(dtype), bias
+    return weight, bias
+
+
+def _projection(down: Any, dtype: torch.dtype) -> tuple[Any, ...] | None:
+    conv, norm = down, None
+    if type(down) is nn.Sequential and not touched(down):
+        children = tuple(down._modules.values())
+        if not 1 <= len(children) <= 2:
+            return None
+        conv, norm = children[0], children[-1] if len(children) == 2 else None
+    args = conv_alone(conv, dtype) if norm is None else conv_norm(conv, norm, dtype)
+    if args is None or conv.kernel_size != (1, 1) or conv.padding != (0, 0) or conv.groups != 1:
+        return None
+    return args[:8]  # up to the stride
+
+
+def _trains(parameter: Tensor | None) -> bool:
+    return parameter is not None and parameter.requires_grad
+
+
+def _has_trainable(module: nn.Module) -> bool:
+    return torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())

@@ -1,0 +1,34 @@
+"""The basic block: two fused convolutions."""
+
+from torch import Tensor
+
+from .. import ops, reference
+from ..functional import kernel_dtype
+from ._block import FusedBlock, conv_add
+from ._read import conv_norm, is_relu, shortcut
+
+
+class FusedBasicBlock(FusedBlock, reference.BasicBlock):
+    """``torchvision.models.resnet.BasicBlock`` (same arguments, state_dict, numerics), two kernels in eval mode.
+
+    Equivalent to ``relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))``, He et al. 2015 (arXiv:1512.03385),
+    figure 5. ``torchvision.models.ResNet(FusedBasicBlock, [2, 2, 2, 2])`` works; its ``zero_init_residual``
+    looks for torchvision's own classes, so for that build with those and :func:`resnet_fused.convert`.
+    """
+
+    _eager_class = reference.BasicBlock
+
+    def _fused(self, x: Tensor) -> Tensor | None:
+        dtype, keep = kernel_dtype(x)
+        if dtype is None:
+            return None
+        children = self._modules
+        first = conv_norm(children.get("conv1"), children.get("bn1"), dtype)
+        last = conv_norm(children.get("conv2"), children.get("bn2"), dtype)
+        if first is None or last is None or not is_relu(children.get("relu")):
+            return None
+        added = shortcut(self, x, dtype, last[0].shape[0])
+        if added is None:
+            return None
+        y = ops.conv_bn_act(x.to(dtype), *first, None, True, keep)
+        return conv_add(y, last, added, True, keep)

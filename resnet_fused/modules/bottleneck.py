@@ -1,0 +1,36 @@
+"""The bottleneck block: three fused convolutions."""
+
+from torch import Tensor
+
+from .. import ops, reference
+from ..functional import kernel_dtype
+from ._block import FusedBlock, conv_add
+from ._read import conv_norm, is_relu, shortcut
+
+
+class FusedBottleneck(FusedBlock, reference.Bottleneck):
+    """``torchvision.models.resnet.Bottleneck`` (same arguments, state_dict, numerics), three kernels in eval mode.
+
+    He et al. 2015 (arXiv:1512.03385), figure 5; ResNeXt (arXiv:1611.05431) through ``groups``, wide networks
+    (arXiv:1605.07146) through ``base_width``. ``torchvision.models.ResNet(FusedBottleneck, [3, 4, 6, 3])``
+    works; for its ``zero_init_residual`` see :class:`FusedBasicBlock`.
+    """
+
+    _eager_class = reference.Bottleneck
+
+    def _fused(self, x: Tensor) -> Tensor | None:
+        dtype, keep = kernel_dtype(x)
+        if dtype is None:
+            return None
+        children = self._modules
+        first = conv_norm(children.get("conv1"), children.get("bn1"), dtype)
+        middle = conv_norm(children.get("conv2"), children.get("bn2"), dtype)
+        last = conv_norm(children.get("conv3"), children.get("bn3"), dtype)
+        if first is None or middle is None or last is None or not is_relu(children.get("relu")):
+            return None
+        added = shortcut(self, x, dtype, last[0].shape[0])
+        if added is None:
+            return None
+        y = ops.conv_bn_act(x.to(dtype), *first, None, True, keep)
+        y = ops.conv_bn_act(y, *middle, None, True, keep)
+        return conv_add(y, last, added, True, keep)

@@ -1,0 +1,50 @@
+"""The blocks of networks without shortcuts."""
+
+from torch import Tensor
+
+from .. import ops, reference
+from ..functional import kernel_dtype
+from ._block import FusedBlock
+from ._read import batch_norm, conv_alone, conv_norm, indexable, is_relu
+
+
+class FusedPlainBlock(FusedBlock, reference.PlainBlock):
+    """``relu(bn2(conv2(relu(bn1(conv1(x))))))``: He et al. 2015 (arXiv:1512.03385), section 3.3."""
+
+    _eager_class = reference.PlainBlock
+
+    def _fused(self, x: Tensor) -> Tensor | None:
+        dtype, keep = kernel_dtype(x)
+        if dtype is None:
+            return None
+        children = self._modules
+        first = conv_norm(children.get("conv1"), children.get("bn1"), dtype)
+        last = conv_norm(children.get("conv2"), children.get("bn2"), dtype)
+        if first is None or last is None or not is_relu(children.get("relu")):
+            return None
+        if not indexable(x, last[0].shape[0]):
+            return None
+        y = ops.conv_bn_act(x.to(dtype), *first, None, True, keep)
+        return ops.conv_bn_act(y, *last, None, True, keep)
+
+
+class FusedPlainPreActBlock(FusedBlock, reference.PlainPreActBlock):
+    """``conv2(relu(bn2(conv1(relu(bn1(x))))))``: a pre-activation block without its shortcut."""
+
+    _eager_class = reference.PlainPreActBlock
+
+    def _fused(self, x: Tensor) -> Tensor | None:
+        dtype, keep = kernel_dtype(x)
+        if dtype is not x.dtype:  # under autocast eager would normalise x before it rounds
+            return None
+        children = self._modules
+        norm = batch_norm(children.get("bn1"))
+        first = conv_norm(children.get("conv1"), children.get("bn2"), dtype)
+        last = conv_alone(children.get("conv2"), dtype)
+        if norm is None or first is None or last is None or not is_relu(children.get("relu")):
+            return None
+        if not indexable(x, last[0].shape[0]):
+            return None
+        activated = ops.bn_add_act(x, *norm, None, True)
+        y = ops.conv_bn_act(activated, *first, None, True, keep)
+        return ops.conv_bn_act(y, *last, None, False, keep)

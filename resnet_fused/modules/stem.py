@@ -1,0 +1,92 @@
+"""The first and the last layers of a network: what its blocks leave to fuse."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..functional import kernel_dtype
+from ._packing import OwnsPackedWeights
+from ._read import batch_norm, conv_alone, conv_norm, indexable, is_relu, touched
+
+
+class FusedStem(OwnsPackedWeights):
+    """Mixin for a network with ``conv1``, ``bn1``, ``relu`` and perhaps ``maxpool``: gives it a fused ``_stem``.
+
+    The fused stem returns channels_last, so that a network built and fed in the default format runs its
+    blocks in NHWC. The eager one, which runs under the same conditions as in a
+    :class:`~resnet_fused.modules._block.FusedBlock`, leaves the format alone.
+    """
+
+    conv1: Any
+    bn1: Any
+    relu: Any
+    maxpool: Any
+
+    def _stem(self, x: Tensor) -> Tensor:
+        y = self._fused_stem(x)
+        if y is not None:
+            return y.contiguous(memory_format=torch.channels_last)
+        y = self.relu(self.bn1(self.conv1(x)))
+        return self.maxpool(y) if "maxpool" in self._modules else y
+
+    def _fused_stem(self, x: Tensor) -> Tensor | None:
+        dtype, keep = kernel_dtype(x)
+        if dtype is None:
+            return None
+        children = self._modules
+        conv = conv_norm(children.get("conv1"), children.get("bn1"), dtype)
+        if conv is None or not is_relu(children.get("relu")):
+            return None
+        if not indexable(x, conv[0].shape[0]):
+            return None
+        pool = children.get("maxpool")
+        if pool is not None and not is_plain_pool(pool):
+            return None
+        x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+        if pool is None or type(pool) is nn.Identity:
+            return ops.conv_bn_act(x, *conv, None, True, keep)
+        return ops.conv_bn_relu_pool(x, *conv, _pair(pool.kernel_size), _pair(pool.stride), _pair(pool.padding), keep)
+
+
+class FusedPreActEnds(OwnsPackedWeights):
+    """Mixin for a pre-activation network: ``conv1`` stands alone, and ``bn1`` and ``relu`` follow the last block.
+
+    ``_stem`` returns channels_last where it is fused, as :class:`FusedStem`'s does.
+    """
+
+    conv1: Any
+    bn1: Any
+    relu: Any
+
+    def _stem(self, x: Tensor) -> Tensor:
+        dtype, keep = kernel_dtype(x)
+        conv = None if dtype is None else conv_alone(self._modules.get("conv1"), dtype)
+        if dtype is None or conv is None or not indexable(x, conv[0].shape[0]):
+            return self.conv1(x)
+        x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+        y = ops.conv_bn_act(x, *conv, None, False, keep)
+        return y.contiguous(memory_format=torch.channels_last)
+
+    def _tail(self, x: Tensor) -> Tensor:
+        dtype, _ = kernel_dtype(x)
+        norm = batch_norm(self._modules.get("bn1"))
+        if dtype is None or norm is None or not is_relu(self._modules.get("relu")):
+            return self.relu(self.bn1(x))
+        return ops.bn_add_act(x, *norm, None, True)
+
+
+def is_plain_pool(pool: nn.Module) -> bool:
+    """Whether the stem's kernel can pool as this module does (``nn.Identity``: not at all)."""
+    if touched(pool):
+        return False
+    if type(pool) is nn.Identity:
+        return True
+    return (
+        type(pool) is nn.MaxPool2d and _pair(pool.dilation) == (1, 1) and not pool.ceil_mode and not pool.return_indices
+    )
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])

@@ -1,0 +1,63 @@
+"""The eager blocks of :mod:`resnet_fused.reference` and the networks of :mod:`resnet_fused.models`."""
+
+import torch
+from torch import Tensor
+
+from .. import modules, reference
+from ..models import cifar, resnet
+from ..modules import FusedPreActEnds, FusedStem
+from ._blocks import (
+    Recogniser,
+    refuse_pooled_stem,
+    refuse_stem,
+    refuse_three_convs,
+    refuse_two_convs,
+    refuse_two_plain_convs,
+)
+
+
+class FusedResNet(FusedStem, resnet.ResNet):
+    """:class:`resnet_fused.models.ResNet` with a fused stem."""
+
+    _eager_class = resnet.ResNet
+
+
+class FusedCifarResNet(FusedStem, cifar.CifarResNet):
+    """:class:`resnet_fused.models.CifarResNet` with a fused stem; there is no pooling in it."""
+
+    _eager_class = cifar.CifarResNet
+
+
+class FusedCifarPreActResNet(FusedPreActEnds, cifar.CifarPreActResNet):
+    """:class:`resnet_fused.models.CifarPreActResNet` with a fused BatchNorm and ReLU at its end."""
+
+    _eager_class = cifar.CifarPreActResNet
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._stem(x)
+        for stage in self.stages:
+            x = self._modules[stage](x)  # type: ignore[misc]
+        return self.fc(torch.flatten(self.avgpool(self._tail(x)), 1))
+
+
+RECOGNISERS = (
+    Recogniser("basic block", reference.BasicBlock, modules.FusedBasicBlock, refuse_two_convs),
+    Recogniser("bottleneck", reference.Bottleneck, modules.FusedBottleneck, refuse_three_convs),
+    Recogniser("pre-activation block", reference.PreActBlock, modules.FusedPreActBlock, refuse_two_convs),
+    Recogniser(
+        "pre-activation bottleneck",
+        reference.PreActBottleneck,
+        modules.FusedPreActBottleneck,
+        refuse_three_convs,
+    ),
+    Recogniser("plain block", reference.PlainBlock, modules.FusedPlainBlock, refuse_two_plain_convs),
+    Recogniser(
+        "plain pre-activation block",
+        reference.PlainPreActBlock,
+        modules.FusedPlainPreActBlock,
+        refuse_two_plain_convs,
+    ),
+    Recogniser("stem", resnet.ResNet, FusedResNet, refuse_pooled_stem),
+    Recogniser("stem", cifar.CifarResNet, FusedCifarResNet, refuse_stem),
+    Recogniser("stem", cifar.CifarPreActResNet, FusedCifarPreActResNet, refuse_stem),
+)

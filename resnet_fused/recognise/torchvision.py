@@ -1,0 +1,45 @@
+"""torchvision's ResNet, ResNeXt and Wide ResNet. Imported only where torchvision already is."""
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet
+
+from ..modules import FusedBasicBlock, FusedBottleneck, FusedStem
+from ._blocks import Recogniser, refuse_pooled_stem, refuse_three_convs, refuse_two_convs
+
+
+class FusedTorchvisionBasicBlock(FusedBasicBlock, resnet.BasicBlock):
+    """A converted BasicBlock; still an instance of torchvision's, for code that asks."""
+
+    _eager_class = resnet.BasicBlock
+
+
+class FusedTorchvisionBottleneck(FusedBottleneck, resnet.Bottleneck):
+    """A converted Bottleneck; still an instance of torchvision's, for code that asks."""
+
+    _eager_class = resnet.Bottleneck
+
+
+class FusedTorchvisionResNet(FusedStem, resnet.ResNet):
+    """A ResNet with a fused stem; everything after the stem runs module by module, as in eager."""
+
+    _eager_class = resnet.ResNet
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+    avgpool: nn.Module
+    fc: nn.Module
+
+    def _forward_impl(self, x: Tensor) -> Tensor:
+        x = self._stem(x)
+        for part in (self.layer1, self.layer2, self.layer3, self.layer4, self.avgpool):
+            x = part(x)
+        return self.fc(torch.flatten(x, 1))
+
+
+RECOGNISERS = (
+    Recogniser("basic block", resnet.BasicBlock, FusedTorchvisionBasicBlock, refuse_two_convs),
+    Recogniser("bottleneck", resnet.Bottleneck, FusedTorchvisionBottleneck, refuse_three_convs),
+    Recogniser("stem", resnet.ResNet, FusedTorchvisionResNet, refuse_pooled_stem),
+)

@@ -1,0 +1,325 @@
+"""The eager definition of every op and block: the specification, and what fused blocks fall back to.
+
+Imports torch only. The functions accept any floating dtype; in float64 they are the tests' oracle.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Pair = int | Sequence[int]
+Norm = Callable[[int], nn.Module]
+
+
+def bn_add_act(
+    x: Tensor,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    relu: bool = True,
+) -> Tensor:
+    """``act(bn(x) + residual)`` with the running statistics; without mean and var, bn is the identity."""
+    if mean is not None:
+        x = F.batch_norm(x, mean, var, gamma, beta, training=False, eps=eps)
+    if residual is not None:
+        x = x + residual
+    return F.relu(x) if relu else x
+
+
+def conv_bn_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    eps: float = 1e-5,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    residual: Tensor | None = None,
+    relu: bool = True,
+) -> Tensor:
+    """``act(bn(conv2d(x)) + residual)``."""
+    y = F.conv2d(x, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups)
+    return bn_add_act(y, gamma, beta, mean, var, eps, residual, relu)
+
+
+def conv_bn_proj_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    proj_x: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor | None = None,
+    proj_gamma: Tensor | None = None,
+    proj_beta: Tensor | None = None,
+    proj_mean: Tensor | None = None,
+    proj_var: Tensor | None = None,
+    proj_eps: float = 1e-5,
+    proj_stride: Pair = 1,
+    relu: bool = True,
+) -> Tensor:
+    """``act(bn(conv2d(x)) + proj_bn(conv2d(proj_x)))``, the projection being 1x1 without padding."""
+    projection = conv_bn_act(
+        proj_x, proj_weight, proj_bias, proj_gamma, proj_beta, proj_mean, proj_var, proj_eps, proj_stride, relu=False
+    )
+    return conv_bn_act(
+        x, weight, bias, gamma, beta, mean, var, eps, stride, padding, dilation, groups, projection, relu
+    )
+
+
+def conv_bn_relu_pool(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    eps: float = 1e-5,
+    stride: Pair = 2,
+    padding: Pair = 3,
+    dilation: Pair = 1,
+    groups: int = 1,
+    pool_kernel: Pair = 3,
+    pool_stride: Pair = 2,
+    pool_padding: Pair = 1,
+) -> Tensor:
+    """``max_pool2d(relu(bn(conv2d(x))))``: the stem of an ImageNet ResNet."""
+    y = conv_bn_act(x, weight, bias, gamma, beta, mean, var, eps, stride, padding, dilation, groups)
+    return F.max_pool2d(y, _pair(pool_kernel), _pair(pool_stride), _pair(pool_padding))
+
+
+def _pair(value: Pair) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _conv3x3(inplanes: int, planes: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inplanes, planes, 3, stride, dilation, dilation, groups, bias=False)
+
+
+def _conv1x1(inplanes: int, planes: int) -> nn.Conv2d:
+    return nn.Conv2d(inplanes, planes, 1, bias=False)
+
+
+def _refuse_wide(name: str, groups: int, base_width: int, dilation: int) -> None:
+    if groups != 1 or base_width != 64:
+        raise ValueError(f"{name} supports groups=1 and base_width=64 only, got {groups} and {base_width}")
+    if dilation > 1:
+        raise NotImplementedError(f"{name} supports dilation=1 only, got {dilation}")
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2015, arXiv:1512.03385, figure 5 left).
+
+    Attributes, their order, initialisation and arguments are ``torchvision.models.resnet.BasicBlock``'s.
+    """
+
+    expansion: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        groups: int = 1,
+        base_width: int = 64,
+        dilation: int = 1,
+        norm_layer: Norm | None = None,
+    ) -> None:
+        super().__init__()
+        _refuse_wide(type(self).__name__, groups, base_width, dilation)
+        norm = nn.BatchNorm2d if norm_layer is None else norm_layer
+        self.conv1 = _conv3x3(inplanes, planes, stride)
+        self.bn1 = norm(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = _conv3x3(planes, planes)
+        self.bn2 = norm(planes)
+        self.downsample = downsample
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
+
+
+class PlainBlock(BasicBlock):
+    """A BasicBlock without its shortcut: the plain networks of He et al. 2015, section 3.3.
+
+    Parameters are a BasicBlock's; a ``downsample`` is not used, so pass none.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(out)))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions and a shortcut (He et al. 2015, arXiv:1512.03385, figure 5 right).
+
+    The stride sits on the 3x3 ("v1.5"). ``groups`` and ``base_width`` give ResNeXt (arXiv:1611.05431) and
+    wide (arXiv:1605.07146) variants. Attributes, order, initialisation and arguments are torchvision's.
+    """
+
+    expansion: ClassVar[int] = 4
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        groups: int = 1,
+        base_width: int = 64,
+        dilation: int = 1,
+        norm_layer: Norm | None = None,
+    ) -> None:
+        super().__init__()
+        norm = nn.BatchNorm2d if norm_layer is None else norm_layer
+        width = int(planes * (base_width / 64.0)) * groups
+        self.conv1 = _conv1x1(inplanes, width)
+        self.bn1 = norm(width)
+        self.conv2 = _conv3x3(width, width, stride, groups, dilation)
+        self.bn2 = norm(width)
+        self.conv3 = _conv1x1(width, planes * self.expansion)
+        self.bn3 = norm(planes * self.expansion)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
+
+
+class PreActBlock(nn.Module):
+    """BatchNorm and ReLU before each of two 3x3 convolutions (He et al. 2016, arXiv:1603.05027, figure 4e).
+
+    A ``downsample`` reads the pre-activated tensor ``relu(bn1(x))``; without one the shortcut is ``x``.
+    Nothing follows the addition: the network ends in a BatchNorm and a ReLU of its own.
+    """
+
+    expansion: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        groups: int = 1,
+        base_width: int = 64,
+        dilation: int = 1,
+        norm_layer: Norm | None = None,
+    ) -> None:
+        super().__init__()
+        _refuse_wide(type(self).__name__, groups, base_width, dilation)
+        norm = nn.BatchNorm2d if norm_layer is None else norm_layer
+        self.bn1 = norm(inplanes)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv1 = _conv3x3(inplanes, planes, stride)
+        self.bn2 = norm(planes)
+        self.conv2 = _conv3x3(planes, planes)
+        self.downsample = downsample
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = self.relu(self.bn1(x))
+        out = self.relu(self.bn2(self.conv1(activated)))
+        out = self.conv2(out)
+        out += x if self.downsample is None else self.downsample(activated)
+        return out
+
+
+class PlainPreActBlock(PreActBlock):
+    """A PreActBlock without its shortcut; a ``downsample`` is not used, so pass none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn2(self.conv1(self.relu(self.bn1(x)))))
+        return self.conv2(out)
+
+
+class PreActBottleneck(nn.Module):
+    """BatchNorm and ReLU before each of 1x1, 3x3 and 1x1 convolutions (He et al. 2016, arXiv:1603.05027).
+
+    The shortcut is :class:`PreActBlock`'s, the arguments are :class:`Bottleneck`'s.
+    """
+
+    expansion: ClassVar[int] = 4
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        groups: int = 1,
+        base_width: int = 64,
+        dilation: int = 1,
+        norm_layer: Norm | None = None,
+    ) -> None:
+        super().__init__()
+        norm = nn.BatchNorm2d if norm_layer is None else norm_layer
+        width = int(planes * (base_width / 64.0)) * groups
+        self.bn1 = norm(inplanes)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv1 = _conv1x1(inplanes, width)
+        self.bn2 = norm(width)
+        self.conv2 = _conv3x3(width, width, stride, groups, dilation)
+        self.bn3 = norm(width)
+        self.conv3 = _conv1x1(width, planes * self.expansion)
+        self.downsample = downsample
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = self.relu(self.bn1(x))
+        out = self.relu(self.bn2(self.conv1(activated)))
+        out = self.relu(self.bn3(self.conv2(out)))
+        out = self.conv3(out)
+        out += x if self.downsample is None else self.downsample(activated)
+        return out
+
+
+class ZeroPadShortcut(nn.Module):
+    """The shortcut without parameters: every ``stride``-th pixel, missing channels zero.
+
+    Option A of He et al. 2015 (arXiv:1512.03385, sections 3.3 and 4.2). Half of the new channels come
+    before the old ones, the rest after.
+    """
+
+    def __init__(self, inplanes: int, planes: int, stride: int = 1) -> None:
+        super().__init__()
+        if planes < inplanes:
+            raise ValueError(f"ZeroPadShortcut adds channels, but planes={planes} is less than inplanes={inplanes}")
+        self.inplanes, self.planes, self.stride = inplanes, planes, stride
+
+    def extra_repr(self) -> str:
+        return f"{self.inplanes}, {self.planes}, stride={self.stride}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = (self.planes - self.inplanes) // 2
+        after = self.planes - self.inplanes - before
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, after))

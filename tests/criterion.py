@@ -1,0 +1,34 @@
+"""The one tolerance: at most twice the error that eager PyTorch makes in the same dtype, plus a few ulps."""
+
+import torch
+from torch import Tensor
+
+ULPS = 4
+
+
+def assert_close(actual: Tensor, eager: Tensor, truth: Tensor) -> None:
+    """``actual`` against ``eager`` of the same dtype, both measured by ``truth`` in float64.
+
+    Errors are the largest absolute difference from the truth over the whole tensor; an ulp is one of the
+    largest finite value of the truth. Values that are not finite must be at eager's places, and be eager's.
+    """
+    assert actual.shape == eager.shape == truth.shape, f"{actual.shape}, {eager.shape}, {truth.shape}"
+    assert actual.dtype == eager.dtype, f"dtype {actual.dtype}, but eager's is {eager.dtype}"
+    assert truth.dtype == torch.float64
+    finite = torch.isfinite(eager)
+    torch.testing.assert_close(actual[~finite], eager[~finite], rtol=0, atol=0, equal_nan=True)
+    assert torch.isfinite(actual[finite]).all(), "values that are not finite where eager's are"
+    judged = finite & torch.isfinite(truth)
+    if not judged.any():
+        return
+    error, allowed = largest_error(actual, truth, judged), allowed_error(eager, truth, judged)
+    assert error <= allowed, f"error {error:.3e} exceeds {allowed:.3e} (twice eager's, plus {ULPS} ulps)"
+
+
+def allowed_error(eager: Tensor, truth: Tensor, judged: Tensor) -> float:
+    ulp = torch.finfo(eager.dtype).eps * truth[judged].abs().max().item()
+    return 2 * largest_error(eager, truth, judged) + ULPS * ulp
+
+
+def largest_error(actual: Tensor, truth: Tensor, judged: Tensor) -> float:
+    return (actual.double() - truth)[judged].abs().max().item()

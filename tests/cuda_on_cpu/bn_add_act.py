@@ -1,0 +1,93 @@
+"""Calls the emulated bn_add_act kernels with torch tensors."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]  # in the order of csrc/cuda/dtype.h
+SHORTCUTS = ["none", "add", "projected"]  # in the order of Shortcut in csrc/cuda/bn/bn_add_act.h
+POISON = 0xA5
+
+
+class BatchNorm(NamedTuple):
+    gamma: Tensor | None = None
+    beta: Tensor | None = None
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 1e-5
+
+
+class Variant(NamedTuple):
+    dtype: torch.dtype
+    vector: int
+    channels_last: bool
+    shortcut: str
+
+    @classmethod
+    def of(cls, raw: tuple[int, int, bool, int]) -> Variant:
+        return cls(DTYPES[raw[0]], raw[1], raw[2], SHORTCUTS[raw[3]])
+
+
+def parameters(
+    x: Tensor,
+    out: Tensor,
+    bn: BatchNorm,
+    shortcut: Tensor | None = None,
+    shortcut_bn: BatchNorm | None = None,
+    relu: bool = True,
+    channels_last: bool = True,
+) -> dict:
+    def vectors(b: BatchNorm) -> tuple:
+        return (*((0, 0, 0) if v is None else (v.data_ptr(), v.stride(0), DTYPES.index(v.dtype)) for v in b[:5]), b.eps)
+
+    p = dict(
+        x=x.data_ptr(), out=out.data_ptr(), shortcut=0 if shortcut is None else shortcut.data_ptr(), bn=vectors(bn)
+    )
+    if shortcut_bn is not None:
+        p["shortcut_bn"] = vectors(shortcut_bn)
+    n, c, h, w = x.shape
+    p.update(projected=shortcut_bn is not None, relu=relu, dtype=DTYPES.index(x.dtype), channels_last=channels_last)
+    p.update(batch=n, channels=c, area=h * w)
+    return p
+
+
+def run(
+    kernels: ModuleType,
+    x: Tensor,
+    bn: BatchNorm,
+    shortcut: Tensor | None = None,
+    shortcut_bn: BatchNorm | None = None,
+    *,
+    relu: bool = True,
+    channels_last: bool = True,
+    in_place: bool = False,
+    reverse: bool = False,
+    sm_count: int = 1,
+) -> tuple[Tensor, dict]:
+    """The output and the emulator's report. out is a poisoned copy of x's shape, or x itself."""
+    out = x
+    if not in_place:
+        out = torch.empty_like(x)
+        if out.numel():
+            out.untyped_storage().fill_(POISON)
+    buffers = [("out", *_span(out), True)]
+    named = {"x": None if in_place else x, "shortcut": shortcut}
+    for prefix, b in (("", bn), ("shortcut's ", shortcut_bn)):
+        if b is not None:
+            named.update({prefix + field: getattr(b, field) for field in BatchNorm._fields[:5]})
+    buffers += [(name, *_span(t), False) for name, t in named.items() if t is not None]
+    p = parameters(x, out, bn, shortcut, shortcut_bn, relu, channels_last)
+    return out, kernels.run_bn_add_act(buffers, p, sm_count, reverse)
+
+
+def _span(t: Tensor) -> tuple[int, int]:
+    """Address and bytes from a tensor's first element to its last."""
+    elements = (
+        1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
+    )
+    return t.data_ptr(), elements * t.element_size()

@@ -1,0 +1,6 @@
+// The emulator's LAUNCH. No error can come back: what a kernel does wrong is reported by cuda_on_cpu::end().
+#pragma once
+#include "cuda_on_cpu.h"
+
+#define LAUNCH(kernel, grid, block, smem, stream, ...) \
+  ((void)(smem), (void)(stream), ::cuda_on_cpu::launch(kernel, grid, block, __VA_ARGS__))

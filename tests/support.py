@@ -1,0 +1,25 @@
+"""What several test files need: eager twins with realistic BatchNorms, and the truth in float64."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """Gives every BatchNorm statistics and parameters that show when one is left out, swapped or read late."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            if module.running_mean is not None:
+                module.running_mean.normal_(0, 0.3)
+                module.running_var.uniform_(0.5, 1.5)
+            if module.affine:
+                nn.init.uniform_(module.weight, 0.5, 1.2)
+                nn.init.normal_(module.bias, 0, 0.2)
+    return model
+
+
+def truth(model: nn.Module, x: Tensor) -> Tensor:
+    """The output of a float64 copy of the (eager) model."""
+    with torch.no_grad():
+        return copy.deepcopy(model).double()(x.double())

@@ -1,0 +1,155 @@
+"""Dependencies run one way, as docs/architecture.md draws them."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import resnet_fused
+from resnet_fused import models, modules
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "resnet_fused"
+
+# Each layer may import the ones after it, never one before. A folder is one layer.
+LAYERS = ["__main__", "cli", "__init__", "convert", "recognise", "models", "modules", "functional", "ops", "_library"]
+# Imported by every layer, importing none.
+LEAVES = {"reference", "_build_info"}
+
+
+def python_files():
+    return sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def layer_of(path):
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imported_layers(path):
+    """The layers of this package that a file imports, also inside functions."""
+    package = ["resnet_fused", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules_ = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            prefix = ".".join([*base, *([node.module] if node.module else [])])
+            modules_ = [f"{prefix}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in modules_:
+            parts = name.split(".")
+            if parts[0] == "resnet_fused" and len(parts) > 1:
+                yield parts[1]
+
+
+@pytest.mark.parametrize("path", python_files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_file_imports_upward(path):
+    layer = layer_of(path)
+    for imported in imported_layers(path):
+        if imported in ("_C", "_C_cuda"):
+            assert layer == "_library", f"{path.name} imports {imported}; only _library.py may"
+        elif layer in LEAVES:
+            pytest.fail(f"{path.name} imports {imported}, but it may import nothing of this package")
+        elif imported in LAYERS and layer != "__init__" and layer != "cli":
+            assert LAYERS.index(imported) >= LAYERS.index(layer), f"{path.name} imports {imported}, a layer above it"
+
+
+def test_every_file_has_a_layer():
+    assert {layer_of(path) for path in python_files()} <= set(LAYERS) | LEAVES
+
+
+def test_reference_imports_torch_only():
+    roots = set()
+    for node in ast.walk(ast.parse((PACKAGE / "reference.py").read_text())):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            roots.add(node.module.split(".")[0])
+    assert roots <= {"torch", "typing", "collections"}
+
+
+def test_the_package_imports_neither_torchvision_nor_a_cli_dependency():
+    code = (
+        "import sys, resnet_fused; "
+        "print([m for m in ('torchvision', 'rich', 'sklearn', 'matplotlib', 'PIL') if m in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+# What a file below csrc/<key> never includes, "" being all of csrc. Longer keys add to shorter ones.
+NEVER_INCLUDED = {
+    "common": ("cpu/", "cuda/"),
+    "cpu": ("cuda/",),
+    "cuda": ("cpu/",),
+    # Kernels know neither torch nor how they are launched: the emulator compiles the same files.
+    "cuda/bn": ("common/", "cuda/runtime.h", "cuda/ops"),
+    "cuda/tile": ("common/", "cuda/runtime.h", "cuda/launch.h", "cuda/kernels.h", "cuda/ops"),
+    "cuda/ptx": ("common/", "cuda/runtime.h", "cuda/launch.h", "cuda/kernels.h", "cuda/ops", "cuda/tile/", "cuda/bn/"),
+}
+
+
+def includes():
+    """Path below csrc -> the paths below csrc that it includes. An include is relative to csrc."""
+    csrc = ROOT / "csrc"
+    files = [path for path in csrc.rglob("*") if path.suffix in (".h", ".cpp", ".cu", ".cuh")]
+    pattern = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
+    return {
+        path.relative_to(csrc).as_posix(): [i for i in pattern.findall(path.read_text()) if (csrc / i).is_file()]
+        for path in files
+    }
+
+
+def test_csrc_includes_downward_only():
+    wrong = [
+        f"{path} includes {include}"
+        for path, included in includes().items()
+        for folder, never in NEVER_INCLUDED.items()
+        if path.startswith(f"{folder}/")
+        for include in included
+        if include.startswith(never)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_csrc_has_no_include_cycle():
+    graph = includes()
+    finished, open_ = set(), []
+
+    def visit(path):
+        if path in finished:
+            return
+        assert path not in open_, " -> ".join([*open_, path])
+        open_.append(path)
+        for include in graph[path]:
+            visit(include)
+        finished.add(open_.pop())
+
+    for path in graph:
+        visit(path)
+
+
+def public_modules():
+    fused = [getattr(resnet_fused, name) for name in resnet_fused.__all__ if name.startswith("Fused")]
+    networks = [value for value in vars(models).values() if inspect.isclass(value)]
+    return {*fused, *networks, *(getattr(modules, name) for name in modules.__all__)}
+
+
+@pytest.mark.parametrize("cls", sorted(public_modules(), key=lambda cls: cls.__name__))
+def test_no_module_has_a_method_that_timm_calls_on_any_child(cls):
+    assert issubclass(cls, torch.nn.Module)
+    for name in ("fuse", "reparameterize", "switch_to_deploy"):
+        assert not hasattr(cls, name), f"{cls.__name__}.{name} would be called by timm"
+
+
+def test_no_path_of_a_developers_machine():
+    for path in python_files():
+        assert not re.search(r"""["'](/home/|/work/|/Users/)""", path.read_text()), path

@@ -1,0 +1,500 @@
+"""The build: which GPUs, which toolkit, which flags, what is rebuilt, and the sentences that stop it."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from setuptools import Distribution
+
+from build_tools import BuildError, archs, command, glibc, ninja_file, toolchain
+
+ROOT = Path(__file__).resolve().parent.parent
+CUDA_13 = (75, 80, 86, 89, 90, 100, 103, 110, 120, 121)  # nvcc 13.0 --list-gpu-code
+
+
+# Which GPUs
+
+
+def flags(text, known=CUDA_13, version=(13, 0)):
+    return [arch.flag.removeprefix("-gencode=") for arch in archs.choose(text, known, version)]
+
+
+def test_default_architectures():
+    assert [arch.label for arch in archs.choose(None, CUDA_13, (13, 0))] == [
+        *("sm_80", "ptx_80", "sm_89", "sm_90a", "sm_100f", "sm_120")
+    ]
+
+
+def test_default_drops_what_an_older_nvcc_does_not_know():
+    assert [arch.label for arch in archs.choose(None, (70, 80, 89, 90), (12, 4))] == [
+        "sm_80",
+        "ptx_80",
+        "sm_89",
+        "sm_90a",
+    ]
+    # 12.8 knows 100 but not yet its family code
+    assert "sm_100f" not in [arch.label for arch in archs.choose(None, CUDA_13, (12, 8))]
+
+
+@pytest.mark.parametrize("text", ["8.0;9.0a+PTX", "8.0 9.0a+PTX", "8.0, 9.0a+PTX;8.0"])
+def test_arch_list_in_torchs_syntax(text):
+    assert flags(text) == [
+        "arch=compute_80,code=sm_80",
+        "arch=compute_90a,code=sm_90a",
+        "arch=compute_90a,code=compute_90a",
+    ]
+
+
+def test_a_plain_hopper_gets_its_tensor_core_code_and_portable_ptx():
+    assert flags("9.0+PTX") == ["arch=compute_90a,code=sm_90a", "arch=compute_90,code=compute_90"]
+    assert flags("Hopper") == flags("9.0+PTX")
+
+
+def test_architectures_too_old_for_the_kernels_are_dropped():
+    assert flags("7.5 8.6") == ["arch=compute_86,code=sm_86"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("8.0;hopper", r"TORCH_CUDA_ARCH_LIST='8.0;hopper' holds 'hopper', which is no architecture; write"),
+        ("sm_90", r"holds 'sm_90'"),
+        (
+            "7.0",
+            r"TORCH_CUDA_ARCH_LIST='7.0' leaves nothing to compile: the kernels need 8.0 or newer, and nvcc 13.0 knows",
+        ),
+    ],
+)
+def test_arch_list_sentences(text, sentence):
+    with pytest.raises(BuildError, match=sentence):
+        archs.choose(text, CUDA_13, (13, 0))
+
+
+# Which toolkit
+
+
+def make_toolkit(root, lib="lib64", release="13.0.88"):
+    """A tree that looks like a CUDA toolkit; its nvcc answers the two questions that are asked."""
+    for file in ("include/cuda_runtime.h", f"{lib}/libcudart_static.a"):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    major_minor = release.rpartition(".")[0]
+    answer = f"case $1 in --dryrun) echo '#$ TOP={root}/bin/..';; *) echo 'release {major_minor}, V{release}';; esac"
+    return make_script(root / "bin/nvcc", answer)
+
+
+def make_script(path, body):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+def find(environ, default=Path("absent"), packages=()):
+    return toolchain.find_toolkit(environ, default, list(packages))
+
+
+@pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH"])
+def test_toolkit_in_the_named_place(tmp_path, variable):
+    make_toolkit(tmp_path / "named")
+    make_toolkit(tmp_path / "other", release="12.9.1")
+    found, where = find({variable: str(tmp_path / "named"), "PATH": str(tmp_path / "other/bin")})
+    assert (found.version, found.release) == ((13, 0), "13.0.88")
+    assert found.include == tmp_path / "named/include"
+    assert where == f"{variable}={tmp_path}/named: nvcc 13.0.88"
+
+
+def test_a_named_place_without_a_toolkit_is_not_replaced_by_another(tmp_path):
+    make_toolkit(tmp_path / "other")
+    found, why = find({"CUDA_HOME": str(tmp_path), "PATH": str(tmp_path / "other/bin")})
+    assert (found, why) == (None, f"CUDA_HOME={tmp_path}: no nvcc there")
+
+
+def test_toolkit_behind_a_wrapper_on_path(tmp_path):
+    real = make_toolkit(tmp_path / "real", lib="targets/x86_64-linux/lib")
+    wrapper = make_script(tmp_path / "bin/nvcc", f'exec {real} "$@"')
+    found, where = find({"PATH": str(tmp_path / "bin")})
+    assert found.nvcc == wrapper
+    assert found.cudart == tmp_path / "real/targets/x86_64-linux/lib/libcudart_static.a"
+    assert where == "PATH: nvcc 13.0.88"
+
+
+def test_toolkit_in_the_default_place(tmp_path):
+    make_toolkit(tmp_path)
+    assert find({}, default=tmp_path)[1] == f"{tmp_path}: nvcc 13.0.88"
+
+
+def test_toolkit_from_packages_the_newest_first(tmp_path):
+    make_toolkit(tmp_path / "nvidia/cu12", release="12.9.1")
+    make_toolkit(tmp_path / "nvidia/cu13", lib="lib")
+    found, where = find({}, packages=["", str(tmp_path)])
+    assert found.cudart == tmp_path / "nvidia/cu13/lib/libcudart_static.a"
+    assert where == "the nvidia-cuda-nvcc package: nvcc 13.0.88"
+
+
+@pytest.mark.parametrize("missing", ["include/cuda_runtime.h", "lib64/libcudart_static.a"])
+def test_half_a_toolkit_is_none_and_says_what_is_missing(tmp_path, missing):
+    make_toolkit(tmp_path)
+    (tmp_path / missing).unlink()
+    found, why = find({"CUDA_HOME": str(tmp_path)})
+    assert found is None
+    assert Path(missing).name in why
+
+
+@pytest.mark.parametrize("body", ["exit 1", "echo hello"])
+def test_an_nvcc_that_does_not_compile_is_none(tmp_path, body):
+    make_script(tmp_path / "bin/nvcc", body)
+    found, why = find({"PATH": str(tmp_path / "bin")})
+    assert found is None
+    assert f"{tmp_path}/bin/nvcc does not work as a compiler" in why
+
+
+def test_every_place_that_was_tried_is_named():
+    found, why = find({"PATH": "", "CUDA_HOME": ""})
+    assert (found, why) == (None, "PATH: no nvcc there; absent: no nvcc there")
+
+
+def test_cuda_can_be_left_out():
+    assert toolchain.choose_toolkit({"RESNET_FUSED_CUDA": "0"}) == (None, "RESNET_FUSED_CUDA=0")
+
+
+# Symbol versions
+
+
+LIBC = {
+    "dlopen": ("GLIBC_2.34", {"GLIBC_2.2.5"}),
+    "pthread_create": ("GLIBC_2.34", {"GLIBC_2.2.5"}),
+    "thrd_create": ("GLIBC_2.34", {"GLIBC_2.28"}),
+    "pthread_mutex_lock": ("GLIBC_2.2.5", set()),
+    "memcpy": ("GLIBC_2.14", {"GLIBC_2.2.5"}),
+    "pthread_cond_clockwait": ("GLIBC_2.34", {"GLIBC_2.30"}),  # no old version
+}
+LIBM = {
+    "exp": ("GLIBC_2.29", {"GLIBC_2.2.5", "GLIBC_2.4"}),
+    "sqrt": ("GLIBC_2.2.5", set()),
+    "fmaximum": ("GLIBC_2.35", set()),
+}
+
+
+def test_too_new_symbols_get_the_newest_old_version_where_it_used_to_live():
+    assert glibc.plan(["ours", *LIBC], LIBC, LIBM) == {
+        "libdl.so.2": {"GLIBC_2.2.5": ["dlopen"]},
+        "libpthread.so.0": {"GLIBC_2.2.5": ["pthread_create"], "GLIBC_2.28": ["thrd_create"]},
+    }
+
+
+def test_libm_is_replaced_whole_or_not_at_all():
+    assert glibc.plan(["exp", "sqrt"], LIBC, LIBM) == {"libm.so.6": {"GLIBC_2.4": ["exp"], "GLIBC_2.2.5": ["sqrt"]}}
+    # no old version: it must still be found
+    assert glibc.plan(["fmaximum"], LIBC, LIBM) == {"libm.so.6": {"GLIBC_2.35": ["fmaximum"]}}
+    assert glibc.plan(["sqrt"], LIBC, LIBM) == {}
+
+
+@pytest.mark.parametrize(
+    ("version", "answer"),
+    [("GLIBC_2.28", False), ("GLIBC_2.29", True), ("GLIBC_2.2.5", False), ("GLIBC_PRIVATE", False), ("FOO_9", False)],
+)
+def test_too_new(version, answer):
+    assert glibc.too_new(version) is answer
+
+
+# What is compiled, and with which flags
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A repository in miniature: our module, compat sources and build tools, and two sources that share a header."""
+    csrc = tmp_path / "csrc"
+    shutil.copytree(ROOT / "csrc/compat", csrc / "compat")
+    shutil.copytree(ROOT / "build_tools", tmp_path / "build_tools", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("module.c", "exports.map"):
+        shutil.copy(ROOT / "csrc" / name, csrc)
+    texts = {
+        "library.cpp": "int library() { return 1; }\n",
+        "common/shape.h": "int shape();\n",
+        "common/shape.cpp": '#include "common/shape.h"\nint shape() { return 2; }\n',
+        "cpu/relu.cpp": '#include "common/shape.h"\nint relu() { return shape(); }\n',
+        "cpu/avx512/conv_bf16.cpp": "int conv_bf16() { return 3; }\n",
+        "cpu/avx512/conv_fp32.cpp": "int conv_fp32() { return 3; }\n",
+        "cuda/ops.cpp": "int ops() { return 4; }\n",
+        "cuda/bn/relu.cu": "int relu_kernel() { return 5; }\n",
+    }
+    for name, text in texts.items():
+        (csrc / name).parent.mkdir(parents=True, exist_ok=True)
+        (csrc / name).write_text(text)
+    return tmp_path
+
+
+@pytest.fixture
+def plan(tree, monkeypatch):
+    monkeypatch.setenv("RESNET_FUSED_CUDA", "0")
+    monkeypatch.setattr(command, "ROOT", tree)
+    return command.make_plan()[0]
+
+
+def with_cuda(plan, torch_root):
+    """The same plan beside a CPU torch and a toolkit that nobody runs."""
+    toolkit = toolchain.Toolkit(Path("T/bin/nvcc"), Path("T/include"), Path("T/libcudart_static.a"), (13, 0), "13.0.88")
+    torch = toolchain.Torch(torch_root, "2.13.0")
+    return replace(plan, toolkit=toolkit, archs=archs.choose(None, CUDA_13, (13, 0)), torch=torch)
+
+
+def edge(text, output):
+    """The lines of ninja's edge that makes this file."""
+    (found,) = re.findall(rf"^build \S*{re.escape(output)}: .*\n(?:  .*\n)*", text, re.M)
+    return found
+
+
+def test_each_source_once_in_its_libraries(plan, tmp_path):
+    cuda = with_cuda(plan, tmp_path)
+    cpu_names = {str(path) for path in ninja_file.sources(cuda, "_C")}
+    cuda_names = {str(path) for path in ninja_file.sources(cuda, "_C_cuda")}
+    assert {"csrc/module.c", "csrc/library.cpp", "csrc/cpu/relu.cpp", "csrc/compat/libstdcxx.cpp"} <= cpu_names
+    assert {"csrc/module.c", "csrc/cuda/ops.cpp", "csrc/cuda/bn/relu.cu", "csrc/common/shape.cpp"} <= cuda_names
+    # the schemas are defined by one library only
+    assert "csrc/library.cpp" not in cuda_names
+    text = ninja_file.render(cuda)
+    assert len(re.findall(r"^build \S*common/shape\.cpp\.o:", text, re.M)) == 1
+    assert "-DRF_MODULE=_C\n" in edge(text, "/_C.c.o")
+    assert "-DRF_MODULE=_C_cuda\n" in edge(text, "/_C_cuda.c.o")
+
+
+def test_avx512_flags_are_for_that_folder_and_x86_64_only(plan):
+    text = ninja_file.render(replace(plan, machine="x86_64"))
+    assert "-mavx512f" in edge(text, "conv_fp32.cpp.o")
+    assert "-mavx512bf16" not in edge(text, "conv_fp32.cpp.o")
+    assert "-mavx512f" in edge(text, "conv_bf16.cpp.o")
+    assert "-mavx512bf16" in edge(text, "conv_bf16.cpp.o")
+    assert "-mavx512" not in edge(text, "cpu/relu.cpp.o")
+    assert "avx512" not in ninja_file.render(replace(plan, machine="aarch64"))
+
+
+def test_cuda_library_links_a_stub_beside_a_cpu_torch_and_the_real_one_beside_cuda(plan, tmp_path):
+    torch = tmp_path / "torch"
+    link = edge(ninja_file.render(with_cuda(plan, torch)), "_C_cuda.abi3.so")
+    assert "stub/libtorch_cuda.so" in link
+    assert "T/libcudart_static.a" in link
+    (torch / "lib").mkdir(parents=True)
+    (torch / "lib/libtorch_cuda.so").touch()
+    text = ninja_file.render(with_cuda(plan, torch))
+    assert "stub/libtorch_cuda.so" not in text
+    assert "-ltorch_cuda" in edge(text, "_C_cuda.abi3.so")
+    assert "-ltorch_cuda" not in edge(text, "_C.abi3.so")
+
+
+def test_paths_with_spaces_and_dollars_survive(plan, tmp_path):
+    text = ninja_file.render(replace(plan, torch=toolchain.Torch(tmp_path / "a $b", "2.13.0")))
+    assert f"-isystem '{tmp_path}/a $$b/include'" in text
+
+
+def built_by(plan, capfd):
+    """What ninja does now: ["CXX csrc/a.cpp", "LINK _C.abi3.so"]."""
+    capfd.readouterr()
+    command.run_ninja(plan)
+    steps = re.findall(r"^\[\d+/\d+\] (.*)$", capfd.readouterr().out, re.M)
+    return sorted(step.replace(f"{plan.folder}/", "") for step in steps)
+
+
+def test_touching_one_source_rebuilds_one_object(plan, tree, capfd):
+    relink = ["GLIBC glibc-_C/stubs.rsp", "LINK _C.abi3.so"]
+    assert {"CXX csrc/cpu/relu.cpp", "CXX csrc/common/shape.cpp", *relink} <= set(built_by(plan, capfd))
+    assert built_by(plan, capfd) == []
+    (tree / "csrc/cpu/relu.cpp").write_text("int relu() { return 7; }\n")
+    assert built_by(plan, capfd) == ["CXX csrc/cpu/relu.cpp", *relink]
+    # relu.cpp no longer includes the header
+    (tree / "csrc/common/shape.h").write_text("int shape();  // changed\n")
+    assert built_by(plan, capfd) == ["CXX csrc/common/shape.cpp", *relink]
+    (tree / "csrc/cpu/added.cpp").write_text("int added() { return 8; }\n")
+    assert built_by(plan, capfd) == ["CXX csrc/cpu/added.cpp", *relink]
+
+
+def test_the_library_exports_its_module_only(plan, tree):
+    command.run_ninja(plan)
+    symbols = subprocess.check_output(["nm", "-D", "--defined-only", tree / plan.library("_C")], text=True)
+    assert [line.split()[-1] for line in symbols.splitlines()] == ["PyInit__C"]
+
+
+def test_a_build_without_cuda_removes_an_older_cuda_library(plan, tree):
+    build = command.BuildLibraries(Distribution({"name": "resnet_fused", "ext_modules": command.EXTENSIONS}))
+    build.build_lib = str(tree / "lib")
+    build.ensure_finalized()
+    stale = tree / "lib/resnet_fused/_C_cuda.abi3.so"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    build.run()
+    assert sorted(path.name for path in stale.parent.iterdir()) == ["_C.abi3.so", "_build_info.py"]
+    info: dict[str, object] = {}
+    exec((stale.parent / "_build_info.py").read_text(), info)
+    assert info["CUDA_ARCHS"] == ()
+    assert info["NVCC_VERSION"] is None
+    assert info["CUDA_OMITTED"] == "RESNET_FUSED_CUDA=0"
+    assert info["TORCH_BUILD_VERSION"] == plan.torch.version
+
+
+# Each line needs something that came after manylinux_2_28 where glibc and gcc are new.
+MODERN = """
+#include <dlfcn.h>
+#include <cmath>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <sstream>
+#include <thread>
+std::shared_ptr<int> shared;
+std::condition_variable ready;
+std::mutex mutex;
+extern "C" void PyInit_more(double x, int n) {
+  std::ostringstream text;
+  text << std::exp(x) + std::pow(x, x) << std::log(x) << std::sin(x);
+  std::stringstream both;
+  both << text.str();
+  auto copy = shared;
+  std::thread thread([] { std::unique_lock<std::mutex> lock(mutex); ready.wait(lock); });
+  thread.join();
+  dlopen(both.str().c_str(), n ? RTLD_LAZY : RTLD_NOW);
+  shared.reset(new int[n], std::default_delete<int[]>());
+}
+"""
+
+
+def test_the_library_needs_symbols_of_old_systems_only(plan, tree):
+    (tree / "csrc/cpu/modern.cpp").write_text(MODERN)
+    command.run_ninja(plan)
+    needed = subprocess.check_output(["readelf", "--version-info", "--wide", tree / plan.library("_C")], text=True)
+    versions = set(re.findall(r"Name: (\w+_[\d.]+)", needed))
+    assert any(version.startswith("GLIBCXX_") for version in versions)
+    assert {version for version in versions if glibc.too_new(version)} == set()
+
+
+# The sentences
+
+
+def run_setup(*python_flags, **environ):
+    return subprocess.run(
+        [sys.executable, *python_flags, "setup.py", "--quiet", "build_ext"],
+        cwd=ROOT, env={**os.environ, **environ}, check=False, text=True, capture_output=True,
+    )  # fmt: skip
+
+
+def assert_one_sentence(result, sentence):
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith(sentence), result.stderr
+
+
+def test_asking_for_cuda_without_a_compiler_stops_the_build(tmp_path):
+    result = run_setup(RESNET_FUSED_CUDA="1", CUDA_HOME=str(tmp_path))
+    assert_one_sentence(
+        result,
+        f"RESNET_FUSED_CUDA=1 but no usable nvcc (CUDA_HOME={tmp_path}: no nvcc there); set CUDA_HOME to",
+    )
+
+
+@pytest.mark.parametrize(
+    ("environ", "sentence"),
+    [
+        ({"RESNET_FUSED_CUDA": "yes"}, "RESNET_FUSED_CUDA='yes' is none of auto, 0 and 1; set one of them"),
+        ({"RESNET_FUSED_CUDA": "0", "MAX_JOBS": "many"}, "MAX_JOBS='many' is no number of jobs; set it to 1 or more"),
+        ({"RESNET_FUSED_CUDA": "0", "CXX": "no-such-compiler"}, "no compiler 'no-such-compiler' on PATH; install g++"),
+    ],
+)
+def test_wishes_that_cannot_be_met_stop_the_build(environ, sentence):
+    assert_one_sentence(run_setup(**environ), sentence)
+
+
+@pytest.fixture
+def bare_site(tmp_path):
+    """A folder of packages with setuptools and nothing else."""
+    for name in ("setuptools", "_distutils_hack"):
+        (tmp_path / name).symlink_to(Path(importlib.util.find_spec(name).origin).parent)
+    return tmp_path
+
+
+def test_without_torch_the_build_stops(bare_site):
+    result = run_setup("-S", PYTHONPATH=str(bare_site))
+    assert_one_sentence(result, f"torch is not importable from {sys.executable}; run '{sys.executable} -m pip install")
+
+
+def test_an_old_torch_stops_the_build(bare_site):
+    (bare_site / "torch").mkdir()
+    (bare_site / "torch/__init__.py").touch()
+    (bare_site / "torch/version.py").write_text("__version__ = '2.9.1+cu128'\n")
+    assert_one_sentence(run_setup("-S", PYTHONPATH=str(bare_site)), "torch 2.9.1+cu128 is too old")
+
+
+# make
+
+
+def test_a_changed_requirements_file_is_installed_again(tmp_path):
+    for name in ("Makefile", "setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
+    stamps = tmp_path / ".venv"
+    stamps.mkdir()
+    for i, name in enumerate([".created", ".dev", ".cuda", ".editable"]):
+        (stamps / name).touch()
+        os.utime(stamps / name, (2e9 + i, 2e9 + i))  # after everything that was copied
+
+    def commands():
+        return subprocess.check_output(["make", "--dry-run", "test"], cwd=tmp_path, text=True)
+
+    assert "pip install" not in commands()
+    assert "build_ext --inplace" in commands()
+    os.utime(tmp_path / "requirements/dev.txt", (2e9 + 9, 2e9 + 9))
+    assert "pip install --quiet -r requirements/dev.txt" in commands()
+
+
+FAKE_PYTHON = """
+case "$*" in
+  *get_device_capability*) echo 9.0 ;;
+  *find_spec*hypothesis* | *find_spec*pytest_benchmark*) exit 1 ;;
+  "-m pytest tests"*) echo "$@"; exit 1 ;;
+  *) echo "$* on $TORCH_CUDA_ARCH_LIST" ;;
+esac"""
+
+
+def run_gpu_script(tmp_path, body, **environ):
+    fake = make_script(tmp_path / "python", body)
+    environ = {key: value for key, value in {**os.environ, **environ}.items() if key != "TORCH_CUDA_ARCH_LIST"}
+    script = ["bash", "build_tools/gpu.sh", str(fake), str(tmp_path / "out")]
+    result = subprocess.run(script, cwd=ROOT, env=environ, check=False, text=True, capture_output=True)
+    return result.returncode, (tmp_path / "out/summary.txt").read_text()
+
+
+def test_gpu_run_goes_on_after_a_failure_and_reports_it(tmp_path):
+    status, summary = run_gpu_script(tmp_path, FAKE_PYTHON)
+    assert status == 1
+    assert "gpu: build: exit 0" in summary
+    assert (tmp_path / "out/build.log").read_text() == "setup.py build_ext --inplace on 9.0\n"
+    assert "gpu: tests: exit 1" in summary
+    assert "--ignore=tests/test_wheel.py" in (tmp_path / "out/tests.log").read_text()
+    assert "gpu: left out: benchmarks (pytest-benchmark is not installed)" in summary
+    assert summary.endswith("gpu: FAILED\n")
+
+
+def test_gpu_run_times_when_it_can_and_passes(tmp_path):
+    status, summary = run_gpu_script(tmp_path, 'case "$*" in *get_device_capability*) echo 9.0 ;; esac')
+    assert status == 0
+    assert "gpu: benchmarks: exit 0" in summary
+    assert summary.endswith("gpu: passed\n")
+
+
+def test_gpu_run_without_a_gpu_says_so(tmp_path):
+    status, summary = run_gpu_script(tmp_path, "echo 'RuntimeError: No CUDA GPUs are available' >&2; exit 1")
+    assert status == 1
+    assert summary == "gpu: no GPU that torch can use: RuntimeError: No CUDA GPUs are available\n"
+
+
+def test_gpu_run_stops_at_its_deadline(tmp_path):
+    status, summary = run_gpu_script(
+        tmp_path, 'case "$*" in *get_device_capability*) echo 9.0 ;; esac', GPU_SECONDS="0"
+    )
+    assert status == 1
+    assert "gpu: build: not run, no time left" in summary
+    assert "gpu: benchmarks: not run, no time left" in summary

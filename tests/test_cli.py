@@ -1,0 +1,177 @@
+"""The commands print what they promise, and expected failures are a sentence on stderr, status 2."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from resnet_fused import cli, models
+from resnet_fused.cli import _machine, _torchvision
+from resnet_fused.cli._errors import CommandError
+from resnet_fused.cli._shapes import conv_calls
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def fails(capsys, *argv):
+    """The one line that the command leaves on stderr."""
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+def test_bare_call_prints_help(capsys):
+    assert cli.main([]) == 0
+    out = capsys.readouterr().out
+    assert all(command in out for command in ("info", "explain", "demo", "bench"))
+
+
+def test_module_runs_in_a_process_of_its_own():
+    done = subprocess.run(
+        [sys.executable, "-m", "resnet_fused", "explain", "nosuchnet"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 2
+    assert "there is no model 'nosuchnet'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_info(capsys):
+    assert cli.main(["info"]) == 0
+    out = capsys.readouterr().out
+    for expected in (torch.__version__, "oneDNN", "CPU capability", "AVX512-BF16", "CUDA library", "packed"):
+        assert expected in out
+
+
+def test_info_without_build_info(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "resnet_fused._build_info", None)
+    assert cli.main(["info"]) == 0
+    assert "there is no resnet_fused/_build_info.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_explain(capsys, dtype):
+    argv = ["explain", "resnet18", "--input", "2,3,64,64", "--dtype", dtype, "--channels-last"]
+    assert cli.main(argv) == 0
+    out = capsys.readouterr().out
+    convs = [n for n, m in models.resnet18().named_modules() if isinstance(m, nn.Conv2d)]
+    assert all(name in out for name in ("layer1.0", "basic block", *convs))
+    assert "3x64x64 -> 64x32x32, 7x7 /2" in out
+    assert "channels_last input" in out
+    assert "bn_add_act" in out
+
+
+def test_explain_why_names_the_kernels_not_picked(capsys):
+    assert cli.main(["explain", "small_resnet", "--input", "1,3,8,8", "--why"]) == 0
+    assert "  not " in capsys.readouterr().out
+
+
+def test_explain_marks_what_stays_torchs(capsys, tmp_path, monkeypatch):
+    (tmp_path / "their_model.py").write_text(
+        "from torch import nn\n"
+        "from resnet_fused.reference import BasicBlock\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 16, 3, padding='same'), BasicBlock(16, 16))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["explain", "their_model:make", "--input", "1,3,9,9"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    kernels = {row[0]: row[-1] for row in rows if row and row[0] in ("0", "1.conv1", "1.conv2")}
+    assert kernels["0"] == "torch"
+    assert "torch" not in (kernels["1.conv1"], kernels["1.conv2"])
+
+
+@pytest.mark.parametrize("name", ["fcn_resnet50", "torchvision.models:resnext50_32x4d"])
+def test_explain_torchvision_models(capsys, name):
+    pytest.importorskip("torchvision")
+    assert cli.main(["explain", name, "--input", "1,3,64,64"]) == 0
+    out = capsys.readouterr().out
+    assert "bottleneck" in out
+    assert "layer4.2.conv3" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["resnet19"], "there is no model 'resnet19': give one of resnet18"),
+        (["no_such_module:f"], "no_such_module:f gives no model: ModuleNotFoundError"),
+        (["resnet_fused.models:resnet19"], "gives no model: AttributeError"),
+        (["math:pi"], "gives no model: it is a float"),
+        (["resnet18", "--input", "224"], "--input takes four positive sizes such as 1,3,224,224, got '224'"),
+        (["resnet18", "--input", "1,3,0,8"], "four positive sizes"),
+        (["resnet18", "--input", "1,4,64,64"], "does not take an input of shape [1, 4, 64, 64]"),
+    ],
+)
+def test_explain_errors(capsys, argv, expected):
+    assert expected in fails(capsys, "explain", *argv)
+
+
+def test_recorded_shapes_are_those_of_a_real_forward_pass():
+    model = models.resnet18().eval()
+    calls = conv_calls(model, [2, 3, 65, 33], torch.float32, channels_last=True)
+    real = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda m, a, y, name=name: real.update({name: [*a[0].shape, *y.shape]}))
+    model(torch.randn(2, 3, 65, 33))
+    assert {c.name: [*c.input, *c.output] for c in calls} == real
+    assert all(c.channels_last for c in calls)
+
+
+def test_explain_leaves_no_hooks_behind():
+    model = models.small_resnet()
+    conv_calls(model, [1, 3, 8, 8], torch.float32, channels_last=False)
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_missing_torchvision_names_the_command(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CommandError, match="pip install torchvision"):
+        _torchvision.import_torchvision_models()
+
+
+def test_torchvision_imports_in_a_fresh_process():
+    pytest.importorskip("torchvision")
+    code = "from resnet_fused.cli._torchvision import import_torchvision_models as f; print(f().resnet18)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert "resnet18" in done.stdout, done.stderr
+
+
+def test_missing_package_names_the_command(capsys, monkeypatch, tmp_path):
+    for name in [n for n in sys.modules if n.startswith(("resnet_fused.cli.demo", "sklearn"))]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("sklearn", "sklearn.datasets"):
+        monkeypatch.setitem(sys.modules, name, None)
+    error = fails(capsys, "demo", "--out", str(tmp_path))
+    assert "pip install scikit-learn" in error
+
+
+def test_demo_errors(capsys, tmp_path):
+    assert "device 'cuda:99' cannot be used here" in fails(capsys, "demo", "--device", "cuda:99")
+    occupied = tmp_path / "file"
+    occupied.write_text("")
+    assert "cannot write to" in fails(capsys, "demo", "--device", "cpu", "--out", str(occupied))
+
+
+def test_unknown_command_exits_with_status_2(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["frobnicate"])
+    assert stopped.value.code == 2
+    assert "frobnicate" in capsys.readouterr().err
+
+
+def test_machine_record_names_machine_and_commit():
+    record = _machine.record(torch.device("cpu"))
+    assert record["torch"] == torch.__version__
+    assert record["cpu"]
+    assert record["date"].endswith("+00:00")

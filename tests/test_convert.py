@@ -1,0 +1,339 @@
+"""convert, revert and report: what changes, what stays, and what is refused in which words."""
+
+import copy
+
+import pytest
+import torch
+from criterion import assert_close
+from support import randomise, truth
+from torch import nn
+
+import resnet_fused
+from resnet_fused import models, modules, reference
+
+OURS = {
+    "small_resnet": models.small_resnet,
+    "small_preact_resnet": models.small_preact_resnet,
+    "cifar_A": lambda: models.cifar_resnet(8),
+    "cifar_B": lambda: models.cifar_resnet(8, shortcut="B"),
+    "cifar_plain": lambda: models.cifar_resnet(8, residual=False),
+    "cifar_preact": lambda: models.cifar_resnet(8, preact=True),
+    "cifar_plain_preact": lambda: models.cifar_resnet(8, preact=True, residual=False),
+    "resnet18": models.resnet18,
+    "bottlenecks": lambda: models.ResNet(reference.Bottleneck, [1, 1, 1, 1], 10, width_per_group=128),
+}
+
+
+class Custom(nn.Module):
+    """A user's model with blocks that resnet_fused knows and others that it does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.known = reference.BasicBlock(8, 8)
+        self.mine = CustomBlock()
+
+    def forward(self, x):
+        return self.mine(self.known(self.bn1(self.conv1(x))))
+
+
+class CustomBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+        self.shortcut = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+
+    def forward(self, x):
+        return self.bn(self.conv(x)) + self.shortcut(x)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_models_convert_whole_and_match(name, device):
+    model = randomise(OURS[name]()).eval().to(device)
+    x = torch.randn(2, 3, 40, 40, device=device)
+    exact = truth(model, x)
+    with torch.no_grad():
+        expected = model(x)
+        assert resnet_fused.convert(model, strict=True) is model
+        assert resnet_fused.report(model).count("converted") == len(resnet_fused.report(model)) > 0
+        assert_close(model(x), expected, exact)
+        resnet_fused.revert(model)
+        assert torch.equal(model(x), expected)
+
+
+def test_conversion_changes_classes_and_nothing_else():
+    model = models.small_resnet()
+    block = model.layer2[0]
+    hook = block.register_forward_hook(lambda *_: None)
+    model.layer1.eval()
+    before = {name: (id(m), m.training, id(m.__dict__)) for name, m in model.named_modules()}
+    contents = {name: dict(m.__dict__) for name, m in model.named_modules()}
+    parameters = {name: id(p) for name, p in model.named_parameters()}
+    buffers = {name: id(b) for name, b in model.named_buffers()}
+    classes = [type(m) for m in model.modules()]
+    for function, kind in (
+        (resnet_fused.convert, modules.FusedBasicBlock),
+        (resnet_fused.revert, reference.BasicBlock),
+    ):
+        function(model)
+        assert type(block) is kind
+        assert {name: (id(m), m.training, id(m.__dict__)) for name, m in model.named_modules()} == before
+        assert {name: dict(m.__dict__) for name, m in model.named_modules()} == contents
+        assert {name: id(p) for name, p in model.named_parameters()} == parameters
+        assert {name: id(b) for name, b in model.named_buffers()} == buffers
+        assert hook.id in block._forward_hooks
+    assert [type(m) for m in model.modules()] == classes
+
+
+def test_state_dicts_load_both_ways():
+    eager, fused = models.small_resnet(), resnet_fused.convert(models.small_resnet())
+    assert list(eager.state_dict()) == list(fused.state_dict())
+    fused.load_state_dict(eager.state_dict(), strict=True)
+    randomise(fused)
+    eager.load_state_dict(fused.state_dict(), strict=True)
+    x = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(eager.eval()(x), fused.eval()(x))
+
+
+def test_converting_twice_changes_nothing():
+    model = resnet_fused.convert(models.small_resnet())
+    classes = [type(m) for m in model.modules()]
+    assert resnet_fused.convert(model, strict=True) is model
+    assert [type(m) for m in model.modules()] == classes
+    resnet_fused.revert(resnet_fused.revert(model))
+    assert type(model) is models.CifarResNet
+
+
+def test_a_block_alone_and_a_block_in_two_places():
+    block = reference.BasicBlock(8, 8)
+    model = nn.Sequential(block, nn.Identity(), block)
+    resnet_fused.convert(model)
+    assert model[0] is model[2] is block
+    assert list(resnet_fused.report(model)) == ["0"]
+    alone = reference.Bottleneck(16, 4)
+    assert type(resnet_fused.convert(alone)) is modules.FusedBottleneck
+    assert isinstance(alone, reference.Bottleneck)
+    assert list(resnet_fused.report(alone)) == [""]
+
+
+def test_training_mode_of_every_module_survives():
+    model = models.small_resnet().train()
+    model.layer1[0].bn1.eval()
+    flags = [m.training for m in model.modules()]
+    assert [m.training for m in resnet_fused.convert(model).modules()] == flags
+
+
+def test_training_is_eagers_to_the_bit(device):
+    eager = randomise(models.ResNet(reference.Bottleneck, [1, 1, 1, 1], 10)).to(device)
+    fused = resnet_fused.convert(copy.deepcopy(eager))
+    x = torch.randn(2, 3, 33, 33, device=device)
+    for model in (eager, fused):
+        optimiser = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(2):
+            optimiser.zero_grad()
+            model(x).square().mean().backward()
+            optimiser.step()
+    for (name, a), b in zip(eager.state_dict().items(), fused.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    for (name, a), b in zip(eager.named_parameters(), fused.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad), name
+
+
+def test_filter_fn_decides():
+    model = models.small_resnet()
+    seen = []
+
+    def only_layer2(module, name):
+        seen.append((type(module).__name__, name))
+        return name.startswith("layer2")
+
+    resnet_fused.convert(model, filter_fn=only_layer2, strict=True)
+    assert seen == [("CifarResNet", ""), ("BasicBlock", "layer1.0"), ("BasicBlock", "layer2.0")]
+    report = resnet_fused.report(model)
+    assert {name: entry.status for name, entry in report.items()} == {
+        "": "convertible",
+        "layer1.0": "convertible",
+        "layer2.0": "converted",
+    }
+
+
+def test_strict_lists_every_refusal_and_changes_nothing():
+    model = Custom()
+    with pytest.raises(ValueError, match="strict=True") as error:
+        resnet_fused.convert(model, strict=True)
+    assert str(error.value).splitlines()[1:] == [
+        "  (root): class Custom is not a block that resnet_fused knows",
+        "  mine: class CustomBlock is not a block that resnet_fused knows",
+    ]
+    assert type(model.known) is reference.BasicBlock
+    resnet_fused.convert(model, strict=True, filter_fn=lambda module, name: name == "known")
+    assert type(model.known) is modules.FusedBasicBlock
+
+
+def test_report_reads_like_a_table():
+    model = resnet_fused.convert(Custom())
+    report = resnet_fused.report(model)
+    assert list(report) == ["", "known", "mine"]
+    assert report["known"].status == "converted"
+    assert "known" in report
+    assert len(report) == 3
+    lines = str(report).splitlines()
+    assert lines[0].split() == ["module", "kind", "status", "reason"]
+    assert lines[2].split() == ["known", "basic", "block", "converted"]
+    assert lines[-1] == "1 converted, 0 convertible, 2 refused"
+    assert len({line.index("refused") for line in lines[1:-1] if "refused" in line}) == 1
+    assert "no residual block" in str(resnet_fused.report(nn.Linear(1, 1)))
+    assert resnet_fused.report(reference.BasicBlock(4, 4))[""].reason == "not converted yet; call resnet_fused.convert"
+
+
+def refusal(change, build=lambda: reference.BasicBlock(8, 8)):
+    block = build()
+    change(block)
+    resnet_fused.convert(block)
+    entry = resnet_fused.report(block)[""]
+    assert entry.status == "refused"
+    assert type(block) is type(build()), "a refused block stays as it is"
+    return entry.reason
+
+
+def setting(name, value):
+    return lambda block: setattr(block, name, value)
+
+
+class MyConv(nn.Conv2d):
+    pass
+
+
+class MyBlock(reference.BasicBlock):
+    pass
+
+
+def parametrise(block):
+    torch.nn.utils.parametrizations.weight_norm(block.conv1)
+
+
+def replace_forward(block):
+    block.forward = lambda x: x
+
+
+def replace_inner_forward(block):
+    block.conv2.forward = lambda x: x
+
+
+REFUSALS = [
+    (setting("bn1", nn.GroupNorm(2, 8)), "bn1 is GroupNorm, not BatchNorm2d"),
+    (setting("bn2", nn.SyncBatchNorm(8)), "bn2 is SyncBatchNorm, not BatchNorm2d"),
+    (
+        setting("bn2", nn.BatchNorm2d(8, track_running_stats=False)),
+        "bn2 keeps no running statistics (track_running_stats=False), so eval mode normalises by the batch",
+    ),
+    (setting("relu", nn.ReLU6()), "relu is ReLU6, not ReLU"),
+    (setting("conv1", MyConv(8, 8, 3)), "conv1 is MyConv, not Conv2d"),
+    (
+        setting("conv2", nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")),
+        "conv2 has padding_mode 'reflect', not 'zeros'",
+    ),
+    (setting("conv2", nn.Conv2d(8, 8, 3, padding="same")), "conv2 has padding 'same', not a number of pixels"),
+    (parametrise, "conv1 is parametrised (torch.nn.utils.parametrize)"),
+    (lambda b: b.conv1.register_forward_hook(print), "a forward hook is registered on conv1"),
+    (lambda b: b.bn1.register_forward_pre_hook(print), "a forward pre-hook is registered on bn1"),
+    (lambda b: b.relu.register_full_backward_hook(print), "a backward hook is registered on relu"),
+    (replace_forward, "its forward was replaced on this instance"),
+    (replace_inner_forward, "forward, weight or bias of conv2 was replaced by a plain attribute"),
+    (
+        setting("downsample", nn.MaxPool2d(1)),
+        "downsample is MaxPool2d; ZeroPadShortcut, Identity, Sequential, Conv2d or None expected",
+    ),
+    (
+        setting("downsample", nn.Sequential(nn.Conv2d(8, 8, 1), nn.GroupNorm(2, 8), nn.SyncBatchNorm(8))),
+        "downsample.2 is SyncBatchNorm, not BatchNorm2d",
+    ),
+    (setting("conv1", None), "conv1 is None, not a Conv2d module"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), REFUSALS, ids=[reason[:30] for _, reason in REFUSALS])
+def test_refusals_give_the_reason(change, reason):
+    assert refusal(change) == reason
+
+
+def test_subclasses_of_known_blocks_are_refused():
+    reason = refusal(lambda block: None, lambda: MyBlock(8, 8))
+    assert reason == "MyBlock is a subclass of BasicBlock; only the exact class is recognised"
+
+
+def test_a_users_subclass_of_a_fused_block_stays():
+    class Mine(modules.FusedBasicBlock):
+        pass
+
+    block = Mine(8, 8)
+    assert resnet_fused.report(block)[""].status == "converted"
+    assert type(resnet_fused.revert(resnet_fused.convert(block))) is Mine
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.AvgPool2d(3)], ids=["ceil_mode", "average"])
+def test_a_stem_that_cannot_fuse_stays_and_its_blocks_convert(pool, device):
+    model = randomise(models.resnet18(10)).eval().to(device)
+    model.maxpool = pool
+    resnet_fused.convert(model)
+    assert type(model) is models.ResNet
+    report = resnet_fused.report(model)
+    assert report[""].kind == "stem"
+    assert report[""].reason.startswith("maxpool is ")
+    assert report.count("converted") == 8
+
+
+def test_a_stem_without_pooling(device):
+    model = randomise(models.resnet18(10)).eval().to(device)
+    model.maxpool = nn.Identity()
+    x = torch.randn(1, 3, 20, 20, device=device)
+    exact = truth(model, x)
+    with torch.no_grad():
+        expected = model(x)
+        assert_close(resnet_fused.convert(model, strict=True)(x), expected, exact)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_fused_stem_returns_channels_last(channels, device):
+    model = randomise(models.small_resnet(in_channels=channels)).eval().to(device)
+    resnet_fused.convert(model)
+    formats = []
+    model.layer1.register_forward_pre_hook(lambda _, inputs: formats.append(inputs[0].stride(1)))
+    with torch.no_grad():
+        model(torch.randn(2, channels, 8, 8, device=device))
+    model(torch.randn(2, channels, 8, 8, device=device))
+    assert formats == [1, 64], "fused: NHWC; eager, with gradients: as eager"
+
+
+def wrapped_in_compile():
+    return torch.compile(models.small_resnet())
+
+
+def compiled_in_place():
+    model = models.small_resnet()
+    model.layer1.compile()
+    return model
+
+
+def scripted():
+    return nn.Sequential(torch.jit.script(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (wrapped_in_compile, "the model is wrapped by torch.compile; convert the bare model first"),
+        (compiled_in_place, "'layer1' is wrapped by torch.compile"),
+        (scripted, "'0' is wrapped by TorchScript"),
+    ],
+)
+def test_wrapped_models_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        resnet_fused.convert(build())
+
+
+@pytest.mark.parametrize("function", [resnet_fused.convert, resnet_fused.revert, resnet_fused.report])
+def test_what_is_no_module_is_refused(function):
+    with pytest.raises(TypeError, match=rf"resnet_fused.{function.__name__} takes a torch.nn.Module, got dict"):
+        function({})

@@ -1,0 +1,302 @@
+"""The CUDA kernels, run thread by thread on the CPU: right answers, and no access out of place."""
+
+from __future__ import annotations
+
+import itertools
+
+import cuda_on_cpu
+import pytest
+import torch
+from criterion import assert_close
+from cuda_on_cpu.bn_add_act import DTYPES, BatchNorm, Variant, parameters, run
+
+from resnet_fused import reference
+
+if reason := cuda_on_cpu.missing():
+    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
+
+REDUCED = [torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return cuda_on_cpu.load()
+
+
+def activation(shape, dtype, channels_last, seed=0, misalign=0):
+    """Dense in the format, ``misalign`` elements past a 16-byte boundary."""
+    n, c, h, w = shape
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    room = torch.zeros(n * c * h * w + misalign, dtype=dtype)
+    strides = (c * h * w, 1, w * c, c) if channels_last else (c * h * w, h * w, w, 1)
+    return room.as_strided(shape, strides, misalign).copy_(values)
+
+
+def batch_norm(c, dtype, seed=1, stride=1, **changes):
+    g = torch.Generator().manual_seed(seed)
+
+    def vector(low, high):
+        return (torch.rand(c, generator=g) * (high - low) + low).to(dtype).repeat_interleave(stride)[::stride]
+
+    bn = BatchNorm(vector(0.5, 1.5), vector(-1, 1), vector(-1, 1), vector(0.5, 2), None)
+    return bn._replace(**changes)
+
+
+def eager(x, bn, shortcut=None, shortcut_bn=None, relu=True):
+    def apply(y, b, residual, act):
+        if y.dtype == torch.float64:  # eager takes no float32 BatchNorm here
+            b = in_float64(b)
+        if b.bias is not None:
+            y = y + b.bias.to(y.dtype)[:, None, None]
+        return reference.bn_add_act(y, *b[:4], b.eps, residual, act)
+
+    if shortcut_bn is not None:
+        shortcut = apply(shortcut, shortcut_bn, None, False)
+    return apply(x, bn, shortcut, relu)
+
+
+def in_float64(value):
+    if isinstance(value, BatchNorm):
+        return BatchNorm(*(in_float64(v) for v in value))
+    return value.double() if isinstance(value, torch.Tensor) else value
+
+
+def check(kernels, x, bn, shortcut=None, shortcut_bn=None, relu=True, channels_last=True, **options):
+    want = eager(x, bn, shortcut, shortcut_bn, relu)
+    truth = eager(*map(in_float64, (x, bn, shortcut, shortcut_bn)), relu)
+    out, report = run(kernels, x, bn, shortcut, shortcut_bn, relu=relu, channels_last=channels_last, **options)
+    assert report["error_count"] == 0, report["errors"]
+    assert_close(out, want, truth)
+    return report
+
+
+def compiled_variants():
+    # 42 names are wanted before anything is compiled; test_the_menu_is_what_is_compiled compares them with the library.
+    widths = [(d, v) for d in DTYPES for v in (16 // d.itemsize, 1) if d != torch.float64 or v == 1]
+    return [
+        Variant(d, v, c, s) for (d, v), c, s in itertools.product(widths, (True, False), ("none", "add", "projected"))
+    ]
+
+
+VARIANTS = compiled_variants()
+each_variant = pytest.mark.parametrize(
+    "v", VARIANTS, ids=lambda v: f"{str(v.dtype)[6:]}x{v.vector}-{'nhwc' if v.channels_last else 'nchw'}-{v.shortcut}"
+)
+
+
+def arguments(v: Variant, shape, param_dtype, misalign=0, **bn):
+    x = activation(shape, v.dtype, v.channels_last, 0, misalign)
+    shortcut = None if v.shortcut == "none" else activation(shape, v.dtype, v.channels_last, 2, misalign)
+    projection = batch_norm(shape[1], param_dtype, 3, **bn) if v.shortcut == "projected" else None
+    return x, batch_norm(shape[1], param_dtype, 1, **bn), shortcut, projection
+
+
+def selected(kernels, v, x, bn, shortcut, shortcut_bn):
+    p = parameters(x, x, bn, shortcut, shortcut_bn, channels_last=v.channels_last)
+    return Variant.of(kernels.select_bn_add_act(p))
+
+
+def test_the_menu_is_what_is_compiled(kernels):
+    """Everything that can be selected is compiled, and everything that is compiled can be selected."""
+    compiled = [Variant.of(v) for v in kernels.compiled_bn_add_act()]
+    assert len(compiled) == len(set(compiled))
+    assert set(compiled) == set(VARIANTS)
+    found = set()
+    shapes = [(1, 1, 1, 1), (2, 8, 4, 4), (2, 3, 4, 4), (2, 8, 3, 3), (1, 4, 2, 2), (0, 8, 4, 4)]
+    for shape, v, misalign in itertools.product(shapes, VARIANTS, (0, 1)):
+        found.add(selected(kernels, v, *arguments(v, shape, torch.float32, misalign)))
+    assert found == set(compiled)
+
+
+@each_variant
+@pytest.mark.parametrize("param_dtype", ["float32", "same"])
+def test_every_variant(kernels, v, param_dtype):
+    dtype = v.dtype if param_dtype == "same" else torch.float32
+    # More items than a pass of 4 accesses a thread takes, and some left over; an odd run for the scalar kernels.
+    shape = (3, 5, 25, 21) if v.vector == 1 else (3, 64, 20, 20) if v.channels_last else (3, 2, 64, 64)
+    for relu in (True, False):
+        args = arguments(v, shape, dtype)
+        assert selected(kernels, v, *args) == v
+        report = check(kernels, *args, relu=relu, channels_last=v.channels_last)
+        # Each element is read once and written once; what is read besides are the vectors.
+        size = args[0].numel() * args[0].element_size()
+        assert report["bytes_stored"] == size
+        assert report["bytes_loaded"] >= (2 if args[2] is not None else 1) * size
+        assert report["wide_accesses"] == ((3 if args[2] is not None else 2) * size // 16 if v.vector > 1 else 0)
+
+
+@each_variant
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "backward"])
+def test_in_place_in_any_order_of_threads(kernels, v, reverse):
+    shape = (2, 16, 8, 8) if v.vector > 1 else (2, 5, 7, 3)
+    args = arguments(v, shape, torch.float32)
+    check(kernels, *args, channels_last=v.channels_last, in_place=True, reverse=reverse)
+
+
+@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("c", [1, 3, 8, 64, 72, 300, 2056])
+def test_channel_counts(kernels, c, dtype, channels_last):
+    """2056 channels in bf16 are 257 accesses, one more than a block has threads."""
+    x = activation((2, c, 4, 6), dtype, channels_last)
+    check(kernels, x, batch_norm(c, torch.float32), x.clone(), channels_last=channels_last)
+
+
+@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+@pytest.mark.parametrize(
+    "shape", [(1, 64, 1, 1), (1, 8, 1, 7), (7, 8, 1, 1), (1, 1, 1, 1), (5, 64, 7, 7), (2, 16, 30, 31)], ids=str
+)
+@pytest.mark.parametrize("sm_count", [1, 132])
+def test_shapes(kernels, shape, channels_last, sm_count):
+    x = activation(shape, torch.bfloat16, channels_last)
+    check(kernels, x, batch_norm(shape[1], torch.float32), channels_last=channels_last, sm_count=sm_count)
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 4, 4), (2, 8, 0, 4), (2, 0, 4, 4)], ids=str)
+def test_empty(kernels, shape):
+    x = torch.empty(shape)
+    out, report = run(kernels, x, batch_norm(shape[1], torch.float32))
+    assert report["errors"] == []
+    assert report["bytes_loaded"] == 0
+    assert out.shape == x.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *REDUCED], ids=str)
+@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+def test_misaligned(kernels, dtype, channels_last):
+    """An aligned x does not make a misaligned shortcut safe, nor the other way round."""
+    bn = batch_norm(8, torch.float32)
+    for mx, ms in [(1, 0), (0, 1), (1, 1), (2, 4)]:
+        x = activation((2, 8, 4, 4), dtype, channels_last, misalign=mx)
+        check(kernels, x, bn, activation((2, 8, 4, 4), dtype, channels_last, 5, ms), channels_last=channels_last)
+
+
+@pytest.mark.parametrize(
+    "absent", [("gamma",), ("beta",), ("gamma", "beta"), ("gamma", "beta", "mean", "var")], ids="+".join
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_absent_vectors(kernels, dtype, absent):
+    x = activation((2, 8, 4, 4), dtype, True)
+    bn = batch_norm(8, torch.float32 if dtype in REDUCED else dtype, **dict.fromkeys(absent))
+    check(kernels, x, bn, x.clone())
+    check(kernels, x, bn._replace(bias=torch.linspace(-1, 1, 8).to(dtype)), x.clone())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bias_strides_and_mixed_dtypes(kernels, dtype):
+    """Each vector brings its own dtype and stride: here a bias in x's dtype beside a float32 BatchNorm."""
+    param_dtype = torch.float32 if dtype in REDUCED else dtype
+    bn = batch_norm(24, param_dtype, stride=3, bias=torch.linspace(-2, 2, 24).to(dtype))
+    assert bn.mean.stride(0) == 3
+    shortcut_bn = batch_norm(24, dtype, seed=7, stride=2)
+    x, p = (activation((2, 24, 5, 5), dtype, True, seed) for seed in (0, 1))
+    check(kernels, x, bn, p, shortcut_bn)
+
+
+@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_zero_gamma_and_zero_variance(kernels, dtype, channels_last):
+    x = activation((2, 8, 4, 4), dtype, channels_last)
+    param_dtype = torch.float32 if dtype in REDUCED else dtype
+    zero = torch.zeros(8, dtype=param_dtype)
+    for relu in (True, False):
+        check(kernels, x, batch_norm(8, param_dtype, gamma=zero), x.clone(), relu=relu, channels_last=channels_last)
+        check(kernels, x, batch_norm(8, param_dtype, var=zero), relu=relu, channels_last=channels_last)
+        # eps = 0: infinities, and NaN where they meet, at the places where eager has them
+        bn = batch_norm(8, param_dtype, var=zero, eps=0.0)
+        check(kernels, x, bn, relu=relu, channels_last=channels_last)
+
+
+@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shortcut", ["none", "add", "projected"])
+def test_nonfinite_inputs(kernels, dtype, channels_last, shortcut):
+    v = Variant(dtype, 0, channels_last, shortcut)
+    for relu in (True, False):
+        args = arguments(v, (2, 8, 4, 4), torch.float32 if dtype in REDUCED else dtype)
+        for t in (args[0], args[2]):
+            if t is not None:
+                t[0, 1, 2, 3], t[1, 7, 0, 0], t[1, 0, 3, 3] = torch.nan, torch.inf, -torch.inf
+        if args[2] is not None:
+            args[2][0, 4] = torch.inf
+            args[0][0, 4, 1] = -torch.inf
+        check(kernels, *args, relu=relu, channels_last=channels_last)
+
+
+@pytest.mark.parametrize("dtype", REDUCED, ids=str)
+def test_one_rounding(kernels, dtype):
+    """Without BatchNorm the result is the exact sum rounded once: nothing else than the store rounds."""
+    x, y = (activation((2, 8, 16, 16), dtype, True, seed) for seed in (0, 1))
+    out, _ = run(kernels, x, BatchNorm(), y, relu=False)
+    torch.testing.assert_close(out, (x.float() + y.float()).to(dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("vector", [1, 4, 8])
+@pytest.mark.parametrize("sm_count", [1, 132])
+def test_the_walk_covers_every_item_once(kernels, vector, sm_count):
+    for c, channels_last, (n, area) in itertools.product(
+        (vector, 3 * vector, 72 * vector, 513 * vector), (True, False), ((1, vector), (3, 49 * vector), (256, 3136))
+    ):
+        p = dict(x=0, out=0, shortcut=0, projected=False, relu=True, dtype=0, channels_last=channels_last)
+        w = kernels.walk_bn_add_act(p | dict(batch=n, channels=c, area=area), vector, sm_count)
+        assert w["lanes"] * w["slots"] == w["block"] <= 256
+        assert w["groups"] * w["splits"] == w["grid"]
+        assert (w["groups"] - 1) * w["lanes"] < w["all_lanes"] <= w["groups"] * w["lanes"]
+        assert w["all_lanes"] * w["items"] * vector == n * c * area
+        # No block without work, and no more blocks than the device holds, unless each lane group needs its own.
+        assert (w["splits"] - 1) * w["slots"] < w["items"]
+        assert w["grid"] <= max(8 * sm_count, w["groups"])
+
+
+KERNEL, WALK, AFFINE, ELEMENT = (
+    "cuda/bn/bn_add_act.cuh",
+    "cuda/bn/bn_add_act.h",
+    "cuda/tile/scale_shift.cuh",
+    "cuda/tile/element.cuh",
+)
+PLANTS = {
+    "reads past the last item": (KERNEL, "i < walk.items; i += step", "i <= walk.items; i += step"),
+    "stops before the last item": (KERNEL, "i < walk.items; i += step", "i + 1 < walk.items; i += step"),
+    "no bounds check on lanes": (KERNEL, "if (lane >= walk.all_lanes) return;", ""),
+    "counts a batch short": (KERNEL, "i += Config::kBatch * step", "i += (Config::kBatch - 1) * step"),
+    "wrong channel": (KERNEL, "Config::kChannels == 1 ? 0 : e;", "Config::kChannels == 1 ? 0 : e ^ 1;"),
+    "wrong lane's vectors": (KERNEL, "const Affine bn(p.bn, lane * Config::kChannels);", "const Affine bn(p.bn, 0);"),
+    "residual dropped": (
+        KERNEL,
+        "Config::kShortcut == Shortcut::kAdd) v[e] +=",
+        "Config::kShortcut == Shortcut::kAdd) (void)",
+    ),
+    "projection's BatchNorm dropped": (KERNEL, "Affine(p.shortcut_bn,", "Affine(p.bn,"),
+    "NaN lost in ReLU": (KERNEL, "v < Acc(0) ? Acc(0) : v", "v > Acc(0) ? v : Acc(0)"),
+    "alignment of the shortcut forgotten": (
+        WALK,
+        " | reinterpret_cast<uintptr_t>(p.shortcut)",
+        "",
+    ),
+    "eps forgotten": (AFFINE, "var[i] + static_cast<Acc>(bn.eps)", "var[i]"),
+    "halves swapped": (ELEMENT, "words[i / 2] >> (i % 2 * 16)", "words[i / 2] >> ((i + 1) % 2 * 16)"),
+    "read-only load of what is written": (KERNEL, "template load<Access::kPlain>", "template load<Access::kReadOnly>"),
+}
+
+
+def exercise(kernels):
+    """What every planted bug must fail."""
+    for shape, shortcut in itertools.product([(3, 16, 36, 36), (2, 2056, 2, 4)], ["none", "add", "projected"]):
+        args = arguments(Variant(torch.bfloat16, 8, True, shortcut), shape, torch.float32)
+        args[0][0, 0, 0, 0] = torch.nan
+        check(kernels, *args)
+        check(kernels, *args, in_place=True)
+    x = activation((2, 8, 4, 4), torch.bfloat16, True)
+    check(kernels, x, batch_norm(8, torch.float32, var=torch.full((8,), 1e-5)))
+    check(kernels, x, batch_norm(8, torch.float32), activation((2, 8, 4, 4), torch.bfloat16, True, 5, misalign=1))
+
+
+def test_planted_bugs_have_something_to_break(kernels):
+    exercise(kernels)
+
+
+@pytest.mark.parametrize("bug", PLANTS)
+def test_planted_bugs_are_caught(bug):
+    kernels = cuda_on_cpu.load(cuda_on_cpu.Plant(*PLANTS[bug]))
+    with pytest.raises(AssertionError):
+        exercise(kernels)

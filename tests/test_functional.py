@@ -1,0 +1,182 @@
+"""The user's functions: equivalent to PyTorch's, differentiable, and clear about wrong arguments."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from criterion import assert_close
+from support import randomise
+from torch import nn
+
+from resnet_fused import functional, ops, reference
+from resnet_fused.functional import BatchNorm, Projection
+
+
+def norm_of(channels, device):
+    return BatchNorm.of(randomise(nn.BatchNorm2d(channels)).to(device))
+
+
+@pytest.fixture
+def block_of():
+    """An eager block in eval mode with its function's arguments."""
+
+    def build(cls, inplanes, planes, stride, device, projected):
+        out = planes * cls.expansion
+        side = (
+            nn.Sequential(nn.Conv2d(inplanes, out, 1, stride, bias=False), nn.BatchNorm2d(out)) if projected else None
+        )
+        block = randomise(cls(inplanes, planes, stride, side)).eval().requires_grad_(False).to(device)
+        options = {"stride": stride}
+        if projected:
+            options["projection"] = Projection(side[0].weight, BatchNorm.of(side[1]), stride=stride)
+        return block, options
+
+    return build
+
+
+def tensors(block, *names):
+    children = dict(block.named_children())
+    return [BatchNorm.of(children[n]) if n.startswith("bn") else children[n].weight for n in names]
+
+
+BLOCKS = [
+    (functional.basic_block, reference.BasicBlock, ("conv1", "bn1", "conv2", "bn2")),
+    (functional.bottleneck, reference.Bottleneck, ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")),
+    (functional.preact_block, reference.PreActBlock, ("bn1", "conv1", "bn2", "conv2")),
+    (functional.preact_bottleneck, reference.PreActBottleneck, ("bn1", "conv1", "bn2", "conv2", "bn3", "conv3")),
+]
+
+
+@pytest.mark.parametrize(("function", "cls", "names"), BLOCKS)
+@pytest.mark.parametrize("projected", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_block_functions_are_the_blocks(function, cls, names, projected, autocast, device, block_of):
+    block, options = block_of(cls, 16, 16 // cls.expansion, 2 if projected else 1, device, projected)
+    x = torch.randn(2, 16, 7, 7, device=device)
+    exact = block.double()(x.double())
+    block.float()
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        assert_close(function(x, *tensors(block, *names), **options), block(x), exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_conv_bn_act_is_its_docstring(dtype, device):
+    bn = norm_of(6, device)
+    x, weight = torch.randn(2, 4, 9, 8, device=device).to(dtype), torch.randn(6, 2, 3, 2, device=device).to(dtype)
+    residual, bias = torch.randn(2, 6, 5, 9, device=device).to(dtype), torch.randn(6, device=device).to(dtype)
+    bn = BatchNorm(*(t.detach().to(dtype) for t in bn[:4]), 1e-3)
+    arguments = dict(bias=bias, stride=(2, 1), padding=(1, 1), dilation=1, groups=2)
+
+    def equivalent(dtype):
+        y = F.conv2d(x.to(dtype), weight.to(dtype), bias.to(dtype), (2, 1), (1, 1), 1, 2)
+        mean, var, gamma, beta = (t.to(dtype) for t in bn[:4])
+        return F.relu(F.batch_norm(y, mean, var, gamma, beta, eps=bn.eps) + residual.to(dtype))
+
+    actual = functional.conv_bn_act(x, weight, bn, residual=residual, **arguments)
+    assert_close(actual, equivalent(dtype), equivalent(torch.float64))
+
+
+def test_steps_can_be_left_out(device):
+    x, weight = torch.randn(1, 3, 5, 5, device=device), torch.randn(4, 3, 3, 3, device=device)
+    torch.testing.assert_close(functional.conv_bn_act(x, weight, relu=False), F.conv2d(x, weight))
+    torch.testing.assert_close(functional.conv_bn_act(x, weight), F.relu(F.conv2d(x, weight)))
+    torch.testing.assert_close(functional.bn_add_act(x, None, residual=x, relu=False), 2 * x)
+
+
+def test_conv_bn_relu_pool_is_its_docstring(device):
+    x, weight = torch.randn(1, 3, 32, 32, device=device), torch.randn(8, 3, 7, 7, device=device)
+    bn = norm_of(8, device)
+    with torch.no_grad():
+        actual = functional.conv_bn_relu_pool(x, weight, bn)
+        y = functional.conv_bn_act(x, weight, bn, stride=2, padding=3)
+        torch.testing.assert_close(actual, F.max_pool2d(y, 3, 2, 1))
+
+
+def test_conv_bn_proj_act_is_its_docstring(device):
+    x, weight = torch.randn(1, 8, 4, 4, device=device), torch.randn(8, 8, 3, 3, device=device)
+    side_x, side = torch.randn(1, 5, 8, 8, device=device), torch.randn(8, 5, 1, 1, device=device)
+    bn, side_bn = norm_of(8, device), norm_of(8, device)
+    projection = Projection(side, side_bn, stride=2)
+    with torch.no_grad():
+        actual = functional.conv_bn_proj_act(x, weight, bn, side_x, projection, padding=1)
+        shortcut = functional.conv_bn_act(side_x, side, side_bn, stride=2, relu=False)
+        torch.testing.assert_close(actual, functional.conv_bn_act(x, weight, bn, padding=1, residual=shortcut))
+
+
+def differentiable_calls(device):
+    x = torch.randn(1, 4, 6, 6, device=device, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 4, 3, 3, device=device, dtype=torch.float64, requires_grad=True)
+    side = torch.randn(4, 4, 1, 1, device=device, dtype=torch.float64, requires_grad=True)
+    mean, var = torch.randn(4, device=device).double(), torch.rand(4, device=device).double() + 0.5
+    gamma = torch.rand(4, device=device, dtype=torch.float64, requires_grad=True)
+    bn = BatchNorm(mean, var, gamma)
+    return (x, weight, side, gamma), {
+        "conv_bn_act": lambda: functional.conv_bn_act(x, weight, bn, padding=1, residual=x),
+        "conv_bn_proj_act": lambda: functional.conv_bn_proj_act(x, weight, bn, x, Projection(side, bn), padding=1),
+        "conv_bn_relu_pool": lambda: functional.conv_bn_relu_pool(x, weight, bn),
+        "bn_add_act": lambda: functional.bn_add_act(x, bn, residual=x),
+        "basic_block": lambda: functional.basic_block(x, weight, bn, weight, bn),
+        "preact_block": lambda: functional.preact_block(x, bn, weight, bn, weight),
+    }
+
+
+@pytest.mark.parametrize("name", list(differentiable_calls("cpu")[1]))
+def test_gradients_flow(name, device):
+    leaves, calls = differentiable_calls(device)
+    y = calls[name]()
+    assert y.requires_grad
+    gradients = torch.autograd.grad(y.sum(), leaves, allow_unused=True)
+    assert gradients[0].abs().sum() > 0
+    with torch.no_grad():
+        without = calls[name]()
+    assert not without.requires_grad
+    torch.testing.assert_close(without, y.detach())
+
+
+def test_one_gradient_is_enough_to_run_eagerly(device):
+    x, weight = torch.randn(1, 4, 6, 6, device=device), torch.randn(4, 4, 1, 1, device=device)
+    bn = BatchNorm(*(torch.ones(4, device=device) for _ in range(3)), torch.zeros(4, device=device, requires_grad=True))
+    assert functional.conv_bn_act(x, weight, bn).requires_grad
+    assert functional.bn_add_act(x, bn).requires_grad
+    assert functional.conv_bn_act(x, weight, residual=x.clone().requires_grad_()).requires_grad
+    assert functional.conv_bn_proj_act(x, weight, None, x.clone().requires_grad_(), Projection(weight)).requires_grad
+
+
+def test_autocast_follows_eager(device):
+    x, weight = torch.randn(1, 4, 6, 6, device=device), torch.randn(4, 4, 1, 1, device=device)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert functional.conv_bn_act(x, weight).dtype is torch.bfloat16
+        wide = functional.conv_bn_act(x, weight, residual=x)
+        assert wide.dtype is reference.conv_bn_act(x, weight, residual=x).dtype is torch.float32
+        assert functional.bn_add_act(x, None).dtype is torch.float32
+        assert functional.conv_bn_act(x.double(), weight.double()).dtype is torch.float64
+
+
+def test_wrong_arguments_say_what_is_wrong():
+    x, weight = torch.randn(1, 4, 6, 6), torch.randn(8, 4, 3, 3)
+    with pytest.raises(ValueError, match=r"stride is \(1, 2, 3\); an int or two ints"):
+        functional.conv_bn_act(x, weight, stride=(1, 2, 3))
+    with pytest.raises(ValueError, match="padding is 'same'"):
+        functional.conv_bn_act(x, weight, padding="same")
+    with pytest.raises(TypeError, match=r"bn is the module BatchNorm2d; pass BatchNorm.of\(module\)"):
+        functional.conv_bn_act(x, weight, nn.BatchNorm2d(8))
+    with pytest.raises(ValueError, match="keeps no running statistics"):
+        BatchNorm.of(nn.BatchNorm2d(8, track_running_stats=False))
+    with pytest.raises(RuntimeError, match=r"x has 4 channels, weight is \[8, 3, 3, 3\]"):
+        functional.conv_bn_act(x, weight[:, :3])
+    with pytest.raises(RuntimeError, match="weight has dtype"):
+        functional.conv_bn_act(x, weight.double())
+    with pytest.raises(RuntimeError, match="residual has shape"):
+        functional.conv_bn_act(x, weight, residual=x)
+
+
+def test_packed_weights_are_kept_on_request_and_forgotten():
+    before = ops.packed_bytes()
+    x, weight = torch.randn(1, 16, 6, 6), torch.randn(16, 16, 3, 3)
+    functional.conv_bn_act(x, weight)
+    assert ops.packed_bytes() == before
+    kept = functional.conv_bn_act(x, weight, keep_packed=True)
+    weight.mul_(2)
+    torch.testing.assert_close(functional.conv_bn_act(x, weight, keep_packed=True), 2 * kept)
+    functional.forget_packed(weight)
+    assert ops.packed_bytes() == before
+    functional.forget_packed([weight, weight])
