@@ -9,7 +9,7 @@
 
 #define BN "Tensor? gamma, Tensor? beta, Tensor? mean, Tensor? var, float eps"
 #define CONV "Tensor x, Tensor weight, Tensor? bias, " BN ", int[2] stride, int[2] padding, int[2] dilation, int groups"
-#define PROJ                                                                                   \
+#define PROJ                                                                                      \
   "Tensor proj_x, Tensor proj_weight, Tensor? proj_bias, Tensor? proj_gamma, Tensor? proj_beta, " \
   "Tensor? proj_mean, Tensor? proj_var, float proj_eps, int[2] proj_stride"
 
@@ -19,7 +19,8 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   // act(bn(conv(x)) + proj_bn(conv1x1(proj_x))): the projection shortcut's output never exists
   m.def("conv_bn_proj_act(" CONV ", " PROJ ", bool relu, bool keep_packed) -> Tensor");
   // max_pool2d(relu(bn(conv(x)))): a ResNet's stem
-  m.def("conv_bn_relu_pool(" CONV ", int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, bool keep_packed) -> Tensor");
+  m.def("conv_bn_relu_pool(" CONV
+        ", int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, bool keep_packed) -> Tensor");
   // act(bn(x) + residual)
   m.def("bn_add_act(Tensor x, " BN ", Tensor? residual, bool relu) -> Tensor");
 
@@ -28,5 +29,7 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   // Bytes that keep_packed holds now.
   m.def("packed_bytes() -> int");
   // The plan that conv_bn_act would run on the CPU for these shapes, in words; dtype is "float32", "bfloat16", ...
-  m.def("explain_cpu(int[] x_shape, int[] weight_shape, int[2] stride, int[2] padding, int[2] dilation, int groups, str dtype) -> str");
+  m.def(
+      "explain_cpu(int[] x_shape, int[] weight_shape, int[2] stride, int[2] padding, int[2] dilation, int groups, str "
+      "dtype) -> str");
 }

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ CONVERTED, CONVERTIBLE, REFUSED = "converted", "convertible", "refused"
 UNKNOWN, STEM = "unknown", "stem"  # kinds; a block's kind is its recogniser's
 
 Filter = Callable[[nn.Module, str], bool]
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Report(Mapping[str, Entry]):
         return "\n".join([*lines, ", ".join(counts)])
 
 
-def convert(model: nn.Module, *, filter_fn: Filter | None = None, strict: bool = False) -> nn.Module:
+def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = False) -> Model:
     """Makes the residual blocks and the stem of ``model`` fused, in place, and returns the model.
 
     A block changes its class, nothing else: submodules, Parameters, buffers, hooks, the state_dict, ``.training``
@@ -94,7 +96,7 @@ def convert(model: nn.Module, *, filter_fn: Filter | None = None, strict: bool =
     return model
 
 
-def revert(model: nn.Module) -> nn.Module:
+def revert(model: Model) -> Model:
     """Undoes :func:`convert` in place: every fused module has its eager class again, with the same Parameters.
 
     A block built as ``FusedBasicBlock`` becomes a :class:`resnet_fused.reference.BasicBlock`. Returns the model.

@@ -6,6 +6,7 @@ casts, no autograd (that is :mod:`resnet_fused.functional`). Errors come from th
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,12 +28,8 @@ def _out(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -
 
 def _memory_format(*tensors: Tensor) -> torch.memory_format:
     """torch's own rule: channels_last if any of the tensors suggests it (c10 ``suggest_memory_format``)."""
-    last = torch.channels_last
-    return last if any(_suggests_channels_last(t) for t in tensors) else torch.contiguous_format
-
-
-def _suggests_channels_last(x: Tensor) -> bool:
-    return torch._prims_common.suggest_memory_format(x) == torch.channels_last
+    suggested = [torch._prims_common.suggest_memory_format(t) for t in tensors]
+    return torch.channels_last if torch.channels_last in suggested else torch.contiguous_format
 
 
 def _conv_output(
@@ -51,26 +48,24 @@ def _conv_output(
     return x.new_empty(shape).to(memory_format=_memory_format(x, weight))
 
 
+# The fake kernels take what the schema says, in its order; only the arguments that decide a shape have names.
+_X, _WEIGHT, _STRIDE, _PADDING, _DILATION = 0, 1, 8, 9, 10
+
+
 @torch.library.register_fake("resnet_fused::conv_bn_act")
-def _(x, weight, bias, gamma, beta, mean, var, eps, stride, padding, dilation, groups, residual, relu, keep_packed):
-    return _conv_output(x, weight, stride, padding, dilation)
-
-
 @torch.library.register_fake("resnet_fused::conv_bn_proj_act")
-def _(x, weight, bias, gamma, beta, mean, var, eps, stride, padding, dilation, groups, *projection):
-    return _conv_output(x, weight, stride, padding, dilation)
+def _fake_conv(*args: Any) -> Tensor:
+    return _conv_output(args[_X], args[_WEIGHT], args[_STRIDE], args[_PADDING], args[_DILATION])
 
 
 @torch.library.register_fake("resnet_fused::conv_bn_relu_pool")
-def _(
-    x, weight, bias, gamma, beta, mean, var, eps, stride, padding, dilation, groups, kernel, pool_stride, pool_padding,
-    keep_packed,
-):  # fmt: skip
-    y = _conv_output(x, weight, stride, padding, dilation)
-    shape = [_out(y.shape[2 + i], kernel[i], pool_stride[i], pool_padding[i]) for i in range(2)]
-    return y.new_empty((*y.shape[:2], *shape)).to(memory_format=_memory_format(x, weight))
+def _fake_conv_pool(*args: Any) -> Tensor:
+    y = _fake_conv(*args)
+    kernel, stride, padding = args[12:15]
+    shape = [_out(y.shape[2 + i], kernel[i], stride[i], padding[i]) for i in range(2)]
+    return y.new_empty((*y.shape[:2], *shape)).to(memory_format=_memory_format(args[_X], args[_WEIGHT]))
 
 
 @torch.library.register_fake("resnet_fused::bn_add_act")
-def _(x, gamma, beta, mean, var, eps, residual, relu):
+def _fake_bn_add_act(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape).to(memory_format=_memory_format(x))

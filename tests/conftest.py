@@ -9,6 +9,10 @@ torchvision_shim.install()
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
+# "": what the plan prefers
+CPU_ENGINES = ["", "direct", "onednn", "composed"]
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
@@ -17,3 +21,11 @@ def _seed():
 @pytest.fixture(params=DEVICES)
 def device(request):
     return torch.device(request.param)
+
+
+@pytest.fixture(params=CPU_ENGINES, ids=lambda e: e or "preferred")
+def engine(request, monkeypatch):
+    """Leaves out every CPU engine that the plan prefers to this one."""
+    if request.param:
+        monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", request.param)
+    return request.param

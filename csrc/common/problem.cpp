@@ -10,26 +10,26 @@ std::string device_name(const Tensor& t) { return t.is_cpu() ? "cpu" : "cuda:" +
 
 void check_same_device(const char* op, const char* name, const Tensor& t, const Tensor& x) {
   RF_CHECK(t.is_cpu() == x.is_cpu() && (t.is_cpu() || t.get_device_index() == x.get_device_index()), op, ": ", name,
-                  " is on ", device_name(t), " but x is on ", device_name(x), "; move both to one device");
+           " is on ", device_name(t), " but x is on ", device_name(x), "; move both to one device");
 }
 
 void check_floating(const char* op, const char* name, ScalarType t) {
   RF_CHECK(t == ScalarType::Float || t == ScalarType::Half || t == ScalarType::BFloat16 || t == ScalarType::Double, op,
-                  ": ", name, " has dtype ", torch::headeronly::toString(t),
-                  "; float32, float16, bfloat16 or float64 expected");
+           ": ", name, " has dtype ", torch::headeronly::toString(t),
+           "; float32, float16, bfloat16 or float64 expected");
 }
 
 void check_vector(const char* op, const char* name, const OptTensor& v, int64_t channels, const Tensor& x) {
   if (!v) return;
-  RF_CHECK(v->dim() == 1 && v->size(0) == channels, op, ": ", name, " has shape ", to_string(sizes_of(*v)),
-                  "; [", channels, "] expected, one value a channel");
+  RF_CHECK(v->dim() == 1 && v->size(0) == channels, op, ": ", name, " has shape ", to_string(sizes_of(*v)), "; [",
+           channels, "] expected, one value a channel");
   check_floating(op, name, v->scalar_type());
   check_same_device(op, name, *v, x);
 }
 
 void check_pair(const char* op, const char* name, const Ints& v, int64_t least) {
   RF_CHECK(v.size() == 2 && v[0] >= least && v[1] >= least, op, ": ", name, " is ", to_string(v),
-                  "; two integers of at least ", least, " expected");
+           "; two integers of at least ", least, " expected");
 }
 
 }  // namespace
@@ -61,7 +61,7 @@ void check_32bit_indexing(const char* op, const char* name, const Ints& sizes) {
   int64_t numel = 1;
   for (int64_t s : sizes) {
     RF_CHECK(s == 0 || numel <= std::numeric_limits<int32_t>::max() / s, op, ": ", name, " of shape ", to_string(sizes),
-                    " has more than 2147483647 elements, past what the kernels index with 32 bits; split the batch");
+             " has more than 2147483647 elements, past what the kernels index with 32 bits; split the batch");
     numel *= s;
   }
 }
@@ -74,9 +74,9 @@ void check_activation(const char* op, const Tensor& x) {
 
 void check_batch_norm(const char* op, const BatchNorm& bn, int64_t channels, const Tensor& x) {
   RF_CHECK(bn.mean.has_value() == bn.var.has_value(), op, ": ", bn.mean ? "mean without var" : "var without mean",
-                  "; give both running statistics, or neither for no BatchNorm");
+           "; give both running statistics, or neither for no BatchNorm");
   RF_CHECK(bn.present() || (!bn.gamma && !bn.beta), op,
-                  ": gamma or beta without mean and var; give the running statistics too");
+           ": gamma or beta without mean and var; give the running statistics too");
   RF_CHECK(bn.eps >= 0, op, ": eps is ", bn.eps, "; at least 0 expected");
   check_vector(op, "gamma", bn.gamma, channels, x);
   check_vector(op, "beta", bn.beta, channels, x);
@@ -87,10 +87,10 @@ void check_batch_norm(const char* op, const BatchNorm& bn, int64_t channels, con
 void check_residual(const char* op, const OptTensor& residual, const Ints& sizes, const Tensor& x) {
   if (!residual) return;
   RF_CHECK(sizes_of(*residual) == sizes, op, ": residual has shape ", to_string(sizes_of(*residual)), "; ",
-                  to_string(sizes), " expected, the shape of the output");
+           to_string(sizes), " expected, the shape of the output");
   RF_CHECK(residual->scalar_type() == x.scalar_type(), op, ": residual has dtype ",
-                  torch::headeronly::toString(residual->scalar_type()), " but x has ",
-                  torch::headeronly::toString(x.scalar_type()), "; cast one of them");
+           torch::headeronly::toString(residual->scalar_type()), " but x has ",
+           torch::headeronly::toString(x.scalar_type()), "; cast one of them");
   check_same_device(op, "residual", *residual, x);
 }
 
@@ -98,10 +98,10 @@ Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNor
                Ints dilation, int64_t groups) {
   check_activation(op, x);
   RF_CHECK(weight.dim() == 4, op, ": weight has shape ", to_string(sizes_of(weight)),
-                  "; (K, C / groups, R, S) expected");
+           "; (K, C / groups, R, S) expected");
   RF_CHECK(weight.scalar_type() == x.scalar_type(), op, ": weight has dtype ",
-                  torch::headeronly::toString(weight.scalar_type()), " but x has ",
-                  torch::headeronly::toString(x.scalar_type()), "; cast one of them");
+           torch::headeronly::toString(weight.scalar_type()), " but x has ",
+           torch::headeronly::toString(x.scalar_type()), "; cast one of them");
   check_same_device(op, "weight", weight, x);
   check_pair(op, "stride", stride, 1);
   check_pair(op, "padding", padding, 0);
@@ -109,20 +109,36 @@ Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNor
   const int64_t k = weight.size(0), cg = weight.size(1), r = weight.size(2), s = weight.size(3);
   const int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3);
   RF_CHECK(groups >= 1 && k % groups == 0 && cg * groups == c, op, ": x has ", c, " channels, weight is ",
-                  to_string(sizes_of(weight)), " and groups is ", groups,
-                  "; weight must be (K, C / groups, R, S) with K divisible by groups");
+           to_string(sizes_of(weight)), " and groups is ", groups,
+           "; weight must be (K, C / groups, R, S) with K divisible by groups");
   RF_CHECK(r >= 1 && s >= 1 && c >= 1 && k >= 1, op, ": x of shape ", to_string(sizes_of(x)), " and weight of shape ",
-                  to_string(sizes_of(weight)), " leave nothing to convolve");
+           to_string(sizes_of(weight)), " leave nothing to convolve");
   RF_CHECK(h + 2 * padding[0] >= dilation[0] * (r - 1) + 1 && w + 2 * padding[1] >= dilation[1] * (s - 1) + 1, op,
-                  ": a ", r, "x", s, " kernel with dilation ", to_string(dilation), " is larger than the input ", h, "x", w,
-                  " with padding ", to_string(padding));
+           ": a ", r, "x", s, " kernel with dilation ", to_string(dilation), " is larger than the input ", h, "x", w,
+           " with padding ", to_string(padding));
   if (bias) {
     check_vector(op, "bias", bias, k, x);
   }
   check_batch_norm(op, bn, k, x);
 
-  Conv conv{std::move(x), std::move(weight), std::move(bias), std::move(bn), std::move(stride), std::move(padding),
-            std::move(dilation), groups, n, c, h, w, k, r, s, 0, 0, false};
+  Conv conv{std::move(x),
+            std::move(weight),
+            std::move(bias),
+            std::move(bn),
+            std::move(stride),
+            std::move(padding),
+            std::move(dilation),
+            groups,
+            n,
+            c,
+            h,
+            w,
+            k,
+            r,
+            s,
+            0,
+            0,
+            false};
   conv.oh = conv_out(h, r, conv.stride[0], conv.padding[0], conv.dilation[0]);
   conv.ow = conv_out(w, s, conv.stride[1], conv.padding[1], conv.dilation[1]);
   conv.channels_last = suggests_channels_last(conv.x) || suggests_channels_last(conv.weight);
@@ -133,13 +149,13 @@ Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNor
 
 void check_projection(const char* op, const Conv& conv, const Conv& projection) {
   RF_CHECK(projection.r == 1 && projection.s == 1 && projection.groups == 1, op, ": proj_weight has shape ",
-                  to_string(sizes_of(projection.weight)), "; a 1x1 projection (K, C, 1, 1) expected");
+           to_string(sizes_of(projection.weight)), "; a 1x1 projection (K, C, 1, 1) expected");
   RF_CHECK(projection.output_sizes() == conv.output_sizes(), op, ": the projection gives ",
-                  to_string(projection.output_sizes()), " but the convolution gives ", to_string(conv.output_sizes()),
-                  "; they are added, so they must agree");
+           to_string(projection.output_sizes()), " but the convolution gives ", to_string(conv.output_sizes()),
+           "; they are added, so they must agree");
   RF_CHECK(projection.x.scalar_type() == conv.x.scalar_type(), op, ": proj_x has dtype ",
-                  torch::headeronly::toString(projection.x.scalar_type()), " but x has ",
-                  torch::headeronly::toString(conv.x.scalar_type()), "; cast one of them");
+           torch::headeronly::toString(projection.x.scalar_type()), " but x has ",
+           torch::headeronly::toString(conv.x.scalar_type()), "; cast one of them");
   check_same_device(op, "proj_x", projection.x, conv.x);
 }
 
@@ -148,9 +164,10 @@ void check_pool(const char* op, const Conv& conv, const Ints& kernel, const Ints
   check_pair(op, "pool_stride", stride, 1);
   check_pair(op, "pool_padding", padding, 0);
   RF_CHECK(2 * padding[0] <= kernel[0] && 2 * padding[1] <= kernel[1], op, ": pool_padding ", to_string(padding),
-                  " is more than half of pool_kernel ", to_string(kernel));
+           " is more than half of pool_kernel ", to_string(kernel));
   RF_CHECK(conv.oh + 2 * padding[0] >= kernel[0] && conv.ow + 2 * padding[1] >= kernel[1], op, ": a pooling window of ",
-                  to_string(kernel), " is larger than its input ", conv.oh, "x", conv.ow, " with padding ", to_string(padding));
+           to_string(kernel), " is larger than its input ", conv.oh, "x", conv.ow, " with padding ",
+           to_string(padding));
 }
 
 Ints pooled_sizes(const Conv& conv, const Ints& kernel, const Ints& stride, const Ints& padding) {

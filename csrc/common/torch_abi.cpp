@@ -5,12 +5,14 @@ namespace resnet_fused {
 using torch::headeronly::MemoryFormat;
 
 namespace {
-MemoryFormat format(bool channels_last) { return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous; }
+MemoryFormat format(bool channels_last) {
+  return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
 }  // namespace
 
 Tensor aten_convolution(const Tensor& x, const Tensor& weight, const OptTensor& bias, const Ints& stride,
                         const Ints& padding, const Ints& dilation, int64_t groups) {
-  std::array<StableIValue, 9> stack{from(x),        from(weight), from(bias),           from(stride), from(padding),
+  std::array<StableIValue, 9> stack{from(x),        from(weight), from(bias),       from(stride), from(padding),
                                     from(dilation), from(false),  from(Ints{0, 0}), from(groups)};
   call_aten("aten::convolution", "", stack);
   return to<Tensor>(stack[0]);
@@ -26,10 +28,13 @@ Tensor aten_max_pool2d(const Tensor& x, const Ints& kernel, const Ints& stride, 
 Tensor aten_to(const Tensor& x, ScalarType dtype) { return torch::stable::to(x, dtype); }
 
 Tensor aten_empty(const Ints& sizes, const Tensor& like, bool channels_last) {
-  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt, format(channels_last));
+  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                              format(channels_last));
 }
 
-Tensor aten_contiguous(const Tensor& x, bool channels_last) { return torch::stable::contiguous(x, format(channels_last)); }
+Tensor aten_contiguous(const Tensor& x, bool channels_last) {
+  return torch::stable::contiguous(x, format(channels_last));
+}
 
 int64_t aten_version(const Tensor& x) {
   std::array<StableIValue, 1> stack{from(x)};

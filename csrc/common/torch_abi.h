@@ -31,7 +31,8 @@ using torch::stable::detail::to;
 
 inline void check_shim(AOTITorchError code, const char* what) {
   if (code == AOTI_TORCH_SUCCESS) return;
-  const char* why = torch_exception_get_what_without_backtrace ? torch_exception_get_what_without_backtrace() : "see stderr";
+  const char* why =
+      torch_exception_get_what_without_backtrace ? torch_exception_get_what_without_backtrace() : "see stderr";
   throw std::runtime_error(std::string(what) + ": " + why);
 }
 

@@ -18,8 +18,8 @@ inline Acc act(Acc v, bool relu) {
 
 // `count` elements whose channels run 0, 1, 2, ... (NHWC rows)
 template <typename T, typename Acc>
-inline __attribute__((always_inline)) void row_body(T* out, const T* x, const T* residual, const Acc* scale, const Acc* shift,
-                                                    int64_t count, bool relu) {
+inline __attribute__((always_inline)) void row_body(T* out, const T* x, const T* residual, const Acc* scale,
+                                                    const Acc* shift, int64_t count, bool relu) {
   if (residual)
     for (int64_t k = 0; k < count; ++k) store(out + k, act(load(x[k]) * scale[k] + shift[k] + load(residual[k]), relu));
   else
@@ -28,8 +28,8 @@ inline __attribute__((always_inline)) void row_body(T* out, const T* x, const T*
 
 // `count` elements of one channel (an NCHW plane)
 template <typename T, typename Acc>
-inline __attribute__((always_inline)) void plane_body(T* out, const T* x, const T* residual, Acc scale, Acc shift, int64_t count,
-                                                      bool relu) {
+inline __attribute__((always_inline)) void plane_body(T* out, const T* x, const T* residual, Acc scale, Acc shift,
+                                                      int64_t count, bool relu) {
   if (residual)
     for (int64_t i = 0; i < count; ++i) store(out + i, act(load(x[i]) * scale + shift + load(residual[i]), relu));
   else
@@ -37,12 +37,13 @@ inline __attribute__((always_inline)) void plane_body(T* out, const T* x, const 
 }
 
 // target_clones wants plain functions: one pair a storage type.
-#define DEFINE_KERNELS(T, Acc)                                                                                           \
-  FOR_EVERY_ISA void row(T* out, const T* x, const T* residual, const Acc* scale, const Acc* shift, int64_t n, bool relu) { \
-    row_body<T, Acc>(out, x, residual, scale, shift, n, relu);                                                           \
-  }                                                                                                                      \
-  FOR_EVERY_ISA void plane(T* out, const T* x, const T* residual, Acc scale, Acc shift, int64_t n, bool relu) {          \
-    plane_body<T, Acc>(out, x, residual, scale, shift, n, relu);                                                         \
+#define DEFINE_KERNELS(T, Acc)                                                                                  \
+  FOR_EVERY_ISA void row(T* out, const T* x, const T* residual, const Acc* scale, const Acc* shift, int64_t n,  \
+                         bool relu) {                                                                           \
+    row_body<T, Acc>(out, x, residual, scale, shift, n, relu);                                                  \
+  }                                                                                                             \
+  FOR_EVERY_ISA void plane(T* out, const T* x, const T* residual, Acc scale, Acc shift, int64_t n, bool relu) { \
+    plane_body<T, Acc>(out, x, residual, scale, shift, n, relu);                                                \
   }
 DEFINE_KERNELS(float, float)
 DEFINE_KERNELS(double, double)
@@ -54,8 +55,8 @@ constexpr int64_t kGrain = 16384;  // elements a thread takes at least
 
 }  // namespace
 
-void bn_add_act_into(const Tensor& out, const Tensor& x, const OptTensor& bias, const BatchNorm& bn, const OptTensor& residual,
-                     bool relu, bool channels_last) {
+void bn_add_act_into(const Tensor& out, const Tensor& x, const OptTensor& bias, const BatchNorm& bn,
+                     const OptTensor& residual, bool relu, bool channels_last) {
   const int64_t channels = x.size(1), area = x.size(2) * x.size(3);
   if (x.numel() == 0) return;
   dispatch(x.scalar_type(), [&](auto zero) {
@@ -66,16 +67,17 @@ void bn_add_act_into(const Tensor& out, const Tensor& x, const OptTensor& bias, 
     const T* px = data<T>(x);
     const T* pr = residual ? data<T>(*residual) : nullptr;
     const int64_t step = channels_last ? channels : area;
-    torch::stable::parallel_for(0, x.numel() / step, std::max<int64_t>(1, kGrain / step), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t at = i * step;
-        const T* r = pr ? pr + at : nullptr;
-        if (channels_last)
-          row(po + at, px + at, r, ss.scale.data(), ss.shift.data(), channels, relu);
-        else
-          plane(po + at, px + at, r, ss.scale[i % channels], ss.shift[i % channels], area, relu);
-      }
-    });
+    torch::stable::parallel_for(
+        0, x.numel() / step, std::max<int64_t>(1, kGrain / step), [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            const int64_t at = i * step;
+            const T* r = pr ? pr + at : nullptr;
+            if (channels_last)
+              row(po + at, px + at, r, ss.scale.data(), ss.shift.data(), channels, relu);
+            else
+              plane(po + at, px + at, r, ss.scale[i % channels], ss.shift[i % channels], area, relu);
+          }
+        });
   });
 }
 

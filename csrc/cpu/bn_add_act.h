@@ -6,7 +6,7 @@ namespace resnet_fused::cpu {
 
 // out may be x itself. x, residual and out are dense, of one dtype and one memory format.
 // bias is a convolution's, added before the BatchNorm.
-void bn_add_act_into(const Tensor& out, const Tensor& x, const OptTensor& bias, const BatchNorm& bn, const OptTensor& residual,
-                     bool relu, bool channels_last);
+void bn_add_act_into(const Tensor& out, const Tensor& x, const OptTensor& bias, const BatchNorm& bn,
+                     const OptTensor& residual, bool relu, bool channels_last);
 
 }  // namespace resnet_fused::cpu

@@ -9,12 +9,12 @@ namespace resnet_fused::cpu {
 constexpr int kLanes = 16;  // fp32 accumulators in one register
 
 struct DirectConv {
-  const void* x;                // element strides below, any layout
-  int64_t xn, xc, xh, xw;       // strides of x: image, channel, row, column
-  const void* packed;           // direct_pack's layout
-  const float *scale, *shift;   // [K rounded up to kLanes]
-  const void* residual;         // (N, OH, OW, K) dense, or null; may be out itself
-  void* out;                    // (N, OH, OW, K) dense; (N, PH, PW, K) with a pool
+  const void* x;               // element strides below, any layout
+  int64_t xn, xc, xh, xw;      // strides of x: image, channel, row, column
+  const void* packed;          // direct_pack's layout
+  const float *scale, *shift;  // [K rounded up to kLanes]
+  const void* residual;        // (N, OH, OW, K) dense, or null; may be out itself
+  void* out;                   // (N, OH, OW, K) dense; (N, PH, PW, K) with a pool
   int n, c, h, w, k, r, s, oh, ow;
   int stride_h, stride_w, pad_h, pad_w, dil_h, dil_w;
   bool relu;
@@ -32,16 +32,19 @@ struct DirectTiling {
   int64_t tasks;
 };
 
-int64_t direct_packed_elements(int c, int k, int r, int s, int pack);  // pack: channels in one step, 1 (fp32) or 2 (bf16)
+int64_t direct_packed_elements(int c, int k, int r, int s,
+                               int pack);  // pack: channels in one step, 1 (fp32) or 2 (bf16)
 
 namespace avx512 {
 
 DirectTiling direct_tiling_fp32(const DirectConv& conv, int threads);
-void direct_pack_fp32(float* packed, const float* weight, const int64_t strides[4], int c, int k, int r, int s, int vectors);
+void direct_pack_fp32(float* packed, const float* weight, const int64_t strides[4], int c, int k, int r, int s,
+                      int vectors);
 void direct_run_fp32(const DirectConv& conv, const DirectTiling& tiling, int64_t begin, int64_t end);
 
 DirectTiling direct_tiling_bf16(const DirectConv& conv, int threads);
-void direct_pack_bf16(uint16_t* packed, const uint16_t* weight, const int64_t strides[4], int c, int k, int r, int s, int vectors);
+void direct_pack_bf16(uint16_t* packed, const uint16_t* weight, const int64_t strides[4], int c, int k, int r, int s,
+                      int vectors);
 void direct_run_bf16(const DirectConv& conv, const DirectTiling& tiling, int64_t begin, int64_t end);
 
 }  // namespace avx512

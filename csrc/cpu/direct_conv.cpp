@@ -19,7 +19,8 @@ int64_t direct_packed_elements(int c, int k, int r, int s, int pack) {
   return int64_t(k + kLanes - 1) / kLanes * kLanes * r * s * ((c + pack - 1) / pack * pack);
 }
 
-bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, bool relu, bool keep_packed, const Tensor& out) {
+bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, bool relu, bool keep_packed,
+                 const Tensor& out) {
   enum { kTag = 1 };
   if (out.numel() == 0) return true;
   const bool bf16 = conv.x.scalar_type() == ScalarType::BFloat16;
@@ -49,20 +50,22 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
 
   const int threads = static_cast<int>(torch::stable::get_num_threads());
   const DirectTiling t = bf16 ? avx512::direct_tiling_bf16(q, threads) : avx512::direct_tiling_fp32(q, threads);
-  const auto packed = packed_weight(conv.weight, {kTag, t.vectors}, keep_packed, [&]() -> std::shared_ptr<const Packed> {
-    const int64_t elements = direct_packed_elements(q.c, q.k, q.r, q.s, bf16 ? 2 : 1);
-    auto buffer = std::make_shared<PackedBuffer>(elements * (bf16 ? 2 : 4));
-    const Tensor& w = conv.weight;
-    const int64_t strides[4] = {w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
-    if (bf16)
-      avx512::direct_pack_bf16(static_cast<uint16_t*>(buffer->data), static_cast<const uint16_t*>(w.const_data_ptr()), strides, q.c,
-                               q.k, q.r, q.s, t.vectors);
-    else
-      avx512::direct_pack_fp32(static_cast<float*>(buffer->data), static_cast<const float*>(w.const_data_ptr()), strides, q.c, q.k,
-                               q.r, q.s, t.vectors);
-    buffer->finite = all_finite(buffer->data, elements, bf16);
-    return buffer;
-  });
+  const auto packed =
+      packed_weight(conv.weight, {kTag, t.vectors}, keep_packed, [&]() -> std::shared_ptr<const Packed> {
+        const int64_t elements = direct_packed_elements(q.c, q.k, q.r, q.s, bf16 ? 2 : 1);
+        auto buffer = std::make_shared<PackedBuffer>(elements * (bf16 ? 2 : 4));
+        const Tensor& w = conv.weight;
+        const int64_t strides[4] = {w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
+        if (bf16)
+          avx512::direct_pack_bf16(static_cast<uint16_t*>(buffer->data),
+                                   static_cast<const uint16_t*>(w.const_data_ptr()), strides, q.c, q.k, q.r, q.s,
+                                   t.vectors);
+        else
+          avx512::direct_pack_fp32(static_cast<float*>(buffer->data), static_cast<const float*>(w.const_data_ptr()),
+                                   strides, q.c, q.k, q.r, q.s, t.vectors);
+        buffer->finite = all_finite(buffer->data, elements, bf16);
+        return buffer;
+      });
   const auto& buffer = static_cast<const PackedBuffer&>(*packed);
   if (!buffer.finite) return false;
   q.packed = buffer.data;

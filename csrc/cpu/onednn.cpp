@@ -14,13 +14,13 @@
 extern "C" {
 __attribute__((weak)) AOTITorchError aoti_torch_cpu_mkldnn__convolution_pointwise(
     AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle* bias, const int64_t* padding, int64_t padding_len,
-    const int64_t* stride, int64_t stride_len, const int64_t* dilation, int64_t dilation_len, int64_t groups, const char* unary,
-    const double** scalars, int64_t scalars_len, const char** algorithm, AtenTensorHandle* out);
+    const int64_t* stride, int64_t stride_len, const int64_t* dilation, int64_t dilation_len, int64_t groups,
+    const char* unary, const double** scalars, int64_t scalars_len, const char** algorithm, AtenTensorHandle* out);
 __attribute__((weak)) AOTITorchError aoti_torch_cpu_mkldnn__convolution_pointwise_binary(
     AtenTensorHandle x, AtenTensorHandle other, AtenTensorHandle weight, AtenTensorHandle* bias, const int64_t* padding,
-    int64_t padding_len, const int64_t* stride, int64_t stride_len, const int64_t* dilation, int64_t dilation_len, int64_t groups,
-    const char* binary, double* alpha, const char** unary, const double** scalars, int64_t scalars_len, const char** algorithm,
-    AtenTensorHandle* out);
+    int64_t padding_len, const int64_t* stride, int64_t stride_len, const int64_t* dilation, int64_t dilation_len,
+    int64_t groups, const char* binary, double* alpha, const char** unary, const double** scalars, int64_t scalars_len,
+    const char** algorithm, AtenTensorHandle* out);
 }
 
 namespace resnet_fused::cpu {
@@ -75,7 +75,7 @@ OptTensor onednn_conv(const Conv& conv, const OptTensor& residual, bool relu, bo
   auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
   for (int64_t k = 0; k < conv.k; ++k)
     if (!std::isfinite(bn.scale[k]) || !std::isfinite(bn.shift[k])) return std::nullopt;
-  const PackedLayout layout{kTag,           conv.padding[0], conv.padding[1],  conv.stride[0],
+  const PackedLayout layout{kTag,           conv.padding[0],  conv.padding[1],  conv.stride[0],
                             conv.stride[1], conv.dilation[0], conv.dilation[1], conv.groups};
   const auto folded = std::static_pointer_cast<const Folded>(packed_weight(
       conv.weight, layout, keep_packed, [&] { return fold(conv, bn); },
@@ -85,20 +85,22 @@ OptTensor onednn_conv(const Conv& conv, const OptTensor& residual, bool relu, bo
       }));
   const Tensor x = aten_contiguous(conv.x, conv.channels_last);
   // oneDNN's ReLU makes a NaN 0, and torch's fallback for groups knows no bf16: there, one pass of our own follows
-  const bool after = (relu && !(folded->finite && all_finite(x) && (!residual || all_finite(*residual)))) || (residual && conv.groups > 1);
+  const bool after = (relu && !(folded->finite && all_finite(x) && (!residual || all_finite(*residual)))) ||
+                     (residual && conv.groups > 1);
   AtenTensorHandle bias = folded->bias.get(), out = nullptr;
   const char* unary = "relu";
   OptTensor r;
   if (residual) r = aten_contiguous(*residual, conv.channels_last);
   if (r && !after) {
-    check_shim(aoti_torch_cpu_mkldnn__convolution_pointwise_binary(
-                   x.get(), r->get(), folded->weight.get(), &bias, conv.padding.data(), 2, conv.stride.data(), 2,
-                   conv.dilation.data(), 2, conv.groups, "add", nullptr, relu ? &unary : nullptr, nullptr, 0, nullptr, &out),
+    check_shim(aoti_torch_cpu_mkldnn__convolution_pointwise_binary(x.get(), r->get(), folded->weight.get(), &bias,
+                                                                   conv.padding.data(), 2, conv.stride.data(), 2,
+                                                                   conv.dilation.data(), 2, conv.groups, "add", nullptr,
+                                                                   relu ? &unary : nullptr, nullptr, 0, nullptr, &out),
                "oneDNN convolution");
   } else {
-    check_shim(aoti_torch_cpu_mkldnn__convolution_pointwise(x.get(), folded->weight.get(), &bias, conv.padding.data(), 2,
-                                                            conv.stride.data(), 2, conv.dilation.data(), 2, conv.groups,
-                                                            relu && !after ? "relu" : "none", nullptr, 0, nullptr, &out),
+    check_shim(aoti_torch_cpu_mkldnn__convolution_pointwise(
+                   x.get(), folded->weight.get(), &bias, conv.padding.data(), 2, conv.stride.data(), 2,
+                   conv.dilation.data(), 2, conv.groups, relu && !after ? "relu" : "none", nullptr, 0, nullptr, &out),
                "oneDNN convolution");
   }
   // torch picks the layout by its own rule, which ours follows; the exceptions cost a copy

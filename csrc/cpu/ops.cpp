@@ -30,8 +30,8 @@ Element element_of(ScalarType dtype) {
 
 Engine engine_of(const Conv& q, bool pool) {
   static const CpuFeatures cpu = cpu_features();
-  return make_plan({q.n, q.c, q.h, q.w, q.k, q.r, q.s, q.oh, q.ow, q.stride[0], q.stride[1], q.padding[0], q.padding[1], q.dilation[0], q.dilation[1], q.groups,
-                    element_of(q.x.scalar_type()), pool},
+  return make_plan({q.n, q.c, q.h, q.w, q.k, q.r, q.s, q.oh, q.ow, q.stride[0], q.stride[1], q.padding[0], q.padding[1],
+                    q.dilation[0], q.dilation[1], q.groups, element_of(q.x.scalar_type()), pool},
                    cpu)
       .engine;
 }
@@ -47,8 +47,8 @@ Tensor composed(const Conv& conv, const OptTensor& residual, bool relu) {
   return y;
 }
 
-// act(bn(conv(x)) + residual()). The residual is made when it is wanted, and again if a first engine gives up: it may live in
-// the output's own memory, where the convolution adds to it.
+// act(bn(conv(x)) + residual()). The residual is made when it is wanted, and again if a first engine gives up: it may
+// live in the output's own memory, where the convolution adds to it.
 Tensor run(const Conv& conv, const std::function<OptTensor()>& residual, bool relu, bool keep_packed) {
   const Engine engine = engine_of(conv, /*pool=*/false);
   if (engine == Engine::kComposed) return composed(conv, residual(), relu);
@@ -68,29 +68,32 @@ Tensor run(const Conv& conv, const std::function<OptTensor()>& residual, bool re
   return composed(conv, residual(), relu);
 }
 
-Tensor conv_bn_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var,
-                   double eps, Ints stride, Ints padding, Ints dilation, int64_t groups, OptTensor residual, bool relu,
-                   bool keep_packed) {
-  const Conv conv = make_conv("conv_bn_act", x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
+Tensor conv_bn_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
+                   OptTensor var, double eps, Ints stride, Ints padding, Ints dilation, int64_t groups,
+                   OptTensor residual, bool relu, bool keep_packed) {
+  const Conv conv =
+      make_conv("conv_bn_act", x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_residual("conv_bn_act", residual, conv.output_sizes(), conv.x);
   return run(conv, [&] { return residual; }, relu, keep_packed);
 }
 
-Tensor conv_bn_proj_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var,
-                        double eps, Ints stride, Ints padding, Ints dilation, int64_t groups, Tensor proj_x, Tensor proj_weight,
-                        OptTensor proj_bias, OptTensor proj_gamma, OptTensor proj_beta, OptTensor proj_mean, OptTensor proj_var,
-                        double proj_eps, Ints proj_stride, bool relu, bool keep_packed) {
+Tensor conv_bn_proj_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
+                        OptTensor var, double eps, Ints stride, Ints padding, Ints dilation, int64_t groups,
+                        Tensor proj_x, Tensor proj_weight, OptTensor proj_bias, OptTensor proj_gamma,
+                        OptTensor proj_beta, OptTensor proj_mean, OptTensor proj_var, double proj_eps, Ints proj_stride,
+                        bool relu, bool keep_packed) {
   constexpr const char* op = "conv_bn_proj_act";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
-  const Conv projection = make_conv(op, proj_x, proj_weight, proj_bias, {proj_gamma, proj_beta, proj_mean, proj_var, proj_eps},
-                                    proj_stride, {0, 0}, {1, 1}, 1);
+  const Conv projection =
+      make_conv(op, proj_x, proj_weight, proj_bias, {proj_gamma, proj_beta, proj_mean, proj_var, proj_eps}, proj_stride,
+                {0, 0}, {1, 1}, 1);
   check_projection(op, conv, projection);
   return run(conv, [&]() -> OptTensor { return run(projection, kNone, false, keep_packed); }, relu, keep_packed);
 }
 
-Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var,
-                         double eps, Ints stride, Ints padding, Ints dilation, int64_t groups, Ints pool_kernel, Ints pool_stride,
-                         Ints pool_padding, bool keep_packed) {
+Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
+                         OptTensor var, double eps, Ints stride, Ints padding, Ints dilation, int64_t groups,
+                         Ints pool_kernel, Ints pool_stride, Ints pool_padding, bool keep_packed) {
   constexpr const char* op = "conv_bn_relu_pool";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_pool(op, conv, pool_kernel, pool_stride, pool_padding);
@@ -103,8 +106,8 @@ Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamm
                          conv.channels_last);
 }
 
-Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var, double eps, OptTensor residual,
-                  bool relu) {
+Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var, double eps,
+                  OptTensor residual, bool relu) {
   constexpr const char* op = "bn_add_act";
   check_activation(op, x);
   const BatchNorm bn{gamma, beta, mean, var, eps};
@@ -122,9 +125,10 @@ void forget_packed_op(std::vector<Tensor> weights) {
   for (const Tensor& w : weights) forget_packed(w);
 }
 
-std::string explain_cpu(Ints x, Ints weight, Ints stride, Ints padding, Ints dilation, int64_t groups, std::string dtype) {
-  RF_CHECK(x.size() == 4 && weight.size() == 4, "explain_cpu: shapes are ", resnet_fused::to_string(x), " and ", resnet_fused::to_string(weight),
-           "; four sizes each expected");
+std::string explain_cpu(Ints x, Ints weight, Ints stride, Ints padding, Ints dilation, int64_t groups,
+                        std::string dtype) {
+  RF_CHECK(x.size() == 4 && weight.size() == 4, "explain_cpu: shapes are ", resnet_fused::to_string(x), " and ",
+           resnet_fused::to_string(weight), "; four sizes each expected");
   Element element;
   if (dtype == "float32")
     element = Element::kFloat32;
@@ -136,10 +140,23 @@ std::string explain_cpu(Ints x, Ints weight, Ints stride, Ints padding, Ints dil
     element = Element::kFloat64;
   else
     fail("explain_cpu: dtype is ", dtype, "; float32, bfloat16, float16 or float64 expected");
-  const ConvShape shape{x[0], x[1], x[2], x[3], weight[0], weight[2], weight[3],
+  const ConvShape shape{x[0],
+                        x[1],
+                        x[2],
+                        x[3],
+                        weight[0],
+                        weight[2],
+                        weight[3],
                         conv_out(x[2], weight[2], stride[0], padding[0], dilation[0]),
                         conv_out(x[3], weight[3], stride[1], padding[1], dilation[1]),
-                        stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1], groups, element};
+                        stride[0],
+                        stride[1],
+                        padding[0],
+                        padding[1],
+                        dilation[0],
+                        dilation[1],
+                        groups,
+                        element};
   return to_string(make_plan(shape, cpu_features()));
 }
 

@@ -83,7 +83,8 @@ std::shared_ptr<const Packed> packed_weight(const Tensor& weight, const PackedLa
   std::lock_guard<std::mutex> lock(mutex);
   auto [it, end] = entries().equal_range(address);
   while (it != end) it = it->second.is_for(weight, layout) ? entries().erase(it) : std::next(it);
-  entries().emplace(address, Entry{weight, layout, Entry::sizes_of(weight), Entry::strides_of(weight), version, samples, packed});
+  entries().emplace(
+      address, Entry{weight, layout, Entry::sizes_of(weight), Entry::strides_of(weight), version, samples, packed});
   return packed;
 }
 

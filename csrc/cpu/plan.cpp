@@ -39,7 +39,8 @@ std::string no_winograd(const ConvShape& q, const CpuFeatures& cpu) {
   const int64_t tiles = q.n * ((q.oh + 1) / 2) * ((q.ow + 1) / 2);
   // fewer tiles than this do not pay for reading transformed weights, 16/9 the size
   constexpr int64_t kLeastTiles = 28;
-  if (tiles < kLeastTiles) return "only " + std::to_string(tiles) + " tiles of 2x2 outputs, fewer than " + std::to_string(kLeastTiles);
+  if (tiles < kLeastTiles)
+    return "only " + std::to_string(tiles) + " tiles of 2x2 outputs, fewer than " + std::to_string(kLeastTiles);
   return "";
 }
 
@@ -85,8 +86,8 @@ const char* sentence_of(Engine engine) {
 CpuFeatures cpu_features() {
   CpuFeatures f;
 #if defined(__x86_64__)
-  f.avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-             __builtin_cpu_supports("avx512dq");
+  f.avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   f.avx512_bf16 = f.avx512 && __builtin_cpu_supports("avx512bf16");
   f.amx_bf16 = __builtin_cpu_supports("amx-bf16");
 #endif

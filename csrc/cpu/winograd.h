@@ -8,11 +8,11 @@
 namespace resnet_fused::cpu {
 
 struct WinogradConv {
-  const float* x;               // NHWC, dense
-  const float* packed;          // winograd_pack's layout
-  const float *scale, *shift;   // [K]
-  const float* residual;        // (N, OH, OW, K) dense, or null; may be out itself
-  float* out;                   // (N, OH, OW, K) dense
+  const float* x;              // NHWC, dense
+  const float* packed;         // winograd_pack's layout
+  const float *scale, *shift;  // [K]
+  const float* residual;       // (N, OH, OW, K) dense, or null; may be out itself
+  float* out;                  // (N, OH, OW, K) dense
   int n, c, h, w, k, oh, ow, pad_h, pad_w;
   bool relu;
   // tiles of 2x2 outputs, numbered through all images; a task takes `chunk` of them and a group of channels

@@ -20,7 +20,8 @@ bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool 
   q.scale = bn.scale.data(), q.shift = bn.shift.data();
   q.residual = residual ? static_cast<const float*>(residual->const_data_ptr()) : nullptr;
   q.out = static_cast<float*>(out.mutable_data_ptr());
-  q.n = static_cast<int>(conv.n), q.c = static_cast<int>(conv.c), q.h = static_cast<int>(conv.h), q.w = static_cast<int>(conv.w);
+  q.n = static_cast<int>(conv.n), q.c = static_cast<int>(conv.c), q.h = static_cast<int>(conv.h),
+  q.w = static_cast<int>(conv.w);
   q.k = static_cast<int>(conv.k), q.oh = static_cast<int>(conv.oh), q.ow = static_cast<int>(conv.ow);
   q.pad_h = static_cast<int>(conv.padding[0]), q.pad_w = static_cast<int>(conv.padding[1]);
   q.relu = relu;
@@ -30,7 +31,8 @@ bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool 
     const Tensor& w = conv.weight;
     const int64_t strides[4] = {w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
     auto buffer = std::make_shared<PackedBuffer>(sizeof(float) * 16 * q.c * ((conv.k + 31) / 32 * 32));
-    avx512::winograd_pack(static_cast<float*>(buffer->data), static_cast<const float*>(w.const_data_ptr()), strides, q.c, q.k);
+    avx512::winograd_pack(static_cast<float*>(buffer->data), static_cast<const float*>(w.const_data_ptr()), strides,
+                          q.c, q.k);
     return buffer;
   });
   q.packed = static_cast<const float*>(static_cast<const PackedBuffer&>(*packed).data);

@@ -66,9 +66,10 @@ def _bars(axis: Axes, rows: list[Row], labels: dict[str, str], colours: dict[str
 def _ratios(results: Results, kind: str, dtype: str, rows: list[Row], colours: dict[str, str], path: Path) -> Path:
     figure, axis = plt.subplots(figsize=(9, 1.6 + 0.36 * len(rows)))
     for name, label in results.peers(rows).items():
-        points = [(ratio, y) for y, row in enumerate(rows) if (ratio := row.ratio(name)) is not None]
+        points = [(ratio, i) for i, row in enumerate(rows) if (ratio := row.ratio(name)) is not None]
         if points:
-            axis.scatter(*zip(*points, strict=True), s=42, label=label, color=colours[name], zorder=3)
+            x, y = zip(*points, strict=True)
+            axis.scatter(x, y, s=42, label=label, color=colours[name], zorder=3)
     axis.axvline(1, color="#c1272d", linewidth=1.2, zorder=2)
     axis.set_yticks(range(len(rows)), [f"{row.workload}, batch {row.batch}" for row in rows])
     axis.invert_yaxis()

@@ -23,10 +23,7 @@ def load_model(name: str) -> nn.Module:
 def _named(name: str) -> nn.Module:
     if name in OURS:
         return getattr(models, name)()
-    unknown = (
-        f"there is no model {name!r}: give one of {', '.join(OURS)}, a torchvision model, or "
-        "module:callable"
-    )
+    unknown = f"there is no model {name!r}: give one of {', '.join(OURS)}, a torchvision model, or module:callable"
     try:
         zoo = import_torchvision_models()
     except CommandError as error:

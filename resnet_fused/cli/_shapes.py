@@ -31,9 +31,7 @@ class ConvCall:
         return f"{_dims(self.input)} -> {_dims(self.output)}, {' '.join([size, *extras])}"
 
 
-def conv_calls(
-    model: nn.Module, shape: list[int], dtype: torch.dtype, channels_last: bool
-) -> list[ConvCall]:
+def conv_calls(model: nn.Module, shape: list[int], dtype: torch.dtype, channels_last: bool) -> list[ConvCall]:
     """Every convolution that one forward pass of the eager ``model`` calls, in order."""
     calls: list[ConvCall] = []
     model = model.to(dtype)
@@ -50,9 +48,7 @@ def conv_calls(
             model(x)
     except Exception as error:  # any model, any shape: what it raises is not ours to foresee
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CommandError(
-            f"the model does not take an input of shape {shape}: {reason[0]}"
-        ) from error
+        raise CommandError(f"the model does not take an input of shape {shape}: {reason[0]}") from error
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,8 +1,5 @@
 """The eager blocks of :mod:`resnet_fused.reference` and the networks of :mod:`resnet_fused.models`."""
 
-import torch
-from torch import Tensor
-
 from .. import modules, reference
 from ..models import cifar, resnet
 from ..modules import FusedPreActEnds, FusedStem
@@ -32,12 +29,6 @@ class FusedCifarPreActResNet(FusedPreActEnds, cifar.CifarPreActResNet):
     """:class:`resnet_fused.models.CifarPreActResNet` with a fused BatchNorm and ReLU at its end."""
 
     _eager_class = cifar.CifarPreActResNet
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self._stem(x)
-        for stage in self.stages:
-            x = self._modules[stage](x)  # type: ignore[misc]
-        return self.fc(torch.flatten(self.avgpool(self._tail(x)), 1))
 
 
 RECOGNISERS = (

@@ -4,7 +4,8 @@ namespace resnet_fused::cpu::avx512 {
 
 DirectTiling direct_tiling_bf16(const DirectConv& conv, int threads) { return tiling<Bf16>(conv, threads); }
 
-void direct_pack_bf16(uint16_t* packed, const uint16_t* weight, const int64_t strides[4], int c, int k, int r, int s, int vectors) {
+void direct_pack_bf16(uint16_t* packed, const uint16_t* weight, const int64_t strides[4], int c, int k, int r, int s,
+                      int vectors) {
   pack<Bf16>(packed, weight, strides, c, k, r, s, vectors);
 }
 

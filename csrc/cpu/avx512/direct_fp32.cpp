@@ -4,7 +4,8 @@ namespace resnet_fused::cpu::avx512 {
 
 DirectTiling direct_tiling_fp32(const DirectConv& conv, int threads) { return tiling<Fp32>(conv, threads); }
 
-void direct_pack_fp32(float* packed, const float* weight, const int64_t strides[4], int c, int k, int r, int s, int vectors) {
+void direct_pack_fp32(float* packed, const float* weight, const int64_t strides[4], int c, int k, int r, int s,
+                      int vectors) {
   pack<Fp32>(packed, weight, strides, c, k, r, s, vectors);
 }
 

@@ -38,7 +38,7 @@ bool needs_slab(const DirectConv& q) {
 
 // One tile: MR pixels, NV * 16 channels.
 struct Tile {
-  int64_t pixel_step;          // elements between neighbouring output pixels in the input
+  int64_t pixel_step;  // elements between neighbouring output pixels in the input
   Runs runs;
   const float *scale, *shift;  // at this channel block
   int k, channels_left;        // row length of out; channels of this block that exist
@@ -72,9 +72,10 @@ using TileFn = void (*)(const Tile&, const typename A::Elem*, const typename A::
 // run_tile for every shape that can be asked for: at most 14 pixels with one or two registers across, 7 with four.
 template <typename A>
 TileFn<A> tile_fn(int mr, int nv) {
-#define ROW7(NV) \
-  run_tile<A, 1, NV>, run_tile<A, 2, NV>, run_tile<A, 3, NV>, run_tile<A, 4, NV>, run_tile<A, 5, NV>, run_tile<A, 6, NV>, run_tile<A, 7, NV>
-#define ROW14(NV)                                                                                                   \
+#define ROW7(NV)                                                                                      \
+  run_tile<A, 1, NV>, run_tile<A, 2, NV>, run_tile<A, 3, NV>, run_tile<A, 4, NV>, run_tile<A, 5, NV>, \
+      run_tile<A, 6, NV>, run_tile<A, 7, NV>
+#define ROW14(NV)                                                                                                  \
   ROW7(NV), run_tile<A, 8, NV>, run_tile<A, 9, NV>, run_tile<A, 10, NV>, run_tile<A, 11, NV>, run_tile<A, 12, NV>, \
       run_tile<A, 13, NV>, run_tile<A, 14, NV>
   static constexpr TileFn<A> one[] = {ROW14(1)}, two[] = {ROW14(2)}, four[] = {ROW7(4)};
@@ -94,11 +95,13 @@ inline int block_vectors(int k, int at, int vectors) {
 template <typename A>
 DirectTiling tiling(const DirectConv& q, int threads) {
   DirectTiling t{};
-  t.flat = q.r == 1 && q.s == 1 && q.stride_h == 1 && q.stride_w == 1 && !q.pool_r && nhwc(q) && !q.pad_h &&
-           !q.pad_w && q.c % A::kPack == 0 && q.xn == static_cast<int64_t>(q.h) * q.xh;
+  t.flat = q.r == 1 && q.s == 1 && q.stride_h == 1 && q.stride_w == 1 && !q.pool_r && nhwc(q) && !q.pad_h && !q.pad_w &&
+           q.c % A::kPack == 0 && q.xn == static_cast<int64_t>(q.h) * q.xh;
   t.vectors = !t.flat && q.ow <= 7 && q.k >= 4 * kLanes ? 4 : 2;
-  const int64_t unit = t.flat ? static_cast<int64_t>(14) * q.c * sizeof(typename A::Elem)  // bytes of input that a row brings
-                              : static_cast<int64_t>(q.stride_h) * q.w * q.c * sizeof(typename A::Elem) * (q.pool_r ? q.pool_stride_h : 1);
+  const int64_t unit =
+      t.flat
+          ? static_cast<int64_t>(14) * q.c * sizeof(typename A::Elem)  // bytes of input that a row brings
+          : static_cast<int64_t>(q.stride_h) * q.w * q.c * sizeof(typename A::Elem) * (q.pool_r ? q.pool_stride_h : 1);
   const int64_t total = t.flat ? ceil_div(static_cast<int64_t>(q.n) * q.oh * q.ow, 14) : q.pool_r ? q.ph : q.oh;
   int64_t rows = kSlabBytes / (unit ? unit : 1);
   rows = rows < 1 ? 1 : rows > total ? total : rows;
@@ -173,7 +176,8 @@ void max_pool(const DirectConv& q, const typename A::Elem* conv, int first, int 
             if (i < 0 || i >= q.oh || x < 0 || x >= q.ow) continue;
             const __m512 v = A::load(conv + (static_cast<int64_t>(i - first) * q.ow + x) * q.k + k, mask);
             // keeps a NaN that is already there, and takes a new one
-            best = _mm512_mask_blend_ps(_mm512_cmp_ps_mask(v, best, _CMP_GT_OQ) | _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), best, v);
+            best = _mm512_mask_blend_ps(
+                _mm512_cmp_ps_mask(v, best, _CMP_GT_OQ) | _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), best, v);
           }
         A::store(out + (static_cast<int64_t>(p) * q.pw + j) * q.k + k, best, mask);
       }
@@ -252,7 +256,8 @@ class DirectTask {
   }
 
   // Output rows of `width` pixels; `top` is the input row under the first one's first tap.
-  void rows(const Elem* x, int64_t row_step, int count, int width, int k0, int k1, const Elem* residual, Elem* out, int top = 0) {
+  void rows(const Elem* x, int64_t row_step, int count, int width, int k0, int k1, const Elem* residual, Elem* out,
+            int top = 0) {
     Tile tile{q_.stride_w * step_, runs_, nullptr, nullptr, q_.k, 0, q_.relu};
     for (int k = k0; k < k1;) {
       const int nv = block_vectors(q_.k, k, t_.vectors), tiles = ceil_div(width, widest_tile(nv));
@@ -274,7 +279,8 @@ class DirectTask {
           const int from = static_cast<int>(static_cast<int64_t>(width) * j / tiles);
           const int mr = static_cast<int>(static_cast<int64_t>(width) * (j + 1) / tiles) - from;
           const int64_t at = (static_cast<int64_t>(i) * width + from) * q_.k + k;
-          tile_fn<A>(mr, nv)(tile, x + i * row_step + from * tile.pixel_step, taps, residual ? residual + at : nullptr, out + at);
+          tile_fn<A>(mr, nv)(tile, x + i * row_step + from * tile.pixel_step, taps, residual ? residual + at : nullptr,
+                             out + at);
         }
       }
       k += nv * kLanes;
@@ -300,8 +306,8 @@ thread_local Scratch DirectTask<A>::pool_scratch_;
 // (K, C, R, S) of any strides -> channel blocks, each [R][S][C rounded up / kPack][16 * vectors][kPack], zero where
 // a channel does not exist.
 template <typename A>
-void pack(typename A::Elem* packed, const typename A::Elem* weight, const int64_t strides[4], int c, int k, int r, int s,
-          int vectors) {
+void pack(typename A::Elem* packed, const typename A::Elem* weight, const int64_t strides[4], int c, int k, int r,
+          int s, int vectors) {
   using Elem = typename A::Elem;
   const int channels = round_up(c, A::kPack);
   const int64_t reduction = static_cast<int64_t>(r) * s * channels;

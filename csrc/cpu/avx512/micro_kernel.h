@@ -57,8 +57,8 @@ struct Runs {
 // A long sum is cut into parts of kPart steps, added up in memory: the rounding error of one running sum grows with its
 // length, and a plain loop over 4,608 products loses ten times what torch's own NCHW convolution does.
 template <typename A, int MR, int NV>
-inline __attribute__((always_inline)) void accumulate(__m512 (&acc)[MR][NV], const typename A::Elem* x, int64_t pixel_step,
-                                                      const Runs& runs, const typename A::Elem* w) {
+inline __attribute__((always_inline)) void accumulate(__m512 (&acc)[MR][NV], const typename A::Elem* x,
+                                                      int64_t pixel_step, const Runs& runs, const typename A::Elem* w) {
   using Elem = typename A::Elem;
   alignas(64) float total[MR][NV][kLanes];
   bool parts = false;
@@ -111,7 +111,9 @@ inline __attribute__((always_inline)) void accumulate(__m512 (&acc)[MR][NV], con
       for (int v = 0; v < NV; ++v) acc[m][v] = _mm512_add_ps(acc[m][v], _mm512_load_ps(total[m][v]));
 }
 
-inline __mmask16 lanes_left(int left) { return left >= kLanes ? 0xffff : static_cast<__mmask16>((1u << (left > 0 ? left : 0)) - 1); }
+inline __mmask16 lanes_left(int left) {
+  return left >= kLanes ? 0xffff : static_cast<__mmask16>((1u << (left > 0 ? left : 0)) - 1);
+}
 
 // relu(NaN) is NaN: max returns its second operand when either is NaN.
 inline __m512 relu(__m512 v) { return _mm512_max_ps(_mm512_setzero_ps(), v); }

@@ -8,10 +8,10 @@ namespace resnet_fused::cpu::avx512 {
 
 namespace {
 
-constexpr int kPoints = 16;            // 4x4 transformed values a tile
-constexpr int kVectors = 2;            // registers across channels
+constexpr int kPoints = 16;  // 4x4 transformed values a tile
+constexpr int kVectors = 2;  // registers across channels
 constexpr int kBlock = kVectors * kLanes;
-constexpr int kMr = 14;                // tiles in registers
+constexpr int kMr = 14;                     // tiles in registers
 constexpr int64_t kInputBytes = 256 << 10;  // transformed inputs of a task; weights and products share L2 with them
 
 // Rows a multiple of 1 KiB apart crowd into few sets of L1; one more vector between them spreads them.
@@ -40,8 +40,8 @@ void input_tile(const WinogradConv& q, int64_t t, const float* zeros, float* v, 
     Quad rows[4];  // d B, one row of the tile each
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i)
-      rows[i] = transform_input(_mm512_loadu_ps(p[i][0] + c), _mm512_loadu_ps(p[i][1] + c), _mm512_loadu_ps(p[i][2] + c),
-                                _mm512_loadu_ps(p[i][3] + c));
+      rows[i] = transform_input(_mm512_loadu_ps(p[i][0] + c), _mm512_loadu_ps(p[i][1] + c),
+                                _mm512_loadu_ps(p[i][2] + c), _mm512_loadu_ps(p[i][3] + c));
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       const Quad column = transform_input(rows[0].v[j], rows[1].v[j], rows[2].v[j], rows[3].v[j]);
@@ -64,11 +64,14 @@ void multiply(const float* v, int64_t step, int c, const float* u, float* produc
 }
 
 using MultiplyFn = void (*)(const float*, int64_t, int, const float*, float*);
-constexpr MultiplyFn kMultiply[kMr] = {multiply<1>, multiply<2>, multiply<3>,  multiply<4>,  multiply<5>,  multiply<6>,  multiply<7>,
-                                       multiply<8>, multiply<9>, multiply<10>, multiply<11>, multiply<12>, multiply<13>, multiply<14>};
+constexpr MultiplyFn kMultiply[kMr] = {multiply<1>,  multiply<2>,  multiply<3>,  multiply<4>, multiply<5>,
+                                       multiply<6>,  multiply<7>,  multiply<8>,  multiply<9>, multiply<10>,
+                                       multiply<11>, multiply<12>, multiply<13>, multiply<14>};
 
-// A^T m A of one tile and 16 channels, then scale, shift, residual, ReLU, store. Lanes that are not finite are returned.
-inline __mmask16 output_tile(const WinogradConv& q, int64_t t, const float* m, int64_t point_step, int k, __mmask16 lanes) {
+// A^T m A of one tile and 16 channels, then scale, shift, residual, ReLU, store. Lanes that are not finite are
+// returned.
+inline __mmask16 output_tile(const WinogradConv& q, int64_t t, const float* m, int64_t point_step, int k,
+                             __mmask16 lanes) {
   const int tx = t % q.tiles_w, ty = t / q.tiles_w % q.tiles_h;
   const int64_t image = t / q.tiles_w / q.tiles_h;
   __m512 half[2][4];
@@ -127,13 +130,14 @@ bool run_task(const WinogradConv& q, int64_t task) {
     for (int p = 0; p < kPoints; ++p)
       for (int r = 0; r < rows; ++r) {
         const int from = count * r / rows, mr = count * (r + 1) / rows - from;
-        kMultiply[mr - 1](v + p * v_point + static_cast<int64_t>(from) * step, step, q.c, u + static_cast<int64_t>(p) * q.c * kBlock,
-                          products + p * m_point + from * kBlock);
+        kMultiply[mr - 1](v + p * v_point + static_cast<int64_t>(from) * step, step, q.c,
+                          u + static_cast<int64_t>(p) * q.c * kBlock, products + p * m_point + from * kBlock);
       }
     for (int i = 0; i < count; ++i)
       for (int j = 0; j < kVectors; ++j) {
         const int k = b * kBlock + j * kLanes;
-        if (k < q.k) bad |= output_tile(q, first + i, products + i * kBlock + j * kLanes, m_point, k, lanes_left(q.k - k));
+        if (k < q.k)
+          bad |= output_tile(q, first + i, products + i * kBlock + j * kLanes, m_point, k, lanes_left(q.k - k));
       }
   }
   return bad == 0;
@@ -178,7 +182,8 @@ void winograd_pack(float* packed, const float* weight, const int64_t strides[4],
           for (int j = 0; j < 4; ++j) {
             double u = 0;
             for (int a = 0; a < 3; ++a) u += half[i][a] * kG[j][a];
-            packed[((static_cast<int64_t>(kb / kBlock) * kPoints + i * 4 + j) * c + ch) * kBlock + kk] = static_cast<float>(u);
+            packed[((static_cast<int64_t>(kb / kBlock) * kPoints + i * 4 + j) * c + ch) * kBlock + kk] =
+                static_cast<float>(u);
           }
       }
 }

@@ -1,0 +1,95 @@
+"""One random conv_bn_act call: its arguments, its eager value and its truth."""
+
+import os
+
+import torch
+from criterion import assert_close
+
+from resnet_fused import ops, reference
+
+
+class Case:
+    """One random conv_bn_act call: its arguments, its eager value and its truth."""
+
+    def __init__(self, n, c, h, w, k, r, s, stride, padding, dilation, groups=1, *, dtype=torch.float32,
+                 layout="contiguous", residual=False, relu=True, bias=False, affine=True, seed=0):  # fmt: skip
+        g = torch.Generator().manual_seed(seed)
+        self.x = lay_out(torch.randn(n, c, h, w, generator=g).to(dtype), layout)
+        fan_in = c // groups * r * s
+        self.weight = (torch.randn(k, c // groups, r, s, generator=g) / fan_in**0.5).to(dtype)
+        if layout == "channels_last":
+            self.weight = self.weight.to(memory_format=torch.channels_last)
+        self.bias = torch.randn(k, generator=g).to(dtype) if bias else None
+        gamma, beta = torch.rand(k, generator=g) + 0.5, torch.randn(k, generator=g)
+        mean, var = torch.randn(k, generator=g), torch.rand(k, generator=g) + 0.5
+        self.bn = [gamma if affine else None, beta if affine else None, mean, var]
+        self.eps = 1e-5
+        self.geometry = (list(stride), list(padding), list(dilation), groups)
+        self.relu = relu
+        self.residual = None
+        if residual:
+            self.residual = lay_out(torch.randn(self._output_shape(), generator=g).to(dtype), layout)
+
+    def _output_shape(self):
+        stride, padding, dilation, groups = self.geometry
+        meta = torch.conv2d(self.x.to("meta"), self.weight.to("meta"), None, stride, padding, dilation, groups)
+        return meta.shape
+
+    def args(self):
+        return (self.x, self.weight, self.bias, *self.bn, self.eps, *self.geometry, self.residual, self.relu)
+
+    def fused(self, keep_packed=False):
+        return ops.conv_bn_act(*self.args(), keep_packed)
+
+    def eager(self, dtype=None):
+        cast = (lambda t: t) if dtype is None else (lambda t: None if t is None else t.to(dtype))
+        x, weight, bias, residual = map(cast, (self.x, self.weight, self.bias, self.residual))
+        bn = [cast(t) for t in self.bn]
+        return reference.conv_bn_act(x, weight, bias, *bn, self.eps, *self.geometry, residual, self.relu)
+
+    def check(self, keep_packed=False):
+        y, eager = self.fused(keep_packed), self.eager()
+        baseline = eager
+        if os.environ.get("RESNET_FUSED_CPU_ENGINE") == "onednn":
+            # oneDNN sums in another order for each layout; ours runs it in NHWC, so eager's error is that of NHWC
+            x, self.x = self.x, lay_out(self.x, "channels_last")
+            baseline, self.x = self.eager(), x
+        assert_close(y, baseline, self.eager(torch.float64))
+        return y, eager
+
+
+def layout_of(x):
+    """Strides, of the dimensions that have more than one element: the others say nothing."""
+    return [stride for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1]
+
+
+def lay_out(x, layout):
+    if layout == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == "sliced":  # every second column of a wider tensor
+        wide = torch.full((*x.shape[:3], 2 * x.shape[3]), float("nan"), dtype=x.dtype)
+        wide[..., ::2] = x
+        return wide[..., ::2]
+    if layout == "expanded":  # one image for the whole batch, one row for all rows
+        return x[:1, :, :1].expand(x.shape)
+    return x
+
+
+def projection_args(dtype, layout, c=32, k=64, size=14, proj_c=16, stride=2):
+    main = Case(2, c, size, size, k, 3, 3, (1, 1), (1, 1), (1, 1), dtype=dtype, layout=layout)
+    proj = Case(
+        2,
+        proj_c,
+        size * stride,
+        size * stride,
+        k,
+        1,
+        1,
+        (stride,) * 2,
+        (0, 0),
+        (1, 1),
+        dtype=dtype,
+        layout=layout,
+        seed=1,
+    )
+    return (*main.args()[:-2], proj.x, proj.weight, proj.bias, *proj.bn, proj.eps, [stride, stride], True)

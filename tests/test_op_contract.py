@@ -1,0 +1,101 @@
+"""What the ops promise torch (schemas, fake kernels), and what they say to bad input."""
+
+import os
+
+import pytest
+import torch
+from op_case import Case, projection_args
+
+from resnet_fused import ops
+
+
+def test_opcheck():
+    case = Case(2, 8, 9, 9, 16, 3, 3, (2, 2), (1, 1), (1, 1), layout="channels_last", residual=True)
+    torch.library.opcheck(ops.conv_bn_act, (*case.args(), False))
+    torch.library.opcheck(ops.conv_bn_proj_act, (*projection_args(torch.float32, "contiguous"), False))
+    pool = ([3, 3], [2, 2], [1, 1], False)
+    torch.library.opcheck(ops.conv_bn_relu_pool, (*case.args()[:-2], *pool))
+    torch.library.opcheck(ops.bn_add_act, (case.residual, *case.bn, 1e-5, None, True))
+
+
+CHANGES = [
+    "rank",
+    "channels",
+    "dtype",
+    "residual",
+    "padding",
+    "stride",
+    "kernel",
+    "bn",
+    "bn_half",
+    "eps",
+    "groups",
+    "integer",
+    "overflow",
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_bad_input(change):
+    case = Case(2, 8, 9, 9, 16, 3, 3, (1, 1), (1, 1), (1, 1), residual=True)
+    expect = {
+        "rank": r"x has shape \[8, 9, 9\]",
+        "channels": "7 channels",
+        "dtype": "BFloat16",
+        "residual": r"\[1, 16, 9, 9\]",
+        "padding": r"padding is \[-1, 1\]",
+        "stride": r"stride is \[0, 1\]",
+        "kernel": "larger than the input 2x9",
+        "bn": r"gamma has shape \[15\]",
+        "bn_half": "mean without var",
+        "eps": "eps is -1",
+        "groups": "groups is 3",
+        "integer": "dtype Int",
+        "overflow": "2147483647",
+    }
+    if change == "rank":
+        case.x = case.x[0]
+    elif change == "channels":
+        case.x = case.x[:, :7]
+    elif change == "dtype":
+        case.weight = case.weight.bfloat16()
+    elif change == "residual":
+        case.residual = case.residual[:1]
+    elif change == "padding":
+        case.geometry = ([1, 1], [-1, 1], [1, 1], 1)
+    elif change == "stride":
+        case.geometry = ([0, 1], [1, 1], [1, 1], 1)
+    elif change == "kernel":
+        case.x, case.geometry = case.x[:, :, :2], ([1, 1], [0, 0], [1, 1], 1)
+    elif change == "bn":
+        case.bn[0] = case.bn[0][:15]
+    elif change == "bn_half":
+        case.bn[3] = None
+    elif change == "eps":
+        case.eps = -1.0
+    elif change == "groups":
+        case.geometry = ([1, 1], [1, 1], [1, 1], 3)
+    elif change == "integer":
+        case.x = case.x.int()
+    else:
+        case.x = torch.zeros(()).expand(2**10, 8, 2**10, 2**9)
+    with pytest.raises(RuntimeError, match=expect[change]):
+        case.fused()
+
+
+def test_mixed_devices():
+    case = Case(2, 8, 9, 9, 16, 3, 3, (1, 1), (1, 1), (1, 1))
+    case.weight = case.weight.to("meta")
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        case.fused()
+
+
+def test_explain_names_the_engine_and_why_not_the_others(monkeypatch):
+    plan = ops.explain_cpu([1, 64, 8, 8], [64, 64, 1, 1], [1, 1], [0, 0], [1, 1], 1, "float64")
+    assert plan.startswith("composed") and "not onednn: " in plan and "not direct: " in plan
+    monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", "composed")
+    plan = ops.explain_cpu([1, 64, 8, 8], [64, 64, 1, 1], [1, 1], [0, 0], [1, 1], 1, "float32")
+    assert plan.startswith("composed") and "RESNET_FUSED_CPU_ENGINE is composed" in plan
+    assert os.environ["RESNET_FUSED_CPU_ENGINE"] == "composed"
+    with pytest.raises(RuntimeError, match="int8"):
+        ops.explain_cpu([1, 64, 8, 8], [64, 64, 1, 1], [1, 1], [0, 0], [1, 1], 1, "int8")
