@@ -28,6 +28,8 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   m.def("forget_packed(Tensor[] weights) -> ()");
   // Bytes that keep_packed holds now.
   m.def("packed_bytes() -> int");
+  // Returns to the system the memory that is kept for results of the next call and that no tensor uses (CPU).
+  m.def("release_memory() -> ()");
   // The plan that conv_bn_act would run on the CPU for these shapes, in words; dtype is "float32", "bfloat16", ...
   m.def(
       "explain_cpu(int[] x_shape, int[] weight_shape, int[2] stride, int[2] padding, int[2] dilation, int groups, str "

@@ -19,6 +19,7 @@ conv_bn_relu_pool = torch.ops.resnet_fused.conv_bn_relu_pool.default
 bn_add_act = torch.ops.resnet_fused.bn_add_act.default
 forget_packed = torch.ops.resnet_fused.forget_packed.default
 packed_bytes = torch.ops.resnet_fused.packed_bytes.default
+release_memory = torch.ops.resnet_fused.release_memory.default
 explain_cpu = torch.ops.resnet_fused.explain_cpu.default
 
 

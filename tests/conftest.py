@@ -1,10 +1,18 @@
 """Fixtures that every test may use."""
 
+import os
+
 import pytest
 import torch
 import torchvision_shim
+from hypothesis import settings
 
 torchvision_shim.install()
+
+# The same examples on every run: a red test is a change's doing. HYPOTHESIS_PROFILE=explore looks for new ones.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -24,11 +24,11 @@ struct DirectConv {
 
 // How one convolution is cut into tasks; threads take ranges of tasks.
 struct DirectTiling {
-  int vectors;     // registers across channels in the main block: 2 (14 pixels) or 4 (7 pixels)
-  int rows;        // output rows (pooled rows with a pool) a task, or pixels of a flattened 1x1
-  int row_blocks;  // tasks down an image
-  int k_groups;    // tasks across channels
-  bool flat;       // 1x1, stride 1, NHWC: all pixels of all images are one row
+  int vectors;    // registers across channels in the main block: 2 (14 pixels) or 4 (7 pixels)
+  int64_t units;  // output rows of an image, pooled rows with a pool, or 14-pixel pieces of a flattened 1x1
+  int blocks;     // tasks that share the units of an image
+  int k_groups;   // tasks that share the channels
+  bool flat;      // 1x1, stride 1, NHWC: all pixels of all images are one row
   int64_t tasks;
 };
 
@@ -37,11 +37,13 @@ int64_t direct_packed_elements(int c, int k, int r, int s,
 
 namespace avx512 {
 
+int64_t direct_packed_elements_fp32(int c, int k, int r, int s);
 DirectTiling direct_tiling_fp32(const DirectConv& conv, int threads);
 void direct_pack_fp32(float* packed, const float* weight, const int64_t strides[4], int c, int k, int r, int s,
                       int vectors);
 void direct_run_fp32(const DirectConv& conv, const DirectTiling& tiling, int64_t begin, int64_t end);
 
+int64_t direct_packed_elements_bf16(int c, int k, int r, int s);
 DirectTiling direct_tiling_bf16(const DirectConv& conv, int threads);
 void direct_pack_bf16(uint16_t* packed, const uint16_t* weight, const int64_t strides[4], int c, int k, int r, int s,
                       int vectors);

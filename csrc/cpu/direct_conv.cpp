@@ -15,10 +15,6 @@ int as_int(int64_t v) { return static_cast<int>(v); }  // sizes passed check_32b
 
 }  // namespace
 
-int64_t direct_packed_elements(int c, int k, int r, int s, int pack) {
-  return int64_t(k + kLanes - 1) / kLanes * kLanes * r * s * ((c + pack - 1) / pack * pack);
-}
-
 bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, bool relu, bool keep_packed,
                  const Tensor& out) {
   enum { kTag = 1 };
@@ -52,7 +48,8 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
   const DirectTiling t = bf16 ? avx512::direct_tiling_bf16(q, threads) : avx512::direct_tiling_fp32(q, threads);
   const auto packed =
       packed_weight(conv.weight, {kTag, t.vectors}, keep_packed, [&]() -> std::shared_ptr<const Packed> {
-        const int64_t elements = direct_packed_elements(q.c, q.k, q.r, q.s, bf16 ? 2 : 1);
+        const int64_t elements = bf16 ? avx512::direct_packed_elements_bf16(q.c, q.k, q.r, q.s)
+                                      : avx512::direct_packed_elements_fp32(q.c, q.k, q.r, q.s);
         auto buffer = std::make_shared<PackedBuffer>(elements * (bf16 ? 2 : 4));
         const Tensor& w = conv.weight;
         const int64_t strides[4] = {w.stride(0), w.stride(1), w.stride(2), w.stride(3)};

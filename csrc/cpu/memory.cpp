@@ -1,24 +1,115 @@
 #include "cpu/memory.h"
 
+#include <algorithm>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
+// In torch from 2.11 on; null in 2.10, where every result is torch's own allocation.
+extern "C" __attribute__((weak)) AOTITorchError
+torch_from_blob(void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset,
+                int32_t dtype, int32_t device_type, int32_t device_index, AtenTensorHandle* out, int32_t layout,
+                const uint8_t* metadata, int64_t metadata_size, void (*deleter)(void* data, void* ctx), void* ctx);
+
 namespace resnet_fused::cpu {
 
-Tensor output_buffer(const Ints& sizes, const Tensor& like) {
-  Tensor out = aten_empty(sizes, like, /*channels_last=*/true);
+namespace {
+
+constexpr size_t kHugePage = 2 << 20;
+
+struct Block {
+  void* data;
+  size_t capacity;
+};
+
+// Free blocks, the one freed last at the end.
+class Pool {
+ public:
+  // The smallest block that fits and is not more than twice as large; else a new one.
+  Block take(size_t bytes) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      auto best = free_.end();
+      for (auto it = free_.begin(); it != free_.end(); ++it)
+        if (it->capacity >= bytes && it->capacity <= 2 * bytes &&
+            (best == free_.end() || it->capacity <= best->capacity))
+          best = it;
+      if (best != free_.end()) {
+        const Block block = *best;
+        free_.erase(best);
+        kept_ -= block.capacity;
+        return block;
+      }
+    }
+    Block block{nullptr, (bytes + kHugePage - 1) / kHugePage * kHugePage};
+    if (posix_memalign(&block.data, kHugePage, block.capacity)) throw std::bad_alloc();
 #if defined(__linux__)
-  constexpr uintptr_t kHuge = 2 << 20;
-  const int64_t bytes = out.numel() * (like.scalar_type() == ScalarType::BFloat16 ? 2 : 4);
-  if (bytes >= static_cast<int64_t>(2 * kHuge)) {
-    // only whole huge pages inside the tensor; a refusal changes nothing but speed
-    const uintptr_t begin = (reinterpret_cast<uintptr_t>(out.mutable_data_ptr()) + kHuge - 1) / kHuge * kHuge;
-    const uintptr_t end = (reinterpret_cast<uintptr_t>(out.mutable_data_ptr()) + bytes) / kHuge * kHuge;
-    if (end > begin) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-  }
+    (void)madvise(block.data, block.capacity, MADV_HUGEPAGE);  // a refusal changes nothing but speed
 #endif
-  return out;
+    return block;
+  }
+
+  void give_back(Block block) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    free_.push_back(block);
+    kept_ += block.capacity;
+    while (kept_ > limit_) drop_oldest();
+  }
+
+  void release() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    while (!free_.empty()) drop_oldest();
+  }
+
+  bool on() const { return limit_ > 0 && torch_from_blob; }
+
+ private:
+  void drop_oldest() {
+    kept_ -= free_.front().capacity;
+    std::free(free_.front().data);
+    free_.erase(free_.begin());
+  }
+
+  static size_t limit() {
+    const char* mb = std::getenv("RESNET_FUSED_CPU_POOL_MB");
+    return (mb ? std::max(0L, std::atol(mb)) : 384) << 20;
+  }
+
+  std::mutex mutex_;
+  std::vector<Block> free_;
+  size_t kept_ = 0;
+  const size_t limit_ = limit();
+};
+
+Pool& pool() {
+  static auto* it = new Pool;  // never destroyed: tensors may outlive static destructors
+  return *it;
 }
+
+void give_back(void* data, void* capacity) { pool().give_back({data, reinterpret_cast<size_t>(capacity)}); }
+
+}  // namespace
+
+Tensor output_buffer(const Ints& sizes, const Tensor& like) {
+  const int64_t elements = sizes[0] * sizes[1] * sizes[2] * sizes[3];
+  const size_t bytes = elements * (like.scalar_type() == ScalarType::BFloat16 ? 2 : 4);
+  if (bytes < kHugePage || !pool().on()) return aten_empty(sizes, like, /*channels_last=*/true);
+  const Block block = pool().take(bytes);
+  const int64_t strides[4] = {sizes[1] * sizes[2] * sizes[3], 1, sizes[3] * sizes[1], sizes[1]};
+  AtenTensorHandle out = nullptr;
+  const AOTITorchError code = torch_from_blob(block.data, 4, sizes.data(), strides, 0,
+                                              to<int32_t>(from(like.scalar_type())), aoti_torch_device_type_cpu(),
+                                              /*device_index=*/-1, &out, aoti_torch_layout_strided(), nullptr, 0,
+                                              give_back, reinterpret_cast<void*>(block.capacity));
+  if (code != AOTI_TORCH_SUCCESS) pool().give_back(block);
+  check_shim(code, "a tensor over pooled memory");
+  return Tensor(out);
+}
+
+void release_memory() { pool().release(); }
 
 }  // namespace resnet_fused::cpu

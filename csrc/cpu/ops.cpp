@@ -172,6 +172,7 @@ STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
   m.impl("forget_packed", TORCH_BOX(&forget_packed_op));
   m.impl("packed_bytes", TORCH_BOX(&packed_bytes));
+  m.impl("release_memory", TORCH_BOX(&release_memory));
   m.impl("explain_cpu", TORCH_BOX(&explain_cpu));
 }
 

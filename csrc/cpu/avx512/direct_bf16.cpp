@@ -2,6 +2,10 @@
 
 namespace resnet_fused::cpu::avx512 {
 
+int64_t direct_packed_elements_bf16(int c, int k, int r, int s) {
+  return static_cast<int64_t>(round_up(k, kLanes)) * r * row_values<Bf16>(c, s);
+}
+
 DirectTiling direct_tiling_bf16(const DirectConv& conv, int threads) { return tiling<Bf16>(conv, threads); }
 
 void direct_pack_bf16(uint16_t* packed, const uint16_t* weight, const int64_t strides[4], int c, int k, int r, int s,

@@ -2,6 +2,10 @@
 
 namespace resnet_fused::cpu::avx512 {
 
+int64_t direct_packed_elements_fp32(int c, int k, int r, int s) {
+  return static_cast<int64_t>(round_up(k, kLanes)) * r * row_values<Fp32>(c, s);
+}
+
 DirectTiling direct_tiling_fp32(const DirectConv& conv, int threads) { return tiling<Fp32>(conv, threads); }
 
 void direct_pack_fp32(float* packed, const float* weight, const int64_t strides[4], int c, int k, int r, int s,

@@ -18,6 +18,7 @@ namespace resnet_fused::cpu::avx512 {
 namespace {
 
 constexpr int64_t kSlabBytes = 256 << 10;  // a quarter of a 1 MiB L2; the weights of a channel block take another
+constexpr int kFlatUnit = 14;              // pixels of a flattened 1x1 that stay together
 constexpr int kMaxKernel = 64;             // R * S runs at most
 
 inline int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
@@ -34,6 +35,19 @@ bool aliases(const DirectConv& q, int64_t channels) {
 template <typename A>
 bool needs_slab(const DirectConv& q) {
   return q.pad_h || q.pad_w || !nhwc(q) || q.c % A::kPack || aliases<A>(q, q.c);
+}
+
+// With an odd number of channels and steps of two, each output column gets its own copy of the S * C values under it,
+// padded once, instead of padding every pixel: 22 values for the 7x3 of an RGB stem where 28 would be.
+template <typename A>
+constexpr bool patches(int c, int s) {
+  return c % A::kPack && s > 1;
+}
+
+// Values of one kernel row, as steps see them.
+template <typename A>
+int row_values(int c, int s) {
+  return patches<A>(c, s) ? round_up(s * c, A::kPack) : s * round_up(c, A::kPack);
 }
 
 // One tile: MR pixels, NV * 16 channels.
@@ -94,33 +108,29 @@ inline int block_vectors(int k, int at, int vectors) {
 
 template <typename A>
 DirectTiling tiling(const DirectConv& q, int threads) {
+  constexpr int64_t kSize = sizeof(typename A::Elem);
   DirectTiling t{};
   t.flat = q.r == 1 && q.s == 1 && q.stride_h == 1 && q.stride_w == 1 && !q.pool_r && nhwc(q) && !q.pad_h && !q.pad_w &&
            q.c % A::kPack == 0 && q.xn == static_cast<int64_t>(q.h) * q.xh;
   t.vectors = !t.flat && q.ow <= 7 && q.k >= 4 * kLanes ? 4 : 2;
-  const int64_t unit =
-      t.flat
-          ? static_cast<int64_t>(14) * q.c * sizeof(typename A::Elem)  // bytes of input that a row brings
-          : static_cast<int64_t>(q.stride_h) * q.w * q.c * sizeof(typename A::Elem) * (q.pool_r ? q.pool_stride_h : 1);
-  const int64_t total = t.flat ? ceil_div(static_cast<int64_t>(q.n) * q.oh * q.ow, 14) : q.pool_r ? q.ph : q.oh;
-  int64_t rows = kSlabBytes / (unit ? unit : 1);
-  rows = rows < 1 ? 1 : rows > total ? total : rows;
-  t.row_blocks = ceil_div(total, rows);
-  const int images = t.flat ? 1 : q.n;
-  // even work: a multiple of the threads where there are few tasks
-  int64_t tasks = static_cast<int64_t>(images) * t.row_blocks;
+  t.units = t.flat ? ceil_div(static_cast<int64_t>(q.n) * q.oh * q.ow, kFlatUnit) : q.pool_r ? q.ph : q.oh;
+  const int64_t bytes = t.flat
+                            ? kFlatUnit * q.c * kSize  // of input that a unit brings
+                            : static_cast<int64_t>(q.stride_h) * (q.pool_r ? q.pool_stride_h : 1) * q.w * q.c * kSize;
+  const int64_t units = bytes && kSlabBytes / bytes ? kSlabBytes / bytes : 1;
+  t.blocks = ceil_div(t.units, units);
   t.k_groups = 1;
+  // even work: where there are few tasks, a multiple of the threads
+  const int64_t tasks = static_cast<int64_t>(t.flat ? 1 : q.n) * t.blocks;
   if (tasks < 4 * threads && tasks % threads) {
-    if (t.row_blocks == 1 || tasks < threads) {
-      const int blocks = ceil_div(q.k, t.vectors * kLanes);
-      t.k_groups = q.pool_r ? 1 : blocks < threads ? blocks : threads;
-    } else {
-      t.row_blocks = round_up(t.row_blocks, threads);
-    }
+    const int more = round_up(t.blocks, threads);
+    const int channel_blocks = ceil_div(q.k, t.vectors * kLanes);
+    if (t.blocks > 1 && more <= t.units)
+      t.blocks = more;
+    else if (!q.pool_r)
+      t.k_groups = channel_blocks < threads ? channel_blocks : threads;
   }
-  t.rows = ceil_div(total, t.row_blocks) * (t.flat ? 14 : 1);
-  t.row_blocks = ceil_div(t.flat ? static_cast<int64_t>(q.n) * q.oh * q.ow : total, t.rows);
-  t.tasks = static_cast<int64_t>(images) * t.row_blocks * t.k_groups;
+  t.tasks = static_cast<int64_t>(t.flat ? 1 : q.n) * t.blocks * t.k_groups;
   return t;
 }
 
@@ -161,26 +171,25 @@ void copy_slab(const DirectConv& q, int image, int first, int count, int width, 
   }
 }
 
-// max over the windows of `rows` conv rows, starting at conv row `first`, into pooled rows [p0, p1).
+// One pooled row. conv holds the last pool_r rows of the convolution, row i at i % pool_r.
 template <typename A>
-void max_pool(const DirectConv& q, const typename A::Elem* conv, int first, int p0, int p1, typename A::Elem* out) {
-  for (int p = p0; p < p1; ++p)
-    for (int j = 0; j < q.pw; ++j)
-      for (int k = 0; k < q.k; k += kLanes) {
-        const __mmask16 mask = lanes_left(q.k - k);
-        // every window meets at least one pixel (check_pool), and after ReLU the least value is 0
-        __m512 best = _mm512_setzero_ps();
-        for (int a = 0; a < q.pool_r; ++a)
-          for (int b = 0; b < q.pool_s; ++b) {
-            const int i = p * q.pool_stride_h - q.pool_pad_h + a, x = j * q.pool_stride_w - q.pool_pad_w + b;
-            if (i < 0 || i >= q.oh || x < 0 || x >= q.ow) continue;
-            const __m512 v = A::load(conv + (static_cast<int64_t>(i - first) * q.ow + x) * q.k + k, mask);
-            // keeps a NaN that is already there, and takes a new one
-            best = _mm512_mask_blend_ps(
-                _mm512_cmp_ps_mask(v, best, _CMP_GT_OQ) | _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), best, v);
-          }
-        A::store(out + (static_cast<int64_t>(p) * q.pw + j) * q.k + k, best, mask);
-      }
+void max_pool_row(const DirectConv& q, const typename A::Elem* conv, int p, typename A::Elem* out) {
+  for (int j = 0; j < q.pw; ++j)
+    for (int k = 0; k < q.k; k += kLanes) {
+      const __mmask16 mask = lanes_left(q.k - k);
+      // every window meets at least one pixel (check_pool), and after ReLU the least value is 0
+      __m512 best = _mm512_setzero_ps();
+      for (int a = 0; a < q.pool_r; ++a)
+        for (int b = 0; b < q.pool_s; ++b) {
+          const int i = p * q.pool_stride_h - q.pool_pad_h + a, x = j * q.pool_stride_w - q.pool_pad_w + b;
+          if (i < 0 || i >= q.oh || x < 0 || x >= q.ow) continue;
+          const __m512 v = A::load(conv + (static_cast<int64_t>(i % q.pool_r) * q.ow + x) * q.k + k, mask);
+          // keeps a NaN that is already there, and takes a new one
+          best = _mm512_mask_blend_ps(_mm512_cmp_ps_mask(v, best, _CMP_GT_OQ) | _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q),
+                                      best, v);
+        }
+      A::store(out + static_cast<int64_t>(j) * q.k + k, best, mask);
+    }
 }
 
 template <typename A>
@@ -188,78 +197,120 @@ class DirectTask {
   using Elem = typename A::Elem;
 
  public:
-  DirectTask(const DirectConv& q, const DirectTiling& t) : q_(q), t_(t), slab_(needs_slab<A>(q)) {
-    channels_ = slab_ ? round_up(q.c, A::kPack) : q.c;
-    step_ = channels_ + (slab_ && aliases<A>(q, channels_) ? kLanes * A::kPack : 0);
-    width_ = slab_ ? (q.ow - 1) * q.stride_w + (q.s - 1) * q.dil_w + 1 : q.w;
+  DirectTask(const DirectConv& q, const DirectTiling& t)
+      : q_(q), t_(t), slab_(needs_slab<A>(q)), patches_(patches<A>(q.c, q.s)) {
+    const int channels = slab_ ? round_up(q.c, A::kPack) : q.c;
+    padded_ = slab_ ? (q.ow - 1) * q.stride_w + (q.s - 1) * q.dil_w + 1 : q.w;
+    width_ = patches_ ? q.ow : padded_;
+    step_ = patches_ ? row_values<A>(q.c, q.s) : channels + (slab_ && aliases<A>(q, channels) ? kLanes * A::kPack : 0);
     const int64_t row = width_ * step_;
     // where pixels touch, a kernel row is one run of S * C values
-    const bool whole_rows = q.dil_w == 1 && step_ == channels_;
+    const bool whole_rows = patches_ || (q.dil_w == 1 && step_ == channels);
     runs_.count = whole_rows ? q.r : q.r * q.s;
-    runs_.steps = (whole_rows ? q.s * channels_ : channels_) / A::kPack;
+    runs_.steps = (whole_rows ? row_values<A>(q.c, q.s) : channels) / A::kPack;
     runs_.offset = offset_;
     for (int i = 0; i < runs_.count; ++i)
       offset_[i] = whole_rows ? i * q.dil_h * row : (i / q.s) * q.dil_h * row + (i % q.s) * q.dil_w * step_;
-    reduction_ = static_cast<int64_t>(q.r) * q.s * channels_;
+    reduction_ = static_cast<int64_t>(q.r) * row_values<A>(q.c, q.s);
   }
 
   void run(int64_t task) {
-    const int group = task % t_.k_groups, block = task / t_.k_groups % t_.row_blocks;
-    const int image = static_cast<int>(task / t_.k_groups / t_.row_blocks);
-    const int blocks = ceil_div(q_.k, t_.vectors * kLanes);
-    const int k0 = static_cast<int64_t>(blocks) * group / t_.k_groups * t_.vectors * kLanes;
-    const int k1 = static_cast<int64_t>(blocks) * (group + 1) / t_.k_groups * t_.vectors * kLanes;
-    const int kend = k1 < q_.k ? k1 : q_.k;
-    const int first = block * t_.rows;
-    Elem* out = static_cast<Elem*>(q_.out);
-    const Elem* residual = static_cast<const Elem*>(q_.residual);
-    if (t_.flat) {
-      const int64_t pixels = static_cast<int64_t>(q_.n) * q_.oh * q_.ow;
-      const int count = static_cast<int>(first + t_.rows < pixels ? t_.rows : pixels - first);
-      const int64_t at = static_cast<int64_t>(first) * q_.k;
-      const Elem* x = static_cast<const Elem*>(q_.x) + static_cast<int64_t>(first) * q_.c;
-      if (slab_) {
-        Elem* slab = static_cast<Elem*>(slab_scratch_.get(count * step_ * sizeof(Elem)));
-        copy_pixels<A>(q_, x, count, step_, slab);
-        x = slab;
-      }
-      rows(x, 0, 1, count, k0, kend, residual ? residual + at : nullptr, out + at);
-    } else if (q_.pool_r) {
-      const int last = first + t_.rows < q_.ph ? first + t_.rows : q_.ph;
-      int r0 = first * q_.pool_stride_h - q_.pool_pad_h, r1 = (last - 1) * q_.pool_stride_h - q_.pool_pad_h + q_.pool_r;
-      r0 = r0 < 0 ? 0 : r0;
-      r1 = r1 > q_.oh ? q_.oh : r1;
-      Elem* conv = static_cast<Elem*>(pool_scratch_.get(static_cast<size_t>(r1 - r0) * q_.ow * q_.k * sizeof(Elem)));
-      image_rows(image, r0, r1, k0, kend, nullptr, conv);
-      max_pool<A>(q_, conv, r0, first, last, out + static_cast<int64_t>(image) * q_.ph * q_.pw * q_.k);
-    } else {
-      const int last = first + t_.rows < q_.oh ? first + t_.rows : q_.oh;
-      const int64_t at = (static_cast<int64_t>(image) * q_.oh + first) * q_.ow * q_.k;
-      image_rows(image, first, last, k0, kend, residual ? residual + at : nullptr, out + at);
-    }
+    const int group = task % t_.k_groups, block = task / t_.k_groups % t_.blocks;
+    const int image = static_cast<int>(task / t_.k_groups / t_.blocks);
+    const int wide = t_.vectors * kLanes, channel_blocks = ceil_div(q_.k, wide);
+    k0_ = static_cast<int64_t>(channel_blocks) * group / t_.k_groups * wide;
+    k1_ = static_cast<int64_t>(channel_blocks) * (group + 1) / t_.k_groups * wide;
+    if (k1_ > q_.k) k1_ = q_.k;
+    const int first = static_cast<int>(t_.units * block / t_.blocks);
+    const int last = static_cast<int>(t_.units * (block + 1) / t_.blocks);
+    if (t_.flat)
+      flat(static_cast<int64_t>(first) * kFlatUnit, static_cast<int64_t>(last) * kFlatUnit);
+    else if (q_.pool_r)
+      pooled(image, first, last);
+    else
+      plain(image, first, last);
   }
 
  private:
-  // Output rows [r0, r1) of an image; out and residual point at row r0.
-  void image_rows(int image, int r0, int r1, int k0, int k1, const Elem* residual, Elem* out) {
-    const int top = r0 * q_.stride_h - q_.pad_h;
-    const Elem* x;
+  // Pixels [first, last) of all images.
+  void flat(int64_t first, int64_t last) {
+    const int64_t pixels = static_cast<int64_t>(q_.n) * q_.oh * q_.ow;
+    const int count = static_cast<int>((last < pixels ? last : pixels) - first);
+    const Elem* x = static_cast<const Elem*>(q_.x) + first * q_.c;
     if (slab_) {
-      const int count = (r1 - r0 - 1) * q_.stride_h + (q_.r - 1) * q_.dil_h + 1;
-      Elem* slab = static_cast<Elem*>(slab_scratch_.get(count * width_ * step_ * sizeof(Elem)));
-      copy_slab<A>(q_, image, top, count, width_, step_, slab);
+      Elem* slab = static_cast<Elem*>(slab_scratch_.get(count * step_ * sizeof(Elem)));
+      copy_pixels<A>(q_, x, count, step_, slab);
       x = slab;
-    } else {
-      x = static_cast<const Elem*>(q_.x) + image * q_.xn + top * q_.xh;
     }
-    rows(x, q_.stride_h * width_ * step_, r1 - r0, q_.ow, k0, k1, residual, out, top);
+    rows(x, 0, 1, count, residual(first), static_cast<Elem*>(q_.out) + first * q_.k, 0);
+  }
+
+  // Output rows [first, last) of an image.
+  void plain(int image, int first, int last) {
+    const int64_t at = (static_cast<int64_t>(image) * q_.oh + first) * q_.ow;
+    rows(input_rows(image, first, last), input_row_step(), last - first, q_.ow, residual(at),
+         static_cast<Elem*>(q_.out) + at * q_.k, top(first));
+  }
+
+  // Pooled rows [first, last) of an image: each conv row is made when the first window asks for it.
+  void pooled(int image, int first, int last) {
+    const auto begin = [&](int p) {
+      return p * q_.pool_stride_h > q_.pool_pad_h ? p * q_.pool_stride_h - q_.pool_pad_h : 0;
+    };
+    const auto end = [&](int p) {
+      const int row = p * q_.pool_stride_h - q_.pool_pad_h + q_.pool_r;
+      return row < q_.oh ? row : q_.oh;
+    };
+    const int64_t row_elems = static_cast<int64_t>(q_.ow) * q_.k;
+    Elem* ring = static_cast<Elem*>(pool_scratch_.get(q_.pool_r * row_elems * sizeof(Elem)));
+    Elem* out = static_cast<Elem*>(q_.out) + static_cast<int64_t>(image) * q_.ph * q_.pw * q_.k;
+    const int start = begin(first);
+    const Elem* x = input_rows(image, start, end(last - 1));
+    int done = start;
+    for (int p = first; p < last; ++p) {
+      for (int i = done > begin(p) ? done : begin(p); i < end(p); ++i)
+        rows(x + (i - start) * input_row_step(), 0, 1, q_.ow, nullptr, ring + (i % q_.pool_r) * row_elems, top(i));
+      done = end(p);
+      max_pool_row<A>(q_, ring, p, out + static_cast<int64_t>(p) * q_.pw * q_.k);
+    }
+  }
+
+  int top(int row) const { return row * q_.stride_h - q_.pad_h; }  // the input row under its first tap
+  int64_t input_row_step() const { return q_.stride_h * width_ * step_; }
+  const Elem* residual(int64_t pixel) const {
+    return q_.residual ? static_cast<const Elem*>(q_.residual) + pixel * q_.k : nullptr;
+  }
+
+  // What output rows [first, last) of an image read, from the first one's first tap on.
+  const Elem* input_rows(int image, int first, int last) {
+    if (!slab_) return static_cast<const Elem*>(q_.x) + image * q_.xn + top(first) * q_.xh;
+    const int count = (last - first - 1) * q_.stride_h + (q_.r - 1) * q_.dil_h + 1;
+    Elem* slab = static_cast<Elem*>(slab_scratch_.get(count * width_ * step_ * sizeof(Elem)));
+    if (!patches_) {
+      copy_slab<A>(q_, image, top(first), count, width_, step_, slab);
+      return slab;
+    }
+    Elem* row = static_cast<Elem*>(row_scratch_.get(static_cast<size_t>(padded_) * q_.c * sizeof(Elem)));
+    for (int i = 0; i < count; ++i) {
+      copy_slab<A>(q_, image, top(first) + i, 1, padded_, q_.c, row);
+      for (int j = 0; j < q_.ow; ++j) {
+        Elem* patch = slab + (static_cast<int64_t>(i) * q_.ow + j) * step_;
+        const Elem* under = row + static_cast<int64_t>(j) * q_.stride_w * q_.c;
+        if (q_.dil_w == 1)
+          memcpy(patch, under, static_cast<size_t>(q_.s) * q_.c * sizeof(Elem));
+        else
+          for (int tap = 0; tap < q_.s; ++tap)
+            memcpy(patch + tap * q_.c, under + tap * q_.dil_w * q_.c, q_.c * sizeof(Elem));
+        for (int64_t c = static_cast<int64_t>(q_.s) * q_.c; c < step_; ++c) patch[c] = Elem(0);
+      }
+    }
+    return slab;
   }
 
   // Output rows of `width` pixels; `top` is the input row under the first one's first tap.
-  void rows(const Elem* x, int64_t row_step, int count, int width, int k0, int k1, const Elem* residual, Elem* out,
-            int top = 0) {
-    Tile tile{q_.stride_w * step_, runs_, nullptr, nullptr, q_.k, 0, q_.relu};
-    for (int k = k0; k < k1;) {
+  void rows(const Elem* x, int64_t row_step, int count, int width, const Elem* residual, Elem* out, int top) {
+    Tile tile{patches_ ? step_ : q_.stride_w * step_, runs_, nullptr, nullptr, q_.k, 0, q_.relu};
+    for (int k = k0_; k < k1_;) {
       const int nv = block_vectors(q_.k, k, t_.vectors), tiles = ceil_div(width, widest_tile(nv));
       const Elem* w = static_cast<const Elem*>(q_.packed) + k * reduction_;
       tile.scale = q_.scale + k;
@@ -289,39 +340,42 @@ class DirectTask {
 
   const DirectConv& q_;
   const DirectTiling& t_;
-  const bool slab_;
-  int channels_, width_;  // channels with the rounding up to kPack; columns of the slab or of x
-  int64_t step_;          // elements between neighbouring pixels
+  const bool slab_, patches_;
+  int padded_, width_;  // columns of a padded input row; pixels that a row of the slab, or of x, has
+  int64_t step_;        // elements between them
+  int k0_, k1_;         // the task's output channels
   int64_t reduction_;
   Runs runs_;
   int64_t offset_[kMaxKernel];
-  static thread_local Scratch slab_scratch_, pool_scratch_;
+  static thread_local Scratch slab_scratch_, row_scratch_, pool_scratch_;
 };
 
+template <typename A>
+thread_local Scratch DirectTask<A>::row_scratch_;
 template <typename A>
 thread_local Scratch DirectTask<A>::slab_scratch_;
 template <typename A>
 thread_local Scratch DirectTask<A>::pool_scratch_;
 
-// (K, C, R, S) of any strides -> channel blocks, each [R][S][C rounded up / kPack][16 * vectors][kPack], zero where
-// a channel does not exist.
+// (K, C, R, S) of any strides -> channel blocks, each [R][values of a kernel row / kPack][16 * vectors][kPack], zero
+// where a channel does not exist.
 template <typename A>
 void pack(typename A::Elem* packed, const typename A::Elem* weight, const int64_t strides[4], int c, int k, int r,
           int s, int vectors) {
   using Elem = typename A::Elem;
-  const int channels = round_up(c, A::kPack);
-  const int64_t reduction = static_cast<int64_t>(r) * s * channels;
+  const int values = row_values<A>(c, s), per_tap = patches<A>(c, s) ? c : values / s;
   for (int k0 = 0; k0 < k;) {
     const int block = block_vectors(k, k0, vectors) * kLanes;
-    Elem* to = packed + k0 * reduction;
+    Elem* to = packed + static_cast<int64_t>(k0) * r * values;
     for (int i = 0; i < r; ++i)
-      for (int j = 0; j < s; ++j)
-        for (int ch = 0; ch < channels; ch += A::kPack)
-          for (int kk = 0; kk < block; ++kk)
-            for (int e = 0; e < A::kPack; ++e)
-              *to++ = k0 + kk < k && ch + e < c
-                          ? weight[(k0 + kk) * strides[0] + (ch + e) * strides[1] + i * strides[2] + j * strides[3]]
-                          : Elem(0);
+      for (int value = 0; value < values; value += A::kPack)
+        for (int kk = 0; kk < block; ++kk)
+          for (int e = value; e < value + A::kPack; ++e) {
+            const int tap = e / per_tap, ch = e % per_tap;
+            const bool exists = k0 + kk < k && tap < s && ch < c;
+            *to++ =
+                exists ? weight[(k0 + kk) * strides[0] + ch * strides[1] + i * strides[2] + tap * strides[3]] : Elem(0);
+          }
     k0 += block;
   }
 }
