@@ -1,5 +1,6 @@
 #include "cpu/packed_cache.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -13,6 +14,7 @@ namespace resnet_fused::cpu {
 namespace {
 
 constexpr int64_t kUntracked = -1;  // the version of an inference tensor, which has none
+constexpr int64_t kUnknown = -2;    // not asked yet
 constexpr int kSamples = 32;
 
 int64_t element_size(const Tensor& t) {
@@ -30,6 +32,8 @@ std::array<uint64_t, kSamples> samples_of(const Tensor& weight) {
   return out;
 }
 
+int64_t version_of(const Tensor& t) { return aten_is_inference(t) ? kUntracked : aten_version(t); }
+
 struct Entry {
   Tensor weight;  // keeps the storage alive, so that its address stays its own
   PackedLayout layout;
@@ -39,7 +43,9 @@ struct Entry {
   std::shared_ptr<const Packed> packed;
 
   bool is_for(const Tensor& w, const PackedLayout& l) const {
-    return layout == l && weight.scalar_type() == w.scalar_type() && sizes == sizes_of(w) && strides == strides_of(w);
+    return layout == l && weight.scalar_type() == w.scalar_type() &&
+           std::equal(sizes.begin(), sizes.end(), w.sizes().begin(), w.sizes().end()) &&
+           std::equal(strides.begin(), strides.end(), w.strides().begin(), w.strides().end());
   }
   static Ints sizes_of(const Tensor& w) { return Ints(w.sizes().begin(), w.sizes().end()); }
   static Ints strides_of(const Tensor& w) { return Ints(w.strides().begin(), w.strides().end()); }
@@ -67,17 +73,19 @@ std::shared_ptr<const Packed> packed_weight(const Tensor& weight, const PackedLa
                                             const std::function<bool(const Packed&)>& current) {
   if (!keep) return make();
   const void* address = weight.const_data_ptr();
-  const int64_t version = aten_is_inference(weight) ? kUntracked : aten_version(weight);
+  int64_t version = kUnknown;
   const auto samples = samples_of(weight);
   {
     std::lock_guard<std::mutex> lock(mutex);
     auto [it, end] = entries().equal_range(address);
     for (; it != end; ++it) {
       const Entry& e = it->second;
-      if (e.is_for(weight, layout) && e.version == version && e.samples == samples && (!current || current(*e.packed)))
-        return e.packed;
+      if (!e.is_for(weight, layout) || e.samples != samples) continue;
+      if (version == kUnknown) version = version_of(weight);
+      if (e.version == version && (!current || current(*e.packed))) return e.packed;
     }
   }
+  if (version == kUnknown) version = version_of(weight);
   // Made outside the lock: two threads may both pack, and the later one's copy stays.
   auto packed = make();
   std::lock_guard<std::mutex> lock(mutex);
