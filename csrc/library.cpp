@@ -16,7 +16,7 @@
 STABLE_TORCH_LIBRARY(resnet_fused, m) {
   // act(bn(conv(x)) + residual)
   m.def("conv_bn_act(" CONV ", Tensor? residual, bool relu, bool keep_packed) -> Tensor");
-  // act(bn(conv(x)) + proj_bn(conv1x1(proj_x))): the projection shortcut's output never exists
+  // act(bn(conv(x)) + proj_bn(conv1x1(proj_x))): a projection shortcut, added where the output goes
   m.def("conv_bn_proj_act(" CONV ", " PROJ ", bool relu, bool keep_packed) -> Tensor");
   // max_pool2d(relu(bn(conv(x)))): a ResNet's stem
   m.def("conv_bn_relu_pool(" CONV

@@ -17,7 +17,6 @@ int as_int(int64_t v) { return static_cast<int>(v); }  // sizes passed check_32b
 
 bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, bool relu, bool keep_packed,
                  const Tensor& out) {
-  enum { kTag = 1 };
   if (out.numel() == 0) return true;
   const bool bf16 = conv.x.scalar_type() == ScalarType::BFloat16;
   auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
@@ -47,7 +46,7 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
   const int threads = static_cast<int>(torch::stable::get_num_threads());
   const DirectTiling t = bf16 ? avx512::direct_tiling_bf16(q, threads) : avx512::direct_tiling_fp32(q, threads);
   const auto packed =
-      packed_weight(conv.weight, {kTag, t.vectors}, keep_packed, [&]() -> std::shared_ptr<const Packed> {
+      packed_weight(conv.weight, {kPackedDirect, t.vectors}, keep_packed, [&]() -> std::shared_ptr<const Packed> {
         const int64_t elements = bf16 ? avx512::direct_packed_elements_bf16(q.c, q.k, q.r, q.s)
                                       : avx512::direct_packed_elements_fp32(q.c, q.k, q.r, q.s);
         auto buffer = std::make_shared<PackedBuffer>(elements * (bf16 ? 2 : 4));

@@ -71,11 +71,10 @@ bool onednn_available() {
 }
 
 OptTensor onednn_conv(const Conv& conv, const OptTensor& residual, bool relu, bool keep_packed) {
-  enum { kTag = 2 };
   auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
   for (int64_t k = 0; k < conv.k; ++k)
     if (!std::isfinite(bn.scale[k]) || !std::isfinite(bn.shift[k])) return std::nullopt;
-  const PackedLayout layout{kTag,           conv.padding[0],  conv.padding[1],  conv.stride[0],
+  const PackedLayout layout{kPackedOneDnn,  conv.padding[0],  conv.padding[1],  conv.stride[0],
                             conv.stride[1], conv.dilation[0], conv.dilation[1], conv.groups};
   const auto folded = std::static_pointer_cast<const Folded>(packed_weight(
       conv.weight, layout, keep_packed, [&] { return fold(conv, bn); },

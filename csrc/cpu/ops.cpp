@@ -13,7 +13,11 @@ namespace resnet_fused::cpu {
 
 namespace {
 
-const auto kNone = []() -> OptTensor { return std::nullopt; };
+// What a convolution adds, made when it is wanted, and again if a first engine gives up. `out` is where the sum will
+// go, channels_last, or null: what is added may be put there, where the convolution reads it before it writes.
+using Residual = std::function<OptTensor(const Tensor* out)>;
+
+OptTensor no_residual(const Tensor*) { return std::nullopt; }
 
 Element element_of(ScalarType dtype) {
   switch (dtype) {
@@ -47,25 +51,24 @@ Tensor composed(const Conv& conv, const OptTensor& residual, bool relu) {
   return y;
 }
 
-// act(bn(conv(x)) + residual()). The residual is made when it is wanted, and again if a first engine gives up: it may
-// live in the output's own memory, where the convolution adds to it.
-Tensor run(const Conv& conv, const std::function<OptTensor()>& residual, bool relu, bool keep_packed) {
+// act(bn(conv(x)) + residual)
+Tensor run(const Conv& conv, const Residual& residual, bool relu, bool keep_packed) {
   const Engine engine = engine_of(conv, /*pool=*/false);
-  if (engine == Engine::kComposed) return composed(conv, residual(), relu);
+  if (engine == Engine::kComposed) return composed(conv, residual(nullptr), relu);
   if (engine == Engine::kOneDnn) {
-    OptTensor out = onednn_conv(conv, residual(), relu, keep_packed);
-    return out ? *out : composed(conv, residual(), relu);
+    OptTensor out = onednn_conv(conv, residual(nullptr), relu, keep_packed);
+    return out ? *out : composed(conv, residual(nullptr), relu);
   }
+  Tensor out = output_buffer(conv.output_sizes(), conv.x);
   const auto nhwc_residual = [&]() -> OptTensor {
-    OptTensor r = residual();
+    OptTensor r = residual(&out);
     if (r) r = aten_contiguous(*r, /*channels_last=*/true);
     return r;
   };
-  Tensor out = output_buffer(conv.output_sizes(), conv.x);
   if ((engine == Engine::kWinograd && winograd_conv(conv, nhwc_residual(), relu, keep_packed, out)) ||
       direct_conv(conv, nhwc_residual(), nullptr, relu, keep_packed, out))
     return aten_contiguous(out, conv.channels_last);
-  return composed(conv, residual(), relu);
+  return composed(conv, residual(nullptr), relu);
 }
 
 Tensor conv_bn_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
@@ -74,7 +77,7 @@ Tensor conv_bn_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, Opt
   const Conv conv =
       make_conv("conv_bn_act", x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_residual("conv_bn_act", residual, conv.output_sizes(), conv.x);
-  return run(conv, [&] { return residual; }, relu, keep_packed);
+  return run(conv, [&](const Tensor*) { return residual; }, relu, keep_packed);
 }
 
 Tensor conv_bn_proj_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
@@ -88,7 +91,13 @@ Tensor conv_bn_proj_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma
       make_conv(op, proj_x, proj_weight, proj_bias, {proj_gamma, proj_beta, proj_mean, proj_var, proj_eps}, proj_stride,
                 {0, 0}, {1, 1}, 1);
   check_projection(op, conv, projection);
-  return run(conv, [&]() -> OptTensor { return run(projection, kNone, false, keep_packed); }, relu, keep_packed);
+  const Residual shortcut = [&](const Tensor* out) -> OptTensor {
+    if (out && engine_of(projection, /*pool=*/false) == Engine::kDirect &&
+        direct_conv(projection, std::nullopt, nullptr, /*relu=*/false, keep_packed, *out))
+      return *out;
+    return run(projection, no_residual, /*relu=*/false, keep_packed);
+  };
+  return run(conv, shortcut, relu, keep_packed);
 }
 
 Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
@@ -102,8 +111,9 @@ Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamm
     const Pool pool{pool_kernel, pool_stride, pool_padding};
     if (direct_conv(conv, std::nullopt, &pool, true, keep_packed, out)) return aten_contiguous(out, conv.channels_last);
   }
-  return aten_contiguous(aten_max_pool2d(run(conv, kNone, true, keep_packed), pool_kernel, pool_stride, pool_padding),
-                         conv.channels_last);
+  return aten_contiguous(
+      aten_max_pool2d(run(conv, no_residual, true, keep_packed), pool_kernel, pool_stride, pool_padding),
+      conv.channels_last);
 }
 
 Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var, double eps,

@@ -12,7 +12,8 @@
 
 namespace resnet_fused::cpu {
 
-// What the copy was made for: an engine and the numbers that its order depends on.
+// What the copy was made for: one of these, and the numbers that its order depends on.
+enum PackedKind : int64_t { kPackedDirect = 1, kPackedOneDnn, kPackedWinograd };
 using PackedLayout = std::array<int64_t, 12>;
 
 struct Packed {

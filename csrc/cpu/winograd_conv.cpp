@@ -11,7 +11,6 @@ namespace resnet_fused::cpu {
 #if defined(__x86_64__)
 
 bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool keep_packed, const Tensor& out) {
-  enum { kTag = 3 };
   const auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
   const Tensor x = aten_contiguous(conv.x, /*channels_last=*/true);
 
@@ -27,14 +26,15 @@ bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool 
   q.relu = relu;
   avx512::winograd_tile(q, static_cast<int>(torch::stable::get_num_threads()));
 
-  const auto packed = packed_weight(conv.weight, {kTag}, keep_packed, [&]() -> std::shared_ptr<const Packed> {
-    const Tensor& w = conv.weight;
-    const int64_t strides[4] = {w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
-    auto buffer = std::make_shared<PackedBuffer>(sizeof(float) * 16 * q.c * ((conv.k + 31) / 32 * 32));
-    avx512::winograd_pack(static_cast<float*>(buffer->data), static_cast<const float*>(w.const_data_ptr()), strides,
-                          q.c, q.k);
-    return buffer;
-  });
+  const auto packed =
+      packed_weight(conv.weight, {kPackedWinograd}, keep_packed, [&]() -> std::shared_ptr<const Packed> {
+        const Tensor& w = conv.weight;
+        const int64_t strides[4] = {w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
+        auto buffer = std::make_shared<PackedBuffer>(sizeof(float) * 16 * q.c * ((conv.k + 31) / 32 * 32));
+        avx512::winograd_pack(static_cast<float*>(buffer->data), static_cast<const float*>(w.const_data_ptr()), strides,
+                              q.c, q.k);
+        return buffer;
+      });
   q.packed = static_cast<const float*>(static_cast<const PackedBuffer&>(*packed).data);
   std::atomic<bool> finite{true};
   torch::stable::parallel_for(0, q.tasks, 1, [&](int64_t begin, int64_t end) {
