@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from .. import ops
@@ -32,3 +33,23 @@ def conv_add(x: Tensor, conv: tuple[Any, ...], shortcut: tuple[Any, ...], relu: 
     if len(shortcut) == 1:
         return ops.conv_bn_act(x, *conv, shortcut[0], relu, keep_packed)
     return ops.conv_bn_proj_act(x, *conv, *shortcut, relu, keep_packed)
+
+
+def nhwc(x: Tensor) -> Tensor:
+    """x in channels_last, where kernels work: between a block's convolutions nothing changes its format."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def as_eager(y: Tensor, x: Tensor, *convs: tuple[Any, ...]) -> Tensor:
+    """A block's output y in the format that eager's would have: channels_last if x or a weight is."""
+    if _is_channels_last(x) or any(_is_channels_last(conv[0]) for conv in convs):
+        return y
+    return y.contiguous()
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    if last != x.is_contiguous():
+        return last
+    # both, where a dimension is 1, or neither: torch goes by the order of the strides
+    return torch._prims_common.suggest_memory_format(x) == torch.channels_last

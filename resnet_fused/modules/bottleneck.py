@@ -4,7 +4,7 @@ from torch import Tensor
 
 from .. import ops, reference
 from ..functional import kernel_dtype
-from ._block import FusedBlock, conv_add
+from ._block import FusedBlock, as_eager, conv_add, nhwc
 from ._read import conv_norm, is_relu, shortcut
 
 
@@ -28,9 +28,10 @@ class FusedBottleneck(FusedBlock, reference.Bottleneck):
         last = conv_norm(children.get("conv3"), children.get("bn3"), dtype)
         if first is None or middle is None or last is None or not is_relu(children.get("relu")):
             return None
-        added = shortcut(self, x, dtype, last[0].shape[0])
+        z = nhwc(x)
+        added = shortcut(self, z, dtype, last[0].shape[0])
         if added is None:
             return None
-        y = ops.conv_bn_act(x.to(dtype), *first, None, True, keep)
+        y = ops.conv_bn_act(z.to(dtype), *first, None, True, keep)
         y = ops.conv_bn_act(y, *middle, None, True, keep)
-        return conv_add(y, last, added, True, keep)
+        return as_eager(conv_add(y, last, added, True, keep), x, first, middle, last)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from .. import ops, reference
 from ..functional import kernel_dtype
-from ._block import FusedBlock
+from ._block import FusedBlock, as_eager, nhwc
 from ._read import batch_norm, conv_alone, conv_norm, indexable, is_relu
 
 
@@ -24,8 +24,8 @@ class FusedPlainBlock(FusedBlock, reference.PlainBlock):
             return None
         if not indexable(x, last[0].shape[0]):
             return None
-        y = ops.conv_bn_act(x.to(dtype), *first, None, True, keep)
-        return ops.conv_bn_act(y, *last, None, True, keep)
+        y = ops.conv_bn_act(nhwc(x).to(dtype), *first, None, True, keep)
+        return as_eager(ops.conv_bn_act(y, *last, None, True, keep), x, first, last)
 
 
 class FusedPlainPreActBlock(FusedBlock, reference.PlainPreActBlock):
@@ -45,6 +45,6 @@ class FusedPlainPreActBlock(FusedBlock, reference.PlainPreActBlock):
             return None
         if not indexable(x, last[0].shape[0]):
             return None
-        activated = ops.bn_add_act(x, *norm, None, True)
+        activated = ops.bn_add_act(nhwc(x), *norm, None, True)
         y = ops.conv_bn_act(activated, *first, None, True, keep)
-        return ops.conv_bn_act(y, *last, None, False, keep)
+        return as_eager(ops.conv_bn_act(y, *last, None, False, keep), x, first, last)

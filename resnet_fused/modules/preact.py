@@ -4,7 +4,7 @@ from torch import Tensor
 
 from .. import ops, reference
 from ..functional import kernel_dtype
-from ._block import FusedBlock, conv_add
+from ._block import FusedBlock, as_eager, conv_add, nhwc
 from ._read import batch_norm, conv_alone, conv_norm, is_relu, shortcut
 
 
@@ -27,12 +27,13 @@ class FusedPreActBlock(FusedBlock, reference.PreActBlock):
         last = conv_alone(children.get("conv2"), dtype)
         if norm is None or first is None or last is None or not is_relu(children.get("relu")):
             return None
-        activated = ops.bn_add_act(x, *norm, None, True)
-        added = shortcut(self, x if _is_identity(self) else activated, dtype, last[0].shape[0])
+        z = nhwc(x)
+        activated = ops.bn_add_act(z, *norm, None, True)
+        added = shortcut(self, z if _is_identity(self) else activated, dtype, last[0].shape[0])
         if added is None:
             return None
         y = ops.conv_bn_act(activated, *first, None, True, keep)
-        return conv_add(y, last, added, False, keep)
+        return as_eager(conv_add(y, last, added, False, keep), x, first, last)
 
 
 class FusedPreActBottleneck(FusedBlock, reference.PreActBottleneck):
@@ -55,13 +56,14 @@ class FusedPreActBottleneck(FusedBlock, reference.PreActBottleneck):
         last = conv_alone(children.get("conv3"), dtype)
         if norm is None or first is None or middle is None or last is None or not is_relu(children.get("relu")):
             return None
-        activated = ops.bn_add_act(x, *norm, None, True)
-        added = shortcut(self, x if _is_identity(self) else activated, dtype, last[0].shape[0])
+        z = nhwc(x)
+        activated = ops.bn_add_act(z, *norm, None, True)
+        added = shortcut(self, z if _is_identity(self) else activated, dtype, last[0].shape[0])
         if added is None:
             return None
         y = ops.conv_bn_act(activated, *first, None, True, keep)
         y = ops.conv_bn_act(y, *middle, None, True, keep)
-        return conv_add(y, last, added, False, keep)
+        return as_eager(conv_add(y, last, added, False, keep), x, first, middle, last)
 
 
 def _is_identity(block: FusedBlock) -> bool:
