@@ -141,7 +141,7 @@ def conv_bn_proj_act(
     relu: bool = True,
     keep_packed: bool = False,
 ) -> Tensor:
-    """``relu(bn(conv2d(x)) + bn'(conv1x1(proj_x)))``: the projection shortcut's output never exists in memory.
+    """``relu(bn(conv2d(x)) + bn'(conv1x1(proj_x)))``: the projection needs no tensor of its own.
 
     Equivalent::
 

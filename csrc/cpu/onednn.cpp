@@ -83,13 +83,12 @@ OptTensor onednn_conv(const Conv& conv, const OptTensor& residual, bool relu, bo
         return f.bn.scale == bn.scale && f.bn.shift == bn.shift;
       }));
   const Tensor x = aten_contiguous(conv.x, conv.channels_last);
-  // oneDNN's ReLU makes a NaN 0, and torch's fallback for groups knows no bf16: there, one pass of our own follows
-  const bool after = (relu && !(folded->finite && all_finite(x) && (!residual || all_finite(*residual)))) ||
-                     (residual && conv.groups > 1);
-  AtenTensorHandle bias = folded->bias.get(), out = nullptr;
-  const char* unary = "relu";
   OptTensor r;
   if (residual) r = aten_contiguous(*residual, conv.channels_last);
+  // oneDNN's ReLU makes a NaN 0, and torch's fallback for groups knows no bf16: there, one pass of our own follows
+  const bool after = (relu && !(folded->finite && all_finite(x) && (!r || all_finite(*r)))) || (r && conv.groups > 1);
+  AtenTensorHandle bias = folded->bias.get(), out = nullptr;
+  const char* unary = "relu";
   if (r && !after) {
     check_shim(aoti_torch_cpu_mkldnn__convolution_pointwise_binary(x.get(), r->get(), folded->weight.get(), &bias,
                                                                    conv.padding.data(), 2, conv.stride.data(), 2,

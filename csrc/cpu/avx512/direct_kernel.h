@@ -62,6 +62,15 @@ struct Tile {
 template <typename A, int MR, int NV>
 void run_tile(const Tile& t, const typename A::Elem* x, const typename A::Elem* w, const typename A::Elem* residual,
               typename A::Elem* out) {
+  using Elem = typename A::Elem;
+  // What the epilogue will touch starts its way from memory now; the reduction takes long enough to hide it.
+  constexpr int kLine = 64 / sizeof(Elem);
+  for (int m = 0; m < MR; ++m)
+    for (int at = 0; at < NV * kLanes; at += kLine) {
+      if (residual)
+        _mm_prefetch(reinterpret_cast<const char*>(residual + static_cast<int64_t>(m) * t.k + at), _MM_HINT_T0);
+      __builtin_prefetch(out + static_cast<int64_t>(m) * t.k + at, 1, 3);
+    }
   __m512 acc[MR][NV];
   accumulate<A, MR, NV>(acc, x, t.pixel_step, t.runs, w);
 #pragma GCC unroll 4
@@ -309,33 +318,48 @@ class DirectTask {
 
   // Output rows of `width` pixels; `top` is the input row under the first one's first tap.
   void rows(const Elem* x, int64_t row_step, int count, int width, const Elem* residual, Elem* out, int top) {
-    Tile tile{patches_ ? step_ : q_.stride_w * step_, runs_, nullptr, nullptr, q_.k, 0, q_.relu};
-    for (int k = k0_; k < k1_;) {
-      const int nv = block_vectors(q_.k, k, t_.vectors), tiles = ceil_div(width, widest_tile(nv));
-      const Elem* w = static_cast<const Elem*>(q_.packed) + k * reduction_;
-      tile.scale = q_.scale + k;
-      tile.shift = q_.shift + k;
-      tile.channels_left = q_.k - k;
-      for (int i = 0; i < count; ++i) {
-        // kernel rows that lie in the padding add nothing: at 7x7 they are a tenth of the work
-        const int above = top + i * q_.stride_h;
-        int tap0 = 0, tap1 = q_.r;
-        while (tap0 < tap1 && above + tap0 * q_.dil_h < 0) ++tap0;
-        while (tap1 > tap0 && above + (tap1 - 1) * q_.dil_h >= q_.h) --tap1;
-        const int per_row = runs_.count / q_.r;
-        tile.runs = {offset_ + tap0 * per_row, (tap1 - tap0) * per_row, runs_.steps};
-        const Elem* taps = w + reduction_ / q_.r * tap0 * nv * kLanes;
-        for (int j = 0; j < tiles; ++j) {
-          // tiles of nearly one width: 15 pixels are 8 + 7, not 14 + 1
-          const int from = static_cast<int>(static_cast<int64_t>(width) * j / tiles);
-          const int mr = static_cast<int>(static_cast<int64_t>(width) * (j + 1) / tiles) - from;
-          const int64_t at = (static_cast<int64_t>(i) * width + from) * q_.k + k;
-          tile_fn<A>(mr, nv)(tile, x + i * row_step + from * tile.pixel_step, taps, residual ? residual + at : nullptr,
-                             out + at);
-        }
+    // Weights that fit in L2 beside the slab are read again for each tile, so that the output is written, and the
+    // residual read, front to back. Larger ones stay for all tiles of the task instead.
+    const bool channels_inside = reduction_ * (k1_ - k0_) * static_cast<int64_t>(sizeof(Elem)) <= kSlabBytes;
+    if (channels_inside) {
+      const int tiles = ceil_div(width, widest_tile(t_.vectors));
+      for (int i = 0; i < count; ++i)
+        for (int j = 0; j < tiles; ++j)
+          for (int k = k0_; k < k1_; k += block_vectors(q_.k, k, t_.vectors) * kLanes)
+            tile(x, row_step, i, width, j, tiles, k, residual, out, top);
+    } else {
+      for (int k = k0_; k < k1_; k += block_vectors(q_.k, k, t_.vectors) * kLanes) {
+        const int tiles = ceil_div(width, widest_tile(block_vectors(q_.k, k, t_.vectors)));
+        for (int i = 0; i < count; ++i)
+          for (int j = 0; j < tiles; ++j) tile(x, row_step, i, width, j, tiles, k, residual, out, top);
       }
-      k += nv * kLanes;
     }
+  }
+
+  // Tile j of row i, for the channel block at k. Tiles have nearly one width: 15 pixels are 8 + 7, not 14 + 1.
+  void tile(const Elem* x, int64_t row_step, int i, int width, int j, int tiles, int k, const Elem* residual, Elem* out,
+            int top) {
+    const int nv = block_vectors(q_.k, k, t_.vectors);
+    const int from = static_cast<int>(static_cast<int64_t>(width) * j / tiles);
+    const int mr = static_cast<int>(static_cast<int64_t>(width) * (j + 1) / tiles) - from;
+    // kernel rows that lie in the padding add nothing: at 7x7 they are a tenth of the work
+    const int above = top + i * q_.stride_h;
+    int tap0 = 0, tap1 = q_.r;
+    while (tap0 < tap1 && above + tap0 * q_.dil_h < 0) ++tap0;
+    while (tap1 > tap0 && above + (tap1 - 1) * q_.dil_h >= q_.h) --tap1;
+    const int per_row = runs_.count / q_.r;
+
+    Tile t{};
+    t.pixel_step = patches_ ? step_ : q_.stride_w * step_;
+    t.runs = {offset_ + tap0 * per_row, (tap1 - tap0) * per_row, runs_.steps};
+    t.scale = q_.scale + k;
+    t.shift = q_.shift + k;
+    t.k = q_.k;
+    t.channels_left = q_.k - k;
+    t.relu = q_.relu;
+    const Elem* w = static_cast<const Elem*>(q_.packed) + k * reduction_ + reduction_ / q_.r * tap0 * nv * kLanes;
+    const int64_t at = (static_cast<int64_t>(i) * width + from) * q_.k + k;
+    tile_fn<A>(mr, nv)(t, x + i * row_step + from * t.pixel_step, w, residual ? residual + at : nullptr, out + at);
   }
 
   const DirectConv& q_;
