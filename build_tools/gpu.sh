@@ -9,7 +9,7 @@ out=$(cd "$out" && pwd)
 summary=$out/summary.txt
 : >"$summary"
 
-limit=${GPU_SECONDS:-570} # a machine is lent for ten minutes at a time
+limit=${GPU_SECONDS:-570} # ten minutes, less what starting takes
 deadline=$((SECONDS + limit))
 reserve=0 # seconds of it that the next step must leave to later ones
 worst=0
