@@ -44,8 +44,30 @@ fi
 step device "$python" -c 'import torch; print(torch.__version__, torch.version.cuda, torch.cuda.get_device_properties(0))'
 step build "$python" setup.py build_ext --inplace
 
+# What only a GPU can tell comes first; what CI also runs comes last, in the time that is left.
+step primitives "$python" -m tests.cuda_primitives.gpu "$out"
+step cuda-tests "$python" -m pytest tests/test_cuda_ops.py tests/test_cuda_blocks.py --junitxml="$out/cuda-tests.xml"
+step kernels "$python" -m benchmarks.gpu_kernels "$out"
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
+if [ -n "$sanitizer" ]; then
+  # Small shapes of every kernel: each access is slowed down a hundredfold.
+  for tool in memcheck racecheck; do
+    step "$tool" timeout 90 "$sanitizer" --tool "$tool" --error-exitcode 9 --target-processes all \
+      "$python" -m pytest tests/test_cuda_ops.py -q -k small
+  done
+else
+  say "left out: memcheck, racecheck (compute-sanitizer is not installed)"
+fi
+if has pytest_benchmark; then
+  reserve=$((limit / 5))
+  step benchmarks "$python" -m pytest benchmarks --benchmark-only --benchmark-json="$out/benchmark.json"
+  reserve=0
+else
+  say "left out: benchmarks (pytest-benchmark is not installed)"
+fi
+
 # Test files whose third-party modules are not here are left out by name; so is the wheel, which is made and tested in CI.
-ignored=(--ignore=tests/test_wheel.py)
+ignored=(--ignore=tests/test_wheel.py --ignore=tests/test_cuda_ops.py --ignore=tests/test_cuda_blocks.py)
 say "left out: tests/test_wheel.py (the wheel is tested where it is made)"
 for module in hypothesis pybind11 torchvision sklearn; do
   has "$module" && continue
@@ -54,16 +76,7 @@ for module in hypothesis pybind11 torchvision sklearn; do
     say "left out: $file ($module is not installed)"
   done < <(grep -rlE "^(import|from) $module\b" tests --include='*.py')
 done
-timing=no
-has pytest_benchmark && timing=yes && reserve=$((limit / 3))
 step tests "$python" -m pytest tests "${ignored[@]}" --junitxml="$out/tests.xml"
-
-reserve=0
-if [ $timing = yes ]; then
-  step benchmarks "$python" -m pytest benchmarks --benchmark-only --benchmark-json="$out/benchmark.json"
-else
-  say "left out: benchmarks (pytest-benchmark is not installed)"
-fi
 
 say "$([ $worst = 0 ] && echo passed || echo FAILED)"
 exit $worst

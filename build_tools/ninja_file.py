@@ -51,9 +51,11 @@ class Plan:
 def sources(plan: Plan, module: str) -> list[Path]:
     csrc = plan.root / "csrc"
     patterns = {
-        "_C": ("module.c", "library.cpp", "common/*.cpp", "compat/*.cpp", "cpu/**/*.cpp"),
+        # A plan for a GPU is made of numbers alone: it is explained where no CUDA library loads, too.
+        "_C": ("module.c", "library.cpp", "explain_cuda.cpp", "common/*.cpp", "compat/*.cpp", "cpu/**/*.cpp",
+               "cuda/plan.cpp"),
         "_C_cuda": ("module.c", "common/*.cpp", "compat/*.cpp", "cuda/**/*.cpp", "cuda/**/*.cu"),
-    }[module]
+    }[module]  # fmt: skip
     found = [path.relative_to(plan.root) for pattern in patterns for path in sorted(csrc.glob(pattern))]
     if plan.machine != "x86_64":
         found = [path for path in found if "avx512" not in path.parts]

@@ -5,22 +5,30 @@
 // its own tensors of shape (K): y * gamma / sqrt(var + eps) + beta - mean * gamma / sqrt(var + eps).
 // mean and var are both given or both absent (no BatchNorm). Absent gamma is 1, absent beta 0.
 // keep_packed: keep the weight in the kernel's own order between calls, until forget_packed.
+// allow_tf32: float32 may be multiplied as TF32, as torch's own convolutions are where its switch allows it (CUDA).
 #include "common/torch_abi.h"
 
 #define BN "Tensor? gamma, Tensor? beta, Tensor? mean, Tensor? var, float eps"
-#define CONV "Tensor x, Tensor weight, Tensor? bias, " BN ", int[2] stride, int[2] padding, int[2] dilation, int groups"
+#define FILTER "Tensor weight, Tensor? bias, " BN ", int[2] stride, int[2] padding, int[2] dilation, int groups"
+#define CONV "Tensor x, " FILTER
 #define PROJ                                                                                      \
   "Tensor proj_x, Tensor proj_weight, Tensor? proj_bias, Tensor? proj_gamma, Tensor? proj_beta, " \
-  "Tensor? proj_mean, Tensor? proj_var, float proj_eps, int[2] proj_stride"
+  "Tensor? proj_mean, Tensor? proj_var, float proj_eps, int[2] proj_stride, "                     \
+  "Tensor? pre_gamma, Tensor? pre_beta, Tensor? pre_mean, Tensor? pre_var, float pre_eps"
+#define HOW "bool keep_packed, bool allow_tf32"
 
 STABLE_TORCH_LIBRARY(resnet_fused, m) {
   // act(bn(conv(x)) + residual)
-  m.def("conv_bn_act(" CONV ", Tensor? residual, bool relu, bool keep_packed) -> Tensor");
-  // act(bn(conv(x)) + proj_bn(conv1x1(proj_x))): a projection shortcut, added where the output goes
-  m.def("conv_bn_proj_act(" CONV ", " PROJ ", bool relu, bool keep_packed) -> Tensor");
+  m.def("conv_bn_act(" CONV ", Tensor? residual, bool relu, " HOW ") -> Tensor");
+  // act(bn(conv(relu(pre(x)))) + residual), pre being a BatchNorm of x's channels: a pre-activation block's beginning
+  m.def(
+      "bn_relu_conv_bn_act(Tensor x, Tensor? pre_gamma, Tensor? pre_beta, Tensor pre_mean, Tensor pre_var, float "
+      "pre_eps, " FILTER ", Tensor? residual, bool relu, " HOW ") -> Tensor");
+  // act(bn(conv(x)) + proj_bn(conv1x1(proj_x))): a projection shortcut, added where the output goes. With pre_mean, the
+  // projection reads relu(pre(proj_x)): that of a pre-activation block
+  m.def("conv_bn_proj_act(" CONV ", " PROJ ", bool relu, " HOW ") -> Tensor");
   // max_pool2d(relu(bn(conv(x)))): a ResNet's stem
-  m.def("conv_bn_relu_pool(" CONV
-        ", int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, bool keep_packed) -> Tensor");
+  m.def("conv_bn_relu_pool(" CONV ", int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, " HOW ") -> Tensor");
   // act(bn(x) + residual)
   m.def("bn_add_act(Tensor x, " BN ", Tensor? residual, bool relu) -> Tensor");
 
@@ -34,4 +42,12 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   m.def(
       "explain_cpu(int[] x_shape, int[] weight_shape, int[2] stride, int[2] padding, int[2] dilation, int groups, str "
       "dtype) -> str");
+  // The plan that a convolution would run on a GPU, in words. mode is "plain", "prologue" (bn_relu_conv_bn_act),
+  // "projection" or "projection prologue" (conv_bn_proj_act without and with pre_mean); proj_x_shape and proj_stride
+  // are read in the last two. device is compute capability (80 for 8.0), SMs, and the shared memory in bytes that a
+  // block may have and that an SM has.
+  m.def(
+      "explain_cuda(int[] x_shape, int[] weight_shape, int[2] stride, int[2] padding, int[2] dilation, int groups, str "
+      "dtype, str mode, int[] proj_x_shape, int[2] proj_stride, bool residual, bool aligned, bool allow_tf32, int[] "
+      "device) -> str");
 }

@@ -33,28 +33,49 @@ PLAIN_TENSORS = frozenset({Tensor, nn.Parameter, FakeTensor})
 FLOATING = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 
 
-def kernel_dtype(x: Tensor) -> tuple[torch.dtype | None, bool]:
-    """``(dtype, keep_packed)`` for a convolution of x, dtype being None where eager must run.
+def kernel_dtype(x: Tensor) -> tuple[torch.dtype | None, tuple[bool, bool]]:
+    """``(dtype, (keep_packed, allow_tf32))`` for a convolution of x, dtype being None where eager must run.
 
-    Under autocast the dtype is autocast's and the weights are temporaries, not worth keeping packed.
+    The pair is the ops' last two arguments. Under autocast the dtype is autocast's and the weights are
+    temporaries, not worth keeping packed. Float32 on CUDA may be multiplied as TF32 where torch's own may.
     """
     if type(x) not in PLAIN_TENSORS or x.layout is not torch.strided or x.dim() != 4:
-        return None, False
+        return None, (False, False)
     dtype, device = x.dtype, x.device.type
     if dtype not in FLOATING or not (device == "cpu" or (device == "cuda" and _library.CUDA_LOADED)):
-        return None, False
+        return None, (False, False)
     if x.requires_grad and torch.is_grad_enabled():
-        return None, False
+        return None, (False, False)
     if _is_transformed() or _has_any_global_hook():
-        return None, False
+        return None, (False, False)
     if torch.is_autocast_enabled(device):
-        return (None if dtype is torch.float64 else torch.get_autocast_dtype(device)), False
-    return dtype, True
+        return (None if dtype is torch.float64 else torch.get_autocast_dtype(device)), (False, False)
+    return dtype, (True, dtype is torch.float32 and device == "cuda" and torch_allows_tf32())
 
 
 def _is_transformed() -> bool:
     """Inside torch.func (vmap, grad, jvp, ...) or forward-mode AD, whose rules the ops do not have."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+# torch.compile and torch.export cannot follow the switch: they take its value while they trace.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def torch_allows_tf32() -> bool:
+    """Whether torch's own float32 convolutions on CUDA are multiplied as TF32 (the default).
+
+    ``torch.backends.cudnn.allow_tf32`` and the newer ``fp32_precision`` switches both end here, while reading
+    the former raises once the latter were used.
+    """
+    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
+
+
+def pre_activates_on_reading(x: Tensor) -> bool:
+    """Whether convolutions of x apply a BatchNorm and ReLU to what they read: CUDA's kernels do.
+
+    CPU kernels read an activation several times, so there ``relu(bn(x))`` is made once, for all of its readers.
+    Under autocast so it is everywhere: eager normalises before it rounds.
+    """
+    return x.device.type == "cuda" and not torch.is_autocast_enabled("cuda")
 
 
 class BatchNorm(NamedTuple):
@@ -81,12 +102,16 @@ class BatchNorm(NamedTuple):
 
 
 class Projection(NamedTuple):
-    """A projection shortcut: a 1x1 convolution ``weight (K, C, 1, 1)``, strided, with or without a BatchNorm."""
+    """A projection shortcut: a 1x1 convolution ``weight (K, C, 1, 1)``, strided, with or without a BatchNorm.
+
+    With ``pre``, a BatchNorm of C channels, it reads ``relu(pre(x))`` where it would read ``x``.
+    """
 
     weight: Tensor
     bn: BatchNorm | None = None
     bias: Tensor | None = None
     stride: Pair = 1
+    pre: BatchNorm | None = None
 
 
 def conv_bn_act(
@@ -123,7 +148,41 @@ def conv_bn_act(
     if cast is None or (cast.autocast and residual is not None and residual.dtype is not cast.dtype):
         eager: tuple[Any, ...] = (x, weight, bias, *args, residual, relu)
         return reference.conv_bn_act(*eager)
-    return ops.conv_bn_act(cast(x), cast(weight), bias, *args, residual, relu, keep_packed and not cast.autocast)
+    return ops.conv_bn_act(cast(x), cast(weight), bias, *args, residual, relu, *cast.how(keep_packed))
+
+
+def bn_relu_conv_bn_act(
+    x: Tensor,
+    pre: BatchNorm,
+    weight: Tensor,
+    bn: BatchNorm | None = None,
+    *,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    residual: Tensor | None = None,
+    relu: bool = True,
+    keep_packed: bool = False,
+) -> Tensor:
+    """``relu(bn(conv2d(relu(pre(x)), weight)) + residual)``: on CUDA one kernel, elsewhere a pass before it.
+
+    Equivalent: ``conv_bn_act(bn_add_act(x, pre), weight, bn, ...)``. ``pre`` is a BatchNorm of x's C channels; what
+    pads the convolution's input stays zero. The beginning of a pre-activation block, He et al. 2016
+    (arXiv:1603.05027, figure 4e), up to its second BatchNorm. Other arguments as :func:`conv_bn_act`.
+    """
+    args = _conv_args(bn, stride, padding, dilation, groups)
+    before = _bn(pre)
+    cast = _caster(x, weight, bias, *before[:4], *args[:4], residual)
+    if cast is None or (cast.autocast and residual is not None and residual.dtype is not cast.dtype):
+        eager: tuple[Any, ...] = (x, *before, weight, bias, *args, residual, relu)
+        return reference.bn_relu_conv_bn_act(*eager)
+    how = cast.how(keep_packed)
+    if cast.autocast:  # eager normalises before it rounds
+        activated = ops.bn_add_act(x, *before, None, True)
+        return ops.conv_bn_act(cast(activated), cast(weight), bias, *args, residual, relu, *how)
+    return ops.bn_relu_conv_bn_act(x, *before, weight, bias, *args, residual, relu, *how)
 
 
 def conv_bn_proj_act(
@@ -145,21 +204,25 @@ def conv_bn_proj_act(
 
     Equivalent::
 
-        shortcut = conv_bn_act(proj_x, projection.weight, projection.bn, stride=projection.stride, relu=False)
+        a = proj_x if projection.pre is None else bn_add_act(proj_x, projection.pre)
+        shortcut = conv_bn_act(a, projection.weight, projection.bn, stride=projection.stride, relu=False)
         return conv_bn_act(x, weight, bn, stride=stride, padding=padding, residual=shortcut)
 
     Option B of He et al. 2015 (arXiv:1512.03385, sections 3.3 and 4.1). Other arguments as :func:`conv_bn_act`.
     """
     args = _conv_args(bn, stride, padding, dilation, groups)
     proj_args: tuple[Any, ...] = (*_bn(projection.bn), _pair("projection.stride", projection.stride))
+    before = _bn(projection.pre)
     proj_weight, proj_bias = projection.weight, projection.bias
-    cast = _caster(x, weight, bias, *args[:4], proj_x, proj_weight, proj_bias, *proj_args[:4])
+    cast = _caster(x, weight, bias, *args[:4], proj_x, proj_weight, proj_bias, *proj_args[:4], *before[:4])
     if cast is None:
-        eager: tuple[Any, ...] = (x, weight, bias, *args, proj_x, proj_weight, proj_bias, *proj_args, relu)
+        eager: tuple[Any, ...] = (x, weight, bias, *args, proj_x, proj_weight, proj_bias, *proj_args, *before, relu)
         return reference.conv_bn_proj_act(*eager)
+    if cast.autocast and projection.pre is not None:  # eager normalises before it rounds
+        proj_x, before = ops.bn_add_act(proj_x, *before, None, True), _bn(None)
     main = (cast(x), cast(weight), bias, *args)
-    side = (cast(proj_x), cast(proj_weight), proj_bias, *proj_args)
-    return ops.conv_bn_proj_act(*main, *side, relu, keep_packed and not cast.autocast)
+    side = (cast(proj_x), cast(proj_weight), proj_bias, *proj_args, *before)
+    return ops.conv_bn_proj_act(*main, *side, relu, *cast.how(keep_packed))
 
 
 def conv_bn_relu_pool(
@@ -193,7 +256,7 @@ def conv_bn_relu_pool(
     if cast is None:
         eager: tuple[Any, ...] = (x, weight, bias, *args, *pool)
         return reference.conv_bn_relu_pool(*eager)
-    return ops.conv_bn_relu_pool(cast(x), cast(weight), bias, *args, *pool, keep_packed and not cast.autocast)
+    return ops.conv_bn_relu_pool(cast(x), cast(weight), bias, *args, *pool, *cast.how(keep_packed))
 
 
 def bn_add_act(x: Tensor, bn: BatchNorm | None, *, residual: Tensor | None = None, relu: bool = True) -> Tensor:
@@ -275,9 +338,8 @@ def preact_block(
     The shortcut is the projection of a, or x itself. He et al. 2016 (arXiv:1603.05027), figure 4e; equivalent to
     :class:`resnet_fused.reference.PreActBlock` in eval mode.
     """
-    a = bn_add_act(x, bn1)
-    y = conv_bn_act(a, conv1, bn2, stride=stride, padding=_same(conv1), keep_packed=keep_packed)
-    shortcut = x if projection is None else a
+    first: dict[str, Any] = {"stride": stride, "padding": _same(conv1), "keep_packed": keep_packed}
+    y, shortcut, projection = _pre_activated(x, bn1, conv1, bn2, projection, first)
     return _conv_add(y, conv2, None, shortcut, projection, _same(conv2), False, keep_packed)
 
 
@@ -301,19 +363,33 @@ def preact_bottleneck(
     Arguments as :func:`bottleneck`, shortcut as :func:`preact_block`. He et al. 2016 (arXiv:1603.05027), section 4.2;
     equivalent to :class:`resnet_fused.reference.PreActBottleneck` in eval mode.
     """
-    a = bn_add_act(x, bn1)
-    y = conv_bn_act(a, conv1, bn2, keep_packed=keep_packed)
+    y, shortcut, projection = _pre_activated(x, bn1, conv1, bn2, projection, {"keep_packed": keep_packed})
     padding = _same(conv2, dilation)
     y = conv_bn_act(
         y, conv2, bn3, stride=stride, padding=padding, dilation=dilation, groups=groups, keep_packed=keep_packed
     )
-    shortcut = x if projection is None else a
     return _conv_add(y, conv3, None, shortcut, projection, 0, False, keep_packed)
 
 
 def forget_packed(weights: Tensor | Iterable[Tensor]) -> None:
     """Frees what ``keep_packed=True`` keeps for these weights. Never changes a result; safe from any thread."""
     ops.forget_packed([weights] if isinstance(weights, Tensor) else list(weights))
+
+
+def _pre_activated(
+    x: Tensor,
+    bn1: BatchNorm,
+    conv1: Tensor,
+    bn2: BatchNorm,
+    projection: Projection | None,
+    first: dict[str, Any],
+) -> tuple[Tensor, Tensor, Projection | None]:
+    """A pre-activation block's ``relu(bn2(conv1(relu(bn1(x)))))``, and its shortcut as :func:`_conv_add` takes it."""
+    if pre_activates_on_reading(x):
+        projection = None if projection is None else projection._replace(pre=bn1)
+        return bn_relu_conv_bn_act(x, bn1, conv1, bn2, **first), x, projection
+    a = bn_add_act(x, bn1)
+    return conv_bn_act(a, conv1, bn2, **first), x if projection is None else a, projection
 
 
 def _conv_add(
@@ -338,19 +414,24 @@ class _Cast(NamedTuple):
 
     dtype: torch.dtype
     autocast: bool
+    allow_tf32: bool
 
     def __call__(self, x: Tensor) -> Tensor:
         return x.to(self.dtype) if self.autocast else x
 
+    def how(self, keep_packed: bool) -> tuple[bool, bool]:
+        """The ops' last two arguments."""
+        return keep_packed and not self.autocast, self.allow_tf32
+
 
 def _caster(x: Tensor, weight: Tensor, *others: Tensor | None) -> _Cast | None:
     """How to call the op, or None for eager."""
-    dtype, plain = kernel_dtype(x)
+    dtype, (plain, allow_tf32) = kernel_dtype(x)
     if dtype is None or _needs_eager(weight, *others):
         return None
     if not plain and weight.dtype is torch.float64:  # which autocast leaves alone: eager says that dtypes differ
         return None
-    return _Cast(dtype, not plain)
+    return _Cast(dtype, not plain, allow_tf32)
 
 
 def _needs_eager(*tensors: Tensor | None) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from . import _library  # noqa: F401  registers the ops
 
 conv_bn_act = torch.ops.resnet_fused.conv_bn_act.default
+bn_relu_conv_bn_act = torch.ops.resnet_fused.bn_relu_conv_bn_act.default
 conv_bn_proj_act = torch.ops.resnet_fused.conv_bn_proj_act.default
 conv_bn_relu_pool = torch.ops.resnet_fused.conv_bn_relu_pool.default
 bn_add_act = torch.ops.resnet_fused.bn_add_act.default
@@ -21,6 +22,7 @@ forget_packed = torch.ops.resnet_fused.forget_packed.default
 packed_bytes = torch.ops.resnet_fused.packed_bytes.default
 release_memory = torch.ops.resnet_fused.release_memory.default
 explain_cpu = torch.ops.resnet_fused.explain_cpu.default
+explain_cuda = torch.ops.resnet_fused.explain_cuda.default
 
 
 def _out(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
@@ -51,12 +53,18 @@ def _conv_output(
 
 # The fake kernels take what the schema says, in its order; only the arguments that decide a shape have names.
 _X, _WEIGHT, _STRIDE, _PADDING, _DILATION = 0, 1, 8, 9, 10
+_PRE = 5  # pre_gamma to pre_eps
 
 
 @torch.library.register_fake("resnet_fused::conv_bn_act")
 @torch.library.register_fake("resnet_fused::conv_bn_proj_act")
 def _fake_conv(*args: Any) -> Tensor:
     return _conv_output(args[_X], args[_WEIGHT], args[_STRIDE], args[_PADDING], args[_DILATION])
+
+
+@torch.library.register_fake("resnet_fused::bn_relu_conv_bn_act")
+def _fake_bn_relu_conv(x: Tensor, *args: Any) -> Tensor:
+    return _fake_conv(x, *args[_PRE:])
 
 
 @torch.library.register_fake("resnet_fused::conv_bn_relu_pool")

@@ -52,6 +52,32 @@ def conv_bn_act(
     return bn_add_act(y, gamma, beta, mean, var, eps, residual, relu)
 
 
+def bn_relu_conv_bn_act(
+    x: Tensor,
+    pre_gamma: Tensor | None,
+    pre_beta: Tensor | None,
+    pre_mean: Tensor,
+    pre_var: Tensor,
+    pre_eps: float,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    eps: float = 1e-5,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    residual: Tensor | None = None,
+    relu: bool = True,
+) -> Tensor:
+    """``act(bn(conv2d(relu(pre(x)))) + residual)``, pre being a BatchNorm with its running statistics."""
+    x = bn_add_act(x, pre_gamma, pre_beta, pre_mean, pre_var, pre_eps)
+    return conv_bn_act(x, weight, bias, gamma, beta, mean, var, eps, stride, padding, dilation, groups, residual, relu)
+
+
 def conv_bn_proj_act(
     x: Tensor,
     weight: Tensor,
@@ -74,9 +100,19 @@ def conv_bn_proj_act(
     proj_var: Tensor | None = None,
     proj_eps: float = 1e-5,
     proj_stride: Pair = 1,
+    pre_gamma: Tensor | None = None,
+    pre_beta: Tensor | None = None,
+    pre_mean: Tensor | None = None,
+    pre_var: Tensor | None = None,
+    pre_eps: float = 1e-5,
     relu: bool = True,
 ) -> Tensor:
-    """``act(bn(conv2d(x)) + proj_bn(conv2d(proj_x)))``, the projection being 1x1 without padding."""
+    """``act(bn(conv2d(x)) + proj_bn(conv2d(proj_x)))``, the projection being 1x1 without padding.
+
+    With ``pre_mean`` and ``pre_var`` the projection reads ``relu(pre(proj_x))``.
+    """
+    if pre_mean is not None:
+        proj_x = bn_add_act(proj_x, pre_gamma, pre_beta, pre_mean, pre_var, pre_eps)
     projection = conv_bn_act(
         proj_x, proj_weight, proj_bias, proj_gamma, proj_beta, proj_mean, proj_var, proj_eps, proj_stride, relu=False
     )

@@ -39,7 +39,7 @@ class Case:
         return (self.x, self.weight, self.bias, *self.bn, self.eps, *self.geometry, self.residual, self.relu)
 
     def fused(self, keep_packed=False):
-        return ops.conv_bn_act(*self.args(), keep_packed)
+        return ops.conv_bn_act(*self.args(), keep_packed, False)
 
     def eager(self, dtype=None, relu=None):
         cast = (lambda t: t) if dtype is None else (lambda t: None if t is None else t.to(dtype))
@@ -77,7 +77,14 @@ def lay_out(x, layout):
     return x
 
 
-def projection_args(dtype, layout, c=32, k=64, size=14, proj_c=16, stride=2):
+def pre_args(channels, dtype=torch.float32, seed=2):
+    """pre_gamma, pre_beta, pre_mean, pre_var, pre_eps"""
+    g = torch.Generator().manual_seed(seed)
+    vectors = [torch.rand(channels, generator=g) + 0.5, *(torch.randn(channels, generator=g) for _ in range(2))]
+    return [*(v.to(dtype) for v in (*vectors, torch.rand(channels, generator=g) + 0.5)), 1e-3]
+
+
+def projection_args(dtype, layout, c=32, k=64, size=14, proj_c=16, stride=2, pre=(None, None, None, None, 0.0)):
     main = Case(2, c, size, size, k, 3, 3, (1, 1), (1, 1), (1, 1), dtype=dtype, layout=layout)
     proj = Case(
         2,
@@ -94,4 +101,4 @@ def projection_args(dtype, layout, c=32, k=64, size=14, proj_c=16, stride=2):
         layout=layout,
         seed=1,
     )
-    return (*main.args()[:-2], proj.x, proj.weight, proj.bias, *proj.bn, proj.eps, [stride, stride], True)
+    return (*main.args()[:-2], proj.x, proj.weight, proj.bias, *proj.bn, proj.eps, [stride, stride], *pre, True)

@@ -11,6 +11,7 @@ from torch.nn.utils import prune
 
 import resnet_fused
 from resnet_fused import modules, ops, reference
+from resnet_fused.modules import plain, preact
 from resnet_fused.modules._read import indexable
 
 
@@ -71,7 +72,7 @@ def variants():
 def calls(monkeypatch):
     """Names of the ops that blocks called."""
     names = []
-    for name in ("conv_bn_act", "conv_bn_proj_act", "conv_bn_relu_pool", "bn_add_act"):
+    for name in ("conv_bn_act", "bn_relu_conv_bn_act", "conv_bn_proj_act", "conv_bn_relu_pool", "bn_add_act"):
         original = getattr(ops, name)
         monkeypatch.setattr(ops, name, lambda *a, _n=name, _o=original: (names.append(_n), _o(*a))[1])
     return names
@@ -94,6 +95,30 @@ def test_eval_matches_eager(build, dtype, device, calls):
         exact = eager(copy.deepcopy(block).double(), x.double())
     assert_close(actual, expected, exact)
     assert actual.stride() == expected.stride()
+
+
+def pre_activated_variants():
+    return [variant for variant in variants() if "PreAct" in variant.id]
+
+
+@pytest.mark.parametrize("build", pre_activated_variants())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_pre_activation_on_reading(build, dtype, device, calls, monkeypatch, request):
+    """As on CUDA: nothing but a shortcut that is a module of its own has relu(bn1(x)) made for it."""
+    for module in (preact, plain):
+        monkeypatch.setattr(module, "pre_activates_on_reading", lambda x: True)
+    block = randomise(build()).eval().to(device, dtype)
+    x = torch.randn(2, block.get_submodule("conv1").in_channels, 8, 8).to(device, dtype)
+    with torch.no_grad():
+        actual = block(x)
+        expected = eager(block, x)
+        assert_close(actual, expected, eager(copy.deepcopy(block).double(), x.double()))
+    assert actual.stride() == expected.stride()
+    made = any(name in request.node.name for name in ("ZeroPad", "average_projection", "wide_projection"))
+    projected = not made and any(name in request.node.name for name in ("-projection", "conv_only", "wrapped_conv"))
+    middle = ["conv_bn_act"] if "Bottleneck" in type(block).__name__ else []
+    last = "conv_bn_proj_act" if projected else "conv_bn_act"
+    assert calls == [*(["bn_add_act"] if made else []), "bn_relu_conv_bn_act", *middle, last]
 
 
 @pytest.mark.parametrize(("cls", "shape"), CLASSES)
@@ -254,7 +279,7 @@ def test_what_kernels_would_miss_runs_eagerly(cls, change, device, calls):
     with torch.set_grad_enabled(needs_grad):
         y = block(x)
         expected = eager(block, x)
-    assert not [name for name in calls if name.startswith("conv")]
+    assert not [name for name in calls if "conv" in name]
     assert torch.equal(y, expected)
     assert y.requires_grad == needs_grad
     if not needs_grad and change is not norm_without_statistics:

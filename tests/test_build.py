@@ -222,6 +222,8 @@ def tree(tmp_path):
         "cpu/relu.cpp": '#include "common/shape.h"\nint relu() { return shape(); }\n',
         "cpu/avx512/conv_bf16.cpp": "int conv_bf16() { return 3; }\n",
         "cpu/avx512/conv_fp32.cpp": "int conv_fp32() { return 3; }\n",
+        "explain_cuda.cpp": "int explain() { return 6; }\n",
+        "cuda/plan.cpp": "int plan() { return 7; }\n",
         "cuda/ops.cpp": "int ops() { return 4; }\n",
         "cuda/bn/relu.cu": "int relu_kernel() { return 5; }\n",
     }
@@ -259,6 +261,9 @@ def test_each_source_once_in_its_libraries(plan, tmp_path):
     assert {"csrc/module.c", "csrc/cuda/ops.cpp", "csrc/cuda/bn/relu.cu", "csrc/common/shape.cpp"} <= cuda_names
     # the schemas are defined by one library only
     assert "csrc/library.cpp" not in cuda_names
+    # a plan for a GPU is explained without one, but by one library only
+    assert "csrc/cuda/plan.cpp" in cpu_names & cuda_names
+    assert "csrc/explain_cuda.cpp" in cpu_names - cuda_names
     text = ninja_file.render(cuda)
     assert len(re.findall(r"^build \S*common/shape\.cpp\.o:", text, re.M)) == 1
     assert "-DRF_MODULE=_C\n" in edge(text, "/_C.c.o")

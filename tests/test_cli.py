@@ -1,6 +1,7 @@
 """The commands print what they promise, and expected failures are a sentence on stderr, status 2."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 
@@ -68,12 +69,63 @@ def test_explain(capsys, dtype):
     assert all(name in out for name in ("layer1.0", "basic block", *convs))
     assert "3x64x64 -> 64x32x32, 7x7 /2" in out
     assert "channels_last input" in out
-    assert "bn_add_act" in out
+    assert "--gpu NAME shows what a GPU would run" in out
 
 
 def test_explain_why_names_the_kernels_not_picked(capsys):
     assert cli.main(["explain", "small_resnet", "--input", "1,3,8,8", "--why"]) == 0
     assert "  not " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_explain_for_a_gpu(capsys, dtype):
+    argv = ["explain", "resnet50", "--input", "8,3,224,224", "--gpu", "a100", "--dtype", dtype]
+    assert cli.main(argv) == 0
+    out = capsys.readouterr().out
+    assert f"a100, batch 8, {dtype}" in out
+    assert "predictions of a model that no measurement has corrected" in out
+    rows = {row[0]: row for row in map(str.split, out.splitlines()) if row}
+    assert "torch" in rows["conv1"], "3 channels"
+    assert "sm80" in rows["layer1.0.conv1"]
+    assert rows["layer2.0.downsample.0"][-2:] == ["in", "conv3"]
+    splits, microseconds, megabytes = rows["layer3.1.conv2"][-3:]
+    assert int(splits) >= 1
+    assert float(microseconds) > 0
+    assert float(megabytes) > 2 * 8 * 256 * 14 * 14 * 2 / 1e6
+
+
+def test_explain_for_a_gpu_knows_projections_and_prologues(capsys, tmp_path, monkeypatch):
+    (tmp_path / "their_blocks.py").write_text(
+        "from torch import nn\n"
+        "from resnet_fused.reference import PlainPreActBlock, PreActBlock, PreActBottleneck\n"
+        "def make():\n"
+        "    side = nn.Sequential(nn.Conv2d(64, 128, 1, 2, bias=False), nn.BatchNorm2d(128))\n"
+        "    pooled = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(128, 256, 1))\n"
+        "    return nn.Sequential(\n"
+        "        PreActBlock(64, 128, 2, side), PreActBottleneck(128, 64, 2, pooled), PlainPreActBlock(256, 64))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    argv = ["explain", "their_blocks:make", "--input", "8,64,28,28", "--gpu", "h200", "--dtype", "bfloat16", "--why"]
+    assert cli.main(argv) == 0
+    plans = dict(re.findall(r"^(\d\S+): (.*)", capsys.readouterr().out, re.M))
+    modes = {name: plan.split(", ")[1] for name, plan in plans.items() if plan.startswith("sm80")}
+    assert modes == {
+        "0.conv1": "prologue",
+        "0.conv2": "projection prologue",
+        "1.conv1": "prologue",
+        "1.conv2": "plain",
+        "1.conv3": "plain",
+        "2.conv1": "prologue",
+        "2.conv2": "plain",
+    }
+    assert plans["0.downsample.0"] == "in conv2: a projection, which the plan of 0.conv2 includes"
+    assert plans["1.downsample.1"] == "torch: a shortcut that is no single 1x1 convolution, runs as it is"
+
+
+def test_explain_for_the_gpu_that_is_not_here(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    error = fails(capsys, "explain", "resnet18", "--gpu", "auto")
+    assert "--gpu auto: torch finds no CUDA device here; name one of a100, a10" in error
 
 
 def test_explain_marks_what_stays_torchs(capsys, tmp_path, monkeypatch):

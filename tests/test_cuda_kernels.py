@@ -8,7 +8,8 @@ import cuda_on_cpu
 import pytest
 import torch
 from criterion import assert_close
-from cuda_on_cpu.bn_add_act import DTYPES, BatchNorm, Variant, parameters, run
+from cuda_on_cpu.bn_add_act import Variant, parameters, run
+from cuda_on_cpu.tensors import DTYPES, BatchNorm
 
 from resnet_fused import reference
 
@@ -126,11 +127,11 @@ def test_every_variant(kernels, v, param_dtype):
 
 
 @each_variant
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "backward"])
-def test_in_place_in_any_order_of_threads(kernels, v, reverse):
+@pytest.mark.parametrize("schedule", ["stay", "rotate", "random"])
+def test_in_place_in_any_order_of_threads(kernels, v, schedule):
     shape = (2, 16, 8, 8) if v.vector > 1 else (2, 5, 7, 3)
     args = arguments(v, shape, torch.float32)
-    check(kernels, *args, channels_last=v.channels_last, in_place=True, reverse=reverse)
+    check(kernels, *args, channels_last=v.channels_last, in_place=True, schedule=schedule)
 
 
 @pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
@@ -267,14 +268,14 @@ PLANTS = {
         "Config::kShortcut == Shortcut::kAdd) (void)",
     ),
     "projection's BatchNorm dropped": (KERNEL, "Affine(p.shortcut_bn,", "Affine(p.bn,"),
-    "NaN lost in ReLU": (KERNEL, "v < Acc(0) ? Acc(0) : v", "v > Acc(0) ? v : Acc(0)"),
+    "NaN lost in ReLU": (ELEMENT, "return ptx::max_nan(v, 0.0f);", "return v > 0 ? v : 0;"),
     "alignment of the shortcut forgotten": (
         WALK,
         " | reinterpret_cast<uintptr_t>(p.shortcut)",
         "",
     ),
     "eps forgotten": (AFFINE, "var[i] + static_cast<Acc>(bn.eps)", "var[i]"),
-    "halves swapped": (ELEMENT, "words[i / 2] >> (i % 2 * 16)", "words[i / 2] >> ((i + 1) % 2 * 16)"),
+    "halves swapped": (ELEMENT, "i % 2 ? words[i / 2] & 0xffff0000u", "i % 2 == 0 ? words[i / 2] & 0xffff0000u"),
     "read-only load of what is written": (KERNEL, "template load<Access::kPlain>", "template load<Access::kReadOnly>"),
 }
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 from criterion import assert_close
+from support import randomise
+from torch import nn
 
-from resnet_fused import reference
+from resnet_fused import modules, reference
+from resnet_fused.cli import _gpus
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
@@ -15,6 +22,9 @@ if not torch.cuda.is_available():
 ops = torch.ops.resnet_fused
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 FORMATS = [torch.contiguous_format, torch.channels_last]
+# dtype, and whether float32 may be multiplied as TF32
+KINDS = [(torch.float16, False), (torch.bfloat16, False), (torch.float32, False), (torch.float32, True)]
+by_kind = pytest.mark.parametrize(("dtype", "tf32"), KINDS, ids=["float16", "bfloat16", "float32", "tf32"])
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 by_format = pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "nhwc"])
 
@@ -33,13 +43,42 @@ def vectors_dtype(dtype):
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+NO_PRE = [None, None, None, None, 0.0]
+
+
 def as64(values):
     return [v.double() if isinstance(v, torch.Tensor) else v for v in values]
 
 
-def check(op, expected, args, memory_format=None):
-    got = op(*args) if op is ops.bn_add_act else op(*args, False)
+@pytest.fixture(autouse=True)
+def _exact_float32():
+    """torch's own convolutions, too, multiply float32 as float32, but where a test says otherwise."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def rounded_to_tf32(x):
+    """In x's dtype: 10 bits of fraction, ties away from zero."""
+    bits = x.float().contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32).to(x.dtype)
+
+
+def in_tf32(expected, args):
+    """What eager computes with TF32 factors and otherwise exactly."""
+    conv2d = F.conv2d
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "conv2d", lambda x, w, *rest: conv2d(rounded_to_tf32(x), rounded_to_tf32(w), *rest))
+        return expected(*as64(args)).float()
+
+
+def check(op, expected, args, memory_format=None, tf32=False):
+    torch.backends.cudnn.allow_tf32 = tf32
+    got = op(*args) if op is ops.bn_add_act else op(*args, False, tf32)
     eager, truth = expected(*args), expected(*as64(args))
+    if tf32:  # which cuDNN may have taken or not
+        eager = max(eager, in_tf32(expected, args), key=lambda y: (y - truth).abs().max())
     if got.dtype == torch.float64:  # eager is the truth here: its own error cannot be measured
         torch.testing.assert_close(got, truth, rtol=1e-12, atol=1e-12)
     else:
@@ -91,6 +130,7 @@ def test_conv_bn_proj_act(dtype, memory_format):
         randn(72, dtype=dtype),
         *proj_bn,
         [2, 2],
+        *NO_PRE,
         True,
     ]
     check(ops.conv_bn_proj_act, reference.conv_bn_proj_act, args, memory_format)
@@ -109,9 +149,133 @@ def test_conv_bn_relu_pool(dtype, memory_format):
     check(ops.conv_bn_relu_pool, expected, args, memory_format)
 
 
+# n, c, h, w, k, r, stride, padding, dilation: every filter, stride and ragged edge, channels that fill no tile, and
+# shapes whose depth is split
+SHAPES = [
+    (2, 64, 56, 56, 256, 1, 1, 0, 1),
+    (2, 256, 56, 56, 64, 1, 1, 0, 1),
+    (3, 200, 9, 7, 72, 1, 2, 0, 1),
+    (2, 64, 28, 28, 64, 3, 1, 1, 1),
+    (2, 128, 28, 28, 128, 3, 2, 1, 1),
+    (1, 64, 14, 14, 72, 3, 1, 2, 2),
+    (3, 8, 9, 11, 16, 3, 1, 1, 1),
+    (2, 16, 13, 7, 24, 3, 2, 0, 3),
+    (2, 24, 15, 15, 8, 5, 1, 2, 1),
+    (1, 72, 17, 5, 200, 7, 2, 3, 1),
+    (8, 256, 14, 14, 256, 3, 1, 1, 1),
+    (1, 512, 7, 7, 512, 3, 1, 1, 1),
+    (2, 2048, 7, 7, 512, 1, 1, 0, 1),
+]
+by_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "-".join(map(str, s)))
+
+
+def conv_args(shape, dtype, memory_format):
+    """Up to groups, of conv_bn_act; and the output's shape."""
+    n, c, h, w, k, r, stride, padding, dilation = shape
+    x = randn(n, c, h, w, dtype=dtype, memory_format=memory_format)
+    weight = randn(k, c, r, r, dtype=dtype, memory_format=memory_format) / (c * r * r) ** 0.5
+    bias, bn = randn(k, dtype=dtype), batch_norm(k, torch.float32)
+    out = [(size + 2 * padding - dilation * (r - 1) - 1) // stride + 1 for size in (h, w)]
+    return [x, weight, bias, *bn, [stride] * 2, [padding] * 2, [dilation] * 2, 1], (n, k, *out)
+
+
+@by_kind
+@by_format
+@by_shape
+def test_shapes_that_kernels_take(dtype, tf32, memory_format, shape):
+    args, out = conv_args(shape, dtype, memory_format)
+    residual = randn(*out, dtype=dtype, memory_format=memory_format)
+    for rest in ([None, False], [residual, True]):
+        got = check(ops.conv_bn_act, reference.conv_bn_act, args + rest, memory_format, tf32)
+        assert torch.equal(got, ops.conv_bn_act(*args, *rest, False, tf32)), "the same sum in every run"
+
+
+@by_kind
+@by_format
+@by_shape
+def test_pre_activation(dtype, tf32, memory_format, shape):
+    """A pre-activation's shift shows whether padding stays zero."""
+    args, out = conv_args(shape, dtype, memory_format)
+    residual = randn(*out, dtype=dtype, memory_format=memory_format)
+    args = [args[0], *batch_norm(shape[1], torch.float32), *args[1:], residual, True]
+    check(ops.bn_relu_conv_bn_act, reference.bn_relu_conv_bn_act, args, memory_format, tf32)
+
+
+@by_kind
+@by_format
+@by_shape
+@pytest.mark.parametrize(("proj_c", "proj_stride"), [(64, 1), (24, 2), (1024, 2)])
+@pytest.mark.parametrize("pre", [False, True], ids=["", "pre"])
+def test_projection(dtype, tf32, memory_format, shape, proj_c, proj_stride, pre):
+    args, (n, k, p, q) = conv_args(shape, dtype, memory_format)
+    proj_x = randn(n, proj_c, (p - 1) * proj_stride + 1, q * proj_stride, dtype=dtype, memory_format=memory_format)
+    weight = randn(k, proj_c, 1, 1, dtype=dtype) / proj_c**0.5
+    args += [proj_x, weight, randn(k, dtype=dtype), *batch_norm(k, torch.float32), [proj_stride] * 2]
+    args += [*(batch_norm(proj_c, torch.float32) if pre else NO_PRE), True]
+    check(ops.conv_bn_proj_act, reference.conv_bn_proj_act, args, memory_format, tf32)
+
+
+@pytest.mark.parametrize("engine", ["sm80", "torch"])
+def test_either_engine_is_right(engine):
+    """The variable is read once a process."""
+    tests = ["test_shapes_that_kernels_take", "test_pre_activation", "test_captured_in_a_graph", "test_empty"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", " or ".join(tests)]
+    environment = {**os.environ, "RESNET_FUSED_CUDA_ENGINE": engine}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+def test_an_unknown_engine_is_refused():
+    code = (
+        "import torch, resnet_fused.ops as ops\n"
+        "x = torch.randn(1, 8, 4, 4, device='cuda'); w = x.new_ones(8, 8, 1, 1)\n"
+        "ops.conv_bn_act(x, w, *[None] * 5, 0.0, [1, 1], [0, 0], [1, 1], 1, None, True, False, False)"
+    )
+    environment = {**os.environ, "RESNET_FUSED_CUDA_ENGINE": "cutlass"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "RESNET_FUSED_CUDA_ENGINE is cutlass; sm80 or torch expected" in done.stderr
+
+
+def kernels_of(call):
+    """The names of the kernels that a call launches."""
+    call()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    names = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    if not names:
+        pytest.skip("this machine's profiler sees no kernels")
+    return [name for name in names if "Memset" not in name]
+
+
+def test_the_plan_is_what_runs():
+    args, _ = conv_args((1, 512, 7, 7, 512, 3, 1, 1, 1), torch.bfloat16, torch.channels_last)
+    geometry = ([1, 512, 7, 7], [512, 512, 3, 3], [1, 1], [1, 1], [1, 1], 1, "bfloat16", "plain", [], [1, 1])
+    plan = ops.explain_cuda(*geometry, False, True, True, _gpus.numbers("auto"))
+    assert plan.startswith("sm80"), plan
+    assert "1 split," not in plan
+    first, second = kernels_of(lambda: ops.conv_bn_act(*args, None, True, False, False))
+    assert "conv_fwd_kernel" in first
+    assert "conv_finish_kernel" in second
+
+
+@pytest.mark.parametrize("projected", [False, True])
+def test_pre_activation_block_is_two_launches(projected):
+    side = nn.Sequential(nn.Conv2d(64, 128, 1, bias=False), nn.BatchNorm2d(128)) if projected else None
+    block = randomise(modules.FusedPreActBlock(64, 128 if projected else 64, 1, side))
+    block = block.eval().cuda().to(torch.bfloat16, memory_format=torch.channels_last)
+    x = randn(8, 64, 28, 28, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    with torch.no_grad():
+        names = kernels_of(lambda: block(x))
+    assert len(names) == 2
+    assert all("conv_fwd_kernel" in name for name in names)
+
+
 def test_channels_last_weight_decides_too():
     x, weight = randn(2, 8, 6, 6), randn(16, 8, 3, 3, memory_format=torch.channels_last)
-    y = ops.conv_bn_act(x, weight, None, *batch_norm(16, torch.float32), [1, 1], [1, 1], [1, 1], 1, None, True, False)
+    bn = batch_norm(16, torch.float32)
+    y = ops.conv_bn_act(x, weight, None, *bn, [1, 1], [1, 1], [1, 1], 1, None, True, False, False)
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -127,16 +291,25 @@ def test_strided_misaligned_and_foreign_inputs():
 
 @pytest.mark.parametrize("shape", [(0, 8, 4, 4), (2, 8, 0, 4)], ids=str)
 def test_empty(shape):
-    assert ops.bn_add_act(torch.empty(shape, device="cuda"), *batch_norm(8, torch.float32), None, True).shape == shape
+    x, bn = torch.empty(shape, device="cuda"), batch_norm(8, torch.float32)
+    assert ops.bn_add_act(x, *bn, None, True).shape == shape
+    if shape[2]:
+        geometry = ([1, 1], [1, 1], [1, 1], 1)
+        y = ops.conv_bn_act(x, randn(8, 8, 3, 3), None, *bn, *geometry, x, True, False, True)
+        assert y.shape == shape
+        y = ops.bn_relu_conv_bn_act(x, *bn, randn(8, 8, 3, 3), None, *bn, *geometry, None, True, False, True)
+        assert y.shape == shape
 
 
-def test_captured_in_a_graph():
+@by_kind
+@pytest.mark.parametrize(("n", "c", "size"), [(2, 64, 8), (1, 512, 7)], ids=["whole", "split"])
+def test_captured_in_a_graph(dtype, tf32, n, c, size):
     """Nothing synchronises, and a replay reads the tensors' values of that moment, BatchNorm's too."""
-    x, weight = randn(2, 64, 8, 8, memory_format=torch.channels_last), randn(64, 64, 3, 3) / 24
-    bn = batch_norm(64, torch.float32)
+    x = randn(n, c, size, size, dtype=dtype, memory_format=torch.channels_last)
+    weight, bn = randn(c, c, 3, 3, dtype=dtype) / (3 * c**0.5), batch_norm(c, torch.float32)
 
     def call():
-        return ops.conv_bn_act(x, weight, None, *bn, [1, 1], [1, 1], [1, 1], 1, x, True, False)
+        return ops.conv_bn_act(x, weight, None, *bn, [1, 1], [1, 1], [1, 1], 1, x, True, False, tf32)
 
     warm = torch.cuda.Stream()
     with torch.cuda.stream(warm):
@@ -145,7 +318,7 @@ def test_captured_in_a_graph():
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         y = call()
-    x.copy_(randn(2, 64, 8, 8))
+    x.copy_(torch.randn_like(x))
     bn[2].add_(1)
     graph.replay()
     torch.testing.assert_close(y, call())
@@ -169,7 +342,7 @@ def test_other_device():
     weight = randn(16, 8, 3, 3, device="cuda:1")
     wide = batch_norm(16, torch.float32, device="cuda:1")
     got = ops.bn_add_act(x, *bn, None, True)
-    y = ops.conv_bn_act(x, weight, None, *wide, [1, 1], [1, 1], [1, 1], 1, None, True, False)
+    y = ops.conv_bn_act(x, weight, None, *wide, [1, 1], [1, 1], [1, 1], 1, None, True, False, False)
     assert got.device == y.device == x.device
     assert torch.cuda.current_device() == 0
     assert_close(got, reference.bn_add_act(x, *bn), reference.bn_add_act(*as64([x, *bn])))

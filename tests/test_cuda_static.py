@@ -1,123 +1,146 @@
-"""What the compilers say of the CUDA kernels, for every architecture that is shipped. Needs nvcc, and no GPU."""
+"""What the compilers made of the CUDA kernels: of the library as built, for every architecture in it. No GPU needed."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import site
-import subprocess
 from pathlib import Path
-from typing import NamedTuple
 
 import cuda_on_cpu
 import pytest
+import sass
 
-from build_tools import archs, toolchain
+from resnet_fused import _build_info
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = ROOT / "csrc" / "cuda"
 EMULATOR = ROOT / "tests" / "cuda_on_cpu" / "include" / "cuda"
-SOURCES = sorted(CUDA.rglob("*.cu"))
+LIBRARY = ROOT / "resnet_fused" / "_C_cuda.abi3.so"
+ARCHS = [label for label in _build_info.CUDA_ARCHS if label.startswith("sm_")]
+HALF = {"1": ".F32", "2": ".F32.BF16"}  # HMMA's name for the element types, by Dtype
+
+compiled = pytest.mark.skipif(
+    not ARCHS or sass.disassembler() is None,
+    reason=_build_info.CUDA_OMITTED
+    or "no cuobjdump or nvdisasm: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm",
+)
+each_arch = pytest.mark.parametrize("arch", ARCHS)
 
 
-class Compiled(NamedTuple):
-    labels: list[str]  # sm_80, ...
-    fatbins: dict[str, Path]  # by the source's stem
-    log: str  # of ptxas, all sources
+def family(name: str) -> str:
+    """conv_fwd_kernel, from the mangled name."""
+    return re.search(r"\d+([a-z_]+_kernel)I", name)[1]
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    toolkit, why = toolchain.find_toolkit(os.environ)
-    if toolkit is None:
-        pytest.skip(f"no CUDA toolkit: {why}")
-    wanted = [a for a in archs.choose(None, toolchain.known_archs(toolkit.nvcc), toolkit.version) if not a.ptx]
-    folder, logs = tmp_path_factory.mktemp("fatbin"), []
-    for source in SOURCES:
-        command = [
-            toolkit.nvcc,
-            "-fatbin",
-            "-std=c++17",
-            "-O3",
-            f"-I{ROOT / 'csrc'}",
-            "-Xptxas",
-            "-v",
-            "--threads",
-            "2",
-        ]
-        command += [*(a.flag for a in wanted), source, "-o", folder / f"{source.stem}.fatbin"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        logs.append(done.stderr)
-    fatbins = {source.stem: folder / f"{source.stem}.fatbin" for source in SOURCES}
-    return Compiled([a.label for a in wanted], fatbins, "".join(logs))
+def named(arch: str, kernel: str) -> dict[str, str]:
+    found = {n: text for n, text in sass.listings(LIBRARY, arch).items() if family(n) == kernel}
+    assert found, f"no {kernel} for {arch}"
+    return found
 
 
-def test_no_spills_and_no_stack(compiled):
-    entries = re.findall(r"Compiling entry function '(\w+)' for '(\w+)'", compiled.log)
-    assert {label for _, label in entries} == set(compiled.labels)
-    per_arch = [{name for name, label in entries if label == arch} for arch in compiled.labels]
-    assert all(names == per_arch[0] for names in per_arch)
-    usage = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", compiled.log)
-    assert len(usage) >= len(entries)
-    assert set(usage) == {("0", "0", "0")}
-
-
-def test_registers_leave_room_to_hide_latency(compiled):
-    """Two blocks of 256 threads an SM at least: 64 KiB of loads in flight, past what 4.3 TB/s needs."""
-    used = [int(n) for n in re.findall(r"Used (\d+) registers", compiled.log)]
-    assert used
-    assert max(used) <= 128
-
-
-def test_the_menu_is_what_the_gpu_gets(compiled):
-    if reason := cuda_on_cpu.missing():
-        pytest.skip(f"the kernel emulator, which lists the menu, needs a compiler: {reason}")
-    menu = {(d, v, 0 if nhwc else 1, s) for d, v, nhwc, s in cuda_on_cpu.load().compiled_bn_add_act()}
-    names = set(re.findall(r"Compiling entry function '(\w*bn_add_act_kernel\w*)'", compiled.log))
-    assert {variant_of(name) for name in names} == menu
-    assert len(names) == len(menu)
-
-
-def variant_of(mangled: str) -> tuple[int, ...]:
+def bn_add_act_variant(mangled: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.search(r"DtypeE(\d)ELi(\d)E.*LayoutE(\d)E.*ShortcutE(\d)E", mangled).groups())
 
 
-def disassembler() -> dict[str, str] | None:
-    """An environment whose PATH has cuobjdump and nvdisasm: the toolkit's, ours, or those of PyPI's packages."""
-    toolkit, _ = toolchain.find_toolkit(os.environ)
-    places = [toolkit.include.parent / "bin"] if toolkit else []
-    places += [p for s in site.getsitepackages() for p in Path(s).glob("nvidia/cu*/bin")]
-    path = os.pathsep.join([*map(str, places), os.environ.get("PATH", "")])
-    found = all(shutil.which(tool, path=path) for tool in ("cuobjdump", "nvdisasm"))
-    return {**os.environ, "PATH": path} if found else None
+def conv_fwd_variant(mangled: str) -> tuple[int, ...]:
+    """dtype, tile, mode"""
+    return tuple(int(n) for n in re.search(r"DtypeE(\d)ELi(\d)EL.*ModeE(\d)E", mangled).groups())
 
 
-def test_vectorised_kernels_move_16_bytes_a_thread(compiled):
-    environment = disassembler()
-    if environment is None:
-        pytest.skip("no cuobjdump or nvdisasm: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
-    for label in compiled.labels:
-        tool = shutil.which("cuobjdump", path=environment["PATH"])
-        command = [tool, "-arch", label, "-sass", compiled.fatbins["bn_add_act"]]
-        sass = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-        kernels = re.split(r"\n\s*Function : ", sass)[1:]
-        assert kernels
-        for text in kernels:
-            name = text.split("\n", 1)[0]
-            _, vector, _, shortcut = variant_of(name)
-            stores = re.findall(r"\bSTG\.E(\S*)", text)
-            wide_loads = re.findall(r"\bLDG\.E\S*\.128\S*", text)
-            if vector == 1:
-                assert not wide_loads, name
-                continue
-            assert stores, name
-            assert all(".128" in s for s in stores), f"{name}: stores {stores}"
-            # 4 accesses a thread in flight and 1 in the remainder's loop, of x and of the shortcut
-            assert len(wide_loads) == 5 * (1 if shortcut == 0 else 2), f"{name}: loads {wide_loads}"
-            assert "STL" not in text, f"{name}: local memory"
-            assert "LDL" not in text, f"{name}: local memory"
+@compiled
+def test_every_architecture_has_every_kernel():
+    kernels = sass.kernels(LIBRARY)
+    per_arch = {arch: {k.name for k in kernels if k.arch == arch} for arch in {k.arch for k in kernels}}
+    assert set(per_arch) == set(ARCHS)
+    names = per_arch[ARCHS[0]]
+    assert all(found == names for found in per_arch.values())
+    assert {family(n) for n in names} == {"bn_add_act_kernel", "conv_fwd_kernel", "conv_finish_kernel"}
+
+
+@compiled
+def test_no_spills_and_no_stack():
+    """Spilled registers live in local memory, on the stack: there is neither, nor an instruction that reaches it."""
+    assert [k for k in sass.kernels(LIBRARY) if k.stack or k.local] == []
+    for arch in ARCHS:
+        for name, text in sass.listings(LIBRARY, arch).items():
+            assert not [i for i in sass.instructions(text) if i.startswith(("STL", "LDL"))], f"{name} on {arch}"
+
+
+@compiled
+def test_registers_leave_room_to_hide_latency():
+    """bn_add_act: two blocks of 256 threads an SM at least, 64 KiB of loads in flight, past what 4.3 TB/s needs.
+
+    conv_fwd: two blocks of the large tile an SM where shared memory has room for them.
+    """
+    limits = {"bn_add_act_kernel": 128, "conv_finish_kernel": 128}
+    for k in sass.kernels(LIBRARY):
+        limit = limits.get(family(k.name))
+        if family(k.name) == "conv_fwd_kernel":
+            dtype, tile, mode = conv_fwd_variant(k.name)
+            limit = 128 if tile == 0 and mode == 0 and dtype in (1, 2) else 255
+        assert k.registers <= limit, k
+
+
+@compiled
+def test_the_menu_is_what_the_gpu_gets():
+    if reason := cuda_on_cpu.missing():
+        pytest.skip(f"the kernel emulator, which lists the menu, needs a compiler: {reason}")
+    emulated = cuda_on_cpu.load()
+    menu = {(d, v, 0 if nhwc else 1, s) for d, v, nhwc, s in emulated.compiled_bn_add_act()}
+    assert {bn_add_act_variant(n) for n in named(ARCHS[0], "bn_add_act_kernel")} == menu
+    tiles = [(128, 128), (128, 64), (64, 64)]
+    menu = {(d, tiles.index((m, n)), mode) for d, m, n, mode in emulated.compiled_conv_fwd()}
+    assert {conv_fwd_variant(n) for n in named(ARCHS[0], "conv_fwd_kernel")} == menu
+
+
+@compiled
+@each_arch
+def test_bn_add_act_moves_16_bytes_a_thread(arch):
+    for name, text in named(arch, "bn_add_act_kernel").items():
+        _, vector, _, shortcut = bn_add_act_variant(name)
+        code = sass.instructions(text)
+        stores = [i for i in code if i.startswith("STG")]
+        wide_loads = [i for i in code if i.startswith("LDG") and ".128" in i]
+        if vector == 1:
+            assert not wide_loads, name
+            continue
+        assert stores, name
+        assert all(".128" in i for i in stores), f"{name}: {stores}"
+        # 4 accesses a thread in flight and 1 in the remainder's loop, of x and of the shortcut
+        assert len(wide_loads) == 5 * (1 if shortcut == 0 else 2), f"{name}: {wide_loads}"
+
+
+@compiled
+@each_arch
+def test_conv_fwd_runs_on_tensor_cores(arch):
+    """Every product on the tensor cores, fed by ldmatrix and asynchronous 16-byte copies; every store 16 bytes wide."""
+    for name, text in named(arch, "conv_fwd_kernel").items():
+        dtype, tile, mode = conv_fwd_variant(name)
+        code = sass.instructions(text)
+        products = {i for i in code if i.startswith("HMMA")}
+        assert products == {f"HMMA.16816{HALF[str(dtype)]}"} if dtype else {"HMMA.1688.F32.TF32"}, f"{name}: {products}"
+        rows, loops = (2 if tile == 2 else 4), (2 if mode >= 2 else 1)
+        # fragments x columns x steps of 32 bytes; where the compiler unrolls or peels a loop, a multiple
+        assert sum(i.startswith("HMMA") for i in code) % (rows * 4 * 4 * loops) == 0, name
+        assert any(i.startswith("LDSM.16.M88.4") for i in code), name
+        copies = [i for i in code if i.startswith("LDGSTS")]
+        assert copies, name
+        assert all(".128" in i and ".BYPASS" in i for i in copies), f"{name}: {copies}"
+        stores = [i for i in code if i.startswith("STG")]
+        assert stores, name
+        assert all(".128" in i for i in stores), f"{name}: {stores}"
+        wide_loads = [i for i in code if i.startswith("LDG.") and ".128" in i]
+        assert bool(wide_loads) == (mode < 2), f"{name}: the residual is read 16 bytes a thread"
+
+
+@compiled
+@each_arch
+def test_conv_finish_moves_16_bytes_a_thread(arch):
+    for name, text in named(arch, "conv_finish_kernel").items():
+        code = sass.instructions(text)
+        stores = [i for i in code if i.startswith("STG")]
+        assert stores, name
+        assert all(".128" in i for i in stores), f"{name}: {stores}"
+        assert any(i.startswith("LDG") and ".128" in i for i in code), name
 
 
 def declarations(path: Path) -> set[str]:
@@ -136,11 +159,10 @@ def test_every_instruction_has_an_emulated_twin(twin):
 
 def test_kernel_sources_are_free_of_the_cuda_runtime():
     """Kernels include our own headers only, launch through LAUNCH, and keep assembly below ptx/."""
+    standard = {"<cstdint>", "<stdexcept>", "<type_traits>", "<utility>", "<vector>"}
     for path in [*CUDA.rglob("*.cuh"), *CUDA.rglob("*.cu"), CUDA / "kernels.h"]:
         text = path.read_text()
         for include in re.findall(r'#include ([<"][^>"]+[>"])', text):
-            assert include.startswith('"cuda/') or include in ("<cstdint>", "<stdexcept>", "<vector>"), (
-                f"{path}: {include}"
-            )
+            assert include.startswith('"cuda/') or include in standard, f"{path}: {include}"
         assert "<<<" not in text, path
         assert "asm" not in text or path.parent.name == "ptx", path

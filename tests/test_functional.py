@@ -58,6 +58,33 @@ def test_block_functions_are_the_blocks(function, cls, names, projected, autocas
         assert_close(function(x, *tensors(block, *names), **options), block(x), exact)
 
 
+@pytest.mark.parametrize(("function", "cls", "names"), BLOCKS[2:])
+@pytest.mark.parametrize("projected", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_pre_activation_on_reading(function, cls, names, projected, grad, device, block_of, monkeypatch):
+    """As on CUDA: the first convolution and the projection read x, not relu(bn1(x))."""
+    monkeypatch.setattr(functional, "pre_activates_on_reading", lambda x: True)
+    block, options = block_of(cls, 16, 16 // cls.expansion, 2 if projected else 1, device, projected)
+    x = torch.randn(2, 16, 7, 7, device=device, requires_grad=grad)
+    exact = block.double()(x.double())
+    block.float()
+    y = function(x, *tensors(block, *names), **options)
+    assert_close(y.detach(), block(x).detach(), exact.detach())
+    assert y.requires_grad == grad
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bn_relu_conv_bn_act_is_its_docstring(autocast, device):
+    x, weight = torch.randn(2, 8, 9, 8, device=device), torch.randn(16, 8, 3, 3, device=device)
+    pre, bn, residual = norm_of(8, device), norm_of(16, device), torch.randn(2, 16, 5, 4, device=device)
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        options = dict(stride=2, padding=1, residual=None if autocast else residual)
+        actual = functional.bn_relu_conv_bn_act(x, pre, weight, bn, **options)
+        expected = functional.conv_bn_act(functional.bn_add_act(x, pre), weight, bn, **options)
+        assert actual.dtype is (torch.bfloat16 if autocast else torch.float32)
+        torch.testing.assert_close(actual, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_conv_bn_act_is_its_docstring(dtype, device):
     bn = norm_of(6, device)
@@ -91,14 +118,17 @@ def test_conv_bn_relu_pool_is_its_docstring(device):
         torch.testing.assert_close(actual, F.max_pool2d(y, 3, 2, 1))
 
 
-def test_conv_bn_proj_act_is_its_docstring(device):
+@pytest.mark.parametrize("pre", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_conv_bn_proj_act_is_its_docstring(pre, autocast, device):
     x, weight = torch.randn(1, 8, 4, 4, device=device), torch.randn(8, 8, 3, 3, device=device)
     side_x, side = torch.randn(1, 5, 8, 8, device=device), torch.randn(8, 5, 1, 1, device=device)
     bn, side_bn = norm_of(8, device), norm_of(8, device)
-    projection = Projection(side, side_bn, stride=2)
-    with torch.no_grad():
+    projection = Projection(side, side_bn, stride=2, pre=norm_of(5, device) if pre else None)
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
         actual = functional.conv_bn_proj_act(x, weight, bn, side_x, projection, padding=1)
-        shortcut = functional.conv_bn_act(side_x, side, side_bn, stride=2, relu=False)
+        activated = functional.bn_add_act(side_x, projection.pre) if pre else side_x
+        shortcut = functional.conv_bn_act(activated, side, side_bn, stride=2, relu=False)
         torch.testing.assert_close(actual, functional.conv_bn_act(x, weight, bn, padding=1, residual=shortcut))
 
 
@@ -111,6 +141,7 @@ def differentiable_calls(device):
     bn = BatchNorm(mean, var, gamma)
     return (x, weight, side, gamma), {
         "conv_bn_act": lambda: functional.conv_bn_act(x, weight, bn, padding=1, residual=x),
+        "bn_relu_conv_bn_act": lambda: functional.bn_relu_conv_bn_act(x, bn, weight, bn, padding=1, residual=x),
         "conv_bn_proj_act": lambda: functional.conv_bn_proj_act(x, weight, bn, x, Projection(side, bn), padding=1),
         "conv_bn_relu_pool": lambda: functional.conv_bn_relu_pool(x, weight, bn),
         "bn_add_act": lambda: functional.bn_add_act(x, bn, residual=x),
@@ -167,6 +198,41 @@ def test_wrong_arguments_say_what_is_wrong():
         functional.conv_bn_act(x, weight.double())
     with pytest.raises(RuntimeError, match="residual has shape"):
         functional.conv_bn_act(x, weight, residual=x)
+
+
+@pytest.fixture
+def _switch_of_tf32():
+    before = torch.backends.cudnn.conv.fp32_precision
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before
+
+
+@pytest.mark.usefixtures("_switch_of_tf32")
+def test_tf32_follows_torchs_switch():
+    for precision in ("ieee", "tf32"):
+        torch.backends.cudnn.conv.fp32_precision = precision
+        assert functional.torch_allows_tf32() == (precision == "tf32")
+    # the older switch, which cannot be read any more where the newer one was used
+    torch.backends.cudnn.allow_tf32 = False
+    assert not functional.torch_allows_tf32()
+    torch.backends.cudnn.allow_tf32 = True
+    assert functional.torch_allows_tf32()
+
+
+@pytest.mark.usefixtures("_switch_of_tf32")
+@pytest.mark.parametrize("allowed", [False, True])
+def test_compile_and_export_take_tf32_as_it_is_while_they_trace(allowed):
+    class Network(nn.Module):
+        def forward(self, x):
+            return x + 1 if functional.torch_allows_tf32() else x - 1
+
+    torch.backends.cudnn.allow_tf32 = allowed  # torch 2.13's own tracing fails after fp32_precision = "ieee"
+    x = torch.zeros(2)
+    torch._dynamo.reset()
+    calls = [torch.compile(Network(), fullgraph=True, backend="eager")]
+    calls += [torch.export.export(Network(), (x,), strict=strict).module() for strict in (False, True)]
+    for call in calls:
+        assert call(x).tolist() == ([1, 1] if allowed else [-1, -1])
 
 
 def test_packed_weights_are_kept_on_request_and_forgotten():

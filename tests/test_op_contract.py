@@ -4,18 +4,28 @@ import os
 
 import pytest
 import torch
-from op_case import Case, projection_args
+from op_case import Case, pre_args, projection_args
 
 from resnet_fused import ops
 
 
 def test_opcheck():
     case = Case(2, 8, 9, 9, 16, 3, 3, (2, 2), (1, 1), (1, 1), layout="channels_last", residual=True)
-    torch.library.opcheck(ops.conv_bn_act, (*case.args(), False))
-    torch.library.opcheck(ops.conv_bn_proj_act, (*projection_args(torch.float32, "contiguous"), False))
-    pool = ([3, 3], [2, 2], [1, 1], False)
+    torch.library.opcheck(ops.conv_bn_act, (*case.args(), False, True))
+    torch.library.opcheck(ops.conv_bn_proj_act, (*projection_args(torch.float32, "contiguous"), False, True))
+    before = torch.library.opcheck(ops.bn_relu_conv_bn_act, pre_call(case, pre_args(8)))
+    assert set(before.values()) == {"SUCCESS"}
+    prepared = projection_args(torch.float32, "channels_last", pre=pre_args(16))
+    torch.library.opcheck(ops.conv_bn_proj_act, (*prepared, False, True))
+    pool = ([3, 3], [2, 2], [1, 1], False, True)
     torch.library.opcheck(ops.conv_bn_relu_pool, (*case.args()[:-2], *pool))
     torch.library.opcheck(ops.bn_add_act, (case.residual, *case.bn, 1e-5, None, True))
+
+
+def pre_call(case, pre):
+    """The arguments of bn_relu_conv_bn_act for the same convolution."""
+    x, *rest = case.args()
+    return (x, *pre, *rest, False, True)
 
 
 CHANGES = ["rank", "channels", "dtype", "residual", "padding", "stride", "kernel", "bn", "bn_half", "eps"]
@@ -68,6 +78,36 @@ def test_bad_input(change):
         case.x = torch.zeros(()).expand(2**10, 8, 2**10, 2**9)
     with pytest.raises(RuntimeError, match=expect[change]):
         case.fused()
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "sentence"),
+    [
+        (0, torch.ones(7), r"pre_gamma has shape \[7\]; \[8\] expected, one value a channel"),
+        (1, torch.ones(8, dtype=torch.int32), "pre_beta has dtype Int"),
+        (4, -1.0, "pre_eps is -1; at least 0 expected"),
+    ],
+)
+def test_bad_pre_activation(at, value, sentence):
+    case = Case(2, 8, 9, 9, 16, 3, 3, (1, 1), (1, 1), (1, 1))
+    pre = pre_args(8)
+    pre[at] = value
+    with pytest.raises(RuntimeError, match=f"bn_relu_conv_bn_act: {sentence}"):
+        ops.bn_relu_conv_bn_act(*pre_call(case, pre))
+    projected = projection_args(torch.float32, "contiguous", proj_c=8, pre=pre)
+    with pytest.raises(RuntimeError, match=f"conv_bn_proj_act: {sentence}"):
+        ops.conv_bn_proj_act(*projected, False, False)
+
+
+def test_half_a_pre_activation_of_a_projection():
+    gamma, beta, mean, var, eps = pre_args(16)
+    for pre, sentence in [
+        ((gamma, beta, mean, None, eps), "pre_mean without pre_var"),
+        ((gamma, beta, None, var, eps), "pre_var without pre_mean"),
+        ((gamma, None, None, None, eps), "pre_gamma or pre_beta without pre_mean and pre_var"),
+    ]:
+        with pytest.raises(RuntimeError, match=sentence):
+            ops.conv_bn_proj_act(*projection_args(torch.float32, "contiguous", pre=pre), False, False)
 
 
 def test_mixed_devices():

@@ -5,7 +5,7 @@ import torch
 from criterion import assert_close
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_case import Case, lay_out, layout_of, projection_args
+from op_case import Case, lay_out, layout_of, pre_args, projection_args
 
 from resnet_fused import ops, reference
 
@@ -144,15 +144,39 @@ def test_overflow_on_the_way():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("not_finite", [False, True])
-def test_projection(engine, dtype, layout, not_finite):
-    args = projection_args(dtype, layout)
+@pytest.mark.parametrize("pre", [False, True])
+def test_projection(engine, dtype, layout, not_finite, pre):
+    args = projection_args(dtype, layout, **({"pre": pre_args(16)} if pre else {}))
     if not_finite:  # Winograd gives up after the shortcut was already in the output
         args[0][0, 0, 3, 3] = float("inf")
     double = [a.double() if isinstance(a, torch.Tensor) else a for a in args]
     eager = reference.conv_bn_proj_act(*args)
-    y = ops.conv_bn_proj_act(*args, False)
+    y = ops.conv_bn_proj_act(*args, False, False)
     assert_close(y, eager, reference.conv_bn_proj_act(*double))
     assert layout_of(y) == layout_of(eager)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize(("kernel", "stride", "groups"), [(3, 1, 1), (1, 2, 1), (3, 2, 4)])
+def test_pre_activation(engine, dtype, layout, kernel, stride, groups):
+    """Equal, not close: relu(pre(x)) is made first, in x's dtype. A shift shows whether padding stays zero."""
+    case = Case(
+        2, 32, 13, 11, 64, kernel, kernel, (stride,) * 2, (kernel // 2,) * 2, (1, 1), groups,
+        dtype=dtype, layout=layout, residual=True,
+    )  # fmt: skip
+    if dtype == torch.float64:
+        case.bn = [t.double() for t in case.bn]
+    pre = pre_args(32, torch.float64 if dtype == torch.float64 else torch.float32)
+    x, *rest = case.args()
+    y = ops.bn_relu_conv_bn_act(x, *pre, *rest, False, False)
+    case.x = ops.bn_add_act(x, *pre, None, True)
+    assert torch.equal(y, case.fused())
+    eager = reference.bn_relu_conv_bn_act(x, *pre, *rest)
+    double = [a.double() if isinstance(a, torch.Tensor) else a for a in (x, *pre, *rest)]
+    assert_close(y, eager, reference.bn_relu_conv_bn_act(*double))
+    if layout != "sliced":
+        assert layout_of(y) == layout_of(eager)
 
 
 @given(
@@ -174,7 +198,7 @@ def test_pool(engine, n, c, k, h, w, conv, pool, dtype, layout, nan):
     args = (*case.args()[:-2], *([p, p] for p in pool))
     double = [a.double() if isinstance(a, torch.Tensor) else a for a in args]
     eager = reference.conv_bn_relu_pool(*args)
-    y = ops.conv_bn_relu_pool(*args, False)
+    y = ops.conv_bn_relu_pool(*args, False, False)
     assert_close(y, eager, reference.conv_bn_relu_pool(*double))
     assert layout_of(y) == layout_of(eager)
 

@@ -95,7 +95,7 @@ def eager(x, w, r, gamma, beta, mean, var):
 
 
 one, same = [1, 1], (gamma, beta, mean, var)
-y = torch.ops.resnet_fused.conv_bn_act(x, w, None, *same, 1e-5, one, one, one, 1, r, True, False)
+y = torch.ops.resnet_fused.conv_bn_act(x, w, None, *same, 1e-5, one, one, one, 1, r, True, False, False)
 truth = eager(*(t.double() for t in (x, w, r, *same)))
 error, allowed = (y - truth).abs().max(), (eager(x, w, r, *same) - truth).abs().max()
 assert error <= 2 * allowed + 4 * torch.finfo(torch.float32).eps * truth.abs().max(), (error, allowed)

@@ -19,12 +19,12 @@ void check_floating(const char* op, const char* name, ScalarType t) {
            "; float32, float16, bfloat16 or float64 expected");
 }
 
-void check_vector(const char* op, const char* name, const OptTensor& v, int64_t channels, const Tensor& x) {
+void check_vector(const char* op, const std::string& name, const OptTensor& v, int64_t channels, const Tensor& x) {
   if (!v) return;
   RF_CHECK(v->dim() == 1 && v->size(0) == channels, op, ": ", name, " has shape ", to_string(sizes_of(*v)), "; [",
            channels, "] expected, one value a channel");
-  check_floating(op, name, v->scalar_type());
-  check_same_device(op, name, *v, x);
+  check_floating(op, name.c_str(), v->scalar_type());
+  check_same_device(op, name.c_str(), *v, x);
 }
 
 void check_pair(const char* op, const char* name, const Ints& v, int64_t least) {
@@ -72,16 +72,17 @@ void check_activation(const char* op, const Tensor& x) {
   check_32bit_indexing(op, "x", sizes_of(x));
 }
 
-void check_batch_norm(const char* op, const BatchNorm& bn, int64_t channels, const Tensor& x) {
-  RF_CHECK(bn.mean.has_value() == bn.var.has_value(), op, ": ", bn.mean ? "mean without var" : "var without mean",
-           "; give both running statistics, or neither for no BatchNorm");
-  RF_CHECK(bn.present() || (!bn.gamma && !bn.beta), op,
-           ": gamma or beta without mean and var; give the running statistics too");
-  RF_CHECK(bn.eps >= 0, op, ": eps is ", bn.eps, "; at least 0 expected");
-  check_vector(op, "gamma", bn.gamma, channels, x);
-  check_vector(op, "beta", bn.beta, channels, x);
-  check_vector(op, "mean", bn.mean, channels, x);
-  check_vector(op, "var", bn.var, channels, x);
+void check_batch_norm(const char* op, const BatchNorm& bn, int64_t channels, const Tensor& x,
+                      const std::string& prefix) {
+  RF_CHECK(bn.mean.has_value() == bn.var.has_value(), op, ": ", prefix, bn.mean ? "mean" : "var", " without ", prefix,
+           bn.mean ? "var" : "mean", "; give both running statistics, or neither for no BatchNorm");
+  RF_CHECK(bn.present() || (!bn.gamma && !bn.beta), op, ": ", prefix, "gamma or ", prefix, "beta without ", prefix,
+           "mean and ", prefix, "var; give the running statistics too");
+  RF_CHECK(bn.eps >= 0, op, ": ", prefix, "eps is ", bn.eps, "; at least 0 expected");
+  check_vector(op, prefix + "gamma", bn.gamma, channels, x);
+  check_vector(op, prefix + "beta", bn.beta, channels, x);
+  check_vector(op, prefix + "mean", bn.mean, channels, x);
+  check_vector(op, prefix + "var", bn.var, channels, x);
 }
 
 void check_residual(const char* op, const OptTensor& residual, const Ints& sizes, const Tensor& x) {
@@ -95,7 +96,7 @@ void check_residual(const char* op, const OptTensor& residual, const Ints& sizes
 }
 
 Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn, Ints stride, Ints padding,
-               Ints dilation, int64_t groups) {
+               Ints dilation, int64_t groups, BatchNorm pre) {
   check_activation(op, x);
   RF_CHECK(weight.dim() == 4, op, ": weight has shape ", to_string(sizes_of(weight)),
            "; (K, C / groups, R, S) expected");
@@ -120,11 +121,13 @@ Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNor
     check_vector(op, "bias", bias, k, x);
   }
   check_batch_norm(op, bn, k, x);
+  check_batch_norm(op, pre, c, x, "pre_");
 
   Conv conv{std::move(x),
             std::move(weight),
             std::move(bias),
             std::move(bn),
+            std::move(pre),
             std::move(stride),
             std::move(padding),
             std::move(dilation),

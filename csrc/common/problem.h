@@ -16,6 +16,7 @@ struct Conv {
   Tensor x, weight;
   OptTensor bias;
   BatchNorm bn;
+  BatchNorm pre;                   // of x's channels: where present, relu(pre(x)) is convolved
   Ints stride, padding, dilation;  // each [2]: height, width
   int64_t groups = 1;
 
@@ -27,9 +28,11 @@ struct Conv {
 
 // Each throws std::runtime_error with the offending values when the call is not a valid one.
 Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn, Ints stride, Ints padding,
-               Ints dilation, int64_t groups);
+               Ints dilation, int64_t groups, BatchNorm pre = {});
 void check_activation(const char* op, const Tensor& x);
-void check_batch_norm(const char* op, const BatchNorm& bn, int64_t channels, const Tensor& x);
+// prefix is what the names of bn's tensors begin with in the op's schema.
+void check_batch_norm(const char* op, const BatchNorm& bn, int64_t channels, const Tensor& x,
+                      const std::string& prefix = "");
 void check_residual(const char* op, const OptTensor& residual, const Ints& sizes, const Tensor& x);
 void check_projection(const char* op, const Conv& conv, const Conv& projection);
 void check_pool(const char* op, const Conv& conv, const Ints& kernel, const Ints& stride, const Ints& padding);

@@ -71,26 +71,57 @@ Tensor run(const Conv& conv, const Residual& residual, bool relu, bool keep_pack
   return composed(conv, residual(nullptr), relu);
 }
 
+// act(bn(x) + residual)
+Tensor normalise(const Tensor& x, const BatchNorm& bn, const OptTensor& residual, bool relu) {
+  const bool channels_last = suggests_channels_last(x);
+  OptTensor r;
+  if (residual) r = aten_contiguous(*residual, channels_last);
+  Tensor out = aten_empty(sizes_of(x), x, channels_last);
+  bn_add_act_into(out, aten_contiguous(x, channels_last), std::nullopt, bn, r, relu, channels_last);
+  return out;
+}
+
+// The same convolution of relu(pre(x)), where there is a pre. A convolution reads its input many times: it is made
+// once.
+Conv without_pre(Conv conv) {
+  if (conv.pre.present()) conv.x = normalise(conv.x, conv.pre, std::nullopt, /*relu=*/true);
+  conv.pre = {};
+  return conv;
+}
+
 Tensor conv_bn_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
                    OptTensor var, double eps, Ints stride, Ints padding, Ints dilation, int64_t groups,
-                   OptTensor residual, bool relu, bool keep_packed) {
+                   OptTensor residual, bool relu, bool keep_packed, bool /*allow_tf32*/) {
   const Conv conv =
       make_conv("conv_bn_act", x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_residual("conv_bn_act", residual, conv.output_sizes(), conv.x);
   return run(conv, [&](const Tensor*) { return residual; }, relu, keep_packed);
 }
 
+Tensor bn_relu_conv_bn_act(Tensor x, OptTensor pre_gamma, OptTensor pre_beta, Tensor pre_mean, Tensor pre_var,
+                           double pre_eps, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta,
+                           OptTensor mean, OptTensor var, double eps, Ints stride, Ints padding, Ints dilation,
+                           int64_t groups, OptTensor residual, bool relu, bool keep_packed, bool /*allow_tf32*/) {
+  constexpr const char* op = "bn_relu_conv_bn_act";
+  const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups,
+                              {pre_gamma, pre_beta, pre_mean, pre_var, pre_eps});
+  check_residual(op, residual, conv.output_sizes(), conv.x);
+  return run(without_pre(conv), [&](const Tensor*) { return residual; }, relu, keep_packed);
+}
+
 Tensor conv_bn_proj_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
                         OptTensor var, double eps, Ints stride, Ints padding, Ints dilation, int64_t groups,
                         Tensor proj_x, Tensor proj_weight, OptTensor proj_bias, OptTensor proj_gamma,
                         OptTensor proj_beta, OptTensor proj_mean, OptTensor proj_var, double proj_eps, Ints proj_stride,
-                        bool relu, bool keep_packed) {
+                        OptTensor pre_gamma, OptTensor pre_beta, OptTensor pre_mean, OptTensor pre_var, double pre_eps,
+                        bool relu, bool keep_packed, bool /*allow_tf32*/) {
   constexpr const char* op = "conv_bn_proj_act";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
-  const Conv projection =
+  Conv projection =
       make_conv(op, proj_x, proj_weight, proj_bias, {proj_gamma, proj_beta, proj_mean, proj_var, proj_eps}, proj_stride,
-                {0, 0}, {1, 1}, 1);
+                {0, 0}, {1, 1}, 1, {pre_gamma, pre_beta, pre_mean, pre_var, pre_eps});
   check_projection(op, conv, projection);
+  projection = without_pre(projection);
   const Residual shortcut = [&](const Tensor* out) -> OptTensor {
     if (out && engine_of(projection, /*pool=*/false) == Engine::kDirect &&
         direct_conv(projection, std::nullopt, nullptr, /*relu=*/false, keep_packed, *out))
@@ -102,7 +133,7 @@ Tensor conv_bn_proj_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma
 
 Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
                          OptTensor var, double eps, Ints stride, Ints padding, Ints dilation, int64_t groups,
-                         Ints pool_kernel, Ints pool_stride, Ints pool_padding, bool keep_packed) {
+                         Ints pool_kernel, Ints pool_stride, Ints pool_padding, bool keep_packed, bool /*allow_tf32*/) {
   constexpr const char* op = "conv_bn_relu_pool";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_pool(op, conv, pool_kernel, pool_stride, pool_padding);
@@ -123,12 +154,7 @@ Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, Opt
   const BatchNorm bn{gamma, beta, mean, var, eps};
   check_batch_norm(op, bn, x.size(1), x);
   check_residual(op, residual, sizes_of(x), x);
-  const bool channels_last = suggests_channels_last(x);
-  OptTensor r;
-  if (residual) r = aten_contiguous(*residual, channels_last);
-  Tensor out = aten_empty(sizes_of(x), x, channels_last);
-  bn_add_act_into(out, aten_contiguous(x, channels_last), std::nullopt, bn, r, relu, channels_last);
-  return out;
+  return normalise(x, bn, residual, relu);
 }
 
 void forget_packed_op(std::vector<Tensor> weights) {
@@ -174,6 +200,7 @@ std::string explain_cpu(Ints x, Ints weight, Ints stride, Ints padding, Ints dil
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CPU, m) {
   m.impl("conv_bn_act", TORCH_BOX(&conv_bn_act));
+  m.impl("bn_relu_conv_bn_act", TORCH_BOX(&bn_relu_conv_bn_act));
   m.impl("conv_bn_proj_act", TORCH_BOX(&conv_bn_proj_act));
   m.impl("conv_bn_relu_pool", TORCH_BOX(&conv_bn_relu_pool));
   m.impl("bn_add_act", TORCH_BOX(&bn_add_act));

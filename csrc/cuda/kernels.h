@@ -5,10 +5,15 @@
 
 #include "cuda/bn/bn_add_act.h"
 #include "cuda/queue.h"
+#include "cuda/sm80/conv_fwd.h"
 
 namespace resnet_fused::cuda {
 
 void launch_bn_add_act(const BnAddActParams& params, const Queue& queue);
 std::vector<BnAddActVariant> compiled_bn_add_act();
+
+// With params.splits > 1 it launches two kernels: partial sums, then conv_finish, which adds them in a fixed order.
+void launch_conv_fwd(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue);
+std::vector<ConvFwdVariant> compiled_conv_fwd();
 
 }  // namespace resnet_fused::cuda

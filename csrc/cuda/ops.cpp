@@ -1,9 +1,14 @@
-// The CUDA kernels of every op: check, allocate, launch. The convolution is torch's; what follows it is one launch, in
-// place on the convolution's output. Nothing here waits for the device, so that every op can be captured in a graph.
+// The CUDA kernels of every op: check, plan, allocate, launch. Nothing here waits for the device, so that every op can
+// be captured in a graph.
 #include <torch/csrc/stable/accelerator.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
 
 #include "common/problem.h"
 #include "cuda/kernels.h"
+#include "cuda/plan.h"
 #include "cuda/runtime.h"
 
 namespace resnet_fused::cuda {
@@ -82,55 +87,174 @@ void finish(const Tensor& out, const Tensor& x, const Vectors& bn, const OptTens
   launch_bn_add_act(p, current_queue(x.get_device_index()));
 }
 
+// act(bn(x) + residual), dense in the layout that is asked for.
+Tensor normalise(const Tensor& x, const BatchNorm& bn, const OptTensor& residual, bool relu, bool channels_last) {
+  const Tensor out = aten_empty(sizes_of(x), x, channels_last);
+  finish(out, aten_contiguous(x, channels_last), Vectors(bn, std::nullopt, x), residual, nullptr, relu, channels_last);
+  return out;
+}
+
+// What an op asks for: act(bn(conv(x)) + residual), or the sum with a projection.
+struct Call {
+  const Conv& conv;
+  const Conv* projection = nullptr;
+  const OptTensor& residual;
+  bool relu;
+  bool allow_tf32;
+};
+
 // The raw convolution: its bias is left to the kernel that follows.
 Tensor convolve(const Conv& conv, bool channels_last) {
+  const Tensor prepared =
+      conv.pre.present() ? normalise(conv.x, conv.pre, std::nullopt, /*relu=*/true, channels_last) : conv.x;
   // torch picks the format by x and weight; x decides alone once it is channels_last.
-  const Tensor x = channels_last ? aten_contiguous(conv.x, true) : conv.x;
+  const Tensor x = channels_last ? aten_contiguous(prepared, true) : prepared;
   return aten_contiguous(
       aten_convolution(x, conv.weight, std::nullopt, conv.stride, conv.padding, conv.dilation, conv.groups),
       channels_last);
 }
 
-Tensor run(const Conv& conv, const OptTensor& residual, const Conv* projection, bool relu) {
-  const DeviceGuard guard(conv.x.get_device_index());
+// The engine that takes everything: torch's convolutions, then one launch in place on their output.
+Tensor run_torch(const Call& call) {
+  const Conv& conv = call.conv;
   const Tensor y = convolve(conv, conv.channels_last);
   std::optional<Projection> p;
-  if (projection)
-    p = Projection{convolve(*projection, conv.channels_last), Vectors(projection->bn, projection->bias, conv.x)};
-  finish(y, y, Vectors(conv.bn, conv.bias, conv.x), residual, p ? &*p : nullptr, relu, conv.channels_last);
+  if (call.projection)
+    p = Projection{convolve(*call.projection, conv.channels_last),
+                   Vectors(call.projection->bn, call.projection->bias, conv.x)};
+  finish(y, y, Vectors(conv.bn, conv.bias, conv.x), call.residual, p ? &*p : nullptr, call.relu, conv.channels_last);
   return y;
+}
+
+// Sizes are below 2^31 already; a stride, padding or dilation beyond is one that the plan refuses, or no pixel sees.
+int32_t i32(int64_t v) { return static_cast<int32_t>(std::min<int64_t>(v, std::numeric_limits<int32_t>::max())); }
+
+ConvShape shape_of(const Conv& q) {
+  return {i32(q.n),         i32(q.h),          i32(q.w),          i32(q.c),           i32(q.k),
+          i32(q.r),         i32(q.s),          i32(q.oh),         i32(q.ow),          i32(q.stride[0]),
+          i32(q.stride[1]), i32(q.padding[0]), i32(q.padding[1]), i32(q.dilation[0]), i32(q.dilation[1])};
+}
+
+// A tensor that would be copied for its layout would be aligned by that; only views of odd places pay for not asking.
+bool is_aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; }
+
+ConvFwdMode mode_of(const Call& call) {
+  if (call.projection)
+    return call.projection->pre.present() ? ConvFwdMode::kProjectionPrologue : ConvFwdMode::kProjection;
+  return call.conv.pre.present() ? ConvFwdMode::kPrologue : ConvFwdMode::kPlain;
+}
+
+ConvProblem problem_of(const Call& call) {
+  const Conv &conv = call.conv, *projection = call.projection;
+  ConvProblem p;
+  p.dtype = dtype_of(conv.x);
+  p.main = shape_of(conv);
+  if (projection) p.projection = shape_of(*projection);
+  p.mode = mode_of(call);
+  p.groups = conv.groups;
+  p.residual = call.residual.has_value();
+  p.aligned = is_aligned(conv.x) && is_aligned(conv.weight) && (!call.residual || is_aligned(*call.residual)) &&
+              (!projection || (is_aligned(projection->x) && is_aligned(projection->weight)));
+  p.allow_tf32 = call.allow_tf32;
+  return p;
+}
+
+// A convolution's tensors as conv_fwd takes them, and what they point into.
+class Operands {
+ public:
+  explicit Operands(const Conv& conv)
+      : x_(aten_contiguous(conv.x, true)),
+        weight_(aten_contiguous(conv.weight, true)),
+        pre_(conv.pre, std::nullopt, conv.x),
+        bn_(conv.bn, conv.bias, conv.x),
+        shape_(shape_of(conv)) {}
+
+  ConvOperands pointers() const {
+    return {x_.const_data_ptr(), weight_.const_data_ptr(), shape_, pre_.pointers(), bn_.pointers()};
+  }
+
+ private:
+  Tensor x_, weight_;
+  Vectors pre_, bn_;
+  ConvShape shape_;
+};
+
+Tensor run_kernel(const Call& call, const ConvPlan& plan) {
+  const Conv& conv = call.conv;
+  const Operands main(conv);
+  std::optional<Operands> projection;
+  if (call.projection) projection.emplace(*call.projection);
+  OptTensor residual, partials;
+  if (call.residual) residual = aten_contiguous(*call.residual, true);
+  if (plan.workspace)
+    partials = torch::stable::empty({plan.workspace / static_cast<int64_t>(sizeof(float))}, ScalarType::Float,
+                                    std::nullopt, conv.x.device());
+  const Tensor out = aten_empty(conv.output_sizes(), conv.x, /*channels_last=*/true);
+
+  ConvFwdParams p;
+  p.main = main.pointers();
+  if (projection) p.projection = projection->pointers();
+  p.residual = residual ? residual->const_data_ptr() : nullptr;
+  p.out = out.mutable_data_ptr();
+  p.partials = partials ? static_cast<float*>(partials->mutable_data_ptr()) : nullptr;
+  p.splits = plan.splits;
+  p.relu = call.relu;
+  launch_conv_fwd(p, plan.variant, current_queue(conv.x.get_device_index()));
+  return aten_contiguous(out, conv.channels_last);
+}
+
+Tensor run(const Call& call) {
+  static const EngineChoice choice = engine_choice(std::getenv("RESNET_FUSED_CUDA_ENGINE"));
+  const int device = call.conv.x.get_device_index();
+  const DeviceGuard guard(device);
+  const ConvPlan plan = make_plan(problem_of(call), device_numbers(device), choice);
+  return plan.engine == ConvEngine::kSm80 ? run_kernel(call, plan) : run_torch(call);
 }
 
 Tensor conv_bn_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
                    OptTensor var, double eps, Ints stride, Ints padding, Ints dilation, int64_t groups,
-                   OptTensor residual, bool relu, bool /*keep_packed: torch's convolution takes weights as they are*/) {
+                   OptTensor residual, bool relu, bool /*keep_packed: weights are taken as they are*/,
+                   bool allow_tf32) {
   const Conv conv =
       make_conv("conv_bn_act", x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_residual("conv_bn_act", residual, conv.output_sizes(), conv.x);
-  return run(conv, residual, nullptr, relu);
+  return run({conv, nullptr, residual, relu, allow_tf32});
+}
+
+Tensor bn_relu_conv_bn_act(Tensor x, OptTensor pre_gamma, OptTensor pre_beta, Tensor pre_mean, Tensor pre_var,
+                           double pre_eps, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta,
+                           OptTensor mean, OptTensor var, double eps, Ints stride, Ints padding, Ints dilation,
+                           int64_t groups, OptTensor residual, bool relu, bool /*keep_packed*/, bool allow_tf32) {
+  constexpr const char* op = "bn_relu_conv_bn_act";
+  const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups,
+                              {pre_gamma, pre_beta, pre_mean, pre_var, pre_eps});
+  check_residual(op, residual, conv.output_sizes(), conv.x);
+  return run({conv, nullptr, residual, relu, allow_tf32});
 }
 
 Tensor conv_bn_proj_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
                         OptTensor var, double eps, Ints stride, Ints padding, Ints dilation, int64_t groups,
                         Tensor proj_x, Tensor proj_weight, OptTensor proj_bias, OptTensor proj_gamma,
                         OptTensor proj_beta, OptTensor proj_mean, OptTensor proj_var, double proj_eps, Ints proj_stride,
-                        bool relu, bool /*keep_packed*/) {
+                        OptTensor pre_gamma, OptTensor pre_beta, OptTensor pre_mean, OptTensor pre_var, double pre_eps,
+                        bool relu, bool /*keep_packed*/, bool allow_tf32) {
   constexpr const char* op = "conv_bn_proj_act";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   const Conv projection =
       make_conv(op, proj_x, proj_weight, proj_bias, {proj_gamma, proj_beta, proj_mean, proj_var, proj_eps}, proj_stride,
-                {0, 0}, {1, 1}, 1);
+                {0, 0}, {1, 1}, 1, {pre_gamma, pre_beta, pre_mean, pre_var, pre_eps});
   check_projection(op, conv, projection);
-  return run(conv, std::nullopt, &projection, relu);
+  return run({conv, &projection, std::nullopt, relu, allow_tf32});
 }
 
 Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
                          OptTensor var, double eps, Ints stride, Ints padding, Ints dilation, int64_t groups,
-                         Ints pool_kernel, Ints pool_stride, Ints pool_padding, bool /*keep_packed*/) {
+                         Ints pool_kernel, Ints pool_stride, Ints pool_padding, bool /*keep_packed*/, bool allow_tf32) {
   constexpr const char* op = "conv_bn_relu_pool";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_pool(op, conv, pool_kernel, pool_stride, pool_padding);
-  return aten_max_pool2d(run(conv, std::nullopt, nullptr, true), pool_kernel, pool_stride, pool_padding);
+  const Tensor y = run({conv, nullptr, std::nullopt, /*relu=*/true, allow_tf32});
+  return aten_max_pool2d(y, pool_kernel, pool_stride, pool_padding);
 }
 
 Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var, double eps,
@@ -141,16 +265,14 @@ Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, Opt
   check_batch_norm(op, bn, x.size(1), x);
   check_residual(op, residual, sizes_of(x), x);
   const DeviceGuard guard(x.get_device_index());
-  const bool channels_last = suggests_channels_last(x);
-  const Tensor out = aten_empty(sizes_of(x), x, channels_last);
-  finish(out, aten_contiguous(x, channels_last), Vectors(bn, std::nullopt, x), residual, nullptr, relu, channels_last);
-  return out;
+  return normalise(x, bn, residual, relu, suggests_channels_last(x));
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, m) {
   m.impl("conv_bn_act", TORCH_BOX(&conv_bn_act));
+  m.impl("bn_relu_conv_bn_act", TORCH_BOX(&bn_relu_conv_bn_act));
   m.impl("conv_bn_proj_act", TORCH_BOX(&conv_bn_proj_act));
   m.impl("conv_bn_relu_pool", TORCH_BOX(&conv_bn_relu_pool));
   m.impl("bn_add_act", TORCH_BOX(&bn_add_act));

@@ -1,20 +1,48 @@
 #include "cuda/runtime.h"
 
+#include <vector>
+
 #include "common/torch_abi.h"
 
 namespace resnet_fused::cuda {
+
+namespace {
+
+int attribute(cudaDeviceAttr which, int device, const char* what) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), what);
+  return value;
+}
+
+std::vector<Device> read_devices() {
+  int count = 0;
+  check(cudaGetDeviceCount(&count), "counting the GPUs");
+  std::vector<Device> devices;
+  for (int i = 0; i < count; ++i)
+    devices.push_back({10 * attribute(cudaDevAttrComputeCapabilityMajor, i, "reading the compute capability") +
+                           attribute(cudaDevAttrComputeCapabilityMinor, i, "reading the compute capability"),
+                       attribute(cudaDevAttrMultiProcessorCount, i, "reading the number of SMs"),
+                       attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, i, "reading a block's shared memory"),
+                       attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, i, "reading an SM's shared memory")});
+  return devices;
+}
+
+}  // namespace
 
 // cudart is linked statically, so that the wheel fits any torch: its errors are ours to report, not torch's.
 void check(cudaError_t error, const char* what) {
   RF_CHECK(error == cudaSuccess, what, " failed: ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ")");
 }
 
+const Device& device_numbers(int device) {
+  static const std::vector<Device> devices = read_devices();
+  return devices.at(device);
+}
+
 Queue current_queue(int device) {
   void* stream = nullptr;
   check_shim(aoti_torch_get_current_cuda_stream(device, &stream), "reading the current CUDA stream");
-  int sm_count = 0;
-  check(cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device), "reading the number of SMs");
-  return {static_cast<CUstream_st*>(stream), sm_count};
+  return {static_cast<CUstream_st*>(stream), device_numbers(device).sm_count};
 }
 
 }  // namespace resnet_fused::cuda

@@ -1,13 +1,17 @@
-// What host code needs of the CUDA runtime: errors as sentences, and where to launch.
+// What host code needs of the CUDA runtime: errors as sentences, the device's numbers, and where to launch.
 #pragma once
 #include <cuda_runtime_api.h>
 
+#include "cuda/plan.h"
 #include "cuda/queue.h"
 
 namespace resnet_fused::cuda {
 
 // Throws std::runtime_error "<what> failed: <CUDA's own words>" unless error is cudaSuccess.
 void check(cudaError_t error, const char* what);
+
+// The device's numbers, read from CUDA once: an op costs microseconds, and asking takes some of them.
+const Device& device_numbers(int device);
 
 // torch's current stream of the device.
 Queue current_queue(int device);

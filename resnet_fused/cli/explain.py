@@ -1,6 +1,7 @@
 """``explain``: what convert() does to a model, and the kernel that runs each convolution."""
 
 import argparse
+import re
 
 import torch
 from rich import box
@@ -11,26 +12,34 @@ from rich.table import Table
 import resnet_fused
 
 from .. import ops
+from . import _gpus
+from ._cuda_plans import cuda_plan
 from ._errors import CommandError
 from ._load_model import load_model
 from ._shapes import ConvCall, conv_calls
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-ON_CUDA = "On a GPU, every converted convolution runs as torch's convolution + bn_add_act."
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FOR_CPU = "This is for the CPU here; --gpu NAME shows what a GPU would run."
+FOR_GPU = "Times are predictions of a model that no measurement has corrected yet; bytes are counted."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``MODEL [--input N,C,H,W] [--dtype DTYPE] [--channels-last] [--why]``."""
+    """``MODEL [--input N,C,H,W] [--dtype DTYPE] [--channels-last] [--gpu NAME] [--why]``."""
     parser.add_argument("model", metavar="MODEL", help="resnet50, another of torchvision or ours, or module:callable")
     parser.add_argument("--input", default="1,3,224,224", metavar="N,C,H,W", help="the input's shape (%(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(%(default)s)")
     parser.add_argument("--channels-last", action="store_true", help="the input's memory format")
+    gpus = (
+        f"the kernels for this GPU instead of the CPU here: {', '.join(_gpus.GPUS)}, or auto for the one that is here"
+    )
+    parser.add_argument("--gpu", choices=[*_gpus.GPUS, _gpus.AUTO], metavar="NAME", help=gpus)
     parser.add_argument("--why", action="store_true", help="also say why each other kernel was not picked")
 
 
 def main(args: argparse.Namespace) -> int:
     """Prints the report, then a table of convolutions."""
     shape = _shape(args.input)
+    gpu = None if args.gpu is None else _gpus.numbers(args.gpu)
     model = load_model(args.model)
     calls = conv_calls(model, shape, DTYPES[args.dtype], args.channels_last)
     try:
@@ -40,14 +49,20 @@ def main(args: argparse.Namespace) -> int:
 
     console = Console()
     console.print(_report_table(report))
-    plans = [_plan(call, report, args.dtype) for call in calls]
-    console.print(_conv_table(calls, plans, args.channels_last))
-    for plan in dict.fromkeys(plan.splitlines()[0] for plan in plans):
-        console.print(escape(plan))
+    if gpu is None:
+        plans = [_cpu_plan(call, report, args.dtype) for call in calls]
+    else:
+        plans = [_gpu_plan(call, calls, report, model, args.dtype, gpu) for call in calls]
+    table = _cpu_table if gpu is None else _gpu_table
+    where = "channels_last input" if args.channels_last else "contiguous input"
+    console.print(table(calls, plans, where if args.gpu is None else f"{args.gpu}, batch {shape[0]}, {args.dtype}"))
+    if gpu is None:
+        for plan in dict.fromkeys(plan.splitlines()[0] for plan in plans):
+            console.print(escape(plan))
     if args.why:
         for call, plan in zip(calls, plans, strict=True):
             console.print(escape(f"\n{call.name}: {plan}"))
-    console.print(f"\nThis is for the CPU here. {ON_CUDA}")
+    console.print(f"\n{FOR_CPU if gpu is None else FOR_GPU}")
     return 0
 
 
@@ -61,22 +76,39 @@ def _shape(text: str) -> list[int]:
     return shape
 
 
-def _plan(call: ConvCall, report: resnet_fused.Report, dtype: str) -> str:
+NOT_FUSED = "torch: not in a converted module, runs as it is"
+
+
+def _cpu_plan(call: ConvCall, report: resnet_fused.Report, dtype: str) -> str:
     """The kernel's name, a colon, what it is; further lines say why not another."""
-    if not _is_fused(call.name, report):
-        return "torch: not in a converted module, runs as it is"
+    if _owner(call.name, report) is None:
+        return NOT_FUSED
     return ops.explain_cpu(call.input, call.weight, call.stride, call.padding, call.dilation, call.groups, dtype)
 
 
-def _is_fused(name: str, report: resnet_fused.Report) -> bool:
-    """Whether the nearest module of the report that holds this convolution is converted."""
+def _gpu_plan(
+    call: ConvCall,
+    calls: list[ConvCall],
+    report: resnet_fused.Report,
+    model: torch.nn.Module,
+    dtype: str,
+    gpu: list[int],
+) -> str:
+    owner = _owner(call.name, report)
+    return NOT_FUSED if owner is None else cuda_plan(model, owner, call, calls, dtype, gpu)
+
+
+def _owner(name: str, report: resnet_fused.Report) -> str | None:
+    """The nearest module of the report that holds this convolution, if it is converted."""
     parent = name.rpartition(".")[0]
     while parent not in report and parent:
         parent = parent.rpartition(".")[0]
     entry = report.get(parent)
     if entry is None or entry.status != "converted":
-        return False
-    return entry.kind != "stem" or name.rpartition(".")[0] == parent  # a stem owns its own conv only
+        return None
+    if entry.kind == "stem" and name.rpartition(".")[0] != parent:  # a stem owns its own conv only
+        return None
+    return parent
 
 
 def _report_table(report: resnet_fused.Report) -> Table:
@@ -87,16 +119,29 @@ def _report_table(report: resnet_fused.Report) -> Table:
     return table
 
 
-def _conv_table(calls: list[ConvCall], plans: list[str], channels_last: bool) -> Table:
-    format_name = "channels_last" if channels_last else "contiguous"
-    table = Table(
-        "convolution",
-        "shape",
-        "kernel",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        title=f"Convolutions, {format_name} input",
-    )
+def _cpu_table(calls: list[ConvCall], plans: list[str], title: str) -> Table:
+    table = _table("convolution", "shape", "kernel", title=title)
     for call, plan in zip(calls, plans, strict=True):
         table.add_row(escape(call.name), str(call), plan.partition(":")[0])
     return table
+
+
+def _gpu_table(calls: list[ConvCall], plans: list[str], title: str) -> Table:
+    table = _table("convolution", "shape", "kernel", "splits", "predicted us", "MB moved", title=title)
+    for call, plan in zip(calls, plans, strict=True):
+        first = plan.splitlines()[0]
+        moved = _number(r"(\d+) bytes moved", first)
+        numbers = [_number(r"(\d+) splits?", first), _number(r"([\d.]+) us predicted", first)]
+        numbers.append(moved and f"{int(moved) / 1e6:.2f}")
+        table.add_row(escape(call.name), str(call), first.partition(":")[0], *numbers)
+    return table
+
+
+def _table(*columns: str, title: str) -> Table:
+    return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, title=f"Convolutions, {title}")
+
+
+def _number(pattern: str, plan: str) -> str:
+    """Of a plan that says it; else nothing."""
+    found = re.search(pattern, plan)
+    return found[1] if found else ""

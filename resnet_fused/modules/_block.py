@@ -28,11 +28,11 @@ class FusedBlock(OwnsPackedWeights):
         raise NotImplementedError
 
 
-def conv_add(x: Tensor, conv: tuple[Any, ...], shortcut: tuple[Any, ...], relu: bool, keep_packed: bool) -> Tensor:
+def conv_add(x: Tensor, conv: tuple[Any, ...], shortcut: tuple[Any, ...], relu: bool, how: tuple[bool, bool]) -> Tensor:
     """The last convolution of a block with what ``_read.shortcut`` found for it to add."""
     if len(shortcut) == 1:
-        return ops.conv_bn_act(x, *conv, shortcut[0], relu, keep_packed)
-    return ops.conv_bn_proj_act(x, *conv, *shortcut, relu, keep_packed)
+        return ops.conv_bn_act(x, *conv, shortcut[0], relu, *how)
+    return ops.conv_bn_proj_act(x, *conv, *shortcut, relu, *how)
 
 
 def nhwc(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..functional import PLAIN_TENSORS
 from ..reference import ZeroPadShortcut
 
@@ -52,10 +53,13 @@ def is_relu(module: nn.Module | None) -> bool:
     return type(module) is nn.ReLU and not touched(module)
 
 
-def shortcut(block: nn.Module, x: Tensor, dtype: torch.dtype, channels: int) -> tuple[Any, ...] | None:
-    """What the block's last convolution adds: ``(residual,)``, or a projection's nine arguments.
+def shortcut(
+    block: nn.Module, x: Tensor, dtype: torch.dtype, channels: int, pre: tuple[Any, ...] | None = None
+) -> tuple[Any, ...] | None:
+    """What the block's last convolution adds: ``(residual,)``, or a projection's fourteen arguments.
 
-    The projection is a 1x1 convolution with or without a BatchNorm: ``proj_x ... proj_stride``.
+    The projection is a 1x1 convolution with or without a BatchNorm: ``proj_x ... pre_eps``. With ``pre``, what
+    :func:`batch_norm` read of a pre-activation block, every shortcut but the identity is one of ``relu(pre(x))``.
     """
     if not indexable(x, channels):
         return None
@@ -65,12 +69,26 @@ def shortcut(block: nn.Module, x: Tensor, dtype: torch.dtype, channels: int) -> 
     if down is None:
         # Eager broadcasts a residual with one channel, and adds without rounding it to autocast's dtype.
         return (x,) if x.dtype is dtype and x.shape[1] == channels else None
-    projection = _projection(down, dtype)
-    if projection is not None:
-        return (x.to(dtype), *projection)
+    args = projection(down, dtype)
+    if args is not None:
+        return (x.to(dtype), *args, *((None, None, None, None, 0.0) if pre is None else pre))
     if type(down) in _RUN_AS_MODULES and x.dtype is dtype and not _has_trainable(down):
-        return (down(x),)
+        return (down(x if pre is None else ops.bn_add_act(x, *pre, None, True)),)
     return None
+
+
+def projection(down: Any, dtype: torch.dtype) -> tuple[Any, ...] | None:
+    """``proj_weight ... proj_stride`` of a shortcut that is a 1x1 convolution with or without a BatchNorm."""
+    conv, norm = down, None
+    if type(down) is nn.Sequential and not touched(down):
+        children = tuple(down._modules.values())
+        if not 1 <= len(children) <= 2:
+            return None
+        conv, norm = children[0], children[-1] if len(children) == 2 else None
+    args = conv_alone(conv, dtype) if norm is None else conv_norm(conv, norm, dtype)
+    if args is None or conv.kernel_size != (1, 1) or conv.padding != (0, 0) or conv.groups != 1:
+        return None
+    return args[:8]  # up to the stride
 
 
 def indexable(x: Tensor, channels: int) -> bool:
@@ -114,19 +132,6 @@ def _conv(conv: nn.Module | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | 
             return None
         return weight.to(dtype), bias
     return weight, bias
-
-
-def _projection(down: Any, dtype: torch.dtype) -> tuple[Any, ...] | None:
-    conv, norm = down, None
-    if type(down) is nn.Sequential and not touched(down):
-        children = tuple(down._modules.values())
-        if not 1 <= len(children) <= 2:
-            return None
-        conv, norm = children[0], children[-1] if len(children) == 2 else None
-    args = conv_alone(conv, dtype) if norm is None else conv_norm(conv, norm, dtype)
-    if args is None or conv.kernel_size != (1, 1) or conv.padding != (0, 0) or conv.groups != 1:
-        return None
-    return args[:8]  # up to the stride
 
 
 def _trains(parameter: Tensor | None) -> bool:

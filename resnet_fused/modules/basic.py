@@ -19,7 +19,7 @@ class FusedBasicBlock(FusedBlock, reference.BasicBlock):
     _eager_class = reference.BasicBlock
 
     def _fused(self, x: Tensor) -> Tensor | None:
-        dtype, keep = kernel_dtype(x)
+        dtype, how = kernel_dtype(x)
         if dtype is None:
             return None
         children = self._modules
@@ -31,5 +31,5 @@ class FusedBasicBlock(FusedBlock, reference.BasicBlock):
         added = shortcut(self, z, dtype, last[0].shape[0])
         if added is None:
             return None
-        y = ops.conv_bn_act(z.to(dtype), *first, None, True, keep)
-        return as_eager(conv_add(y, last, added, True, keep), x, first, last)
+        y = ops.conv_bn_act(z.to(dtype), *first, None, True, *how)
+        return as_eager(conv_add(y, last, added, True, how), x, first, last)

@@ -19,7 +19,7 @@ class FusedBottleneck(FusedBlock, reference.Bottleneck):
     _eager_class = reference.Bottleneck
 
     def _fused(self, x: Tensor) -> Tensor | None:
-        dtype, keep = kernel_dtype(x)
+        dtype, how = kernel_dtype(x)
         if dtype is None:
             return None
         children = self._modules
@@ -32,6 +32,6 @@ class FusedBottleneck(FusedBlock, reference.Bottleneck):
         added = shortcut(self, z, dtype, last[0].shape[0])
         if added is None:
             return None
-        y = ops.conv_bn_act(z.to(dtype), *first, None, True, keep)
-        y = ops.conv_bn_act(y, *middle, None, True, keep)
-        return as_eager(conv_add(y, last, added, True, keep), x, first, middle, last)
+        y = ops.conv_bn_act(z.to(dtype), *first, None, True, *how)
+        y = ops.conv_bn_act(y, *middle, None, True, *how)
+        return as_eager(conv_add(y, last, added, True, how), x, first, middle, last)

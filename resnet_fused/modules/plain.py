@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .. import ops, reference
-from ..functional import kernel_dtype
+from ..functional import kernel_dtype, pre_activates_on_reading
 from ._block import FusedBlock, as_eager, nhwc
 from ._read import batch_norm, conv_alone, conv_norm, indexable, is_relu
 
@@ -14,7 +14,7 @@ class FusedPlainBlock(FusedBlock, reference.PlainBlock):
     _eager_class = reference.PlainBlock
 
     def _fused(self, x: Tensor) -> Tensor | None:
-        dtype, keep = kernel_dtype(x)
+        dtype, how = kernel_dtype(x)
         if dtype is None:
             return None
         children = self._modules
@@ -24,8 +24,8 @@ class FusedPlainBlock(FusedBlock, reference.PlainBlock):
             return None
         if not indexable(x, last[0].shape[0]):
             return None
-        y = ops.conv_bn_act(nhwc(x).to(dtype), *first, None, True, keep)
-        return as_eager(ops.conv_bn_act(y, *last, None, True, keep), x, first, last)
+        y = ops.conv_bn_act(nhwc(x).to(dtype), *first, None, True, *how)
+        return as_eager(ops.conv_bn_act(y, *last, None, True, *how), x, first, last)
 
 
 class FusedPlainPreActBlock(FusedBlock, reference.PlainPreActBlock):
@@ -34,7 +34,7 @@ class FusedPlainPreActBlock(FusedBlock, reference.PlainPreActBlock):
     _eager_class = reference.PlainPreActBlock
 
     def _fused(self, x: Tensor) -> Tensor | None:
-        dtype, keep = kernel_dtype(x)
+        dtype, how = kernel_dtype(x)
         if dtype is not x.dtype:  # under autocast eager would normalise x before it rounds
             return None
         children = self._modules
@@ -45,6 +45,9 @@ class FusedPlainPreActBlock(FusedBlock, reference.PlainPreActBlock):
             return None
         if not indexable(x, last[0].shape[0]):
             return None
-        activated = ops.bn_add_act(nhwc(x), *norm, None, True)
-        y = ops.conv_bn_act(activated, *first, None, True, keep)
-        return as_eager(ops.conv_bn_act(y, *last, None, False, keep), x, first, last)
+        z = nhwc(x)
+        if pre_activates_on_reading(z):
+            y = ops.bn_relu_conv_bn_act(z, *norm, *first, None, True, *how)
+        else:
+            y = ops.conv_bn_act(ops.bn_add_act(z, *norm, None, True), *first, None, True, *how)
+        return as_eager(ops.conv_bn_act(y, *last, None, False, *how), x, first, last)

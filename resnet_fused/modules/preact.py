@@ -1,15 +1,19 @@
 """Pre-activation blocks: each convolution applies the *next* BatchNorm and ReLU, the last one the addition."""
 
+from typing import Any
+
 from torch import Tensor
 
 from .. import ops, reference
-from ..functional import kernel_dtype
+from ..functional import kernel_dtype, pre_activates_on_reading
 from ._block import FusedBlock, as_eager, conv_add, nhwc
 from ._read import batch_norm, conv_alone, conv_norm, is_relu, shortcut
 
 
 class FusedPreActBlock(FusedBlock, reference.PreActBlock):
-    """:class:`resnet_fused.reference.PreActBlock` in three kernels (He et al. 2016, arXiv:1603.05027, figure 4e).
+    """:class:`resnet_fused.reference.PreActBlock` in two kernels on CUDA, elsewhere in three.
+
+    He et al. 2016 (arXiv:1603.05027), figure 4e.
 
     Equivalent to ``conv2(relu(bn2(conv1(a)))) + shortcut`` with ``a = relu(bn1(x))``, where the shortcut is
     ``downsample(a)``, or ``x`` where there is no downsample. Torchvision's constructor arguments.
@@ -18,7 +22,7 @@ class FusedPreActBlock(FusedBlock, reference.PreActBlock):
     _eager_class = reference.PreActBlock
 
     def _fused(self, x: Tensor) -> Tensor | None:
-        dtype, keep = kernel_dtype(x)
+        dtype, how = kernel_dtype(x)
         if dtype is not x.dtype:  # under autocast eager would normalise x before it rounds
             return None
         children = self._modules
@@ -27,17 +31,17 @@ class FusedPreActBlock(FusedBlock, reference.PreActBlock):
         last = conv_alone(children.get("conv2"), dtype)
         if norm is None or first is None or last is None or not is_relu(children.get("relu")):
             return None
-        z = nhwc(x)
-        activated = ops.bn_add_act(z, *norm, None, True)
-        added = shortcut(self, z if _is_identity(self) else activated, dtype, last[0].shape[0])
-        if added is None:
+        begun = _begin(self, nhwc(x), norm, first, last[0].shape[0], how)
+        if begun is None:
             return None
-        y = ops.conv_bn_act(activated, *first, None, True, keep)
-        return as_eager(conv_add(y, last, added, False, keep), x, first, last)
+        y, added = begun
+        return as_eager(conv_add(y, last, added, False, how), x, first, last)
 
 
 class FusedPreActBottleneck(FusedBlock, reference.PreActBottleneck):
-    """:class:`resnet_fused.reference.PreActBottleneck` in four kernels (He et al. 2016, arXiv:1603.05027).
+    """:class:`resnet_fused.reference.PreActBottleneck` in three kernels on CUDA, elsewhere in four.
+
+    He et al. 2016 (arXiv:1603.05027), section 4.2.
 
     Equivalent to ``conv3(relu(bn3(conv2(relu(bn2(conv1(a))))))) + shortcut``; the rest as
     :class:`FusedPreActBlock`.
@@ -46,7 +50,7 @@ class FusedPreActBottleneck(FusedBlock, reference.PreActBottleneck):
     _eager_class = reference.PreActBottleneck
 
     def _fused(self, x: Tensor) -> Tensor | None:
-        dtype, keep = kernel_dtype(x)
+        dtype, how = kernel_dtype(x)
         if dtype is not x.dtype:  # under autocast eager would normalise x before it rounds
             return None
         children = self._modules
@@ -56,14 +60,33 @@ class FusedPreActBottleneck(FusedBlock, reference.PreActBottleneck):
         last = conv_alone(children.get("conv3"), dtype)
         if norm is None or first is None or middle is None or last is None or not is_relu(children.get("relu")):
             return None
-        z = nhwc(x)
-        activated = ops.bn_add_act(z, *norm, None, True)
-        added = shortcut(self, z if _is_identity(self) else activated, dtype, last[0].shape[0])
+        begun = _begin(self, nhwc(x), norm, first, last[0].shape[0], how)
+        if begun is None:
+            return None
+        y, added = begun
+        y = ops.conv_bn_act(y, *middle, None, True, *how)
+        return as_eager(conv_add(y, last, added, False, how), x, first, middle, last)
+
+
+def _begin(
+    block: FusedBlock,
+    x: Tensor,
+    norm: tuple[Any, ...],
+    first: tuple[Any, ...],
+    channels: int,
+    how: tuple[bool, bool],
+) -> tuple[Tensor, tuple[Any, ...]] | None:
+    """The first convolution's output and what the last one adds; None where only the eager block is right."""
+    if pre_activates_on_reading(x):
+        added = shortcut(block, x, x.dtype, channels, norm)
         if added is None:
             return None
-        y = ops.conv_bn_act(activated, *first, None, True, keep)
-        y = ops.conv_bn_act(y, *middle, None, True, keep)
-        return as_eager(conv_add(y, last, added, False, keep), x, first, middle, last)
+        return ops.bn_relu_conv_bn_act(x, *norm, *first, None, True, *how), added
+    activated = ops.bn_add_act(x, *norm, None, True)
+    added = shortcut(block, x if _is_identity(block) else activated, x.dtype, channels)
+    if added is None:
+        return None
+    return ops.conv_bn_act(activated, *first, None, True, *how), added
 
 
 def _is_identity(block: FusedBlock) -> bool:

@@ -32,7 +32,7 @@ class FusedStem(OwnsPackedWeights):
         return self.maxpool(y) if "maxpool" in self._modules else y
 
     def _fused_stem(self, x: Tensor) -> Tensor | None:
-        dtype, keep = kernel_dtype(x)
+        dtype, how = kernel_dtype(x)
         if dtype is None:
             return None
         children = self._modules
@@ -46,8 +46,8 @@ class FusedStem(OwnsPackedWeights):
             return None
         x = x.to(dtype).contiguous(memory_format=torch.channels_last)
         if pool is None or type(pool) is nn.Identity:
-            return ops.conv_bn_act(x, *conv, None, True, keep)
-        return ops.conv_bn_relu_pool(x, *conv, _pair(pool.kernel_size), _pair(pool.stride), _pair(pool.padding), keep)
+            return ops.conv_bn_act(x, *conv, None, True, *how)
+        return ops.conv_bn_relu_pool(x, *conv, _pair(pool.kernel_size), _pair(pool.stride), _pair(pool.padding), *how)
 
 
 class FusedPreActEnds(OwnsPackedWeights):
@@ -61,12 +61,12 @@ class FusedPreActEnds(OwnsPackedWeights):
     relu: Any
 
     def _stem(self, x: Tensor) -> Tensor:
-        dtype, keep = kernel_dtype(x)
+        dtype, how = kernel_dtype(x)
         conv = None if dtype is None else conv_alone(self._modules.get("conv1"), dtype)
         if dtype is None or conv is None or not indexable(x, conv[0].shape[0]):
             return self.conv1(x)
         x = x.to(dtype).contiguous(memory_format=torch.channels_last)
-        y = ops.conv_bn_act(x, *conv, None, False, keep)
+        y = ops.conv_bn_act(x, *conv, None, False, *how)
         return y.contiguous(memory_format=torch.channels_last)
 
     def _tail(self, x: Tensor) -> Tensor:

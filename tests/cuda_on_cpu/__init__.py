@@ -1,27 +1,23 @@
-"""Runs the CUDA kernels on the CPU, with every access to global memory checked.
+"""Runs the CUDA kernels on the CPU, every thread a fiber and every access checked. docs/kernels/emulator.md
 
-``load()`` compiles the kernels' own sources with g++ (seconds; ninja rebuilds what changed) and
-returns the Python module of ``bindings.cpp``. ``load(planted=...)`` compiles a copy with a bug in it.
+``load()`` compiles the kernels' own sources with g++ (ninja rebuilds what changed) and returns the Python module of
+``bindings/``. ``load(Plant(...))`` compiles a copy with a bug in it.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
-import shutil
-import subprocess
-import sys
-import sysconfig
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-BUILD = ROOT / "build" / "cuda_on_cpu"
-HOST = sorted(HERE.glob("*.cpp"))
-SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+from .build import BUILD, ROOT, Source, affected, host, import_module, kernels, missing
+from .build import build as build_module
+
+__all__ = ["Plant", "load", "load_own", "missing"]
 
 
 class Plant(NamedTuple):
@@ -32,81 +28,58 @@ class Plant(NamedTuple):
     new: str
 
 
-def missing() -> str | None:
-    """Why the emulator cannot be built here, or None."""
-    if not shutil.which("g++"):
-        return "g++ is not installed"
-    if importlib.util.find_spec("pybind11") is None:
-        return "pybind11 is not installed"
-    if not _ninja():
-        return "ninja is not installed"
-    return None
-
-
 @functools.cache
-def load(planted: Plant | None = None) -> ModuleType:
-    clean = BUILD / "clean"
-    if planted is None:
-        return _build(clean, _rules(clean, []))
-    load()  # for the host's objects
-    folder = BUILD / _plant(planted)
-    return _build(folder, _rules(folder, [clean / f"{host.stem}.o" for host in HOST]))
+def load(planted: Plant | None = None, only: tuple[str, ...] = ()) -> ModuleType:
+    """The kernels of csrc/cuda.
+
+    ``only``: stems of the sources that are worth compiling, such as ``("conv_fwd_bf16",)``. All others are linked as
+    they were compiled last, and without the planted bug. By default these are all that need it, or what the
+    environment's CUDA_ON_CPU_ONLY lists, separated by commas.
+    """
+    if planted is not None:
+        return import_module(_build_planted(planted, only))
+    only = only or tuple(filter(None, os.environ.get("CUDA_ON_CPU_ONLY", "").split(",")))
+    return import_module(_build_clean(only))
 
 
-def _build(folder: Path, rules: str) -> ModuleType:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "build.ninja").write_text(rules)
-    done = subprocess.run([_ninja(), "-C", folder], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"the emulator does not compile\n{done.stdout}{done.stderr}")
-    # The folder makes the name unique: pybind11 keeps one module a name.
-    spec = importlib.util.spec_from_file_location(f"{folder.name}.kernels", folder / f"kernels{SUFFIX}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def load_own(name: str, sources: Iterable[Path], bindings: Iterable[Path], include: Iterable[Path] = ()) -> ModuleType:
+    """A module of other kernels, such as a test's: .cu files, and C++ files of bindings (see bindings/python.h)."""
+    own = [s for s in host() if s.rule == "runtime" or s.file.stem == "module"]
+    own += [Source(Path(f), "bindings") for f in bindings]
+    return import_module(build_module(BUILD / name, name, [*kernels(sources), *own], include=include))
 
 
-def _ninja() -> str | None:
-    beside = Path(sys.executable).parent / "ninja"
-    return str(beside) if beside.exists() else shutil.which("ninja")
+def _build_clean(only: tuple[str, ...]) -> Path:
+    folder, sources = BUILD / "clean", kernels()
+    unknown = set(only) - {s.file.stem for s in sources}
+    if unknown:
+        raise ValueError(f"no such kernel source: {', '.join(sorted(unknown))}")
+    if not only:
+        return build_module(folder, "all", [*sources, *host()])
+    stale = [s for s in sources if s.file.stem not in only and (folder / s.object).exists()]
+    fresh = [s for s in sources if s not in stale]
+    return build_module(folder, "only", [*fresh, *host()], [folder / s.object for s in stale])
 
 
-def _plant(plant: Plant) -> str:
-    """Writes the file with its bug to a folder that comes first on the include path."""
-    source = (ROOT / "csrc" / plant.file).read_text()
-    if source.count(plant.old) != 1:
-        raise ValueError(f"{plant.old!r} occurs {source.count(plant.old)} times in {plant.file}")
-    name = "planted_" + hashlib.sha256(repr(plant).encode()).hexdigest()[:12]
-    copy = BUILD / name / "include" / plant.file
-    text = source.replace(plant.old, plant.new)
+def _build_planted(planted: Plant, only: tuple[str, ...]) -> Path:
+    original = ROOT / "csrc" / planted.file
+    text = original.read_text()
+    if text.count(planted.old) != 1:
+        raise ValueError(f"{planted.old!r} occurs {text.count(planted.old)} times in {planted.file}")
+    clean, sources = BUILD / "clean", kernels()
+    load()
+    compiled = [s for s in affected(clean, "all", sources, original) if not only or s.file.stem in only]
+    if not compiled:
+        raise ValueError(f"no kernel source that is compiled reads {planted.file}")
+    folder = BUILD / ("planted_" + hashlib.sha256(repr(planted).encode()).hexdigest()[:12])
+    copy = folder / "include" / planted.file
+    text = text.replace(planted.old, planted.new)
     if not copy.exists() or copy.read_text() != text:
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(text)
-    return name
-
-
-def _rules(folder: Path, ready: list[Path]) -> str:
-    """Compiles the kernels, and the host's part too unless it is ``ready``."""
-    import pybind11
-
-    # The emulator's folder shadows csrc/cuda/launch.h and csrc/cuda/ptx; a planted file shadows both.
-    own = [folder / "include", HERE / "include", ROOT / "csrc"]
-    system = [pybind11.get_include(), sysconfig.get_paths()["include"]]
-    flags = ["-std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -Wno-unknown-pragmas"]
-    # A planted bug is compiled once and run briefly; it may well leave a variable unused.
-    flags += ["-O0" if ready else "-O1 -g1 -Wall -Wextra -Werror"]
-    flags += [*(f"-I{p}" for p in own), *(f"-isystem {p}" for p in system)]
-    sources = sorted((ROOT / "csrc" / "cuda").rglob("*.cu")) + ([] if ready else HOST)
-    builds = "\n".join(f"build {source.stem}.o: cxx {source}" for source in sources)
-    # Kernels come first: of inline functions that a plant changed, the linker keeps the first copy.
-    objects = " ".join([*(f"{source.stem}.o" for source in sources), *map(str, ready)])
-    return f"""\
-rule cxx
-  command = g++ -MMD -MF $out.d {" ".join(flags)} -x c++ -c $in -o $out
-  depfile = $out.d
-  deps = gcc
-rule link
-  command = g++ -shared -o $out $in
-{builds}
-build kernels{SUFFIX}: link {objects}
-"""
+    if original.suffix == ".cu":
+        compiled = [s._replace(file=copy) for s in compiled]
+    ours = {s.object for s in compiled}
+    return build_module(
+        folder, "all", compiled, [clean / s.object for s in [*sources, *host()] if s.object not in ours]
+    )

@@ -8,18 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]  # in the order of csrc/cuda/dtype.h
+from .tensors import DTYPES, POISON, BatchNorm, span, vectors
+
 SHORTCUTS = ["none", "add", "projected"]  # in the order of Shortcut in csrc/cuda/bn/bn_add_act.h
-POISON = 0xA5
-
-
-class BatchNorm(NamedTuple):
-    gamma: Tensor | None = None
-    beta: Tensor | None = None
-    mean: Tensor | None = None
-    var: Tensor | None = None
-    bias: Tensor | None = None
-    eps: float = 1e-5
 
 
 class Variant(NamedTuple):
@@ -42,9 +33,6 @@ def parameters(
     relu: bool = True,
     channels_last: bool = True,
 ) -> dict:
-    def vectors(b: BatchNorm) -> tuple:
-        return (*((0, 0, 0) if v is None else (v.data_ptr(), v.stride(0), DTYPES.index(v.dtype)) for v in b[:5]), b.eps)
-
     p = dict(
         x=x.data_ptr(), out=out.data_ptr(), shortcut=0 if shortcut is None else shortcut.data_ptr(), bn=vectors(bn)
     )
@@ -66,7 +54,7 @@ def run(
     relu: bool = True,
     channels_last: bool = True,
     in_place: bool = False,
-    reverse: bool = False,
+    schedule: str = "stay",
     sm_count: int = 1,
 ) -> tuple[Tensor, dict]:
     """The output and the emulator's report. out is a poisoned copy of x's shape, or x itself."""
@@ -75,19 +63,11 @@ def run(
         out = torch.empty_like(x)
         if out.numel():
             out.untyped_storage().fill_(POISON)
-    buffers = [("out", *_span(out), True)]
+    buffers = [("out", *span(out), "read_write" if in_place else "write")]
     named = {"x": None if in_place else x, "shortcut": shortcut}
     for prefix, b in (("", bn), ("shortcut's ", shortcut_bn)):
         if b is not None:
             named.update({prefix + field: getattr(b, field) for field in BatchNorm._fields[:5]})
-    buffers += [(name, *_span(t), False) for name, t in named.items() if t is not None]
+    buffers += [(name, *span(t), "read") for name, t in named.items() if t is not None]
     p = parameters(x, out, bn, shortcut, shortcut_bn, relu, channels_last)
-    return out, kernels.run_bn_add_act(buffers, p, sm_count, reverse)
-
-
-def _span(t: Tensor) -> tuple[int, int]:
-    """Address and bytes from a tensor's first element to its last."""
-    elements = (
-        1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
-    )
-    return t.data_ptr(), elements * t.element_size()
+    return out, kernels.run_bn_add_act(buffers, p, sm_count, schedule, 1)

@@ -23,12 +23,6 @@ struct BnAddActConfig {
   static_assert(kThreads % 32 == 0 && kThreads <= 1024);
 };
 
-// NaN passes through, as through torch.relu: NaN < 0 is false.
-template <typename Acc>
-__device__ __forceinline__ Acc relu_of(Acc v) {
-  return v < Acc(0) ? Acc(0) : v;
-}
-
 // Bytes from the start of the tensor to item i of lane `lane`.
 template <typename Config>
 __device__ __forceinline__ uint64_t offset_of(const BnAddActWalk& w, uint32_t lane, uint32_t i) {

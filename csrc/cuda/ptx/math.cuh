@@ -42,6 +42,13 @@ __device__ __forceinline__ uint32_t cvt_rn_bf16x2_f32(float lo, float hi) {
   return d;
 }
 
+// The bits of v rounded to tf32 (8 bits of exponent, 10 of fraction), ties away from zero.
+__device__ __forceinline__ uint32_t cvt_rna_tf32_f32(float v) {
+  uint32_t d;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(d) : "f"(v));
+  return d;
+}
+
 __device__ __forceinline__ float mov_f32_b32(uint32_t v) {
   float d;
   asm("mov.b32 %0, %1;" : "=f"(d) : "r"(v));
@@ -51,6 +58,13 @@ __device__ __forceinline__ float mov_f32_b32(uint32_t v) {
 __device__ __forceinline__ uint32_t mov_b32_f32(float v) {
   uint32_t d;
   asm("mov.b32 %0, %1;" : "=r"(d) : "f"(v));
+  return d;
+}
+
+// The larger; NaN if either is.
+__device__ __forceinline__ float max_nan(float a, float b) {
+  float d;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
   return d;
 }
 

@@ -8,6 +8,10 @@ namespace resnet_fused::cuda {
 
 enum class Access { kPlain, kReadOnly };  // kReadOnly: no thread writes it while the kernel runs
 
+// NaN passes through, as through torch.relu.
+__device__ __forceinline__ float relu_of(float v) { return ptx::max_nan(v, 0.0f); }
+__device__ __forceinline__ double relu_of(double v) { return v < 0 ? 0 : v; }
+
 template <Dtype kDtype>
 struct Arithmetic {
   using Type = float;
@@ -61,14 +65,15 @@ struct Chunk {
   __device__ __forceinline__ Acc get(int i) const {
     if constexpr (kDtype == Dtype::kFloat32) {
       return ptx::mov_f32_b32(words[i]);
+    } else if constexpr (kDtype == Dtype::kBFloat16) {
+      // A bfloat16 is the upper half of a float: one instruction, which a conversion of 16 bits would not be.
+      return ptx::mov_f32_b32(i % 2 ? words[i / 2] & 0xffff0000u : words[i / 2] << 16);
     } else {
-      const auto bits = static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16));
-      return kDtype == Dtype::kFloat16 ? ptx::cvt_f32_f16(bits) : ptx::cvt_f32_bf16(bits);
+      return ptx::cvt_f32_f16(static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16)));
     }
   }
 
-  __device__ __forceinline__ static void store(char* address, const Acc (&v)[kCount]) {
-    uint32_t out[4];
+  __device__ __forceinline__ static void pack(uint32_t (&out)[4], const Acc (&v)[kCount]) {
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
       if constexpr (kDtype == Dtype::kFloat32)
@@ -78,6 +83,11 @@ struct Chunk {
       else
         out[w] = ptx::cvt_rn_bf16x2_f32(v[2 * w], v[2 * w + 1]);
     }
+  }
+
+  __device__ __forceinline__ static void store(char* address, const Acc (&v)[kCount]) {
+    uint32_t out[4];
+    pack(out, v);
     ptx::st_global_v4(address, out);
   }
 };

@@ -1,69 +1,70 @@
-// Runs a CUDA C++ kernel thread by thread on the CPU, and checks every access that it makes to global memory.
+// CUDA C++ for g++: the words that a kernel's source needs so that it compiles, unchanged, for the CPU.
 //
-// The kernel's own files are compiled unchanged: this folder's cuda/launch.h and cuda/ptx/*.cuh come first on the
-// include path, so that a kernel's `#include "cuda/ptx/..."` finds the emulated instructions. Threads run one after
-// another, which is enough for kernels without shared memory and barriers.
+// This folder comes first on the include path: a kernel's `#include "cuda/launch.h"` and `#include "cuda/ptx/..."` find
+// the emulated ones. Every CUDA thread is a fiber; runtime/ has the machine that it runs on.
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <string>
-#include <vector>
 
 #define __global__
 #define __device__
+#define __host__
+#define __grid_constant__
 #define __launch_bounds__(...)
+#define __align__(bytes) alignas(bytes)
 #define __forceinline__ inline __attribute__((always_inline))
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 namespace cuda_on_cpu {
 
 struct Index {
   unsigned x = 0, y = 0, z = 0;
 };
-// The thread that runs now.
-inline Index thread_index, block_index;
 
-// Memory that kernels may touch. A kernel's launch must write every byte of a writable buffer, once.
-struct Buffer {
-  std::string name;
-  char* begin;
-  size_t bytes;
-  bool writable;
-  std::vector<uint64_t> writer;  // a byte: 1 + the thread that wrote it in this launch, 0 for none
-};
+// Of the running thread. They never change while it runs, so the compiler need ask only once.
+__attribute__((const)) Index thread_index();
+__attribute__((const)) Index block_index();
+__attribute__((const)) dim3 block_size();
+__attribute__((const)) dim3 grid_size();
+__attribute__((const)) unsigned char* shared_memory();
 
-struct Report {
-  std::vector<std::string> errors;  // the first few
-  size_t error_count = 0;
-  size_t bytes_loaded = 0, bytes_stored = 0;
-  size_t wide_accesses = 0;  // of 16 bytes
-};
+// Runs kernel(closure) for every thread of the grid.
+void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*), void* closure);
 
-// What is being run: set up by begin(), filled by the kernels launched until end().
-void begin(std::vector<Buffer> buffers, bool reverse);
-Report end();
-
-// reverse: the last thread of the last block runs first. A kernel that depends on the order of threads is found by
-// running it both ways.
-bool reversed();
-void next_thread();
-
-enum class Load { kPlain, kReadOnly };
-void load(void* to, const void* address, size_t bytes, Load kind);
-void store(void* address, const void* from, size_t bytes);
-
+// Each thread gets copies of the arguments, on its own stack. The closures are the host's memory, not a kernel's, and
+// so are not to be checked.
 template <typename... Params, typename... Args>
-void launch(void (*kernel)(Params...), unsigned grid, unsigned block, const Args&... args) {
-  const uint64_t threads = static_cast<uint64_t>(grid) * block;
-  for (uint64_t i = 0; i < threads; ++i) {
-    const uint64_t id = reversed() ? threads - 1 - i : i;
-    block_index = {static_cast<unsigned>(id / block)};
-    thread_index = {static_cast<unsigned>(id % block)};
-    next_thread();
-    kernel(args...);
-  }
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, const Args&... args) {
+  auto call = [&]() __attribute__((no_sanitize_thread)) { kernel(static_cast<Params>(args)...); };
+  run_grid(
+      grid, block, shared_bytes,
+      [](void* closure) __attribute__((no_sanitize_thread)) { (*static_cast<decltype(call)*>(closure))(); }, &call);
 }
 
 }  // namespace cuda_on_cpu
 
-#define threadIdx (::cuda_on_cpu::thread_index)
-#define blockIdx (::cuda_on_cpu::block_index)
+#define threadIdx (::cuda_on_cpu::thread_index())
+#define blockIdx (::cuda_on_cpu::block_index())
+#define blockDim (::cuda_on_cpu::block_size())
+#define gridDim (::cuda_on_cpu::grid_size())

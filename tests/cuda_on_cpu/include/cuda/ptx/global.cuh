@@ -2,6 +2,7 @@
 // functions.
 #pragma once
 #include "cuda_on_cpu.h"
+#include "runtime/instructions.h"
 
 namespace resnet_fused::cuda::ptx {
 
@@ -10,22 +11,22 @@ namespace emulated {
 template <typename T>
 __forceinline__ T load(const void* address, cuda_on_cpu::Load kind) {
   T v;
-  cuda_on_cpu::load(&v, address, sizeof v, kind);
+  cuda_on_cpu::load_global(&v, address, sizeof v, kind);
   return v;
 }
 
 }  // namespace emulated
 
 __device__ __forceinline__ void ld_global_v4(uint32_t (&d)[4], const void* address) {
-  cuda_on_cpu::load(d, address, 16, cuda_on_cpu::Load::kPlain);
+  cuda_on_cpu::load_global(d, address, 16, cuda_on_cpu::Load::kPlain);
 }
 
 __device__ __forceinline__ void ld_global_nc_v4(uint32_t (&d)[4], const void* address) {
-  cuda_on_cpu::load(d, address, 16, cuda_on_cpu::Load::kReadOnly);
+  cuda_on_cpu::load_global(d, address, 16, cuda_on_cpu::Load::kReadOnly);
 }
 
 __device__ __forceinline__ void st_global_v4(void* address, const uint32_t (&s)[4]) {
-  cuda_on_cpu::store(address, s, 16);
+  cuda_on_cpu::store_global(address, s, 16);
 }
 
 __device__ __forceinline__ uint16_t ld_global_u16(const void* address) {
@@ -52,10 +53,10 @@ __device__ __forceinline__ double ld_global_nc_f64(const void* address) {
   return emulated::load<double>(address, cuda_on_cpu::Load::kReadOnly);
 }
 
-__device__ __forceinline__ void st_global_u16(void* address, uint16_t v) { cuda_on_cpu::store(address, &v, 2); }
+__device__ __forceinline__ void st_global_u16(void* address, uint16_t v) { cuda_on_cpu::store_global(address, &v, 2); }
 
-__device__ __forceinline__ void st_global_f32(void* address, float v) { cuda_on_cpu::store(address, &v, 4); }
+__device__ __forceinline__ void st_global_f32(void* address, float v) { cuda_on_cpu::store_global(address, &v, 4); }
 
-__device__ __forceinline__ void st_global_f64(void* address, double v) { cuda_on_cpu::store(address, &v, 8); }
+__device__ __forceinline__ void st_global_f64(void* address, double v) { cuda_on_cpu::store_global(address, &v, 8); }
 
 }  // namespace resnet_fused::cuda::ptx

@@ -50,6 +50,20 @@ __device__ __forceinline__ uint32_t cvt_rn_bf16x2_f32(float lo, float hi) {
   return cvt_rn_bf16_f32(lo) | static_cast<uint32_t>(cvt_rn_bf16_f32(hi)) << 16;
 }
 
+// Ties away from zero: half of the last bit that stays is added to the magnitude. NaN and infinity have none to add.
+__device__ __forceinline__ uint32_t cvt_rna_tf32_f32(float v) {
+  const uint32_t u = mov_b32_f32(v);
+  if (v != v) return 0x7fffe000;
+  return (std::isinf(v) ? u : u + 0x1000) & 0xffffe000u;
+}
+
+// Unlike std::fmax, NaN if either is; and +0 is larger than -0.
+__device__ __forceinline__ float max_nan(float a, float b) {
+  if (a != a || b != b) return mov_f32_b32(0x7fffffff);
+  if (a == b) return std::signbit(a) ? b : a;
+  return a > b ? a : b;
+}
+
 __device__ __forceinline__ float fma_rn(float a, float b, float c) { return std::fma(a, b, c); }
 __device__ __forceinline__ double fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
 __device__ __forceinline__ float sqrt_rn(float v) { return std::sqrt(v); }

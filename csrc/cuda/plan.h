@@ -1,0 +1,60 @@
+// Which kernel computes a convolution on a GPU, and why not the others. Pure: shapes and device numbers in, a plan
+// out; no torch and no CUDA, so it prints and tests on any machine.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "cuda/sm80/conv_fwd.h"
+
+namespace resnet_fused::cuda {
+
+struct Device {
+  int32_t arch = 80;  // 10 * major + minor
+  int32_t sm_count = 108;
+  int32_t smem_per_block = 166912;  // bytes a block may ask for
+  int32_t smem_per_sm = 167936;     // bytes that blocks of one SM share
+};
+
+// What is asked for, beyond ConvFwdParams: enough to choose without a tensor at hand.
+struct ConvProblem {
+  Dtype dtype = Dtype::kFloat32;
+  ConvShape main;
+  ConvShape projection;  // read if mode has one
+  ConvFwdMode mode = ConvFwdMode::kPlain;
+  int64_t groups = 1;
+  bool residual = false;
+  bool aligned = true;     // every address is a multiple of 16 bytes
+  bool allow_tf32 = true;  // float32 may be multiplied as tf32
+};
+
+enum class ConvEngine : int32_t { kSm80, kTorch };
+
+struct ConvPlan {
+  ConvEngine engine = ConvEngine::kTorch;
+  ConvFwdVariant variant{};  // kSm80 only, as what follows
+  int32_t splits = 1;
+  int32_t tiles = 0;      // blocks of one slice
+  int32_t smem = 0;       // bytes a block
+  int64_t workspace = 0;  // bytes of partial sums
+  // Inputs and outputs once, without BatchNorm's vectors and pixels that no tap meets. kSm80: and the partial sums
+  // written and read. kTorch: and what its further passes write and read.
+  int64_t bytes = 0;
+  double microseconds = 0;  // PREDICTION of the model in plan.cpp; 0: none, the kernel cannot run
+};
+
+// kModel: what the model predicts to be faster. kSm80: the kernel wherever it can run. kTorch: never the kernel.
+enum class EngineChoice : int32_t { kModel, kSm80, kTorch };
+
+// The value of RESNET_FUSED_CUDA_ENGINE, null or empty for none; throws a sentence at any other than sm80 and torch.
+EngineChoice engine_choice(const char* text);
+
+// Why the candidates that lost did: "sm80 128x128: 4 blocks leave 104 of 108 SMs idle, ...", in the order tried.
+using Notes = std::vector<std::string>;
+
+// notes may be null: nothing is formatted then.
+ConvPlan make_plan(const ConvProblem& problem, const Device& device, EngineChoice choice = EngineChoice::kModel,
+                   Notes* notes = nullptr);
+std::string to_string(const ConvPlan& plan);  // one line
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,41 @@
+#include "cuda/sm80/conv_finish.cuh"
+
+#include "cuda/launch.h"
+#include "cuda/sm80/conv_finish.h"
+
+namespace resnet_fused::cuda {
+
+namespace {
+
+template <Dtype kDtype, bool kProjects>
+void launch(const ConvFwdParams& p, const Queue& queue) {
+  using Config = ConvFinishConfig<kDtype, kProjects>;
+  BnAddActParams out;
+  out.layout = Layout::kNHWC;
+  out.batch = p.main.shape.n;
+  out.area = p.main.shape.p * p.main.shape.q;
+  out.channels = p.main.shape.k;
+  const BnAddActWalk walk = walk_bn_add_act(out, Config::kVector, queue.sm_count);
+  LAUNCH(conv_finish_kernel<Config>, walk.grid(), walk.block(), 0, queue.stream, p, walk);
+}
+
+template <Dtype kDtype>
+void launch(const ConvFwdParams& p, bool projects, const Queue& queue) {
+  projects ? launch<kDtype, true>(p, queue) : launch<kDtype, false>(p, queue);
+}
+
+}  // namespace
+
+void launch_conv_finish(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue) {
+  const bool projects = has_projection(variant.mode);
+  switch (variant.dtype) {
+    case Dtype::kFloat16:
+      return launch<Dtype::kFloat16>(params, projects, queue);
+    case Dtype::kBFloat16:
+      return launch<Dtype::kBFloat16>(params, projects, queue);
+    default:  // conv_fwd has no fourth type
+      return launch<Dtype::kFloat32>(params, projects, queue);
+  }
+}
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,70 @@
+// Adds the slices of a split convolution and does what conv_fwd's epilogue would have done.
+#pragma once
+#include "cuda/bn/bn_add_act.h"
+#include "cuda/sm80/conv_fwd.h"
+#include "cuda/tile/element.cuh"
+#include "cuda/tile/scale_shift.cuh"
+
+namespace resnet_fused::cuda {
+
+template <Dtype kDtype_, bool kProjects_>
+struct ConvFinishConfig {
+  static constexpr Dtype kDtype = kDtype_;
+  static constexpr bool kProjects = kProjects_;  // the last slice is a projection's
+  static constexpr int kVector = 16 / kSizeOf<kDtype>;
+  static constexpr int kThreads = kBnAddActThreads;
+};
+
+// kCount floats of one slice.
+template <int kCount>
+__device__ __forceinline__ void load_partial(float (&v)[kCount], const char* address) {
+#pragma unroll
+  for (int e = 0; e < kCount; e += 4) {
+    Chunk<Dtype::kFloat32, 4> four;
+    four.load<Access::kReadOnly>(address + e * sizeof(float));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[e + i] = four.get(i);
+  }
+}
+
+// A thread keeps its channels, and so their scale and shift, and walks over pixels: bn_add_act's walk.
+template <typename Config>
+__global__ void __launch_bounds__(Config::kThreads) conv_finish_kernel(const ConvFwdParams p, const BnAddActWalk walk) {
+  constexpr int kVector = Config::kVector;
+  using Affine = ScaleShift<Config::kDtype, kVector>;
+  using Data = Chunk<Config::kDtype, kVector>;
+  const uint32_t group = blockIdx.x % walk.groups, split = blockIdx.x / walk.groups;
+  const uint32_t lane = group * walk.lanes + threadIdx.x % walk.lanes;
+  if (lane >= walk.all_lanes) return;
+  const Affine bn(p.main.bn, lane * kVector);
+  const Affine projection_bn = Config::kProjects ? Affine(p.projection.bn, lane * kVector) : bn;
+
+  const uint64_t slice = static_cast<uint64_t>(walk.items) * walk.all_lanes * (kVector * sizeof(float));
+  for (uint32_t i = split * walk.slots + threadIdx.x / walk.lanes; i < walk.items; i += walk.splits * walk.slots) {
+    const uint64_t access = static_cast<uint64_t>(i) * walk.all_lanes + lane;
+    const char* partial = reinterpret_cast<const char*>(p.partials) + access * (kVector * sizeof(float));
+    Data residual;
+    if (!Config::kProjects && p.residual)
+      residual.template load<Access::kReadOnly>(static_cast<const char*>(p.residual) + access * 16);
+    float sum[kVector], next[kVector];
+    load_partial(sum, partial);
+    for (int32_t s = 1; s < p.splits; ++s) {
+      load_partial(next, partial + s * slice);
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) sum[e] += next[e];
+    }
+    if (Config::kProjects) load_partial(next, partial + p.splits * slice);
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) {
+      sum[e] = bn.apply(sum[e], e);
+      if (Config::kProjects)
+        sum[e] += projection_bn.apply(next[e], e);
+      else if (p.residual)
+        sum[e] += residual.get(e);
+      if (p.relu) sum[e] = relu_of(sum[e]);
+    }
+    Data::store(static_cast<char*>(p.out) + access * 16, sum);
+  }
+}
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,11 @@
+// conv_finish: the second kernel of a convolution whose depth is split among blocks.
+#pragma once
+#include "cuda/queue.h"
+#include "cuda/sm80/conv_fwd.h"
+
+namespace resnet_fused::cuda {
+
+// out = act(bn(sum of the partials) + shortcut), slice after slice: the same sum in every run.
+void launch_conv_finish(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue);
+
+}  // namespace resnet_fused::cuda

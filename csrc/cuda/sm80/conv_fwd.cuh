@@ -1,0 +1,67 @@
+// act(bn(conv(x)) + shortcut) in one kernel, on the tensor cores of sm_80 and later. docs/kernels/sm80_conv_fwd.md has
+// the tiling, the shared memory's layout and the roofline.
+#pragma once
+#include <type_traits>
+
+#include "cuda/sm80/conv_epilogue.cuh"
+#include "cuda/sm80/conv_mainloop.cuh"
+
+namespace resnet_fused::cuda {
+
+// Steps of the ring that a convolution's depth takes.
+template <typename Config>
+__device__ __forceinline__ int32_t steps_of(const ConvShape& shape) {
+  const int32_t chunks = shape.r * shape.s * (shape.c / Config::kPerChunk);
+  return (chunks + kRowChunks - 1) / kRowChunks;
+}
+
+// A block computes tile blockIdx.x of slice blockIdx.y. Neighbouring blocks share their pixels: those are the larger
+// operand, and the second block finds them in L2.
+template <typename Config>
+__global__ void __launch_bounds__(Config::kThreads) conv_fwd_kernel(const ConvFwdParams p) {
+  constexpr ConvFwdMode kMode = Config::kMode;
+  DYNAMIC_SMEM(smem);
+  const uint32_t ring = ptx::smem_address(smem);
+  unsigned char* tables = smem + Config::kStages * Config::kStageBytes;
+  const ChannelTable bn(tables, Config::kN);
+  tables += Config::kN * 2 * sizeof(float);
+  const ChannelTable projection_bn(tables, Config::kN);
+  if constexpr (Config::kProjects) tables += Config::kN * 2 * sizeof(float);
+  const ConvOperands& prepared = kMode == ConvFwdMode::kProjectionPrologue ? p.projection : p.main;
+  const ChannelTable pre(tables, prepared.shape.c);
+
+  const int32_t k = p.main.shape.k, tiles_n = (k + Config::kN - 1) / Config::kN;
+  const int32_t m0 = blockIdx.x / tiles_n * Config::kM, n0 = blockIdx.x % tiles_n * Config::kN;
+  const int32_t slice = blockIdx.y;
+
+  // The vectors' way through memory is hidden behind the first copies.
+  bn.template fill<Config::kDtype>(p.main.bn, n0, Config::kN, k, threadIdx.x, Config::kThreads);
+  if constexpr (Config::kProjects)
+    projection_bn.template fill<Config::kDtype>(p.projection.bn, n0, Config::kN, k, threadIdx.x, Config::kThreads);
+  if constexpr (Config::kPrepares) {
+    const int32_t c = prepared.shape.c;
+    pre.template fill<Config::kDtype>(prepared.pre, 0, c, c, threadIdx.x, Config::kThreads);
+    ptx::bar_sync_all();  // the first step reads the table before the ring's own barrier
+  }
+
+  using MainPrologue = std::conditional_t<kMode == ConvFwdMode::kPrologue, Prologue<Config>, NoPrologue>;
+  using SidePrologue = std::conditional_t<kMode == ConvFwdMode::kProjectionPrologue, Prologue<Config>, NoPrologue>;
+  typename Config::Warp projected, main;
+  const bool whole = p.splits == 1;
+  if constexpr (Config::kProjects) {
+    if (whole || slice == p.splits) {
+      const int32_t steps = steps_of<Config>(p.projection.shape);
+      multiply_tile<Config, SidePrologue>(projected, p.projection, ring, pre, m0, n0, 0, steps);
+    }
+    if (!whole && slice == p.splits) return store_partial<Config>(projected, p, slice, smem, m0, n0);
+  }
+  const int32_t steps = steps_of<Config>(p.main.shape);
+  const auto part = [&](int32_t i) { return static_cast<int32_t>(static_cast<int64_t>(steps) * i / p.splits); };
+  multiply_tile<Config, MainPrologue>(main, p.main, ring, pre, m0, n0, part(slice), part(slice + 1));
+  if (whole)
+    store_tile<Config>(main, &projected, p, smem, bn, projection_bn, m0, n0);
+  else
+    store_partial<Config>(main, p, slice, smem, m0, n0);
+}
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,20 @@
+// The compiled conv_fwd kernels of each element type, which sm80/conv_fwd.cu makes one menu of. A file each, so that
+// they compile side by side.
+#pragma once
+#include <vector>
+
+#include "cuda/queue.h"
+#include "cuda/sm80/conv_fwd.h"
+
+namespace resnet_fused::cuda {
+
+struct CompiledConvFwd {
+  ConvFwdVariant variant;
+  void (*launch)(const ConvFwdParams&, const Queue&);
+};
+
+std::vector<CompiledConvFwd> conv_fwd_f16();
+std::vector<CompiledConvFwd> conv_fwd_bf16();
+std::vector<CompiledConvFwd> conv_fwd_tf32();
+
+}  // namespace resnet_fused::cuda

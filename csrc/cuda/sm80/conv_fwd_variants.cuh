@@ -1,0 +1,42 @@
+// The explicit instantiations for one element type: naming a launcher compiles its kernel.
+#pragma once
+#include <utility>
+
+#include "cuda/launch.h"
+#include "cuda/sm80/conv_fwd.cuh"
+#include "cuda/sm80/conv_fwd_kernels.h"
+
+namespace resnet_fused::cuda {
+
+template <typename Config>
+void launch_conv_fwd_variant(const ConvFwdParams& p, const Queue& queue) {
+  const auto ceil_div = [](int32_t a, int32_t b) { return (a + b - 1) / b; };
+  const ConvShape& shape = p.main.shape;
+  const ConvShape& prepared = Config::kMode == ConvFwdMode::kProjectionPrologue ? p.projection.shape : shape;
+  const int32_t tiles = ceil_div(shape.n * shape.p * shape.q, Config::kM) * ceil_div(shape.k, Config::kN);
+  const int32_t slices = p.splits == 1 ? 1 : conv_fwd_slices(Config::kMode, p.splits);
+  const int32_t smem = conv_fwd_smem(Config::kTile, Config::kMode, prepared.c);
+  LAUNCH(conv_fwd_kernel<Config>, dim3(tiles, slices), dim3(Config::kThreads), smem, queue.stream, p);
+}
+
+template <Dtype kDtype, int kTile, ConvFwdMode kMode>
+CompiledConvFwd compile_conv_fwd() {
+  constexpr ConvFwdTile kShape = kConvFwdTiles[kTile];
+  return {{kDtype, kShape.m, kShape.n, kMode}, &launch_conv_fwd_variant<ConvFwdConfig<kDtype, kTile, kMode>>};
+}
+
+template <Dtype kDtype, int... kTile>
+std::vector<CompiledConvFwd> compile_conv_fwd_tiles(std::integer_sequence<int, kTile...>) {
+  return {compile_conv_fwd<kDtype, kTile, ConvFwdMode::kPlain>()...,
+          compile_conv_fwd<kDtype, kTile, ConvFwdMode::kPrologue>()...,
+          compile_conv_fwd<kDtype, kTile, ConvFwdMode::kProjection>()...,
+          compile_conv_fwd<kDtype, kTile, ConvFwdMode::kProjectionPrologue>()...};
+}
+
+template <Dtype kDtype>
+std::vector<CompiledConvFwd> compile_all_conv_fwd() {
+  constexpr int kTiles = sizeof(kConvFwdTiles) / sizeof(kConvFwdTiles[0]);
+  return compile_conv_fwd_tiles<kDtype>(std::make_integer_sequence<int, kTiles>());
+}
+
+}  // namespace resnet_fused::cuda

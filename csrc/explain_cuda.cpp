@@ -1,0 +1,102 @@
+// explain_cuda: the plan for a GPU in words. It belongs to the library that loads everywhere, so that a machine without
+// a GPU can ask.
+#include <cstdlib>
+#include <limits>
+
+#include "common/problem.h"
+#include "cuda/plan.h"
+
+namespace resnet_fused::cuda {
+
+namespace {
+
+constexpr const char* kOp = "explain_cuda";
+
+template <typename T>
+struct Named {
+  const char* name;
+  T value;
+};
+
+constexpr Named<Dtype> kDtypes[] = {{"float32", Dtype::kFloat32},
+                                    {"float16", Dtype::kFloat16},
+                                    {"bfloat16", Dtype::kBFloat16},
+                                    {"float64", Dtype::kFloat64}};
+constexpr Named<ConvFwdMode> kModes[] = {{"plain", ConvFwdMode::kPlain},
+                                         {"prologue", ConvFwdMode::kPrologue},
+                                         {"projection", ConvFwdMode::kProjection},
+                                         {"projection prologue", ConvFwdMode::kProjectionPrologue}};
+
+template <typename T, size_t N>
+T value_of(const char* what, const Named<T> (&known)[N], const std::string& name) {
+  std::string names;
+  for (const Named<T>& k : known) {
+    if (name == k.name) return k.value;
+    names += (names.empty() ? "" : ", ") + std::string(k.name);
+  }
+  fail(kOp, ": ", what, " is ", name, "; one of ", names, " expected");
+}
+
+void check_sizes(const char* what, const Ints& sizes, size_t count, int64_t least) {
+  bool right = sizes.size() == count;
+  for (int64_t s : sizes) right = right && s >= least && s <= std::numeric_limits<int32_t>::max();
+  RF_CHECK(right, kOp, ": ", what, " is ", resnet_fused::to_string(sizes), "; ", count, " integers from ", least,
+           " to 2147483647 expected");
+}
+
+ConvShape shape_of(const Ints& x, const Ints& weight, const Ints& stride, const Ints& padding, const Ints& dilation) {
+  const int64_t p = conv_out(x[2], weight[2], stride[0], padding[0], dilation[0]);
+  const int64_t q = conv_out(x[3], weight[3], stride[1], padding[1], dilation[1]);
+  RF_CHECK(p >= 1 && q >= 1 && p <= std::numeric_limits<int32_t>::max() && q <= std::numeric_limits<int32_t>::max(),
+           kOp, ": x is ", resnet_fused::to_string(x), ", weight ", resnet_fused::to_string(weight), ", padding ",
+           resnet_fused::to_string(padding), " and dilation ", resnet_fused::to_string(dilation),
+           "; a kernel that fits into its padded input, and an output of 32-bit sizes, expected");
+  const auto i = [](int64_t v) { return static_cast<int32_t>(v); };
+  return {i(x[0]), i(x[2]),      i(x[3]),      i(x[1]),       i(weight[0]),  i(weight[2]),   i(weight[3]),  i(p),
+          i(q),    i(stride[0]), i(stride[1]), i(padding[0]), i(padding[1]), i(dilation[0]), i(dilation[1])};
+}
+
+std::string explain_cuda(Ints x, Ints weight, Ints stride, Ints padding, Ints dilation, int64_t groups,
+                         std::string dtype, std::string mode, Ints proj_x, Ints proj_stride, bool residual,
+                         bool aligned, bool allow_tf32, Ints device) {
+  check_sizes("x_shape", x, 4, 0);
+  check_sizes("weight_shape", weight, 4, 1);
+  check_sizes("stride", stride, 2, 1);
+  check_sizes("padding", padding, 2, 0);
+  check_sizes("dilation", dilation, 2, 1);
+  check_sizes("device", device, 4, 1);
+  RF_CHECK(groups >= 1 && weight[1] * groups == x[1] && weight[0] % groups == 0, kOp, ": x_shape is ",
+           resnet_fused::to_string(x), ", weight_shape ", resnet_fused::to_string(weight), " and groups ", groups,
+           "; weight_shape must be (K, C / groups, R, S) with K divisible by groups");
+  ConvProblem problem;
+  problem.dtype = value_of("dtype", kDtypes, dtype);
+  problem.mode = value_of("mode", kModes, mode);
+  problem.main = shape_of(x, weight, stride, padding, dilation);
+  problem.groups = groups;
+  problem.residual = residual;
+  problem.aligned = aligned;
+  problem.allow_tf32 = allow_tf32;
+  if (has_projection(problem.mode)) {
+    check_sizes("proj_x_shape", proj_x, 4, 0);
+    check_sizes("proj_stride", proj_stride, 2, 1);
+    problem.projection = shape_of(proj_x, {weight[0], proj_x[1], 1, 1}, proj_stride, {0, 0}, {1, 1});
+    RF_CHECK(proj_x[0] == x[0] && problem.projection.p == problem.main.p && problem.projection.q == problem.main.q, kOp,
+             ": the projection gives ", proj_x[0], " x ", problem.projection.p, "x", problem.projection.q,
+             " but the convolution gives ", x[0], " x ", problem.main.p, "x", problem.main.q,
+             "; they are added, so they must agree");
+  }
+  const auto i = [&](int at) { return static_cast<int32_t>(device[at]); };
+  Notes notes;
+  const EngineChoice choice = engine_choice(std::getenv("RESNET_FUSED_CUDA_ENGINE"));
+  std::string text = to_string(make_plan(problem, {i(0), i(1), i(2), i(3)}, choice, &notes));
+  for (const std::string& why : notes) text += "\n  not " + why;
+  return text;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
+  m.impl("explain_cuda", TORCH_BOX(&explain_cuda));
+}
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,84 @@
+// sm80/conv_fwd, as Python sees it.
+#include "bindings/batch_norm.h"
+#include "cuda/kernels.h"
+
+namespace py = pybind11;
+using namespace resnet_fused::cuda;
+
+namespace cuda_on_cpu::bindings {
+
+namespace {
+
+ConvShape shape_of(const py::dict& d) {
+  ConvShape s;
+  const std::pair<const char*, int32_t*> fields[] = {{"n", &s.n},
+                                                     {"h", &s.h},
+                                                     {"w", &s.w},
+                                                     {"c", &s.c},
+                                                     {"k", &s.k},
+                                                     {"r", &s.r},
+                                                     {"s", &s.s},
+                                                     {"p", &s.p},
+                                                     {"q", &s.q},
+                                                     {"stride_h", &s.stride_h},
+                                                     {"stride_w", &s.stride_w},
+                                                     {"pad_h", &s.pad_h},
+                                                     {"pad_w", &s.pad_w},
+                                                     {"dil_h", &s.dil_h},
+                                                     {"dil_w", &s.dil_w}};
+  for (const auto& [name, field] : fields) *field = d[name].cast<int32_t>();
+  return s;
+}
+
+ConvOperands operands_of(const py::dict& d) {
+  ConvOperands o;
+  o.x = pointer_of<const void>(d, "x");
+  o.weight = pointer_of<const void>(d, "weight");
+  o.shape = shape_of(d["shape"]);
+  if (d.contains("pre")) o.pre = batch_norm_of(d["pre"]);
+  if (d.contains("bn")) o.bn = batch_norm_of(d["bn"]);
+  return o;
+}
+
+ConvFwdParams params_of(const py::dict& d) {
+  ConvFwdParams p;
+  p.main = operands_of(d["main"]);
+  if (d.contains("projection")) p.projection = operands_of(d["projection"]);
+  p.residual = pointer_of<const void>(d, "residual");
+  p.out = pointer_of<void>(d, "out");
+  p.partials = pointer_of<float>(d, "partials");
+  p.splits = d["splits"].cast<int32_t>();
+  p.relu = d["relu"].cast<bool>();
+  return p;
+}
+
+using VariantArg = std::tuple<int, int32_t, int32_t, int>;  // dtype, tile_m, tile_n, mode
+
+ConvFwdVariant variant_of(const VariantArg& v) {
+  const auto& [dtype, tile_m, tile_n, mode] = v;
+  return {static_cast<Dtype>(dtype), tile_m, tile_n, static_cast<ConvFwdMode>(mode)};
+}
+
+py::dict run(const std::vector<BufferArg>& buffers, const py::dict& params, const VariantArg& variant, int sm_count,
+             const std::string& schedule, uint32_t seed) {
+  const ConvFwdParams p = params_of(params);
+  begin_session(buffers, schedule, seed);
+  launch_conv_fwd(p, variant_of(variant), {nullptr, sm_count});
+  return end_session();
+}
+
+std::vector<VariantArg> compiled() {
+  std::vector<VariantArg> l;
+  for (const ConvFwdVariant& v : compiled_conv_fwd())
+    l.emplace_back(static_cast<int>(v.dtype), v.tile_m, v.tile_n, static_cast<int>(v.mode));
+  return l;
+}
+
+const Binding binding([](py::module_& m) {
+  m.def("run_conv_fwd", &run);
+  m.def("compiled_conv_fwd", &compiled);
+});
+
+}  // namespace
+
+}  // namespace cuda_on_cpu::bindings

@@ -1,0 +1,100 @@
+"""Calls the emulated conv_fwd kernels with torch tensors."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .tensors import DTYPES, POISON, BatchNorm, span, vectors
+
+MODES = ["plain", "prologue", "projection", "projection-prologue"]  # in the order of ConvFwdMode in sm80/conv_fwd.h
+
+
+class Variant(NamedTuple):
+    dtype: torch.dtype
+    tile: tuple[int, int]  # pixels, channels
+    mode: str
+
+    @classmethod
+    def of(cls, raw: tuple[int, int, int, int]) -> Variant:
+        return cls(DTYPES[raw[0]], (raw[1], raw[2]), MODES[raw[3]])
+
+    @property
+    def raw(self) -> tuple[int, int, int, int]:
+        return DTYPES.index(self.dtype), *self.tile, MODES.index(self.mode)
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype)[6:]}-{self.tile[0]}x{self.tile[1]}-{self.mode}"
+
+
+class Conv(NamedTuple):
+    """One convolution with the BatchNorm before and after it; x and weight are channels_last."""
+
+    x: Tensor
+    weight: Tensor
+    bn: BatchNorm = BatchNorm()
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    pre: BatchNorm | None = None
+
+    def output_shape(self) -> tuple[int, int, int, int]:
+        sizes = zip(self.x.shape[2:], self.weight.shape[2:], self.stride, self.padding, self.dilation, strict=True)
+        out = [(size + 2 * pad - dil * (taps - 1) - 1) // stride + 1 for size, taps, stride, pad, dil in sizes]
+        return self.x.shape[0], self.weight.shape[0], *out
+
+    def operands(self) -> dict:
+        (n, c, h, w), (k, _, r, s), (p, q) = self.x.shape, self.weight.shape, self.output_shape()[2:]
+        shape = dict(n=n, h=h, w=w, c=c, k=k, r=r, s=s, p=p, q=q)
+        pairs = dict(stride=self.stride, pad=self.padding, dil=self.dilation)
+        shape.update({f"{name}_{axis}": pair[i] for name, pair in pairs.items() for i, axis in enumerate("hw")})
+        d = dict(x=self.x.data_ptr(), weight=self.weight.data_ptr(), shape=shape, bn=vectors(self.bn))
+        if self.pre is not None:
+            d["pre"] = vectors(self.pre)
+        return d
+
+    def buffers(self, prefix: str = "") -> list:
+        named = {"x": self.x, "weight": self.weight}
+        for name, bn in (("bn", self.bn), ("pre", self.pre)):
+            if bn is not None:
+                named.update({f"{name}.{field}": getattr(bn, field) for field in BatchNorm._fields[:5]})
+        return [(prefix + name, *span(t), "read") for name, t in named.items() if t is not None]
+
+
+def run(
+    kernels: ModuleType,
+    tile: tuple[int, int],
+    conv: Conv,
+    *,
+    projection: Conv | None = None,
+    residual: Tensor | None = None,
+    relu: bool = True,
+    splits: int = 1,
+    schedule: str = "stay",
+    seed: int = 1,
+    sm_count: int = 4,
+) -> tuple[Tensor, dict]:
+    """The output, channels_last, and the emulator's report."""
+    shape = conv.output_shape()
+    out = torch.empty(shape, dtype=conv.x.dtype, memory_format=torch.channels_last)
+    out.untyped_storage().fill_(POISON)
+    buffers = [*conv.buffers(), ("out", *span(out), "write")]
+    params = dict(main=conv.operands(), out=out.data_ptr(), relu=relu, splits=splits)
+    if projection is not None:
+        buffers += projection.buffers("projection.")
+        params["projection"] = projection.operands()
+    if residual is not None:
+        buffers.append(("residual", *span(residual), "read"))
+        params["residual"] = residual.data_ptr()
+    if splits > 1:
+        partials = torch.empty(splits + (projection is not None), *shape)
+        buffers.append(("partials", *span(partials), "scratch"))
+        params["partials"] = partials.data_ptr()
+    side = projection or conv
+    mode = ("projection" if projection else "") + ("-" if projection and side.pre else "")
+    mode = mode + ("prologue" if side.pre else "") or "plain"
+    variant = Variant(conv.x.dtype, tile, mode)
+    return out, kernels.run_conv_fwd(buffers, params, variant.raw, sm_count, schedule, seed)

@@ -1,0 +1,23 @@
+// The emulated twin of csrc/cuda/ptx/control.cuh. Grids run one after another here, and registers never end.
+#pragma once
+#include "cuda_on_cpu.h"
+#include "runtime/instructions_sm90.h"
+
+namespace resnet_fused::cuda::ptx {
+
+__device__ __forceinline__ void griddepcontrol_wait() {}
+__device__ __forceinline__ void griddepcontrol_launch_dependents() {}
+
+__device__ __forceinline__ bool elect_one() { return cuda_on_cpu::elect_one(); }
+
+template <int kRegisters>
+__device__ __forceinline__ void setmaxnreg_dec() {
+  cuda_on_cpu::setmaxnreg(kRegisters);
+}
+
+template <int kRegisters>
+__device__ __forceinline__ void setmaxnreg_inc() {
+  cuda_on_cpu::setmaxnreg(kRegisters);
+}
+
+}  // namespace resnet_fused::cuda::ptx

@@ -1,0 +1,39 @@
+// Stacks that a CUDA thread runs on, and the switch from one to another.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+// Saves the callee-saved registers on the running stack and its pointer in *from, and goes on where `to` was saved.
+extern "C" __attribute__((visibility("hidden"))) void cuda_on_cpu_switch(void** from, void* to);
+
+namespace cuda_on_cpu {
+
+// A power of two to which stacks are aligned, so that an address tells whose stack it is on.
+constexpr size_t kStackBytes = 64 << 10;
+constexpr unsigned kMostThreads = 1024;  // of a block
+constexpr unsigned kMostWorkers = 16;    // blocks that run at once, each on an OS thread of its own
+
+// All stacks, in one piece of address space: `kMostThreads` slots for each worker.
+class Stacks {
+ public:
+  // Makes a worker's first `threads` stacks usable. The page below each stays closed: an overflow crashes there.
+  void open(unsigned worker, unsigned threads);
+
+  // What cuda_on_cpu_switch goes to, to start `entry` on a stack. entry must not return.
+  void* start(unsigned worker, unsigned thread, void (*entry)()) const;
+
+  // The slot of an address, or a number past every slot.
+  size_t slot(const void* address) const {
+    const size_t offset = reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(begin_);
+    return offset / kStackBytes;
+  }
+  static constexpr size_t kSlots = static_cast<size_t>(kMostWorkers) * kMostThreads;
+
+ private:
+  char* begin_ = nullptr;
+  unsigned opened_[kMostWorkers] = {};
+};
+
+extern Stacks stacks;
+
+}  // namespace cuda_on_cpu

@@ -1,0 +1,41 @@
+// What the emulated instructions of include/cuda/ptx do at run time. Each function is one instruction, called by one
+// thread; kernels call it through an always_inline twin, so that the caller's place is the kernel's own.
+// Barriers in memory, TMA and wgmma have headers of their own.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace cuda_on_cpu {
+
+// global.cpp. An access that must not be made loads ones in every bit (a NaN), and stores nothing.
+enum class Load { kPlain, kReadOnly };
+void load_global(void* to, const void* address, size_t bytes, Load kind);
+void store_global(void* address, const void* from, size_t bytes);
+
+// shared.cpp
+uint32_t shared_address(const void* pointer);
+void load_shared(void* to, uint32_t address, size_t bytes);
+void store_shared(uint32_t address, const void* from, size_t bytes);
+
+// barrier.cpp
+void barrier_sync_all();
+void barrier_sync(int id, int threads);
+void barrier_arrive(int id, int threads);
+
+// shuffle.cpp
+void warp_sync(uint32_t lanes);
+uint32_t shuffle_xor(uint32_t lanes, uint32_t value, uint32_t by);
+uint32_t shuffle_index(uint32_t lanes, uint32_t value, uint32_t from);
+
+// cp_async.cpp
+void cp_async(uint32_t destination, const void* source, size_t bytes, bool valid);
+void cp_async_commit();
+void cp_async_wait(uint32_t pending);
+
+// matrix.cpp
+void ldmatrix_x4(uint32_t* d, uint32_t row, bool transposed);
+void mma_f16(float* d, const uint32_t* a, const uint32_t* b);   // 16x8x16
+void mma_bf16(float* d, const uint32_t* a, const uint32_t* b);  // 16x8x16
+void mma_tf32(float* d, const uint32_t* a, const uint32_t* b);  // 16x8x8
+
+}  // namespace cuda_on_cpu

@@ -1,0 +1,112 @@
+#include "runtime/session.h"
+
+#include <algorithm>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <thread>
+
+#include "runtime/block.h"
+#include "runtime/global_memory.h"
+
+namespace cuda_on_cpu {
+
+namespace {
+
+constexpr uint64_t kMostBlocks = 1 << 24;
+constexpr uint32_t kMostLaunches = 255;
+
+Options options;
+uint32_t launches = 0;
+Counters counters;
+bool given_up = false;
+std::unique_ptr<Block> workers[kMostWorkers];
+
+unsigned worker_count(uint64_t blocks) {
+  const unsigned wanted = options.workers ? options.workers : std::max(1u, std::thread::hardware_concurrency());
+  return static_cast<unsigned>(std::min<uint64_t>({wanted, blocks, kMostWorkers}));
+}
+
+std::vector<uint32_t> order_of_blocks(uint64_t count) {
+  std::vector<uint32_t> order(count);
+  std::iota(order.begin(), order.end(), 0);
+  if (options.schedule == Schedule::kRotate) std::reverse(order.begin(), order.end());
+  if (options.schedule == Schedule::kRandom) {
+    std::minstd_rand generator(options.seed);
+    for (size_t i = count; i > 1; --i) std::swap(order[i - 1], order[generator() % i]);
+  }
+  return order;
+}
+
+// What a GPU would refuse.
+bool can_launch(const Launch& launch) {
+  const auto volume = [](dim3 d) { return static_cast<uint64_t>(d.x) * d.y * d.z; };
+  const uint64_t blocks = volume(launch.grid), threads = volume(launch.block);
+  const size_t before = findings.size();
+  if (blocks == 0 || launch.grid.y > 65535 || launch.grid.z > 65535)
+    report("invalid launch", {}, "grid ", launch.grid.x, " x ", launch.grid.y, " x ", launch.grid.z);
+  if (blocks > kMostBlocks) report("invalid launch", {}, blocks, " blocks are more than the emulator can tell apart");
+  if (threads == 0 || threads > kMostThreads) report("invalid launch", {}, threads, " threads a block");
+  if (launch.shared_bytes > kMostSharedBytes)
+    report("invalid launch", {}, launch.shared_bytes, " bytes of shared memory a block");
+  if (launch.number > kMostLaunches) report("invalid launch", {}, "too many launches for one session of the emulator");
+  return findings.size() == before;
+}
+
+}  // namespace
+
+void Counters::add(const Counters& o) {
+  bytes_loaded += o.bytes_loaded;
+  bytes_stored += o.bytes_stored;
+  wide_accesses += o.wide_accesses;
+  bytes_copied += o.bytes_copied;
+  collectives += o.collectives;
+}
+
+void begin(std::vector<Buffer> buffers, const Options& wanted) {
+  options = wanted;
+  launches = 0;
+  counters = {};
+  given_up = false;
+  findings.clear();
+  global_memory.reset(std::move(buffers));
+}
+
+Report end() {
+  if (!given_up) global_memory.report_unwritten();
+  Report r;
+  r.findings = findings.take();
+  r.counters = counters;
+  r.given_up = given_up;
+  global_memory.reset({});
+  return r;
+}
+
+void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*), void* closure) {
+  const Launch launch{grid, block, shared_bytes, kernel, closure, ++launches, options.schedule, options.seed};
+  if (given_up) return;
+  if (!can_launch(launch)) {
+    given_up = true;
+    return;
+  }
+  const std::vector<uint32_t> order = order_of_blocks(static_cast<uint64_t>(grid.x) * grid.y * grid.z);
+  const unsigned count = worker_count(order.size());
+  std::atomic<size_t> next{0};
+  const auto work = [&](unsigned worker) {
+    Block& runner = *workers[worker];
+    for (size_t i; !launch.given_up && (i = next++) < order.size();) runner.run(launch, order[i]);
+  };
+  for (unsigned i = 0; i < count; ++i) {
+    if (!workers[i]) workers[i] = std::make_unique<Block>(i);
+    stacks.open(i, block.x * block.y * block.z);
+    workers[i]->counters = {};
+  }
+  std::vector<std::thread> threads;
+  for (unsigned i = 1; i < count; ++i) threads.emplace_back(work, i);
+  work(0);
+  for (std::thread& t : threads) t.join();
+  for (unsigned i = 0; i < count; ++i) counters.add(workers[i]->counters);
+  given_up |= launch.given_up;
+}
+
+}  // namespace cuda_on_cpu

@@ -1,0 +1,48 @@
+// The tensor memory accelerator: boxes that are copied later, by nobody's thread.
+#pragma once
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <unordered_map>
+
+#include "runtime/block.h"
+#include "runtime/tensor_map.h"
+
+namespace cuda_on_cpu {
+
+using resnet_fused::cuda::TensorMap;
+
+// What is stored, by thread. A source counts as being read from the store on until its group is waited for; the bytes
+// are copied at that moment, or earlier.
+class BulkStores : public Module {
+ public:
+  void reset(Block& block) override;
+  void thread_exits(Thread& thread) override;
+
+  void store(Thread& thread, const TensorMap& map, uint32_t source, const Coordinates& at, int rank, Place place);
+  void commit(Thread& thread);
+  void wait(Thread& thread, uint32_t pending);
+
+ private:
+  struct Store {
+    MapContents map;
+    uint32_t source;
+    Coordinates at;
+    Place place;
+    uint32_t group;
+    bool done = false;
+  };
+  struct OfThread {
+    int agent = -1;  // what reads the sources
+    uint32_t committed = 0;
+    std::deque<std::shared_ptr<Store>> stores;
+    std::deque<Past> groups;  // committed and not waited for
+  };
+
+  static void copy(Thread& thread, Store& store);
+
+  Block* block_ = nullptr;
+  std::unordered_map<Agent, OfThread> threads_;
+};
+
+}  // namespace cuda_on_cpu

@@ -1,0 +1,32 @@
+"""torch tensors as the emulator takes them: addresses, strides, numbers for dtypes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]  # in the order of csrc/cuda/dtype.h
+POISON = 0xA5
+
+
+class BatchNorm(NamedTuple):
+    gamma: Tensor | None = None
+    beta: Tensor | None = None
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    bias: Tensor | None = None  # of the convolution before it
+    eps: float = 1e-5
+
+
+def vectors(bn: BatchNorm) -> tuple:
+    """A BatchNormVectors: ``(address, stride, dtype)`` of each vector, then eps."""
+    absent = (0, 0, 0)
+    return (*(absent if v is None else (v.data_ptr(), v.stride(0), DTYPES.index(v.dtype)) for v in bn[:5]), bn.eps)
+
+
+def span(t: Tensor) -> tuple[int, int]:
+    """Address and bytes from a tensor's first element to its last."""
+    last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return t.data_ptr(), (1 + last if t.numel() else 0) * t.element_size()

@@ -1,0 +1,34 @@
+"""Golden files: what a GPU made of the cases. tests/golden/README.md says how they come about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .case import Case
+
+ABOUT = "about"  # the one key that is no case's
+
+
+def save(path: Path, about: str, outputs: dict[str, np.ndarray], cases: dict[str, Case]) -> None:
+    """Of an output whose every bit is defined, and right, a digest will do."""
+    kept = {ABOUT: np.array(about)}
+    for name, output in outputs.items():
+        case = cases[name]
+        short = case.bound is None and case.mismatch(output) is None
+        kept[f"{name}/{case.digest}"] = np.array(case.fingerprint(output)) if short else output
+    np.savez_compressed(path, **kept)
+
+
+def load(path: Path) -> dict[str, np.ndarray]:
+    """By ``name/digest of the inputs``; and ``about``."""
+    with np.load(path) as file:
+        return dict(file)
+
+
+def mismatch(kept: np.ndarray, case: Case, output: np.ndarray) -> str | None:
+    """How another machine's output of the same case differs from the one in the file, or None."""
+    if kept.dtype.kind != "U":
+        return case.mismatch(output, kept)
+    return None if case.fingerprint(output) == str(kept) else "other bits than the GPU's, which were as defined"

@@ -1,0 +1,26 @@
+// The primitives on the emulator, as Python sees them.
+#include "bindings/python.h"
+#include "registry.h"
+
+namespace cuda_on_cpu::bindings {
+
+namespace {
+
+// The order of buffers is the call's own.
+pybind11::dict run(const std::string& name, const std::vector<BufferArg>& buffers, const std::vector<int64_t>& numbers,
+                   const std::string& schedule, uint32_t seed) {
+  std::vector<void*> addresses;
+  for (const BufferArg& b : buffers) addresses.push_back(reinterpret_cast<void*>(std::get<1>(b)));
+  begin_session(buffers, schedule, seed);
+  cuda_primitives::launch(name, {addresses.data(), numbers.data()});
+  return end_session();
+}
+
+const Binding binding([](pybind11::module_& m) {
+  m.def("run", &run);
+  m.def("names", &cuda_primitives::names);
+});
+
+}  // namespace
+
+}  // namespace cuda_on_cpu::bindings

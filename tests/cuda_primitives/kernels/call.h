@@ -1,0 +1,23 @@
+// How a primitive's kernel is called from Python: by name, with addresses that the kernel can reach and numbers.
+#pragma once
+#include <cstdint>
+
+namespace cuda_primitives {
+
+struct Call {
+  void* const* buffers;
+  const int64_t* numbers;
+
+  const void* in(int i) const { return buffers[i]; }
+  void* out(int i) const { return buffers[i]; }
+  int number(int i) const { return static_cast<int>(numbers[i]); }
+};
+
+using Launch = void (*)(const Call&);
+
+// At namespace scope of the file that has the kernel: which files are linked depends on the architecture.
+struct Primitive {
+  Primitive(const char* name, Launch launch);
+};
+
+}  // namespace cuda_primitives

@@ -1,0 +1,66 @@
+"""Reads what nvcc made of the kernels out of a compiled file, without a GPU."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import site
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+from build_tools import toolchain
+
+
+class Kernel(NamedTuple):
+    arch: str  # sm_80
+    name: str  # mangled
+    registers: int
+    stack: int  # bytes; spilled registers are there
+    local: int
+
+
+@functools.cache
+def disassembler() -> dict[str, str] | None:
+    """An environment whose PATH has cuobjdump and nvdisasm: the toolkit's, ours, or those of PyPI's packages."""
+    toolkit, _ = toolchain.find_toolkit(os.environ)
+    places = [toolkit.include.parent / "bin"] if toolkit else []
+    places += [p for s in site.getsitepackages() for p in Path(s).glob("nvidia/cu*/bin")]
+    path = os.pathsep.join([*map(str, places), os.environ.get("PATH", "")])
+    found = all(shutil.which(tool, path=path) for tool in ("cuobjdump", "nvdisasm"))
+    return {**os.environ, "PATH": path} if found else None
+
+
+def cuobjdump(*arguments: str | Path) -> str:
+    environment = disassembler()
+    assert environment is not None, "ask disassembler() first"
+    tool = shutil.which("cuobjdump", path=environment["PATH"])
+    return subprocess.run([tool, *arguments], env=environment, capture_output=True, text=True, check=True).stdout
+
+
+@functools.cache
+def kernels(file: Path) -> list[Kernel]:
+    """Every kernel of every architecture in the file."""
+    found, arch = [], ""
+    for line in cuobjdump("-res-usage", file).splitlines():
+        if match := re.match(r"arch = (sm_\w+)", line):
+            arch = match[1]
+        elif match := re.match(r" Function (\w+):", line):
+            name = match[1]
+        elif match := re.match(r"\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", line):
+            found.append(Kernel(arch, name, *map(int, match.groups())))
+    return found
+
+
+@functools.cache
+def listings(file: Path, arch: str) -> dict[str, str]:
+    """The disassembly of each kernel for one architecture, by mangled name."""
+    functions = re.split(r"\n\s*Function : ", cuobjdump("-arch", arch, "-sass", file))[1:]
+    return {text.split("\n", 1)[0].strip(): text for text in functions}
+
+
+def instructions(listing: str) -> list[str]:
+    """Opcodes with their modifiers, in order: ``HMMA.16816.F32.BF16``."""
+    return re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P[T\d]+ )?([A-Z][A-Z0-9_.]+)", listing)

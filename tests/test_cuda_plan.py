@@ -1,0 +1,275 @@
+"""Which kernel the plan picks on which GPU, what it says of the others, and what it counts. Needs no GPU."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from resnet_fused import ops
+from resnet_fused.cli._gpus import GPUS
+
+HEADER = (Path(__file__).parents[1] / "csrc/cuda/sm80/conv_fwd.h").read_text()
+MODES = ["plain", "prologue", "projection", "projection prologue"]
+DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4}
+
+
+class Tile(NamedTuple):
+    m: int
+    n: int
+    stages: int
+    threads: int
+
+
+def compiled_tiles():
+    """The menu, as the header that both the kernels and the plan include has it."""
+    table = re.search(r"kConvFwdTiles\[\] = \{(.*?)\};", HEADER, re.S)[1]
+    return [Tile(*map(int, row.split(","))) for row in re.findall(r"\{([\d, ]+)\}", table)]
+
+
+class Plan(NamedTuple):
+    engine: str  # "sm80" or "torch"
+    tile: tuple[int, int] | None
+    dtype: str | None
+    mode: str | None
+    tiles: int
+    smem: int
+    splits: int
+    workspace: int
+    bytes: int
+    microseconds: float | None
+    rejected: list[str]
+
+
+def read(text):
+    first, *rejected = text.split("\n  not ")
+    kernel = re.match(r"sm80 (\d+)x(\d+): (\w+), ([a-z ]+), (\d+) tiles of (\d+) bytes of shared memory, ", first)
+    splits, workspace = re.search(r"(\d+) splits?, (\d+) bytes of partial sums", first).groups() if kernel else (1, 0)
+    time = re.search(r"([\d.]+) us predicted$", first)
+    m, n, dtype, mode, tiles, smem = kernel.groups() if kernel else (0, 0, None, None, 0, 0)
+    return Plan(
+        "sm80" if kernel else "torch",
+        (int(m), int(n)) if kernel else None,
+        dtype,
+        mode,
+        int(tiles),
+        int(smem),
+        int(splits),
+        int(workspace),
+        int(re.search(r"(\d+) bytes moved", first)[1]),
+        float(time[1]) if time else None,
+        rejected,
+    )
+
+
+def explain(n=8, hw=14, c=256, k=256, r=3, stride=1, dtype="float16", mode="plain", gpu="a100", proj_c=None,
+            proj_stride=2, residual=False, aligned=True, allow_tf32=True, groups=1, dilation=1,
+            padding=None):  # fmt: skip
+    padding = (r // 2 * dilation if padding is None else padding,) * 2
+    out = (hw + 2 * padding[0] - dilation * (r - 1) - 1) // stride + 1
+    side = [n, proj_c or c, (out - 1) * proj_stride + 1, out * proj_stride] if mode.startswith("projection") else []
+    return ops.explain_cuda(
+        [n, c, hw, hw], [k, c // groups, r, r], [stride] * 2, padding, [dilation] * 2, groups, dtype, mode, side,
+        [proj_stride] * 2, residual, aligned, allow_tf32, GPUS[gpu] if isinstance(gpu, str) else gpu,
+    )  # fmt: skip
+
+
+def plan(**problem):
+    return read(explain(**problem))
+
+
+def test_what_is_selected_is_what_is_compiled():
+    """Each problem gets a kernel of the menu that fits the GPU, and no kernel of the menu is compiled for nobody."""
+    menu = {(dtype, (t.m, t.n), mode) for dtype in DTYPES for t in compiled_tiles() for mode in MODES}
+    selected = set()
+    layers = [(112, 64), (56, 64), (56, 256), (28, 128), (28, 512), (14, 256), (14, 1024), (7, 512), (7, 2048), (9, 24)]
+    grid = itertools.product(
+        DTYPES, MODES, ["a100", "a10", "h200", "b200"], [1, 8, 64], layers, [1, 3], [16, 64, 256, 1024]
+    )
+    for dtype, mode, gpu, n, (hw, c), r, k in grid:
+        p = plan(n=n, hw=hw, c=c, k=k, r=r, dtype=dtype, mode=mode, gpu=gpu)
+        assert p.microseconds > 0
+        if p.engine == "torch":
+            continue
+        assert (p.dtype, p.mode) == (dtype, mode)
+        assert p.smem <= GPUS[gpu][2]
+        (tile,) = [t for t in compiled_tiles() if p.tile == (t.m, t.n)]
+        assert p.smem >= tile.stages * (tile.m + tile.n) * 128
+        assert p.tiles == -(-n * hw * hw // tile.m) * -(-k // tile.n)
+        selected.add((p.dtype, p.tile, p.mode))
+    assert selected <= menu
+    assert menu <= selected, "compiled, but selected by no problem here"
+
+
+HARD = [
+    (dict(groups=32), "the convolution has 32 groups"),
+    (dict(c=12), "the convolution has 12 -> 256 channels; multiples of 8 expected"),
+    (dict(k=1000, c=3), "the convolution has 3 -> 1000 channels; multiples of 8 expected"),
+    (dict(k=20), "256 -> 20 channels"),
+    (dict(mode="projection", proj_c=20), "the projection has 20 -> 256 channels; multiples of 8 expected"),
+    (dict(dtype="float64"), "float64 has no such tensor cores"),
+    (dict(dtype="float32", allow_tf32=False), "float32 would be multiplied as TF32"),
+    (dict(aligned=False), "a tensor's address is no multiple of 16 bytes"),
+    (dict(r=17, hw=20), "the convolution's filter is 17x17, more than 16 taps a side"),
+    (dict(gpu=[75, 40, 65536, 65536]), "the GPU is sm_75, and the kernel's instructions came with sm_80"),
+    (dict(n=0), "the output is empty"),
+    (dict(n=2**12, hw=64, c=256), "offsets of 32 bits reach 2147483647"),
+    (dict(n=2**10, hw=64, c=64, k=1024), "offsets of 32 bits reach 2147483647"),
+    (dict(n=1, c=8, hw=8, padding=2**30, stride=2**29), "past coordinates of 32 bits"),
+    (dict(mode="projection", n=64, proj_c=2**17), "the projection has"),
+]
+
+
+@pytest.mark.parametrize(("problem", "reason"), HARD, ids=[reason for _, reason in HARD])
+def test_what_the_kernel_cannot_run_goes_to_torch(problem, reason):
+    p = plan(**problem)
+    assert p.engine == "torch"
+    (why,) = p.rejected
+    assert why.startswith("sm80: ")
+    assert reason in why
+    assert p.microseconds is None, "there is no choice to predict anything for"
+
+
+def test_a_tile_past_the_devices_shared_memory_is_not_picked():
+    """8 bytes for each channel that a prologue prepares: 512 of them push the largest tile past an A10's blocks."""
+    assert not any(
+        "bytes of shared memory, and may have" in why for why in plan(gpu="a10", c=128, mode="prologue").rejected
+    )
+    p = plan(gpu="a10", c=512, mode="prologue")
+    assert "sm80 128x128: a block wants 103424 bytes of shared memory, and may have 101376" in p.rejected
+    nothing = plan(gpu=[80, 108, 49152, 49152])
+    assert nothing.engine == "torch"
+    assert len(nothing.rejected) == len(compiled_tiles())
+    assert nothing.microseconds is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(("r", "stride", "hw"), [(1, 1, 56), (1, 2, 56), (3, 1, 7), (3, 2, 56)])
+def test_bytes_are_inputs_and_outputs_once(dtype, mode, residual, r, stride, hw):
+    n, c, k, proj_c = 2, 128, 64, 32
+    p = plan(n=n, hw=hw, c=c, k=k, r=r, stride=stride, dtype=dtype, mode=mode, residual=residual, proj_c=proj_c)
+    out = (hw + 2 * (r // 2) - r) // stride + 1
+    size, pixels = DTYPES[dtype], n * out * out
+    touched = n * (out if r == 1 else hw) ** 2  # a strided 1x1 skips pixels
+    elements = touched * c + k * c * r * r + pixels * k * (1 + residual)
+    if mode.startswith("projection"):
+        elements += pixels * proj_c + k * proj_c
+    if p.engine == "sm80":
+        slices = p.splits + mode.startswith("projection") if p.splits > 1 else 0
+        assert p.workspace == slices * pixels * k * 4
+        assert p.bytes == elements * size + 2 * p.workspace
+    else:
+        raw = pixels * k * (1 + mode.startswith("projection"))
+        prepared = {"prologue": touched * c, "projection prologue": pixels * proj_c}.get(mode, 0)
+        assert p.bytes == (elements + 2 * raw + 2 * prepared) * size
+
+
+@pytest.mark.parametrize("gpu", ["a100", "h200"])
+def test_depth_is_split_where_few_tiles_would_leave_the_gpu_idle(gpu):
+    for n, r, c in [(1, 3, 512), (2, 3, 512), (1, 1, 2048)]:
+        p = plan(n=n, hw=7, c=c, k=512, r=r, gpu=gpu, residual=True)
+        assert p.engine == "sm80"
+        assert p.tiles < GPUS[gpu][1]
+        assert 2 <= p.splits <= 16
+        assert p.workspace == p.splits * n * 49 * 512 * 4
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_splits_are_never_more_than_steps_and_never_needless(gpu, dtype):
+    depth = 128 // DTYPES[dtype]
+    for n, hw, c, r in itertools.product([1, 4, 64], [1, 7, 28], [8, 64, 512], [1, 3]):
+        p = plan(n=n, hw=hw, c=c, k=64, r=r, gpu=gpu, dtype=dtype)
+        assert p.splits <= -(-r * r * c // depth)
+        if p.tiles >= GPUS[gpu][1]:
+            assert p.splits == 1
+        assert (p.workspace > 0) == (p.splits > 1)
+
+
+def test_prediction_grows_with_the_work():
+    times = [plan(n=n, hw=28, c=128, k=128).microseconds for n in (1, 4, 16, 64, 256)]
+    assert times == sorted(times)
+    assert times[0] > 0
+    assert times[-1] > 10 * times[0]
+
+
+def test_each_rejected_candidate_has_its_reason_in_numbers():
+    p = plan(n=1, hw=7, c=512, k=512, residual=True)
+    assert p.engine == "sm80"
+    assert [why.partition(":")[0] for why in p.rejected] == ["sm80 128x128", "sm80 128x64", "torch"]
+    for why in p.rejected[:2]:
+        assert re.search(r"\d+ blocks with \d+ splits leave \d+ of 108 SMs idle, [\d.]+ us predicted$", why), why
+    assert re.fullmatch(
+        r"torch: [\d.]+ us predicted, [\d.]+ of them to read and write activations again", p.rejected[-1]
+    )
+    assert re.search(r"\d+ blocks, \d+ on the busiest of 108 SMs", plan(n=64).rejected[0])
+
+
+def test_torch_is_picked_where_its_instructions_outweigh_its_passes():
+    """wgmma, which mma.sync cannot reach: a 3x3 of many channels at a large batch is bound by multiplications."""
+    p = plan(n=256, hw=14, c=256, k=256, gpu="h200", residual=True)
+    assert p.engine == "torch"
+    predicted = [float(re.search(r"([\d.]+) us predicted", why)[1]) for why in p.rejected]
+    assert len(predicted) == len(compiled_tiles())
+    assert min(predicted) > p.microseconds
+    assert plan(n=256, hw=56, c=64, k=256, r=1, gpu="h200", residual=True).engine == "sm80", "bound by memory"
+
+
+def test_the_environment_can_force_either_engine(monkeypatch):
+    compute_bound = dict(n=256, hw=14, c=256, k=256, gpu="h200")
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm80")
+    p = plan(**compute_bound)
+    assert p.engine == "sm80"
+    assert p.rejected[-1] == "torch: RESNET_FUSED_CUDA_ENGINE is sm80"
+    assert plan(groups=32).engine == "torch", "where the kernel can run"
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "torch")
+    p = plan(n=1)
+    assert (p.engine, p.rejected) == ("torch", ["sm80: RESNET_FUSED_CUDA_ENGINE is torch"])
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "")
+    assert plan(n=1).engine == "sm80"
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "cutlass")
+    with pytest.raises(RuntimeError, match="RESNET_FUSED_CUDA_ENGINE is cutlass; sm80 or torch expected"):
+        plan()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({0: [1, 8, 8]}, r"x_shape is \[1, 8, 8\]; 4 integers from 0 to 2147483647 expected"),
+        ({1: [8, 8, 0, 1]}, r"weight_shape is \[8, 8, 0, 1\]; 4 integers from 1"),
+        ({1: [8, 7, 1, 1]}, r"weight_shape \[8, 7, 1, 1\] and groups 1; weight_shape must be"),
+        ({1: [8, 8, 9, 9]}, r"a kernel that fits into its padded input"),
+        ({2: [0, 1]}, r"stride is \[0, 1\]"),
+        ({6: "int8"}, "dtype is int8; one of float32, float16, bfloat16, float64 expected"),
+        ({7: "fused"}, "mode is fused; one of plain, prologue, projection, projection prologue expected"),
+        ({7: "projection"}, r"proj_x_shape is \[\]; 4 integers"),
+        ({7: "projection", 8: [1, 8, 9, 8]}, r"the projection gives 1 x 9x8 but the convolution gives 1 x 8x8"),
+        ({13: [80, 108]}, r"device is \[80, 108\]; 4 integers"),
+    ],
+)
+def test_bad_questions_are_refused_with_a_sentence(change, sentence):
+    arguments = [
+        [1, 8, 8, 8],
+        [8, 8, 1, 1],
+        [1, 1],
+        [0, 0],
+        [1, 1],
+        1,
+        "float16",
+        "plain",
+        [],
+        [1, 1],
+        False,
+        True,
+        True,
+    ]
+    arguments.append(GPUS["a100"])
+    for at, value in change.items():
+        arguments[at] = value
+    with pytest.raises(RuntimeError, match=sentence):
+        ops.explain_cuda(*arguments)

@@ -1,0 +1,68 @@
+"""The instructions that kernels use, one by one: the emulator against their definitions, and against GPUs."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import cuda_on_cpu
+import pytest
+from cuda_primitives import golden
+from cuda_primitives.cases import all_cases
+
+if reason := cuda_on_cpu.missing():
+    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
+
+from cuda_primitives import emulator
+
+CASES = {case.name: case for case in all_cases()}
+GOLDEN = {path.stem: path for path in sorted((Path(__file__).parent / "golden").glob("primitives-*.npz"))}
+NEVER = "no GPU has run the primitives yet: tests/golden has no file, so nothing is compared with silicon"
+ON_GPUS = [(gpu, name) for gpu in GOLDEN for name in CASES] or [pytest.param("", "", marks=pytest.mark.skip(NEVER))]
+
+
+@pytest.fixture(scope="module")
+def primitives():
+    return emulator.load()
+
+
+def test_every_primitive_has_a_case(primitives):
+    assert len(CASES) == len(all_cases())  # each name once
+    assert set(primitives.names()) == {case.primitive for case in CASES.values()}
+
+
+@pytest.mark.parametrize("schedule", emulator.SCHEDULES)
+@pytest.mark.parametrize("name", CASES)
+def test_the_emulator_computes_what_is_defined(primitives, name, schedule):
+    output, report = emulator.run(primitives, CASES[name], schedule)
+    assert report["error_count"] == 0, report["errors"]
+    assert CASES[name].mismatch(output) is None
+
+
+load_golden = functools.cache(golden.load)
+
+
+@pytest.mark.parametrize(("gpu", "name"), ON_GPUS)
+def test_the_emulator_computes_what_a_gpu_did(primitives, gpu, name):
+    case = CASES[name]
+    kept = load_golden(GOLDEN[gpu]).get(f"{name}/{case.digest}")
+    if kept is None:
+        pytest.skip(f"{gpu} has not run this case with these inputs")
+    output, _ = emulator.run(primitives, case)
+    assert golden.mismatch(kept, case, output) is None
+
+
+def test_a_golden_file_tells_right_from_wrong(tmp_path):
+    """On outputs as they are defined, and with one value changed."""
+    names = ["ldmatrix_x4", "cvt_rn_bf16_f32", "mma_f16-random", "wgmma_f16_n64_shared_128-whole-accumulate"]
+    right = {name: CASES[name].expected for name in names}
+    golden.save(tmp_path / "x.npz", "a test", right, CASES)
+    kept = golden.load(tmp_path / "x.npz")
+    assert str(kept.pop(golden.ABOUT)) == "a test"
+    assert len(kept) == len(names)
+    for name in names:
+        case = CASES[name]
+        file, wrong = kept[f"{name}/{case.digest}"], case.expected.copy()
+        assert golden.mismatch(file, case, case.expected) is None
+        wrong.reshape(-1)[7] += 2
+        assert golden.mismatch(file, case, wrong)
