@@ -54,13 +54,14 @@ def kernels(file: Path) -> list[Kernel]:
     return found
 
 
-@functools.cache
 def listings(file: Path, arch: str) -> dict[str, str]:
     """The disassembly of each kernel for one architecture, by mangled name."""
     functions = re.split(r"\n\s*Function : ", cuobjdump("-arch", arch, "-sass", file))[1:]
     return {text.split("\n", 1)[0].strip(): text for text in functions}
 
 
-def instructions(listing: str) -> list[str]:
-    """Opcodes with their modifiers, in order: ``HMMA.16816.F32.BF16``."""
-    return re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P[T\d]+ )?([A-Z][A-Z0-9_.]+)", listing)
+@functools.cache
+def code(file: Path, arch: str) -> dict[str, list[str]]:
+    """Each kernel's opcodes with their modifiers, in order, such as ``HMMA.16816.F32.BF16``."""
+    opcode = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P[T\d]+ )?([A-Z][A-Z0-9_.]+)")
+    return {name: opcode.findall(text) for name, text in listings(file, arch).items()}

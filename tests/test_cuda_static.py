@@ -31,8 +31,8 @@ def family(name: str) -> str:
     return re.search(r"\d+([a-z_]+_kernel)I", name)[1]
 
 
-def named(arch: str, kernel: str) -> dict[str, str]:
-    found = {n: text for n, text in sass.listings(LIBRARY, arch).items() if family(n) == kernel}
+def named(arch: str, kernel: str) -> dict[str, list[str]]:
+    found = {name: code for name, code in sass.code(LIBRARY, arch).items() if family(name) == kernel}
     assert found, f"no {kernel} for {arch}"
     return found
 
@@ -61,8 +61,8 @@ def test_no_spills_and_no_stack():
     """Spilled registers live in local memory, on the stack: there is neither, nor an instruction that reaches it."""
     assert [k for k in sass.kernels(LIBRARY) if k.stack or k.local] == []
     for arch in ARCHS:
-        for name, text in sass.listings(LIBRARY, arch).items():
-            assert not [i for i in sass.instructions(text) if i.startswith(("STL", "LDL"))], f"{name} on {arch}"
+        for name, code in sass.code(LIBRARY, arch).items():
+            assert not [i for i in code if i.startswith(("STL", "LDL"))], f"{name} on {arch}"
 
 
 @compiled
@@ -95,9 +95,8 @@ def test_the_menu_is_what_the_gpu_gets():
 @compiled
 @each_arch
 def test_bn_add_act_moves_16_bytes_a_thread(arch):
-    for name, text in named(arch, "bn_add_act_kernel").items():
+    for name, code in named(arch, "bn_add_act_kernel").items():
         _, vector, _, shortcut = bn_add_act_variant(name)
-        code = sass.instructions(text)
         stores = [i for i in code if i.startswith("STG")]
         wide_loads = [i for i in code if i.startswith("LDG") and ".128" in i]
         if vector == 1:
@@ -113,9 +112,8 @@ def test_bn_add_act_moves_16_bytes_a_thread(arch):
 @each_arch
 def test_conv_fwd_runs_on_tensor_cores(arch):
     """Every product on the tensor cores, fed by ldmatrix and asynchronous 16-byte copies; every store 16 bytes wide."""
-    for name, text in named(arch, "conv_fwd_kernel").items():
+    for name, code in named(arch, "conv_fwd_kernel").items():
         dtype, tile, mode = conv_fwd_variant(name)
-        code = sass.instructions(text)
         products = {i for i in code if i.startswith("HMMA")}
         assert products == {f"HMMA.16816{HALF[str(dtype)]}"} if dtype else {"HMMA.1688.F32.TF32"}, f"{name}: {products}"
         rows, loops = (2 if tile == 2 else 4), (2 if mode >= 2 else 1)
@@ -135,8 +133,7 @@ def test_conv_fwd_runs_on_tensor_cores(arch):
 @compiled
 @each_arch
 def test_conv_finish_moves_16_bytes_a_thread(arch):
-    for name, text in named(arch, "conv_finish_kernel").items():
-        code = sass.instructions(text)
+    for name, code in named(arch, "conv_finish_kernel").items():
         stores = [i for i in code if i.startswith("STG")]
         assert stores, name
         assert all(".128" in i for i in stores), f"{name}: {stores}"

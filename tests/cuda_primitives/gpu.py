@@ -96,7 +96,7 @@ def work(results: Connection, library: Path, names: list[str]) -> None:
 
 
 def run_all(library: Path, names: list[str], worker: Callable = work) -> Iterator[tuple[str, np.ndarray | str]]:
-    """Each name with its output, or with what went wrong. A kernel that hangs or crashes costs its own primitive only."""
+    """Each name with its output, or with what went wrong. One that hangs or crashes costs its own primitive only."""
     context = multiprocessing.get_context("spawn")
     for _ in range(MOST_PROCESSES):
         ours, theirs = context.Pipe(duplex=False)

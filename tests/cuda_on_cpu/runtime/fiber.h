@@ -9,7 +9,7 @@ extern "C" __attribute__((visibility("hidden"))) void cuda_on_cpu_switch(void** 
 namespace cuda_on_cpu {
 
 // A power of two to which stacks are aligned, so that an address tells whose stack it is on.
-constexpr size_t kStackBytes = 64 << 10;
+constexpr size_t kStackBytes = 256 << 10;
 constexpr unsigned kMostThreads = 1024;  // of a block
 constexpr unsigned kMostWorkers = 16;    // blocks that run at once, each on an OS thread of its own
 
