@@ -53,7 +53,8 @@ if [ -n "$sanitizer" ]; then
   # Small shapes of every kernel: each access is slowed down a hundredfold.
   for tool in memcheck racecheck; do
     step "$tool" timeout 90 "$sanitizer" --tool "$tool" --error-exitcode 9 --target-processes all \
-      "$python" -m pytest tests/test_cuda_ops.py -q -k small
+      "$python" -m pytest tests/test_cuda_ops.py -q \
+      -k "(shapes_that_kernels_take or pre_activation or test_projection) and bfloat16 and nhwc"
   done
 else
   say "left out: memcheck, racecheck (compute-sanitizer is not installed)"

@@ -153,3 +153,29 @@ def test_no_module_has_a_method_that_timm_calls_on_any_child(cls):
 def test_no_path_of_a_developers_machine():
     for path in python_files():
         assert not re.search(r"""["'](/home/|/Users/)""", path.read_text()), path
+
+
+CUDA = ROOT / "csrc" / "cuda"
+# Each folder of kernels may include the ones before it; the plain structs beside them, all; host code, everything.
+CUDA_LAYERS = ["ptx", "tile", "bn", "sm80", "sm90"]
+CUDA_STRUCTS = {"batch_norm.h", "conv.h", "dtype.h", "queue.h", "tensor_map.h"}
+LAUNCHING = {"kernels.h", "launch.h"}  # included by .cu files, which are host code too
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in sorted(CUDA.rglob("*")) if p.suffix in (".h", ".cuh", ".cu")],
+    ids=lambda path: str(path.relative_to(CUDA)),
+)
+def test_no_kernel_includes_upward(path):
+    """A kernel's folder includes those below it: ptx/, tile/, then the families."""
+    parts = path.relative_to(CUDA).parts
+    for name in re.findall(r'#include "cuda/([^"]+)"', path.read_text()):
+        folder, _, rest = name.rpartition("/")
+        if parts[0] in CUDA_STRUCTS:
+            assert name in CUDA_STRUCTS, f"{path.name} includes {name}"
+        elif parts[0] in CUDA_LAYERS and folder:
+            assert CUDA_LAYERS.index(folder) <= CUDA_LAYERS.index(parts[0]), f"{path.name} includes {name}"
+        elif parts[0] in CUDA_LAYERS:
+            host = "launch" in path.stem or "variants" in path.stem or path.suffix == ".cu"
+            assert rest in CUDA_STRUCTS or (host and rest in LAUNCHING), f"{path.name} includes {name}"

@@ -232,8 +232,18 @@ def test_the_environment_can_force_either_engine(monkeypatch):
     assert (p.engine, p.rejected) == ("torch", ["sm80: RESNET_FUSED_CUDA_ENGINE is torch"])
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "")
     assert plan(n=1).engine == "sm80"
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm80:64x64")
+    assert plan(**compute_bound).tile == (64, 64)
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm80:128x64:3")
+    p = plan(**compute_bound)
+    assert (p.tile, p.splits) == ((128, 64), 3)
+    assert plan(n=1, c=8, r=1).splits == 1, "no more parts than steps"
+    for wrong in ("sm80:64x32", "sm80:64x64:", "sm80:64x64:4x", "sm80:", "sm800"):
+        monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", wrong)
+        with pytest.raises(RuntimeError, match=f"RESNET_FUSED_CUDA_ENGINE is {wrong}; one of"):
+            plan()
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "cutlass")
-    with pytest.raises(RuntimeError, match="RESNET_FUSED_CUDA_ENGINE is cutlass; sm80 or torch expected"):
+    with pytest.raises(RuntimeError, match="RESNET_FUSED_CUDA_ENGINE is cutlass; one of torch, sm80, sm80:128x128, "):
         plan()
 
 

@@ -1,6 +1,7 @@
 #include "cuda/plan.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <iomanip>
 #include <limits>
 #include <sstream>
@@ -186,7 +187,8 @@ int64_t tiles_of(const ConvFwdTile& tile, const ConvShape& q) {
 
 // Depth is split only where there are fewer tiles than SMs, and into as many parts as there are steps at most.
 template <typename Body>
-void for_each_split(int64_t tiles, int64_t depth, int32_t sm_count, const Body& body) {
+void for_each_split(int64_t tiles, int64_t depth, int32_t sm_count, int32_t forced, const Body& body) {
+  if (forced) return body(static_cast<int32_t>(std::min<int64_t>(forced, depth)));
   body(1);
   if (tiles >= sm_count) return;
   for (int32_t splits : kSplits)
@@ -199,7 +201,7 @@ struct Candidate {
 };
 
 Candidate best_split(const Model& model, const ConvProblem& p, const ConvFwdTile& tile, int32_t smem,
-                     int64_t compulsory) {
+                     int64_t compulsory, int32_t forced) {
   const int64_t tiles = tiles_of(tile, p.main), depth = steps(p.main, p.dtype);
   const bool projects = has_projection(p.mode);
   const int64_t side = projects ? steps(p.projection, p.dtype) : 0;
@@ -208,7 +210,7 @@ Candidate best_split(const Model& model, const ConvProblem& p, const ConvFwdTile
   const int32_t per_sm = model.blocks_per_sm(tile, smem);
   const double memory = compulsory / model.dram();
   Candidate best;
-  for_each_split(tiles, depth, model.device.sm_count, [&](int32_t splits) {
+  for_each_split(tiles, depth, model.device.sm_count, forced, [&](int32_t splits) {
     const double main_time = ceil_div(depth, splits) * main_step;
     const int64_t slices = splits == 1 ? 1 : conv_fwd_slices(p.mode, splits);
     const double time = splits == 1 ? main_time + side_time : std::max(main_time, side_time);
@@ -227,7 +229,7 @@ double torch_convolution(const Model& model, const ConvShape& q) {
   for (const ConvFwdTile& tile : kConvFwdTiles) {
     const int64_t tiles = tiles_of(tile, q);
     const int32_t per_sm = model.blocks_per_sm(tile, conv_fwd_smem(tile, ConvFwdMode::kPlain, 0));
-    for_each_split(tiles, depth, model.device.sm_count, [&](int32_t splits) {
+    for_each_split(tiles, depth, model.device.sm_count, 0, [&](int32_t splits) {
       const int64_t blocks = tiles * splits;
       double ns = model.multiply(tile, per_sm, blocks, ceil_div(depth, splits), model.family.torch_share);
       if (splits > 1) ns += model.finish(splits * outputs(q) * 4);
@@ -275,14 +277,26 @@ std::string occupancy(int64_t blocks, int32_t splits, int32_t sm_count) {
 
 EngineChoice engine_choice(const char* text) {
   const std::string name = text ? text : "";
-  if (name.empty()) return EngineChoice::kModel;
-  if (name == "sm80") return EngineChoice::kSm80;
-  if (name == "torch") return EngineChoice::kTorch;
-  throw std::runtime_error("RESNET_FUSED_CUDA_ENGINE is " + name +
-                           "; sm80 or torch expected, or unset it to let the plan choose");
+  EngineChoice choice;
+  if (name.empty()) return choice;
+  if (name == "torch" || name == "sm80") {
+    choice.kind = name == "torch" ? EngineChoice::kTorch : EngineChoice::kSm80;
+    return choice;
+  }
+  int end = 0;
+  choice.kind = EngineChoice::kSm80;
+  std::sscanf(text, "sm80:%dx%d%n:%d%n", &choice.tile_m, &choice.tile_n, &end, &choice.splits, &end);
+  const bool known = std::any_of(std::begin(kConvFwdTiles), std::end(kConvFwdTiles),
+                                 [&](const ConvFwdTile& t) { return t.m == choice.tile_m && t.n == choice.tile_n; });
+  if (known && end == static_cast<int>(name.size()) && choice.splits >= 0) return choice;
+  std::string tiles;
+  for (const ConvFwdTile& t : kConvFwdTiles) tiles += sentence(", sm80:", t.m, "x", t.n);
+  throw std::runtime_error(
+      "RESNET_FUSED_CUDA_ENGINE is " + name + "; one of torch, sm80" + tiles +
+      " expected, after a tile perhaps :4 for a depth in 4 parts; or unset it to let the plan choose");
 }
 
-ConvPlan make_plan(const ConvProblem& problem, const Device& device, EngineChoice choice, Notes* notes) {
+ConvPlan make_plan(const ConvProblem& problem, const Device& device, const EngineChoice& choice, Notes* notes) {
   const auto note = [notes](const auto&... words) {
     if (notes) notes->push_back(sentence(words...));
   };
@@ -294,7 +308,7 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, EngineChoic
     note("sm80: ", why);
     return torch;
   }
-  if (choice == EngineChoice::kTorch) {
+  if (choice.kind == EngineChoice::kTorch) {
     note("sm80: RESNET_FUSED_CUDA_ENGINE is torch");
     return torch;
   }
@@ -305,9 +319,14 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, EngineChoic
   // More channels than bytes fit nowhere, and must not overflow on the way to that answer.
   const int32_t channels = std::min(prologue_channels(problem), device.smem_per_block);
   int best = 0;
+  const auto allowed = [&](const ConvFwdTile& t) {
+    return !choice.tile_m || (t.m == choice.tile_m && t.n == choice.tile_n);
+  };
   for (int i = 0; i < kTiles; ++i) {
-    const int32_t smem = conv_fwd_smem(kConvFwdTiles[i], problem.mode, channels);
-    if (smem <= device.smem_per_block) candidates[i] = best_split(model, problem, kConvFwdTiles[i], smem, compulsory);
+    const ConvFwdTile& tile = kConvFwdTiles[i];
+    const int32_t smem = conv_fwd_smem(tile, problem.mode, channels);
+    if (smem <= device.smem_per_block && allowed(tile))
+      candidates[i] = best_split(model, problem, tile, smem, compulsory, choice.splits);
     if (candidates[i].ns < candidates[best].ns) best = i;
   }
   const bool fits = candidates[best].ns < std::numeric_limits<double>::infinity();
@@ -318,12 +337,16 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, EngineChoic
     passes = torch_passes(model, problem);
     torch.microseconds = (convolutions + passes) / 1e3;
   }
-  const bool kernel = fits && (choice == EngineChoice::kSm80 || candidates[best].ns <= convolutions + passes);
+  const bool kernel = fits && (choice.kind == EngineChoice::kSm80 || candidates[best].ns <= convolutions + passes);
 
   if (notes) {
     for (int i = 0; i < kTiles; ++i) {
       const ConvFwdTile& tile = kConvFwdTiles[i];
       if (kernel && i == best) continue;
+      if (!allowed(tile)) {
+        note("sm80 ", tile.m, "x", tile.n, ": RESNET_FUSED_CUDA_ENGINE names another tile");
+        continue;
+      }
       const int32_t smem = conv_fwd_smem(tile, problem.mode, channels);
       if (smem > device.smem_per_block) {
         note("sm80 ", tile.m, "x", tile.n, ": a block wants ", smem, " bytes of shared memory, and may have ",
@@ -335,7 +358,7 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, EngineChoic
            occupancy(tiles_of(tile, problem.main) * slices, splits, device.sm_count), ", ", candidates[i].ns / 1e3,
            " us predicted");
     }
-    if (kernel && choice == EngineChoice::kSm80)
+    if (kernel && choice.kind == EngineChoice::kSm80)
       note("torch: RESNET_FUSED_CUDA_ENGINE is sm80");
     else if (kernel)
       note("torch: ", torch.microseconds, " us predicted, ", passes / 1e3,

@@ -43,17 +43,24 @@ struct ConvPlan {
   double microseconds = 0;  // PREDICTION of the model in plan.cpp; 0: none, the kernel cannot run
 };
 
-// kModel: what the model predicts to be faster. kSm80: the kernel wherever it can run. kTorch: never the kernel.
-enum class EngineChoice : int32_t { kModel, kSm80, kTorch };
+// What a person asks for over the model's head: to compare, to measure, to run every kernel once on a new GPU.
+struct EngineChoice {
+  enum Kind : int32_t { kModel, kSm80, kTorch };
 
-// The value of RESNET_FUSED_CUDA_ENGINE, null or empty for none; throws a sentence at any other than sm80 and torch.
+  Kind kind = kModel;  // kModel: what is predicted to be faster. kSm80: the kernel wherever it can run. kTorch: never
+  int32_t tile_m = 0, tile_n = 0;  // kSm80: this tile only; 0: any
+  int32_t splits = 0;              // and the depth in so many parts, or as many as there are steps; 0: any
+};
+
+// RESNET_FUSED_CUDA_ENGINE: torch, sm80, sm80:64x64, sm80:64x64:4; null or empty: kModel. Throws a sentence at any
+// other.
 EngineChoice engine_choice(const char* text);
 
 // Why the candidates that lost did: "sm80 128x128: 4 blocks leave 104 of 108 SMs idle, ...", in the order tried.
 using Notes = std::vector<std::string>;
 
 // notes may be null: nothing is formatted then.
-ConvPlan make_plan(const ConvProblem& problem, const Device& device, EngineChoice choice = EngineChoice::kModel,
+ConvPlan make_plan(const ConvProblem& problem, const Device& device, const EngineChoice& choice = {},
                    Notes* notes = nullptr);
 std::string to_string(const ConvPlan& plan);  // one line
 

@@ -29,7 +29,7 @@ MOST_OUTPUT = 6000  # characters of a compiler's complaint
 COMMON = "-std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off"
 STRICT = "-Wall -Wextra -Werror"
 # Every plain access calls a hook of runtime/hooks.cpp, and calls keep their return address: reports name the line. The
-# guards of static variables would want hooks for atomics; only the host's code has such.
+# guards of static variables would want hooks for atomics; only the host's code has such. A fiber has 256 KiB of stack.
 CHECKED = (
     "-g1 -fsanitize=thread,alignment --param tsan-instrument-func-entry-exit=0 -fno-optimize-sibling-calls"
     " -fno-threadsafe-statics -Wno-unknown-pragmas"
@@ -103,7 +103,7 @@ def _rules(folder: Path, include: Iterable[Path]) -> list[str]:
     system = f"-isystem {pybind11.get_include()} -isystem {sysconfig.get_paths()['include']}"
     # A planted bug is run briefly, so that its compilation is what takes time; and it may leave a variable unused.
     planted = (folder / "include").exists()
-    how = "-O0 -w" if planted else f"-O1 {STRICT} -Wno-sign-compare"
+    how = "-O0 -w" if planted else f"-O1 {STRICT} -Wframe-larger-than=65536"
     flags = {
         "kernel": f"{CHECKED} {how} {own}",
         "runtime": f"-O2 {STRICT} {own}",

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "cuda/bn/batch_norm.h"
+#include "cuda/batch_norm.h"
 #include "cuda/dtype.h"
 
 namespace resnet_fused::cuda {

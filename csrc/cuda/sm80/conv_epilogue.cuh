@@ -41,8 +41,8 @@ struct Transpose {
 // Where a warp's rows and a lane's columns are in the output, for chunks of kPer elements.
 template <typename Config, int kPer>
 struct WarpPlace {
-  static constexpr uint32_t kLanesARow = Config::kWarpN / kPer;
-  static constexpr uint32_t kRowsAPass = 32 / kLanesARow, kPasses = 16 / kRowsAPass;
+  static constexpr int kLanesARow = Config::kWarpN / kPer;
+  static constexpr int kRowsAPass = 32 / kLanesARow, kPasses = 16 / kRowsAPass;
   static_assert(kPasses >= 1);
 
   uint32_t lane = threadIdx.x % 32, part = threadIdx.x / 32;

@@ -1,7 +1,7 @@
 // Implicit GEMM: output pixels are rows, and a row's depth is taps x input channels, gathered on the fly. The depth is
 // cut into chunks of 16 bytes, so that a filter of few channels fills a step with several taps.
 #pragma once
-#include "cuda/sm80/conv_fwd.h"
+#include "cuda/conv.h"
 
 namespace resnet_fused::cuda {
 

@@ -1,6 +1,6 @@
 // BatchNorm as y * scale + shift for the kCount consecutive channels of one thread, in registers.
 #pragma once
-#include "cuda/bn/batch_norm.h"
+#include "cuda/batch_norm.h"
 #include "cuda/tile/element.cuh"
 
 namespace resnet_fused::cuda {

@@ -1,7 +1,7 @@
 // BatchNormVectors from Python. Tensors arrive as addresses; the caller keeps them alive.
 #pragma once
 #include "bindings/python.h"
-#include "cuda/bn/batch_norm.h"
+#include "cuda/batch_norm.h"
 
 namespace cuda_on_cpu::bindings {
 

@@ -1,7 +1,6 @@
 #include "runtime/fiber.h"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <new>
 
@@ -97,11 +96,10 @@ void Stacks::open(unsigned worker, unsigned threads) {
     const uintptr_t aligned = (reinterpret_cast<uintptr_t>(memory) + kStackBytes - 1) / kStackBytes * kStackBytes;
     begin_ = reinterpret_cast<char*>(aligned);
   }
-  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  for (unsigned& i = opened_[worker]; i < threads; ++i) {
-    char* slot = begin_ + (static_cast<size_t>(worker) * kMostThreads + i) * kStackBytes;
-    if (mprotect(slot + page, kStackBytes - page, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
-  }
+  if (threads <= opened_[worker]) return;
+  char* first = begin_ + static_cast<size_t>(worker) * kMostThreads * kStackBytes;
+  if (mprotect(first, threads * kStackBytes, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
+  opened_[worker] = threads;
 }
 
 void* Stacks::start(unsigned worker, unsigned thread, void (*entry)()) const {

@@ -16,7 +16,8 @@ constexpr unsigned kMostWorkers = 16;    // blocks that run at once, each on an 
 // All stacks, in one piece of address space: `kMostThreads` slots for each worker.
 class Stacks {
  public:
-  // Makes a worker's first `threads` stacks usable. The page below each stays closed: an overflow crashes there.
+  // Makes a worker's first `threads` stacks usable. No page between them is closed: a process may have 65530 mappings,
+  // and a test loads many modules. That frames are far smaller is left to the compiler (see build.py).
   void open(unsigned worker, unsigned threads);
 
   // What cuda_on_cpu_switch goes to, to start `entry` on a stack. entry must not return.
