@@ -110,7 +110,7 @@ def _rules(plan: Plan) -> list[str]:
         nvcc = [
             str(plan.toolkit.nvcc), "-ccbin", plan.cxx, "-std=c++17", "-O3", "--expt-relaxed-constexpr",
             "-DUSE_CUDA", define,
-            "-Xcompiler", ",".join([*COMPILE[1:], *WARNINGS, remap]), *[arch.flag for arch in plan.archs],
+            "-Xcompiler", ",".join([*COMPILE[1:], *WARNINGS, remap]),
             # zstd: half the size. The oldest driver that runs CUDA 13 code can unpack it; for CUDA 12 that is not so.
             *(["--compress-mode=size"] if plan.toolkit.version >= (13, 0) else []),
             *include,
@@ -132,6 +132,10 @@ def _compile(plan: Plan, module: str, source: Path, out: Path) -> list[str]:
     flags: list[str] = []
     if source.suffix == ".c":
         flags = [f"-DRF_MODULE={module}"]
+    elif source.suffix == ".cu":
+        # wgmma and im2col TMA exist in the code that is tied to Hopper, and nowhere else.
+        archs = [Arch("90a", ptx=False)] if "sm90" in source.parts else plan.archs
+        flags = [arch.flag for arch in archs]
     elif "avx512" in source.parts:
         flags = [*AVX512, *(["-mavx512bf16"] if "bf16" in source.stem else [])]
     elif "cuda" in source.parts and source.suffix == ".cpp" and plan.toolkit:

@@ -63,5 +63,5 @@ def listings(file: Path, arch: str) -> dict[str, str]:
 @functools.cache
 def code(file: Path, arch: str) -> dict[str, list[str]]:
     """Each kernel's opcodes with their modifiers, in order, such as ``HMMA.16816.F32.BF16``."""
-    opcode = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P[T\d]+ )?([A-Z][A-Z0-9_.]+)")
+    opcode = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P[T\d]+ )?([A-Z][A-Z0-9_.x]+)")
     return {name: opcode.findall(text) for name, text in listings(file, arch).items()}

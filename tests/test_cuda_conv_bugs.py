@@ -20,6 +20,7 @@ LOOP, EPILOGUE, KERNEL, FINISH, HOST, IM2COL, MMA = (
     "cuda/tile/warp_mma.cuh",
 )
 BARRIER = "    ptx::bar_sync_all();\n    if (step + kStages - 1 < last)"
+TF32 = "float32 not rounded"
 PLANTS = {
     "the step's barrier dropped": (LOOP, BARRIER, "    if (step + kStages - 1 < last)"),
     "one warp skips a barrier": (LOOP, BARRIER, "    if (step != first + 1 || part)" + BARRIER[3:]),
@@ -59,7 +60,7 @@ PLANTS = {
         "lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2",
         "lane % 8 + lane / 8 % 2 * 8, k * 2 + lane / 16",
     ),
-    "float32 not rounded": (MMA, "if constexpr (kDtype == Dtype::kFloat32) round_to_tf32(two);", ""),
+    TF32: (MMA, "if constexpr (kDtype == Dtype::kFloat32) round_to_tf32(two);", ""),
     "shared memory 64 bytes short": (HOST, "return tile.stages *", "return -64 + tile.stages *"),
     "padding gets the prologue": (LOOP, "if (!(rows >> i & 1)) continue;", ""),
     "the prologue looks at another stage's padding": (
@@ -138,10 +139,13 @@ def test_planted_bugs_have_something_to_break(schedule):
     exercise(cuda_on_cpu.load(), schedule)
 
 
+def plant(bug):
+    return cuda_on_cpu.Plant(*PLANTS[bug]), ("conv_fwd_tf32",) if bug == TF32 else ONLY
+
+
 @pytest.mark.parametrize("bug", PLANTS)
-def test_planted_bugs_are_caught(bug):
-    tf32 = bug == "float32 not rounded"
-    kernels = cuda_on_cpu.load(cuda_on_cpu.Plant(*PLANTS[bug]), only=("conv_fwd_tf32",) if tf32 else ONLY)
+def test_planted_bugs_are_caught(planted, bug):
+    kernels = planted(bug)
     for schedule in SCHEDULES:
         with pytest.raises(AssertionError):
-            exercise(kernels, schedule, torch.float32 if tf32 else torch.bfloat16)
+            exercise(kernels, schedule, torch.float32 if bug == TF32 else torch.bfloat16)

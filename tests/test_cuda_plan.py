@@ -31,7 +31,7 @@ def compiled_tiles():
 
 
 class Plan(NamedTuple):
-    engine: str  # "sm80" or "torch"
+    engine: str  # "sm90", "sm80" or "torch"
     tile: tuple[int, int] | None
     dtype: str | None
     mode: str | None
@@ -41,17 +41,18 @@ class Plan(NamedTuple):
     workspace: int
     bytes: int
     microseconds: float | None
-    rejected: list[str]
+    rejected: list[str]  # without sm90's
+    sm90: str | None  # why not sm90/conv_sm90
 
 
 def read(text):
     first, *rejected = text.split("\n  not ")
-    kernel = re.match(r"sm80 (\d+)x(\d+): (\w+), ([a-z ]+), (\d+) tiles of (\d+) bytes of shared memory, ", first)
+    kernel = re.match(r"sm[89]0 (\d+)x(\d+): (\w+), ([a-z ]+), (\d+) tiles of (\d+) bytes of shared memory, ", first)
     splits, workspace = re.search(r"(\d+) splits?, (\d+) bytes of partial sums", first).groups() if kernel else (1, 0)
     time = re.search(r"([\d.]+) us predicted$", first)
     m, n, dtype, mode, tiles, smem = kernel.groups() if kernel else (0, 0, None, None, 0, 0)
     return Plan(
-        "sm80" if kernel else "torch",
+        first[:4] if kernel else "torch",
         (int(m), int(n)) if kernel else None,
         dtype,
         mode,
@@ -61,7 +62,8 @@ def read(text):
         int(workspace),
         int(re.search(r"(\d+) bytes moved", first)[1]),
         float(time[1]) if time else None,
-        rejected,
+        [why for why in rejected if not why.startswith("sm90")],
+        next((why for why in rejected if why.startswith("sm90")), None),
     )
 
 
@@ -243,8 +245,54 @@ def test_the_environment_can_force_either_engine(monkeypatch):
         with pytest.raises(RuntimeError, match=f"RESNET_FUSED_CUDA_ENGINE is {wrong}; one of"):
             plan()
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "cutlass")
-    with pytest.raises(RuntimeError, match="RESNET_FUSED_CUDA_ENGINE is cutlass; one of torch, sm80, sm80:128x128, "):
+    with pytest.raises(
+        RuntimeError, match="RESNET_FUSED_CUDA_ENGINE is cutlass; one of torch, sm80, sm90, sm80:128x128, "
+    ):
         plan()
+
+
+def test_sm90_runs_only_where_it_is_asked_for(monkeypatch):
+    """No GPU has run it yet; what it would take is told."""
+    layer = dict(n=32, hw=28, c=128, k=128, dtype="bfloat16", gpu="h200", residual=True)
+    assert re.fullmatch(
+        r"sm90 \d+x\d+: no GPU has run it yet, RESNET_FUSED_CUDA_ENGINE=sm90 does; [\d.]+ us predicted",
+        plan(**layer).sm90,
+    )
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
+    p = plan(**layer)
+    assert (p.engine, p.splits, p.workspace) == ("sm90", 1, 0)
+    size, pixels = 2, 32 * 28 * 28
+    assert p.bytes == (3 * pixels * 128 + 128 * 128 * 9) * size
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90:256x128")
+    p = plan(**layer)
+    assert (p.tile, p.tiles, p.smem) == ((256, 128), pixels // 256, 3 * (256 + 128) * 128 + 256 * 128 * 2 + 256)
+    elsewhere = {
+        "the GPU is sm_80, and wgmma": dict(gpu="a100"),
+        "float32 would need wgmma of TF32": dict(dtype="float32"),
+        "the convolution has 72 input channels; a multiple of 64 expected": dict(c=72),
+        "the projection has 40 input channels": dict(mode="projection", proj_c=40),
+        "no tile of that size has this mode": dict(mode="prologue"),
+        "strides of 9x9; a tensor map takes 8": dict(hw=90, r=1, stride=9),
+        "'s filter reaches 260 pixels": dict(dilation=130, hw=300, padding=0),
+    }
+    for why, change in elsewhere.items():
+        p = plan(**{**layer, **change})
+        assert p.engine != "sm90"
+        assert why in p.sm90
+
+
+def test_what_sm90_selects_is_what_is_compiled(monkeypatch):
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
+    tiles = {"plain": {(256, 128), (256, 64), (128, 128)}}
+    selected = {
+        (dtype, p.tile, mode)
+        for dtype, mode, n, hw, k in itertools.product(
+            ["float16", "bfloat16"], MODES, [1, 8, 64, 256], [7, 14, 28, 56], [64, 128, 512]
+        )
+        if (p := plan(n=n, hw=hw, c=64, k=k, dtype=dtype, mode=mode, gpu="h200")).engine == "sm90"
+    }
+    menu = {(d, t, m) for d in ("float16", "bfloat16") for m in MODES for t in tiles.get(m, {(256, 64), (128, 128)})}
+    assert selected == menu
 
 
 @pytest.mark.parametrize(

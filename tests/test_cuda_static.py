@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import cuda_on_cpu
 import pytest
 import sass
 
+from build_tools import toolchain
 from resnet_fused import _build_info
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,7 +31,7 @@ each_arch = pytest.mark.parametrize("arch", ARCHS)
 
 def family(name: str) -> str:
     """conv_fwd_kernel, from the mangled name."""
-    return re.search(r"\d+([a-z_]+_kernel)I", name)[1]
+    return re.search(r"4cuda\d+([a-z]\w*?_kernel)I", name)[1]
 
 
 def named(arch: str, kernel: str) -> dict[str, list[str]]:
@@ -41,7 +44,7 @@ def bn_add_act_variant(mangled: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.search(r"DtypeE(\d)ELi(\d)E.*LayoutE(\d)E.*ShortcutE(\d)E", mangled).groups())
 
 
-def conv_fwd_variant(mangled: str) -> tuple[int, ...]:
+def conv_variant(mangled: str) -> tuple[int, ...]:
     """dtype, tile, mode"""
     return tuple(int(n) for n in re.search(r"DtypeE(\d)ELi(\d)EL.*ModeE(\d)E", mangled).groups())
 
@@ -51,9 +54,12 @@ def test_every_architecture_has_every_kernel():
     kernels = sass.kernels(LIBRARY)
     per_arch = {arch: {k.name for k in kernels if k.arch == arch} for arch in {k.arch for k in kernels}}
     assert set(per_arch) == set(ARCHS)
-    names = per_arch[ARCHS[0]]
-    assert all(found == names for found in per_arch.values())
+    everywhere = {arch: {n for n in names if "sm90" not in family(n)} for arch, names in per_arch.items()}
+    names = everywhere[ARCHS[0]]
+    assert all(found == names for found in everywhere.values())
     assert {family(n) for n in names} == {"bn_add_act_kernel", "conv_fwd_kernel", "conv_finish_kernel"}
+    tied = {arch for arch in ARCHS if per_arch[arch] != names}
+    assert tied == {"sm_90a"}, "wgmma is Hopper's alone"
 
 
 @compiled
@@ -71,11 +77,12 @@ def test_registers_leave_room_to_hide_latency():
 
     conv_fwd: two blocks of the large tile an SM where shared memory has room for them.
     """
-    limits = {"bn_add_act_kernel": 128, "conv_finish_kernel": 128}
+    # conv_sm90: 384 threads, or with a prologue 512, are what an SM's registers are shared by at the start
+    limits = {"bn_add_act_kernel": 128, "conv_finish_kernel": 128, "conv_sm90_kernel": 168}
     for k in sass.kernels(LIBRARY):
         limit = limits.get(family(k.name))
         if family(k.name) == "conv_fwd_kernel":
-            dtype, tile, mode = conv_fwd_variant(k.name)
+            dtype, tile, mode = conv_variant(k.name)
             limit = 128 if tile == 0 and mode == 0 and dtype in (1, 2) else 255
         assert k.registers <= limit, k
 
@@ -89,7 +96,9 @@ def test_the_menu_is_what_the_gpu_gets():
     assert {bn_add_act_variant(n) for n in named(ARCHS[0], "bn_add_act_kernel")} == menu
     tiles = [(128, 128), (128, 64), (64, 64)]
     menu = {(d, tiles.index((m, n)), mode) for d, m, n, mode in emulated.compiled_conv_fwd()}
-    assert {conv_fwd_variant(n) for n in named(ARCHS[0], "conv_fwd_kernel")} == menu
+    assert {conv_variant(n) for n in named(ARCHS[0], "conv_fwd_kernel")} == menu
+    menu = {(d, SM90_TILES.index((m, n)), mode) for d, m, n, mode in emulated.compiled_conv_sm90()}
+    assert {conv_variant(n) for n in named("sm_90a", "conv_sm90_kernel")} == menu
 
 
 @compiled
@@ -113,7 +122,7 @@ def test_bn_add_act_moves_16_bytes_a_thread(arch):
 def test_conv_fwd_runs_on_tensor_cores(arch):
     """Every product on the tensor cores, fed by ldmatrix and asynchronous 16-byte copies; every store 16 bytes wide."""
     for name, code in named(arch, "conv_fwd_kernel").items():
-        dtype, tile, mode = conv_fwd_variant(name)
+        dtype, tile, mode = conv_variant(name)
         products = {i for i in code if i.startswith("HMMA")}
         assert products == {f"HMMA.16816{HALF[str(dtype)]}"} if dtype else {"HMMA.1688.F32.TF32"}, f"{name}: {products}"
         rows, loops = (2 if tile == 2 else 4), (2 if mode >= 2 else 1)
@@ -140,6 +149,41 @@ def test_conv_finish_moves_16_bytes_a_thread(arch):
         assert any(i.startswith("LDG") and ".128" in i for i in code), name
 
 
+SM90_TILES = [(256, 128), (256, 64), (128, 128)]
+
+
+@compiled
+def test_conv_sm90_runs_on_wgmma_and_tma():
+    """Operands by TMA, products by wgmma of the tile's width, the output turned by stmatrix and stored by TMA."""
+    for name, code in named("sm_90a", "conv_sm90_kernel").items():
+        dtype, tile, mode = conv_variant(name)
+        columns = 256 if tile == 0 else 128
+        kind = f"HGMMA.64x{columns}x16{HALF[str(dtype)]}"
+        products = [i for i in code if "MMA" in i]
+        assert set(products) == {kind}, f"{name}: {set(products)}"
+        # four steps of 16 a stage; the projection's loop beside the main one
+        assert len(products) % (4 * (2 if mode >= 2 else 1)) == 0, name
+        loads = {i for i in code if i.startswith("UTMALDG")}
+        assert loads == {"UTMALDG.4D.IM2COL", "UTMALDG.2D"}, f"{name}: {loads}"
+        assert {i for i in code if i.startswith("UTMASTG")} == {"UTMASTG.2D"}, name
+        assert "STSM.16.MT88.4" in code, name
+        assert any(i.startswith("LDSM.16.MT88.4") for i in code) == (mode < 2), f"{name}: the residual"
+        assert not [i for i in code if i.startswith("STG")], f"{name}: every store is TMA's"
+
+
+def test_ptxas_does_not_serialise_wgmma(tmp_path):
+    """C7508 to C7514: it ignored setmaxnreg, or lets wgmmas wait for each other."""
+    toolkit, why = toolchain.find_toolkit(os.environ)
+    if toolkit is None:
+        pytest.skip(f"no CUDA toolkit: {why}")
+    source = CUDA / "sm90" / "conv_sm90_bf16.cu"
+    command = [toolkit.nvcc, "-cubin", "-arch=sm_90a", "-std=c++17", "-O3", "--expt-relaxed-constexpr"]
+    command += [f"-I{ROOT / 'csrc'}", source, "-o", tmp_path / "cubin"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not re.findall(r"C75\d\d|warning", done.stdout + done.stderr)
+
+
 def declarations(path: Path) -> set[str]:
     """Signatures of the namespace's __device__ functions, one line each."""
     text = path.read_text()
@@ -156,7 +200,7 @@ def test_every_instruction_has_an_emulated_twin(twin):
 
 def test_kernel_sources_are_free_of_the_cuda_runtime():
     """Kernels include our own headers only, launch through LAUNCH, and keep assembly below ptx/."""
-    standard = {"<cstdint>", "<stdexcept>", "<type_traits>", "<utility>", "<vector>"}
+    standard = {"<algorithm>", "<cstdint>", "<stdexcept>", "<type_traits>", "<utility>", "<vector>"}
     for path in [*CUDA.rglob("*.cuh"), *CUDA.rglob("*.cu"), CUDA / "kernels.h"]:
         text = path.read_text()
         for include in re.findall(r'#include ([<"][^>"]+[>"])', text):

@@ -48,4 +48,15 @@ constexpr bool has_prologue(ConvFwdMode mode) {
   return mode == ConvFwdMode::kPrologue || mode == ConvFwdMode::kProjectionPrologue;
 }
 
+// What distinguishes one compiled kernel of a family from another.
+struct ConvFwdVariant {
+  Dtype dtype;             // kFloat32 multiplies as tf32
+  int32_t tile_m, tile_n;  // output pixels and channels of a block
+  ConvFwdMode mode;
+
+  bool operator==(const ConvFwdVariant& o) const {
+    return dtype == o.dtype && tile_m == o.tile_m && tile_n == o.tile_n && mode == o.mode;
+  }
+};
+
 }  // namespace resnet_fused::cuda

@@ -6,6 +6,7 @@
 #include "cuda/bn/bn_add_act.h"
 #include "cuda/queue.h"
 #include "cuda/sm80/conv_fwd.h"
+#include "cuda/sm90/conv_sm90.h"
 
 namespace resnet_fused::cuda {
 
@@ -15,5 +16,9 @@ std::vector<BnAddActVariant> compiled_bn_add_act();
 // With params.splits > 1 it launches two kernels: partial sums, then conv_finish, which adds them in a fixed order.
 void launch_conv_fwd(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue);
 std::vector<ConvFwdVariant> compiled_conv_fwd();
+
+// Hopper only. params.splits is 1.
+void launch_conv_sm90(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue);
+std::vector<ConvFwdVariant> compiled_conv_sm90();
 
 }  // namespace resnet_fused::cuda

@@ -199,7 +199,8 @@ Tensor run_kernel(const Call& call, const ConvPlan& plan) {
   p.partials = partials ? static_cast<float*>(partials->mutable_data_ptr()) : nullptr;
   p.splits = plan.splits;
   p.relu = call.relu;
-  launch_conv_fwd(p, plan.variant, current_queue(conv.x.get_device_index()));
+  const auto launch = plan.engine == ConvEngine::kSm90 ? &launch_conv_sm90 : &launch_conv_fwd;
+  launch(p, plan.variant, current_queue(conv.x.get_device_index()));
   return aten_contiguous(out, conv.channels_last);
 }
 
@@ -208,7 +209,7 @@ Tensor run(const Call& call) {
   const int device = call.conv.x.get_device_index();
   const DeviceGuard guard(device);
   const ConvPlan plan = make_plan(problem_of(call), device_numbers(device), choice);
-  return plan.engine == ConvEngine::kSm80 ? run_kernel(call, plan) : run_torch(call);
+  return plan.engine == ConvEngine::kTorch ? run_torch(call) : run_kernel(call, plan);
 }
 
 Tensor conv_bn_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,

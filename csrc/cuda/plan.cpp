@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <iomanip>
 #include <limits>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 
@@ -19,6 +20,7 @@ struct Family {
   double macs;            // float16 multiply-adds a clock and SM with float32 sums; tf32 has half
   double sm80_share;      // of them that our main loop reaches with an SM full of warps
   double torch_share;     // of them that cuDNN's best kernel reaches likewise
+  double sm90_share;      // of them that wgmma reaches in our loop; 0: no wgmma
   double l2_bytes_clock;  // that L2 gives an SM in a clock
   double dram_bytes_ns;   // that memory gives an SM in a ns, at 85 % of the data sheet's
   int64_t l2_size;        // bytes
@@ -27,21 +29,22 @@ struct Family {
 constexpr int64_t kMiB = 1 << 20;
 constexpr Family kFamilies[] = {
     // sm_120, RTX 5090: no wgmma and no tcgen05, so that cuDNN has no other instruction than we have
-    {120, 2.4, 256, 0.75, 0.80, 16, 9.0, 96 * kMiB},
+    {120, 2.4, 256, 0.75, 0.80, 0, 16, 9.0, 96 * kMiB},
     // sm_100, B200: mma.sync is taken to do as many multiplications a clock as on sm_90, a third of tcgen05's
-    {100, 1.8, 4096, 0.23, 0.60, 48, 46.0, 126 * kMiB},
+    {100, 1.8, 4096, 0.23, 0.60, 0, 48, 46.0, 126 * kMiB},
     // sm_90, H200: mma.sync reaches about 0.62 of wgmma's rate, and our loop 0.75 of that; wgmma does 0.8 in a GEMM
-    {90, 1.7, 2048, 0.46, 0.65, 48, 32.0, 50 * kMiB},
+    {90, 1.7, 2048, 0.46, 0.65, 0.75, 48, 32.0, 50 * kMiB},
     // sm_89, RTX 4090 and L4
-    {89, 2.4, 256, 0.75, 0.80, 16, 6.0, 48 * kMiB},
+    {89, 2.4, 256, 0.75, 0.80, 0, 16, 6.0, 48 * kMiB},
     // sm_86, RTX 3090 and A10
-    {86, 1.7, 256, 0.75, 0.80, 20, 9.0, 6 * kMiB},
+    {86, 1.7, 256, 0.75, 0.80, 0, 20, 9.0, 6 * kMiB},
     // sm_80, A100
-    {80, 1.41, 1024, 0.65, 0.75, 40, 15.0, 40 * kMiB},
+    {80, 1.41, 1024, 0.65, 0.75, 0, 40, 15.0, 40 * kMiB},
 };
 
 constexpr double kLaunch = 2500;         // ns between the starts of two kernels that do nothing
 constexpr double kFill = 1500;           // clocks: a block's first copies and its epilogue
+constexpr double kSm90Epilogue = 1500;   // clocks: a tile's, of which the next tile's copies do not wait
 constexpr double kFullWarps = 8;         // an SM reaches its share from this many warps on
 constexpr double kOneWarp = 0.3;         // of the share that is left when there are next to none
 constexpr double kPrologueStep = 1.25;   // a step's time when its pixels pass through registers first
@@ -50,6 +53,8 @@ constexpr int32_t kReservedSmem = 1024;  // bytes a block, taken by CUDA
 constexpr int32_t kSplits[] = {2, 3, 4, 6, 8, 12, 16};
 
 constexpr int32_t kOldestArch = 80;
+constexpr int32_t kHopper = 90;                                           // sm_90a's instructions exist there only
+constexpr int32_t kMostStride = 8, kMostCorner = 128, kMostOffset = 255;  // of an im2col tensor map
 constexpr int32_t kChannelMultiple = 8;
 
 template <typename... Args>
@@ -142,6 +147,35 @@ bool takes(const ConvProblem& p, const Device& device, std::string* why) {
          (!has_projection(p.mode) || takes(p.projection, "the projection", why));
 }
 
+// Whether sm90/conv_sm90 takes one of the two convolutions, of those that conv_fwd takes.
+bool takes_sm90(const ConvShape& q, const char* which, std::string* why) {
+  const auto no = [why](const auto&... words) {
+    if (why) *why = sentence(words...);
+    return false;
+  };
+  if (q.c % kConvSm90Depth)
+    return no(which, " has ", q.c, " input channels; a multiple of ", kConvSm90Depth, " expected");
+  const int64_t reach[] = {int64_t{q.dil_h} * (q.r - 1), int64_t{q.dil_w} * (q.s - 1)}, pad[] = {q.pad_h, q.pad_w};
+  for (int i = 0; i < 2; ++i)
+    if (pad[i] > kMostCorner || reach[i] - pad[i] > kMostCorner || reach[i] > kMostOffset)
+      return no(which, "'s filter reaches ", reach[i], " pixels and its padding ", pad[i],
+                ", past the window of a tensor map");
+  if (std::max(q.stride_h, q.stride_w) > kMostStride)
+    return no(which, " has strides of ", q.stride_h, "x", q.stride_w, "; a tensor map takes ", kMostStride, " at most");
+  return true;
+}
+
+bool takes_sm90(const ConvProblem& p, const Device& device, std::string* why) {
+  const auto no = [why](const auto&... words) {
+    if (why) *why = sentence(words...);
+    return false;
+  };
+  if (device.arch != kHopper) return no("the GPU is sm_", device.arch, ", and wgmma and im2col TMA are sm_90a's");
+  if (p.dtype == Dtype::kFloat32) return no("float32 would need wgmma of TF32, which this kernel has not");
+  return takes_sm90(p.main, "the convolution", why) &&
+         (!has_projection(p.mode) || takes_sm90(p.projection, "the projection", why));
+}
+
 struct Model {
   const Device& device;
   const Family& family;
@@ -175,6 +209,15 @@ struct Model {
     const double copies = (tile.m + tile.n) * kConvFwdRowBytes / family.l2_bytes_clock;
     const double clocks = busiest * steps * std::max(multiplications, copies) + ceil_div(busiest, per_sm) * kFill;
     return clocks / family.clock;
+  }
+
+  // ns of sm90/conv_sm90: a block an SM, tile after tile. Its two warpgroups share a tile, so nothing hides its
+  // epilogue.
+  double persist(const ConvSm90Tile& tile, int64_t tiles, int64_t steps) const {
+    const double products = 1.0 * tile.pixels * tile.channels * kConvSm90Depth / (family.macs * family.sm90_share);
+    const double copies = (tile.pixels + tile.channels) * kConvSm90RowBytes / family.l2_bytes_clock;
+    const double rounds = static_cast<double>(ceil_div(tiles, device.sm_count));
+    return (rounds * (steps * std::max(products, copies) + kSm90Epilogue) + kFill) / family.clock;
   }
 
   // Partial sums are written and read through L2, by a second kernel.
@@ -218,6 +261,28 @@ Candidate best_split(const Model& model, const ConvProblem& p, const ConvFwdTile
     if (splits > 1) ns += model.finish(slices * outputs(p.main) * 4);
     if (ns < best.ns) best = {splits, ns};
   });
+  return best;
+}
+
+struct Sm90Candidate {
+  const ConvSm90Tile* tile = nullptr;
+  double ns = std::numeric_limits<double>::infinity();
+};
+
+Sm90Candidate best_sm90(const Model& model, const ConvProblem& p, const EngineChoice& choice, int32_t channels,
+                        int64_t compulsory) {
+  const bool named = choice.kind == EngineChoice::kSm90 && choice.tile_m;
+  int64_t depth = int64_t{p.main.r} * p.main.s * p.main.c / kConvSm90Depth;
+  if (has_projection(p.mode)) depth += p.projection.c / kConvSm90Depth;
+  Sm90Candidate best;
+  for (const ConvSm90Tile& tile : kConvSm90Tiles) {
+    if (named && (tile.pixels != choice.tile_m || tile.channels != choice.tile_n)) continue;
+    if (!conv_sm90_takes(tile, p.mode)) continue;
+    if (conv_sm90_smem(tile, p.mode, channels) > model.device.smem_per_block) continue;
+    const double work = model.persist(tile, conv_sm90_tiles(tile, p.main), depth);
+    const double ns = kLaunch + std::max(compulsory / model.dram(), work);
+    if (ns < best.ns) best = {&tile, ns};
+  }
   return best;
 }
 
@@ -273,27 +338,69 @@ std::string occupancy(int64_t blocks, int32_t splits, int32_t sm_count) {
   return sentence(all, ", ", ceil_div(blocks, sm_count), " on the busiest of ", sm_count, " SMs");
 }
 
+// The plan of sm90/conv_sm90 if somebody asks for it, or else a note on what it would do.
+std::optional<ConvPlan> plan_sm90(const Model& model, const ConvProblem& problem, const EngineChoice& choice,
+                                  int32_t channels, int64_t compulsory, Notes* notes) {
+  const auto note = [notes](const auto&... words) {
+    if (notes) notes->push_back(sentence(words...));
+  };
+  std::string why;
+  if (!takes_sm90(problem, model.device, &why)) {
+    note("sm90: ", why);
+    return std::nullopt;
+  }
+  const Sm90Candidate best = best_sm90(model, problem, choice, channels, compulsory);
+  if (!best.tile) {
+    note("sm90: no tile ", choice.tile_m ? "of that size " : "", "has this mode, or room for it");
+    return std::nullopt;
+  }
+  const ConvSm90Tile& tile = *best.tile;
+  if (choice.kind != EngineChoice::kSm90) {
+    note("sm90 ", tile.pixels, "x", tile.channels, ": no GPU has run it yet, RESNET_FUSED_CUDA_ENGINE=sm90 does; ",
+         best.ns / 1e3, " us predicted");
+    return std::nullopt;
+  }
+  ConvPlan plan;
+  plan.engine = ConvEngine::kSm90;
+  plan.variant = {problem.dtype, tile.pixels, tile.channels, problem.mode};
+  plan.tiles = static_cast<int32_t>(conv_sm90_tiles(tile, problem.main));
+  plan.smem = conv_sm90_smem(tile, problem.mode, channels);
+  plan.bytes = compulsory;
+  plan.microseconds = best.ns / 1e3;
+  note("sm80 and torch: RESNET_FUSED_CUDA_ENGINE is sm90");
+  return plan;
+}
+
 }  // namespace
 
 EngineChoice engine_choice(const char* text) {
   const std::string name = text ? text : "";
   EngineChoice choice;
   if (name.empty()) return choice;
-  if (name == "torch" || name == "sm80") {
-    choice.kind = name == "torch" ? EngineChoice::kTorch : EngineChoice::kSm80;
-    return choice;
-  }
+  const std::string family = name.substr(0, name.find(':'));
+  choice.kind = family == "sm90"    ? EngineChoice::kSm90
+                : family == "sm80"  ? EngineChoice::kSm80
+                : family == "torch" ? EngineChoice::kTorch
+                                    : EngineChoice::kModel;
+  if (choice.kind != EngineChoice::kModel && name == family) return choice;
   int end = 0;
-  choice.kind = EngineChoice::kSm80;
-  std::sscanf(text, "sm80:%dx%d%n:%d%n", &choice.tile_m, &choice.tile_n, &end, &choice.splits, &end);
-  const bool known = std::any_of(std::begin(kConvFwdTiles), std::end(kConvFwdTiles),
-                                 [&](const ConvFwdTile& t) { return t.m == choice.tile_m && t.n == choice.tile_n; });
-  if (known && end == static_cast<int>(name.size()) && choice.splits >= 0) return choice;
+  std::sscanf(name.c_str() + std::min(family.size(), name.size()), ":%dx%d%n:%d%n", &choice.tile_m, &choice.tile_n,
+              &end, &choice.splits, &end);
   std::string tiles;
-  for (const ConvFwdTile& t : kConvFwdTiles) tiles += sentence(", sm80:", t.m, "x", t.n);
-  throw std::runtime_error(
-      "RESNET_FUSED_CUDA_ENGINE is " + name + "; one of torch, sm80" + tiles +
-      " expected, after a tile perhaps :4 for a depth in 4 parts; or unset it to let the plan choose");
+  bool known = false;
+  for (const ConvFwdTile& t : kConvFwdTiles) {
+    known |= choice.kind == EngineChoice::kSm80 && t.m == choice.tile_m && t.n == choice.tile_n && choice.splits >= 0;
+    tiles += sentence(", sm80:", t.m, "x", t.n);
+  }
+  for (const ConvSm90Tile& t : kConvSm90Tiles) {
+    known |= choice.kind == EngineChoice::kSm90 && t.pixels == choice.tile_m && t.channels == choice.tile_n &&
+             choice.splits == 0;
+    tiles += sentence(", sm90:", t.pixels, "x", t.channels);
+  }
+  if (known && family.size() + end == name.size()) return choice;
+  throw std::runtime_error("RESNET_FUSED_CUDA_ENGINE is " + name + "; one of torch, sm80, sm90" + tiles +
+                           " expected, after a tile of sm80 perhaps :4 for a depth in 4 parts; or unset it to let the "
+                           "plan choose");
 }
 
 ConvPlan make_plan(const ConvProblem& problem, const Device& device, const EngineChoice& choice, Notes* notes) {
@@ -320,7 +427,7 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
   const int32_t channels = std::min(prologue_channels(problem), device.smem_per_block);
   int best = 0;
   const auto allowed = [&](const ConvFwdTile& t) {
-    return !choice.tile_m || (t.m == choice.tile_m && t.n == choice.tile_n);
+    return choice.kind != EngineChoice::kSm80 || !choice.tile_m || (t.m == choice.tile_m && t.n == choice.tile_n);
   };
   for (int i = 0; i < kTiles; ++i) {
     const ConvFwdTile& tile = kConvFwdTiles[i];
@@ -329,6 +436,8 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
       candidates[i] = best_split(model, problem, tile, smem, compulsory, choice.splits);
     if (candidates[i].ns < candidates[best].ns) best = i;
   }
+  if (notes || choice.kind == EngineChoice::kSm90)
+    if (const auto plan = plan_sm90(model, problem, choice, channels, compulsory, notes)) return *plan;
   const bool fits = candidates[best].ns < std::numeric_limits<double>::infinity();
   double convolutions = 0, passes = 0;
   if (fits) {
@@ -384,10 +493,10 @@ std::string to_string(const ConvPlan& plan) {
   if (plan.engine == ConvEngine::kTorch)
     return sentence("torch: convolution, then bn_add_act, ", plan.bytes, " bytes moved", time);
   const ConvFwdVariant& v = plan.variant;
-  return sentence("sm80 ", v.tile_m, "x", v.tile_n, ": ", name_of(v.dtype), ", ", name_of(v.mode), ", ", plan.tiles,
-                  " tiles of ", plan.smem, " bytes of shared memory, ", plan.splits,
-                  plan.splits == 1 ? " split, " : " splits, ", plan.workspace, " bytes of partial sums, ", plan.bytes,
-                  " bytes moved", time);
+  return sentence(plan.engine == ConvEngine::kSm90 ? "sm90 " : "sm80 ", v.tile_m, "x", v.tile_n, ": ", name_of(v.dtype),
+                  ", ", name_of(v.mode), ", ", plan.tiles, " tiles of ", plan.smem, " bytes of shared memory, ",
+                  plan.splits, plan.splits == 1 ? " split, " : " splits, ", plan.workspace, " bytes of partial sums, ",
+                  plan.bytes, " bytes moved", time);
 }
 
 }  // namespace resnet_fused::cuda

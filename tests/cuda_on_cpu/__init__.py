@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from typing import NamedTuple
 from .build import BUILD, ROOT, Source, affected, host, import_module, kernels, missing
 from .build import build as build_module
 
-__all__ = ["Plant", "load", "load_own", "missing"]
+__all__ = ["Plant", "load", "load_own", "missing", "prepare"]
 
 
 class Plant(NamedTuple):
@@ -40,6 +41,13 @@ def load(planted: Plant | None = None, only: tuple[str, ...] = ()) -> ModuleType
         return import_module(_build_planted(planted, only))
     only = only or tuple(filter(None, os.environ.get("CUDA_ON_CPU_ONLY", "").split(",")))
     return import_module(_build_clean(only))
+
+
+def prepare(planted: Iterable[tuple[Plant, tuple[str, ...]]]) -> None:
+    """Compiles what ``load(plant, only)`` will be asked for, as many at a time as there are cores."""
+    load()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda arguments: _build_planted(*arguments), planted))
 
 
 def load_own(name: str, sources: Iterable[Path], bindings: Iterable[Path], include: Iterable[Path] = ()) -> ModuleType:

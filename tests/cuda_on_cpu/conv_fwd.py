@@ -76,8 +76,9 @@ def run(
     schedule: str = "stay",
     seed: int = 1,
     sm_count: int = 4,
+    family: str = "conv_fwd",
 ) -> tuple[Tensor, dict]:
-    """The output, channels_last, and the emulator's report."""
+    """The output, channels_last, and the emulator's report. ``family``: conv_fwd (sm80) or conv_sm90."""
     shape = conv.output_shape()
     out = torch.empty(shape, dtype=conv.x.dtype, memory_format=torch.channels_last)
     out.untyped_storage().fill_(POISON)
@@ -97,4 +98,5 @@ def run(
     mode = ("projection" if projection else "") + ("-" if projection and side.pre else "")
     mode = mode + ("prologue" if side.pre else "") or "plain"
     variant = Variant(conv.x.dtype, tile, mode)
-    return out, kernels.run_conv_fwd(buffers, params, variant.raw, sm_count, schedule, seed)
+    launch = getattr(kernels, f"run_{family}")
+    return out, launch(buffers, params, variant.raw, sm_count, schedule, seed)

@@ -7,17 +7,6 @@
 
 namespace resnet_fused::cuda {
 
-// What distinguishes one compiled kernel from another.
-struct ConvFwdVariant {
-  Dtype dtype;             // kFloat32 multiplies as tf32
-  int32_t tile_m, tile_n;  // output pixels and channels of a block
-  ConvFwdMode mode;
-
-  bool operator==(const ConvFwdVariant& o) const {
-    return dtype == o.dtype && tile_m == o.tile_m && tile_n == o.tile_n && mode == o.mode;
-  }
-};
-
 // The tiles that are compiled, of every dtype and mode.
 struct ConvFwdTile {
   int32_t m, n, stages;

@@ -1,4 +1,4 @@
-// sm80/conv_fwd, as Python sees it.
+// sm80/conv_fwd and sm90/conv_sm90, as Python sees them.
 #include "bindings/batch_norm.h"
 #include "cuda/kernels.h"
 
@@ -59,24 +59,28 @@ ConvFwdVariant variant_of(const VariantArg& v) {
   return {static_cast<Dtype>(dtype), tile_m, tile_n, static_cast<ConvFwdMode>(mode)};
 }
 
+template <void (*launch)(const ConvFwdParams&, const ConvFwdVariant&, const Queue&)>
 py::dict run(const std::vector<BufferArg>& buffers, const py::dict& params, const VariantArg& variant, int sm_count,
              const std::string& schedule, uint32_t seed) {
   const ConvFwdParams p = params_of(params);
   begin_session(buffers, schedule, seed);
-  launch_conv_fwd(p, variant_of(variant), {nullptr, sm_count});
+  launch(p, variant_of(variant), {nullptr, sm_count});
   return end_session();
 }
 
+template <std::vector<ConvFwdVariant> (*list)()>
 std::vector<VariantArg> compiled() {
   std::vector<VariantArg> l;
-  for (const ConvFwdVariant& v : compiled_conv_fwd())
+  for (const ConvFwdVariant& v : list())
     l.emplace_back(static_cast<int>(v.dtype), v.tile_m, v.tile_n, static_cast<int>(v.mode));
   return l;
 }
 
 const Binding binding([](py::module_& m) {
-  m.def("run_conv_fwd", &run);
-  m.def("compiled_conv_fwd", &compiled);
+  m.def("run_conv_fwd", &run<launch_conv_fwd>);
+  m.def("compiled_conv_fwd", &compiled<compiled_conv_fwd>);
+  m.def("run_conv_sm90", &run<launch_conv_sm90>);
+  m.def("compiled_conv_sm90", &compiled<compiled_conv_sm90>);
 });
 
 }  // namespace

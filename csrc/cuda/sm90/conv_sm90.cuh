@@ -1,0 +1,51 @@
+// act(bn(conv(x)) + shortcut) on Hopper: TMA feeds shared memory, wgmma multiplies, warps specialise, blocks stay.
+// docs/kernels/sm90_conv_fwd.md has the tiling, the roles and the predictions.
+#pragma once
+#include "cuda/ptx/control.cuh"
+#include "cuda/sm90/conv_sm90_roles.cuh"
+
+namespace resnet_fused::cuda {
+
+template <typename Config>
+__global__ void __launch_bounds__(Config::kThreads, 1)
+    conv_sm90_kernel(const ConvFwdParams p, const __grid_constant__ ConvSm90Maps maps) {
+  DYNAMIC_SMEM(memory);
+  const uint32_t smem = ptx::smem_address(memory), group = threadIdx.x / 128;
+  const ConvSm90Barriers<Config> barriers{smem + Config::kBarriers};
+  const ConvOperands& prepared = Config::kMode == ConvFwdMode::kProjectionPrologue ? p.projection : p.main;
+  const ChannelTable table(memory + Config::kTable, prepared.shape.c);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Config::kStages; ++i) {
+      ptx::mbarrier_init(barriers.full(i), 1);
+      ptx::mbarrier_init(barriers.ready(i), 128);
+      ptx::mbarrier_init(barriers.empty(i), 4 * kConvSm90Consumers);
+    }
+    for (int i = 0; i < kConvSm90Consumers; ++i) {
+      ptx::mbarrier_init(barriers.open(i), 1);
+      ptx::mbarrier_init(barriers.staged(i), 4);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  if constexpr (Config::kPrepares) {
+    const int32_t c = prepared.shape.c;
+    table.template fill<Config::kDtype>(prepared.pre, 0, c, c, threadIdx.x, Config::kThreads);
+  }
+  ptx::bar_sync_all();
+
+  // Registers go from those who copy to those who multiply.
+  if (group == kConvSm90Consumers) {
+    ptx::setmaxnreg_dec<Config::kPrepares ? 56 : 40>();
+    if (threadIdx.x % 128 == 0) produce<Config>(p, maps, smem, barriers);
+    if (threadIdx.x % 128 == 32) store<Config>(p, maps, smem, barriers);
+  } else if (group > kConvSm90Consumers) {
+    if constexpr (Config::kPrepares) {
+      ptx::setmaxnreg_dec<104>();
+      prepare<Config>(p, table, smem, barriers);
+    }
+  } else {
+    ptx::setmaxnreg_inc<Config::kPrepares ? 176 : 232>();
+    consume<Config>(p, smem, group, barriers);
+  }
+}
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,46 @@
+// sm90/conv_fwd on the host: which kernels are compiled, what they need of shared memory. Pure: no torch, no CUDA.
+#pragma once
+#include <cstdint>
+
+#include "cuda/conv.h"
+
+namespace resnet_fused::cuda {
+
+// A block multiplies operands swapped: weights are the GEMM's rows, 64 to a warpgroup, and pixels its columns. Two
+// warpgroups have 64 channels each of the same pixels, or half the pixels each of 64 channels.
+struct ConvSm90Tile {
+  int32_t pixels, channels, stages;
+};
+constexpr ConvSm90Tile kConvSm90Tiles[] = {{256, 128, 3}, {256, 64, 4}, {128, 128, 5}};
+
+constexpr int32_t kConvSm90Depth = 64;     // channels of one tap a step: rows of 128 bytes
+constexpr int32_t kConvSm90Consumers = 2;  // warpgroups
+constexpr int32_t kConvSm90RowBytes = 128;
+constexpr int32_t kConvSm90BarrierBytes = 256;
+
+constexpr int64_t conv_sm90_tiles(const ConvSm90Tile& tile, const ConvShape& q) {
+  const int64_t pixels = static_cast<int64_t>(q.n) * q.p * q.q;
+  return (pixels + tile.pixels - 1) / tile.pixels * ((q.k + tile.channels - 1) / tile.channels);
+}
+
+// Columns of one warpgroup's product.
+constexpr int32_t conv_sm90_columns(const ConvSm90Tile& tile) {
+  return tile.channels == 64 ? tile.pixels / kConvSm90Consumers : tile.pixels;
+}
+
+// 256 columns are 128 sums a thread. A projection would have as many more waiting beside them, and the warpgroup of a
+// prologue leaves a thread 128 registers at the start, of which the instruction alone wants 154.
+constexpr bool conv_sm90_takes(const ConvSm90Tile& tile, ConvFwdMode mode) {
+  return mode == ConvFwdMode::kPlain || conv_sm90_columns(tile) <= 128;
+}
+
+// Producer, consumers, and with a prologue the warpgroup that applies it.
+constexpr int32_t conv_sm90_threads(ConvFwdMode mode) { return 128 * (1 + kConvSm90Consumers + has_prologue(mode)); }
+
+// Dynamic shared memory: the ring, the output tile, the barriers, the prologue's scale and shift.
+constexpr int32_t conv_sm90_smem(const ConvSm90Tile& tile, ConvFwdMode mode, int32_t prologue_channels) {
+  return tile.stages * (tile.pixels + tile.channels) * kConvSm90RowBytes + tile.pixels * tile.channels * 2 +
+         kConvSm90BarrierBytes + (has_prologue(mode) ? prologue_channels * 8 : 0);
+}
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,72 @@
+// What one compiled sm90/conv_fwd kernel is made of.
+#pragma once
+#include "cuda/ptx/wgmma.cuh"
+#include "cuda/sm90/conv_sm90.h"
+#include "cuda/tile/element.cuh"
+#include "cuda/tile/swizzle.cuh"
+
+namespace resnet_fused::cuda {
+
+template <Dtype kDtype_, int kTile_, ConvFwdMode kMode_>
+struct ConvSm90Config {
+  static constexpr Dtype kDtype = kDtype_;
+  static constexpr ConvFwdMode kMode = kMode_;
+  static constexpr ConvSm90Tile kTile = kConvSm90Tiles[kTile_];
+  static constexpr bool kProjects = has_projection(kMode), kPrepares = has_prologue(kMode);
+
+  static constexpr int kPixels = kTile.pixels, kChannels = kTile.channels, kStages = kTile.stages;
+  static constexpr int kColumns = conv_sm90_columns(kTile);
+  static constexpr bool kSharesPixels = kColumns == kPixels;  // the two warpgroups differ in channels
+  static constexpr int kThreads = conv_sm90_threads(kMode);
+
+  // Of shared memory, in bytes from its start; tiles of TMA and wgmma lie at multiples of 1024.
+  static constexpr uint32_t kPixelBytes = kPixels * kRowBytes, kStageBytes = (kPixels + kChannels) * kRowBytes;
+  static constexpr uint32_t kOutBytes = kColumns * kRowBytes;  // of one warpgroup: a row of 64 channels a pixel
+  static constexpr uint32_t kOut = kStages * kStageBytes;
+  static constexpr uint32_t kBarriers = kOut + kConvSm90Consumers * kOutBytes;
+  static constexpr uint32_t kTable = kBarriers + kConvSm90BarrierBytes;
+
+  using Sum = float[kColumns / 2];
+
+  static_assert(kConvSm90RowBytes == kRowBytes && kConvSm90Depth * kSizeOf<kDtype> == kRowBytes);
+  static_assert(kPixelBytes % 1024 == 0 && kStageBytes % 1024 == 0 && kOutBytes % 1024 == 0);
+  static_assert(conv_sm90_takes(kTile, kMode));
+};
+
+// Barriers, each 8 bytes.
+template <typename Config>
+struct ConvSm90Barriers {
+  uint32_t first;
+
+  // A stage's bytes have landed; its prologue has been applied; both consumers are done with it.
+  __device__ __forceinline__ uint32_t full(int stage) const { return first + 8 * stage; }
+  __device__ __forceinline__ uint32_t ready(int stage) const { return full(Config::kStages + stage); }
+  __device__ __forceinline__ uint32_t empty(int stage) const { return full(2 * Config::kStages + stage); }
+  // A consumer's output tile may be written (and holds the residual, if there is one); it has been written.
+  __device__ __forceinline__ uint32_t open(int consumer) const { return full(3 * Config::kStages + consumer); }
+  __device__ __forceinline__ uint32_t staged(int consumer) const {
+    return full(3 * Config::kStages + kConvSm90Consumers + consumer);
+  }
+  static_assert(8 * (3 * Config::kStages + 2 * kConvSm90Consumers) <= kConvSm90BarrierBytes);
+};
+
+// Where a role is in the ring: stages are filled and read in one order, tile after tile.
+template <int kStages>
+struct RingCursor {
+  int stage = 0;
+  uint32_t parity = 0;  // of the phase that ends when the stage's current content has landed
+
+  __device__ __forceinline__ void next() {
+    if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+};
+
+template <typename Config>
+__device__ __forceinline__ void wgmma(typename Config::Sum& d, uint64_t a, uint64_t b, bool accumulate) {
+  if constexpr (Config::kDtype == Dtype::kFloat16)
+    ptx::wgmma_m64k16_f16<Config::kColumns>(d, a, b, accumulate);
+  else
+    ptx::wgmma_m64k16_bf16<Config::kColumns>(d, a, b, accumulate);
+}
+
+}  // namespace resnet_fused::cuda

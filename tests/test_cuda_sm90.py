@@ -1,0 +1,259 @@
+"""sm90/conv_sm90 (TMA, wgmma, specialised warps), run thread by thread on the CPU with every access checked."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import cuda_on_cpu
+import pytest
+import torch
+from cuda_on_cpu.conv_fwd import MODES, Variant, run
+from cuda_on_cpu.tensors import BatchNorm
+from test_cuda_conv import SCHEDULES, batch_norm, check, convolution, eager, randn
+
+if reason := cuda_on_cpu.missing():
+    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
+
+DTYPES = [torch.float16, torch.bfloat16]
+# 256 pixels of 64 channels a warpgroup leave no registers for a projection's sums or a prologue's warpgroup.
+TILES = {(256, 128): ["plain"], (256, 64): MODES, (128, 128): MODES}
+VARIANTS = [Variant(d, t, m) for d, (t, modes) in itertools.product(DTYPES, TILES.items()) for m in modes]
+ON_HOPPER = dict(family="conv_sm90", sm_count=2)
+
+by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+by_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
+by_variant = pytest.mark.parametrize("v", VARIANTS, ids=str)
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return cuda_on_cpu.load()
+
+
+def small_case(v: Variant) -> dict:
+    """More tiles than blocks, ragged in pixels and channels; a depth of more steps than the ring has stages."""
+    h, w = (10, 9) if v.tile[0] == 128 else (13, 12)
+    k = v.tile[1] + 8
+    conv = convolution(v.dtype, 3, 64, h, w, k, 3, 3, padding=1, prologue=v.mode == "prologue")
+    case = dict(tile=v.tile, conv=conv)
+    if v.mode.startswith("projection"):
+        case["projection"] = convolution(
+            v.dtype, 3, 128, 2 * h - 1, 2 * w, k, 1, 1, 2, seed=10, prologue=v.mode.endswith("prologue")
+        )
+    else:
+        case["residual"] = randn(conv.output_shape(), v.dtype, 20)
+    return case
+
+
+def test_the_menu_is_what_is_compiled(kernels):
+    compiled = [Variant.of(raw) for raw in kernels.compiled_conv_sm90()]
+    assert len(compiled) == len(set(compiled))
+    assert set(compiled) == set(VARIANTS)
+
+
+@by_variant
+@by_schedule
+def test_every_variant(kernels, v, schedule):
+    case = small_case(v)
+    report = check(kernels, **case, schedule=schedule, **ON_HOPPER)
+    assert report["bytes_stored"] == math.prod(case["conv"].output_shape()) * 2  # each output once
+
+
+@by_dtype
+@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+def test_without_a_residual(kernels, dtype, tile, relu):
+    check(kernels, tile, convolution(dtype, 2, 64, 9, 9, 64, 1, 1), relu=relu, **ON_HOPPER)
+
+
+# n, c, h, w, k, r, s, stride, padding, dilation
+GEOMETRIES = {
+    "1x1": (2, 128, 5, 7, 72, 1, 1),
+    "1x1, stride 2": (2, 64, 9, 8, 64, 1, 1, 2),
+    "3x3, stride 2": (2, 64, 13, 11, 24, 3, 3, 2, 1),
+    "3x3, dilation 2": (1, 64, 9, 10, 16, 3, 3, 1, 2, 2),
+    "3x3, no padding": (2, 64, 6, 6, 8, 3, 3),
+    "7x7, stride 2": (1, 64, 17, 15, 64, 7, 7, 2, 3),
+    "5x3, each axis its own": (2, 64, 14, 11, 16, 5, 3, (3, 2), (2, 1), (1, 3)),
+    "1x7": (1, 64, 5, 16, 8, 1, 7, 1, (0, 3)),
+    "one pixel": (1, 64, 1, 1, 8, 3, 3, 1, 1),
+    "filter larger than the image": (2, 64, 3, 3, 8, 7, 7, 1, 3),
+    "deep": (1, 512, 3, 3, 16, 3, 3, 1, 1),
+}
+
+
+@by_dtype
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+def test_geometries(kernels, dtype, geometry):
+    check(kernels, (256, 64), convolution(dtype, *geometry), **ON_HOPPER)
+
+
+@by_dtype
+@pytest.mark.parametrize("geometry", ["1x1, stride 2", "3x3, stride 2", "3x3, dilation 2", "7x7, stride 2"])
+def test_prologue_geometries(kernels, dtype, geometry):
+    """Padding stays zero after BatchNorm and ReLU, whatever they make of a zero."""
+    conv = convolution(dtype, *GEOMETRIES[geometry], prologue=True)
+    shifted = conv.pre._replace(beta=conv.pre.beta + 3)
+    check(kernels, (128, 128), conv._replace(pre=shifted), **ON_HOPPER)
+
+
+@by_dtype
+def test_batch_norms_of_every_kind(kernels, dtype):
+    conv = convolution(dtype, 1, 64, 6, 6, 32, 1, 1)
+    bn, wide = conv.bn, batch_norm(64, 5)
+    kinds = [
+        BatchNorm(),
+        BatchNorm(bias=torch.linspace(-1, 1, 32).to(dtype)),
+        bn._replace(gamma=None, beta=None, bias=torch.linspace(-1, 1, 32)),
+        BatchNorm(*(v[::2] for v in wide[:4])),
+        bn._replace(gamma=torch.zeros(32)),
+        batch_norm(32, 6, dtype),
+    ]
+    for kind in kinds:
+        check(kernels, (256, 64), conv._replace(bn=kind), **ON_HOPPER)
+
+
+@by_dtype
+@pytest.mark.parametrize("mode", MODES)
+def test_nonfinite_values(kernels, dtype, mode):
+    case = small_case(Variant(dtype, (128, 128), mode))
+    for target in (case["conv"].x, case["projection"].x if "projection" in case else case["residual"]):
+        target[0, 3, 0, 0], target[0, 5, -1, -1] = torch.nan, torch.inf
+    out, report = run(kernels, **case, **ON_HOPPER)
+    assert report["errors"] == []
+    want = eager(case["conv"], case.get("residual"), case.get("projection"))
+    assert torch.equal(torch.isnan(out), torch.isnan(want))
+    assert torch.equal(torch.isinf(out), torch.isinf(want))
+
+
+@by_dtype
+def test_one_rounding(kernels, dtype):
+    """Identity weights, no BatchNorm: the exact sum with the residual, rounded once."""
+    case = convolution(dtype, 1, 64, 8, 8, 64, 1, 1)
+    weight = torch.eye(64, dtype=dtype)[:, :, None, None].contiguous(memory_format=torch.channels_last)
+    residual = randn((1, 64, 8, 8), dtype, 1)
+    conv = case._replace(weight=weight, bn=BatchNorm())
+    out, _ = run(kernels, (256, 64), conv, residual=residual, relu=False, **ON_HOPPER)
+    torch.testing.assert_close(out, (case.x.float() + residual.float()).to(dtype), rtol=0, atol=0)
+
+
+CONFIG, ROLES, KERNEL, HOST = (
+    "cuda/sm90/conv_sm90_config.cuh",
+    "cuda/sm90/conv_sm90_roles.cuh",
+    "cuda/sm90/conv_sm90.cuh",
+    "cuda/sm90/conv_sm90_variants.cuh",
+)
+READ_STAGE = (
+    "    ptx::mbarrier_wait_parity(Config::kPrepares ? barriers.ready(at.stage) : barriers.full(at.stage), at.parity);"
+)
+PLANTS = {
+    "a stage refilled while it is read": (
+        ROLES,
+        "ptx::mbarrier_wait_parity(barriers.empty(at.stage), at.parity ^ 1);",
+        "",
+    ),
+    "the wrong parity of an empty stage": (
+        ROLES,
+        "barriers.empty(at.stage), at.parity ^ 1)",
+        "barriers.empty(at.stage), at.parity)",
+    ),
+    "too few bytes expected": (
+        ROLES,
+        "barriers.full(at.stage), Config::kStageBytes)",
+        "barriers.full(at.stage), Config::kStageBytes - 128)",
+    ),
+    "too many bytes expected": (
+        ROLES,
+        "barriers.full(at.stage), Config::kStageBytes)",
+        "barriers.full(at.stage), Config::kStageBytes + 128)",
+    ),
+    "a stage read before it has landed": (ROLES, READ_STAGE, ""),
+    "no wgmma fence": (ROLES, "    ptx::wgmma_fence();\n", ""),
+    "a stage released while it is multiplied": (ROLES, "ptx::wgmma_wait_group<1>();", "ptx::wgmma_wait_group<2>();"),
+    "sums read before they are there": (ROLES, "  ptx::wgmma_wait_group<0>();\n", ""),
+    "one warp speaks for four": (
+        ROLES,
+        "const bool speaks = threadIdx.x % 32 == 0;",
+        "const bool speaks = threadIdx.x % 128 == 0;",
+    ),
+    "one warp speaks for four, and is believed": (
+        KERNEL,
+        "barriers.empty(i), 4 * kConvSm90Consumers)",
+        "barriers.empty(i), kConvSm90Consumers)",
+    ),
+    "the prologue before the stage has landed": (
+        ROLES,
+        "ptx::mbarrier_wait_parity(barriers.full(at.stage), at.parity);\n    const ChannelRegisters",
+        "const ChannelRegisters",
+    ),
+    "the prologue's stores not shown to wgmma": (
+        ROLES,
+        "    ptx::fence_proxy_async();  // wgmma reads by another way than these stores\n",
+        "",
+    ),
+    "the prologue in the padding": (ROLES, "      if (!pixels.valid(i, tap)) continue;\n", ""),
+    "half a prologue": (KERNEL, "barriers.ready(i), 128)", "barriers.ready(i), 64)"),
+    "the output not shown to TMA": (
+        ROLES,
+        "    ptx::fence_proxy_async();  // TMA reads by another way than stmatrix wrote\n",
+        "",
+    ),
+    "the output stored too early": (ROLES, "      ptx::mbarrier_wait_parity(barriers.staged(i), parity);\n", ""),
+    "one warp's output is enough": (KERNEL, "barriers.staged(i), 4)", "barriers.staged(i), 1)"),
+    "the output overwritten while it is stored": (
+        ROLES,
+        "    ptx::bulk_wait_group_read<0>();  // the next",
+        "    // the next",
+    ),
+    "the residual not waited for": (ROLES, "    ptx::mbarrier_wait_parity(barriers.open(consumer), parity);\n", ""),
+    "barriers used before they are made": (
+        KERNEL,
+        "  ptx::bar_sync_all();\n\n  // Registers go",
+        "\n  // Registers go",
+    ),
+    "tiles of another swizzle": (
+        HOST,
+        "  box.swizzle = Swizzle::k128;\n  return encode_tiled",
+        "  box.swizzle = Swizzle::kNone;\n  return encode_tiled",
+    ),
+    "weights of the other warpgroup": (
+        ROLES,
+        "(Config::kSharesPixels ? consumer * 64 * kRowBytes : 0);\n  const uint32_t pixels",
+        "(Config::kSharesPixels ? (1 - consumer) * 64 * kRowBytes : 0);\n  const uint32_t pixels",
+    ),
+    "rows and columns of taps swapped": (
+        ROLES,
+        "static_cast<uint16_t>(s * shape.dil_w),",
+        "static_cast<uint16_t>(r * shape.dil_w),",
+    ),
+    "a step too few": (
+        ROLES,
+        "return shape.r * shape.s * (shape.c / kConvSm90Depth);",
+        "return shape.r * shape.s * (shape.c / kConvSm90Depth) - 1;",
+    ),
+}
+
+
+def exercise(kernels, schedule):
+    """What every planted bug must fail: every mode, more tiles than blocks, the large tile with its residual."""
+    for mode in MODES:
+        check(kernels, **small_case(Variant(torch.bfloat16, (128, 128), mode)), schedule=schedule, **ON_HOPPER)
+    check(kernels, **small_case(Variant(torch.bfloat16, (256, 64), "plain")), schedule=schedule, **ON_HOPPER)
+
+
+@by_schedule
+def test_planted_bugs_have_something_to_break(kernels, schedule):
+    exercise(kernels, schedule)
+
+
+def plant(bug):
+    return cuda_on_cpu.Plant(*PLANTS[bug]), ("conv_sm90_bf16",)
+
+
+@pytest.mark.parametrize("bug", PLANTS)
+def test_planted_bugs_are_caught(planted, bug):
+    kernels = planted(bug)
+    for schedule in SCHEDULES:
+        with pytest.raises(AssertionError):
+            exercise(kernels, schedule)
