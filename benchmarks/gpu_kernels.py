@@ -3,11 +3,15 @@
 The 3x3 convolution of each of ResNet's four stages with BatchNorm, residual and ReLU; batch 1, 32 and 256; fp16
 and bf16. Every contender is verified against fp64, then captured in a CUDA graph and timed in turn by events, with
 L2 flushed before each sample. Bytes and FLOPs are the fewest possible, so that the share of the roofline, measured
-in the same run by a copy and a matrix product, is a lower bound. Writes ``OUT/kernels-<gpu>.json``.
+in the same run by a copy and a matrix product, is a lower bound. ``RESNET_FUSED_CUDA_ENGINE`` says which kernel is
+ours. Writes ``OUT/kernels-<gpu>-<engine>.json`` after each layer, so that a run cut short is not lost.
 """
 
 import argparse
+import datetime
+import itertools
 import json
+import os
 import platform
 import re
 import statistics
@@ -27,7 +31,13 @@ from .timing import interleave
 STAGES = {"64@56": (64, 56), "128@28": (128, 28), "256@14": (256, 14), "512@7": (512, 7)}
 BATCHES = (1, 32, 256)
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-OURS, CUDNN, EAGER, COMPILED = "resnet_fused", "cudnn_convolution_add_relu", "eager", "torch.compile max-autotune"
+CONTENDERS = {
+    "ours": "resnet_fused",
+    "cudnn": "cudnn_convolution_add_relu",
+    "eager": "eager",
+    "compiled": "torch.compile max-autotune",
+}
+OURS, CUDNN, EAGER, COMPILED = CONTENDERS.values()
 
 
 @dataclass
@@ -40,12 +50,12 @@ class Layer:
     residual: Tensor
 
     @classmethod
-    def random(cls, channels: int, size: int, batch: int, dtype: torch.dtype) -> "Layer":
+    def random(cls, channels: int, size: int, batch: int, dtype: torch.dtype, device: str = "cuda") -> "Layer":
         """Seeded; never zeros, on which chips run faster."""
-        g = torch.Generator(device="cuda").manual_seed(channels + batch)
+        g = torch.Generator(device=device).manual_seed(channels + batch)
 
         def randn(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=g, device="cuda")
+            return torch.randn(shape, generator=g, device=device)
 
         def image(*shape: int) -> Tensor:
             return randn(*shape).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -119,22 +129,23 @@ def roofline() -> dict[str, float]:
     }
 
 
-def measure(layer: Layer, peak: dict[str, float], budget_s: float) -> dict:
+def measure(layer: Layer, names: list[str], peak: dict[str, float], budget_s: float) -> dict:
     """Medians, rates and errors of every contender; who fails has the reason instead."""
     flops, moved = layer.work()
     floor = max(flops / peak["flop_per_s"], moved / peak["bytes_per_s"])
     picked = sorted({0, len(layer.x) - 1})
     expected = layer.expected(picked)
     running, errors, failed = {}, {}, {}
-    for name, call in calls_of(layer).items():
+    calls = calls_of(layer)
+    for name in dict.fromkeys([EAGER, *names]):  # eager always, as the yardstick of correctness
         try:
-            running[name], out = captured(call)
+            running[name], out = captured(calls[name])
             torch.cuda.synchronize()
             errors[name] = (out[picked].double() - expected).abs().max().item()
         except Exception as error:  # a peer that cannot run is reported, not fatal
             failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     ulps = 4 * torch.finfo(layer.x.dtype).eps * expected.abs().max().item()
-    if not errors.get(OURS, float("inf")) <= 2 * errors[EAGER] + ulps:
+    if OURS in names and not errors.get(OURS, float("inf")) <= 2 * errors[EAGER] + ulps:
         failed[OURS] = failed.get(OURS) or f"wrong: error {errors[OURS]:.3e}, eager's is {errors[EAGER]:.3e}"
         running.pop(OURS, None)
     rows = {}
@@ -151,13 +162,15 @@ def measure(layer: Layer, peak: dict[str, float], budget_s: float) -> dict:
     return {"flops": flops, "bytes": moved, "floor_us": floor * 1e6, "contenders": rows, "failed": failed}
 
 
-def environment() -> dict[str, str]:
+def environment(engine: str) -> dict[str, str]:
     """What the numbers belong to."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty=+", "--exclude=*"], capture_output=True, text=True, check=False
     )
     return {
         "gpu": torch.cuda.get_device_name(),
+        "engine": engine,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes"),
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "",
         "cudnn": str(torch.backends.cudnn.version()),
@@ -171,27 +184,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--budget", type=float, default=1.0, help="seconds of timing a layer (%(default)s)")
+    parser.add_argument("--contenders", default=",".join(CONTENDERS), help="(%(default)s)")
     args = parser.parse_args()
+    unknown = set(args.contenders.split(",")) - set(CONTENDERS)
+    if unknown:
+        parser.error(f"--contenders names {', '.join(sorted(unknown))}; any of {', '.join(CONTENDERS)} expected")
     if not torch.cuda.is_available():
         parser.error("no CUDA device: this measures GPU kernels")
     torch.backends.cudnn.benchmark = True  # the peers at their best
+    names = [CONTENDERS[name] for name in args.contenders.split(",")]
+    engine = os.environ.get("RESNET_FUSED_CUDA_ENGINE") or "planned"
+    gpu = torch.cuda.get_device_name()
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{gpu} {engine}".lower()).strip("-")
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / f"kernels-{slug}.json"
     peak = roofline()
     print(f"measured: {peak['bytes_per_s'] * 1e-12:.2f} TB/s, {peak['flop_per_s'] * 1e-12:.0f} TFLOP/s", flush=True)
-    layers = {}
-    for dtype_name, dtype in DTYPES.items():
-        for stage, (channels, size) in STAGES.items():
-            for batch in BATCHES:
-                name = f"{stage} batch {batch} {dtype_name}"
-                with torch.no_grad():
-                    layers[name] = result = measure(Layer.random(channels, size, batch, dtype), peak, args.budget)
-                rows = result["contenders"]
-                cells = [f"{n} {r['median_us']:.1f} us, {r['share_of_roofline']:.0%}" for n, r in rows.items()]
-                print(f"{name}: " + "; ".join(cells + [f"{n} failed: {why}" for n, why in result["failed"].items()]),
-                      flush=True)  # fmt: skip
-    args.out.mkdir(parents=True, exist_ok=True)
-    gpu = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
-    path = args.out / f"kernels-{gpu}.json"
-    path.write_text(json.dumps({"environment": environment(), "roofline": peak, "layers": layers}, indent=1))
+    layers: dict[str, dict] = {}
+    for (dtype_name, dtype), (stage, (channels, size)), batch in itertools.product(
+        DTYPES.items(), STAGES.items(), BATCHES
+    ):
+        name = f"{stage} batch {batch} {dtype_name}"
+        with torch.no_grad():
+            layers[name] = result = measure(Layer.random(channels, size, batch, dtype), names, peak, args.budget)
+        rows = result["contenders"]
+        cells = [f"{n} {r['median_us']:.1f} us, {r['share_of_roofline']:.0%}" for n, r in rows.items()]
+        cells += [f"{n} failed: {why}" for n, why in result["failed"].items()]
+        print(f"{name}: {'; '.join(cells)}", flush=True)
+        report = {"environment": environment(engine), "roofline": peak, "layers": layers}
+        path.write_text(json.dumps(report, indent=1))
     print(path)
     broken = [name for name, result in layers.items() if OURS in result["failed"]]
     if broken:

@@ -216,6 +216,12 @@ def test_projection(dtype, tf32, memory_format, shape, proj_c, proj_stride, pre)
 
 
 TILES = ["sm80:128x128", "sm80:128x64", "sm80:64x64", "sm80:128x128:3", "sm80:128x64:3", "sm80:64x64:3"]
+TILES += [
+    "sm90",
+    "sm90:256x128",
+    "sm90:256x64",
+    "sm90:128x128",
+]  # beyond Hopper, and for shapes they refuse, the model's
 
 
 @pytest.mark.parametrize("engine", ["sm80", "torch", *TILES])
