@@ -21,10 +21,16 @@ class FusedBlock(OwnsPackedWeights):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self._fused(x)
+        if y is None:
+            y = self._trained(x)
         return self._eager_class.forward(self, x) if y is None else y
 
     def _fused(self, x: Tensor) -> Tensor | None:
-        """The block's output, or None where only the eager block is right."""
+        """The block's output where no gradient is needed, or None where this path is not right."""
+        raise NotImplementedError
+
+    def _trained(self, x: Tensor) -> Tensor | None:
+        """The block's output with batch statistics or gradients, or None where only the eager block is right."""
         raise NotImplementedError
 
 
