@@ -193,7 +193,8 @@ def bn_act_backward_reduce(
     most 0. xhat is (x - mean) / sqrt(var + eps).
     """
     g = _wide(_masked(grad, x, gamma, beta, mean, var, eps, out, relu))
-    return g.sum((0, 2, 3)), (g * _normalised(x, mean, var, eps)).sum((0, 2, 3))
+    products = g * (_wide(x) - _per_channel(_wide(mean)))
+    return g.sum((0, 2, 3)), products.sum((0, 2, 3)) * torch.rsqrt(_wide(var) + eps)
 
 
 def bn_act_backward(
@@ -217,7 +218,7 @@ def bn_act_backward(
     """
     g = _wide(_masked(grad, x, gamma, beta, mean, var, eps, out, relu))
     if sum_g is not None and sum_g_xhat is not None:
-        xhat = _normalised(x, mean, var, eps)
+        xhat = (_wide(x) - _per_channel(_wide(mean))) * _per_channel(torch.rsqrt(_wide(var) + eps))
         g = g - _per_channel(_wide(sum_g)) / count - xhat * (_per_channel(_wide(sum_g_xhat)) / count)
     scale = torch.rsqrt(_wide(var) + eps)
     return (g * _per_channel(scale if gamma is None else scale * _wide(gamma))).to(x.dtype)
@@ -237,10 +238,6 @@ def _masked(
     if out is None and relu:
         out = bn_add_act(x, gamma, beta, mean, var, eps, relu=False)
     return grad if out is None else torch.where(out <= 0, 0.0, grad)  # NaN <= 0 is false, as in torch's own backward
-
-
-def _normalised(x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-    return (_wide(x) - _per_channel(_wide(mean))) * _per_channel(torch.rsqrt(_wide(var) + eps))
 
 
 def _wide(x: Tensor) -> Tensor:

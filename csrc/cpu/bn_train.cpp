@@ -2,35 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <limits>
-#include <string>
 
-#include "cpu/bn_train_kernels.h"
+#include "cpu/bn_kernels.h"
 #include "cpu/dispatch.h"
-#include "cpu/plan.h"
 #include "cpu/scale_shift.h"
 #include "cpu/segments.h"
 
 namespace resnet_fused::cpu {
 
 namespace {
-
-template <typename T, typename Acc>
-const TrainKernels<T, Acc>& kernels() {
-#if defined(__x86_64__)
-  // RESNET_FUSED_CPU_ENGINE leaves out the AVX-512 engines, and so these, for tests.
-  const char* forced = std::getenv("RESNET_FUSED_CPU_ENGINE");
-  static const CpuFeatures cpu = cpu_features();
-  if (!forced || !*forced || std::string(forced) == "direct") {
-    if constexpr (std::is_same_v<T, float>)
-      if (cpu.avx512) return avx512::train_kernels_fp32;
-    if constexpr (std::is_same_v<T, BFloat16>)
-      if (cpu.avx512_bf16) return avx512::train_kernels_bf16;
-  }
-#endif
-  return portable_train_kernels<T, Acc>();
-}
 
 // One value a channel, in the dtype of statistics
 template <typename Acc>
@@ -60,7 +40,7 @@ void moments_of_channel(const T* x, const Segments& s, int64_t channel, double* 
     for (int64_t i = 0; i < s.count(); ++i) {
       pixels += static_cast<double>(s.pixels(i));
       for (int64_t p = 0; p < s.pixels(i); ++p)
-        total += term(static_cast<double>(load(x[s.offset(i, channel, p) + (s.nhwc() ? channel : 0)])));
+        total += term(static_cast<double>(load(x[s.offset(i, channel, p)])));
     }
     return total / pixels;
   };
@@ -86,25 +66,39 @@ void join(const Segments& s, Partials& parts, int64_t begin, int64_t end, double
   if (pixels == 0) std::fill(mean + begin, mean + end, std::nan(""));
 }
 
-constexpr int64_t kSamples = 16;
-constexpr int64_t kGrain = 16384;  // elements a thread takes at least
+// Some values of every channel of a segment, four neighbours at four places of its first image
+template <typename T>
+struct Samples {
+  Samples(const T* x, const Segments& s, int64_t segment, int64_t channel, int64_t pixels) {
+    count = std::min<int64_t>(16, pixels);
+    for (int64_t i = 0; i < count; ++i)
+      rows[i] = x + s.offset(segment, channel, count < 16 ? i : i / 4 * (pixels / 4) + i % 4);
+  }
+  int64_t count;
+  const T* rows[16];
+};
 
 template <typename T, typename Acc>
 std::tuple<Tensor, Tensor> moments(const Tensor& x, const Segments& s) {
-  const TrainKernels<T, Acc>& k = kernels<T, Acc>();
+  const BnKernels<T, Acc>& k = bn_kernels<T, Acc>();
   const T* px = data<T>(x);
   Partials parts(s);
   s.for_each([&](int64_t segment, int64_t channel, int64_t width) {
-    const int64_t pixels = s.pixels(segment), samples = std::min(kSamples, pixels);
-    const T* rows[kSamples];
-    for (int64_t i = 0; i < samples; ++i) rows[i] = px + s.offset(segment, channel, i * pixels / samples);
     std::vector<Acc> center(width);
-    k.center(rows, samples, width, center.data());
+    if (s.planes())
+      for (int64_t c = 0; c < width; ++c) {
+        const Samples<T> samples(px, s, segment, channel + c, s.area());
+        k.center(samples.rows, samples.count, 1, &center[c]);
+      }
+    else {
+      const Samples<T> samples(px, s, segment, channel, s.pixels(segment));
+      k.center(samples.rows, samples.count, width, center.data());
+    }
     double *mean = parts.first(segment) + channel, *squares = parts.second(segment) + channel;
-    s.for_each_run(segment, channel, [&](int64_t at, int64_t count) {
-      k.sum_squares(px + at, center.data(), count, width, mean, squares);
+    s.for_each_block(segment, channel, width, [&](int64_t at, Block block) {
+      k.sum_squares(px + at, center.data(), block, mean, squares);
     });
-    const double share = 1.0 / static_cast<double>(pixels);
+    const double share = 1.0 / static_cast<double>(s.pixels(segment));
     for (int64_t c = 0; c < width; ++c) {
       const double sum = mean[c];
       mean[c] = static_cast<double>(center[c]) + sum * share;
@@ -134,7 +128,12 @@ struct Source {
   }
   // From element `at` of channel `channel` on
   Masked<T, Acc> from(int64_t at, int64_t channel) const {
-    return {grad + at, x + at, out ? out + at : nullptr, affine.scale.data() + channel, affine.shift.data() + channel,
+    return {grad + at,
+            x + at,
+            out ? out + at : nullptr,
+            affine.scale.data() + channel,
+            affine.shift.data() + channel,
+            mean.data() + channel,
             mask};
   }
   ScaleShift<Acc> affine;
@@ -164,12 +163,12 @@ std::tuple<Tensor, Tensor> gradient_sums(const BnGradient& q) {
     using Acc = typename AccType<T>::type;
     const Segments s(q.x, q.channels_last);
     const Source<T, Acc> source(q);
-    const TrainKernels<T, Acc>& k = kernels<T, Acc>();
+    const BnKernels<T, Acc>& k = bn_kernels<T, Acc>();
     Partials parts(s);
     s.for_each([&](int64_t segment, int64_t channel, int64_t width) {
-      s.for_each_run(segment, channel, [&](int64_t at, int64_t count) {
-        k.sum_gradient(source.from(at, channel), source.mean.data() + channel, count, width,
-                       parts.first(segment) + channel, parts.second(segment) + channel);
+      s.for_each_block(segment, channel, width, [&](int64_t at, Block block) {
+        k.sum_gradient(source.from(at, channel), block, parts.first(segment) + channel,
+                       parts.second(segment) + channel);
       });
     });
     std::vector<double> sum(s.channels()), products(s.channels());
@@ -190,9 +189,9 @@ void gradient_into(const Tensor& to, const BnGradient& q, const OptTensor& sum_g
   dispatch(q.x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using Acc = typename AccType<T>::type;
-    const int64_t channels = q.x.size(1), area = q.x.size(2) * q.x.size(3);
+    const int64_t channels = q.x.size(1);
     const Source<T, Acc> source(q);
-    const TrainKernels<T, Acc>& k = kernels<T, Acc>();
+    const BnKernels<T, Acc>& k = bn_kernels<T, Acc>();
     // a * g + b * (x - mean) + c, with a the BatchNorm's scale
     const std::vector<Acc>& a = source.affine.scale;
     std::vector<Acc> b, c;
@@ -206,17 +205,10 @@ void gradient_into(const Tensor& to, const BnGradient& q, const OptTensor& sum_g
       }
     }
     T* pto = static_cast<T*>(to.mutable_data_ptr());
-    const bool nhwc = q.channels_last || area == 1;
-    const int64_t step = nhwc ? channels : area;
-    const auto run = [&](int64_t at, int64_t channel, int64_t pixels, int64_t width) {
-      k.apply(pto + at, source.from(at, channel), source.mean.data() + channel, a.data() + channel,
-              sum_g ? b.data() + channel : nullptr, sum_g ? c.data() + channel : nullptr, pixels, width);
-    };
-    torch::stable::parallel_for(0, q.x.numel() / step, std::max<int64_t>(1, kGrain / step),
-                                [&](int64_t begin, int64_t end) {
-                                  if (nhwc) return run(begin * channels, 0, end - begin, channels);
-                                  for (int64_t i = begin; i < end; ++i) run(i * area, i % channels, area, 1);
-                                });
+    for_each_block(q.x, q.channels_last, [&](int64_t at, int64_t channel, Block block) {
+      k.apply_gradient(pto + at, source.from(at, channel), a.data() + channel, sum_g ? b.data() + channel : nullptr,
+                       sum_g ? c.data() + channel : nullptr, block);
+    });
   });
 }
 
