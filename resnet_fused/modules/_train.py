@@ -21,7 +21,7 @@ def train(
     """
     dtype = training_dtype(x)
     children = block._modules
-    if dtype is None or not is_relu(children.get("relu")):
+    if dtype is None or not is_relu(children.get("relu")) or not getattr(block, "fused_training", True):
         return None
     pre_activates = norms[0] is not None
     if pre_activates and x.dtype is not dtype:  # eager would normalise x before it rounds
