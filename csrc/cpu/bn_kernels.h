@@ -47,7 +47,7 @@ struct BnKernels {
   void (*sum_squares)(const T* x, const Acc* center, Block block, double* sum, double* squares);
   // Adds the sums of g and of g * (x - mean).
   void (*sum_gradient)(const Masked<T, Acc>& g, Block block, double* sum, double* products);
-  // to = a * g + b * (x - mean) + c; without b, a * g.
+  // to = a * (g - c - b * (x - mean)); without b, a * g.
   void (*apply_gradient)(T* to, const Masked<T, Acc>& g, const Acc* a, const Acc* b, const Acc* c, Block block);
 };
 

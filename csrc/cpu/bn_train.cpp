@@ -39,8 +39,7 @@ void moments_of_channel(const T* x, const Segments& s, int64_t channel, double* 
     double total = 0, pixels = 0;
     for (int64_t i = 0; i < s.count(); ++i) {
       pixels += static_cast<double>(s.pixels(i));
-      for (int64_t p = 0; p < s.pixels(i); ++p)
-        total += term(static_cast<double>(load(x[s.offset(i, channel, p)])));
+      for (int64_t p = 0; p < s.pixels(i); ++p) total += term(static_cast<double>(load(x[s.offset(i, channel, p)])));
     }
     return total / pixels;
   };
@@ -66,16 +65,30 @@ void join(const Segments& s, Partials& parts, int64_t begin, int64_t end, double
   if (pixels == 0) std::fill(mean + begin, mean + end, std::nan(""));
 }
 
-// Some values of every channel of a segment, four neighbours at four places of its first image
+// Some values of each channel of a segment: four neighbours at four places, in NCHW of the first image. They lie as
+// rows of channels, as in NHWC.
 template <typename T>
-struct Samples {
-  Samples(const T* x, const Segments& s, int64_t segment, int64_t channel, int64_t pixels) {
-    count = std::min<int64_t>(16, pixels);
-    for (int64_t i = 0; i < count; ++i)
-      rows[i] = x + s.offset(segment, channel, count < 16 ? i : i / 4 * (pixels / 4) + i % 4);
+class Samples {
+ public:
+  Samples(const T* x, const Segments& s, int64_t segment, int64_t channel, int64_t width) {
+    const int64_t pixels = s.planes() ? s.area() : s.pixels(segment);
+    count_ = std::min(kMost, pixels);
+    if (s.planes()) gathered_.resize(count_ * width);
+    for (int64_t i = 0; i < count_; ++i) {
+      const int64_t pixel = count_ < kMost ? i : i / 4 * (pixels / 4) + i % 4;
+      const T* first = x + s.offset(segment, channel, pixel);
+      rows_[i] = s.planes() ? &gathered_[i * width] : first;
+      for (int64_t c = 0; c < width && s.planes(); ++c) gathered_[i * width + c] = first[c * s.area()];
+    }
   }
-  int64_t count;
-  const T* rows[16];
+  const T* const* rows() const { return rows_; }
+  int64_t count() const { return count_; }
+
+ private:
+  static constexpr int64_t kMost = 16;
+  int64_t count_;
+  std::vector<T> gathered_;
+  const T* rows_[kMost];
 };
 
 template <typename T, typename Acc>
@@ -84,20 +97,12 @@ std::tuple<Tensor, Tensor> moments(const Tensor& x, const Segments& s) {
   const T* px = data<T>(x);
   Partials parts(s);
   s.for_each([&](int64_t segment, int64_t channel, int64_t width) {
+    const Samples<T> samples(px, s, segment, channel, width);
     std::vector<Acc> center(width);
-    if (s.planes())
-      for (int64_t c = 0; c < width; ++c) {
-        const Samples<T> samples(px, s, segment, channel + c, s.area());
-        k.center(samples.rows, samples.count, 1, &center[c]);
-      }
-    else {
-      const Samples<T> samples(px, s, segment, channel, s.pixels(segment));
-      k.center(samples.rows, samples.count, width, center.data());
-    }
+    k.center(samples.rows(), samples.count(), width, center.data());
     double *mean = parts.first(segment) + channel, *squares = parts.second(segment) + channel;
-    s.for_each_block(segment, channel, width, [&](int64_t at, Block block) {
-      k.sum_squares(px + at, center.data(), block, mean, squares);
-    });
+    s.for_each_block(segment, channel, width,
+                     [&](int64_t at, Block block) { k.sum_squares(px + at, center.data(), block, mean, squares); });
     const double share = 1.0 / static_cast<double>(s.pixels(segment));
     for (int64_t c = 0; c < width; ++c) {
       const double sum = mean[c];
@@ -192,7 +197,8 @@ void gradient_into(const Tensor& to, const BnGradient& q, const OptTensor& sum_g
     const int64_t channels = q.x.size(1);
     const Source<T, Acc> source(q);
     const BnKernels<T, Acc>& k = bn_kernels<T, Acc>();
-    // a * g + b * (x - mean) + c, with a the BatchNorm's scale
+    // a * (g - c - b * (x - mean)), with a the BatchNorm's scale. It stays outside, as in torch: an infinite one makes
+    // infinities, not their differences.
     const std::vector<Acc>& a = source.affine.scale;
     std::vector<Acc> b, c;
     if (sum_g) {
@@ -200,8 +206,8 @@ void gradient_into(const Tensor& to, const BnGradient& q, const OptTensor& sum_g
       c = per_channel<Acc>(sum_g, channels, Acc(0));
       const std::vector<double> inverse = inverse_deviations(q.bn, channels);
       for (int64_t i = 0; i < channels; ++i) {
-        b[i] = static_cast<Acc>(-a[i] * inverse[i] * b[i] / count);
-        c[i] = static_cast<Acc>(-a[i] * (c[i] / count));
+        b[i] = static_cast<Acc>(inverse[i] * b[i] / count);
+        c[i] = static_cast<Acc>(c[i] / count);
       }
     }
     T* pto = static_cast<T*>(to.mutable_data_ptr());

@@ -57,7 +57,6 @@ class Segments {
       run((n * channels_ + channel) * area_, Block{area_, width, true});
   }
 
-
  private:
   static constexpr int64_t kLeastPixels = 128, kLeastPlane = 512, kTask = 16384, kMost = 128;
   static int64_t ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
