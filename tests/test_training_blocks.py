@@ -23,7 +23,8 @@ from training import (
     wide_projection,
 )
 
-from resnet_fused import autograd, modules, reference
+from resnet_fused import autograd, modules, ops, reference
+from resnet_fused.autograd import forward
 from resnet_fused.functional import training_dtype
 
 pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
@@ -108,6 +109,20 @@ def test_strided_inputs(cls):
             out.sum().backward()  # an expanded gradient
         for a, b in zip(block.parameters(), twin.parameters(), strict=True):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("cls", [modules.FusedBasicBlock, modules.FusedPreActBlock])
+def test_large_float32_layers_have_our_convolutions(cls, monkeypatch):
+    block = identity(cls)
+    x = x_for(block, n=4, h=17, w=16, memory_format=torch.channels_last)
+    assert x[:, 0].numel() >= forward.PIXELS_WORTH_PACKING
+    called = []
+    ours = ops.conv_bn_act
+    monkeypatch.setattr(ops, "conv_bn_act", lambda *args: (called.append(args), ours(*args))[1])
+    assert_trains_as_eager(block, x)
+    assert len(called) == 2
+    block(x[:3])
+    assert len(called) == 2, "too few pixels"
 
 
 def frozen_norms(block):
@@ -349,6 +364,10 @@ def same_padding(block):
     block.conv2.padding = "same"
 
 
+def switched_off(block):
+    block.fused_training = False
+
+
 def callable_shortcut(block):
     del block.downsample
     block.downsample = lambda y: y * 5
@@ -367,6 +386,7 @@ def callable_shortcut(block):
         reflecting_conv,
         same_padding,
         callable_shortcut,
+        switched_off,
     ],
 )
 def test_what_the_op_would_miss_trains_eagerly(cls, change):

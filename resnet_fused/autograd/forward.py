@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .. import ops
 from .layout import ConvSlots, Layout, NormSlots
@@ -68,9 +69,34 @@ def norm_args(norm: NormSlots, tensors: Sequence[Tensor], statistics: Sequence[T
 
 
 def convolve(x: Tensor, tensors: Sequence[Tensor], conv: ConvSlots) -> Tensor:
-    bias = None if conv.bias is None else tensors[conv.bias]
+    weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
+    if _ours_is_faster(x, weight, conv):
+        no_norm = (None, None, None, None, 0.0)
+        return ops.conv_bn_act(x, weight, bias, *no_norm, *conv[2:], None, False, False, False)
     shape = (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
-    return torch.ops.aten.convolution.default(x, tensors[conv.weight], bias, *shape)
+    return torch.ops.aten.convolution.default(x, weight, bias, *shape)
+
+
+# Weights change with every step, and putting them into our kernels' order has to pay within one: a convolution of
+# fewer pixels than this is PyTorch's.
+PIXELS_WORTH_PACKING = 1024
+
+
+def _ours_is_faster(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
+    """Whether this is what Winograd takes on the CPU, on enough pixels.
+
+    A fake tensor has only shapes to give, which are the same, and a decision would bound its sizes.
+    """
+    return (
+        not isinstance(x, FakeTensor)
+        and x.device.type == "cpu"
+        and x.dtype is torch.float32
+        and tuple(weight.shape[2:]) == (3, 3)
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.groups == 1
+        and x.shape[0] * x.shape[2] * x.shape[3] >= PIXELS_WORTH_PACKING
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
 
 
 def _shortcut(x: Tensor, tensors: Sequence[Tensor], layout: Layout, raws: Raws) -> Tensor | None:

@@ -33,12 +33,12 @@ def batch_statistics(x: Tensor, group: str) -> list[Tensor]:
 
 
 def _gather(row: Tensor, group: str) -> Tensor:
-    from torch.distributed import all_gather_into_tensor, get_world_size
+    from torch.distributed import all_gather, get_world_size
 
     process_group = _resolve(group)
-    rows = row.new_empty((get_world_size(process_group), row.numel()))
-    all_gather_into_tensor(rows.view(-1), row, process_group)
-    return rows
+    rows = [torch.empty_like(row) for _ in range(get_world_size(process_group))]
+    all_gather(rows, row, process_group)
+    return torch.stack(rows)
 
 
 def _resolve(group: str) -> Any:

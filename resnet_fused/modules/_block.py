@@ -17,9 +17,9 @@ class FusedBlock(OwnsPackedWeights):
     autograd formula (docs/training.md). Under ``torch.func`` transforms, with tensor subclasses, hooks on inner
     modules or exchanged inner modules, the eager block runs.
 
-    Two attributes may be set on a block, or on this class for all of them: ``recompute = True`` computes the outputs
-    of 1x1 convolutions again in the backward pass instead of keeping them (same bits, less memory, more time), and
-    ``fused_training = False`` trains eagerly.
+    Two attributes may be set on a block: ``recompute = True`` computes the outputs of 1x1 convolutions again in the
+    backward pass instead of keeping them (same bits, less memory, more time), and ``fused_training = False`` trains
+    eagerly (as it does where it is set on a network with a fused stem).
     """
 
     _eager_class: ClassVar[type[nn.Module]]

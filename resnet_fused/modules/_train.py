@@ -11,6 +11,11 @@ from ._read import indexable, is_relu
 from ._read_training import NO_SIDE, conv_of, norm_of, process_group, side_of
 
 
+def trains_fused(module: nn.Module, x: Tensor) -> bool:
+    """Whether ``module`` may train fused with such an x, whatever its parts say."""
+    return training_dtype(x) is not None and getattr(module, "fused_training", True)
+
+
 def train(
     block: nn.Module, x: Tensor, convs: Sequence[str], norms: Sequence[str | None], *, relu: bool, shortcut: bool
 ) -> Tensor | None:
@@ -21,7 +26,7 @@ def train(
     """
     dtype = training_dtype(x)
     children = block._modules
-    if dtype is None or not is_relu(children.get("relu")) or not getattr(block, "fused_training", True):
+    if dtype is None or not trains_fused(block, x) or not is_relu(children.get("relu")):
         return None
     pre_activates = norms[0] is not None
     if pre_activates and x.dtype is not dtype:  # eager would normalise x before it rounds

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..functional import kernel_dtype, training_dtype
+from ..functional import kernel_dtype
 from ._block import nhwc
 from ._packing import OwnsPackedWeights
 from ._read import batch_norm, conv_alone, conv_norm, indexable, is_relu, touched
-from ._train import train
+from ._train import train, trains_fused
 
 
 class FusedStem(OwnsPackedWeights):
@@ -30,7 +30,8 @@ class FusedStem(OwnsPackedWeights):
         y = self._fused_stem(x)
         if y is not None:
             return y.contiguous(memory_format=torch.channels_last)
-        y = train(self, nhwc(x), ("conv1",), (None, "bn1"), relu=True, shortcut=False) if x.dim() == 4 else None
+        if trains_fused(self, x):
+            y = train(self, nhwc(x), ("conv1",), (None, "bn1"), relu=True, shortcut=False)
         if y is None:
             y = self.relu(self.bn1(self.conv1(x)))
         return self.maxpool(y) if "maxpool" in self._modules else y
@@ -68,7 +69,7 @@ class FusedPreActEnds(OwnsPackedWeights):
         dtype, how = kernel_dtype(x)
         conv = None if dtype is None else conv_alone(self._modules.get("conv1"), dtype)
         if dtype is None or conv is None or not indexable(x, conv[0].shape[0]):
-            return self.conv1(x if training_dtype(x) is None else nhwc(x))
+            return self.conv1(nhwc(x) if trains_fused(self, x) else x)
         x = x.to(dtype).contiguous(memory_format=torch.channels_last)
         y = ops.conv_bn_act(x, *conv, None, False, *how)
         return y.contiguous(memory_format=torch.channels_last)
