@@ -41,8 +41,9 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
       "bn_add_bn_act(Tensor x, " BN
       ", Tensor shortcut, Tensor? shortcut_gamma, Tensor? shortcut_beta, Tensor? shortcut_mean, Tensor? shortcut_var, "
       "float shortcut_eps, bool relu) -> Tensor");
-  // With g = grad where the ReLU let something through (out > 0 if out is given, else bn(x) > 0 if relu, else
-  // everywhere) and xhat = (x - mean) / sqrt(var + eps): the sums of g and of g * xhat over N, H and W, float32 (float64).
+  // With g = grad where the ReLU let something through (out <= 0 is false if out is given, else bn(x) <= 0 if relu,
+  // else everywhere: NaN lets the gradient through, as in torch) and xhat = (x - mean) / sqrt(var + eps): the sums of g
+  // and of g * xhat over N, H and W, float32 (float64).
   m.def("bn_act_backward_reduce(Tensor grad, Tensor x, " BN ", Tensor? out, bool relu) -> (Tensor, Tensor)");
   // The gradient of x: gamma / sqrt(var + eps) * (g - sum_g / count - xhat * sum_g_xhat / count); without sums (frozen
   // statistics) gamma / sqrt(var + eps) * g. One pass, one rounding.
