@@ -6,6 +6,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
+from training import one_thread  # noqa: F401  autouse
 
 import resnet_fused
 from resnet_fused import autograd, modules
