@@ -32,6 +32,24 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   // act(bn(x) + residual)
   m.def("bn_add_act(Tensor x, " BN ", Tensor? residual, bool relu) -> Tensor");
 
+  // Training. BatchNorm with the batch's own statistics is given as mean and biased var like any other.
+  // mean and biased var of each channel over N, H and W: float32, or float64 of float64 (no cancellation: a mean of
+  // 1e3 with a deviation of 1 keeps its digits); the same bits in every run.
+  m.def("bn_stats(Tensor x) -> (Tensor, Tensor)");
+  // act(bn(x) + bn'(shortcut)), act(bn(x) + shortcut) where shortcut_mean is absent
+  m.def(
+      "bn_add_bn_act(Tensor x, " BN
+      ", Tensor shortcut, Tensor? shortcut_gamma, Tensor? shortcut_beta, Tensor? shortcut_mean, Tensor? shortcut_var, "
+      "float shortcut_eps, bool relu) -> Tensor");
+  // With g = grad where the ReLU let something through (out <= 0 is false if out is given, else bn(x) <= 0 if relu,
+  // else everywhere: NaN lets the gradient through, as in torch) and xhat = (x - mean) / sqrt(var + eps): the sums of g
+  // and of g * xhat over N, H and W, float32 (float64).
+  m.def("bn_act_backward_reduce(Tensor grad, Tensor x, " BN ", Tensor? out, bool relu) -> (Tensor, Tensor)");
+  // The gradient of x: gamma / sqrt(var + eps) * (g - sum_g / count - xhat * sum_g_xhat / count); without sums (frozen
+  // statistics) gamma / sqrt(var + eps) * g. One pass, one rounding.
+  m.def("bn_act_backward(Tensor grad, Tensor x, " BN
+        ", Tensor? out, bool relu, Tensor? sum_g, Tensor? sum_g_xhat, float count) -> Tensor");
+
   // Drops what keep_packed kept for these weights. Safe at any time, from any thread.
   m.def("forget_packed(Tensor[] weights) -> ()");
   // Bytes that keep_packed holds now.

@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
-from . import _library, ops, reference
+from . import _library, autograd, ops, reference
 
 Pair = int | Sequence[int]
 
@@ -51,6 +51,17 @@ def kernel_dtype(x: Tensor) -> tuple[torch.dtype | None, tuple[bool, bool]]:
     if torch.is_autocast_enabled(device):
         return (None if dtype is torch.float64 else torch.get_autocast_dtype(device)), (False, False)
     return dtype, (True, dtype is torch.float32 and device == "cuda" and torch_allows_tf32())
+
+
+def training_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype in which the training path convolves x, None where eager must run. See :func:`kernel_dtype`."""
+    if type(x) not in PLAIN_TENSORS or x.layout is not torch.strided or x.dim() != 4:
+        return None
+    if x.dtype not in FLOATING or x.device.type not in autograd.DEVICES or _is_transformed() or _has_any_global_hook():
+        return None
+    if torch.is_autocast_enabled(x.device.type):
+        return None if x.dtype is torch.float64 else torch.get_autocast_dtype(x.device.type)
+    return x.dtype
 
 
 def _is_transformed() -> bool:

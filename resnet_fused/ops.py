@@ -18,6 +18,10 @@ bn_relu_conv_bn_act = torch.ops.resnet_fused.bn_relu_conv_bn_act.default
 conv_bn_proj_act = torch.ops.resnet_fused.conv_bn_proj_act.default
 conv_bn_relu_pool = torch.ops.resnet_fused.conv_bn_relu_pool.default
 bn_add_act = torch.ops.resnet_fused.bn_add_act.default
+bn_stats = torch.ops.resnet_fused.bn_stats.default
+bn_add_bn_act = torch.ops.resnet_fused.bn_add_bn_act.default
+bn_act_backward_reduce = torch.ops.resnet_fused.bn_act_backward_reduce.default
+bn_act_backward = torch.ops.resnet_fused.bn_act_backward.default
 forget_packed = torch.ops.resnet_fused.forget_packed.default
 packed_bytes = torch.ops.resnet_fused.packed_bytes.default
 release_memory = torch.ops.resnet_fused.release_memory.default
@@ -75,6 +79,27 @@ def _fake_conv_pool(*args: Any) -> Tensor:
     return y.new_empty((*y.shape[:2], *shape)).to(memory_format=_memory_format(args[_X], args[_WEIGHT]))
 
 
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty((x.shape[1],), dtype=dtype), x.new_empty((x.shape[1],), dtype=dtype)
+
+
 @torch.library.register_fake("resnet_fused::bn_add_act")
-def _fake_bn_add_act(x: Tensor, *_: Any) -> Tensor:
+@torch.library.register_fake("resnet_fused::bn_add_bn_act")
+def _fake_like_x(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape).to(memory_format=_memory_format(x))
+
+
+@torch.library.register_fake("resnet_fused::bn_act_backward")
+def _fake_bn_act_backward(_grad: Tensor, x: Tensor, *_: Any) -> Tensor:
+    return _fake_like_x(x)
+
+
+@torch.library.register_fake("resnet_fused::bn_stats")
+def _fake_bn_stats(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _statistics(x)
+
+
+@torch.library.register_fake("resnet_fused::bn_act_backward_reduce")
+def _fake_bn_act_backward_reduce(_grad: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _statistics(x)

@@ -6,6 +6,7 @@ Imports torch only. The functions accept any floating dtype; in float64 they are
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -141,6 +142,111 @@ def conv_bn_relu_pool(
     """``max_pool2d(relu(bn(conv2d(x))))``: the stem of an ImageNet ResNet."""
     y = conv_bn_act(x, weight, bias, gamma, beta, mean, var, eps, stride, padding, dilation, groups)
     return F.max_pool2d(y, _pair(pool_kernel), _pair(pool_stride), _pair(pool_padding))
+
+
+def bn_stats(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel over N, H and W (Ioffe & Szegedy 2015, arXiv:1502.03167, section 3).
+
+    float32, or float64 of float64. NaN where there is nothing to average.
+    """
+    wide = _wide(x)
+    mean = wide.mean((0, 2, 3))
+    return mean, (wide - _per_channel(mean)).square().mean((0, 2, 3))
+
+
+def bn_add_bn_act(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+    shortcut: Tensor,
+    shortcut_gamma: Tensor | None = None,
+    shortcut_beta: Tensor | None = None,
+    shortcut_mean: Tensor | None = None,
+    shortcut_var: Tensor | None = None,
+    shortcut_eps: float = 1e-5,
+    relu: bool = True,
+) -> Tensor:
+    """``act(bn(x) + shortcut_bn(shortcut))``; each BatchNorm with the statistics given, or none without."""
+    shortcut = bn_add_act(
+        shortcut, shortcut_gamma, shortcut_beta, shortcut_mean, shortcut_var, shortcut_eps, relu=False
+    )
+    return bn_add_act(x, gamma, beta, mean, var, eps, shortcut, relu)
+
+
+def bn_act_backward_reduce(
+    grad: Tensor,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float = 1e-5,
+    out: Tensor | None = None,
+    relu: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The sums of g and of g * xhat of each channel: the gradients of beta and of gamma (arXiv:1502.03167, section 3).
+
+    g is ``grad`` where the ReLU passed something on: where ``out``, or without it ``bn(x)`` if ``relu``, is not at
+    most 0. xhat is (x - mean) / sqrt(var + eps).
+    """
+    g = _wide(_masked(grad, x, gamma, beta, mean, var, eps, out, relu))
+    products = g * (_wide(x) - _per_channel(_wide(mean)))
+    return g.sum((0, 2, 3)), products.sum((0, 2, 3)) * torch.rsqrt(_wide(var) + eps)
+
+
+def bn_act_backward(
+    grad: Tensor,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float = 1e-5,
+    out: Tensor | None = None,
+    relu: bool = True,
+    sum_g: Tensor | None = None,
+    sum_g_xhat: Tensor | None = None,
+    count: float = 1.0,
+) -> Tensor:
+    """The gradient of x: gamma / sqrt(var + eps) * (g - sum_g / count - xhat * sum_g_xhat / count).
+
+    That is arXiv:1502.03167's chain rule (section 3) with its sums over the batch collected. Without the sums the
+    statistics are constants (running ones), and only the first term remains.
+    """
+    g = _wide(_masked(grad, x, gamma, beta, mean, var, eps, out, relu))
+    if sum_g is not None and sum_g_xhat is not None:
+        xhat = (_wide(x) - _per_channel(_wide(mean))) * _per_channel(torch.rsqrt(_wide(var) + eps))
+        g = g - _per_channel(_wide(sum_g)) / count - xhat * (_per_channel(_wide(sum_g_xhat)) / count)
+    scale = torch.rsqrt(_wide(var) + eps)
+    return (g * _per_channel(scale if gamma is None else scale * _wide(gamma))).to(x.dtype)
+
+
+def _masked(
+    grad: Tensor,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    out: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    if out is None and relu:
+        out = bn_add_act(x, gamma, beta, mean, var, eps, relu=False)
+    return grad if out is None else torch.where(out <= 0, 0.0, grad)  # NaN <= 0 is false, as in torch's own backward
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In the dtype that sums are made in."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _per_channel(v: Tensor) -> Tensor:
+    return v[:, None, None]
 
 
 def _pair(value: Pair) -> tuple[int, int]:

@@ -85,6 +85,32 @@ void check_batch_norm(const char* op, const BatchNorm& bn, int64_t channels, con
   check_vector(op, prefix + "var", bn.var, channels, x);
 }
 
+void check_like(const char* op, const char* name, const Tensor& t, const Tensor& x) {
+  RF_CHECK(sizes_of(t) == sizes_of(x), op, ": ", name, " has shape ", to_string(sizes_of(t)), " but x has ",
+           to_string(sizes_of(x)), "; the same shape expected");
+  RF_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " has dtype ",
+           torch::headeronly::toString(t.scalar_type()), " but x has ", torch::headeronly::toString(x.scalar_type()),
+           "; cast one of them");
+  check_same_device(op, name, t, x);
+}
+
+void check_gradient(const char* op, const Tensor& grad, const Tensor& x, const BatchNorm& bn, const OptTensor& out) {
+  check_activation(op, x);
+  check_like(op, "grad", grad, x);
+  if (out) check_like(op, "out", *out, x);
+  RF_CHECK(bn.present(), op, ": mean and var are absent; give what the forward pass normalised with");
+  check_batch_norm(op, bn, x.size(1), x);
+}
+
+void check_sums(const char* op, const OptTensor& sum_g, const OptTensor& sum_g_xhat, double count, const Tensor& x) {
+  RF_CHECK(sum_g.has_value() == sum_g_xhat.has_value(), op, ": ", sum_g ? "sum_g" : "sum_g_xhat", " without ",
+           sum_g ? "sum_g_xhat" : "sum_g", "; give both, or neither where the statistics are frozen");
+  check_vector(op, "sum_g", sum_g, x.size(1), x);
+  check_vector(op, "sum_g_xhat", sum_g_xhat, x.size(1), x);
+  RF_CHECK(!sum_g || count > 0 || x.numel() == 0, op, ": count is ", count,
+           "; the number of elements that sum_g and sum_g_xhat were taken over expected, above 0");
+}
+
 void check_residual(const char* op, const OptTensor& residual, const Ints& sizes, const Tensor& x) {
   if (!residual) return;
   RF_CHECK(sizes_of(*residual) == sizes, op, ": residual has shape ", to_string(sizes_of(*residual)), "; ",

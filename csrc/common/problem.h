@@ -34,6 +34,11 @@ void check_activation(const char* op, const Tensor& x);
 void check_batch_norm(const char* op, const BatchNorm& bn, int64_t channels, const Tensor& x,
                       const std::string& prefix = "");
 void check_residual(const char* op, const OptTensor& residual, const Ints& sizes, const Tensor& x);
+// A tensor of x's shape, dtype and device.
+void check_like(const char* op, const char* name, const Tensor& t, const Tensor& x);
+// The arguments that bn_act_backward and bn_act_backward_reduce share.
+void check_gradient(const char* op, const Tensor& grad, const Tensor& x, const BatchNorm& bn, const OptTensor& out);
+void check_sums(const char* op, const OptTensor& sum_g, const OptTensor& sum_g_xhat, double count, const Tensor& x);
 void check_projection(const char* op, const Conv& conv, const Conv& projection);
 void check_pool(const char* op, const Conv& conv, const Ints& kernel, const Ints& stride, const Ints& padding);
 void check_32bit_indexing(const char* op, const char* name, const Ints& sizes);

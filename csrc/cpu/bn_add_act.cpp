@@ -1,84 +1,46 @@
 #include "cpu/bn_add_act.h"
 
-#include <algorithm>
-
+#include "cpu/bn_kernels.h"
 #include "cpu/dispatch.h"
-#include "cpu/isa.h"
 #include "cpu/scale_shift.h"
+#include "cpu/segments.h"
 
 namespace resnet_fused::cpu {
 
 namespace {
 
-// NaN passes through, as through torch.relu: NaN < 0 is false.
-template <typename Acc>
-inline Acc act(Acc v, bool relu) {
-  return relu && v < Acc(0) ? Acc(0) : v;
+void add_into(const Tensor& out, const Tensor& x, const OptTensor& bias, const BatchNorm& bn, const OptTensor& other,
+              const BatchNorm& other_bn, bool relu, bool channels_last) {
+  dispatch(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using Acc = typename AccType<T>::type;
+    const BnKernels<T, Acc>& kernels = bn_kernels<T, Acc>();
+    const auto ss = scale_shift<Acc>(bn, bias, x.size(1)),
+               other_ss = scale_shift<Acc>(other_bn, std::nullopt, x.size(1));
+    T* to = static_cast<T*>(out.mutable_data_ptr());
+    const T *px = data<T>(x), *added = other ? data<T>(*other) : nullptr;
+    for_each_block(x, channels_last, [&](int64_t at, int64_t channel, Block block) {
+      Sum<T, Acc> sum{px + at, nullptr, ss.scale.data() + channel, ss.shift.data() + channel, nullptr, nullptr, relu};
+      if (added) sum.other = added + at;
+      if (other_bn.present()) {
+        sum.other_scale = other_ss.scale.data() + channel;
+        sum.other_shift = other_ss.shift.data() + channel;
+      }
+      kernels.apply(to + at, sum, block);
+    });
+  });
 }
-
-// `count` elements whose channels run 0, 1, 2, ... (NHWC rows)
-template <typename T, typename Acc>
-inline __attribute__((always_inline)) void row_body(T* out, const T* x, const T* residual, const Acc* scale,
-                                                    const Acc* shift, int64_t count, bool relu) {
-  if (residual)
-    for (int64_t k = 0; k < count; ++k) store(out + k, act(load(x[k]) * scale[k] + shift[k] + load(residual[k]), relu));
-  else
-    for (int64_t k = 0; k < count; ++k) store(out + k, act(load(x[k]) * scale[k] + shift[k], relu));
-}
-
-// `count` elements of one channel (an NCHW plane)
-template <typename T, typename Acc>
-inline __attribute__((always_inline)) void plane_body(T* out, const T* x, const T* residual, Acc scale, Acc shift,
-                                                      int64_t count, bool relu) {
-  if (residual)
-    for (int64_t i = 0; i < count; ++i) store(out + i, act(load(x[i]) * scale + shift + load(residual[i]), relu));
-  else
-    for (int64_t i = 0; i < count; ++i) store(out + i, act(load(x[i]) * scale + shift, relu));
-}
-
-// target_clones wants plain functions: one pair a storage type.
-#define DEFINE_KERNELS(T, Acc)                                                                                  \
-  FOR_EVERY_ISA void row(T* out, const T* x, const T* residual, const Acc* scale, const Acc* shift, int64_t n,  \
-                         bool relu) {                                                                           \
-    row_body<T, Acc>(out, x, residual, scale, shift, n, relu);                                                  \
-  }                                                                                                             \
-  FOR_EVERY_ISA void plane(T* out, const T* x, const T* residual, Acc scale, Acc shift, int64_t n, bool relu) { \
-    plane_body<T, Acc>(out, x, residual, scale, shift, n, relu);                                                \
-  }
-DEFINE_KERNELS(float, float)
-DEFINE_KERNELS(double, double)
-DEFINE_KERNELS(_Float16, float)
-DEFINE_KERNELS(BFloat16, float)
-#undef DEFINE_KERNELS
-
-constexpr int64_t kGrain = 16384;  // elements a thread takes at least
 
 }  // namespace
 
 void bn_add_act_into(const Tensor& out, const Tensor& x, const OptTensor& bias, const BatchNorm& bn,
                      const OptTensor& residual, bool relu, bool channels_last) {
-  const int64_t channels = x.size(1), area = x.size(2) * x.size(3);
-  if (x.numel() == 0) return;
-  dispatch(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    using Acc = typename AccType<T>::type;
-    const auto ss = scale_shift<Acc>(bn, bias, channels);
-    T* po = static_cast<T*>(out.mutable_data_ptr());
-    const T* px = data<T>(x);
-    const T* pr = residual ? data<T>(*residual) : nullptr;
-    const int64_t step = channels_last ? channels : area;
-    torch::stable::parallel_for(
-        0, x.numel() / step, std::max<int64_t>(1, kGrain / step), [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; ++i) {
-            const int64_t at = i * step;
-            const T* r = pr ? pr + at : nullptr;
-            if (channels_last)
-              row(po + at, px + at, r, ss.scale.data(), ss.shift.data(), channels, relu);
-            else
-              plane(po + at, px + at, r, ss.scale[i % channels], ss.shift[i % channels], area, relu);
-          }
-        });
-  });
+  add_into(out, x, bias, bn, residual, {}, relu, channels_last);
+}
+
+void bn_add_bn_act_into(const Tensor& out, const Tensor& x, const BatchNorm& bn, const Tensor& shortcut,
+                        const BatchNorm& shortcut_bn, bool relu, bool channels_last) {
+  add_into(out, x, std::nullopt, bn, shortcut, shortcut_bn, relu, channels_last);
 }
 
 }  // namespace resnet_fused::cpu

@@ -94,14 +94,14 @@ void give_back(void* data, void* capacity) { pool().give_back({data, reinterpret
 
 }  // namespace
 
-Tensor output_buffer(const Ints& sizes, const Tensor& like) {
-  const int64_t elements = sizes[0] * sizes[1] * sizes[2] * sizes[3];
-  const size_t bytes = elements * (like.scalar_type() == ScalarType::BFloat16 ? 2 : 4);
-  if (bytes < kHugePage || !pool().on()) return aten_empty(sizes, like, /*channels_last=*/true);
+Tensor output_buffer(const Ints& sizes, const Tensor& like, bool channels_last) {
+  const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
+  const size_t bytes = sizes[0] * c * h * w * like.element_size();
+  if (bytes < kHugePage || !pool().on()) return aten_empty(sizes, like, channels_last);
   const Block block = pool().take(bytes);
-  const int64_t strides[4] = {sizes[1] * sizes[2] * sizes[3], 1, sizes[3] * sizes[1], sizes[1]};
+  const int64_t nhwc[4] = {c * h * w, 1, w * c, c}, nchw[4] = {c * h * w, h * w, w, 1};
   AtenTensorHandle out = nullptr;
-  const AOTITorchError code = torch_from_blob(block.data, 4, sizes.data(), strides, 0,
+  const AOTITorchError code = torch_from_blob(block.data, 4, sizes.data(), channels_last ? nhwc : nchw, 0,
                                               to<int32_t>(from(like.scalar_type())), aoti_torch_device_type_cpu(),
                                               /*device_index=*/-1, &out, aoti_torch_layout_strided(), nullptr, 0,
                                               give_back, reinterpret_cast<void*>(block.capacity));

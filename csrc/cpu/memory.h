@@ -8,8 +8,8 @@
 
 namespace resnet_fused::cpu {
 
-// A new channels_last tensor of like's dtype.
-Tensor output_buffer(const Ints& sizes, const Tensor& like);
+// A new dense tensor of like's dtype.
+Tensor output_buffer(const Ints& sizes, const Tensor& like, bool channels_last = true);
 
 // Returns to the system what no tensor uses.
 void release_memory();

@@ -76,7 +76,7 @@ Tensor normalise(const Tensor& x, const BatchNorm& bn, const OptTensor& residual
   const bool channels_last = suggests_channels_last(x);
   OptTensor r;
   if (residual) r = aten_contiguous(*residual, channels_last);
-  Tensor out = aten_empty(sizes_of(x), x, channels_last);
+  Tensor out = output_buffer(sizes_of(x), x, channels_last);
   bn_add_act_into(out, aten_contiguous(x, channels_last), std::nullopt, bn, r, relu, channels_last);
   return out;
 }

@@ -6,11 +6,8 @@
 
 namespace resnet_fused::cpu {
 
-namespace {
-
-// A per-channel tensor of any floating dtype and stride as a vector.
 template <typename Acc>
-std::vector<Acc> values(const OptTensor& t, int64_t channels, Acc absent) {
+std::vector<Acc> per_channel(const OptTensor& t, int64_t channels, Acc absent) {
   std::vector<Acc> v(channels, absent);
   if (t)
     dispatch(t->scalar_type(), [&](auto zero) {
@@ -22,14 +19,12 @@ std::vector<Acc> values(const OptTensor& t, int64_t channels, Acc absent) {
   return v;
 }
 
-}  // namespace
-
 template <typename Acc>
 ScaleShift<Acc> scale_shift(const BatchNorm& bn, const OptTensor& bias, int64_t channels) {
-  ScaleShift<Acc> out{std::vector<Acc>(channels, Acc(1)), values<Acc>(bias, channels, Acc(0))};
+  ScaleShift<Acc> out{std::vector<Acc>(channels, Acc(1)), per_channel<Acc>(bias, channels, Acc(0))};
   if (!bn.present()) return out;
-  const auto gamma = values<Acc>(bn.gamma, channels, Acc(1)), beta = values<Acc>(bn.beta, channels, Acc(0));
-  const auto mean = values<Acc>(bn.mean, channels, Acc(0)), var = values<Acc>(bn.var, channels, Acc(1));
+  const auto gamma = per_channel<Acc>(bn.gamma, channels, Acc(1)), beta = per_channel<Acc>(bn.beta, channels, Acc(0));
+  const auto mean = per_channel<Acc>(bn.mean, channels, Acc(0)), var = per_channel<Acc>(bn.var, channels, Acc(1));
   for (int64_t k = 0; k < channels; ++k) {
     const Acc scale = gamma[k] * (Acc(1) / std::sqrt(var[k] + static_cast<Acc>(bn.eps)));
     out.shift[k] = beta[k] + (out.shift[k] - mean[k]) * scale;
@@ -38,6 +33,8 @@ ScaleShift<Acc> scale_shift(const BatchNorm& bn, const OptTensor& bias, int64_t 
   return out;
 }
 
+template std::vector<float> per_channel(const OptTensor&, int64_t, float);
+template std::vector<double> per_channel(const OptTensor&, int64_t, double);
 template ScaleShift<float> scale_shift(const BatchNorm&, const OptTensor&, int64_t);
 template ScaleShift<double> scale_shift(const BatchNorm&, const OptTensor&, int64_t);
 

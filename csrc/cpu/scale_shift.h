@@ -6,6 +6,10 @@
 
 namespace resnet_fused::cpu {
 
+// A per-channel tensor of any floating dtype and stride as a vector.
+template <typename Acc>
+std::vector<Acc> per_channel(const OptTensor& t, int64_t channels, Acc absent);
+
 template <typename Acc>
 struct ScaleShift {
   std::vector<Acc> scale, shift;  // [K]
@@ -15,6 +19,8 @@ struct ScaleShift {
 template <typename Acc>
 ScaleShift<Acc> scale_shift(const BatchNorm& bn, const OptTensor& bias, int64_t channels);
 
+extern template std::vector<float> per_channel(const OptTensor&, int64_t, float);
+extern template std::vector<double> per_channel(const OptTensor&, int64_t, double);
 extern template ScaleShift<float> scale_shift(const BatchNorm&, const OptTensor&, int64_t);
 extern template ScaleShift<double> scale_shift(const BatchNorm&, const OptTensor&, int64_t);
 

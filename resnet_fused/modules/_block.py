@@ -12,19 +12,32 @@ from ._packing import OwnsPackedWeights
 class FusedBlock(OwnsPackedWeights):
     """A block whose ``_eager_class`` is its specification, its fallback, and what ``revert`` makes of it again.
 
-    The fused path runs where no gradient is needed and every BatchNorm of the block uses its running
-    statistics (``bn.training`` is read, never ``self.training``). Under ``torch.func`` transforms, with
-    tensor subclasses, hooks on inner modules or exchanged inner modules, the eager block runs.
+    Inference's path runs where no gradient is needed and every BatchNorm of the block uses its running
+    statistics (``bn.training`` is read, never ``self.training``); elsewhere training's, which is one op with one
+    autograd formula (docs/training.md). Under ``torch.func`` transforms, with tensor subclasses, hooks on inner
+    modules or exchanged inner modules, the eager block runs.
+
+    Two attributes may be set on a block: ``recompute = True`` computes the outputs of 1x1 convolutions again in the
+    backward pass instead of keeping them (same bits, less memory, more time), and ``fused_training = False`` trains
+    eagerly (as it does where it is set on a network with a fused stem).
     """
 
     _eager_class: ClassVar[type[nn.Module]]
+    recompute: bool = False
+    fused_training: bool = True
 
     def forward(self, x: Tensor) -> Tensor:
         y = self._fused(x)
+        if y is None:
+            y = self._trained(x)
         return self._eager_class.forward(self, x) if y is None else y
 
     def _fused(self, x: Tensor) -> Tensor | None:
-        """The block's output, or None where only the eager block is right."""
+        """The block's output where no gradient is needed, or None where this path is not right."""
+        raise NotImplementedError
+
+    def _trained(self, x: Tensor) -> Tensor | None:
+        """The block's output with batch statistics or gradients, or None where only the eager block is right."""
         raise NotImplementedError
 
 

@@ -6,6 +6,7 @@ from .. import ops, reference
 from ..functional import kernel_dtype
 from ._block import FusedBlock, as_eager, conv_add, nhwc
 from ._read import conv_norm, is_relu, shortcut
+from ._train import train
 
 
 class FusedBasicBlock(FusedBlock, reference.BasicBlock):
@@ -17,6 +18,9 @@ class FusedBasicBlock(FusedBlock, reference.BasicBlock):
     """
 
     _eager_class = reference.BasicBlock
+
+    def _trained(self, x: Tensor) -> Tensor | None:
+        return train(self, x, ("conv1", "conv2"), (None, "bn1", "bn2"), relu=True, shortcut=True)
 
     def _fused(self, x: Tensor) -> Tensor | None:
         dtype, how = kernel_dtype(x)

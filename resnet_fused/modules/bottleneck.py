@@ -6,6 +6,7 @@ from .. import ops, reference
 from ..functional import kernel_dtype
 from ._block import FusedBlock, as_eager, conv_add, nhwc
 from ._read import conv_norm, is_relu, shortcut
+from ._train import train
 
 
 class FusedBottleneck(FusedBlock, reference.Bottleneck):
@@ -17,6 +18,9 @@ class FusedBottleneck(FusedBlock, reference.Bottleneck):
     """
 
     _eager_class = reference.Bottleneck
+
+    def _trained(self, x: Tensor) -> Tensor | None:
+        return train(self, x, ("conv1", "conv2", "conv3"), (None, "bn1", "bn2", "bn3"), relu=True, shortcut=True)
 
     def _fused(self, x: Tensor) -> Tensor | None:
         dtype, how = kernel_dtype(x)

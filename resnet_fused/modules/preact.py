@@ -8,6 +8,7 @@ from .. import ops, reference
 from ..functional import kernel_dtype, pre_activates_on_reading
 from ._block import FusedBlock, as_eager, conv_add, nhwc
 from ._read import batch_norm, conv_alone, conv_norm, is_relu, shortcut
+from ._train import train
 
 
 class FusedPreActBlock(FusedBlock, reference.PreActBlock):
@@ -20,6 +21,9 @@ class FusedPreActBlock(FusedBlock, reference.PreActBlock):
     """
 
     _eager_class = reference.PreActBlock
+
+    def _trained(self, x: Tensor) -> Tensor | None:
+        return train(self, x, ("conv1", "conv2"), ("bn1", "bn2", None), relu=False, shortcut=True)
 
     def _fused(self, x: Tensor) -> Tensor | None:
         dtype, how = kernel_dtype(x)
@@ -48,6 +52,9 @@ class FusedPreActBottleneck(FusedBlock, reference.PreActBottleneck):
     """
 
     _eager_class = reference.PreActBottleneck
+
+    def _trained(self, x: Tensor) -> Tensor | None:
+        return train(self, x, ("conv1", "conv2", "conv3"), ("bn1", "bn2", "bn3", None), relu=False, shortcut=True)
 
     def _fused(self, x: Tensor) -> Tensor | None:
         dtype, how = kernel_dtype(x)

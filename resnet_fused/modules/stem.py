@@ -7,15 +7,17 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..functional import kernel_dtype
+from ._block import nhwc
 from ._packing import OwnsPackedWeights
 from ._read import batch_norm, conv_alone, conv_norm, indexable, is_relu, touched
+from ._train import train, trains_fused
 
 
 class FusedStem(OwnsPackedWeights):
     """Mixin for a network with ``conv1``, ``bn1``, ``relu`` and perhaps ``maxpool``: gives it a fused ``_stem``.
 
     The fused stem returns channels_last, so that a network built and fed in the default format runs its
-    blocks in NHWC. The eager one, which runs under the same conditions as in a
+    blocks in NHWC, in training too. The eager one, which runs under the same conditions as in a
     :class:`~resnet_fused.modules._block.FusedBlock`, leaves the format alone.
     """
 
@@ -28,7 +30,10 @@ class FusedStem(OwnsPackedWeights):
         y = self._fused_stem(x)
         if y is not None:
             return y.contiguous(memory_format=torch.channels_last)
-        y = self.relu(self.bn1(self.conv1(x)))
+        if trains_fused(self, x):
+            y = train(self, nhwc(x), ("conv1",), (None, "bn1"), relu=True, shortcut=False)
+        if y is None:
+            y = self.relu(self.bn1(self.conv1(x)))
         return self.maxpool(y) if "maxpool" in self._modules else y
 
     def _fused_stem(self, x: Tensor) -> Tensor | None:
@@ -64,7 +69,7 @@ class FusedPreActEnds(OwnsPackedWeights):
         dtype, how = kernel_dtype(x)
         conv = None if dtype is None else conv_alone(self._modules.get("conv1"), dtype)
         if dtype is None or conv is None or not indexable(x, conv[0].shape[0]):
-            return self.conv1(x)
+            return self.conv1(nhwc(x) if trains_fused(self, x) else x)
         x = x.to(dtype).contiguous(memory_format=torch.channels_last)
         y = ops.conv_bn_act(x, *conv, None, False, *how)
         return y.contiguous(memory_format=torch.channels_last)
@@ -73,7 +78,8 @@ class FusedPreActEnds(OwnsPackedWeights):
         dtype, _ = kernel_dtype(x)
         norm = batch_norm(self._modules.get("bn1"))
         if dtype is None or norm is None or not is_relu(self._modules.get("relu")):
-            return self.relu(self.bn1(x))
+            y = train(self, x, (), ("bn1",), relu=True, shortcut=False)
+            return self.relu(self.bn1(x)) if y is None else y
         return ops.bn_add_act(x, *norm, None, True)
 
 

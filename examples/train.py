@@ -1,0 +1,245 @@
+"""Train a ResNet of fused blocks: one process or many, with AMP, a cosine schedule and checkpoints that resume.
+
+python examples/train.py                                     # scikit-learn's digits, a small network, seconds
+python examples/train.py --data cifar10 --root DIR           # DIR/cifar-10-batches-py, as torchvision unpacks it
+python examples/train.py --data folder --root DIR --model resnet50 --amp bfloat16 --batch 256 --epochs 90
+torchrun --nproc-per-node 4 examples/train.py ...            # DDP; --sync-bn shares BatchNorm's statistics
+
+Checkpoints hold tensors and numbers only: ``torch.load(file, weights_only=True)["model"]`` loads into the
+eager network with ``load_state_dict``.
+"""
+
+import argparse
+import contextlib
+import math
+import os
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
+
+import resnet_fused
+
+# CIFAR-10's own statistics are near these, which are ImageNet's.
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+
+def digits():
+    """1797 images of 8x8 that scikit-learn ships: train and test set, channels, classes."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1
+    labels = torch.tensor(data.target)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    train, test = order[:1500], order[1500:]
+    return TensorDataset(images[train], labels[train]), TensorDataset(images[test], labels[test]), 1, 10
+
+
+class Cifar10(Dataset):
+    """The batches of ``cifar-10-batches-py``; in training shifted by up to four pixels and mirrored."""
+
+    def __init__(self, root, train):
+        import pickle
+
+        folder = Path(root) / "cifar-10-batches-py"
+        names = [f"data_batch_{i}" for i in range(1, 6)] if train else ["test_batch"]
+        batches = [pickle.loads((folder / name).read_bytes(), encoding="bytes") for name in names]  # yours: trusted
+        self.images = torch.cat([torch.from_numpy(b[b"data"]).view(-1, 3, 32, 32) for b in batches])
+        self.labels = [label for b in batches for label in b[b"labels"]]
+        self.train = train
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        image = (self.images[i] / 255 - MEAN) / STD
+        if self.train:
+            top, left = torch.randint(9, (2,)).tolist()
+            image = nn.functional.pad(image, (4, 4, 4, 4))[:, top : top + 32, left : left + 32]
+            image = image.flip(2) if torch.rand(()) < 0.5 else image
+        return image, self.labels[i]
+
+
+def folder(root):
+    """An ImageNet-like folder of folders, root/train and root/val, through torchvision."""
+    from torchvision import datasets, transforms
+
+    end = [transforms.ToTensor(), transforms.Normalize(MEAN.flatten(), STD.flatten())]
+    augment = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *end]
+    center = [transforms.Resize(256), transforms.CenterCrop(224), *end]
+    train = datasets.ImageFolder(Path(root) / "train", transforms.Compose(augment))
+    test = datasets.ImageFolder(Path(root) / "val", transforms.Compose(center))
+    return train, test, 3, len(train.classes)
+
+
+def data_of(args):
+    if args.data == "digits":
+        return digits()
+    if args.data == "cifar10":
+        return Cifar10(args.root, True), Cifar10(args.root, False), 3, 10
+    return folder(args.root)
+
+
+def small(channels, classes):
+    """Two basic blocks and a pre-activation block, for images of a few pixels."""
+    side = nn.Sequential(nn.Conv2d(16, 32, 1, 2, bias=False), nn.BatchNorm2d(32))
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1, bias=False),
+        resnet_fused.FusedBasicBlock(16, 16),
+        resnet_fused.FusedBasicBlock(16, 32, 2, side),
+        resnet_fused.FusedPreActBlock(32, 32),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, classes),
+    )
+
+
+def model_of(args, channels, classes):
+    if args.model == "small":
+        model = small(channels, classes)
+    else:
+        model = resnet_fused.convert(getattr(resnet_fused.models, args.model)(num_classes=classes))
+    if args.recompute:
+        for module in model.modules():
+            if isinstance(module, resnet_fused.modules.FusedBlock):
+                module.recompute = True
+    return model.to(memory_format=torch.channels_last)
+
+
+def learning_rate(step, steps, warmup):
+    """Up in a line, then down a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983), as a factor."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def accuracy(model, loader, device, autocast):
+    """The share of right answers, over all processes."""
+    model.eval()
+    counts = torch.zeros(2, device=device)
+    with torch.no_grad(), autocast():
+        for images, labels in loader:
+            images = images.to(device, memory_format=torch.channels_last)
+            right = (model(images).argmax(1) == labels.to(device)).sum()
+            counts += torch.stack([right, torch.tensor(len(labels), device=device)])
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(counts)
+    return (counts[0] / counts[1]).item()
+
+
+def save(path, model, optimiser, scheduler, scaler, epoch):
+    """Written aside and renamed: a crash leaves the old file."""
+    parts = {"model": model, "optimiser": optimiser, "scheduler": scheduler, "scaler": scaler}
+    aside = path.with_suffix(".partial")
+    torch.save({"epoch": epoch, **{name: part.state_dict() for name, part in parts.items()}}, aside)
+    aside.replace(path)
+
+
+def resume(path, model, optimiser, scheduler, scaler, device):
+    """The first epoch that is left to do."""
+    state = torch.load(path, map_location=device, weights_only=True)
+    parts = {"model": model, "optimiser": optimiser, "scheduler": scheduler, "scaler": scaler}
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["epoch"] + 1
+
+
+def arguments(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=("digits", "cifar10", "folder"), default="digits")
+    parser.add_argument("--root", help="where cifar10 or the folder is")
+    parser.add_argument("--model", default="small", help="small, or a function of resnet_fused.models")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=64, help="a process's images a step")
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--amp", choices=("none", "bfloat16", "float16"), default="none")
+    parser.add_argument("--sync-bn", action="store_true", help="BatchNorm over the batches of all processes")
+    parser.add_argument("--recompute", action="store_true", help="1x1 convolutions again backward: less memory")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--checkpoint", type=Path, help="written after each epoch, resumed from if it is there")
+    args = parser.parse_args(argv)
+    if args.data != "digits" and args.root is None:
+        parser.error(f"--data {args.data} needs --root")
+    return args
+
+
+def main(argv=None):
+    """Trains and returns the test accuracy after the last epoch."""
+    args = arguments(argv)
+    many = "RANK" in os.environ  # torchrun's
+    device = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    )
+    if many:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        return run(args, device, many)
+    finally:
+        if many:
+            torch.distributed.destroy_process_group()
+
+
+def run(args, device, many):
+    first = not many or torch.distributed.get_rank() == 0
+    torch.manual_seed(0)  # the same weights everywhere
+    train_set, test_set, channels, classes = data_of(args)
+    model = model_of(args, channels, classes).to(device)
+    network = DistributedDataParallel(model) if many else model
+    if many and args.sync_bn:  # after wrapping: on the CPU DDP refuses to wrap what the fused blocks can run
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+    sampler = DistributedSampler(train_set, seed=0) if many else None
+    options = {"num_workers": args.workers, "pin_memory": device.type == "cuda"}
+    shuffled = torch.Generator()
+    loader = DataLoader(
+        train_set, args.batch, sampler=sampler, shuffle=not many, generator=shuffled, drop_last=True, **options
+    )
+    tests = DataLoader(
+        test_set, args.batch, sampler=DistributedSampler(test_set, shuffle=False) if many else None, **options
+    )
+
+    decayed = [p for p in model.parameters() if p.dim() > 1]  # not BatchNorm's, nor biases
+    rest = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": 1e-4}, {"params": rest, "weight_decay": 0.0}]
+    optimiser = torch.optim.SGD(groups, args.lr, momentum=0.9, nesterov=True)
+    steps = args.epochs * len(loader)
+    factor = lambda step: learning_rate(step, steps, max(1, steps // 20))  # noqa: E731
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "float16")
+    dtype = getattr(torch, args.amp, None)
+    autocast = contextlib.nullcontext if dtype is None else lambda: torch.autocast(device.type, dtype)
+
+    start = 0
+    if args.checkpoint is not None and args.checkpoint.exists():
+        start = resume(args.checkpoint, model, optimiser, scheduler, scaler, device)
+    right = accuracy(network, tests, device, autocast) if start == args.epochs else 0.0
+    for epoch in range(start, args.epochs):
+        network.train()
+        shuffled.manual_seed(epoch)  # a resumed run sees the data as an unbroken one
+        if sampler is not None:
+            sampler.set_epoch(epoch)
+        seen, total = 0, 0.0
+        for images, labels in track(loader, f"epoch {epoch + 1}/{args.epochs}", disable=not first, transient=True):
+            images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+            with autocast():
+                loss = nn.functional.cross_entropy(network(images).float(), labels.to(device, non_blocking=True))
+            optimiser.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.step(optimiser)
+            scaler.update()
+            scheduler.step()
+            seen, total = seen + 1, total + loss.detach()
+        right = accuracy(network, tests, device, autocast)
+        if first:
+            print(f"epoch {epoch + 1}: loss {float(total) / max(1, seen):.3f}, test accuracy {100 * right:.1f} %")
+            if args.checkpoint is not None:
+                save(args.checkpoint, model, optimiser, scheduler, scaler, epoch)
+    return right
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""A chain backward: activations are made again from what the convolutions returned, gradients where one is wanted.
+
+The formulas are in docs/training.md; those of BatchNorm are Ioffe and Szegedy 2015 (arXiv:1502.03167), section 3.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from .forward import Raws, Statistics, convolve, norm_args
+from .layout import ConvSlots, Layout, NormSlots
+from .statistics import sum_over_processes
+
+
+class Backward:
+    """One backward pass. ``needs[0]`` is whether x needs a gradient, ``needs[1][i]`` whether ``tensors[i]`` does."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        tensors: Sequence[Tensor],
+        layout: Layout,
+        group: str,
+        out: Tensor | None,
+        raws: Raws,
+        statistics: Statistics,
+        needs: tuple[bool, Sequence[bool]],
+    ) -> None:
+        self.tensors, self.layout, self.group, self.out = tensors, layout, group, out
+        self.raws, self.statistics = {0: x, **raws}, statistics
+        self.needs_x, self.needs = needs
+        self.grads: list[Tensor | None] = [None] * len(self.needs)
+        self.activations: Raws = {}
+        self._find_needs()
+
+    def _find_needs(self) -> None:
+        """Which raw outputs (``raw``) and activations (``act``) lie between the output and something that learns."""
+        layout = self.layout
+        self.raw, self.act = [self.needs_x], []
+        for i, conv in enumerate(layout.convs):
+            norm = layout.norms[i]
+            self.act.append(self.raw[i] or (norm is not None and self._learns(norm.gamma, norm.beta)))
+            self.raw.append(self.act[i] or self._learns(conv.weight, conv.bias))
+        if layout.projection is not None:
+            side = layout.projection
+            self.raw.append(self.act[0] or self._learns(side.weight, side.bias))
+
+    def _learns(self, *slots: int | None) -> bool:
+        return any(slot is not None and self.needs[slot] for slot in slots)
+
+    def run(self, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
+        """The gradients of x and of each of ``tensors``, None where none is needed."""
+        layout = self.layout
+        count = len(layout.convs)
+        relu = layout.relu
+        if self.out is not None:  # what passed the ReLU has several readers
+            grad, relu = torch.ops.aten.threshold_backward.default(grad, self.out, 0), False
+        if layout.residual is not None and self.needs[layout.residual]:
+            self.grads[layout.residual] = grad
+
+        last = layout.norms[count]
+        flowing: Tensor | None = grad
+        if last is not None:
+            flowing = self._norm(grad, count, last, relu)
+        for i in reversed(range(count)):
+            if flowing is not None:
+                flowing = self._conv(flowing, i, layout.convs[i])
+            if i == 0 and layout.projection is not None:
+                flowing = _sum(flowing, self._projection(grad, layout.projection))
+            norm = layout.norms[i]
+            if norm is not None and flowing is not None:
+                flowing = self._norm(flowing, i, norm, True)
+        if not self.needs_x:
+            return None, self.grads
+        return _sum(flowing, grad) if layout.identity else flowing, self.grads
+
+    def _projection(self, grad: Tensor, conv: ConvSlots) -> Tensor | None:
+        key, norm = len(self.layout.convs) + 1, self.layout.projection_norm
+        side = grad if norm is None else self._norm(grad, key, norm, False)
+        return None if side is None else self._conv(side, 0, conv)
+
+    def _norm(self, grad: Tensor, key: int, norm: NormSlots, relu: bool) -> Tensor | None:
+        """From the gradient of ``[relu](norm(raw[key]))`` to that of ``raw[key]``; gamma's and beta's on the way."""
+        learns, flows = self._learns(norm.gamma, norm.beta), self.raw[key]
+        if not (learns or flows):
+            return None
+        raw = self._raw(key)
+        statistics = self.statistics.get(key)
+        args = (grad, raw, *norm_args(norm, self.tensors, statistics), None, relu)
+        if not (learns or norm.trains):
+            return ops.bn_act_backward(*args, None, None, 1.0)
+        sum_g, sum_g_xhat = ops.bn_act_backward_reduce(*args)
+        for slot, total in ((norm.gamma, sum_g_xhat), (norm.beta, sum_g)):
+            if slot is not None and self.needs[slot]:
+                self.grads[slot] = total.to(self.tensors[slot].dtype)
+        if not flows:
+            return None
+        if statistics is None:
+            return ops.bn_act_backward(*args, None, None, 1.0)
+        count = torch.sym_float(raw.shape[0] * raw.shape[2] * raw.shape[3])
+        if norm.sync:  # gamma and beta learn from this process's share, as DistributedDataParallel expects
+            totals = sum_over_processes(torch.stack([sum_g, sum_g_xhat]), self.group) / statistics[2]
+            (sum_g, sum_g_xhat), count = totals.unbind(), 1.0
+        return ops.bn_act_backward(*args, sum_g, sum_g_xhat, count)
+
+    def _conv(self, grad: Tensor, i: int, conv: ConvSlots) -> Tensor | None:
+        """From the gradient of a convolution of ``act[i]`` to that of ``act[i]``; weight's and bias's on the way."""
+        mask = [self.act[i], self._learns(conv.weight), self._learns(conv.bias)]
+        if not any(mask):
+            return None
+        # The gradient of the input asks for the input's shape only.
+        x = self._activation(i) if mask[1] else self._raw(i)
+        weight = self.tensors[conv.weight]
+        sizes = None if conv.bias is None else [weight.shape[0]]
+        shape = (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
+        to_x, to_weight, to_bias = torch.ops.aten.convolution_backward.default(grad, x, weight, sizes, *shape, mask)
+        if mask[1]:
+            self.grads[conv.weight] = to_weight
+        if mask[2] and conv.bias is not None:
+            self.grads[conv.bias] = to_bias
+        if i > 0:  # a projection may still want the first
+            del x
+            self.activations.pop(i, None)
+        return to_x if mask[0] else None
+
+    def _activation(self, i: int) -> Tensor:
+        norm = self.layout.norms[i]
+        if norm is None:
+            return self._raw(i)
+        if i not in self.activations:
+            args = norm_args(norm, self.tensors, self.statistics.get(i))
+            self.activations[i] = ops.bn_add_act(self._raw(i), *args, None, True)
+        return self.activations[i]
+
+    def _raw(self, key: int) -> Tensor:
+        if key not in self.raws:
+            convs = (*self.layout.convs, self.layout.projection)
+            is_side = key == len(convs)
+            conv = convs[key - 1]
+            assert conv is not None
+            self.raws[key] = convolve(self._activation(0 if is_side else key - 1), self.tensors, conv)
+        return self.raws[key]
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """a + b in a's memory, which nobody else reads."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a.add_(b)

@@ -1,0 +1,113 @@
+"""A chain forward: every activation between two convolutions lives only until the second has read it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from .. import ops
+from .layout import ConvSlots, Layout, NormSlots
+from .statistics import batch_statistics
+
+Statistics = dict[int, list[Tensor]]  # norm's key -> mean, var, count
+Raws = dict[int, Tensor]  # norm's key -> what it normalises
+
+
+def forward(x: Tensor, tensors: Sequence[Tensor], layout: Layout, group: str) -> tuple[Tensor, Raws, Statistics]:
+    """The chain's output, the convolutions' outputs that BatchNorms read, and the statistics of the batch."""
+    raws: Raws = {0: x}
+    statistics: Statistics = {}
+
+    def norm(key: int, slots: NormSlots) -> tuple[Any, ...]:
+        if slots.trains:
+            statistics[key] = _of_batch(raws[key], group if slots.sync else "")
+        return norm_args(slots, tensors, statistics.get(key))
+
+    count = len(layout.convs)
+    for i, conv in enumerate(layout.convs):
+        before = layout.norms[i]
+        activated = raws[i] if before is None else ops.bn_add_act(raws[i], *norm(i, before), None, True)
+        if i == 0 and layout.projection is not None:
+            raws[count + 1] = convolve(activated, tensors, layout.projection)
+        raws[i + 1] = convolve(activated, tensors, conv)
+        del activated
+    shortcut = _shortcut(x, tensors, layout, raws)
+    last, side = layout.norms[count], layout.projection_norm
+    if last is not None and side is not None:
+        out = ops.bn_add_bn_act(raws[count], *norm(count, last), shortcut, *norm(count + 1, side), layout.relu)
+    elif last is not None:
+        out = ops.bn_add_act(raws[count], *norm(count, last), shortcut, layout.relu)
+    elif side is not None:
+        out = ops.bn_add_act(shortcut, *norm(count + 1, side), raws[count], layout.relu)
+    else:  # nobody else reads the last convolution's output: it becomes the result
+        out = raws[count] if shortcut is None else raws[count].add_(shortcut)
+        out = out.relu_() if layout.relu else out
+    return out, {key: raws[key] for key in kept(layout, tensors)}, statistics
+
+
+def kept(layout: Layout, tensors: Sequence[Tensor]) -> list[int]:
+    """Keys of the raw outputs that the backward pass reads and does not compute again."""
+    convs = (*layout.convs, layout.projection)
+    return [
+        key for key, _ in layout.all_norms() if key > 0 and not (layout.recompute and is_1x1(convs[key - 1], tensors))
+    ]
+
+
+def is_1x1(conv: ConvSlots | None, tensors: Sequence[Tensor]) -> bool:
+    """Whether ``recompute`` runs it again: it has a ninth of a 3x3's multiplications."""
+    return conv is not None and tuple(tensors[conv.weight].shape[2:]) == (1, 1)
+
+
+def norm_args(norm: NormSlots, tensors: Sequence[Tensor], statistics: Sequence[Tensor] | None) -> tuple[Any, ...]:
+    """``gamma, beta, mean, var, eps``, the ops' order."""
+    gamma, beta, mean, var = (None if slot is None else tensors[slot] for slot in norm[:4])
+    if statistics is not None:
+        mean, var = statistics[:2]
+    return gamma, beta, mean, var, norm.eps
+
+
+def convolve(x: Tensor, tensors: Sequence[Tensor], conv: ConvSlots) -> Tensor:
+    weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
+    if _ours_is_faster(x, weight, conv):
+        no_norm = (None, None, None, None, 0.0)
+        return ops.conv_bn_act(x, weight, bias, *no_norm, *conv[2:], None, False, False, False)
+    shape = (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
+    return torch.ops.aten.convolution.default(x, weight, bias, *shape)
+
+
+# Weights change with every step, and putting them into our kernels' order has to pay within one: a convolution of
+# fewer pixels than this is PyTorch's.
+PIXELS_WORTH_PACKING = 1024
+
+
+def _ours_is_faster(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
+    """Whether this is what Winograd takes on the CPU, on enough pixels.
+
+    A fake tensor has only shapes to give, which are the same, and a decision would bound its sizes.
+    """
+    return (
+        not isinstance(x, FakeTensor)
+        and x.device.type == "cpu"
+        and x.dtype is torch.float32
+        and tuple(weight.shape[2:]) == (3, 3)
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.groups == 1
+        and x.shape[0] * x.shape[2] * x.shape[3] >= PIXELS_WORTH_PACKING
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def _shortcut(x: Tensor, tensors: Sequence[Tensor], layout: Layout, raws: Raws) -> Tensor | None:
+    if layout.identity:
+        return x
+    if layout.residual is not None:
+        return tensors[layout.residual]
+    return raws.get(len(layout.convs) + 1)
+
+
+def _of_batch(x: Tensor, group: str) -> list[Tensor]:
+    if not group and x.numel() == x.shape[1]:  # nn.BatchNorm2d's own error
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
+    return batch_statistics(x, group)

@@ -1,0 +1,89 @@
+"""``resnet_fused::train_chain``: a chain as one op with one autograd formula."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import twin
+from .backward import Backward
+from .forward import Statistics, forward, kept
+from .layout import Layout, unpack
+
+_SCHEMA = "(Tensor x, Tensor[] tensors, int[] layout, float[] eps, str group) -> Tensor[]"
+
+
+@torch.library.custom_op("resnet_fused::train_chain", mutates_args=(), schema=_SCHEMA)
+def train_chain(x: Tensor, tensors: list[Tensor], layout: list[int], eps: list[float], group: str) -> list[Tensor]:
+    """``[out, raw outputs..., statistics...]`` of the chain that ``layout`` and ``eps`` describe.
+
+    x is (N, C, H, W) in float32, bfloat16, float16 or float64; convolutions' weights have its dtype, BatchNorms'
+    tensors any. Raw outputs are those that :func:`.forward.kept` names, statistics the mean and biased variance of
+    each BatchNorm that uses the batch's, of shape (C), and where it synchronises also the count, of shape ().
+    ``group`` names the processes that share statistics. Only ``out`` is differentiable.
+
+    Raises ``RuntimeError`` for wrong shapes and dtypes, ``ValueError`` where a BatchNorm sees one value a channel.
+    """
+    out, raws, statistics = forward(x, tensors, unpack(layout, eps), group)
+    return [out, *raws.values(), *(t for each in statistics.values() for t in each)]
+
+
+@train_chain.register_fake
+def _fake(x: Tensor, tensors: list[Tensor], layout: list[int], eps: list[float], group: str) -> list[Tensor]:
+    # Shapes do not depend on how many processes share the statistics.
+    out, raws, statistics = forward(x, tensors, unpack(layout, eps), "")
+    return [out, *raws.values(), *(t for each in statistics.values() for t in each)]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x, tensors, ints, eps, ctx.group = inputs
+    ctx.layout = layout = unpack(ints, eps)
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.raws = kept(layout, tensors)
+    # A residual is added and forgotten; it is the last of the tensors.
+    ctx.count = len(tensors)
+    read = tensors if layout.residual is None else tensors[:-1]
+    ctx.save_for_backward(x, *read, *(output if layout.reads_output else output[1:]))
+
+
+def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    nothing = None, None, None
+    if grads[0] is None:
+        return None, [None] * ctx.count, *nothing
+    layout: Layout = ctx.layout
+    saved = iter(ctx.saved_tensors)
+    x = next(saved)
+    tensors = [next(saved) for _ in range(ctx.count - (layout.residual is not None))]
+    out = next(saved) if layout.reads_output else None
+    needs = ctx.needs_input_grad[:2]
+    if torch.is_grad_enabled():  # create_graph=True
+        return *_differentiable(grads[0], x, tensors, layout, out, needs), *nothing
+    raws = {key: next(saved) for key in ctx.raws}
+    statistics: Statistics = {key: [next(saved) for _ in range(3)] for key, norm in layout.all_norms() if norm.trains}
+    to_x, to_tensors = Backward(x, tensors, layout, ctx.group, out, raws, statistics, needs).run(grads[0])
+    return to_x, to_tensors, *nothing
+
+
+def _differentiable(
+    grad: Tensor, x: Tensor, tensors: list[Tensor], layout: Layout, out: Tensor | None, needs: Sequence[Any]
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """The gradients as functions that autograd can differentiate again: those of the chain in plain torch."""
+    if any(norm.sync for _, norm in layout.all_norms()):
+        raise RuntimeError(
+            "gradients of gradients (create_graph=True) through SyncBatchNorm are not supported by resnet_fused's "
+            "training path; resnet_fused.revert(model) has PyTorch's own"
+        )
+    if layout.residual is not None:  # its value shows in the ReLU's mask only, which out gives
+        shape = torch.zeros_like(grad) if out is None else torch.zeros_like(out)
+        tensors = [*tensors, shape.requires_grad_()]
+    y = twin.chain(x, tensors, layout._replace(relu=False) if out is not None else layout)
+    grad = grad if out is None else torch.where(out > 0, grad, 0)
+    wanted = [t for t, need in zip([x, *tensors], [needs[0], *needs[1]], strict=True) if need]
+    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+    to_x = next(found) if needs[0] else None
+    return to_x, [next(found) if need else None for need in needs[1]]
+
+
+train_chain.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,87 @@
+"""Batch statistics: of one process, of all processes of a group, and what running averages make of them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+
+
+def batch_statistics(x: Tensor, group: str) -> list[Tensor]:
+    """``[mean, var, count]`` of each channel over N, H, W; with a group's name over all of its processes.
+
+    Means and squared deviations of the processes are combined as Chan, Golub and LeVeque 1979 (Updating formulae and
+    a pairwise algorithm for computing sample variances, equation 2.1) combine two samples: nothing cancels, batches
+    may differ in size, one may be empty. One all-gather; every process computes the same bits.
+    """
+    channels = x.shape[1]
+    if not group:
+        mean, var = ops.bn_stats(x)
+        return [mean, var, mean.new_full((), x.numel() // channels)]
+    if x.numel():
+        mean, var = ops.bn_stats(x)
+    else:
+        mean = var = torch.zeros(channels, dtype=statistics_dtype(x.dtype), device=x.device)
+    count = mean.new_full((1,), x.numel() // channels)
+    everywhere = _gather(torch.cat([mean, var, count]), group)
+    means, variances, counts = everywhere.split([channels, channels, 1], 1)
+    total = counts.sum()
+    mean = (means * counts).sum(0) / total
+    var = ((variances + (means - mean).square()) * counts).sum(0) / total
+    return [mean, var, total]
+
+
+def _gather(row: Tensor, group: str) -> Tensor:
+    from torch.distributed import all_gather, get_world_size
+
+    process_group = _resolve(group)
+    rows = [torch.empty_like(row) for _ in range(get_world_size(process_group))]
+    all_gather(rows, row, process_group)
+    return torch.stack(rows)
+
+
+def _resolve(group: str) -> Any:
+    from torch.distributed.distributed_c10d import _resolve_process_group
+
+    return _resolve_process_group(group)  # type: ignore[arg-type]
+
+
+@torch.library.custom_op("resnet_fused::sum_over_processes", mutates_args=())
+def sum_over_processes(x: Tensor, group: str) -> Tensor:
+    """The sum of x over the processes of a group."""
+    from torch.distributed import all_reduce
+
+    total = x.clone()
+    all_reduce(total, group=_resolve(group))
+    return total
+
+
+@sum_over_processes.register_fake
+def _(x: Tensor, group: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What ``bn_stats`` returns for activations of this dtype."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def update_running(norm: nn.Module, mean: Tensor, var: Tensor, count: Tensor) -> None:
+    """``nn.BatchNorm2d``'s rule for its buffers, given the batch's mean and biased variance over ``count`` values.
+
+    ``running = momentum * batch + (1 - momentum) * running``, the variance unbiased (Ioffe and Szegedy 2015,
+    arXiv:1502.03167, section 3.1); ``momentum=None`` is the cumulative average. Nothing happens without tracking.
+    """
+    buffers: Any = norm._buffers
+    if not (norm.training and norm.track_running_stats) or buffers["running_mean"] is None:
+        return
+    with torch.no_grad():
+        batches = buffers["num_batches_tracked"]
+        batches.add_(1)
+        momentum: Any = norm.momentum
+        if momentum is None:
+            momentum = batches.double().reciprocal()
+        unbiased = var * (count / (count - 1))
+        for running, batch in ((buffers["running_mean"], mean), (buffers["running_var"], unbiased)):
+            running.copy_(batch * momentum + running * (1 - momentum))

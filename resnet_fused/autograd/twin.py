@@ -1,0 +1,39 @@
+"""A chain in plain torch, differentiable any number of times: what a second derivative is taken of."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .layout import ConvSlots, Layout, NormSlots
+
+
+def chain(x: Tensor, tensors: Sequence[Tensor], layout: Layout) -> Tensor:
+    """What :mod:`.forward` computes, without synchronised statistics."""
+
+    def get(slot: int | None) -> Tensor | None:
+        return None if slot is None else tensors[slot]
+
+    def conv(y: Tensor, c: ConvSlots) -> Tensor:
+        return F.conv2d(y, tensors[c.weight], get(c.bias), c.stride, c.padding, c.dilation, c.groups)
+
+    def normalise(y: Tensor, n: NormSlots | None) -> Tensor:
+        if n is None:
+            return y
+        return F.batch_norm(y, get(n.mean), get(n.var), get(n.gamma), get(n.beta), training=n.trains, eps=n.eps)
+
+    y, first = x, x
+    for i, each in enumerate(layout.convs):
+        if layout.norms[i] is not None:
+            y = F.relu(normalise(y, layout.norms[i]))
+        if i == 0:
+            first = y
+        y = conv(y, each)
+    y = normalise(y, layout.norms[-1])
+    if layout.identity:
+        y = y + x
+    elif layout.residual is not None:
+        y = y + tensors[layout.residual]
+    elif layout.projection is not None:
+        y = y + normalise(conv(first, layout.projection), layout.projection_norm)
+    return F.relu(y) if layout.relu else y

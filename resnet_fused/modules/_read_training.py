@@ -1,0 +1,112 @@
+"""Reads convolutions, BatchNorms and shortcuts into what the training op takes, on every call.
+
+As in :mod:`._read`, a reader returns None where calling the modules would do something that the op would not.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import autograd
+from ..functional import PLAIN_TENSORS
+from ..reference import ZeroPadShortcut
+from ._read import touched
+
+
+class Side(NamedTuple):
+    """A block's shortcut: x itself, a projection, or a module that is called for what is to be added."""
+
+    identity: bool = False
+    projection: tuple[autograd.Conv, autograd.Norm | None] | None = None
+    norm: nn.Module | None = None  # the projection's
+    module: nn.Module | None = None
+
+
+NO_SIDE = Side()
+
+# Shortcuts that are no convolution: called, and what they return is added.
+_CALLED = (ZeroPadShortcut, nn.Identity, nn.Sequential)
+
+
+def conv_of(conv: Any, dtype: torch.dtype) -> autograd.Conv | None:
+    """A convolution with its weight and bias in ``dtype``, which is autocast's or their own."""
+    if type(conv) is not nn.Conv2d or touched(conv) or conv.padding_mode != "zeros" or type(conv.padding) is str:
+        return None
+    weight: Any = conv._parameters.get("weight")
+    bias: Any = conv._parameters.get("bias")
+    given = [weight] if bias is None else [weight, bias]
+    if any(type(t) not in PLAIN_TENSORS for t in given):  # pruned, sharded or quantised
+        return None
+    if any(t.dtype is not dtype for t in given):
+        if not torch.is_autocast_enabled(weight.device.type) or weight.dtype is torch.float64:
+            return None
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    return autograd.Conv(weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
+
+
+def norm_of(norm: Any, dtype: torch.dtype) -> autograd.Norm | None:
+    """A BatchNorm of activations in ``dtype``, with its statistics where it does not use the batch's."""
+    if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or touched(norm):
+        return None
+    parameters, buffers = norm._parameters, norm._buffers
+    gamma: Any = parameters.get("weight")
+    beta: Any = parameters.get("bias")
+    mean: Any = buffers.get("running_mean")
+    var: Any = buffers.get("running_var")
+    if (norm.affine and gamma is None) or (mean is None) != (var is None):
+        return None
+    if norm.training and norm.track_running_stats and (mean is None or buffers.get("num_batches_tracked") is None):
+        return None
+    given = [t for t in (gamma, beta, mean, var) if t is not None]
+    if any(type(t) not in PLAIN_TENSORS or not _takes(dtype, t.dtype, given[0].dtype) for t in given):
+        return None
+    of_batch = norm.training or mean is None
+    if of_batch:
+        mean = var = None
+    return autograd.Norm(gamma, beta, mean, var, norm.eps, of_batch and _synchronises(norm))
+
+
+def _takes(x: torch.dtype, own: torch.dtype, first: torch.dtype) -> bool:
+    """Whether eager normalises x by this dtype: x's own or, where that is narrower, float32; one for all tensors."""
+    return own is first and (own is x or (own is torch.float32 and x is not torch.float64))
+
+
+def _synchronises(norm: Any) -> bool:
+    """Whether batch statistics are those of several processes: ``nn.SyncBatchNorm``'s own condition."""
+    distributed = torch.distributed
+    if type(norm) is not nn.SyncBatchNorm or not norm.training:
+        return False
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    return distributed.get_world_size(norm.process_group) > 1
+
+
+def process_group(norms: Sequence[Any]) -> str | None:
+    """The name of the group whose processes all of these BatchNorms share, "" for none, None where groups differ."""
+    groups: list[Any] = [norm.process_group or torch.distributed.group.WORLD for norm in norms if _synchronises(norm)]
+    names = {str(group.group_name) for group in groups}
+    if len(names) > 1:
+        return None
+    return names.pop() if names else ""
+
+
+def side_of(block: nn.Module, x: Tensor, dtype: torch.dtype, channels: int, pre_activates: bool) -> Side | None:
+    """What the block adds; where it ``pre_activates``, every shortcut but the identity reads ``relu(bn(x))``."""
+    down: Any = block._modules.get("downsample")
+    if down is None:
+        down = block.__dict__.get("downsample")  # a plain attribute: None, or a callable that is no module
+    if down is None:
+        # Eager broadcasts a residual with one channel, and adds without rounding it to autocast's dtype.
+        return Side(identity=True) if x.dtype is dtype and x.shape[1] == channels else None
+    conv, norm = down, None
+    if type(down) is nn.Sequential and not touched(down) and 1 <= len(down) <= 2:
+        children = tuple(down._modules.values())
+        conv, norm = children[0], children[1] if len(children) == 2 else None
+    read, read_norm = conv_of(conv, dtype), norm_of(norm, dtype)
+    if read is not None and (norm is None) == (read_norm is None) and read.weight.shape[0] == channels:
+        return Side(projection=(read, read_norm), norm=norm)
+    if not pre_activates and type(down) in _CALLED and x.dtype is dtype:
+        return Side(module=down)
+    return None

@@ -1,0 +1,67 @@
+"""The training path of blocks: modules read into one differentiable op, and their running averages updated after it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .. import autograd
+from ..functional import training_dtype
+from ._read import indexable, is_relu
+from ._read_training import NO_SIDE, conv_of, norm_of, process_group, side_of
+
+
+def trains_fused(module: nn.Module, x: Tensor) -> bool:
+    """Whether ``module`` may train fused with such an x, whatever its parts say."""
+    return training_dtype(x) is not None and getattr(module, "fused_training", True)
+
+
+def train(
+    block: nn.Module, x: Tensor, convs: Sequence[str], norms: Sequence[str | None], *, relu: bool, shortcut: bool
+) -> Tensor | None:
+    """The output of a chain of the block's modules (see :mod:`resnet_fused.autograd.layout`), None for eager.
+
+    ``norms`` has one more name than ``convs``, None where there is no BatchNorm. ``shortcut`` adds the block's
+    ``downsample``, ``relu`` follows the last BatchNorm or the addition.
+    """
+    dtype = training_dtype(x)
+    children = block._modules
+    if dtype is None or not trains_fused(block, x) or not is_relu(children.get("relu")):
+        return None
+    pre_activates = norms[0] is not None
+    if pre_activates and x.dtype is not dtype:  # eager would normalise x before it rounds
+        return None
+    modules: list[Any] = [None if name is None else children.get(name) for name in norms]
+    read_convs: list[Any] = [conv_of(children.get(name), dtype) for name in convs]
+    read_norms: list[Any] = [
+        None if name is None else norm_of(module, dtype) for name, module in zip(norms, modules, strict=True)
+    ]
+    if any(conv is None for conv in read_convs) or [n is None for n in read_norms] != [name is None for name in norms]:
+        return None
+    channels = read_convs[-1].weight.shape[0] if read_convs else x.shape[1]
+    if not indexable(x, channels):
+        return None
+    side = side_of(block, x, dtype, channels, pre_activates) if shortcut else NO_SIDE
+    if side is None:
+        return None
+    modules.append(side.norm)
+    group = process_group(modules)
+    if group is None:
+        return None
+    # Nothing below falls back to eager: a module is called once.
+    args = autograd.pack(
+        read_convs,
+        read_norms,
+        projection=side.projection,
+        residual=None if side.module is None else side.module(x),
+        identity=side.identity,
+        relu=relu,
+        recompute=getattr(block, "recompute", False),
+    )
+    out, *rest = autograd.train_chain(x.to(dtype), *args, group)
+    read_norms.append(None if side.projection is None else side.projection[1])
+    learning = [m for m, norm in zip(modules, read_norms, strict=True) if norm is not None and norm.mean is None]
+    statistics = rest[len(rest) - 3 * len(learning) :]
+    for i, module in enumerate(learning):
+        autograd.update_running(module, *statistics[3 * i : 3 * i + 3])
+    return out

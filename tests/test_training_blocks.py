@@ -1,0 +1,476 @@
+"""Fused training of every block: eager's outputs, gradients and running averages, or eager itself."""
+
+import copy
+
+import pytest
+import torch
+from support import randomise
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from training import (
+    CLASSES,
+    WITH_SHORTCUT,
+    assert_trains_as_eager,
+    average_projection,
+    conv_only,
+    eager_twin,
+    identity,
+    in_channels,
+    is_trained,
+    one_thread,  # noqa: F401  autouse
+    projected,
+    projection,
+    step,
+    wide_projection,
+)
+
+from resnet_fused import autograd, modules, ops, reference
+from resnet_fused.autograd import forward
+from resnet_fused.functional import training_dtype
+
+pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
+
+
+def blocks():
+    for cls in CLASSES:
+        yield pytest.param(lambda scale=1, cls=cls: identity(cls, scale), id=f"{cls.__name__}-identity")
+    for cls in WITH_SHORTCUT:
+        for shortcut in (projection, conv_only, wide_projection):
+            build = lambda scale=1, cls=cls, shortcut=shortcut: projected(cls, shortcut, scale)  # noqa: E731
+            yield pytest.param(build, id=f"{cls.__name__}-{shortcut.__name__}")
+    for cls in (modules.FusedBasicBlock, modules.FusedBottleneck):
+        for shortcut in (average_projection, reference.ZeroPadShortcut):
+            build = lambda scale=1, cls=cls, shortcut=shortcut: projected(cls, shortcut, scale)  # noqa: E731
+            yield pytest.param(build, id=f"{cls.__name__}-{shortcut.__name__}")
+    for cls in (modules.FusedBottleneck, modules.FusedPreActBottleneck):
+        grouped = lambda scale=1, cls=cls: randomise(cls(16, 4, 1, None, 4, 128, 2))  # noqa: E731
+        yield pytest.param(grouped, id=f"{cls.__name__}-grouped-dilated")
+
+
+def x_for(block, dtype=torch.float32, n=4, h=8, w=6, memory_format=torch.contiguous_format):
+    x = torch.randn(n, in_channels(block), h, w).to(dtype)
+    return x.contiguous(memory_format=memory_format).requires_grad_()
+
+
+def away_from_kinks(block, x):
+    """Makes every channel pass its ReLUs or stay behind them as a whole, and returns an x for it.
+
+    Near zero, one rounding decides whether a gradient passes: what eager and the op then get wrong is luck.
+    """
+    for name, norm in block.named_modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            signs = torch.arange(norm.num_features) % 2 * 2 - 1
+            nn.init.uniform_(norm.weight, 0.05, 0.15)
+            with torch.no_grad():
+                norm.bias.copy_(signs * (4 if name.startswith("downsample") else 1))
+    signs = torch.arange(x.shape[1]).view(-1, 1, 1) // 2 % 2 * 8 - 4
+    return (0.2 * x.detach() + signs).to(x.dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("build", list(blocks()))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_step_is_eagers(build, dtype):
+    if dtype is torch.float32:
+        block = build()
+        assert_trains_as_eager(block, x_for(block))
+        return
+    block = build(4).to(dtype)  # enough values for the largest error to say something
+    assert_trains_as_eager(block, away_from_kinks(block, x_for(block, dtype)))
+
+
+@pytest.mark.parametrize("build", list(blocks()))
+def test_one_step_with_recomputed_convolutions(build):
+    block = build()
+    x = x_for(block)
+    direction = torch.randn_like(copy.deepcopy(block)(x))
+    other = copy.deepcopy(block)
+    other.recompute = True
+    for a, b in zip(step(block, x, direction)[1].values(), step(other, x, direction)[1].values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("cls", list(CLASSES))
+@pytest.mark.parametrize("x_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("weight_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_memory_formats(cls, x_format, weight_format):
+    block = identity(cls).to(memory_format=weight_format)
+    assert_trains_as_eager(block, x_for(block, memory_format=x_format))
+
+
+@pytest.mark.parametrize("cls", list(CLASSES))
+def test_strided_inputs(cls):
+    block = identity(cls)
+    whole = torch.randn(4, in_channels(block), 12, 12)
+    for x in (whole[::2, :, 1:9, ::2], whole.transpose(2, 3), whole[:1].expand(3, -1, -1, -1)):
+        twin = eager_twin(block)
+        y, expected = block(x), twin(x)
+        torch.testing.assert_close(y, expected)
+        for network, out in ((block, y), (twin, expected)):
+            network.zero_grad()
+            out.sum().backward()  # an expanded gradient
+        for a, b in zip(block.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("cls", [modules.FusedBasicBlock, modules.FusedPreActBlock])
+def test_large_float32_layers_have_our_convolutions(cls, monkeypatch):
+    block = identity(cls)
+    x = x_for(block, n=4, h=17, w=16, memory_format=torch.channels_last)
+    assert x[:, 0].numel() >= forward.PIXELS_WORTH_PACKING
+    called = []
+    ours = ops.conv_bn_act
+    monkeypatch.setattr(ops, "conv_bn_act", lambda *args: (called.append(args), ours(*args))[1])
+    assert_trains_as_eager(block, x)
+    assert len(called) == 2
+    block(x[:3])
+    assert len(called) == 2, "too few pixels"
+
+
+def frozen_norms(block):
+    block.bn2.eval()
+
+
+def frozen_parameters(block):
+    block.conv1.requires_grad_(False)
+    block.bn2.weight.requires_grad_(False)
+
+
+def frozen_trunk(block):
+    block.requires_grad_(False)
+    block.bn2.bias.requires_grad_()
+
+
+def only_frozen_norms(block):
+    block.eval()
+
+
+def without_affine(block):
+    block.bn2 = nn.BatchNorm2d(block.bn2.num_features, affine=False)
+
+
+def without_statistics(block):
+    block.bn2 = nn.BatchNorm2d(block.bn2.num_features, track_running_stats=False)
+
+
+def without_statistics_in_eval(block):
+    without_statistics(block)
+    block.eval()
+
+
+def cumulative_average(block):
+    block.bn1.momentum = None
+    block.bn1.num_batches_tracked.fill_(6)
+
+
+def whole_momentum(block):
+    block.bn1.momentum = 1.0
+
+
+def zero_gamma(block):
+    """As ``zero_init_residual`` does: the block's last BatchNorm."""
+    nn.init.zeros_([m for m in block.children() if isinstance(m, nn.BatchNorm2d)][-1].weight)
+
+
+def other_eps(block):
+    block.bn2.eps = 0.1
+
+
+def statistics_that_are_off(block):
+    """Neither training nor without buffers, but not tracking: buffers are used in eval, left alone in training."""
+    block.bn1.track_running_stats = False
+
+
+SETTINGS = [
+    frozen_norms,
+    frozen_parameters,
+    frozen_trunk,
+    only_frozen_norms,
+    without_affine,
+    without_statistics,
+    without_statistics_in_eval,
+    cumulative_average,
+    whole_momentum,
+    zero_gamma,
+    other_eps,
+    statistics_that_are_off,
+]
+
+
+@pytest.mark.parametrize("cls", WITH_SHORTCUT)
+@pytest.mark.parametrize("projects", [False, True], ids=["identity", "projection"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings(cls, projects, setting):
+    block = projected(cls) if projects else identity(cls)
+    setting(block)
+    assert_trains_as_eager(block, x_for(block))
+    x = x_for(block).detach()
+    assert_trains_as_eager(block, x)
+
+
+@pytest.mark.parametrize("cls", WITH_SHORTCUT)
+def test_frozen_projection_norm(cls):
+    block = projected(cls)
+    block.downsample[1].eval()
+    assert_trains_as_eager(block, x_for(block))
+
+
+class Convolutions(TorchDispatchMode):
+    """The masks of every convolution_backward: gradients of input, weight and bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.masks = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.convolution_backward.default:
+            self.masks.append(tuple(args[-1]))
+        return function(*args, **(kwargs or {}))
+
+
+def test_nothing_is_computed_for_what_does_not_learn():
+    block = identity(modules.FusedBottleneck)
+    block.conv1.requires_grad_(False)
+    block.bn1.requires_grad_(False)
+    block.conv3.requires_grad_(False)
+    x = x_for(block).detach()
+    y = block(x)
+    with Convolutions() as seen:
+        y.sum().backward()
+    assert seen.masks == [(True, False, False), (False, True, False)]
+    assert block.conv1.weight.grad is None
+
+
+def test_without_gradients_statistics_still_update():
+    block = identity(modules.FusedBasicBlock)
+    twin = eager_twin(block)
+    x = x_for(block)
+    with torch.no_grad():
+        y, expected = block(x), twin(x)
+    assert not y.requires_grad
+    torch.testing.assert_close(y, expected)
+    for a, b in zip(block.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("cls", list(CLASSES))
+def test_running_averages_over_many_steps(cls):
+    block = identity(cls)
+    twin = eager_twin(block)
+    for _ in range(5):
+        x = 3 + torch.randn(4, in_channels(block), 5, 5)
+        block(x), twin(x)
+    for (name, a), b in zip(block.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_one_value_a_channel_is_eagers_error():
+    block = identity(modules.FusedBasicBlock)
+    for network in (block, eager_twin(block)):
+        with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+            network(torch.randn(1, 8, 1, 1))
+
+
+@pytest.mark.parametrize("cls", list(CLASSES))
+def test_the_same_bits_every_time(cls):
+    block = identity(cls, scale=4)
+    x = x_for(block, n=8, h=17, w=13)
+    torch.set_num_threads(2)
+    first, second = (everything(copy.deepcopy(block), x) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def everything(block, x, call=None):
+    """Output, gradients and buffers after one step through ``call``, the block itself or something made of it."""
+    y = (block if call is None else call)(x)
+    return [y.detach(), *torch.autograd.grad(y.square().sum(), [x, *block.parameters()]), *block.buffers()]
+
+
+@pytest.mark.parametrize("cls", list(CLASSES))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(cls, dtype):
+    block = identity(cls)
+    x = away_from_kinks(block, x_for(block, dtype))
+    assert_trains_as_eager(block, x, dtype=dtype, enabled=True)
+
+
+def test_autocast_of_float32_activations():
+    """A projection reads them rounded; an identity is added before rounding, which only eager does."""
+    block = projected(modules.FusedBasicBlock)
+    assert_trains_as_eager(block, away_from_kinks(block, x_for(block)), dtype=torch.bfloat16, enabled=True)
+    block = identity(modules.FusedBasicBlock)
+    assert_trains_as_eager(block, x_for(block), fused=False, dtype=torch.bfloat16, enabled=True)
+    block = identity(modules.FusedPreActBlock)
+    assert_trains_as_eager(block, x_for(block), fused=False, dtype=torch.bfloat16, enabled=True)
+
+
+def test_gradient_scaling():
+    """Float16 gradients that would vanish unscaled arrive; those that overflow are skipped."""
+    block = projected(modules.FusedBasicBlock)
+    optimiser = torch.optim.SGD(block.parameters(), 0.01)
+    x = x_for(block)
+    for scale, expected in ((2.0**12, True), (2.0**40, False)):
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        before = block.conv1.weight.detach().clone()
+        with torch.autocast("cpu", torch.float16):
+            y = block(x)
+        assert is_trained(y)
+        optimiser.zero_grad()
+        scaler.scale(1e-6 * y.float().square().sum()).backward()
+        scaler.step(optimiser)
+        scaler.update()
+        assert torch.equal(block.conv1.weight, before) != expected
+        assert (scaler.get_scale() == scale) == expected
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(reentrant):
+    block = projected(modules.FusedBottleneck)
+    plain = copy.deepcopy(block)
+    x = x_for(block)
+    y = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=reentrant)
+    gradients = torch.autograd.grad(plain(x).square().sum(), [x, *plain.parameters()])
+    y.square().sum().backward()
+    for a, b in zip([x.grad, *(p.grad for p in block.parameters())], gradients, strict=True):
+        assert torch.equal(a, b)
+
+
+def hook_on_conv(block):
+    block.conv1.register_forward_hook(lambda module, inputs, output: output + 1)
+
+
+def backward_hook_on_conv(block):
+    block.conv1.register_full_backward_hook(lambda module, *gradients: None)
+
+
+def other_norm(block):
+    block.bn2 = nn.GroupNorm(2, block.bn2.num_features)
+
+
+def other_activation(block):
+    block.relu = nn.LeakyReLU()
+
+
+def replaced_forward(block):
+    block.conv2.forward = lambda y: 3 * nn.Conv2d.forward(block.conv2, y)
+
+
+def weight_norm(block):
+    torch.nn.utils.parametrizations.weight_norm(block.conv2)
+
+
+def reflecting_conv(block):
+    block.conv2.padding_mode = "reflect"
+
+
+def same_padding(block):
+    block.conv2.padding = "same"
+
+
+def switched_off(block):
+    block.fused_training = False
+
+
+def callable_shortcut(block):
+    del block.downsample
+    block.downsample = lambda y: y * 5
+
+
+@pytest.mark.parametrize("cls", [modules.FusedBasicBlock, modules.FusedBottleneck, modules.FusedPreActBlock])
+@pytest.mark.parametrize(
+    "change",
+    [
+        hook_on_conv,
+        backward_hook_on_conv,
+        other_norm,
+        other_activation,
+        replaced_forward,
+        weight_norm,
+        reflecting_conv,
+        same_padding,
+        callable_shortcut,
+        switched_off,
+    ],
+)
+def test_what_the_op_would_miss_trains_eagerly(cls, change):
+    block = identity(cls)
+    change(block)
+    x = x_for(block)
+    y = block(x)
+    assert not is_trained(y)
+    assert torch.equal(y, type(block)._eager_class.forward(block, x))
+
+
+def test_global_hooks_and_subclasses_train_eagerly():
+    block = identity(modules.FusedBasicBlock)
+    x = x_for(block)
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert not is_trained(block(x))
+    finally:
+        handle.remove()
+    assert is_trained(block(x))
+
+    class Tagged(torch.Tensor):
+        pass
+
+    assert type(block(x.detach().as_subclass(Tagged))) is Tagged
+
+
+def test_transforms_train_eagerly():
+    block = identity(modules.FusedBasicBlock).requires_grad_(False)
+    block.bn1.track_running_stats = block.bn2.track_running_stats = False
+    twin = eager_twin(block)
+    x = torch.randn(2, 8, 4, 4)
+    gradient = torch.func.grad(lambda x: block(x).square().sum())(x)
+    assert torch.equal(gradient, torch.func.grad(lambda x: twin(x).square().sum())(x))
+    assert training_dtype(x) is torch.float32
+    torch.func.vmap(lambda x: pytest.fail("transformed") if training_dtype(x[None]) else x)(x)
+
+
+@pytest.mark.parametrize("build", list(blocks()))
+def test_second_derivatives_are_eagers(build):
+    block = build().double()
+    twin = eager_twin(block)
+    x = x_for(block, torch.float64)
+    found = []
+    for network in (block, twin):
+        network(x)  # other running averages change nothing
+        learning = [x, *network.parameters()]
+        y = network(x)
+        direction = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+        first = torch.autograd.grad((y * direction).sum(), learning, create_graph=True)
+        penalty = sum(g.square().sum() for g in first)
+        found.append([*first, *torch.autograd.grad(penalty, learning, allow_unused=True, materialize_grads=True)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("cls", "dynamic"), [(cls, "PreAct" in cls.__name__ or cls is modules.FusedBottleneck) for cls in CLASSES]
+)
+def test_a_compiled_training_step(cls, dynamic):
+    block = projected(cls) if cls in WITH_SHORTCUT else identity(cls)
+    twin = copy.deepcopy(block)
+    optimisers = [torch.optim.SGD(each.parameters(), 0.1, momentum=0.9) for each in (block, twin)]
+
+    torch._dynamo.reset()  # every block here is another one for the same code
+    compiled = torch.compile(lambda x: block(x).square().mean(), fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for n in (2, 3):
+        x = torch.randn(n, in_channels(block), 6, 6)
+        losses = [compiled(x), twin(x).square().mean()]
+        for loss, optimiser in zip(losses, optimisers, strict=True):
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        torch.testing.assert_close(*losses)
+    for (name, a), b in zip(block.state_dict().items(), twin.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+def test_inductor_trains():
+    block = identity(modules.FusedBasicBlock)
+    twin = copy.deepcopy(block)
+    compiled = torch.compile(block, fullgraph=True)
+    x = x_for(block)
+    for a, b in zip(everything(block, x, compiled), everything(twin, x), strict=True):
+        torch.testing.assert_close(a, b)

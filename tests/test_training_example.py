@@ -1,0 +1,85 @@
+"""examples/train.py trains on digits: alone, with AMP, resumed, by torchrun, and what it saves is eager's to load."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from training import one_thread  # noqa: F401  autouse
+
+import resnet_fused
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def example():
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("train_example", ROOT / "examples" / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_it_learns_with_amp(example):
+    assert example.main(["--epochs", "2", "--amp", "bfloat16"]) > 0.9
+
+
+def test_a_resumed_run_is_an_unbroken_one_and_eager_loads_its_checkpoint(example, tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole.pt", tmp_path / "broken.pt"
+    right = example.main(["--epochs", "2", "--checkpoint", str(whole)])
+    assert right > 0.9
+    save, saved = example.save, []
+
+    def save_and_die(path, model, optimiser, scheduler, scaler, epoch):
+        save(path, model, optimiser, scheduler, scaler, epoch)
+        saved.append(epoch)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(example, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        example.main(["--epochs", "2", "--checkpoint", str(broken)])
+    assert saved == [0]
+    monkeypatch.setattr(example, "save", save)
+    assert example.main(["--epochs", "2", "--checkpoint", str(broken)]) == right
+    states = [torch.load(path, weights_only=True)["model"] for path in (whole, broken)]
+    assert all(torch.equal(a, states[1][name]) for name, a in states[0].items())
+
+    eager = resnet_fused.revert(example.small(1, 10))
+    assert not any("Fused" in type(m).__name__ for m in eager.modules())
+    eager.load_state_dict(states[0])
+    _, test, *_ = example.digits()
+    images, labels = test.tensors
+    with torch.no_grad():
+        reached = (eager.eval()(images).argmax(1) == labels).float().mean().item()
+    assert reached == pytest.approx(right, abs=1 / len(labels))
+
+
+def test_torchrun(tmp_path):
+    file = tmp_path / "model.pt"
+    options = ["--epochs", "1", "--batch", "32", "--sync-bn", "--checkpoint", str(file)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launcher, str(ROOT / "examples" / "train.py"), *options]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**environment(), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    shown = re.findall(r"epoch 1: loss ([\d.]+), test accuracy ([\d.]+) %", done.stdout)
+    assert len(shown) == 1, "only the first process reports"
+    assert float(shown[0][1]) > 70
+    assert torch.load(file, weights_only=True)["epoch"] == 0
+
+
+def environment():
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def test_wrong_arguments_are_said(example, capsys):
+    with pytest.raises(SystemExit):
+        example.main(["--data", "cifar10"])
+    assert "--data cifar10 needs --root" in capsys.readouterr().err

@@ -1,0 +1,102 @@
+"""What a block keeps for its backward pass, counted by autograd's own hooks on both sides."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from training import eager_twin, projection
+
+from resnet_fused import autograd, convert, models, modules
+
+pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
+
+
+def saved(module, x):
+    """Storages that autograd keeps for ``module(x)``, as address -> bytes, without the module's own parameters."""
+    own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+    found = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = module(x)
+    alive = y  # an address may not be used twice while we count
+    assert alive is not None
+    return found
+
+
+def ratio(block, x):
+    twin = eager_twin(block)
+    return sum(saved(block, x).values()) / sum(saved(twin, x).values())
+
+
+WIDE = modules.FusedBottleneck
+CASES = {
+    "basic": (lambda: modules.FusedBasicBlock(32, 32), 0.82),
+    "basic with projection": (lambda: modules.FusedBasicBlock(32, 64, 2, projection(32, 64, 2)), 0.87),
+    "bottleneck": (lambda: WIDE(64, 16), 0.90),
+    "bottleneck with projection": (lambda: WIDE(64, 32, 2, projection(64, 128, 2)), 0.86),
+    "pre-activation": (lambda: modules.FusedPreActBlock(32, 32), 0.55),
+    "pre-activation bottleneck": (lambda: modules.FusedPreActBottleneck(64, 16), 0.55),
+    "bottleneck, recompute": (lambda: recomputing(WIDE(64, 16)), 0.57),
+    "bottleneck with projection, recompute": (lambda: recomputing(WIDE(64, 32, 2, projection(64, 128, 2))), 0.45),
+    "basic with projection, recompute": (lambda: recomputing(CASES["basic with projection"][0]()), 0.73),
+}
+
+
+def recomputing(block):
+    block.recompute = True
+    return block
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_bytes_against_eager(name, memory_format):
+    build, limit = CASES[name]
+    block = build()
+    x = torch.randn(8, next(block.parameters()).shape[-3 if "pre" not in name else 0], 16, 16)
+    x = x.contiguous(memory_format=memory_format).requires_grad_()
+    assert ratio(block, x) <= limit
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_what_is_kept_is_input_raw_outputs_output_and_vectors(autocast):
+    block = modules.FusedBasicBlock(32, 32)
+    x = torch.randn(4, 32, 16, 16).to(torch.bfloat16 if autocast else torch.float32).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        kept = saved(block, x)
+    weights = [w.numel() * 2 for w in (block.conv1.weight, block.conv2.weight)] if autocast else []  # cast copies
+    vectors = [c * 4 for c in (32, 32, 1) * 2]  # mean, variance, count of each BatchNorm
+    assert sorted(kept.values()) == sorted([x.nbytes] * 4 + weights + vectors)
+
+
+def test_nothing_is_kept_without_gradients():
+    block = modules.FusedBasicBlock(8, 8).requires_grad_(False)
+    assert not saved(block, torch.randn(2, 8, 4, 4))
+
+
+def test_a_whole_network_keeps_less():
+    """A stem keeps its convolution's output alone, and a block's output is the next one's input."""
+    network = models.small_resnet(10)
+    fused = convert(copy.deepcopy(network))
+    x = torch.randn(8, 3, 32, 32)
+    assert sum(saved(fused, x).values()) <= 0.85 * sum(saved(network, x).values())
+
+
+def test_the_stem_keeps_its_input_and_raw_output():
+    class Stem(modules.FusedStem):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
+            self.relu = nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            return self._stem(x)
+
+    x = torch.randn(4, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    assert sorted(saved(Stem(), x).values()) == sorted([x.nbytes, 4 * 32 * 16 * 16 * 4, 128, 128, 4])

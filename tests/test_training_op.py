@@ -1,0 +1,136 @@
+"""The op behind the blocks: its contract with PyTorch, and its gradients by finite differences, of any shape."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from training import one_thread, projection  # noqa: F401  autouse
+
+from resnet_fused import autograd, modules
+from resnet_fused.autograd import Conv, Norm, layout, twin
+
+pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
+
+
+def vector(channels, dtype):
+    return (torch.rand(channels, dtype=dtype) + 0.5).requires_grad_()
+
+
+def conv(c, k, size=3, stride=1, bias=False, groups=1, dtype=torch.float64):
+    weight = torch.randn(k, c // groups, size, size, dtype=dtype).mul_(0.3).requires_grad_()
+    padding = (size // 2, size // 2)
+    return Conv(weight, vector(k, dtype) if bias else None, (stride, stride), padding, (1, 1), groups)
+
+
+def norm(c, frozen=False, affine=True, dtype=torch.float64):
+    statistics = [vector(c, dtype).detach() for _ in range(2)] if frozen else [None, None]
+    gamma, beta = (vector(c, dtype), vector(c, dtype)) if affine else (None, None)
+    return Norm(gamma, beta, *statistics, 1e-3)
+
+
+def chains(dtype=torch.float64):
+    """Name -> pack's arguments, for x of four channels."""
+    n = lambda c, **options: norm(c, dtype=dtype, **options)  # noqa: E731
+    c = lambda *shape, **options: conv(*shape, dtype=dtype, **options)  # noqa: E731
+    residual = torch.randn(2, 4, 5, 4, dtype=dtype, requires_grad=True)
+    return {
+        "basic": (([c(4, 3), c(3, 4)], [None, n(3), n(4)]), dict(identity=True)),
+        "projection": (([c(4, 6, stride=2), c(6, 6)], [None, n(6), n(6)]), dict(projection=(c(4, 6, 1, 2), n(6)))),
+        "mixed": (([c(4, 3), c(3, 4)], [None, n(3, frozen=True), n(4, affine=False)]), dict(identity=True)),
+        "bare projection": (([c(4, 4)], [None, n(4)]), dict(projection=(c(4, 4, 1, bias=True), None))),
+        "residual": (([c(4, 4, groups=2)], [None, n(4)]), dict(residual=residual)),
+        "pre-activation": (([c(4, 3), c(3, 4)], [n(4), n(3), None]), dict(identity=True, relu=False)),
+        "pre-activation projection": (
+            ([c(4, 3), c(3, 5, bias=True)], [n(4), n(3), None]),
+            dict(projection=(c(4, 5, 1), n(5)), relu=False),
+        ),
+        "recompute": (([c(4, 3, 1), c(3, 4, 1)], [None, n(3), n(4)]), dict(identity=True, recompute=True)),
+        "stem": (([c(4, 4, stride=2)], [None, n(4)]), {}),
+        "tail": (([], [n(4)]), {}),
+        "nothing that learns": (([], [n(4, affine=False)]), {}),
+    }
+
+
+@pytest.mark.parametrize("name", chains())
+def test_gradients_by_finite_differences(name):
+    (convs, norms), options = chains()[name]
+    tensors, ints, eps = autograd.pack(convs, norms, **options)
+    x = torch.randn(2, 4, 5, 4, dtype=torch.float64, requires_grad=True)
+    learning = [t for t in tensors if t.requires_grad]
+
+    def out(x, *given):
+        fresh = iter(given)
+        return autograd.train_chain(x, [next(fresh) if t.requires_grad else t for t in tensors], ints, eps, "")[0]
+
+    assert torch.autograd.gradcheck(out, (x, *learning), fast_mode=True)
+    assert torch.autograd.gradgradcheck(out, (x, *learning), fast_mode=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("mixed", torch.float32),
+        ("residual", torch.float32),
+        ("pre-activation projection", torch.bfloat16),
+        ("tail", torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_the_contract_of_operators(name, dtype):
+    (convs, norms), options = chains(dtype)[name]
+    x = torch.randn(2, 4, 5, 4).to(dtype).requires_grad_()
+    torch.library.opcheck(autograd.train_chain, (x, *autograd.pack(convs, norms, **options), ""))
+
+
+@pytest.mark.parametrize("name", chains())
+def test_what_is_packed_comes_out(name):
+    (convs, norms), options = chains()[name]
+    tensors, ints, eps = autograd.pack(convs, norms, **options)
+    read = layout.unpack(ints, eps)
+    side, side_norm = options.get("projection", (None, None))
+    slots = (*read.convs, read.projection, *read.norms, read.projection_norm)
+    for slot, expected in zip(slots, (*convs, side, *norms, side_norm), strict=True):
+        assert (slot is None) == (expected is None)
+        for place, value in zip(slot or (), expected or (), strict=True):
+            assert tensors[place] is value if isinstance(value, torch.Tensor) else place == value
+    residual = options.get("residual")
+    assert (read.residual is None) == (residual is None)
+    assert residual is None or tensors[read.residual] is residual
+    assert (read.identity, read.relu) == (options.get("identity", False), options.get("relu", True))
+
+
+@pytest.mark.parametrize("name", chains())
+def test_the_twin_for_second_derivatives_is_the_same_function(name):
+    (convs, norms), options = chains()[name]
+    tensors, ints, eps = autograd.pack(convs, norms, **options)
+    x = torch.randn(2, 4, 5, 4, dtype=torch.float64)
+    y = twin.chain(x, tensors, layout.unpack(ints, eps))
+    torch.testing.assert_close(autograd.train_chain(x, tensors, ints, eps, "")[0], y)
+
+
+@settings(max_examples=25)
+@given(
+    n=st.integers(1, 4),
+    h=st.integers(2, 17),
+    w=st.integers(2, 17),
+    channels=st.sampled_from([1, 3, 16, 33]),
+    stride=st.sampled_from([1, 2]),
+    projects=st.booleans(),
+    pre=st.booleans(),
+    memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+)
+def test_any_shape(n, h, w, channels, stride, projects, pre, memory_format):
+    cls = modules.FusedPreActBlock if pre else modules.FusedBasicBlock
+    out = channels + 2 if projects else channels
+    side = projection(channels, out, stride) if projects else None
+    block = cls(channels, out, stride if projects else 1, side).double().to(memory_format=memory_format)
+    if n * -(-h // stride) * -(-w // stride) < 8:  # nearly nothing to normalise over: the truth itself is noise
+        return
+    x = torch.randn(n, channels, h, w, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
+    gradients = []
+    for forward in (block.forward, lambda x: cls._eager_class.forward(block, x)):
+        y = forward(x)
+        direction = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+        gradients.append([y, *torch.autograd.grad((y * direction).sum(), [x, *block.parameters()])])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8 * max(1.0, b.abs().max().item()))
