@@ -127,9 +127,11 @@ def test_training_mode_of_every_module_survives():
     assert [m.training for m in resnet_fused.convert(model).modules()] == flags
 
 
-def test_training_is_eagers_to_the_bit(device):
+def test_training_that_is_not_fused_is_eagers_to_the_bit(device):
     eager = randomise(models.ResNet(reference.Bottleneck, [1, 1, 1, 1], 10)).to(device)
     fused = resnet_fused.convert(copy.deepcopy(eager))
+    for module in fused.modules():
+        module.fused_training = False
     x = torch.randn(2, 3, 33, 33, device=device)
     for model in (eager, fused):
         optimiser = torch.optim.SGD(model.parameters(), 0.1)
@@ -306,7 +308,8 @@ def test_the_fused_stem_returns_channels_last(channels, device):
     with torch.no_grad():
         model(torch.randn(2, channels, 8, 8, device=device))
     model(torch.randn(2, channels, 8, 8, device=device))
-    assert formats == [1, 64], "fused: NHWC; eager, with gradients: as eager"
+    # With gradients too; there an image of one channel, which is both, is taken as contiguous.
+    assert formats == [1, 1 if channels > 1 else 64]
 
 
 def wrapped_in_compile():

@@ -158,6 +158,7 @@ def test_quick_leaves_out_what_it_says():
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_run(example, capsys):
+def test_examples_run(example, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", [str(example)])  # not pytest's
     runpy.run_path(str(example), run_name="__main__")
     assert capsys.readouterr().out

@@ -342,7 +342,7 @@ def process_group(tmp_path):
 
 def test_ddp_wraps_a_converted_model_and_convert_refuses_a_wrapped_one(process_group):
     model = resnet_fused.convert(randomise(models.small_resnet(CLASSES)))
-    twin = eager_twin(model)
+    twin = copy.deepcopy(model)
     wrapped = nn.parallel.DistributedDataParallel(model)
     x = torch.randn(2, 3, 12, 12)
     for network in (wrapped, twin):
