@@ -17,6 +17,7 @@ if reason := cuda_on_cpu.missing():
     pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
 
 REDUCED = [torch.float16, torch.bfloat16]
+SCHEDULES = ["stay", "rotate", "random"]
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def test_every_variant(kernels, v, param_dtype):
 
 
 @each_variant
-@pytest.mark.parametrize("schedule", ["stay", "rotate", "random"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_in_place_in_any_order_of_threads(kernels, v, schedule):
     shape = (2, 16, 8, 8) if v.vector > 1 else (2, 5, 7, 3)
     args = arguments(v, shape, torch.float32)
@@ -280,20 +281,22 @@ PLANTS = {
 }
 
 
-def exercise(kernels):
+def exercise(kernels, schedule):
     """What every planted bug must fail."""
     for shape, shortcut in itertools.product([(3, 16, 36, 36), (2, 2056, 2, 4)], ["none", "add", "projected"]):
         args = arguments(Variant(torch.bfloat16, 8, True, shortcut), shape, torch.float32)
         args[0][0, 0, 0, 0] = torch.nan
-        check(kernels, *args)
-        check(kernels, *args, in_place=True)
+        check(kernels, *args, schedule=schedule)
+        check(kernels, *args, in_place=True, schedule=schedule)
     x = activation((2, 8, 4, 4), torch.bfloat16, True)
-    check(kernels, x, batch_norm(8, torch.float32, var=torch.full((8,), 1e-5)))
-    check(kernels, x, batch_norm(8, torch.float32), activation((2, 8, 4, 4), torch.bfloat16, True, 5, misalign=1))
+    misaligned = activation((2, 8, 4, 4), torch.bfloat16, True, 5, misalign=1)
+    check(kernels, x, batch_norm(8, torch.float32, var=torch.full((8,), 1e-5)), schedule=schedule)
+    check(kernels, x, batch_norm(8, torch.float32), misaligned, schedule=schedule)
 
 
-def test_planted_bugs_have_something_to_break(kernels):
-    exercise(kernels)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_planted_bugs_have_something_to_break(kernels, schedule):
+    exercise(kernels, schedule)
 
 
 def plant(bug):
@@ -302,5 +305,7 @@ def plant(bug):
 
 @pytest.mark.parametrize("bug", PLANTS)
 def test_planted_bugs_are_caught(planted, bug):
-    with pytest.raises(AssertionError):
-        exercise(planted(bug))
+    kernels = planted(bug)
+    for schedule in SCHEDULES:
+        with pytest.raises(AssertionError):
+            exercise(kernels, schedule)
