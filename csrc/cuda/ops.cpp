@@ -2,12 +2,11 @@
 // be captured in a graph.
 #include <torch/csrc/stable/accelerator.h>
 
-#include <algorithm>
 #include <cstdlib>
-#include <limits>
 
 #include "common/problem.h"
 #include "cuda/kernels.h"
+#include "cuda/operands.h"
 #include "cuda/plan.h"
 #include "cuda/runtime.h"
 
@@ -16,46 +15,6 @@ namespace resnet_fused::cuda {
 namespace {
 
 using torch::stable::accelerator::DeviceGuard;
-
-Dtype dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Double:
-      return Dtype::kFloat64;
-    case ScalarType::Half:
-      return Dtype::kFloat16;
-    case ScalarType::BFloat16:
-      return Dtype::kBFloat16;
-    default:  // the checks let no fifth type through
-      return Dtype::kFloat32;
-  }
-}
-
-// A BatchNorm, with its convolution's bias, as the kernels take it. Holds the tensors that it points into.
-class Vectors {
- public:
-  Vectors(const BatchNorm& bn, const OptTensor& bias, const Tensor& x)
-      : held_{readable(bn.gamma, x), readable(bn.beta, x), readable(bn.mean, x), readable(bn.var, x),
-              readable(bias, x)},
-        eps_(bn.eps) {}
-
-  BatchNormVectors pointers() const {
-    return {pointer(held_[0]), pointer(held_[1]), pointer(held_[2]), pointer(held_[3]), pointer(held_[4]), eps_};
-  }
-
- private:
-  // Kernels read float32 and x's own dtype. Anything else is cast by torch: eager BatchNorm takes no other mix at all.
-  static OptTensor readable(const OptTensor& t, const Tensor& x) {
-    if (!t || t->scalar_type() == ScalarType::Float || t->scalar_type() == x.scalar_type()) return t;
-    return aten_to(*t, ScalarType::Float);
-  }
-  static ChannelVector pointer(const OptTensor& t) {
-    if (!t) return {};
-    return {t->const_data_ptr(), t->stride(0), dtype_of(*t)};
-  }
-
-  OptTensor held_[5];
-  double eps_;
-};
 
 // A projection's raw convolution, which waits for its bias and BatchNorm until it is added.
 struct Projection {
@@ -126,18 +85,6 @@ Tensor run_torch(const Call& call) {
   return y;
 }
 
-// Sizes are below 2^31 already; a stride, padding or dilation beyond is one that the plan refuses, or no pixel sees.
-int32_t i32(int64_t v) { return static_cast<int32_t>(std::min<int64_t>(v, std::numeric_limits<int32_t>::max())); }
-
-ConvShape shape_of(const Conv& q) {
-  return {i32(q.n),         i32(q.h),          i32(q.w),          i32(q.c),           i32(q.k),
-          i32(q.r),         i32(q.s),          i32(q.oh),         i32(q.ow),          i32(q.stride[0]),
-          i32(q.stride[1]), i32(q.padding[0]), i32(q.padding[1]), i32(q.dilation[0]), i32(q.dilation[1])};
-}
-
-// A tensor that would be copied for its layout would be aligned by that; only views of odd places pay for not asking.
-bool is_aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; }
-
 ConvFwdMode mode_of(const Call& call) {
   if (call.projection)
     return call.projection->pre.present() ? ConvFwdMode::kProjectionPrologue : ConvFwdMode::kProjection;
@@ -158,26 +105,6 @@ ConvProblem problem_of(const Call& call) {
   p.allow_tf32 = call.allow_tf32;
   return p;
 }
-
-// A convolution's tensors as conv_fwd takes them, and what they point into.
-class Operands {
- public:
-  explicit Operands(const Conv& conv)
-      : x_(aten_contiguous(conv.x, true)),
-        weight_(aten_contiguous(conv.weight, true)),
-        pre_(conv.pre, std::nullopt, conv.x),
-        bn_(conv.bn, conv.bias, conv.x),
-        shape_(shape_of(conv)) {}
-
-  ConvOperands pointers() const {
-    return {x_.const_data_ptr(), weight_.const_data_ptr(), shape_, pre_.pointers(), bn_.pointers()};
-  }
-
- private:
-  Tensor x_, weight_;
-  Vectors pre_, bn_;
-  ConvShape shape_;
-};
 
 Tensor run_kernel(const Call& call, const ConvPlan& plan) {
   const Conv& conv = call.conv;
