@@ -41,7 +41,7 @@ struct ConvPlan {
   // Inputs and outputs once, without BatchNorm's vectors and pixels that no tap meets. Kernels: and the partial sums
   // written and read. kTorch: and what its further passes write and read.
   int64_t bytes = 0;
-  double microseconds = 0;  // PREDICTION of the model in plan.cpp; 0: none, the kernel cannot run
+  double microseconds = 0;  // PREDICTION of model.cpp; 0: none, the kernel cannot run
 };
 
 // What a person asks for over the model's head: to compare, to measure, to run every kernel once on a new GPU.
