@@ -108,6 +108,15 @@ double Model::persist(const ConvSm90Tile& tile, int64_t tiles, int64_t steps) co
   return (rounds * (steps * std::max(products, copies) + kSm90Epilogue) + kFill) / family.clock;
 }
 
+double Model::persist(const ConvRowsTile& tile, int64_t tiles, bool residual) const {
+  const double products =
+      1.0 * conv_rows_pixels(tile) * kConvRowsFilterBytes / size_of(dtype) / (family.macs * family.sm90_share);
+  const double loaded = kConvRowsStages * conv_rows_patch_bytes(tile) + (residual ? conv_rows_out_bytes(tile) : 0);
+  const double rounds = static_cast<double>(ceil_div(tiles, device.sm_count));
+  const double once = kFill + kSm90Epilogue + kConvRowsFilterBytes / family.l2_bytes_clock;
+  return (rounds * std::max(products, loaded / family.l2_bytes_clock) + once) / family.clock;
+}
+
 double Model::finish(int64_t partial_bytes) const { return kLaunch + 2 * partial_bytes / l2(); }
 
 int64_t tiles_of(const ConvFwdTile& tile, const ConvShape& q) {
@@ -146,6 +155,18 @@ Sm90Candidate best_sm90(const Model& model, const ConvProblem& p, const EngineCh
     if (!conv_sm90_takes(tile, p.mode)) continue;
     if (conv_sm90_smem(tile, p.mode, channels) > model.device.smem_per_block) continue;
     const double work = model.persist(tile, conv_sm90_tiles(tile, p.main), depth);
+    const double ns = kLaunch + std::max(compulsory / model.dram(), work);
+    if (ns < best.ns) best = {&tile, ns};
+  }
+  return best;
+}
+
+RowsCandidate best_rows(const Model& model, const ConvProblem& p, const EngineChoice& choice, int64_t compulsory) {
+  RowsCandidate best;
+  for (const ConvRowsTile& tile : kConvRowsTiles) {
+    if (choice.rows && choice.tile_m && (tile.rows != choice.tile_m || tile.columns != choice.tile_n)) continue;
+    if (conv_rows_smem(tile) > model.device.smem_per_block) continue;
+    const double work = model.persist(tile, conv_rows_tiles(tile, p.main), p.residual);
     const double ns = kLaunch + std::max(compulsory / model.dram(), work);
     if (ns < best.ns) best = {&tile, ns};
   }

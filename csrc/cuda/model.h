@@ -43,6 +43,9 @@ struct Model {
   // sm90/conv_sm90: a block an SM, tile after tile.
   double persist(const ConvSm90Tile& tile, int64_t tiles, int64_t steps) const;
 
+  // sm90/conv_rows: likewise, with one tile's epilogue under the next one's products.
+  double persist(const ConvRowsTile& tile, int64_t tiles, bool residual) const;
+
   // Partial sums are written and read through L2, by a second kernel.
   double finish(int64_t partial_bytes) const;
 };
@@ -66,6 +69,14 @@ struct Sm90Candidate {
 // conv_sm90 with its fastest tile, or the one that is asked for. `channels`: that a prologue prepares.
 Sm90Candidate best_sm90(const Model& model, const ConvProblem& p, const EngineChoice& choice, int32_t channels,
                         int64_t compulsory);
+
+struct RowsCandidate {
+  const ConvRowsTile* tile = nullptr;
+  double ns = std::numeric_limits<double>::infinity();
+};
+
+// conv_rows with its fastest tile, or the one that is asked for.
+RowsCandidate best_rows(const Model& model, const ConvProblem& p, const EngineChoice& choice, int64_t compulsory);
 
 // cuDNN is taken to have the same tiles, and faster instructions where the GPU has.
 double torch_convolution(const Model& model, const ConvShape& q);

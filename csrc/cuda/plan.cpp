@@ -164,6 +164,78 @@ std::optional<ConvPlan> plan_sm90(const Model& model, const ConvProblem& problem
   return plan;
 }
 
+// Whether sm90/conv_rows takes what conv_fwd does.
+bool takes_rows(const ConvProblem& p, const Device& device, std::string* why) {
+  const auto no = [why](const auto&... words) {
+    if (why) *why = sentence(words...);
+    return false;
+  };
+  if (device.arch != kHopper) return no("the GPU is sm_", device.arch, ", and wgmma is sm_90a's");
+  if (p.dtype == Dtype::kFloat32) return no("float32 would need wgmma of TF32, which this kernel has not");
+  if (p.mode != ConvFwdMode::kPlain) return no("it has no ", name_of(p.mode));
+  const ConvShape& q = p.main;
+  if (!conv_rows_takes(q))
+    return no("the convolution is ", q.r, "x", q.s, " of ", q.c, " -> ", q.k, " channels, stride ", q.stride_h, "x",
+              q.stride_w, ", padding ", q.pad_h, "x", q.pad_w, ", dilation ", q.dil_h, "x", q.dil_w,
+              "; 3x3 of 64 -> 64, stride 1, padding 1, dilation 1 expected");
+  return true;
+}
+
+// The plan of sm90/conv_rows if somebody asks for it, by name or as the faster of sm90's, or else a note.
+std::optional<ConvPlan> plan_rows(const Model& model, const ConvProblem& problem, const EngineChoice& choice,
+                                  int32_t channels, int64_t compulsory, Notes* notes) {
+  const auto note = [notes](const auto&... words) {
+    if (notes) notes->push_back(sentence(words...));
+  };
+  std::string why;
+  if (!takes_rows(problem, model.device, &why)) {
+    note("sm90 rows: ", why);
+    return std::nullopt;
+  }
+  const RowsCandidate best = best_rows(model, problem, choice, compulsory);
+  if (!best.tile) {
+    note("sm90 rows: no tile has room in ", model.device.smem_per_block, " bytes of shared memory");
+    return std::nullopt;
+  }
+  const ConvRowsTile& tile = *best.tile;
+  const std::string name = sentence("sm90 rows ", tile.rows, "x", tile.columns, ": ");
+  if (choice.kind != EngineChoice::kSm90) {
+    note(name, "no GPU has run it yet, RESNET_FUSED_CUDA_ENGINE=sm90:rows does; ", best.ns / 1e3, " us predicted");
+    return std::nullopt;
+  }
+  if (!choice.rows) {
+    const Sm90Candidate other = best_sm90(model, problem, choice, channels, compulsory);
+    if (choice.tile_m || other.ns < best.ns) {
+      note(name, choice.tile_m ? "RESNET_FUSED_CUDA_ENGINE names another tile, " : "", best.ns / 1e3, " us predicted");
+      return std::nullopt;
+    }
+    if (other.tile) note("sm90 ", other.tile->pixels, "x", other.tile->channels, ": ", other.ns / 1e3, " us predicted");
+  }
+  ConvPlan plan;
+  plan.engine = ConvEngine::kSm90Rows;
+  plan.variant = {problem.dtype, tile.rows, tile.columns, problem.mode};
+  plan.tiles = static_cast<int32_t>(conv_rows_tiles(tile, problem.main));
+  plan.smem = conv_rows_smem(tile);
+  plan.bytes = compulsory;
+  plan.microseconds = best.ns / 1e3;
+  note("sm80 and torch: RESNET_FUSED_CUDA_ENGINE is sm90", choice.rows ? ":rows" : "");
+  return plan;
+}
+
+const char* name_of(ConvEngine engine) {
+  switch (engine) {
+    case ConvEngine::kSm90Rows:
+      return "sm90 rows ";
+    case ConvEngine::kSm90:
+      return "sm90 ";
+    case ConvEngine::kSm80:
+      return "sm80 ";
+    case ConvEngine::kTorch:
+      break;
+  }
+  return "torch";
+}
+
 }  // namespace
 
 EngineChoice engine_choice(const char* text) {
@@ -176,9 +248,13 @@ EngineChoice engine_choice(const char* text) {
                 : family == "torch" ? EngineChoice::kTorch
                                     : EngineChoice::kModel;
   if (choice.kind != EngineChoice::kModel && name == family) return choice;
+  const std::string of_rows = family + ":rows";
+  choice.rows = choice.kind == EngineChoice::kSm90 && name.rfind(of_rows, 0) == 0;
+  if (choice.rows && name == of_rows) return choice;
+  const size_t named = choice.rows ? of_rows.size() : family.size();
   int end = 0;
-  std::sscanf(name.c_str() + std::min(family.size(), name.size()), ":%dx%d%n:%d%n", &choice.tile_m, &choice.tile_n,
-              &end, &choice.splits, &end);
+  std::sscanf(name.c_str() + std::min(named, name.size()), ":%dx%d%n:%d%n", &choice.tile_m, &choice.tile_n, &end,
+              &choice.splits, &end);
   std::string tiles;
   bool known = false;
   for (const ConvFwdTile& t : kConvFwdTiles) {
@@ -186,12 +262,16 @@ EngineChoice engine_choice(const char* text) {
     tiles += sentence(", sm80:", t.m, "x", t.n);
   }
   for (const ConvSm90Tile& t : kConvSm90Tiles) {
-    known |= choice.kind == EngineChoice::kSm90 && t.pixels == choice.tile_m && t.channels == choice.tile_n &&
-             choice.splits == 0;
+    known |= choice.kind == EngineChoice::kSm90 && !choice.rows && t.pixels == choice.tile_m &&
+             t.channels == choice.tile_n && choice.splits == 0;
     tiles += sentence(", sm90:", t.pixels, "x", t.channels);
   }
-  if (known && family.size() + end == name.size()) return choice;
-  throw std::runtime_error("RESNET_FUSED_CUDA_ENGINE is " + name + "; one of torch, sm80, sm90" + tiles +
+  for (const ConvRowsTile& t : kConvRowsTiles) {
+    known |= choice.rows && t.rows == choice.tile_m && t.columns == choice.tile_n && choice.splits == 0;
+    tiles += sentence(", sm90:rows:", t.rows, "x", t.columns);
+  }
+  if (known && named + end == name.size()) return choice;
+  throw std::runtime_error("RESNET_FUSED_CUDA_ENGINE is " + name + "; one of torch, sm80, sm90, sm90:rows" + tiles +
                            " expected, after a tile of sm80 perhaps :4 for a depth in 4 parts; or unset it to let the "
                            "plan choose");
 }
@@ -229,8 +309,11 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
       candidates[i] = best_split(model, problem, tile, smem, compulsory, choice.splits);
     if (candidates[i].ns < candidates[best].ns) best = i;
   }
-  if (notes || choice.kind == EngineChoice::kSm90)
-    if (const auto plan = plan_sm90(model, problem, choice, channels, compulsory, notes)) return *plan;
+  if (notes || choice.kind == EngineChoice::kSm90) {
+    if (const auto plan = plan_rows(model, problem, choice, channels, compulsory, notes)) return *plan;
+    if (!choice.rows)
+      if (const auto plan = plan_sm90(model, problem, choice, channels, compulsory, notes)) return *plan;
+  }
   const bool fits = candidates[best].ns < std::numeric_limits<double>::infinity();
   double convolutions = 0, passes = 0;
   if (fits) {
@@ -286,10 +369,10 @@ std::string to_string(const ConvPlan& plan) {
   if (plan.engine == ConvEngine::kTorch)
     return sentence("torch: convolution, then bn_add_act, ", plan.bytes, " bytes moved", time);
   const ConvFwdVariant& v = plan.variant;
-  return sentence(plan.engine == ConvEngine::kSm90 ? "sm90 " : "sm80 ", v.tile_m, "x", v.tile_n, ": ", name_of(v.dtype),
-                  ", ", name_of(v.mode), ", ", plan.tiles, " tiles of ", plan.smem, " bytes of shared memory, ",
-                  plan.splits, plan.splits == 1 ? " split, " : " splits, ", plan.workspace, " bytes of partial sums, ",
-                  plan.bytes, " bytes moved", time);
+  return sentence(name_of(plan.engine), v.tile_m, "x", v.tile_n, ": ", name_of(v.dtype), ", ", name_of(v.mode), ", ",
+                  plan.tiles, " tiles of ", plan.smem, " bytes of shared memory, ", plan.splits,
+                  plan.splits == 1 ? " split, " : " splits, ", plan.workspace, " bytes of partial sums, ", plan.bytes,
+                  " bytes moved", time);
 }
 
 }  // namespace resnet_fused::cuda
