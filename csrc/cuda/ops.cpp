@@ -106,6 +106,12 @@ ConvProblem problem_of(const Call& call) {
   return p;
 }
 
+decltype(&launch_conv_fwd) launcher_of(ConvEngine engine) {
+  return engine == ConvEngine::kSm90Rows ? &launch_conv_rows
+         : engine == ConvEngine::kSm90   ? &launch_conv_sm90
+                                         : &launch_conv_fwd;
+}
+
 Tensor run_kernel(const Call& call, const ConvPlan& plan) {
   const Conv& conv = call.conv;
   const Operands main(conv);
@@ -126,8 +132,7 @@ Tensor run_kernel(const Call& call, const ConvPlan& plan) {
   p.partials = partials ? static_cast<float*>(partials->mutable_data_ptr()) : nullptr;
   p.splits = plan.splits;
   p.relu = call.relu;
-  const auto launch = plan.engine == ConvEngine::kSm90 ? &launch_conv_sm90 : &launch_conv_fwd;
-  launch(p, plan.variant, current_queue(conv.x.get_device_index()));
+  launcher_of(plan.engine)(p, plan.variant, current_queue(conv.x.get_device_index()));
   return aten_contiguous(out, conv.channels_last);
 }
 
