@@ -2,8 +2,6 @@
 // be captured in a graph.
 #include <torch/csrc/stable/accelerator.h>
 
-#include <cstdlib>
-
 #include "common/problem.h"
 #include "cuda/kernels.h"
 #include "cuda/operands.h"
@@ -137,10 +135,9 @@ Tensor run_kernel(const Call& call, const ConvPlan& plan) {
 }
 
 Tensor run(const Call& call) {
-  static const EngineChoice choice = engine_choice(std::getenv("RESNET_FUSED_CUDA_ENGINE"));
   const int device = call.conv.x.get_device_index();
   const DeviceGuard guard(device);
-  const ConvPlan plan = make_plan(problem_of(call), device_numbers(device), choice);
+  const ConvPlan plan = make_plan(problem_of(call), device_numbers(device), chosen_engine());
   return plan.engine == ConvEngine::kTorch ? run_torch(call) : run_kernel(call, plan);
 }
 

@@ -1,5 +1,6 @@
 #include "cuda/runtime.h"
 
+#include <cstdlib>
 #include <vector>
 
 #include "common/torch_abi.h"
@@ -37,6 +38,11 @@ void check(cudaError_t error, const char* what) {
 const Device& device_numbers(int device) {
   static const std::vector<Device> devices = read_devices();
   return devices.at(device);
+}
+
+const EngineChoice& chosen_engine() {
+  static const EngineChoice choice = engine_choice(std::getenv("RESNET_FUSED_CUDA_ENGINE"));
+  return choice;
 }
 
 Queue current_queue(int device) {

@@ -13,6 +13,9 @@ void check(cudaError_t error, const char* what);
 // The device's numbers, read from CUDA once: an op costs microseconds, and asking takes some of them.
 const Device& device_numbers(int device);
 
+// RESNET_FUSED_CUDA_ENGINE, read once. Throws a sentence at a name that it does not know.
+const EngineChoice& chosen_engine();
+
 // torch's current stream of the device.
 Queue current_queue(int device);
 

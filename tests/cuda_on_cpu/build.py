@@ -23,6 +23,9 @@ SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 KERNELS = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
 RUNTIME = sorted((HERE / "runtime").glob("*.cpp"))
 BINDINGS = sorted((HERE / "bindings").glob("*.cpp"))
+OPS = HERE / "ops"
+
+TORCH_TARGET = "0x020a000000000000ULL"  # as in build_tools/ninja_file.py
 
 MOST_OUTPUT = 6000  # characters of a compiler's complaint
 
@@ -38,7 +41,7 @@ CHECKED = (
 
 class Source(NamedTuple):
     file: Path
-    rule: str  # kernel, runtime or bindings
+    rule: str  # kernel, runtime or bindings; ops: the layer between torch and the kernels; host: what launches them
 
     @property
     def object(self) -> str:
@@ -59,6 +62,16 @@ def host() -> list[Source]:
     return [*(Source(f, "runtime") for f in RUNTIME), *(Source(f, "bindings") for f in BINDINGS)]
 
 
+def op_layer() -> list[Source]:
+    """csrc/cuda but for what asks a GPU, and the doubles of that; schemas and checks."""
+    csrc, doubled = ROOT / "csrc", {"runtime", "smem_grants", "tensor_map"}
+    files = [csrc / "library.cpp", *sorted((csrc / "common").glob("*.cpp"))]
+    files += [f for f in sorted((csrc / "cuda").glob("*.cpp")) if f.stem not in doubled]
+    doubles = [Source(OPS / f"{name}.cpp", "ops") for name in ("device", "allocations")]
+    bindings = [Source(HERE / "bindings" / "module.cpp", "bindings"), Source(OPS / "bindings.cpp", "bindings")]
+    return [*(Source(f, "ops") for f in files), *doubles, *bindings, *(s for s in host() if s.rule == "runtime")]
+
+
 def kernels(files: Iterable[Path] = KERNELS) -> list[Source]:
     return [Source(f, "kernel") for f in files]
 
@@ -66,13 +79,18 @@ def kernels(files: Iterable[Path] = KERNELS) -> list[Source]:
 def build(
     folder: Path, name: str, sources: list[Source], linked: Iterable[Path] = (), include: Iterable[Path] = ()
 ) -> Path:
-    """Compiles ``sources`` and links them, and the objects ``linked``, to the module ``folder/name.so``."""
+    """Compiles ``sources`` and links them, and the objects ``linked``, to the module ``folder/name.so``.
+
+    With sources of the op layer the module registers the ops with torch, as ``torch.ops.name``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     module = f"{name}{SUFFIX}"
     ours = [s.object for s in sources]
     # Kernels come first: of inline functions that a planted bug changed, the linker keeps the first copy.
-    rules = [*_rules(folder, include), *(f"build {s.object}: {s.rule} {s.file}" for s in sources)]
+    rules = [*_rules(folder, include, name), *(f"build {s.object}: {s.rule} {s.file}" for s in sources)]
     rules += [f"build {module}: link {' '.join([*ours, *map(str, linked)])}", f"default {module}"]
+    if any(s.rule == "ops" for s in sources):
+        rules.insert(-1, f"  libs = -Wl,--wrap=torch_call_dispatcher -L{_torch() / 'lib'} -ltorch_cpu")
     file = folder / f"{name}.ninja"
     file.write_text("\n".join(rules) + "\n")
     _run(folder, file.name)
@@ -95,7 +113,11 @@ def import_module(path: Path) -> ModuleType:
     return module
 
 
-def _rules(folder: Path, include: Iterable[Path]) -> list[str]:
+def _torch() -> Path:
+    return Path(importlib.util.find_spec("torch").origin).parent
+
+
+def _rules(folder: Path, include: Iterable[Path], name: str) -> list[str]:
     import pybind11
 
     # The emulator's folder shadows csrc/cuda/launch.h and csrc/cuda/ptx; a planted file shadows both.
@@ -104,7 +126,11 @@ def _rules(folder: Path, include: Iterable[Path]) -> list[str]:
     # A planted bug is run briefly, so that its compilation is what takes time; and it may leave a variable unused.
     planted = (folder / "include").exists()
     how = "-O0 -w" if planted else f"-O1 {STRICT} -Wframe-larger-than=65536"
+    # These two are what a GPU's host runs, so they are compiled as for it: no checks, optimised.
+    layer = f"-I{OPS / 'include'} {own} -isystem {_torch() / 'include'}"
     flags = {
+        "ops": f"-O2 {STRICT} -DTORCH_TARGET_VERSION={TORCH_TARGET} -DON_CPU_LIBRARY={name} {layer}",
+        "host": f"-O2 {STRICT} -Wno-unknown-pragmas -I{OPS / 'no_launch'} {own}",
         "kernel": f"{CHECKED} {how} {own}",
         "runtime": f"-O2 {STRICT} {own}",
         "bindings": f"-O0 {STRICT} {own} {system}",
@@ -113,7 +139,7 @@ def _rules(folder: Path, include: Iterable[Path]) -> list[str]:
     for rule, options in flags.items():
         lines += [f"rule {rule}", f"  command = g++ -MMD -MF $out.d {COMMON} {options} -x c++ -c $in -o $out"]
         lines += ["  depfile = $out.d", "  deps = gcc"]
-    return [*lines, "rule link", "  command = g++ -shared -pthread -o $out $in"]
+    return [*lines, "rule link", "  command = g++ -shared -pthread -o $out $in $libs"]
 
 
 def _run(folder: Path, file: str, *arguments: str) -> str:

@@ -18,6 +18,7 @@ def finish(raw: dict, module: str) -> dict:
     error_count  how often something was wrong
     hazards      what kinds of hazards there were, each with the lines where it was found: a set of (hazard, line)
     given_up     a launch was abandoned
+    launched     the kernels' names, in order
     and counters: bytes_loaded, bytes_stored, wide_accesses, bytes_copied, collectives
     """
     findings = raw.pop("findings")

@@ -49,7 +49,8 @@ void begin_session(const std::vector<BufferArg>& buffers, const std::string& sch
                      one_of<BufferKind>({{"read", BufferKind::kInput},
                                          {"write", BufferKind::kOutput},
                                          {"read_write", BufferKind::kInOut},
-                                         {"scratch", BufferKind::kScratch}},
+                                         {"scratch", BufferKind::kScratch},
+                                         {"working", BufferKind::kWorking}},
                                         kind)});
   Options options;
   options.schedule = one_of<Schedule>(
@@ -64,9 +65,10 @@ py::dict end_session() {
   py::list findings;
   for (const Finding& f : report.findings) findings.append(dict_of(f));
   const Counters& c = report.counters;
-  const py::dict raw("findings"_a = findings, "given_up"_a = report.given_up, "bytes_loaded"_a = c.bytes_loaded,
-                     "bytes_stored"_a = c.bytes_stored, "wide_accesses"_a = c.wide_accesses,
-                     "bytes_copied"_a = c.bytes_copied, "collectives"_a = c.collectives);
+  const py::dict raw("findings"_a = findings, "given_up"_a = report.given_up, "launched"_a = report.launched,
+                     "bytes_loaded"_a = c.bytes_loaded, "bytes_stored"_a = c.bytes_stored,
+                     "wide_accesses"_a = c.wide_accesses, "bytes_copied"_a = c.bytes_copied,
+                     "collectives"_a = c.collectives);
   return py::module_::import("cuda_on_cpu.report").attr("finish")(raw, own_path());
 }
 

@@ -49,6 +49,9 @@ __attribute__((const)) dim3 block_size();
 __attribute__((const)) dim3 grid_size();
 __attribute__((const)) unsigned char* shared_memory();
 
+// What the next launch is called in the report.
+void name_launch(const char* kernel);
+
 // Runs kernel(closure) for every thread of the grid.
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*), void* closure);
 

@@ -55,16 +55,28 @@ void GlobalMemory::reset(std::vector<Buffer> buffers) {
   for (Buffer& b : buffers) buffers_.emplace_back(std::move(b));
 }
 
+void GlobalMemory::add(Buffer buffer) {
+  const auto freed = [&](const Tracked& b) {
+    return b.begin < buffer.begin + buffer.bytes && buffer.begin < b.begin + b.bytes;
+  };
+  for (const Tracked& b : buffers_)
+    if (freed(b)) report_unwritten(b);
+  buffers_.erase(std::remove_if(buffers_.begin(), buffers_.end(), freed), buffers_.end());
+  buffers_.emplace_back(std::move(buffer));
+}
+
 void GlobalMemory::report_unwritten() {
-  for (const Tracked& b : buffers_) {
-    if (b.kind != BufferKind::kOutput && b.kind != BufferKind::kInOut) continue;
-    size_t unwritten = 0, first = 0;
-    for (size_t i = b.cells(); i-- > 0;)
-      if (!b.writer[i]) ++unwritten, first = i;
-    if (unwritten)
-      report("output never written", {}, std::min(unwritten * kCellBytes, b.bytes), " bytes of ", b.name,
-             ", the first at + ", first * kCellBytes);
-  }
+  for (const Tracked& b : buffers_) report_unwritten(b);
+}
+
+void GlobalMemory::report_unwritten(const Tracked& b) {
+  if (b.kind != BufferKind::kOutput && b.kind != BufferKind::kInOut) return;
+  size_t unwritten = 0, first = 0;
+  for (size_t i = b.cells(); i-- > 0;)
+    if (!b.writer[i]) ++unwritten, first = i;
+  if (unwritten)
+    report("output never written", {}, std::min(unwritten * kCellBytes, b.bytes), " bytes of ", b.name,
+           ", the first at + ", first * kCellBytes);
 }
 
 bool GlobalMemory::owns(const void* address) const {
@@ -119,7 +131,7 @@ void GlobalMemory::check_load(Tracked& b, size_t cell, Thread& thread, uint64_t 
   if (!writer) {
     if (b.kind == BufferKind::kOutput || b.kind == BufferKind::kScratch)
       report("read of global memory that was never written", {place}, offset());
-    else if (kind == Load::kReadOnly)
+    else if (kind == Load::kReadOnly && b.kind == BufferKind::kInOut)
       report("ld.global.nc of what the kernel writes", {place}, offset());
     return;
   }
@@ -134,7 +146,8 @@ void GlobalMemory::check_store(Tracked& b, size_t cell, Thread& thread, uint64_t
   const uint64_t writer = b.writer[cell].exchange(me);
   const Place other = b.writer_place[cell].exchange(place);
   const auto offset = [&] { return b.name + " + " + std::to_string(cell * kCellBytes); };
-  if (writer && (b.kind != BufferKind::kScratch || launch_of(writer) == launch_of(me)))
+  const bool again = b.kind == BufferKind::kScratch || b.kind == BufferKind::kWorking;
+  if (writer && (!again || launch_of(writer) == launch_of(me)))
     return report("global memory written twice", {place, other}, offset(), ", before by ", who(writer));
   for (int i = 0; i < kReaders; ++i) {
     const uint64_t reader = b.readers[cell * kReaders + i];

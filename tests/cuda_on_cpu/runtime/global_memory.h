@@ -20,6 +20,7 @@ struct Thread;
 class GlobalMemory {
  public:
   void reset(std::vector<Buffer> buffers);
+  void add(Buffer buffer);
   void report_unwritten();
 
   // Note an access by the running thread and report what is wrong with it. False: it must not be made.
@@ -44,6 +45,7 @@ class GlobalMemory {
     std::unique_ptr<std::atomic<Place>[]> writer_place;
   };
 
+  static void report_unwritten(const Tracked& buffer);
   Tracked* find(const char* what, const void* address, size_t bytes, size_t alignment, Place place);
   void check_load(Tracked& buffer, size_t cell, Thread& thread, uint64_t me, Load kind, Place place);
   void check_store(Tracked& buffer, size_t cell, Thread& thread, uint64_t me, Place place);

@@ -19,6 +19,7 @@ constexpr uint32_t kMostLaunches = 255;
 Options options;
 uint32_t launches = 0;
 Counters counters;
+std::vector<std::string> launched;
 bool given_up = false;
 std::unique_ptr<Block> workers[kMostWorkers];
 
@@ -67,9 +68,14 @@ void begin(std::vector<Buffer> buffers, const Options& wanted) {
   options = wanted;
   launches = 0;
   counters = {};
+  launched.clear();
   given_up = false;
   findings.clear();
   global_memory.reset(std::move(buffers));
+}
+
+void add_buffer(Buffer buffer) {
+  if (!given_up) global_memory.add(std::move(buffer));
 }
 
 Report end() {
@@ -77,10 +83,13 @@ Report end() {
   Report r;
   r.findings = findings.take();
   r.counters = counters;
+  r.launched = std::move(launched);
   r.given_up = given_up;
   global_memory.reset({});
   return r;
 }
+
+void name_launch(const char* kernel) { launched.emplace_back(kernel); }
 
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*), void* closure) {
   const Launch launch{grid, block, shared_bytes, kernel, closure, ++launches, options.schedule, options.seed};

@@ -21,6 +21,7 @@ enum class BufferKind : int {
   kOutput,   // every byte is written exactly once from begin() to end(), and read only afterwards
   kInOut,    // the same, but there is something to read before
   kScratch,  // a byte is written at most once a launch, and read only afterwards
+  kWorking,  // the same, but there may be something to read before
 };
 
 // Global memory that kernels may touch. Buffers do not overlap.
@@ -50,10 +51,13 @@ struct Options {
 struct Report {
   std::vector<Finding> findings;
   Counters counters;
-  bool given_up = false;  // a launch was abandoned: memory is not what the kernel would have made of it
+  std::vector<std::string> launched;  // the kernels, as their LAUNCH says them
+  bool given_up = false;              // a launch was abandoned: memory is not what the kernel would have made of it
 };
 
 void begin(std::vector<Buffer> buffers, const Options& options);
+// Memory that is allocated between launches. What it overlaps has been freed.
+void add_buffer(Buffer buffer);
 Report end();
 
 // One launch of a session.

@@ -1,0 +1,67 @@
+"""The op layer of csrc/cuda on CPU tensors: check, problem, plan, allocate, launch, then the emulated kernels.
+
+``load()`` registers every op of csrc/cuda as ``torch.ops.resnet_fused_on_cpu.*``. A call through ``Layer`` runs under
+the emulator with the tensors of its arguments, and what the op allocates, as the memory that kernels may touch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import load as load_kernels
+from .build import BUILD, build, import_module, kernels, op_layer
+from .tensors import span
+
+NAME = "resnet_fused_on_cpu"
+
+
+class Layer:
+    """The ops as functions, of a GPU that is described by ``device`` (see ``cli/_gpus.py``) and of an engine.
+
+    ``reports`` has the emulator's report of every call; a call in which something was wrong raises AssertionError.
+    """
+
+    def __init__(self, library: ModuleType, device: Iterable[int], engine: str = "", schedule: str = "stay") -> None:
+        self.library, self.schedule = library, schedule
+        self.reports: list[dict] = []
+        library.set_device(*device)
+        library.set_engine(engine)
+
+    def __getattr__(self, name: str) -> Any:
+        return functools.partial(self.call, getattr(getattr(torch.ops, NAME), name).default)
+
+    def call(self, op: Any, *args: Any) -> Any:
+        self.library.begin(buffers(args), self.schedule, 1)
+        try:
+            with torch.no_grad():
+                return op(*args)
+        finally:
+            report = self.library.end()
+            self.reports.append(report)
+            assert not report["errors"], report["errors"]
+
+
+def buffers(args: Iterable[Any]) -> list[tuple[str, int, int, str]]:
+    """The memory of all tensors among the arguments; views of one memory are one buffer."""
+    spans = sorted({span(t) for t in args if isinstance(t, Tensor) and t.numel()})
+    merged: list[list[int]] = []
+    for begin, size in spans:
+        if merged and begin < merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], begin + size)
+        else:
+            merged.append([begin, begin + size])
+    return [(f"argument {i}", begin, end - begin, "read") for i, (begin, end) in enumerate(merged)]
+
+
+@functools.cache
+def load() -> ModuleType:
+    load_kernels()  # so that the kernels' objects are there, and new
+    folder = BUILD / "op_layer"
+    objects = [BUILD / "clean" / s.object for s in kernels()]
+    return import_module(build(folder, NAME, op_layer(), objects))

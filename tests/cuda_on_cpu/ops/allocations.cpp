@@ -1,0 +1,60 @@
+// What an op allocates becomes a buffer of the emulator's session: calls of torch's dispatcher come by here (the
+// linker's
+// --wrap), and so the kernels may touch what the op has asked for, and nothing beside it.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/c/shim.h>
+
+#include <cstring>
+
+#include "runtime/session.h"
+
+extern "C" AOTITorchError __real_torch_call_dispatcher(const char* op, const char* overload, StableIValue* stack,
+                                                       uint64_t version);
+extern "C" AOTITorchError __wrap_torch_call_dispatcher(const char* op, const char* overload, StableIValue* stack,
+                                                       uint64_t version);
+
+namespace cuda_on_cpu {
+
+namespace {
+
+// Ops that return memory of their own. A copy that was not needed returns its input, which is known.
+constexpr const char* kAllocating[] = {"aten::empty", "aten::contiguous", "aten::to", "aten::convolution"};
+
+size_t bytes_of(AtenTensorHandle tensor) {
+  int64_t dim = 0, *sizes = nullptr, *strides = nullptr;
+  int32_t dtype = 0;
+  aoti_torch_get_dim(tensor, &dim);
+  aoti_torch_get_sizes(tensor, &sizes);
+  aoti_torch_get_strides(tensor, &strides);
+  aoti_torch_get_dtype(tensor, &dtype);
+  int64_t last = 0;
+  for (int64_t i = 0; i < dim; ++i) {
+    if (sizes[i] == 0) return 0;
+    last += (sizes[i] - 1) * strides[i];
+  }
+  return static_cast<size_t>(last + 1) * aoti_torch_dtype_element_size(dtype);
+}
+
+void note(const char* op, AtenTensorHandle tensor) {
+  void* data = nullptr;
+  int64_t dim = 0;
+  aoti_torch_get_data_ptr(tensor, &data);
+  aoti_torch_get_dim(tensor, &dim);
+  const bool fresh = !std::strcmp(op, "aten::empty");
+  // An activation is written whole; a vector or partial sums may be larger than what is written.
+  const BufferKind kind = !fresh ? BufferKind::kWorking : dim == 4 ? BufferKind::kOutput : BufferKind::kScratch;
+  add_buffer({op, static_cast<char*>(data), bytes_of(tensor), kind});
+}
+
+}  // namespace
+
+}  // namespace cuda_on_cpu
+
+AOTITorchError __wrap_torch_call_dispatcher(const char* op, const char* overload, StableIValue* stack,
+                                            uint64_t version) {
+  const AOTITorchError error = __real_torch_call_dispatcher(op, overload, stack, version);
+  for (const char* known : cuda_on_cpu::kAllocating)
+    if (error == AOTI_TORCH_SUCCESS && !std::strcmp(op, known))
+      cuda_on_cpu::note(op, reinterpret_cast<AtenTensorHandle>(stack[0]));
+  return error;
+}

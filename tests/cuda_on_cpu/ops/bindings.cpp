@@ -1,0 +1,23 @@
+// The op layer, as Python sees it beside torch.ops: which GPU there is, and what the kernels of a call did.
+#include "bindings/python.h"
+#include "ops/device.h"
+
+namespace cuda_on_cpu::bindings {
+
+namespace {
+
+// capability as in 90 for 9.0; bytes of shared memory that a block may have, and that an SM has
+void set_device_numbers(int32_t capability, int32_t sm_count, int32_t smem_per_block, int32_t smem_per_sm) {
+  set_device({capability, sm_count, smem_per_block, smem_per_sm});
+}
+
+const Binding binding([](pybind11::module_& m) {
+  m.def("set_device", &set_device_numbers);
+  m.def("set_engine", &set_engine);
+  m.def("begin", &begin_session);
+  m.def("end", &end_session);
+});
+
+}  // namespace
+
+}  // namespace cuda_on_cpu::bindings

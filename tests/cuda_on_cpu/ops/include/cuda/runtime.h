@@ -1,0 +1,12 @@
+// csrc/cuda/runtime.h for the op layer on the CPU: the GPU is what a test says it is (ops/device.h).
+#pragma once
+#include "cuda/plan.h"
+#include "cuda/queue.h"
+
+namespace resnet_fused::cuda {
+
+const Device& device_numbers(int device);
+const EngineChoice& chosen_engine();
+Queue current_queue(int device);
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,381 @@
+"""csrc/cuda/*ops.cpp on CPU tensors: what an op checks, plans, allocates and launches, with the kernels emulated."""
+
+from __future__ import annotations
+
+import copy
+
+import cuda_on_cpu
+import pytest
+import torch
+import torch.nn.functional as F
+from criterion import assert_close
+from op_case import layout_of
+from support import randomise
+from torch import nn
+
+from resnet_fused import convert, functional, models, modules, ops, reference
+from resnet_fused.cli._gpus import GPUS
+
+if reason := cuda_on_cpu.missing():
+    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
+
+from cuda_on_cpu import op_layer
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+FORMATS = [torch.contiguous_format, torch.channels_last]
+# A GPU, what RESNET_FUSED_CUDA_ENGINE says there, and the kernel that a convolution of 64 channels ends with.
+ENGINES = [
+    ("a100", "torch", "bn_add_act_kernel"),
+    ("a100", "sm80:64x64:1", "conv_fwd_kernel"),
+    ("h200", "sm80:128x64:3", "conv_finish_kernel"),
+    ("h200", "sm90:128x128", "conv_sm90_kernel"),
+]
+HALVES = [torch.float16, torch.bfloat16]
+NO_PRE = [None, None, None, None, 0.0]
+ONE = ([1, 1], [1, 1], [1, 1], 1)  # stride, padding, dilation, groups
+
+by_engine = pytest.mark.parametrize(("gpu", "engine", "last"), ENGINES, ids=[f"{g}-{e}" for g, e, _ in ENGINES])
+by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+by_format = pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "nhwc"])
+
+
+@pytest.fixture(scope="module")
+def library():
+    return op_layer.load()
+
+
+@pytest.fixture
+def layer(library):
+    return lambda gpu="h200", engine="", schedule="stay": op_layer.Layer(library, GPUS[gpu], engine, schedule)
+
+
+def randn(*shape, dtype=torch.float32, memory_format=torch.contiguous_format):
+    return torch.randn(shape).to(dtype).contiguous(memory_format=memory_format)
+
+
+def batch_norm(c, dtype=torch.float32):
+    """gamma, beta, mean, var, eps"""
+    low_high = [(0.5, 1.5), (-1, 1), (-1, 1), (0.5, 2)]
+    return [(torch.rand(c) * (b - a) + a).to(dtype) for a, b in low_high] + [1e-3]
+
+
+def as64(values):
+    return [v.double() if isinstance(v, torch.Tensor) else v for v in values]
+
+
+def rounded_to_tf32(x):
+    bits = x.float().contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32).to(x.dtype)
+
+
+def in_tf32(expected, args):
+    """What eager computes with TF32 factors and otherwise exactly."""
+    conv2d = F.conv2d
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "conv2d", lambda x, w, *rest: conv2d(rounded_to_tf32(x), rounded_to_tf32(w), *rest))
+        return expected(*as64(args)).float()
+
+
+def check(op, expected, args, tf32=False):
+    """The op's answer against its definition's, in value, dtype and memory format."""
+    name = op.args[0].name()
+    got = op(*args) if name.endswith("::bn_add_act") else op(*args, False, tf32)
+    eager, truth = expected(*args), expected(*as64(args))
+    assert layout_of(got) == layout_of(eager)
+    if tf32:
+        eager = max(eager, in_tf32(expected, args), key=lambda y: (y - truth).abs().max())
+    if got.dtype == torch.float64:
+        torch.testing.assert_close(got, truth, rtol=1e-12, atol=1e-12)
+    else:
+        assert_close(got, eager, truth)
+    return got
+
+
+def conv_args(n, c, h, w, k, r, stride, padding, dilation, dtype, memory_format=torch.channels_last):
+    """Up to groups, of conv_bn_act; and the output's shape."""
+    x = randn(n, c, h, w, dtype=dtype, memory_format=memory_format)
+    weight = (randn(k, c, r, r) / (c * r * r) ** 0.5).to(dtype).contiguous(memory_format=memory_format)
+    out = [(size + 2 * padding - dilation * (r - 1) - 1) // stride + 1 for size in (h, w)]
+    geometry = ([stride] * 2, [padding] * 2, [dilation] * 2, 1)
+    return [x, weight, randn(k, dtype=dtype), *batch_norm(k), *geometry], (n, k, *out)
+
+
+# n, c, h, w, k, r, stride, padding, dilation. Dtypes take turns: the op layer does the same for both.
+SHAPES = [
+    (2, 64, 6, 5, 72, 3, 1, 1, 1),
+    (1, 64, 9, 7, 64, 3, 2, 1, 1),
+    (3, 128, 4, 3, 64, 1, 2, 0, 1),
+    (1, 64, 9, 8, 8, 3, 1, 2, 2),
+]
+by_shape = pytest.mark.parametrize(
+    ("shape", "dtype"), list(zip(SHAPES, HALVES * 2, strict=True)), ids=lambda v: str(v).replace(", ", "-").strip("()")
+)
+
+
+@by_engine
+@by_shape
+@by_format
+def test_conv_bn_act(layer, gpu, engine, last, shape, memory_format, dtype):
+    on = layer(gpu, engine)
+    args, out = conv_args(*shape, dtype, memory_format)
+    residual = randn(*out, dtype=dtype, memory_format=memory_format)
+    for rest in ([None, False], [residual, True]):
+        check(on.conv_bn_act, reference.conv_bn_act, args + rest)
+        assert on.reports[-1]["launched"][-1].startswith(last)
+
+
+@pytest.mark.parametrize(("gpu", "engine"), [("a100", "torch"), ("a100", "sm80"), ("h200", "sm80:64x64:4")])
+@pytest.mark.parametrize("tf32", [False, True], ids=["float32", "tf32"])
+def test_float32_is_tf32_only_where_it_may(layer, gpu, engine, tf32):
+    on = layer(gpu, engine)
+    args, out = conv_args(*SHAPES[0], torch.float32)
+    check(on.conv_bn_act, reference.conv_bn_act, [*args, randn(*out), True], tf32 and engine != "torch")
+    kernel = "conv_" if tf32 and engine != "torch" else "bn_add_act"
+    assert all(name.startswith(kernel) for name in on.reports[-1]["launched"])
+
+
+@by_engine
+@by_shape
+def test_pre_activation(layer, gpu, engine, last, shape, dtype):
+    on = layer(gpu, engine)
+    args, out = conv_args(*shape, dtype)
+    args = [args[0], *batch_norm(shape[1]), *args[1:], randn(*out, dtype=dtype), True]
+    check(on.bn_relu_conv_bn_act, reference.bn_relu_conv_bn_act, args)
+    assert on.reports[-1]["launched"][-1].startswith(last)
+
+
+@by_engine
+@by_format
+@pytest.mark.parametrize("pre", [False, True], ids=["", "pre"])
+@pytest.mark.parametrize(("proj_c", "proj_stride"), [(64, 1), (128, 2)])
+def test_projection(layer, gpu, engine, last, memory_format, pre, proj_c, proj_stride):
+    on, dtype = layer(gpu, engine), torch.bfloat16
+    args, (n, k, p, q) = conv_args(*SHAPES[1], dtype, memory_format)
+    proj_x = randn(n, proj_c, (p - 1) * proj_stride + 1, q * proj_stride, dtype=dtype, memory_format=memory_format)
+    weight = randn(k, proj_c, 1, 1, dtype=dtype) / proj_c**0.5
+    args += [proj_x, weight, randn(k, dtype=dtype), *batch_norm(k), [proj_stride] * 2]
+    args += [*(batch_norm(proj_c) if pre else NO_PRE), True]
+    check(on.conv_bn_proj_act, reference.conv_bn_proj_act, args)
+    assert on.reports[-1]["launched"][-1].startswith(last)
+
+
+@by_dtype
+@by_format
+def test_stem(layer, dtype, memory_format):
+    """Three channels: torch's convolution, then ours, on every GPU."""
+    x = randn(2, 3, 12, 12, dtype=dtype, memory_format=memory_format)
+    weight = randn(8, 3, 7, 7, dtype=dtype) / 12
+    args = [x, weight, None, *batch_norm(8), [2, 2], [3, 3], [1, 1], 1, [3, 3], [2, 2], [1, 1]]
+    if dtype is torch.float64:
+        args[3:7] = as64(args[3:7])
+
+    def expected(*a):
+        return F.max_pool2d(reference.conv_bn_act(*a[:12]), a[12], a[13], a[14])
+
+    check(layer("h200", "sm90").conv_bn_relu_pool, expected, args)
+
+
+@by_dtype
+@by_format
+@pytest.mark.parametrize("c", [8, 3, 72])
+@pytest.mark.parametrize("residual", [False, True])
+def test_bn_add_act(layer, dtype, memory_format, c, residual):
+    x = randn(2, c, 5, 4, dtype=dtype, memory_format=memory_format)
+    bn = batch_norm(c, torch.float64 if dtype is torch.float64 else torch.float32)
+    check(layer().bn_add_act, reference.bn_add_act, [x, *bn, x.flip(0) if residual else None, residual])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+@by_format
+def test_what_no_kernel_takes(layer, dtype, memory_format):
+    """Groups, odd channels, float64: torch's convolution and one launch, whichever engine is named."""
+    x = randn(2, 12, 7, 6, dtype=dtype, memory_format=memory_format)
+    weight, bn = randn(6, 4, 3, 3, dtype=dtype) / 6, batch_norm(6)
+    if dtype is torch.float64:
+        bn = as64(bn)
+    for engine in ("", "sm80", "sm90", "torch"):
+        on = layer("h200", engine)
+        args = [x, weight, randn(6, dtype=dtype), *bn, [2, 1], [1, 0], [1, 2], 3, None, True]
+        check(on.conv_bn_act, reference.conv_bn_act, args)
+        assert len(on.reports[-1]["launched"]) == 1
+
+
+def test_torch_engine_works_in_place_and_in_few_launches(layer):
+    """A residual of another layout costs a copy, the convolution's output none: bn_add_act writes where it reads."""
+    on = layer("a100", "torch")
+    args, out = conv_args(*SHAPES[0], torch.bfloat16)
+    residual = randn(*out, dtype=torch.bfloat16)
+    check(on.conv_bn_act, reference.conv_bn_act, [*args, residual, True])
+    assert len(on.reports[-1]["launched"]) == 1
+    check(on.bn_relu_conv_bn_act, reference.bn_relu_conv_bn_act, [args[0], *batch_norm(64), *args[1:], residual, True])
+    assert len(on.reports[-1]["launched"]) == 2
+
+
+@by_engine
+def test_vectors_of_any_stride_and_dtype(layer, gpu, engine, last):
+    """Every second value of a longer vector; float16 and float64 under bfloat16, a mix that eager does not take."""
+    args, _ = conv_args(*SHAPES[0], torch.bfloat16)
+    wide = [torch.rand(144) + 0.5 for _ in range(4)]
+    kinds = (torch.float16, torch.float64, torch.bfloat16, torch.float32)
+    vectors = [v.to(dtype)[::2] for v, dtype in zip(wide, kinds, strict=True)]
+    bias = torch.randn(144).bfloat16()[::2]
+    on = layer(gpu, engine)
+    got = on.conv_bn_act(*args[:2], bias, *vectors, 1e-3, *args[8:], None, True, False, False)
+    same = [args[0], args[1], bias, *(v.float() for v in vectors), 1e-3, *args[8:], None, True]
+    assert_close(got, reference.conv_bn_act(*same), reference.conv_bn_act(*as64(same)))
+    one = [args[0], args[1], None, None, None, *batch_norm(1)[2:4], 1e-3, *args[8:], None, False]
+    one[5:7] = (v.expand(72) for v in one[5:7])  # a stride of 0
+    check(on.conv_bn_act, reference.conv_bn_act, one)
+
+
+@by_engine
+def test_without_batch_norm(layer, gpu, engine, last):
+    args, out = conv_args(*SHAPES[0], torch.float16)
+    for bias in (None, args[2]):
+        bare = [*args[:2], bias, None, None, None, None, 0.0, *args[8:], randn(*out, dtype=torch.float16), True]
+        check(layer(gpu, engine).conv_bn_act, reference.conv_bn_act, bare)
+
+
+@by_engine
+def test_views(layer, gpu, engine, last):
+    """Addresses that are no multiple of 16 bytes are torch's convolution's; gaps are copied away."""
+    on = layer(gpu, engine)
+    base = randn(3, 80, 7, 6, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    args, _ = conv_args(2, 64, 6, 5, 72, 3, 1, 1, 1, torch.bfloat16)
+    flat = torch.randn(1 + args[0].numel()).bfloat16()
+    shifted = flat[1:].as_strided(args[0].shape, args[0].stride())
+    assert shifted.data_ptr() % 16
+    for x in (base[1:, 3:67, 1:, 1:], base[1:, 8:72, :6, :5], args[0][:1].expand(2, -1, -1, -1), shifted):
+        check(on.conv_bn_act, reference.conv_bn_act, [x, *args[1:], None, True])
+        check(on.bn_add_act, reference.bn_add_act, [x, *batch_norm(64), x, True])
+    assert on.reports[-2]["launched"] == ["bn_add_act_kernel<Config>"]
+
+
+@by_engine
+@pytest.mark.parametrize("shape", [(0, 64, 4, 4), (2, 64, 0, 4)], ids=str)
+def test_empty(layer, gpu, engine, last, shape):
+    on, x, bn = layer(gpu, engine), torch.empty(shape, dtype=torch.float16), batch_norm(64)
+    assert on.bn_add_act(x, *bn, None, True).shape == shape
+    if shape[2]:
+        weight = randn(64, 64, 3, 3, dtype=torch.float16)
+        y = on.conv_bn_act(x, weight, None, *bn, *ONE, x, True, False, True)
+        z = on.bn_relu_conv_bn_act(x, *bn, weight, None, *bn, *ONE, None, True, False, True)
+        p = on.conv_bn_proj_act(
+            x, weight, None, *bn, *ONE, x, weight[:, :, :1, :1], None, *bn, [1, 1], *NO_PRE, True, False, True
+        )
+        assert y.shape == z.shape == p.shape == shape
+    assert all(not r["launched"] for r in on.reports)
+
+
+def test_a_channels_last_weight_decides_too(layer):
+    x, weight = randn(2, 8, 6, 6), randn(16, 8, 3, 3, memory_format=torch.channels_last)
+    for engine in ("torch", "sm80"):
+        args = [x, weight, None, *batch_norm(16), *ONE, None, True]
+        check(layer("a100", engine).conv_bn_act, reference.conv_bn_act, args, tf32=True)
+
+
+@pytest.mark.parametrize("schedule", ["rotate", "random"])
+@pytest.mark.parametrize(("gpu", "engine", "last"), ENGINES[1:])
+def test_other_schedules(layer, schedule, gpu, engine, last):
+    args, out = conv_args(*SHAPES[0], torch.bfloat16)
+    residual = randn(*out, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    check(layer(gpu, engine, schedule).conv_bn_act, reference.conv_bn_act, [*args, residual, True])
+
+
+def test_refusals_are_the_cpus(layer):
+    x, bn = randn(2, 8, 4, 4), batch_norm(8)
+    weight = randn(8, 8, 3, 3)
+    bad = [
+        (x, weight, None, *batch_norm(7), *ONE, None, True),
+        (x, weight.half(), None, *bn, *ONE, None, True),
+        (x, weight, None, *bn, *ONE, x[:1], True),
+        (x, weight, None, *bn, [1, 1], [1, 1], [1, 1], 3, None, True),
+        (x, weight, None, bn[0], None, None, None, 0.0, *ONE, None, True),
+    ]
+    for args in bad:
+        with pytest.raises(RuntimeError) as cpu:
+            ops.conv_bn_act(*args, False, False)
+        with pytest.raises(RuntimeError) as ours:
+            layer().conv_bn_act(*args, False, False)
+        assert str(ours.value) == str(cpu.value)
+
+
+def test_an_unknown_engine_is_refused(layer):
+    with pytest.raises(RuntimeError, match="RESNET_FUSED_CUDA_ENGINE is cutlass; one of torch, sm80"):
+        layer(engine="cutlass")
+
+
+def test_a_store_past_an_allocation_is_found(library):
+    """What the op did not ask for is out of bounds: the emulator knows an op's allocations one by one."""
+    x = randn(1, 8, 4, 4, memory_format=torch.channels_last)
+    on = op_layer.Layer(library, GPUS["a100"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(op_layer, "buffers", lambda args: [])  # x is no longer known
+        with pytest.raises(AssertionError, match="global memory out of bounds"):
+            on.bn_add_act(x, None, None, torch.zeros(8), torch.ones(8), 0.0, None, True)
+
+
+# ---- the Python modules on top of it ----
+
+
+@pytest.fixture
+def on_cuda(monkeypatch):
+    """Modules call the emulated CUDA ops, and treat CPU tensors as they treat CUDA's."""
+
+    def install(layer):
+        for name in ("conv_bn_act", "bn_relu_conv_bn_act", "conv_bn_proj_act", "conv_bn_relu_pool", "bn_add_act"):
+            monkeypatch.setattr(ops, name, getattr(layer, name))
+        for module in (functional, modules.preact, modules.plain):
+            monkeypatch.setattr(module, "pre_activates_on_reading", lambda x: True)
+        return layer
+
+    return install
+
+
+BLOCKS = [
+    (modules.FusedBasicBlock, (64, 64), 2),
+    (modules.FusedBottleneck, (256, 64), 3),
+    (modules.FusedPreActBlock, (64, 64), 2),
+    (modules.FusedPreActBottleneck, (256, 64), 3),
+]
+
+
+@pytest.mark.parametrize(("cls", "planes", "convolutions"), BLOCKS, ids=[b[0].__name__ for b in BLOCKS])
+@pytest.mark.parametrize("stride", [1, 2], ids=["identity", "projection"])
+@pytest.mark.parametrize(
+    ("gpu", "engine", "kernel"), [("a100", "sm80:64x64:1", "conv_fwd"), ("h200", "sm90", "conv_sm90")]
+)
+@torch.no_grad()
+def test_blocks(layer, on_cuda, cls, planes, convolutions, stride, gpu, engine, kernel):
+    """Eager's answer, in one launch a convolution: neither projection nor pre-activation has one of its own."""
+    inplanes, width = planes
+    downsample = None
+    if stride > 1:
+        norms = [] if "PreAct" in cls.__name__ else [nn.BatchNorm2d(width * cls.expansion)]
+        downsample = nn.Sequential(nn.Conv2d(inplanes, width * cls.expansion, 1, stride, bias=False), *norms)
+    block = randomise(cls(inplanes, width, stride, downsample)).eval().bfloat16().to(memory_format=torch.channels_last)
+    x = randn(2, inplanes, 7, 6, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    eager = cls._eager_class.forward(block, x)
+    on = on_cuda(layer(gpu, engine))
+    got = block(x)
+    launched = [name for report in on.reports for name in report["launched"]]
+    assert launched == [f"{kernel}_kernel<Config>"] * convolutions
+    truth = cls._eager_class.forward(block.double(), x.double())
+    assert_close(got, eager, truth)
+    assert got.stride() == eager.stride()
+
+
+@torch.no_grad()
+def test_a_network(layer, on_cuda):
+    """ResNet-18: the stem's convolution is torch's, every other one a launch of ours."""
+    model = randomise(models.resnet18(num_classes=4)).eval().bfloat16().to(memory_format=torch.channels_last)
+    x = randn(2, 3, 32, 32, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    eager, double = model(x), copy.deepcopy(model).double()
+    convert(model)
+    on = on_cuda(layer("h200", "sm80:64x64"))
+    got = model(x)
+    first, *others = [name for report in on.reports for name in report["launched"]]
+    assert first.startswith("bn_add_act")
+    assert others.count("conv_fwd_kernel<Config>") == 16
+    assert set(others) <= {"conv_fwd_kernel<Config>", "conv_finish_kernel<Config>"}
+    assert_close(got, eager, double(x.double()))
