@@ -25,7 +25,7 @@ from training import (
 )
 
 from resnet_fused import autograd, modules, ops, reference
-from resnet_fused.autograd import forward
+from resnet_fused.autograd import backward, forward
 from resnet_fused.functional import training_dtype
 
 pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
@@ -87,6 +87,23 @@ def test_one_step_with_recomputed_convolutions(build):
     other.recompute = True
     for a, b in zip(step(block, x, direction)[1].values(), step(other, x, direction)[1].values(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_bottleneck_that_projects_at_its_resolution_convolves_its_first_again(monkeypatch):
+    block = randomise(modules.FusedBottleneck(16, 16, 1, projection(16, 64, 1)))
+    x = x_for(block)
+    first = everything(copy.deepcopy(block), x)
+    convolved = []
+    convolve = forward.convolve
+    monkeypatch.setattr(backward, "convolve", lambda *args: (convolved.append(args[2]), convolve(*args))[1])
+    again = everything(copy.deepcopy(block), x)
+    assert len(convolved) == 1
+    monkeypatch.setattr(forward, "_runs_again", lambda *_: False)
+    kept = everything(copy.deepcopy(block), x)
+    assert len(convolved) == 1
+    for a, b, c in zip(first, again, kept, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
 
 
 @pytest.mark.parametrize("cls", list(CLASSES))
