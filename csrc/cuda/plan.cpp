@@ -383,6 +383,10 @@ EngineChoice engine_choice(const char* text) {
                 : family == "torch" ? EngineChoice::kTorch
                                     : EngineChoice::kModel;
   if (choice.kind != EngineChoice::kModel && name == family) return choice;
+  if (name == "sm90:block") {
+    choice.block = true;
+    return choice;
+  }
   int end = 0;
   std::sscanf(name.c_str() + std::min(family.size(), name.size()), ":%dx%d%n:%d%n", &choice.tile_m, &choice.tile_n,
               &end, &choice.splits, &end);
@@ -399,7 +403,7 @@ EngineChoice engine_choice(const char* text) {
   }
   if (known && family.size() + end == name.size()) return choice;
   throw std::runtime_error("RESNET_FUSED_CUDA_ENGINE is " + name + "; one of torch, sm80, sm90" + tiles +
-                           " expected, after a tile of sm80 perhaps :4 for a depth in 4 parts; or unset it to let the "
+                           ", sm90:block expected, after a tile of sm80 perhaps :4 for a depth in 4 parts; or unset it to let the "
                            "plan choose");
 }
 

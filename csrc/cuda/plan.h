@@ -53,9 +53,10 @@ struct EngineChoice {
   Kind kind = kModel;
   int32_t tile_m = 0, tile_n = 0;  // kSm90, kSm80: this tile only; 0: any
   int32_t splits = 0;              // kSm80: the depth in so many parts, or as many as there are steps; 0: any
+  bool block = false;              // kSm90: a BasicBlock in one launch wherever it can be; convolutions in any tile
 };
 
-// RESNET_FUSED_CUDA_ENGINE: torch, sm80, sm80:64x64, sm80:64x64:4, sm90, sm90:256x64; null or empty: kModel. Throws a
+// RESNET_FUSED_CUDA_ENGINE: torch, sm80, sm80:64x64, sm80:64x64:4, sm90, sm90:256x64, sm90:block; null or empty: kModel. Throws a
 // sentence at any other.
 EngineChoice engine_choice(const char* text);
 

@@ -39,7 +39,7 @@ constexpr BlockFwdShape kBlockFwdShapes[] = {
 };
 
 constexpr int32_t kBlockFwdTaps = 9;
-constexpr int32_t kBlockFwdDepth = 64;    // channels of one tap a step: rows of 128 bytes
+constexpr int32_t kBlockFwdDepth = 64;     // channels of one tap a step: rows of 128 bytes
 constexpr int32_t kBlockFwdThreads = 384;  // two warpgroups that multiply, one that loads
 constexpr int32_t kBlockFwdBarrierBytes = 256;
 
@@ -69,8 +69,7 @@ constexpr BlockFwdTiling block_fwd_tiling(const BlockFwdShape& s, int32_t h, int
     const int32_t even_rows = (h + tiles_h - 1) / tiles_h, even_columns = (w + tiles_w - 1) / tiles_w;
     const BlockFwdTiling t{even_rows, even_columns, even_columns + 4, tiles_h, tiles_w};
     const int64_t tiles = int64_t{t.tiles_h} * t.tiles_w, fewest = int64_t{best.tiles_h} * best.tiles_w;
-    if (!best.rows || tiles < fewest ||
-        (tiles == fewest && (t.rows + 4) * t.pitch < (best.rows + 4) * best.pitch))
+    if (!best.rows || tiles < fewest || (tiles == fewest && (t.rows + 4) * t.pitch < (best.rows + 4) * best.pitch))
       best = t;
   }
   return best;

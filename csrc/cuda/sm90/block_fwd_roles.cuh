@@ -159,7 +159,8 @@ __device__ __forceinline__ void read_shortcut(Shortcut<Config>& shortcut, uint32
 }
 
 // relu(bn(sum) + shortcut), rounded once. It is turned in this warp's own planes of the middle, which nobody reads any
-// more; a warp then stores its 32 bytes of every pixel.
+// more; a warp then stores its 32 bytes of every pixel. The next tile's middle goes there after the warp's barrier that
+// comes before the patch is released.
 template <typename Config>
 __device__ __forceinline__ void store_out(const float (&sum)[Config::kSecond / 2],
                                           const TwoChannels<Config::kDtype>& bn, const Shortcut<Config>& shortcut,
@@ -191,7 +192,6 @@ __device__ __forceinline__ void store_out(const float (&sum)[Config::kSecond / 2
     ptx::st_global_v4(static_cast<char*>(p.out) + (((image + y) * p.w + x) * Config::kChunks + chunk) * kChunkBytes,
                       words);
   }
-  ptx::bar_warp_sync(~0u);  // before the next tile's middle goes where these lay
 }
 
 // A team of warpgroups: tile after tile, both convolutions.
