@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "common/problem.h"
+#include "cuda/conv_op.h"
 #include "cuda/kernels.h"
 #include "cuda/operands.h"
 #include "cuda/plan.h"
@@ -199,6 +200,10 @@ Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, Opt
 }
 
 }  // namespace
+
+Tensor run_conv(const Conv& conv, const OptTensor& residual, bool relu, bool allow_tf32) {
+  return run({conv, nullptr, residual, relu, allow_tf32});
+}
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, m) {
   m.impl("conv_bn_act", TORCH_BOX(&conv_bn_act));

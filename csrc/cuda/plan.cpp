@@ -248,6 +248,10 @@ EngineChoice engine_choice(const char* text) {
                 : family == "torch" ? EngineChoice::kTorch
                                     : EngineChoice::kModel;
   if (choice.kind != EngineChoice::kModel && name == family) return choice;
+  if (name == "sm90:block") {
+    choice.block = true;
+    return choice;
+  }
   const std::string of_rows = family + ":rows";
   choice.rows = choice.kind == EngineChoice::kSm90 && name.rfind(of_rows, 0) == 0;
   if (choice.rows && name == of_rows) return choice;
@@ -271,7 +275,8 @@ EngineChoice engine_choice(const char* text) {
     tiles += sentence(", sm90:rows:", t.rows, "x", t.columns);
   }
   if (known && named + end == name.size()) return choice;
-  throw std::runtime_error("RESNET_FUSED_CUDA_ENGINE is " + name + "; one of torch, sm80, sm90, sm90:rows" + tiles +
+  throw std::runtime_error("RESNET_FUSED_CUDA_ENGINE is " + name + "; one of torch, sm80, sm90, sm90:block, sm90:rows" +
+                           tiles +
                            " expected, after a tile of sm80 perhaps :4 for a depth in 4 parts; or unset it to let the "
                            "plan choose");
 }

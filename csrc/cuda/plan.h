@@ -55,10 +55,11 @@ struct EngineChoice {
   bool rows = false;               // kSm90: conv_rows only
   int32_t tile_m = 0, tile_n = 0;  // kSm90, kSm80: this tile only; 0: any
   int32_t splits = 0;              // kSm80: the depth in so many parts, or as many as there are steps; 0: any
+  bool block = false;              // kSm90: a BasicBlock in one launch wherever it can be; convolutions in any tile
 };
 
-// RESNET_FUSED_CUDA_ENGINE: torch, sm80, sm80:64x64, sm80:64x64:4, sm90, sm90:256x64, sm90:rows, sm90:rows:4x56; null
-// or empty: kModel. Throws a sentence at any other.
+// RESNET_FUSED_CUDA_ENGINE: torch, sm80, sm80:64x64, sm80:64x64:4, sm90, sm90:256x64, sm90:rows, sm90:rows:4x56,
+// sm90:block; null or empty: kModel. Throws a sentence at any other.
 EngineChoice engine_choice(const char* text);
 
 // Why the candidates that lost did: "sm80 128x128: 4 blocks leave 104 of 108 SMs idle, ...", in the order tried.
