@@ -299,7 +299,7 @@ def test_sm90_is_the_faster_of_its_two_kernels(monkeypatch):
     assert float(other[1]) > 1.3 * p.microseconds
     small = plan(**{**layer, "hw": 7})
     assert small.engine == "sm90"
-    assert re.fullmatch(r"sm90 rows 16x16: [\d.]+ us predicted", small.rows)
+    assert re.fullmatch(r"sm90 rows 7x32: [\d.]+ us predicted", small.rows)
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90:128x128")
     named = plan(**layer)
     assert (named.engine, named.tile) == ("sm90", (128, 128))
