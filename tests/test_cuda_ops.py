@@ -149,13 +149,14 @@ def test_conv_bn_relu_pool(dtype, memory_format):
     check(ops.conv_bn_relu_pool, expected, args, memory_format)
 
 
-# n, c, h, w, k, r, stride, padding, dilation: every filter, stride and ragged edge, channels that fill no tile, and
-# shapes whose depth is split
+# n, c, h, w, k, r, stride, padding, dilation: every filter, stride and ragged edge, channels that fill no tile, more
+# tiles than any GPU takes at once, and shapes whose depth is split
 SHAPES = [
     (2, 64, 56, 56, 256, 1, 1, 0, 1),
     (2, 256, 56, 56, 64, 1, 1, 0, 1),
     (3, 200, 9, 7, 72, 1, 2, 0, 1),
     (2, 64, 28, 28, 64, 3, 1, 1, 1),
+    (24, 64, 33, 57, 64, 3, 1, 1, 1),
     (2, 128, 28, 28, 128, 3, 2, 1, 1),
     (1, 64, 14, 14, 72, 3, 1, 2, 2),
     (3, 8, 9, 11, 16, 3, 1, 1, 1),
@@ -216,12 +217,9 @@ def test_projection(dtype, tf32, memory_format, shape, proj_c, proj_stride, pre)
 
 
 TILES = ["sm80:128x128", "sm80:128x64", "sm80:64x64", "sm80:128x128:3", "sm80:128x64:3", "sm80:64x64:3"]
-TILES += [
-    "sm90",
-    "sm90:256x128",
-    "sm90:256x64",
-    "sm90:128x128",
-]  # beyond Hopper, and for shapes they refuse, the model's
+# beyond Hopper, and for shapes they refuse, the model's
+TILES += ["sm90", "sm90:256x128", "sm90:256x64", "sm90:128x128"]
+TILES += ["sm90:rows", "sm90:rows:4x56", "sm90:rows:7x32", "sm90:rows:8x32", "sm90:rows:16x16"]
 
 
 @pytest.mark.parametrize("engine", ["sm80", "torch", *TILES])

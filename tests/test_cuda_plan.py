@@ -31,7 +31,7 @@ def compiled_tiles():
 
 
 class Plan(NamedTuple):
-    engine: str  # "sm90", "sm80" or "torch"
+    engine: str  # "sm90 rows", "sm90", "sm80" or "torch"
     tile: tuple[int, int] | None
     dtype: str | None
     mode: str | None
@@ -43,16 +43,18 @@ class Plan(NamedTuple):
     microseconds: float | None
     rejected: list[str]  # without sm90's
     sm90: str | None  # why not sm90/conv_sm90
+    rows: str | None  # why not sm90/conv_rows
 
 
 def read(text):
     first, *rejected = text.split("\n  not ")
-    kernel = re.match(r"sm[89]0 (\d+)x(\d+): (\w+), ([a-z ]+), (\d+) tiles of (\d+) bytes of shared memory, ", first)
+    named = r"(sm[89]0(?: rows)?) (\d+)x(\d+): (\w+), ([a-z ]+), (\d+) tiles of (\d+) bytes of shared memory, "
+    kernel = re.match(named, first)
     splits, workspace = re.search(r"(\d+) splits?, (\d+) bytes of partial sums", first).groups() if kernel else (1, 0)
     time = re.search(r"([\d.]+) us predicted$", first)
-    m, n, dtype, mode, tiles, smem = kernel.groups() if kernel else (0, 0, None, None, 0, 0)
+    engine, m, n, dtype, mode, tiles, smem = kernel.groups() if kernel else ("torch", 0, 0, None, None, 0, 0)
     return Plan(
-        first[:4] if kernel else "torch",
+        engine,
         (int(m), int(n)) if kernel else None,
         dtype,
         mode,
@@ -63,7 +65,8 @@ def read(text):
         int(re.search(r"(\d+) bytes moved", first)[1]),
         float(time[1]) if time else None,
         [why for why in rejected if not why.startswith("sm90")],
-        next((why for why in rejected if why.startswith("sm90")), None),
+        next((why for why in rejected if re.match("sm90(?! rows)", why)), None),
+        next((why for why in rejected if why.startswith("sm90 rows")), None),
     )
 
 
@@ -246,7 +249,7 @@ def test_the_environment_can_force_either_engine(monkeypatch):
             plan()
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "cutlass")
     with pytest.raises(
-        RuntimeError, match="RESNET_FUSED_CUDA_ENGINE is cutlass; one of torch, sm80, sm90, sm80:128x128, "
+        RuntimeError, match="RESNET_FUSED_CUDA_ENGINE is cutlass; one of torch, sm80, sm90, sm90:rows, sm80:128x128, "
     ):
         plan()
 
@@ -281,15 +284,79 @@ def test_sm90_runs_only_where_it_is_asked_for(monkeypatch):
         assert why in p.sm90
 
 
+def test_sm90_is_the_faster_of_its_two_kernels(monkeypatch):
+    """64 channels kept in shared memory for all taps, where the tile fits the image."""
+    layer = dict(n=256, hw=56, c=64, k=64, dtype="bfloat16", gpu="h200", residual=True)
+    why = plan(**layer).rows
+    assert re.fullmatch(
+        r"sm90 rows 4x56: no GPU has run it yet, RESNET_FUSED_CUDA_ENGINE=sm90:rows does; [\d.]+ us predicted", why
+    )
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
+    p = plan(**layer)
+    assert (p.engine, p.tile, p.tiles, p.splits, p.workspace) == ("sm90 rows", (4, 56), 256 * 14, 1, 0)
+    assert p.bytes == (3 * 256 * 56 * 56 + 64 * 9) * 64 * 2
+    other = re.fullmatch(r"sm90 256x64: ([\d.]+) us predicted", p.sm90)
+    assert float(other[1]) > 1.3 * p.microseconds
+    small = plan(**{**layer, "hw": 7})
+    assert small.engine == "sm90"
+    assert re.fullmatch(r"sm90 rows 7x32: [\d.]+ us predicted", small.rows)
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90:128x128")
+    named = plan(**layer)
+    assert (named.engine, named.tile) == ("sm90", (128, 128))
+    assert "RESNET_FUSED_CUDA_ENGINE names another tile" in named.rows
+
+
+def test_sm90_rows_can_be_asked_for(monkeypatch):
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90:rows")
+    layer = dict(n=8, hw=7, c=64, k=64, dtype="bfloat16", gpu="h200")
+    assert plan(**layer).engine == "sm90 rows"
+    elsewhere = {
+        "the GPU is sm_80, and wgmma": dict(gpu="a100"),
+        "float32 would need wgmma of TF32": dict(dtype="float32"),
+        "it has no prologue": dict(mode="prologue"),
+        "it has no projection": dict(mode="projection"),
+        "is 3x3 of 64 -> 128 channels, stride 1x1": dict(k=128),
+        "is 3x3 of 128 -> 64 channels": dict(c=128),
+        "is 1x1 of 64 -> 64 channels": dict(r=1),
+        "stride 2x2, padding 1x1, dilation 1x1; 3x3 of 64 -> 64, stride 1": dict(stride=2),
+        "padding 0x0": dict(padding=0),
+        "dilation 2x2": dict(dilation=2),
+        "no tile has room in 200000 bytes": dict(gpu=[90, 132, 200000, 233472]),
+    }
+    for why, change in elsewhere.items():
+        p = plan(**{**layer, **change})
+        assert p.engine in ("sm80", "torch")
+        assert why in p.rows
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90:rows:8x32")
+    p = plan(**layer)
+    assert (p.engine, p.tile, p.tiles) == ("sm90 rows", (8, 32), 8)
+    assert p.smem == 9 * 64 * 128 + 3 * 10 * 32 * 128 + 8 * 32 * 128 + 128
+    for wrong in ("sm90:rows:8x31", "sm90:rows:256x64", "sm90:rows:8x32:2", "sm90:rows8x32", "sm90:8x32", "sm80:rows"):
+        monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", wrong)
+        with pytest.raises(RuntimeError, match=f"RESNET_FUSED_CUDA_ENGINE is {wrong}; one of"):
+            plan()
+
+
+def test_what_sm90_rows_selects_is_what_is_compiled(monkeypatch):
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90:rows")
+    selected = set()
+    for dtype, hw in itertools.product(["float16", "bfloat16"], [8, 14, 16, 28, 32, 56, 64, 112]):
+        p = plan(n=64, hw=hw, c=64, k=64, dtype=dtype, gpu="h200")
+        assert p.smem <= GPUS["h200"][2]
+        selected.add((p.dtype, p.tile))
+    tiles = [(4, 56), (7, 32), (8, 32), (16, 16)]
+    assert selected == set(itertools.product(["float16", "bfloat16"], tiles))
+
+
 def test_what_sm90_selects_is_what_is_compiled(monkeypatch):
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
     tiles = {"plain": {(256, 128), (256, 64), (128, 128)}}
     selected = {
         (dtype, p.tile, mode)
-        for dtype, mode, n, hw, k in itertools.product(
-            ["float16", "bfloat16"], MODES, [1, 8, 64, 256], [7, 14, 28, 56], [64, 128, 512]
+        for dtype, mode, n, hw, k, r in itertools.product(
+            ["float16", "bfloat16"], MODES, [1, 8, 64, 256], [7, 14, 28, 56], [64, 128, 512], [1, 3]
         )
-        if (p := plan(n=n, hw=hw, c=64, k=k, dtype=dtype, mode=mode, gpu="h200")).engine == "sm90"
+        if (p := plan(n=n, hw=hw, c=64, k=k, r=r, dtype=dtype, mode=mode, gpu="h200")).engine == "sm90"
     }
     menu = {(d, t, m) for d in ("float16", "bfloat16") for m in MODES for t in tiles.get(m, {(256, 64), (128, 128)})}
     assert selected == menu

@@ -236,10 +236,10 @@ PLANTS = {
         "box.box[2] = rows;\n  box.swizzle = Swizzle::k128;",
         "box.box[2] = rows;\n  box.swizzle = Swizzle::kNone;",
     ),
-    "the filter tap by tap of the wrong stride": (
-        HOST,
-        "filter.stride[2] = kConvRowsRowBytes;",
-        "filter.stride[2] = 2 * kConvRowsRowBytes;",
+    "one tap of the filter over another": (
+        ROLES,
+        "smem + tap * Config::kTapBytes",
+        "smem + tap / 2 * Config::kTapBytes",
     ),
     "an image's rows run on into the next image": (
         HOST,

@@ -49,12 +49,17 @@ def conv_variant(mangled: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.search(r"DtypeE(\d)ELi(\d)EL.*ModeE(\d)E", mangled).groups())
 
 
+def rows_variant(mangled: str) -> tuple[int, ...]:
+    """dtype, tile"""
+    return tuple(int(n) for n in re.search(r"DtypeE(\d)ELi(\d)E", mangled).groups())
+
+
 @compiled
 def test_every_architecture_has_every_kernel():
     kernels = sass.kernels(LIBRARY)
     per_arch = {arch: {k.name for k in kernels if k.arch == arch} for arch in {k.arch for k in kernels}}
     assert set(per_arch) == set(ARCHS)
-    everywhere = {arch: {n for n in names if "sm90" not in family(n)} for arch, names in per_arch.items()}
+    everywhere = {arch: {n for n in names if family(n) not in HOPPERS} for arch, names in per_arch.items()}
     names = everywhere[ARCHS[0]]
     assert all(found == names for found in everywhere.values())
     assert {family(n) for n in names} == {"bn_add_act_kernel", "conv_fwd_kernel", "conv_finish_kernel"}
@@ -77,8 +82,8 @@ def test_registers_leave_room_to_hide_latency():
 
     conv_fwd: two blocks of the large tile an SM where shared memory has room for them.
     """
-    # conv_sm90: 384 threads, or with a prologue 512, are what an SM's registers are shared by at the start
-    limits = {"bn_add_act_kernel": 128, "conv_finish_kernel": 128, "conv_sm90_kernel": 168}
+    # conv_sm90, conv_rows: 384 threads, or with a prologue 512, are what an SM's registers are shared by at the start
+    limits = {"bn_add_act_kernel": 128, "conv_finish_kernel": 128, "conv_sm90_kernel": 168, "conv_rows_kernel": 168}
     for k in sass.kernels(LIBRARY):
         limit = limits.get(family(k.name))
         if family(k.name) == "conv_fwd_kernel":
@@ -99,6 +104,8 @@ def test_the_menu_is_what_the_gpu_gets():
     assert {conv_variant(n) for n in named(ARCHS[0], "conv_fwd_kernel")} == menu
     menu = {(d, SM90_TILES.index((m, n)), mode) for d, m, n, mode in emulated.compiled_conv_sm90()}
     assert {conv_variant(n) for n in named("sm_90a", "conv_sm90_kernel")} == menu
+    menu = {(d, ROWS_TILES.index((m, n))) for d, m, n, _ in emulated.compiled_conv_rows()}
+    assert {rows_variant(n) for n in named("sm_90a", "conv_rows_kernel")} == menu
 
 
 @compiled
@@ -149,7 +156,9 @@ def test_conv_finish_moves_16_bytes_a_thread(arch):
         assert any(i.startswith("LDG") and ".128" in i for i in code), name
 
 
+HOPPERS = {"conv_sm90_kernel", "conv_rows_kernel"}
 SM90_TILES = [(256, 128), (256, 64), (128, 128)]
+ROWS_TILES = [(4, 56), (7, 32), (8, 32), (16, 16)]
 
 
 @compiled
@@ -171,12 +180,29 @@ def test_conv_sm90_runs_on_wgmma_and_tma():
         assert not [i for i in code if i.startswith("STG")], f"{name}: every store is TMA's"
 
 
-def test_ptxas_does_not_serialise_wgmma(tmp_path):
+@compiled
+def test_conv_rows_runs_on_wgmma_and_tma():
+    """A tile's 9 taps of 4 steps, each one instruction as wide as the tile; loads and stores are boxes of TMA."""
+    for name, code in named("sm_90a", "conv_rows_kernel").items():
+        dtype, tile = rows_variant(name)
+        rows, columns = ROWS_TILES[tile]
+        products = [i for i in code if "MMA" in i]
+        assert products == [f"HGMMA.64x{rows * columns}x16{HALF[str(dtype)]}"] * 36, f"{name}: {set(products)}"
+        loads = {i for i in code if i.startswith("UTMALDG")}
+        assert loads == {"UTMALDG.2D", "UTMALDG.4D"}, f"{name}: the filter by taps, patches and the residual by boxes"
+        assert {i for i in code if i.startswith("UTMASTG")} == {"UTMASTG.4D"}, name
+        assert "STSM.16.MT88.4" in code, name
+        assert "LDSM.16.MT88.4" in code, f"{name}: the residual"
+        assert not [i for i in code if i.startswith("STG")], f"{name}: every store is TMA's"
+
+
+@pytest.mark.parametrize("source", ["conv_sm90_bf16", "conv_rows_bf16"])
+def test_ptxas_does_not_serialise_wgmma(source, tmp_path):
     """C7508 to C7514: it ignored setmaxnreg, or lets wgmmas wait for each other."""
     toolkit, why = toolchain.find_toolkit(os.environ)
     if toolkit is None:
         pytest.skip(f"no CUDA toolkit: {why}")
-    source = CUDA / "sm90" / "conv_sm90_bf16.cu"
+    source = CUDA / "sm90" / f"{source}.cu"
     command = [toolkit.nvcc, "-cubin", "-arch=sm_90a", "-std=c++17", "-O3", "--expt-relaxed-constexpr"]
     command += [f"-I{ROOT / 'csrc'}", source, "-o", tmp_path / "cubin"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -190,6 +190,7 @@ def tma_tiles() -> Iterator[Case]:
     nhwc = typed("bfloat16", g, 3, 7, 9, 64)
     yield tma_tile("inside", "bfloat16", nhwc, (0, 2, 1, 1), (64, 4, 3, 2), swizzle=128)
     yield tma_tile("borders", "bfloat16", nhwc, (-8, -1, -1, 1), (32, 5, 4, 3), swizzle=64)
+    yield tma_tile("larger-than-the-tensor", "bfloat16", nhwc, (0, -1, -1, 1), (64, 16, 11, 1), swizzle=128)
     yield tma_tile("steps", "bfloat16", nhwc, (0, -1, -1, 0), (64, 9, 7, 2), (1, 2, 2, 1), swizzle=128)
     yield tma_tile("steps-3", "bfloat16", nhwc, (16, 1, 0, 0), (16, 7, 7, 3), (1, 3, 2, 1), swizzle=32)
 
@@ -237,6 +238,7 @@ def tma_stores() -> Iterator[Case]:
         (2, (20, 40), (24, 8), 0),
         (3, (5, 9, 64), (64, 4, 2), 128),
         (4, (3, 5, 9, 64), (64, 5, 2, 2), 128),
+        (4, (2, 3, 7, 64), (64, 16, 8, 1), 128),
     ):
         name = f"tma_store_{rank}d-{'x'.join(map(str, box))}-{width}"
         tensor = typed("bfloat16", generator(name), *shape)

@@ -13,7 +13,7 @@
 namespace resnet_fused::cuda {
 
 struct ConvRowsMaps {
-  TensorMap x, filter;      // patches; all taps at once
+  TensorMap x, filter;      // patches; taps
   TensorMap residual, out;  // tiles
 };
 
@@ -43,7 +43,8 @@ template <typename Config>
 __device__ __forceinline__ void load_patches(const ConvFwdParams& p, const ConvRowsMaps& maps, uint32_t smem,
                                              const ConvRowsBarriers& barriers) {
   ptx::mbarrier_arrive_expect_tx(barriers.filter(), kConvRowsFilterBytes);
-  ptx::tma_load_3d(smem, maps.filter, barriers.filter(), 0, 0, 0);
+  for (int tap = 0; tap < kConvRowsTaps * kConvRowsTaps; ++tap)
+    ptx::tma_load_2d(smem + tap * Config::kTapBytes, maps.filter, barriers.filter(), tap * kConvRowsChannels, 0);
   uint32_t parity = 0;
   for (ConvRowsWalk<Config> walk(p.main.shape, blockIdx.x, gridDim.x); walk.more(); walk.next(), parity ^= 1) {
     const int32_t column = walk.column() - 1, row = walk.row() - 1, image = walk.image();
