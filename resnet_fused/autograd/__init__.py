@@ -2,6 +2,7 @@
 
 import torch
 
+from .cast import conv_in, norm_in
 from .layout import Conv, Norm, pack
 from .op import train_chain
 from .statistics import update_running
@@ -16,4 +17,4 @@ DEVICES = frozenset(
     )
 )
 
-__all__ = ["DEVICES", "Conv", "Norm", "pack", "train_chain", "update_running"]
+__all__ = ["DEVICES", "Conv", "Norm", "conv_in", "norm_in", "pack", "train_chain", "update_running"]
