@@ -1,5 +1,5 @@
-// torch's macros under another name and key: what csrc registers for CUDA tensors as resnet_fused is registered here for
-// CPU tensors as ON_CPU_LIBRARY, beside the real library.
+// torch's macros under another name and key: what csrc registers for CUDA tensors as resnet_fused is registered here
+// for CPU tensors as ON_CPU_LIBRARY, beside the real library.
 #pragma once
 #include_next <torch/csrc/stable/library.h>
 
