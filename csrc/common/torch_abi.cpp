@@ -1,5 +1,7 @@
 #include "common/torch_abi.h"
 
+#include <algorithm>
+
 namespace resnet_fused {
 
 using torch::headeronly::MemoryFormat;
@@ -39,9 +41,41 @@ Tensor aten_max_pool2d(const Tensor& x, const Ints& kernel, const Ints& stride, 
 
 Tensor aten_to(const Tensor& x, ScalarType dtype) { return torch::stable::to(x, dtype); }
 
-Tensor aten_empty(const Ints& sizes, const Tensor& like, bool channels_last) {
-  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              format(channels_last));
+ScalarType scalar_type_of(const Tensor& t) {
+  struct Known {
+    int32_t code;
+    ScalarType type;
+  };
+  static const Known known[] = {{aoti_torch_dtype_bfloat16(), ScalarType::BFloat16},
+                                {aoti_torch_dtype_float32(), ScalarType::Float},
+                                {aoti_torch_dtype_float16(), ScalarType::Half},
+                                {aoti_torch_dtype_float64(), ScalarType::Double}};
+  int32_t code = -1;
+  check_shim(aoti_torch_get_dtype(t.get(), &code), "reading a dtype");
+  for (const Known& k : known)
+    if (k.code == code) return k.type;
+  return t.scalar_type();
+}
+
+Tensor aten_empty(IntView sizes, const Tensor& like, bool channels_last) {
+  constexpr int64_t kMost = 4;
+  constexpr int kNchw[kMost] = {3, 2, 1, 0}, kNhwc[kMost] = {1, 3, 2, 0};
+  const auto dim = static_cast<int64_t>(sizes.size());
+  RF_CHECK(dim == kMost || (dim < kMost && !channels_last), "aten_empty: ", dim, " sizes");
+  int64_t strides[kMost], next = 1;
+  for (int64_t i = 0; i < dim; ++i) {
+    const int64_t d = dim < kMost ? dim - 1 - i : channels_last ? kNhwc[i] : kNchw[i];
+    strides[d] = next;
+    next *= std::max<int64_t>(sizes[d], 1);
+  }
+  int32_t dtype = 0, device_type = 0, device_index = 0;
+  AtenTensorHandle empty = nullptr;
+  check_shim(aoti_torch_get_dtype(like.get(), &dtype), "reading a dtype");
+  check_shim(aoti_torch_get_device_type(like.get(), &device_type), "reading a device");
+  check_shim(aoti_torch_get_device_index(like.get(), &device_index), "reading a device");
+  check_shim(aoti_torch_empty_strided(dim, sizes.data(), strides, dtype, device_type, device_index, &empty),
+             "allocating the output");
+  return Tensor(empty);
 }
 
 Tensor aten_contiguous(const Tensor& x, bool channels_last) {

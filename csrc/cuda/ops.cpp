@@ -5,7 +5,7 @@
 #include "common/problem.h"
 #include "cuda/kernels.h"
 #include "cuda/operands.h"
-#include "cuda/plan.h"
+#include "cuda/plan_cache.h"
 #include "cuda/runtime.h"
 
 namespace resnet_fused::cuda {
@@ -46,7 +46,7 @@ void finish(const Tensor& out, const Tensor& x, const Vectors& bn, const OptTens
 
 // act(bn(x) + residual), dense in the layout that is asked for.
 Tensor normalise(const Tensor& x, const BatchNorm& bn, const OptTensor& residual, bool relu, bool channels_last) {
-  const Tensor out = aten_empty(sizes_of(x), x, channels_last);
+  const Tensor out = aten_empty(x.sizes(), x, channels_last);
   finish(out, aten_contiguous(x, channels_last), Vectors(bn, std::nullopt, x), residual, nullptr, relu, channels_last);
   return out;
 }
@@ -132,7 +132,7 @@ Tensor run_kernel(const Call& call, const ConvPlan& plan) {
 Tensor run(const Call& call) {
   const int device = call.conv.x.get_device_index();
   const DeviceGuard guard(device);
-  const ConvPlan plan = make_plan(problem_of(call), device_numbers(device), chosen_engine());
+  const ConvPlan plan = cached_plan(problem_of(call), device_numbers(device), chosen_engine());
   return plan.engine == ConvEngine::kTorch ? run_torch(call) : run_kernel(call, plan);
 }
 
@@ -188,7 +188,7 @@ Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, Opt
   check_activation(op, x);
   const BatchNorm bn{gamma, beta, mean, var, eps};
   check_batch_norm(op, bn, x.size(1), x);
-  check_residual(op, residual, sizes_of(x), x);
+  check_residual(op, residual, x.sizes(), x);
   const DeviceGuard guard(x.get_device_index());
   return normalise(x, bn, residual, relu, suggests_channels_last(x));
 }

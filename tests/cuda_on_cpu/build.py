@@ -24,6 +24,8 @@ KERNELS = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
 RUNTIME = sorted((HERE / "runtime").glob("*.cpp"))
 BINDINGS = sorted((HERE / "bindings").glob("*.cpp"))
 OPS = HERE / "ops"
+WRAPPED = ("torch_call_dispatcher", "aoti_torch_empty_strided")  # by ops/allocations.cpp
+HOST = [ROOT / "csrc" / "cuda" / "tensor_map_cache.cpp"]  # what kernels' launchers need of csrc, beside headers
 
 TORCH_TARGET = "0x020a000000000000ULL"  # as in build_tools/ninja_file.py
 
@@ -59,15 +61,15 @@ def missing() -> str | None:
 
 
 def host() -> list[Source]:
-    return [*(Source(f, "runtime") for f in RUNTIME), *(Source(f, "bindings") for f in BINDINGS)]
+    return [*(Source(f, "runtime") for f in [*RUNTIME, *HOST]), *(Source(f, "bindings") for f in BINDINGS)]
 
 
-def op_layer() -> list[Source]:
+def op_layer(emulated: bool) -> list[Source]:
     """csrc/cuda but for what asks a GPU, and the doubles of that; schemas and checks."""
-    csrc, doubled = ROOT / "csrc", {"runtime", "smem_grants", "tensor_map"}
+    csrc, doubled = ROOT / "csrc", {"runtime", "smem_grants", "tensor_map", *(f.stem for f in HOST)}
     files = [csrc / "library.cpp", *sorted((csrc / "common").glob("*.cpp"))]
     files += [f for f in sorted((csrc / "cuda").glob("*.cpp")) if f.stem not in doubled]
-    doubles = [Source(OPS / f"{name}.cpp", "ops") for name in ("device", "allocations")]
+    doubles = [Source(OPS / f"{name}.cpp", "ops") for name in ("device", "allocations")[: 1 + emulated]]
     bindings = [Source(HERE / "bindings" / "module.cpp", "bindings"), Source(OPS / "bindings.cpp", "bindings")]
     return [*(Source(f, "ops") for f in files), *doubles, *bindings, *(s for s in host() if s.rule == "runtime")]
 
@@ -90,7 +92,9 @@ def build(
     rules = [*_rules(folder, include, name), *(f"build {s.object}: {s.rule} {s.file}" for s in sources)]
     rules += [f"build {module}: link {' '.join([*ours, *map(str, linked)])}", f"default {module}"]
     if any(s.rule == "ops" for s in sources):
-        rules.insert(-1, f"  libs = -Wl,--wrap=torch_call_dispatcher -L{_torch() / 'lib'} -ltorch_cpu")
+        noted = any(s.file.stem == "allocations" for s in sources)
+        wrapped = " ".join(f"-Wl,--wrap={name}" for name in WRAPPED if noted)
+        rules.insert(-1, f"  libs = {wrapped} -L{_torch() / 'lib'} -ltorch_cpu")
     file = folder / f"{name}.ninja"
     file.write_text("\n".join(rules) + "\n")
     _run(folder, file.name)

@@ -133,7 +133,7 @@ namespace resnet_fused::cuda {
 using cuda_on_cpu::MapContents;
 using cuda_on_cpu::require;
 
-TensorMap encode_tiled(const TensorShape& shape, const TiledBox& box) {
+TensorMap driver_tiled(const TensorShape& shape, const TiledBox& box) {
   MapContents m = cuda_on_cpu::start(shape, MapContents::Kind::kTiled, static_cast<uint32_t>(box.swizzle), box.step);
   for (int i = 0; i < shape.rank; ++i) {
     require(box.box[i] >= 1 && box.box[i] <= 256, "extent ", box.box[i], " of dimension ", i);
@@ -142,7 +142,7 @@ TensorMap encode_tiled(const TensorShape& shape, const TiledBox& box) {
   return cuda_on_cpu::finish(m);
 }
 
-TensorMap encode_im2col(const TensorShape& shape, const Im2colBox& box) {
+TensorMap driver_im2col(const TensorShape& shape, const Im2colBox& box) {
   MapContents m = cuda_on_cpu::start(shape, MapContents::Kind::kIm2col, static_cast<uint32_t>(box.swizzle), box.step);
   require(shape.rank == 4, "im2col of rank ", shape.rank, "; the emulator knows rank 4 only");
   require(box.channels >= 1 && box.channels <= 256, box.channels, " channels");
