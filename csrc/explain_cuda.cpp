@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "common/problem.h"
+#include "cuda/block_plan.h"
 #include "cuda/plan.h"
 
 namespace resnet_fused::cuda {
@@ -56,6 +57,18 @@ ConvShape shape_of(const Ints& x, const Ints& weight, const Ints& stride, const 
           i(q),    i(stride[0]), i(stride[1]), i(padding[0]), i(padding[1]), i(dilation[0]), i(dilation[1])};
 }
 
+// A plan for this device and environment, and why the others lost.
+template <typename Plan, typename Problem>
+std::string in_words(Plan (*plan)(const Problem&, const Device&, const EngineChoice&, Notes*), const Problem& problem,
+                     const Ints& device) {
+  const auto i = [&](int at) { return static_cast<int32_t>(device[at]); };
+  Notes notes;
+  const EngineChoice choice = engine_choice(std::getenv("RESNET_FUSED_CUDA_ENGINE"));
+  std::string text = to_string(plan(problem, {i(0), i(1), i(2), i(3)}, choice, &notes));
+  for (const std::string& why : notes) text += "\n  not " + why;
+  return text;
+}
+
 std::string explain_cuda(Ints x, Ints weight, Ints stride, Ints padding, Ints dilation, int64_t groups,
                          std::string dtype, std::string mode, Ints proj_x, Ints proj_stride, bool residual,
                          bool aligned, bool allow_tf32, Ints device) {
@@ -85,18 +98,25 @@ std::string explain_cuda(Ints x, Ints weight, Ints stride, Ints padding, Ints di
              " but the convolution gives ", x[0], " x ", problem.main.p, "x", problem.main.q,
              "; they are added, so they must agree");
   }
-  const auto i = [&](int at) { return static_cast<int32_t>(device[at]); };
-  Notes notes;
-  const EngineChoice choice = engine_choice(std::getenv("RESNET_FUSED_CUDA_ENGINE"));
-  std::string text = to_string(make_plan(problem, {i(0), i(1), i(2), i(3)}, choice, &notes));
-  for (const std::string& why : notes) text += "\n  not " + why;
-  return text;
+  return in_words(make_plan, problem, device);
+}
+
+std::string explain_cuda_block(Ints x, std::string dtype, bool aligned, bool allow_tf32, Ints device) {
+  check_sizes("x_shape", x, 4, 0);
+  check_sizes("device", device, 4, 1);
+  BlockProblem problem;
+  problem.dtype = value_of("dtype", kDtypes, dtype);
+  problem.conv = shape_of(x, {x[1], x[1], 3, 3}, {1, 1}, {1, 1}, {1, 1});
+  problem.aligned = aligned;
+  problem.allow_tf32 = allow_tf32;
+  return in_words(make_block_plan, problem, device);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
   m.impl("explain_cuda", TORCH_BOX(&explain_cuda));
+  m.impl("explain_cuda_block", TORCH_BOX(&explain_cuda_block));
 }
 
 }  // namespace resnet_fused::cuda

@@ -15,6 +15,9 @@
   "Tensor proj_x, Tensor proj_weight, Tensor? proj_bias, Tensor? proj_gamma, Tensor? proj_beta, " \
   "Tensor? proj_mean, Tensor? proj_var, float proj_eps, int[2] proj_stride, "                     \
   "Tensor? pre_gamma, Tensor? pre_beta, Tensor? pre_mean, Tensor? pre_var, float pre_eps"
+#define NUMBERED(i)                                                                                                \
+  "Tensor weight" i ", Tensor? bias" i ", Tensor? gamma" i ", Tensor? beta" i ", Tensor? mean" i ", Tensor? var" i \
+  ", float eps" i
 #define HOW "bool keep_packed, bool allow_tf32"
 
 STABLE_TORCH_LIBRARY(resnet_fused, m) {
@@ -27,6 +30,8 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   // act(bn(conv(x)) + proj_bn(conv1x1(proj_x))): a projection shortcut, added where the output goes. With pre_mean, the
   // projection reads relu(pre(proj_x)): that of a pre-activation block
   m.def("conv_bn_proj_act(" CONV ", " PROJ ", bool relu, " HOW ") -> Tensor");
+  // relu(bn2(conv2(relu(bn1(conv1(x))))) + x), both 3x3 with stride and padding 1, C to C: an identity BasicBlock
+  m.def("basic_block(Tensor x, " NUMBERED("1") ", " NUMBERED("2") ", " HOW ") -> Tensor");
   // max_pool2d(relu(bn(conv(x)))): a ResNet's stem
   m.def("conv_bn_relu_pool(" CONV ", int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, " HOW ") -> Tensor");
   // act(bn(x) + residual)
@@ -68,4 +73,6 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
       "explain_cuda(int[] x_shape, int[] weight_shape, int[2] stride, int[2] padding, int[2] dilation, int groups, str "
       "dtype, str mode, int[] proj_x_shape, int[2] proj_stride, bool residual, bool aligned, bool allow_tf32, int[] "
       "device) -> str");
+  // The plan that basic_block would run on a GPU, in words, likewise.
+  m.def("explain_cuda_block(int[] x_shape, str dtype, bool aligned, bool allow_tf32, int[] device) -> str");
 }

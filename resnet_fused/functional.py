@@ -300,6 +300,11 @@ def basic_block(
     itself. He et al. 2015 (arXiv:1512.03385), figure 5 left; equivalent to
     :class:`resnet_fused.reference.BasicBlock` in eval mode.
     """
+    if projection is None and _pair("stride", stride) == (1, 1) and _keeps_shape(x, conv1) and _keeps_shape(x, conv2):
+        first, second = _bn(bn1), _bn(bn2)
+        cast = _caster(x, conv1, conv2, *first[:4], *second[:4])
+        if cast is not None and not cast.autocast:
+            return ops.basic_block(x, conv1, None, *first, conv2, None, *second, *cast.how(keep_packed))
     y = conv_bn_act(x, conv1, bn1, stride=stride, padding=_same(conv1), keep_packed=keep_packed)
     return _conv_add(y, conv2, bn2, x, projection, _same(conv2), True, keep_packed)
 
@@ -471,6 +476,11 @@ def _pair(name: str, value: Pair) -> tuple[int, int]:
     if len(pair) != 2 or not all(isinstance(v, int) for v in pair):
         raise ValueError(f"{name} is {value!r}; an int or two ints (height, width) expected")
     return pair  # type: ignore[return-value]
+
+
+def _keeps_shape(x: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution with padding 1 is 3x3 and gives as many channels as x has."""
+    return x.dim() == 4 and weight.shape == (x.shape[1], x.shape[1], 3, 3)
 
 
 def _same(weight: Tensor, dilation: Pair = 1) -> tuple[int, int]:

@@ -17,6 +17,7 @@ conv_bn_act = torch.ops.resnet_fused.conv_bn_act.default
 bn_relu_conv_bn_act = torch.ops.resnet_fused.bn_relu_conv_bn_act.default
 conv_bn_proj_act = torch.ops.resnet_fused.conv_bn_proj_act.default
 conv_bn_relu_pool = torch.ops.resnet_fused.conv_bn_relu_pool.default
+basic_block = torch.ops.resnet_fused.basic_block.default
 bn_add_act = torch.ops.resnet_fused.bn_add_act.default
 bn_stats = torch.ops.resnet_fused.bn_stats.default
 bn_add_bn_act = torch.ops.resnet_fused.bn_add_bn_act.default
@@ -27,6 +28,7 @@ packed_bytes = torch.ops.resnet_fused.packed_bytes.default
 release_memory = torch.ops.resnet_fused.release_memory.default
 explain_cpu = torch.ops.resnet_fused.explain_cpu.default
 explain_cuda = torch.ops.resnet_fused.explain_cuda.default
+explain_cuda_block = torch.ops.resnet_fused.explain_cuda_block.default
 
 
 def _out(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
@@ -58,6 +60,7 @@ def _conv_output(
 # The fake kernels take what the schema says, in its order; only the arguments that decide a shape have names.
 _X, _WEIGHT, _STRIDE, _PADDING, _DILATION = 0, 1, 8, 9, 10
 _PRE = 5  # pre_gamma to pre_eps
+_SECOND = 7  # weight1 to eps1
 
 
 @torch.library.register_fake("resnet_fused::conv_bn_act")
@@ -69,6 +72,13 @@ def _fake_conv(*args: Any) -> Tensor:
 @torch.library.register_fake("resnet_fused::bn_relu_conv_bn_act")
 def _fake_bn_relu_conv(x: Tensor, *args: Any) -> Tensor:
     return _fake_conv(x, *args[_PRE:])
+
+
+@torch.library.register_fake("resnet_fused::basic_block")
+def _fake_basic_block(x: Tensor, *args: Any) -> Tensor:
+    weight1, weight2 = args[0], args[_SECOND]
+    same = ([1, 1], [1, 1], [1, 1])  # stride, padding, dilation
+    return _conv_output(_conv_output(x, weight1, *same), weight2, *same)
 
 
 @torch.library.register_fake("resnet_fused::conv_bn_relu_pool")

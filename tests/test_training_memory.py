@@ -41,6 +41,8 @@ CASES = {
     "basic with projection": (lambda: modules.FusedBasicBlock(32, 64, 2, projection(32, 64, 2)), 0.87),
     "bottleneck": (lambda: WIDE(64, 16), 0.90),
     "bottleneck with projection": (lambda: WIDE(64, 32, 2, projection(64, 128, 2)), 0.86),
+    "bottleneck with projection of stride 1": (lambda: WIDE(16, 16, 1, projection(16, 64, 1)), 0.86),
+    "dilated bottleneck with projection": (lambda: WIDE(32, 16, 1, projection(32, 64, 1), dilation=2), 0.86),
     "pre-activation": (lambda: modules.FusedPreActBlock(32, 32), 0.55),
     "pre-activation bottleneck": (lambda: modules.FusedPreActBottleneck(64, 16), 0.55),
     "bottleneck, recompute": (lambda: recomputing(WIDE(64, 16)), 0.57),

@@ -146,6 +146,33 @@ def test_backward(kernels, dtype, layout, shape, mask):
     assert layout_of(dx) == layout_of(case.x)
 
 
+NEAR_ZERO = [0.0, *(2.0**-e for e in (24, 25, 26, 126, 127, 133, 134, 135, 149))]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", DENSE)
+@pytest.mark.parametrize("channels", [1, 20, 64])
+def test_the_backward_pass_opens_a_relu_exactly_where_the_forward_pass_did(kernels, dtype, layout, channels):
+    """Also where ``bn(x)`` cancels to an ulp, and where it is above 0 and what is stored of it is not."""
+    g = torch.Generator().manual_seed(2)
+    gamma, _, mean, var = vectors(channels)
+    values = torch.tensor([sign * v for v in NEAR_ZERO for sign in (1, -1)], dtype=torch.float64)
+    for beta, x in (
+        (torch.zeros(channels), mean[:, None, None] * (1 + 2.0**-22 * torch.randn(16, channels, 9, 9, generator=g))),
+        (values[torch.arange(channels) % len(values)], torch.zeros(4, channels, 5, 5)),
+        (values[torch.arange(channels) % len(values)], 1e-8 * torch.randn(4, channels, 5, 5, generator=g)),
+    ):
+        bn = (gamma, beta.to(wide(dtype)), mean if x.abs().max() > 1e-3 else 0 * mean, var, 1e-5)
+        x = lay_out(x.to(dtype), layout)
+        passed = ops.bn_add_act(x, *bn, None, True) > 0
+        ones = torch.ones_like(x)
+        gradient = ops.bn_act_backward(ones, x, *bn, None, True, None, None, 0.0)
+        assert torch.equal(gradient != 0, passed)
+        assert torch.equal(
+            ops.bn_act_backward_reduce(ones, x, *bn, None, True)[0], passed.sum((0, 2, 3)).to(wide(dtype))
+        )
+
+
 @given(
     n=st.integers(1, 5), c=st.sampled_from([1, 2, 15, 16, 17, 63, 64, 65, 100, 200]), h=st.integers(1, 40),
     w=st.integers(1, 40), dtype=st.sampled_from(DTYPES), layout=st.sampled_from(LAYOUTS), mask=st.sampled_from(MASKS),

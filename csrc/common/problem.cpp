@@ -178,6 +178,29 @@ Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNor
   return conv;
 }
 
+namespace {
+
+constexpr const char* kSecondOfBlock = "basic_block, second convolution";
+
+Conv conv_of_block(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn) {
+  Conv conv = make_conv(op, std::move(x), std::move(weight), std::move(bias), std::move(bn), {1, 1}, {1, 1}, {1, 1}, 1);
+  RF_CHECK(conv.k == conv.c && conv.r == 3 && conv.s == 3, op, ": weight has shape ", to_string(sizes_of(conv.weight)),
+           "; [", conv.c, ", ", conv.c, ", 3, 3] expected, which keeps x's shape");
+  return conv;
+}
+
+}  // namespace
+
+BasicBlock make_basic_block(Tensor x, Tensor weight1, OptTensor bias1, BatchNorm bn1, Tensor weight2, OptTensor bias2,
+                            BatchNorm bn2) {
+  return {conv_of_block("basic_block, first convolution", x, std::move(weight1), std::move(bias1), std::move(bn1)),
+          conv_of_block(kSecondOfBlock, x, std::move(weight2), std::move(bias2), std::move(bn2))};
+}
+
+Conv BasicBlock::of_middle(Tensor middle) const {
+  return conv_of_block(kSecondOfBlock, std::move(middle), second.weight, second.bias, second.bn);
+}
+
 void check_projection(const char* op, const Conv& conv, const Conv& projection) {
   RF_CHECK(projection.r == 1 && projection.s == 1 && projection.groups == 1, op, ": proj_weight has shape ",
            to_string(projection.weight.sizes()), "; a 1x1 projection (K, C, 1, 1) expected");

@@ -30,6 +30,15 @@ struct Conv {
 Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn, Ints stride, Ints padding,
                Ints dilation, int64_t groups, BatchNorm pre = {});
 void check_activation(const char* op, const Tensor& x);
+
+// relu(bn2(conv2(relu(bn1(conv1(x))))) + x): two 3x3 convolutions of stride 1 that keep x's shape.
+struct BasicBlock {
+  Conv first, second;  // second's x is first's too, until of_middle() puts there what first gave
+  Conv of_middle(Tensor middle) const;
+};
+BasicBlock make_basic_block(Tensor x, Tensor weight1, OptTensor bias1, BatchNorm bn1, Tensor weight2, OptTensor bias2,
+                            BatchNorm bn2);
+
 // prefix is what the names of bn's tensors begin with in the op's schema.
 void check_batch_norm(const char* op, const BatchNorm& bn, int64_t channels, const Tensor& x, const char* prefix = "");
 void check_residual(const char* op, const OptTensor& residual, IntView sizes, const Tensor& x);

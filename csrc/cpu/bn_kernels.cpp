@@ -57,7 +57,7 @@ INLINE Acc masked(const Masked<T, Acc>& g, int64_t at, int64_t channel) {
   const Acc v = load(g.grad[at]);
   if constexpr (kMask == Mask::kOut) return load(g.out[at]) <= Acc(0) ? Acc(0) : v;
   if constexpr (kMask == Mask::kRecompute)
-    return load(g.x[at]) * g.scale[channel] + g.shift[channel] <= Acc(0) ? Acc(0) : v;
+    return load(g.x[at]) * g.scale[channel] + g.shift[channel] <= static_cast<Acc>(vanishes<T>) ? Acc(0) : v;
   return v;
 }
 

@@ -25,7 +25,7 @@ struct Sum {
 enum class Mask {
   kNone,      // there was no ReLU
   kOut,       // out, the ReLU's result, is at hand
-  kRecompute  // x * scale + shift is what it read
+  kRecompute  // x * scale + shift is what it read; open where that is stored as more than 0
 };
 
 // g: grad where the mask is open, else 0

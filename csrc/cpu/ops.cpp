@@ -131,6 +131,15 @@ Tensor conv_bn_proj_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma
   return run(conv, shortcut, relu, keep_packed);
 }
 
+Tensor basic_block(Tensor x, Tensor weight1, OptTensor bias1, OptTensor gamma1, OptTensor beta1, OptTensor mean1,
+                   OptTensor var1, double eps1, Tensor weight2, OptTensor bias2, OptTensor gamma2, OptTensor beta2,
+                   OptTensor mean2, OptTensor var2, double eps2, bool keep_packed, bool /*allow_tf32*/) {
+  const BasicBlock block = make_basic_block(x, weight1, bias1, {gamma1, beta1, mean1, var1, eps1}, weight2, bias2,
+                                            {gamma2, beta2, mean2, var2, eps2});
+  const Conv second = block.of_middle(run(block.first, no_residual, /*relu=*/true, keep_packed));
+  return run(second, [&](const Tensor*) -> OptTensor { return x; }, /*relu=*/true, keep_packed);
+}
+
 Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
                          OptTensor var, double eps, Ints stride, Ints padding, Ints dilation, int64_t groups,
                          Ints pool_kernel, Ints pool_stride, Ints pool_padding, bool keep_packed, bool /*allow_tf32*/) {
@@ -202,6 +211,7 @@ STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CPU, m) {
   m.impl("conv_bn_act", TORCH_BOX(&conv_bn_act));
   m.impl("bn_relu_conv_bn_act", TORCH_BOX(&bn_relu_conv_bn_act));
   m.impl("conv_bn_proj_act", TORCH_BOX(&conv_bn_proj_act));
+  m.impl("basic_block", TORCH_BOX(&basic_block));
   m.impl("conv_bn_relu_pool", TORCH_BOX(&conv_bn_relu_pool));
   m.impl("bn_add_act", TORCH_BOX(&bn_add_act));
 }

@@ -29,6 +29,15 @@ inline void store(BFloat16* p, float v) {
   p->bits = static_cast<uint16_t>(v != v ? 0x7fc0 : rounded);
 }
 
+// The largest value that store() makes 0. What a ReLU lets through is above it: the backward pass, which has the value
+// in more digits than were stored, then sees every ReLU as open as the forward pass left it.
+template <typename T>
+constexpr double vanishes = 0;
+template <>
+constexpr double vanishes<_Float16> = 0x1p-25;
+template <>
+constexpr double vanishes<BFloat16> = 0x1p-134;
+
 template <typename T>
 struct AccType {
   using type = float;

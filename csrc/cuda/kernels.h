@@ -6,6 +6,8 @@
 #include "cuda/bn/bn_add_act.h"
 #include "cuda/queue.h"
 #include "cuda/sm80/conv_fwd.h"
+#include "cuda/sm90/block_fwd.h"
+#include "cuda/sm90/conv_rows.h"
 #include "cuda/sm90/conv_sm90.h"
 
 namespace resnet_fused::cuda {
@@ -20,5 +22,14 @@ std::vector<ConvFwdVariant> compiled_conv_fwd();
 // Hopper only. params.splits is 1.
 void launch_conv_sm90(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue);
 std::vector<ConvFwdVariant> compiled_conv_sm90();
+
+// Hopper only. params.main is as conv_rows_takes says, without a prologue; params.splits is 1, and a variant's tile is
+// rows x columns of pixels.
+void launch_conv_rows(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue);
+std::vector<ConvFwdVariant> compiled_conv_rows();
+
+// Hopper only: a whole identity BasicBlock.
+void launch_block_fwd(const BlockFwdParams& params, const BlockFwdVariant& variant, const Queue& queue);
+std::vector<BlockFwdVariant> compiled_block_fwd();
 
 }  // namespace resnet_fused::cuda

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "common/problem.h"
+#include "cuda/conv_op.h"
 #include "cuda/kernels.h"
 #include "cuda/operands.h"
 #include "cuda/plan_cache.h"
@@ -104,6 +105,12 @@ ConvProblem problem_of(const Call& call) {
   return p;
 }
 
+decltype(&launch_conv_fwd) launcher_of(ConvEngine engine) {
+  return engine == ConvEngine::kSm90Rows ? &launch_conv_rows
+         : engine == ConvEngine::kSm90   ? &launch_conv_sm90
+                                         : &launch_conv_fwd;
+}
+
 Tensor run_kernel(const Call& call, const ConvPlan& plan) {
   const Conv& conv = call.conv;
   const Operands main(conv);
@@ -124,8 +131,7 @@ Tensor run_kernel(const Call& call, const ConvPlan& plan) {
   p.partials = partials ? static_cast<float*>(partials->mutable_data_ptr()) : nullptr;
   p.splits = plan.splits;
   p.relu = call.relu;
-  const auto launch = plan.engine == ConvEngine::kSm90 ? &launch_conv_sm90 : &launch_conv_fwd;
-  launch(p, plan.variant, current_queue(conv.x.get_device_index()));
+  launcher_of(plan.engine)(p, plan.variant, current_queue(conv.x.get_device_index()));
   return aten_contiguous(out, conv.channels_last);
 }
 
@@ -194,6 +200,10 @@ Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, Opt
 }
 
 }  // namespace
+
+Tensor run_conv(const Conv& conv, const OptTensor& residual, bool relu, bool allow_tf32) {
+  return run({conv, nullptr, residual, relu, allow_tf32});
+}
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, m) {
   m.impl("conv_bn_act", TORCH_BOX(&conv_bn_act));

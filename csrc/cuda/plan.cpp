@@ -8,49 +8,11 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "cuda/model.h"
+
 namespace resnet_fused::cuda {
 
 namespace {
-
-// What the model believes of a family of GPUs. EVERY NUMBER IS AN UNMEASURED PREDICTION: clocks, multipliers and
-// caches are data sheets', the shares are estimates from published measurements of other people's kernels.
-struct Family {
-  int32_t oldest;         // arch
-  double clock;           // GHz under load
-  double macs;            // float16 multiply-adds a clock and SM with float32 sums; tf32 has half
-  double sm80_share;      // of them that our main loop reaches with an SM full of warps
-  double torch_share;     // of them that cuDNN's best kernel reaches likewise
-  double sm90_share;      // of them that wgmma reaches in our loop; 0: no wgmma
-  double l2_bytes_clock;  // that L2 gives an SM in a clock
-  double dram_bytes_ns;   // that memory gives an SM in a ns, at 85 % of the data sheet's
-  int64_t l2_size;        // bytes
-};
-
-constexpr int64_t kMiB = 1 << 20;
-constexpr Family kFamilies[] = {
-    // sm_120, RTX 5090: no wgmma and no tcgen05, so that cuDNN has no other instruction than we have
-    {120, 2.4, 256, 0.75, 0.80, 0, 16, 9.0, 96 * kMiB},
-    // sm_100, B200: mma.sync is taken to do as many multiplications a clock as on sm_90, a third of tcgen05's
-    {100, 1.8, 4096, 0.23, 0.60, 0, 48, 46.0, 126 * kMiB},
-    // sm_90, H200: mma.sync reaches about 0.62 of wgmma's rate, and our loop 0.75 of that; wgmma does 0.8 in a GEMM
-    {90, 1.7, 2048, 0.46, 0.65, 0.75, 48, 32.0, 50 * kMiB},
-    // sm_89, RTX 4090 and L4
-    {89, 2.4, 256, 0.75, 0.80, 0, 16, 6.0, 48 * kMiB},
-    // sm_86, RTX 3090 and A10
-    {86, 1.7, 256, 0.75, 0.80, 0, 20, 9.0, 6 * kMiB},
-    // sm_80, A100
-    {80, 1.41, 1024, 0.65, 0.75, 0, 40, 15.0, 40 * kMiB},
-};
-
-constexpr double kLaunch = 2500;         // ns between the starts of two kernels that do nothing
-constexpr double kFill = 1500;           // clocks: a block's first copies and its epilogue
-constexpr double kSm90Epilogue = 1500;   // clocks: a tile's, of which the next tile's copies do not wait
-constexpr double kFullWarps = 8;         // an SM reaches its share from this many warps on
-constexpr double kOneWarp = 0.3;         // of the share that is left when there are next to none
-constexpr double kPrologueStep = 1.25;   // a step's time when its pixels pass through registers first
-constexpr int32_t kThreadsPerSm = 512;   // that fit with 128 registers each
-constexpr int32_t kReservedSmem = 1024;  // bytes a block, taken by CUDA
-constexpr int32_t kSplits[] = {2, 3, 4, 6, 8, 12, 16};
 
 constexpr int32_t kOldestArch = 80;
 constexpr int32_t kHopper = 90;                                           // sm_90a's instructions exist there only
@@ -63,20 +25,6 @@ std::string sentence(const Args&... args) {
   (s << std::fixed << std::setprecision(1) << ... << args);
   return s.str();
 }
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-int64_t pixels(const ConvShape& q) { return int64_t{q.n} * q.p * q.q; }
-int64_t outputs(const ConvShape& q) { return pixels(q) * q.k; }
-int64_t weights(const ConvShape& q, int64_t groups) { return int64_t{q.k} * (q.c / groups) * q.r * q.s; }
-
-// Elements of x that a tap meets: a strided 1x1 convolution skips the rest.
-int64_t inputs(const ConvShape& q) {
-  const int64_t rows = std::min<int64_t>(q.h, int64_t{q.p} * q.r), columns = std::min<int64_t>(q.w, int64_t{q.q} * q.s);
-  return q.n * rows * columns * q.c;
-}
-
-int64_t steps(const ConvShape& q, Dtype dtype) { return ceil_div(int64_t{q.r} * q.s * q.c, conv_fwd_depth(dtype)); }
 
 int32_t prologue_channels(const ConvProblem& p) {
   return p.mode == ConvFwdMode::kProjectionPrologue ? p.projection.c : p.main.c;
@@ -176,161 +124,6 @@ bool takes_sm90(const ConvProblem& p, const Device& device, std::string* why) {
          (!has_projection(p.mode) || takes_sm90(p.projection, "the projection", why));
 }
 
-struct Model {
-  const Device& device;
-  const Family& family;
-  Dtype dtype;
-
-  Model(const Device& device, Dtype dtype)
-      : device(device),
-        family(*std::find_if(std::begin(kFamilies), std::end(kFamilies) - 1,
-                             [&](const Family& f) { return device.arch >= f.oldest; })),
-        dtype(dtype) {}
-
-  int32_t blocks_per_sm(const ConvFwdTile& tile, int32_t smem) const {
-    return std::max(1, std::min(device.smem_per_sm / (smem + kReservedSmem), kThreadsPerSm / tile.threads));
-  }
-
-  // The whole GPU's, in bytes a ns.
-  double dram() const { return family.dram_bytes_ns * device.sm_count; }
-  double l2() const { return family.l2_bytes_clock * family.clock * device.sm_count; }
-
-  // A pass over tensors that the kernel before it wrote.
-  double pass(int64_t bytes) const { return kLaunch + bytes / (2 * bytes <= family.l2_size ? l2() : dram()); }
-
-  // ns of `blocks` blocks of `steps` steps. Blocks of one SM share its tensor cores, so the SM with most blocks ends
-  // last; few warps leave the tensor cores waiting for the copies, and no warp is faster than L2.
-  double multiply(const ConvFwdTile& tile, int32_t per_sm, int64_t blocks, double steps, double share) const {
-    const int64_t busiest = ceil_div(blocks, device.sm_count);
-    const double warps = std::min<int64_t>(busiest, per_sm) * tile.threads / 32;
-    const double rate = family.macs * (dtype == Dtype::kFloat32 ? 0.5 : 1.0) * share *
-                        std::min(1.0, kOneWarp + (1 - kOneWarp) * warps / kFullWarps);
-    const double multiplications = 1.0 * tile.m * tile.n * conv_fwd_depth(dtype) / rate;
-    const double copies = (tile.m + tile.n) * kConvFwdRowBytes / family.l2_bytes_clock;
-    const double clocks = busiest * steps * std::max(multiplications, copies) + ceil_div(busiest, per_sm) * kFill;
-    return clocks / family.clock;
-  }
-
-  // ns of sm90/conv_sm90: a block an SM, tile after tile. Its two warpgroups share a tile, so nothing hides its
-  // epilogue.
-  double persist(const ConvSm90Tile& tile, int64_t tiles, int64_t steps) const {
-    const double products = 1.0 * tile.pixels * tile.channels * kConvSm90Depth / (family.macs * family.sm90_share);
-    const double copies = (tile.pixels + tile.channels) * kConvSm90RowBytes / family.l2_bytes_clock;
-    const double rounds = static_cast<double>(ceil_div(tiles, device.sm_count));
-    return (rounds * (steps * std::max(products, copies) + kSm90Epilogue) + kFill) / family.clock;
-  }
-
-  // Partial sums are written and read through L2, by a second kernel.
-  double finish(int64_t partial_bytes) const { return kLaunch + 2 * partial_bytes / l2(); }
-};
-
-int64_t tiles_of(const ConvFwdTile& tile, const ConvShape& q) {
-  return ceil_div(pixels(q), tile.m) * ceil_div(q.k, tile.n);
-}
-
-// Depth is split only where there are fewer tiles than SMs, and into as many parts as there are steps at most.
-template <typename Body>
-void for_each_split(int64_t tiles, int64_t depth, int32_t sm_count, int32_t forced, const Body& body) {
-  if (forced) return body(static_cast<int32_t>(std::min<int64_t>(forced, depth)));
-  body(1);
-  if (tiles >= sm_count) return;
-  for (int32_t splits : kSplits)
-    if (splits <= depth) body(splits);
-}
-
-struct Candidate {
-  int32_t splits = 1;
-  double ns = std::numeric_limits<double>::infinity();
-};
-
-Candidate best_split(const Model& model, const ConvProblem& p, const ConvFwdTile& tile, int32_t smem,
-                     int64_t compulsory, int32_t forced) {
-  const int64_t tiles = tiles_of(tile, p.main), depth = steps(p.main, p.dtype);
-  const bool projects = has_projection(p.mode);
-  const int64_t side = projects ? steps(p.projection, p.dtype) : 0;
-  const double main_step = p.mode == ConvFwdMode::kPrologue ? kPrologueStep : 1;
-  const double side_time = side * (p.mode == ConvFwdMode::kProjectionPrologue ? kPrologueStep : 1);
-  const int32_t per_sm = model.blocks_per_sm(tile, smem);
-  const double memory = compulsory / model.dram();
-  Candidate best;
-  for_each_split(tiles, depth, model.device.sm_count, forced, [&](int32_t splits) {
-    const double main_time = ceil_div(depth, splits) * main_step;
-    const int64_t slices = splits == 1 ? 1 : conv_fwd_slices(p.mode, splits);
-    const double time = splits == 1 ? main_time + side_time : std::max(main_time, side_time);
-    double ns = kLaunch + std::max(memory, model.multiply(tile, per_sm, tiles * slices, time, model.family.sm80_share));
-    if (splits > 1) ns += model.finish(slices * outputs(p.main) * 4);
-    if (ns < best.ns) best = {splits, ns};
-  });
-  return best;
-}
-
-struct Sm90Candidate {
-  const ConvSm90Tile* tile = nullptr;
-  double ns = std::numeric_limits<double>::infinity();
-};
-
-Sm90Candidate best_sm90(const Model& model, const ConvProblem& p, const EngineChoice& choice, int32_t channels,
-                        int64_t compulsory) {
-  const bool named = choice.kind == EngineChoice::kSm90 && choice.tile_m;
-  int64_t depth = int64_t{p.main.r} * p.main.s * p.main.c / kConvSm90Depth;
-  if (has_projection(p.mode)) depth += p.projection.c / kConvSm90Depth;
-  Sm90Candidate best;
-  for (const ConvSm90Tile& tile : kConvSm90Tiles) {
-    if (named && (tile.pixels != choice.tile_m || tile.channels != choice.tile_n)) continue;
-    if (!conv_sm90_takes(tile, p.mode)) continue;
-    if (conv_sm90_smem(tile, p.mode, channels) > model.device.smem_per_block) continue;
-    const double work = model.persist(tile, conv_sm90_tiles(tile, p.main), depth);
-    const double ns = kLaunch + std::max(compulsory / model.dram(), work);
-    if (ns < best.ns) best = {&tile, ns};
-  }
-  return best;
-}
-
-// cuDNN is taken to have the same tiles, and faster instructions where the GPU has.
-double torch_convolution(const Model& model, const ConvShape& q) {
-  const int64_t bytes = size_of(model.dtype) * (inputs(q) + weights(q, 1) + outputs(q));
-  const int64_t depth = steps(q, model.dtype);
-  double best = std::numeric_limits<double>::infinity();
-  for (const ConvFwdTile& tile : kConvFwdTiles) {
-    const int64_t tiles = tiles_of(tile, q);
-    const int32_t per_sm = model.blocks_per_sm(tile, conv_fwd_smem(tile, ConvFwdMode::kPlain, 0));
-    for_each_split(tiles, depth, model.device.sm_count, 0, [&](int32_t splits) {
-      const int64_t blocks = tiles * splits;
-      double ns = model.multiply(tile, per_sm, blocks, ceil_div(depth, splits), model.family.torch_share);
-      if (splits > 1) ns += model.finish(splits * outputs(q) * 4);
-      best = std::min(best, ns);
-    });
-  }
-  return kLaunch + std::max(bytes / model.dram(), best);
-}
-
-// Elements that relu(pre(.)) is made of.
-int64_t prologue_elements(const ConvProblem& p) {
-  if (!has_prologue(p.mode)) return 0;
-  return inputs(p.mode == ConvFwdMode::kPrologue ? p.main : p.projection);
-}
-
-// torch's way beside its convolutions: bn_add_act before them where there is a prologue, and always after them.
-double torch_passes(const Model& model, const ConvProblem& p) {
-  const int64_t size = size_of(p.dtype);
-  const int64_t tensors = 2 + (p.residual || has_projection(p.mode));
-  double ns = model.pass(tensors * outputs(p.main) * size);
-  if (has_prologue(p.mode)) ns += model.pass(2 * prologue_elements(p) * size);
-  return ns;
-}
-
-int64_t compulsory_bytes(const ConvProblem& p) {
-  int64_t elements = inputs(p.main) + weights(p.main, p.groups) + outputs(p.main) * (p.residual ? 2 : 1);
-  if (has_projection(p.mode)) elements += inputs(p.projection) + weights(p.projection, 1);
-  return elements * size_of(p.dtype);
-}
-
-// A convolution's raw output is written, and read by bn_add_act; a residual is an input already.
-int64_t torch_bytes(const ConvProblem& p, int64_t compulsory) {
-  const int64_t raw = outputs(p.main) * (1 + has_projection(p.mode));
-  return compulsory + 2 * (raw + prologue_elements(p)) * size_of(p.dtype);
-}
-
 std::string occupancy(int64_t blocks, int32_t splits, int32_t sm_count) {
   const std::string all =
       splits > 1 ? sentence(blocks, " blocks with ", splits, " splits") : sentence(blocks, " blocks");
@@ -371,6 +164,78 @@ std::optional<ConvPlan> plan_sm90(const Model& model, const ConvProblem& problem
   return plan;
 }
 
+// Whether sm90/conv_rows takes what conv_fwd does.
+bool takes_rows(const ConvProblem& p, const Device& device, std::string* why) {
+  const auto no = [why](const auto&... words) {
+    if (why) *why = sentence(words...);
+    return false;
+  };
+  if (device.arch != kHopper) return no("the GPU is sm_", device.arch, ", and wgmma is sm_90a's");
+  if (p.dtype == Dtype::kFloat32) return no("float32 would need wgmma of TF32, which this kernel has not");
+  if (p.mode != ConvFwdMode::kPlain) return no("it has no ", name_of(p.mode));
+  const ConvShape& q = p.main;
+  if (!conv_rows_takes(q))
+    return no("the convolution is ", q.r, "x", q.s, " of ", q.c, " -> ", q.k, " channels, stride ", q.stride_h, "x",
+              q.stride_w, ", padding ", q.pad_h, "x", q.pad_w, ", dilation ", q.dil_h, "x", q.dil_w,
+              "; 3x3 of 64 -> 64, stride 1, padding 1, dilation 1 expected");
+  return true;
+}
+
+// The plan of sm90/conv_rows if somebody asks for it, by name or as the faster of sm90's, or else a note.
+std::optional<ConvPlan> plan_rows(const Model& model, const ConvProblem& problem, const EngineChoice& choice,
+                                  int32_t channels, int64_t compulsory, Notes* notes) {
+  const auto note = [notes](const auto&... words) {
+    if (notes) notes->push_back(sentence(words...));
+  };
+  std::string why;
+  if (!takes_rows(problem, model.device, &why)) {
+    note("sm90 rows: ", why);
+    return std::nullopt;
+  }
+  const RowsCandidate best = best_rows(model, problem, choice, compulsory);
+  if (!best.tile) {
+    note("sm90 rows: no tile has room in ", model.device.smem_per_block, " bytes of shared memory");
+    return std::nullopt;
+  }
+  const ConvRowsTile& tile = *best.tile;
+  const std::string name = sentence("sm90 rows ", tile.rows, "x", tile.columns, ": ");
+  if (choice.kind != EngineChoice::kSm90) {
+    note(name, "no GPU has run it yet, RESNET_FUSED_CUDA_ENGINE=sm90:rows does; ", best.ns / 1e3, " us predicted");
+    return std::nullopt;
+  }
+  if (!choice.rows) {
+    const Sm90Candidate other = best_sm90(model, problem, choice, channels, compulsory);
+    if (choice.tile_m || other.ns < best.ns) {
+      note(name, choice.tile_m ? "RESNET_FUSED_CUDA_ENGINE names another tile, " : "", best.ns / 1e3, " us predicted");
+      return std::nullopt;
+    }
+    if (other.tile) note("sm90 ", other.tile->pixels, "x", other.tile->channels, ": ", other.ns / 1e3, " us predicted");
+  }
+  ConvPlan plan;
+  plan.engine = ConvEngine::kSm90Rows;
+  plan.variant = {problem.dtype, tile.rows, tile.columns, problem.mode};
+  plan.tiles = static_cast<int32_t>(conv_rows_tiles(tile, problem.main));
+  plan.smem = conv_rows_smem(tile);
+  plan.bytes = compulsory;
+  plan.microseconds = best.ns / 1e3;
+  note("sm80 and torch: RESNET_FUSED_CUDA_ENGINE is sm90", choice.rows ? ":rows" : "");
+  return plan;
+}
+
+const char* name_of(ConvEngine engine) {
+  switch (engine) {
+    case ConvEngine::kSm90Rows:
+      return "sm90 rows ";
+    case ConvEngine::kSm90:
+      return "sm90 ";
+    case ConvEngine::kSm80:
+      return "sm80 ";
+    case ConvEngine::kTorch:
+      break;
+  }
+  return "torch";
+}
+
 }  // namespace
 
 EngineChoice engine_choice(const char* text) {
@@ -383,9 +248,17 @@ EngineChoice engine_choice(const char* text) {
                 : family == "torch" ? EngineChoice::kTorch
                                     : EngineChoice::kModel;
   if (choice.kind != EngineChoice::kModel && name == family) return choice;
+  if (name == "sm90:block") {
+    choice.block = true;
+    return choice;
+  }
+  const std::string of_rows = family + ":rows";
+  choice.rows = choice.kind == EngineChoice::kSm90 && name.rfind(of_rows, 0) == 0;
+  if (choice.rows && name == of_rows) return choice;
+  const size_t named = choice.rows ? of_rows.size() : family.size();
   int end = 0;
-  std::sscanf(name.c_str() + std::min(family.size(), name.size()), ":%dx%d%n:%d%n", &choice.tile_m, &choice.tile_n,
-              &end, &choice.splits, &end);
+  std::sscanf(name.c_str() + std::min(named, name.size()), ":%dx%d%n:%d%n", &choice.tile_m, &choice.tile_n, &end,
+              &choice.splits, &end);
   std::string tiles;
   bool known = false;
   for (const ConvFwdTile& t : kConvFwdTiles) {
@@ -393,12 +266,17 @@ EngineChoice engine_choice(const char* text) {
     tiles += sentence(", sm80:", t.m, "x", t.n);
   }
   for (const ConvSm90Tile& t : kConvSm90Tiles) {
-    known |= choice.kind == EngineChoice::kSm90 && t.pixels == choice.tile_m && t.channels == choice.tile_n &&
-             choice.splits == 0;
+    known |= choice.kind == EngineChoice::kSm90 && !choice.rows && t.pixels == choice.tile_m &&
+             t.channels == choice.tile_n && choice.splits == 0;
     tiles += sentence(", sm90:", t.pixels, "x", t.channels);
   }
-  if (known && family.size() + end == name.size()) return choice;
-  throw std::runtime_error("RESNET_FUSED_CUDA_ENGINE is " + name + "; one of torch, sm80, sm90" + tiles +
+  for (const ConvRowsTile& t : kConvRowsTiles) {
+    known |= choice.rows && t.rows == choice.tile_m && t.columns == choice.tile_n && choice.splits == 0;
+    tiles += sentence(", sm90:rows:", t.rows, "x", t.columns);
+  }
+  if (known && named + end == name.size()) return choice;
+  throw std::runtime_error("RESNET_FUSED_CUDA_ENGINE is " + name + "; one of torch, sm80, sm90, sm90:block, sm90:rows" +
+                           tiles +
                            " expected, after a tile of sm80 perhaps :4 for a depth in 4 parts; or unset it to let the "
                            "plan choose");
 }
@@ -436,8 +314,11 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
       candidates[i] = best_split(model, problem, tile, smem, compulsory, choice.splits);
     if (candidates[i].ns < candidates[best].ns) best = i;
   }
-  if (notes || choice.kind == EngineChoice::kSm90)
-    if (const auto plan = plan_sm90(model, problem, choice, channels, compulsory, notes)) return *plan;
+  if (notes || choice.kind == EngineChoice::kSm90) {
+    if (const auto plan = plan_rows(model, problem, choice, channels, compulsory, notes)) return *plan;
+    if (!choice.rows)
+      if (const auto plan = plan_sm90(model, problem, choice, channels, compulsory, notes)) return *plan;
+  }
   const bool fits = candidates[best].ns < std::numeric_limits<double>::infinity();
   double convolutions = 0, passes = 0;
   if (fits) {
@@ -493,10 +374,10 @@ std::string to_string(const ConvPlan& plan) {
   if (plan.engine == ConvEngine::kTorch)
     return sentence("torch: convolution, then bn_add_act, ", plan.bytes, " bytes moved", time);
   const ConvFwdVariant& v = plan.variant;
-  return sentence(plan.engine == ConvEngine::kSm90 ? "sm90 " : "sm80 ", v.tile_m, "x", v.tile_n, ": ", name_of(v.dtype),
-                  ", ", name_of(v.mode), ", ", plan.tiles, " tiles of ", plan.smem, " bytes of shared memory, ",
-                  plan.splits, plan.splits == 1 ? " split, " : " splits, ", plan.workspace, " bytes of partial sums, ",
-                  plan.bytes, " bytes moved", time);
+  return sentence(name_of(plan.engine), v.tile_m, "x", v.tile_n, ": ", name_of(v.dtype), ", ", name_of(v.mode), ", ",
+                  plan.tiles, " tiles of ", plan.smem, " bytes of shared memory, ", plan.splits,
+                  plan.splits == 1 ? " split, " : " splits, ", plan.workspace, " bytes of partial sums, ", plan.bytes,
+                  " bytes moved", time);
 }
 
 }  // namespace resnet_fused::cuda

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cuda/sm80/conv_fwd.h"
+#include "cuda/sm90/conv_rows.h"
 #include "cuda/sm90/conv_sm90.h"
 
 namespace resnet_fused::cuda {
@@ -29,11 +30,11 @@ struct ConvProblem {
   bool allow_tf32 = true;  // float32 may be multiplied as tf32
 };
 
-enum class ConvEngine : int32_t { kSm90, kSm80, kTorch };
+enum class ConvEngine : int32_t { kSm90Rows, kSm90, kSm80, kTorch };
 
 struct ConvPlan {
   ConvEngine engine = ConvEngine::kTorch;
-  ConvFwdVariant variant{};  // kSm90 and kSm80, as what follows
+  ConvFwdVariant variant{};  // of a kernel, as what follows
   int32_t splits = 1;
   int32_t tiles = 0;      // blocks of one slice
   int32_t smem = 0;       // bytes a block
@@ -41,22 +42,24 @@ struct ConvPlan {
   // Inputs and outputs once, without BatchNorm's vectors and pixels that no tap meets. Kernels: and the partial sums
   // written and read. kTorch: and what its further passes write and read.
   int64_t bytes = 0;
-  double microseconds = 0;  // PREDICTION of the model in plan.cpp; 0: none, the kernel cannot run
+  double microseconds = 0;  // PREDICTION of model.cpp; 0: none, the kernel cannot run
 };
 
 // What a person asks for over the model's head: to compare, to measure, to run every kernel once on a new GPU.
 struct EngineChoice {
   enum Kind : int32_t { kModel, kSm90, kSm80, kTorch };
 
-  // kModel: what is predicted to be faster, sm90/ left out until a GPU has run it. kSm90, kSm80: that kernel wherever
-  // it can run. kTorch: no kernel.
+  // kModel: what is predicted to be faster, sm90/ left out until a GPU has run it. kSm90, kSm80: a kernel of that
+  // folder wherever one can run. kTorch: no kernel.
   Kind kind = kModel;
+  bool rows = false;               // kSm90: conv_rows only
   int32_t tile_m = 0, tile_n = 0;  // kSm90, kSm80: this tile only; 0: any
   int32_t splits = 0;              // kSm80: the depth in so many parts, or as many as there are steps; 0: any
+  bool block = false;              // kSm90: a BasicBlock in one launch wherever it can be; convolutions in any tile
 };
 
-// RESNET_FUSED_CUDA_ENGINE: torch, sm80, sm80:64x64, sm80:64x64:4, sm90, sm90:256x64; null or empty: kModel. Throws a
-// sentence at any other.
+// RESNET_FUSED_CUDA_ENGINE: torch, sm80, sm80:64x64, sm80:64x64:4, sm90, sm90:256x64, sm90:rows, sm90:rows:4x56,
+// sm90:block; null or empty: kModel. Throws a sentence at any other.
 EngineChoice engine_choice(const char* text);
 
 // Why the candidates that lost did: "sm80 128x128: 4 blocks leave 104 of 108 SMs idle, ...", in the order tried.

@@ -18,6 +18,31 @@ def cuda_plan(model: nn.Module, owner: str, call: ConvCall, calls: list[ConvCall
     part = call.name.removeprefix(f"{owner}.")
     if not isinstance(block, modules.FusedBlock):  # a network, whose stem this is
         return _explain(call, dtype, gpu)
+    whole = _whole_block(block, owner, call, calls, dtype, gpu)
+    if whole.startswith("sm90"):
+        return whole if part == "conv1" else f"in conv1: the launch that is {owner} as a whole"
+    return _plan_of_part(block, owner, part, call, calls, dtype, gpu) + whole
+
+
+def _whole_block(
+    block: nn.Module, owner: str, call: ConvCall, calls: list[ConvCall], dtype: str, gpu: list[int]
+) -> str:
+    """The plan for an identity BasicBlock in one launch, or the lines that say why not; nothing for other blocks."""
+    own = [c for c in calls if c.name.startswith(f"{owner}.")]
+    channels = call.input[1]
+    same = ([channels, channels, 3, 3], [1, 1], [1, 1], [1, 1], 1)
+    if not isinstance(block, modules.FusedBasicBlock) or len(own) != 2:
+        return ""
+    if any((c.weight, c.stride, c.padding, c.dilation, c.groups) != same for c in own):
+        return ""
+    plan = ops.explain_cuda_block(call.input, dtype, True, torch_allows_tf32(), gpu)
+    return plan if plan.startswith("sm90") else plan[plan.index("\n") :]
+
+
+def _plan_of_part(
+    block: nn.Module, owner: str, part: str, call: ConvCall, calls: list[ConvCall], dtype: str, gpu: list[int]
+) -> str:
+    """The plan for one convolution of a block."""
     pre_activated = isinstance(block, _PRE_ACTIVATED)
     last = "conv3" if hasattr(block, "conv3") else "conv2"
     side = _projection(block, owner, calls, dtype)

@@ -1,5 +1,7 @@
 """The basic block: two fused convolutions."""
 
+from typing import Any
+
 from torch import Tensor
 
 from .. import ops, reference
@@ -8,9 +10,11 @@ from ._block import FusedBlock, as_eager, conv_add, nhwc
 from ._read import conv_norm, is_relu, shortcut
 from ._train import train
 
+_GEOMETRY = 7  # where stride, padding, dilation and groups begin in what conv_norm reads
+
 
 class FusedBasicBlock(FusedBlock, reference.BasicBlock):
-    """``torchvision.models.resnet.BasicBlock`` (same arguments, state_dict, numerics), two kernels in eval mode.
+    """``torchvision.models.resnet.BasicBlock`` (same arguments, state_dict, numerics), two kernels or one in eval mode.
 
     Equivalent to ``relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))``, He et al. 2015 (arXiv:1512.03385),
     figure 5. ``torchvision.models.ResNet(FusedBasicBlock, [2, 2, 2, 2])`` works; its ``zero_init_residual``
@@ -35,5 +39,13 @@ class FusedBasicBlock(FusedBlock, reference.BasicBlock):
         added = shortcut(self, z, dtype, last[0].shape[0])
         if added is None:
             return None
+        if len(added) == 1 and added[0] is z and _keeps_shape(first, z) and _keeps_shape(last, z):
+            return as_eager(ops.basic_block(z, *first[:_GEOMETRY], *last[:_GEOMETRY], *how), x, first, last)
         y = ops.conv_bn_act(z.to(dtype), *first, None, True, *how)
         return as_eager(conv_add(y, last, added, True, how), x, first, last)
+
+
+def _keeps_shape(conv: tuple[Any, ...], x: Tensor) -> bool:
+    """Whether a convolution is the op basic_block's: 3x3, stride and padding 1, as many channels out as in."""
+    channels = x.shape[1]
+    return conv[0].shape == (channels, channels, 3, 3) and conv[_GEOMETRY:] == ((1, 1), (1, 1), (1, 1), 1)

@@ -18,8 +18,10 @@ constexpr int64_t kWide = 16;  // lanes of a register
 struct All {};
 using Some = __mmask16;
 
+// kVanishes: the largest value that store() makes 0 (scalar.h).
 struct Fp32 {
   using Elem = float;
+  static constexpr float kVanishes = 0;
   static inline __m512 load(const float* p, All) { return _mm512_loadu_ps(p); }
   static inline __m512 load(const float* p, Some m) { return _mm512_maskz_loadu_ps(m, p); }
   static inline void store(float* p, __m512 v, All) { _mm512_storeu_ps(p, v); }
@@ -29,6 +31,7 @@ struct Fp32 {
 #ifdef __AVX512BF16__
 struct Bf16 {
   using Elem = BFloat16;
+  static constexpr float kVanishes = 0x1.fffffcp-127f;  // the conversion makes 0 of every subnormal number
   static inline __m512 wide(__m256i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)); }
   static inline __m512 load(const BFloat16* p, All) {
     return wide(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -66,8 +69,9 @@ INLINE __m512 masked(const Masked<typename A::Elem, float>& g, int64_t at, __m51
   const __m512 v = A::load(g.grad + at, m);
   if (kMask == Mask::kNone) return v;
   const __m512 y = kMask == Mask::kOut ? A::load(g.out + at, m) : _mm512_fmadd_ps(x, scale, shift);
-  // not (y <= 0): NaN lets the gradient through
-  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y, _mm512_setzero_ps(), _CMP_NLE_UQ), v);
+  const __m512 closed = _mm512_set1_ps(kMask == Mask::kOut ? 0 : A::kVanishes);
+  // not (y <= closed): NaN lets the gradient through
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y, closed, _CMP_NLE_UQ), v);
 }
 
 // visit(at, channel, lanes, per_channel) for every 16 elements of the block, front to back; per_channel(p) is what p

@@ -1,6 +1,5 @@
 // What one compiled sm90/conv_fwd kernel is made of.
 #pragma once
-#include "cuda/ptx/wgmma.cuh"
 #include "cuda/sm90/conv_sm90.h"
 #include "cuda/tile/element.cuh"
 #include "cuda/tile/swizzle.cuh"
@@ -60,13 +59,5 @@ struct RingCursor {
     if (++stage == kStages) stage = 0, parity ^= 1;
   }
 };
-
-template <typename Config>
-__device__ __forceinline__ void wgmma(typename Config::Sum& d, uint64_t a, uint64_t b, bool accumulate) {
-  if constexpr (Config::kDtype == Dtype::kFloat16)
-    ptx::wgmma_m64k16_f16<Config::kColumns>(d, a, b, accumulate);
-  else
-    ptx::wgmma_m64k16_bf16<Config::kColumns>(d, a, b, accumulate);
-}
 
 }  // namespace resnet_fused::cuda

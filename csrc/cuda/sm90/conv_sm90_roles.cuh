@@ -2,12 +2,12 @@
 // all they have in common.
 #pragma once
 #include "cuda/ptx/mbarrier.cuh"
-#include "cuda/ptx/mma.cuh"
 #include "cuda/ptx/shared.cuh"
-#include "cuda/ptx/stmatrix.cuh"
 #include "cuda/ptx/sync.cuh"
 #include "cuda/ptx/tma.cuh"
 #include "cuda/sm90/conv_sm90_config.cuh"
+#include "cuda/sm90/epilogue.cuh"
+#include "cuda/sm90/product.cuh"
 #include "cuda/tensor_map.h"
 #include "cuda/tile/channel_table.cuh"
 #include "cuda/tile/im2col.cuh"
@@ -181,54 +181,6 @@ __device__ __forceinline__ void multiply(typename Config::Sum& sum, int32_t step
   }
   ptx::wgmma_wait_group<0>();
   if (speaks) ptx::mbarrier_arrive(barriers.empty(last));
-}
-
-// scale and shift of a thread's two rows, which are channels.
-template <Dtype kDtype>
-struct RowAffine {
-  float scale[2] = {}, shift[2] = {};
-
-  __device__ __forceinline__ RowAffine(const BatchNormVectors& bn, int32_t channel, int32_t channels) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-      if (channel + i * 8 < channels) {
-        const ScaleShift<kDtype, 1> one(bn, channel + i * 8);
-        scale[i] = one.scale[0], shift[i] = one.shift[0];
-      }
-  }
-  __device__ __forceinline__ float apply(float v, int row) const { return ptx::fma_rn(v, scale[row], shift[row]); }
-};
-
-// BatchNorm, shortcut, ReLU and one rounding, from the product's registers to the output tile in shared memory. Rows of
-// the product are channels, and rows of the tile pixels: stmatrix transposes, and ldmatrix the residual, in place.
-template <typename Config>
-__device__ __forceinline__ void finish(const typename Config::Sum& sum, const typename Config::Sum* projected,
-                                       const RowAffine<Config::kDtype>& bn,
-                                       const RowAffine<Config::kDtype>& projection_bn, bool residual, bool relu,
-                                       uint32_t out) {
-  using Pair = Chunk<Config::kDtype, 8>;  // four words, two elements each
-  const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-#pragma unroll
-  for (int j = 0; j < Config::kColumns / 8; j += 2) {
-    // Words 0 and 1: pixels of piece j, channels of the warp's first and second eight; words 2 and 3: of piece j + 1.
-    const uint32_t address = out + swizzled((j + lane / 16) * 8 + lane % 8, warp * 2 + lane / 8 % 2);
-    Pair shortcut;
-    if (!Config::kProjects && residual) ptx::ldmatrix_x4_trans(shortcut.words, address);
-    float v[8];
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      const int row = e / 2 % 2;
-      v[e] = bn.apply(sum[j * 4 + e], row);
-      if constexpr (Config::kProjects)
-        v[e] += projection_bn.apply((*projected)[j * 4 + e], row);
-      else if (residual)
-        v[e] += shortcut.get(e);
-      if (relu) v[e] = relu_of(v[e]);
-    }
-    Pair packed;
-    Pair::pack(packed.words, v);
-    ptx::stmatrix_x4_trans(address, packed.words);
-  }
 }
 
 template <typename Config>

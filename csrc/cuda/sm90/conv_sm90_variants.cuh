@@ -6,28 +6,20 @@
 #include "cuda/launch.h"
 #include "cuda/sm90/conv_sm90.cuh"
 #include "cuda/sm90/conv_sm90_kernels.h"
+#include "cuda/sm90/nhwc_tensor.h"
 
 namespace resnet_fused::cuda {
 
 // x, of which a step loads 64 channels of one tap for each pixel of a tile.
 inline TensorMap map_of_pixels(const ConvOperands& o, Dtype dtype, int32_t pixels) {
   const ConvShape& q = o.shape;
-  const int64_t size = size_of(dtype);
-  TensorShape x;
-  x.base = o.x, x.dtype = dtype, x.rank = 4;
-  const int64_t sizes[] = {q.c, q.w, q.h, q.n};
-  int64_t stride = size;
-  for (int i = 0; i < 4; ++i) {
-    x.size[i] = sizes[i], x.stride[i] = stride;
-    stride *= sizes[i];
-  }
   Im2colBox box;
   box.lower[0] = -q.pad_w, box.lower[1] = -q.pad_h;
   box.upper[0] = q.pad_w - q.dil_w * (q.s - 1), box.upper[1] = q.pad_h - q.dil_h * (q.r - 1);
   box.channels = kConvSm90Depth, box.pixels = pixels;
   box.step[1] = q.stride_w, box.step[2] = q.stride_h;
   box.swizzle = Swizzle::k128;
-  return encode_im2col(x, box);
+  return encode_im2col(nhwc_tensor(o.x, dtype, q.n, q.h, q.w, q.c), box);
 }
 
 // A matrix of `rows` rows of `columns` adjacent elements, moved in pieces of box_rows x 64.

@@ -23,4 +23,7 @@ __device__ __forceinline__ uint64_t smem_descriptor(uint32_t address, uint32_t k
          static_cast<uint64_t>(row_stride >> 4 & 0x3fff) << 32 | kLayout << 62;
 }
 
+// The operand so many bytes further, a multiple of 16 and within shared memory.
+__device__ __forceinline__ uint64_t moved(uint64_t descriptor, uint32_t bytes) { return descriptor + (bytes >> 4); }
+
 }  // namespace resnet_fused::cuda

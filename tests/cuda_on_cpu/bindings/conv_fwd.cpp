@@ -1,4 +1,4 @@
-// sm80/conv_fwd and sm90/conv_sm90, as Python sees them.
+// sm80/conv_fwd, sm90/conv_sm90 and sm90/conv_rows, as Python sees them.
 #include "bindings/batch_norm.h"
 #include "cuda/kernels.h"
 
@@ -81,6 +81,8 @@ const Binding binding([](py::module_& m) {
   m.def("compiled_conv_fwd", &compiled<compiled_conv_fwd>);
   m.def("run_conv_sm90", &run<launch_conv_sm90>);
   m.def("compiled_conv_sm90", &compiled<compiled_conv_sm90>);
+  m.def("run_conv_rows", &run<launch_conv_rows>);
+  m.def("compiled_conv_rows", &compiled<compiled_conv_rows>);
 });
 
 }  // namespace

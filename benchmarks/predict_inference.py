@@ -1,0 +1,160 @@
+"""Predicts whole ResNets on an H200: ``python -m benchmarks.predict_inference``. NOTHING IN IT IS MEASURED.
+
+Each convolution's time is the plan's own (``csrc/cuda``), ours with every kernel allowed. Peers run torch's
+convolutions, as the plan models them, and passes over memory between them: torch.compile one pass a convolution,
+eager one for each of BatchNorm, ReLU and addition, cuDNN's fused kernel none but for BatchNorm folded beforehand.
+Every kernel costs ``LAUNCH`` between its neighbours' starts, in CUDA graphs on all sides. The stem's convolution,
+pooling and the classifier are PyTorch's on all sides and counted alike.
+"""
+
+import argparse
+import os
+import re
+from collections.abc import Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+import torch
+
+import resnet_fused
+from resnet_fused import models, reference
+from resnet_fused.cli import _gpus
+from resnet_fused.cli._cuda_plans import cuda_plan
+from resnet_fused.cli._shapes import ConvCall, conv_calls
+
+DTYPE = "bfloat16"
+ENGINE = "RESNET_FUSED_CUDA_ENGINE"
+GPU = "h200"
+# As in csrc/cuda's model of this GPU: ns a launch, bytes a ns of memory and of L2, bytes of L2, FLOP a ns.
+LAUNCH, MEMORY, L2, L2_SIZE, PEAK = 2500, 32.0 * 132, 48 * 1.7 * 132, 50 << 20, 2 * 2048 * 1.7 * 132
+STEM_SHARE = 0.25  # of the peak that a convolution of three channels reaches: an assumption, the same for everyone
+
+
+@dataclass
+class Times:
+    """Microseconds of each contender."""
+
+    ours: float = 0.0
+    compiled: float = 0.0
+    eager: float = 0.0
+    cudnn: float = 0.0  # fused add and ReLU, where it has such
+
+    def __iadd__(self, other: "Times") -> "Times":
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        return self
+
+
+def sweep(*elements: int) -> float:
+    """Microseconds of one pass over tensors of so many elements, from L2 where half of it holds them."""
+    moved = 2 * sum(elements)
+    return (LAUNCH + moved / (L2 if 2 * moved <= L2_SIZE else MEMORY)) / 1e3
+
+
+def size(shape: Iterable[int]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+@contextmanager
+def engine(name: str):
+    """The environment's choice for the plans within."""
+    before = os.environ.pop(ENGINE, None)
+    if name:
+        os.environ[ENGINE] = name
+    try:
+        yield
+    finally:
+        os.environ.pop(ENGINE, None)
+        if before is not None:
+            os.environ[ENGINE] = before
+
+
+class Network:
+    """The convolutions of one network at one batch, and the module that owns each."""
+
+    def __init__(self, name: str, batch: int) -> None:
+        model = getattr(models, name)().eval()
+        self.calls = conv_calls(model, [batch, 3, 224, 224], getattr(torch, DTYPE), channels_last=True)
+        self.model = resnet_fused.convert(model)
+        self.gpu = _gpus.numbers(GPU)
+
+    def plan(self, call: ConvCall, name: str) -> str:
+        owner = call.name.rpartition(".")[0].removesuffix(".downsample")
+        with engine(name):
+            return cuda_plan(self.model, owner, call, self.calls, DTYPE, self.gpu)
+
+    def torch_time(self, plan: str, last_pass: float) -> float:
+        """Of the convolutions alone, from a plan that compared itself with torch."""
+        first, *notes = plan.splitlines()
+        text = first if first.startswith("torch") else next(note for note in notes if note.startswith("  not torch"))
+        found = re.search(r"([\d.]+) us predicted", text)
+        assert found, plan
+        return float(found[1]) - last_pass
+
+    def conv(self, call: ConvCall) -> Times | None:
+        """A convolution with all that follows it, None for a projection: another convolution's plan includes it."""
+        y = size(call.output)
+        if call.weight[1] == 3:
+            flops = 2 * y * size(call.weight[1:])
+            stem = LAUNCH / 1e3 + max(flops / (PEAK * STEM_SHARE), 2 * (size(call.input) + y) / MEMORY) / 1e3
+            eager = 2 * sweep(y, y)
+            return Times(stem + sweep(y, y), stem + sweep(y, y), stem + eager, stem)
+        modelled = self.plan(call, "")
+        if modelled.startswith("in "):
+            return None
+        projects, ends = "projection" in modelled, call.name.endswith(self.last_conv(call))
+        after = sweep(y, y, y) if ends else sweep(y, y)
+        convolutions = self.torch_time(modelled, after)
+        found = re.search(r"([\d.]+) us predicted", self.plan(call, "sm90").splitlines()[0])
+        assert found
+        passes = sweep(y, y) * (1 + projects) + sweep(y, y) + (sweep(y, y, y) if ends else 0)
+        # cuDNN adds and applies ReLU in its kernel, and reads the shortcut for it.
+        shortcut = 2 * y / MEMORY / 1e3 if ends else 0.0
+        return Times(float(found[1]), convolutions + after, convolutions + passes, convolutions + shortcut)
+
+    def last_conv(self, call: ConvCall) -> str:
+        block = self.model.get_submodule(call.name.rpartition(".")[0])
+        return "conv3" if isinstance(block, reference.Bottleneck) else "conv2"
+
+    def rest(self) -> Times:
+        """Pooling behind the stem, pooling and the classifier at the end."""
+        stem, last = self.calls[0].output, self.calls[-1].output
+        n, c = last[:2]
+        classes = 1000
+        same = sweep(size(stem), size(stem) // 4) + sweep(size(last), n * c) + sweep(n * c, c * classes, n * classes)
+        return Times(same, same, same, same)
+
+    def times(self) -> tuple[Times, Times]:
+        """The whole network, and its blocks' 3x3 and 1x1 convolutions alone."""
+        whole, blocks = self.rest(), Times()
+        for call in self.calls:
+            part = self.conv(call)
+            if part is None:
+                continue
+            whole += part
+            if call.weight[1] != 3:
+                blocks += part
+        return whole, blocks
+
+
+def main() -> None:
+    """Prints a markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default="resnet18,resnet34,resnet50", help="(%(default)s)")
+    parser.add_argument("--batches", default="1,32,256", help="(%(default)s)")
+    args = parser.parse_args()
+    print(f"PREDICTION, {GPU}, {DTYPE}, CUDA graphs on all sides, us:\n")
+    print("| network, batch | ours | torch.compile | eager | compile / ours | eager / ours | blocks: cuDNN fused / ours |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for name in args.models.split(","):
+        for batch in map(int, args.batches.split(",")):
+            whole, blocks = Network(name, batch).times()
+            print(
+                f"| {name}, {batch} | {whole.ours:.0f} | {whole.compiled:.0f} | {whole.eager:.0f} "
+                f"| {whole.compiled / whole.ours:.2f} | {whole.eager / whole.ours:.2f} "
+                f"| {blocks.cudnn / blocks.ours:.2f} |"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+// How long each kernel takes and how many bytes it moves, as a model of GPUs has it: what plan.cpp chooses by. Pure.
+#pragma once
+#include <cstdint>
+#include <limits>
+
+#include "cuda/plan.h"
+
+namespace resnet_fused::cuda {
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline int64_t pixels(const ConvShape& q) { return int64_t{q.n} * q.p * q.q; }
+inline int64_t outputs(const ConvShape& q) { return pixels(q) * q.k; }
+inline int64_t weights(const ConvShape& q, int64_t groups) { return int64_t{q.k} * (q.c / groups) * q.r * q.s; }
+
+// Bytes of inputs and outputs, each once.
+int64_t compulsory_bytes(const ConvProblem& p);
+// The same, and what torch's further passes write and read.
+int64_t torch_bytes(const ConvProblem& p, int64_t compulsory);
+
+struct Family;  // of GPUs: model.cpp has what is believed of each
+
+// Times are in ns.
+struct Model {
+  const Device& device;
+  const Family& family;
+  Dtype dtype;
+
+  Model(const Device& device, Dtype dtype);
+
+  int32_t blocks_per_sm(const ConvFwdTile& tile, int32_t smem) const;
+
+  // The whole GPU's, in bytes a ns.
+  double dram() const;
+  double l2() const;
+
+  // A pass over tensors that the kernel before it wrote.
+  double pass(int64_t bytes) const;
+
+  // `blocks` blocks of `steps` steps of conv_fwd.
+  double multiply(const ConvFwdTile& tile, int32_t per_sm, int64_t blocks, double steps, double share) const;
+
+  // sm90/conv_sm90: a block an SM, tile after tile.
+  double persist(const ConvSm90Tile& tile, int64_t tiles, int64_t steps) const;
+
+  // sm90/conv_rows: likewise, with one tile's epilogue under the next one's products.
+  double persist(const ConvRowsTile& tile, int64_t tiles, bool residual) const;
+
+  // Partial sums are written and read through L2, by a second kernel.
+  double finish(int64_t partial_bytes) const;
+};
+
+int64_t tiles_of(const ConvFwdTile& tile, const ConvShape& q);
+
+struct Candidate {
+  int32_t splits = 1;
+  double ns = std::numeric_limits<double>::infinity();
+};
+
+// conv_fwd with this tile, its depth in as many parts as is fastest, or as are forced.
+Candidate best_split(const Model& model, const ConvProblem& p, const ConvFwdTile& tile, int32_t smem,
+                     int64_t compulsory, int32_t forced);
+
+struct Sm90Candidate {
+  const ConvSm90Tile* tile = nullptr;
+  double ns = std::numeric_limits<double>::infinity();
+};
+
+// conv_sm90 with its fastest tile, or the one that is asked for. `channels`: that a prologue prepares.
+Sm90Candidate best_sm90(const Model& model, const ConvProblem& p, const EngineChoice& choice, int32_t channels,
+                        int64_t compulsory);
+
+struct RowsCandidate {
+  const ConvRowsTile* tile = nullptr;
+  double ns = std::numeric_limits<double>::infinity();
+};
+
+// conv_rows with its fastest tile, or the one that is asked for.
+RowsCandidate best_rows(const Model& model, const ConvProblem& p, const EngineChoice& choice, int64_t compulsory);
+
+// cuDNN is taken to have the same tiles, and faster instructions where the GPU has.
+double torch_convolution(const Model& model, const ConvShape& q);
+
+// torch's way beside its convolutions: bn_add_act before them where there is a prologue, and always after them.
+double torch_passes(const Model& model, const ConvProblem& p);
+
+}  // namespace resnet_fused::cuda

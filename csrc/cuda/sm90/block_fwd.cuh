@@ -1,0 +1,43 @@
+// A whole identity BasicBlock in one launch: what lies between its convolutions never leaves shared memory.
+// docs/kernels/sm90_block_fwd.md has the tiling, the roles and the predictions.
+#pragma once
+#include "cuda/ptx/control.cuh"
+#include "cuda/sm90/block_fwd_roles.cuh"
+
+namespace resnet_fused::cuda {
+
+template <typename Config>
+__global__ void __launch_bounds__(kBlockFwdThreads, 1)
+    block_fwd_kernel(const BlockFwdParams p, const BlockFwdTiling tiling, const __grid_constant__ BlockFwdMaps maps) {
+  DYNAMIC_SMEM(memory);
+  const uint32_t smem = ptx::smem_address(memory);
+  const BlockFwdBarriers<Config> barriers{smem + Config::kBarriers};
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Config::kStages; ++i) ptx::mbarrier_init(barriers.weights(i), 1);
+    for (int team = 0; team < Config::kTeams; ++team) {
+      ptx::mbarrier_init(barriers.full(team), Config::kLoaders);
+      ptx::mbarrier_init(barriers.empty(team), Config::kTeamThreads / 32);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  // Columns beyond a tile's last pixel are multiplied too, from positions that nobody fills.
+  const uint32_t zeros[4] = {};
+  for (uint32_t at = Config::kPixels + threadIdx.x * kChunkBytes; at < Config::kBarriers;
+       at += kBlockFwdThreads * kChunkBytes)
+    ptx::st_shared_v4(smem + at, zeros);
+  ptx::fence_proxy_async();
+  ptx::bar_sync_all();
+
+  // Registers go from those who copy to those who multiply.
+  if (threadIdx.x < Config::kConsumers) {
+    ptx::setmaxnreg_inc<232>();
+    consume<Config>(p, tiling, smem, barriers);
+  } else {
+    ptx::setmaxnreg_dec<40>();
+    const uint32_t loader = threadIdx.x - Config::kConsumers;
+    if (loader < Config::kLoaders) load_patches<Config>(p, tiling, smem, loader, barriers);
+    if (loader == Config::kLoaders) load_weights<Config>(maps, smem, barriers);
+  }
+}
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,101 @@
+// What one compiled sm90/block_fwd kernel is made of.
+#pragma once
+#include "cuda/ptx/wgmma.cuh"
+#include "cuda/sm90/block_fwd.h"
+#include "cuda/tile/element.cuh"
+#include "cuda/tile/planes.cuh"
+
+namespace resnet_fused::cuda {
+
+template <Dtype kDtype_, int kShape_>
+struct BlockFwdConfig {
+  static constexpr Dtype kDtype = kDtype_;
+  static constexpr BlockFwdShape kShape = kBlockFwdShapes[kShape_];
+
+  static constexpr int kChannels = kShape.channels, kChunks = kChannels / 8;
+  static constexpr int kFirst = kShape.first, kSecond = kShape.second;
+  static constexpr int kTeams = kShape.teams, kTeamThreads = kChannels / 64 * 128;
+  static constexpr int kConsumers = kTeams * kTeamThreads, kLoaders = 96;  // threads; one warp more brings the weights
+  static constexpr int kStages = kShape.stages, kStepsOfConv = kBlockFwdTaps * kChannels / kBlockFwdDepth;
+
+  using Patch = Planes<kShape.patch>;
+  using Middle = Planes<kShape.middle>;
+
+  // Of shared memory, in bytes from its start; stages, which have a swizzle, lie at multiples of 1024.
+  static constexpr uint32_t kStageBytes = kChannels * kRowBytes;
+  static constexpr uint32_t kPixels = kStages * kStageBytes;
+  static constexpr uint32_t kPatchBytes = kChunks * Patch::kPlaneBytes, kMiddleBytes = kChunks * Middle::kPlaneBytes;
+  static constexpr uint32_t kTeamBytes = kPatchBytes + kMiddleBytes;
+  static constexpr uint32_t kBarriers = kPixels + kTeams * kTeamBytes;
+
+  static_assert(kBlockFwdDepth * kSizeOf<kDtype> == kRowBytes && kStageBytes % 1024 == 0 && kBarriers % 8 == 0);
+  static_assert(kConsumers == 256 && kConsumers + kLoaders + 32 == kBlockFwdThreads);
+  static_assert(kStages == 2 * kStepsOfConv, "the weights of both convolutions stay");
+  static_assert(kFirst % 16 == 0 && kSecond % 16 == 0 && kFirst <= kShape.middle && kSecond <= kShape.middle);
+  static_assert(kBarriers + kBlockFwdBarrierBytes == block_fwd_smem(kShape));
+
+  __device__ __forceinline__ static Patch patch(uint32_t smem, uint32_t team) {
+    return {smem + kPixels + team * kTeamBytes};
+  }
+  __device__ __forceinline__ static Middle middle(uint32_t smem, uint32_t team) {
+    return {smem + kPixels + team * kTeamBytes + kPatchBytes};
+  }
+};
+
+// Barriers, each 8 bytes.
+template <typename Config>
+struct BlockFwdBarriers {
+  uint32_t first;
+
+  // A step's weights have landed, for good.
+  __device__ __forceinline__ uint32_t weights(int stage) const { return first + 8 * stage; }
+  // A team's patch has landed; its warps are done with it.
+  __device__ __forceinline__ uint32_t full(int team) const { return weights(Config::kStages + team); }
+  __device__ __forceinline__ uint32_t empty(int team) const { return full(Config::kTeams + team); }
+  static_assert(8 * (Config::kStages + 2 * Config::kTeams) <= kBlockFwdBarrierBytes);
+};
+
+// The tiles of a team. All first teams come before all second ones, so that few tiles are spread over many SMs.
+template <typename Config>
+struct BlockFwdWalk {
+  const BlockFwdTiling& tiling;
+  int32_t tiles, tile;
+
+  __device__ __forceinline__ BlockFwdWalk(const BlockFwdTiling& tiling, int32_t images, int32_t team)
+      : tiling(tiling), tiles(images * tiling.tiles_h * tiling.tiles_w), tile(blockIdx.x + team * gridDim.x) {}
+
+  __device__ __forceinline__ bool more() const { return tile < tiles; }
+  __device__ __forceinline__ void next() { tile += gridDim.x * Config::kTeams; }
+
+  // The tile's first pixel.
+  __device__ __forceinline__ int32_t x() const { return tile % tiling.tiles_w * tiling.columns; }
+  __device__ __forceinline__ int32_t y() const { return tile / tiling.tiles_w % tiling.tiles_h * tiling.rows; }
+  __device__ __forceinline__ int32_t image() const { return tile / tiling.tiles_w / tiling.tiles_h; }
+};
+
+// A position's row and column. Positions are few: a multiplication divides them exactly.
+struct PositionGrid {
+  static constexpr uint32_t kOne = 1 << 16, kMostPositions = 256, kMostPitch = 64;
+  static_assert(kMostPositions * kMostPitch < kOne);
+
+  uint32_t pitch, reciprocal;
+
+  __device__ __forceinline__ explicit PositionGrid(uint32_t pitch) : pitch(pitch), reciprocal(kOne / pitch + 1) {}
+
+  __device__ __forceinline__ int32_t row(uint32_t position) const {
+    return static_cast<int32_t>(position * reciprocal / kOne);
+  }
+  __device__ __forceinline__ int32_t column(uint32_t position) const {
+    return static_cast<int32_t>(position - row(position) * pitch);
+  }
+};
+
+template <Dtype kDtype, int kColumns>
+__device__ __forceinline__ void wgmma_of(float (&d)[kColumns / 2], uint64_t a, uint64_t b, bool accumulate) {
+  if constexpr (kDtype == Dtype::kFloat16)
+    ptx::wgmma_m64k16_f16<kColumns>(d, a, b, accumulate);
+  else
+    ptx::wgmma_m64k16_bf16<kColumns>(d, a, b, accumulate);
+}
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,228 @@
+// What each warp of a block does; barriers in shared memory are all that the roles have in common.
+#pragma once
+#include "cuda/ptx/cp_async.cuh"
+#include "cuda/ptx/global.cuh"
+#include "cuda/ptx/mbarrier.cuh"
+#include "cuda/ptx/mma.cuh"
+#include "cuda/ptx/shared.cuh"
+#include "cuda/ptx/stmatrix.cuh"
+#include "cuda/ptx/sync.cuh"
+#include "cuda/ptx/tma.cuh"
+#include "cuda/sm90/block_fwd_config.cuh"
+#include "cuda/tensor_map.h"
+#include "cuda/tile/scale_shift.cuh"
+#include "cuda/tile/smem_descriptor.cuh"
+
+namespace resnet_fused::cuda {
+
+struct BlockFwdMaps {
+  TensorMap weight[2];  // rows of the depth: taps x channels
+};
+
+// One thread: brings the weights of both convolutions, in the order in which they are multiplied.
+template <typename Config>
+__device__ __forceinline__ void load_weights(const BlockFwdMaps& maps, uint32_t smem,
+                                             const BlockFwdBarriers<Config>& barriers) {
+  for (int stage = 0; stage < Config::kStages; ++stage) {
+    const int step = stage % Config::kStepsOfConv;
+    ptx::mbarrier_arrive_expect_tx(barriers.weights(stage), Config::kStageBytes);
+    ptx::tma_load_2d(smem + stage * Config::kStageBytes, maps.weight[stage / Config::kStepsOfConv],
+                     barriers.weights(stage), step * kBlockFwdDepth, 0);
+  }
+}
+
+// One tile's input: the 8 chunks and more of a pixel by neighbouring threads. What lies outside the image is zero.
+template <typename Config>
+__device__ __forceinline__ void load_patch(const BlockFwdParams& p, const BlockFwdWalk<Config>& walk, uint32_t thread,
+                                           const typename Config::Patch& patch) {
+  constexpr uint32_t kChunks = Config::kChunks;
+  const PositionGrid grid(walk.tiling.pitch);
+  const int32_t y0 = walk.y() - 2, x0 = walk.x() - 2, image = walk.image();
+  const auto* pixels = static_cast<const char*>(p.x);
+  const uint32_t count = (walk.tiling.rows + 4) * walk.tiling.pitch * kChunks;
+  for (uint32_t i = thread; i < count; i += Config::kLoaders) {
+    const uint32_t chunk = i % kChunks, position = i / kChunks;
+    const int32_t y = y0 + grid.row(position), x = x0 + grid.column(position);
+    const bool inside =
+        static_cast<uint32_t>(y) < static_cast<uint32_t>(p.h) && static_cast<uint32_t>(x) < static_cast<uint32_t>(p.w);
+    const int64_t pixel = inside ? (static_cast<int64_t>(image) * p.h + y) * p.w + x : 0;
+    ptx::cp_async_cg_16(patch.at(chunk, position), pixels + (pixel * kChunks + chunk) * kChunkBytes, inside);
+  }
+}
+
+// Three warps: the patch of each team's next tile, as soon as the team is done with the one before.
+template <typename Config>
+__device__ __forceinline__ void load_patches(const BlockFwdParams& p, const BlockFwdTiling& tiling, uint32_t smem,
+                                             uint32_t thread, const BlockFwdBarriers<Config>& barriers) {
+  uint32_t parity = 0;
+  for (BlockFwdWalk<Config> first(tiling, p.n, 0); first.more(); first.next(), parity ^= 1) {
+    for (int team = 0; team < Config::kTeams; ++team) {
+      BlockFwdWalk<Config> walk = first;
+      walk.tile += team * gridDim.x;
+      if (!walk.more()) continue;
+      ptx::mbarrier_wait_parity(barriers.empty(team), parity ^ 1);
+      load_patch<Config>(p, walk, thread, Config::patch(smem, team));
+      ptx::cp_async_commit_group();
+      ptx::cp_async_wait_group<0>();
+      ptx::fence_proxy_async();  // wgmma reads by another way than cp.async wrote
+      ptx::mbarrier_arrive(barriers.full(team));
+    }
+  }
+}
+
+// sum = one convolution's product: this warpgroup's 64 channels, at kColumns positions from the first on.
+template <typename Config, int kConv, int kColumns, typename Pixels>
+__device__ __forceinline__ void multiply(float (&sum)[kColumns / 2], const Pixels& pixels, uint32_t pitch,
+                                         uint32_t smem, uint32_t group, const BlockFwdBarriers<Config>& barriers) {
+  constexpr int kStepsOfTap = Config::kChannels / kBlockFwdDepth;
+  for (int tap = 0; tap < kBlockFwdTaps; ++tap) {
+    const uint32_t offset = tap / 3 * pitch + tap % 3;
+#pragma unroll
+    for (int d = 0; d < kStepsOfTap; ++d) {
+      const int stage = kConv * Config::kStepsOfConv + tap * kStepsOfTap + d;
+      const uint32_t weights = smem + stage * Config::kStageBytes + group * 64 * kRowBytes;
+      ptx::mbarrier_wait_parity(barriers.weights(stage), 0);
+      ptx::wgmma_fence();
+#pragma unroll
+      for (uint32_t k = 0; k < kRowChunks; k += 2)
+        wgmma_of<Config::kDtype, kColumns>(sum, smem_descriptor<Swizzle::k128>(weights + k * kChunkBytes),
+                                           pixels.operand(d * kRowChunks + k, offset), tap > 0 || d > 0 || k > 0);
+      ptx::wgmma_commit_group();
+    }
+  }
+  ptx::wgmma_wait_group<0>();
+}
+
+// scale and shift of a thread's two rows, which are channels.
+template <Dtype kDtype>
+struct TwoChannels {
+  float scale[2], shift[2];
+
+  __device__ __forceinline__ TwoChannels(const BatchNormVectors& bn, int32_t channel) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const ScaleShift<kDtype, 1> one(bn, channel + i * 8);
+      scale[i] = one.scale[0], shift[i] = one.shift[0];
+    }
+  }
+  __device__ __forceinline__ float apply(float v, int row) const { return ptx::fma_rn(v, scale[row], shift[row]); }
+};
+
+// Where a lane's rows of two 8x8 pieces of a product are, as ldmatrix and stmatrix take them: rows of the product are
+// channels and those of the planes positions, so both transpose. Words 0 and 1 are piece j, the warp's first and second
+// eight channels; words 2 and 3 piece j + 1.
+struct PieceRows {
+  uint32_t chunk, position;
+
+  __device__ __forceinline__ PieceRows(uint32_t warp, uint32_t lane)
+      : chunk(warp * 2 + lane / 8 % 2), position(lane / 16 * 8 + lane % 8) {}
+};
+
+// relu(bn(sum)), rounded once, as the second convolution's input: outside the image it is padding, and zero.
+template <typename Config>
+__device__ __forceinline__ void store_middle(const float (&sum)[Config::kFirst / 2],
+                                             const TwoChannels<Config::kDtype>& bn, const BlockFwdParams& p,
+                                             const BlockFwdWalk<Config>& walk, uint32_t warp, uint32_t lane,
+                                             const typename Config::Middle& middle) {
+  using Pair = Chunk<Config::kDtype, 8>;  // four words, two elements each
+  const PieceRows rows(warp, lane);
+  const PositionGrid grid(walk.tiling.pitch);
+  const int32_t y0 = walk.y() - 1, x0 = walk.x() - 1;
+#pragma unroll
+  for (uint32_t j = 0; j < Config::kFirst / 8; j += 2) {
+    float v[8];
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const uint32_t position = (j + e / 4) * 8 + lane % 4 * 2 + e % 2;
+      const int32_t y = y0 + grid.row(position), x = x0 + grid.column(position);
+      const bool inside = static_cast<uint32_t>(y) < static_cast<uint32_t>(p.h) &&
+                          static_cast<uint32_t>(x) < static_cast<uint32_t>(p.w);
+      v[e] = inside ? relu_of(bn.apply(sum[j * 4 + e], e / 2 % 2)) : 0.0f;
+    }
+    Pair packed;
+    Pair::pack(packed.words, v);
+    ptx::stmatrix_x4_trans(middle.at(rows.chunk, j * 8 + rows.position), packed.words);
+  }
+}
+
+// The shortcut: the tile's own pixels, in the middle of its patch.
+template <typename Config>
+using Shortcut = Chunk<Config::kDtype, 8>[Config::kSecond / 16];
+
+template <typename Config>
+__device__ __forceinline__ void read_shortcut(Shortcut<Config>& shortcut, uint32_t pitch, uint32_t warp, uint32_t lane,
+                                              const typename Config::Patch& patch) {
+  const PieceRows rows(warp, lane);
+#pragma unroll
+  for (uint32_t i = 0; i < Config::kSecond / 16; ++i)
+    ptx::ldmatrix_x4_trans(shortcut[i].words, patch.at(rows.chunk, i * 16 + rows.position + 2 * pitch + 2));
+}
+
+// relu(bn(sum) + shortcut), rounded once. It is turned in this warp's own planes of the middle, which nobody reads any
+// more; a warp then stores its 32 bytes of every pixel. The next tile's middle goes there after the warp's barrier that
+// comes before the patch is released.
+template <typename Config>
+__device__ __forceinline__ void store_out(const float (&sum)[Config::kSecond / 2],
+                                          const TwoChannels<Config::kDtype>& bn, const Shortcut<Config>& shortcut,
+                                          const BlockFwdParams& p, const BlockFwdWalk<Config>& walk, uint32_t warp,
+                                          uint32_t lane, const typename Config::Middle& middle) {
+  using Pair = Chunk<Config::kDtype, 8>;
+  const PieceRows rows(warp, lane);
+#pragma unroll
+  for (uint32_t i = 0; i < Config::kSecond / 16; ++i) {
+    float v[8];
+#pragma unroll
+    for (int e = 0; e < 8; ++e) v[e] = relu_of(bn.apply(sum[i * 8 + e], e / 2 % 2) + shortcut[i].get(e));
+    Pair packed;
+    Pair::pack(packed.words, v);
+    ptx::stmatrix_x4_trans(middle.at(rows.chunk, i * 16 + rows.position), packed.words);
+  }
+  ptx::bar_warp_sync(~0u);
+  const PositionGrid grid(walk.tiling.pitch);
+  const uint32_t chunk = warp * 2 + lane % 2;
+  const int32_t y0 = walk.y(), x0 = walk.x();
+  const int64_t image = static_cast<int64_t>(walk.image()) * p.h;
+#pragma unroll
+  for (uint32_t i = 0; i < Config::kSecond / 16; ++i) {
+    const uint32_t position = i * 16 + lane / 2;
+    const int32_t row = grid.row(position), column = grid.column(position), y = y0 + row, x = x0 + column;
+    if (row >= walk.tiling.rows || column >= walk.tiling.columns || y >= p.h || x >= p.w) continue;
+    uint32_t words[4];
+    ptx::ld_shared_v4(words, middle.at(chunk, position));
+    ptx::st_global_v4(static_cast<char*>(p.out) + (((image + y) * p.w + x) * Config::kChunks + chunk) * kChunkBytes,
+                      words);
+  }
+}
+
+// A team of warpgroups: tile after tile, both convolutions.
+template <typename Config>
+__device__ __forceinline__ void consume(const BlockFwdParams& p, const BlockFwdTiling& tiling, uint32_t smem,
+                                        const BlockFwdBarriers<Config>& barriers) {
+  const uint32_t team = threadIdx.x / Config::kTeamThreads, warp = threadIdx.x % Config::kTeamThreads / 32;
+  const uint32_t group = warp / 4, lane = threadIdx.x % 32;
+  const auto patch = Config::patch(smem, team);
+  const auto middle = Config::middle(smem, team);
+  const int32_t channel = warp * 16 + lane / 4;
+  const TwoChannels<Config::kDtype> bn1(p.bn[0], channel), bn2(p.bn[1], channel);
+  uint32_t parity = 0;
+  for (BlockFwdWalk<Config> walk(tiling, p.n, team); walk.more(); walk.next(), parity ^= 1) {
+    Shortcut<Config> shortcut;
+    {
+      float sum[Config::kFirst / 2];
+      ptx::mbarrier_wait_parity(barriers.full(team), parity);
+      multiply<Config, 0, Config::kFirst>(sum, patch, tiling.pitch, smem, group, barriers);
+      read_shortcut<Config>(shortcut, tiling.pitch, warp, lane, patch);
+      ptx::bar_warp_sync(~0u);
+      if (lane == 0) ptx::mbarrier_arrive(barriers.empty(team));
+      store_middle<Config>(sum, bn1, p, walk, warp, lane, middle);
+    }
+    ptx::fence_proxy_async();  // wgmma reads by another way than stmatrix wrote
+    ptx::bar_sync(1 + team, Config::kTeamThreads);
+    float sum[Config::kSecond / 2];
+    multiply<Config, 1, Config::kSecond>(sum, middle, tiling.pitch, smem, group, barriers);
+    ptx::bar_sync(1 + team, Config::kTeamThreads);  // all have multiplied the middle
+    store_out<Config>(sum, bn2, shortcut, p, walk, warp, lane, middle);
+  }
+}
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,62 @@
+// The explicit instantiations for one element type: naming a launcher compiles its kernel.
+#pragma once
+#include <algorithm>
+#include <utility>
+
+#include "cuda/launch.h"
+#include "cuda/sm90/conv_rows.cuh"
+#include "cuda/sm90/conv_rows_kernels.h"
+#include "cuda/sm90/nhwc_tensor.h"
+
+namespace resnet_fused::cuda {
+
+// Pieces of `rows` x `columns` pixels of one image. What lies outside of it is loaded as zeros, and not stored.
+inline TensorMap map_of_image_rows(const void* base, Dtype dtype, const ConvShape& q, int32_t rows, int32_t columns) {
+  TiledBox box;
+  box.box[0] = kConvRowsChannels, box.box[1] = columns, box.box[2] = rows;
+  box.swizzle = Swizzle::k128;
+  return encode_tiled(nhwc_tensor(base, dtype, q.n, q.h, q.w, kConvRowsChannels), box);
+}
+
+// The whole filter, KRSC in memory, as tap after tap of K rows.
+inline TensorMap map_of_filter(const void* base, Dtype dtype) {
+  constexpr int32_t kTaps = kConvRowsTaps * kConvRowsTaps;
+  TensorShape filter;
+  filter.base = base, filter.dtype = dtype, filter.rank = 3;
+  filter.size[0] = kConvRowsChannels, filter.size[1] = kConvRowsChannels, filter.size[2] = kTaps;
+  filter.stride[1] = kTaps * kConvRowsRowBytes, filter.stride[2] = kConvRowsRowBytes;
+  TiledBox box;
+  box.box[0] = kConvRowsChannels, box.box[1] = kConvRowsChannels, box.box[2] = kTaps;
+  box.swizzle = Swizzle::k128;
+  return encode_tiled(filter, box);
+}
+
+template <typename Config>
+void launch_conv_rows_variant(const ConvFwdParams& p, const Queue& queue) {
+  constexpr Dtype kDtype = Config::kDtype;
+  constexpr int32_t kRows = Config::kRows, kColumns = Config::kTileColumns;
+  const ConvShape& shape = p.main.shape;
+  ConvRowsMaps maps;
+  maps.x = map_of_image_rows(p.main.x, kDtype, shape, kRows + kConvRowsTaps - 1, kColumns);
+  maps.filter = map_of_filter(p.main.weight, kDtype);
+  maps.out = map_of_image_rows(p.out, kDtype, shape, kRows, kColumns);
+  if (p.residual) maps.residual = map_of_image_rows(p.residual, kDtype, shape, kRows, kColumns);
+  const int64_t tiles = conv_rows_tiles(Config::kTile, shape);
+  const auto grid = static_cast<unsigned>(std::min<int64_t>(tiles, queue.sm_count));  // one block fills an SM
+  LAUNCH(conv_rows_kernel<Config>, dim3(grid), dim3(kConvRowsThreads), conv_rows_smem(Config::kTile), queue.stream, p,
+         maps);
+}
+
+template <Dtype kDtype, int... kTile>
+std::vector<CompiledConvRows> compile_conv_rows(std::integer_sequence<int, kTile...>) {
+  return {{{kDtype, kConvRowsTiles[kTile].rows, kConvRowsTiles[kTile].columns, ConvFwdMode::kPlain},
+           &launch_conv_rows_variant<ConvRowsConfig<kDtype, kTile>>}...};
+}
+
+template <Dtype kDtype>
+std::vector<CompiledConvRows> compile_all_conv_rows() {
+  constexpr int kTiles = sizeof(kConvRowsTiles) / sizeof(kConvRowsTiles[0]);
+  return compile_conv_rows<kDtype>(std::make_integer_sequence<int, kTiles>());
+}
+
+}  // namespace resnet_fused::cuda

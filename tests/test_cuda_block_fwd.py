@@ -1,0 +1,326 @@
+"""sm90/block_fwd (a whole identity BasicBlock in one launch), run thread by thread on the CPU, every access checked."""
+
+from __future__ import annotations
+
+import itertools
+
+import cuda_on_cpu
+import pytest
+import torch
+import torch.nn.functional as F
+from criterion import assert_close
+from cuda_on_cpu.block_fwd import Block, run
+from cuda_on_cpu.conv_fwd import Conv
+from cuda_on_cpu.conv_fwd import run as run_conv
+from cuda_on_cpu.tensors import DTYPES as ALL_DTYPES
+from cuda_on_cpu.tensors import BatchNorm
+from test_cuda_conv import SCHEDULES, batch_norm, randn
+
+from resnet_fused import reference
+
+if reason := cuda_on_cpu.missing():
+    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
+
+DTYPES = [torch.float16, torch.bfloat16]
+CHANNELS = [64]
+
+by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+by_channels = pytest.mark.parametrize("channels", CHANNELS)
+by_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return cuda_on_cpu.load()
+
+
+def block_of(dtype, channels, n, h, w, seed=0, **bn) -> Block:
+    def weight(seed):
+        values = randn((channels, channels, 3, 3), torch.float32, seed).div_((9 * channels) ** 0.5).to(dtype)
+        return values.contiguous(memory_format=torch.channels_last)
+
+    x = randn((n, channels, h, w), dtype, seed)
+    bns = (batch_norm(channels, seed + i, **bn) for i in (3, 4))
+    return Block(x, weight(seed + 1), next(bns), weight(seed + 2), next(bns))
+
+
+def eager(block, relu=True, dtype=None):
+    """Two convolutions in eager PyTorch; in float64 if dtype says so, what is between them rounded as in x's dtype.
+
+    Padding is explicit, because on a GPU it is multiplied like any zero: an infinite weight makes it NaN.
+    """
+    own, dtype = block.x.dtype, dtype or block.x.dtype
+
+    def cast(t):
+        return None if t is None else t.to(dtype)
+
+    def conv(x, weight, bn, residual, relu):
+        # eager takes a float32 BatchNorm under half-precision activations, and none under float64
+        affine = [v if v is None or dtype != torch.float64 else v.double() for v in bn[:4]]
+        x = F.pad(x, (1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)
+        geometry = ([1, 1], [0, 0], [1, 1], 1)
+        return reference.conv_bn_act(x, cast(weight), cast(bn.bias), *affine, bn.eps, *geometry, residual, relu)
+
+    x = cast(block.x)
+    middle = conv(x, block.weight1, block.bn1, None, True)
+    return conv(cast(middle.to(own)), block.weight2, block.bn2, x, relu)
+
+
+def check(kernels, block, **options):
+    out, report = run(kernels, block, **options)
+    assert report["errors"] == []
+    truth = eager(block, dtype=torch.float64)
+    assert_close(out, eager(block), truth, eager(block, relu=False, dtype=torch.float64))
+    return out, report
+
+
+def test_the_menu_is_what_is_compiled(kernels):
+    compiled = kernels.compiled_block_fwd()
+    assert len(compiled) == len(set(compiled))
+    assert set(compiled) == {(ALL_DTYPES.index(d), c) for d, c in itertools.product(DTYPES, CHANNELS)}
+
+
+@by_dtype
+@by_channels
+@by_schedule
+def test_tiles_with_every_kind_of_neighbour(kernels, dtype, channels, schedule):
+    """More tiles than teams, the last ones of a row and of a column ragged, two images."""
+    block = block_of(dtype, channels, 2, 19, 21)
+    out, report = check(kernels, block, schedule=schedule)
+    rows, columns, down, across = kernels.tiling_of_block_fwd(channels, 19, 21)
+    assert down * across >= 6 and down * rows > 19 and across * columns > 21
+    assert report["bytes_stored"] == out.numel() * 2  # each output once
+
+
+# n, h, w
+SIZES = {
+    "one pixel": (1, 1, 1),
+    "one row": (2, 1, 45),
+    "one column": (2, 30, 1),
+    "a tile exactly": (1, 8, 8),
+    "a pixel more than a tile": (1, 9, 9),
+    "7x7": (3, 7, 7),
+    "rows as wide as ImageNet's": (1, 3, 56),
+    "a tile's halo larger than the image": (3, 2, 2),
+}
+
+
+@by_dtype
+@by_channels
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_sizes(kernels, dtype, channels, size):
+    check(kernels, block_of(dtype, channels, *size))
+
+
+@by_channels
+@pytest.mark.parametrize("sm_count", [1, 3, 64])
+def test_blocks_share_the_tiles(kernels, channels, sm_count):
+    """One block that has them all, some, and more blocks than tiles."""
+    check(kernels, block_of(torch.bfloat16, channels, 1, 17, 20), sm_count=sm_count)
+
+
+@by_dtype
+@by_channels
+def test_same_bits_as_two_launches(kernels, dtype, channels):
+    """Sums run in the order of conv_sm90, and what lies between the convolutions is rounded as when it was stored."""
+    block = block_of(dtype, channels, 1, 10, 13)
+    tile = (256, 64) if channels == 64 else (128, 128)
+    options = dict(family="conv_sm90")
+    first = Conv(block.x, block.weight1, block.bn1, padding=(1, 1))
+    middle, _ = run_conv(kernels, tile, first, **options)
+    second = Conv(middle, block.weight2, block.bn2, padding=(1, 1))
+    want, _ = run_conv(kernels, tile, second, residual=block.x, **options)
+    got, _ = run(kernels, block)
+    assert torch.equal(got, want)
+
+
+@by_dtype
+@by_channels
+def test_batch_norms_of_every_kind(kernels, dtype, channels):
+    block = block_of(dtype, channels, 1, 5, 6)
+    one, wide = block.bn1, batch_norm(2 * channels, 5)
+    kinds = [
+        BatchNorm(),
+        BatchNorm(bias=torch.linspace(-1, 1, channels).to(dtype)),
+        one._replace(gamma=None, beta=None, bias=torch.linspace(-1, 1, channels)),
+        BatchNorm(*(v[::2] for v in wide[:4])),
+        one._replace(gamma=torch.zeros(channels)),
+        batch_norm(channels, 6, dtype),
+    ]
+    for first, second in zip(kinds, kinds[1:] + kinds[:1], strict=True):
+        check(kernels, block._replace(bn1=first, bn2=second))
+
+
+@by_dtype
+@by_channels
+def test_what_pads_the_second_convolution_is_zero(kernels, dtype, channels):
+    """And not relu(shift), which is what BatchNorm and ReLU make of a zero."""
+    block = block_of(dtype, channels, 1, 9, 10)
+    check(kernels, block._replace(bn1=block.bn1._replace(beta=block.bn1.beta + 3)))
+
+
+@by_dtype
+@by_channels
+def test_nonfinite_values(kernels, dtype, channels):
+    block = block_of(dtype, channels, 2, 10, 9)
+    block.x[0, 3, 0, 0], block.x[0, 5, -1, -1], block.x[1, 7, 4, 8] = torch.nan, torch.inf, -torch.inf
+    out, report = run(kernels, block)
+    assert report["errors"] == []
+    want = eager(block)
+    assert torch.equal(torch.isnan(out), torch.isnan(want))
+    assert torch.equal(torch.isinf(out), torch.isinf(want))
+
+
+@by_dtype
+@by_channels
+def test_one_rounding_of_each(kernels, dtype, channels):
+    """Identity weights, no BatchNorm: relu(x) rounded is itself, then the exact sum with x, rounded once."""
+    x = randn((1, channels, 9, 9), dtype, 1)
+    weight = torch.zeros(channels, channels, 3, 3, dtype=dtype)
+    weight[:, :, 1, 1] = torch.eye(channels, dtype=dtype)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    out, _ = run(kernels, Block(x, weight, BatchNorm(), weight, BatchNorm()))
+    torch.testing.assert_close(out, (x.float().relu() + x.float()).relu().to(dtype), rtol=0, atol=0)
+
+
+CONFIG, ROLES, KERNEL, HOST, SHAPES, PLANES = (
+    "cuda/sm90/block_fwd_config.cuh",
+    "cuda/sm90/block_fwd_roles.cuh",
+    "cuda/sm90/block_fwd.cuh",
+    "cuda/sm90/block_fwd_variants.cuh",
+    "cuda/sm90/block_fwd.h",
+    "cuda/tile/planes.cuh",
+)
+PLANTS = {
+    "padding of the second convolution not zeroed": (
+        ROLES,
+        "v[e] = inside ? relu_of(bn.apply(sum[j * 4 + e], e / 2 % 2)) : 0.0f;",
+        "v[e] = relu_of(bn.apply(sum[j * 4 + e], e / 2 % 2));",
+    ),
+    "padding tested a pixel off": (
+        ROLES,
+        "const int32_t y0 = walk.y() - 1, x0 = walk.x() - 1;",
+        "const int32_t y0 = walk.y() - 1, x0 = walk.x();",
+    ),
+    "the patch loaded a row off": (ROLES, "const int32_t y0 = walk.y() - 2,", "const int32_t y0 = walk.y() - 1,"),
+    "a halo row too few": (
+        ROLES,
+        "(walk.tiling.rows + 4) * walk.tiling.pitch",
+        "(walk.tiling.rows + 3) * walk.tiling.pitch",
+    ),
+    "a halo column too few": (SHAPES, "even_columns, even_columns + 4,", "even_columns, even_columns + 3,"),
+    "the patch not shown to wgmma": (
+        ROLES,
+        "      ptx::fence_proxy_async();  // wgmma reads by another way than cp.async wrote\n",
+        "",
+    ),
+    "the patch not waited for by its loader": (ROLES, "      ptx::cp_async_wait_group<0>();\n", ""),
+    "the patch not waited for by its reader": (
+        ROLES,
+        "      ptx::mbarrier_wait_parity(barriers.full(team), parity);\n",
+        "",
+    ),
+    "a patch refilled while it is read": (
+        ROLES,
+        "      ptx::mbarrier_wait_parity(barriers.empty(team), parity ^ 1);\n",
+        "",
+    ),
+    "the wrong parity of an empty patch": (ROLES, "barriers.empty(team), parity ^ 1)", "barriers.empty(team), parity)"),
+    "the patch released before the shortcut is read": (
+        ROLES,
+        "      ptx::bar_warp_sync(~0u);\n      if (lane == 0) ptx::mbarrier_arrive(barriers.empty(team));",
+        "      if (lane == 0) ptx::mbarrier_arrive(barriers.empty(team));",
+    ),
+    "one warp releases the patch for its team": (
+        KERNEL,
+        "barriers.empty(team), Config::kTeamThreads / 32)",
+        "barriers.empty(team), 1)",
+    ),
+    "the middle not shown to wgmma": (
+        ROLES,
+        "    ptx::fence_proxy_async();  // wgmma reads by another way than stmatrix wrote\n",
+        "",
+    ),
+    "the middle multiplied before all have written it": (
+        ROLES,
+        "    ptx::bar_sync(1 + team, Config::kTeamThreads);\n    float sum",
+        "    float sum",
+    ),
+    "the output written over the middle that others multiply": (
+        ROLES,
+        "    ptx::bar_sync(1 + team, Config::kTeamThreads);  // all have multiplied the middle\n",
+        "",
+    ),
+    "the output read before the warp has written it": (
+        ROLES,
+        "  ptx::bar_warp_sync(~0u);\n  const PositionGrid grid",
+        "  const PositionGrid grid",
+    ),
+    "the weights not waited for": (ROLES, "      ptx::mbarrier_wait_parity(barriers.weights(stage), 0);\n", ""),
+    "the second convolution's weights taken for the first's": (
+        ROLES,
+        "const int stage = kConv * Config::kStepsOfConv + tap",
+        "const int stage = tap",
+    ),
+    "too few bytes of weights expected": (
+        ROLES,
+        "barriers.weights(stage), Config::kStageBytes)",
+        "barriers.weights(stage), Config::kStageBytes - 128)",
+    ),
+    "no wgmma fence": (ROLES, "      ptx::wgmma_fence();\n", ""),
+    "sums read before they are there": (ROLES, "  ptx::wgmma_wait_group<0>();\n", ""),
+    "a tap's column off by one": (ROLES, "tap / 3 * pitch + tap % 3;", "tap / 3 * pitch + (tap % 3 + 1) % 3;"),
+    "rows and columns of taps swapped": (ROLES, "tap / 3 * pitch + tap % 3;", "tap % 3 * pitch + tap / 3;"),
+    "the pitch of a plane wrong": (
+        PLANES,
+        "at(chunk, position), kPlaneBytes, 8",
+        "at(chunk, position), kPlaneBytes - 16, 8",
+    ),
+    "the stride of eight rows wrong": (PLANES, "kPlaneBytes, 8 * kChunkBytes)", "kPlaneBytes, 9 * kChunkBytes)"),
+    "the two strides swapped": (PLANES, "kPlaneBytes, 8 * kChunkBytes)", "8 * kChunkBytes, kPlaneBytes)"),
+    "the shortcut a pixel off": (ROLES, "rows.position + 2 * pitch + 2));", "rows.position + 2 * pitch + 1));"),
+    "the shortcut after ReLU": (
+        ROLES,
+        "relu_of(bn.apply(sum[i * 8 + e], e / 2 % 2) + shortcut[i].get(e));",
+        "relu_of(bn.apply(sum[i * 8 + e], e / 2 % 2)) + shortcut[i].get(e);",
+    ),
+    "no shortcut": (ROLES, " + shortcut[i].get(e));", ");"),
+    "columns of the neighbour's tile stored": (ROLES, "column >= walk.tiling.columns ||", ""),
+    "rows below the image stored": (ROLES, " || y >= p.h ||", " ||"),
+    "positions that nobody fills left as they are": (KERNEL, "    ptx::st_shared_v4(smem + at, zeros);", "    ;"),
+    "barriers used before they are made": (
+        KERNEL,
+        "  ptx::bar_sync_all();\n\n  // Registers go",
+        "\n  // Registers go",
+    ),
+    "weights of another swizzle": (HOST, "box.swizzle = Swizzle::k128;", "box.swizzle = Swizzle::kNone;"),
+    "both teams have the first one's tiles": (
+        CONFIG,
+        "tile(blockIdx.x + team * gridDim.x) {}",
+        "tile(blockIdx.x + team * 0 * gridDim.x) {}",
+    ),
+}
+
+
+def exercise(kernels, schedule):
+    """What every planted bug must fail: several tiles a team, every border, a shift that padding would show."""
+    for channels in CHANNELS:
+        block = block_of(torch.bfloat16, channels, 1, 19, 21)
+        check(kernels, block._replace(bn1=block.bn1._replace(beta=block.bn1.beta + 2)), schedule=schedule, sm_count=1)
+
+
+@by_schedule
+def test_planted_bugs_have_something_to_break(kernels, schedule):
+    exercise(kernels, schedule)
+
+
+def plant(bug):
+    return cuda_on_cpu.Plant(*PLANTS[bug]), ("block_fwd_bf16",)
+
+
+@pytest.mark.parametrize("bug", PLANTS)
+def test_planted_bugs_are_caught(planted, bug):
+    kernels = planted(bug)
+    for schedule in SCHEDULES:
+        with pytest.raises(AssertionError):
+            exercise(kernels, schedule)

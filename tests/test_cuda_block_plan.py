@@ -1,0 +1,106 @@
+"""When an identity BasicBlock is one launch on a GPU, and how images are cut into its tiles. Needs no GPU."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from resnet_fused import ops
+from resnet_fused.cli._gpus import GPUS
+
+HEADER = (Path(__file__).parents[1] / "csrc/cuda/sm90/block_fwd.h").read_text()
+TABLE = re.search(r"kBlockFwdShapes\[\] = \{(.*?)\};", HEADER, re.S)[1]
+SHAPES = {int(row[0]): [int(v) for v in row] for row in (r.split(",") for r in re.findall(r"\{([\d, ]+)\}", TABLE))}
+ENGINE = "RESNET_FUSED_CUDA_ENGINE"
+
+
+def explain(n=1, c=64, h=56, w=56, dtype="bfloat16", gpu="h200", aligned=True):
+    return ops.explain_cuda_block([n, c, h, w], dtype, aligned, True, GPUS[gpu]).split("\n  not ")
+
+
+@pytest.mark.parametrize("n", [1, 8, 32])
+@pytest.mark.parametrize("channels", SHAPES)
+def test_no_gpu_has_run_it_so_it_runs_only_where_it_is_asked_for(monkeypatch, channels, n):
+    monkeypatch.delenv(ENGINE, raising=False)
+    plan, why = explain(n, channels)
+    assert plan == "two launches"
+    assert re.fullmatch(
+        r"sm90 block: no GPU has run it yet, RESNET_FUSED_CUDA_ENGINE=sm90 does; [\d.]+ us predicted, two launches "
+        r"[\d.]+",
+        why,
+    )
+
+
+@pytest.mark.parametrize("channels", SHAPES)
+def test_asked_for_it_wins_at_batch_1(monkeypatch, channels):
+    monkeypatch.setenv(ENGINE, "sm90")
+    plan, why = explain(c=channels, h=28, w=28)
+    size, pixels = 2, 28 * 28
+    assert plan.startswith(f"sm90 block {channels}: bfloat16, ")
+    assert f" {(2 * pixels * channels + 2 * 9 * channels**2) * size} bytes moved, " in plan
+    own, two = (
+        float(re.search(r"([\d.]+) us predicted$", plan)[1]),
+        float(re.search(r"two launches: ([\d.]+) us", why)[1]),
+    )
+    assert own < two
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (dict(c=72), "it has 72 channels; "),
+        (dict(gpu="a100"), "the GPU is sm_80, and wgmma and TMA are sm_90a's"),
+        (dict(dtype="float32"), "it takes float16 and bfloat16"),
+        (dict(aligned=False), "a tensor's address is no multiple of 16 bytes"),
+        (dict(n=0), "the output is empty"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["sm90", "sm90:block"])
+def test_what_it_does_not_take_has_a_reason(monkeypatch, change, sentence, engine):
+    monkeypatch.setenv(ENGINE, engine)
+    plan, why = explain(**change)
+    assert plan == "two launches"
+    assert why.startswith(f"sm90 block: {sentence}")
+
+
+def test_other_engines_leave_it_out(monkeypatch):
+    for engine in ("torch", "sm80", "sm80:64x64", "sm90:256x64"):
+        monkeypatch.setenv(ENGINE, engine)
+        assert explain() == ["two launches", "sm90 block: RESNET_FUSED_CUDA_ENGINE names another engine"]
+    monkeypatch.setenv(ENGINE, "sm90:block")
+    plan, why = explain(n=256)
+    assert plan.startswith("sm90 block 64: ")
+    assert why == "two launches: RESNET_FUSED_CUDA_ENGINE is sm90:block"
+    geometry = ([1, 64, 8, 8], [64, 64, 3, 3], [1, 1], [1, 1], [1, 1], 1, "bfloat16", "plain", [], [1, 1])
+    assert ops.explain_cuda(*geometry, False, True, True, GPUS["h200"]).startswith("sm90 "), "convolutions: any tile"
+    monkeypatch.setenv(ENGINE, "sm90:blocks")
+    with pytest.raises(RuntimeError, match=r"sm90:blocks; one of torch, sm80, sm90, .*, sm90:block expected"):
+        explain()
+
+
+def tiling(monkeypatch, n, c, h, w):
+    monkeypatch.setenv(ENGINE, "sm90:block")
+    plan = explain(n, c, h, w)[0]
+    tiles, rows, columns, smem = map(int, re.search(r"(\d+) tiles of (\d+)x(\d+) pixels, (\d+) bytes", plan).groups())
+    return tiles, rows, columns, smem
+
+
+@pytest.mark.parametrize("channels", SHAPES)
+def test_tiles_cover_the_image_and_fit_their_place(monkeypatch, channels):
+    _, first, second, patch, middle, *_ = SHAPES[channels]
+    for h in (1, 2, 7, 14, 28, 33, 56, 100):
+        for w in (1, 3, 7, 14, 28, 31, 56, 224):
+            tiles, rows, columns, smem = tiling(monkeypatch, 3, channels, h, w)
+            assert tiles == 3 * -(-h // rows) * -(-w // columns)
+            pitch = columns + 4
+            assert (rows + 1) * pitch + columns + 2 <= first
+            assert (rows - 1) * pitch + columns <= second
+            assert first + 2 * pitch + 2 <= patch
+            assert second + 2 * pitch + 2 <= middle
+            assert smem <= 227 << 10
+
+
+def test_imagenets_stages_are_cut_evenly(monkeypatch):
+    assert tiling(monkeypatch, 1, 64, 56, 56)[:3] == (49, 8, 8)

@@ -1,0 +1,271 @@
+"""sm90/conv_rows (TMA, wgmma, two warpgroups in turn), run thread by thread on the CPU with every access checked."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import cuda_on_cpu
+import pytest
+import torch
+from cuda_on_cpu.conv_fwd import Variant, run
+from cuda_on_cpu.tensors import BatchNorm
+from test_cuda_conv import SCHEDULES, batch_norm, check, convolution, eager, randn
+
+if reason := cuda_on_cpu.missing():
+    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
+
+DTYPES = [torch.float16, torch.bfloat16]
+TILES = [(4, 56), (7, 32), (8, 32), (16, 16)]  # rows, columns
+VARIANTS = [Variant(d, t, "plain") for d, t in itertools.product(DTYPES, TILES)]
+# Two blocks: each has tiles for both of its consumers, and again.
+ON_HOPPER = dict(family="conv_rows", sm_count=2)
+
+by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+by_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
+by_tile = pytest.mark.parametrize("tile", TILES, ids=str)
+by_variant = pytest.mark.parametrize("v", VARIANTS, ids=str)
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return cuda_on_cpu.load()
+
+
+def conv3x3(dtype, n, h, w, **changes):
+    return convolution(dtype, n, 64, h, w, 64, 3, 3, padding=1, **changes)
+
+
+def small_case(v: Variant) -> dict:
+    """Nine tiles, three an image, all ragged at the right and each third below: four or five a block."""
+    rows, columns = v.tile
+    conv = conv3x3(v.dtype, 3, 2 * rows + 1, columns - 7)
+    return dict(tile=v.tile, conv=conv, residual=randn(conv.output_shape(), v.dtype, 20))
+
+
+def test_the_menu_is_what_is_compiled(kernels):
+    compiled = [Variant.of(raw) for raw in kernels.compiled_conv_rows()]
+    assert len(compiled) == len(set(compiled))
+    assert set(compiled) == set(VARIANTS)
+
+
+@by_variant
+@by_schedule
+def test_every_variant(kernels, v, schedule):
+    case = small_case(v)
+    report = check(kernels, **case, schedule=schedule, **ON_HOPPER)
+    assert report["bytes_stored"] == math.prod(case["conv"].output_shape()) * 2  # each output once
+
+
+def test_a_pixel_is_read_once_for_three_taps(kernels):
+    """Of each tile three patches, less what lies outside the image; the filter once a block; the residual once."""
+    dtype, (rows, columns), blocks = torch.bfloat16, (4, 56), ON_HOPPER["sm_count"]
+    n, h, w = 2, 9, 60
+    conv = conv3x3(dtype, n, h, w)._replace(bn=BatchNorm())
+    residual = randn(conv.output_shape(), dtype, 1)
+    report = check(kernels, (rows, columns), conv, residual=residual, **ON_HOPPER)
+
+    def inside(begin, end, size):
+        return min(end, size) - max(begin, 0)
+
+    high = sum(inside(p - 1, p + rows + 1, h) for p in range(0, h, rows))
+    wide = sum(inside(q + s, q + s + columns, w) for q in range(0, w, columns) for s in (-1, 0, 1))
+    pixels = n * high * wide + 9 * 64 * blocks + n * h * w
+    assert report["bytes_loaded"] == pixels * 128
+
+
+@by_dtype
+@by_tile
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+def test_without_a_residual(kernels, dtype, tile, relu):
+    check(kernels, tile, conv3x3(dtype, 2, tile[0] + 3, tile[1]), relu=relu, **ON_HOPPER)
+
+
+# tile, n, h, w
+GEOMETRIES = {
+    "56x56, 14 tiles of one image": ((4, 56), 1, 56, 56),
+    "a column more than a tile": ((4, 56), 2, 6, 57),
+    "28x28": ((7, 32), 2, 28, 28),
+    "30x30": ((8, 32), 1, 30, 30),
+    "three tiles wide": ((8, 32), 1, 9, 70),
+    "14x14": ((16, 16), 3, 14, 14),
+    "7x7, more of a tile outside than inside": ((16, 16), 5, 7, 7),
+    "9 columns": ((16, 16), 2, 20, 9),
+    "one pixel": ((4, 56), 3, 1, 1),
+    "one row": ((7, 32), 2, 1, 40),
+    "one column": ((8, 32), 2, 17, 1),
+}
+
+
+@by_dtype
+@pytest.mark.parametrize(("tile", "n", "h", "w"), GEOMETRIES.values(), ids=GEOMETRIES)
+def test_geometries(kernels, dtype, tile, n, h, w):
+    conv = conv3x3(dtype, n, h, w)
+    check(kernels, tile, conv, residual=randn(conv.output_shape(), dtype, 2), **ON_HOPPER)
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 16], ids=lambda n: f"{n} blocks")
+@by_schedule
+def test_tiles_on_any_number_of_blocks(kernels, blocks, schedule):
+    """All on one, none for the second consumer of the last, a tile each."""
+    case = small_case(Variant(torch.bfloat16, (16, 16), "plain"))
+    check(kernels, **case, schedule=schedule, family="conv_rows", sm_count=blocks)
+
+
+@pytest.mark.parametrize("seed", range(2, 8))
+def test_random_schedules(kernels, seed):
+    case = small_case(Variant(torch.bfloat16, (16, 16), "plain"))
+    check(kernels, **case, schedule="random", seed=seed, **ON_HOPPER)
+
+
+@by_dtype
+def test_batch_norms_of_every_kind(kernels, dtype):
+    conv = conv3x3(dtype, 1, 6, 6)
+    bn, wide = conv.bn, batch_norm(128, 5)
+    kinds = [
+        BatchNorm(),
+        BatchNorm(bias=torch.linspace(-1, 1, 64).to(dtype)),
+        bn._replace(gamma=None, beta=None, bias=torch.linspace(-1, 1, 64)),
+        BatchNorm(*(v[::2] for v in wide[:4])),
+        bn._replace(gamma=torch.zeros(64)),
+        batch_norm(64, 6, dtype),
+    ]
+    for kind in kinds:
+        check(kernels, (16, 16), conv._replace(bn=kind), **ON_HOPPER)
+
+
+@by_dtype
+def test_nonfinite_values(kernels, dtype):
+    """They stay at the pixels that read them: what lies beside an image in a tile is not stored."""
+    case = small_case(Variant(dtype, (16, 16), "plain"))
+    for target in (case["conv"].x, case["residual"]):
+        target[0, 3, 0, 0], target[0, 5, -1, -1] = torch.nan, torch.inf
+    out, report = run(kernels, **case, **ON_HOPPER)
+    assert report["errors"] == []
+    want = eager(case["conv"], case["residual"])
+    assert torch.equal(torch.isnan(out), torch.isnan(want))
+    assert torch.equal(torch.isinf(out), torch.isinf(want))
+
+
+@by_dtype
+@pytest.mark.parametrize(("r", "s"), list(itertools.product(range(3), range(3))))
+def test_each_tap_and_one_rounding(kernels, dtype, r, s):
+    """The identity at one tap, no BatchNorm: the exact sum of the moved image and the residual, rounded once."""
+    case = conv3x3(dtype, 1, 9, 12)
+    weight = torch.zeros(64, 64, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    weight[:, :, r, s] = torch.eye(64, dtype=dtype)
+    residual = randn((1, 64, 9, 12), dtype, 1)
+    conv = case._replace(weight=weight, bn=BatchNorm())
+    out, _ = run(kernels, (8, 32), conv, residual=residual, relu=False, **ON_HOPPER)
+    moved = torch.nn.functional.pad(case.x.float(), (1, 1, 1, 1))[:, :, r : r + 9, s : s + 12]
+    torch.testing.assert_close(out, (moved + residual.float()).to(dtype), rtol=0, atol=0)
+
+
+ROLES, CONFIG, KERNEL, HOST = (
+    "cuda/sm90/conv_rows_roles.cuh",
+    "cuda/sm90/conv_rows_config.cuh",
+    "cuda/sm90/conv_rows.cuh",
+    "cuda/sm90/conv_rows_variants.cuh",
+)
+TURN = "    ptx::mbarrier_wait_parity(barriers.turn(consumer), consumer == 0 ? parity ^ 1 : parity);"
+PLANTS = {
+    "a stage refilled while it is read": (ROLES, "ptx::mbarrier_wait_parity(barriers.empty(s), parity ^ 1);", ""),
+    "the wrong parity of an empty stage": (ROLES, "barriers.empty(s), parity ^ 1)", "barriers.empty(s), parity)"),
+    "too few bytes expected": (ROLES, "barriers.full(s), Config::kPatchBytes)", "barriers.full(s), 128)"),
+    "too many bytes expected": (
+        ROLES,
+        "barriers.full(s), Config::kPatchBytes)",
+        "barriers.full(s), Config::kPatchBytes + 128)",
+    ),
+    "a tap of the filter too few expected": (
+        ROLES,
+        "barriers.filter(), kConvRowsFilterBytes)",
+        "barriers.filter(), kConvRowsFilterBytes - Config::kTapBytes)",
+    ),
+    "the filter read before it has landed": (ROLES, "  ptx::mbarrier_wait_parity(barriers.filter(), 0);\n", ""),
+    "a patch read before it has landed": (ROLES, "    ptx::mbarrier_wait_parity(barriers.full(s), consumer);\n", ""),
+    "the other consumer's parity": (
+        ROLES,
+        "ptx::mbarrier_wait_parity(barriers.full(s), consumer);",
+        "ptx::mbarrier_wait_parity(barriers.full(s), 1 - consumer);",
+    ),
+    "no turns": (ROLES, TURN, ""),
+    "nobody begins": (ROLES, "consumer == 0 ? parity ^ 1 : parity", "parity"),
+    "the turn kept": (ROLES, "barriers.turn(1 - consumer)", "barriers.turn(consumer)"),
+    "no wgmma fence": (ROLES, "    ptx::wgmma_fence();\n", ""),
+    "a stage released while it is multiplied": (ROLES, "ptx::wgmma_wait_group<1>();", "ptx::wgmma_wait_group<2>();"),
+    "sums read before they are there": (ROLES, "  ptx::wgmma_wait_group<0>();\n", ""),
+    "the last stage never released": (ROLES, "barriers.empty(kConvRowsStages - 1)", "barriers.empty(0)"),
+    "one warp speaks for four": (
+        ROLES,
+        "const bool speaks = threadIdx.x % 32 == 0;",
+        "const bool speaks = threadIdx.x % 128 == 0;",
+    ),
+    "one warp speaks for four, and is believed": (KERNEL, "barriers.empty(s), 4)", "barriers.empty(s), 1)"),
+    "rows of taps all alike": (ROLES, "r * Config::kPatchRowBytes", "Config::kPatchRowBytes"),
+    "a pixel's row off": (ROLES, "r * Config::kPatchRowBytes", "r * (Config::kPatchRowBytes + 128)"),
+    "rows and columns of taps swapped": (ROLES, "(r * kConvRowsTaps + s)", "(s * kConvRowsTaps + r)"),
+    "patches without the column before": (ROLES, "walk.column() - 1", "walk.column()"),
+    "the sums of the tile before": (ROLES, "s + r + k > 0", "true"),
+    "both consumers have the same tiles": (ROLES, "blockIdx.x + consumer * gridDim.x", "blockIdx.x"),
+    "the output not shown to TMA": (
+        ROLES,
+        "    ptx::fence_proxy_async();  // TMA reads by another way than stmatrix wrote\n",
+        "",
+    ),
+    "the output stored too early": (ROLES, "    ptx::mbarrier_wait_parity(barriers.staged(), parity);\n", ""),
+    "one warp's output is enough": (KERNEL, "barriers.staged(), 4)", "barriers.staged(), 1)"),
+    "the residual over a tile that is being stored": (
+        ROLES,
+        "    ptx::bulk_wait_group_read<0>();  // the next",
+        "    // the next",
+    ),
+    "the residual not waited for": (ROLES, "    ptx::mbarrier_wait_parity(barriers.open(consumer), parity);\n", ""),
+    "the output tile open to both": (
+        CONFIG,
+        "return turn(kConvRowsConsumers + consumer);",
+        "return turn(kConvRowsConsumers + 0 * consumer);",
+    ),
+    "barriers used before they are made": (
+        KERNEL,
+        "  ptx::bar_sync_all();\n\n  // Registers go",
+        "\n  // Registers go",
+    ),
+    "tiles of another swizzle": (
+        HOST,
+        "box.box[2] = rows;\n  box.swizzle = Swizzle::k128;",
+        "box.box[2] = rows;\n  box.swizzle = Swizzle::kNone;",
+    ),
+    "the filter tap by tap of the wrong stride": (
+        HOST,
+        "filter.stride[2] = kConvRowsRowBytes;",
+        "filter.stride[2] = 2 * kConvRowsRowBytes;",
+    ),
+    "an image's rows run on into the next image": (
+        HOST,
+        "nhwc_tensor(base, dtype, q.n, q.h, q.w, kConvRowsChannels)",
+        "nhwc_tensor(base, dtype, 1, int64_t{q.n} * q.h, q.w, kConvRowsChannels)",
+    ),
+}
+
+
+def exercise(kernels, schedule):
+    """What every planted bug must fail: more tiles than consumers, ragged both ways, with a residual."""
+    check(kernels, **small_case(Variant(torch.bfloat16, (16, 16), "plain")), schedule=schedule, **ON_HOPPER)
+
+
+@by_schedule
+def test_planted_bugs_have_something_to_break(kernels, schedule):
+    exercise(kernels, schedule)
+
+
+def plant(bug):
+    return cuda_on_cpu.Plant(*PLANTS[bug]), ("conv_rows_bf16",)
+
+
+@pytest.mark.parametrize("bug", PLANTS)
+def test_planted_bugs_are_caught(planted, bug):
+    kernels = planted(bug)
+    for schedule in SCHEDULES:
+        with pytest.raises(AssertionError):
+            exercise(kernels, schedule)
