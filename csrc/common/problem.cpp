@@ -31,7 +31,7 @@ void check_vector(const char* op, const char* prefix, const char* name, const Op
   check_same_device(op, prefix, name, *v, x);
 }
 
-void check_pair(const char* op, const char* name, const Ints& v, int64_t least) {
+void check_pair(const char* op, const char* name, IntView v, int64_t least) {
   RF_CHECK(v.size() == 2 && v[0] >= least && v[1] >= least, op, ": ", name, " is ", to_string(v),
            "; two integers of at least ", least, " expected");
 }
@@ -124,8 +124,8 @@ void check_residual(const char* op, const OptTensor& residual, IntView sizes, co
   check_same_device(op, "", "residual", *residual, x);
 }
 
-Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn, Ints stride, Ints padding,
-               Ints dilation, int64_t groups, BatchNorm pre) {
+Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn, IntView stride, IntView padding,
+               IntView dilation, int64_t groups, BatchNorm pre) {
   check_activation(op, x);
   RF_CHECK(weight.dim() == 4, op, ": weight has shape ", to_string(weight.sizes()), "; (K, C / groups, R, S) expected");
   RF_CHECK(scalar_type_of(weight) == scalar_type_of(x), op, ": weight has dtype ",
@@ -156,9 +156,9 @@ Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNor
             std::move(bias),
             std::move(bn),
             std::move(pre),
-            std::move(stride),
-            std::move(padding),
-            std::move(dilation),
+            Pair{stride[0], stride[1]},
+            Pair{padding[0], padding[1]},
+            Pair{dilation[0], dilation[1]},
             groups,
             n,
             c,

@@ -17,7 +17,7 @@ struct Conv {
   OptTensor bias;
   BatchNorm bn;
   BatchNorm pre;                   // of x's channels: where present, relu(pre(x)) is convolved
-  Ints stride, padding, dilation;  // each [2]: height, width
+  Pair stride, padding, dilation;  // height, width
   int64_t groups = 1;
 
   int64_t n, c, h, w, k, r, s, oh, ow;
@@ -27,8 +27,8 @@ struct Conv {
 };
 
 // Each throws std::runtime_error with the offending values when the call is not a valid one.
-Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn, Ints stride, Ints padding,
-               Ints dilation, int64_t groups, BatchNorm pre = {});
+Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn, IntView stride, IntView padding,
+               IntView dilation, int64_t groups, BatchNorm pre = {});
 void check_activation(const char* op, const Tensor& x);
 
 // relu(bn2(conv2(relu(bn1(conv1(x))))) + x): two 3x3 convolutions of stride 1 that keep x's shape.
