@@ -1,40 +1,44 @@
 #include "common/problem.h"
 
+#include <algorithm>
 #include <limits>
 
 namespace resnet_fused {
 
 namespace {
 
+bool equal(IntView a, IntView b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); }
+
 std::string device_name(const Tensor& t) { return t.is_cpu() ? "cpu" : "cuda:" + std::to_string(t.get_device_index()); }
 
-void check_same_device(const char* op, const char* name, const Tensor& t, const Tensor& x) {
-  RF_CHECK(t.is_cpu() == x.is_cpu() && (t.is_cpu() || t.get_device_index() == x.get_device_index()), op, ": ", name,
-           " is on ", device_name(t), " but x is on ", device_name(x), "; move both to one device");
+void check_same_device(const char* op, const char* prefix, const char* name, const Tensor& t, const Tensor& x) {
+  RF_CHECK(t.is_cpu() == x.is_cpu() && (t.is_cpu() || t.get_device_index() == x.get_device_index()), op, ": ", prefix,
+           name, " is on ", device_name(t), " but x is on ", device_name(x), "; move both to one device");
 }
 
-void check_floating(const char* op, const char* name, ScalarType t) {
+void check_floating(const char* op, const char* prefix, const char* name, ScalarType t) {
   RF_CHECK(t == ScalarType::Float || t == ScalarType::Half || t == ScalarType::BFloat16 || t == ScalarType::Double, op,
-           ": ", name, " has dtype ", torch::headeronly::toString(t),
+           ": ", prefix, name, " has dtype ", torch::headeronly::toString(t),
            "; float32, float16, bfloat16 or float64 expected");
 }
 
-void check_vector(const char* op, const std::string& name, const OptTensor& v, int64_t channels, const Tensor& x) {
+void check_vector(const char* op, const char* prefix, const char* name, const OptTensor& v, int64_t channels,
+                  const Tensor& x) {
   if (!v) return;
-  RF_CHECK(v->dim() == 1 && v->size(0) == channels, op, ": ", name, " has shape ", to_string(sizes_of(*v)), "; [",
+  RF_CHECK(v->dim() == 1 && v->size(0) == channels, op, ": ", prefix, name, " has shape ", to_string(v->sizes()), "; [",
            channels, "] expected, one value a channel");
-  check_floating(op, name.c_str(), v->scalar_type());
-  check_same_device(op, name.c_str(), *v, x);
+  check_floating(op, prefix, name, scalar_type_of(*v));
+  check_same_device(op, prefix, name, *v, x);
 }
 
-void check_pair(const char* op, const char* name, const Ints& v, int64_t least) {
+void check_pair(const char* op, const char* name, IntView v, int64_t least) {
   RF_CHECK(v.size() == 2 && v[0] >= least && v[1] >= least, op, ": ", name, " is ", to_string(v),
            "; two integers of at least ", least, " expected");
 }
 
 }  // namespace
 
-std::string to_string(const Ints& sizes) {
+std::string to_string(IntView sizes) {
   std::string s = "[";
   for (size_t i = 0; i < sizes.size(); ++i) s += (i ? ", " : "") + std::to_string(sizes[i]);
   return s + "]";
@@ -57,7 +61,7 @@ bool suggests_channels_last(const Tensor& x) {
   return true;
 }
 
-void check_32bit_indexing(const char* op, const char* name, const Ints& sizes) {
+void check_32bit_indexing(const char* op, const char* name, IntView sizes) {
   int64_t numel = 1;
   for (int64_t s : sizes) {
     RF_CHECK(s == 0 || numel <= std::numeric_limits<int32_t>::max() / s, op, ": ", name, " of shape ", to_string(sizes),
@@ -67,31 +71,30 @@ void check_32bit_indexing(const char* op, const char* name, const Ints& sizes) {
 }
 
 void check_activation(const char* op, const Tensor& x) {
-  RF_CHECK(x.dim() == 4, op, ": x has shape ", to_string(sizes_of(x)), "; (N, C, H, W) expected");
-  check_floating(op, "x", x.scalar_type());
-  check_32bit_indexing(op, "x", sizes_of(x));
+  RF_CHECK(x.dim() == 4, op, ": x has shape ", to_string(x.sizes()), "; (N, C, H, W) expected");
+  check_floating(op, "", "x", scalar_type_of(x));
+  check_32bit_indexing(op, "x", x.sizes());
 }
 
-void check_batch_norm(const char* op, const BatchNorm& bn, int64_t channels, const Tensor& x,
-                      const std::string& prefix) {
+void check_batch_norm(const char* op, const BatchNorm& bn, int64_t channels, const Tensor& x, const char* prefix) {
   RF_CHECK(bn.mean.has_value() == bn.var.has_value(), op, ": ", prefix, bn.mean ? "mean" : "var", " without ", prefix,
            bn.mean ? "var" : "mean", "; give both running statistics, or neither for no BatchNorm");
   RF_CHECK(bn.present() || (!bn.gamma && !bn.beta), op, ": ", prefix, "gamma or ", prefix, "beta without ", prefix,
            "mean and ", prefix, "var; give the running statistics too");
   RF_CHECK(bn.eps >= 0, op, ": ", prefix, "eps is ", bn.eps, "; at least 0 expected");
-  check_vector(op, prefix + "gamma", bn.gamma, channels, x);
-  check_vector(op, prefix + "beta", bn.beta, channels, x);
-  check_vector(op, prefix + "mean", bn.mean, channels, x);
-  check_vector(op, prefix + "var", bn.var, channels, x);
+  check_vector(op, prefix, "gamma", bn.gamma, channels, x);
+  check_vector(op, prefix, "beta", bn.beta, channels, x);
+  check_vector(op, prefix, "mean", bn.mean, channels, x);
+  check_vector(op, prefix, "var", bn.var, channels, x);
 }
 
 void check_like(const char* op, const char* name, const Tensor& t, const Tensor& x) {
-  RF_CHECK(sizes_of(t) == sizes_of(x), op, ": ", name, " has shape ", to_string(sizes_of(t)), " but x has ",
-           to_string(sizes_of(x)), "; the same shape expected");
-  RF_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " has dtype ",
+  RF_CHECK(equal(t.sizes(), x.sizes()), op, ": ", name, " has shape ", to_string(t.sizes()), " but x has ",
+           to_string(x.sizes()), "; the same shape expected");
+  RF_CHECK(scalar_type_of(t) == scalar_type_of(x), op, ": ", name, " has dtype ",
            torch::headeronly::toString(t.scalar_type()), " but x has ", torch::headeronly::toString(x.scalar_type()),
            "; cast one of them");
-  check_same_device(op, name, t, x);
+  check_same_device(op, "", name, t, x);
 }
 
 void check_gradient(const char* op, const Tensor& grad, const Tensor& x, const BatchNorm& bn, const OptTensor& out) {
@@ -105,46 +108,45 @@ void check_gradient(const char* op, const Tensor& grad, const Tensor& x, const B
 void check_sums(const char* op, const OptTensor& sum_g, const OptTensor& sum_g_xhat, double count, const Tensor& x) {
   RF_CHECK(sum_g.has_value() == sum_g_xhat.has_value(), op, ": ", sum_g ? "sum_g" : "sum_g_xhat", " without ",
            sum_g ? "sum_g_xhat" : "sum_g", "; give both, or neither where the statistics are frozen");
-  check_vector(op, "sum_g", sum_g, x.size(1), x);
-  check_vector(op, "sum_g_xhat", sum_g_xhat, x.size(1), x);
+  check_vector(op, "", "sum_g", sum_g, x.size(1), x);
+  check_vector(op, "", "sum_g_xhat", sum_g_xhat, x.size(1), x);
   RF_CHECK(!sum_g || count > 0 || x.numel() == 0, op, ": count is ", count,
            "; the number of elements that sum_g and sum_g_xhat were taken over expected, above 0");
 }
 
-void check_residual(const char* op, const OptTensor& residual, const Ints& sizes, const Tensor& x) {
+void check_residual(const char* op, const OptTensor& residual, IntView sizes, const Tensor& x) {
   if (!residual) return;
-  RF_CHECK(sizes_of(*residual) == sizes, op, ": residual has shape ", to_string(sizes_of(*residual)), "; ",
+  RF_CHECK(equal(residual->sizes(), sizes), op, ": residual has shape ", to_string(residual->sizes()), "; ",
            to_string(sizes), " expected, the shape of the output");
-  RF_CHECK(residual->scalar_type() == x.scalar_type(), op, ": residual has dtype ",
+  RF_CHECK(scalar_type_of(*residual) == scalar_type_of(x), op, ": residual has dtype ",
            torch::headeronly::toString(residual->scalar_type()), " but x has ",
            torch::headeronly::toString(x.scalar_type()), "; cast one of them");
-  check_same_device(op, "residual", *residual, x);
+  check_same_device(op, "", "residual", *residual, x);
 }
 
-Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn, Ints stride, Ints padding,
-               Ints dilation, int64_t groups, BatchNorm pre) {
+Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn, IntView stride, IntView padding,
+               IntView dilation, int64_t groups, BatchNorm pre) {
   check_activation(op, x);
-  RF_CHECK(weight.dim() == 4, op, ": weight has shape ", to_string(sizes_of(weight)),
-           "; (K, C / groups, R, S) expected");
-  RF_CHECK(weight.scalar_type() == x.scalar_type(), op, ": weight has dtype ",
+  RF_CHECK(weight.dim() == 4, op, ": weight has shape ", to_string(weight.sizes()), "; (K, C / groups, R, S) expected");
+  RF_CHECK(scalar_type_of(weight) == scalar_type_of(x), op, ": weight has dtype ",
            torch::headeronly::toString(weight.scalar_type()), " but x has ",
            torch::headeronly::toString(x.scalar_type()), "; cast one of them");
-  check_same_device(op, "weight", weight, x);
+  check_same_device(op, "", "weight", weight, x);
   check_pair(op, "stride", stride, 1);
   check_pair(op, "padding", padding, 0);
   check_pair(op, "dilation", dilation, 1);
   const int64_t k = weight.size(0), cg = weight.size(1), r = weight.size(2), s = weight.size(3);
   const int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3);
   RF_CHECK(groups >= 1 && k % groups == 0 && cg * groups == c, op, ": x has ", c, " channels, weight is ",
-           to_string(sizes_of(weight)), " and groups is ", groups,
+           to_string(weight.sizes()), " and groups is ", groups,
            "; weight must be (K, C / groups, R, S) with K divisible by groups");
-  RF_CHECK(r >= 1 && s >= 1 && c >= 1 && k >= 1, op, ": x of shape ", to_string(sizes_of(x)), " and weight of shape ",
-           to_string(sizes_of(weight)), " leave nothing to convolve");
+  RF_CHECK(r >= 1 && s >= 1 && c >= 1 && k >= 1, op, ": x of shape ", to_string(x.sizes()), " and weight of shape ",
+           to_string(weight.sizes()), " leave nothing to convolve");
   RF_CHECK(h + 2 * padding[0] >= dilation[0] * (r - 1) + 1 && w + 2 * padding[1] >= dilation[1] * (s - 1) + 1, op,
            ": a ", r, "x", s, " kernel with dilation ", to_string(dilation), " is larger than the input ", h, "x", w,
            " with padding ", to_string(padding));
   if (bias) {
-    check_vector(op, "bias", bias, k, x);
+    check_vector(op, "", "bias", bias, k, x);
   }
   check_batch_norm(op, bn, k, x);
   check_batch_norm(op, pre, c, x, "pre_");
@@ -154,9 +156,9 @@ Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNor
             std::move(bias),
             std::move(bn),
             std::move(pre),
-            std::move(stride),
-            std::move(padding),
-            std::move(dilation),
+            Pair{stride[0], stride[1]},
+            Pair{padding[0], padding[1]},
+            Pair{dilation[0], dilation[1]},
             groups,
             n,
             c,
@@ -201,14 +203,14 @@ Conv BasicBlock::of_middle(Tensor middle) const {
 
 void check_projection(const char* op, const Conv& conv, const Conv& projection) {
   RF_CHECK(projection.r == 1 && projection.s == 1 && projection.groups == 1, op, ": proj_weight has shape ",
-           to_string(sizes_of(projection.weight)), "; a 1x1 projection (K, C, 1, 1) expected");
+           to_string(projection.weight.sizes()), "; a 1x1 projection (K, C, 1, 1) expected");
   RF_CHECK(projection.output_sizes() == conv.output_sizes(), op, ": the projection gives ",
            to_string(projection.output_sizes()), " but the convolution gives ", to_string(conv.output_sizes()),
            "; they are added, so they must agree");
-  RF_CHECK(projection.x.scalar_type() == conv.x.scalar_type(), op, ": proj_x has dtype ",
+  RF_CHECK(scalar_type_of(projection.x) == scalar_type_of(conv.x), op, ": proj_x has dtype ",
            torch::headeronly::toString(projection.x.scalar_type()), " but x has ",
            torch::headeronly::toString(conv.x.scalar_type()), "; cast one of them");
-  check_same_device(op, "proj_x", projection.x, conv.x);
+  check_same_device(op, "", "proj_x", projection.x, conv.x);
 }
 
 void check_pool(const char* op, const Conv& conv, const Ints& kernel, const Ints& stride, const Ints& padding) {

@@ -17,18 +17,18 @@ struct Conv {
   OptTensor bias;
   BatchNorm bn;
   BatchNorm pre;                   // of x's channels: where present, relu(pre(x)) is convolved
-  Ints stride, padding, dilation;  // each [2]: height, width
+  Pair stride, padding, dilation;  // height, width
   int64_t groups = 1;
 
   int64_t n, c, h, w, k, r, s, oh, ow;
   bool channels_last;  // torch's rule: the output is channels_last if the input or the weight is
 
-  Ints output_sizes() const { return {n, k, oh, ow}; }
+  Sizes output_sizes() const { return {n, k, oh, ow}; }
 };
 
 // Each throws std::runtime_error with the offending values when the call is not a valid one.
-Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn, Ints stride, Ints padding,
-               Ints dilation, int64_t groups, BatchNorm pre = {});
+Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn, IntView stride, IntView padding,
+               IntView dilation, int64_t groups, BatchNorm pre = {});
 void check_activation(const char* op, const Tensor& x);
 
 // relu(bn2(conv2(relu(bn1(conv1(x))))) + x): two 3x3 convolutions of stride 1 that keep x's shape.
@@ -40,9 +40,8 @@ BasicBlock make_basic_block(Tensor x, Tensor weight1, OptTensor bias1, BatchNorm
                             BatchNorm bn2);
 
 // prefix is what the names of bn's tensors begin with in the op's schema.
-void check_batch_norm(const char* op, const BatchNorm& bn, int64_t channels, const Tensor& x,
-                      const std::string& prefix = "");
-void check_residual(const char* op, const OptTensor& residual, const Ints& sizes, const Tensor& x);
+void check_batch_norm(const char* op, const BatchNorm& bn, int64_t channels, const Tensor& x, const char* prefix = "");
+void check_residual(const char* op, const OptTensor& residual, IntView sizes, const Tensor& x);
 // A tensor of x's shape, dtype and device.
 void check_like(const char* op, const char* name, const Tensor& t, const Tensor& x);
 // The arguments that bn_act_backward and bn_act_backward_reduce share.
@@ -50,7 +49,7 @@ void check_gradient(const char* op, const Tensor& grad, const Tensor& x, const B
 void check_sums(const char* op, const OptTensor& sum_g, const OptTensor& sum_g_xhat, double count, const Tensor& x);
 void check_projection(const char* op, const Conv& conv, const Conv& projection);
 void check_pool(const char* op, const Conv& conv, const Ints& kernel, const Ints& stride, const Ints& padding);
-void check_32bit_indexing(const char* op, const char* name, const Ints& sizes);
+void check_32bit_indexing(const char* op, const char* name, IntView sizes);
 
 int64_t conv_out(int64_t in, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation);
 Ints pooled_sizes(const Conv& conv, const Ints& kernel, const Ints& stride, const Ints& padding);
@@ -58,7 +57,7 @@ Ints pooled_sizes(const Conv& conv, const Ints& kernel, const Ints& stride, cons
 // c10's suggest_memory_format() == ChannelsLast, which decides what torch's own convolution returns.
 bool suggests_channels_last(const Tensor& x);
 
-std::string to_string(const Ints& sizes);
+std::string to_string(IntView sizes);
 inline Ints sizes_of(const Tensor& x) { return Ints(x.sizes().begin(), x.sizes().end()); }
 
 }  // namespace resnet_fused

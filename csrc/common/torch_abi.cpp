@@ -1,8 +1,12 @@
 #include "common/torch_abi.h"
 
+#include <algorithm>
+
 namespace resnet_fused {
 
 using torch::headeronly::MemoryFormat;
+
+constexpr Pair kNoPadding{0, 0}, kNoDilation{1, 1};
 
 namespace {
 // Whether x is packed in that order; dimensions of one element have no say. Asking torch costs a dispatch.
@@ -22,16 +26,18 @@ MemoryFormat format(bool channels_last) {
 }
 }  // namespace
 
-Tensor aten_convolution(const Tensor& x, const Tensor& weight, const OptTensor& bias, const Ints& stride,
-                        const Ints& padding, const Ints& dilation, int64_t groups) {
-  std::array<StableIValue, 9> stack{from(x),        from(weight), from(bias),       from(stride), from(padding),
-                                    from(dilation), from(false),  from(Ints{0, 0}), from(groups)};
+Tensor aten_convolution(const Tensor& x, const Tensor& weight, const OptTensor& bias, IntView stride, IntView padding,
+                        IntView dilation, int64_t groups) {
+  std::array<StableIValue, 9> stack{from(x),       from(weight),   from(bias),  from(stride),
+                                    from(padding), from(dilation), from(false), from(IntView(kNoPadding)),
+                                    from(groups)};
   call_aten("aten::convolution", "", stack);
   return to<Tensor>(stack[0]);
 }
 
-Tensor aten_max_pool2d(const Tensor& x, const Ints& kernel, const Ints& stride, const Ints& padding) {
-  std::array<StableIValue, 6> stack{from(x), from(kernel), from(stride), from(padding), from(Ints{1, 1}), from(false)};
+Tensor aten_max_pool2d(const Tensor& x, IntView kernel, IntView stride, IntView padding) {
+  std::array<StableIValue, 6> stack{from(x),    from(kernel), from(stride), from(padding), from(IntView(kNoDilation)),
+                                    from(false)};
   call_aten("aten::max_pool2d_with_indices", "", stack);
   Tensor indices = to<Tensor>(stack[1]);  // takes ownership, so that it is freed
   return to<Tensor>(stack[0]);
@@ -39,9 +45,55 @@ Tensor aten_max_pool2d(const Tensor& x, const Ints& kernel, const Ints& stride, 
 
 Tensor aten_to(const Tensor& x, ScalarType dtype) { return torch::stable::to(x, dtype); }
 
-Tensor aten_empty(const Ints& sizes, const Tensor& like, bool channels_last) {
-  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              format(channels_last));
+namespace {
+struct KnownType {
+  int32_t code;
+  ScalarType type;
+};
+
+const std::array<KnownType, 4>& known_types() {
+  static const std::array<KnownType, 4> known{{{aoti_torch_dtype_bfloat16(), ScalarType::BFloat16},
+                                               {aoti_torch_dtype_float32(), ScalarType::Float},
+                                               {aoti_torch_dtype_float16(), ScalarType::Half},
+                                               {aoti_torch_dtype_float64(), ScalarType::Double}}};
+  return known;
+}
+
+int32_t code_of(const Tensor& t) {
+  int32_t code = -1;
+  check_shim(aoti_torch_get_dtype(t.get(), &code), "reading a dtype");
+  return code;
+}
+}  // namespace
+
+ScalarType scalar_type_of(const Tensor& t) {
+  const int32_t code = code_of(t);
+  for (const KnownType& k : known_types())
+    if (k.code == code) return k.type;
+  return t.scalar_type();
+}
+
+Tensor aten_empty(IntView sizes, const Tensor& like, bool channels_last, std::optional<ScalarType> wanted) {
+  constexpr int64_t kMost = 4;
+  constexpr int kNchw[kMost] = {3, 2, 1, 0}, kNhwc[kMost] = {1, 3, 2, 0};
+  const auto dim = static_cast<int64_t>(sizes.size());
+  RF_CHECK(dim == kMost || (dim < kMost && !channels_last), "aten_empty: ", dim, " sizes");
+  int64_t strides[kMost], next = 1;
+  for (int64_t i = 0; i < dim; ++i) {
+    const int64_t d = dim < kMost ? dim - 1 - i : channels_last ? kNhwc[i] : kNchw[i];
+    strides[d] = next;
+    next *= std::max<int64_t>(sizes[d], 1);
+  }
+  int32_t dtype = code_of(like), device_type = 0, device_index = 0;
+  if (wanted)
+    for (const KnownType& k : known_types())
+      if (k.type == *wanted) dtype = k.code;
+  AtenTensorHandle empty = nullptr;
+  check_shim(aoti_torch_get_device_type(like.get(), &device_type), "reading a device");
+  check_shim(aoti_torch_get_device_index(like.get(), &device_index), "reading a device");
+  check_shim(aoti_torch_empty_strided(dim, sizes.data(), strides, dtype, device_type, device_index, &empty),
+             "allocating the output");
+  return Tensor(empty);
 }
 
 Tensor aten_contiguous(const Tensor& x, bool channels_last) {

@@ -23,11 +23,15 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptTensor = std::optional<Tensor>;
 using Ints = std::vector<int64_t>;
+using Sizes = std::array<int64_t, 4>;
+using Pair = std::array<int64_t, 2>;
+using IntView = torch::headeronly::IntHeaderOnlyArrayRef;  // of either, or of braces; owns nothing
 
 // For arguments and results of call_aten. library.h also declares from and to in the global namespace, so
 // these names may only be used qualified or from inside this namespace.
 using torch::stable::detail::from;
 using torch::stable::detail::to;
+inline StableIValue from(const Pair& pair) { return from(IntView(pair)); }
 
 inline void check_shim(AOTITorchError code, const char* what) {
   if (code == AOTI_TORCH_SUCCESS) return;
@@ -52,12 +56,17 @@ void call_aten(const char* op, const char* overload, std::array<StableIValue, N>
   check_shim(torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION), op);
 }
 
+// t.scalar_type(), which asks libtorch for the number of every type that there is, in turn.
+ScalarType scalar_type_of(const Tensor& t);
+
 // The ATen ops that the kernels lean on.
-Tensor aten_convolution(const Tensor& x, const Tensor& weight, const OptTensor& bias, const Ints& stride,
-                        const Ints& padding, const Ints& dilation, int64_t groups);
-Tensor aten_max_pool2d(const Tensor& x, const Ints& kernel, const Ints& stride, const Ints& padding);
+Tensor aten_convolution(const Tensor& x, const Tensor& weight, const OptTensor& bias, IntView stride, IntView padding,
+                        IntView dilation, int64_t groups);
+Tensor aten_max_pool2d(const Tensor& x, IntView kernel, IntView stride, IntView padding);
 Tensor aten_to(const Tensor& x, ScalarType dtype);
-Tensor aten_empty(const Ints& sizes, const Tensor& like, bool channels_last);
+// Dense, in the layout that is asked for where there are four sizes; like's dtype, or one of those that we know. Does
+// not go by the dispatcher.
+Tensor aten_empty(IntView sizes, const Tensor& like, bool channels_last, std::optional<ScalarType> dtype = {});
 Tensor aten_contiguous(const Tensor& x, bool channels_last);
 int64_t aten_version(const Tensor& x);
 bool aten_is_inference(const Tensor& x);

@@ -94,7 +94,7 @@ void give_back(void* data, void* capacity) { pool().give_back({data, reinterpret
 
 }  // namespace
 
-Tensor output_buffer(const Ints& sizes, const Tensor& like, bool channels_last) {
+Tensor output_buffer(IntView sizes, const Tensor& like, bool channels_last) {
   const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
   const size_t bytes = sizes[0] * c * h * w * like.element_size();
   if (bytes < kHugePage || !pool().on()) return aten_empty(sizes, like, channels_last);

@@ -9,7 +9,7 @@
 namespace resnet_fused::cpu {
 
 // A new dense tensor of like's dtype.
-Tensor output_buffer(const Ints& sizes, const Tensor& like, bool channels_last = true);
+Tensor output_buffer(IntView sizes, const Tensor& like, bool channels_last = true);
 
 // Returns to the system what no tensor uses.
 void release_memory();

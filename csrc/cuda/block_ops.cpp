@@ -1,12 +1,10 @@
 // The CUDA kernel of basic_block: one launch where the plan has one, else its two convolutions.
 #include <torch/csrc/stable/accelerator.h>
 
-#include <cstdlib>
-
-#include "cuda/block_plan.h"
 #include "cuda/conv_op.h"
 #include "cuda/kernels.h"
 #include "cuda/operands.h"
+#include "cuda/plan_cache.h"
 #include "cuda/runtime.h"
 
 namespace resnet_fused::cuda {
@@ -43,16 +41,16 @@ Tensor run_block(const BasicBlock& block, const BlockPlan& plan) {
   return aten_contiguous(out, first.channels_last || block.second.channels_last);
 }
 
-Tensor basic_block(Tensor x, Tensor weight1, OptTensor bias1, OptTensor gamma1, OptTensor beta1, OptTensor mean1,
-                   OptTensor var1, double eps1, Tensor weight2, OptTensor bias2, OptTensor gamma2, OptTensor beta2,
-                   OptTensor mean2, OptTensor var2, double eps2, bool /*keep_packed: weights are taken as they are*/,
-                   bool allow_tf32) {
-  static const EngineChoice choice = engine_choice(std::getenv("RESNET_FUSED_CUDA_ENGINE"));
+Tensor basic_block(const Tensor& x, const Tensor& weight1, const OptTensor& bias1, const OptTensor& gamma1,
+                   const OptTensor& beta1, const OptTensor& mean1, const OptTensor& var1, double eps1,
+                   const Tensor& weight2, const OptTensor& bias2, const OptTensor& gamma2, const OptTensor& beta2,
+                   const OptTensor& mean2, const OptTensor& var2, double eps2,
+                   bool /*keep_packed: weights are taken as they are*/, bool allow_tf32) {
   const BasicBlock block = make_basic_block(x, weight1, bias1, {gamma1, beta1, mean1, var1, eps1}, weight2, bias2,
                                             {gamma2, beta2, mean2, var2, eps2});
   const int device = x.get_device_index();
   const DeviceGuard guard(device);
-  const BlockPlan plan = make_block_plan(problem_of(block, allow_tf32), device_numbers(device), choice);
+  const BlockPlan plan = cached_block_plan(problem_of(block, allow_tf32), device_numbers(device), chosen_engine());
   if (plan.one_launch) return run_block(block, plan);
   return run_conv(block.of_middle(run_conv(block.first, std::nullopt, /*relu=*/true, allow_tf32)), x, /*relu=*/true,
                   allow_tf32);

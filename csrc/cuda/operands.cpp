@@ -9,7 +9,7 @@ namespace {
 
 // Kernels read float32 and x's own dtype. Anything else is cast by torch: eager BatchNorm takes no other mix at all.
 OptTensor readable(const OptTensor& t, const Tensor& x) {
-  if (!t || t->scalar_type() == ScalarType::Float || t->scalar_type() == x.scalar_type()) return t;
+  if (!t || scalar_type_of(*t) == ScalarType::Float || scalar_type_of(*t) == scalar_type_of(x)) return t;
   return aten_to(*t, ScalarType::Float);
 }
 
@@ -23,7 +23,7 @@ int32_t i32(int64_t v) { return static_cast<int32_t>(std::min<int64_t>(v, std::n
 }  // namespace
 
 Dtype dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
+  switch (scalar_type_of(t)) {
     case ScalarType::Double:
       return Dtype::kFloat64;
     case ScalarType::Half:

@@ -6,7 +6,7 @@
 #include "cuda/conv_op.h"
 #include "cuda/kernels.h"
 #include "cuda/operands.h"
-#include "cuda/plan.h"
+#include "cuda/plan_cache.h"
 #include "cuda/runtime.h"
 
 namespace resnet_fused::cuda {
@@ -47,7 +47,7 @@ void finish(const Tensor& out, const Tensor& x, const Vectors& bn, const OptTens
 
 // act(bn(x) + residual), dense in the layout that is asked for.
 Tensor normalise(const Tensor& x, const BatchNorm& bn, const OptTensor& residual, bool relu, bool channels_last) {
-  const Tensor out = aten_empty(sizes_of(x), x, channels_last);
+  const Tensor out = aten_empty(x.sizes(), x, channels_last);
   finish(out, aten_contiguous(x, channels_last), Vectors(bn, std::nullopt, x), residual, nullptr, relu, channels_last);
   return out;
 }
@@ -119,8 +119,8 @@ Tensor run_kernel(const Call& call, const ConvPlan& plan) {
   OptTensor residual, partials;
   if (call.residual) residual = aten_contiguous(*call.residual, true);
   if (plan.workspace)
-    partials = torch::stable::empty({plan.workspace / static_cast<int64_t>(sizeof(float))}, ScalarType::Float,
-                                    std::nullopt, conv.x.device());
+    partials = aten_empty({plan.workspace / static_cast<int64_t>(sizeof(float))}, conv.x, /*channels_last=*/false,
+                          ScalarType::Float);
   const Tensor out = aten_empty(conv.output_sizes(), conv.x, /*channels_last=*/true);
 
   ConvFwdParams p;
@@ -138,24 +138,26 @@ Tensor run_kernel(const Call& call, const ConvPlan& plan) {
 Tensor run(const Call& call) {
   const int device = call.conv.x.get_device_index();
   const DeviceGuard guard(device);
-  const ConvPlan plan = make_plan(problem_of(call), device_numbers(device), chosen_engine());
+  const ConvPlan plan = cached_plan(problem_of(call), device_numbers(device), chosen_engine());
   return plan.engine == ConvEngine::kTorch ? run_torch(call) : run_kernel(call, plan);
 }
 
-Tensor conv_bn_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
-                   OptTensor var, double eps, Ints stride, Ints padding, Ints dilation, int64_t groups,
-                   OptTensor residual, bool relu, bool /*keep_packed: weights are taken as they are*/,
-                   bool allow_tf32) {
+Tensor conv_bn_act(const Tensor& x, const Tensor& weight, const OptTensor& bias, const OptTensor& gamma,
+                   const OptTensor& beta, const OptTensor& mean, const OptTensor& var, double eps, const Ints& stride,
+                   const Ints& padding, const Ints& dilation, int64_t groups, const OptTensor& residual, bool relu,
+                   bool /*keep_packed: weights are taken as they are*/, bool allow_tf32) {
   const Conv conv =
       make_conv("conv_bn_act", x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_residual("conv_bn_act", residual, conv.output_sizes(), conv.x);
   return run({conv, nullptr, residual, relu, allow_tf32});
 }
 
-Tensor bn_relu_conv_bn_act(Tensor x, OptTensor pre_gamma, OptTensor pre_beta, Tensor pre_mean, Tensor pre_var,
-                           double pre_eps, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta,
-                           OptTensor mean, OptTensor var, double eps, Ints stride, Ints padding, Ints dilation,
-                           int64_t groups, OptTensor residual, bool relu, bool /*keep_packed*/, bool allow_tf32) {
+Tensor bn_relu_conv_bn_act(const Tensor& x, const OptTensor& pre_gamma, const OptTensor& pre_beta,
+                           const Tensor& pre_mean, const Tensor& pre_var, double pre_eps, const Tensor& weight,
+                           const OptTensor& bias, const OptTensor& gamma, const OptTensor& beta, const OptTensor& mean,
+                           const OptTensor& var, double eps, const Ints& stride, const Ints& padding,
+                           const Ints& dilation, int64_t groups, const OptTensor& residual, bool relu,
+                           bool /*keep_packed*/, bool allow_tf32) {
   constexpr const char* op = "bn_relu_conv_bn_act";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups,
                               {pre_gamma, pre_beta, pre_mean, pre_var, pre_eps});
@@ -163,11 +165,13 @@ Tensor bn_relu_conv_bn_act(Tensor x, OptTensor pre_gamma, OptTensor pre_beta, Te
   return run({conv, nullptr, residual, relu, allow_tf32});
 }
 
-Tensor conv_bn_proj_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
-                        OptTensor var, double eps, Ints stride, Ints padding, Ints dilation, int64_t groups,
-                        Tensor proj_x, Tensor proj_weight, OptTensor proj_bias, OptTensor proj_gamma,
-                        OptTensor proj_beta, OptTensor proj_mean, OptTensor proj_var, double proj_eps, Ints proj_stride,
-                        OptTensor pre_gamma, OptTensor pre_beta, OptTensor pre_mean, OptTensor pre_var, double pre_eps,
+Tensor conv_bn_proj_act(const Tensor& x, const Tensor& weight, const OptTensor& bias, const OptTensor& gamma,
+                        const OptTensor& beta, const OptTensor& mean, const OptTensor& var, double eps,
+                        const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+                        const Tensor& proj_x, const Tensor& proj_weight, const OptTensor& proj_bias,
+                        const OptTensor& proj_gamma, const OptTensor& proj_beta, const OptTensor& proj_mean,
+                        const OptTensor& proj_var, double proj_eps, const Ints& proj_stride, const OptTensor& pre_gamma,
+                        const OptTensor& pre_beta, const OptTensor& pre_mean, const OptTensor& pre_var, double pre_eps,
                         bool relu, bool /*keep_packed*/, bool allow_tf32) {
   constexpr const char* op = "conv_bn_proj_act";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
@@ -178,9 +182,11 @@ Tensor conv_bn_proj_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma
   return run({conv, &projection, std::nullopt, relu, allow_tf32});
 }
 
-Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
-                         OptTensor var, double eps, Ints stride, Ints padding, Ints dilation, int64_t groups,
-                         Ints pool_kernel, Ints pool_stride, Ints pool_padding, bool /*keep_packed*/, bool allow_tf32) {
+Tensor conv_bn_relu_pool(const Tensor& x, const Tensor& weight, const OptTensor& bias, const OptTensor& gamma,
+                         const OptTensor& beta, const OptTensor& mean, const OptTensor& var, double eps,
+                         const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+                         const Ints& pool_kernel, const Ints& pool_stride, const Ints& pool_padding,
+                         bool /*keep_packed*/, bool allow_tf32) {
   constexpr const char* op = "conv_bn_relu_pool";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_pool(op, conv, pool_kernel, pool_stride, pool_padding);
@@ -188,13 +194,13 @@ Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamm
   return aten_max_pool2d(y, pool_kernel, pool_stride, pool_padding);
 }
 
-Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var, double eps,
-                  OptTensor residual, bool relu) {
+Tensor bn_add_act(const Tensor& x, const OptTensor& gamma, const OptTensor& beta, const OptTensor& mean,
+                  const OptTensor& var, double eps, const OptTensor& residual, bool relu) {
   constexpr const char* op = "bn_add_act";
   check_activation(op, x);
   const BatchNorm bn{gamma, beta, mean, var, eps};
   check_batch_norm(op, bn, x.size(1), x);
-  check_residual(op, residual, sizes_of(x), x);
+  check_residual(op, residual, x.sizes(), x);
   const DeviceGuard guard(x.get_device_index());
   return normalise(x, bn, residual, relu, suggests_channels_last(x));
 }

@@ -60,7 +60,7 @@ TensorMap finish(CUresult result, const CUtensorMap& map, const char* what) {
 
 }  // namespace
 
-TensorMap encode_tiled(const TensorShape& shape, const TiledBox& box) {
+TensorMap driver_tiled(const TensorShape& shape, const TiledBox& box) {
   static const auto encode = driver_function<PFN_cuTensorMapEncodeTiled_v12000>("cuTensorMapEncodeTiled");
   const Extents e(shape, box.step);
   cuuint32_t extent[kMostTensorRank];
@@ -73,7 +73,7 @@ TensorMap encode_tiled(const TensorShape& shape, const TiledBox& box) {
   return finish(result, map, "cuTensorMapEncodeTiled");
 }
 
-TensorMap encode_im2col(const TensorShape& shape, const Im2colBox& box) {
+TensorMap driver_im2col(const TensorShape& shape, const Im2colBox& box) {
   static const auto encode = driver_function<PFN_cuTensorMapEncodeIm2col_v12000>("cuTensorMapEncodeIm2col");
   const Extents e(shape, box.step);
   CUtensorMap map;

@@ -45,8 +45,13 @@ struct alignas(128) TensorMap {
   uint64_t opaque[16];
 };
 
-// Throws std::runtime_error with the offending value where the hardware has no such map.
+// Throws std::runtime_error with the offending value where the hardware has no such map. Maps are kept and found again
+// by everything that they are made of (tensor_map_cache.cpp): encoding one takes longer than launching a kernel.
 TensorMap encode_tiled(const TensorShape& shape, const TiledBox& box);
 TensorMap encode_im2col(const TensorShape& shape, const Im2colBox& box);
+
+// The driver's part of it: makes a map anew.
+TensorMap driver_tiled(const TensorShape& shape, const TiledBox& box);
+TensorMap driver_im2col(const TensorShape& shape, const Im2colBox& box);
 
 }  // namespace resnet_fused::cuda

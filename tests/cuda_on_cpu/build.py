@@ -24,6 +24,11 @@ KERNELS = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
 RUNTIME = sorted((HERE / "runtime").glob("*.cpp"))
 BINDINGS = sorted((HERE / "bindings").glob("*.cpp"))
 OPS = HERE / "ops"
+WRAPPED = {  # by files of ops/
+    "allocations": ("torch_call_dispatcher", "aoti_torch_empty_strided"),
+    "news": ("_Znwm",),
+}
+HOST = [ROOT / "csrc" / "cuda" / "tensor_map_cache.cpp"]  # what kernels' launchers need of csrc, beside headers
 
 TORCH_TARGET = "0x020a000000000000ULL"  # as in build_tools/ninja_file.py
 
@@ -59,15 +64,16 @@ def missing() -> str | None:
 
 
 def host() -> list[Source]:
-    return [*(Source(f, "runtime") for f in RUNTIME), *(Source(f, "bindings") for f in BINDINGS)]
+    return [*(Source(f, "runtime") for f in [*RUNTIME, *HOST]), *(Source(f, "bindings") for f in BINDINGS)]
 
 
-def op_layer() -> list[Source]:
+def op_layer(emulated: bool) -> list[Source]:
     """csrc/cuda but for what asks a GPU, and the doubles of that; schemas and checks."""
-    csrc, doubled = ROOT / "csrc", {"runtime", "smem_grants", "tensor_map"}
+    csrc, doubled = ROOT / "csrc", {"runtime", "smem_grants", "tensor_map", *(f.stem for f in HOST)}
     files = [csrc / "library.cpp", *sorted((csrc / "common").glob("*.cpp"))]
     files += [f for f in sorted((csrc / "cuda").glob("*.cpp")) if f.stem not in doubled]
-    doubles = [Source(OPS / f"{name}.cpp", "ops") for name in ("device", "allocations")]
+    names = ("device", "allocations") if emulated else ("device", "news", "parts")
+    doubles = [Source(OPS / f"{name}.cpp", "ops") for name in names]
     bindings = [Source(HERE / "bindings" / "module.cpp", "bindings"), Source(OPS / "bindings.cpp", "bindings")]
     return [*(Source(f, "ops") for f in files), *doubles, *bindings, *(s for s in host() if s.rule == "runtime")]
 
@@ -90,7 +96,8 @@ def build(
     rules = [*_rules(folder, include, name), *(f"build {s.object}: {s.rule} {s.file}" for s in sources)]
     rules += [f"build {module}: link {' '.join([*ours, *map(str, linked)])}", f"default {module}"]
     if any(s.rule == "ops" for s in sources):
-        rules.insert(-1, f"  libs = -Wl,--wrap=torch_call_dispatcher -L{_torch() / 'lib'} -ltorch_cpu")
+        wrapped = " ".join(f"-Wl,--wrap={name}" for s in sources for name in WRAPPED.get(s.file.stem, ()))
+        rules.insert(-1, f"  libs = {wrapped} -L{_torch() / 'lib'} -ltorch_cpu")
     file = folder / f"{name}.ninja"
     file.write_text("\n".join(rules) + "\n")
     _run(folder, file.name)
@@ -127,9 +134,10 @@ def _rules(folder: Path, include: Iterable[Path], name: str) -> list[str]:
     planted = (folder / "include").exists()
     how = "-O0 -w" if planted else f"-O1 {STRICT} -Wframe-larger-than=65536"
     # These two are what a GPU's host runs, so they are compiled as for it: no checks, optimised.
+    timed = "-DON_CPU_TIMED" if name.endswith("_host") else ""
     layer = f"-I{OPS / 'include'} {own} -isystem {_torch() / 'include'}"
     flags = {
-        "ops": f"-O2 {STRICT} -DTORCH_TARGET_VERSION={TORCH_TARGET} -DON_CPU_LIBRARY={name} {layer}",
+        "ops": f"-O2 {STRICT} -DTORCH_TARGET_VERSION={TORCH_TARGET} -DON_CPU_LIBRARY={name} {timed} {layer} {system}",
         "host": f"-O2 {STRICT} -Wno-unknown-pragmas -I{OPS / 'no_launch'} {own}",
         "kernel": f"{CHECKED} {how} {own}",
         "runtime": f"-O2 {STRICT} {own}",

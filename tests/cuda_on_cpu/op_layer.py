@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from . import load as load_kernels
-from .build import BUILD, build, import_module, kernels, op_layer
+from .build import BUILD, Source, build, import_module, kernels, op_layer
 from .tensors import span
 
 NAME = "resnet_fused_on_cpu"
+HOST_NAME = "resnet_fused_on_host"
 
 
 class Layer:
@@ -64,4 +65,11 @@ def load() -> ModuleType:
     load_kernels()  # so that the kernels' objects are there, and new
     folder = BUILD / "op_layer"
     objects = [BUILD / "clean" / s.object for s in kernels()]
-    return import_module(build(folder, NAME, op_layer(), objects))
+    return import_module(build(folder, NAME, op_layer(emulated=True), objects))
+
+
+@functools.cache
+def load_host() -> ModuleType:
+    """The same as ``torch.ops.resnet_fused_on_host.*``, compiled as for a GPU's host, with launches that do nothing."""
+    sources = [Source(s.file, "host") for s in kernels()]
+    return import_module(build(BUILD / "op_host", HOST_NAME, [*op_layer(emulated=False), *sources]))

@@ -45,7 +45,7 @@ def compile_library(nvcc: Path, capability: tuple[int, int], folder: Path) -> Pa
     names = [*EVERYWHERE, *(FROM_SM_90 if "sm_90" in has else ()), *(ON_SM_90A if "sm_90a" in has else ())]
     code = "{}{}".format(*capability) + ("a" if "sm_90a" in has else "")
     flags = ["-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", f"-gencode=arch=compute_{code},code=sm_{code}"]
-    host = ("smem_grants.cpp", "tensor_map.cpp")
+    host = ("smem_grants.cpp", "tensor_map.cpp", "tensor_map_cache.cpp")
     sources = [*(KERNELS / name for name in names), *(ROOT / "csrc/cuda" / name for name in host)]
     objects = [folder / f"{source.name}.o" for source in sources]
 

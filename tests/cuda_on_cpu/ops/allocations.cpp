@@ -13,6 +13,13 @@ extern "C" AOTITorchError __real_torch_call_dispatcher(const char* op, const cha
 extern "C" AOTITorchError __wrap_torch_call_dispatcher(const char* op, const char* overload, StableIValue* stack,
                                                        uint64_t version);
 
+extern "C" AOTITorchError __real_aoti_torch_empty_strided(int64_t dim, const int64_t* sizes, const int64_t* strides,
+                                                          int32_t dtype, int32_t device_type, int32_t device_index,
+                                                          AtenTensorHandle* tensor);
+extern "C" AOTITorchError __wrap_aoti_torch_empty_strided(int64_t dim, const int64_t* sizes, const int64_t* strides,
+                                                          int32_t dtype, int32_t device_type, int32_t device_index,
+                                                          AtenTensorHandle* tensor);
+
 namespace cuda_on_cpu {
 
 namespace {
@@ -56,5 +63,13 @@ AOTITorchError __wrap_torch_call_dispatcher(const char* op, const char* overload
   for (const char* known : cuda_on_cpu::kAllocating)
     if (error == AOTI_TORCH_SUCCESS && !std::strcmp(op, known))
       cuda_on_cpu::note(op, reinterpret_cast<AtenTensorHandle>(stack[0]));
+  return error;
+}
+
+AOTITorchError __wrap_aoti_torch_empty_strided(int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype,
+                                               int32_t device_type, int32_t device_index, AtenTensorHandle* tensor) {
+  const AOTITorchError error =
+      __real_aoti_torch_empty_strided(dim, sizes, strides, dtype, device_type, device_index, tensor);
+  if (error == AOTI_TORCH_SUCCESS) cuda_on_cpu::note("aten::empty", *tensor);
   return error;
 }

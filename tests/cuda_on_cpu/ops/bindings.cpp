@@ -1,6 +1,7 @@
 // The op layer, as Python sees it beside torch.ops: which GPU there is, and what the kernels of a call did.
 #include "bindings/python.h"
 #include "ops/device.h"
+#include "runtime/tensor_map.h"
 
 namespace cuda_on_cpu::bindings {
 
@@ -14,6 +15,7 @@ void set_device_numbers(int32_t capability, int32_t sm_count, int32_t smem_per_b
 const Binding binding([](pybind11::module_& m) {
   m.def("set_device", &set_device_numbers);
   m.def("set_engine", &set_engine);
+  m.def("tensor_maps_made", &tensor_maps_made);
   m.def("begin", &begin_session);
   m.def("end", &end_session);
 });

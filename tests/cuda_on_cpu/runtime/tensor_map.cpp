@@ -1,6 +1,7 @@
 #include "runtime/tensor_map.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <sstream>
 #include <stdexcept>
@@ -11,6 +12,8 @@ namespace {
 
 using resnet_fused::cuda::TensorMap;
 using resnet_fused::cuda::TensorShape;
+
+std::atomic<uint64_t> made{0};
 
 // cuTensorMapEncode would return CUDA_ERROR_INVALID_VALUE, or else the emulator does not model it.
 template <typename... Parts>
@@ -52,6 +55,7 @@ TensorMap finish(const MapContents& m) {
           ": the emulator knows equal widths only");
   TensorMap map{};
   std::memcpy(static_cast<void*>(&map), &m, sizeof m);
+  ++made;
   return map;
 }
 
@@ -107,6 +111,8 @@ std::vector<MapRow> rows_of_window(const MapContents& m, const Coordinates& at) 
 
 }  // namespace
 
+uint64_t tensor_maps_made() { return made; }
+
 MapContents MapContents::of(const TensorMap& map) {
   MapContents m;
   std::memcpy(&m, &map, sizeof m);
@@ -133,7 +139,7 @@ namespace resnet_fused::cuda {
 using cuda_on_cpu::MapContents;
 using cuda_on_cpu::require;
 
-TensorMap encode_tiled(const TensorShape& shape, const TiledBox& box) {
+TensorMap driver_tiled(const TensorShape& shape, const TiledBox& box) {
   MapContents m = cuda_on_cpu::start(shape, MapContents::Kind::kTiled, static_cast<uint32_t>(box.swizzle), box.step);
   for (int i = 0; i < shape.rank; ++i) {
     require(box.box[i] >= 1 && box.box[i] <= 256, "extent ", box.box[i], " of dimension ", i);
@@ -142,7 +148,7 @@ TensorMap encode_tiled(const TensorShape& shape, const TiledBox& box) {
   return cuda_on_cpu::finish(m);
 }
 
-TensorMap encode_im2col(const TensorShape& shape, const Im2colBox& box) {
+TensorMap driver_im2col(const TensorShape& shape, const Im2colBox& box) {
   MapContents m = cuda_on_cpu::start(shape, MapContents::Kind::kIm2col, static_cast<uint32_t>(box.swizzle), box.step);
   require(shape.rank == 4, "im2col of rank ", shape.rank, "; the emulator knows rank 4 only");
   require(box.channels >= 1 && box.channels <= 256, box.channels, " channels");

@@ -35,6 +35,8 @@ struct MapRow {
   uint32_t first, bytes;
 };
 
+uint64_t tensor_maps_made();  // by any thread, so far
+
 std::vector<MapRow> rows_of(const MapContents& map, const Coordinates& at);
 
 // Where TMA puts a byte: 16-byte pieces are permuted by address bits, with a period of 8 * width bytes.

@@ -1,0 +1,104 @@
+"""What an op of csrc/cuda costs the host: ``python -m benchmarks.host_time``. Needs a compiler and no GPU.
+
+The op layer is compiled as for a GPU's host, and its launches do nothing (``tests/cuda_on_cpu/op_layer.py``). Calls
+from Python and the time inside the op, from torch's boxed call to its return, are taken in the same rounds; what lies
+between them is Python and torch. Left out is what needs a GPU: cudaLaunchKernelEx, the device guard, the stream, the
+driver's encoding of a tensor map. Rounds interleave everything that is compared; medians are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from cuda_on_cpu import op_layer  # noqa: E402
+from cuda_on_cpu.host_calls import calls  # noqa: E402
+
+from resnet_fused.cli._gpus import GPUS  # noqa: E402
+
+# The op, and what RESNET_FUSED_CUDA_ENGINE says on an H200.
+CASES = [
+    ("conv_bn_act", "sm80:64x64:1"),
+    ("conv_bn_act", "sm80:64x64:3"),
+    ("conv_bn_act", "sm90:128x128"),
+    ("conv_bn_act", "sm90:rows"),
+    ("bn_relu_conv_bn_act", "sm90:128x128"),
+    ("conv_bn_proj_act", "sm90:128x128"),
+    ("basic_block", "sm90:block"),
+    ("bn_add_act", "sm90"),
+]
+LIMIT = 5.0  # us inside an op, docs/kernels/host_path.md
+
+
+def measure(rounds: int, each: int) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
+    """Median ns of a call from Python and of the time inside it, by case; and of single parts."""
+    host = op_layer.load_host()
+    host.set_device(*GPUS["h200"])
+    made = calls(channels=64, size=56)
+    called, inside, parts = defaultdict(list), defaultdict(list), defaultdict(list)
+    x = made["bn_add_act"][1][0]
+
+    def take(name: str, call: Callable[[], object]) -> None:
+        call()
+        before, begin = host.nanoseconds_inside(), time.perf_counter_ns()
+        for _ in range(each):
+            call()
+        called[name].append((time.perf_counter_ns() - begin) / each)
+        inside[name].append((host.nanoseconds_inside() - before) / each)
+
+    for _ in range(rounds):
+        for name, engine in CASES:
+            host.set_engine(engine)
+            op, args = made[name]
+            take(f"{name} {engine}", lambda op=op, args=args: op(*args))
+        take("torch.relu", lambda: torch.relu(x[:1, :1, :1, :1]))
+        take("torch.empty_like", lambda: torch.empty_like(x))
+        for name, ns in host.parts(each).items():
+            parts[name].append(ns)
+    medians = {name: (statistics.median(called[name]), statistics.median(inside[name])) for name in called}
+    return medians, {name: statistics.median(ns) for name, ns in parts.items()}
+
+
+def commit() -> str:
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--each", type=int, default=50, help="calls a round of each case")
+    wanted = parser.parse_args()
+    torch.set_num_threads(1)
+    gc.disable()
+    with torch.no_grad():
+        cases, parts = measure(wanted.rounds, wanted.each)
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    print(f"{model}, Python {platform.python_version()}, torch {torch.__version__}, commit {commit()},")
+    print(f"{time.strftime('%Y-%m-%d')}, {wanted.rounds} interleaved rounds of {wanted.each} calls, medians\n")
+    print("| call | from Python, us | inside the op, us |\n|---|---|---|")
+    for name, (called, inside) in cases.items():
+        print(f"| {name} | {called / 1e3:.2f} | {f'{inside / 1e3:.2f}' if inside else ''} |")
+    print("\n| part | ns |\n|---|---|")
+    for name, ns in parts.items():
+        print(f"| {name} | {ns:.0f} |")
+    over = [name for name, (_, inside) in cases.items() if inside > LIMIT * 1e3]
+    print(f"\n{'Over' if over else 'All within'} {LIMIT:.0f} us inside the op{': ' + ', '.join(over) if over else ''}")
+
+
+if __name__ == "__main__":
+    main()

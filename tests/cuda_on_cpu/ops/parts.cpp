@@ -1,0 +1,91 @@
+// Parts of an op's host time by themselves, and the cache that two of them rest on.
+#include <atomic>
+#include <chrono>
+#include <thread>
+
+#include "bindings/python.h"
+#include "cuda/exact_cache.h"
+#include "cuda/plan_cache.h"
+#include "cuda/tensor_map.h"
+#include "ops/news.h"
+#include "ops/timed.h"
+
+namespace cuda_on_cpu::bindings {
+
+namespace {
+
+using namespace resnet_fused::cuda;
+
+template <typename Part>
+double time_of(int calls, const Part& part) {
+  const auto begin = std::chrono::steady_clock::now();
+  for (int i = 0; i < calls; ++i) {
+    const auto result = part();
+    asm volatile("" ::"m"(result) : "memory");
+  }
+  return static_cast<double>((std::chrono::steady_clock::now() - begin).count()) / calls;
+}
+
+ConvProblem layer(int32_t channels, int32_t size) {
+  ConvProblem p;
+  p.dtype = Dtype::kBFloat16;
+  p.main = {1, size, size, channels, channels, 3, 3, size, size, 1, 1, 1, 1, 1, 1};
+  p.residual = true;
+  return p;
+}
+
+TensorShape activation(const void* base) {
+  TensorShape s;
+  s.base = base, s.dtype = Dtype::kBFloat16, s.rank = 4;
+  const int64_t sizes[] = {64, 56, 56, 1};
+  for (int i = 0, stride = 2; i < 4; stride *= static_cast<int>(sizes[i++])) s.size[i] = sizes[i], s.stride[i] = stride;
+  return s;
+}
+
+// ns each, the mean of so many calls
+pybind11::dict parts(int calls) {
+  const Device h200{90, 132, 232448, 233472};
+  const EngineChoice sm90 = engine_choice("sm90");
+  const ConvProblem problem = layer(64, 56);
+  const TensorShape shape = activation(nullptr);
+  Im2colBox box;
+  box.lower[0] = box.lower[1] = box.upper[0] = box.upper[1] = -1;
+  box.channels = 64, box.pixels = 128, box.swizzle = Swizzle::k128;
+  pybind11::dict d;
+  d["a plan, made"] = time_of(calls, [&] { return make_plan(problem, h200, {}); });
+  d["a plan of sm90, made"] = time_of(calls, [&] { return make_plan(problem, h200, sm90); });
+  d["a plan, found"] = time_of(calls, [&] { return cached_plan(problem, h200, sm90); });
+  d["a tensor map, found"] = time_of(calls, [&] { return encode_im2col(shape, box); });
+  return d;
+}
+
+// Threads that ask one cache for more keys than it holds: how many answers were another key's, and how many were made.
+std::pair<int64_t, int64_t> stress_cache(int threads, int keys, int rounds) {
+  struct Key {
+    int64_t a, b;
+  };
+  static ExactCache<Key, int64_t, 8> cache;
+  std::atomic<int64_t> wrong{0}, made{0};
+  const auto work = [&](int thread) {
+    for (int i = 0; i < rounds; ++i) {
+      const int64_t a = (i * 7 + thread) % keys;
+      const int64_t found = cache.get({a, -a}, [&] { return ++made, a * a + 1; });
+      wrong += found != a * a + 1;
+    }
+  };
+  std::vector<std::thread> all;
+  for (int t = 0; t < threads; ++t) all.emplace_back(work, t);
+  for (std::thread& t : all) t.join();
+  return {wrong, made};
+}
+
+const Binding binding([](pybind11::module_& m) {
+  m.def("allocations", &allocations);
+  m.def("nanoseconds_inside", [] { return nanoseconds_inside; });
+  m.def("parts", &parts);
+  m.def("stress_cache", &stress_cache);
+});
+
+}  // namespace
+
+}  // namespace cuda_on_cpu::bindings

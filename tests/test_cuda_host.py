@@ -1,0 +1,90 @@
+"""The host's side of a CUDA op, launches left out: nothing is allocated, planned or encoded twice. No time is asserted.
+
+benchmarks/host_time.py measures what that leaves.
+"""
+
+from __future__ import annotations
+
+import cuda_on_cpu
+import pytest
+import torch
+
+from resnet_fused.cli._gpus import GPUS
+
+if reason := cuda_on_cpu.missing():
+    pytest.skip(f"the op layer is compiled here and needs a compiler: {reason}", allow_module_level=True)
+
+from cuda_on_cpu import op_layer
+from cuda_on_cpu.host_calls import calls
+
+OPS = ["conv_bn_act", "bn_relu_conv_bn_act", "conv_bn_proj_act", "bn_add_act", "basic_block"]
+ENGINES = ["sm80:64x64:1", "sm80:64x64:3", "sm90:128x128", "sm90:rows", "sm90:block"]
+
+
+@pytest.fixture(scope="module")
+def host():
+    return op_layer.load_host()
+
+
+def arguments_of(args):
+    """What torch's own boxing allocates: a control block for each tensor, a vector for each list."""
+    return sum(isinstance(a, torch.Tensor | list) for a in args)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", OPS)
+@torch.no_grad()
+def test_nothing_is_allocated_but_the_output(host, name, engine):
+    host.set_device(*GPUS["h200"])
+    host.set_engine(engine)
+    op, args = calls(channels=64, size=8)[name]
+    op(*args)  # plans, maps, and what the library makes once
+    before = host.allocations()
+    op(*args)
+    convolutions = 2 if name == "basic_block" and not engine.startswith(("sm90:rows", "sm90:block")) else 1
+    partials = engine == "sm80:64x64:3" and name != "bn_add_act"
+    outputs = convolutions * (1 + partials)  # two launches leave what lies between them in memory
+    assert host.allocations() - before == arguments_of(args) + outputs
+
+
+@torch.no_grad()
+def test_the_count_notices_an_allocation(host):
+    """A weight that is not channels_last is copied, by way of torch's dispatcher, in every call."""
+    host.set_device(*GPUS["h200"])
+    host.set_engine("sm80:64x64:1")
+    op, args = calls(channels=64, size=8)["conv_bn_act"]
+    args = [args[0], args[1].contiguous(), *args[2:]]
+    op(*args)
+    before = host.allocations()
+    op(*args)
+    assert host.allocations() - before > arguments_of(args) + 1
+
+
+@torch.no_grad()
+def test_tensor_maps_are_made_once_for_an_address_and_a_shape(host):
+    host.set_device(*GPUS["h200"])
+    host.set_engine("sm90:128x128")
+    op, args = calls(channels=64, size=8)["conv_bn_act"]
+    outputs = {op(*args).data_ptr() for _ in range(2)}
+    made = host.tensor_maps_made()
+    for _ in range(3):
+        out = op(*args)
+        outputs.add(out.data_ptr())
+        del out
+    if len(outputs) == 1:  # the allocator gave the same memory again
+        assert host.tensor_maps_made() == made
+    other = args[0].clone(memory_format=torch.channels_last)
+    kept = [op(other, *args[1:]), op(*args)]
+    assert host.tensor_maps_made() > made
+    made = host.tensor_maps_made()
+    narrow = other[:, :, :, :4].contiguous(memory_format=torch.channels_last)
+    kept.append(op(narrow, *args[1:12], narrow, *args[13:]))
+    assert host.tensor_maps_made() >= made + 3  # x, the residual and the output; the weight's is known
+
+
+def test_the_cache_answers_each_thread_with_its_own_key(host):
+    wrong, made = host.stress_cache(4, 200, 20_000)  # 32 entries
+    assert wrong == 0
+    assert made > 200, "more keys than entries: some are made again"
+    wrong, made = host.stress_cache(1, 4, 1000)
+    assert (wrong, made <= 4) == (0, True)
