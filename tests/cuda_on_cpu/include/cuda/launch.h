@@ -3,4 +3,4 @@
 #include "cuda_on_cpu.h"
 
 #define LAUNCH(kernel, grid, block, smem, stream, ...) \
-  ((void)(stream), ::cuda_on_cpu::launch(kernel, grid, block, smem, __VA_ARGS__))
+  ((void)(stream), ::cuda_on_cpu::launch(kernel, 1, grid, block, smem, __VA_ARGS__))
