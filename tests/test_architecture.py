@@ -160,7 +160,7 @@ CUDA = ROOT / "csrc" / "cuda"
 # Each folder of kernels may include the ones before it; the plain structs beside them, all; host code, everything.
 CUDA_LAYERS = ["ptx", "tile", "bn", "sm80", "sm90"]
 CUDA_STRUCTS = {"batch_norm.h", "conv.h", "dtype.h", "queue.h", "tensor_map.h"}
-LAUNCHING = {"kernels.h", "launch.h"}  # included by .cu files, which are host code too
+LAUNCHING = {"kernels.h", "launch.h", "launch_cluster.h"}  # included by .cu files, which are host code too
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ compiled = pytest.mark.skipif(
     reason=_build_info.CUDA_OMITTED
     or "no cuobjdump or nvdisasm: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm",
 )
+HOPPERS = {"conv_sm90_kernel", "conv_rows_kernel", "block_fwd_kernel"}  # of sm_90a alone
 each_arch = pytest.mark.parametrize("arch", ARCHS)
 
 
@@ -52,6 +53,11 @@ def conv_variant(mangled: str) -> tuple[int, ...]:
 def rows_variant(mangled: str) -> tuple[int, ...]:
     """dtype, tile"""
     return tuple(int(n) for n in re.search(r"DtypeE(\d)ELi(\d)E", mangled).groups())
+
+
+def block_variant(mangled: str) -> tuple[int, ...]:
+    """dtype, shape"""
+    return tuple(int(n) for n in re.search(r"BlockFwdConfigILNS0_5DtypeE(\d)ELi(\d)E", mangled).groups())
 
 
 @compiled
@@ -82,8 +88,8 @@ def test_registers_leave_room_to_hide_latency():
 
     conv_fwd: two blocks of the large tile an SM where shared memory has room for them.
     """
-    # conv_sm90, conv_rows: 384 threads, or with a prologue 512, are what an SM's registers are shared by at the start
-    limits = {"bn_add_act_kernel": 128, "conv_finish_kernel": 128, "conv_sm90_kernel": 168, "conv_rows_kernel": 168}
+    # 384 threads, or with a prologue 512, are what an SM's registers are shared by at the start
+    limits = {"bn_add_act_kernel": 128, "conv_finish_kernel": 128, **dict.fromkeys(HOPPERS, 168)}
     for k in sass.kernels(LIBRARY):
         limit = limits.get(family(k.name))
         if family(k.name) == "conv_fwd_kernel":
@@ -106,6 +112,8 @@ def test_the_menu_is_what_the_gpu_gets():
     assert {conv_variant(n) for n in named("sm_90a", "conv_sm90_kernel")} == menu
     menu = {(d, ROWS_TILES.index((m, n))) for d, m, n, _ in emulated.compiled_conv_rows()}
     assert {rows_variant(n) for n in named("sm_90a", "conv_rows_kernel")} == menu
+    menu = {(d, BLOCK_CHANNELS.index(channels)) for d, channels in emulated.compiled_block_fwd()}
+    assert {block_variant(n) for n in named("sm_90a", "block_fwd_kernel")} == menu
 
 
 @compiled
@@ -156,7 +164,7 @@ def test_conv_finish_moves_16_bytes_a_thread(arch):
         assert any(i.startswith("LDG") and ".128" in i for i in code), name
 
 
-HOPPERS = {"conv_sm90_kernel", "conv_rows_kernel"}
+BLOCK_CHANNELS = [64, 128]
 SM90_TILES = [(256, 128), (256, 64), (128, 128)]
 ROWS_TILES = [(4, 56), (7, 32), (8, 32), (16, 16)]
 
@@ -196,15 +204,33 @@ def test_conv_rows_runs_on_wgmma_and_tma():
         assert not [i for i in code if i.startswith("STG")], f"{name}: every store is TMA's"
 
 
-@pytest.mark.parametrize("source", ["conv_sm90_bf16", "conv_rows_bf16"])
-def test_ptxas_does_not_serialise_wgmma(source, tmp_path):
+def test_block_fwd_runs_on_wgmma_and_tma():
+    """Weights by TMA, pixels by 16-byte copies, products by wgmma of each convolution's width, stmatrix between them."""
+    columns = {0: (128, 96), 1: (96, 64)}
+    for name, code in named("sm_90a", "block_fwd_kernel").items():
+        dtype, shape = block_variant(name)
+        products = {i for i in code if "MMA" in i}
+        assert products == {f"HGMMA.64x{n}x16{HALF[str(dtype)]}" for n in columns[shape]}, f"{name}: {products}"
+        loads = {i for i in code if i.startswith("UTMALDG")}
+        assert loads == {"UTMALDG.2D.MULTICAST" if shape else "UTMALDG.2D"}, f"{name}: {loads}"
+        copies = [i for i in code if i.startswith("LDGSTS")]
+        assert copies, name
+        assert all(".128" in i and ".BYPASS" in i for i in copies), f"{name}: {copies}"
+        assert "STSM.16.MT88.4" in code, name
+        assert "LDSM.16.MT88.4" in code, f"{name}: the shortcut"
+        stores = [i for i in code if i.startswith("STG")]
+        assert stores, name
+        assert all(".128" in i for i in stores), f"{name}: {stores}"
+
+
+@pytest.mark.parametrize("source", ["conv_sm90_bf16.cu", "conv_rows_bf16.cu", "block_fwd_bf16.cu"])
+def test_ptxas_does_not_serialise_wgmma(tmp_path, source):
     """C7508 to C7514: it ignored setmaxnreg, or lets wgmmas wait for each other."""
     toolkit, why = toolchain.find_toolkit(os.environ)
     if toolkit is None:
         pytest.skip(f"no CUDA toolkit: {why}")
-    source = CUDA / "sm90" / f"{source}.cu"
     command = [toolkit.nvcc, "-cubin", "-arch=sm_90a", "-std=c++17", "-O3", "--expt-relaxed-constexpr"]
-    command += [f"-I{ROOT / 'csrc'}", source, "-o", tmp_path / "cubin"]
+    command += [f"-I{ROOT / 'csrc'}", CUDA / "sm90" / source, "-o", tmp_path / "cubin"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not re.findall(r"C75\d\d|warning", done.stdout + done.stderr)

@@ -52,17 +52,19 @@ __attribute__((const)) unsigned char* shared_memory();
 // What the next launch is called in the report.
 void name_launch(const char* kernel);
 
-// Runs kernel(closure) for every thread of the grid.
-void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*), void* closure);
+// Runs kernel(closure) for every thread of the grid; `cluster` blocks that are neighbours along x run together.
+void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*), void* closure, unsigned cluster);
 
 // Each thread gets copies of the arguments, on its own stack. The closures are the host's memory, not a kernel's, and
 // so are not to be checked.
 template <typename... Params, typename... Args>
-void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, const Args&... args) {
+void launch(void (*kernel)(Params...), unsigned cluster, dim3 grid, dim3 block, size_t shared_bytes,
+            const Args&... args) {
   auto call = [&]() __attribute__((no_sanitize_thread)) { kernel(static_cast<Params>(args)...); };
   run_grid(
       grid, block, shared_bytes,
-      [](void* closure) __attribute__((no_sanitize_thread)) { (*static_cast<decltype(call)*>(closure))(); }, &call);
+      [](void* closure) __attribute__((no_sanitize_thread)) { (*static_cast<decltype(call)*>(closure))(); }, &call,
+      cluster);
 }
 
 }  // namespace cuda_on_cpu

@@ -2,5 +2,6 @@
 #pragma once
 #include "cuda_on_cpu.h"
 
-#define LAUNCH(kernel, grid, block, smem, stream, ...) \
-  ((void)(stream), ::cuda_on_cpu::name_launch(#kernel), ::cuda_on_cpu::launch(kernel, grid, block, smem, __VA_ARGS__))
+#define LAUNCH(kernel, grid, block, smem, stream, ...)  \
+  ((void)(stream), ::cuda_on_cpu::name_launch(#kernel), \
+   ::cuda_on_cpu::launch(kernel, 1, grid, block, smem, __VA_ARGS__))
