@@ -52,6 +52,8 @@ constexpr int32_t kThreadsPerSm = 512;   // that fit with 128 registers each
 constexpr int32_t kReservedSmem = 1024;  // bytes a block, taken by CUDA
 constexpr int32_t kSplits[] = {2, 3, 4, 6, 8, 12, 16};
 
+constexpr int64_t kMoments = 3;  // numbers that a tile of pixels leaves of each channel
+
 constexpr int32_t kOldestArch = 80;
 constexpr int32_t kHopper = 90;                                           // sm_90a's instructions exist there only
 constexpr int32_t kMostStride = 8, kMostCorner = 128, kMostOffset = 255;  // of an im2col tensor map
@@ -78,9 +80,7 @@ int64_t inputs(const ConvShape& q) {
 
 int64_t steps(const ConvShape& q, Dtype dtype) { return ceil_div(int64_t{q.r} * q.s * q.c, conv_fwd_depth(dtype)); }
 
-int32_t prologue_channels(const ConvProblem& p) {
-  return p.mode == ConvFwdMode::kProjectionPrologue ? p.projection.c : p.main.c;
-}
+int32_t prologue_channels(const ConvProblem& p) { return has_projection(p.mode) ? p.projection.c : p.main.c; }
 
 const char* name_of(ConvFwdMode mode) {
   switch (mode) {
@@ -90,6 +90,10 @@ const char* name_of(ConvFwdMode mode) {
       return "projection";
     case ConvFwdMode::kProjectionPrologue:
       return "projection prologue";
+    case ConvFwdMode::kStatistics:
+      return "statistics";
+    case ConvFwdMode::kPrologueStatistics:
+      return "prologue statistics";
     case ConvFwdMode::kPlain:
       break;
   }
@@ -172,6 +176,7 @@ bool takes_sm90(const ConvProblem& p, const Device& device, std::string* why) {
   };
   if (device.arch != kHopper) return no("the GPU is sm_", device.arch, ", and wgmma and im2col TMA are sm_90a's");
   if (p.dtype == Dtype::kFloat32) return no("float32 would need wgmma of TF32, which this kernel has not");
+  if (has_statistics(p.mode)) return no("its epilogue takes no statistics of what it stores");
   return takes_sm90(p.main, "the convolution", why) &&
          (!has_projection(p.mode) || takes_sm90(p.projection, "the projection", why));
 }
@@ -248,17 +253,21 @@ Candidate best_split(const Model& model, const ConvProblem& p, const ConvFwdTile
   const int64_t tiles = tiles_of(tile, p.main), depth = steps(p.main, p.dtype);
   const bool projects = has_projection(p.mode);
   const int64_t side = projects ? steps(p.projection, p.dtype) : 0;
-  const double main_step = p.mode == ConvFwdMode::kPrologue ? kPrologueStep : 1;
+  const double main_step = has_prologue(p.mode) && !projects ? kPrologueStep : 1;
   const double side_time = side * (p.mode == ConvFwdMode::kProjectionPrologue ? kPrologueStep : 1);
   const int32_t per_sm = model.blocks_per_sm(tile, smem);
   const double memory = compulsory / model.dram();
   Candidate best;
+  // Statistics are of whole sums: conv_finish would have to take them, and where the depth is worth splitting the
+  // output is small, and bn_stats fast.
+  if (has_statistics(p.mode)) forced = 1;
   for_each_split(tiles, depth, model.device.sm_count, forced, [&](int32_t splits) {
     const double main_time = ceil_div(depth, splits) * main_step;
     const int64_t slices = splits == 1 ? 1 : conv_fwd_slices(p.mode, splits);
     const double time = splits == 1 ? main_time + side_time : std::max(main_time, side_time);
     double ns = kLaunch + std::max(memory, model.multiply(tile, per_sm, tiles * slices, time, model.family.sm80_share));
     if (splits > 1) ns += model.finish(slices * outputs(p.main) * 4);
+    if (has_statistics(p.mode)) ns += model.finish(kMoments * ceil_div(pixels(p.main), tile.m) * p.main.k * 4);
     if (ns < best.ns) best = {splits, ns};
   });
   return best;
@@ -307,13 +316,14 @@ double torch_convolution(const Model& model, const ConvShape& q) {
 // Elements that relu(pre(.)) is made of.
 int64_t prologue_elements(const ConvProblem& p) {
   if (!has_prologue(p.mode)) return 0;
-  return inputs(p.mode == ConvFwdMode::kPrologue ? p.main : p.projection);
+  return inputs(has_projection(p.mode) ? p.projection : p.main);
 }
 
-// torch's way beside its convolutions: bn_add_act before them where there is a prologue, and always after them.
+// torch's way beside its convolutions: bn_add_act before them where there is a prologue, and after them always, or
+// bn_stats where statistics are asked for.
 double torch_passes(const Model& model, const ConvProblem& p) {
   const int64_t size = size_of(p.dtype);
-  const int64_t tensors = 2 + (p.residual || has_projection(p.mode));
+  const int64_t tensors = has_statistics(p.mode) ? 1 : 2 + (p.residual || has_projection(p.mode));
   double ns = model.pass(tensors * outputs(p.main) * size);
   if (has_prologue(p.mode)) ns += model.pass(2 * prologue_elements(p) * size);
   return ns;
@@ -325,10 +335,11 @@ int64_t compulsory_bytes(const ConvProblem& p) {
   return elements * size_of(p.dtype);
 }
 
-// A convolution's raw output is written, and read by bn_add_act; a residual is an input already.
+// A convolution's raw output is written, and read by bn_add_act; a residual is an input already. bn_stats reads what is
+// the result.
 int64_t torch_bytes(const ConvProblem& p, int64_t compulsory) {
-  const int64_t raw = outputs(p.main) * (1 + has_projection(p.mode));
-  return compulsory + 2 * (raw + prologue_elements(p)) * size_of(p.dtype);
+  const int64_t raw = outputs(p.main) * (has_statistics(p.mode) ? 1 : 2 + 2 * has_projection(p.mode));
+  return compulsory + (raw + 2 * prologue_elements(p)) * size_of(p.dtype);
 }
 
 std::string occupancy(int64_t blocks, int32_t splits, int32_t sm_count) {
@@ -410,6 +421,7 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
   const int64_t compulsory = compulsory_bytes(problem);
   ConvPlan torch;
   torch.bytes = torch_bytes(problem, compulsory);
+  torch.statistics = has_statistics(problem.mode);
   std::string why;
   if (!takes(problem, device, notes ? &why : nullptr)) {
     note("sm80: ", why);
@@ -491,7 +503,8 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
 std::string to_string(const ConvPlan& plan) {
   const std::string time = plan.microseconds > 0 ? sentence(", ", plan.microseconds, " us predicted") : "";
   if (plan.engine == ConvEngine::kTorch)
-    return sentence("torch: convolution, then bn_add_act, ", plan.bytes, " bytes moved", time);
+    return sentence("torch: convolution, then ", plan.statistics ? "bn_stats, " : "bn_add_act, ", plan.bytes,
+                    " bytes moved", time);
   const ConvFwdVariant& v = plan.variant;
   return sentence(plan.engine == ConvEngine::kSm90 ? "sm90 " : "sm80 ", v.tile_m, "x", v.tile_n, ": ", name_of(v.dtype),
                   ", ", name_of(v.mode), ", ", plan.tiles, " tiles of ", plan.smem, " bytes of shared memory, ",
