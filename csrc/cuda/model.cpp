@@ -46,6 +46,8 @@ constexpr int32_t kThreadsPerSm = 512;   // that fit with 128 registers each
 constexpr int32_t kReservedSmem = 1024;  // bytes a block, taken by CUDA
 constexpr int32_t kSplits[] = {2, 3, 4, 6, 8, 12, 16};
 
+constexpr int64_t kMoments = 3;  // numbers that a tile of pixels leaves of each channel
+
 // Elements of x that a tap meets: a strided 1x1 convolution skips the rest.
 int64_t inputs(const ConvShape& q) {
   const int64_t rows = std::min<int64_t>(q.h, int64_t{q.p} * q.r), columns = std::min<int64_t>(q.w, int64_t{q.q} * q.s);
@@ -57,7 +59,7 @@ int64_t steps(const ConvShape& q, Dtype dtype) { return ceil_div(int64_t{q.r} * 
 // Elements that relu(pre(.)) is made of.
 int64_t prologue_elements(const ConvProblem& p) {
   if (!has_prologue(p.mode)) return 0;
-  return inputs(p.mode == ConvFwdMode::kPrologue ? p.main : p.projection);
+  return inputs(has_projection(p.mode) ? p.projection : p.main);
 }
 
 // Depth is split only where there are fewer tiles than SMs, and into as many parts as there are steps at most.
@@ -128,17 +130,21 @@ Candidate best_split(const Model& model, const ConvProblem& p, const ConvFwdTile
   const int64_t tiles = tiles_of(tile, p.main), depth = steps(p.main, p.dtype);
   const bool projects = has_projection(p.mode);
   const int64_t side = projects ? steps(p.projection, p.dtype) : 0;
-  const double main_step = p.mode == ConvFwdMode::kPrologue ? kPrologueStep : 1;
+  const double main_step = has_prologue(p.mode) && !projects ? kPrologueStep : 1;
   const double side_time = side * (p.mode == ConvFwdMode::kProjectionPrologue ? kPrologueStep : 1);
   const int32_t per_sm = model.blocks_per_sm(tile, smem);
   const double memory = compulsory / model.dram();
   Candidate best;
+  // Statistics are of whole sums: conv_finish would have to take them, and where the depth is worth splitting the
+  // output is small, and bn_stats fast.
+  if (has_statistics(p.mode)) forced = 1;
   for_each_split(tiles, depth, model.device.sm_count, forced, [&](int32_t splits) {
     const double main_time = ceil_div(depth, splits) * main_step;
     const int64_t slices = splits == 1 ? 1 : conv_fwd_slices(p.mode, splits);
     const double time = splits == 1 ? main_time + side_time : std::max(main_time, side_time);
     double ns = kLaunch + std::max(memory, model.multiply(tile, per_sm, tiles * slices, time, model.family.sm80_share));
     if (splits > 1) ns += model.finish(slices * outputs(p.main) * 4);
+    if (has_statistics(p.mode)) ns += model.finish(kMoments * ceil_div(pixels(p.main), tile.m) * p.main.k * 4);
     if (ns < best.ns) best = {splits, ns};
   });
   return best;
@@ -192,7 +198,7 @@ double torch_convolution(const Model& model, const ConvShape& q) {
 
 double torch_passes(const Model& model, const ConvProblem& p) {
   const int64_t size = size_of(p.dtype);
-  const int64_t tensors = 2 + (p.residual || has_projection(p.mode));
+  const int64_t tensors = has_statistics(p.mode) ? 1 : 2 + (p.residual || has_projection(p.mode));
   double ns = model.pass(tensors * outputs(p.main) * size);
   if (has_prologue(p.mode)) ns += model.pass(2 * prologue_elements(p) * size);
   return ns;
@@ -204,10 +210,11 @@ int64_t compulsory_bytes(const ConvProblem& p) {
   return elements * size_of(p.dtype);
 }
 
-// A convolution's raw output is written, and read by bn_add_act; a residual is an input already.
+// A convolution's raw output is written, and read by bn_add_act; a residual is an input already. bn_stats reads what is
+// the result.
 int64_t torch_bytes(const ConvProblem& p, int64_t compulsory) {
-  const int64_t raw = outputs(p.main) * (1 + has_projection(p.mode));
-  return compulsory + 2 * (raw + prologue_elements(p)) * size_of(p.dtype);
+  const int64_t raw = outputs(p.main) * (has_statistics(p.mode) ? 1 : 2 + 2 * has_projection(p.mode));
+  return compulsory + (raw + 2 * prologue_elements(p)) * size_of(p.dtype);
 }
 
 }  // namespace resnet_fused::cuda

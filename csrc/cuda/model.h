@@ -81,7 +81,8 @@ RowsCandidate best_rows(const Model& model, const ConvProblem& p, const EngineCh
 // cuDNN is taken to have the same tiles, and faster instructions where the GPU has.
 double torch_convolution(const Model& model, const ConvShape& q);
 
-// torch's way beside its convolutions: bn_add_act before them where there is a prologue, and always after them.
+// torch's way beside its convolutions: bn_add_act before them where there is a prologue, and after them always, or
+// bn_stats where statistics are asked for.
 double torch_passes(const Model& model, const ConvProblem& p);
 
 }  // namespace resnet_fused::cuda

@@ -26,9 +26,7 @@ std::string sentence(const Args&... args) {
   return s.str();
 }
 
-int32_t prologue_channels(const ConvProblem& p) {
-  return p.mode == ConvFwdMode::kProjectionPrologue ? p.projection.c : p.main.c;
-}
+int32_t prologue_channels(const ConvProblem& p) { return has_projection(p.mode) ? p.projection.c : p.main.c; }
 
 const char* name_of(ConvFwdMode mode) {
   switch (mode) {
@@ -38,6 +36,10 @@ const char* name_of(ConvFwdMode mode) {
       return "projection";
     case ConvFwdMode::kProjectionPrologue:
       return "projection prologue";
+    case ConvFwdMode::kStatistics:
+      return "statistics";
+    case ConvFwdMode::kPrologueStatistics:
+      return "prologue statistics";
     case ConvFwdMode::kPlain:
       break;
   }
@@ -120,6 +122,7 @@ bool takes_sm90(const ConvProblem& p, const Device& device, std::string* why) {
   };
   if (device.arch != kHopper) return no("the GPU is sm_", device.arch, ", and wgmma and im2col TMA are sm_90a's");
   if (p.dtype == Dtype::kFloat32) return no("float32 would need wgmma of TF32, which this kernel has not");
+  if (has_statistics(p.mode)) return no("its epilogue takes no statistics of what it stores");
   return takes_sm90(p.main, "the convolution", why) &&
          (!has_projection(p.mode) || takes_sm90(p.projection, "the projection", why));
 }
@@ -288,6 +291,7 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
   const int64_t compulsory = compulsory_bytes(problem);
   ConvPlan torch;
   torch.bytes = torch_bytes(problem, compulsory);
+  torch.statistics = has_statistics(problem.mode);
   std::string why;
   if (!takes(problem, device, notes ? &why : nullptr)) {
     note("sm80: ", why);
@@ -372,7 +376,8 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
 std::string to_string(const ConvPlan& plan) {
   const std::string time = plan.microseconds > 0 ? sentence(", ", plan.microseconds, " us predicted") : "";
   if (plan.engine == ConvEngine::kTorch)
-    return sentence("torch: convolution, then bn_add_act, ", plan.bytes, " bytes moved", time);
+    return sentence("torch: convolution, then ", plan.statistics ? "bn_stats, " : "bn_add_act, ", plan.bytes,
+                    " bytes moved", time);
   const ConvFwdVariant& v = plan.variant;
   return sentence(name_of(plan.engine), v.tile_m, "x", v.tile_n, ": ", name_of(v.dtype), ", ", name_of(v.mode), ", ",
                   plan.tiles, " tiles of ", plan.smem, " bytes of shared memory, ", plan.splits,

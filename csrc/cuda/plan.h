@@ -42,6 +42,7 @@ struct ConvPlan {
   // Inputs and outputs once, without BatchNorm's vectors and pixels that no tap meets. Kernels: and the partial sums
   // written and read. kTorch: and what its further passes write and read.
   int64_t bytes = 0;
+  bool statistics = false;  // kTorch: bn_stats follows, not bn_add_act
   double microseconds = 0;  // PREDICTION of model.cpp; 0: none, the kernel cannot run
 };
 

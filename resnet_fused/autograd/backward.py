@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .forward import Raws, Statistics, convolve, norm_args
+from .forward import Raws, Statistics, conv_stats, convolve, norm_args, sums_while_convolving
 from .layout import ConvSlots, Layout, NormSlots
 from .statistics import sum_over_processes
 
@@ -140,7 +140,13 @@ class Backward:
             is_side = key == len(convs)
             conv = convs[key - 1]
             assert conv is not None
-            self.raws[key] = convolve(self._activation(0 if is_side else key - 1), self.tensors, conv)
+            source = 0 if is_side else key - 1
+            if sums_while_convolving(self.raws[0], self.layout.norm_of(key)):  # the forward pass's call
+                before = self.layout.norms[source]
+                pre = None if before is None else norm_args(before, self.tensors, self.statistics.get(source))
+                self.raws[key] = conv_stats(self._raw(source), pre, self.tensors, conv)[0]
+            else:
+                self.raws[key] = convolve(self._activation(source), self.tensors, conv)
         return self.raws[key]
 
 

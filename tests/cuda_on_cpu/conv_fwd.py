@@ -8,9 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .bn_train import finish
 from .tensors import DTYPES, POISON, BatchNorm, span, vectors
 
-MODES = ["plain", "prologue", "projection", "projection-prologue"]  # in the order of ConvFwdMode in sm80/conv_fwd.h
+MODES = ["plain", "prologue", "projection", "projection-prologue"]
+STATISTICS = ["statistics", "prologue-statistics"]
+ALL_MODES = [*MODES, *STATISTICS]  # in the order of ConvFwdMode in csrc/cuda/conv.h
 
 
 class Variant(NamedTuple):
@@ -20,11 +23,11 @@ class Variant(NamedTuple):
 
     @classmethod
     def of(cls, raw: tuple[int, int, int, int]) -> Variant:
-        return cls(DTYPES[raw[0]], (raw[1], raw[2]), MODES[raw[3]])
+        return cls(DTYPES[raw[0]], (raw[1], raw[2]), ALL_MODES[raw[3]])
 
     @property
     def raw(self) -> tuple[int, int, int, int]:
-        return DTYPES.index(self.dtype), *self.tile, MODES.index(self.mode)
+        return DTYPES.index(self.dtype), *self.tile, ALL_MODES.index(self.mode)
 
     def __str__(self) -> str:
         return f"{str(self.dtype)[6:]}-{self.tile[0]}x{self.tile[1]}-{self.mode}"
@@ -100,3 +103,22 @@ def run(
     variant = Variant(conv.x.dtype, tile, mode)
     launch = getattr(kernels, f"run_{family}")
     return out, launch(buffers, params, variant.raw, sm_count, schedule, seed)
+
+
+def run_statistics(
+    kernels: ModuleType, tile: tuple[int, int], conv: Conv, *, schedule: str = "stay", seed: int = 1, sm_count: int = 4
+) -> tuple[Tensor, list[Tensor], dict]:
+    """The raw output, its mean and variance, and the reports' sum: the kernel's, then bn_finish's."""
+    shape = conv.output_shape()
+    out = torch.empty(shape, dtype=conv.x.dtype, memory_format=torch.channels_last)
+    out.untyped_storage().fill_(POISON)
+    pixels = shape[0] * shape[2] * shape[3]
+    parts = torch.empty(-(-pixels // tile[0]), 3, shape[1])
+    parts.untyped_storage().fill_(POISON)
+    buffers = [*conv.buffers(), ("out", *span(out), "write"), ("statistics", *span(parts), "write")]
+    params = dict(main=conv.operands(), out=out.data_ptr(), relu=False, splits=1, statistics=parts.data_ptr())
+    variant = Variant(conv.x.dtype, tile, "prologue-statistics" if conv.pre else "statistics")
+    report = kernels.run_conv_fwd(buffers, params, variant.raw, sm_count, schedule, seed)
+    moments, finished = finish(kernels, parts, tile[0], pixels, schedule=schedule, seed=seed)
+    report["errors"] += finished["errors"]
+    return out, moments, report
