@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from .forward import Raws, Statistics, conv_stats, convolve, norm_args, sums_while_convolving
+from .input_gradient import input_gradient
 from .layout import ConvSlots, Layout, NormSlots
 from .statistics import sum_over_processes
 
@@ -115,15 +116,19 @@ class Backward:
         weight = self.tensors[conv.weight]
         sizes = None if conv.bias is None else [weight.shape[0]]
         shape = (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
-        to_x, to_weight, to_bias = torch.ops.aten.convolution_backward.default(grad, x, weight, sizes, *shape, mask)
-        if mask[1]:
-            self.grads[conv.weight] = to_weight
-        if mask[2] and conv.bias is not None:
-            self.grads[conv.bias] = to_bias
+        to_x = input_gradient(grad, weight, conv) if mask[0] else None
+        mask[0] &= to_x is None
+        if any(mask):
+            found = torch.ops.aten.convolution_backward.default(grad, x, weight, sizes, *shape, mask)
+            to_x = found[0] if mask[0] else to_x
+            if mask[1]:
+                self.grads[conv.weight] = found[1]
+            if mask[2] and conv.bias is not None:
+                self.grads[conv.bias] = found[2]
         if i > 0:  # a projection may still want the first
             del x
             self.activations.pop(i, None)
-        return to_x if mask[0] else None
+        return to_x
 
     def _activation(self, i: int) -> Tensor:
         norm = self.layout.norms[i]

@@ -87,7 +87,7 @@ def norm_args(norm: NormSlots, tensors: Sequence[Tensor], statistics: Sequence[T
 
 def convolve(x: Tensor, tensors: Sequence[Tensor], conv: ConvSlots) -> Tensor:
     weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
-    if _ours_is_faster(x, weight, conv):
+    if ours_is_faster(x, weight, conv):
         no_norm = (None, None, None, None, 0.0)
         return ops.conv_bn_act(x, weight, bias, *no_norm, *conv[2:], None, False, False, False)
     shape = (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
@@ -128,7 +128,7 @@ def _conv_stats_cpu(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
 PIXELS_WORTH_PACKING = 1024
 
 
-def _ours_is_faster(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
+def ours_is_faster(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
     """Whether this is what Winograd takes on the CPU, on enough pixels.
 
     A fake tensor has only shapes to give, which are the same, and a decision would bound its sizes.
