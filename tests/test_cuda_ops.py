@@ -219,7 +219,7 @@ def test_projection(dtype, tf32, memory_format, shape, proj_c, proj_stride, pre)
 TILES = ["sm80:128x128", "sm80:128x64", "sm80:64x64", "sm80:128x128:3", "sm80:128x64:3", "sm80:64x64:3"]
 # beyond Hopper, and for shapes they refuse, the model's
 TILES += ["sm90", "sm90:256x128", "sm90:256x64", "sm90:128x128"]
-TILES += ["sm90:rows", "sm90:rows:4x56", "sm90:rows:7x32", "sm90:rows:8x32", "sm90:rows:16x16"]
+TILES += ["sm90:rows", "sm90:rows:4x56", "sm90:rows:7x32", "sm90:rows:8x32", "sm90:rows:16x16", "sm90:rows:8x8"]
 
 
 @pytest.mark.parametrize("engine", ["sm80", "torch", *TILES])

@@ -297,9 +297,10 @@ def test_sm90_is_the_faster_of_its_two_kernels(monkeypatch):
     assert p.bytes == (3 * 256 * 56 * 56 + 64 * 9) * 64 * 2
     other = re.fullmatch(r"sm90 256x64: ([\d.]+) us predicted", p.sm90)
     assert float(other[1]) > 1.3 * p.microseconds
-    small = plan(**{**layer, "hw": 7})
+    assert plan(**{**layer, "n": 1}).tile == (8, 8), "on 49 SMs"
+    small = plan(**{**layer, "n": 1024, "hw": 3})
     assert small.engine == "sm90"
-    assert re.fullmatch(r"sm90 rows 7x32: [\d.]+ us predicted", small.rows)
+    assert re.fullmatch(r"sm90 rows 8x8: [\d.]+ us predicted", small.rows)
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90:128x128")
     named = plan(**layer)
     assert (named.engine, named.tile) == ("sm90", (128, 128))
@@ -321,7 +322,7 @@ def test_sm90_rows_can_be_asked_for(monkeypatch):
         "stride 2x2, padding 1x1, dilation 1x1; 3x3 of 64 -> 64, stride 1": dict(stride=2),
         "padding 0x0": dict(padding=0),
         "dilation 2x2": dict(dilation=2),
-        "no tile has room in 200000 bytes": dict(gpu=[90, 132, 200000, 233472]),
+        "no tile has room in 100000 bytes": dict(gpu=[90, 132, 100000, 233472]),
     }
     for why, change in elsewhere.items():
         p = plan(**{**layer, **change})
@@ -330,7 +331,7 @@ def test_sm90_rows_can_be_asked_for(monkeypatch):
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90:rows:8x32")
     p = plan(**layer)
     assert (p.engine, p.tile, p.tiles) == ("sm90 rows", (8, 32), 8)
-    assert p.smem == 9 * 64 * 128 + 3 * 10 * 32 * 128 + 8 * 32 * 128 + 128
+    assert p.smem == 9 * 64 * 128 + 3 * 10 * 32 * 128 + 8 * 32 * 128 + 256
     for wrong in ("sm90:rows:8x31", "sm90:rows:256x64", "sm90:rows:8x32:2", "sm90:rows8x32", "sm90:8x32", "sm80:rows"):
         monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", wrong)
         with pytest.raises(RuntimeError, match=f"RESNET_FUSED_CUDA_ENGINE is {wrong}; one of"):
@@ -344,7 +345,7 @@ def test_what_sm90_rows_selects_is_what_is_compiled(monkeypatch):
         p = plan(n=64, hw=hw, c=64, k=64, dtype=dtype, gpu="h200")
         assert p.smem <= GPUS["h200"][2]
         selected.add((p.dtype, p.tile))
-    tiles = [(4, 56), (7, 32), (8, 32), (16, 16)]
+    tiles = [(4, 56), (7, 32), (8, 32), (16, 16), (8, 8)]
     assert selected == set(itertools.product(["float16", "bfloat16"], tiles))
 
 

@@ -166,7 +166,7 @@ def test_conv_finish_moves_16_bytes_a_thread(arch):
 
 BLOCK_CHANNELS = [64, 128]
 SM90_TILES = [(256, 128), (256, 64), (128, 128)]
-ROWS_TILES = [(4, 56), (7, 32), (8, 32), (16, 16)]
+ROWS_TILES = [(4, 56), (7, 32), (8, 32), (16, 16), (8, 8)]
 
 
 @compiled

@@ -36,14 +36,15 @@ constexpr Family kFamilies[] = {
     {80, 1.41, 1024, 0.65, 0.75, 0, 40, 15.0, 40 * kMiB},
 };
 
-constexpr double kLaunch = 2500;         // ns between the starts of two kernels that do nothing
-constexpr double kFill = 1500;           // clocks: a block's first copies and its epilogue
-constexpr double kSm90Epilogue = 1500;   // clocks: a tile's, of which the next tile's copies do not wait
-constexpr double kFullWarps = 8;         // an SM reaches its share from this many warps on
-constexpr double kOneWarp = 0.3;         // of the share that is left when there are next to none
-constexpr double kPrologueStep = 1.25;   // a step's time when its pixels pass through registers first
-constexpr int32_t kThreadsPerSm = 512;   // that fit with 128 registers each
-constexpr int32_t kReservedSmem = 1024;  // bytes a block, taken by CUDA
+constexpr double kLaunch = 2500;          // ns between the starts of two kernels that do nothing
+constexpr double kFill = 1500;            // clocks: a block's first copies and its epilogue
+constexpr double kSm90Epilogue = 1500;    // clocks: a tile's, of which the next tile's copies do not wait
+constexpr double kHopperSmemClock = 128;  // bytes a clock of an SM's shared memory
+constexpr double kFullWarps = 8;          // an SM reaches its share from this many warps on
+constexpr double kOneWarp = 0.3;          // of the share that is left when there are next to none
+constexpr double kPrologueStep = 1.25;    // a step's time when its pixels pass through registers first
+constexpr int32_t kThreadsPerSm = 512;    // that fit with 128 registers each
+constexpr int32_t kReservedSmem = 1024;   // bytes a block, taken by CUDA
 constexpr int32_t kSplits[] = {2, 3, 4, 6, 8, 12, 16};
 
 constexpr int64_t kMoments = 3;  // numbers that a tile of pixels leaves of each channel
@@ -113,10 +114,13 @@ double Model::persist(const ConvSm90Tile& tile, int64_t tiles, int64_t steps) co
 double Model::persist(const ConvRowsTile& tile, int64_t tiles, bool residual) const {
   const double products =
       1.0 * conv_rows_pixels(tile) * kConvRowsFilterBytes / size_of(dtype) / (family.macs * family.sm90_share);
-  const double loaded = kConvRowsStages * conv_rows_patch_bytes(tile) + (residual ? conv_rows_out_bytes(tile) : 0);
+  const double loaded = kConvRowsPatches * conv_rows_patch_bytes(tile) + (residual ? conv_rows_out_bytes(tile) : 0);
+  // wgmma reads the filter, and each pixel for nine taps; the residual is read besides, the output written and read.
+  const double shared = kConvRowsFilterBytes + loaded + (9 + 2 + residual) * conv_rows_out_bytes(tile);
   const double rounds = static_cast<double>(ceil_div(tiles, device.sm_count));
   const double once = kFill + kSm90Epilogue + kConvRowsFilterBytes / family.l2_bytes_clock;
-  return (rounds * std::max(products, loaded / family.l2_bytes_clock) + once) / family.clock;
+  const double clocks = std::max({products, loaded / family.l2_bytes_clock, shared / kHopperSmemClock});
+  return (rounds * clocks + once) / family.clock;
 }
 
 double Model::finish(int64_t partial_bytes) const { return kLaunch + 2 * partial_bytes / l2(); }
