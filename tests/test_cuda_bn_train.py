@@ -379,10 +379,13 @@ PLANTS = {
 
 def exercise(kernels, schedule):
     """What every planted bug must fail."""
-    x = activation((3, 16, 36, 36), torch.bfloat16, True) + 50
-    x[0, 1, 0, 0] = torch.inf
+    # 37 items a thread, more than a run; a channel without a finite center
+    x = activation((3, 256, 20, 20), torch.bfloat16, True)
+    x[0, 1, 0, 0], x[:, 2] = torch.nan, torch.inf
     check_stats(kernels, x, schedule=schedule)
-    check_stats(kernels, activation((2, 264, 3, 7), torch.float32, True), schedule=schedule, sm_count=3)
+    # 67 lanes in 3 groups, and parts of which the last is shorter
+    x = activation((2, 268, 3, 7), torch.float32, True) + 1000
+    check_stats(kernels, x, schedule=schedule, sm_count=3)
     for mask in ("recompute", "out"):
         g = case((3, 16, 36, 36), torch.bfloat16, True, mask)
         g.x[0, 3, 5, 5] = torch.nan
@@ -391,8 +394,8 @@ def exercise(kernels, schedule):
         check_reduce(kernels, g, schedule=schedule)
         check_backward(kernels, g, schedule=schedule)
         check_backward(kernels, g, frozen=True, schedule=schedule)
-    # 280 lanes: of the last group some are past the last, and a part has three rows at most
-    g = case((2, 2240, 2, 3), torch.bfloat16, True, "out")
+    # 281 lanes: of the last group some are past the last, and a part has a few rows
+    g = case((2, 2248, 2, 3), torch.bfloat16, True, "out")
     check_reduce(kernels, g, schedule=schedule, sm_count=30)
     check_backward(kernels, g, schedule=schedule)
     g.bn.gamma[4] = torch.inf
