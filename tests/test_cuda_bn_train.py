@@ -356,6 +356,7 @@ PLANTS = {
     "an infinite center": (MOMENTS, "return is_finite(center) ? center : Acc(0);", "return center;"),
     "squares not moved to the mean": (MOMENTS, "squares -= by * (2 * sum - count * by);", ""),
     "parts taken to be equally long": (FINISH, "left < parts.each ? left : parts.each", "parts.each"),
+    "a channel past the last": (FINISH, "inside = channel < parts.channels;", "inside = channel <= parts.channels;"),
     "the deviation forgotten": (FINISH, "sums.sum[1] * inverse", "sums.sum[1]"),
     "a NaN closes the mask": (GRADIENT, "closed = out.get(e) <= Acc(0);", "closed = !(out.get(e) > Acc(0));"),
     "a NaN closes the recomputed mask": (
