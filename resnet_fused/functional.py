@@ -320,18 +320,15 @@ def basic_block(
     itself. He et al. 2015 (arXiv:1512.03385), figure 5 left; equivalent to
     :class:`resnet_fused.reference.BasicBlock` in eval mode.
     """
-<<<<<<< HEAD
+    convs = [(conv1, stride, _same(conv1), 1, 1), (conv2, 1, _same(conv2), 1, 1)]
+    trained = _trained_block(x, convs, [None, bn1, bn2], projection)
+    if trained is not None:
+        return trained
     if projection is None and _pair("stride", stride) == (1, 1) and _keeps_shape(x, conv1) and _keeps_shape(x, conv2):
         first, second = _bn(bn1), _bn(bn2)
         cast = _caster(x, conv1, conv2, *first[:4], *second[:4])
         if cast is not None and not cast.autocast:
             return ops.basic_block(x, conv1, None, *first, conv2, None, *second, *cast.how(keep_packed))
-=======
-    convs = [(conv1, stride, _same(conv1), 1, 1), (conv2, 1, _same(conv2), 1, 1)]
-    trained = _trained_block(x, convs, [None, bn1, bn2], projection)
-    if trained is not None:
-        return trained
->>>>>>> cpu
     y = conv_bn_act(x, conv1, bn1, stride=stride, padding=_same(conv1), keep_packed=keep_packed)
     return _conv_add(y, conv2, bn2, x, projection, _same(conv2), True, keep_packed)
 

@@ -356,6 +356,7 @@ PLANTS = {
     "an infinite center": (MOMENTS, "return is_finite(center) ? center : Acc(0);", "return center;"),
     "squares not moved to the mean": (MOMENTS, "squares -= by * (2 * sum - count * by);", ""),
     "parts taken to be equally long": (FINISH, "left < parts.each ? left : parts.each", "parts.each"),
+    "a channel past the last": (FINISH, "inside = channel < parts.channels;", "inside = channel <= parts.channels;"),
     "the deviation forgotten": (FINISH, "sums.sum[1] * inverse", "sums.sum[1]"),
     "a NaN closes the mask": (GRADIENT, "closed = out.get(e) <= Acc(0);", "closed = !(out.get(e) > Acc(0));"),
     "a NaN closes the recomputed mask": (
@@ -379,10 +380,13 @@ PLANTS = {
 
 def exercise(kernels, schedule):
     """What every planted bug must fail."""
-    x = activation((3, 16, 36, 36), torch.bfloat16, True) + 50
-    x[0, 1, 0, 0] = torch.inf
+    # 37 items a thread, more than a run; a channel without a finite center
+    x = activation((3, 256, 20, 20), torch.bfloat16, True)
+    x[0, 1, 0, 0], x[:, 2] = torch.nan, torch.inf
     check_stats(kernels, x, schedule=schedule)
-    check_stats(kernels, activation((2, 264, 3, 7), torch.float32, True), schedule=schedule, sm_count=3)
+    # 67 lanes in 3 groups, and parts of which the last is shorter
+    x = activation((2, 268, 3, 7), torch.float32, True) + 1000
+    check_stats(kernels, x, schedule=schedule, sm_count=3)
     for mask in ("recompute", "out"):
         g = case((3, 16, 36, 36), torch.bfloat16, True, mask)
         g.x[0, 3, 5, 5] = torch.nan
@@ -391,8 +395,8 @@ def exercise(kernels, schedule):
         check_reduce(kernels, g, schedule=schedule)
         check_backward(kernels, g, schedule=schedule)
         check_backward(kernels, g, frozen=True, schedule=schedule)
-    # 280 lanes: of the last group some are past the last, and a part has three rows at most
-    g = case((2, 2240, 2, 3), torch.bfloat16, True, "out")
+    # 281 lanes: of the last group some are past the last, and a part has a few rows
+    g = case((2, 2248, 2, 3), torch.bfloat16, True, "out")
     check_reduce(kernels, g, schedule=schedule, sm_count=30)
     check_backward(kernels, g, schedule=schedule)
     g.bn.gamma[4] = torch.inf

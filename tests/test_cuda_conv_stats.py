@@ -124,7 +124,6 @@ PLANTS = {
     "a part in another's place": (MOMENTS, "(m0 / Config::kM)", "(m0 / Config::kM / 2)"),
     "the bias forgotten": (MOMENTS, "v[e] = add_bias.apply(v[e], e);", "v[e] += 0;"),
     "the last part as long as the others": (FINISH, "left < parts.each ? left : parts.each", "parts.each"),
-    "a channel past the last": (FINISH, "inside = channel < parts.channels;", "inside = channel <= parts.channels;"),
     "parts beyond a batch left out": (FINISH, "part += kFinishRows) {", "part += 2 * kFinishRows) {"),
     "squares about another center": (FINISH, "d * (2 * distances + count * d)", "d * (distances + count * d)"),
     "a fold without its barrier": (FOLD, "    ptx::bar_sync_all();\n", ""),

@@ -45,6 +45,12 @@ def bn_add_act_variant(mangled: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.search(r"DtypeE(\d)ELi(\d)E.*LayoutE(\d)E.*ShortcutE(\d)E", mangled).groups())
 
 
+def bn_train_variant(mangled: str) -> tuple[int | None, ...]:
+    """dtype, vector, layout, mask or None"""
+    found = re.search(r"DtypeE(\d)ELi(\d)E.*?LayoutE(\d)E(?:.*?MaskE(\d)E)?", mangled).groups()
+    return tuple(None if n is None else int(n) for n in found)
+
+
 def conv_variant(mangled: str) -> tuple[int, ...]:
     """dtype, tile, mode"""
     return tuple(int(n) for n in re.search(r"DtypeE(\d)ELi(\d)EL.*ModeE(\d)E", mangled).groups())
@@ -68,7 +74,8 @@ def test_every_architecture_has_every_kernel():
     everywhere = {arch: {n for n in names if family(n) not in HOPPERS} for arch, names in per_arch.items()}
     names = everywhere[ARCHS[0]]
     assert all(found == names for found in everywhere.values())
-    assert {family(n) for n in names} == {"bn_add_act_kernel", "conv_fwd_kernel", "conv_finish_kernel"}
+    training = {"bn_stats_kernel", "bn_backward_reduce_kernel", "bn_backward_kernel", "bn_finish_kernel"}
+    assert {family(n) for n in names} == {"bn_add_act_kernel", "conv_fwd_kernel", "conv_finish_kernel"} | training
     tied = {arch for arch in ARCHS if per_arch[arch] != names}
     assert tied == {"sm_90a"}, "wgmma is Hopper's alone"
 
@@ -84,14 +91,14 @@ def test_no_spills_and_no_stack():
 
 @compiled
 def test_registers_leave_room_to_hide_latency():
-    """bn_add_act: two blocks of 256 threads an SM at least, 64 KiB of loads in flight, past what 4.3 TB/s needs.
+    """bn_*: two blocks of 256 threads an SM at least, 64 KiB of loads in flight, past what 4.3 TB/s needs.
 
     conv_fwd: two blocks of the large tile an SM where shared memory has room for them.
     """
     # 384 threads, or with a prologue 512, are what an SM's registers are shared by at the start
-    limits = {"bn_add_act_kernel": 128, "conv_finish_kernel": 128, **dict.fromkeys(HOPPERS, 168)}
+    limits = {"conv_finish_kernel": 128, **dict.fromkeys(HOPPERS, 168)}
     for k in sass.kernels(LIBRARY):
-        limit = limits.get(family(k.name))
+        limit = 128 if family(k.name).startswith("bn_") else limits.get(family(k.name))
         if family(k.name) == "conv_fwd_kernel":
             dtype, tile, mode = conv_variant(k.name)
             limit = 128 if tile == 0 and mode == 0 and dtype in (1, 2) else 255
@@ -108,6 +115,13 @@ def test_the_menu_is_what_the_gpu_gets():
     tiles = [(128, 128), (128, 64), (64, 64)]
     menu = {(d, tiles.index((m, n)), mode) for d, m, n, mode in emulated.compiled_conv_fwd()}
     assert {conv_variant(n) for n in named(ARCHS[0], "conv_fwd_kernel")} == menu
+    for kernel, variants in (
+        ("bn_stats_kernel", [(*v, None) for v in emulated.compiled_bn_stats()]),
+        ("bn_backward_reduce_kernel", emulated.compiled_bn_backward_reduce()),
+        ("bn_backward_kernel", emulated.compiled_bn_backward()),
+    ):
+        menu = {(d, v, 0 if nhwc else 1, mask) for d, v, nhwc, mask in variants}
+        assert {bn_train_variant(n) for n in named(ARCHS[0], kernel)} == menu
     menu = {(d, SM90_TILES.index((m, n)), mode) for d, m, n, mode in emulated.compiled_conv_sm90()}
     assert {conv_variant(n) for n in named("sm_90a", "conv_sm90_kernel")} == menu
     menu = {(d, ROWS_TILES.index((m, n))) for d, m, n, _ in emulated.compiled_conv_rows()}
@@ -134,13 +148,34 @@ def test_bn_add_act_moves_16_bytes_a_thread(arch):
 
 @compiled
 @each_arch
+def test_training_kernels_move_16_bytes_a_thread(arch):
+    """Batches of 4 loads (bn_stats) or 2 of each tensor are in flight; what is left over is loaded one by one."""
+    for kernel, batch, samples in (
+        ("bn_stats_kernel", 4, 3),
+        ("bn_backward_reduce_kernel", 2, 0),
+        ("bn_backward_kernel", 2, 0),
+    ):
+        for name, code in named(arch, kernel).items():
+            _, vector, layout, mask = bn_train_variant(name)
+            wide = [i for i in code if i.startswith("LDG") and ".128" in i]
+            # in NCHW an access is one channel's: of a sample its first element
+            count = {None: 1, 0: 2, 1: 2, 2: 3}[mask] * (batch + 1) + (samples if layout == 0 else 0)
+            assert len(wide) == (0 if vector == 1 else count), f"{name}: {wide}"
+            stores = [i for i in code if i.startswith("STG")]
+            if kernel == "bn_backward_kernel":
+                assert stores, name
+                assert vector == 1 or all(".128" in i for i in stores), f"{name}: {stores}"
+
+
+@compiled
+@each_arch
 def test_conv_fwd_runs_on_tensor_cores(arch):
     """Every product on the tensor cores, fed by ldmatrix and asynchronous 16-byte copies; every store 16 bytes wide."""
     for name, code in named(arch, "conv_fwd_kernel").items():
         dtype, tile, mode = conv_variant(name)
         products = {i for i in code if i.startswith("HMMA")}
         assert products == {f"HMMA.16816{HALF[str(dtype)]}"} if dtype else {"HMMA.1688.F32.TF32"}, f"{name}: {products}"
-        rows, loops = (2 if tile == 2 else 4), (2 if mode >= 2 else 1)
+        rows, loops = (2 if tile == 2 else 4), (2 if mode in (2, 3) else 1)
         # fragments x columns x steps of 32 bytes; where the compiler unrolls or peels a loop, a multiple
         assert sum(i.startswith("HMMA") for i in code) % (rows * 4 * 4 * loops) == 0, name
         assert any(i.startswith("LDSM.16.M88.4") for i in code), name
@@ -205,7 +240,7 @@ def test_conv_rows_runs_on_wgmma_and_tma():
 
 
 def test_block_fwd_runs_on_wgmma_and_tma():
-    """Weights by TMA, pixels by 16-byte copies, products by wgmma of each convolution's width, stmatrix between them."""
+    """Weights by TMA, pixels by 16-byte copies, products by wgmma as wide as each convolution, then stmatrix."""
     columns = {0: (128, 96), 1: (96, 64)}
     for name, code in named("sm_90a", "block_fwd_kernel").items():
         dtype, shape = block_variant(name)

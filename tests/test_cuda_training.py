@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from criterion import assert_close
 from op_case import lay_out
 from training import CLASSES, WITH_SHORTCUT, assert_trains_as_eager, identity, in_channels, projected
 
@@ -97,6 +98,33 @@ def test_a_large_mean_does_not_cancel(layout, mean):
     x = (torch.randn(32, 40, 56, 56) + mean).contiguous(memory_format=FORMATS[layout])
     for a, t in zip(ops.bn_stats(x.cuda()), reference.bn_stats(x.double()), strict=True):
         torch.testing.assert_close(a.cpu().double(), t, rtol=2**-22, atol=0)
+
+
+@by_layout
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("pre", [False, True], ids=["plain", "pre"])
+@pytest.mark.parametrize("geometry", [(64, 72, 3, 1, 1), (64, 128, 1, 2, 0), (3, 64, 7, 2, 3)], ids=str)
+def test_conv_stats(dtype, layout, pre, geometry):
+    """The raw output by the criterion; the statistics are of what it holds. Twice the same bits."""
+    c, k, kernel, stride, padding = geometry
+    x = torch.randn(8, c, 28, 28).to(dtype)
+    weight = (torch.randn(k, c, kernel, kernel) / (c * kernel**2) ** 0.5).to(dtype)
+    norm = vectors(c, torch.float32) if pre else [None] * 4
+    pairs = ([stride] * 2, [padding] * 2, [1, 1])
+    x, weight, *norm = on_gpu([lay_out(x, layout), weight, *norm])
+    found = ops.conv_stats(x, *norm, 1e-5, weight, None, *pairs, 1, False, False)
+    again = ops.conv_stats(x, *norm, 1e-5, weight, None, *pairs, 1, False, False)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+
+    def eager(to):
+        bn = [None if v is None else v.to(to if to == torch.float64 else v.dtype) for v in norm]
+        activated = reference.bn_add_act(x.to(to), *bn, 1e-5, None, True) if pre else x.to(to)
+        return torch.nn.functional.conv2d(activated, weight.to(to), None, stride, padding)
+
+    assert_close(found[0], eager(dtype), eager(torch.float64))
+    assert found[0].stride() == eager(dtype).stride()
+    for a, t in zip(found[1:], reference.bn_stats(found[0].double()), strict=True):
+        close(a, t, dtype)
 
 
 def test_cuda_trains_fused():

@@ -65,17 +65,20 @@ class Backward:
         flowing: Tensor | None = grad
         if last is not None:
             flowing = self._norm(grad, count, last, relu)
+        joins_x = layout.identity and bool(layout.convs) and layout.norms[0] is None and self.needs_x
         for i in reversed(range(count)):
-            if flowing is not None:
-                flowing = self._conv(flowing, i, layout.convs[i])
+            beside: Tensor | None = None  # another gradient of what this convolution read
             if i == 0 and layout.projection is not None:
-                flowing = _sum(flowing, self._projection(grad, layout.projection))
+                beside = self._projection(grad, layout.projection)
+            elif i == 0 and joins_x:
+                beside = grad
+            flowing = beside if flowing is None else self._conv(flowing, i, layout.convs[i], beside)
             norm = layout.norms[i]
             if norm is not None and flowing is not None:
                 flowing = self._norm(flowing, i, norm, True)
         if not self.needs_x:
             return None, self.grads
-        return _sum(flowing, grad) if layout.identity else flowing, self.grads
+        return _sum(flowing, grad) if layout.identity and not joins_x else flowing, self.grads
 
     def _projection(self, grad: Tensor, conv: ConvSlots) -> Tensor | None:
         key, norm = len(self.layout.convs) + 1, self.layout.projection_norm
@@ -106,9 +109,23 @@ class Backward:
             (sum_g, sum_g_xhat), count = totals.unbind(), 1.0
         return ops.bn_act_backward(*args, sum_g, sum_g_xhat, count)
 
-    def _conv(self, grad: Tensor, i: int, conv: ConvSlots) -> Tensor | None:
-        """From the gradient of a convolution of ``act[i]`` to that of ``act[i]``; weight's and bias's on the way."""
+    def _conv(self, grad: Tensor, i: int, conv: ConvSlots, beside: Tensor | None = None) -> Tensor | None:
+        """From the gradient of a convolution of ``act[i]`` to that of ``act[i]``; weight's and bias's on the way.
+
+        ``beside``: another gradient of ``act[i]``, which is added.
+        """
+        weight = self.tensors[conv.weight]
         mask = [self.act[i], self._learns(conv.weight), self._learns(conv.bias)]
+        if not any(mask):
+            return beside
+        to_x = input_gradient(grad, weight, conv, beside) if mask[0] else None
+        if to_x is not None:
+            self._conv_backward(grad, i, conv, [False, *mask[1:]])
+            return to_x
+        return _sum(self._conv_backward(grad, i, conv, mask), beside)
+
+    def _conv_backward(self, grad: Tensor, i: int, conv: ConvSlots, mask: list[bool]) -> Tensor | None:
+        """The input's gradient if ``mask[0]``; the weight's and bias's, into their places, if the others."""
         if not any(mask):
             return None
         # The gradient of the input asks for the input's shape only.
@@ -116,19 +133,15 @@ class Backward:
         weight = self.tensors[conv.weight]
         sizes = None if conv.bias is None else [weight.shape[0]]
         shape = (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
-        to_x = input_gradient(grad, weight, conv) if mask[0] else None
-        mask[0] &= to_x is None
-        if any(mask):
-            found = torch.ops.aten.convolution_backward.default(grad, x, weight, sizes, *shape, mask)
-            to_x = found[0] if mask[0] else to_x
-            if mask[1]:
-                self.grads[conv.weight] = found[1]
-            if mask[2] and conv.bias is not None:
-                self.grads[conv.bias] = found[2]
+        to_x, to_weight, to_bias = torch.ops.aten.convolution_backward.default(grad, x, weight, sizes, *shape, mask)
+        if mask[1]:
+            self.grads[conv.weight] = to_weight
+        if mask[2] and conv.bias is not None:
+            self.grads[conv.bias] = to_bias
         if i > 0:  # a projection may still want the first
             del x
             self.activations.pop(i, None)
-        return to_x
+        return to_x if mask[0] else None
 
     def _activation(self, i: int) -> Tensor:
         norm = self.layout.norms[i]

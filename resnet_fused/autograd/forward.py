@@ -55,7 +55,8 @@ def forward(x: Tensor, tensors: Sequence[Tensor], layout: Layout, group: str) ->
     else:  # nobody else reads the last convolution's output: it becomes the result
         out = raws[count] if shortcut is None else raws[count].add_(shortcut)
         out = out.relu_() if layout.relu else out
-    return out, {key: raws[key] for key in kept(layout, tensors)}, statistics
+    in_order = {key: statistics[key] for key, slots in layout.all_norms() if slots.trains}
+    return out, {key: raws[key] for key in kept(layout, tensors)}, in_order
 
 
 def kept(layout: Layout, tensors: Sequence[Tensor]) -> list[int]:
@@ -108,9 +109,12 @@ def conv_stats(
     """
     no_norm = (None, None, None, None, 0.0)
     weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
-    # As torch's own convolutions: its switch is read while the chain runs.
-    allow_tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-    return ops.conv_stats(x, *(pre or no_norm), weight, bias, *conv[2:], False, allow_tf32)
+    return ops.conv_stats(x, *(pre or no_norm), weight, bias, *conv[2:], False, allow_tf32())
+
+
+def allow_tf32() -> bool:
+    """As torch's own convolutions: its switch is read while the chain runs."""
+    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
 
 
 @torch.library.impl("resnet_fused::conv_stats", "CPU")
