@@ -38,6 +38,8 @@ class Plan(NamedTuple):
     tiles: int
     smem: int
     splits: int
+    whole: int
+    shares: int
     workspace: int
     bytes: int
     microseconds: float | None
@@ -50,7 +52,9 @@ def read(text):
     first, *rejected = text.split("\n  not ")
     named = r"(sm[89]0(?: rows)?) (\d+)x(\d+): (\w+), ([a-z ]+), (\d+) tiles of (\d+) bytes of shared memory, "
     kernel = re.match(named, first)
-    splits, workspace = re.search(r"(\d+) splits?, (\d+) bytes of partial sums", first).groups() if kernel else (1, 0)
+    splits = re.search(r"(\d+) splits?, ", first)
+    shares = re.search(r"(\d+) whole, (\d+) in (\d+) shares, ", first)
+    workspace = re.search(r"(\d+) bytes of partial sums", first)
     time = re.search(r"([\d.]+) us predicted$", first)
     engine, m, n, dtype, mode, tiles, smem = kernel.groups() if kernel else ("torch", 0, 0, None, None, 0, 0)
     return Plan(
@@ -60,8 +64,10 @@ def read(text):
         mode,
         int(tiles),
         int(smem),
-        int(splits),
-        int(workspace),
+        int(splits[1]) if splits else 1,
+        int(shares[1]) if shares else 0,
+        int(shares[3]) if shares else 0,
+        int(workspace[1]) if workspace else 0,
         int(re.search(r"(\d+) bytes moved", first)[1]),
         float(time[1]) if time else None,
         [why for why in rejected if not why.startswith("sm90")],
@@ -263,7 +269,7 @@ def test_sm90_runs_only_where_it_is_asked_for(monkeypatch):
     )
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
     p = plan(**layer)
-    assert (p.engine, p.splits, p.workspace) == ("sm90", 1, 0)
+    assert (p.engine, p.whole, p.shares, p.workspace) == ("sm90", p.tiles, 0, 0)
     size, pixels = 2, 32 * 28 * 28
     assert p.bytes == (3 * pixels * 128 + 128 * 128 * 9) * size
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90:256x128")
@@ -347,6 +353,44 @@ def test_what_sm90_rows_selects_is_what_is_compiled(monkeypatch):
         selected.add((p.dtype, p.tile))
     tiles = [(4, 56), (7, 32), (8, 32), (16, 16), (8, 8)]
     assert selected == set(itertools.product(["float16", "bfloat16"], tiles))
+
+
+def sm90_plan(monkeypatch, choice, **layer):
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", choice)
+    return plan(**{**dict(r=3, dtype="bfloat16", gpu="h200", residual=True), **layer})
+
+
+def test_sm90_shares_the_tail_where_it_would_leave_sms_idle(monkeypatch):
+    """512@7 at batch 256 is 196 tiles: 132 whole, one an SM, and the other 64 in halves."""
+    deep = dict(hw=7, c=512, k=512)
+    p = sm90_plan(monkeypatch, "sm90:256x128", n=256, **deep)
+    assert (p.tiles, p.whole, p.shares) == (196, 132, 128)
+    assert p.workspace == (128 + 64 - 1) * 256 * 128 * 4
+    assert p.bytes == (3 * 256 * 49 * 512 + 512 * 512 * 9) * 2 + 2 * p.workspace
+    alone = sm90_plan(monkeypatch, "sm90:256x128:1", n=256, **deep)
+    assert (alone.whole, alone.shares, alone.workspace) == (196, 0, 0)
+    assert p.microseconds < 0.85 * alone.microseconds
+    for n, hw, c in [(1, 7, 512), (1, 14, 256), (1, 28, 128), (32, 7, 512)]:
+        p = sm90_plan(monkeypatch, "sm90", n=n, hw=hw, c=c, k=c)
+        assert p.whole == 0, "fewer tiles than SMs"
+        assert p.tiles < p.shares <= 132
+    p = sm90_plan(monkeypatch, "sm90:256x128", n=132 * 128, hw=2, c=512, k=512)
+    assert p.tiles == 8 * 132, "a full last round"
+    assert p.shares == 0
+
+
+def test_sm90_may_be_told_in_how_many_parts(monkeypatch):
+    shape = dict(n=32, hw=7, c=512, k=512)
+    p = sm90_plan(monkeypatch, "sm90:256x128:4", **shape)
+    assert (p.tiles, p.whole, p.shares, p.workspace) == (28, 0, 112, (112 + 28 - 1) * 256 * 128 * 4)
+    p = sm90_plan(monkeypatch, "sm90:128x128:4", **shape, mode="projection", proj_c=256)
+    assert (p.tiles, p.shares, p.workspace) == (52, 208, (208 + 2 * 52 - 1) * 128 * 128 * 4)
+    p = sm90_plan(monkeypatch, "sm90:256x64:40", n=32, hw=28, c=64, k=64)
+    assert (p.tiles, p.shares) == (98, 98 * 9), "no more parts than steps"
+    p = sm90_plan(monkeypatch, "sm90:256x64:9", n=256, hw=112, c=64, k=64)
+    assert p.shares == 0, "steps times shares are past 32 bits"
+    with pytest.raises(RuntimeError, match="RESNET_FUSED_CUDA_ENGINE is sm90:256x64:x; one of"):
+        sm90_plan(monkeypatch, "sm90:256x64:x", **shape)
 
 
 def test_what_sm90_selects_is_what_is_compiled(monkeypatch):

@@ -26,7 +26,7 @@ compiled = pytest.mark.skipif(
     reason=_build_info.CUDA_OMITTED
     or "no cuobjdump or nvdisasm: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm",
 )
-HOPPERS = {"conv_sm90_kernel", "conv_rows_kernel", "block_fwd_kernel"}  # of sm_90a alone
+HOPPERS = {"conv_sm90_kernel", "conv_sm90_finish_kernel", "conv_rows_kernel", "block_fwd_kernel"}  # of sm_90a alone
 each_arch = pytest.mark.parametrize("arch", ARCHS)
 
 
@@ -97,6 +97,7 @@ def test_registers_leave_room_to_hide_latency():
     """
     # 384 threads, or with a prologue 512, are what an SM's registers are shared by at the start
     limits = {"conv_finish_kernel": 128, **dict.fromkeys(HOPPERS, 168)}
+    limits["conv_sm90_finish_kernel"] = 80  # 24 warps an SM
     for k in sass.kernels(LIBRARY):
         limit = 128 if family(k.name).startswith("bn_") else limits.get(family(k.name))
         if family(k.name) == "conv_fwd_kernel":
@@ -209,7 +210,7 @@ def test_conv_sm90_runs_on_wgmma_and_tma():
     """Operands by TMA, products by wgmma of the tile's width, the output turned by stmatrix and stored by TMA."""
     for name, code in named("sm_90a", "conv_sm90_kernel").items():
         dtype, tile, mode = conv_variant(name)
-        columns = 256 if tile == 0 else 128
+        columns = 256 if tile == 0 or (tile == 1 and mode == 0) else 128  # ping-pong has the tile to itself
         kind = f"HGMMA.64x{columns}x16{HALF[str(dtype)]}"
         products = [i for i in code if "MMA" in i]
         assert set(products) == {kind}, f"{name}: {set(products)}"
@@ -220,7 +221,22 @@ def test_conv_sm90_runs_on_wgmma_and_tma():
         assert {i for i in code if i.startswith("UTMASTG")} == {"UTMASTG.2D"}, name
         assert "STSM.16.MT88.4" in code, name
         assert any(i.startswith("LDSM.16.MT88.4") for i in code) == (mode < 2), f"{name}: the residual"
-        assert not [i for i in code if i.startswith("STG")], f"{name}: every store is TMA's"
+        stores = [i for i in code if i.startswith("STG")]
+        assert stores, f"{name}: sums of shares"
+        assert all(".128" in i for i in stores), f"{name}: every other store is TMA's: {stores}"
+        assert not [i for i in code if i.startswith(("CALL", "BRX"))], f"{name}: a call would serialise wgmma"
+
+
+@compiled
+def test_conv_sm90_finish_moves_16_bytes_a_thread():
+    """Eight of them in flight from partial tiles, and one of the residual."""
+    for name, code in named("sm_90a", "conv_sm90_finish_kernel").items():
+        projects = name.split("ConvSm90FinishConfigIL")[1].split("EEE")[0].endswith("b1")
+        stores = [i for i in code if i.startswith("STG")]
+        assert len(stores) == 1, name
+        assert ".128" in stores[0], f"{name}: {stores}"
+        wide = [i for i in code if i.startswith("LDG") and ".128" in i]
+        assert len(wide) >= (2 * 8 if projects else 8 + 1), f"{name}: {wide}"
 
 
 @compiled

@@ -32,8 +32,9 @@ struct ConvFwdParams {
   ConvOperands projection;         // its output has main's n, p, q and k
   const void* residual = nullptr;  // null: none
   void* out = nullptr;             // (n, p, q, k)
-  float* partials = nullptr;       // splits > 1: (slices, n * p * q, k)
-  int32_t splits = 1;              // parts of the main GEMM's depth; a projection is one slice more
+  float* partials = nullptr;       // splits > 1: (slices, n * p * q, k); shares > 0: tiles
+  int32_t splits = 1;              // sm80: parts of the main GEMM's depth; a projection is one slice more
+  int32_t whole = 0, shares = 0;   // sm90: tiles from `whole` on have their steps cut into so many parts; 0: none has
   bool relu = false;
   float* statistics = nullptr;  // of modes that have them: (tiles of pixels, 3, k), bn/reduction.h's moments of out
 };

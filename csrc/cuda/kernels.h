@@ -35,7 +35,7 @@ void launch_bn_finish(const BnFinishParams& params, const Queue& queue);
 void launch_conv_fwd(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue);
 std::vector<ConvFwdVariant> compiled_conv_fwd();
 
-// Hopper only. params.splits is 1.
+// Hopper only. With params.shares > 0 two kernels: sums of the tail's shares, then conv_sm90_finish, which adds them.
 void launch_conv_sm90(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue);
 std::vector<ConvFwdVariant> compiled_conv_sm90();
 

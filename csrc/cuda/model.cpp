@@ -38,7 +38,9 @@ constexpr Family kFamilies[] = {
 
 constexpr double kLaunch = 2500;          // ns between the starts of two kernels that do nothing
 constexpr double kFill = 1500;            // clocks: a block's first copies and its epilogue
-constexpr double kSm90Epilogue = 1500;    // clocks: a tile's, of which the next tile's copies do not wait
+constexpr double kSm90Epilogue = 1500;    // clocks: a tile's, for which the next tile's copies do not wait
+constexpr double kL2Latency = 700;        // clocks from a load to its use
+constexpr int32_t kLoadsAtOnce = 4;       // partial tiles that conv_sm90_finish has in flight
 constexpr double kHopperSmemClock = 128;  // bytes a clock of an SM's shared memory
 constexpr double kFullWarps = 8;          // an SM reaches its share from this many warps on
 constexpr double kOneWarp = 0.3;          // of the share that is left when there are next to none
@@ -73,6 +75,22 @@ void for_each_split(int64_t tiles, int64_t depth, int32_t sm_count, int32_t forc
     if (splits <= depth) body(splits);
 }
 
+// Tiles beyond the last full round of all SMs are the tail, in as many shares as there are SMs or in a few whole parts
+// a tile. Forced: every tile in that many parts.
+template <typename Body>
+void for_each_share(int64_t tiles, int64_t depth, int32_t sm_count, int32_t forced, const Body& body) {
+  const auto cut = [&](int64_t whole, int64_t shares) {
+    if (conv_sm90_shares_fit((tiles - whole) * depth, shares)) body(whole, shares);
+  };
+  const int64_t tail = tiles % sm_count, parts = std::min<int64_t>(forced, depth);
+  if (forced > 1 && conv_sm90_shares_fit(tiles * depth, tiles * parts)) return body(0, tiles * parts);
+  body(tiles, 0);
+  if (tail == 0 || forced != 0) return;
+  cut(tiles - tail, sm_count);
+  for (int32_t splits : kSplits)
+    if (tail * splits < sm_count) cut(tiles - tail, tail * splits);
+}
+
 }  // namespace
 
 Model::Model(const Device& device, Dtype dtype)
@@ -103,12 +121,22 @@ double Model::multiply(const ConvFwdTile& tile, int32_t per_sm, int64_t blocks, 
   return clocks / family.clock;
 }
 
-// Its two warpgroups share a tile, so nothing hides its epilogue.
-double Model::persist(const ConvSm90Tile& tile, int64_t tiles, int64_t steps) const {
+// Warpgroups that take turns multiply during each other's epilogues, those that share a tile do not; copies go on
+// during either. A share that does not begin with a tile ends in another one, and writes two partial tiles.
+double Model::persist(const ConvSm90Tile& tile, const Sm90Work& work) const {
   const double products = 1.0 * tile.pixels * tile.channels * kConvSm90Depth / (family.macs * family.sm90_share);
   const double copies = (tile.pixels + tile.channels) * kConvSm90RowBytes / family.l2_bytes_clock;
-  const double rounds = static_cast<double>(ceil_div(tiles, device.sm_count));
-  return (rounds * (steps * std::max(products, copies) + kSm90Epilogue) + kFill) / family.clock;
+  const auto rounds = [this](int64_t items) { return static_cast<double>(ceil_div(items, device.sm_count)); };
+  const double multiplied = conv_sm90_takes_turns(tile, work.mode) ? std::max(work.steps * products, kSm90Epilogue)
+                                                                   : work.steps * products + kSm90Epilogue;
+  double clocks = rounds(work.whole) * std::max(multiplied, work.steps * copies) + kFill;
+  if (!work.shares) return clocks / family.clock;
+  const double longest = ceil_div(work.tail() * work.steps, work.shares);
+  const double written = (work.shares % work.tail() ? 2 : 1) * work.partial_bytes / family.l2_bytes_clock;
+  clocks += rounds(work.shares) * (longest * std::max(products, copies) + written);
+  clocks += ceil_div(ceil_div(work.shares, work.tail()) + 1, kLoadsAtOnce) * kL2Latency;
+  const int64_t bytes = conv_sm90_partials(work.mode, work.tail(), work.shares) * work.partial_bytes;
+  return clocks / family.clock + pass(bytes);
 }
 
 double Model::persist(const ConvRowsTile& tile, int64_t tiles, bool residual) const {
@@ -156,17 +184,23 @@ Candidate best_split(const Model& model, const ConvProblem& p, const ConvFwdTile
 
 Sm90Candidate best_sm90(const Model& model, const ConvProblem& p, const EngineChoice& choice, int32_t channels,
                         int64_t compulsory) {
-  const bool named = choice.kind == EngineChoice::kSm90 && choice.tile_m;
+  const bool asked = choice.kind == EngineChoice::kSm90;
   int64_t depth = int64_t{p.main.r} * p.main.s * p.main.c / kConvSm90Depth;
   if (has_projection(p.mode)) depth += p.projection.c / kConvSm90Depth;
   Sm90Candidate best;
   for (const ConvSm90Tile& tile : kConvSm90Tiles) {
-    if (named && (tile.pixels != choice.tile_m || tile.channels != choice.tile_n)) continue;
+    if (asked && choice.tile_m && (tile.pixels != choice.tile_m || tile.channels != choice.tile_n)) continue;
     if (!conv_sm90_takes(tile, p.mode)) continue;
     if (conv_sm90_smem(tile, p.mode, channels) > model.device.smem_per_block) continue;
-    const double work = model.persist(tile, conv_sm90_tiles(tile, p.main), depth);
-    const double ns = kLaunch + std::max(compulsory / model.dram(), work);
-    if (ns < best.ns) best = {&tile, ns};
+    const int64_t rows =
+        std::min<int64_t>(tile.pixels, ceil_div(pixels(p.main), kConvSm90FinishPixels) * kConvSm90FinishPixels);
+    Sm90Work work{p.mode, conv_sm90_tiles(tile, p.main), depth, rows * tile.channels * 4, 0, 0};
+    for_each_share(work.tiles, depth, model.device.sm_count, asked ? choice.splits : 0,
+                   [&](int64_t whole, int64_t shares) {
+                     work.whole = whole, work.shares = shares;
+                     const double ns = kLaunch + std::max(compulsory / model.dram(), model.persist(tile, work));
+                     if (ns < best.ns) best = {&tile, static_cast<int32_t>(whole), static_cast<int32_t>(shares), ns};
+                   });
   }
   return best;
 }

@@ -97,6 +97,7 @@ Tensor run_kernel(const Call& call, const ConvPlan& plan) {
   p.out = out.mutable_data_ptr();
   p.partials = partials ? static_cast<float*>(partials->mutable_data_ptr()) : nullptr;
   p.splits = plan.splits;
+  p.whole = plan.whole, p.shares = plan.shares;
   p.relu = call.relu;
   launcher_of(plan.engine)(p, plan.variant, current_queue(conv.x.get_device_index()));
   return aten_contiguous(out, conv.channels_last);

@@ -161,7 +161,9 @@ std::optional<ConvPlan> plan_sm90(const Model& model, const ConvProblem& problem
   plan.variant = {problem.dtype, tile.pixels, tile.channels, problem.mode};
   plan.tiles = static_cast<int32_t>(conv_sm90_tiles(tile, problem.main));
   plan.smem = conv_sm90_smem(tile, problem.mode, channels);
-  plan.bytes = compulsory;
+  plan.whole = best.whole, plan.shares = best.shares;
+  if (plan.shares) plan.workspace = conv_sm90_workspace(tile, problem.mode, plan.tiles - plan.whole, plan.shares);
+  plan.bytes = compulsory + 2 * plan.workspace;
   plan.microseconds = best.ns / 1e3;
   note("sm80 and torch: RESNET_FUSED_CUDA_ENGINE is sm90");
   return plan;
@@ -270,7 +272,7 @@ EngineChoice engine_choice(const char* text) {
   }
   for (const ConvSm90Tile& t : kConvSm90Tiles) {
     known |= choice.kind == EngineChoice::kSm90 && !choice.rows && t.pixels == choice.tile_m &&
-             t.channels == choice.tile_n && choice.splits == 0;
+             t.channels == choice.tile_n && choice.splits >= 0;
     tiles += sentence(", sm90:", t.pixels, "x", t.channels);
   }
   for (const ConvRowsTile& t : kConvRowsTiles) {
@@ -280,7 +282,7 @@ EngineChoice engine_choice(const char* text) {
   if (known && named + end == name.size()) return choice;
   throw std::runtime_error("RESNET_FUSED_CUDA_ENGINE is " + name + "; one of torch, sm80, sm90, sm90:block, sm90:rows" +
                            tiles +
-                           " expected, after a tile of sm80 perhaps :4 for a depth in 4 parts; or unset it to let the "
+                           " expected, after a tile of m x n perhaps :4 for a depth in 4 parts; or unset it to let the "
                            "plan choose");
 }
 
@@ -379,10 +381,13 @@ std::string to_string(const ConvPlan& plan) {
     return sentence("torch: convolution, then ", plan.statistics ? "bn_stats, " : "bn_add_act, ", plan.bytes,
                     " bytes moved", time);
   const ConvFwdVariant& v = plan.variant;
+  const std::string depth =
+      plan.engine == ConvEngine::kSm90
+          ? sentence(plan.whole, " whole, ", plan.tiles - plan.whole, " in ", plan.shares, " shares, ")
+          : sentence(plan.splits, plan.splits == 1 ? " split, " : " splits, ");
   return sentence(name_of(plan.engine), v.tile_m, "x", v.tile_n, ": ", name_of(v.dtype), ", ", name_of(v.mode), ", ",
-                  plan.tiles, " tiles of ", plan.smem, " bytes of shared memory, ", plan.splits,
-                  plan.splits == 1 ? " split, " : " splits, ", plan.workspace, " bytes of partial sums, ", plan.bytes,
-                  " bytes moved", time);
+                  plan.tiles, " tiles of ", plan.smem, " bytes of shared memory, ", depth, plan.workspace,
+                  " bytes of partial sums, ", plan.bytes, " bytes moved", time);
 }
 
 }  // namespace resnet_fused::cuda

@@ -76,12 +76,17 @@ def run(
     residual: Tensor | None = None,
     relu: bool = True,
     splits: int = 1,
+    whole: int = 0,
+    shares: int = 0,
     schedule: str = "stay",
     seed: int = 1,
     sm_count: int = 4,
     family: str = "conv_fwd",
 ) -> tuple[Tensor, dict]:
-    """The output, channels_last, and the emulator's report. ``family``: conv_fwd (sm80) or conv_sm90."""
+    """The output, channels_last, and the emulator's report. ``family``: conv_fwd (sm80) or conv_sm90.
+
+    ``whole``, ``shares``: conv_sm90's tiles from ``whole`` on have their steps cut into ``shares`` parts.
+    """
     shape = conv.output_shape()
     out = torch.empty(shape, dtype=conv.x.dtype, memory_format=torch.channels_last)
     out.untyped_storage().fill_(POISON)
@@ -97,6 +102,11 @@ def run(
         partials = torch.empty(splits + (projection is not None), *shape)
         buffers.append(("partials", *span(partials), "scratch"))
         params["partials"] = partials.data_ptr()
+    if shares:
+        tail = -(-shape[0] * shape[2] * shape[3] // tile[0]) * -(-shape[1] // tile[1]) - whole
+        partials = torch.empty(shares + tail * (1 + (projection is not None)) - 1, *tile)
+        buffers.append(("partials", *span(partials), "scratch"))
+        params.update(partials=partials.data_ptr(), whole=whole, shares=shares)
     side = projection or conv
     mode = ("projection" if projection else "") + ("-" if projection and side.pre else "")
     mode = mode + ("prologue" if side.pre else "") or "plain"
