@@ -47,11 +47,11 @@ def block_of(dtype, channels, n, h, w, seed=0, **bn) -> Block:
 
 
 def eager(block, relu=True, dtype=None):
-    """Two convolutions in eager PyTorch; in float64 if dtype says so, what is between them rounded as in x's dtype.
+    """Two convolutions in eager PyTorch; in float64 if dtype says so.
 
     Padding is explicit, because on a GPU it is multiplied like any zero: an infinite weight makes it NaN.
     """
-    own, dtype = block.x.dtype, dtype or block.x.dtype
+    dtype = dtype or block.x.dtype
 
     def cast(t):
         return None if t is None else t.to(dtype)
@@ -65,7 +65,7 @@ def eager(block, relu=True, dtype=None):
 
     x = cast(block.x)
     middle = conv(x, block.weight1, block.bn1, None, True)
-    return conv(cast(middle.to(own)), block.weight2, block.bn2, x, relu)
+    return conv(middle, block.weight2, block.bn2, x, relu)
 
 
 def check(kernels, block, **options):

@@ -179,7 +179,7 @@ __global__ void multicast_over_what_is_read(const Check c, const __grid_constant
     // expect: deadlock
     ptx::mbarrier_wait_parity(full, round);
     uint32_t words[4];
-    // expect: read of shared memory with a copy in flight
+    // expect: race: read after write, read of shared memory with a copy in flight
     ptx::ld_shared_v4(words, box + threadIdx.x % 32 * 16);
     for (uint32_t rank = 0; rank < 2; ++rank) ptx::mbarrier_arrive_cluster(ptx::mapa(free, rank));
   }
