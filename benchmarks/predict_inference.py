@@ -144,7 +144,9 @@ def main() -> None:
     parser.add_argument("--batches", default="1,32,256", help="(%(default)s)")
     args = parser.parse_args()
     print(f"PREDICTION, {GPU}, {DTYPE}, CUDA graphs on all sides, us:\n")
-    print("| network, batch | ours | torch.compile | eager | compile / ours | eager / ours | blocks: cuDNN fused / ours |")
+    print(
+        "| network, batch | ours | torch.compile | eager | compile / ours | eager / ours | blocks: cuDNN fused / ours |"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name in args.models.split(","):
         for batch in map(int, args.batches.split(",")):
