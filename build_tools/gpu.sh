@@ -46,7 +46,8 @@ step build "$python" setup.py build_ext --inplace
 
 # What only a GPU can tell comes first; what CI also runs comes last, in the time that is left.
 step primitives "$python" -m tests.cuda_primitives.gpu "$out"
-step cuda-tests "$python" -m pytest tests/test_cuda_ops.py tests/test_cuda_blocks.py tests/test_cuda_training.py \
+on_gpu=(tests/test_cuda_{ops,blocks,training,graphs}.py)
+step cuda-tests "$python" -m pytest "${on_gpu[@]}" \
   --junitxml="$out/cuda-tests.xml"
 for engine in sm80 sm90 torch; do
   [ $engine = sm90 ] && [ "$TORCH_CUDA_ARCH_LIST" != 9.0 ] && continue
@@ -64,6 +65,10 @@ if [ -n "$sanitizer" ]; then
 else
   say "left out: memcheck, racecheck (compute-sanitizer is not installed)"
 fi
+# Latency and throughput of whole networks; the table of the peers that autotune is made in a longer run (GPU_SECONDS).
+step models timeout 90 "$python" -m benchmarks.gpu_models "$out" --budget 0.5 \
+  --contenders "resnet_fused,eager channels_last,torch.compile,JAX" --networks ResNet-18,ResNet-50
+((limit > 1200)) && step models-all timeout 900 "$python" -m benchmarks.gpu_models "$out/all"
 # Autotuning takes most of it: cut short where time is.
 step kernels timeout 150 "$python" -m benchmarks.gpu_kernels "$out" --budget 0.4
 if has pytest_benchmark; then
@@ -75,7 +80,7 @@ else
 fi
 
 # Test files whose third-party modules are not here are left out by name; so is the wheel, which is made and tested in CI.
-ignored=(--ignore=tests/test_wheel.py --ignore=tests/test_cuda_{ops,blocks,training}.py)
+ignored=(--ignore=tests/test_wheel.py "${on_gpu[@]/#/--ignore=}")
 say "left out: tests/test_wheel.py (the wheel is tested where it is made)"
 for module in hypothesis pybind11 torchvision sklearn; do
   has "$module" && continue

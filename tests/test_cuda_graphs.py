@@ -1,0 +1,62 @@
+"""A whole network in a CUDA graph on a GPU: captured once, replayed with another input, equal to an eager call."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from criterion import assert_close
+from support import randomise
+
+from resnet_fused import convert, models
+
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA device", allow_module_level=True)
+
+LAST = torch.channels_last
+
+
+def captured(model, x):
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            model(x)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = model(x)
+    return graph, y
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+@torch.no_grad()
+def test_resnet18_replays_with_a_new_input(dtype, batch):
+    """The same bits as outside a graph: no atomics, and the order of kernels that overlap is kept."""
+    model = randomise(models.resnet18()).eval().cuda().to(dtype).to(memory_format=LAST)
+    double = copy.deepcopy(model).double()
+    eager = copy.deepcopy(model)
+    convert(model)
+    x = torch.randn(batch, 3, 224, 224, device="cuda").to(dtype).contiguous(memory_format=LAST)
+    graph, y = captured(model, x)
+    for _ in range(5):
+        new = torch.randn_like(x)
+        x.copy_(new)
+        graph.replay()
+        got = y.clone()
+        assert torch.equal(got, model(new))
+        assert_close(got, eager(new), double(new.double()))
+
+
+@pytest.mark.skipif(os.environ.get("RESNET_FUSED_CUDA_OVERLAP") == "0", reason="this is the run without")
+def test_the_same_without_overlap():
+    """RESNET_FUSED_CUDA_OVERLAP=0 launches kernels one after another; it is read once a process."""
+    environment = {**os.environ, "RESNET_FUSED_CUDA_OVERLAP": "0"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "replays"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
