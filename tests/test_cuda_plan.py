@@ -443,3 +443,18 @@ def test_bad_questions_are_refused_with_a_sentence(change, sentence):
         arguments[at] = value
     with pytest.raises(RuntimeError, match=sentence):
         ops.explain_cuda(*arguments)
+
+
+@pytest.mark.parametrize(
+    "layer", [(256, 56, 64), (256, 14, 256), (256, 7, 512), (32, 28, 128), (1, 56, 64), (1, 7, 512)]
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_all_is_the_fastest_prediction(layer, dtype, monkeypatch):
+    n, hw, c = layer
+    shape = dict(n=n, hw=hw, c=c, k=c, dtype=dtype, gpu="h200", residual=True)
+    ours = plan(**shape)
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
+    hopper = plan(**shape)
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "all")
+    assert plan(**shape).microseconds == min(ours.microseconds, hopper.microseconds)
+    assert plan(**{**shape, "gpu": "a100"}).engine in ("sm80", "torch")

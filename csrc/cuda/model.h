@@ -4,6 +4,9 @@
 #include <limits>
 
 #include "cuda/plan.h"
+#include "cuda/sm80/conv_fwd.h"
+#include "cuda/sm90/conv_rows.h"
+#include "cuda/sm90/conv_sm90.h"
 
 namespace resnet_fused::cuda {
 
