@@ -254,9 +254,8 @@ def test_the_environment_can_force_either_engine(monkeypatch):
         with pytest.raises(RuntimeError, match=f"RESNET_FUSED_CUDA_ENGINE is {wrong}; one of"):
             plan()
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "cutlass")
-    with pytest.raises(
-        RuntimeError, match="RESNET_FUSED_CUDA_ENGINE is cutlass; one of torch, sm80, sm90, sm90:rows, sm80:128x128, "
-    ):
+    every = "one of all, torch, sm80, sm90, sm90:block, sm90:rows, sm80:128x128, "
+    with pytest.raises(RuntimeError, match=f"RESNET_FUSED_CUDA_ENGINE is cutlass; {every}"):
         plan()
 
 
