@@ -345,8 +345,8 @@ PLANTS = {
     ),
     "a block leaves before the cluster is done": (
         KERNEL,
-        "  if constexpr (Config::kCluster > 1) sync_cluster<Config>();\n",
-        "",
+        "    sync_cluster<Config>();\n  }\n",
+        "  }\n",
     ),
     "both teams have the first one's tiles": (
         CONFIG,

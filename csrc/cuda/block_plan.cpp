@@ -75,9 +75,10 @@ BlockPlan make_block_plan(const BlockProblem& problem, const Device& device, con
     if (notes) notes->push_back(sentence("sm90 block: ", words...));
   };
   BlockPlan two;
+  const bool asked = choice.kind == EngineChoice::kAll || (choice.kind == EngineChoice::kSm90 && !choice.tile_m);
+  if (!asked && !notes) return two;
   std::string why;
   const BlockFwdShape* shape = shape_for(problem, device, notes ? &why : nullptr);
-  const bool asked = choice.kind == EngineChoice::kAll || (choice.kind == EngineChoice::kSm90 && !choice.tile_m);
   if (notes || (shape && asked && !choice.block)) {
     ConvProblem conv;
     conv.dtype = problem.dtype;

@@ -17,9 +17,11 @@ struct BlockPlan {
   BlockFwdVariant variant{};  // of one launch, as what follows
   BlockFwdTiling tiling;
   int64_t tiles = 0;
-  int32_t smem = 0;         // bytes a block
-  int64_t bytes = 0;        // input, output and weights once; of two launches the sum of theirs
-  double microseconds = 0;  // PREDICTION of the model in block_plan.cpp; of two launches the sum of theirs
+  int32_t smem = 0;  // bytes a block
+  // Input, output and weights once, and a PREDICTION of the model in block_plan.cpp. Of two launches the sums of
+  // theirs, where they were compared.
+  int64_t bytes = 0;
+  double microseconds = 0;
 };
 
 // One launch runs where RESNET_FUSED_CUDA_ENGINE is sm90 and the model expects it to be faster than two, or wherever it

@@ -54,7 +54,10 @@ __global__ void __launch_bounds__(kBlockFwdThreads, 1)
       load_weights<Config>(maps, BlockFwdWalk<Config>(tiling, p.n, 0).rounds(), smem, barriers);
   }
   // No block leaves while another may still arrive at its barriers or write to its stages.
-  if constexpr (Config::kCluster > 1) sync_cluster<Config>();
+  if constexpr (Config::kCluster > 1) {
+    ptx::bar_warp_sync(~0u);  // the lane that brought the weights joins its warp
+    sync_cluster<Config>();
+  }
 }
 
 }  // namespace resnet_fused::cuda
