@@ -14,6 +14,7 @@ from resnet_fused.cli._gpus import GPUS
 
 HEADER = (Path(__file__).parents[1] / "csrc/cuda/sm80/conv_fwd.h").read_text()
 MODES = ["plain", "prologue", "projection", "projection prologue"]
+STATISTICS = ["statistics", "prologue statistics"]
 DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
@@ -94,11 +95,12 @@ def plan(**problem):
 
 def test_what_is_selected_is_what_is_compiled():
     """Each problem gets a kernel of the menu that fits the GPU, and no kernel of the menu is compiled for nobody."""
-    menu = {(dtype, (t.m, t.n), mode) for dtype in DTYPES for t in compiled_tiles() for mode in MODES}
+    modes = [*MODES, *STATISTICS]
+    menu = {(dtype, (t.m, t.n), mode) for dtype in DTYPES for t in compiled_tiles() for mode in modes}
     selected = set()
     layers = [(112, 64), (56, 64), (56, 256), (28, 128), (28, 512), (14, 256), (14, 1024), (7, 512), (7, 2048), (9, 24)]
     grid = itertools.product(
-        DTYPES, MODES, ["a100", "a10", "h200", "b200"], [1, 8, 64], layers, [1, 3], [16, 64, 256, 1024]
+        DTYPES, modes, ["a100", "a10", "h200", "b200"], [1, 8, 64], layers, [1, 3], [16, 64, 256, 1024]
     )
     for dtype, mode, gpu, n, (hw, c), r, k in grid:
         p = plan(n=n, hw=hw, c=c, k=k, r=r, dtype=dtype, mode=mode, gpu=gpu)
@@ -200,6 +202,36 @@ def test_splits_are_never_more_than_steps_and_never_needless(gpu, dtype):
         if p.tiles >= GPUS[gpu][1]:
             assert p.splits == 1
         assert (p.workspace > 0) == (p.splits > 1)
+
+
+@pytest.mark.parametrize("gpu", ["a100", "h200"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_depth_with_statistics_is_whole(gpu, dtype):
+    """Where a plain convolution of few pixels is split; and the price of the moments is in the prediction."""
+    for mode, plain in zip(STATISTICS, MODES, strict=False):
+        p = plan(n=1, hw=7, c=512, k=512, dtype=dtype, mode=mode, gpu=gpu)
+        assert p.splits == 1
+        assert plan(n=1, hw=7, c=512, k=512, dtype=dtype, mode=plain, gpu=gpu).splits > 1
+        large = dict(n=64, hw=56, c=64, k=256, r=1, dtype=dtype, gpu=gpu)
+        assert plan(mode=mode, **large).microseconds > plan(mode=plain, **large).microseconds
+
+
+def test_statistics_of_torchs_convolution_are_a_pass():
+    """Of reading what the convolution wrote, and with a prologue of making the activation."""
+    shape = dict(n=64, hw=14, c=256, k=256, groups=2)
+    elements = 64 * 14 * 14 * 256
+    plain, normalised, sums, both = (
+        plan(mode=mode, **shape) for mode in ("plain", "prologue", "statistics", "prologue statistics")
+    )
+    assert {p.engine for p in (plain, normalised, sums, both)} == {"torch"}
+    assert plain.bytes - sums.bytes == normalised.bytes - both.bytes == elements * 2
+    assert both.bytes - sums.bytes == 2 * elements * 2
+    assert "convolution, then bn_stats, " in explain(mode="statistics", **shape)
+    assert "convolution, then bn_add_act, " in explain(**shape)
+
+
+def test_sm90_takes_no_statistics():
+    assert plan(gpu="h200", mode="statistics", n=64).sm90 == "sm90: its epilogue takes no statistics of what it stores"
 
 
 def test_prediction_grows_with_the_work():
@@ -415,7 +447,7 @@ def test_what_sm90_selects_is_what_is_compiled(monkeypatch):
         ({1: [8, 8, 9, 9]}, r"a kernel that fits into its padded input"),
         ({2: [0, 1]}, r"stride is \[0, 1\]"),
         ({6: "int8"}, "dtype is int8; one of float32, float16, bfloat16, float64 expected"),
-        ({7: "fused"}, "mode is fused; one of plain, prologue, projection, projection prologue expected"),
+        ({7: "fused"}, "mode is fused; one of plain, prologue, .*, prologue statistics expected"),
         ({7: "projection"}, r"proj_x_shape is \[\]; 4 integers"),
         ({7: "projection", 8: [1, 8, 9, 8]}, r"the projection gives 1 x 9x8 but the convolution gives 1 x 8x8"),
         ({13: [80, 108]}, r"device is \[80, 108\]; 4 integers"),

@@ -1,0 +1,46 @@
+"""benchmarks.predict_training: what it counts, and that docs/training.md shows what it says."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import predict_training
+from benchmarks.predict_training import Block, Conv
+from resnet_fused import models
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "training.md"
+
+
+def test_the_tables_of_the_documentation_are_its_output(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["predict_training"])
+    predict_training.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    documented = DOCS.read_text().splitlines()
+    assert len(lines) > 20
+    assert [line for line in lines if line not in documented] == []
+
+
+def test_multiplications_and_parameters_are_the_networks():
+    """ResNet-50 at 224x224: 4.09e9 multiply-adds an image without the classifier's, 25.6 million parameters."""
+    blocks, parameters = predict_training.read(models.resnet50(), 1)
+    assert sum(c.flops for b in blocks for c in b.convs()) == pytest.approx(2 * 4.09e9, rel=0.005)
+    assert parameters == 25_557_032
+    assert [len(b.main) for b in blocks] == [1] + 16 * [3]
+
+
+def test_passes_of_an_identity_block():
+    """In tensors of its width: eager's 5 + 8 forward, 16 + 3 backward; ours without any between convolutions."""
+    conv = Conv(0.0, 1.0, 1.0, 0.0, ours=True, unit_stride=True)
+    block = Block("basic", [conv, conv._replace(x=1.0)], None, True)
+
+    def count(cost):
+        return cost.passes / predict_training.SIZE
+
+    assert count(predict_training.eager_forward(block)) == 5 + 8
+    assert count(predict_training.eager_backward(block)) == 8 + 8 + 3
+    assert count(predict_training.our_forward(block, 1e30)) == 3
+    # 5 for each BatchNorm, 2 for the activation again, 3 for the last ReLU; the convolution adds the two gradients
+    assert count(predict_training.our_backward(block)) == 5 + 5 + 2 + 3
+    strided = block._replace(main=[conv._replace(unit_stride=False), conv])
+    assert count(predict_training.our_backward(strided)) == 5 + 5 + 2 + 3 + 3
