@@ -7,7 +7,7 @@ from .. import ops
 from .forward import ours_is_faster
 from .layout import ConvSlots
 
-# Turning a weight around reads it against its order, at every step: of a tensor of fewer pixels the gradient is PyTorch's.
+# Turning a weight around reads it against its order, at every step: fewer pixels than this are PyTorch's.
 PIXELS_WORTH_TURNING = 4096
 
 
