@@ -26,7 +26,7 @@ from training import (
     wide_projection,
 )
 
-from resnet_fused import autograd, modules, ops, reference
+from resnet_fused import autograd, models, modules, ops, reference
 from resnet_fused.autograd import backward, forward, layout, op
 from resnet_fused.autograd import input_gradient as gradients
 from resnet_fused.functional import training_dtype
@@ -538,6 +538,27 @@ def test_a_compiled_training_step(cls, dynamic):
         torch.testing.assert_close(*losses)
     for (name, a), b in zip(block.state_dict().items(), twin.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
+
+
+@pytest.mark.parametrize("preact", [False, True])
+def test_a_compiled_training_step_of_a_whole_network(preact):
+    """Stem, blocks with and without projection, tail, loss: one graph, and the running averages of every BatchNorm."""
+    torch._dynamo.reset()
+    network = models.cifar_resnet(8, preact=preact)
+    twin = eager_twin(network)
+    optimisers = [torch.optim.SGD(each.parameters(), 0.1, momentum=0.9) for each in (network, twin)]
+    step_of = lambda x, labels: nn.functional.cross_entropy(network(x), labels)  # noqa: E731
+    compiled = torch.compile(step_of, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        x, labels = torch.randn(4, 3, 16, 16), torch.randint(10, (4,))
+        losses = [compiled(x, labels), nn.functional.cross_entropy(twin(x), labels)]
+        for loss, optimiser in zip(losses, optimisers, strict=True):
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
+    for (name, a), b in zip(network.state_dict().items(), twin.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_inductor_trains():

@@ -158,7 +158,7 @@ CHECKS = {
         (data_parallel, (True, True)),
         (fully_sharded, ()),
     ],
-    4: [(synchronised_is_the_whole_batch, (False,)), (data_parallel, (True, False))],
+    4: [(synchronised_is_the_whole_batch, (False,)), (data_parallel, (True, False)), (fully_sharded, ())],
 }
 
 

@@ -1,0 +1,154 @@
+"""What is trained in the training benchmark, by whom, and whether they do it right."""
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import resnet_fused
+from resnet_fused import models, reference
+
+STAGES = ((64, 56), (128, 28), (256, 14), (512, 7))
+
+
+class Workload(NamedTuple):
+    """Something to train: a block on random gradients, or a network on random labels."""
+
+    title: str
+    shape: tuple[int, int, int, int]
+    make: Callable[[], nn.Module]
+
+    @property
+    def is_network(self) -> bool:
+        return self.shape[1] == 3
+
+
+def _projection(channels: int, out: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+
+def workloads(batch: int) -> list[Workload]:
+    """Blocks at ResNet's four stages, then the networks."""
+    found = []
+    for c, size in STAGES:
+        found.append(Workload(f"basic {c}@{size}", (batch, c, size, size), lambda c=c: reference.BasicBlock(c, c)))  # type: ignore[misc]
+        if c > STAGES[0][0]:
+            make = lambda c=c: reference.BasicBlock(c // 2, c, 2, _projection(c // 2, c, 2))  # type: ignore[misc]  # noqa: E731
+            found.append(Workload(f"basic proj {c}@{size}", (batch, c // 2, 2 * size, 2 * size), make))
+    for c, size in STAGES:
+        shape = (batch, 4 * c, size, size)
+        found.append(Workload(f"bottleneck {c}@{size}", shape, lambda c=c: reference.Bottleneck(4 * c, c)))  # type: ignore[misc]
+        found.append(Workload(f"preact {c}@{size}", (batch, c, size, size), lambda c=c: reference.PreActBlock(c, c)))  # type: ignore[misc]
+        found.append(
+            Workload(f"preact bottleneck {c}@{size}", shape, lambda c=c: reference.PreActBottleneck(4 * c, c))  # type: ignore[misc]
+        )
+    make = lambda: reference.Bottleneck(64, 64, 1, _projection(64, 256, 1))  # noqa: E731
+    found.append(Workload("bottleneck proj 64@56", (batch, 64, 56, 56), make))
+    for title, net in (("ResNet-18", models.resnet18), ("ResNet-50", models.resnet50)):
+        found.append(Workload(title, (batch, 3, 224, 224), lambda net=net: resnet_fused.revert(net())))  # type: ignore[misc]
+    return found
+
+
+def _recompute(model: nn.Module) -> nn.Module:
+    resnet_fused.convert(model)
+    for module in model.modules():
+        if isinstance(module, resnet_fused.modules.FusedBlock):
+            module.recompute = True
+    return model
+
+
+CONTENDERS: dict[str, tuple[bool, bool, Callable[[nn.Module], nn.Module]]] = {  # channels_last, compiled, made by
+    "eager": (False, False, lambda model: model),
+    "eager_cl": (True, False, lambda model: model),
+    "compile": (True, True, lambda model: model),
+    "ours": (True, False, resnet_fused.convert),
+    "ours_recompute": (True, False, _recompute),
+    "ours_compile": (True, True, resnet_fused.convert),
+}
+
+
+class Trainee:
+    """A contender: its own copy of the module, and one step of it."""
+
+    def __init__(self, workload: Workload, name: str, dtype: str) -> None:
+        self.last, compiled, make = CONTENDERS[name]
+        torch.manual_seed(0)
+        self.model = make(workload.make().train())
+        self.x = self._format(torch.randn(workload.shape))
+        self.dtype = dtype
+        if self.last:
+            self.model.to(memory_format=torch.channels_last)
+        self.labels = torch.randint(1000, workload.shape[:1]) if workload.is_network else None
+        if not workload.is_network:  # a block in a network gets its input in autocast's dtype, and owes it a gradient
+            self.x = (self.x.bfloat16() if dtype == "bf16" else self.x).requires_grad_()
+        self.call = torch.compile(self.model) if compiled else self.model
+        self.optimiser = torch.optim.SGD(self.model.parameters(), 0.01, momentum=0.9)
+
+    def _format(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last) if self.last else x
+
+    def loss(self, x: Tensor) -> Tensor:
+        """Forward. A block's loss has a gradient of one value, cheap to make for everybody alike."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bf16"):
+            y = self.call(x)
+        if self.labels is None:
+            return y.sum()
+        return nn.functional.cross_entropy(y.float(), self.labels[: len(x)])
+
+    def step(self) -> None:
+        self.optimiser.zero_grad()
+        self.x.grad = None
+        self.loss(self.x).backward()
+        self.optimiser.step()
+
+    def saved_bytes(self) -> int:
+        """Bytes of distinct storages that autograd keeps, without parameters and buffers."""
+        own = {t.untyped_storage().data_ptr() for t in (*self.model.parameters(), *self.model.buffers())}
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = self.loss(self.x)
+        del loss
+        return sum(kept.values())
+
+
+def verify(workload: Workload, dtype: str, trainees: dict[str, Trainee]) -> dict[str, float]:
+    """Relative L2 error of all gradients of two images against float64; ours may have twice eager's.
+
+    Eager's is the larger of its two layouts': oneDNN sums each in another order, and ours is channels_last.
+    Near zero one rounding decides whether a ReLU passes a gradient, for eager as for us: that luck changes with the
+    images, which a mistake survives. So up to three pairs of images are tried.
+    """
+    for start in range(0, min(6, workload.shape[0] - 1), 2):
+        errors = {name: _error(trainee, slice(start, start + 2), dtype) for name, trainee in trainees.items()}
+        eager = max(error for name, error in errors.items() if name in ("eager", "eager_cl"))
+        limit = 2 * eager + 1e-6
+        wrong = {name: error for name, error in errors.items() if name.startswith("ours") and error > limit}
+        if not wrong:
+            return errors
+    raise SystemExit(f"{workload.title} {dtype}: gradients off by {wrong}, eager's by {eager:.1e}")
+
+
+def _error(trainee: Trainee, images: slice, dtype: str) -> float:
+    exact = copy.copy(trainee)
+    exact.model = exact.call = copy.deepcopy(resnet_fused.revert(copy.deepcopy(trainee.model))).double()
+    exact.dtype = "fp64"
+    x = trainee.x[images].detach()
+    exact.loss(x.double()).backward()
+    state = copy.deepcopy(trainee.model.state_dict())
+    trainee.optimiser.zero_grad()
+    trainee.loss(x).backward()
+    trainee.model.load_state_dict(state)
+    found, truth = (
+        torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
+        for model in (trainee.model, exact.model)
+    )
+    return ((found - truth).norm() / truth.norm()).item()
