@@ -8,6 +8,7 @@ import cuda_on_cpu
 import pytest
 import torch
 from criterion import assert_close
+from cuda_on_cpu import bn_add_act
 from cuda_on_cpu.bn_train import MASKS, Gradient, backward, finish, reduce, stats, wide
 from cuda_on_cpu.bn_train import shape as numbers_of
 from cuda_on_cpu.tensors import DTYPES
@@ -244,6 +245,24 @@ def test_vectors_of_the_tensors_dtype(kernels, dtype):
     assert g.bn.var.dtype == dtype
     check_reduce(kernels, g)
     check_backward(kernels, g)
+
+
+NEAR_ZERO = [0.0, *(2.0**-e for e in (24, 25, 26, 126, 127, 133, 134, 135, 149))]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@FORMATS
+def test_a_relu_is_open_exactly_where_the_forward_pass_left_it(kernels, dtype, channels_last):
+    """Also where bn(x) is above 0 and what is stored of it is not."""
+    beta = torch.tensor([sign * v for v in NEAR_ZERO for sign in (1, -1)] * 2, dtype=torch.float64)
+    bn = batch_norm(len(beta), wide(dtype))._replace(beta=beta.to(wide(dtype)))
+    bn = bn._replace(mean=torch.zeros_like(bn.mean))
+    for scale in (0, 1e-8):
+        x = scale * activation((2, len(beta), 4, 4), dtype, channels_last)
+        passed = bn_add_act.run(kernels, x, bn, channels_last=channels_last)[0] > 0
+        ones = Gradient(torch.ones_like(x), x, bn, None, True)
+        assert torch.equal(backward(kernels, ones, channels_last, None, 1.0)[0] != 0, passed)
+        assert torch.equal(reduce(kernels, ones, channels_last)[0][0], passed.sum((0, 2, 3)).to(wide(dtype)))
 
 
 @pytest.mark.parametrize("misaligned", ["grad", "x", "out"])

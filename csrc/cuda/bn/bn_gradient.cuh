@@ -28,11 +28,11 @@ struct GradientChunk {
       out.template load<Access::kReadOnly>(static_cast<const char*>(from.out) + at);
   }
 
-  // g of element e. The mask is decided as the forward pass decided, by the same instruction.
+  // g of element e. The mask is decided as the forward pass decided, by the same instruction, and by what it stored.
   __device__ __forceinline__ Acc g(const typename Config::Affine& bn, int e) const {
     bool closed = false;
     if constexpr (Config::kMask == Mask::kOut) closed = out.get(e) <= Acc(0);
-    if constexpr (Config::kMask == Mask::kRecompute) closed = bn.apply(x.get(e), Config::channel_of(e)) <= Acc(0);
+    if constexpr (Config::kMask == Mask::kRecompute) closed = bn.apply(x.get(e), Config::channel_of(e)) <= Acc(kVanishes<Config::kDtype>);
     return closed ? Acc(0) : grad.get(e);
   }
 };

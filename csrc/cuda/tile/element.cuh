@@ -12,6 +12,15 @@ enum class Access { kPlain, kReadOnly };  // kReadOnly: no thread writes it whil
 __device__ __forceinline__ float relu_of(float v) { return ptx::max_nan(v, 0.0f); }
 __device__ __forceinline__ double relu_of(double v) { return v < 0 ? 0 : v; }
 
+// The largest value that rounding makes 0. What a ReLU lets through is above it: the backward pass, which has the value
+// in more digits than were stored, then sees every ReLU as open as the forward pass left it.
+template <Dtype kDtype>
+constexpr float kVanishes = 0;
+template <>
+constexpr float kVanishes<Dtype::kFloat16> = 0x1p-25f;
+template <>
+constexpr float kVanishes<Dtype::kBFloat16> = 0x1p-134f;
+
 template <Dtype kDtype>
 struct Arithmetic {
   using Type = float;
