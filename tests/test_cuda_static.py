@@ -149,6 +149,15 @@ def test_conv_finish_moves_16_bytes_a_thread(arch):
         assert any(i.startswith("LDG") and ".128" in i for i in code), name
 
 
+@compiled
+@each_arch
+def test_kernels_wait_for_the_grids_before_them(arch):
+    """griddepcontrol.wait and .launch_dependents from sm_90 on, where kernels overlap; before, nothing of them."""
+    overlaps = int(re.match(r"sm_(\d+)", arch)[1]) >= 90
+    for name, code in sass.code(LIBRARY, arch).items():
+        assert ("ACQBULK" in code, "PREEXIT" in code) == (overlaps, overlaps), name
+
+
 SM90_TILES = [(256, 128), (256, 64), (128, 128)]
 
 

@@ -1,6 +1,7 @@
 // out = act(bn(x) + shortcut), each element read once and written once. docs/kernels/bn_add_act.md has the roofline.
 #pragma once
 #include "cuda/bn/bn_add_act.h"
+#include "cuda/ptx/grid.cuh"
 #include "cuda/tile/element.cuh"
 #include "cuda/tile/scale_shift.cuh"
 
@@ -66,6 +67,8 @@ __device__ __forceinline__ void apply_batch(const BnAddActParams& p, const BnAdd
 template <typename Config>
 __global__ void __launch_bounds__(Config::kThreads) bn_add_act_kernel(const BnAddActParams p, const BnAddActWalk walk) {
   using Affine = ScaleShift<Config::kDtype, Config::kChannels>;
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
   const uint32_t group = blockIdx.x % walk.groups, split = blockIdx.x / walk.groups;
   const uint32_t lane = group * walk.lanes + threadIdx.x % walk.lanes;
   if (lane >= walk.all_lanes) return;

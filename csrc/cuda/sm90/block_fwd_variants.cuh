@@ -28,8 +28,8 @@ void launch_block_fwd_variant(const BlockFwdParams& p, const Queue& queue) {
   const BlockFwdMaps maps{{map_of_block_weight<Config>(p.weight[0]), map_of_block_weight<Config>(p.weight[1])}};
   const int64_t tiles = block_fwd_tiles(tiling, p.n);
   const auto grid = static_cast<unsigned>(std::min<int64_t>(tiles, queue.sm_count));  // one block fills an SM
-  LAUNCH(block_fwd_kernel<Config>, dim3(grid), dim3(kBlockFwdThreads), block_fwd_smem(Config::kShape), queue.stream, p,
-         tiling, maps);
+  LAUNCH_DEPENDENT(block_fwd_kernel<Config>, dim3(grid), dim3(kBlockFwdThreads), block_fwd_smem(Config::kShape), queue,
+                   p, tiling, maps);
 }
 
 template <Dtype kDtype, int... kShape>

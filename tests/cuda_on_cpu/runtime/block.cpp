@@ -1,5 +1,6 @@
 #include "runtime/block.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 
@@ -50,6 +51,7 @@ void Block::prepare(const Launch& launch, uint64_t number) {
     t.lane = i % 32;
     t.index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
     t.exited = false;
+    t.waited_for_grids = !launch.dependent;
     t.watched.clear();
     t.warp->live |= 1u << t.lane;
     ready(t);
@@ -72,9 +74,14 @@ bool Block::run(const Launch& launch, uint64_t number) {
     report_deadlock();
     given_up_ = launch.given_up = true;
   }
-  if (!given_up_)
+  if (!given_up_) {
     for (auto& m : modules_)
       if (m) m->block_ends(*this);
+    const auto waited = [](const Thread& t) { return t.waited_for_grids; };
+    if (std::none_of(threads_.begin(), threads_.end(), waited))
+      report("no griddepcontrol.wait", {}, "block ", number, " of ", launch.name,
+             " ends, and grids after it may start, while the grid before it still runs");
+  }
   return !given_up_;
 }
 

@@ -89,10 +89,10 @@ Report end() {
   return r;
 }
 
-void name_launch(const char* kernel) { launched.emplace_back(kernel); }
-
-void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*), void* closure) {
-  const Launch launch{grid, block, shared_bytes, kernel, closure, ++launches, options.schedule, options.seed};
+void run_grid(const How& how, dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*), void* closure) {
+  launched.emplace_back(how.kernel);
+  const Launch launch{grid,   block,   shared_bytes, how.kernel,       how.dependent,
+                      kernel, closure, ++launches,   options.schedule, options.seed};
   if (given_up) return;
   if (!can_launch(launch)) {
     given_up = true;

@@ -64,6 +64,8 @@ Report end();
 struct Launch {
   dim3 grid, block;
   size_t shared_bytes;
+  const char* name;
+  bool dependent;         // may start before the launch ahead of it has ended
   void (*kernel)(void*);  // called on every thread's fiber, with closure
   void* closure;
   uint32_t number;  // of the session's launches, from 1
