@@ -105,7 +105,7 @@ class Network:
         projects, ends = "projection" in modelled, call.name.endswith(self.last_conv(call))
         after = sweep(y, y, y) if ends else sweep(y, y)
         convolutions = self.torch_time(modelled, after)
-        found = re.search(r"([\d.]+) us predicted", self.plan(call, "sm90").splitlines()[0])
+        found = re.search(r"([\d.]+) us predicted", self.plan(call, "all").splitlines()[0])
         assert found
         passes = sweep(y, y) * (1 + projects) + sweep(y, y) + (sweep(y, y, y) if ends else 0)
         # cuDNN adds and applies ReLU in its kernel, and reads the shortcut for it.

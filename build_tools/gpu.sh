@@ -46,7 +46,8 @@ step build "$python" setup.py build_ext --inplace
 
 # What only a GPU can tell comes first; what CI also runs comes last, in the time that is left.
 step primitives "$python" -m tests.cuda_primitives.gpu "$out"
-step cuda-tests "$python" -m pytest tests/test_cuda_ops.py tests/test_cuda_blocks.py tests/test_cuda_graphs.py \
+on_gpu=(tests/test_cuda_{ops,blocks,training,graphs}.py)
+step cuda-tests "$python" -m pytest "${on_gpu[@]}" \
   --junitxml="$out/cuda-tests.xml"
 for engine in sm80 sm90 torch; do
   [ $engine = sm90 ] && [ "$TORCH_CUDA_ARCH_LIST" != 9.0 ] && continue
@@ -79,7 +80,7 @@ else
 fi
 
 # Test files whose third-party modules are not here are left out by name; so is the wheel, which is made and tested in CI.
-ignored=(--ignore=tests/test_wheel.py --ignore=tests/test_cuda_ops.py --ignore=tests/test_cuda_blocks.py --ignore=tests/test_cuda_graphs.py)
+ignored=(--ignore=tests/test_wheel.py "${on_gpu[@]/#/--ignore=}")
 say "left out: tests/test_wheel.py (the wheel is tested where it is made)"
 for module in hypothesis pybind11 torchvision sklearn; do
   has "$module" && continue

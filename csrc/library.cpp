@@ -1,5 +1,5 @@
 // Every op of the library, on one screen. Kernels register themselves: CPU ones below csrc/cpu, CUDA
-// ones in csrc/cuda/ops.cpp; shapes without data (fake kernels) in resnet_fused/ops.py.
+// ones in csrc/cuda/ops.cpp and train_ops.cpp; shapes without data (fake kernels) in resnet_fused/ops.py.
 //
 // All activations are (N, C, H, W) of any strides, weights (K, C / groups, R, S). BatchNorm arrives as
 // its own tensors of shape (K): y * gamma / sqrt(var + eps) + beta - mean * gamma / sqrt(var + eps).
@@ -41,6 +41,11 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   // mean and biased var of each channel over N, H and W: float32, or float64 of float64 (no cancellation: a mean of
   // 1e3 with a deviation of 1 keeps its digits); the same bits in every run.
   m.def("bn_stats(Tensor x) -> (Tensor, Tensor)");
+  // raw = conv(relu(pre(x))), or conv(x) where pre_mean is absent, with its bias, rounded; and bn_stats(raw)
+  m.def(
+      "conv_stats(Tensor x, Tensor? pre_gamma, Tensor? pre_beta, Tensor? pre_mean, Tensor? pre_var, float pre_eps, "
+      "Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int groups, " HOW
+      ") -> (Tensor, Tensor, Tensor)");
   // act(bn(x) + bn'(shortcut)), act(bn(x) + shortcut) where shortcut_mean is absent
   m.def(
       "bn_add_bn_act(Tensor x, " BN
@@ -66,9 +71,9 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
       "explain_cpu(int[] x_shape, int[] weight_shape, int[2] stride, int[2] padding, int[2] dilation, int groups, str "
       "dtype) -> str");
   // The plan that a convolution would run on a GPU, in words. mode is "plain", "prologue" (bn_relu_conv_bn_act),
-  // "projection" or "projection prologue" (conv_bn_proj_act without and with pre_mean); proj_x_shape and proj_stride
-  // are read in the last two. device is compute capability (80 for 8.0), SMs, and the shared memory in bytes that a
-  // block may have and that an SM has.
+  // "projection" or "projection prologue" (conv_bn_proj_act without and with pre_mean), "statistics" or "prologue
+  // statistics" (conv_stats likewise); proj_x_shape and proj_stride are read where there is a projection. device is
+  // compute capability (80 for 8.0), SMs, and the shared memory in bytes that a block may have and that an SM has.
   m.def(
       "explain_cuda(int[] x_shape, int[] weight_shape, int[2] stride, int[2] padding, int[2] dilation, int groups, str "
       "dtype, str mode, int[] proj_x_shape, int[2] proj_stride, bool residual, bool aligned, bool allow_tf32, int[] "

@@ -1,10 +1,11 @@
 """Fused convolution + BatchNorm + residual + ReLU as functions, and the policy on when kernels may run.
 
 BatchNorm here is inference's: running statistics, as ``module.eval()`` (Ioffe & Szegedy 2015,
-arXiv:1502.03167, section 3.1, algorithm 2). Every function computes what its "Equivalent" says. Kernels run where
-no gradient is needed; otherwise, and inside ``torch.func`` transforms, the eager definition in
-:mod:`resnet_fused.reference` runs and autograd works as usual. Under ``torch.autocast`` convolutions run in
-autocast's dtype, as eager's do.
+arXiv:1502.03167, section 3.1, algorithm 2). Every function computes what its "Equivalent" says. Where a gradient is
+needed, a block or a layer is one differentiable op that keeps its input, the raw outputs of its convolutions and its
+output (docs/training.md). On devices without that op, and inside ``torch.func`` transforms, the eager definition in
+:mod:`resnet_fused.reference` runs, with autograd as usual.
+Under ``torch.autocast`` convolutions run in autocast's dtype, as eager's do.
 
 Activations are ``(N, C, H, W)`` of any strides in float32, bfloat16, float16 or float64, on the CPU, or on CUDA
 where the CUDA kernels are installed (else eager runs). Weights are ``(K, C / groups, R, S)`` of x's dtype; a
@@ -17,12 +18,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
 from . import _library, autograd, ops, reference
+from ._chain import NO_NORM, chain
 
 Pair = int | Sequence[int]
 
@@ -62,6 +65,14 @@ def training_dtype(x: Tensor) -> torch.dtype | None:
     if torch.is_autocast_enabled(x.device.type):
         return None if x.dtype is torch.float64 else torch.get_autocast_dtype(x.device.type)
     return x.dtype
+
+
+def indexable(x: Tensor, channels: int) -> bool:
+    """Whether ``channels`` channels at x's resolution fit the kernels' 32-bit indices."""
+    if torch.compiler.is_compiling():  # would bound a dynamic batch
+        return True
+    n, _, h, w = x.shape
+    return n * h * w * channels < 2**31
 
 
 def _is_transformed() -> bool:
@@ -157,8 +168,9 @@ def conv_bn_act(
     cast = _caster(x, weight, bias, *args[:4], residual)
     # Under autocast eager adds in the wider of the two dtypes, and that is the result's.
     if cast is None or (cast.autocast and residual is not None and residual.dtype is not cast.dtype):
+        trained = _trained(x, [(weight, bias, *args[5:])], [NO_NORM, args[:5]], residual=residual, relu=relu)
         eager: tuple[Any, ...] = (x, weight, bias, *args, residual, relu)
-        return reference.conv_bn_act(*eager)
+        return reference.conv_bn_act(*eager) if trained is None else trained
     return ops.conv_bn_act(cast(x), cast(weight), bias, *args, residual, relu, *cast.how(keep_packed))
 
 
@@ -187,8 +199,9 @@ def bn_relu_conv_bn_act(
     before = _bn(pre)
     cast = _caster(x, weight, bias, *before[:4], *args[:4], residual)
     if cast is None or (cast.autocast and residual is not None and residual.dtype is not cast.dtype):
+        trained = _trained(x, [(weight, bias, *args[5:])], [before, args[:5]], residual=residual, relu=relu)
         eager: tuple[Any, ...] = (x, *before, weight, bias, *args, residual, relu)
-        return reference.bn_relu_conv_bn_act(*eager)
+        return reference.bn_relu_conv_bn_act(*eager) if trained is None else trained
     how = cast.how(keep_packed)
     if cast.autocast:  # eager normalises before it rounds
         activated = ops.bn_add_act(x, *before, None, True)
@@ -226,9 +239,14 @@ def conv_bn_proj_act(
     before = _bn(projection.pre)
     proj_weight, proj_bias = projection.weight, projection.bias
     cast = _caster(x, weight, bias, *args[:4], proj_x, proj_weight, proj_bias, *proj_args[:4], *before[:4])
-    if cast is None:
-        eager: tuple[Any, ...] = (x, weight, bias, *args, proj_x, proj_weight, proj_bias, *proj_args, *before, relu)
-        return reference.conv_bn_proj_act(*eager)
+    if cast is None:  # the shortcut has a tensor of its own
+        shortcut_of: dict[str, Any] = {"bias": proj_bias, "stride": projection.stride, "relu": False}
+        if projection.pre is None:
+            shortcut = conv_bn_act(proj_x, proj_weight, projection.bn, **shortcut_of)
+        else:
+            shortcut = bn_relu_conv_bn_act(proj_x, projection.pre, proj_weight, projection.bn, **shortcut_of)
+        shape: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        return conv_bn_act(x, weight, bn, bias=bias, residual=shortcut, relu=relu, **shape)
     if cast.autocast and projection.pre is not None:  # eager normalises before it rounds
         proj_x, before = ops.bn_add_act(proj_x, *before, None, True), _bn(None)
     main = (cast(x), cast(weight), bias, *args)
@@ -265,8 +283,9 @@ def conv_bn_relu_pool(
     pool = (_pair("pool_kernel", pool_kernel), _pair("pool_stride", pool_stride), _pair("pool_padding", pool_padding))
     cast = _caster(x, weight, bias, *args[:4])
     if cast is None:
+        trained = _trained(x, [(weight, bias, *args[5:])], [NO_NORM, args[:5]])
         eager: tuple[Any, ...] = (x, weight, bias, *args, *pool)
-        return reference.conv_bn_relu_pool(*eager)
+        return reference.conv_bn_relu_pool(*eager) if trained is None else F.max_pool2d(trained, *pool)
     return ops.conv_bn_relu_pool(cast(x), cast(weight), bias, *args, *pool, *cast.how(keep_packed))
 
 
@@ -278,8 +297,9 @@ def bn_add_act(x: Tensor, bn: BatchNorm | None, *, residual: Tensor | None = Non
     args = _bn(bn)
     dtype, _ = kernel_dtype(x)
     if dtype is None or _needs_eager(*args[:4], residual):
+        trained = None if bn is None else _trained(x, [], [args], residual=residual, relu=relu)
         eager: tuple[Any, ...] = (x, *args, residual, relu)
-        return reference.bn_add_act(*eager)
+        return reference.bn_add_act(*eager) if trained is None else trained
     return ops.bn_add_act(x, *args, residual, relu)
 
 
@@ -300,6 +320,10 @@ def basic_block(
     itself. He et al. 2015 (arXiv:1512.03385), figure 5 left; equivalent to
     :class:`resnet_fused.reference.BasicBlock` in eval mode.
     """
+    convs = [(conv1, stride, _same(conv1), 1, 1), (conv2, 1, _same(conv2), 1, 1)]
+    trained = _trained_block(x, convs, [None, bn1, bn2], projection)
+    if trained is not None:
+        return trained
     if projection is None and _pair("stride", stride) == (1, 1) and _keeps_shape(x, conv1) and _keeps_shape(x, conv2):
         first, second = _bn(bn1), _bn(bn2)
         cast = _caster(x, conv1, conv2, *first[:4], *second[:4])
@@ -330,8 +354,12 @@ def bottleneck(
     arXiv:1611.05431, figure 3c). The shortcut is the projection of x, or x itself. He et al. 2015
     (arXiv:1512.03385), figure 5 right; equivalent to :class:`resnet_fused.reference.Bottleneck` in eval mode.
     """
-    y = conv_bn_act(x, conv1, bn1, keep_packed=keep_packed)
     padding = _same(conv2, dilation)
+    convs = [(conv1, 1, (0, 0), 1, 1), (conv2, stride, padding, dilation, groups), (conv3, 1, (0, 0), 1, 1)]
+    trained = _trained_block(x, convs, [None, bn1, bn2, bn3], projection)
+    if trained is not None:
+        return trained
+    y = conv_bn_act(x, conv1, bn1, keep_packed=keep_packed)
     y = conv_bn_act(
         y, conv2, bn2, stride=stride, padding=padding, dilation=dilation, groups=groups, keep_packed=keep_packed
     )
@@ -354,6 +382,10 @@ def preact_block(
     The shortcut is the projection of a, or x itself. He et al. 2016 (arXiv:1603.05027), figure 4e; equivalent to
     :class:`resnet_fused.reference.PreActBlock` in eval mode.
     """
+    convs = [(conv1, stride, _same(conv1), 1, 1), (conv2, 1, _same(conv2), 1, 1)]
+    trained = _trained_block(x, convs, [bn1, bn2, None], projection)
+    if trained is not None:
+        return trained
     first: dict[str, Any] = {"stride": stride, "padding": _same(conv1), "keep_packed": keep_packed}
     y, shortcut, projection = _pre_activated(x, bn1, conv1, bn2, projection, first)
     return _conv_add(y, conv2, None, shortcut, projection, _same(conv2), False, keep_packed)
@@ -379,8 +411,12 @@ def preact_bottleneck(
     Arguments as :func:`bottleneck`, shortcut as :func:`preact_block`. He et al. 2016 (arXiv:1603.05027), section 4.2;
     equivalent to :class:`resnet_fused.reference.PreActBottleneck` in eval mode.
     """
-    y, shortcut, projection = _pre_activated(x, bn1, conv1, bn2, projection, {"keep_packed": keep_packed})
     padding = _same(conv2, dilation)
+    convs = [(conv1, 1, (0, 0), 1, 1), (conv2, stride, padding, dilation, groups), (conv3, 1, (0, 0), 1, 1)]
+    trained = _trained_block(x, convs, [bn1, bn2, bn3, None], projection)
+    if trained is not None:
+        return trained
+    y, shortcut, projection = _pre_activated(x, bn1, conv1, bn2, projection, {"keep_packed": keep_packed})
     y = conv_bn_act(
         y, conv2, bn3, stride=stride, padding=padding, dilation=dilation, groups=groups, keep_packed=keep_packed
     )
@@ -423,6 +459,49 @@ def _conv_add(
     if projection is None:
         return conv_bn_act(x, weight, bn, residual=shortcut.to(x.dtype), **last)
     return conv_bn_proj_act(x, weight, bn, shortcut, projection, **last)
+
+
+def _trained(
+    x: Tensor,
+    convs: Sequence[tuple[Any, ...]],
+    norms: Sequence[tuple[Any, ...]],
+    *,
+    projection: tuple[tuple[Any, ...], tuple[Any, ...]] | None = None,
+    residual: Tensor | None = None,
+    identity: bool = False,
+    relu: bool = True,
+) -> Tensor | None:
+    """The differentiable op's result (arguments as :func:`._chain.chain`'s); None without gradients, and for eager."""
+    if not torch.is_grad_enabled():
+        return None
+    tensors = [x, *(t for conv in convs for t in conv[:2]), *(t for norm in norms for t in norm[:4]), residual]
+    if projection is not None:
+        tensors += [*projection[0][:2], *projection[1][:4]]
+    given = [t for t in tensors if t is not None]
+    if not any(t.requires_grad for t in given) or any(type(t) not in PLAIN_TENSORS for t in given):
+        return None
+    dtype = training_dtype(x)
+    if dtype is None or not indexable(x, convs[-1][0].shape[0] if convs else x.shape[1]):
+        return None
+    return chain(x, dtype, convs, norms, projection, residual, identity, relu)
+
+
+def _trained_block(
+    x: Tensor, convs: Sequence[tuple[Any, ...]], norms: Sequence[BatchNorm | None], projection: Projection | None
+) -> Tensor | None:
+    """A block as one differentiable op, or None. ``convs`` are ``weight, stride, padding, dilation, groups``."""
+    if not torch.is_grad_enabled() or (projection is not None and projection.pre is not None):
+        return None
+    side = None
+    if projection is not None:
+        stride = _pair("projection.stride", projection.stride)
+        side = (projection.weight, projection.bias, stride, (0, 0), (1, 1), 1), _bn(projection.bn)
+    read = [
+        (weight, None, _pair("stride", stride), padding, _pair("dilation", dilation), groups)
+        for weight, stride, padding, dilation, groups in convs
+    ]
+    bns = [_bn(norm) for norm in norms]
+    return _trained(x, read, bns, projection=side, identity=side is None, relu=norms[-1] is not None)
 
 
 class _Cast(NamedTuple):

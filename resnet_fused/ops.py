@@ -20,6 +20,7 @@ conv_bn_relu_pool = torch.ops.resnet_fused.conv_bn_relu_pool.default
 basic_block = torch.ops.resnet_fused.basic_block.default
 bn_add_act = torch.ops.resnet_fused.bn_add_act.default
 bn_stats = torch.ops.resnet_fused.bn_stats.default
+conv_stats = torch.ops.resnet_fused.conv_stats.default
 bn_add_bn_act = torch.ops.resnet_fused.bn_add_bn_act.default
 bn_act_backward_reduce = torch.ops.resnet_fused.bn_act_backward_reduce.default
 bn_act_backward = torch.ops.resnet_fused.bn_act_backward.default
@@ -113,3 +114,10 @@ def _fake_bn_stats(x: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.register_fake("resnet_fused::bn_act_backward_reduce")
 def _fake_bn_act_backward_reduce(_grad: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return _statistics(x)
+
+
+@torch.library.register_fake("resnet_fused::conv_stats")
+def _fake_conv_stats(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    weight, _bias, stride, padding, dilation = args[_PRE : _PRE + 5]
+    raw = _conv_output(x, weight, stride, padding, dilation)
+    return raw, *_statistics(raw)

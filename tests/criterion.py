@@ -17,8 +17,9 @@ def assert_close(
 
     Errors are the largest absolute difference from the truth over the whole tensor; an ulp is one of the
     largest finite value of the truth: of ``before_relu``, where given, because rounding happens before a ReLU
-    that may hide the values that were rounded. ``eager_truth``: what eager's error is measured by, where it is not
-    ``truth``, because rounding made eager another of the functions that a network of ReLUs is. Values that are not finite must be at eager's places, and be eager's.
+    that may hide the values that were rounded. ``eager_truth`` measures eager's error where rounding made eager
+    another of the functions that a network of ReLUs is. Values that are not finite must be at eager's places, and be
+    eager's.
     """
     assert actual.shape == eager.shape == truth.shape, f"{actual.shape}, {eager.shape}, {truth.shape}"
     assert actual.dtype == eager.dtype, f"dtype {actual.dtype}, but eager's is {eager.dtype}"

@@ -1,7 +1,7 @@
 """Training judged near the kinks of ReLUs, where rounding decides which of two gradients is an element's own.
 
-Within a rounding of zero it is luck on which side a ReLU's input falls, in eager as here: eager's luck and float64's are
-no yardsticks for ours. But a forward pass leaves every ReLU open or closed, and between the kinks all is smooth. So
+Within a rounding of zero it is luck on which side a ReLU's input falls, in eager as here: eager's luck and float64's
+are no yardsticks for ours. But a forward pass leaves every ReLU open or closed, and between the kinks all is smooth. So
 
 - what every ReLU lets through is held to float64's (an input that fell on the other side was within the allowed error);
 - gradients are held to float64's of the function that was computed: each ReLU as that forward pass, ours or eager's,

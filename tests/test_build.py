@@ -224,6 +224,7 @@ def tree(tmp_path):
         "cpu/avx512/conv_fp32.cpp": "int conv_fp32() { return 3; }\n",
         "explain_cuda.cpp": "int explain() { return 6; }\n",
         "cuda/block_plan.cpp": "int block_plan() { return 9; }\n",
+        "cuda/engine_choice.cpp": "int choice() { return 10; }\n",
         "cuda/model.cpp": "int model() { return 8; }\n",
         "cuda/plan.cpp": "int plan() { return 7; }\n",
         "cuda/ops.cpp": "int ops() { return 4; }\n",
@@ -264,7 +265,8 @@ def test_each_source_once_in_its_libraries(plan, tmp_path):
     # the schemas are defined by one library only
     assert "csrc/library.cpp" not in cuda_names
     # a plan for a GPU is explained without one, but by one library only
-    assert {"csrc/cuda/plan.cpp", "csrc/cuda/model.cpp", "csrc/cuda/block_plan.cpp"} <= cpu_names & cuda_names
+    pure = {f"csrc/cuda/{name}.cpp" for name in ("block_plan", "engine_choice", "model", "plan")}
+    assert pure <= cpu_names & cuda_names
     assert "csrc/explain_cuda.cpp" in cpu_names - cuda_names
     text = ninja_file.render(cuda)
     assert len(re.findall(r"^build \S*common/shape\.cpp\.o:", text, re.M)) == 1

@@ -122,6 +122,28 @@ def test_explain_for_a_gpu_knows_projections_and_prologues(capsys, tmp_path, mon
     assert plans["1.downsample.1"] == "torch: a shortcut that is no single 1x1 convolution, runs as it is"
 
 
+def test_explain_for_a_gpu_knows_blocks_of_one_launch(capsys, tmp_path, monkeypatch):
+    (tmp_path / "one_block.py").write_text(
+        "from torch import nn\n"
+        "from resnet_fused.reference import BasicBlock\n"
+        "def make():\n"
+        "    side = nn.Sequential(nn.Conv2d(64, 128, 1, 2, bias=False), nn.BatchNorm2d(128))\n"
+        "    return nn.Sequential(BasicBlock(64, 64), BasicBlock(64, 128, 2, side))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    argv = ["explain", "one_block:make", "--input", "1,64,28,28", "--gpu", "h200", "--dtype", "bfloat16", "--why"]
+    monkeypatch.delenv("RESNET_FUSED_CUDA_ENGINE", raising=False)
+    assert cli.main(argv) == 0
+    out = capsys.readouterr().out
+    assert len(re.findall("not sm90 block: no GPU has run it yet", out)) == 2, "both convolutions of the identity block"
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
+    assert cli.main(argv) == 0
+    plans = dict(re.findall(r"^(\d\S+): (.*)", capsys.readouterr().out, re.M))
+    assert plans["0.conv1"].startswith("sm90 block 64: bfloat16, ")
+    assert plans["0.conv2"] == "in conv1: the launch that is 0 as a whole"
+    assert re.match(r"sm90 \d+x\d+: ", plans["1.conv2"])
+
+
 def test_explain_for_the_gpu_that_is_not_here(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     error = fails(capsys, "explain", "resnet18", "--gpu", "auto")

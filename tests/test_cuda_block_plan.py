@@ -103,4 +103,5 @@ def test_tiles_cover_the_image_and_fit_their_place(monkeypatch, channels):
 
 
 def test_imagenets_stages_are_cut_evenly(monkeypatch):
-    assert tiling(monkeypatch, 1, 64, 56, 56)[:3] == (49, 8, 8)
+    assert tiling(monkeypatch, 1, 64, 56, 56)[:3] == (48, 7, 10)
+    assert tiling(monkeypatch, 1, 128, 28, 28)[:3] == (20, 6, 7)

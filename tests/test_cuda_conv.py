@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from criterion import assert_close
-from cuda_on_cpu.conv_fwd import MODES, Conv, Variant, run
+from cuda_on_cpu.conv_fwd import MODES, STATISTICS, Conv, Variant, run
 from cuda_on_cpu.tensors import BatchNorm
 
 from resnet_fused import reference
@@ -113,7 +113,8 @@ def small_case(v: Variant, n=3) -> dict:
 def test_the_menu_is_what_is_compiled(kernels):
     compiled = [Variant.of(raw) for raw in kernels.compiled_conv_fwd()]
     assert len(compiled) == len(set(compiled))
-    assert set(compiled) == set(VARIANTS)
+    # those with statistics are test_cuda_conv_stats.py's
+    assert set(compiled) == set(VARIANTS) | {Variant(*v) for v in itertools.product(DTYPES, TILES, STATISTICS)}
 
 
 @by_variant

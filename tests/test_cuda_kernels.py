@@ -250,8 +250,9 @@ def test_the_walk_covers_every_item_once(kernels, vector, sm_count):
         assert w["grid"] <= max(8 * sm_count, w["groups"])
 
 
-KERNEL, WALK, AFFINE, ELEMENT = (
+KERNEL, CONFIG, WALK, AFFINE, ELEMENT = (
     "cuda/bn/bn_add_act.cuh",
+    "cuda/bn/walk.cuh",
     "cuda/bn/bn_add_act.h",
     "cuda/tile/scale_shift.cuh",
     "cuda/tile/element.cuh",
@@ -261,7 +262,7 @@ PLANTS = {
     "stops before the last item": (KERNEL, "i < walk.items; i += step", "i + 1 < walk.items; i += step"),
     "no bounds check on lanes": (KERNEL, "if (lane >= walk.all_lanes) return;", ""),
     "counts a batch short": (KERNEL, "i += Config::kBatch * step", "i += (Config::kBatch - 1) * step"),
-    "wrong channel": (KERNEL, "Config::kChannels == 1 ? 0 : e;", "Config::kChannels == 1 ? 0 : e ^ 1;"),
+    "wrong channel": (CONFIG, "kChannels == 1 ? 0 : e;", "kChannels == 1 ? 0 : e ^ 1;"),
     "wrong lane's vectors": (KERNEL, "const Affine bn(p.bn, lane * Config::kChannels);", "const Affine bn(p.bn, 0);"),
     "residual dropped": (
         KERNEL,

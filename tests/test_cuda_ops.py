@@ -149,13 +149,14 @@ def test_conv_bn_relu_pool(dtype, memory_format):
     check(ops.conv_bn_relu_pool, expected, args, memory_format)
 
 
-# n, c, h, w, k, r, stride, padding, dilation: every filter, stride and ragged edge, channels that fill no tile, and
-# shapes whose depth is split
+# n, c, h, w, k, r, stride, padding, dilation: every filter, stride and ragged edge, channels that fill no tile, more
+# tiles than any GPU takes at once, and shapes whose depth is split
 SHAPES = [
     (2, 64, 56, 56, 256, 1, 1, 0, 1),
     (2, 256, 56, 56, 64, 1, 1, 0, 1),
     (3, 200, 9, 7, 72, 1, 2, 0, 1),
     (2, 64, 28, 28, 64, 3, 1, 1, 1),
+    (24, 64, 33, 57, 64, 3, 1, 1, 1),
     (2, 128, 28, 28, 128, 3, 2, 1, 1),
     (1, 64, 14, 14, 72, 3, 1, 2, 2),
     (3, 8, 9, 11, 16, 3, 1, 1, 1),
@@ -215,19 +216,66 @@ def test_projection(dtype, tf32, memory_format, shape, proj_c, proj_stride, pre)
     check(ops.conv_bn_proj_act, reference.conv_bn_proj_act, args, memory_format, tf32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@by_format
+@pytest.mark.parametrize(
+    "shape", [(2, 64, 19, 21), (33, 64, 56, 56), (1, 128, 28, 28), (9, 128, 17, 20), (2, 72, 7, 7)]
+)
+def test_basic_block(dtype, memory_format, shape):
+    """In one launch or two: as eager, and on every call the same bits."""
+    n, c, h, w = shape
+    x = randn(n, c, h, w, dtype=dtype, memory_format=memory_format)
+    pairs = [(randn(c, c, 3, 3, dtype=dtype) / (3 * c**0.5), None, *batch_norm(c, torch.float32)) for _ in range(2)]
+    same = ([1, 1], [1, 1], [1, 1], 1)
+
+    def eager(x, first, second):
+        y = reference.conv_bn_act(x, *first, *same, None, True)
+        return reference.conv_bn_act(y, *second, *same, x, True)
+
+    got = ops.basic_block(x, *pairs[0], *pairs[1], False, False)
+    truth = eager(x.double(), *(as64(list(pair)) for pair in pairs))
+    assert_close(got, eager(x, *pairs), truth)
+    assert got.stride() == eager(x, *pairs).stride()
+    assert torch.equal(got, ops.basic_block(x, *pairs[0], *pairs[1], False, False))
+
+
+def test_basic_block_is_one_launch():
+    """Where Hopper's kernels are asked for; the variable is read once a process."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("sm90/block_fwd is Hopper's alone")
+    code = (
+        "import torch; from resnet_fused import modules\n"
+        "with torch.no_grad():\n"
+        "  for c in (64, 128):\n"
+        "    block = modules.FusedBasicBlock(c, c).eval().cuda().half().to(memory_format=torch.channels_last)\n"
+        "    x = torch.randn(1, c, 28, 28, device='cuda').half().contiguous(memory_format=torch.channels_last)\n"
+        "    block(x)\n"
+        "    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as p:\n"
+        "      block(x); torch.cuda.synchronize()\n"
+        "    print([e.name for e in p.events() if e.device_type == torch.autograd.DeviceType.CUDA])"
+    )
+    environment = {**os.environ, "RESNET_FUSED_CUDA_ENGINE": "sm90:block"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("kernel<") == done.stdout.count("block_fwd_kernel<") == 2, done.stdout
+
+
 TILES = ["sm80:128x128", "sm80:128x64", "sm80:64x64", "sm80:128x128:3", "sm80:128x64:3", "sm80:64x64:3"]
-TILES += [
-    "sm90",
-    "sm90:256x128",
-    "sm90:256x64",
-    "sm90:128x128",
-]  # beyond Hopper, and for shapes they refuse, the model's
+# beyond Hopper, and for shapes they refuse, the model's
+TILES += ["sm90", "sm90:256x128", "sm90:256x64", "sm90:128x128", "sm90:256x128:3", "sm90:block"]
+TILES += ["sm90:rows", "sm90:rows:4x56", "sm90:rows:7x32", "sm90:rows:8x32", "sm90:rows:16x16", "sm90:rows:8x8"]
 
 
 @pytest.mark.parametrize("engine", ["sm80", "torch", *TILES])
 def test_every_engine_is_right(engine):
     """Every kernel that is compiled, in every mode, whole and split. The variable is read once a process."""
-    tests = ["test_shapes_that_kernels_take", "test_pre_activation", "test_captured_in_a_graph", "test_empty"]
+    tests = [
+        "test_shapes_that_kernels_take",
+        "test_basic_block",
+        "test_pre_activation",
+        "test_captured_in_a_graph",
+        "test_empty",
+    ]
     if engine != "torch":
         tests.append("test_projection")
     command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", " or ".join(tests)]

@@ -31,39 +31,48 @@ def compiled_tiles():
 
 
 class Plan(NamedTuple):
-    engine: str  # "sm90", "sm80" or "torch"
+    engine: str  # "sm90 rows", "sm90", "sm80" or "torch"
     tile: tuple[int, int] | None
     dtype: str | None
     mode: str | None
     tiles: int
     smem: int
     splits: int
+    whole: int
+    shares: int
     workspace: int
     bytes: int
     microseconds: float | None
     rejected: list[str]  # without sm90's
     sm90: str | None  # why not sm90/conv_sm90
+    rows: str | None  # why not sm90/conv_rows
 
 
 def read(text):
     first, *rejected = text.split("\n  not ")
-    kernel = re.match(r"sm[89]0 (\d+)x(\d+): (\w+), ([a-z ]+), (\d+) tiles of (\d+) bytes of shared memory, ", first)
-    splits, workspace = re.search(r"(\d+) splits?, (\d+) bytes of partial sums", first).groups() if kernel else (1, 0)
+    named = r"(sm[89]0(?: rows)?) (\d+)x(\d+): (\w+), ([a-z ]+), (\d+) tiles of (\d+) bytes of shared memory, "
+    kernel = re.match(named, first)
+    splits = re.search(r"(\d+) splits?, ", first)
+    shares = re.search(r"(\d+) whole, (\d+) in (\d+) shares, ", first)
+    workspace = re.search(r"(\d+) bytes of partial sums", first)
     time = re.search(r"([\d.]+) us predicted$", first)
-    m, n, dtype, mode, tiles, smem = kernel.groups() if kernel else (0, 0, None, None, 0, 0)
+    engine, m, n, dtype, mode, tiles, smem = kernel.groups() if kernel else ("torch", 0, 0, None, None, 0, 0)
     return Plan(
-        first[:4] if kernel else "torch",
+        engine,
         (int(m), int(n)) if kernel else None,
         dtype,
         mode,
         int(tiles),
         int(smem),
-        int(splits),
-        int(workspace),
+        int(splits[1]) if splits else 1,
+        int(shares[1]) if shares else 0,
+        int(shares[3]) if shares else 0,
+        int(workspace[1]) if workspace else 0,
         int(re.search(r"(\d+) bytes moved", first)[1]),
         float(time[1]) if time else None,
         [why for why in rejected if not why.startswith("sm90")],
-        next((why for why in rejected if why.startswith("sm90")), None),
+        next((why for why in rejected if re.match("sm90(?! rows)", why)), None),
+        next((why for why in rejected if why.startswith("sm90 rows")), None),
     )
 
 
@@ -246,7 +255,7 @@ def test_the_environment_can_force_either_engine(monkeypatch):
             plan()
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "cutlass")
     with pytest.raises(
-        RuntimeError, match="RESNET_FUSED_CUDA_ENGINE is cutlass; one of torch, sm80, sm90, sm80:128x128, "
+        RuntimeError, match="RESNET_FUSED_CUDA_ENGINE is cutlass; one of torch, sm80, sm90, sm90:rows, sm80:128x128, "
     ):
         plan()
 
@@ -260,7 +269,7 @@ def test_sm90_runs_only_where_it_is_asked_for(monkeypatch):
     )
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
     p = plan(**layer)
-    assert (p.engine, p.splits, p.workspace) == ("sm90", 1, 0)
+    assert (p.engine, p.whole, p.shares, p.workspace) == ("sm90", p.tiles, 0, 0)
     size, pixels = 2, 32 * 28 * 28
     assert p.bytes == (3 * pixels * 128 + 128 * 128 * 9) * size
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90:256x128")
@@ -281,15 +290,118 @@ def test_sm90_runs_only_where_it_is_asked_for(monkeypatch):
         assert why in p.sm90
 
 
+def test_sm90_is_the_faster_of_its_two_kernels(monkeypatch):
+    """64 channels kept in shared memory for all taps, where the tile fits the image."""
+    layer = dict(n=256, hw=56, c=64, k=64, dtype="bfloat16", gpu="h200", residual=True)
+    why = plan(**layer).rows
+    assert re.fullmatch(
+        r"sm90 rows 4x56: no GPU has run it yet, RESNET_FUSED_CUDA_ENGINE=sm90:rows does; [\d.]+ us predicted", why
+    )
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
+    p = plan(**layer)
+    assert (p.engine, p.tile, p.tiles, p.splits, p.workspace) == ("sm90 rows", (4, 56), 256 * 14, 1, 0)
+    assert p.bytes == (3 * 256 * 56 * 56 + 64 * 9) * 64 * 2
+    other = re.fullmatch(r"sm90 256x64: ([\d.]+) us predicted", p.sm90)
+    assert float(other[1]) > 1.3 * p.microseconds
+    assert plan(**{**layer, "n": 1}).tile == (8, 8), "on 49 SMs"
+    small = plan(**{**layer, "n": 1024, "hw": 3})
+    assert small.engine == "sm90"
+    assert re.fullmatch(r"sm90 rows 8x8: [\d.]+ us predicted", small.rows)
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90:128x128")
+    named = plan(**layer)
+    assert (named.engine, named.tile) == ("sm90", (128, 128))
+    assert "RESNET_FUSED_CUDA_ENGINE names another tile" in named.rows
+
+
+def test_sm90_rows_can_be_asked_for(monkeypatch):
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90:rows")
+    layer = dict(n=8, hw=7, c=64, k=64, dtype="bfloat16", gpu="h200")
+    assert plan(**layer).engine == "sm90 rows"
+    elsewhere = {
+        "the GPU is sm_80, and wgmma": dict(gpu="a100"),
+        "float32 would need wgmma of TF32": dict(dtype="float32"),
+        "it has no prologue": dict(mode="prologue"),
+        "it has no projection": dict(mode="projection"),
+        "is 3x3 of 64 -> 128 channels, stride 1x1": dict(k=128),
+        "is 3x3 of 128 -> 64 channels": dict(c=128),
+        "is 1x1 of 64 -> 64 channels": dict(r=1),
+        "stride 2x2, padding 1x1, dilation 1x1; 3x3 of 64 -> 64, stride 1": dict(stride=2),
+        "padding 0x0": dict(padding=0),
+        "dilation 2x2": dict(dilation=2),
+        "no tile has room in 100000 bytes": dict(gpu=[90, 132, 100000, 233472]),
+    }
+    for why, change in elsewhere.items():
+        p = plan(**{**layer, **change})
+        assert p.engine in ("sm80", "torch")
+        assert why in p.rows
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90:rows:8x32")
+    p = plan(**layer)
+    assert (p.engine, p.tile, p.tiles) == ("sm90 rows", (8, 32), 8)
+    assert p.smem == 9 * 64 * 128 + 3 * 10 * 32 * 128 + 8 * 32 * 128 + 256
+    for wrong in ("sm90:rows:8x31", "sm90:rows:256x64", "sm90:rows:8x32:2", "sm90:rows8x32", "sm90:8x32", "sm80:rows"):
+        monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", wrong)
+        with pytest.raises(RuntimeError, match=f"RESNET_FUSED_CUDA_ENGINE is {wrong}; one of"):
+            plan()
+
+
+def test_what_sm90_rows_selects_is_what_is_compiled(monkeypatch):
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90:rows")
+    selected = set()
+    for dtype, hw in itertools.product(["float16", "bfloat16"], [8, 14, 16, 28, 32, 56, 64, 112]):
+        p = plan(n=64, hw=hw, c=64, k=64, dtype=dtype, gpu="h200")
+        assert p.smem <= GPUS["h200"][2]
+        selected.add((p.dtype, p.tile))
+    tiles = [(4, 56), (7, 32), (8, 32), (16, 16), (8, 8)]
+    assert selected == set(itertools.product(["float16", "bfloat16"], tiles))
+
+
+def sm90_plan(monkeypatch, choice, **layer):
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", choice)
+    return plan(**{**dict(r=3, dtype="bfloat16", gpu="h200", residual=True), **layer})
+
+
+def test_sm90_shares_the_tail_where_it_would_leave_sms_idle(monkeypatch):
+    """512@7 at batch 256 is 196 tiles: 132 whole, one an SM, and the other 64 in halves."""
+    deep = dict(hw=7, c=512, k=512)
+    p = sm90_plan(monkeypatch, "sm90:256x128", n=256, **deep)
+    assert (p.tiles, p.whole, p.shares) == (196, 132, 128)
+    assert p.workspace == (128 + 64 - 1) * 256 * 128 * 4
+    assert p.bytes == (3 * 256 * 49 * 512 + 512 * 512 * 9) * 2 + 2 * p.workspace
+    alone = sm90_plan(monkeypatch, "sm90:256x128:1", n=256, **deep)
+    assert (alone.whole, alone.shares, alone.workspace) == (196, 0, 0)
+    assert p.microseconds < 0.85 * alone.microseconds
+    for n, hw, c in [(1, 7, 512), (1, 14, 256), (1, 28, 128), (32, 7, 512)]:
+        p = sm90_plan(monkeypatch, "sm90", n=n, hw=hw, c=c, k=c)
+        assert p.whole == 0, "fewer tiles than SMs"
+        assert p.tiles < p.shares <= 132
+    p = sm90_plan(monkeypatch, "sm90:256x128", n=132 * 128, hw=2, c=512, k=512)
+    assert p.tiles == 8 * 132, "a full last round"
+    assert p.shares == 0
+
+
+def test_sm90_may_be_told_in_how_many_parts(monkeypatch):
+    shape = dict(n=32, hw=7, c=512, k=512)
+    p = sm90_plan(monkeypatch, "sm90:256x128:4", **shape)
+    assert (p.tiles, p.whole, p.shares, p.workspace) == (28, 0, 112, (112 + 28 - 1) * 256 * 128 * 4)
+    p = sm90_plan(monkeypatch, "sm90:128x128:4", **shape, mode="projection", proj_c=256)
+    assert (p.tiles, p.shares, p.workspace) == (52, 208, (208 + 2 * 52 - 1) * 128 * 128 * 4)
+    p = sm90_plan(monkeypatch, "sm90:256x64:40", n=32, hw=28, c=64, k=64)
+    assert (p.tiles, p.shares) == (98, 98 * 9), "no more parts than steps"
+    p = sm90_plan(monkeypatch, "sm90:256x64:9", n=256, hw=112, c=64, k=64)
+    assert p.shares == 0, "steps times shares are past 32 bits"
+    with pytest.raises(RuntimeError, match="RESNET_FUSED_CUDA_ENGINE is sm90:256x64:x; one of"):
+        sm90_plan(monkeypatch, "sm90:256x64:x", **shape)
+
+
 def test_what_sm90_selects_is_what_is_compiled(monkeypatch):
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
     tiles = {"plain": {(256, 128), (256, 64), (128, 128)}}
     selected = {
         (dtype, p.tile, mode)
-        for dtype, mode, n, hw, k in itertools.product(
-            ["float16", "bfloat16"], MODES, [1, 8, 64, 256], [7, 14, 28, 56], [64, 128, 512]
+        for dtype, mode, n, hw, k, r in itertools.product(
+            ["float16", "bfloat16"], MODES, [1, 8, 64, 256], [7, 14, 28, 56], [64, 128, 512], [1, 3]
         )
-        if (p := plan(n=n, hw=hw, c=64, k=k, dtype=dtype, mode=mode, gpu="h200")).engine == "sm90"
+        if (p := plan(n=n, hw=hw, c=64, k=k, r=r, dtype=dtype, mode=mode, gpu="h200")).engine == "sm90"
     }
     menu = {(d, t, m) for d in ("float16", "bfloat16") for m in MODES for t in tiles.get(m, {(256, 64), (128, 128)})}
     assert selected == menu
@@ -331,3 +443,18 @@ def test_bad_questions_are_refused_with_a_sentence(change, sentence):
         arguments[at] = value
     with pytest.raises(RuntimeError, match=sentence):
         ops.explain_cuda(*arguments)
+
+
+@pytest.mark.parametrize(
+    "layer", [(256, 56, 64), (256, 14, 256), (256, 7, 512), (32, 28, 128), (1, 56, 64), (1, 7, 512)]
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_all_is_the_fastest_prediction(layer, dtype, monkeypatch):
+    n, hw, c = layer
+    shape = dict(n=n, hw=hw, c=c, k=c, dtype=dtype, gpu="h200", residual=True)
+    ours = plan(**shape)
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
+    hopper = plan(**shape)
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "all")
+    assert plan(**shape).microseconds == min(ours.microseconds, hopper.microseconds)
+    assert plan(**{**shape, "gpu": "a100"}).engine in ("sm80", "torch")

@@ -35,6 +35,8 @@ INSTRUCTIONS = {
         r"FENCE\.VIEW\.ASYNC",
         "ACQBULK",
     ],
+    "cluster.cu": [r"UTMALDG\.2D\.MULTICAST", "UCGABAR_ARV", "UCGABAR_WAIT", r"SYNCS\.ARRIVE\.TRANS64\.RED"],
+    "planes.cu": [r"HGMMA\.64x96x16\.F32\.BF16"],
     "wgmma.cu": [r"HGMMA\.64x64x16\.F32 ", *(rf"HGMMA\.64x{n}x16\.F32\.BF16" for n in WIDTHS)],
     "conv.cu": [r"HGMMA\.64x64x16\.F32\.BF16", r"UTMALDG\.4D\.IM2COL", r"UTMASTG\.2D", "STSM", r"USETMAXREG\.DEALLOC"],
 }

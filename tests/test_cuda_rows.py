@@ -16,7 +16,7 @@ if reason := cuda_on_cpu.missing():
     pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
 
 DTYPES = [torch.float16, torch.bfloat16]
-TILES = [(4, 56), (7, 32), (8, 32), (16, 16)]  # rows, columns
+TILES = [(4, 56), (7, 32), (8, 32), (16, 16), (8, 8)]  # rows, columns
 VARIANTS = [Variant(d, t, "plain") for d, t in itertools.product(DTYPES, TILES)]
 # Two blocks: each has tiles for both of its consumers, and again.
 ON_HOPPER = dict(family="conv_rows", sm_count=2)
@@ -39,7 +39,7 @@ def conv3x3(dtype, n, h, w, **changes):
 def small_case(v: Variant) -> dict:
     """Nine tiles, three an image, all ragged at the right and each third below: four or five a block."""
     rows, columns = v.tile
-    conv = conv3x3(v.dtype, 3, 2 * rows + 1, columns - 7)
+    conv = conv3x3(v.dtype, 3, 2 * rows + 1, columns - 1)
     return dict(tile=v.tile, conv=conv, residual=randn(conv.output_shape(), v.dtype, 20))
 
 
@@ -92,6 +92,8 @@ GEOMETRIES = {
     "7x7, more of a tile outside than inside": ((16, 16), 5, 7, 7),
     "9 columns": ((16, 16), 2, 20, 9),
     "one pixel": ((4, 56), 3, 1, 1),
+    "56 columns of 8": ((8, 8), 1, 9, 56),
+    "small images": ((8, 8), 5, 7, 7),
     "one row": ((7, 32), 2, 1, 40),
     "one column": ((8, 32), 2, 17, 1),
 }
@@ -169,13 +171,17 @@ ROLES, CONFIG, KERNEL, HOST = (
 )
 TURN = "    ptx::mbarrier_wait_parity(barriers.turn(consumer), consumer == 0 ? parity ^ 1 : parity);"
 PLANTS = {
-    "a stage refilled while it is read": (ROLES, "ptx::mbarrier_wait_parity(barriers.empty(s), parity ^ 1);", ""),
-    "the wrong parity of an empty stage": (ROLES, "barriers.empty(s), parity ^ 1)", "barriers.empty(s), parity)"),
-    "too few bytes expected": (ROLES, "barriers.full(s), Config::kPatchBytes)", "barriers.full(s), 128)"),
+    "a stage refilled while it is read": (
+        ROLES,
+        "ptx::mbarrier_wait_parity(barriers.empty(stage), Config::parity_of(t) ^ 1);",
+        "",
+    ),
+    "the wrong parity of an empty stage": (ROLES, "Config::parity_of(t) ^ 1)", "Config::parity_of(t))"),
+    "too few bytes expected": (ROLES, "barriers.full(stage), Config::kPatchBytes)", "barriers.full(stage), 128)"),
     "too many bytes expected": (
         ROLES,
-        "barriers.full(s), Config::kPatchBytes)",
-        "barriers.full(s), Config::kPatchBytes + 128)",
+        "barriers.full(stage), Config::kPatchBytes)",
+        "barriers.full(stage), Config::kPatchBytes + 128)",
     ),
     "a tap of the filter too few expected": (
         ROLES,
@@ -183,19 +189,23 @@ PLANTS = {
         "barriers.filter(), kConvRowsFilterBytes - Config::kTapBytes)",
     ),
     "the filter read before it has landed": (ROLES, "  ptx::mbarrier_wait_parity(barriers.filter(), 0);\n", ""),
-    "a patch read before it has landed": (ROLES, "    ptx::mbarrier_wait_parity(barriers.full(s), consumer);\n", ""),
+    "a patch read before it has landed": (
+        ROLES,
+        "    ptx::mbarrier_wait_parity(barriers.full(first + s), Config::parity_of(t));\n",
+        "",
+    ),
     "the other consumer's parity": (
         ROLES,
-        "ptx::mbarrier_wait_parity(barriers.full(s), consumer);",
-        "ptx::mbarrier_wait_parity(barriers.full(s), 1 - consumer);",
+        "barriers.full(first + s), Config::parity_of(t));",
+        "barriers.full(first + s), Config::parity_of(t) ^ 1);",
     ),
     "no turns": (ROLES, TURN, ""),
     "nobody begins": (ROLES, "consumer == 0 ? parity ^ 1 : parity", "parity"),
-    "the turn kept": (ROLES, "barriers.turn(1 - consumer)", "barriers.turn(consumer)"),
+    "the turn kept": (ROLES, "barriers.turn((t + 1) % 2)", "barriers.turn(t % 2)"),
     "no wgmma fence": (ROLES, "    ptx::wgmma_fence();\n", ""),
     "a stage released while it is multiplied": (ROLES, "ptx::wgmma_wait_group<1>();", "ptx::wgmma_wait_group<2>();"),
     "sums read before they are there": (ROLES, "  ptx::wgmma_wait_group<0>();\n", ""),
-    "the last stage never released": (ROLES, "barriers.empty(kConvRowsStages - 1)", "barriers.empty(0)"),
+    "the last stage never released": (ROLES, "barriers.empty(first + kConvRowsPatches - 1)", "barriers.empty(first)"),
     "one warp speaks for four": (
         ROLES,
         "const bool speaks = threadIdx.x % 32 == 0;",
@@ -213,8 +223,8 @@ PLANTS = {
         "    ptx::fence_proxy_async();  // TMA reads by another way than stmatrix wrote\n",
         "",
     ),
-    "the output stored too early": (ROLES, "    ptx::mbarrier_wait_parity(barriers.staged(), parity);\n", ""),
-    "one warp's output is enough": (KERNEL, "barriers.staged(), 4)", "barriers.staged(), 1)"),
+    "the output stored too early": (ROLES, "    ptx::mbarrier_wait_parity(barriers.staged(t % 2), t / 2 % 2);\n", ""),
+    "one warp's output is enough": (KERNEL, "barriers.staged(i), 4)", "barriers.staged(i), 1)"),
     "the residual over a tile that is being stored": (
         ROLES,
         "    ptx::bulk_wait_group_read<0>();  // the next",
@@ -226,6 +236,18 @@ PLANTS = {
         "return turn(kConvRowsConsumers + consumer);",
         "return turn(kConvRowsConsumers + 0 * consumer);",
     ),
+    "the next tile opened over this one": (ROLES, "kAhead = Config::kSets - 1;", "kAhead = 1;"),
+    "the other set stored": (
+        ROLES,
+        "tma_store_4d(maps.out, smem + Config::kOut + Config::set_of(t)",
+        "tma_store_4d(maps.out, smem + Config::kOut + Config::set_of(t + 1)",
+    ),
+    "the other set's patches": (
+        ROLES,
+        "stage = Config::set_of(t) * kConvRowsPatches + s",
+        "stage = Config::set_of(t + 1) * kConvRowsPatches + s",
+    ),
+    "the phases of one set where there are two": (CONFIG, "return t / kSets % 2;", "return t % 2;"),
     "barriers used before they are made": (
         KERNEL,
         "  ptx::bar_sync_all();\n\n  // Registers go",
@@ -236,10 +258,10 @@ PLANTS = {
         "box.box[2] = rows;\n  box.swizzle = Swizzle::k128;",
         "box.box[2] = rows;\n  box.swizzle = Swizzle::kNone;",
     ),
-    "the filter tap by tap of the wrong stride": (
-        HOST,
-        "filter.stride[2] = kConvRowsRowBytes;",
-        "filter.stride[2] = 2 * kConvRowsRowBytes;",
+    "one tap of the filter over another": (
+        ROLES,
+        "smem + tap * Config::kTapBytes",
+        "smem + tap / 2 * Config::kTapBytes",
     ),
     "an image's rows run on into the next image": (
         HOST,
@@ -250,8 +272,9 @@ PLANTS = {
 
 
 def exercise(kernels, schedule):
-    """What every planted bug must fail: more tiles than consumers, ragged both ways, with a residual."""
-    check(kernels, **small_case(Variant(torch.bfloat16, (16, 16), "plain")), schedule=schedule, **ON_HOPPER)
+    """What every planted bug must fail: one set and two, more tiles than consumers, ragged both ways, a residual."""
+    for tile in [(16, 16), (8, 8)]:
+        check(kernels, **small_case(Variant(torch.bfloat16, tile, "plain")), schedule=schedule, **ON_HOPPER)
 
 
 @by_schedule

@@ -16,7 +16,8 @@ if reason := cuda_on_cpu.missing():
     pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
 
 DTYPES = [torch.float16, torch.bfloat16]
-# 256 pixels of 64 channels a warpgroup leave no registers for a projection's sums or a prologue's warpgroup.
+# 256 pixels of 64 channels a warpgroup leave no registers for a projection's sums or a prologue's warpgroup. In plain
+# mode 256x64 is ping-pong: a tile is one warpgroup's, the next the other's.
 TILES = {(256, 128): ["plain"], (256, 64): MODES, (128, 128): MODES}
 VARIANTS = [Variant(d, t, m) for d, (t, modes) in itertools.product(DTYPES, TILES.items()) for m in modes]
 ON_HOPPER = dict(family="conv_sm90", sm_count=2)
@@ -58,6 +59,16 @@ def test_every_variant(kernels, v, schedule):
     case = small_case(v)
     report = check(kernels, **case, schedule=schedule, **ON_HOPPER)
     assert report["bytes_stored"] == math.prod(case["conv"].output_shape()) * 2  # each output once
+
+
+@by_schedule
+@pytest.mark.parametrize(("tiles", "blocks"), [(1, 2), (3, 1), (4, 3), (5, 2)])
+def test_warpgroups_take_turns(kernels, schedule, tiles, blocks):
+    """One tile, so that a warpgroup has none, and more; depths of one step and of as many as the ring has stages."""
+    for c in (64, 256):
+        conv = convolution(torch.bfloat16, 1, c, tiles, 250, 64, 1, 1)
+        residual = randn(conv.output_shape(), torch.bfloat16, 20)
+        check(kernels, (256, 64), conv, residual=residual, family="conv_sm90", sm_count=blocks, schedule=schedule)
 
 
 @by_dtype
@@ -138,8 +149,9 @@ def test_one_rounding(kernels, dtype):
     torch.testing.assert_close(out, (case.x.float() + residual.float()).to(dtype), rtol=0, atol=0)
 
 
-CONFIG, ROLES, KERNEL, HOST = (
+CONFIG, WORK, ROLES, KERNEL, HOST = (
     "cuda/sm90/conv_sm90_config.cuh",
+    "cuda/sm90/conv_sm90_work.cuh",
     "cuda/sm90/conv_sm90_roles.cuh",
     "cuda/sm90/conv_sm90.cuh",
     "cuda/sm90/conv_sm90_variants.cuh",
@@ -179,8 +191,8 @@ PLANTS = {
     ),
     "one warp speaks for four, and is believed": (
         KERNEL,
-        "barriers.empty(i), 4 * kConvSm90Consumers)",
-        "barriers.empty(i), kConvSm90Consumers)",
+        "barriers.empty(i), Config::kReaders)",
+        "barriers.empty(i), Config::kReaders / 4)",
     ),
     "the prologue before the stage has landed": (
         ROLES,
@@ -199,14 +211,18 @@ PLANTS = {
         "    ptx::fence_proxy_async();  // TMA reads by another way than stmatrix wrote\n",
         "",
     ),
-    "the output stored too early": (ROLES, "      ptx::mbarrier_wait_parity(barriers.staged(i), parity);\n", ""),
+    "the output stored too early": (ROLES, "    ptx::mbarrier_wait_parity(staged, parity);\n", ""),
     "one warp's output is enough": (KERNEL, "barriers.staged(i), 4)", "barriers.staged(i), 1)"),
     "the output overwritten while it is stored": (
         ROLES,
         "    ptx::bulk_wait_group_read<0>();  // the next",
         "    // the next",
     ),
-    "the residual not waited for": (ROLES, "    ptx::mbarrier_wait_parity(barriers.open(consumer), parity);\n", ""),
+    "the residual not waited for": (
+        ROLES,
+        "    ptx::mbarrier_wait_parity(barriers.open(consumer), (Config::kTakesTurns ? piece / 2 : piece) & 1);\n",
+        "",
+    ),
     "barriers used before they are made": (
         KERNEL,
         "  ptx::bar_sync_all();\n\n  // Registers go",
@@ -219,8 +235,8 @@ PLANTS = {
     ),
     "weights of the other warpgroup": (
         ROLES,
-        "(Config::kSharesPixels ? consumer * 64 * kRowBytes : 0);\n  const uint32_t pixels",
-        "(Config::kSharesPixels ? (1 - consumer) * 64 * kRowBytes : 0);\n  const uint32_t pixels",
+        "Config::kPixelBytes + consumer * Config::kChannelStride",
+        "Config::kPixelBytes + (1 - consumer) * Config::kChannelStride",
     ),
     "rows and columns of taps swapped": (
         ROLES,
@@ -228,18 +244,50 @@ PLANTS = {
         "static_cast<uint16_t>(r * shape.dil_w),",
     ),
     "a step too few": (
-        ROLES,
+        WORK,
         "return shape.r * shape.s * (shape.c / kConvSm90Depth);",
         "return shape.r * shape.s * (shape.c / kConvSm90Depth) - 1;",
+    ),
+    "one BatchNorm for all channels": (ROLES, "finishes && channel != known", "finishes && known == none"),
+    "a turn taken before it is given": (
+        ROLES,
+        "      if (piece > 0) ptx::mbarrier_wait_parity(barriers.turn(consumer), (piece - 1) / 2 & 1);\n",
+        "",
+    ),
+    "the wrong parity of a turn": (
+        ROLES,
+        "barriers.turn(consumer), (piece - 1) / 2 & 1",
+        "barriers.turn(consumer), piece / 2 & 1",
+    ),
+    "a turn given to oneself": (ROLES, "barriers.turn(1 - consumer)", "barriers.turn(consumer)"),
+    "a turn given by one warp": (KERNEL, "barriers.turn(i), 4)", "barriers.turn(i), 1)"),
+    "the other's stages not skipped": (ROLES, "        skip(at, walk.steps());\n", ""),
+    "stages skipped, but not their phase": (ROLES, "  at.parity ^= at.stage / kStages & 1;\n", ""),
+    "a stage of one warpgroup waits for both": (
+        CONFIG,
+        "kReaders = kTakesTurns ? 4 : 4 * kConvSm90Consumers",
+        "kReaders = 4 * kConvSm90Consumers",
+    ),
+    "the next residual over an output that is stored": (
+        ROLES,
+        "    ptx::bulk_wait_group_read<0>();  // the output before",
+        "    // the output before",
+    ),
+    "a tile's residual for the other warpgroup": (
+        ROLES,
+        "OutputPart<Config>(ahead, (piece + 1) % 2,",
+        "OutputPart<Config>(ahead, piece % 2,",
     ),
 }
 
 
 def exercise(kernels, schedule):
-    """What every planted bug must fail: every mode, more tiles than blocks, the large tile with its residual."""
+    """What every planted bug must fail: every mode, more tiles than blocks, two tiles a warpgroup that takes turns."""
     for mode in MODES:
-        check(kernels, **small_case(Variant(torch.bfloat16, (128, 128), mode)), schedule=schedule, **ON_HOPPER)
-    check(kernels, **small_case(Variant(torch.bfloat16, (256, 64), "plain")), schedule=schedule, **ON_HOPPER)
+        case = small_case(Variant(torch.bfloat16, (128, 128), mode))
+        check(kernels, **case, schedule=schedule, family="conv_sm90", sm_count=3)
+    turns = small_case(Variant(torch.bfloat16, (256, 64), "plain"))
+    check(kernels, **turns, schedule=schedule, family="conv_sm90", sm_count=1)
 
 
 @by_schedule

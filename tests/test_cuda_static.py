@@ -26,6 +26,7 @@ compiled = pytest.mark.skipif(
     reason=_build_info.CUDA_OMITTED
     or "no cuobjdump or nvdisasm: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm",
 )
+HOPPERS = {"conv_sm90_kernel", "conv_sm90_finish_kernel", "conv_rows_kernel", "block_fwd_kernel"}  # of sm_90a alone
 each_arch = pytest.mark.parametrize("arch", ARCHS)
 
 
@@ -44,9 +45,25 @@ def bn_add_act_variant(mangled: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.search(r"DtypeE(\d)ELi(\d)E.*LayoutE(\d)E.*ShortcutE(\d)E", mangled).groups())
 
 
+def bn_train_variant(mangled: str) -> tuple[int | None, ...]:
+    """dtype, vector, layout, mask or None"""
+    found = re.search(r"DtypeE(\d)ELi(\d)E.*?LayoutE(\d)E(?:.*?MaskE(\d)E)?", mangled).groups()
+    return tuple(None if n is None else int(n) for n in found)
+
+
 def conv_variant(mangled: str) -> tuple[int, ...]:
     """dtype, tile, mode"""
     return tuple(int(n) for n in re.search(r"DtypeE(\d)ELi(\d)EL.*ModeE(\d)E", mangled).groups())
+
+
+def rows_variant(mangled: str) -> tuple[int, ...]:
+    """dtype, tile"""
+    return tuple(int(n) for n in re.search(r"DtypeE(\d)ELi(\d)E", mangled).groups())
+
+
+def block_variant(mangled: str) -> tuple[int, ...]:
+    """dtype, shape"""
+    return tuple(int(n) for n in re.search(r"BlockFwdConfigILNS0_5DtypeE(\d)ELi(\d)E", mangled).groups())
 
 
 @compiled
@@ -54,10 +71,11 @@ def test_every_architecture_has_every_kernel():
     kernels = sass.kernels(LIBRARY)
     per_arch = {arch: {k.name for k in kernels if k.arch == arch} for arch in {k.arch for k in kernels}}
     assert set(per_arch) == set(ARCHS)
-    everywhere = {arch: {n for n in names if "sm90" not in family(n)} for arch, names in per_arch.items()}
+    everywhere = {arch: {n for n in names if family(n) not in HOPPERS} for arch, names in per_arch.items()}
     names = everywhere[ARCHS[0]]
     assert all(found == names for found in everywhere.values())
-    assert {family(n) for n in names} == {"bn_add_act_kernel", "conv_fwd_kernel", "conv_finish_kernel"}
+    training = {"bn_stats_kernel", "bn_backward_reduce_kernel", "bn_backward_kernel", "bn_finish_kernel"}
+    assert {family(n) for n in names} == {"bn_add_act_kernel", "conv_fwd_kernel", "conv_finish_kernel"} | training
     tied = {arch for arch in ARCHS if per_arch[arch] != names}
     assert tied == {"sm_90a"}, "wgmma is Hopper's alone"
 
@@ -73,14 +91,15 @@ def test_no_spills_and_no_stack():
 
 @compiled
 def test_registers_leave_room_to_hide_latency():
-    """bn_add_act: two blocks of 256 threads an SM at least, 64 KiB of loads in flight, past what 4.3 TB/s needs.
+    """bn_*: two blocks of 256 threads an SM at least, 64 KiB of loads in flight, past what 4.3 TB/s needs.
 
     conv_fwd: two blocks of the large tile an SM where shared memory has room for them.
     """
-    # conv_sm90: 384 threads, or with a prologue 512, are what an SM's registers are shared by at the start
-    limits = {"bn_add_act_kernel": 128, "conv_finish_kernel": 128, "conv_sm90_kernel": 168}
+    # 384 threads, or with a prologue 512, are what an SM's registers are shared by at the start
+    limits = {"conv_finish_kernel": 128, **dict.fromkeys(HOPPERS, 168)}
+    limits["conv_sm90_finish_kernel"] = 80  # 24 warps an SM
     for k in sass.kernels(LIBRARY):
-        limit = limits.get(family(k.name))
+        limit = 128 if family(k.name).startswith("bn_") else limits.get(family(k.name))
         if family(k.name) == "conv_fwd_kernel":
             dtype, tile, mode = conv_variant(k.name)
             limit = 128 if tile == 0 and mode == 0 and dtype in (1, 2) else 255
@@ -97,8 +116,19 @@ def test_the_menu_is_what_the_gpu_gets():
     tiles = [(128, 128), (128, 64), (64, 64)]
     menu = {(d, tiles.index((m, n)), mode) for d, m, n, mode in emulated.compiled_conv_fwd()}
     assert {conv_variant(n) for n in named(ARCHS[0], "conv_fwd_kernel")} == menu
+    for kernel, variants in (
+        ("bn_stats_kernel", [(*v, None) for v in emulated.compiled_bn_stats()]),
+        ("bn_backward_reduce_kernel", emulated.compiled_bn_backward_reduce()),
+        ("bn_backward_kernel", emulated.compiled_bn_backward()),
+    ):
+        menu = {(d, v, 0 if nhwc else 1, mask) for d, v, nhwc, mask in variants}
+        assert {bn_train_variant(n) for n in named(ARCHS[0], kernel)} == menu
     menu = {(d, SM90_TILES.index((m, n)), mode) for d, m, n, mode in emulated.compiled_conv_sm90()}
     assert {conv_variant(n) for n in named("sm_90a", "conv_sm90_kernel")} == menu
+    menu = {(d, ROWS_TILES.index((m, n))) for d, m, n, _ in emulated.compiled_conv_rows()}
+    assert {rows_variant(n) for n in named("sm_90a", "conv_rows_kernel")} == menu
+    menu = {(d, BLOCK_CHANNELS.index(channels)) for d, channels in emulated.compiled_block_fwd()}
+    assert {block_variant(n) for n in named("sm_90a", "block_fwd_kernel")} == menu
 
 
 @compiled
@@ -119,13 +149,34 @@ def test_bn_add_act_moves_16_bytes_a_thread(arch):
 
 @compiled
 @each_arch
+def test_training_kernels_move_16_bytes_a_thread(arch):
+    """Batches of 4 loads (bn_stats) or 2 of each tensor are in flight; what is left over is loaded one by one."""
+    for kernel, batch, samples in (
+        ("bn_stats_kernel", 4, 3),
+        ("bn_backward_reduce_kernel", 2, 0),
+        ("bn_backward_kernel", 2, 0),
+    ):
+        for name, code in named(arch, kernel).items():
+            _, vector, layout, mask = bn_train_variant(name)
+            wide = [i for i in code if i.startswith("LDG") and ".128" in i]
+            # in NCHW an access is one channel's: of a sample its first element
+            count = {None: 1, 0: 2, 1: 2, 2: 3}[mask] * (batch + 1) + (samples if layout == 0 else 0)
+            assert len(wide) == (0 if vector == 1 else count), f"{name}: {wide}"
+            stores = [i for i in code if i.startswith("STG")]
+            if kernel == "bn_backward_kernel":
+                assert stores, name
+                assert vector == 1 or all(".128" in i for i in stores), f"{name}: {stores}"
+
+
+@compiled
+@each_arch
 def test_conv_fwd_runs_on_tensor_cores(arch):
     """Every product on the tensor cores, fed by ldmatrix and asynchronous 16-byte copies; every store 16 bytes wide."""
     for name, code in named(arch, "conv_fwd_kernel").items():
         dtype, tile, mode = conv_variant(name)
         products = {i for i in code if i.startswith("HMMA")}
         assert products == {f"HMMA.16816{HALF[str(dtype)]}"} if dtype else {"HMMA.1688.F32.TF32"}, f"{name}: {products}"
-        rows, loops = (2 if tile == 2 else 4), (2 if mode >= 2 else 1)
+        rows, loops = (2 if tile == 2 else 4), (2 if mode in (2, 3) else 1)
         # fragments x columns x steps of 32 bytes; where the compiler unrolls or peels a loop, a multiple
         assert sum(i.startswith("HMMA") for i in code) % (rows * 4 * 4 * loops) == 0, name
         assert any(i.startswith("LDSM.16.M88.4") for i in code), name
@@ -152,13 +203,17 @@ def test_conv_finish_moves_16_bytes_a_thread(arch):
 @compiled
 @each_arch
 def test_kernels_wait_for_the_grids_before_them(arch):
-    """griddepcontrol.wait and .launch_dependents from sm_90 on, where kernels overlap; before, nothing of them."""
-    overlaps = int(re.match(r"sm_(\d+)", arch)[1]) >= 90
+    """griddepcontrol.wait and .launch_dependents in what LAUNCH_DEPENDENT launches, from sm_90 on, and nowhere else."""
+    sources = "".join(path.read_text() for path in CUDA.rglob("*.cu*"))
+    dependent = set(re.findall(r"\bLAUNCH_DEPENDENT\((\w+)<", sources))
     for name, code in sass.code(LIBRARY, arch).items():
+        overlaps = family(name) in dependent and int(re.match(r"sm_(\d+)", arch)[1]) >= 90
         assert ("ACQBULK" in code, "PREEXIT" in code) == (overlaps, overlaps), name
 
 
+BLOCK_CHANNELS = [64, 128]
 SM90_TILES = [(256, 128), (256, 64), (128, 128)]
+ROWS_TILES = [(4, 56), (7, 32), (8, 32), (16, 16), (8, 8)]
 
 
 @compiled
@@ -166,7 +221,7 @@ def test_conv_sm90_runs_on_wgmma_and_tma():
     """Operands by TMA, products by wgmma of the tile's width, the output turned by stmatrix and stored by TMA."""
     for name, code in named("sm_90a", "conv_sm90_kernel").items():
         dtype, tile, mode = conv_variant(name)
-        columns = 256 if tile == 0 else 128
+        columns = 256 if tile == 0 or (tile == 1 and mode == 0) else 128  # ping-pong has the tile to itself
         kind = f"HGMMA.64x{columns}x16{HALF[str(dtype)]}"
         products = [i for i in code if "MMA" in i]
         assert set(products) == {kind}, f"{name}: {set(products)}"
@@ -177,17 +232,67 @@ def test_conv_sm90_runs_on_wgmma_and_tma():
         assert {i for i in code if i.startswith("UTMASTG")} == {"UTMASTG.2D"}, name
         assert "STSM.16.MT88.4" in code, name
         assert any(i.startswith("LDSM.16.MT88.4") for i in code) == (mode < 2), f"{name}: the residual"
+        stores = [i for i in code if i.startswith("STG")]
+        assert stores, f"{name}: sums of shares"
+        assert all(".128" in i for i in stores), f"{name}: every other store is TMA's: {stores}"
+        assert not [i for i in code if i.startswith(("CALL", "BRX"))], f"{name}: a call would serialise wgmma"
+
+
+@compiled
+def test_conv_sm90_finish_moves_16_bytes_a_thread():
+    """Eight of them in flight from partial tiles, and one of the residual."""
+    for name, code in named("sm_90a", "conv_sm90_finish_kernel").items():
+        projects = name.split("ConvSm90FinishConfigIL")[1].split("EEE")[0].endswith("b1")
+        stores = [i for i in code if i.startswith("STG")]
+        assert len(stores) == 1, name
+        assert ".128" in stores[0], f"{name}: {stores}"
+        wide = [i for i in code if i.startswith("LDG") and ".128" in i]
+        assert len(wide) >= (2 * 8 if projects else 8 + 1), f"{name}: {wide}"
+
+
+@compiled
+def test_conv_rows_runs_on_wgmma_and_tma():
+    """A tile's 9 taps of 4 steps, each one instruction as wide as the tile; loads and stores are boxes of TMA."""
+    for name, code in named("sm_90a", "conv_rows_kernel").items():
+        dtype, tile = rows_variant(name)
+        rows, columns = ROWS_TILES[tile]
+        products = [i for i in code if "MMA" in i]
+        assert products == [f"HGMMA.64x{rows * columns}x16{HALF[str(dtype)]}"] * 36, f"{name}: {set(products)}"
+        loads = {i for i in code if i.startswith("UTMALDG")}
+        assert loads == {"UTMALDG.2D", "UTMALDG.4D"}, f"{name}: the filter by taps, patches and the residual by boxes"
+        assert {i for i in code if i.startswith("UTMASTG")} == {"UTMASTG.4D"}, name
+        assert "STSM.16.MT88.4" in code, name
+        assert "LDSM.16.MT88.4" in code, f"{name}: the residual"
         assert not [i for i in code if i.startswith("STG")], f"{name}: every store is TMA's"
 
 
-def test_ptxas_does_not_serialise_wgmma(tmp_path):
+def test_block_fwd_runs_on_wgmma_and_tma():
+    """Weights by TMA, pixels by 16-byte copies, products by wgmma as wide as each convolution, then stmatrix."""
+    columns = {0: (128, 96), 1: (96, 64)}
+    for name, code in named("sm_90a", "block_fwd_kernel").items():
+        dtype, shape = block_variant(name)
+        products = {i for i in code if "MMA" in i}
+        assert products == {f"HGMMA.64x{n}x16{HALF[str(dtype)]}" for n in columns[shape]}, f"{name}: {products}"
+        loads = {i for i in code if i.startswith("UTMALDG")}
+        assert loads == {"UTMALDG.2D.MULTICAST" if shape else "UTMALDG.2D"}, f"{name}: {loads}"
+        copies = [i for i in code if i.startswith("LDGSTS")]
+        assert copies, name
+        assert all(".128" in i and ".BYPASS" in i for i in copies), f"{name}: {copies}"
+        assert "STSM.16.MT88.4" in code, name
+        assert "LDSM.16.MT88.4" in code, f"{name}: the shortcut"
+        stores = [i for i in code if i.startswith("STG")]
+        assert stores, name
+        assert all(".128" in i for i in stores), f"{name}: {stores}"
+
+
+@pytest.mark.parametrize("source", ["conv_sm90_bf16.cu", "conv_rows_bf16.cu", "block_fwd_bf16.cu"])
+def test_ptxas_does_not_serialise_wgmma(tmp_path, source):
     """C7508 to C7514: it ignored setmaxnreg, or lets wgmmas wait for each other."""
     toolkit, why = toolchain.find_toolkit(os.environ)
     if toolkit is None:
         pytest.skip(f"no CUDA toolkit: {why}")
-    source = CUDA / "sm90" / "conv_sm90_bf16.cu"
     command = [toolkit.nvcc, "-cubin", "-arch=sm_90a", "-std=c++17", "-O3", "--expt-relaxed-constexpr"]
-    command += [f"-I{ROOT / 'csrc'}", source, "-o", tmp_path / "cubin"]
+    command += [f"-I{ROOT / 'csrc'}", CUDA / "sm90" / source, "-o", tmp_path / "cubin"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not re.findall(r"C75\d\d|warning", done.stdout + done.stderr)

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from criterion import assert_close
 from support import randomise
 from torch import nn
+from training import assert_gradient_close, is_trained
 
-from resnet_fused import functional, ops, reference
+from resnet_fused import autograd, functional, ops, reference
 from resnet_fused.functional import BatchNorm, Projection
 
 
@@ -132,44 +133,132 @@ def test_conv_bn_proj_act_is_its_docstring(pre, autocast, device):
         torch.testing.assert_close(actual, functional.conv_bn_act(x, weight, bn, padding=1, residual=shortcut))
 
 
-def differentiable_calls(device):
-    x = torch.randn(1, 4, 6, 6, device=device, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(4, 4, 3, 3, device=device, dtype=torch.float64, requires_grad=True)
-    side = torch.randn(4, 4, 1, 1, device=device, dtype=torch.float64, requires_grad=True)
-    mean, var = torch.randn(4, device=device).double(), torch.rand(4, device=device).double() + 0.5
-    gamma = torch.rand(4, device=device, dtype=torch.float64, requires_grad=True)
-    bn = BatchNorm(mean, var, gamma)
-    return (x, weight, side, gamma), {
-        "conv_bn_act": lambda: functional.conv_bn_act(x, weight, bn, padding=1, residual=x),
-        "bn_relu_conv_bn_act": lambda: functional.bn_relu_conv_bn_act(x, bn, weight, bn, padding=1, residual=x),
-        "conv_bn_proj_act": lambda: functional.conv_bn_proj_act(x, weight, bn, x, Projection(side, bn), padding=1),
-        "conv_bn_relu_pool": lambda: functional.conv_bn_relu_pool(x, weight, bn),
-        "bn_add_act": lambda: functional.bn_add_act(x, bn, residual=x),
-        "basic_block": lambda: functional.basic_block(x, weight, bn, weight, bn),
-        "preact_block": lambda: functional.preact_block(x, bn, weight, bn, weight),
+def differentiable_calls(device, dtype=torch.float64):
+    """What is differentiated, and calls by name."""
+    g = torch.Generator().manual_seed(5)
+
+    def leaf(*shape):
+        return (torch.randn(shape, generator=g) / 3).to(device, dtype).requires_grad_()
+
+    def norm():
+        mean, var = torch.randn(4, generator=g), torch.rand(4, generator=g) + 0.5
+        return BatchNorm(mean.to(device, dtype), var.to(device, dtype), leaf(4), leaf(4))
+
+    x, other, weight, wide, side = (
+        leaf(2, 4, 6, 6),
+        leaf(2, 4, 6, 6),
+        leaf(4, 4, 3, 3),
+        leaf(4, 4, 3, 3),
+        leaf(4, 4, 1, 1),
+    )
+    one, bias, a, b, c, d = leaf(4, 4, 1, 1), leaf(4), norm(), norm(), norm(), norm()
+    down, even = Projection(side, d, stride=2), Projection(side, d, bias)
+    leaves = [x, other, weight, wide, side, one, bias, *(t for bn in (a, b, c, d) for t in (bn.weight, bn.bias))]
+    f = functional
+    return leaves, {
+        "conv_bn_act": lambda: f.conv_bn_act(x, weight, a, bias=bias, padding=1, residual=other),
+        "conv_bn_act without bn": lambda: f.conv_bn_act(x, weight, stride=2, bias=bias),
+        "bn_relu_conv_bn_act": lambda: f.bn_relu_conv_bn_act(x, a, weight, b, padding=1, residual=x),
+        "conv_bn_proj_act": lambda: f.conv_bn_proj_act(x, weight, a, other, even, padding=1),
+        "conv_bn_proj_act, pre": lambda: f.conv_bn_proj_act(x, weight, a, other, even._replace(pre=b), padding=1),
+        "conv_bn_relu_pool": lambda: f.conv_bn_relu_pool(x, weight, a),
+        "bn_add_act": lambda: f.bn_add_act(x, a, residual=other),
+        "basic_block": lambda: f.basic_block(x, weight, a, wide, b),
+        "basic_block, projection": lambda: f.basic_block(x, weight, a, wide, b, stride=2, projection=down),
+        "basic_block, pre": lambda: f.basic_block(x, weight, a, wide, b, projection=even._replace(pre=c)),
+        "bottleneck": lambda: f.bottleneck(x, one, a, weight, b, side, c),
+        "bottleneck, projection": lambda: f.bottleneck(x, one, a, weight, b, one, c, projection=even),
+        "preact_block": lambda: f.preact_block(x, a, weight, b, wide),
+        "preact_block, projection": lambda: f.preact_block(x, a, weight, b, wide, stride=2, projection=down),
+        "preact_bottleneck": lambda: f.preact_bottleneck(x, a, one, b, weight, c, side, dilation=2),
     }
 
 
+def with_gradients(call, leaves):
+    y = call()
+    direction = torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view_as(y)
+    gradients = torch.autograd.grad((y * direction).sum(), leaves, allow_unused=True)
+    return is_trained(y) or "MaxPool" in type(y.grad_fn).__name__, [y.detach(), *gradients]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", list(differentiable_calls("cpu")[1]))
-def test_gradients_flow(name, device):
-    leaves, calls = differentiable_calls(device)
-    y = calls[name]()
-    assert y.requires_grad
-    gradients = torch.autograd.grad(y.sum(), leaves, allow_unused=True)
-    assert gradients[0].abs().sum() > 0
+def test_gradients_are_the_equivalents(name, dtype, device, monkeypatch):
+    """By the criterion, as one differentiable op where the device has it."""
+    leaves, calls = differentiable_calls(device, dtype)
+    trained, found = with_gradients(calls[name], leaves)
+    assert trained or device.type not in autograd.DEVICES
     with torch.no_grad():
         without = calls[name]()
     assert not without.requires_grad
-    torch.testing.assert_close(without, y.detach())
+    torch.testing.assert_close(without, found[0])
+    monkeypatch.setattr(autograd, "DEVICES", frozenset())
+    fused_or_pooled, expected = with_gradients(calls[name], leaves)
+    assert not fused_or_pooled or "pool" in name
+    double, exact = differentiable_calls(device)
+    truth = with_gradients(exact[name], double)[1]
+    for actual, eager, true in zip(found, expected, truth, strict=True):
+        assert (actual is None) == (eager is None) == (true is None)
+        if dtype is torch.float64 and actual is not None:
+            torch.testing.assert_close(actual, eager, rtol=1e-10, atol=1e-10)
+        elif actual is not None:
+            assert_gradient_close(actual, eager, true)
 
 
-def test_one_gradient_is_enough_to_run_eagerly(device):
+@pytest.mark.parametrize("name", ["conv_bn_act", "conv_bn_proj_act, pre", "bottleneck, projection", "preact_block"])
+def test_gradients_by_finite_differences(name, device):
+    leaves, calls = differentiable_calls(device)
+    used = [g is not None for g in with_gradients(calls[name], leaves)[1][1:]]
+    learning = [leaf for leaf, needed in zip(leaves, used, strict=True) if needed]
+    assert torch.autograd.gradcheck(lambda *_: calls[name](), learning, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda *_: calls[name](), learning, fast_mode=True)
+
+
+@pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
+def test_a_block_keeps_no_activation_between_its_convolutions():
+    leaves, calls = differentiable_calls("cpu")
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = calls["basic_block"]()
+    activations = {t.data_ptr() for t in kept if t.shape == y.shape}
+    assert len(activations) == 4, "the input, two raw outputs, the output"
+    assert {leaves[0].data_ptr(), y.data_ptr()} <= activations
+
+
+def test_one_gradient_is_enough(device):
     x, weight = torch.randn(1, 4, 6, 6, device=device), torch.randn(4, 4, 1, 1, device=device)
     bn = BatchNorm(*(torch.ones(4, device=device) for _ in range(3)), torch.zeros(4, device=device, requires_grad=True))
     assert functional.conv_bn_act(x, weight, bn).requires_grad
     assert functional.bn_add_act(x, bn).requires_grad
     assert functional.conv_bn_act(x, weight, residual=x.clone().requires_grad_()).requires_grad
     assert functional.conv_bn_proj_act(x, weight, None, x.clone().requires_grad_(), Projection(weight)).requires_grad
+
+
+def test_statistics_that_are_differentiated_are_refused_as_eager_does(device):
+    x, weight = torch.randn(1, 4, 6, 6, device=device), torch.randn(4, 4, 1, 1, device=device, requires_grad=True)
+    mean, var = (torch.ones(4, device=device, requires_grad=True) for _ in range(2))
+    with pytest.raises(RuntimeError, match="not differentiable with respect to argument 'running_mean'"):
+        functional.conv_bn_act(x, weight, BatchNorm(mean, var))
+
+
+def test_gradients_under_autocast(device):
+    """Blocks and layers train in its dtype, a pre-activation only where nothing is normalised before rounding."""
+    trains = device.type in autograd.DEVICES
+    for dtype in (torch.float32, torch.bfloat16):
+        leaves, _ = differentiable_calls(device, torch.float32)
+        x, weight, bn = leaves[0].detach().to(dtype), leaves[2], norm_of(4, device)
+        bn = BatchNorm(*(t.detach() for t in bn[:4]), bn.eps)
+        with torch.autocast(device.type, torch.bfloat16):
+            layer = functional.conv_bn_act(x, weight, bn)
+            block = functional.basic_block(x, weight, bn, weight, bn)
+            pre = functional.bn_relu_conv_bn_act(x, bn, weight, bn)
+        assert layer.dtype is block.dtype is torch.bfloat16
+        assert is_trained(layer) == is_trained(block) == trains
+        assert is_trained(pre) == (trains and dtype is torch.bfloat16)
+        for y in (layer, block, pre):
+            y.float().square().sum().backward()
+        assert weight.grad.isfinite().all()
+        assert weight.grad.dtype is torch.float32
 
 
 def test_autocast_follows_eager(device):

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from criterion import assert_close
 from relu_sides import assert_trains_as_computed
 from support import randomise
 from torch import nn
@@ -26,7 +27,8 @@ from training import (
 )
 
 from resnet_fused import autograd, modules, ops, reference
-from resnet_fused.autograd import backward, forward, op
+from resnet_fused.autograd import backward, forward, layout, op
+from resnet_fused.autograd import input_gradient as gradients
 from resnet_fused.functional import training_dtype
 
 pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
@@ -166,12 +168,35 @@ def test_large_float32_layers_have_our_convolutions(cls, monkeypatch):
     x = x_for(block, n=4, h=17, w=16, memory_format=torch.channels_last)
     assert x[:, 0].numel() >= forward.PIXELS_WORTH_PACKING
     called = []
+    monkeypatch.setattr(gradients, "PIXELS_WORTH_TURNING", 1024)
     ours = ops.conv_bn_act
     monkeypatch.setattr(ops, "conv_bn_act", lambda *args: (called.append(args), ours(*args))[1])
     assert_trains_as_eager(block, x)
-    assert len(called) == 2
-    block(x[:3])
-    assert len(called) == 2, "too few pixels"
+    assert len(called) == 4, "two forward, and two gradients of their inputs"
+    block(x[:3]).sum().backward()
+    assert len(called) == 4, "too few pixels"
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2, 3])
+@pytest.mark.parametrize("channels", [(16, 16), (20, 33)])
+def test_the_gradient_of_an_input_as_a_convolution(padding, channels, monkeypatch):
+    c, k = channels
+    weight = torch.randn(k, c, 3, 3).contiguous(memory_format=torch.channels_last)
+    slots = layout.ConvSlots(0, None, (1, 1), (padding, padding), (1, 1), 1)
+    monkeypatch.setattr(gradients, "PIXELS_WORTH_TURNING", 1024)
+    x = torch.randn(4, c, 20, 19).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = nn.functional.conv2d(x, weight, None, 1, padding)
+    grad = torch.randn_like(y)
+    found = gradients.input_gradient(grad, weight, slots)
+    (expected,) = torch.autograd.grad(y, x, grad)
+    if padding == 3:  # it would have to crop
+        assert found is None
+        return
+    exact = x.detach().double().requires_grad_()
+    doubles = nn.functional.conv2d(exact, weight.double(), None, 1, padding)
+    (truth,) = torch.autograd.grad(doubles, exact, grad.double())
+    assert found.stride() == expected.stride()
+    assert_close(found, expected, truth)
 
 
 def frozen_norms(block):

@@ -183,10 +183,11 @@ namespace {
 constexpr const char* kSecondOfBlock = "basic_block, second convolution";
 
 Conv conv_of_block(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn) {
-  Conv conv = make_conv(op, std::move(x), std::move(weight), std::move(bias), std::move(bn), {1, 1}, {1, 1}, {1, 1}, 1);
-  RF_CHECK(conv.k == conv.c && conv.r == 3 && conv.s == 3, op, ": weight has shape ", to_string(sizes_of(conv.weight)),
-           "; [", conv.c, ", ", conv.c, ", 3, 3] expected, which keeps x's shape");
-  return conv;
+  check_activation(op, x);
+  const int64_t c = x.size(1);
+  RF_CHECK(sizes_of(weight) == (Ints{c, c, 3, 3}), op, ": weight has shape ", to_string(sizes_of(weight)), "; [", c,
+           ", ", c, ", 3, 3] expected, which keeps x's shape");
+  return make_conv(op, std::move(x), std::move(weight), std::move(bias), std::move(bn), {1, 1}, {1, 1}, {1, 1}, 1);
 }
 
 }  // namespace

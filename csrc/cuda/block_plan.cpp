@@ -10,13 +10,14 @@ namespace resnet_fused::cuda {
 namespace {
 
 // What the model believes of sm_90, an H200: plan.cpp's numbers for it. EVERY NUMBER IS AN UNMEASURED PREDICTION.
-constexpr double kClock = 1.7;         // GHz under load
-constexpr double kMacs = 2048 * 0.75;  // multiply-adds a clock and SM that wgmma reaches in our loop
-constexpr double kL2BytesClock = 48;   // that L2 gives an SM in a clock
-constexpr double kDramBytesNs = 32;    // that memory gives an SM in a ns
-constexpr double kLaunch = 2500;       // ns between the starts of two kernels that do nothing
-constexpr double kFill = 1500;         // clocks: a block's first copies
-constexpr double kEpilogues = 2000;    // clocks: both convolutions' of a tile that no other tile hides
+constexpr double kClock = 1.7;          // GHz under load
+constexpr double kMacs = 2048 * 0.75;   // multiply-adds a clock and SM that wgmma reaches in our loop
+constexpr double kL2BytesClock = 48;    // that L2 gives an SM in a clock
+constexpr double kPortBytesClock = 64;  // that an SM takes of what a cluster brings together
+constexpr double kDramBytesNs = 32;     // that memory gives an SM in a ns
+constexpr double kLaunch = 2500;        // ns between the starts of two kernels that do nothing
+constexpr double kFill = 1500;          // clocks: a block's first copies
+constexpr double kEpilogues = 2000;     // clocks: both convolutions' of a tile that no other tile hides
 constexpr int32_t kHopper = 90;
 
 template <typename... Args>
@@ -54,14 +55,16 @@ const BlockFwdShape* shape_for(const BlockProblem& p, const Device& device, std:
   return no("it has ", q.c, " channels; ", channels, " expected");
 }
 
-// ns. The weights come while the first tiles are multiplied; teams of one SM share its tensor cores, and hide each
-// other's epilogues but for the last.
+// ns. Weights that stay come while the first tiles are multiplied, others with every tile. Teams of one SM share its
+// tensor cores, and hide each other's epilogues but for the last.
 double time_of(const BlockFwdShape& s, int64_t tiles, int64_t bytes, const Device& device) {
   const double weights = 1.0 * kBlockFwdTaps * s.channels * s.channels;  // of one convolution
   const double product = weights * (s.first + s.second) / kMacs;
-  const double landing = 2 * weights * 2 / kL2BytesClock;
-  const double busiest = static_cast<double>(ceil_div(tiles, device.sm_count));
-  const double clocks = kFill + std::max(product, landing) + (busiest - 1) * product + kEpilogues;
+  const double landing = 2 * weights * 2 / (s.cluster > 1 ? kPortBytesClock : kL2BytesClock);
+  const double first = std::max(product, landing) + kEpilogues;
+  const double next = block_fwd_keeps_weights(s) ? product : first;
+  const double busiest = static_cast<double>(ceil_div(tiles, block_fwd_most_blocks(s, device.sm_count)));
+  const double clocks = kFill + first + (busiest - 1) * next;
   return kLaunch + std::max(bytes / (kDramBytesNs * device.sm_count), clocks / kClock);
 }
 
@@ -74,7 +77,7 @@ BlockPlan make_block_plan(const BlockProblem& problem, const Device& device, con
   BlockPlan two;
   std::string why;
   const BlockFwdShape* shape = shape_for(problem, device, notes ? &why : nullptr);
-  const bool asked = choice.kind == EngineChoice::kSm90 && !choice.tile_m;
+  const bool asked = choice.kind == EngineChoice::kAll || (choice.kind == EngineChoice::kSm90 && !choice.tile_m);
   if (notes || (shape && asked && !choice.block)) {
     ConvProblem conv;
     conv.dtype = problem.dtype;

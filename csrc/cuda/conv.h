@@ -32,20 +32,35 @@ struct ConvFwdParams {
   ConvOperands projection;         // its output has main's n, p, q and k
   const void* residual = nullptr;  // null: none
   void* out = nullptr;             // (n, p, q, k)
-  float* partials = nullptr;       // splits > 1: (slices, n * p * q, k)
-  int32_t splits = 1;              // parts of the main GEMM's depth; a projection is one slice more
+  float* partials = nullptr;       // splits > 1: (slices, n * p * q, k); shares > 0: tiles
+  int32_t splits = 1;              // sm80: parts of the main GEMM's depth; a projection is one slice more
+  int32_t whole = 0, shares = 0;   // sm90: tiles from `whole` on have their steps cut into so many parts; 0: none has
   bool relu = false;
+  float* statistics = nullptr;  // of modes that have them: (tiles of pixels, 3, k), bn/reduction.h's moments of out
 };
 
-// kProjectionPrologue: the projection's input has the prologue, the main one's has not.
-enum class ConvFwdMode : int32_t { kPlain, kPrologue, kProjection, kProjectionPrologue };
+// kProjectionPrologue: the projection's input has the prologue, the main one's has not. kStatistics,
+// kPrologueStatistics: the convolution and its bias alone, and the moments of what was stored. Their depth is whole.
+enum class ConvFwdMode : int32_t {
+  kPlain,
+  kPrologue,
+  kProjection,
+  kProjectionPrologue,
+  kStatistics,
+  kPrologueStatistics
+};
 
 constexpr bool has_projection(ConvFwdMode mode) {
   return mode == ConvFwdMode::kProjection || mode == ConvFwdMode::kProjectionPrologue;
 }
 
 constexpr bool has_prologue(ConvFwdMode mode) {
-  return mode == ConvFwdMode::kPrologue || mode == ConvFwdMode::kProjectionPrologue;
+  return mode == ConvFwdMode::kPrologue || mode == ConvFwdMode::kProjectionPrologue ||
+         mode == ConvFwdMode::kPrologueStatistics;
+}
+
+constexpr bool has_statistics(ConvFwdMode mode) {
+  return mode == ConvFwdMode::kStatistics || mode == ConvFwdMode::kPrologueStatistics;
 }
 
 // What distinguishes one compiled kernel of a family from another.

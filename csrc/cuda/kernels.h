@@ -4,6 +4,9 @@
 #include <vector>
 
 #include "cuda/bn/bn_add_act.h"
+#include "cuda/bn/bn_finish.h"
+#include "cuda/bn/bn_gradient.h"
+#include "cuda/bn/bn_stats.h"
 #include "cuda/queue.h"
 #include "cuda/sm80/conv_fwd.h"
 #include "cuda/sm90/block_fwd.h"
@@ -15,11 +18,24 @@ namespace resnet_fused::cuda {
 void launch_bn_add_act(const BnAddActParams& params, const Queue& queue);
 std::vector<BnAddActVariant> compiled_bn_add_act();
 
+// Training. Both reductions are two kernels: parts of the sums, then bn_finish, which adds them in a fixed order.
+void launch_bn_stats(const BnStatsParams& params, const Queue& queue);
+std::vector<BnStatsVariant> compiled_bn_stats();
+
+void launch_bn_backward_reduce(const BnBackwardReduceParams& params, const Queue& queue);
+std::vector<BnGradientVariant> compiled_bn_backward_reduce();
+
+void launch_bn_backward(const BnBackwardParams& params, const Queue& queue);
+std::vector<BnGradientVariant> compiled_bn_backward();
+
+// Where there are too many parts for one block, as many kernels more as it takes to merge them.
+void launch_bn_finish(const BnFinishParams& params, const Queue& queue);
+
 // With params.splits > 1 it launches two kernels: partial sums, then conv_finish, which adds them in a fixed order.
 void launch_conv_fwd(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue);
 std::vector<ConvFwdVariant> compiled_conv_fwd();
 
-// Hopper only. params.splits is 1.
+// Hopper only. With params.shares > 0 two kernels: sums of the tail's shares, then conv_sm90_finish, which adds them.
 void launch_conv_sm90(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue);
 std::vector<ConvFwdVariant> compiled_conv_sm90();
 

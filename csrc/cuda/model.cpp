@@ -36,15 +36,20 @@ constexpr Family kFamilies[] = {
     {80, 1.41, 1024, 0.65, 0.75, 0, 40, 15.0, 40 * kMiB},
 };
 
-constexpr double kLaunch = 2500;         // ns between the starts of two kernels that do nothing
-constexpr double kFill = 1500;           // clocks: a block's first copies and its epilogue
-constexpr double kSm90Epilogue = 1500;   // clocks: a tile's, of which the next tile's copies do not wait
-constexpr double kFullWarps = 8;         // an SM reaches its share from this many warps on
-constexpr double kOneWarp = 0.3;         // of the share that is left when there are next to none
-constexpr double kPrologueStep = 1.25;   // a step's time when its pixels pass through registers first
-constexpr int32_t kThreadsPerSm = 512;   // that fit with 128 registers each
-constexpr int32_t kReservedSmem = 1024;  // bytes a block, taken by CUDA
+constexpr double kLaunch = 2500;          // ns between the starts of two kernels that do nothing
+constexpr double kFill = 1500;            // clocks: a block's first copies and its epilogue
+constexpr double kSm90Epilogue = 1500;    // clocks: a tile's, for which the next tile's copies do not wait
+constexpr double kL2Latency = 700;        // clocks from a load to its use
+constexpr int32_t kLoadsAtOnce = 4;       // partial tiles that conv_sm90_finish has in flight
+constexpr double kHopperSmemClock = 128;  // bytes a clock of an SM's shared memory
+constexpr double kFullWarps = 8;          // an SM reaches its share from this many warps on
+constexpr double kOneWarp = 0.3;          // of the share that is left when there are next to none
+constexpr double kPrologueStep = 1.25;    // a step's time when its pixels pass through registers first
+constexpr int32_t kThreadsPerSm = 512;    // that fit with 128 registers each
+constexpr int32_t kReservedSmem = 1024;   // bytes a block, taken by CUDA
 constexpr int32_t kSplits[] = {2, 3, 4, 6, 8, 12, 16};
+
+constexpr int64_t kMoments = 3;  // numbers that a tile of pixels leaves of each channel
 
 // Elements of x that a tap meets: a strided 1x1 convolution skips the rest.
 int64_t inputs(const ConvShape& q) {
@@ -57,7 +62,7 @@ int64_t steps(const ConvShape& q, Dtype dtype) { return ceil_div(int64_t{q.r} * 
 // Elements that relu(pre(.)) is made of.
 int64_t prologue_elements(const ConvProblem& p) {
   if (!has_prologue(p.mode)) return 0;
-  return inputs(p.mode == ConvFwdMode::kPrologue ? p.main : p.projection);
+  return inputs(has_projection(p.mode) ? p.projection : p.main);
 }
 
 // Depth is split only where there are fewer tiles than SMs, and into as many parts as there are steps at most.
@@ -68,6 +73,22 @@ void for_each_split(int64_t tiles, int64_t depth, int32_t sm_count, int32_t forc
   if (tiles >= sm_count) return;
   for (int32_t splits : kSplits)
     if (splits <= depth) body(splits);
+}
+
+// Tiles beyond the last full round of all SMs are the tail, in as many shares as there are SMs or in a few whole parts
+// a tile. Forced: every tile in that many parts.
+template <typename Body>
+void for_each_share(int64_t tiles, int64_t depth, int32_t sm_count, int32_t forced, const Body& body) {
+  const auto cut = [&](int64_t whole, int64_t shares) {
+    if (conv_sm90_shares_fit((tiles - whole) * depth, shares)) body(whole, shares);
+  };
+  const int64_t tail = tiles % sm_count, parts = std::min<int64_t>(forced, depth);
+  if (forced > 1 && conv_sm90_shares_fit(tiles * depth, tiles * parts)) return body(0, tiles * parts);
+  body(tiles, 0);
+  if (tail == 0 || forced != 0) return;
+  cut(tiles - tail, sm_count);
+  for (int32_t splits : kSplits)
+    if (tail * splits < sm_count) cut(tiles - tail, tail * splits);
 }
 
 }  // namespace
@@ -100,21 +121,34 @@ double Model::multiply(const ConvFwdTile& tile, int32_t per_sm, int64_t blocks, 
   return clocks / family.clock;
 }
 
-// Its two warpgroups share a tile, so nothing hides its epilogue.
-double Model::persist(const ConvSm90Tile& tile, int64_t tiles, int64_t steps) const {
+// Warpgroups that take turns multiply during each other's epilogues, those that share a tile do not; copies go on
+// during either. A share that does not begin with a tile ends in another one, and writes two partial tiles.
+double Model::persist(const ConvSm90Tile& tile, const Sm90Work& work) const {
   const double products = 1.0 * tile.pixels * tile.channels * kConvSm90Depth / (family.macs * family.sm90_share);
   const double copies = (tile.pixels + tile.channels) * kConvSm90RowBytes / family.l2_bytes_clock;
-  const double rounds = static_cast<double>(ceil_div(tiles, device.sm_count));
-  return (rounds * (steps * std::max(products, copies) + kSm90Epilogue) + kFill) / family.clock;
+  const auto rounds = [this](int64_t items) { return static_cast<double>(ceil_div(items, device.sm_count)); };
+  const double multiplied = conv_sm90_takes_turns(tile, work.mode) ? std::max(work.steps * products, kSm90Epilogue)
+                                                                   : work.steps * products + kSm90Epilogue;
+  double clocks = rounds(work.whole) * std::max(multiplied, work.steps * copies) + kFill;
+  if (!work.shares) return clocks / family.clock;
+  const double longest = ceil_div(work.tail() * work.steps, work.shares);
+  const double written = (work.shares % work.tail() ? 2 : 1) * work.partial_bytes / family.l2_bytes_clock;
+  clocks += rounds(work.shares) * (longest * std::max(products, copies) + written);
+  clocks += ceil_div(ceil_div(work.shares, work.tail()) + 1, kLoadsAtOnce) * kL2Latency;
+  const int64_t bytes = conv_sm90_partials(work.mode, work.tail(), work.shares) * work.partial_bytes;
+  return clocks / family.clock + pass(bytes);
 }
 
 double Model::persist(const ConvRowsTile& tile, int64_t tiles, bool residual) const {
   const double products =
       1.0 * conv_rows_pixels(tile) * kConvRowsFilterBytes / size_of(dtype) / (family.macs * family.sm90_share);
-  const double loaded = kConvRowsStages * conv_rows_patch_bytes(tile) + (residual ? conv_rows_out_bytes(tile) : 0);
+  const double loaded = kConvRowsPatches * conv_rows_patch_bytes(tile) + (residual ? conv_rows_out_bytes(tile) : 0);
+  // wgmma reads the filter, and each pixel for nine taps; the residual is read besides, the output written and read.
+  const double shared = kConvRowsFilterBytes + loaded + (9 + 2 + residual) * conv_rows_out_bytes(tile);
   const double rounds = static_cast<double>(ceil_div(tiles, device.sm_count));
   const double once = kFill + kSm90Epilogue + kConvRowsFilterBytes / family.l2_bytes_clock;
-  return (rounds * std::max(products, loaded / family.l2_bytes_clock) + once) / family.clock;
+  const double clocks = std::max({products, loaded / family.l2_bytes_clock, shared / kHopperSmemClock});
+  return (rounds * clocks + once) / family.clock;
 }
 
 double Model::finish(int64_t partial_bytes) const { return kLaunch + 2 * partial_bytes / l2(); }
@@ -128,17 +162,21 @@ Candidate best_split(const Model& model, const ConvProblem& p, const ConvFwdTile
   const int64_t tiles = tiles_of(tile, p.main), depth = steps(p.main, p.dtype);
   const bool projects = has_projection(p.mode);
   const int64_t side = projects ? steps(p.projection, p.dtype) : 0;
-  const double main_step = p.mode == ConvFwdMode::kPrologue ? kPrologueStep : 1;
+  const double main_step = has_prologue(p.mode) && !projects ? kPrologueStep : 1;
   const double side_time = side * (p.mode == ConvFwdMode::kProjectionPrologue ? kPrologueStep : 1);
   const int32_t per_sm = model.blocks_per_sm(tile, smem);
   const double memory = compulsory / model.dram();
   Candidate best;
+  // Statistics are of whole sums: conv_finish would have to take them, and where the depth is worth splitting the
+  // output is small, and bn_stats fast.
+  if (has_statistics(p.mode)) forced = 1;
   for_each_split(tiles, depth, model.device.sm_count, forced, [&](int32_t splits) {
     const double main_time = ceil_div(depth, splits) * main_step;
     const int64_t slices = splits == 1 ? 1 : conv_fwd_slices(p.mode, splits);
     const double time = splits == 1 ? main_time + side_time : std::max(main_time, side_time);
     double ns = kLaunch + std::max(memory, model.multiply(tile, per_sm, tiles * slices, time, model.family.sm80_share));
     if (splits > 1) ns += model.finish(slices * outputs(p.main) * 4);
+    if (has_statistics(p.mode)) ns += model.finish(kMoments * ceil_div(pixels(p.main), tile.m) * p.main.k * 4);
     if (ns < best.ns) best = {splits, ns};
   });
   return best;
@@ -146,17 +184,23 @@ Candidate best_split(const Model& model, const ConvProblem& p, const ConvFwdTile
 
 Sm90Candidate best_sm90(const Model& model, const ConvProblem& p, const EngineChoice& choice, int32_t channels,
                         int64_t compulsory) {
-  const bool named = choice.kind == EngineChoice::kSm90 && choice.tile_m;
+  const bool asked = choice.kind == EngineChoice::kSm90;
   int64_t depth = int64_t{p.main.r} * p.main.s * p.main.c / kConvSm90Depth;
   if (has_projection(p.mode)) depth += p.projection.c / kConvSm90Depth;
   Sm90Candidate best;
   for (const ConvSm90Tile& tile : kConvSm90Tiles) {
-    if (named && (tile.pixels != choice.tile_m || tile.channels != choice.tile_n)) continue;
+    if (asked && choice.tile_m && (tile.pixels != choice.tile_m || tile.channels != choice.tile_n)) continue;
     if (!conv_sm90_takes(tile, p.mode)) continue;
     if (conv_sm90_smem(tile, p.mode, channels) > model.device.smem_per_block) continue;
-    const double work = model.persist(tile, conv_sm90_tiles(tile, p.main), depth);
-    const double ns = kLaunch + std::max(compulsory / model.dram(), work);
-    if (ns < best.ns) best = {&tile, ns};
+    const int64_t rows =
+        std::min<int64_t>(tile.pixels, ceil_div(pixels(p.main), kConvSm90FinishPixels) * kConvSm90FinishPixels);
+    Sm90Work work{p.mode, conv_sm90_tiles(tile, p.main), depth, rows * tile.channels * 4, 0, 0};
+    for_each_share(work.tiles, depth, model.device.sm_count, asked ? choice.splits : 0,
+                   [&](int64_t whole, int64_t shares) {
+                     work.whole = whole, work.shares = shares;
+                     const double ns = kLaunch + std::max(compulsory / model.dram(), model.persist(tile, work));
+                     if (ns < best.ns) best = {&tile, static_cast<int32_t>(whole), static_cast<int32_t>(shares), ns};
+                   });
   }
   return best;
 }
@@ -192,7 +236,7 @@ double torch_convolution(const Model& model, const ConvShape& q) {
 
 double torch_passes(const Model& model, const ConvProblem& p) {
   const int64_t size = size_of(p.dtype);
-  const int64_t tensors = 2 + (p.residual || has_projection(p.mode));
+  const int64_t tensors = has_statistics(p.mode) ? 1 : 2 + (p.residual || has_projection(p.mode));
   double ns = model.pass(tensors * outputs(p.main) * size);
   if (has_prologue(p.mode)) ns += model.pass(2 * prologue_elements(p) * size);
   return ns;
@@ -204,10 +248,11 @@ int64_t compulsory_bytes(const ConvProblem& p) {
   return elements * size_of(p.dtype);
 }
 
-// A convolution's raw output is written, and read by bn_add_act; a residual is an input already.
+// A convolution's raw output is written, and read by bn_add_act; a residual is an input already. bn_stats reads what is
+// the result.
 int64_t torch_bytes(const ConvProblem& p, int64_t compulsory) {
-  const int64_t raw = outputs(p.main) * (1 + has_projection(p.mode));
-  return compulsory + 2 * (raw + prologue_elements(p)) * size_of(p.dtype);
+  const int64_t raw = outputs(p.main) * (has_statistics(p.mode) ? 1 : 2 + 2 * has_projection(p.mode));
+  return compulsory + (raw + 2 * prologue_elements(p)) * size_of(p.dtype);
 }
 
 }  // namespace resnet_fused::cuda

@@ -4,6 +4,9 @@
 #include <limits>
 
 #include "cuda/plan.h"
+#include "cuda/sm80/conv_fwd.h"
+#include "cuda/sm90/conv_rows.h"
+#include "cuda/sm90/conv_sm90.h"
 
 namespace resnet_fused::cuda {
 
@@ -17,6 +20,15 @@ inline int64_t weights(const ConvShape& q, int64_t groups) { return int64_t{q.k}
 int64_t compulsory_bytes(const ConvProblem& p);
 // The same, and what torch's further passes write and read.
 int64_t torch_bytes(const ConvProblem& p, int64_t compulsory);
+
+// What conv_sm90 does with one tile size.
+struct Sm90Work {
+  ConvFwdMode mode;
+  int64_t tiles, steps;   // steps: of a tile, its projection's included
+  int64_t partial_bytes;  // of one partial tile that are moved
+  int64_t whole, shares;  // the tiles from `whole` on are the tail
+  int64_t tail() const { return tiles - whole; }
+};
 
 struct Family;  // of GPUs: model.cpp has what is believed of each
 
@@ -40,8 +52,8 @@ struct Model {
   // `blocks` blocks of `steps` steps of conv_fwd.
   double multiply(const ConvFwdTile& tile, int32_t per_sm, int64_t blocks, double steps, double share) const;
 
-  // sm90/conv_sm90: a block an SM, tile after tile.
-  double persist(const ConvSm90Tile& tile, int64_t tiles, int64_t steps) const;
+  // sm90/conv_sm90: a block an SM, piece after piece, then conv_sm90_finish if there are shares.
+  double persist(const ConvSm90Tile& tile, const Sm90Work& work) const;
 
   // sm90/conv_rows: likewise, with one tile's epilogue under the next one's products.
   double persist(const ConvRowsTile& tile, int64_t tiles, bool residual) const;
@@ -63,10 +75,11 @@ Candidate best_split(const Model& model, const ConvProblem& p, const ConvFwdTile
 
 struct Sm90Candidate {
   const ConvSm90Tile* tile = nullptr;
+  int32_t whole = 0, shares = 0;
   double ns = std::numeric_limits<double>::infinity();
 };
 
-// conv_sm90 with its fastest tile, or the one that is asked for. `channels`: that a prologue prepares.
+// conv_sm90 with its fastest tile and shares, or those that are asked for. `channels`: that a prologue prepares.
 Sm90Candidate best_sm90(const Model& model, const ConvProblem& p, const EngineChoice& choice, int32_t channels,
                         int64_t compulsory);
 
@@ -81,7 +94,8 @@ RowsCandidate best_rows(const Model& model, const ConvProblem& p, const EngineCh
 // cuDNN is taken to have the same tiles, and faster instructions where the GPU has.
 double torch_convolution(const Model& model, const ConvShape& q);
 
-// torch's way beside its convolutions: bn_add_act before them where there is a prologue, and always after them.
+// torch's way beside its convolutions: bn_add_act before them where there is a prologue, and after them always, or
+// bn_stats where statistics are asked for.
 double torch_passes(const Model& model, const ConvProblem& p);
 
 }  // namespace resnet_fused::cuda

@@ -6,6 +6,7 @@
 #include "cuda/conv_op.h"
 #include "cuda/kernels.h"
 #include "cuda/operands.h"
+#include "cuda/passes.h"
 #include "cuda/plan_cache.h"
 #include "cuda/runtime.h"
 
@@ -14,43 +15,6 @@ namespace resnet_fused::cuda {
 namespace {
 
 using torch::stable::accelerator::DeviceGuard;
-
-// A projection's raw convolution, which waits for its bias and BatchNorm until it is added.
-struct Projection {
-  Tensor raw;
-  Vectors bn;
-};
-
-// x and out are dense in one layout; the shortcut, if any, is brought to it.
-void finish(const Tensor& out, const Tensor& x, const Vectors& bn, const OptTensor& residual,
-            const Projection* projection, bool relu, bool channels_last) {
-  if (out.numel() == 0) return;
-  OptTensor shortcut;
-  if (projection) shortcut = aten_contiguous(projection->raw, channels_last);
-  if (residual) shortcut = aten_contiguous(*residual, channels_last);
-
-  BnAddActParams p;
-  p.x = x.const_data_ptr();
-  p.shortcut = shortcut ? shortcut->const_data_ptr() : nullptr;
-  p.out = out.mutable_data_ptr();
-  p.bn = bn.pointers();
-  if (projection) p.shortcut_bn = projection->bn.pointers();
-  p.projected = projection != nullptr;
-  p.relu = relu;
-  p.dtype = dtype_of(x);
-  p.layout = channels_last ? Layout::kNHWC : Layout::kNCHW;
-  p.batch = static_cast<int32_t>(x.size(0));
-  p.channels = static_cast<int32_t>(x.size(1));
-  p.area = static_cast<int32_t>(x.size(2) * x.size(3));
-  launch_bn_add_act(p, current_queue(x.get_device_index()));
-}
-
-// act(bn(x) + residual), dense in the layout that is asked for.
-Tensor normalise(const Tensor& x, const BatchNorm& bn, const OptTensor& residual, bool relu, bool channels_last) {
-  const Tensor out = aten_empty(x.sizes(), x, channels_last);
-  finish(out, aten_contiguous(x, channels_last), Vectors(bn, std::nullopt, x), residual, nullptr, relu, channels_last);
-  return out;
-}
 
 // What an op asks for: act(bn(conv(x)) + residual), or the sum with a projection.
 struct Call {
@@ -76,11 +40,14 @@ Tensor convolve(const Conv& conv, bool channels_last) {
 Tensor run_torch(const Call& call) {
   const Conv& conv = call.conv;
   const Tensor y = convolve(conv, conv.channels_last);
-  std::optional<Projection> p;
-  if (call.projection)
-    p = Projection{convolve(*call.projection, conv.channels_last),
-                   Vectors(call.projection->bn, call.projection->bias, conv.x)};
-  finish(y, y, Vectors(conv.bn, conv.bias, conv.x), call.residual, p ? &*p : nullptr, call.relu, conv.channels_last);
+  OptTensor shortcut = call.residual;
+  std::optional<Vectors> shortcut_bn;  // and bias: the projection's raw convolution waits for them until it is added
+  if (call.projection) {
+    shortcut = convolve(*call.projection, conv.channels_last);
+    shortcut_bn.emplace(call.projection->bn, call.projection->bias, conv.x);
+  }
+  add_act_into(y, y, Vectors(conv.bn, conv.bias, conv.x), shortcut, shortcut_bn ? &*shortcut_bn : nullptr, call.relu,
+               conv.channels_last);
   return y;
 }
 
@@ -130,6 +97,7 @@ Tensor run_kernel(const Call& call, const ConvPlan& plan) {
   p.out = out.mutable_data_ptr();
   p.partials = partials ? static_cast<float*>(partials->mutable_data_ptr()) : nullptr;
   p.splits = plan.splits;
+  p.whole = plan.whole, p.shares = plan.shares;
   p.relu = call.relu;
   launcher_of(plan.engine)(p, plan.variant, current_queue(conv.x.get_device_index()));
   return aten_contiguous(out, conv.channels_last);

@@ -1,7 +1,6 @@
 #include "cuda/plan.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <iomanip>
 #include <limits>
 #include <optional>
@@ -9,6 +8,9 @@
 #include <stdexcept>
 
 #include "cuda/model.h"
+#include "cuda/sm80/conv_fwd.h"
+#include "cuda/sm90/conv_rows.h"
+#include "cuda/sm90/conv_sm90.h"
 
 namespace resnet_fused::cuda {
 
@@ -26,9 +28,7 @@ std::string sentence(const Args&... args) {
   return s.str();
 }
 
-int32_t prologue_channels(const ConvProblem& p) {
-  return p.mode == ConvFwdMode::kProjectionPrologue ? p.projection.c : p.main.c;
-}
+int32_t prologue_channels(const ConvProblem& p) { return has_projection(p.mode) ? p.projection.c : p.main.c; }
 
 const char* name_of(ConvFwdMode mode) {
   switch (mode) {
@@ -38,6 +38,10 @@ const char* name_of(ConvFwdMode mode) {
       return "projection";
     case ConvFwdMode::kProjectionPrologue:
       return "projection prologue";
+    case ConvFwdMode::kStatistics:
+      return "statistics";
+    case ConvFwdMode::kPrologueStatistics:
+      return "prologue statistics";
     case ConvFwdMode::kPlain:
       break;
   }
@@ -120,6 +124,7 @@ bool takes_sm90(const ConvProblem& p, const Device& device, std::string* why) {
   };
   if (device.arch != kHopper) return no("the GPU is sm_", device.arch, ", and wgmma and im2col TMA are sm_90a's");
   if (p.dtype == Dtype::kFloat32) return no("float32 would need wgmma of TF32, which this kernel has not");
+  if (has_statistics(p.mode)) return no("its epilogue takes no statistics of what it stores");
   return takes_sm90(p.main, "the convolution", why) &&
          (!has_projection(p.mode) || takes_sm90(p.projection, "the projection", why));
 }
@@ -129,6 +134,10 @@ std::string occupancy(int64_t blocks, int32_t splits, int32_t sm_count) {
       splits > 1 ? sentence(blocks, " blocks with ", splits, " splits") : sentence(blocks, " blocks");
   if (blocks < sm_count) return sentence(all, " leave ", sm_count - blocks, " of ", sm_count, " SMs idle");
   return sentence(all, ", ", ceil_div(blocks, sm_count), " on the busiest of ", sm_count, " SMs");
+}
+
+bool considers_sm90(const EngineChoice& choice) {
+  return choice.kind == EngineChoice::kSm90 || choice.kind == EngineChoice::kAll;
 }
 
 // The plan of sm90/conv_sm90 if somebody asks for it, or else a note on what it would do.
@@ -148,7 +157,7 @@ std::optional<ConvPlan> plan_sm90(const Model& model, const ConvProblem& problem
     return std::nullopt;
   }
   const ConvSm90Tile& tile = *best.tile;
-  if (choice.kind != EngineChoice::kSm90) {
+  if (!considers_sm90(choice)) {
     note("sm90 ", tile.pixels, "x", tile.channels, ": no GPU has run it yet, RESNET_FUSED_CUDA_ENGINE=sm90 does; ",
          best.ns / 1e3, " us predicted");
     return std::nullopt;
@@ -158,9 +167,10 @@ std::optional<ConvPlan> plan_sm90(const Model& model, const ConvProblem& problem
   plan.variant = {problem.dtype, tile.pixels, tile.channels, problem.mode};
   plan.tiles = static_cast<int32_t>(conv_sm90_tiles(tile, problem.main));
   plan.smem = conv_sm90_smem(tile, problem.mode, channels);
-  plan.bytes = compulsory;
+  plan.whole = best.whole, plan.shares = best.shares;
+  if (plan.shares) plan.workspace = conv_sm90_workspace(tile, problem.mode, plan.tiles - plan.whole, plan.shares);
+  plan.bytes = compulsory + 2 * plan.workspace;
   plan.microseconds = best.ns / 1e3;
-  note("sm80 and torch: RESNET_FUSED_CUDA_ENGINE is sm90");
   return plan;
 }
 
@@ -199,7 +209,7 @@ std::optional<ConvPlan> plan_rows(const Model& model, const ConvProblem& problem
   }
   const ConvRowsTile& tile = *best.tile;
   const std::string name = sentence("sm90 rows ", tile.rows, "x", tile.columns, ": ");
-  if (choice.kind != EngineChoice::kSm90) {
+  if (!considers_sm90(choice)) {
     note(name, "no GPU has run it yet, RESNET_FUSED_CUDA_ENGINE=sm90:rows does; ", best.ns / 1e3, " us predicted");
     return std::nullopt;
   }
@@ -218,7 +228,6 @@ std::optional<ConvPlan> plan_rows(const Model& model, const ConvProblem& problem
   plan.smem = conv_rows_smem(tile);
   plan.bytes = compulsory;
   plan.microseconds = best.ns / 1e3;
-  note("sm80 and torch: RESNET_FUSED_CUDA_ENGINE is sm90", choice.rows ? ":rows" : "");
   return plan;
 }
 
@@ -238,49 +247,6 @@ const char* name_of(ConvEngine engine) {
 
 }  // namespace
 
-EngineChoice engine_choice(const char* text) {
-  const std::string name = text ? text : "";
-  EngineChoice choice;
-  if (name.empty()) return choice;
-  const std::string family = name.substr(0, name.find(':'));
-  choice.kind = family == "sm90"    ? EngineChoice::kSm90
-                : family == "sm80"  ? EngineChoice::kSm80
-                : family == "torch" ? EngineChoice::kTorch
-                                    : EngineChoice::kModel;
-  if (choice.kind != EngineChoice::kModel && name == family) return choice;
-  if (name == "sm90:block") {
-    choice.block = true;
-    return choice;
-  }
-  const std::string of_rows = family + ":rows";
-  choice.rows = choice.kind == EngineChoice::kSm90 && name.rfind(of_rows, 0) == 0;
-  if (choice.rows && name == of_rows) return choice;
-  const size_t named = choice.rows ? of_rows.size() : family.size();
-  int end = 0;
-  std::sscanf(name.c_str() + std::min(named, name.size()), ":%dx%d%n:%d%n", &choice.tile_m, &choice.tile_n, &end,
-              &choice.splits, &end);
-  std::string tiles;
-  bool known = false;
-  for (const ConvFwdTile& t : kConvFwdTiles) {
-    known |= choice.kind == EngineChoice::kSm80 && t.m == choice.tile_m && t.n == choice.tile_n && choice.splits >= 0;
-    tiles += sentence(", sm80:", t.m, "x", t.n);
-  }
-  for (const ConvSm90Tile& t : kConvSm90Tiles) {
-    known |= choice.kind == EngineChoice::kSm90 && !choice.rows && t.pixels == choice.tile_m &&
-             t.channels == choice.tile_n && choice.splits == 0;
-    tiles += sentence(", sm90:", t.pixels, "x", t.channels);
-  }
-  for (const ConvRowsTile& t : kConvRowsTiles) {
-    known |= choice.rows && t.rows == choice.tile_m && t.columns == choice.tile_n && choice.splits == 0;
-    tiles += sentence(", sm90:rows:", t.rows, "x", t.columns);
-  }
-  if (known && named + end == name.size()) return choice;
-  throw std::runtime_error("RESNET_FUSED_CUDA_ENGINE is " + name + "; one of torch, sm80, sm90, sm90:block, sm90:rows" +
-                           tiles +
-                           " expected, after a tile of sm80 perhaps :4 for a depth in 4 parts; or unset it to let the "
-                           "plan choose");
-}
-
 ConvPlan make_plan(const ConvProblem& problem, const Device& device, const EngineChoice& choice, Notes* notes) {
   const auto note = [notes](const auto&... words) {
     if (notes) notes->push_back(sentence(words...));
@@ -288,6 +254,7 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
   const int64_t compulsory = compulsory_bytes(problem);
   ConvPlan torch;
   torch.bytes = torch_bytes(problem, compulsory);
+  torch.statistics = has_statistics(problem.mode);
   std::string why;
   if (!takes(problem, device, notes ? &why : nullptr)) {
     note("sm80: ", why);
@@ -314,11 +281,6 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
       candidates[i] = best_split(model, problem, tile, smem, compulsory, choice.splits);
     if (candidates[i].ns < candidates[best].ns) best = i;
   }
-  if (notes || choice.kind == EngineChoice::kSm90) {
-    if (const auto plan = plan_rows(model, problem, choice, channels, compulsory, notes)) return *plan;
-    if (!choice.rows)
-      if (const auto plan = plan_sm90(model, problem, choice, channels, compulsory, notes)) return *plan;
-  }
   const bool fits = candidates[best].ns < std::numeric_limits<double>::infinity();
   double convolutions = 0, passes = 0;
   if (fits) {
@@ -326,6 +288,23 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
     if (has_projection(problem.mode)) convolutions += torch_convolution(model, problem.projection);
     passes = torch_passes(model, problem);
     torch.microseconds = (convolutions + passes) / 1e3;
+  }
+  if (notes || considers_sm90(choice)) {
+    std::optional<ConvPlan> plan = plan_rows(model, problem, choice, channels, compulsory, notes);
+    if (!plan && !choice.rows) plan = plan_sm90(model, problem, choice, channels, compulsory, notes);
+    const double others =
+        fits ? std::min(candidates[best].ns / 1e3, torch.microseconds) : std::numeric_limits<double>::infinity();
+    if (plan && choice.kind == EngineChoice::kSm90) {
+      note("sm80 and torch: RESNET_FUSED_CUDA_ENGINE is sm90", choice.rows ? ":rows" : "");
+      return *plan;
+    }
+    if (plan && plan->microseconds <= others) {
+      note("sm80 and torch: ", others, " us predicted");
+      return *plan;
+    }
+    if (plan)
+      note(name_of(plan->engine), plan->variant.tile_m, "x", plan->variant.tile_n, ": ", plan->microseconds,
+           " us predicted");
   }
   const bool kernel = fits && (choice.kind == EngineChoice::kSm80 || candidates[best].ns <= convolutions + passes);
 
@@ -372,12 +351,16 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
 std::string to_string(const ConvPlan& plan) {
   const std::string time = plan.microseconds > 0 ? sentence(", ", plan.microseconds, " us predicted") : "";
   if (plan.engine == ConvEngine::kTorch)
-    return sentence("torch: convolution, then bn_add_act, ", plan.bytes, " bytes moved", time);
+    return sentence("torch: convolution, then ", plan.statistics ? "bn_stats, " : "bn_add_act, ", plan.bytes,
+                    " bytes moved", time);
   const ConvFwdVariant& v = plan.variant;
+  const std::string depth =
+      plan.engine == ConvEngine::kSm90
+          ? sentence(plan.whole, " whole, ", plan.tiles - plan.whole, " in ", plan.shares, " shares, ")
+          : sentence(plan.splits, plan.splits == 1 ? " split, " : " splits, ");
   return sentence(name_of(plan.engine), v.tile_m, "x", v.tile_n, ": ", name_of(v.dtype), ", ", name_of(v.mode), ", ",
-                  plan.tiles, " tiles of ", plan.smem, " bytes of shared memory, ", plan.splits,
-                  plan.splits == 1 ? " split, " : " splits, ", plan.workspace, " bytes of partial sums, ", plan.bytes,
-                  " bytes moved", time);
+                  plan.tiles, " tiles of ", plan.smem, " bytes of shared memory, ", depth, plan.workspace,
+                  " bytes of partial sums, ", plan.bytes, " bytes moved", time);
 }
 
 }  // namespace resnet_fused::cuda

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "common/torch_abi.h"
+#include "cuda/engine_choice.h"
 
 namespace resnet_fused::cuda {
 

@@ -2,10 +2,12 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
-#include "cuda/plan.h"
+#include "cuda/device.h"
 #include "cuda/queue.h"
 
 namespace resnet_fused::cuda {
+
+struct EngineChoice;
 
 // Throws std::runtime_error "<what> failed: <CUDA's own words>" unless error is cudaSuccess.
 void check(cudaError_t error, const char* what);

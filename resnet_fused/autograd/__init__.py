@@ -2,6 +2,7 @@
 
 import torch
 
+from .cast import conv_in, norm_in
 from .layout import Conv, Norm, pack
 from .op import train_chain
 from .statistics import update_running
@@ -12,8 +13,8 @@ DEVICES = frozenset(
     for device in ("cpu", "cuda")
     if all(
         torch._C._dispatch_has_kernel_for_dispatch_key(f"resnet_fused::{op}", device.upper())
-        for op in ("bn_stats", "bn_add_act", "bn_add_bn_act", "bn_act_backward_reduce", "bn_act_backward")
+        for op in ("bn_stats", "conv_stats", "bn_add_act", "bn_add_bn_act", "bn_act_backward_reduce", "bn_act_backward")
     )
 )
 
-__all__ = ["DEVICES", "Conv", "Norm", "pack", "train_chain", "update_running"]
+__all__ = ["DEVICES", "Conv", "Norm", "conv_in", "norm_in", "pack", "train_chain", "update_running"]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .forward import Raws, Statistics, convolve, norm_args
+from .forward import Raws, Statistics, conv_stats, convolve, norm_args, sums_while_convolving
+from .input_gradient import input_gradient
 from .layout import ConvSlots, Layout, NormSlots
 from .statistics import sum_over_processes
 
@@ -64,17 +65,20 @@ class Backward:
         flowing: Tensor | None = grad
         if last is not None:
             flowing = self._norm(grad, count, last, relu)
+        joins_x = layout.identity and bool(layout.convs) and layout.norms[0] is None and self.needs_x
         for i in reversed(range(count)):
-            if flowing is not None:
-                flowing = self._conv(flowing, i, layout.convs[i])
+            beside: Tensor | None = None  # another gradient of what this convolution read
             if i == 0 and layout.projection is not None:
-                flowing = _sum(flowing, self._projection(grad, layout.projection))
+                beside = self._projection(grad, layout.projection)
+            elif i == 0 and joins_x:
+                beside = grad
+            flowing = beside if flowing is None else self._conv(flowing, i, layout.convs[i], beside)
             norm = layout.norms[i]
             if norm is not None and flowing is not None:
                 flowing = self._norm(flowing, i, norm, True)
         if not self.needs_x:
             return None, self.grads
-        return _sum(flowing, grad) if layout.identity else flowing, self.grads
+        return _sum(flowing, grad) if layout.identity and not joins_x else flowing, self.grads
 
     def _projection(self, grad: Tensor, conv: ConvSlots) -> Tensor | None:
         key, norm = len(self.layout.convs) + 1, self.layout.projection_norm
@@ -105,9 +109,23 @@ class Backward:
             (sum_g, sum_g_xhat), count = totals.unbind(), 1.0
         return ops.bn_act_backward(*args, sum_g, sum_g_xhat, count)
 
-    def _conv(self, grad: Tensor, i: int, conv: ConvSlots) -> Tensor | None:
-        """From the gradient of a convolution of ``act[i]`` to that of ``act[i]``; weight's and bias's on the way."""
+    def _conv(self, grad: Tensor, i: int, conv: ConvSlots, beside: Tensor | None = None) -> Tensor | None:
+        """From the gradient of a convolution of ``act[i]`` to that of ``act[i]``; weight's and bias's on the way.
+
+        ``beside``: another gradient of ``act[i]``, which is added.
+        """
+        weight = self.tensors[conv.weight]
         mask = [self.act[i], self._learns(conv.weight), self._learns(conv.bias)]
+        if not any(mask):
+            return beside
+        to_x = input_gradient(grad, weight, conv, beside) if mask[0] else None
+        if to_x is not None:
+            self._conv_backward(grad, i, conv, [False, *mask[1:]])
+            return to_x
+        return _sum(self._conv_backward(grad, i, conv, mask), beside)
+
+    def _conv_backward(self, grad: Tensor, i: int, conv: ConvSlots, mask: list[bool]) -> Tensor | None:
+        """The input's gradient if ``mask[0]``; the weight's and bias's, into their places, if the others."""
         if not any(mask):
             return None
         # The gradient of the input asks for the input's shape only.
@@ -140,7 +158,13 @@ class Backward:
             is_side = key == len(convs)
             conv = convs[key - 1]
             assert conv is not None
-            self.raws[key] = convolve(self._activation(0 if is_side else key - 1), self.tensors, conv)
+            source = 0 if is_side else key - 1
+            if sums_while_convolving(self.raws[0], self.layout.norm_of(key)):  # the forward pass's call
+                before = self.layout.norms[source]
+                pre = None if before is None else norm_args(before, self.tensors, self.statistics.get(source))
+                self.raws[key] = conv_stats(self._raw(source), pre, self.tensors, conv)[0]
+            else:
+                self.raws[key] = convolve(self._activation(source), self.tensors, conv)
         return self.raws[key]
 
 

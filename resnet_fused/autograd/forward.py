@@ -21,30 +21,42 @@ def forward(x: Tensor, tensors: Sequence[Tensor], layout: Layout, group: str) ->
     statistics: Statistics = {}
 
     def norm(key: int, slots: NormSlots) -> tuple[Any, ...]:
-        if slots.trains:
+        if slots.trains and key not in statistics:
             statistics[key] = _of_batch(raws[key], group if slots.sync else "")
         return norm_args(slots, tensors, statistics.get(key))
 
+    def convolve_all(i: int, readers: Sequence[tuple[int, ConvSlots]]) -> None:
+        """``raws`` of the convolutions that read ``act[i]``."""
+        before = layout.norms[i]
+        args = None if before is None else norm(i, before)
+        activated: Tensor | None = None  # lives as long as somebody reads it
+        for key, conv in readers:
+            after = layout.norm_of(key)
+            if sums_while_convolving(x, after):
+                raws[key], *moments = conv_stats(raws[i], args, tensors, conv)
+                statistics[key] = _of_batch(raws[key], group if after is not None and after.sync else "", moments)
+                continue
+            if activated is None:
+                activated = raws[i] if args is None else ops.bn_add_act(raws[i], *args, None, True)
+            raws[key] = convolve(activated, tensors, conv)
+
     count = len(layout.convs)
     for i, conv in enumerate(layout.convs):
-        before = layout.norms[i]
-        activated = raws[i] if before is None else ops.bn_add_act(raws[i], *norm(i, before), None, True)
-        if i == 0 and layout.projection is not None:
-            raws[count + 1] = convolve(activated, tensors, layout.projection)
-        raws[i + 1] = convolve(activated, tensors, conv)
-        del activated
+        side = layout.projection if i == 0 else None
+        convolve_all(i, [*([] if side is None else [(count + 1, side)]), (i + 1, conv)])
     shortcut = _shortcut(x, tensors, layout, raws)
-    last, side = layout.norms[count], layout.projection_norm
-    if last is not None and side is not None:
-        out = ops.bn_add_bn_act(raws[count], *norm(count, last), shortcut, *norm(count + 1, side), layout.relu)
+    last, side_norm = layout.norms[count], layout.projection_norm
+    if last is not None and side_norm is not None:
+        out = ops.bn_add_bn_act(raws[count], *norm(count, last), shortcut, *norm(count + 1, side_norm), layout.relu)
     elif last is not None:
         out = ops.bn_add_act(raws[count], *norm(count, last), shortcut, layout.relu)
-    elif side is not None:
-        out = ops.bn_add_act(shortcut, *norm(count + 1, side), raws[count], layout.relu)
+    elif side_norm is not None:
+        out = ops.bn_add_act(shortcut, *norm(count + 1, side_norm), raws[count], layout.relu)
     else:  # nobody else reads the last convolution's output: it becomes the result
         out = raws[count] if shortcut is None else raws[count].add_(shortcut)
         out = out.relu_() if layout.relu else out
-    return out, {key: raws[key] for key in kept(layout, tensors)}, statistics
+    in_order = {key: statistics[key] for key, slots in layout.all_norms() if slots.trains}
+    return out, {key: raws[key] for key in kept(layout, tensors)}, in_order
 
 
 def kept(layout: Layout, tensors: Sequence[Tensor]) -> list[int]:
@@ -76,11 +88,43 @@ def norm_args(norm: NormSlots, tensors: Sequence[Tensor], statistics: Sequence[T
 
 def convolve(x: Tensor, tensors: Sequence[Tensor], conv: ConvSlots) -> Tensor:
     weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
-    if _ours_is_faster(x, weight, conv):
+    if ours_is_faster(x, weight, conv):
         no_norm = (None, None, None, None, 0.0)
         return ops.conv_bn_act(x, weight, bias, *no_norm, *conv[2:], None, False, False, False)
     shape = (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
     return torch.ops.aten.convolution.default(x, weight, bias, *shape)
+
+
+def sums_while_convolving(x: Tensor, after: NormSlots | None) -> bool:
+    """Whether a chain from x has :func:`conv_stats` make what ``after`` normalises: on CUDA, where it saves passes."""
+    return x.device.type == "cuda" and after is not None and after.trains
+
+
+def conv_stats(
+    x: Tensor, pre: tuple[Any, ...] | None, tensors: Sequence[Tensor], conv: ConvSlots
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The convolution of x, or of ``relu(bn(x))`` with the BatchNorm's arguments; and its output's mean and variance.
+
+    The same bits for the same arguments, so that a backward pass may ask again.
+    """
+    no_norm = (None, None, None, None, 0.0)
+    weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
+    return ops.conv_stats(x, *(pre or no_norm), weight, bias, *conv[2:], False, allow_tf32())
+
+
+def allow_tf32() -> bool:
+    """As torch's own convolutions: its switch is read while the chain runs."""
+    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
+
+
+@torch.library.impl("resnet_fused::conv_stats", "CPU")
+def _conv_stats_cpu(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """What a chain does on the CPU, op by op."""
+    *pre, weight, bias, stride, padding, dilation, groups, _keep_packed, _allow_tf32 = args
+    activated = x if pre[2] is None else ops.bn_add_act(x, *pre, None, True)
+    pairs = (tuple(stride), tuple(padding), tuple(dilation))
+    raw = convolve(activated, [weight, bias], ConvSlots(0, None if bias is None else 1, *pairs, groups))
+    return raw, *ops.bn_stats(raw)
 
 
 # Weights change with every step, and putting them into our kernels' order has to pay within one: a convolution of
@@ -88,7 +132,7 @@ def convolve(x: Tensor, tensors: Sequence[Tensor], conv: ConvSlots) -> Tensor:
 PIXELS_WORTH_PACKING = 1024
 
 
-def _ours_is_faster(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
+def ours_is_faster(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
     """Whether this is what Winograd takes on the CPU, on enough pixels.
 
     A fake tensor has only shapes to give, which are the same, and a decision would bound its sizes.
@@ -113,7 +157,7 @@ def _shortcut(x: Tensor, tensors: Sequence[Tensor], layout: Layout, raws: Raws) 
     return raws.get(len(layout.convs) + 1)
 
 
-def _of_batch(x: Tensor, group: str) -> list[Tensor]:
+def _of_batch(x: Tensor, group: str, moments: Sequence[Tensor] | None = None) -> list[Tensor]:
     if not group and x.numel() == x.shape[1]:  # nn.BatchNorm2d's own error
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
-    return batch_statistics(x, group)
+    return batch_statistics(x, group, moments)

@@ -82,6 +82,10 @@ class Layout(NamedTuple):
         """Whether the last ReLU's mask is the output's: elsewhere the last BatchNorm's input tells it."""
         return self.relu and (self.has_shortcut or self.norms[-1] is None)
 
+    def norm_of(self, key: int) -> NormSlots | None:
+        """The BatchNorm that reads ``raw[key]``, the projection's being the last."""
+        return self.norms[key] if key < len(self.norms) else self.projection_norm
+
     def all_norms(self) -> Iterator[tuple[int, NormSlots]]:
         """``(key, norm)`` of every BatchNorm there is, the projection's last; keys are indices of ``norms``."""
         for key, norm in enumerate((*self.norms, self.projection_norm)):

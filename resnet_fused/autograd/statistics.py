@@ -1,5 +1,6 @@
 """Batch statistics: of one process, of all processes of a group, and what running averages make of them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,8 +9,10 @@ from torch import Tensor, nn
 from .. import ops
 
 
-def batch_statistics(x: Tensor, group: str) -> list[Tensor]:
+def batch_statistics(x: Tensor, group: str, moments: Sequence[Tensor] | None = None) -> list[Tensor]:
     """``[mean, var, count]`` of each channel over N, H, W; with a group's name over all of its processes.
+
+    ``moments``: mean and variance of x, where whoever made it has taken them.
 
     Means and squared deviations of the processes are combined as Chan, Golub and LeVeque 1979 (Updating formulae and
     a pairwise algorithm for computing sample variances, equation 2.1) combine two samples: nothing cancels, batches
@@ -17,10 +20,10 @@ def batch_statistics(x: Tensor, group: str) -> list[Tensor]:
     """
     channels = x.shape[1]
     if not group:
-        mean, var = ops.bn_stats(x)
+        mean, var = moments or ops.bn_stats(x)
         return [mean, var, mean.new_full((), x.numel() // channels)]
     if x.numel():
-        mean, var = ops.bn_stats(x)
+        mean, var = moments or ops.bn_stats(x)
     else:
         mean = var = torch.zeros(channels, dtype=statistics_dtype(x.dtype), device=x.device)
     count = mean.new_full((1,), x.numel() // channels)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..functional import PLAIN_TENSORS
+from ..functional import PLAIN_TENSORS, indexable
 from ..reference import ZeroPadShortcut
 
 
@@ -89,14 +89,6 @@ def projection(down: Any, dtype: torch.dtype) -> tuple[Any, ...] | None:
     if args is None or conv.kernel_size != (1, 1) or conv.padding != (0, 0) or conv.groups != 1:
         return None
     return args[:8]  # up to the stride
-
-
-def indexable(x: Tensor, channels: int) -> bool:
-    """Whether ``channels`` channels at x's resolution fit the kernels' 32-bit indices."""
-    if torch.compiler.is_compiling():  # would bound a dynamic batch
-        return True
-    n, _, h, w = x.shape
-    return n * h * w * channels < 2**31
 
 
 def touched(module: nn.Module) -> bool:

@@ -39,11 +39,7 @@ def conv_of(conv: Any, dtype: torch.dtype) -> autograd.Conv | None:
     given = [weight] if bias is None else [weight, bias]
     if any(type(t) not in PLAIN_TENSORS for t in given):  # pruned, sharded or quantised
         return None
-    if any(t.dtype is not dtype for t in given):
-        if not torch.is_autocast_enabled(weight.device.type) or weight.dtype is torch.float64:
-            return None
-        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    return autograd.Conv(weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
+    return autograd.conv_in(dtype, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
 
 
 def norm_of(norm: Any, dtype: torch.dtype) -> autograd.Norm | None:
@@ -60,17 +56,12 @@ def norm_of(norm: Any, dtype: torch.dtype) -> autograd.Norm | None:
     if norm.training and norm.track_running_stats and (mean is None or buffers.get("num_batches_tracked") is None):
         return None
     given = [t for t in (gamma, beta, mean, var) if t is not None]
-    if any(type(t) not in PLAIN_TENSORS or not _takes(dtype, t.dtype, given[0].dtype) for t in given):
+    if any(type(t) not in PLAIN_TENSORS for t in given):
         return None
-    of_batch = norm.training or mean is None
-    if of_batch:
-        mean = var = None
-    return autograd.Norm(gamma, beta, mean, var, norm.eps, of_batch and _synchronises(norm))
-
-
-def _takes(x: torch.dtype, own: torch.dtype, first: torch.dtype) -> bool:
-    """Whether eager normalises x by this dtype: x's own or, where that is narrower, float32; one for all tensors."""
-    return own is first and (own is x or (own is torch.float32 and x is not torch.float64))
+    read = autograd.norm_in(dtype, gamma, beta, mean, var, norm.eps)
+    if read is None or not (norm.training or mean is None):
+        return read
+    return read._replace(mean=None, var=None, sync=_synchronises(norm))
 
 
 def _synchronises(norm: Any) -> bool:

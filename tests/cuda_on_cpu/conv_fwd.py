@@ -8,9 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .bn_train import finish
 from .tensors import DTYPES, POISON, BatchNorm, span, vectors
 
-MODES = ["plain", "prologue", "projection", "projection-prologue"]  # in the order of ConvFwdMode in sm80/conv_fwd.h
+MODES = ["plain", "prologue", "projection", "projection-prologue"]
+STATISTICS = ["statistics", "prologue-statistics"]
+ALL_MODES = [*MODES, *STATISTICS]  # in the order of ConvFwdMode in csrc/cuda/conv.h
 
 
 class Variant(NamedTuple):
@@ -20,11 +23,11 @@ class Variant(NamedTuple):
 
     @classmethod
     def of(cls, raw: tuple[int, int, int, int]) -> Variant:
-        return cls(DTYPES[raw[0]], (raw[1], raw[2]), MODES[raw[3]])
+        return cls(DTYPES[raw[0]], (raw[1], raw[2]), ALL_MODES[raw[3]])
 
     @property
     def raw(self) -> tuple[int, int, int, int]:
-        return DTYPES.index(self.dtype), *self.tile, MODES.index(self.mode)
+        return DTYPES.index(self.dtype), *self.tile, ALL_MODES.index(self.mode)
 
     def __str__(self) -> str:
         return f"{str(self.dtype)[6:]}-{self.tile[0]}x{self.tile[1]}-{self.mode}"
@@ -73,12 +76,17 @@ def run(
     residual: Tensor | None = None,
     relu: bool = True,
     splits: int = 1,
+    whole: int = 0,
+    shares: int = 0,
     schedule: str = "stay",
     seed: int = 1,
     sm_count: int = 4,
     family: str = "conv_fwd",
 ) -> tuple[Tensor, dict]:
-    """The output, channels_last, and the emulator's report. ``family``: conv_fwd (sm80) or conv_sm90."""
+    """The output, channels_last, and the emulator's report. ``family``: conv_fwd (sm80) or conv_sm90.
+
+    ``whole``, ``shares``: conv_sm90's tiles from ``whole`` on have their steps cut into ``shares`` parts.
+    """
     shape = conv.output_shape()
     out = torch.empty(shape, dtype=conv.x.dtype, memory_format=torch.channels_last)
     out.untyped_storage().fill_(POISON)
@@ -94,9 +102,33 @@ def run(
         partials = torch.empty(splits + (projection is not None), *shape)
         buffers.append(("partials", *span(partials), "scratch"))
         params["partials"] = partials.data_ptr()
+    if shares:
+        tail = -(-shape[0] * shape[2] * shape[3] // tile[0]) * -(-shape[1] // tile[1]) - whole
+        partials = torch.empty(shares + tail * (1 + (projection is not None)) - 1, *tile)
+        buffers.append(("partials", *span(partials), "scratch"))
+        params.update(partials=partials.data_ptr(), whole=whole, shares=shares)
     side = projection or conv
     mode = ("projection" if projection else "") + ("-" if projection and side.pre else "")
     mode = mode + ("prologue" if side.pre else "") or "plain"
     variant = Variant(conv.x.dtype, tile, mode)
     launch = getattr(kernels, f"run_{family}")
     return out, launch(buffers, params, variant.raw, sm_count, schedule, seed)
+
+
+def run_statistics(
+    kernels: ModuleType, tile: tuple[int, int], conv: Conv, *, schedule: str = "stay", seed: int = 1, sm_count: int = 4
+) -> tuple[Tensor, list[Tensor], dict]:
+    """The raw output, its mean and variance, and the reports' sum: the kernel's, then bn_finish's."""
+    shape = conv.output_shape()
+    out = torch.empty(shape, dtype=conv.x.dtype, memory_format=torch.channels_last)
+    out.untyped_storage().fill_(POISON)
+    pixels = shape[0] * shape[2] * shape[3]
+    parts = torch.empty(-(-pixels // tile[0]), 3, shape[1])
+    parts.untyped_storage().fill_(POISON)
+    buffers = [*conv.buffers(), ("out", *span(out), "write"), ("statistics", *span(parts), "write")]
+    params = dict(main=conv.operands(), out=out.data_ptr(), relu=False, splits=1, statistics=parts.data_ptr())
+    variant = Variant(conv.x.dtype, tile, "prologue-statistics" if conv.pre else "statistics")
+    report = kernels.run_conv_fwd(buffers, params, variant.raw, sm_count, schedule, seed)
+    moments, finished = finish(kernels, parts, tile[0], pixels, schedule=schedule, seed=seed)
+    report["errors"] += finished["errors"]
+    return out, moments, report

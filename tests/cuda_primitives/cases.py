@@ -37,7 +37,20 @@ def words(g: np.random.Generator, *shape: int) -> np.ndarray:
 
 @functools.cache
 def all_cases() -> tuple[Case, ...]:
-    parts = (warp, conversions, mma, stmatrix, mbarrier, tma_tiles, tma_im2col, tma_stores, wgmma, conv)
+    parts = (
+        warp,
+        conversions,
+        mma,
+        stmatrix,
+        mbarrier,
+        tma_tiles,
+        tma_im2col,
+        tma_stores,
+        cluster,
+        wgmma,
+        planes,
+        conv,
+    )
     found = itertools.chain.from_iterable(part() for part in parts)
     return tuple(replace(case, buffers=tuple(b if b is None else aligned(b) for b in case.buffers)) for case in found)
 
@@ -190,6 +203,7 @@ def tma_tiles() -> Iterator[Case]:
     nhwc = typed("bfloat16", g, 3, 7, 9, 64)
     yield tma_tile("inside", "bfloat16", nhwc, (0, 2, 1, 1), (64, 4, 3, 2), swizzle=128)
     yield tma_tile("borders", "bfloat16", nhwc, (-8, -1, -1, 1), (32, 5, 4, 3), swizzle=64)
+    yield tma_tile("larger-than-the-tensor", "bfloat16", nhwc, (0, -1, -1, 1), (64, 16, 11, 1), swizzle=128)
     yield tma_tile("steps", "bfloat16", nhwc, (0, -1, -1, 0), (64, 9, 7, 2), (1, 2, 2, 1), swizzle=128)
     yield tma_tile("steps-3", "bfloat16", nhwc, (16, 1, 0, 0), (16, 7, 7, 3), (1, 3, 2, 1), swizzle=32)
 
@@ -237,6 +251,7 @@ def tma_stores() -> Iterator[Case]:
         (2, (20, 40), (24, 8), 0),
         (3, (5, 9, 64), (64, 4, 2), 128),
         (4, (3, 5, 9, 64), (64, 5, 2, 2), 128),
+        (4, (2, 3, 7, 64), (64, 16, 8, 1), 128),
     ):
         name = f"tma_store_{rank}d-{'x'.join(map(str, box))}-{width}"
         tensor = typed("bfloat16", generator(name), *shape)
@@ -247,6 +262,16 @@ def tma_stores() -> Iterator[Case]:
         places = np.array([[*start, *[0] * (4 - rank)] for start in starts], np.int32)
         call = [*tensors.tiled("bfloat16", tensor, box, step, width), len(starts), boxes.shape[1]]
         yield Case(name, f"tma_store_{rank}d", "sm_90", (boxes, places, None), tuple(call), tensor)
+
+
+def cluster() -> Iterator[Case]:
+    """Each block has brought half of what both have."""
+    for steps in (1, 2, 7):
+        tensor = words(generator("cluster"), 16 * steps, 16)
+        chunks = tensor.reshape(steps, 64, 4)
+        expected = np.ascontiguousarray(np.stack([chunks, chunks[:, ::-1]], 1))
+        call = [*tensors.tiled("float32", tensor, (16, 8)), steps]
+        yield Case(f"cluster_ring-{steps}", "cluster_ring", "sm_90", (tensor, None), tuple(call), expected)
 
 
 # ---- sm_90a ----------------------------------------------------------------------------------------------------------
@@ -268,6 +293,18 @@ def wgmma() -> Iterator[Case]:
             name = f"{primitive}-{kind}{'-accumulate' if accumulate else ''}"
             bound = None if bound is None else by_warps(bound)
             yield float_case(name, primitive, "sm_90a", buffers, (accumulate,), by_warps(value), bound)
+
+
+def planes() -> Iterator[Case]:
+    """Pixels in planes of 16 bytes, and 96 of them from any position on."""
+    g = generator("planes")
+    a_bits, a = narrowed(numbers(g, "whole", 64, 64), "bf16")
+    b_bits, b = narrowed(numbers(g, "whole", 139, 64), "bf16")
+    lying = np.ascontiguousarray(b_bits.reshape(139, 8, 8).transpose(1, 0, 2))
+    for first in (0, 1, 7, 13, 43):
+        value = by_warps((a @ b[first : first + 96].T).astype(np.float32))
+        buffers = (operand_a(a_bits, "shared", 128), lying, None)
+        yield float_case(f"wgmma_planes-{first}", "wgmma_planes", "sm_90a", buffers, (first,), value, None)
 
 
 def by_warps(matrix: np.ndarray) -> np.ndarray:

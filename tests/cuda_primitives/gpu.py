@@ -28,8 +28,8 @@ from .cases import all_cases
 ROOT = Path(__file__).resolve().parent.parent.parent
 KERNELS = Path(__file__).resolve().parent / "kernels"
 EVERYWHERE = ("gpu.cu", "registry.cpp", "tensor_numbers.cpp", "warp.cu", "convert.cu", "mma.cu")
-FROM_SM_90 = ("stmatrix.cu", "mbarrier.cu", "tma.cu")
-ON_SM_90A = ("wgmma.cu", "conv.cu")
+FROM_SM_90 = ("stmatrix.cu", "mbarrier.cu", "tma.cu", "cluster.cu")
+ON_SM_90A = ("wgmma.cu", "planes.cu", "conv.cu")
 SECONDS_TO_START, SECONDS_A_CASE, MOST_PROCESSES = 60, 10, 8  # of those that run the cases
 
 

@@ -11,7 +11,7 @@ namespace {
 
 template <typename Config>
 void launch(const BnAddActParams& p, const Queue& queue) {
-  const BnAddActWalk walk = walk_bn_add_act(p, Config::kVector, queue.sm_count);
+  const BnWalk walk = walk_bn_add_act(p, Config::kVector, queue.sm_count);
   LAUNCH_DEPENDENT(bn_add_act_kernel<Config>, walk.grid(), walk.block(), 0, queue, p, walk);
 }
 

@@ -1,43 +1,21 @@
 // out = act(bn(x) + shortcut), each element read once and written once. docs/kernels/bn_add_act.md has the roofline.
 #pragma once
 #include "cuda/bn/bn_add_act.h"
+#include "cuda/bn/walk.cuh"
 #include "cuda/ptx/grid.cuh"
-#include "cuda/tile/element.cuh"
 #include "cuda/tile/scale_shift.cuh"
 
 namespace resnet_fused::cuda {
 
-template <Dtype kDtype_, int kVector_, Layout kLayout_, Shortcut kShortcut_>
-struct BnAddActConfig {
-  static constexpr Dtype kDtype = kDtype_;
-  static constexpr int kVector = kVector_;
-  static constexpr Layout kLayout = kLayout_;
+template <Dtype kDtype, int kVector, Layout kLayout, Shortcut kShortcut_>
+struct BnAddActConfig : BnConfig<kDtype, kVector, kLayout> {
   static constexpr Shortcut kShortcut = kShortcut_;
-
-  static constexpr int kThreads = kBnAddActThreads;
-  static constexpr int kBatch = 4;                                          // independent accesses a thread and tensor
-  static constexpr int kChannels = kLayout == Layout::kNHWC ? kVector : 1;  // a thread's own
-  using Acc = typename Arithmetic<kDtype>::Type;
-  using Data = Chunk<kDtype, kVector>;
-
-  static_assert(kVector == 1 || kVector * kSizeOf<kDtype> == 16, "an access is one element or 16 bytes");
-  static_assert(kThreads % 32 == 0 && kThreads <= 1024);
+  static constexpr int kBatch = 4;  // independent accesses a thread and tensor
 };
-
-// Bytes from the start of the tensor to item i of lane `lane`.
-template <typename Config>
-__device__ __forceinline__ uint64_t offset_of(const BnAddActWalk& w, uint32_t lane, uint32_t i) {
-  uint32_t access;
-  if constexpr (Config::kLayout == Layout::kNHWC)
-    access = i * w.all_lanes + lane;
-  else
-    access = (i / w.plane * w.all_lanes + lane) * w.plane + i % w.plane;
-  return static_cast<uint64_t>(access) * (Config::kVector * kSizeOf<Config::kDtype>);
-}
 
 // Items i, i + step, ... kCount of them, whose loads depend on nothing and can be in flight together.
 template <typename Config, int kCount, typename Affine>
-__device__ __forceinline__ void apply_batch(const BnAddActParams& p, const BnAddActWalk& walk, const Affine& bn,
+__device__ __forceinline__ void apply_batch(const BnAddActParams& p, const BnWalk& walk, const Affine& bn,
                                             const Affine& shortcut_bn, uint32_t lane, uint32_t i, uint32_t step) {
   using Acc = typename Config::Acc;
   typename Config::Data x[kCount], shortcut[kCount];
@@ -54,7 +32,7 @@ __device__ __forceinline__ void apply_batch(const BnAddActParams& p, const BnAdd
     Acc v[Config::kVector];
 #pragma unroll
     for (int e = 0; e < Config::kVector; ++e) {
-      const int channel = Config::kChannels == 1 ? 0 : e;
+      const int channel = Config::channel_of(e);
       v[e] = bn.apply(x[b].get(e), channel);
       if constexpr (Config::kShortcut == Shortcut::kAdd) v[e] += shortcut[b].get(e);
       if constexpr (Config::kShortcut == Shortcut::kProjected) v[e] += shortcut_bn.apply(shortcut[b].get(e), channel);
@@ -65,7 +43,7 @@ __device__ __forceinline__ void apply_batch(const BnAddActParams& p, const BnAdd
 }
 
 template <typename Config>
-__global__ void __launch_bounds__(Config::kThreads) bn_add_act_kernel(const BnAddActParams p, const BnAddActWalk walk) {
+__global__ void __launch_bounds__(Config::kThreads) bn_add_act_kernel(const BnAddActParams p, const BnWalk walk) {
   using Affine = ScaleShift<Config::kDtype, Config::kChannels>;
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();

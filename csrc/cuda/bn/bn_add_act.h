@@ -1,15 +1,13 @@
 // bn_add_act on the host: what a launch asks for, which kernel runs it, how the grid covers it. Pure: no torch, no
 // CUDA.
 #pragma once
-#include <algorithm>
 #include <cstdint>
 
 #include "cuda/batch_norm.h"
-#include "cuda/dtype.h"
+#include "cuda/bn/walk.h"
 
 namespace resnet_fused::cuda {
 
-enum class Layout : int32_t { kNHWC, kNCHW };
 enum class Shortcut : int32_t { kNone, kAdd, kProjected };
 
 // out = act(bn(x) + shortcut), or act(bn(x) + shortcut_bn(shortcut)). All three dense, of one dtype and layout.
@@ -41,49 +39,19 @@ struct BnAddActVariant {
   }
 };
 
-// 16-byte accesses wherever every one of them is aligned and stays within one row of channels (NHWC) or one plane
-// (NCHW).
+inline BnShape shape_of(const BnAddActParams& p) { return {p.dtype, p.layout, p.batch, p.channels, p.area}; }
+
 inline BnAddActVariant select_bn_add_act(const BnAddActParams& p) {
-  const auto bits =
+  const auto addresses =
       reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.out) | reinterpret_cast<uintptr_t>(p.shortcut);
-  const int vector = 16 / size_of(p.dtype);
-  const int run = p.layout == Layout::kNHWC ? p.channels : p.area;
-  const bool wide = p.dtype != Dtype::kFloat64 && bits % 16 == 0 && run % vector == 0;
   const Shortcut shortcut = !p.shortcut ? Shortcut::kNone : p.projected ? Shortcut::kProjected : Shortcut::kAdd;
-  return {p.dtype, wide ? vector : 1, p.layout, shortcut};
+  return {p.dtype, vector_of(shape_of(p), addresses), p.layout, shortcut};
 }
 
-// A thread owns one lane, that is the channels of one access (NHWC) or one channel (NCHW), computes their scale and
-// shift once, and walks over items: pixels (NHWC), or the accesses of that channel's planes (NCHW). A block is `slots`
-// items of `lanes` adjacent lanes; `groups` blocks side by side cover all lanes, and each group has `splits` blocks
-// which share its items.
-struct BnAddActWalk {
-  uint32_t all_lanes, items;
-  uint32_t plane;  // accesses an NCHW plane
-  uint32_t lanes, slots, groups, splits;
-
-  uint32_t block() const { return lanes * slots; }
-  uint32_t grid() const { return groups * splits; }
-};
-
-constexpr uint32_t kBnAddActThreads = 256;  // a block, at most
 constexpr uint32_t kBnAddActBlocksPerSm = 8;
 
-inline BnAddActWalk walk_bn_add_act(const BnAddActParams& p, int vector, int sm_count) {
-  const auto ceil_div = [](uint32_t a, uint32_t b) { return (a + b - 1) / b; };
-  const bool nhwc = p.layout == Layout::kNHWC;
-  BnAddActWalk w{};
-  w.all_lanes = nhwc ? p.channels / vector : p.channels;
-  w.plane = p.area / vector;
-  w.items = p.batch * (nhwc ? p.area : w.plane);
-  // Adjacent lanes are adjacent in memory in NHWC only.
-  const uint32_t widest = nhwc ? kBnAddActThreads : 1;
-  w.lanes = ceil_div(w.all_lanes, ceil_div(w.all_lanes, widest));
-  w.groups = ceil_div(w.all_lanes, w.lanes);
-  w.slots = std::min(kBnAddActThreads / w.lanes, w.items);
-  const uint32_t room = std::max(1u, sm_count * kBnAddActBlocksPerSm / w.groups);
-  w.splits = std::min(room, ceil_div(w.items, w.slots));
-  return w;
+inline BnWalk walk_bn_add_act(const BnAddActParams& p, int vector, int sm_count) {
+  return walk_activations(shape_of(p), vector, kBnThreads, sm_count * kBnAddActBlocksPerSm);
 }
 
 }  // namespace resnet_fused::cuda

@@ -15,7 +15,7 @@ void launch(const ConvFwdParams& p, const Queue& queue) {
   out.batch = p.main.shape.n;
   out.area = p.main.shape.p * p.main.shape.q;
   out.channels = p.main.shape.k;
-  const BnAddActWalk walk = walk_bn_add_act(out, Config::kVector, queue.sm_count);
+  const BnWalk walk = walk_bn_add_act(out, Config::kVector, queue.sm_count);
   LAUNCH_DEPENDENT(conv_finish_kernel<Config>, walk.grid(), walk.block(), 0, queue, p, walk);
 }
 

@@ -13,7 +13,7 @@ struct ConvFinishConfig {
   static constexpr Dtype kDtype = kDtype_;
   static constexpr bool kProjects = kProjects_;  // the last slice is a projection's
   static constexpr int kVector = 16 / kSizeOf<kDtype>;
-  static constexpr int kThreads = kBnAddActThreads;
+  static constexpr int kThreads = kBnThreads;
 };
 
 // kCount floats of one slice.
@@ -30,7 +30,7 @@ __device__ __forceinline__ void load_partial(float (&v)[kCount], const char* add
 
 // A thread keeps its channels, and so their scale and shift, and walks over pixels: bn_add_act's walk.
 template <typename Config>
-__global__ void __launch_bounds__(Config::kThreads) conv_finish_kernel(const ConvFwdParams p, const BnAddActWalk walk) {
+__global__ void __launch_bounds__(Config::kThreads) conv_finish_kernel(const ConvFwdParams p, const BnWalk walk) {
   constexpr int kVector = Config::kVector;
   using Affine = ScaleShift<Config::kDtype, kVector>;
   using Data = Chunk<Config::kDtype, kVector>;

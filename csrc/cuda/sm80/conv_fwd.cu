@@ -12,9 +12,10 @@ namespace {
 
 const std::vector<CompiledConvFwd>& menu() {
   static const std::vector<CompiledConvFwd> all = [] {
-    std::vector<CompiledConvFwd> kernels = conv_fwd_f16();
-    for (const CompiledConvFwd& c : conv_fwd_bf16()) kernels.push_back(c);
-    for (const CompiledConvFwd& c : conv_fwd_tf32()) kernels.push_back(c);
+    std::vector<CompiledConvFwd> kernels;
+    for (const auto of_dtype :
+         {&conv_fwd_f16, &conv_fwd_bf16, &conv_fwd_tf32, &conv_stats_f16, &conv_stats_bf16, &conv_stats_tf32})
+      for (const CompiledConvFwd& c : of_dtype()) kernels.push_back(c);
     return kernels;
   }();
   return all;

@@ -6,6 +6,7 @@
 #include "cuda/ptx/grid.cuh"
 #include "cuda/sm80/conv_epilogue.cuh"
 #include "cuda/sm80/conv_mainloop.cuh"
+#include "cuda/sm80/conv_moments.cuh"
 
 namespace resnet_fused::cuda {
 
@@ -47,7 +48,8 @@ __global__ void __launch_bounds__(Config::kThreads) conv_fwd_kernel(const ConvFw
     ptx::bar_sync_all();  // the first step reads the table before the ring's own barrier
   }
 
-  using MainPrologue = std::conditional_t<kMode == ConvFwdMode::kPrologue, Prologue<Config>, NoPrologue>;
+  constexpr bool kPreparesMain = Config::kPrepares && !Config::kProjects;
+  using MainPrologue = std::conditional_t<kPreparesMain, Prologue<Config>, NoPrologue>;
   using SidePrologue = std::conditional_t<kMode == ConvFwdMode::kProjectionPrologue, Prologue<Config>, NoPrologue>;
   typename Config::Warp projected, main;
   const bool whole = p.splits == 1;
@@ -61,7 +63,9 @@ __global__ void __launch_bounds__(Config::kThreads) conv_fwd_kernel(const ConvFw
   const int32_t steps = steps_of<Config>(p.main.shape);
   const auto part = [&](int32_t i) { return static_cast<int32_t>(static_cast<int64_t>(steps) * i / p.splits); };
   multiply_tile<Config, MainPrologue>(main, p.main, ring, pre, m0, n0, part(slice), part(slice + 1));
-  if (whole)
+  if constexpr (has_statistics(kMode))
+    store_tile_and_moments<Config>(main, p, smem, bn, m0, n0);
+  else if (whole)
     store_tile<Config>(main, &projected, p, smem, bn, projection_bn, m0, n0);
   else
     store_partial<Config>(main, p, slice, smem, m0, n0);

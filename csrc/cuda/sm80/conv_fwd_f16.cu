@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-std::vector<CompiledConvFwd> conv_fwd_f16() { return compile_all_conv_fwd<Dtype::kFloat16>(); }
+std::vector<CompiledConvFwd> conv_fwd_f16() { return compile_inference<Dtype::kFloat16>(); }
 
 }  // namespace resnet_fused::cuda

@@ -17,4 +17,9 @@ std::vector<CompiledConvFwd> conv_fwd_f16();
 std::vector<CompiledConvFwd> conv_fwd_bf16();
 std::vector<CompiledConvFwd> conv_fwd_tf32();
 
+// With statistics.
+std::vector<CompiledConvFwd> conv_stats_f16();
+std::vector<CompiledConvFwd> conv_stats_bf16();
+std::vector<CompiledConvFwd> conv_stats_tf32();
+
 }  // namespace resnet_fused::cuda

@@ -25,18 +25,29 @@ CompiledConvFwd compile_conv_fwd() {
   return {{kDtype, kShape.m, kShape.n, kMode}, &launch_conv_fwd_variant<ConvFwdConfig<kDtype, kTile, kMode>>};
 }
 
-template <Dtype kDtype, int... kTile>
-std::vector<CompiledConvFwd> compile_conv_fwd_tiles(std::integer_sequence<int, kTile...>) {
-  return {compile_conv_fwd<kDtype, kTile, ConvFwdMode::kPlain>()...,
-          compile_conv_fwd<kDtype, kTile, ConvFwdMode::kPrologue>()...,
-          compile_conv_fwd<kDtype, kTile, ConvFwdMode::kProjection>()...,
-          compile_conv_fwd<kDtype, kTile, ConvFwdMode::kProjectionPrologue>()...};
+template <Dtype kDtype, ConvFwdMode kMode, int... kTile>
+void add_conv_fwd_tiles(std::vector<CompiledConvFwd>& all, std::integer_sequence<int, kTile...>) {
+  (all.push_back(compile_conv_fwd<kDtype, kTile, kMode>()), ...);
+}
+
+// Every tile, of these modes.
+template <Dtype kDtype, ConvFwdMode... kMode>
+std::vector<CompiledConvFwd> compile_all_conv_fwd() {
+  constexpr int kTiles = sizeof(kConvFwdTiles) / sizeof(kConvFwdTiles[0]);
+  std::vector<CompiledConvFwd> all;
+  (add_conv_fwd_tiles<kDtype, kMode>(all, std::make_integer_sequence<int, kTiles>()), ...);
+  return all;
 }
 
 template <Dtype kDtype>
-std::vector<CompiledConvFwd> compile_all_conv_fwd() {
-  constexpr int kTiles = sizeof(kConvFwdTiles) / sizeof(kConvFwdTiles[0]);
-  return compile_conv_fwd_tiles<kDtype>(std::make_integer_sequence<int, kTiles>());
+std::vector<CompiledConvFwd> compile_inference() {
+  return compile_all_conv_fwd<kDtype, ConvFwdMode::kPlain, ConvFwdMode::kPrologue, ConvFwdMode::kProjection,
+                              ConvFwdMode::kProjectionPrologue>();
+}
+
+template <Dtype kDtype>
+std::vector<CompiledConvFwd> compile_training() {
+  return compile_all_conv_fwd<kDtype, ConvFwdMode::kStatistics, ConvFwdMode::kPrologueStatistics>();
 }
 
 }  // namespace resnet_fused::cuda

@@ -8,13 +8,27 @@
 namespace resnet_fused::cuda {
 
 template <typename Config>
+__device__ __forceinline__ void sync_cluster() {
+  if constexpr (Config::kCluster > 1) {
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+  } else {
+    ptx::bar_sync_all();
+  }
+}
+
+template <typename Config>
 __global__ void __launch_bounds__(kBlockFwdThreads, 1)
     block_fwd_kernel(const BlockFwdParams p, const BlockFwdTiling tiling, const __grid_constant__ BlockFwdMaps maps) {
   DYNAMIC_SMEM(memory);
   const uint32_t smem = ptx::smem_address(memory);
   const BlockFwdBarriers<Config> barriers{smem + Config::kBarriers};
   if (threadIdx.x == 0) {
-    for (int i = 0; i < Config::kStages; ++i) ptx::mbarrier_init(barriers.weights(i), 1);
+    for (int i = 0; i < Config::kStages; ++i) {
+      ptx::mbarrier_init(barriers.weights(i), 1);
+      if constexpr (!Config::kKeepsWeights)
+        ptx::mbarrier_init(barriers.free(i), Config::kCluster * Config::kConsumers / 32);
+    }
     for (int team = 0; team < Config::kTeams; ++team) {
       ptx::mbarrier_init(barriers.full(team), Config::kLoaders);
       ptx::mbarrier_init(barriers.empty(team), Config::kTeamThreads / 32);
@@ -29,7 +43,7 @@ __global__ void __launch_bounds__(kBlockFwdThreads, 1)
   ptx::fence_proxy_async();
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();
-  ptx::bar_sync_all();
+  sync_cluster<Config>();
 
   // Registers go from those who copy to those who multiply.
   if (threadIdx.x < Config::kConsumers) {
@@ -39,8 +53,11 @@ __global__ void __launch_bounds__(kBlockFwdThreads, 1)
     ptx::setmaxnreg_dec<40>();
     const uint32_t loader = threadIdx.x - Config::kConsumers;
     if (loader < Config::kLoaders) load_patches<Config>(p, tiling, smem, loader, barriers);
-    if (loader == Config::kLoaders) load_weights<Config>(maps, smem, barriers);
+    if (loader == Config::kLoaders)
+      load_weights<Config>(maps, BlockFwdWalk<Config>(tiling, p.n, 0).rounds(), smem, barriers);
   }
+  // No block leaves while another may still arrive at its barriers or write to its stages.
+  if constexpr (Config::kCluster > 1) sync_cluster<Config>();
 }
 
 }  // namespace resnet_fused::cuda

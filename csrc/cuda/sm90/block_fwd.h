@@ -32,16 +32,22 @@ struct BlockFwdShape {
   int32_t first, second;
   int32_t patch, middle;
   int32_t teams;
-  int32_t stages;  // 64 channels of a tap's weights each
+  int32_t stages;   // 64 channels of a tap's weights each
+  int32_t cluster;  // blocks that bring the weights for each other
 };
 constexpr BlockFwdShape kBlockFwdShapes[] = {
-    {64, 128, 96, 171, 139, 2, 18},  // every stage of both convolutions: the weights stay
+    {64, 128, 96, 171, 139, 2, 18, 1},  // every stage of both convolutions: the weights stay
+    {128, 96, 64, 131, 99, 1, 10, 2},   // a ring: every tile streams the weights
 };
 
 constexpr int32_t kBlockFwdTaps = 9;
-constexpr int32_t kBlockFwdDepth = 64;     // channels of one tap a step: rows of 128 bytes
+constexpr int32_t kBlockFwdDepth = 64;  // channels of one tap a step: rows of 128 bytes
+constexpr bool block_fwd_keeps_weights(const BlockFwdShape& s) {
+  return s.stages == 2 * kBlockFwdTaps * s.channels / kBlockFwdDepth;
+}
+
 constexpr int32_t kBlockFwdThreads = 384;  // two warpgroups that multiply, one that loads
-constexpr int32_t kBlockFwdBarrierBytes = 256;
+constexpr int32_t kBlockFwdBarrierBytes = 384;
 
 // How an image is cut: `rows` x `columns` pixels of the output a tile. The input's patch is two wider on each side, the
 // middle's one.
@@ -73,6 +79,11 @@ constexpr BlockFwdTiling block_fwd_tiling(const BlockFwdShape& s, int32_t h, int
       best = t;
   }
   return best;
+}
+
+// Blocks that a GPU of so many SMs runs at once, whole clusters.
+constexpr int32_t block_fwd_most_blocks(const BlockFwdShape& s, int32_t sm_count) {
+  return (sm_count < s.cluster ? s.cluster : sm_count) / s.cluster * s.cluster;
 }
 
 constexpr int64_t block_fwd_tiles(const BlockFwdTiling& t, int32_t n) { return int64_t{n} * t.tiles_h * t.tiles_w; }

@@ -16,6 +16,8 @@ struct BlockFwdConfig {
   static constexpr int kFirst = kShape.first, kSecond = kShape.second;
   static constexpr int kTeams = kShape.teams, kTeamThreads = kChannels / 64 * 128;
   static constexpr int kConsumers = kTeams * kTeamThreads, kLoaders = 96;  // threads; one warp more brings the weights
+  static constexpr bool kKeepsWeights = block_fwd_keeps_weights(kShape);
+  static constexpr int kCluster = kShape.cluster;
   static constexpr int kStages = kShape.stages, kStepsOfConv = kBlockFwdTaps * kChannels / kBlockFwdDepth;
 
   using Patch = Planes<kShape.patch>;
@@ -30,7 +32,8 @@ struct BlockFwdConfig {
 
   static_assert(kBlockFwdDepth * kSizeOf<kDtype> == kRowBytes && kStageBytes % 1024 == 0 && kBarriers % 8 == 0);
   static_assert(kConsumers == 256 && kConsumers + kLoaders + 32 == kBlockFwdThreads);
-  static_assert(kStages == 2 * kStepsOfConv, "the weights of both convolutions stay");
+  static_assert(kKeepsWeights ? kTeams > 0 && kCluster == 1 : kTeams == 1, "teams would want the ring in two orders");
+  static_assert(kCluster <= 16 && kStageBytes / kCluster % 1024 == 0);
   static_assert(kFirst % 16 == 0 && kSecond % 16 == 0 && kFirst <= kShape.middle && kSecond <= kShape.middle);
   static_assert(kBarriers + kBlockFwdBarrierBytes == block_fwd_smem(kShape));
 
@@ -47,12 +50,25 @@ template <typename Config>
 struct BlockFwdBarriers {
   uint32_t first;
 
-  // A step's weights have landed, for good.
+  // A step's weights have landed; every warp of the cluster is done with them, and they may be overwritten.
   __device__ __forceinline__ uint32_t weights(int stage) const { return first + 8 * stage; }
+  __device__ __forceinline__ uint32_t free(int stage) const { return weights(Config::kStages + stage); }
   // A team's patch has landed; its warps are done with it.
-  __device__ __forceinline__ uint32_t full(int team) const { return weights(Config::kStages + team); }
+  __device__ __forceinline__ uint32_t full(int team) const { return free(Config::kStages + team); }
   __device__ __forceinline__ uint32_t empty(int team) const { return full(Config::kTeams + team); }
-  static_assert(8 * (Config::kStages + 2 * Config::kTeams) <= kBlockFwdBarrierBytes);
+  static_assert(8 * (2 * Config::kStages + 2 * Config::kTeams) <= kBlockFwdBarrierBytes);
+};
+
+// Where a role is among the stages: they are filled and read in one order, tile after tile. Weights that stay have
+// landed once and for all.
+template <typename Config>
+struct WeightCursor {
+  int stage = 0;
+  uint32_t parity = 0;  // of the phase that ends when the stage's current content has landed
+
+  __device__ __forceinline__ void next() {
+    if (++stage == Config::kStages) stage = 0, parity ^= Config::kKeepsWeights ? 0 : 1;
+  }
 };
 
 // The tiles of a team. All first teams come before all second ones, so that few tiles are spread over many SMs.
@@ -64,7 +80,12 @@ struct BlockFwdWalk {
   __device__ __forceinline__ BlockFwdWalk(const BlockFwdTiling& tiling, int32_t images, int32_t team)
       : tiling(tiling), tiles(images * tiling.tiles_h * tiling.tiles_w), tile(blockIdx.x + team * gridDim.x) {}
 
-  __device__ __forceinline__ bool more() const { return tile < tiles; }
+  // Of all blocks, so that clusters stay together: those of some teams may have no tile in the last one.
+  __device__ __forceinline__ int32_t rounds() const {
+    const int32_t at_once = gridDim.x * Config::kTeams;
+    return (tiles + at_once - 1) / at_once;
+  }
+  __device__ __forceinline__ bool has_tile() const { return tile < tiles; }
   __device__ __forceinline__ void next() { tile += gridDim.x * Config::kTeams; }
 
   // The tile's first pixel.

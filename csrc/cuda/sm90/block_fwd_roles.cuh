@@ -1,5 +1,6 @@
 // What each warp of a block does; barriers in shared memory are all that the roles have in common.
 #pragma once
+#include "cuda/ptx/cluster.cuh"
 #include "cuda/ptx/cp_async.cuh"
 #include "cuda/ptx/global.cuh"
 #include "cuda/ptx/mbarrier.cuh"
@@ -19,15 +20,26 @@ struct BlockFwdMaps {
   TensorMap weight[2];  // rows of the depth: taps x channels
 };
 
-// One thread: brings the weights of both convolutions, in the order in which they are multiplied.
+// One thread: brings the weights of both convolutions, in the order in which they are multiplied: once if they stay,
+// else for every round. Each block of a cluster brings its share of a stage to all of them.
 template <typename Config>
-__device__ __forceinline__ void load_weights(const BlockFwdMaps& maps, uint32_t smem,
+__device__ __forceinline__ void load_weights(const BlockFwdMaps& maps, int32_t rounds, uint32_t smem,
                                              const BlockFwdBarriers<Config>& barriers) {
-  for (int stage = 0; stage < Config::kStages; ++stage) {
-    const int step = stage % Config::kStepsOfConv;
-    ptx::mbarrier_arrive_expect_tx(barriers.weights(stage), Config::kStageBytes);
-    ptx::tma_load_2d(smem + stage * Config::kStageBytes, maps.weight[stage / Config::kStepsOfConv],
-                     barriers.weights(stage), step * kBlockFwdDepth, 0);
+  constexpr int kShare = Config::kChannels / Config::kCluster;  // output channels
+  const int32_t steps = 2 * Config::kStepsOfConv * (Config::kKeepsWeights ? 1 : rounds);
+  const uint32_t rank = Config::kCluster > 1 ? ptx::cluster_rank() : 0;
+  WeightCursor<Config> at;
+  for (int32_t i = 0; i < steps; ++i, at.next()) {
+    const TensorMap& map = maps.weight[i / Config::kStepsOfConv % 2];
+    const int32_t depth = i % Config::kStepsOfConv * kBlockFwdDepth;
+    const uint32_t full = barriers.weights(at.stage);
+    const uint32_t place = smem + at.stage * Config::kStageBytes + rank * kShare * kRowBytes;
+    if constexpr (!Config::kKeepsWeights) ptx::mbarrier_wait_parity_cluster(barriers.free(at.stage), at.parity ^ 1);
+    ptx::mbarrier_arrive_expect_tx(full, Config::kStageBytes);
+    if constexpr (Config::kCluster > 1)
+      ptx::tma_load_multicast_2d(place, map, full, depth, rank * kShare, (1 << Config::kCluster) - 1);
+    else
+      ptx::tma_load_2d(place, map, full, depth, 0);
   }
 }
 
@@ -55,11 +67,12 @@ template <typename Config>
 __device__ __forceinline__ void load_patches(const BlockFwdParams& p, const BlockFwdTiling& tiling, uint32_t smem,
                                              uint32_t thread, const BlockFwdBarriers<Config>& barriers) {
   uint32_t parity = 0;
-  for (BlockFwdWalk<Config> first(tiling, p.n, 0); first.more(); first.next(), parity ^= 1) {
+  BlockFwdWalk<Config> first(tiling, p.n, 0);
+  for (int32_t round = first.rounds(); round > 0; --round, first.next(), parity ^= 1) {
     for (int team = 0; team < Config::kTeams; ++team) {
       BlockFwdWalk<Config> walk = first;
       walk.tile += team * gridDim.x;
-      if (!walk.more()) continue;
+      if (!walk.has_tile()) continue;
       ptx::mbarrier_wait_parity(barriers.empty(team), parity ^ 1);
       load_patch<Config>(p, walk, thread, Config::patch(smem, team));
       ptx::cp_async_commit_group();
@@ -70,27 +83,52 @@ __device__ __forceinline__ void load_patches(const BlockFwdParams& p, const Bloc
   }
 }
 
+// This warp is done with a stage, in every block that will write to it.
+template <typename Config>
+__device__ __forceinline__ void release(int stage, uint32_t lane, const BlockFwdBarriers<Config>& barriers) {
+  if (lane < Config::kCluster) ptx::mbarrier_arrive_cluster(ptx::mapa(barriers.free(stage), lane));
+}
+
+// A block without a tile: the weights that it brings to others come to it too, and pass by.
+template <typename Config>
+__device__ __forceinline__ void pass_weights(uint32_t lane, const BlockFwdBarriers<Config>& barriers,
+                                             WeightCursor<Config>& at) {
+  for (int step = 0; step < 2 * Config::kStepsOfConv; ++step, at.next()) {
+    ptx::mbarrier_wait_parity(barriers.weights(at.stage), at.parity);
+    ptx::bar_warp_sync(~0u);  // a lane that has not looked yet would miss the phase once its warp has let it end
+    release<Config>(at.stage, lane, barriers);
+  }
+}
+
 // sum = one convolution's product: this warpgroup's 64 channels, at kColumns positions from the first on.
-template <typename Config, int kConv, int kColumns, typename Pixels>
+template <typename Config, int kColumns, typename Pixels>
 __device__ __forceinline__ void multiply(float (&sum)[kColumns / 2], const Pixels& pixels, uint32_t pitch,
-                                         uint32_t smem, uint32_t group, const BlockFwdBarriers<Config>& barriers) {
+                                         uint32_t smem, uint32_t group, uint32_t lane,
+                                         const BlockFwdBarriers<Config>& barriers, WeightCursor<Config>& at) {
   constexpr int kStepsOfTap = Config::kChannels / kBlockFwdDepth;
+  int last = 0;
   for (int tap = 0; tap < kBlockFwdTaps; ++tap) {
     const uint32_t offset = tap / 3 * pitch + tap % 3;
 #pragma unroll
-    for (int d = 0; d < kStepsOfTap; ++d) {
-      const int stage = kConv * Config::kStepsOfConv + tap * kStepsOfTap + d;
-      const uint32_t weights = smem + stage * Config::kStageBytes + group * 64 * kRowBytes;
-      ptx::mbarrier_wait_parity(barriers.weights(stage), 0);
+    for (int d = 0; d < kStepsOfTap; ++d, at.next()) {
+      const uint32_t weights = smem + at.stage * Config::kStageBytes + group * 64 * kRowBytes;
+      ptx::mbarrier_wait_parity(barriers.weights(at.stage), at.parity);
       ptx::wgmma_fence();
 #pragma unroll
       for (uint32_t k = 0; k < kRowChunks; k += 2)
         wgmma_of<Config::kDtype, kColumns>(sum, smem_descriptor<Swizzle::k128>(weights + k * kChunkBytes),
                                            pixels.operand(d * kRowChunks + k, offset), tap > 0 || d > 0 || k > 0);
       ptx::wgmma_commit_group();
+      if constexpr (!Config::kKeepsWeights) {
+        // The step before this one has been multiplied, and its stage is free.
+        ptx::wgmma_wait_group<1>();
+        if (tap > 0 || d > 0) release<Config>(last, lane, barriers);
+        last = at.stage;
+      }
     }
   }
   ptx::wgmma_wait_group<0>();
+  if constexpr (!Config::kKeepsWeights) release<Config>(last, lane, barriers);
 }
 
 // scale and shift of a thread's two rows, which are channels.
@@ -205,12 +243,18 @@ __device__ __forceinline__ void consume(const BlockFwdParams& p, const BlockFwdT
   const int32_t channel = warp * 16 + lane / 4;
   const TwoChannels<Config::kDtype> bn1(p.bn[0], channel), bn2(p.bn[1], channel);
   uint32_t parity = 0;
-  for (BlockFwdWalk<Config> walk(tiling, p.n, team); walk.more(); walk.next(), parity ^= 1) {
+  WeightCursor<Config> at;
+  BlockFwdWalk<Config> walk(tiling, p.n, team);
+  for (int32_t round = walk.rounds(); round > 0; --round, walk.next(), parity ^= 1) {
+    if (!walk.has_tile()) {
+      if constexpr (!Config::kKeepsWeights) pass_weights<Config>(lane, barriers, at);
+      continue;
+    }
     Shortcut<Config> shortcut;
     {
       float sum[Config::kFirst / 2];
       ptx::mbarrier_wait_parity(barriers.full(team), parity);
-      multiply<Config, 0, Config::kFirst>(sum, patch, tiling.pitch, smem, group, barriers);
+      multiply<Config, Config::kFirst>(sum, patch, tiling.pitch, smem, group, lane, barriers, at);
       read_shortcut<Config>(shortcut, tiling.pitch, warp, lane, patch);
       ptx::bar_warp_sync(~0u);
       if (lane == 0) ptx::mbarrier_arrive(barriers.empty(team));
@@ -219,7 +263,7 @@ __device__ __forceinline__ void consume(const BlockFwdParams& p, const BlockFwdT
     ptx::fence_proxy_async();  // wgmma reads by another way than stmatrix wrote
     ptx::bar_sync(1 + team, Config::kTeamThreads);
     float sum[Config::kSecond / 2];
-    multiply<Config, 1, Config::kSecond>(sum, middle, tiling.pitch, smem, group, barriers);
+    multiply<Config, Config::kSecond>(sum, middle, tiling.pitch, smem, group, lane, barriers, at);
     ptx::bar_sync(1 + team, Config::kTeamThreads);  // all have multiplied the middle
     store_out<Config>(sum, bn2, shortcut, p, walk, warp, lane, middle);
   }

@@ -4,12 +4,13 @@
 #include <utility>
 
 #include "cuda/launch.h"
+#include "cuda/launch_cluster.h"
 #include "cuda/sm90/block_fwd.cuh"
 #include "cuda/sm90/block_fwd_kernels.h"
 
 namespace resnet_fused::cuda {
 
-// A step loads 64 of the depth of every output channel.
+// A step loads 64 of the depth of every output channel, each block of a cluster its share of the channels.
 template <typename Config>
 TensorMap map_of_block_weight(const void* weight) {
   TensorShape m;
@@ -17,7 +18,7 @@ TensorMap map_of_block_weight(const void* weight) {
   m.size[0] = kBlockFwdTaps * Config::kChannels, m.size[1] = Config::kChannels;
   m.stride[1] = m.size[0] * size_of(Config::kDtype);
   TiledBox box;
-  box.box[0] = kBlockFwdDepth, box.box[1] = Config::kChannels;
+  box.box[0] = kBlockFwdDepth, box.box[1] = Config::kChannels / Config::kCluster;
   box.swizzle = Swizzle::k128;
   return encode_tiled(m, box);
 }
@@ -26,10 +27,15 @@ template <typename Config>
 void launch_block_fwd_variant(const BlockFwdParams& p, const Queue& queue) {
   const BlockFwdTiling tiling = block_fwd_tiling(Config::kShape, p.h, p.w);
   const BlockFwdMaps maps{{map_of_block_weight<Config>(p.weight[0]), map_of_block_weight<Config>(p.weight[1])}};
-  const int64_t tiles = block_fwd_tiles(tiling, p.n);
-  const auto grid = static_cast<unsigned>(std::min<int64_t>(tiles, queue.sm_count));  // one block fills an SM
-  LAUNCH_DEPENDENT(block_fwd_kernel<Config>, dim3(grid), dim3(kBlockFwdThreads), block_fwd_smem(Config::kShape), queue,
-                   p, tiling, maps);
+  constexpr int32_t kSmem = block_fwd_smem(Config::kShape), kCluster = Config::kCluster;
+  const int64_t blocks = (block_fwd_tiles(tiling, p.n) + kCluster - 1) / kCluster * kCluster;
+  const int32_t most = block_fwd_most_blocks(Config::kShape, queue.sm_count);  // one block fills an SM
+  const auto grid = static_cast<unsigned>(std::min<int64_t>(blocks, most));
+  if constexpr (kCluster > 1)
+    LAUNCH_CLUSTER(block_fwd_kernel<Config>, kCluster, dim3(grid), dim3(kBlockFwdThreads), kSmem, queue.stream, p,
+                   tiling, maps);
+  else
+    LAUNCH_DEPENDENT(block_fwd_kernel<Config>, dim3(grid), dim3(kBlockFwdThreads), kSmem, queue, p, tiling, maps);
 }
 
 template <Dtype kDtype, int... kShape>

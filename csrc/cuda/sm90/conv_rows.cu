@@ -21,7 +21,7 @@ const std::vector<CompiledConvRows>& menu() {
 }  // namespace
 
 void launch_conv_rows(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue) {
-  if (conv_rows_tiles({variant.tile_m, variant.tile_n}, params.main.shape) == 0) return;
+  if (conv_rows_tiles({variant.tile_m, variant.tile_n, 1}, params.main.shape) == 0) return;
   for (const CompiledConvRows& c : menu())
     if (c.variant == variant) return c.launch(params, queue);
   throw std::logic_error("conv_rows: the planned kernel is not compiled in");  // tests/test_cuda_rows.py: never

@@ -13,17 +13,17 @@ __global__ void __launch_bounds__(kConvRowsThreads, 1)
     conv_rows_kernel(const ConvFwdParams p, const __grid_constant__ ConvRowsMaps maps) {
   DYNAMIC_SMEM(memory);
   const uint32_t smem = ptx::smem_address(memory), group = threadIdx.x / 128;
-  const ConvRowsBarriers barriers{smem + Config::kBarriers};
+  const ConvRowsBarriers<Config> barriers{smem + Config::kBarriers};
   if (threadIdx.x == 0) {
-    for (int s = 0; s < kConvRowsStages; ++s) {
+    for (int s = 0; s < Config::kStages; ++s) {
       ptx::mbarrier_init(barriers.full(s), 1);
       ptx::mbarrier_init(barriers.empty(s), 4);
     }
     for (int i = 0; i < kConvRowsConsumers; ++i) {
       ptx::mbarrier_init(barriers.turn(i), 4);
       ptx::mbarrier_init(barriers.open(i), 1);
+      ptx::mbarrier_init(barriers.staged(i), 4);
     }
-    ptx::mbarrier_init(barriers.staged(), 4);
     ptx::mbarrier_init(barriers.filter(), 1);
     ptx::fence_mbarrier_init();
   }

@@ -9,18 +9,19 @@ namespace resnet_fused::cuda {
 
 // A tile is so many rows of so many columns of one image's output, ragged at its lower and right edge. Columns come in
 // multiples of 8: then the patch's rows begin where the swizzle does, and a tap's row is an offset of whole rows.
+// `sets` of patches and of output tiles: one for the two consumers, or where there is room one for each.
 struct ConvRowsTile {
-  int32_t rows, columns;
+  int32_t rows, columns, sets;
 };
-constexpr ConvRowsTile kConvRowsTiles[] = {{4, 56}, {7, 32}, {8, 32}, {16, 16}};
+constexpr ConvRowsTile kConvRowsTiles[] = {{4, 56, 1}, {7, 32, 1}, {8, 32, 1}, {16, 16, 1}, {8, 8, 2}};
 
 constexpr int32_t kConvRowsChannels = 64;  // in and out: a pixel is one row of 128 bytes
 constexpr int32_t kConvRowsTaps = 3;       // of the filter, each way
 constexpr int32_t kConvRowsRowBytes = 128;
-constexpr int32_t kConvRowsStages = kConvRowsTaps;  // a patch each: the input as one column of the filter meets it
-constexpr int32_t kConvRowsConsumers = 2;           // warpgroups, each with tiles of its own
+constexpr int32_t kConvRowsPatches = kConvRowsTaps;  // of a tile: the input as one column of the filter meets it
+constexpr int32_t kConvRowsConsumers = 2;            // warpgroups, each with tiles of its own
 constexpr int32_t kConvRowsThreads = 128 * (1 + kConvRowsConsumers);
-constexpr int32_t kConvRowsBarrierBytes = 128;
+constexpr int32_t kConvRowsBarrierBytes = 256;
 
 // The 3x3 convolution of 64 channels that keeps an image's size: stages of ResNets that have no bottleneck begin so.
 constexpr bool conv_rows_takes(const ConvShape& q) {
@@ -42,7 +43,8 @@ constexpr int32_t conv_rows_patch_bytes(const ConvRowsTile& tile) {
 constexpr int32_t conv_rows_out_bytes(const ConvRowsTile& tile) { return conv_rows_pixels(tile) * kConvRowsRowBytes; }
 
 constexpr int32_t conv_rows_smem(const ConvRowsTile& tile) {
-  return kConvRowsFilterBytes + kConvRowsStages * conv_rows_patch_bytes(tile) + conv_rows_out_bytes(tile) +
+  return kConvRowsFilterBytes +
+         tile.sets * (kConvRowsPatches * conv_rows_patch_bytes(tile) + conv_rows_out_bytes(tile)) +
          kConvRowsBarrierBytes;
 }
 

@@ -18,15 +18,15 @@ inline TensorMap map_of_image_rows(const void* base, Dtype dtype, const ConvShap
   return encode_tiled(nhwc_tensor(base, dtype, q.n, q.h, q.w, kConvRowsChannels), box);
 }
 
-// The whole filter, KRSC in memory, as tap after tap of K rows.
+// The filter, KRSC in memory: a row for each output channel, of which a piece is one tap.
 inline TensorMap map_of_filter(const void* base, Dtype dtype) {
   constexpr int32_t kTaps = kConvRowsTaps * kConvRowsTaps;
   TensorShape filter;
-  filter.base = base, filter.dtype = dtype, filter.rank = 3;
-  filter.size[0] = kConvRowsChannels, filter.size[1] = kConvRowsChannels, filter.size[2] = kTaps;
-  filter.stride[1] = kTaps * kConvRowsRowBytes, filter.stride[2] = kConvRowsRowBytes;
+  filter.base = base, filter.dtype = dtype, filter.rank = 2;
+  filter.size[0] = kTaps * kConvRowsChannels, filter.size[1] = kConvRowsChannels;
+  filter.stride[1] = kTaps * kConvRowsRowBytes;
   TiledBox box;
-  box.box[0] = kConvRowsChannels, box.box[1] = kConvRowsChannels, box.box[2] = kTaps;
+  box.box[0] = kConvRowsChannels, box.box[1] = kConvRowsChannels;
   box.swizzle = Swizzle::k128;
   return encode_tiled(filter, box);
 }

@@ -3,6 +3,7 @@
 #include <stdexcept>
 
 #include "cuda/kernels.h"
+#include "cuda/sm90/conv_sm90_finish.h"
 #include "cuda/sm90/conv_sm90_kernels.h"
 
 namespace resnet_fused::cuda {
@@ -23,7 +24,11 @@ const std::vector<CompiledConvSm90>& menu() {
 void launch_conv_sm90(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue) {
   if (conv_sm90_tiles({variant.tile_m, variant.tile_n, 0}, params.main.shape) == 0) return;
   for (const CompiledConvSm90& c : menu())
-    if (c.variant == variant) return c.launch(params, queue);
+    if (c.variant == variant) {
+      c.launch(params, queue);
+      if (params.shares) launch_conv_sm90_finish(params, variant, queue);
+      return;
+    }
   throw std::logic_error("conv_sm90: the planned kernel is not compiled in");  // tests/test_cuda_sm90.py: never
 }
 

@@ -19,11 +19,12 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     for (int i = 0; i < Config::kStages; ++i) {
       ptx::mbarrier_init(barriers.full(i), 1);
       ptx::mbarrier_init(barriers.ready(i), 128);
-      ptx::mbarrier_init(barriers.empty(i), 4 * kConvSm90Consumers);
+      ptx::mbarrier_init(barriers.empty(i), Config::kReaders);
     }
     for (int i = 0; i < kConvSm90Consumers; ++i) {
       ptx::mbarrier_init(barriers.open(i), 1);
       ptx::mbarrier_init(barriers.staged(i), 4);
+      ptx::mbarrier_init(barriers.turn(i), 4);
     }
     ptx::fence_mbarrier_init();
   }
@@ -37,16 +38,21 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
 
   // Registers go from those who copy to those who multiply.
   if (group == kConvSm90Consumers) {
-    ptx::setmaxnreg_dec<Config::kPrepares ? 56 : 40>();
+    ptx::setmaxnreg_dec<Config::kPrepares ? 64 : 56>();
     if (threadIdx.x % 128 == 0) produce<Config>(p, maps, smem, barriers);
-    if (threadIdx.x % 128 == 32) store<Config>(p, maps, smem, barriers);
+    if (threadIdx.x % 128 == 32) {
+      if constexpr (Config::kTakesTurns)
+        store_in_turns<Config>(p, maps, smem, barriers);
+      else
+        store<Config>(p, maps, smem, barriers);
+    }
   } else if (group > kConvSm90Consumers) {
     if constexpr (Config::kPrepares) {
-      ptx::setmaxnreg_dec<104>();
+      ptx::setmaxnreg_dec<96>();
       prepare<Config>(p, table, smem, barriers);
     }
   } else {
-    ptx::setmaxnreg_inc<Config::kPrepares ? 176 : 232>();
+    ptx::setmaxnreg_inc<Config::kPrepares ? 176 : 224>();
     consume<Config>(p, smem, group, barriers);
   }
 }

@@ -14,8 +14,12 @@ struct ConvSm90Config {
   static constexpr bool kProjects = has_projection(kMode), kPrepares = has_prologue(kMode);
 
   static constexpr int kPixels = kTile.pixels, kChannels = kTile.channels, kStages = kTile.stages;
-  static constexpr int kColumns = conv_sm90_columns(kTile);
-  static constexpr bool kSharesPixels = kColumns == kPixels;  // the two warpgroups differ in channels
+  static constexpr int kColumns = conv_sm90_columns(kTile, kMode);
+  static constexpr bool kTakesTurns = conv_sm90_takes_turns(kTile, kMode);  // a tile is one warpgroup's
+  // From the first warpgroup's part of a tile to the second's.
+  static constexpr int kPixelStride = kColumns == kPixels ? 0 : kColumns;
+  static constexpr int kChannelStride = kColumns == kPixels && !kTakesTurns ? 64 : 0;
+  static constexpr int kReaders = kTakesTurns ? 4 : 4 * kConvSm90Consumers;  // warps that read a stage
   static constexpr int kThreads = conv_sm90_threads(kMode);
 
   // Of shared memory, in bytes from its start; tiles of TMA and wgmma lie at multiples of 1024.
@@ -37,7 +41,7 @@ template <typename Config>
 struct ConvSm90Barriers {
   uint32_t first;
 
-  // A stage's bytes have landed; its prologue has been applied; both consumers are done with it.
+  // A stage's bytes have landed; its prologue has been applied; its readers are done with it.
   __device__ __forceinline__ uint32_t full(int stage) const { return first + 8 * stage; }
   __device__ __forceinline__ uint32_t ready(int stage) const { return full(Config::kStages + stage); }
   __device__ __forceinline__ uint32_t empty(int stage) const { return full(2 * Config::kStages + stage); }
@@ -46,7 +50,11 @@ struct ConvSm90Barriers {
   __device__ __forceinline__ uint32_t staged(int consumer) const {
     return full(3 * Config::kStages + kConvSm90Consumers + consumer);
   }
-  static_assert(8 * (3 * Config::kStages + 2 * kConvSm90Consumers) <= kConvSm90BarrierBytes);
+  // Consumers that take turns: the other one has started its last products, and the ring's next stages are this one's.
+  __device__ __forceinline__ uint32_t turn(int consumer) const {
+    return full(3 * Config::kStages + 2 * kConvSm90Consumers + consumer);
+  }
+  static_assert(8 * (3 * Config::kStages + 3 * kConvSm90Consumers) <= kConvSm90BarrierBytes);
 };
 
 // Where a role is in the ring: stages are filled and read in one order, tile after tile.

@@ -6,6 +6,7 @@
 #include "cuda/ptx/sync.cuh"
 #include "cuda/ptx/tma.cuh"
 #include "cuda/sm90/conv_sm90_config.cuh"
+#include "cuda/sm90/conv_sm90_work.cuh"
 #include "cuda/sm90/epilogue.cuh"
 #include "cuda/sm90/product.cuh"
 #include "cuda/tensor_map.h"
@@ -21,85 +22,101 @@ struct ConvSm90Maps {
   TensorMap residual, out;                    // pixels x channels
 };
 
-// The tiles of a block: neighbouring blocks have the same pixels and find them in L2.
-template <typename Config>
-struct TileWalk {
-  int32_t tiles_k, tiles, tile;
-
-  __device__ __forceinline__ explicit TileWalk(const ConvShape& shape)
-      : tiles_k((shape.k + Config::kChannels - 1) / Config::kChannels),
-        tiles((shape.n * shape.p * shape.q + Config::kPixels - 1) / Config::kPixels * tiles_k),
-        tile(blockIdx.x) {}
-
-  __device__ __forceinline__ bool more() const { return tile < tiles; }
-  __device__ __forceinline__ void next() { tile += gridDim.x; }
-  __device__ __forceinline__ int32_t pixel() const { return tile / tiles_k * Config::kPixels; }
-  __device__ __forceinline__ int32_t channel() const { return tile % tiles_k * Config::kChannels; }
-};
-
-__device__ __forceinline__ int32_t conv_sm90_steps(const ConvShape& shape) {
-  return shape.r * shape.s * (shape.c / kConvSm90Depth);
-}
-
 // One thread: fills the ring.
 template <typename Config>
 __device__ __forceinline__ void load_operands(const ConvShape& shape, const TensorMap& x, const TensorMap& weight,
-                                              int32_t pixel, int32_t channel, uint32_t ring,
+                                              int32_t pixel, int32_t channel, StepRange steps, uint32_t ring,
                                               const ConvSm90Barriers<Config>& barriers,
                                               RingCursor<Config::kStages>& at) {
   const int32_t q = pixel % shape.q, p = pixel / shape.q % shape.p, n = pixel / shape.q / shape.p;
   const int32_t h = p * shape.stride_h - shape.pad_h, w = q * shape.stride_w - shape.pad_w;
-  int32_t depth = 0;
-  for (int32_t r = 0; r < shape.r; ++r)
-    for (int32_t s = 0; s < shape.s; ++s)
-      for (int32_t c = 0; c < shape.c; c += kConvSm90Depth, depth += kConvSm90Depth) {
-        const uint32_t stage = ring + at.stage * Config::kStageBytes;
-        ptx::mbarrier_wait_parity(barriers.empty(at.stage), at.parity ^ 1);
-        ptx::mbarrier_arrive_expect_tx(barriers.full(at.stage), Config::kStageBytes);
-        ptx::tma_load_im2col_4d(stage, x, barriers.full(at.stage), c, w, h, n, static_cast<uint16_t>(s * shape.dil_w),
-                                static_cast<uint16_t>(r * shape.dil_h));
-        ptx::tma_load_2d(stage + Config::kPixelBytes, weight, barriers.full(at.stage), depth, channel);
-        at.next();
-      }
+  const int32_t a_tap = shape.c / kConvSm90Depth, tap = steps.first / a_tap;
+  int32_t r = tap / shape.s, s = tap % shape.s, c = steps.first % a_tap * kConvSm90Depth;
+  int32_t depth = steps.first * kConvSm90Depth;
+  for (int32_t i = 0; i < steps.count; ++i, depth += kConvSm90Depth) {
+    const uint32_t stage = ring + at.stage * Config::kStageBytes;
+    ptx::mbarrier_wait_parity(barriers.empty(at.stage), at.parity ^ 1);
+    ptx::mbarrier_arrive_expect_tx(barriers.full(at.stage), Config::kStageBytes);
+    ptx::tma_load_im2col_4d(stage, x, barriers.full(at.stage), c, w, h, n, static_cast<uint16_t>(s * shape.dil_w),
+                            static_cast<uint16_t>(r * shape.dil_h));
+    ptx::tma_load_2d(stage + Config::kPixelBytes, weight, barriers.full(at.stage), depth, channel);
+    at.next();
+    c += kConvSm90Depth;
+    if (c < shape.c) continue;
+    c = 0;
+    if (++s == shape.s) s = 0, ++r;
+  }
 }
 
 template <typename Config>
 __device__ __forceinline__ void produce(const ConvFwdParams& p, const ConvSm90Maps& maps, uint32_t smem,
                                         const ConvSm90Barriers<Config>& barriers) {
   RingCursor<Config::kStages> at;
-  for (TileWalk<Config> walk(p.main.shape); walk.more(); walk.next()) {
+  for (WorkWalk<Config> walk(p); walk.more(); walk.next()) {
     if constexpr (Config::kProjects)
       load_operands<Config>(p.projection.shape, maps.projection_x, maps.projection_weight, walk.pixel(), walk.channel(),
-                            smem, barriers, at);
-    load_operands<Config>(p.main.shape, maps.x, maps.weight, walk.pixel(), walk.channel(), smem, barriers, at);
+                            walk.side, smem, barriers, at);
+    load_operands<Config>(p.main.shape, maps.x, maps.weight, walk.pixel(), walk.channel(), walk.main, smem, barriers,
+                          at);
   }
 }
+
+// A consumer's part of a whole tile, on its way through shared memory.
+template <typename Config>
+struct OutputPart {
+  int32_t pixel, channel;
+  uint32_t memory, open, staged;
+
+  __device__ __forceinline__ OutputPart(const WorkWalk<Config>& walk, int consumer, uint32_t smem,
+                                        const ConvSm90Barriers<Config>& barriers)
+      : pixel(walk.pixel() + consumer * Config::kPixelStride),
+        channel(walk.channel() + consumer * Config::kChannelStride),
+        memory(smem + Config::kOut + consumer * Config::kOutBytes),
+        open(barriers.open(consumer)),
+        staged(barriers.staged(consumer)) {}
+
+  // The consumer may write, once the residual is there if there is one.
+  __device__ __forceinline__ void begin(const ConvFwdParams& p, const TensorMap& residual) const {
+    if (!Config::kProjects && p.residual) {
+      ptx::mbarrier_arrive_expect_tx(open, Config::kOutBytes);
+      ptx::tma_load_2d(memory, residual, open, channel, pixel);
+    } else {
+      ptx::mbarrier_arrive(open);
+    }
+  }
+
+  __device__ __forceinline__ void store(const TensorMap& out, uint32_t parity) const {
+    ptx::mbarrier_wait_parity(staged, parity);
+    ptx::tma_store_2d(out, memory, channel, pixel);
+    ptx::bulk_commit_group();
+  }
+};
 
 // One thread: brings each tile's residual while the tile is multiplied, and stores what the consumers hand over.
 template <typename Config>
 __device__ __forceinline__ void store(const ConvFwdParams& p, const ConvSm90Maps& maps, uint32_t smem,
                                       const ConvSm90Barriers<Config>& barriers) {
   uint32_t parity = 0;
-  for (TileWalk<Config> walk(p.main.shape); walk.more(); walk.next(), parity ^= 1) {
-    for (int i = 0; i < kConvSm90Consumers; ++i) {
-      const int32_t pixel = walk.pixel() + (Config::kSharesPixels ? 0 : i * Config::kColumns);
-      const int32_t channel = walk.channel() + (Config::kSharesPixels ? i * 64 : 0);
-      const uint32_t out = smem + Config::kOut + i * Config::kOutBytes;
-      if (!Config::kProjects && p.residual) {
-        ptx::mbarrier_arrive_expect_tx(barriers.open(i), Config::kOutBytes);
-        ptx::tma_load_2d(out, maps.residual, barriers.open(i), channel, pixel);
-      } else {
-        ptx::mbarrier_arrive(barriers.open(i));
-      }
-    }
-    for (int i = 0; i < kConvSm90Consumers; ++i) {
-      const int32_t pixel = walk.pixel() + (Config::kSharesPixels ? 0 : i * Config::kColumns);
-      const int32_t channel = walk.channel() + (Config::kSharesPixels ? i * 64 : 0);
-      ptx::mbarrier_wait_parity(barriers.staged(i), parity);
-      ptx::tma_store_2d(maps.out, smem + Config::kOut + i * Config::kOutBytes, channel, pixel);
-      ptx::bulk_commit_group();
-    }
+  for (WorkWalk<Config> walk(p); walk.finishes(); walk.next(), parity ^= 1) {
+    for (int i = 0; i < kConvSm90Consumers; ++i) OutputPart<Config>(walk, i, smem, barriers).begin(p, maps.residual);
+    for (int i = 0; i < kConvSm90Consumers; ++i) OutputPart<Config>(walk, i, smem, barriers).store(maps.out, parity);
     ptx::bulk_wait_group_read<0>();  // the next residual may land where these lay
+  }
+  ptx::bulk_wait_group<0>();
+}
+
+// The same where consumers take turns: the next tile's residual comes before this one's output goes.
+template <typename Config>
+__device__ __forceinline__ void store_in_turns(const ConvFwdParams& p, const ConvSm90Maps& maps, uint32_t smem,
+                                               const ConvSm90Barriers<Config>& barriers) {
+  WorkWalk<Config> ahead(p);
+  if (ahead.finishes()) OutputPart<Config>(ahead, 0, smem, barriers).begin(p, maps.residual);
+  uint32_t piece = 0;
+  for (WorkWalk<Config> walk(p); walk.finishes(); walk.next(), ++piece) {
+    ahead.next();
+    ptx::bulk_wait_group_read<0>();  // the output before this one has left the memory of the next
+    if (ahead.finishes()) OutputPart<Config>(ahead, (piece + 1) % 2, smem, barriers).begin(p, maps.residual);
+    OutputPart<Config>(walk, piece % 2, smem, barriers).store(maps.out, piece / 2 & 1);
   }
   ptx::bulk_wait_group<0>();
 }
@@ -108,14 +125,14 @@ __device__ __forceinline__ void store(const ConvFwdParams& p, const ConvSm90Maps
 // with zeros, and zeros it stays.
 template <typename Config>
 __device__ __forceinline__ void prepare_steps(const ConvShape& shape, const ChannelTable& table, int32_t pixel,
-                                              uint32_t ring, const ConvSm90Barriers<Config>& barriers,
+                                              StepRange steps, uint32_t ring, const ConvSm90Barriers<Config>& barriers,
                                               RingCursor<Config::kStages>& at) {
   constexpr int kPer = kChunkBytes / kSizeOf<Config::kDtype>, kRows = 128 / kRowChunks;
   using Data = Chunk<Config::kDtype, kPer>;
   const int32_t thread = threadIdx.x % 128, column = thread % kRowChunks, row = thread / kRowChunks;
   const PixelRows<Config::kPixels / kRows> pixels(shape, pixel + row, kRows);
-  TapCursor tap(shape, kPer, column);
-  for (int32_t step = conv_sm90_steps(shape); step > 0; --step) {
+  TapCursor tap(shape, kPer, steps.first * kRowChunks + column);
+  for (int32_t left = steps.count; left > 0; --left) {
     ptx::mbarrier_wait_parity(barriers.full(at.stage), at.parity);
     const ChannelRegisters<kPer> bn(table, tap.chunk * kPer);
 #pragma unroll
@@ -141,13 +158,13 @@ template <typename Config>
 __device__ __forceinline__ void prepare(const ConvFwdParams& p, const ChannelTable& table, uint32_t ring,
                                         const ConvSm90Barriers<Config>& barriers) {
   RingCursor<Config::kStages> at;
-  for (TileWalk<Config> walk(p.main.shape); walk.more(); walk.next()) {
+  for (WorkWalk<Config> walk(p); walk.more(); walk.next()) {
     if constexpr (Config::kMode == ConvFwdMode::kPrologue) {
-      prepare_steps<Config>(p.main.shape, table, walk.pixel(), ring, barriers, at);
+      prepare_steps<Config>(p.main.shape, table, walk.pixel(), walk.main, ring, barriers, at);
     } else {
-      prepare_steps<Config>(p.projection.shape, table, walk.pixel(), ring, barriers, at);
+      prepare_steps<Config>(p.projection.shape, table, walk.pixel(), walk.side, ring, barriers, at);
       // These need nothing but to be passed on, so that both barriers of a stage keep the same phase.
-      for (int32_t step = conv_sm90_steps(p.main.shape); step > 0; --step) {
+      for (int32_t left = walk.main.count; left > 0; --left) {
         ptx::mbarrier_wait_parity(barriers.full(at.stage), at.parity);
         ptx::mbarrier_arrive(barriers.ready(at.stage));
         at.next();
@@ -160,8 +177,8 @@ __device__ __forceinline__ void prepare(const ConvFwdParams& p, const ChannelTab
 template <typename Config>
 __device__ __forceinline__ void multiply(typename Config::Sum& sum, int32_t steps, uint32_t ring, uint32_t consumer,
                                          const ConvSm90Barriers<Config>& barriers, RingCursor<Config::kStages>& at) {
-  const uint32_t weights = Config::kPixelBytes + (Config::kSharesPixels ? consumer * 64 * kRowBytes : 0);
-  const uint32_t pixels = Config::kSharesPixels ? 0 : consumer * Config::kColumns * kRowBytes;
+  const uint32_t weights = Config::kPixelBytes + consumer * Config::kChannelStride * kRowBytes;
+  const uint32_t pixels = consumer * Config::kPixelStride * kRowBytes;
   const bool speaks = threadIdx.x % 32 == 0;  // each warp for itself: a wait covers its own products only
   int last = 0;
   for (int32_t step = 0; step < steps; ++step) {
@@ -179,8 +196,36 @@ __device__ __forceinline__ void multiply(typename Config::Sum& sum, int32_t step
     last = at.stage;
     at.next();
   }
+  // The other's products queue up behind these.
+  if (Config::kTakesTurns && speaks) ptx::mbarrier_arrive(barriers.turn(1 - consumer));
   ptx::wgmma_wait_group<0>();
   if (speaks) ptx::mbarrier_arrive(barriers.empty(last));
+}
+
+// Past the other's stages.
+template <int kStages>
+__device__ __forceinline__ void skip(RingCursor<kStages>& at, int32_t steps) {
+  at.stage += steps;
+  at.parity ^= at.stage / kStages & 1;
+  at.stage %= kStages;
+}
+
+// A share's piece: raw sums, as the threads hold them. The threads of conv_sm90_finish read them in the same places, so
+// that a warp moves 512 adjacent bytes each way and nothing is turned. Pixels and channels past the end are left out.
+template <typename Config>
+__device__ __forceinline__ void store_partial(const typename Config::Sum& sum, const ConvFwdParams& p, int32_t partial,
+                                              uint32_t consumer, int32_t pixel, int32_t channel) {
+  const int32_t pixels = p.main.shape.n * p.main.shape.p * p.main.shape.q;
+  if (channel >= p.main.shape.k) return;
+  const uint32_t part = Config::kTakesTurns ? 0 : consumer * (Config::kColumns * 64);
+  float* out =
+      p.partials + static_cast<int64_t>(partial) * (Config::kPixels * Config::kChannels) + part + threadIdx.x % 128 * 4;
+#pragma unroll
+  for (int j = 0; j < Config::kColumns / 8; ++j) {
+    if (pixel + j / 2 * kConvSm90FinishPixels >= pixels) break;
+    const float four[4] = {sum[j * 4], sum[j * 4 + 1], sum[j * 4 + 2], sum[j * 4 + 3]};
+    Chunk<Dtype::kFloat32, 4>::store(reinterpret_cast<char*>(out + j * (128 * 4)), four);
+  }
 }
 
 template <typename Config>
@@ -189,17 +234,37 @@ __device__ __forceinline__ void consume(const ConvFwdParams& p, uint32_t smem, u
   const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
   const uint32_t out = smem + Config::kOut + consumer * Config::kOutBytes;
   RingCursor<Config::kStages> at;
-  uint32_t parity = 0;
+  using Affine = RowAffine<Config::kDtype>;
+  const int32_t none = p.main.shape.k;
+  Affine bn(p.main.bn, none, none), projection_bn = bn;
+  int32_t known = none;
   typename Config::Sum sum, projected;
-  for (TileWalk<Config> walk(p.main.shape); walk.more(); walk.next(), parity ^= 1) {
-    const int32_t channel = walk.channel() + (Config::kSharesPixels ? consumer * 64 : 0) + warp * 16 + lane / 4;
-    const RowAffine<Config::kDtype> bn(p.main.bn, channel, p.main.shape.k);
-    const RowAffine<Config::kDtype> projection_bn =
-        Config::kProjects ? RowAffine<Config::kDtype>(p.projection.bn, channel, p.main.shape.k) : bn;
+  uint32_t piece = 0;
+  for (WorkWalk<Config> walk(p); walk.more(); walk.next(), ++piece) {
+    if constexpr (Config::kTakesTurns) {
+      if (piece % 2 != consumer) {
+        skip(at, walk.steps());
+        continue;
+      }
+      // Without it a stage's barrier may be two phases behind, which looks like none.
+      if (piece > 0) ptx::mbarrier_wait_parity(barriers.turn(consumer), (piece - 1) / 2 & 1);
+    }
+    const int32_t pixel = walk.pixel() + consumer * Config::kPixelStride;
+    const int32_t channel = walk.channel() + consumer * Config::kChannelStride + warp * 16;
+    const bool finishes = walk.finishes();
+    if (finishes && channel != known) {  // the tiles of a block mostly have the same channels
+      known = channel;
+      bn = Affine(p.main.bn, channel + lane / 4, p.main.shape.k);
+      if constexpr (Config::kProjects) projection_bn = Affine(p.projection.bn, channel + lane / 4, p.main.shape.k);
+    }
     if constexpr (Config::kProjects)
-      multiply<Config>(projected, conv_sm90_steps(p.projection.shape), smem, consumer, barriers, at);
-    multiply<Config>(sum, conv_sm90_steps(p.main.shape), smem, consumer, barriers, at);
-    ptx::mbarrier_wait_parity(barriers.open(consumer), parity);
+      if (finishes) multiply<Config>(projected, walk.side.count, smem, consumer, barriers, at);
+    multiply<Config>(sum, finishes ? walk.main.count : walk.steps(), smem, consumer, barriers, at);
+    if (!finishes) {
+      store_partial<Config>(sum, p, walk.partial, consumer, pixel, channel);
+      continue;
+    }
+    ptx::mbarrier_wait_parity(barriers.open(consumer), (Config::kTakesTurns ? piece / 2 : piece) & 1);
     finish<Config>(sum, &projected, bn, projection_bn, p.residual != nullptr, p.relu, out);
     ptx::fence_proxy_async();  // TMA reads by another way than stmatrix wrote
     ptx::bar_warp_sync(~0u);

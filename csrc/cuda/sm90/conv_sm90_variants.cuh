@@ -55,7 +55,8 @@ void launch_conv_sm90_variant(const ConvFwdParams& p, const Queue& queue) {
   maps.out = map_of_rows(p.out, kDtype, pixels, shape.k, Config::kColumns);
   if (p.residual) maps.residual = map_of_rows(p.residual, kDtype, pixels, shape.k, Config::kColumns);
   const int64_t tiles = conv_sm90_tiles(Config::kTile, shape);
-  const auto grid = static_cast<unsigned>(std::min<int64_t>(tiles, queue.sm_count));  // one block fills an SM
+  const int64_t items = p.shares ? int64_t{p.whole} + p.shares : tiles;
+  const auto grid = static_cast<unsigned>(std::min<int64_t>(items, queue.sm_count));  // one block fills an SM
   const int32_t smem = conv_sm90_smem(Config::kTile, Config::kMode, prepared.c);
   LAUNCH_DEPENDENT(conv_sm90_kernel<Config>, dim3(grid), dim3(Config::kThreads), smem, queue, p, maps);
 }

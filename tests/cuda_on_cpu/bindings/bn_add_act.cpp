@@ -42,7 +42,7 @@ py::dict run(const std::vector<BufferArg>& buffers, const py::dict& params, int 
 py::tuple select(const py::dict& params) { return tuple_of(select_bn_add_act(params_of(params))); }
 
 py::dict walk(const py::dict& params, int vector, int sm_count) {
-  const BnAddActWalk w = walk_bn_add_act(params_of(params), vector, sm_count);
+  const BnWalk w = walk_bn_add_act(params_of(params), vector, sm_count);
   return py::dict(py::arg("all_lanes") = w.all_lanes, py::arg("items") = w.items, py::arg("lanes") = w.lanes,
                   py::arg("slots") = w.slots, py::arg("groups") = w.groups, py::arg("splits") = w.splits,
                   py::arg("block") = w.block(), py::arg("grid") = w.grid());

@@ -47,7 +47,9 @@ ConvFwdParams params_of(const py::dict& d) {
   p.residual = pointer_of<const void>(d, "residual");
   p.out = pointer_of<void>(d, "out");
   p.partials = pointer_of<float>(d, "partials");
+  p.statistics = pointer_of<float>(d, "statistics");
   p.splits = d["splits"].cast<int32_t>();
+  if (d.contains("shares")) p.whole = d["whole"].cast<int32_t>(), p.shares = d["shares"].cast<int32_t>();
   p.relu = d["relu"].cast<bool>();
   return p;
 }

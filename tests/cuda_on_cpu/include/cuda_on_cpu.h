@@ -49,9 +49,11 @@ __attribute__((const)) dim3 block_size();
 __attribute__((const)) dim3 grid_size();
 __attribute__((const)) unsigned char* shared_memory();
 
-// How LAUNCH was written: the kernel's name, and whether its blocks may start before the launch ahead of it has ended.
+// How LAUNCH was written: the kernel's name, how many blocks that are neighbours along x run together, and whether
+// blocks may start before the launch ahead has ended.
 struct How {
   const char* kernel;
+  unsigned cluster;
   bool dependent;
 };
 

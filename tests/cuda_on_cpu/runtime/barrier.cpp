@@ -45,7 +45,7 @@ class Barriers : public Module {
       report("barrier of the block reached in two places at once", {place, b.place, true}, "barrier ", id);
     }
     ++b.arrived;
-    block.clocks.release(me.id, b.past);
+    block.clocks.release(me.agent, b.past);
     if (wait) b.waiting.push_back(&me);
     if (b.arrived == (expected == kAll ? block.live() : expected)) {
       complete(block, b);
@@ -64,7 +64,7 @@ class Barriers : public Module {
 
   static void complete(Block& block, Barrier& b) {
     for (Thread* t : b.waiting) {
-      block.clocks.acquire(t->id, b.past);
+      block.clocks.acquire(t->agent, b.past);
       block.wake(*t);
     }
     clear(b);

@@ -16,14 +16,15 @@ void Past::clear() {
   async.clear();
 }
 
-void Clocks::reset(size_t threads) {
+void Clocks::reset(size_t threads, size_t blocks) {
   agents_ = threads;
   if (uses_async_) async_.assign(stride_, 0);
   uses_async_ = false;
-  if (!touched_ && threads == threads_) return;
+  if (!touched_ && threads == threads_ && blocks == blocks_) return;
   touched_ = false;
   threads_ = threads;
-  stride_ = threads + kMostExtraAgents;
+  blocks_ = blocks;
+  stride_ = threads + blocks * kMostExtraAgents;
   generic_.assign(stride_ * stride_, 0);
   async_.assign(stride_, 0);
   for (size_t t = 0; t < threads; ++t) generic_[t * stride_ + t] = 1;

@@ -1,6 +1,6 @@
 // Vector clocks: which of the things that other agents did come before what an agent does now.
 //
-// An agent is a thread of the block, or something else that writes or reads shared memory on its own, such as a TMA
+// An agent is a thread of the cluster, or something else that writes or reads shared memory on its own, such as a TMA
 // copy. Its own time advances by a step whenever it releases, that is lets others know of its past. Since a hazard is
 // a missing order, and not a bad moment, it is found whatever the order in which fibers ran.
 #pragma once
@@ -31,7 +31,7 @@ struct Past {
 // fence.proxy.async. It stays zero, and costs nothing, until the block's first use_async_proxy().
 class Clocks {
  public:
-  void reset(size_t threads);
+  void reset(size_t threads, size_t blocks);
   Agent add_agent();  // its row is zero: what acts on its behalf says with whose past
 
   size_t agents() const { return agents_; }
@@ -50,7 +50,7 @@ class Clocks {
  private:
   Step* row(std::vector<Step>& table, Agent a) { return &table[a * stride_]; }
 
-  size_t agents_ = 0, threads_ = 0, stride_ = 0;
+  size_t agents_ = 0, threads_ = 0, stride_ = 0, blocks_ = 0;
   bool uses_async_ = false;
   bool touched_ = false;               // since the reset, so that the next one has something to do
   std::vector<Step> generic_, async_;  // async_ is one row of zeros until it is used

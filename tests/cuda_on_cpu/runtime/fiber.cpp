@@ -97,7 +97,7 @@ void Stacks::open(unsigned worker, unsigned threads) {
     begin_ = reinterpret_cast<char*>(aligned);
   }
   if (threads <= opened_[worker]) return;
-  char* first = begin_ + static_cast<size_t>(worker) * kMostThreads * kStackBytes;
+  char* first = begin_ + static_cast<size_t>(worker) * kWorkerThreads * kStackBytes;
   if (mprotect(first, threads * kStackBytes, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
   opened_[worker] = threads;
 }
@@ -105,7 +105,7 @@ void Stacks::open(unsigned worker, unsigned threads) {
 void* Stacks::start(unsigned worker, unsigned thread, void (*entry)()) const {
   // Equal offsets in all slots would compete for the same few lines of the caches: each stack starts elsewhere.
   const size_t shift = thread * 17 % 256 * 64;
-  char* slot = begin_ + (static_cast<size_t>(worker) * kMostThreads + thread) * kStackBytes;
+  char* slot = begin_ + (static_cast<size_t>(worker) * kWorkerThreads + thread) * kStackBytes;
   auto top = reinterpret_cast<uintptr_t*>(slot + kStackBytes - shift) - kTopWords;
   *top = 0;  // where entry would return to
   uintptr_t* saved = top - kSavedWords;

@@ -10,10 +10,11 @@ namespace cuda_on_cpu {
 
 // A power of two to which stacks are aligned, so that an address tells whose stack it is on.
 constexpr size_t kStackBytes = 256 << 10;
-constexpr unsigned kMostThreads = 1024;  // of a block
-constexpr unsigned kMostWorkers = 16;    // blocks that run at once, each on an OS thread of its own
+constexpr unsigned kMostThreads = 1024;    // of a block
+constexpr unsigned kWorkerThreads = 2048;  // of the blocks of a cluster
+constexpr unsigned kMostWorkers = 16;      // clusters that run at once, each on an OS thread of its own
 
-// All stacks, in one piece of address space: `kMostThreads` slots for each worker.
+// All stacks, in one piece of address space: `kWorkerThreads` slots for each worker.
 class Stacks {
  public:
   // Makes a worker's first `threads` stacks usable. No page between them is closed: a process may have 65530 mappings,
@@ -28,7 +29,7 @@ class Stacks {
     const size_t offset = reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(begin_);
     return offset / kStackBytes;
   }
-  static constexpr size_t kSlots = static_cast<size_t>(kMostWorkers) * kMostThreads;
+  static constexpr size_t kSlots = static_cast<size_t>(kMostWorkers) * kWorkerThreads;
 
  private:
   char* begin_ = nullptr;

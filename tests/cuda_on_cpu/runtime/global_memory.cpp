@@ -17,7 +17,7 @@ constexpr uint64_t kStepMask = (1u << kReadOnlyShift) - 1;
 
 uint64_t access_of(const Thread& t, Load kind) {
   const Block& b = *t.block;
-  const uint64_t step = std::min<uint64_t>(b.clocks.now(t.id), kStepMask);
+  const uint64_t step = std::min<uint64_t>(b.clocks.now(t.agent), kStepMask);
   return static_cast<uint64_t>(b.launch().number) << kLaunchShift | b.number() << kBlockShift |
          static_cast<uint64_t>(t.id) << kThreadShift |
          static_cast<uint64_t>(kind == Load::kReadOnly) << kReadOnlyShift | step;
@@ -34,7 +34,8 @@ bool same_thread(uint64_t a, uint64_t b) { return a >> kThreadShift == b >> kThr
 bool ordered(uint64_t earlier, const Thread& thread) {
   const Block& b = *thread.block;
   if (!earlier || launch_of(earlier) != b.launch().number) return true;
-  return block_of(earlier) == b.number() && (earlier & kStepMask) <= b.clocks.generic(thread.id)[thread_of(earlier)];
+  const size_t agent = thread.agent - thread.id + thread_of(earlier);
+  return block_of(earlier) == b.number() && (earlier & kStepMask) <= b.clocks.generic(thread.agent)[agent];
 }
 
 std::string who(uint64_t access) {

@@ -1,6 +1,6 @@
 #include "runtime/mbarrier.h"
 
-#include "runtime/instructions_sm90.h"
+#include "runtime/instructions_cluster.h"
 #include "runtime/report.h"
 #include "runtime/shared_memory.h"
 #include "runtime/thread.h"
@@ -74,7 +74,7 @@ void Mbarriers::arrive(Thread& thread, uint32_t address, uint32_t expected_bytes
   b->bytes += expected_bytes;
   if (b->bytes > kMostCount) report("mbarrier: bad count", {place}, b->bytes, " bytes expected");
   --b->pending;
-  block_->clocks.release(thread.id, b->arrived);
+  block_->clocks.release(thread.agent, b->arrived);
   end_phase_if_due(*b, place);
 }
 
@@ -82,7 +82,7 @@ void Mbarriers::wait(Thread& thread, uint32_t address, uint32_t parity, Place pl
   Barrier* b = find(thread, address, place);
   if (!b) return;
   if ((b->phase & 1) != (parity & 1)) {
-    block_->clocks.acquire(thread.id, b->passed);
+    block_->clocks.acquire(thread.agent, b->passed);
     return;
   }
   b->waiting.push_back(thread.id);
@@ -102,7 +102,7 @@ void Mbarriers::end_phase_if_due(Barrier& b, Place place) {
   ++b.phase;
   b.pending = b.count;
   for (const Agent id : b.waiting) {
-    block_->clocks.acquire(id, b.passed);
+    block_->clocks.acquire(block_->thread(id).agent, b.passed);
     block_->wake(block_->thread(id));
   }
   b.waiting.clear();
@@ -122,11 +122,12 @@ bool Mbarriers::bind(Thread& thread, uint32_t address, Place place) {
   return true;
 }
 
-void Mbarriers::land(uint32_t address, uint32_t destination, size_t bytes) {
+Agent Mbarriers::land(uint32_t address, uint32_t destination, size_t bytes) {
   const auto agent = static_cast<Agent>(barriers_[address].agent);
   const Clocks& clocks = block_->clocks;
   const Actor actor{agent, clocks.now(agent), clocks.generic(agent), clocks.async(agent)};
   block_->shared.land(destination, bytes, actor, Proxy::kAsync);
+  return agent;
 }
 
 void Mbarriers::complete(uint32_t address, size_t bytes, Place place) {
@@ -169,6 +170,16 @@ void mbarrier_arrive(uint32_t address, uint32_t expected_bytes) {
   me.block->yield();
 }
 
+void mbarrier_arrive_cluster(uint32_t address) {
+  const Place place = CUDA_ON_CPU_CALLER;
+  Thread& me = this_thread();
+  const ClusterAddress at = cluster_address(me, address, place);
+  if (!at.block) return;
+  if (at.block != me.block) at.block->remote.note(*at.block, me.agent, place);
+  if (at.block->live()) at.block->module<Mbarriers>().arrive(me, at.address, 0, place);
+  me.block->yield();
+}
+
 void mbarrier_wait_parity(uint32_t address, uint32_t parity) {
   Thread& me = this_thread();
   of(me).wait(me, address, parity, CUDA_ON_CPU_CALLER);
@@ -177,7 +188,7 @@ void mbarrier_wait_parity(uint32_t address, uint32_t parity) {
 
 void fence_proxy_async() {
   Thread& me = this_thread();
-  me.block->clocks.fence_proxy(me.id);
+  me.block->clocks.fence_proxy(me.agent);
   of(me).fence_inits(me);
 }
 

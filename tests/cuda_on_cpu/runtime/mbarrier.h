@@ -22,7 +22,7 @@ class Mbarriers : public Module {
   // For TMA. bind() is what the instruction checks of its barrier; false if there is none. Later land() marks bytes of
   // shared memory as written in the barrier's current phase, and complete() counts them.
   bool bind(Thread& thread, uint32_t address, Place place);
-  void land(uint32_t address, uint32_t destination, size_t bytes);
+  Agent land(uint32_t address, uint32_t destination, size_t bytes);  // who wrote them
   void complete(uint32_t address, size_t bytes, Place place);
 
  private:

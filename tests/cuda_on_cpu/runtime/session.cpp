@@ -15,20 +15,21 @@ namespace {
 
 constexpr uint64_t kMostBlocks = 1 << 24;
 constexpr uint32_t kMostLaunches = 255;
+constexpr unsigned kMostClusterBlocks = 8;  // that every GPU with clusters has
 
 Options options;
 uint32_t launches = 0;
 Counters counters;
 std::vector<std::string> launched;
 bool given_up = false;
-std::unique_ptr<Block> workers[kMostWorkers];
+std::unique_ptr<Cluster> workers[kMostWorkers];
 
-unsigned worker_count(uint64_t blocks) {
+unsigned worker_count(uint64_t clusters) {
   const unsigned wanted = options.workers ? options.workers : std::max(1u, std::thread::hardware_concurrency());
-  return static_cast<unsigned>(std::min<uint64_t>({wanted, blocks, kMostWorkers}));
+  return static_cast<unsigned>(std::min<uint64_t>({wanted, clusters, kMostWorkers}));
 }
 
-std::vector<uint32_t> order_of_blocks(uint64_t count) {
+std::vector<uint32_t> order_of_clusters(uint64_t count) {
   std::vector<uint32_t> order(count);
   std::iota(order.begin(), order.end(), 0);
   if (options.schedule == Schedule::kRotate) std::reverse(order.begin(), order.end());
@@ -50,6 +51,10 @@ bool can_launch(const Launch& launch) {
   if (threads == 0 || threads > kMostThreads) report("invalid launch", {}, threads, " threads a block");
   if (launch.shared_bytes > kMostSharedBytes)
     report("invalid launch", {}, launch.shared_bytes, " bytes of shared memory a block");
+  if (launch.cluster < 1 || launch.cluster > kMostClusterBlocks || launch.grid.x % launch.cluster)
+    report("invalid launch", {}, "clusters of ", launch.cluster, " blocks in a grid ", launch.grid.x, " wide");
+  if (launch.cluster * threads > kWorkerThreads)
+    report("invalid launch", {}, "clusters of ", launch.cluster * threads, " threads are more than the emulator takes");
   if (launch.number > kMostLaunches) report("invalid launch", {}, "too many launches for one session of the emulator");
   return findings.size() == before;
 }
@@ -91,23 +96,23 @@ Report end() {
 
 void run_grid(const How& how, dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*), void* closure) {
   launched.emplace_back(how.kernel);
-  const Launch launch{grid,   block,   shared_bytes, how.kernel,       how.dependent,
-                      kernel, closure, ++launches,   options.schedule, options.seed};
+  const Launch launch{grid,   block,   how.cluster, shared_bytes,     how.kernel,  how.dependent,
+                      kernel, closure, ++launches,  options.schedule, options.seed};
   if (given_up) return;
   if (!can_launch(launch)) {
     given_up = true;
     return;
   }
-  const std::vector<uint32_t> order = order_of_blocks(static_cast<uint64_t>(grid.x) * grid.y * grid.z);
+  const std::vector<uint32_t> order = order_of_clusters(static_cast<uint64_t>(grid.x) * grid.y * grid.z / how.cluster);
   const unsigned count = worker_count(order.size());
   std::atomic<size_t> next{0};
   const auto work = [&](unsigned worker) {
-    Block& runner = *workers[worker];
+    Cluster& runner = *workers[worker];
     for (size_t i; !launch.given_up && (i = next++) < order.size();) runner.run(launch, order[i]);
   };
   for (unsigned i = 0; i < count; ++i) {
-    if (!workers[i]) workers[i] = std::make_unique<Block>(i);
-    stacks.open(i, block.x * block.y * block.z);
+    if (!workers[i]) workers[i] = std::make_unique<Cluster>(i);
+    stacks.open(i, block.x * block.y * block.z * how.cluster);
     workers[i]->counters = {};
   }
   std::vector<std::thread> threads;

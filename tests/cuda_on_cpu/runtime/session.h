@@ -45,7 +45,7 @@ struct Counters {
 struct Options {
   Schedule schedule = Schedule::kStay;
   uint32_t seed = 1;
-  unsigned workers = 0;  // blocks that run at once; 0: one a core
+  unsigned workers = 0;  // clusters that run at once; 0: one a core
 };
 
 struct Report {
@@ -63,6 +63,7 @@ Report end();
 // One launch of a session.
 struct Launch {
   dim3 grid, block;
+  unsigned cluster;  // blocks that are neighbours along x
   size_t shared_bytes;
   const char* name;
   bool dependent;         // may start before the launch ahead of it has ended

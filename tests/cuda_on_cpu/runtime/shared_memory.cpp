@@ -27,7 +27,7 @@ constexpr size_t round_up(size_t value, size_t unit) { return (value + unit - 1)
 
 Actor actor_of(Thread& thread) {
   const Clocks& clocks = thread.block->clocks;
-  return {thread.id, clocks.now(thread.id), clocks.generic(thread.id), clocks.async(thread.id)};
+  return {thread.agent, clocks.now(thread.agent), clocks.generic(thread.agent), clocks.async(thread.agent)};
 }
 
 SharedMemory::SharedMemory()
@@ -40,9 +40,10 @@ SharedMemory::~SharedMemory() {
   munmap(parts_, kMostSharedBytes / kPartBytes * sizeof(Cell));
 }
 
-void SharedMemory::reset(size_t bytes, Clocks& clocks) {
+void SharedMemory::reset(size_t bytes, Clocks& clocks, unsigned threads) {
   bytes_ = bytes;
   clocks_ = &clocks;
+  threads_ = threads;
   std::memset(begin_, kPoison, bytes);
   cells_.resize(round_up(bytes, kCellBytes) / kCellBytes);
   std::memset(static_cast<void*>(cells_.data()), 0, cells_.size() * sizeof(Cell));
@@ -292,7 +293,10 @@ bool SharedMemory::ordered(uint32_t address, const Actor& actor) {
 
 std::string SharedMemory::agent_name(Agent agent) const {
   const size_t threads = clocks_->threads();
-  if (agent < threads) return "thread " + std::to_string(agent);
+  if (agent < threads) {
+    const std::string of = threads > threads_ ? " of rank " + std::to_string(agent / threads_) : "";
+    return "thread " + std::to_string(agent % threads_) + of;
+  }
   return "asynchronous agent " + std::to_string(agent - threads);
 }
 

@@ -34,8 +34,8 @@ class SharedMemory {
   ~SharedMemory();
   SharedMemory(const SharedMemory&) = delete;
 
-  // `bytes` of fresh memory, all of it poisoned and never written.
-  void reset(size_t bytes, Clocks& clocks);
+  // `bytes` of fresh memory, all of it poisoned and never written, of a block of so many threads.
+  void reset(size_t bytes, Clocks& clocks, unsigned threads);
 
   size_t bytes() const { return bytes_; }
   unsigned char* begin() { return begin_; }
@@ -119,6 +119,7 @@ class SharedMemory {
   unsigned char* begin_;
   size_t bytes_ = 0;
   Clocks* clocks_ = nullptr;
+  unsigned threads_ = 0;
   std::vector<Cell> cells_;
   Cell* parts_;  // kParts for each cell, set when it is split
   std::vector<Crowd> crowds_;

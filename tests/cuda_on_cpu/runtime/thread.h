@@ -1,4 +1,4 @@
-// One CUDA thread of the block that runs.
+// One CUDA thread of a block that runs.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -12,6 +12,7 @@
 namespace cuda_on_cpu {
 
 class Block;
+class Cluster;
 struct Warp;
 
 // What a thread waits for, as a deadlock's report says it: "<what> <number>".
@@ -31,8 +32,10 @@ struct Watched {
 struct Thread {
   void* stack_pointer = nullptr;
   Block* block = nullptr;
+  Cluster* cluster = nullptr;
   Warp* warp = nullptr;
-  Agent id = 0;  // within the block; also its agent
+  Agent id = 0;     // within the block
+  Agent agent = 0;  // within the cluster
   uint32_t lane = 0;
   Index index;
   bool exited = false;
@@ -47,7 +50,7 @@ extern Thread* threads_of_worker[kMostWorkers];
 // The running thread. Only on a fiber, that is in what kernels call.
 inline Thread& this_thread() {
   const size_t slot = stacks.slot(__builtin_frame_address(0));
-  return threads_of_worker[slot / kMostThreads][slot % kMostThreads];
+  return threads_of_worker[slot / kWorkerThreads][slot % kWorkerThreads];
 }
 
 // Whether this is a fiber, and not the host's code that launches kernels.

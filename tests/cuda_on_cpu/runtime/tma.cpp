@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "runtime/global_memory.h"
+#include "runtime/instructions_cluster.h"
 #include "runtime/mbarrier.h"
 #include "runtime/report.h"
 #include "runtime/shared_memory.h"
@@ -38,35 +39,54 @@ void each_piece(const MapContents& map, uint32_t box, const MapRow& row, F f) {
   }
 }
 
-void land(Block& block, const MapContents& map, const std::vector<MapRow>& rows, uint32_t destination, uint32_t barrier,
-          Place place) {
-  std::memset(block.shared.at(destination), 0, map.bytes());
-  for (const MapRow& row : rows)
-    each_piece(map, destination, row,
+// What a load brings, the same for every block that it goes to.
+struct BoxLoad {
+  MapContents map;
+  std::vector<MapRow> rows;
+  uint32_t destination, barrier;
+  Place place;
+};
+
+void land(Block& block, const BoxLoad& load, bool remote) {
+  const MapContents& map = load.map;
+  if (!block.live()) return block.remote.note(block, 0, load.place);
+  std::memset(block.shared.at(load.destination), 0, map.bytes());
+  for (const MapRow& row : load.rows)
+    each_piece(map, load.destination, row,
                [&](uint32_t to, const char* from, uint32_t bytes) { std::memcpy(block.shared.at(to), from, bytes); });
   auto& barriers = block.module<Mbarriers>();
-  barriers.land(barrier, destination, map.bytes());
-  barriers.complete(barrier, map.bytes(), place);
+  const Agent agent = barriers.land(load.barrier, load.destination, map.bytes());
+  if (remote) block.remote.note(block, agent, load.place);
+  barriers.complete(load.barrier, map.bytes(), load.place);
 }
 
+// Every block of the mask gets the box at the same address of its own shared memory, and its own barrier counts it.
 void start_load(uint32_t destination, const TensorMap& tensor_map, uint32_t barrier, const Coordinates& at, Kind kind,
-                int rank, Place place) {
+                int rank, uint32_t blocks, Place place) {
   Thread& me = this_thread();
-  Block& block = *me.block;
   const MapContents map = MapContents::of(tensor_map);
-  block.clocks.use_async_proxy();
+  me.block->clocks.use_async_proxy();
   if (!check_box("TMA load", me, map, kind, rank, destination, place)) return;
-  if (!block.module<Mbarriers>().bind(me, barrier, place)) return;
-  std::vector<MapRow> rows = rows_of(map, at);
-  for (MapRow& row : rows)
-    if (row.bytes && !global_memory.load(me, row.source, row.bytes, map.stride[0], Load::kPlain, place)) row.bytes = 0;
-  block.counters.bytes_copied += map.bytes();
-  block.shared.begin_copy(destination, map.bytes(), actor_of(me), place);
-  block.deliver_later([map, rows = std::move(rows), destination, barrier, place](Block& b) {
-    land(b, map, rows, destination, barrier, place);
-  });
-  block.yield();
+  const auto load = std::make_shared<BoxLoad>(BoxLoad{map, rows_of(map, at), destination, barrier, place});
+  for (MapRow& row : load->rows)
+    if (row.bytes && !global_memory.load(me, row.source, row.bytes, map.stride[0], Load::kPlain, place))
+      row.bytes = 0;
+  me.block->counters.bytes_copied += map.bytes();
+  for (unsigned i = 0; i < me.cluster->size(); ++i) {
+    if (!(blocks >> i & 1)) continue;
+    Block& to = me.cluster->block(i);
+    if (&to != me.block && !to.live()) {
+      to.remote.note(to, me.agent, place);
+      continue;
+    }
+    if (!to.module<Mbarriers>().bind(me, barrier, place)) continue;
+    to.shared.begin_copy(destination, map.bytes(), actor_of(me), place);
+    to.deliver_later([load, remote = &to != me.block](Block& b) { land(b, *load, remote); });
+  }
+  me.block->yield();
 }
+
+uint32_t only(const Thread& thread) { return 1u << thread.block->rank(); }
 
 }  // namespace
 
@@ -91,7 +111,7 @@ void BulkStores::store(Thread& thread, const TensorMap& tensor_map, uint32_t sou
     clocks.release(static_cast<Agent>(t.agent), before);  // steps start at 1
   }
   const auto agent = static_cast<Agent>(t.agent);
-  const Actor actor{agent, clocks.now(agent), clocks.generic(thread.id), clocks.async(thread.id)};
+  const Actor actor{agent, clocks.now(agent), clocks.generic(thread.agent), clocks.async(thread.agent)};
   block_->shared.read(source, map.bytes(), actor, place, Proxy::kAsync);
   t.stores.push_back(std::make_shared<Store>(Store{map, source, at, place, t.committed}));
   const Agent id = thread.id;
@@ -109,7 +129,7 @@ void BulkStores::wait(Thread& thread, uint32_t pending) {
   OfThread& t = threads_[thread.id];
   for (; !t.stores.empty() && t.stores.front()->group + pending < t.committed; t.stores.pop_front())
     copy(thread, *t.stores.front());
-  for (; t.groups.size() > pending; t.groups.pop_front()) block_->clocks.acquire(thread.id, t.groups.front());
+  for (; t.groups.size() > pending; t.groups.pop_front()) block_->clocks.acquire(thread.agent, t.groups.front());
 }
 
 void BulkStores::thread_exits(Thread& thread) {
@@ -136,11 +156,20 @@ void BulkStores::copy(Thread& thread, Store& s) {
 // ----------------------------------------------------------------------------------------------------
 
 void tma_load(uint32_t destination, const TensorMap& map, uint32_t barrier, const Coordinates& at, int rank) {
-  start_load(destination, map, barrier, at, Kind::kTiled, rank, CUDA_ON_CPU_CALLER);
+  start_load(destination, map, barrier, at, Kind::kTiled, rank, only(this_thread()), CUDA_ON_CPU_CALLER);
+}
+
+void tma_load_multicast(uint32_t destination, const TensorMap& map, uint32_t barrier, const Coordinates& at, int rank,
+                        uint16_t blocks) {
+  const Place place = CUDA_ON_CPU_CALLER;
+  const unsigned size = this_thread().cluster->size();
+  if (!blocks || blocks >> size)
+    report("cluster: no such block", {place}, "multicast to the mask ", blocks, " in a cluster of ", size);
+  start_load(destination, map, barrier, at, Kind::kTiled, rank, blocks, place);
 }
 
 void tma_load_im2col(uint32_t destination, const TensorMap& map, uint32_t barrier, const Coordinates& at) {
-  start_load(destination, map, barrier, at, Kind::kIm2col, 4, CUDA_ON_CPU_CALLER);
+  start_load(destination, map, barrier, at, Kind::kIm2col, 4, only(this_thread()), CUDA_ON_CPU_CALLER);
 }
 
 void tma_store(const TensorMap& map, uint32_t source, const Coordinates& at, int rank) {

@@ -61,8 +61,8 @@ void order_lanes(Warp& warp, uint32_t lanes) {
   Clocks& clocks = warp.block->clocks;
   static thread_local Past past;
   past.clear();
-  each_lane(lanes, [&](uint32_t lane) { clocks.release(warp.threads[lane].id, past); });
-  each_lane(lanes, [&](uint32_t lane) { clocks.acquire(warp.threads[lane].id, past); });
+  each_lane(lanes, [&](uint32_t lane) { clocks.release(warp.threads[lane].agent, past); });
+  each_lane(lanes, [&](uint32_t lane) { clocks.acquire(warp.threads[lane].agent, past); });
 }
 
 }  // namespace cuda_on_cpu

@@ -91,7 +91,7 @@ int col_of(int lane, int i) { return i / 4 * 8 + lane % 4 * 2 + i % 2; }
 
 void Wgmmas::reset(Block& block) {
   block_ = &block;
-  warps_.assign(block.warps().size(), {});
+  warps_.assign(block.warp_count(), {});
   issues_.assign((warps_.size() + 3) / 4, {});
 }
 
@@ -102,7 +102,8 @@ void Wgmmas::thread_exits(Thread& thread) {
 }
 
 void Wgmmas::block_ends(Block& block) {
-  for (const Warp& warp : block.warps()) {
+  for (unsigned i = 0; i < block.warp_count(); ++i) {
+    const Warp& warp = block.warps()[i];
     const std::vector<Issue>& issues = issues_[warp.number / 4];
     if (const size_t issued = of(warp).issued; issued < issues.size())
       report(kDisagree, {issues[issued].place}, "warp ", warp.number, " issued ", issued, " instructions, another one ",
@@ -200,10 +201,10 @@ void Wgmmas::note_operand_reads(Warp& warp, const Operation& op) {
     clocks.release(static_cast<Agent>(w.agent), before);  // steps start at 1
   }
   const size_t agents = clocks.agents();
-  std::vector<Step> generic(clocks.generic(warp.threads[0].id), clocks.generic(warp.threads[0].id) + agents);
-  std::vector<Step> async(clocks.async(warp.threads[0].id), clocks.async(warp.threads[0].id) + agents);
+  std::vector<Step> generic(clocks.generic(warp.threads[0].agent), clocks.generic(warp.threads[0].agent) + agents);
+  std::vector<Step> async(clocks.async(warp.threads[0].agent), clocks.async(warp.threads[0].agent) + agents);
   for (uint32_t lane = 1; lane < 32; ++lane) {
-    const Step *g = clocks.generic(warp.threads[lane].id), *a = clocks.async(warp.threads[lane].id);
+    const Step *g = clocks.generic(warp.threads[lane].agent), *a = clocks.async(warp.threads[lane].agent);
     for (size_t i = 0; i < agents; ++i) generic[i] = std::min(generic[i], g[i]), async[i] = std::min(async[i], a[i]);
   }
   const auto agent = static_cast<Agent>(w.agent);
@@ -229,7 +230,7 @@ void Wgmmas::wait(Warp& warp, uint32_t pending, Place place) {
     w.operations.pop_front();
   }
   for (; w.groups.size() > pending; w.groups.pop_front())
-    each_lane(kAllLanes, [&](uint32_t lane) { block_->clocks.acquire(warp.threads[lane].id, w.groups.front()); });
+    each_lane(kAllLanes, [&](uint32_t lane) { block_->clocks.acquire(warp.threads[lane].agent, w.groups.front()); });
   const auto free = [&](Held& h) {
     for (const Operation& op : w.operations)
       if (op.d[0] == h.d[0]) return false;

@@ -1,0 +1,206 @@
+"""PREDICTS a training step on an H200 from the layers of a network: bytes moved, multiplications, and their times.
+
+    python -m benchmarks.predict_training                 # the tables of docs/training.md
+    python -m benchmarks.predict_training --batch 128
+
+Nothing here is measured. A pass over tensors takes its bytes over the bandwidth; a convolution the longer of that and
+its multiplications over a rate; kernels follow each other without a gap. bf16 under autocast, channels_last.
+"""
+
+import argparse
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import resnet_fused
+from resnet_fused import models, reference
+
+BANDWIDTH = 4.3e12  # bytes a second, measured on an H200 by others
+CUDNN = 650e12  # multiply-adds count as two; what cuDNN's convolutions are taken to reach
+SM80 = 424e12  # sm80/conv_fwd: 0.46 of the tensor cores' 2048 multiply-adds a clock, SM, at 1.7 GHz: csrc/cuda/plan.cpp
+SM90 = 720e12  # if sm90/conv_sm90 took the statistics in its epilogue too
+PARTS = 12 / 256  # bytes of moments that a tile of 128 pixels leaves, to those of its output: three floats a channel
+SIZE = 2  # bytes of an element
+
+
+class Conv(NamedTuple):
+    flops: float
+    x: float  # elements
+    y: float
+    weight: float
+    ours: bool  # channels in multiples of 8, one group
+    unit_stride: bool
+
+    def seconds(self, rate: float, extra: float = 0.0) -> float:
+        """One pass of it, or of one of its gradients: each reads two of the three tensors and writes the third."""
+        return max(self.flops / rate, SIZE * (self.x + self.y + self.weight + extra) / BANDWIDTH)
+
+
+class Block(NamedTuple):
+    """A chain of convolutions, each followed by a BatchNorm; ``side`` is a projection, ``shortcut``: any adds."""
+
+    title: str
+    main: list[Conv]
+    side: Conv | None
+    shortcut: bool
+
+    def convs(self) -> list[Conv]:
+        return [*self.main, *([] if self.side is None else [self.side])]
+
+
+class Cost(NamedTuple):
+    passes: float  # bytes moved by what is no convolution
+    convs: float  # seconds
+
+    def __add__(self, other: "Cost") -> "Cost":  # type: ignore[override]
+        return Cost(self.passes + other.passes, self.convs + other.convs)
+
+    @property
+    def seconds(self) -> float:
+        return self.passes / BANDWIDTH + self.convs
+
+
+def tensors(count: float, elements: float) -> Cost:
+    return Cost(SIZE * count * elements, 0.0)
+
+
+def total(costs: list[Cost]) -> Cost:
+    return Cost(sum(c.passes for c in costs), sum(c.convs for c in costs))
+
+
+def eager_forward(b: Block) -> Cost:
+    found = [Cost(0, c.seconds(CUDNN)) for c in b.convs()]
+    found += [tensors(3, c.y) for c in b.convs()]  # statistics read; normalise reads and writes
+    found += [tensors(2, c.y) for c in b.main]  # ReLU in place
+    return total([*found, *([tensors(3, b.main[-1].y)] if b.shortcut else [])])
+
+
+def gradients(b: Block) -> int:
+    """Of a convolution: its input's and its weight's, but images need none."""
+    return 2 if b.shortcut else 1
+
+
+def eager_backward(b: Block) -> Cost:
+    found = [Cost(0, gradients(b) * c.seconds(CUDNN)) for c in b.convs()]
+    found += [tensors(5, c.y) for c in b.convs()]  # two reads for the sums; two and a write for the gradient
+    found += [tensors(3, c.y) for c in b.main]  # ReLU: gradient and output read, gradient written
+    return total([*found, *([tensors(3, b.main[0].x)] if b.shortcut else [])])  # two gradients of x added
+
+
+def our_forward(b: Block, rate: float) -> Cost:
+    """Each convolution the faster way: ours, or cuDNN's with passes of its own for what it does not do."""
+    found = []
+    for c in b.convs():
+        prepared = c is not b.main[0] and c is not b.side  # reads relu(bn(raw))
+        theirs = tensors(1, c.y) + tensors(2 if prepared else 0, c.x) + Cost(0, c.seconds(CUDNN))
+        ours = Cost(0, c.seconds(rate, 2 * PARTS * c.y))
+        found.append(min(ours, theirs, key=lambda cost: cost.seconds) if c.ours else theirs)
+    return total([*found, tensors(3 if b.shortcut else 2, b.main[-1].y)])
+
+
+def our_backward(b: Block) -> Cost:
+    found = [Cost(0, gradients(b) * c.seconds(CUDNN)) for c in b.convs()]
+    found += [tensors(5, c.y) for c in b.convs()]  # the ReLU's mask is made again on the way
+    found += [tensors(2, c.x) for c in b.main[1:]]  # the activation again, for the weight's gradient
+    if not b.shortcut:
+        return total(found)
+    found.append(tensors(3, b.main[-1].y))  # what passed the last ReLU, for all of its readers
+    first = b.main[0]  # of whose gradients of x the convolution adds two, if it has stride 1 and is ours
+    added = tensors(3, first.x)
+    joined = Cost(0, first.seconds(SM80, first.x) - first.seconds(CUDNN))
+    if first.ours and first.unit_stride and joined.seconds < added.seconds:
+        added = joined
+    return total([*found, added])
+
+
+def conv_of(module: nn.Conv2d, x: torch.Size, y: torch.Size) -> Conv:
+    channels = x[1] // module.groups
+    taps = module.kernel_size[0] * module.kernel_size[1]
+    strided = taps == 1 and module.stride[0] > 1  # a 1x1 convolution reads the pixels that it needs
+    pixels = y[2] * y[3] if strided else x[2] * x[3]
+    fits = module.groups == 1 and x[1] % 8 == 0 and y[1] % 8 == 0
+    return Conv(
+        2.0 * y.numel() * channels * taps,
+        x[0] * x[1] * pixels,
+        y.numel(),
+        module.weight.numel(),
+        fits,
+        module.stride[0] == 1,
+    )
+
+
+def read(net: nn.Module, batch: int) -> tuple[list[Block], float]:
+    """The network's blocks, its stem among them, and its number of parameters."""
+    found: dict[nn.Conv2d, Conv] = {}
+
+    def note(module: nn.Module, x: tuple[Tensor, ...], y: Tensor) -> None:
+        assert isinstance(module, nn.Conv2d)
+        found[module] = conv_of(module, x[0].shape, y.shape)
+
+    net = resnet_fused.revert(net.to("meta"))
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(note)
+    net.eval()(torch.empty(batch, 3, 224, 224, device="meta"))
+    first, *_ = found
+    blocks = [Block("stem, without its pooling", [found[first]], None, False)]
+    for module in net.modules():
+        if isinstance(module, (reference.BasicBlock, reference.Bottleneck)):
+            main = [m for m in module.children() if isinstance(m, nn.Conv2d)]
+            side = None if module.downsample is None else next(module.downsample.children())
+            assert side is None or isinstance(side, nn.Conv2d)
+            kind = type(module).__name__ + ("" if side is None else f", projection, stride {side.stride[0]}")
+            width = f" {main[-1].out_channels}@{int((found[main[-1]].y / batch / main[-1].out_channels) ** 0.5)}"
+            projection = None if side is None else found[side]
+            blocks.append(Block(kind + width, [found[m] for m in main], projection, True))
+    return blocks, sum(p.numel() for p in net.parameters())
+
+
+def rest(parameters: float) -> Cost:
+    """SGD with momentum in float32 (three read, two written), weights cast to bf16 and their gradients back."""
+    return Cost(parameters * (5 * 4 + 2 * (4 + 2)), 0.0)
+
+
+def milliseconds(cost: Cost) -> str:
+    return f"{1e3 * cost.seconds:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=256)
+    batch = parser.parse_args().batch
+    print(f"PREDICTION, H200, bf16, channels_last, batch {batch}; ms, and GB moved by what is no convolution\n")
+    rows = []
+    for title, make in (("ResNet-18", models.resnet18), ("ResNet-50", models.resnet50)):
+        blocks, parameters = read(make(), batch)
+        print(f"| {title}: block | times | eager fwd | ours | ours, sm90 | eager bwd | ours | GB eager | GB ours |")
+        print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+        for name in dict.fromkeys(b.title for b in blocks):
+            same = [b for b in blocks if b.title == name]
+            b = same[0]
+            costs = [eager_forward(b), our_forward(b, SM80), our_forward(b, SM90), eager_backward(b), our_backward(b)]
+            moved = [costs[0].passes + costs[3].passes, costs[1].passes + costs[4].passes]
+            cells = [*map(milliseconds, costs), *(f"{m / 1e9:.2f}" for m in moved)]
+            print(f"| {name} | {len(same)} | {' | '.join(cells)} |")
+        print()
+        backward = total([our_backward(b) for b in blocks])
+        for kind, cost in (
+            ("eager AMP", total([eager_forward(b) + eager_backward(b) for b in blocks])),
+            ("ours", total([our_forward(b, SM80) for b in blocks]) + backward),
+            ("ours, statistics in sm90 too", total([our_forward(b, SM90) for b in blocks]) + backward),
+        ):
+            rows.append((title, kind, cost + rest(parameters)))
+    print("| network | | convolutions, ms | passes, GB | passes, ms | step, ms | images/s | to eager |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    for title, kind, cost in rows:
+        eager = next(c for t, k, c in rows if t == title and k == "eager AMP")
+        print(
+            f"| {title} | {kind} | {1e3 * cost.convs:.1f} | {cost.passes / 1e9:.1f} "
+            f"| {1e3 * cost.passes / BANDWIDTH:.1f} | {1e3 * cost.seconds:.1f} | {batch / cost.seconds:.0f} "
+            f"| {eager.seconds / cost.seconds:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+#include "cuda/bn/bn_backward.cuh"
+
+#include <stdexcept>
+
+#include "cuda/bn/bn_gradient_variants.cuh"
+#include "cuda/kernels.h"
+#include "cuda/launch.h"
+
+namespace resnet_fused::cuda {
+
+namespace {
+
+template <typename Config>
+struct Launcher {
+  static void launch(const BnBackwardParams& p, const Queue& queue) {
+    const BnWalk walk = walk_bn_backward(p.from.shape, Config::kVector, queue.sm_count);
+    LAUNCH(bn_backward_kernel<Config>, walk.grid(), walk.block(), 0, queue.stream, p, walk);
+  }
+};
+
+const BnGradientMenu<BnBackwardParams, Launcher>& menu() {
+  static const BnGradientMenu<BnBackwardParams, Launcher> all;
+  return all;
+}
+
+}  // namespace
+
+void launch_bn_backward(const BnBackwardParams& params, const Queue& queue) {
+  const BnShape& shape = params.from.shape;
+  if (shape.batch == 0 || shape.channels == 0 || shape.area == 0) return;
+  const auto* found = menu().find(select_bn_gradient(params.from, params.to));
+  if (!found) throw std::logic_error("bn_backward: the selected kernel is not compiled in");  // a test: never
+  found->launch(params, queue);
+}
+
+std::vector<BnGradientVariant> compiled_bn_backward() { return menu().variants(); }
+
+}  // namespace resnet_fused::cuda

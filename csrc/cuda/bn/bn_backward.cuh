@@ -1,0 +1,75 @@
+// The gradient of what a BatchNorm read, each tensor read once and the result written once.
+#pragma once
+#include "cuda/bn/bn_gradient.cuh"
+
+namespace resnet_fused::cuda {
+
+// scale * (g - by_g - by_x * (x - mean)). The scale stays outside, as in torch: an infinite one makes infinities, not
+// their differences.
+template <typename Config>
+struct BackwardVectors {
+  using Acc = typename Config::Acc;
+  static constexpr int kChannels = Config::kChannels;
+
+  typename Config::Affine bn;
+  Acc mean[kChannels], by_g[kChannels], by_x[kChannels];
+
+  __device__ __forceinline__ BackwardVectors(const BnBackwardParams& p, int first) : bn(p.from.bn, first) {
+    if (!p.sum_g.data) return;
+    Acc var[kChannels];
+    read_channels<Config::kDtype>(mean, p.from.bn.mean, first, Acc(0));
+    read_channels<Config::kDtype>(var, p.from.bn.var, first, Acc(1));
+    read_channels<Config::kDtype>(by_g, p.sum_g, first, Acc(0));
+    read_channels<Config::kDtype>(by_x, p.sum_g_xhat, first, Acc(0));
+    const Acc share = static_cast<Acc>(1 / p.count);
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) {
+      by_g[c] *= share;
+      by_x[c] *= ptx::rcp_rn(ptx::sqrt_rn(var[c] + static_cast<Acc>(p.from.bn.eps))) * share;
+    }
+  }
+};
+
+// Items i, i + step, ... kCount of them, whose loads depend on nothing and can be in flight together.
+template <typename Config, int kCount>
+__device__ __forceinline__ void apply_gradients(const BnBackwardParams& p, const BnWalk& walk,
+                                                const BackwardVectors<Config>& v, uint32_t lane, uint32_t i,
+                                                uint32_t step) {
+  using Acc = typename Config::Acc;
+  GradientChunk<Config> chunk[kCount];
+  uint64_t at[kCount];
+#pragma unroll
+  for (int b = 0; b < kCount; ++b) {
+    at[b] = offset_of<Config>(walk, lane, i + b * step);
+    chunk[b].load(p.from, at[b]);
+  }
+#pragma unroll
+  for (int b = 0; b < kCount; ++b) {
+    Acc to[Config::kVector];
+#pragma unroll
+    for (int e = 0; e < Config::kVector; ++e) {
+      const int c = Config::channel_of(e);
+      Acc g = chunk[b].g(v.bn, e);
+      if (p.sum_g.data) g -= ptx::fma_rn(v.by_x[c], chunk[b].x.get(e) - v.mean[c], v.by_g[c]);
+      to[e] = v.bn.scale[c] * g;
+    }
+    Config::Data::store(static_cast<char*>(p.to) + at[b], to);
+  }
+}
+
+template <typename Config>
+__global__ void __launch_bounds__(Config::kThreads, kBnBlocksPerSm)
+    bn_backward_kernel(const BnBackwardParams p, const BnWalk walk) {
+  const uint32_t group = blockIdx.x % walk.groups, split = blockIdx.x / walk.groups;
+  const uint32_t lane = group * walk.lanes + threadIdx.x % walk.lanes;
+  if (lane >= walk.all_lanes) return;
+  const BackwardVectors<Config> vectors(p, lane * Config::kChannels);
+
+  const uint32_t step = walk.splits * walk.slots;
+  uint32_t i = split * walk.slots + threadIdx.x / walk.lanes;
+  for (; i + (Config::kBatch - 1) * step < walk.items; i += Config::kBatch * step)
+    apply_gradients<Config, Config::kBatch>(p, walk, vectors, lane, i, step);
+  for (; i < walk.items; i += step) apply_gradients<Config, 1>(p, walk, vectors, lane, i, step);
+}
+
+}  // namespace resnet_fused::cuda

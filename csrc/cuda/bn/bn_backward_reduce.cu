@@ -1,0 +1,45 @@
+#include "cuda/bn/bn_backward_reduce.cuh"
+
+#include <stdexcept>
+
+#include "cuda/bn/bn_gradient_variants.cuh"
+#include "cuda/kernels.h"
+#include "cuda/launch.h"
+
+namespace resnet_fused::cuda {
+
+namespace {
+
+template <typename Config>
+struct Launcher {
+  static void launch(const BnBackwardReduceParams& p, const Queue& queue) {
+    const BnReduction walk = reduce_activations(p.from.shape, Config::kVector, queue.sm_count);
+    const int32_t smem = walk.block() * Config::kValues * sizeof(double);
+    LAUNCH(bn_backward_reduce_kernel<Config>, walk.grid(), walk.block(), smem, queue.stream, p, walk);
+  }
+};
+
+const BnGradientMenu<BnBackwardReduceParams, Launcher>& menu() {
+  static const BnGradientMenu<BnBackwardReduceParams, Launcher> all;
+  return all;
+}
+
+}  // namespace
+
+void launch_bn_backward_reduce(const BnBackwardReduceParams& params, const Queue& queue) {
+  const BnGradientVariant wanted = select_bn_gradient(params.from, nullptr);
+  BnFinishParams last;
+  last.parts = parts_of(Parts::kSums, params.from.shape, wanted.vector, queue.sm_count, params.workspace);
+  last.first = params.sum_g, last.second = params.sum_g_xhat;
+  last.var = params.from.bn.var, last.eps = params.from.bn.eps;
+  if (last.parts.parts > 0) {
+    const auto* found = menu().find(wanted);
+    if (!found) throw std::logic_error("bn_backward_reduce: the selected kernel is not compiled in");  // a test: never
+    found->launch(params, queue);
+  }
+  launch_bn_finish(last, queue);
+}
+
+std::vector<BnGradientVariant> compiled_bn_backward_reduce() { return menu().variants(); }
+
+}  // namespace resnet_fused::cuda

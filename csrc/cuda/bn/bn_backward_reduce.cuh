@@ -1,0 +1,53 @@
+// The mask of the ReLU and both sums of BatchNorm's backward pass, each tensor read once.
+#pragma once
+#include "cuda/bn/bn_gradient.cuh"
+#include "cuda/bn/fold.cuh"
+#include "cuda/bn/parts.cuh"
+#include "cuda/ptx/shared.cuh"
+
+namespace resnet_fused::cuda {
+
+template <typename Config>
+struct AddGradients {
+  using Acc = typename Config::Acc;
+
+  const BnGradient& from;
+  const BnReduction& walk;
+  uint32_t lane;
+  typename Config::Affine bn;
+  Acc mean[Config::kChannels];
+
+  __device__ __forceinline__ AddGradients(const BnGradient& from, const BnReduction& walk, uint32_t lane)
+      : from(from), walk(walk), lane(lane), bn(from.bn, lane * Config::kChannels) {
+    read_channels<Config::kDtype>(mean, from.bn.mean, lane * Config::kChannels, Acc(0));
+  }
+
+  template <int kCount>
+  __device__ __forceinline__ void items(Acc (&sum)[Config::kValues], uint32_t i) const {
+    GradientChunk<Config> chunk[kCount];
+#pragma unroll
+    for (int b = 0; b < kCount; ++b) chunk[b].load(from, offset_of<Config>(walk, lane, i + b * walk.slots));
+#pragma unroll
+    for (int b = 0; b < kCount; ++b)
+#pragma unroll
+      for (int e = 0; e < Config::kVector; ++e) {
+        const int c = Config::channel_of(e);
+        const Acc g = chunk[b].g(bn, e);
+        sum[c] += g;
+        sum[Config::kChannels + c] = ptx::fma_rn(g, chunk[b].x.get(e) - mean[c], sum[Config::kChannels + c]);
+      }
+  }
+};
+
+template <typename Config>
+__global__ void __launch_bounds__(Config::kThreads, kBnBlocksPerSm)
+    bn_backward_reduce_kernel(const BnBackwardReduceParams p, const BnReduction walk) {
+  DYNAMIC_SMEM(smem);
+  const PartPlace at(walk);
+  double sum[Config::kValues] = {};
+  if (at.inside) sum_items<Config>(sum, at, walk.slots, AddGradients<Config>(p.from, walk, at.lane));
+  fold_slots(sum, reinterpret_cast<double*>(smem), walk.lanes, walk.slots);
+  if (at.inside && at.slot == 0) store_part<Config, Parts::kSums>(p.workspace, at, p.from.shape.channels, sum);
+}
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,50 @@
+#include "cuda/bn/bn_finish.cuh"
+
+#include "cuda/kernels.h"
+#include "cuda/launch.h"
+
+namespace resnet_fused::cuda {
+
+namespace {
+
+// kDtype is of what is read: the parts' own type but for the variance's, which sums are divided by.
+template <Dtype kSum, Parts kParts, Dtype kDtype = kSum>
+void finish(BnFinishParams p, const Queue& queue) {
+  const auto ceil_div = [](int32_t a, int32_t b) { return (a + b - 1) / b; };
+  const int32_t groups = ceil_div(p.parts.channels, kFinishChannels);
+  BnParts& parts = p.parts;
+  using Merge = BnFinishConfig<kSum, kParts, false>;
+  using Last = BnFinishConfig<kDtype, kParts, true>;
+  while (parts.parts > kMostParts) {
+    char* const merged = static_cast<char*>(parts.data) + parts.bytes();
+    const int32_t left = ceil_div(parts.parts, kMergedParts);
+    LAUNCH(bn_finish_kernel<Merge>, dim3(groups, left), dim3(Merge::kThreads), Merge::kSharedBytes, queue.stream, p,
+           static_cast<void*>(merged));
+    parts.data = merged, parts.parts = left, parts.each *= kMergedParts;
+  }
+  LAUNCH(bn_finish_kernel<Last>, dim3(groups), dim3(Last::kThreads), Last::kSharedBytes, queue.stream, p,
+         static_cast<void*>(nullptr));
+}
+
+}  // namespace
+
+void launch_bn_finish(const BnFinishParams& params, const Queue& queue) {
+  if (params.parts.channels == 0) return;
+  const Dtype dtype = params.parts.dtype;
+  constexpr Dtype kFloat = Dtype::kFloat32, kDouble = Dtype::kFloat64;
+  if (params.parts.what == Parts::kMoments)
+    return dtype == kDouble ? finish<kDouble, Parts::kMoments>(params, queue)
+                            : finish<kFloat, Parts::kMoments>(params, queue);
+  switch (dtype) {
+    case Dtype::kFloat16:
+      return finish<kFloat, Parts::kSums, Dtype::kFloat16>(params, queue);
+    case Dtype::kBFloat16:
+      return finish<kFloat, Parts::kSums, Dtype::kBFloat16>(params, queue);
+    case Dtype::kFloat64:
+      return finish<kDouble, Parts::kSums>(params, queue);
+    case Dtype::kFloat32:
+      return finish<kFloat, Parts::kSums>(params, queue);
+  }
+}
+
+}  // namespace resnet_fused::cuda

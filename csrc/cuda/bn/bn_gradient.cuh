@@ -1,0 +1,40 @@
+// g, the gradient that came through a ReLU: grad where the ReLU was open.
+#pragma once
+#include "cuda/bn/bn_gradient.h"
+#include "cuda/bn/walk.cuh"
+#include "cuda/tile/scale_shift.cuh"
+
+namespace resnet_fused::cuda {
+
+template <Dtype kDtype, int kVector, Layout kLayout, Mask kMask_>
+struct BnGradientConfig : BnConfig<kDtype, kVector, kLayout> {
+  static constexpr Mask kMask = kMask_;
+  static constexpr int kBatch = 2;  // independent accesses a thread and tensor, of two or three tensors
+  static constexpr int kValues = 2 * BnConfig<kDtype, kVector, kLayout>::kChannels;  // sums a thread
+  using Affine = ScaleShift<kDtype, BnConfig<kDtype, kVector, kLayout>::kChannels>;
+};
+
+// One access of each tensor.
+template <typename Config>
+struct GradientChunk {
+  using Acc = typename Config::Acc;
+
+  typename Config::Data grad, x, out;
+
+  __device__ __forceinline__ void load(const BnGradient& from, uint64_t at) {
+    grad.template load<Access::kReadOnly>(static_cast<const char*>(from.grad) + at);
+    x.template load<Access::kReadOnly>(static_cast<const char*>(from.x) + at);
+    if constexpr (Config::kMask == Mask::kOut)
+      out.template load<Access::kReadOnly>(static_cast<const char*>(from.out) + at);
+  }
+
+  // g of element e. The mask is decided as the forward pass decided, by the same instruction.
+  __device__ __forceinline__ Acc g(const typename Config::Affine& bn, int e) const {
+    bool closed = false;
+    if constexpr (Config::kMask == Mask::kOut) closed = out.get(e) <= Acc(0);
+    if constexpr (Config::kMask == Mask::kRecompute) closed = bn.apply(x.get(e), Config::channel_of(e)) <= Acc(0);
+    return closed ? Acc(0) : grad.get(e);
+  }
+};
+
+}  // namespace resnet_fused::cuda

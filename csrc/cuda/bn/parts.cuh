@@ -1,0 +1,68 @@
+// A block's part of a reduction: which items it sums, and where it leaves the two numbers of each channel.
+#pragma once
+#include "cuda/bn/reduction.h"
+#include "cuda/bn/walk.cuh"
+
+namespace resnet_fused::cuda {
+
+// A thread's place in a reduction, and its items: begin, begin + slots, ... up to end.
+struct PartPlace {
+  uint32_t part, lane, slot, begin, end;
+  uint32_t first, last;  // items of the part
+  bool inside;           // the last group may have lanes beyond the last
+
+  __device__ __forceinline__ explicit PartPlace(const BnReduction& walk)
+      : part(blockIdx.x / walk.groups),
+        lane(blockIdx.x % walk.groups * walk.lanes + threadIdx.x % walk.lanes),
+        slot(threadIdx.x / walk.lanes),
+        begin(part * walk.each + slot),
+        end(walk.items - part * walk.each < walk.each ? walk.items : (part + 1) * walk.each),
+        first(part * walk.each),
+        last(end - 1),
+        inside(lane < walk.all_lanes) {}
+};
+
+// Sums of the thread's items: in float32 of some 32 elements, then in float64. A longer sum in float32 would lose what
+// it has no digits for. add.template items<kCount>(run, i) adds items i, i + slots, ... to `run`.
+template <typename Config, typename Add>
+__device__ __forceinline__ void sum_items(double (&total)[Config::kValues], const PartPlace& at, uint32_t slots,
+                                          const Add& add) {
+  constexpr int kBatch = Config::kBatch;
+  constexpr int kMost = 32 / (kBatch * (Config::kVector / Config::kChannels)), kRuns = kMost > 0 ? kMost : 1;
+#pragma unroll
+  for (int i = 0; i < Config::kValues; ++i) total[i] = 0;
+  for (uint32_t i = at.begin; i < at.end;) {
+    typename Config::Acc run[Config::kValues] = {};
+    int r = 0;
+#pragma unroll 1
+    for (; r < kRuns && i + (kBatch - 1) * slots < at.end; ++r, i += kBatch * slots) add.template items<kBatch>(run, i);
+    if (r < kRuns)
+      for (; i < at.end; i += slots) add.template items<1>(run, i);
+#pragma unroll
+    for (int v = 0; v < Config::kValues; ++v) total[v] += run[v];
+  }
+}
+
+// Value `which` of part `part` of channel `channel`.
+template <Parts kWhat>
+__device__ __forceinline__ uint64_t value_at(uint32_t part, int32_t which, int32_t channels, int32_t channel) {
+  return (static_cast<uint64_t>(part) * values_of(kWhat) + which) * channels + channel;
+}
+
+// v[which * kChannels + c] of the lane's channels.
+template <typename Config, Parts kWhat>
+__device__ __forceinline__ void store_part(void* workspace, const PartPlace& at, int32_t channels,
+                                           const double (&v)[values_of(kWhat) * Config::kChannels]) {
+  using Acc = typename Config::Acc;
+  constexpr Dtype kSum = sizeof(Acc) == 8 ? Dtype::kFloat64 : Dtype::kFloat32;
+#pragma unroll
+  for (int which = 0; which < values_of(kWhat); ++which)
+#pragma unroll
+    for (int c = 0; c < Config::kChannels; ++c) {
+      const uint64_t to = value_at<kWhat>(at.part, which, channels, at.lane * Config::kChannels + c);
+      store_element<kSum>(static_cast<char*>(workspace) + to * sizeof(Acc),
+                          static_cast<Acc>(v[which * Config::kChannels + c]));
+    }
+}
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,62 @@
+#include "cuda/passes.h"
+
+#include "cuda/kernels.h"
+#include "cuda/runtime.h"
+
+namespace resnet_fused::cuda {
+
+BnShape bn_shape_of(const Tensor& x, bool channels_last) {
+  return {dtype_of(x), channels_last ? Layout::kNHWC : Layout::kNCHW, static_cast<int32_t>(x.size(0)),
+          static_cast<int32_t>(x.size(1)), static_cast<int32_t>(x.size(2) * x.size(3))};
+}
+
+void add_act_into(const Tensor& out, const Tensor& x, const Vectors& bn, const OptTensor& shortcut,
+                  const Vectors* shortcut_bn, bool relu, bool channels_last) {
+  if (out.numel() == 0) return;
+  OptTensor dense;
+  if (shortcut) dense = aten_contiguous(*shortcut, channels_last);
+  const BnShape shape = bn_shape_of(x, channels_last);
+
+  BnAddActParams p;
+  p.x = x.const_data_ptr();
+  p.shortcut = dense ? dense->const_data_ptr() : nullptr;
+  p.out = out.mutable_data_ptr();
+  p.bn = bn.pointers();
+  if (shortcut_bn) p.shortcut_bn = shortcut_bn->pointers();
+  p.projected = shortcut_bn != nullptr;
+  p.relu = relu;
+  p.dtype = shape.dtype, p.layout = shape.layout;
+  p.batch = shape.batch, p.channels = shape.channels, p.area = shape.area;
+  launch_bn_add_act(p, current_queue(x.get_device_index()));
+}
+
+Tensor normalise(const Tensor& x, const BatchNorm& bn, const OptTensor& residual, bool relu, bool channels_last) {
+  const Tensor out = aten_empty(x.sizes(), x, channels_last);
+  add_act_into(out, aten_contiguous(x, channels_last), Vectors(bn, std::nullopt, x), residual, nullptr, relu,
+               channels_last);
+  return out;
+}
+
+Tensor channel_sums(const Tensor& x, int64_t channels) {
+  const bool is_double = x.scalar_type() == ScalarType::Double;
+  return torch::stable::empty({channels}, is_double ? ScalarType::Double : ScalarType::Float, std::nullopt, x.device());
+}
+
+Tensor workspace_of(int64_t bytes, const Tensor& like) {
+  return torch::stable::empty({bytes}, ScalarType::Byte, std::nullopt, like.device());
+}
+
+std::tuple<Tensor, Tensor> batch_moments(const Tensor& x, bool channels_last) {
+  const Tensor mean = channel_sums(x, x.size(1)), var = channel_sums(x, x.size(1));
+  const Queue queue = current_queue(x.get_device_index());
+  BnStatsParams p;
+  p.x = x.const_data_ptr();
+  p.shape = bn_shape_of(x, channels_last);
+  const Tensor workspace = workspace_of(bn_stats_workspace(p, queue.sm_count), x);
+  p.workspace = workspace.mutable_data_ptr();
+  p.mean = mean.mutable_data_ptr(), p.var = var.mutable_data_ptr();
+  launch_bn_stats(p, queue);
+  return {mean, var};
+}
+
+}  // namespace resnet_fused::cuda

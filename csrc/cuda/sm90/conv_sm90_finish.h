@@ -1,0 +1,12 @@
+// conv_sm90_finish: the second kernel where tiles are cut into shares.
+#pragma once
+#include "cuda/queue.h"
+#include "cuda/sm90/conv_sm90.h"
+
+namespace resnet_fused::cuda {
+
+// out = act(bn(sum of a tile's shares) + shortcut) for each tile of the tail, share after share: the same sum in every
+// run.
+void launch_conv_sm90_finish(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue);
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,176 @@
+// The CUDA kernels of the training ops: check, bring to one memory format, launch. Nothing here waits for the device.
+#include <torch/csrc/stable/accelerator.h>
+
+#include "common/problem.h"
+#include "cuda/kernels.h"
+#include "cuda/operands.h"
+#include "cuda/passes.h"
+#include "cuda/plan_cache.h"
+#include "cuda/runtime.h"
+
+namespace resnet_fused::cuda {
+
+namespace {
+
+using torch::stable::accelerator::DeviceGuard;
+
+std::tuple<Tensor, Tensor> bn_stats(const Tensor& x) {
+  check_activation("bn_stats", x);
+  const DeviceGuard guard(x.get_device_index());
+  const bool channels_last = suggests_channels_last(x);
+  return batch_moments(aten_contiguous(x, channels_last), channels_last);
+}
+
+ConvProblem problem_of(const Conv& conv, bool allow_tf32) {
+  ConvProblem p;
+  p.dtype = dtype_of(conv.x);
+  p.main = shape_of(conv);
+  p.mode = conv.pre.present() ? ConvFwdMode::kPrologueStatistics : ConvFwdMode::kStatistics;
+  p.groups = conv.groups;
+  p.aligned = is_aligned(conv.x) && is_aligned(conv.weight);
+  p.allow_tf32 = allow_tf32;
+  return p;
+}
+
+// The raw output and its moments from one kernel, and the moments of its tiles put together by a small one.
+std::tuple<Tensor, Tensor, Tensor> run_kernel(const Conv& conv, const ConvPlan& plan, const Queue& queue) {
+  const Operands main(conv);
+  const Tensor out = aten_empty(conv.output_sizes(), conv.x, /*channels_last=*/true);
+  const Tensor mean = channel_sums(conv.x, conv.k), var = channel_sums(conv.x, conv.k);
+  BnFinishParams last;
+  last.parts.channels = static_cast<int32_t>(conv.k);
+  last.parts.total = static_cast<uint32_t>(conv.n * conv.oh * conv.ow);
+  last.parts.each = plan.variant.tile_m;
+  last.parts.parts = static_cast<int32_t>((last.parts.total + last.parts.each - 1) / last.parts.each);
+  const Tensor workspace = workspace_of(finish_workspace(last.parts), conv.x);
+  last.parts.data = workspace.mutable_data_ptr();
+  last.first = mean.mutable_data_ptr(), last.second = var.mutable_data_ptr();
+
+  ConvFwdParams p;
+  p.main = main.pointers();
+  p.out = out.mutable_data_ptr();
+  p.statistics = static_cast<float*>(last.parts.data);
+  launch_conv_fwd(p, plan.variant, queue);
+  launch_bn_finish(last, queue);
+  return {aten_contiguous(out, conv.channels_last), mean, var};
+}
+
+// torch's convolution, and a pass over what it wrote.
+std::tuple<Tensor, Tensor, Tensor> run_torch(const Conv& conv) {
+  Tensor x = conv.pre.present() ? normalise(conv.x, conv.pre, std::nullopt, /*relu=*/true, conv.channels_last) : conv.x;
+  // torch picks the format by x and weight; x decides alone once it is channels_last.
+  if (conv.channels_last) x = aten_contiguous(x, true);
+  const Tensor raw = aten_contiguous(
+      aten_convolution(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups),
+      conv.channels_last);
+  const auto [mean, var] = batch_moments(raw, conv.channels_last);
+  return {raw, mean, var};
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv_stats(const Tensor& x, const OptTensor& pre_gamma, const OptTensor& pre_beta,
+                                              const OptTensor& pre_mean, const OptTensor& pre_var, double pre_eps,
+                                              const Tensor& weight, const OptTensor& bias, const Ints& stride,
+                                              const Ints& padding, const Ints& dilation, int64_t groups,
+                                              bool /*keep_packed: weights are taken as they are*/, bool allow_tf32) {
+  const Conv conv = make_conv("conv_stats", x, weight, bias, {}, stride, padding, dilation, groups,
+                              {pre_gamma, pre_beta, pre_mean, pre_var, pre_eps});
+  const int device = x.get_device_index();
+  const DeviceGuard guard(device);
+  const ConvPlan plan = cached_plan(problem_of(conv, allow_tf32), device_numbers(device), chosen_engine());
+  return plan.engine == ConvEngine::kTorch ? run_torch(conv) : run_kernel(conv, plan, current_queue(device));
+}
+
+Tensor bn_add_bn_act(const Tensor& x, const OptTensor& gamma, const OptTensor& beta, const OptTensor& mean,
+                     const OptTensor& var, double eps, const Tensor& shortcut, const OptTensor& shortcut_gamma,
+                     const OptTensor& shortcut_beta, const OptTensor& shortcut_mean, const OptTensor& shortcut_var,
+                     double shortcut_eps, bool relu) {
+  constexpr const char* op = "bn_add_bn_act";
+  check_activation(op, x);
+  const BatchNorm bn{gamma, beta, mean, var, eps};
+  const BatchNorm shortcut_bn{shortcut_gamma, shortcut_beta, shortcut_mean, shortcut_var, shortcut_eps};
+  check_batch_norm(op, bn, x.size(1), x);
+  check_like(op, "shortcut", shortcut, x);
+  check_batch_norm(op, shortcut_bn, x.size(1), x, "shortcut_");
+  const DeviceGuard guard(x.get_device_index());
+  const bool channels_last = suggests_channels_last(x);
+  if (!shortcut_bn.present()) return normalise(x, bn, shortcut, relu, channels_last);
+  const Tensor out = aten_empty(x.sizes(), x, channels_last);
+  const Vectors side(shortcut_bn, std::nullopt, x);
+  add_act_into(out, aten_contiguous(x, channels_last), Vectors(bn, std::nullopt, x), shortcut, &side, relu,
+               channels_last);
+  return out;
+}
+
+// The gradient's tensors in x's memory format, and the vectors that belong to them.
+struct Gradient {
+  Tensor grad, x;
+  OptTensor out;
+  Vectors bn;
+  bool relu, channels_last;
+
+  Gradient(const Tensor& from, const Tensor& x, const BatchNorm& bn, const OptTensor& from_out, bool relu)
+      : grad(aten_contiguous(from, suggests_channels_last(x))),
+        x(aten_contiguous(x, suggests_channels_last(x))),
+        bn(bn, std::nullopt, x),
+        relu(relu),
+        channels_last(suggests_channels_last(x)) {
+    if (from_out) out = aten_contiguous(*from_out, channels_last);
+  }
+
+  BnGradient pointers() const {
+    return {
+        grad.const_data_ptr(),        x.const_data_ptr(), out ? out->const_data_ptr() : nullptr, bn.pointers(), relu,
+        bn_shape_of(x, channels_last)};
+  }
+};
+
+std::tuple<Tensor, Tensor> bn_act_backward_reduce(const Tensor& grad, const Tensor& x, const OptTensor& gamma,
+                                                  const OptTensor& beta, const OptTensor& mean, const OptTensor& var,
+                                                  double eps, const OptTensor& out, bool relu) {
+  const BatchNorm bn{gamma, beta, mean, var, eps};
+  check_gradient("bn_act_backward_reduce", grad, x, bn, out);
+  const DeviceGuard guard(x.get_device_index());
+  const Gradient from(grad, x, bn, out, relu);
+  const Tensor sum_g = channel_sums(x, x.size(1)), sum_g_xhat = channel_sums(x, x.size(1));
+  const Queue queue = current_queue(x.get_device_index());
+  BnBackwardReduceParams p;
+  p.from = from.pointers();
+  const Tensor workspace = workspace_of(bn_backward_reduce_workspace(p.from, queue.sm_count), x);
+  p.workspace = workspace.mutable_data_ptr();
+  p.sum_g = sum_g.mutable_data_ptr(), p.sum_g_xhat = sum_g_xhat.mutable_data_ptr();
+  launch_bn_backward_reduce(p, queue);
+  return {sum_g, sum_g_xhat};
+}
+
+Tensor bn_act_backward(const Tensor& grad, const Tensor& x, const OptTensor& gamma, const OptTensor& beta,
+                       const OptTensor& mean, const OptTensor& var, double eps, const OptTensor& out, bool relu,
+                       const OptTensor& sum_g, const OptTensor& sum_g_xhat, double count) {
+  constexpr const char* op = "bn_act_backward";
+  const BatchNorm bn{gamma, beta, mean, var, eps};
+  check_gradient(op, grad, x, bn, out);
+  check_sums(op, sum_g, sum_g_xhat, count, x);
+  const DeviceGuard guard(x.get_device_index());
+  const Gradient from(grad, x, bn, out, relu);
+  const Tensor to = aten_empty(x.sizes(), x, from.channels_last);
+  // Two vectors of one value a channel, as a BatchNorm's are.
+  const Vectors sums({sum_g, sum_g_xhat, std::nullopt, std::nullopt}, std::nullopt, x);
+  BnBackwardParams p;
+  p.from = from.pointers();
+  p.sum_g = sums.pointers().gamma, p.sum_g_xhat = sums.pointers().beta;
+  p.count = count;
+  p.to = to.mutable_data_ptr();
+  launch_bn_backward(p, current_queue(x.get_device_index()));
+  return to;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, m) {
+  m.impl("bn_stats", TORCH_BOX(&bn_stats));
+  m.impl("conv_stats", TORCH_BOX(&conv_stats));
+  m.impl("bn_add_bn_act", TORCH_BOX(&bn_add_bn_act));
+  m.impl("bn_act_backward_reduce", TORCH_BOX(&bn_act_backward_reduce));
+  m.impl("bn_act_backward", TORCH_BOX(&bn_act_backward));
+}
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,173 @@
+"""conv_stats on the CPU: the ops that a chain is made of, to the bit; and what training on CUDA makes of it."""
+
+import pytest
+import torch
+from criterion import assert_close
+from op_case import lay_out
+from training import CLASSES, WITH_SHORTCUT, assert_trains_as_eager, identity, in_channels, one_thread, projected
+
+from resnet_fused import autograd, ops
+from resnet_fused.autograd import forward
+from resnet_fused.autograd import input_gradient as gradients
+from resnet_fused.autograd.layout import ConvSlots
+
+__all__ = ["one_thread"]
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+# kernel, stride, padding, dilation, groups; the second of enough pixels to be our own convolution in float32
+GEOMETRIES = [(1, 1, 0, 1, 1), (3, 1, 1, 1, 1), (3, 2, 1, 1, 1), (3, 1, 2, 2, 4)]
+
+
+def call(dtype=torch.float32, layout="channels_last", geometry=GEOMETRIES[1], pre=True, bias=True, c=16, size=24):
+    g = torch.Generator().manual_seed(0)
+    kernel, stride, padding, dilation, groups = geometry
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    x = lay_out(torch.randn(3, c, size, size, generator=g).to(dtype), layout)
+    weight = lay_out((torch.randn(24, c // groups, kernel, kernel, generator=g) / 12).to(dtype), layout)
+    norm = [torch.rand(c, generator=g).to(wide) + 0.5 for _ in range(4)] if pre else [None] * 4
+    offset = torch.randn(24, generator=g).to(dtype) if bias else None
+    pairs = [[v, v] for v in (stride, padding, dilation)]
+    return x, *norm, 1e-5, weight, offset, *pairs, groups, False, False
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("pre", [False, True], ids=["plain", "pre"])
+def test_it_is_the_separate_ops(dtype, layout, geometry, pre):
+    args = call(dtype, layout, geometry, pre)
+    x, *norm, eps, weight, bias, stride, padding, dilation, groups, _, _ = args
+    activated = ops.bn_add_act(x, *norm, eps, None, True) if pre else x
+    slots = ConvSlots(0, 1, tuple(stride), tuple(padding), tuple(dilation), groups)
+    raw = forward.convolve(activated, [weight, bias], slots)
+    for a, b in zip(ops.conv_stats(*args), (raw, *ops.bn_stats(raw)), strict=True):
+        assert a.dtype == b.dtype
+        assert a.stride() == b.stride()
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("pre", [False, True], ids=["plain", "pre"])
+def test_opcheck(pre):
+    for layout in ("contiguous", "channels_last"):
+        torch.library.opcheck(ops.conv_stats, call(layout=layout, pre=pre, bias=not pre))
+
+
+def test_bad_input():
+    args = list(call())
+    args[1] = torch.ones(7)
+    with pytest.raises(RuntimeError, match=r"gamma has shape \[7\]; \[16\] expected"):
+        ops.conv_stats(*args)
+
+
+@pytest.fixture
+def as_on_cuda(monkeypatch):
+    """The chain calls conv_stats, as it does on CUDA, wherever a BatchNorm follows; counts the calls."""
+    calls = []
+    conv_stats = forward.conv_stats
+
+    def counted(*args):
+        calls.append(args)
+        return conv_stats(*args)
+
+    for module in (forward, autograd.backward):
+        monkeypatch.setattr(module, "sums_while_convolving", lambda _x, after: after is not None and after.trains)
+        monkeypatch.setattr(module, "conv_stats", counted)
+    return calls
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_chains_of_conv_stats(cls, recompute, as_on_cuda):
+    blocks = [identity(cls), projected(cls)] if cls in WITH_SHORTCUT else [identity(cls)]
+    for block in blocks:
+        block.recompute = recompute
+        x = torch.randn(3, in_channels(block), 9, 9, requires_grad=True)
+        assert_trains_as_eager(block, x)
+    assert as_on_cuda
+
+
+@pytest.mark.parametrize("frozen", ["first", "last", "all"])
+def test_frozen_batch_norms_among_them(frozen, as_on_cuda):
+    """Only what the batch's statistics normalise asks for them."""
+    block = identity(next(iter(CLASSES)))
+    for name in {"first": ["bn1"], "last": ["bn2"], "all": ["bn1", "bn2"]}[frozen]:
+        getattr(block, name).eval()
+    assert_trains_as_eager(block, torch.randn(3, in_channels(block), 9, 9, requires_grad=True))
+    assert len(as_on_cuda) == (0 if frozen == "all" else 1)
+
+
+@pytest.mark.parametrize("cls", WITH_SHORTCUT, ids=lambda cls: cls.__name__)
+def test_the_same_bits_with_and_without(cls, as_on_cuda, monkeypatch):
+    """On the CPU conv_stats is the ops themselves: a whole block, forward and backward."""
+    block = projected(cls)
+    x = torch.randn(3, in_channels(block), 9, 9)
+
+    def gradients():
+        inputs = x.clone().requires_grad_()
+        block.zero_grad()
+        block(inputs).square().sum().backward()
+        return [inputs.grad, *(p.grad for p in block.parameters())]
+
+    found = gradients()
+    assert as_on_cuda
+    for module in (forward, autograd.backward):
+        monkeypatch.setattr(module, "sums_while_convolving", lambda _x, _after: False)
+    assert all(torch.equal(a, b) for a, b in zip(found, gradients(), strict=True))
+
+
+FROZEN = {"nothing": [], "weights": ["conv", "downsample.0"], "norms": ["bn", "downsample.1"]}
+
+
+def as_it_does_on_cuda(_grad, beside):
+    return beside is not None
+
+
+ROTATED = [(1, 1, 0, 1), (3, 1, 1, 1), (3, 1, 0, 1), (3, 1, 2, 2), (5, 1, 1, 1)]  # kernel, stride, padding, dilation
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("geometry", ROTATED, ids=str)
+def test_the_input_gradient_is_a_convolution(dtype, geometry, monkeypatch):
+    monkeypatch.setattr(gradients, "_saves_a_pass", as_it_does_on_cuda)
+    kernel, stride, padding, dilation = geometry
+    slots = ConvSlots(0, None, (stride, stride), (padding, padding), (dilation, dilation), 1)
+    x, weight = torch.randn(2, 8, 12, 11).to(dtype), (torch.randn(24, 8, kernel, kernel) / 8).to(dtype)
+    grad = torch.randn_like(torch.nn.functional.conv2d(x, weight, None, *slots[2:5]))
+    beside = torch.randn_like(x)
+    actual = gradients.input_gradient(grad, weight, slots, beside)
+
+    def eager(to):
+        rest = (None, *slots[2:5], False, (0, 0), 1, [True, False, False])
+        tensors = (t.to(to) for t in (grad, x, weight))
+        return torch.ops.aten.convolution_backward.default(*tensors, *rest)[0] + beside.to(to)
+
+    assert_close(actual, eager(dtype), eager(torch.float64))
+
+
+@pytest.mark.parametrize("slots", [(2, 1, 1, 1), (1, 3, 1, 1), (1, 1, 1, 4)], ids=["stride", "padding", "groups"])
+def test_what_is_no_such_convolution(slots):
+    stride, padding, dilation, groups = slots
+    conv = ConvSlots(0, None, (stride, stride), (padding, padding), (dilation, dilation), groups)
+    assert not gradients.is_convolution(torch.empty(8, 8, 3, 3), conv)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_chains_that_add_the_shortcuts_gradient_so(cls, frozen, as_on_cuda, monkeypatch):
+    calls = []
+
+    def counted(*args):
+        found = gradients.input_gradient(*args)
+        return found if found is None else calls.append(args) or found
+
+    monkeypatch.setattr(gradients, "_saves_a_pass", as_it_does_on_cuda)
+    monkeypatch.setattr(autograd.backward, "input_gradient", counted)
+    has_shortcut = cls in WITH_SHORTCUT
+    for block in [identity(cls), projected(cls)] if has_shortcut else [identity(cls)]:
+        for name, parameter in block.named_parameters():
+            parameter.requires_grad_(not any(part in name for part in FROZEN[frozen]))
+        x = torch.randn(3, in_channels(block), 9, 9, requires_grad=True)
+        assert_trains_as_eager(block, x)
+    # An identity block joins at x, where its first convolution reads x; bottlenecks at their projections too.
+    pre_activates, bottleneck = "PreAct" in cls.__name__, "Bottleneck" in cls.__name__
+    assert len(calls) == (has_shortcut and not pre_activates) + (has_shortcut and bottleneck)

@@ -1,0 +1,425 @@
+"""The training kernels, run thread by thread on the CPU: batch statistics, the backward sums, the gradient."""
+
+from __future__ import annotations
+
+import itertools
+
+import cuda_on_cpu
+import pytest
+import torch
+from criterion import assert_close
+from cuda_on_cpu.bn_train import MASKS, Gradient, backward, finish, reduce, stats, wide
+from cuda_on_cpu.bn_train import shape as numbers_of
+from cuda_on_cpu.tensors import DTYPES
+from test_cuda_kernels import activation, batch_norm, in_float64
+
+from resnet_fused import reference
+
+if reason := cuda_on_cpu.missing():
+    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
+
+SCHEDULES = ["stay", "rotate", "random"]
+FORMATS = pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+WIDTHS = [(d, v) for d in DTYPES for v in (16 // d.itemsize, 1) if d != torch.float64 or v == 1]
+KINDS = [(d, v, c) for (d, v), c in itertools.product(WIDTHS, (True, False))]
+each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda k: f"{str(k[0])[6:]}x{k[1]}-{'nhwc' if k[2] else 'nchw'}")
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return cuda_on_cpu.load()
+
+
+def shape_for(vector, channels_last):
+    """Enough items for several passes of a thread, and some left over; an odd run for the scalar kernels."""
+    return (3, 5, 25, 21) if vector == 1 else (3, 72, 20, 20) if channels_last else (3, 2, 64, 64)
+
+
+def agree(actual, eager, truth):
+    for a, e, t in zip(actual, eager, truth, strict=True):
+        if a.dtype == torch.float64:  # where the truth has no more digits than what it judges
+            torch.testing.assert_close(a, t, rtol=1e-12, atol=1e-12, equal_nan=True)
+        else:
+            assert_close(a, e, t)
+
+
+def check_stats(kernels, x, channels_last=True, **options):
+    actual, report = stats(kernels, x, channels_last, **options)
+    assert report["error_count"] == 0, report["errors"]
+    agree(actual, reference.bn_stats(x), reference.bn_stats(x.double()))
+    return report
+
+
+def case(shape, dtype, channels_last, mask="recompute", seed=0, misalign=0, bn_dtype=None, **bn):
+    """A gradient. No input of a ReLU is so near 0 that rounding decides which side it is on."""
+    vectors = batch_norm(shape[1], bn_dtype or wide(dtype), **bn)
+    x, grad = (activation(shape, dtype, channels_last, s, misalign) for s in (seed, seed + 1))
+    if mask == "recompute":
+        n = in_float64(vectors)
+        x[reference.bn_add_act(x.double(), *n[:4], n.eps, relu=False).abs() < 0.04] = 3
+        assert (reference.bn_add_act(x.double(), *n[:4], n.eps, relu=False).abs() >= 0.04).all()
+    out = activation(shape, dtype, channels_last, seed + 2, misalign).relu_() if mask == "out" else None
+    return Gradient(grad, x, vectors, out, mask != "none")
+
+
+def eager_args(g, double=False):
+    bn = in_float64(g.bn) if double else g.bn
+    tensors = [t.double() if double and t is not None else t for t in (g.grad, g.x, g.out)]
+    return (tensors[0], tensors[1], *bn[:4], bn.eps, tensors[2], g.relu)
+
+
+def check_reduce(kernels, g, channels_last=True, **options):
+    actual, report = reduce(kernels, g, channels_last, **options)
+    assert report["error_count"] == 0, report["errors"]
+    want = reference.bn_act_backward_reduce
+    agree(actual, want(*eager_args(g)), want(*eager_args(g, True)))
+    return report
+
+
+def check_backward(kernels, g, channels_last=True, frozen=False, **options):
+    count = float(max(1, g.x.numel() // max(1, g.x.shape[1])))
+    sums = None if frozen else reference.bn_act_backward_reduce(*eager_args(g))
+    actual, report = backward(kernels, g, channels_last, sums, count, **options)
+    assert report["error_count"] == 0, report["errors"]
+    rest = (None, None, 0.0) if frozen else (*sums, count)
+    want = reference.bn_act_backward
+    truth = (None, None, 0.0) if frozen else (*(s.double() for s in sums), count)
+    agree([actual], [want(*eager_args(g), *rest)], [want(*eager_args(g, True), *truth)])
+    return report
+
+
+def test_the_menu_is_what_is_compiled(kernels):
+    """Everything that can be selected is compiled, and everything that is compiled can be selected."""
+    numbers = {(DTYPES.index(d), v, c) for d, v, c in KINDS}
+    masked = {(*k, m) for k, m in itertools.product(numbers, range(3))}
+    for found, wanted in (
+        (kernels.compiled_bn_stats(), numbers),
+        (kernels.compiled_bn_backward_reduce(), masked),
+        (kernels.compiled_bn_backward(), masked),
+    ):
+        assert len(found) == len(set(found))
+        assert set(found) == wanted
+    selected, selected_masked = set(), set()
+    shapes = [(2, 8, 4, 4), (2, 3, 4, 4), (2, 8, 3, 3), (1, 4, 2, 2)]
+    for shape, (dtype, _, last), misalign, mask in itertools.product(shapes, KINDS, (0, 1), MASKS):
+        g = case(shape, dtype, last, mask, misalign=misalign)
+        p = g.parameters(last)
+        selected.add(kernels.select_bn_stats(p))
+        selected_masked.add(kernels.select_bn_gradient(p | dict(to=0)))
+        assert kernels.select_bn_gradient(p | dict(to=2))[1] == 1, "a result that is not aligned"
+    assert selected == numbers
+    assert selected_masked == masked
+
+
+@each_kind
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_statistic(kernels, kind, schedule):
+    dtype, vector, last = kind
+    x = activation(shape_for(vector, last), dtype, last)
+    report = check_stats(kernels, x, last, schedule=schedule)
+    size = x.numel() * x.element_size()
+    # Each element once; besides, three samples a thread, and the parts of the sums.
+    r = kernels.reduce_activations(numbers_of(x, last), vector, 1)
+    samples = 3 * r["parts"] * r["groups"] * r["block"] * vector * dtype.itemsize
+    assert 0 <= report["bytes_loaded"] - size - samples <= (3 * r["parts"] + 32) * x.shape[1] * wide(dtype).itemsize
+    assert (report["wide_accesses"] >= size // 16) == (vector > 1)
+
+
+@each_kind
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_gradient(kernels, kind, mask, schedule):
+    dtype, vector, last = kind
+    g = case(shape_for(vector, last), dtype, last, mask)
+    size, tensors = g.x.numel() * g.x.element_size(), 3 if mask == "out" else 2
+    report = check_reduce(kernels, g, last, schedule=schedule)
+    assert report["bytes_loaded"] >= tensors * size
+    assert report["wide_accesses"] == (tensors * size // 16 if vector > 1 else 0)
+    for frozen in (False, True):
+        report = check_backward(kernels, g, last, frozen, schedule=schedule)
+        assert report["bytes_stored"] == size
+        assert report["wide_accesses"] == ((tensors + 1) * size // 16 if vector > 1 else 0)
+
+
+SHAPES = [(1, 64, 1, 1), (1, 8, 1, 7), (7, 8, 1, 1), (1, 1, 1, 1), (5, 64, 7, 7), (2, 16, 30, 31), (2, 300, 3, 5)]
+
+
+@FORMATS
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 2056, 2, 3)], ids=str)
+@pytest.mark.parametrize("sm_count", [1, 132, 300])
+def test_shapes(kernels, shape, channels_last, sm_count):
+    x = activation(shape, torch.bfloat16, channels_last)
+    check_stats(kernels, x, channels_last, sm_count=sm_count)
+    g = case(shape, torch.bfloat16, channels_last, "recompute")
+    check_reduce(kernels, g, channels_last, sm_count=sm_count)
+    check_backward(kernels, g, channels_last, sm_count=sm_count)
+
+
+@FORMATS
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mean", [1e3, -1e5])
+@pytest.mark.parametrize("sm_count", [1, 40])
+def test_a_large_mean_does_not_cancel(kernels, channels_last, dtype, mean, sm_count):
+    """Against float64 of what the tensor holds, as good as float32 can say it."""
+    if dtype == torch.float16 and abs(mean) > 6e4:
+        pytest.skip("beyond float16")
+    x = (activation((8, 40, 28, 28), torch.float32, channels_last) + mean).to(dtype)
+    actual, report = stats(kernels, x, channels_last, sm_count=sm_count)
+    assert report["error_count"] == 0, report["errors"]
+    for a, t in zip(actual, reference.bn_stats(x.double()), strict=True):
+        torch.testing.assert_close(a.double(), t, rtol=2**-22 if dtype != torch.float64 else 1e-12, atol=0)
+
+
+@FORMATS
+def test_a_mean_that_moves_does_not_cancel(kernels, channels_last):
+    """Images of very different brightness, and a first row that is like no other."""
+    x = activation((16, 24, 30, 30), torch.float32, channels_last)
+    x += 1e3 * torch.arange(16).view(-1, 1, 1, 1)
+    x[:, :, 0] = -1e4
+    actual, report = stats(kernels, x, channels_last, sm_count=4)
+    assert report["error_count"] == 0, report["errors"]
+    for a, t in zip(actual, reference.bn_stats(x.double()), strict=True):
+        torch.testing.assert_close(a.double(), t, rtol=2**-21, atol=0)
+
+
+@FORMATS
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_constant_has_no_variance(kernels, dtype, channels_last):
+    x = activation((3, 20, 11, 13), dtype, channels_last).fill_(0.1)
+    (mean, var), _ = stats(kernels, x, channels_last, sm_count=7)
+    assert torch.equal(var, torch.zeros_like(var))
+    assert torch.equal(mean, x[0, :, 0, 0].to(mean.dtype))
+
+
+@FORMATS
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize("where", [(0, 0, 0), (1, 3, 4), (2, 6, 7)], ids=["first", "middle", "last"])
+def test_statistics_that_are_not_finite(kernels, dtype, channels_last, value, where):
+    x = activation((3, 20, 7, 8), dtype, channels_last)
+    n, h, w = where
+    x[n, 3, h, w] = value
+    x[0, 5, 2, 2], x[2, 5, 3, 3] = torch.inf, -torch.inf
+    for sm_count in (1, 30):
+        check_stats(kernels, x, channels_last, sm_count=sm_count)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("where", ["grad", "x", "out", "mean", "gamma"])
+def test_gradients_that_are_not_finite(kernels, dtype, mask, where):
+    if where == "out" and mask != "out":
+        return
+    for value in (torch.nan, -torch.inf, torch.inf):
+        g = case((2, 24, 9, 9), dtype, True, mask)
+        if where in ("mean", "gamma"):
+            getattr(g.bn, where)[3] = value
+        else:
+            getattr(g, where)[0, 3, 0, 0] = getattr(g, where)[1, 5, 6, 7] = value
+        check_reduce(kernels, g)
+        check_backward(kernels, g)
+        check_backward(kernels, g, frozen=True)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_corners_of_a_batch_norm(kernels, dtype, mask):
+    zero = torch.zeros(24)
+    for change in (dict(gamma=zero, beta=zero + 1), dict(eps=0.0), dict(gamma=None, beta=None), dict(stride=3)):
+        g = case((3, 24, 9, 5), dtype, True, mask, **change)
+        check_reduce(kernels, g)
+        check_backward(kernels, g)
+    # var = 0, eps = 0: infinities, and NaN where they meet
+    g = case((3, 24, 9, 5), dtype, True, mask)
+    g = g._replace(bn=g.bn._replace(mean=zero + 0.5, var=zero, beta=zero + 1, eps=0.0))
+    g.x.fill_(0.5)
+    check_reduce(kernels, g)
+    check_backward(kernels, g)
+    check_backward(kernels, g, frozen=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_vectors_of_the_tensors_dtype(kernels, dtype):
+    g = case((3, 24, 9, 5), dtype, True, bn_dtype=dtype)
+    assert g.bn.var.dtype == dtype
+    check_reduce(kernels, g)
+    check_backward(kernels, g)
+
+
+@pytest.mark.parametrize("misaligned", ["grad", "x", "out"])
+@FORMATS
+def test_misaligned(kernels, channels_last, misaligned):
+    """Aligned neighbours do not make a misaligned tensor safe."""
+    g = case((2, 8, 4, 4), torch.bfloat16, channels_last, "out")
+    moved = activation((2, 8, 4, 4), torch.bfloat16, channels_last, misalign=1).copy_(getattr(g, misaligned))
+    g = g._replace(**{misaligned: moved})
+    check_reduce(kernels, g, channels_last)
+    check_backward(kernels, g, channels_last)
+    if misaligned == "x":
+        check_stats(kernels, g.x, channels_last)
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 4, 4), (2, 8, 0, 4), (2, 0, 4, 4)], ids=str)
+def test_empty(kernels, shape):
+    x = torch.empty(shape)
+    check_stats(kernels, x)
+    g = Gradient(x, x, batch_norm(shape[1], torch.float32, var=torch.zeros(shape[1]), eps=0.0), None, True)
+    sums, report = reduce(kernels, g, True)
+    assert report["errors"] == []
+    assert all(torch.equal(s, torch.zeros(shape[1])) for s in sums)
+    to, report = backward(kernels, g, True)
+    assert report["errors"] == []
+    assert report["bytes_loaded"] == 0
+    assert to.shape == x.shape
+
+
+@pytest.mark.parametrize("vector", [1, 4, 8])
+@pytest.mark.parametrize("sm_count", [1, 132])
+def test_the_parts_cover_every_item_once(kernels, vector, sm_count):
+    for c, last, (n, area) in itertools.product(
+        (vector, 3 * vector, 72 * vector, 513 * vector), (True, False), ((1, vector), (3, 49 * vector), (256, 3136))
+    ):
+        p = dict(dtype=0, channels_last=last, batch=n, channels=c, area=area)
+        r = kernels.reduce_activations(p, vector, sm_count)
+        assert r["lanes"] * r["slots"] == r["block"] <= 256
+        assert (r["groups"] - 1) * r["lanes"] < r["all_lanes"] <= r["groups"] * r["lanes"]
+        assert r["all_lanes"] * r["items"] * vector == n * c * area
+        # No part is empty, and a part is whole rounds of its block.
+        assert r["each"] % r["slots"] == 0
+        assert (r["parts"] - 1) * r["each"] < r["items"] <= r["parts"] * r["each"]
+        assert r["parts"] * r["groups"] <= max(4 * sm_count, r["groups"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("count", [1, 31, 257, 1024, 1025, 2600])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_parts_are_put_together(kernels, dtype, count, schedule):
+    """Moments of 64 pixels each, the last of fewer; sums. More than 1024 are merged first."""
+    g = torch.Generator().manual_seed(count)
+    channels, each, last = 11, 64, 37
+    x = torch.randn(count * each, channels, generator=g, dtype=torch.float64) * 3 + 1e3
+    x = x[: (count - 1) * each + last]
+    split, centers = x.split(each), x[::each].to(dtype).double()
+    sums = [((p - c).sum(0), (p - c).square().sum(0)) for p, c in zip(split, centers, strict=True)]
+    parts = torch.stack([torch.stack([c, *s]) for c, s in zip(centers, sums, strict=True)]).to(dtype)
+    moments, report = finish(kernels, parts, each, len(x), schedule=schedule)
+    assert report["error_count"] == 0, report["errors"]
+    rtol = 2**-22 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(moments[0].double(), x.mean(0), rtol=rtol, atol=0)
+    torch.testing.assert_close(moments[1].double(), x.var(0, unbiased=False), rtol=rtol, atol=0)
+
+    var = torch.rand(channels, generator=g, dtype=torch.float64).to(dtype) + 0.5
+    totals, report = finish(kernels, parts[:, 1:], each, len(x), var, 1e-3, schedule)
+    assert report["error_count"] == 0, report["errors"]
+    truth = parts[:, 1:].double().sum(0)
+    truth[1] /= (var.double() + 1e-3).sqrt()
+    torch.testing.assert_close(torch.stack(totals).double(), truth, rtol=rtol, atol=rtol * truth.abs().max().item())
+
+
+def test_the_same_bits_whatever_the_order_of_threads(kernels):
+    g = case((3, 72, 20, 20), torch.bfloat16, True)
+    found = []
+    for schedule, seed in (("stay", 1), ("rotate", 1), ("random", 1), ("random", 2)):
+        found.append(
+            [*stats(kernels, g.x, True, 3, schedule, seed)[0], *reduce(kernels, g, True, 3, schedule, seed)[0]]
+        )
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+STATS, PARTS, MOMENTS, REDUCE, GRADIENT, APPLY, FINISH, FOLD, HOST, WALK = (
+    "cuda/bn/bn_stats.cuh",
+    "cuda/bn/parts.cuh",
+    "cuda/bn/moments.cuh",
+    "cuda/bn/bn_backward_reduce.cuh",
+    "cuda/bn/bn_gradient.cuh",
+    "cuda/bn/bn_backward.cuh",
+    "cuda/bn/bn_finish.cuh",
+    "cuda/bn/fold.cuh",
+    "cuda/bn/bn_gradient.h",
+    "cuda/bn/reduction.h",
+)
+PLANTS = {
+    "a fold without its barrier": (FOLD, "    ptx::bar_sync_all();\n", ""),
+    "a fold that forgets the odd slot": (FOLD, "half = (width + 1) / 2;", "half = width / 2;"),
+    "items past the part's last": (PARTS, "for (; i < at.end; i += slots)", "for (; i <= at.end; i += slots)"),
+    "a batch short": (PARTS, "++r, i += kBatch * slots)", "++r, i += (kBatch + 1) * slots)"),
+    "a run left out": (PARTS, "total[v] += run[v];", "total[v] = run[v];"),
+    "a part in another's place": (PARTS, "(static_cast<uint64_t>(part) *", "(static_cast<uint64_t>(part / 2) *"),
+    "lanes past the last": (PARTS, "inside(lane < walk.all_lanes)", "inside(true)"),
+    "the last part as long as the others": (
+        PARTS,
+        "walk.items - part * walk.each < walk.each ? walk.items : (part + 1) * walk.each",
+        "(part + 1) * walk.each",
+    ),
+    "no center": (STATS, "add.center[c] = center_of(", "add.center[c] = 0 * center_of("),
+    "an infinite center": (MOMENTS, "return is_finite(center) ? center : Acc(0);", "return center;"),
+    "squares not moved to the mean": (MOMENTS, "squares -= by * (2 * sum - count * by);", ""),
+    "parts taken to be equally long": (FINISH, "left < parts.each ? left : parts.each", "parts.each"),
+    "a channel past the last": (FINISH, "inside = channel < parts.channels;", "inside = channel <= parts.channels;"),
+    "the deviation forgotten": (FINISH, "sums.sum[1] * inverse", "sums.sum[1]"),
+    "a NaN closes the mask": (GRADIENT, "closed = out.get(e) <= Acc(0);", "closed = !(out.get(e) > Acc(0));"),
+    "a NaN closes the recomputed mask": (
+        GRADIENT,
+        "closed = bn.apply(x.get(e), Config::channel_of(e)) <= Acc(0);",
+        "closed = !(bn.apply(x.get(e), Config::channel_of(e)) > Acc(0));",
+    ),
+    "the mean not subtracted": (REDUCE, "chunk[b].x.get(e) - mean[c]", "chunk[b].x.get(e)"),
+    "another lane's vectors": (REDUCE, "bn(from.bn, lane * Config::kChannels)", "bn(from.bn, 0)"),
+    "the scale inside the difference": (
+        APPLY,
+        "      if (p.sum_g.data) g -= ",
+        "      if (p.sum_g.data) g = v.bn.scale[c] * g - v.bn.scale[c] * ",
+    ),
+    "frozen statistics that move": (APPLY, "if (p.sum_g.data) g -=", "if (true) g -="),
+    "no bounds check on lanes": (APPLY, "if (lane >= walk.all_lanes) return;", ""),
+    "alignment of out forgotten": (HOST, "reinterpret_cast<uintptr_t>(g.out) |", ""),
+    "parts that overlap": (WALK, "r.splits = ceil_div(r.items, r.each);", "r.splits = ceil_div(r.items, r.each) + 1;"),
+}  # fmt: skip
+
+
+def exercise(kernels, schedule):
+    """What every planted bug must fail."""
+    # 37 items a thread, more than a run; a channel without a finite center
+    x = activation((3, 256, 20, 20), torch.bfloat16, True)
+    x[0, 1, 0, 0], x[:, 2] = torch.nan, torch.inf
+    check_stats(kernels, x, schedule=schedule)
+    # 67 lanes in 3 groups, and parts of which the last is shorter
+    x = activation((2, 268, 3, 7), torch.float32, True) + 1000
+    check_stats(kernels, x, schedule=schedule, sm_count=3)
+    for mask in ("recompute", "out"):
+        g = case((3, 16, 36, 36), torch.bfloat16, True, mask)
+        g.x[0, 3, 5, 5] = torch.nan
+        if mask == "out":
+            g.out[0, 3, 5, 5] = torch.nan
+        check_reduce(kernels, g, schedule=schedule)
+        check_backward(kernels, g, schedule=schedule)
+        check_backward(kernels, g, frozen=True, schedule=schedule)
+    # 281 lanes: of the last group some are past the last, and a part has a few rows
+    g = case((2, 2248, 2, 3), torch.bfloat16, True, "out")
+    check_reduce(kernels, g, schedule=schedule, sm_count=30)
+    check_backward(kernels, g, schedule=schedule)
+    g.bn.gamma[4] = torch.inf
+    check_backward(kernels, g, schedule=schedule)
+    moved = activation((2, 8, 4, 4), torch.bfloat16, True, misalign=1)
+    g = case((2, 8, 4, 4), torch.bfloat16, True, "out")
+    check_reduce(kernels, g._replace(out=moved.copy_(g.out)), schedule=schedule)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_planted_bugs_have_something_to_break(kernels, schedule):
+    exercise(kernels, schedule)
+
+
+def plant(bug):
+    source = {REDUCE: "bn_backward_reduce", GRADIENT: "bn_backward_reduce", HOST: "bn_backward_reduce"}
+    source |= {APPLY: "bn_backward", FINISH: "bn_finish"}
+    return cuda_on_cpu.Plant(*PLANTS[bug]), (source.get(PLANTS[bug][0], "bn_stats"),)
+
+
+@pytest.mark.parametrize("bug", PLANTS)
+def test_planted_bugs_are_caught(planted, bug):
+    kernels = planted(bug)
+    for schedule in SCHEDULES:
+        with pytest.raises(AssertionError):
+            exercise(kernels, schedule)

@@ -1,0 +1,166 @@
+"""sm80/conv_fwd with statistics, run thread by thread on the CPU: the raw output, and the moments of what it stored."""
+
+from __future__ import annotations
+
+import itertools
+
+import cuda_on_cpu
+import pytest
+import torch
+from criterion import assert_close
+from cuda_on_cpu.conv_fwd import STATISTICS, Variant, run_statistics
+from cuda_on_cpu.tensors import BatchNorm
+from test_cuda_conv import DTYPES, GEOMETRIES, SCHEDULES, TILES, by_dtype, by_schedule, convolution, eager
+
+from resnet_fused import reference
+
+if reason := cuda_on_cpu.missing():
+    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
+
+VARIANTS = [Variant(*v) for v in itertools.product(DTYPES, TILES, STATISTICS)]
+by_variant = pytest.mark.parametrize("v", VARIANTS, ids=str)
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return cuda_on_cpu.load()
+
+
+def raw_convolution(*args, bias=None, **options):
+    return convolution(*args, **options)._replace(bn=BatchNorm(bias=bias))
+
+
+def check(kernels, tile, conv, **options):
+    out, moments, report = run_statistics(kernels, tile, conv, **options)
+    assert report["errors"] == []
+    assert_close(out, eager(conv, relu=False), eager(conv, relu=False, dtype=torch.float64))
+    # The statistics are of what was stored, whatever its own error.
+    for a, e, t in zip(moments, reference.bn_stats(out), reference.bn_stats(out.double()), strict=True):
+        assert_close(a, e, t)
+    return report
+
+
+def small_case(v: Variant, n=3):
+    """Two tiles of pixels and of channels, ragged in every direction; the last has rows for one of its warps only."""
+    h, w = (10, 9) if v.tile[0] == 128 else (6, 7)
+    return raw_convolution(v.dtype, n, 24, h, w, v.tile[1] + 8, 3, 3, padding=1, prologue=v.mode.startswith("prologue"))
+
+
+@by_variant
+@by_schedule
+def test_every_variant(kernels, v, schedule):
+    conv = small_case(v)
+    report = check(kernels, v.tile, conv, schedule=schedule)
+    n, k, p, q = conv.output_shape()
+    parts = -(-n * p * q // v.tile[0])
+    assert report["bytes_stored"] == n * k * p * q * v.dtype.itemsize + parts * 3 * k * 4
+
+
+@by_dtype
+@pytest.mark.parametrize("geometry", ["1x1", "1x1, stride 2", "3x3, stride 2", "one pixel", "deep"])
+def test_geometries(kernels, dtype, geometry):
+    for prologue in (False, True):
+        check(kernels, (64, 64), raw_convolution(dtype, *GEOMETRIES[geometry], prologue=prologue))
+
+
+@by_dtype
+def test_a_bias_moves_the_mean(kernels, dtype):
+    """A mean of 300 deviations: nothing cancels."""
+    bias = torch.linspace(100, 300, 24)
+    conv = raw_convolution(dtype, 5, 16, 9, 9, 24, 3, 3, 1, 1, bias=bias)
+    out, moments, report = run_statistics(kernels, (128, 64), conv)
+    assert report["errors"] == []
+    for a, t in zip(moments, reference.bn_stats(out.double()), strict=True):
+        torch.testing.assert_close(a.double(), t, rtol=2**-20, atol=0)
+
+
+@by_dtype
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+def test_what_is_not_finite(kernels, dtype, value):
+    """A 1x1 filter spreads it to all channels of one pixel: the first of a tile, of its second half, and another."""
+    for pixel in (0, 32, 41):
+        conv = raw_convolution(dtype, 1, 16, 6, 12, 24, 1, 1)
+        conv.x.permute(0, 2, 3, 1).reshape(72, 16)[pixel] = 0
+        conv.x[0, 3, pixel // 12, pixel % 12] = value
+        conv.weight[:, 3] = conv.weight[:, 3].abs() + 0.1
+        out, moments, report = run_statistics(kernels, (64, 64), conv)
+        assert report["errors"] == []
+        for a, e in zip(moments, reference.bn_stats(out), strict=True):
+            torch.testing.assert_close(a, e, equal_nan=True, rtol=1e-5, atol=1e-6)
+
+
+def test_many_tiles_are_merged(kernels):
+    """More parts than one block of bn_finish adds up."""
+    conv = raw_convolution(torch.bfloat16, 17, 8, 64, 62, 8, 1, 1)
+    check(kernels, (64, 64), conv)
+
+
+def test_the_same_bits_in_every_order_of_blocks(kernels):
+    conv = raw_convolution(torch.bfloat16, 2, 16, 12, 12, 72, 3, 3, 1, 1)
+    runs = [run_statistics(kernels, (64, 64), conv, schedule=s, seed=seed)[1] for s in SCHEDULES for seed in (1, 2)]
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+MOMENTS, FINISH, FOLD = (
+    "cuda/sm80/conv_moments.cuh",
+    "cuda/bn/bn_finish.cuh",
+    "cuda/bn/fold.cuh",
+)
+PLANTS = {
+    "no barrier before the exchange is read": (MOMENTS, "  ptx::bar_sync_all();\n", ""),
+    "a slab overwritten while it is read": (MOMENTS, "    ptx::bar_warp_sync(~0u);  // before the next", "    //"),
+    "a slab read before it is written": (
+        MOMENTS,
+        "    slab.write(main.sum[i], place.lane);\n    ptx::bar_warp_sync(~0u);",
+        "    slab.write(main.sum[i], place.lane);",
+    ),
+    "rows past the last counted": (MOMENTS, "left < 0 ? 0 : left < most ? left : most", "most"),
+    "the lower warps' rows left out": (MOMENTS, "  if (count > 0) {", "  if (count > 1e9f) {"),
+    "two centers taken for one": (MOMENTS, "exchange[place.tile_n + e] - center[e], distances", "0.f, distances"),
+    "a row of lanes left out": (MOMENTS, "by = kLanesARow; by < 32;", "by = kLanesARow; by < 16;"),
+    "moments of what was not rounded": (MOMENTS, "stored.get(e), center[e]);", "v[e], center[e]);"),
+    "an infinite center": (MOMENTS, "is_finite(ptx::mov_f32_b32(first)) ?", "true ?"),
+    "a part in another's place": (MOMENTS, "(m0 / Config::kM)", "(m0 / Config::kM / 2)"),
+    "the bias forgotten": (MOMENTS, "v[e] = add_bias.apply(v[e], e);", "v[e] += 0;"),
+    "the last part as long as the others": (FINISH, "left < parts.each ? left : parts.each", "parts.each"),
+    "parts beyond a batch left out": (FINISH, "part += kFinishRows) {", "part += 2 * kFinishRows) {"),
+    "squares about another center": (FINISH, "d * (2 * distances + count * d)", "d * (distances + count * d)"),
+    "a fold without its barrier": (FOLD, "    ptx::bar_sync_all();\n", ""),
+    "a fold one slot short": (FOLD, "if (slot + half < width)", "if (slot + half + 1 < width)"),
+}  # fmt: skip
+
+
+def exercise(kernels, schedule):
+    """What every planted bug must fail."""
+    for prologue in (False, True):
+        conv = raw_convolution(
+            torch.bfloat16, 3, 24, 6, 7, 72, 3, 3, padding=1, prologue=prologue, bias=torch.linspace(2, 30, 72)
+        )
+        check(kernels, (64, 64), conv, schedule=schedule)
+    # 37 rows in the last tile, more parts than rows of bn_finish's block, and a channel that begins with infinity
+    conv = raw_convolution(torch.bfloat16, 1, 8, 63, 67, 8, 1, 1)
+    check(kernels, (64, 64), conv, schedule=schedule)
+    conv.x[0, :, 0, 0] = torch.inf
+    conv.weight.abs_()
+    _, moments, report = run_statistics(kernels, (64, 64), conv, schedule=schedule)
+    assert report["errors"] == []
+    assert torch.isposinf(moments[0]).all()
+    assert torch.isnan(moments[1]).all()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_planted_bugs_have_something_to_break(kernels, schedule):
+    exercise(kernels, schedule)
+
+
+def plant(bug):
+    return cuda_on_cpu.Plant(*PLANTS[bug]), ("conv_stats_bf16" if PLANTS[bug][0] == MOMENTS else "bn_finish",)
+
+
+@pytest.mark.parametrize("bug", PLANTS)
+def test_planted_bugs_are_caught(planted, bug):
+    kernels = planted(bug)
+    for schedule in SCHEDULES:
+        with pytest.raises(AssertionError):
+            exercise(kernels, schedule)

@@ -1,0 +1,215 @@
+"""conv_sm90 with tiles cut into shares, and conv_sm90_finish, which adds them: on the CPU, every access checked."""
+
+from __future__ import annotations
+
+import cuda_on_cpu
+import pytest
+import torch
+from cuda_on_cpu.conv_fwd import MODES, Variant, run
+from test_cuda_conv import SCHEDULES, check, convolution, eager, randn
+from test_cuda_sm90 import ON_HOPPER, by_dtype, by_schedule, by_variant, small_case
+
+if reason := cuda_on_cpu.missing():
+    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
+
+# Of four or six tiles: a block has a whole one and shares, and no share but the last ends with a tile.
+UNEVEN = dict(whole=1, shares=7)
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return cuda_on_cpu.load()
+
+
+def pieces(case, whole, shares):
+    """(share, tile, of the projection, steps) of every piece: the partition that is documented, made step by step."""
+    n, k, p, q = case["conv"].output_shape()
+    tiles = -(-n * p * q // case["tile"][0]) * -(-k // case["tile"][1])
+    convs = [c for c in (case.get("projection"), case["conv"]) if c is not None]
+    steps = [(tile, c is not case["conv"]) for tile in range(whole, tiles) for c in convs for _ in range(depth(c))]
+    owners = [next(s for s in range(shares) if at < (s + 1) * len(steps) // shares) for at in range(len(steps))]
+    return sorted({(owner, *step) for owner, step in zip(owners, steps, strict=True)})
+
+
+def depth(conv):
+    return conv.weight[0].numel() // 64
+
+
+def written(case, whole, shares):
+    """Bytes that the two kernels store: sums of 16 pixels x 16 channels at a time, and each output once."""
+    n, k, p, q = case["conv"].output_shape()
+    pixels, channels = case["tile"]
+    tiles_k = -(-k // channels)
+    total = n * k * p * q * 2
+    for _, tile, _ in pieces(case, whole, shares):
+        rows = min(pixels, n * p * q - tile // tiles_k * pixels)
+        columns = min(channels, k - tile % tiles_k * channels)
+        total += -(-rows // 16) * -(-columns // 16) * 16 * 16 * 4
+    return total
+
+
+def check_shares(kernels, case, whole, shares, **options):
+    report = check(kernels, **case, whole=whole, shares=shares, **ON_HOPPER, **options)
+    assert report["bytes_stored"] == written(case, whole, shares)
+    return report
+
+
+@by_variant
+@by_schedule
+def test_every_variant_in_shares(kernels, v, schedule):
+    check_shares(kernels, small_case(v), **UNEVEN, schedule=schedule)
+
+
+# of six tiles of nine steps, or eleven with the projection
+PARTITIONS = {
+    "a share is longer than a tile": (0, 4),
+    "a share is a tile": (0, 6),
+    "a share is half a tile": (0, 12),
+    "the last tile alone": (5, 2),
+    "as many shares as steps": (4, 18),
+}
+
+
+@pytest.mark.parametrize("partition", PARTITIONS.values(), ids=PARTITIONS)
+@pytest.mark.parametrize("mode", MODES)
+def test_every_partition(kernels, partition, mode):
+    check_shares(kernels, small_case(Variant(torch.bfloat16, (128, 128), mode)), *partition)
+
+
+@by_dtype
+def test_a_share_begins_within_a_tap(kernels, dtype):
+    """Three steps a tap, and a filter whose rows and columns differ."""
+    conv = convolution(dtype, 1, 192, 9, 11, 72, 2, 3, (2, 1), (1, 1))
+    case = dict(tile=(256, 64), conv=conv, residual=randn(conv.output_shape(), dtype, 20))
+    for shares in (4, 7, 18):
+        check_shares(kernels, case, 0, shares)
+
+
+@by_dtype
+def test_a_prologue_begins_within_a_tap(kernels, dtype):
+    """Padding stays zero, whatever BatchNorm and ReLU make of a zero."""
+    conv = convolution(dtype, 1, 128, 9, 8, 24, 3, 3, 2, 1, prologue=True)
+    case = dict(tile=(128, 128), conv=conv._replace(pre=conv.pre._replace(beta=conv.pre.beta + 3)))
+    for shares in (5, 9):
+        check_shares(kernels, case, 0, shares)
+
+
+@by_dtype
+@pytest.mark.parametrize(("h", "w", "k"), [(1, 1, 8), (3, 5, 24), (4, 4, 64), (17, 1, 56)])
+def test_few_pixels_and_channels(kernels, dtype, h, w, k):
+    """Fewer than a block of conv_sm90_finish has, as many, and one more."""
+    conv = convolution(dtype, 1, 64, h, w, k, 3, 3, 1, 1)
+    for tile in ((256, 64), (128, 128)):
+        case = dict(tile=tile, conv=conv, residual=randn(conv.output_shape(), dtype, 20))
+        check_shares(kernels, case, 0, 5)
+        check_shares(kernels, dict(tile=tile, conv=conv), 0, 2, relu=False)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_same_bits_in_every_run(kernels, mode):
+    case = small_case(Variant(torch.bfloat16, (128, 128), mode))
+    outputs = [
+        run(kernels, **case, **UNEVEN, **{**ON_HOPPER, "sm_count": sms}, schedule=schedule, seed=seed)[0]
+        for sms, schedule, seed in [(2, "stay", 1), (3, "random", 2), (6, "random", 3)]
+    ]
+    assert all(torch.equal(out, outputs[0]) for out in outputs)
+
+
+@by_dtype
+@pytest.mark.parametrize("mode", MODES)
+def test_nonfinite_values(kernels, dtype, mode):
+    case = small_case(Variant(dtype, (128, 128), mode))
+    for target in (case["conv"].x, case["projection"].x if "projection" in case else case["residual"]):
+        target[0, 3, 0, 0], target[0, 5, -1, -1] = torch.nan, torch.inf
+    out, report = run(kernels, **case, **UNEVEN, **ON_HOPPER)
+    assert report["errors"] == []
+    want = eager(case["conv"], case.get("residual"), case.get("projection"))
+    assert torch.equal(torch.isnan(out), torch.isnan(want))
+    assert torch.equal(torch.isinf(out), torch.isinf(want))
+
+
+MENU, WORK, ROLES, FINISH = (f"cuda/sm90/conv_sm90{name}" for name in (".h", "_work.cuh", "_roles.cuh", "_finish.cuh"))
+PLANTS = {
+    "two shares of a tile in one place": (WORK, "partial = item - whole + conv", "partial = conv"),
+    "a tile's main sums in the next one's place": (MENU, "? 2 * tile + main : tile", "? tile + main : tile"),
+    "the share of a step rounded down": (WORK, "((step + 1) * shares - 1) / steps", "step * shares / steps"),
+    "a share too few is added": (FINISH, "last - share + 1, stride", "last - share, stride"),
+    "a share too many is added": (FINISH, "last - share + 1, stride", "last - share + 2, stride"),
+    "partial tiles further apart": (FINISH, "mine + (share + unit) * stride", "mine + (share + unit + 1) * stride"),
+    "projected sums twice": (
+        FINISH,
+        "add(projected, conv_sm90_unit(kMode, index, false), first_step, side_steps);",
+        "add(projected, conv_sm90_unit(kMode, index, true), first_step + side_steps, tile_steps - side_steps);",
+    ),
+    "a share's weights from the start": (ROLES, "depth = steps.first * kConvSm90Depth;", "depth = 0;"),
+    "a share's pixels from the first tap": (ROLES, "r = tap / shape.s, s = tap % shape.s,", "r = 0, s = 0,"),
+    "a share's pixels from the tap's first channel": (
+        ROLES,
+        "c = steps.first % a_tap * kConvSm90Depth;",
+        "c = 0;",
+    ),
+    "a share's prologue from the first tap": (ROLES, "steps.first * kRowChunks + column", "column"),
+    "a share goes on past its tile": (
+        WORK,
+        "left < tile_steps - first ? left : tile_steps - first};",
+        "left};",
+    ),
+    "a share waits to be stored": (
+        ROLES,
+        "for (WorkWalk<Config> walk(p); walk.finishes(); walk.next(), parity ^= 1) {\n    for (int i",
+        "for (WorkWalk<Config> walk(p); walk.more(); walk.next(), parity ^= 1) {\n    for (int i",
+    ),
+    "sums of pixels past the end": (
+        ROLES,
+        "    if (pixel + j / 2 * kConvSm90FinishPixels >= pixels) break;\n",
+        "",
+    ),
+    "sums of channels past the end": (ROLES, "  if (channel >= p.main.shape.k) return;\n", ""),
+    "sums of the other warpgroup": (ROLES, "? 0 : consumer * (Config", "? 0 : (1 - consumer) * (Config"),
+    "both warpgroups' sums in one place": (ROLES, "? 0 : consumer * (Config", "? 0 : 0 * (Config"),
+    "sums read by other threads": (FINISH, "thread * 4) * 4;", "(thread ^ 1) * 4) * 4;"),
+    "the residual read before it is there": (
+        FINISH,
+        "shortcut.words);\n    ptx::bar_sync_all();",
+        "shortcut.words);",
+    ),
+    "the output read before it is there": (
+        FINISH,
+        "  ptx::bar_sync_all();\n  Data out;",
+        "  Data out;",
+    ),
+    "the output past the end": (FINISH, "  if (inside) ptx::st_global", "  ptx::st_global"),
+    "the residual past the end": (FINISH, "if (residual && inside) shortcut", "if (residual) shortcut"),
+    "a block for pixels that are not there": (
+        FINISH,
+        "if (pixel >= pixels || channel >= shape.k) return;",
+        "if (channel >= shape.k) return;",
+    ),
+}
+
+
+def exercise(kernels, schedule):
+    """What every planted bug must fail."""
+    for mode in MODES:
+        case = small_case(Variant(torch.bfloat16, (128, 128), mode))
+        check_shares(kernels, case, **UNEVEN, schedule=schedule)
+    check_shares(kernels, small_case(Variant(torch.bfloat16, (256, 64), "plain")), **UNEVEN, schedule=schedule)
+    conv = convolution(torch.bfloat16, 1, 128, 5, 5, 24, 3, 3, 1, 1)
+    check_shares(kernels, dict(tile=(256, 64), conv=conv), 0, 5, schedule=schedule)
+
+
+@by_schedule
+def test_planted_bugs_have_something_to_break(kernels, schedule):
+    exercise(kernels, schedule)
+
+
+def plant(bug):
+    return cuda_on_cpu.Plant(*PLANTS[bug]), ("conv_sm90_bf16", "conv_sm90_finish")
+
+
+@pytest.mark.parametrize("bug", PLANTS)
+def test_planted_bugs_are_caught(planted, bug):
+    kernels = planted(bug)
+    for schedule in SCHEDULES:
+        with pytest.raises(AssertionError):
+            exercise(kernels, schedule)

@@ -1,0 +1,170 @@
+"""The training ops on a GPU against their definition in float64, and whole blocks trained by them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from criterion import assert_close
+from op_case import lay_out
+from training import CLASSES, WITH_SHORTCUT, assert_trains_as_eager, identity, in_channels, projected
+
+from resnet_fused import autograd, ops, reference
+
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA device", allow_module_level=True)
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+LAYOUTS = ["contiguous", "channels_last"]
+SHAPES = [(4, 72, 9, 14), (1, 1, 5, 3), (3, 33, 1, 1), (2, 130, 20, 21), (32, 256, 28, 28), (2, 2056, 3, 3)]
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+by_layout = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+def vectors(channels, dtype, seed=1):
+    """gamma, beta, mean, var"""
+    g = torch.Generator().manual_seed(seed)
+    return [(torch.rand(channels, generator=g) + low).to(dtype) for low in (0.5, -0.5, -0.5, 0.5)]
+
+
+class Backward:
+    """A random call of the backward ops. No input of a ReLU is so near 0 that rounding decides which side it is on."""
+
+    def __init__(self, shape, dtype, layout, mask="relu"):
+        self.bn = vectors(shape[1], torch.float64 if dtype == torch.float64 else torch.float32)
+        x = torch.randn(shape).to(dtype)
+        before = reference.bn_add_act(x.double(), *(v.double() for v in self.bn), 1e-5, relu=False)
+        x[before.abs() < 0.04] = 4
+        self.x = lay_out(x, layout)
+        self.grad = lay_out(torch.randn(shape).to(dtype), layout)
+        self.relu = mask != "none"
+        self.out = lay_out(torch.randn(shape).relu().to(dtype), layout) if mask == "out" else None
+
+    @property
+    def args(self):
+        return (self.grad, self.x, *self.bn, 1e-5, self.out, self.relu)
+
+    def sums(self):
+        return (*reference.bn_act_backward_reduce(*self.args), float(self.x.numel() // self.x.shape[1]))
+
+
+@pytest.fixture(autouse=True)
+def _exact_float32():
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def on_gpu(values):
+    return [v.cuda() if isinstance(v, torch.Tensor) else v for v in values]
+
+
+def close(actual, truth, dtype):
+    """Sums may be off by what float32 adds; activations by a rounding."""
+    single = actual.dtype in (torch.float32, torch.float64)
+    rtol = 1e-12 if actual.dtype == torch.float64 else 2e-6 if single else 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(actual.double(), truth, rtol=rtol, atol=rtol * max(1.0, truth.abs().max().item()))
+
+
+def check(op, *args):
+    """Results on the GPU against float64 on the CPU, twice the same bits."""
+    actual, again = getattr(ops, op)(*on_gpu(args)), getattr(ops, op)(*on_gpu(args))
+    truth = getattr(reference, op)(*(a.double() if isinstance(a, torch.Tensor) else a for a in args))
+    actual, again, truth = ((r,) if isinstance(r, torch.Tensor) else r for r in (actual, again, truth))
+    for a, b, t in zip(actual, again, truth, strict=True):
+        assert torch.equal(a, b)
+        close(a.cpu(), t, args[0].dtype)
+    return actual
+
+
+@by_dtype
+@by_layout
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("mask", ["none", "relu", "out"])
+def test_ops(dtype, layout, shape, mask):
+    case = Backward(shape, dtype, layout, mask)
+    assert check("bn_stats", case.x)[0].is_cuda
+    check("bn_act_backward_reduce", *case.args)
+    dx = check("bn_act_backward", *case.args, *case.sums())[0]
+    check("bn_act_backward", *case.args, None, None, 0.0)
+    y = check("bn_add_bn_act", case.x, *case.bn, 1e-5, case.grad, *vectors(shape[1], case.bn[0].dtype), 1e-3, True)[0]
+    assert dx.stride() == y.stride() == case.x.stride()
+
+
+@by_layout
+@pytest.mark.parametrize("mean", [1e3, -1e5])
+def test_a_large_mean_does_not_cancel(layout, mean):
+    x = (torch.randn(32, 40, 56, 56) + mean).contiguous(memory_format=FORMATS[layout])
+    for a, t in zip(ops.bn_stats(x.cuda()), reference.bn_stats(x.double()), strict=True):
+        torch.testing.assert_close(a.cpu().double(), t, rtol=2**-22, atol=0)
+
+
+@by_layout
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("pre", [False, True], ids=["plain", "pre"])
+@pytest.mark.parametrize("geometry", [(64, 72, 3, 1, 1), (64, 128, 1, 2, 0), (3, 64, 7, 2, 3)], ids=str)
+def test_conv_stats(dtype, layout, pre, geometry):
+    """The raw output by the criterion; the statistics are of what it holds. Twice the same bits."""
+    c, k, kernel, stride, padding = geometry
+    x = torch.randn(8, c, 28, 28).to(dtype)
+    weight = (torch.randn(k, c, kernel, kernel) / (c * kernel**2) ** 0.5).to(dtype)
+    norm = vectors(c, torch.float32) if pre else [None] * 4
+    pairs = ([stride] * 2, [padding] * 2, [1, 1])
+    x, weight, *norm = on_gpu([lay_out(x, layout), weight, *norm])
+    found = ops.conv_stats(x, *norm, 1e-5, weight, None, *pairs, 1, False, False)
+    again = ops.conv_stats(x, *norm, 1e-5, weight, None, *pairs, 1, False, False)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+
+    def eager(to):
+        bn = [None if v is None else v.to(to if to == torch.float64 else v.dtype) for v in norm]
+        activated = reference.bn_add_act(x.to(to), *bn, 1e-5, None, True) if pre else x.to(to)
+        return torch.nn.functional.conv2d(activated, weight.to(to), None, stride, padding)
+
+    assert_close(found[0], eager(dtype), eager(torch.float64))
+    assert found[0].stride() == eager(dtype).stride()
+    for a, t in zip(found[1:], reference.bn_stats(found[0].double()), strict=True):
+        close(a, t, dtype)
+
+
+def test_cuda_trains_fused():
+    assert "cuda" in autograd.DEVICES
+
+
+@by_layout
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_identity_blocks(cls, layout):
+    block = identity(cls, 8).cuda().to(memory_format=FORMATS[layout])
+    x = torch.randn(4, in_channels(block), 14, 14, device="cuda").contiguous(memory_format=FORMATS[layout])
+    assert_trains_as_eager(block, x.requires_grad_())
+
+
+@by_layout
+@pytest.mark.parametrize("cls", WITH_SHORTCUT, ids=lambda cls: cls.__name__)
+def test_projected_blocks(cls, layout):
+    block = projected(cls, scale=8).cuda().to(memory_format=FORMATS[layout])
+    x = torch.randn(4, in_channels(block), 14, 14, device="cuda").contiguous(memory_format=FORMATS[layout])
+    assert_trains_as_eager(block, x.requires_grad_())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_autocast(cls, dtype):
+    """x in autocast's dtype, as blocks get it from the layer before."""
+    block = identity(cls, 8).cuda().to(memory_format=torch.channels_last)
+    x = torch.randn(4, in_channels(block), 14, 14, device="cuda", dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    assert_trains_as_eager(block, x, enabled=True, dtype=dtype)
+
+
+def test_nothing_waits_for_the_device():
+    """The backward ops can be captured in a graph."""
+    case = Backward((4, 64, 14, 14), torch.bfloat16, "channels_last")
+    args = on_gpu(case.args)
+    expected = ops.bn_act_backward(*args, *ops.bn_act_backward_reduce(*args), 784.0)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = ops.bn_act_backward(*args, *ops.bn_act_backward_reduce(*args), 784.0)
+    captured.zero_()
+    graph.replay()
+    assert torch.equal(captured, expected)
