@@ -323,8 +323,10 @@ def on_cuda(monkeypatch):
     """Modules call the emulated CUDA ops, and treat CPU tensors as they treat CUDA's."""
 
     def install(layer):
-        for name in ("conv_bn_act", "bn_relu_conv_bn_act", "conv_bn_proj_act", "conv_bn_relu_pool", "bn_add_act"):
-            monkeypatch.setattr(ops, name, getattr(layer, name))
+        has = torch._C._dispatch_has_kernel_for_dispatch_key
+        for name in vars(ops):
+            if torch._C._dispatch_has_kernel(f"{op_layer.NAME}::{name}") and has(f"{op_layer.NAME}::{name}", "CPU"):
+                monkeypatch.setattr(ops, name, getattr(layer, name))
         for module in (functional, modules.preact, modules.plain):
             monkeypatch.setattr(module, "pre_activates_on_reading", lambda x: True)
         return layer
@@ -343,7 +345,7 @@ BLOCKS = [
 @pytest.mark.parametrize(("cls", "planes", "convolutions"), BLOCKS, ids=[b[0].__name__ for b in BLOCKS])
 @pytest.mark.parametrize("stride", [1, 2], ids=["identity", "projection"])
 @pytest.mark.parametrize(
-    ("gpu", "engine", "kernel"), [("a100", "sm80:64x64:1", "conv_fwd"), ("h200", "sm90", "conv_sm90")]
+    ("gpu", "engine", "kernel"), [("a100", "sm80:64x64:1", "conv_fwd"), ("h200", "sm90:128x128", "conv_sm90")]
 )
 @torch.no_grad()
 def test_blocks(layer, on_cuda, cls, planes, convolutions, stride, gpu, engine, kernel):
@@ -359,7 +361,8 @@ def test_blocks(layer, on_cuda, cls, planes, convolutions, stride, gpu, engine, 
     on = on_cuda(layer(gpu, engine))
     got = block(x)
     launched = [name for report in on.reports for name in report["launched"]]
-    assert launched == [f"{kernel}_kernel<Config>"] * convolutions
+    one_launch = ["block_fwd_kernel<Config>"] if (cls, stride, gpu) == (modules.FusedBasicBlock, 1, "h200") else None
+    assert launched in (one_launch, [f"{kernel}_kernel<Config>"] * convolutions)
     truth = cls._eager_class.forward(block.double(), x.double())
     assert_close(got, eager, truth)
     assert got.stride() == eager.stride()

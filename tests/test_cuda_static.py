@@ -200,6 +200,17 @@ def test_conv_finish_moves_16_bytes_a_thread(arch):
         assert any(i.startswith("LDG") and ".128" in i for i in code), name
 
 
+@compiled
+@each_arch
+def test_kernels_wait_for_the_grids_before_them(arch):
+    """griddepcontrol.wait and .launch_dependents in what LAUNCH_DEPENDENT launches, from sm_90 on, and nowhere else."""
+    sources = "".join(path.read_text() for path in CUDA.rglob("*.cu*"))
+    dependent = set(re.findall(r"\bLAUNCH_DEPENDENT\((\w+)<", sources))
+    for name, code in sass.code(LIBRARY, arch).items():
+        overlaps = family(name) in dependent and int(re.match(r"sm_(\d+)", arch)[1]) >= 90
+        assert ("ACQBULK" in code, "PREEXIT" in code) == (overlaps, overlaps), name
+
+
 BLOCK_CHANNELS = [64, 128]
 SM90_TILES = [(256, 128), (256, 64), (128, 128)]
 ROWS_TILES = [(4, 56), (7, 32), (8, 32), (16, 16), (8, 8)]

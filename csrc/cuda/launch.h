@@ -1,8 +1,31 @@
-// LAUNCH(kernel, grid, block, shared bytes, stream, arguments...): the one place that says <<<>>>.
-// tests/cuda_on_cpu has its own cuda/launch.h, found first there, which runs the same kernels on the CPU.
+// LAUNCH(kernel, grid, block, shared bytes, stream, arguments...) and LAUNCH_DEPENDENT(..., queue, arguments...): the
+// one place that launches kernels. tests/cuda_on_cpu has its own cuda/launch.h, found first there, which runs the same
+// kernels on the CPU.
 #pragma once
+#include "cuda/queue.h"
 #include "cuda/runtime.h"
 #include "cuda/smem_grants.h"
+
+namespace resnet_fused::cuda {
+
+// Its blocks may start while the kernel ahead in the stream ends, where the GPU can do that.
+template <typename... Params, typename... Args>
+cudaError_t launch_dependent(void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem, const Queue& queue,
+                             const Args&... args) {
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t how = {};
+  how.gridDim = grid;
+  how.blockDim = block;
+  how.dynamicSmemBytes = smem;
+  how.stream = queue.stream;
+  how.attrs = &overlap;
+  how.numAttrs = queue.overlaps ? 1 : 0;
+  return cudaLaunchKernelEx(&how, kernel, args...);
+}
+
+}  // namespace resnet_fused::cuda
 
 // A kernel that wants more than 48 KiB of shared memory must have said so, once on each device.
 #define LAUNCH(kernel, grid, block, smem, stream, ...)                         \
@@ -11,4 +34,14 @@
     grants.ask(reinterpret_cast<const void*>(kernel), (smem));                 \
     (kernel)<<<(grid), (block), (smem), (stream)>>>(__VA_ARGS__);              \
     ::resnet_fused::cuda::check(cudaGetLastError(), "the launch of " #kernel); \
+  } while (0)
+
+// For a kernel whose every thread passes ptx::griddepcontrol_wait() before it touches global memory.
+#define LAUNCH_DEPENDENT(kernel, grid, block, smem, queue, ...)                                        \
+  do {                                                                                                 \
+    static ::resnet_fused::cuda::SmemGrants grants;                                                    \
+    grants.ask(reinterpret_cast<const void*>(kernel), (smem));                                         \
+    ::resnet_fused::cuda::check(                                                                       \
+        ::resnet_fused::cuda::launch_dependent(kernel, (grid), (block), (smem), (queue), __VA_ARGS__), \
+        "the launch of " #kernel);                                                                     \
   } while (0)

@@ -1,6 +1,7 @@
 #include "cuda/runtime.h"
 
 #include <cstdlib>
+#include <string>
 #include <vector>
 
 #include "common/torch_abi.h"
@@ -14,6 +15,15 @@ int attribute(cudaDeviceAttr which, int device, const char* what) {
   int value = 0;
   check(cudaDeviceGetAttribute(&value, which, device), what);
   return value;
+}
+
+constexpr int kOverlappingArch = 90;
+
+// RESNET_FUSED_CUDA_OVERLAP=0: to compare, and to see whether an error is the overlap's.
+bool overlap_wanted() {
+  static const char* const text = std::getenv("RESNET_FUSED_CUDA_OVERLAP");
+  static const bool wanted = !text || std::string(text) != "0";
+  return wanted;
 }
 
 std::vector<Device> read_devices() {
@@ -49,7 +59,8 @@ const EngineChoice& chosen_engine() {
 Queue current_queue(int device) {
   void* stream = nullptr;
   check_shim(aoti_torch_get_current_cuda_stream(device, &stream), "reading the current CUDA stream");
-  return {static_cast<CUstream_st*>(stream), device_numbers(device).sm_count};
+  const Device& numbers = device_numbers(device);
+  return {static_cast<CUstream_st*>(stream), numbers.sm_count, numbers.arch >= kOverlappingArch && overlap_wanted()};
 }
 
 }  // namespace resnet_fused::cuda

@@ -12,7 +12,7 @@ namespace {
 template <typename Config>
 void launch(const BnAddActParams& p, const Queue& queue) {
   const BnWalk walk = walk_bn_add_act(p, Config::kVector, queue.sm_count);
-  LAUNCH(bn_add_act_kernel<Config>, walk.grid(), walk.block(), 0, queue.stream, p, walk);
+  LAUNCH_DEPENDENT(bn_add_act_kernel<Config>, walk.grid(), walk.block(), 0, queue, p, walk);
 }
 
 struct Compiled {

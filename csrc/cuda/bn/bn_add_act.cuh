@@ -2,6 +2,7 @@
 #pragma once
 #include "cuda/bn/bn_add_act.h"
 #include "cuda/bn/walk.cuh"
+#include "cuda/ptx/grid.cuh"
 #include "cuda/tile/scale_shift.cuh"
 
 namespace resnet_fused::cuda {
@@ -44,6 +45,8 @@ __device__ __forceinline__ void apply_batch(const BnAddActParams& p, const BnWal
 template <typename Config>
 __global__ void __launch_bounds__(Config::kThreads) bn_add_act_kernel(const BnAddActParams p, const BnWalk walk) {
   using Affine = ScaleShift<Config::kDtype, Config::kChannels>;
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
   const uint32_t group = blockIdx.x % walk.groups, split = blockIdx.x / walk.groups;
   const uint32_t lane = group * walk.lanes + threadIdx.x % walk.lanes;
   if (lane >= walk.all_lanes) return;

@@ -1,18 +1,10 @@
-// Flow of control of sm_90: grids that overlap, one thread of a warp, registers of a warpgroup.
+// Flow of control of sm_90: one thread of a warp, registers of a warpgroup.
 #pragma once
 #include <cstdint>
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
 namespace resnet_fused::cuda::ptx {
-
-// Until the grids that this one depends on have ended and their writes are seen.
-__device__ __forceinline__ void griddepcontrol_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-
-// Grids that depend on this one may start once every block has said so, or ended.
-__device__ __forceinline__ void griddepcontrol_launch_dependents() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
 
 // True in one lane, always the same one, of a warp whose 32 lanes are here together.
 __device__ __forceinline__ bool elect_one() {

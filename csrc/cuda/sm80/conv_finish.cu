@@ -16,7 +16,7 @@ void launch(const ConvFwdParams& p, const Queue& queue) {
   out.area = p.main.shape.p * p.main.shape.q;
   out.channels = p.main.shape.k;
   const BnWalk walk = walk_bn_add_act(out, Config::kVector, queue.sm_count);
-  LAUNCH(conv_finish_kernel<Config>, walk.grid(), walk.block(), 0, queue.stream, p, walk);
+  LAUNCH_DEPENDENT(conv_finish_kernel<Config>, walk.grid(), walk.block(), 0, queue, p, walk);
 }
 
 template <Dtype kDtype>

@@ -1,6 +1,7 @@
 // Adds the slices of a split convolution and does what conv_fwd's epilogue would have done.
 #pragma once
 #include "cuda/bn/bn_add_act.h"
+#include "cuda/ptx/grid.cuh"
 #include "cuda/sm80/conv_fwd.h"
 #include "cuda/tile/element.cuh"
 #include "cuda/tile/scale_shift.cuh"
@@ -33,6 +34,8 @@ __global__ void __launch_bounds__(Config::kThreads) conv_finish_kernel(const Con
   constexpr int kVector = Config::kVector;
   using Affine = ScaleShift<Config::kDtype, kVector>;
   using Data = Chunk<Config::kDtype, kVector>;
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
   const uint32_t group = blockIdx.x % walk.groups, split = blockIdx.x / walk.groups;
   const uint32_t lane = group * walk.lanes + threadIdx.x % walk.lanes;
   if (lane >= walk.all_lanes) return;

@@ -3,6 +3,7 @@
 #pragma once
 #include <type_traits>
 
+#include "cuda/ptx/grid.cuh"
 #include "cuda/sm80/conv_epilogue.cuh"
 #include "cuda/sm80/conv_mainloop.cuh"
 #include "cuda/sm80/conv_moments.cuh"
@@ -35,6 +36,8 @@ __global__ void __launch_bounds__(Config::kThreads) conv_fwd_kernel(const ConvFw
   const int32_t m0 = blockIdx.x / tiles_n * Config::kM, n0 = blockIdx.x % tiles_n * Config::kN;
   const int32_t slice = blockIdx.y;
 
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
   // The vectors' way through memory is hidden behind the first copies.
   bn.template fill<Config::kDtype>(p.main.bn, n0, Config::kN, k, threadIdx.x, Config::kThreads);
   if constexpr (Config::kProjects)

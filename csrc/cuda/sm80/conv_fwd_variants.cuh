@@ -16,7 +16,7 @@ void launch_conv_fwd_variant(const ConvFwdParams& p, const Queue& queue) {
   const int32_t tiles = ceil_div(shape.n * shape.p * shape.q, Config::kM) * ceil_div(shape.k, Config::kN);
   const int32_t slices = p.splits == 1 ? 1 : conv_fwd_slices(Config::kMode, p.splits);
   const int32_t smem = conv_fwd_smem(Config::kTile, Config::kMode, prepared.c);
-  LAUNCH(conv_fwd_kernel<Config>, dim3(tiles, slices), dim3(Config::kThreads), smem, queue.stream, p);
+  LAUNCH_DEPENDENT(conv_fwd_kernel<Config>, dim3(tiles, slices), dim3(Config::kThreads), smem, queue, p);
 }
 
 template <Dtype kDtype, int kTile, ConvFwdMode kMode>

@@ -2,6 +2,7 @@
 // docs/kernels/sm90_block_fwd.md has the tiling, the roles and the predictions.
 #pragma once
 #include "cuda/ptx/control.cuh"
+#include "cuda/ptx/grid.cuh"
 #include "cuda/sm90/block_fwd_roles.cuh"
 
 namespace resnet_fused::cuda {
@@ -40,6 +41,8 @@ __global__ void __launch_bounds__(kBlockFwdThreads, 1)
        at += kBlockFwdThreads * kChunkBytes)
     ptx::st_shared_v4(smem + at, zeros);
   ptx::fence_proxy_async();
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
   sync_cluster<Config>();
 
   // Registers go from those who copy to those who multiply.

@@ -35,7 +35,7 @@ void launch_block_fwd_variant(const BlockFwdParams& p, const Queue& queue) {
     LAUNCH_CLUSTER(block_fwd_kernel<Config>, kCluster, dim3(grid), dim3(kBlockFwdThreads), kSmem, queue.stream, p,
                    tiling, maps);
   else
-    LAUNCH(block_fwd_kernel<Config>, dim3(grid), dim3(kBlockFwdThreads), kSmem, queue.stream, p, tiling, maps);
+    LAUNCH_DEPENDENT(block_fwd_kernel<Config>, dim3(grid), dim3(kBlockFwdThreads), kSmem, queue, p, tiling, maps);
 }
 
 template <Dtype kDtype, int... kShape>

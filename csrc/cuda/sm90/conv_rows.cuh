@@ -2,6 +2,7 @@
 // there serves all three rows of the filter. docs/kernels/sm90_conv_rows.md has the tiling and the predictions.
 #pragma once
 #include "cuda/ptx/control.cuh"
+#include "cuda/ptx/grid.cuh"
 #include "cuda/ptx/shared.cuh"
 #include "cuda/sm90/conv_rows_roles.cuh"
 
@@ -26,6 +27,8 @@ __global__ void __launch_bounds__(kConvRowsThreads, 1)
     ptx::mbarrier_init(barriers.filter(), 1);
     ptx::fence_mbarrier_init();
   }
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
   ptx::bar_sync_all();
 
   // Registers go from those who copy to those who multiply.

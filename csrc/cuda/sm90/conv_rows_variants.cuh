@@ -43,8 +43,8 @@ void launch_conv_rows_variant(const ConvFwdParams& p, const Queue& queue) {
   if (p.residual) maps.residual = map_of_image_rows(p.residual, kDtype, shape, kRows, kColumns);
   const int64_t tiles = conv_rows_tiles(Config::kTile, shape);
   const auto grid = static_cast<unsigned>(std::min<int64_t>(tiles, queue.sm_count));  // one block fills an SM
-  LAUNCH(conv_rows_kernel<Config>, dim3(grid), dim3(kConvRowsThreads), conv_rows_smem(Config::kTile), queue.stream, p,
-         maps);
+  LAUNCH_DEPENDENT(conv_rows_kernel<Config>, dim3(grid), dim3(kConvRowsThreads), conv_rows_smem(Config::kTile), queue,
+                   p, maps);
 }
 
 template <Dtype kDtype, int... kTile>

@@ -2,6 +2,7 @@
 // docs/kernels/sm90_conv_fwd.md has the tiling, the roles and the predictions.
 #pragma once
 #include "cuda/ptx/control.cuh"
+#include "cuda/ptx/grid.cuh"
 #include "cuda/sm90/conv_sm90_roles.cuh"
 
 namespace resnet_fused::cuda {
@@ -27,6 +28,8 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     }
     ptx::fence_mbarrier_init();
   }
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
   if constexpr (Config::kPrepares) {
     const int32_t c = prepared.shape.c;
     table.template fill<Config::kDtype>(prepared.pre, 0, c, c, threadIdx.x, Config::kThreads);

@@ -58,7 +58,7 @@ void launch_conv_sm90_variant(const ConvFwdParams& p, const Queue& queue) {
   const int64_t items = p.shares ? int64_t{p.whole} + p.shares : tiles;
   const auto grid = static_cast<unsigned>(std::min<int64_t>(items, queue.sm_count));  // one block fills an SM
   const int32_t smem = conv_sm90_smem(Config::kTile, Config::kMode, prepared.c);
-  LAUNCH(conv_sm90_kernel<Config>, dim3(grid), dim3(Config::kThreads), smem, queue.stream, p, maps);
+  LAUNCH_DEPENDENT(conv_sm90_kernel<Config>, dim3(grid), dim3(Config::kThreads), smem, queue, p, maps);
 }
 
 template <Dtype kDtype, int kTile, ConvFwdMode kMode>

@@ -49,22 +49,26 @@ __attribute__((const)) dim3 block_size();
 __attribute__((const)) dim3 grid_size();
 __attribute__((const)) unsigned char* shared_memory();
 
-// What the next launch is called in the report.
-void name_launch(const char* kernel);
+// How LAUNCH was written: the kernel's name, how many blocks that are neighbours along x run together, and whether
+// blocks may start before the launch ahead has ended.
+struct How {
+  const char* kernel;
+  unsigned cluster;
+  bool dependent;
+};
 
-// Runs kernel(closure) for every thread of the grid; `cluster` blocks that are neighbours along x run together.
-void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*), void* closure, unsigned cluster);
+// Runs kernel(closure) for every thread of the grid.
+void run_grid(const How& how, dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*), void* closure);
 
 // Each thread gets copies of the arguments, on its own stack. The closures are the host's memory, not a kernel's, and
 // so are not to be checked.
 template <typename... Params, typename... Args>
-void launch(void (*kernel)(Params...), unsigned cluster, dim3 grid, dim3 block, size_t shared_bytes,
+void launch(const How& how, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
             const Args&... args) {
   auto call = [&]() __attribute__((no_sanitize_thread)) { kernel(static_cast<Params>(args)...); };
   run_grid(
-      grid, block, shared_bytes,
-      [](void* closure) __attribute__((no_sanitize_thread)) { (*static_cast<decltype(call)*>(closure))(); }, &call,
-      cluster);
+      how, grid, block, shared_bytes,
+      [](void* closure) __attribute__((no_sanitize_thread)) { (*static_cast<decltype(call)*>(closure))(); }, &call);
 }
 
 }  // namespace cuda_on_cpu

@@ -1,6 +1,9 @@
 #include "runtime/block.h"
 
+#include <algorithm>
 #include <atomic>
+
+#include "runtime/report.h"
 
 namespace cuda_on_cpu {
 
@@ -46,6 +49,7 @@ void Block::prepare(const Launch& launch, uint64_t number, unsigned rank, Thread
     t.lane = i % 32;
     t.index = {i % shape.x, i / shape.x % shape.y, i / shape.x / shape.y};
     t.exited = false;
+    t.waited_for_grids = !launch.dependent;
     t.watched.clear();
     t.warp->live |= 1u << t.lane;
     wake(t);
@@ -66,6 +70,10 @@ void Block::thread_exits(Thread& thread) {
 void Block::end() {
   for (auto& m : modules_)
     if (m) m->block_ends(*this);
+  const auto waited = [](const Thread& t) { return t.waited_for_grids; };
+  if (std::none_of(threads_, threads_ + size_, waited))
+    report("no griddepcontrol.wait", {}, "block ", number_, " of ", launch_->name,
+           " ends, and grids after it may start, while the grid before it still runs");
 }
 
 }  // namespace cuda_on_cpu

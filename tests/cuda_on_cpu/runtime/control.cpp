@@ -24,6 +24,8 @@ bool elect_one() {
   return this_thread().lane == 0;
 }
 
+void griddepcontrol_wait() { this_thread().waited_for_grids = true; }
+
 void setmaxnreg(int registers) { meet(kSetMaxNReg, kAllLanes, &registers, CUDA_ON_CPU_CALLER); }
 
 }  // namespace cuda_on_cpu

@@ -160,7 +160,15 @@ void GlobalMemory::check_store(Tracked& b, size_t cell, Thread& thread, uint64_t
   }
 }
 
+// A grid before this one may still write what is read here, and still read what is written here.
+void GlobalMemory::check_grids(const char* what, const Thread& thread, const void* address, Place place) {
+  if (!thread.waited_for_grids)
+    report("global memory before griddepcontrol.wait", {place}, what, " of ", address, " in ",
+           thread.block->launch().name);
+}
+
 bool GlobalMemory::load(Thread& thread, const void* address, size_t bytes, size_t alignment, Load kind, Place place) {
+  check_grids("load", thread, address, place);
   Tracked* b = find("load", address, bytes, alignment, place);
   if (!b) return false;
   thread.block->counters.bytes_loaded += bytes;
@@ -172,6 +180,7 @@ bool GlobalMemory::load(Thread& thread, const void* address, size_t bytes, size_
 }
 
 bool GlobalMemory::store(Thread& thread, void* address, size_t bytes, size_t alignment, Place place) {
+  check_grids("store", thread, address, place);
   Tracked* b = find("store", address, bytes, alignment, place);
   if (!b) return false;
   if (!b->writable()) {

@@ -46,6 +46,7 @@ class GlobalMemory {
   };
 
   static void report_unwritten(const Tracked& buffer);
+  static void check_grids(const char* what, const Thread& thread, const void* address, Place place);
   Tracked* find(const char* what, const void* address, size_t bytes, size_t alignment, Place place);
   void check_load(Tracked& buffer, size_t cell, Thread& thread, uint64_t me, Load kind, Place place);
   void check_store(Tracked& buffer, size_t cell, Thread& thread, uint64_t me, Place place);

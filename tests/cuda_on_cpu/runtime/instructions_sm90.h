@@ -51,6 +51,7 @@ void stmatrix_x4(uint32_t row, const uint32_t* words, bool transposed);
 
 // control.cpp
 bool elect_one();
+void griddepcontrol_wait();
 void setmaxnreg(int registers);
 
 }  // namespace cuda_on_cpu

@@ -94,16 +94,16 @@ Report end() {
   return r;
 }
 
-void name_launch(const char* kernel) { launched.emplace_back(kernel); }
-
-void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*), void* closure, unsigned cluster) {
-  const Launch launch{grid, block, cluster, shared_bytes, kernel, closure, ++launches, options.schedule, options.seed};
+void run_grid(const How& how, dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*), void* closure) {
+  launched.emplace_back(how.kernel);
+  const Launch launch{grid,   block,   how.cluster, shared_bytes,     how.kernel,  how.dependent,
+                      kernel, closure, ++launches,  options.schedule, options.seed};
   if (given_up) return;
   if (!can_launch(launch)) {
     given_up = true;
     return;
   }
-  const std::vector<uint32_t> order = order_of_clusters(static_cast<uint64_t>(grid.x) * grid.y * grid.z / cluster);
+  const std::vector<uint32_t> order = order_of_clusters(static_cast<uint64_t>(grid.x) * grid.y * grid.z / how.cluster);
   const unsigned count = worker_count(order.size());
   std::atomic<size_t> next{0};
   const auto work = [&](unsigned worker) {
@@ -112,7 +112,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*),
   };
   for (unsigned i = 0; i < count; ++i) {
     if (!workers[i]) workers[i] = std::make_unique<Cluster>(i);
-    stacks.open(i, block.x * block.y * block.z * cluster);
+    stacks.open(i, block.x * block.y * block.z * how.cluster);
     workers[i]->counters = {};
   }
   std::vector<std::thread> threads;

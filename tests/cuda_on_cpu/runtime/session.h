@@ -65,6 +65,8 @@ struct Launch {
   dim3 grid, block;
   unsigned cluster;  // blocks that are neighbours along x
   size_t shared_bytes;
+  const char* name;
+  bool dependent;         // may start before the launch ahead of it has ended
   void (*kernel)(void*);  // called on every thread's fiber, with closure
   void* closure;
   uint32_t number;  // of the session's launches, from 1

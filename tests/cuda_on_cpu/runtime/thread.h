@@ -39,6 +39,7 @@ struct Thread {
   uint32_t lane = 0;
   Index index;
   bool exited = false;
+  bool waited_for_grids = false;  // or need not: griddepcontrol.wait
   Wait wait;
   std::vector<Watched> watched;
 };

@@ -4,6 +4,7 @@
 #include "call.h"
 #include "cuda/launch.h"
 #include "cuda/ptx/control.cuh"
+#include "cuda/ptx/grid.cuh"
 #include "cuda/ptx/global.cuh"
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/shared.cuh"

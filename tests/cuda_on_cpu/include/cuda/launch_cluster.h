@@ -3,5 +3,4 @@
 #include "cuda_on_cpu.h"
 
 #define LAUNCH_CLUSTER(kernel, cluster, grid, block, smem, stream, ...) \
-  ((void)(stream), ::cuda_on_cpu::name_launch(#kernel),                 \
-   ::cuda_on_cpu::launch(kernel, cluster, grid, block, smem, __VA_ARGS__))
+  ((void)(stream), ::cuda_on_cpu::launch({#kernel, cluster, false}, kernel, grid, block, smem, __VA_ARGS__))

@@ -1,12 +1,9 @@
-// The emulated twin of csrc/cuda/ptx/control.cuh. Grids run one after another here, and registers never end.
+// The emulated twin of csrc/cuda/ptx/control.cuh. Registers never end here.
 #pragma once
 #include "cuda_on_cpu.h"
 #include "runtime/instructions_sm90.h"
 
 namespace resnet_fused::cuda::ptx {
-
-__device__ __forceinline__ void griddepcontrol_wait() {}
-__device__ __forceinline__ void griddepcontrol_launch_dependents() {}
 
 __device__ __forceinline__ bool elect_one() { return cuda_on_cpu::elect_one(); }
 

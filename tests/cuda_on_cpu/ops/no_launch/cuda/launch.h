@@ -15,3 +15,6 @@ void no_launch(dim3, dim3, size_t, const Args&... args) {
 
 #define LAUNCH(kernel, grid, block, smem, stream, ...) \
   ((void)(stream), ::cuda_on_cpu::no_launch(grid, block, smem, __VA_ARGS__))
+
+#define LAUNCH_DEPENDENT(kernel, grid, block, smem, queue, ...) \
+  ((void)(queue), ::cuda_on_cpu::no_launch(grid, block, smem, __VA_ARGS__))

@@ -1,0 +1,12 @@
+// The emulated twin of csrc/cuda/ptx/grid.cuh. Grids run one after another here; who has not waited is remembered.
+#pragma once
+#include "cuda_on_cpu.h"
+#include "runtime/instructions_sm90.h"
+
+namespace resnet_fused::cuda::ptx {
+
+__device__ __forceinline__ void griddepcontrol_wait() { cuda_on_cpu::griddepcontrol_wait(); }
+
+__device__ __forceinline__ void griddepcontrol_launch_dependents() {}
+
+}  // namespace resnet_fused::cuda::ptx
