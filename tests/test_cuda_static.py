@@ -83,7 +83,7 @@ def test_registers_leave_room_to_hide_latency():
 
     conv_fwd: two blocks of the large tile an SM where shared memory has room for them.
     """
-    # conv_sm90 and block_fwd: 384 threads, or with a prologue 512, are what an SM's registers are shared by at the start
+    # conv_sm90 and block_fwd: 384 threads, or with a prologue 512, are what shares an SM's registers at the start
     limits = {"bn_add_act_kernel": 128, "conv_finish_kernel": 128, "conv_sm90_kernel": 168, "block_fwd_kernel": 168}
     for k in sass.kernels(LIBRARY):
         limit = limits.get(family(k.name))
@@ -182,7 +182,7 @@ def test_conv_sm90_runs_on_wgmma_and_tma():
 
 @compiled
 def test_block_fwd_runs_on_wgmma_and_tma():
-    """Weights by TMA, pixels by 16-byte copies, products by wgmma of each convolution's width, stmatrix between them."""
+    """Weights by TMA, pixels by 16-byte copies, products by wgmma as wide as each convolution, stmatrix between."""
     columns = {0: (128, 96), 1: (96, 64)}
     for name, code in named("sm_90a", "block_fwd_kernel").items():
         dtype, shape = block_variant(name)
