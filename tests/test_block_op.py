@@ -55,7 +55,7 @@ def test_matches_eager(dtype):
 
 @pytest.mark.parametrize(
     ("x_last", "w1_last", "w2_last"),
-    itertools.product([False, True], repeat=3),
+    list(itertools.product([False, True], repeat=3)),
     ids=lambda last: "nhwc" * last or "nchw",
 )
 def test_memory_format_is_that_of_two_calls(x_last, w1_last, w2_last):

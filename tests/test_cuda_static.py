@@ -265,6 +265,7 @@ def test_conv_rows_runs_on_wgmma_and_tma():
         assert not [i for i in code if i.startswith("STG")], f"{name}: every store is TMA's"
 
 
+@compiled
 def test_block_fwd_runs_on_wgmma_and_tma():
     """Weights by TMA, pixels by 16-byte copies, products by wgmma as wide as each convolution, then stmatrix."""
     columns = {0: (128, 96), 1: (96, 64)}
