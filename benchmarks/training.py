@@ -2,6 +2,7 @@
 
     python -m benchmarks.training                                    # everything
     python -m benchmarks.training --only "ResNet-18" --dtypes fp32 --contenders eager_cl,ours --budget 60
+    python -m benchmarks.training --device cuda --batch 256 --dtypes bf16
 
 Prints a Markdown table: images per second, and the bytes that autograd keeps (counted, parameters left out). bf16 is
 autocast's. Rules are README.md's: one seed, verified before timed, interleaved, medians.
@@ -75,16 +76,16 @@ CONTENDERS: dict[str, tuple[bool, bool, Callable[[nn.Module], nn.Module]]] = {  
 class Trainee:
     """A contender: its own copy of the module, and one step of it."""
 
-    def __init__(self, workload: Workload, name: str, dtype: str) -> None:
+    def __init__(self, workload: Workload, name: str, dtype: str, device: torch.device) -> None:
         self.last, compiled, make = CONTENDERS[name]
         torch.manual_seed(0)
-        self.model = make(workload.make().train())
-        self.x = self._format(torch.randn(workload.shape))
+        self.model = make(workload.make().train()).to(device)
+        self.x = self._format(torch.randn(workload.shape).to(device))
         self.dtype = dtype
         if self.last:
             self.model.to(memory_format=torch.channels_last)
         is_network = workload.shape[1] == 3
-        self.labels = torch.randint(1000, workload.shape[:1]) if is_network else None
+        self.labels = torch.randint(1000, workload.shape[:1]).to(device) if is_network else None
         if not is_network:  # a block in a network gets its input in autocast's dtype, and owes it a gradient
             self.x = (self.x.bfloat16() if dtype == "bf16" else self.x).requires_grad_()
         self.call = torch.compile(self.model) if compiled else self.model
@@ -95,7 +96,7 @@ class Trainee:
 
     def loss(self, x: Tensor) -> Tensor:
         """Forward. A block's loss has a gradient of one value, cheap to make for everybody alike."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bf16"):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == "bf16"):
             y = self.call(x)
         if self.labels is None:
             return y.sum()
@@ -149,21 +150,31 @@ def verify(workload: Workload, dtype: str, trainees: dict[str, Trainee]) -> dict
     return errors
 
 
-def measure(workload: Workload, dtype: str, names: list[str], budget_s: float) -> str:
+def peak_bytes(trainee: Trainee, device: torch.device) -> int:
+    """Of a step, beyond what was allocated before it (CUDA)."""
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    trainee.step()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def measure(workload: Workload, dtype: str, names: list[str], budget_s: float, device: torch.device) -> str:
     """A line of the table for each contender."""
     torch._dynamo.reset()
-    trainees = {name: Trainee(workload, name, dtype) for name in names}
+    trainees = {name: Trainee(workload, name, dtype, device) for name in names}
     errors = verify(workload, dtype, trainees)
     # Storages live as long as the loss; a compiled step decides for itself what it keeps.
     kept = {name: t.saved_bytes() for name, t in trainees.items() if not CONTENDERS[name][1]}
     calls: dict[str, Call] = {name: trainee.step for name, trainee in trainees.items()}
-    samples = interleave(calls, budget_s, torch.device("cpu"))
+    samples = interleave(calls, budget_s, device)
+    peak = {name: peak_bytes(t, device) for name, t in trainees.items()} if device.type == "cuda" else {}
     ours = statistics.median(samples["ours"]) if "ours" in samples else float("nan")
     lines = []
     for name in names:
         seconds = statistics.median(samples[name])
         low, _, high = statistics.quantiles(samples[name], n=4)
         size = f"{kept[name] / 2**20:.0f} MiB" if name in kept else ""
+        size += f", peak {peak[name] / 2**20:.0f} MiB" if name in peak else ""
         lines.append(
             f"| {workload.title} | {dtype} | {name} | {workload.shape[0] / seconds:.1f} | {1e3 * seconds:.1f} "
             f"| {1e3 * low:.1f} to {1e3 * high:.1f} | {seconds / ours:.2f} | {size} | {errors[name]:.1e} |"
@@ -173,6 +184,7 @@ def measure(workload: Workload, dtype: str, names: list[str], budget_s: float) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--only", default="", help="workloads whose title contains this")
     parser.add_argument("--dtypes", default="fp32,bf16")
@@ -180,13 +192,15 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=30.0, help="seconds of timing a workload and dtype")
     args = parser.parse_args()
     names = list(dict.fromkeys(["eager", *args.contenders.split(",")]))  # eager is correctness's yardstick
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load average {os.getloadavg()[0]:.1f}\n")
+    where = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else "CPU"
+    threads = torch.get_num_threads()
+    print(f"{where}, torch {torch.__version__}, {threads} threads, load average {os.getloadavg()[0]:.1f}\n")
     print("| workload | dtype | contender | images/s | median ms | quartiles | ours is times as fast | kept | error |")
     print("|---|---|---|---:|---:|---:|---:|---:|---:|")
     for workload in workloads(args.batch):
         if args.only in workload.title:
             for dtype in args.dtypes.split(","):
-                print(measure(workload, dtype, names, args.budget), flush=True)
+                print(measure(workload, dtype, names, args.budget, args.device), flush=True)
 
 
 if __name__ == "__main__":
