@@ -72,15 +72,15 @@ CONTENDERS: dict[str, tuple[bool, bool, Callable[[nn.Module], nn.Module]]] = {  
 class Trainee:
     """A contender: its own copy of the module, and one step of it."""
 
-    def __init__(self, workload: Workload, name: str, dtype: str) -> None:
+    def __init__(self, workload: Workload, name: str, dtype: str, device: torch.device) -> None:
         self.last, compiled, make = CONTENDERS[name]
         torch.manual_seed(0)
-        self.model = make(workload.make().train())
-        self.x = self._format(torch.randn(workload.shape))
+        self.model = make(workload.make().train()).to(device)
+        self.x = self._format(torch.randn(workload.shape).to(device))
         self.dtype = dtype
         if self.last:
             self.model.to(memory_format=torch.channels_last)
-        self.labels = torch.randint(1000, workload.shape[:1]) if workload.is_network else None
+        self.labels = torch.randint(1000, workload.shape[:1]).to(device) if workload.is_network else None
         if not workload.is_network:  # a block in a network gets its input in autocast's dtype, and owes it a gradient
             self.x = (self.x.bfloat16() if dtype == "bf16" else self.x).requires_grad_()
         self.call = torch.compile(self.model) if compiled else self.model
@@ -91,7 +91,7 @@ class Trainee:
 
     def loss(self, x: Tensor) -> Tensor:
         """Forward. A block's loss has a gradient of one value, cheap to make for everybody alike."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bf16"):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == "bf16"):
             y = self.call(x)
         if self.labels is None:
             return y.sum()
@@ -102,6 +102,14 @@ class Trainee:
         self.x.grad = None
         self.loss(self.x).backward()
         self.optimiser.step()
+
+    def peak_bytes(self) -> int:
+        """Of a step, beyond what was allocated before it (CUDA)."""
+        device = self.x.device
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        self.step()
+        return torch.cuda.max_memory_allocated(device) - before
 
     def saved_bytes(self) -> int:
         """Bytes of distinct storages that autograd keeps, without parameters and buffers."""

@@ -44,6 +44,13 @@ def report(run: dict[str, Any]) -> str:
         cells = [_kept(case.get(name), case.get("eager")) for name in counted]
         cells += [f"{case[name]['error']:.1e}" if name in case else "" for name in ("eager", "ours")]
         lines.append(f"| {workload} {dtype} | {' | '.join(cells)} |")
+    if any("peak_bytes" in row for row in rows):
+        lines += ["", "Peak MiB of a step beyond what was allocated before it.", ""]
+        lines += [f"| | {' | '.join(LABELS[name] for name in names)} |", f"|---|{'---:|' * len(names)}"]
+        for (workload, dtype, _), case in cases.items():
+            peaks = [case.get(name, {}).get("peak_bytes") for name in names]
+            cells = ["" if peak is None else f"{peak / 2**20:.0f}" for peak in peaks]
+            lines.append(f"| {workload} {dtype} | {' | '.join(cells)} |")
     missing = [
         f"- {LABELS[r['contender']]}, {r['workload']} {r['dtype']}: {r['unavailable']}"
         for r in rows
@@ -51,7 +58,7 @@ def report(run: dict[str, Any]) -> str:
     ]
     lines += ["", *(["Not measured:", *missing, ""] if missing else [])]
     lines.append(
-        f"{machine['cpu']}, torch {machine['torch']}, load average before the run {machine['load_average']}; "
+        f"{machine['device']}, torch {machine['torch']}, load average before the run {machine['load_average']}; "
         f"{machine['date'][:10]}, commit {machine['commit']}"
     )
     return "\n".join(lines) + "\n"

@@ -4,12 +4,14 @@ import pytest
 import torch
 from criterion import assert_close
 from op_case import lay_out
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from training import CLASSES, WITH_SHORTCUT, assert_trains_as_eager, identity, in_channels, one_thread, projected
 
 from resnet_fused import autograd, ops
 from resnet_fused.autograd import forward
 from resnet_fused.autograd import input_gradient as gradients
-from resnet_fused.autograd.layout import ConvSlots
+from resnet_fused.autograd.layout import ConvSlots, unpack
 
 __all__ = ["one_thread"]
 
@@ -171,3 +173,33 @@ def test_chains_that_add_the_shortcuts_gradient_so(cls, frozen, as_on_cuda, monk
     # An identity block joins at x, where its first convolution reads x; bottlenecks at their projections too.
     pre_activates, bottleneck = "PreAct" in cls.__name__, "Bottleneck" in cls.__name__
     assert len(calls) == (has_shortcut and not pre_activates) + (has_shortcut and bottleneck)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_shapes_of_a_chain_on_cuda(stride):
+    """Tensors without data need no GPU: every BatchNorm's input comes from conv_stats, and no activation is made."""
+    called = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.append(func)
+            return func(*args, **(kwargs or {}))
+
+    def made(*shape, dtype=torch.bfloat16):
+        return torch.empty(shape, device="cuda", dtype=dtype)
+
+    with FakeTensorMode(), Record():
+        x, vector = made(4, 16, 9, 9).to(memory_format=torch.channels_last), made(16, dtype=torch.float32)
+        weight, narrow = made(16, 16, 3, 3), made(16, 16, 1, 1)
+        convs = [autograd.Conv(weight, None, (s, s), (1, 1), (1, 1), 1) for s in (1, stride)]
+        norm = autograd.Norm(vector, vector, None, None, 1e-5)
+        side = (autograd.Conv(narrow, None, (stride, stride), (0, 0), (1, 1), 1), norm) if stride == 2 else None
+        tensors, *numbers = autograd.pack(convs, [None, norm, norm], projection=side, identity=stride == 1)
+        out, raws, statistics = forward.forward(x, tensors, unpack(*numbers), "")
+    assert out.device.type == "cuda"
+    assert out.shape == (4, 16, 9 // stride + stride - 1, 9 // stride + stride - 1)
+    assert [t.dtype for t in raws.values()] == [torch.bfloat16] * (1 + stride)
+    assert [t.shape for t in statistics[1]] == [(16,), (16,), ()]
+    assert called.count(ops.conv_stats) == 1 + stride
+    assert ops.bn_stats not in called
+    assert called.count(ops.bn_add_act) + called.count(ops.bn_add_bn_act) == 1

@@ -288,6 +288,8 @@ def exercise(kernels, schedule):
         check(kernels, **case, schedule=schedule, family="conv_sm90", sm_count=3)
     turns = small_case(Variant(torch.bfloat16, (256, 64), "plain"))
     check(kernels, **turns, schedule=schedule, family="conv_sm90", sm_count=1)
+    once_round = convolution(torch.bfloat16, 1, 256, 3, 250, 64, 1, 1)  # four steps a tile, and a ring of four stages
+    check(kernels, (256, 64), once_round, schedule=schedule, family="conv_sm90", sm_count=1)
 
 
 @by_schedule

@@ -6,6 +6,7 @@ import pytest
 import torch
 from criterion import assert_close
 from op_case import lay_out
+from test_training_blocks import away_from_kinks
 from training import CLASSES, WITH_SHORTCUT, assert_trains_as_eager, identity, in_channels, projected
 
 from resnet_fused import autograd, ops, reference
@@ -151,9 +152,10 @@ def test_projected_blocks(cls, layout):
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_autocast(cls, dtype):
     """x in autocast's dtype, as blocks get it from the layer before."""
-    block = identity(cls, 8).cuda().to(memory_format=torch.channels_last)
-    x = torch.randn(4, in_channels(block), 14, 14, device="cuda", dtype=dtype)
-    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    block = identity(cls, 8)
+    x = away_from_kinks(block, torch.randn(4, in_channels(block), 14, 14).to(dtype)).detach()
+    block = block.cuda().to(memory_format=torch.channels_last)
+    x = x.cuda().contiguous(memory_format=torch.channels_last).requires_grad_()
     assert_trains_as_eager(block, x, enabled=True, dtype=dtype)
 
 

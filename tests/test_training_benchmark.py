@@ -15,12 +15,13 @@ from benchmarks import trainee, training, training_report
 
 pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
 
+CPU = torch.device("cpu")
 TINY = trainee.Workload("tiny", (8, 8, 9, 9), lambda: reference.BasicBlock(8, 8))
 
 
 def test_a_run_has_speed_memory_and_error_of_every_contender():
     names = ["eager", "eager_cl", "ours", "ours_recompute"]
-    rows = training.measure(TINY, "fp32", names, 0.0)
+    rows = training.measure(TINY, "fp32", names, 0.0, CPU)
     assert [row["contender"] for row in rows] == names
     by_name = {row["contender"]: row for row in rows}
     assert all(len(row["samples_s"]) >= 5 and row["images_per_s"] > 0 for row in rows)
@@ -34,9 +35,9 @@ class Mistaken(trainee.Trainee):
 
 
 def test_wrong_gradients_are_not_timed():
-    trainees = {"eager": trainee.Trainee(TINY, "eager", "fp32"), "ours": trainee.Trainee(TINY, "ours", "fp32")}
+    trainees = {name: trainee.Trainee(TINY, name, "fp32", CPU) for name in ("eager", "ours")}
     trainee.verify(TINY, "fp32", trainees)
-    trainees["ours"] = Mistaken(TINY, "ours", "fp32")
+    trainees["ours"] = Mistaken(TINY, "ours", "fp32", CPU)
     with pytest.raises(SystemExit, match=r"tiny fp32: gradients off by {'ours': "):
         trainee.verify(TINY, "fp32", trainees)
 
