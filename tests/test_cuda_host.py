@@ -44,7 +44,8 @@ def test_nothing_is_allocated_but_the_output(host, name, engine):
     convolutions = 2 if name == "basic_block" and not engine.startswith(("sm90:rows", "sm90:block")) else 1
     partials = engine == "sm80:64x64:3" and name != "bn_add_act"
     outputs = convolutions * (1 + partials)  # two launches leave what lies between them in memory
-    assert host.allocations() - before == arguments_of(args) + outputs
+    most = 2 * convolutions if engine.startswith("sm90") else outputs  # a tile in shares has partial sums too
+    assert outputs <= host.allocations() - before - arguments_of(args) <= most
 
 
 @torch.no_grad()
