@@ -1,33 +1,16 @@
 #include "cuda/block_plan.h"
 
 #include <algorithm>
-#include <iomanip>
 #include <limits>
-#include <sstream>
+
+#include "cuda/model.h"
+#include "cuda/sentence.h"
 
 namespace resnet_fused::cuda {
 
 namespace {
 
-// What the model believes of sm_90, an H200: plan.cpp's numbers for it. EVERY NUMBER IS AN UNMEASURED PREDICTION.
-constexpr double kClock = 1.7;          // GHz under load
-constexpr double kMacs = 2048 * 0.75;   // multiply-adds a clock and SM that wgmma reaches in our loop
-constexpr double kL2BytesClock = 48;    // that L2 gives an SM in a clock
-constexpr double kPortBytesClock = 64;  // that an SM takes of what a cluster brings together
-constexpr double kDramBytesNs = 32;     // that memory gives an SM in a ns
-constexpr double kLaunch = 2500;        // ns between the starts of two kernels that do nothing
-constexpr double kFill = 1500;          // clocks: a block's first copies
-constexpr double kEpilogues = 2000;     // clocks: both convolutions' of a tile that no other tile hides
 constexpr int32_t kHopper = 90;
-
-template <typename... Args>
-std::string sentence(const Args&... args) {
-  std::ostringstream s;
-  (s << std::fixed << std::setprecision(1) << ... << args);
-  return s.str();
-}
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 const BlockFwdShape* shape_for(const BlockProblem& p, const Device& device, std::string* why) {
   const auto no = [why](const auto&... words) -> const BlockFwdShape* {
@@ -53,19 +36,6 @@ const BlockFwdShape* shape_for(const BlockProblem& p, const Device& device, std:
     channels += sentence(channels.empty() ? "" : " or ", s.channels);
   }
   return no("it has ", q.c, " channels; ", channels, " expected");
-}
-
-// ns. Weights that stay come while the first tiles are multiplied, others with every tile. Teams of one SM share its
-// tensor cores, and hide each other's epilogues but for the last.
-double time_of(const BlockFwdShape& s, int64_t tiles, int64_t bytes, const Device& device) {
-  const double weights = 1.0 * kBlockFwdTaps * s.channels * s.channels;  // of one convolution
-  const double product = weights * (s.first + s.second) / kMacs;
-  const double landing = 2 * weights * 2 / (s.cluster > 1 ? kPortBytesClock : kL2BytesClock);
-  const double first = std::max(product, landing) + kEpilogues;
-  const double next = block_fwd_keeps_weights(s) ? product : first;
-  const double busiest = static_cast<double>(ceil_div(tiles, block_fwd_most_blocks(s, device.sm_count)));
-  const double clocks = kFill + first + (busiest - 1) * next;
-  return kLaunch + std::max(bytes / (kDramBytesNs * device.sm_count), clocks / kClock);
 }
 
 }  // namespace
@@ -105,7 +75,8 @@ BlockPlan make_block_plan(const BlockProblem& problem, const Device& device, con
   one.tiles = block_fwd_tiles(one.tiling, q.n);
   one.smem = block_fwd_smem(*shape);
   one.bytes = 2 * (2 * int64_t{q.n} * q.h * q.w * q.c + 2 * int64_t{kBlockFwdTaps} * q.c * q.c);
-  one.microseconds = time_of(*shape, one.tiles, one.bytes, device) / 1e3;
+  const Model model(device, problem.dtype);
+  one.microseconds = (kLaunch + std::max(one.bytes / model.dram(), model.persist(*shape, one.tiles))) / 1e3;
   if (choice.kind == EngineChoice::kModel) {
     note("no GPU has run it yet, RESNET_FUSED_CUDA_ENGINE=sm90 does; ", one.microseconds,
          " us predicted, two launches ", two.microseconds);

@@ -36,12 +36,13 @@ constexpr Family kFamilies[] = {
     {80, 1.41, 1024, 0.65, 0.75, 0, 40, 15.0, 40 * kMiB},
 };
 
-constexpr double kLaunch = 2500;          // ns between the starts of two kernels that do nothing
 constexpr double kFill = 1500;            // clocks: a block's first copies and its epilogue
 constexpr double kSm90Epilogue = 1500;    // clocks: a tile's, for which the next tile's copies do not wait
 constexpr double kL2Latency = 700;        // clocks from a load to its use
 constexpr int32_t kLoadsAtOnce = 4;       // partial tiles that conv_sm90_finish has in flight
 constexpr double kHopperSmemClock = 115;  // bytes a clock of an SM's shared memory, nine tenths of what it has
+constexpr double kPortBytesClock = 64;    // that an SM takes of what a cluster brings together
+constexpr double kBlockEpilogues = 2000;  // clocks: both convolutions' of a tile that no other tile hides
 constexpr double kFullWarps = 8;          // an SM reaches its share from this many warps on
 constexpr double kOneWarp = 0.3;          // of the share that is left when there are next to none
 constexpr double kPrologueStep = 1.25;    // a step's time when its pixels pass through registers first
@@ -149,6 +150,18 @@ double Model::persist(const ConvRowsTile& tile, int64_t tiles, bool residual) co
   const double once = kFill + kSm90Epilogue + kConvRowsFilterBytes / family.l2_bytes_clock;
   const double clocks = std::max({products, loaded / family.l2_bytes_clock, shared / kHopperSmemClock});
   return (rounds * clocks + once) / family.clock;
+}
+
+// Weights that stay come while the first tiles are multiplied, others with every tile. Teams of one SM share its tensor
+// cores, and hide each other's epilogues but for the last.
+double Model::persist(const BlockFwdShape& s, int64_t tiles) const {
+  const double filter = 1.0 * kBlockFwdTaps * s.channels * s.channels;  // of one convolution
+  const double product = filter * (s.first + s.second) / (family.macs * family.sm90_share);
+  const double landing = 2 * filter * size_of(dtype) / (s.cluster > 1 ? kPortBytesClock : family.l2_bytes_clock);
+  const double first = std::max(product, landing) + kBlockEpilogues;
+  const double next = block_fwd_keeps_weights(s) ? product : first;
+  const double busiest = static_cast<double>(ceil_div(tiles, block_fwd_most_blocks(s, device.sm_count)));
+  return (kFill + first + (busiest - 1) * next) / family.clock;
 }
 
 double Model::finish(int64_t partial_bytes) const { return kLaunch + 2 * partial_bytes / l2(); }

@@ -5,10 +5,13 @@
 
 #include "cuda/plan.h"
 #include "cuda/sm80/conv_fwd.h"
+#include "cuda/sm90/block_fwd.h"
 #include "cuda/sm90/conv_rows.h"
 #include "cuda/sm90/conv_sm90.h"
 
 namespace resnet_fused::cuda {
+
+constexpr double kLaunch = 2500;  // ns between the starts of two kernels that do nothing
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -57,6 +60,9 @@ struct Model {
 
   // sm90/conv_rows: likewise, with one tile's epilogue under the next one's products.
   double persist(const ConvRowsTile& tile, int64_t tiles, bool residual) const;
+
+  // sm90/block_fwd: a whole BasicBlock, teams of warpgroups with a tile each.
+  double persist(const BlockFwdShape& shape, int64_t tiles) const;
 
   // Partial sums are written and read through L2, by a second kernel.
   double finish(int64_t partial_bytes) const;

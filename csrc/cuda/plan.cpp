@@ -1,13 +1,12 @@
 #include "cuda/plan.h"
 
 #include <algorithm>
-#include <iomanip>
 #include <limits>
 #include <optional>
-#include <sstream>
 #include <stdexcept>
 
 #include "cuda/model.h"
+#include "cuda/sentence.h"
 #include "cuda/sm80/conv_fwd.h"
 #include "cuda/sm90/conv_rows.h"
 #include "cuda/sm90/conv_sm90.h"
@@ -20,13 +19,6 @@ constexpr int32_t kOldestArch = 80;
 constexpr int32_t kHopper = 90;                                           // sm_90a's instructions exist there only
 constexpr int32_t kMostStride = 8, kMostCorner = 128, kMostOffset = 255;  // of an im2col tensor map
 constexpr int32_t kChannelMultiple = 8;
-
-template <typename... Args>
-std::string sentence(const Args&... args) {
-  std::ostringstream s;
-  (s << std::fixed << std::setprecision(1) << ... << args);
-  return s.str();
-}
 
 int32_t prologue_channels(const ConvProblem& p) { return has_projection(p.mode) ? p.projection.c : p.main.c; }
 

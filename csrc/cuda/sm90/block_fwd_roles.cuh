@@ -10,6 +10,7 @@
 #include "cuda/ptx/sync.cuh"
 #include "cuda/ptx/tma.cuh"
 #include "cuda/sm90/block_fwd_config.cuh"
+#include "cuda/sm90/epilogue.cuh"
 #include "cuda/tensor_map.h"
 #include "cuda/tile/scale_shift.cuh"
 #include "cuda/tile/smem_descriptor.cuh"
@@ -131,21 +132,6 @@ __device__ __forceinline__ void multiply(float (&sum)[kColumns / 2], const Pixel
   if constexpr (!Config::kKeepsWeights) release<Config>(last, lane, barriers);
 }
 
-// scale and shift of a thread's two rows, which are channels.
-template <Dtype kDtype>
-struct TwoChannels {
-  float scale[2], shift[2];
-
-  __device__ __forceinline__ TwoChannels(const BatchNormVectors& bn, int32_t channel) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const ScaleShift<kDtype, 1> one(bn, channel + i * 8);
-      scale[i] = one.scale[0], shift[i] = one.shift[0];
-    }
-  }
-  __device__ __forceinline__ float apply(float v, int row) const { return ptx::fma_rn(v, scale[row], shift[row]); }
-};
-
 // Where a lane's rows of two 8x8 pieces of a product are, as ldmatrix and stmatrix take them: rows of the product are
 // channels and those of the planes positions, so both transpose. Words 0 and 1 are piece j, the warp's first and second
 // eight channels; words 2 and 3 piece j + 1.
@@ -159,7 +145,7 @@ struct PieceRows {
 // relu(bn(sum)), rounded once, as the second convolution's input: outside the image it is padding, and zero.
 template <typename Config>
 __device__ __forceinline__ void store_middle(const float (&sum)[Config::kFirst / 2],
-                                             const TwoChannels<Config::kDtype>& bn, const BlockFwdParams& p,
+                                             const RowAffine<Config::kDtype>& bn, const BlockFwdParams& p,
                                              const BlockFwdWalk<Config>& walk, uint32_t warp, uint32_t lane,
                                              const typename Config::Middle& middle) {
   using Pair = Chunk<Config::kDtype, 8>;  // four words, two elements each
@@ -200,10 +186,10 @@ __device__ __forceinline__ void read_shortcut(Shortcut<Config>& shortcut, uint32
 // more; a warp then stores its 32 bytes of every pixel. The next tile's middle goes there after the warp's barrier that
 // comes before the patch is released.
 template <typename Config>
-__device__ __forceinline__ void store_out(const float (&sum)[Config::kSecond / 2],
-                                          const TwoChannels<Config::kDtype>& bn, const Shortcut<Config>& shortcut,
-                                          const BlockFwdParams& p, const BlockFwdWalk<Config>& walk, uint32_t warp,
-                                          uint32_t lane, const typename Config::Middle& middle) {
+__device__ __forceinline__ void store_out(const float (&sum)[Config::kSecond / 2], const RowAffine<Config::kDtype>& bn,
+                                          const Shortcut<Config>& shortcut, const BlockFwdParams& p,
+                                          const BlockFwdWalk<Config>& walk, uint32_t warp, uint32_t lane,
+                                          const typename Config::Middle& middle) {
   using Pair = Chunk<Config::kDtype, 8>;
   const PieceRows rows(warp, lane);
 #pragma unroll
@@ -241,7 +227,7 @@ __device__ __forceinline__ void consume(const BlockFwdParams& p, const BlockFwdT
   const auto patch = Config::patch(smem, team);
   const auto middle = Config::middle(smem, team);
   const int32_t channel = warp * 16 + lane / 4;
-  const TwoChannels<Config::kDtype> bn1(p.bn[0], channel), bn2(p.bn[1], channel);
+  const RowAffine<Config::kDtype> bn1(p.bn[0], channel, Config::kChannels), bn2(p.bn[1], channel, Config::kChannels);
   uint32_t parity = 0;
   WeightCursor<Config> at;
   BlockFwdWalk<Config> walk(tiling, p.n, team);
