@@ -14,7 +14,7 @@ template <typename Config>
 struct Launcher {
   static void launch(const BnBackwardParams& p, const Queue& queue) {
     const BnWalk walk = walk_bn_backward(p.from.shape, Config::kVector, queue.sm_count);
-    LAUNCH(bn_backward_kernel<Config>, walk.grid(), walk.block(), 0, queue.stream, p, walk);
+    LAUNCH_DEPENDENT(bn_backward_kernel<Config>, walk.grid(), walk.block(), 0, queue, p, walk);
   }
 };
 

@@ -1,6 +1,7 @@
 // The gradient of what a BatchNorm read, each tensor read once and the result written once.
 #pragma once
 #include "cuda/bn/bn_gradient.cuh"
+#include "cuda/ptx/grid.cuh"
 
 namespace resnet_fused::cuda {
 
@@ -60,6 +61,8 @@ __device__ __forceinline__ void apply_gradients(const BnBackwardParams& p, const
 template <typename Config>
 __global__ void __launch_bounds__(Config::kThreads, kBnBlocksPerSm)
     bn_backward_kernel(const BnBackwardParams p, const BnWalk walk) {
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
   const uint32_t group = blockIdx.x % walk.groups, split = blockIdx.x / walk.groups;
   const uint32_t lane = group * walk.lanes + threadIdx.x % walk.lanes;
   if (lane >= walk.all_lanes) return;

@@ -15,7 +15,7 @@ struct Launcher {
   static void launch(const BnBackwardReduceParams& p, const Queue& queue) {
     const BnReduction walk = reduce_activations(p.from.shape, Config::kVector, queue.sm_count);
     const int32_t smem = walk.block() * Config::kValues * sizeof(double);
-    LAUNCH(bn_backward_reduce_kernel<Config>, walk.grid(), walk.block(), smem, queue.stream, p, walk);
+    LAUNCH_DEPENDENT(bn_backward_reduce_kernel<Config>, walk.grid(), walk.block(), smem, queue, p, walk);
   }
 };
 

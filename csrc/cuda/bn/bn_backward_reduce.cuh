@@ -3,6 +3,7 @@
 #include "cuda/bn/bn_gradient.cuh"
 #include "cuda/bn/fold.cuh"
 #include "cuda/bn/parts.cuh"
+#include "cuda/ptx/grid.cuh"
 #include "cuda/ptx/shared.cuh"
 
 namespace resnet_fused::cuda {
@@ -42,6 +43,8 @@ struct AddGradients {
 template <typename Config>
 __global__ void __launch_bounds__(Config::kThreads, kBnBlocksPerSm)
     bn_backward_reduce_kernel(const BnBackwardReduceParams p, const BnReduction walk) {
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
   DYNAMIC_SMEM(smem);
   const PartPlace at(walk);
   double sum[Config::kValues] = {};

@@ -18,12 +18,12 @@ void finish(BnFinishParams p, const Queue& queue) {
   while (parts.parts > kMostParts) {
     char* const merged = static_cast<char*>(parts.data) + parts.bytes();
     const int32_t left = ceil_div(parts.parts, kMergedParts);
-    LAUNCH(bn_finish_kernel<Merge>, dim3(groups, left), dim3(Merge::kThreads), Merge::kSharedBytes, queue.stream, p,
-           static_cast<void*>(merged));
+    LAUNCH_DEPENDENT(bn_finish_kernel<Merge>, dim3(groups, left), dim3(Merge::kThreads), Merge::kSharedBytes, queue, p,
+                     static_cast<void*>(merged));
     parts.data = merged, parts.parts = left, parts.each *= kMergedParts;
   }
-  LAUNCH(bn_finish_kernel<Last>, dim3(groups), dim3(Last::kThreads), Last::kSharedBytes, queue.stream, p,
-         static_cast<void*>(nullptr));
+  LAUNCH_DEPENDENT(bn_finish_kernel<Last>, dim3(groups), dim3(Last::kThreads), Last::kSharedBytes, queue, p,
+                   static_cast<void*>(nullptr));
 }
 
 }  // namespace

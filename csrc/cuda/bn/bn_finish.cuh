@@ -4,6 +4,7 @@
 #include "cuda/bn/fold.cuh"
 #include "cuda/bn/moments.cuh"
 #include "cuda/bn/parts.cuh"
+#include "cuda/ptx/grid.cuh"
 #include "cuda/ptx/shared.cuh"
 #include "cuda/tile/scale_shift.cuh"
 
@@ -48,6 +49,8 @@ struct ChannelSums {
 // `merged`: where parts go if this is not the last.
 template <typename Config>
 __global__ void __launch_bounds__(Config::kThreads) bn_finish_kernel(const BnFinishParams p, void* merged) {
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
   DYNAMIC_SMEM(smem);
   constexpr bool kMoments = Config::kParts == Parts::kMoments;
   constexpr int kRead = values_of(Config::kParts);

@@ -32,7 +32,8 @@ struct GradientChunk {
   __device__ __forceinline__ Acc g(const typename Config::Affine& bn, int e) const {
     bool closed = false;
     if constexpr (Config::kMask == Mask::kOut) closed = out.get(e) <= Acc(0);
-    if constexpr (Config::kMask == Mask::kRecompute) closed = bn.apply(x.get(e), Config::channel_of(e)) <= Acc(kVanishes<Config::kDtype>);
+    if constexpr (Config::kMask == Mask::kRecompute)
+      closed = bn.apply(x.get(e), Config::channel_of(e)) <= Acc(kVanishes<Config::kDtype>);
     return closed ? Acc(0) : grad.get(e);
   }
 };

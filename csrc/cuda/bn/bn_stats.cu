@@ -13,7 +13,7 @@ template <typename Config>
 void launch(const BnStatsParams& p, const Queue& queue) {
   const BnReduction walk = reduce_activations(p.shape, Config::kVector, queue.sm_count);
   const int32_t smem = walk.block() * Config::kValues * sizeof(double);
-  LAUNCH(bn_stats_kernel<Config>, walk.grid(), walk.block(), smem, queue.stream, p, walk);
+  LAUNCH_DEPENDENT(bn_stats_kernel<Config>, walk.grid(), walk.block(), smem, queue, p, walk);
 }
 
 struct Compiled {

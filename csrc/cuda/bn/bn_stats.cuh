@@ -4,6 +4,7 @@
 #include "cuda/bn/fold.cuh"
 #include "cuda/bn/moments.cuh"
 #include "cuda/bn/parts.cuh"
+#include "cuda/ptx/grid.cuh"
 #include "cuda/ptx/shared.cuh"
 
 namespace resnet_fused::cuda {
@@ -43,6 +44,8 @@ struct AddDistances {
 template <typename Config>
 __global__ void __launch_bounds__(Config::kThreads, kBnBlocksPerSm)
     bn_stats_kernel(const BnStatsParams p, const BnReduction walk) {
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
   DYNAMIC_SMEM(smem);
   constexpr int kChannels = Config::kChannels;
   const PartPlace at(walk);

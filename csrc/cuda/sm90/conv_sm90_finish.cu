@@ -24,8 +24,8 @@ void launch(const ConvFwdParams& p, const ConvFwdVariant& variant, const Queue& 
   using Config = ConvSm90FinishConfig<kDtype, kProjects>;
   const ConvSm90Layout layout = layout_of(variant, p.main.shape);
   const int64_t tail = conv_sm90_tiles({variant.tile_m, variant.tile_n, 0}, p.main.shape) - p.whole;
-  LAUNCH(conv_sm90_finish_kernel<Config>, dim3(static_cast<unsigned>(tail * layout.blocks)), dim3(Config::kThreads),
-         Config::kSmem, queue.stream, p, layout);
+  LAUNCH_DEPENDENT(conv_sm90_finish_kernel<Config>, dim3(static_cast<unsigned>(tail * layout.blocks)),
+                   dim3(Config::kThreads), Config::kSmem, queue, p, layout);
 }
 
 template <Dtype kDtype>

@@ -1,5 +1,6 @@
 // Adds what the shares of a tile summed, and does what conv_sm90's epilogue would have done.
 #pragma once
+#include "cuda/ptx/grid.cuh"
 #include "cuda/sm90/conv_sm90_roles.cuh"
 
 namespace resnet_fused::cuda {
@@ -52,6 +53,8 @@ __device__ __forceinline__ void add_partials(typename Config::Sum& sum, const ch
 template <typename Config>
 __global__ void __launch_bounds__(Config::kThreads)
     conv_sm90_finish_kernel(const ConvFwdParams p, const ConvSm90Layout layout) {
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
   constexpr int kPer = kChunkBytes / kSizeOf<Config::kDtype>;
   using Data = Chunk<Config::kDtype, kPer>;
   DYNAMIC_SMEM(memory);

@@ -69,8 +69,7 @@ void start_load(uint32_t destination, const TensorMap& tensor_map, uint32_t barr
   if (!check_box("TMA load", me, map, kind, rank, destination, place)) return;
   const auto load = std::make_shared<BoxLoad>(BoxLoad{map, rows_of(map, at), destination, barrier, place});
   for (MapRow& row : load->rows)
-    if (row.bytes && !global_memory.load(me, row.source, row.bytes, map.stride[0], Load::kPlain, place))
-      row.bytes = 0;
+    if (row.bytes && !global_memory.load(me, row.source, row.bytes, map.stride[0], Load::kPlain, place)) row.bytes = 0;
   me.block->counters.bytes_copied += map.bytes();
   for (unsigned i = 0; i < me.cluster->size(); ++i) {
     if (!(blocks >> i & 1)) continue;
