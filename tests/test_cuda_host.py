@@ -17,7 +17,7 @@ if reason := cuda_on_cpu.missing():
 from cuda_on_cpu import op_layer
 from cuda_on_cpu.host_calls import calls
 
-OPS = ["conv_bn_act", "bn_relu_conv_bn_act", "conv_bn_proj_act", "bn_add_act"]
+OPS = ["conv_bn_act", "bn_relu_conv_bn_act", "conv_bn_proj_act", "bn_add_act", "basic_block"]
 ENGINES = ["sm80:64x64:1", "sm80:64x64:3", "sm90:128x128", "sm90:rows", "sm90:block"]
 
 

@@ -185,8 +185,9 @@ constexpr const char* kSecondOfBlock = "basic_block, second convolution";
 Conv conv_of_block(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn) {
   check_activation(op, x);
   const int64_t c = x.size(1);
-  RF_CHECK(sizes_of(weight) == (Ints{c, c, 3, 3}), op, ": weight has shape ", to_string(sizes_of(weight)), "; [", c,
-           ", ", c, ", 3, 3] expected, which keeps x's shape");
+  const IntView sizes = weight.sizes();
+  RF_CHECK(sizes.size() == 4 && sizes[0] == c && sizes[1] == c && sizes[2] == 3 && sizes[3] == 3, op,
+           ": weight has shape ", to_string(sizes), "; [", c, ", ", c, ", 3, 3] expected, which keeps x's shape");
   return make_conv(op, std::move(x), std::move(weight), std::move(bias), std::move(bn), {1, 1}, {1, 1}, {1, 1}, 1);
 }
 
