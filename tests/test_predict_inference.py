@@ -1,0 +1,39 @@
+"""benchmarks.predict_inference: docs/h200.md shows what it says, and peers pay for their passes."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import predict_inference
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "h200.md"
+
+
+def test_the_table_of_the_documentation_is_its_output(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["predict_inference"])
+    predict_inference.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 3 * 3
+    documented = DOCS.read_text().splitlines()
+    assert [line for line in lines if line not in documented] == []
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_eager_has_more_passes_than_a_compiler_and_that_more_than_a_fused_kernel(name):
+    whole, blocks = predict_inference.Network(name, 256).times()
+    assert whole.eager > whole.compiled > whole.cudnn > 0
+    assert whole.ours > blocks.ours > 0
+    tensor = 256 * 256 * 56 * 56  # the end of a bottleneck: BatchNorm, addition and ReLU in three passes or in one
+    more = 2 * predict_inference.sweep(tensor, tensor)
+    assert whole.eager - whole.compiled > (more if name == "resnet50" else more / 4)
+
+
+def test_a_whole_block_is_counted_once():
+    """At batch 1 the first stage's blocks are one launch each: their second convolutions cost nothing more."""
+    network = predict_inference.Network("resnet18", 1)
+    first, second = (next(c for c in network.calls if c.name == f"layer1.0.conv{i}") for i in (1, 2))
+    assert network.plan(first, "all").startswith("sm90 block 64")
+    assert network.conv(first).ours > 0
+    assert network.conv(second).ours == 0
+    assert network.conv(second).compiled > 0
