@@ -28,7 +28,8 @@ ENGINES = [
     ("a100", "torch", "bn_add_act_kernel"),
     ("a100", "sm80:64x64:1", "conv_fwd_kernel"),
     ("h200", "sm80:128x64:3", "conv_finish_kernel"),
-    ("h200", "sm90:128x128", "conv_sm90_kernel"),
+    ("h200", "sm90:128x128:1", "conv_sm90_kernel"),
+    ("h200", "sm90:128x128:3", "conv_sm90_"),  # a depth of one step has no parts, and nothing to finish
 ]
 HALVES = [torch.float16, torch.bfloat16]
 NO_PRE = [None, None, None, None, 0.0]
