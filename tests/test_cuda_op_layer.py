@@ -346,7 +346,7 @@ BLOCKS = [
 @pytest.mark.parametrize(("cls", "planes", "convolutions"), BLOCKS, ids=[b[0].__name__ for b in BLOCKS])
 @pytest.mark.parametrize("stride", [1, 2], ids=["identity", "projection"])
 @pytest.mark.parametrize(
-    ("gpu", "engine", "kernel"), [("a100", "sm80:64x64:1", "conv_fwd"), ("h200", "sm90:128x128", "conv_sm90")]
+    ("gpu", "engine", "kernel"), [("a100", "sm80:64x64:1", "conv_fwd"), ("h200", "sm90:128x128:1", "conv_sm90")]
 )
 @torch.no_grad()
 def test_blocks(layer, on_cuda, cls, planes, convolutions, stride, gpu, engine, kernel):
