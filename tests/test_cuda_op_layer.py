@@ -302,7 +302,7 @@ def test_refusals_are_the_cpus(layer):
 
 
 def test_an_unknown_engine_is_refused(layer):
-    with pytest.raises(RuntimeError, match="RESNET_FUSED_CUDA_ENGINE is cutlass; one of torch, sm80"):
+    with pytest.raises(RuntimeError, match="RESNET_FUSED_CUDA_ENGINE is cutlass; one of all, torch, sm80"):
         layer(engine="cutlass")
 
 
