@@ -292,7 +292,7 @@ def test_an_unknown_engine_is_refused():
     )
     environment = {**os.environ, "RESNET_FUSED_CUDA_ENGINE": "cutlass"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert "RESNET_FUSED_CUDA_ENGINE is cutlass; one of torch, sm80" in done.stderr
+    assert "RESNET_FUSED_CUDA_ENGINE is cutlass; one of all, torch, sm80" in done.stderr
 
 
 def kernels_of(call):
