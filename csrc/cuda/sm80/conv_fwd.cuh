@@ -20,7 +20,7 @@ __device__ __forceinline__ int32_t steps_of(const ConvShape& shape) {
 // A block computes tile blockIdx.x of slice blockIdx.y. Neighbouring blocks share their pixels: those are the larger
 // operand, and the second block finds them in L2.
 template <typename Config>
-__global__ void __launch_bounds__(Config::kThreads) conv_fwd_kernel(const ConvFwdParams p) {
+__global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm) conv_fwd_kernel(const ConvFwdParams p) {
   constexpr ConvFwdMode kMode = Config::kMode;
   DYNAMIC_SMEM(smem);
   const uint32_t ring = ptx::smem_address(smem);
