@@ -380,8 +380,8 @@ PLANTS = {
     "a NaN closes the mask": (GRADIENT, "closed = out.get(e) <= Acc(0);", "closed = !(out.get(e) > Acc(0));"),
     "a NaN closes the recomputed mask": (
         GRADIENT,
-        "closed = bn.apply(x.get(e), Config::channel_of(e)) <= Acc(0);",
-        "closed = !(bn.apply(x.get(e), Config::channel_of(e)) > Acc(0));",
+        "closed = bn.apply(x.get(e), Config::channel_of(e)) <= Acc(kVanishes<Config::kDtype>);",
+        "closed = !(bn.apply(x.get(e), Config::channel_of(e)) > Acc(kVanishes<Config::kDtype>));",
     ),
     "the mean not subtracted": (REDUCE, "chunk[b].x.get(e) - mean[c]", "chunk[b].x.get(e)"),
     "another lane's vectors": (REDUCE, "bn(from.bn, lane * Config::kChannels)", "bn(from.bn, 0)"),
