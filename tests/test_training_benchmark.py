@@ -59,7 +59,8 @@ def test_the_report_names_ratios_bytes_and_who_is_missing():
         }  # fmt: skip
 
     missing = {"workload": "tiny", "dtype": "fp32", "batch": 8, "contender": "compile", "unavailable": "no compiler"}
-    machine = {"device": "a CPU", "torch": torch.__version__, "load_average": 0.1, "date": "2026-01-02", "commit": "abc"}
+    machine = {"device": "a CPU", "torch": torch.__version__, "load_average": 0.1, "date": "2026-01-02"}
+    machine["commit"] = "abc"
     rows = [row("eager", 2.0, 4 << 20), missing, row("ours", 1.0, 3 << 20)]
     shown = training_report.report({"rows": rows, "machine": machine})
     assert "| tiny fp32 | 8 | 4.0 (2.00x) |  | **8.0** | 0 % |" in shown

@@ -14,9 +14,9 @@ struct ConvFwdConfig {
   static constexpr bool kProjects = has_projection(kMode), kPrepares = has_prologue(kMode);
 
   static constexpr int kM = kTile.m, kN = kTile.n, kStages = kTile.stages, kThreads = kTile.threads;
-  // At least so many blocks an SM. Shared memory has no room for more of the smallest tile; left alone (0), ptxas makes
-  // room for six, and spills where statistics want a few registers more.
-  static constexpr int kBlocksPerSm = has_statistics(kMode) ? 2 : 0;
+  // At least so many blocks an SM; 0: as ptxas likes. Left alone with statistics in a block of four warps, it makes
+  // room for six where shared memory has it for two, and spills.
+  static constexpr int kBlocksPerSm = has_statistics(kMode) && kThreads == 128 ? 2 : 0;
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kWarpN = 32, kWarpM = kM * kN / kWarps / kWarpN;  // a warp's part of the tile
   static constexpr int kWarpsN = kN / kWarpN;
