@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from criterion import assert_close
 from cuda_on_cpu.conv_fwd import MODES, STATISTICS, Conv, Variant, run
 from cuda_on_cpu.tensors import BatchNorm
+from planting import SCHEDULES
 
 from resnet_fused import reference
 
@@ -19,7 +20,6 @@ if reason := cuda_on_cpu.missing():
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 TILES = [(128, 128), (128, 64), (64, 64)]
-SCHEDULES = ["stay", "rotate", "random"]
 VARIANTS = [Variant(*v) for v in itertools.product(DTYPES, TILES, MODES)]
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import cuda_on_cpu
 import pytest
 import torch
-from test_cuda_conv import MODES, SCHEDULES, Variant, check, convolution, randn, small_case
+from planting import SCHEDULES, assert_caught
+from test_cuda_conv import MODES, Variant, check, convolution, randn, small_case
 
 if reason := cuda_on_cpu.missing():
     pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
@@ -145,7 +146,4 @@ def plant(bug):
 
 @pytest.mark.parametrize("bug", PLANTS)
 def test_planted_bugs_are_caught(planted, bug):
-    kernels = planted(bug)
-    for schedule in SCHEDULES:
-        with pytest.raises(AssertionError):
-            exercise(kernels, schedule, torch.float32 if bug == TF32 else torch.bfloat16)
+    assert_caught(planted(bug), exercise, torch.float32 if bug == TF32 else torch.bfloat16)

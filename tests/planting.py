@@ -1,0 +1,11 @@
+"""What a planted bug meets: the exercise that passes without it fails with it, in whatever order threads run."""
+
+import pytest
+
+SCHEDULES = ["stay", "rotate", "random"]
+
+
+def assert_caught(kernels, exercise, *args):
+    for schedule in SCHEDULES:
+        with pytest.raises(AssertionError):
+            exercise(kernels, schedule, *args)
