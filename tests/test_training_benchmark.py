@@ -30,8 +30,8 @@ def test_a_run_has_speed_memory_and_error_of_every_contender():
 
 
 class Mistaken(trainee.Trainee):
-    def loss(self, x):
-        return (1 if self.dtype == "fp64" else 1.01) * super().loss(x)
+    def forward(self, x):
+        return (1 if self.dtype == "fp64" else 1.01) * super().forward(x)
 
 
 def test_wrong_gradients_are_not_timed():
@@ -40,6 +40,20 @@ def test_wrong_gradients_are_not_timed():
     trainees["ours"] = Mistaken(TINY, "ours", "fp32", CPU)
     with pytest.raises(SystemExit, match=r"tiny fp32: gradients off by {'ours': "):
         trainee.verify(TINY, "fp32", trainees)
+
+
+@pytest.mark.parametrize("make", [reference.BasicBlock, reference.PreActBlock])
+@pytest.mark.parametrize("name", ["eager", "ours"])
+def test_a_timed_block_stays_what_it_was(make, name):
+    """Weights that run away would time infinities, or outputs that are all zero."""
+    block = trainee.Trainee(trainee.Workload("tiny", (8, 8, 9, 9), lambda: make(8, 8)), name, "fp32", CPU)
+    before = [p.detach().clone() for p in block.model.parameters()]
+    for _ in range(100):
+        block.step()
+    for old, new in zip(before, block.model.parameters(), strict=True):
+        assert new.grad.norm() > 0
+        assert (new - old).norm() < 0.1 * old.norm().clamp_min(1)
+    assert (block.forward(block.x) > 0).float().mean() > 0.2
 
 
 def test_every_kind_of_block_and_both_networks_are_workloads():
