@@ -63,7 +63,9 @@ def test_bad_input():
 
 @pytest.fixture
 def as_on_cuda(monkeypatch):
-    """The chain calls conv_stats, as it does on CUDA, wherever a BatchNorm follows; counts the calls."""
+    """The chain calls conv_stats, as it does on CUDA, wherever a BatchNorm follows, and lets the other convolutions
+    normalise what they read; counts the calls of the first.
+    """
     calls = []
     conv_stats = forward.conv_stats
 
@@ -74,6 +76,7 @@ def as_on_cuda(monkeypatch):
     for module in (forward, autograd.backward):
         monkeypatch.setattr(module, "sums_while_convolving", lambda _x, after: after is not None and after.trains)
         monkeypatch.setattr(module, "conv_stats", counted)
+        monkeypatch.setattr(module, "normalises_while_convolving", lambda _x, before: before is not None)
     return calls
 
 
@@ -114,6 +117,7 @@ def test_the_same_bits_with_and_without(cls, as_on_cuda, monkeypatch):
     assert as_on_cuda
     for module in (forward, autograd.backward):
         monkeypatch.setattr(module, "sums_while_convolving", lambda _x, _after: False)
+        monkeypatch.setattr(module, "normalises_while_convolving", lambda _x, _before: False)
     assert all(torch.equal(a, b) for a, b in zip(found, gradients(), strict=True))
 
 
@@ -175,9 +179,8 @@ def test_chains_that_add_the_shortcuts_gradient_so(cls, frozen, as_on_cuda, monk
     assert len(calls) == (has_shortcut and not pre_activates) + (has_shortcut and bottleneck)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_shapes_of_a_chain_on_cuda(stride):
-    """Tensors without data need no GPU: every BatchNorm's input comes from conv_stats, and no activation is made."""
+def forward_on_cuda(stride, norms, frozen=False):
+    """The chain of two convolutions on tensors without data, which need no GPU, and the ops that it called."""
     called = []
 
     class Record(TorchDispatchMode):
@@ -192,14 +195,42 @@ def test_shapes_of_a_chain_on_cuda(stride):
         x, vector = made(4, 16, 9, 9).to(memory_format=torch.channels_last), made(16, dtype=torch.float32)
         weight, narrow = made(16, 16, 3, 3), made(16, 16, 1, 1)
         convs = [autograd.Conv(weight, None, (s, s), (1, 1), (1, 1), 1) for s in (1, stride)]
-        norm = autograd.Norm(vector, vector, None, None, 1e-5)
-        side = (autograd.Conv(narrow, None, (stride, stride), (0, 0), (1, 1), 1), norm) if stride == 2 else None
-        tensors, *numbers = autograd.pack(convs, [None, norm, norm], projection=side, identity=stride == 1)
-        out, raws, statistics = forward.forward(x, tensors, unpack(*numbers), "")
+        statistics = vector if frozen else None
+        norm = autograd.Norm(vector, vector, statistics, statistics, 1e-5)
+        ends = norm if norms[-1] else None
+        side = (autograd.Conv(narrow, None, (stride, stride), (0, 0), (1, 1), 1), ends) if stride == 2 else None
+        placed = [norm if each else None for each in norms]
+        tensors, *numbers = autograd.pack(convs, placed, projection=side, identity=stride == 1)
+        out, raws, found = forward.forward(x, tensors, unpack(*numbers), "")
     assert out.device.type == "cuda"
     assert out.shape == (4, 16, 9 // stride + stride - 1, 9 // stride + stride - 1)
-    assert [t.dtype for t in raws.values()] == [torch.bfloat16] * (1 + stride)
+    assert all(t.dtype == torch.bfloat16 for t in raws.values())
+    return called, raws, found
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_shapes_of_a_chain_on_cuda(stride):
+    """Every BatchNorm's input comes from conv_stats, and no activation is made."""
+    called, raws, statistics = forward_on_cuda(stride, [False, True, True])
+    assert len(raws) == 1 + stride
     assert [t.shape for t in statistics[1]] == [(16,), (16,), ()]
     assert called.count(ops.conv_stats) == 1 + stride
     assert ops.bn_stats not in called
     assert called.count(ops.bn_add_act) + called.count(ops.bn_add_bn_act) == 1
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_pre_activation_chain_on_cuda(stride):
+    """The last convolution normalises what it reads and adds the shortcut, and no pass but x's statistics is left."""
+    called, raws, _ = forward_on_cuda(stride, [True, True, False])
+    assert list(raws) == [1]
+    assert called.count(ops.bn_stats) == called.count(ops.conv_stats) == 1
+    assert called.count(ops.bn_relu_conv_bn_act) == stride  # the projection is another
+    assert not {ops.bn_add_act, ops.bn_add_bn_act, torch.ops.aten.add_.Tensor} & set(called)
+
+
+def test_a_frozen_chain_on_cuda():
+    called, raws, _ = forward_on_cuda(1, [False, True, True], frozen=True)
+    assert list(raws) == [1, 2]
+    assert ops.conv_stats not in called
+    assert called.count(ops.bn_relu_conv_bn_act) == called.count(ops.bn_add_act) == 1

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .forward import Raws, Statistics, conv_stats, convolve, norm_args, sums_while_convolving
+from .forward import (
+    Raws,
+    Statistics,
+    conv_of_normalised,
+    conv_stats,
+    convolve,
+    norm_args,
+    normalises_while_convolving,
+    sums_while_convolving,
+)
 from .input_gradient import input_gradient
 from .layout import ConvSlots, Layout, NormSlots
 from .statistics import sum_over_processes
@@ -159,10 +168,13 @@ class Backward:
             conv = convs[key - 1]
             assert conv is not None
             source = 0 if is_side else key - 1
-            if sums_while_convolving(self.raws[0], self.layout.norm_of(key)):  # the forward pass's call
-                before = self.layout.norms[source]
-                pre = None if before is None else norm_args(before, self.tensors, self.statistics.get(source))
+            before = self.layout.norms[source]
+            pre = None if before is None else norm_args(before, self.tensors, self.statistics.get(source))
+            # the forward pass's call, for its bits
+            if sums_while_convolving(self.raws[0], self.layout.norm_of(key)):
                 self.raws[key] = conv_stats(self._raw(source), pre, self.tensors, conv)[0]
+            elif normalises_while_convolving(self.raws[0], before):
+                self.raws[key] = conv_of_normalised(self._raw(source), pre, self.tensors, conv)
             else:
                 self.raws[key] = convolve(self._activation(source), self.tensors, conv)
         return self.raws[key]

@@ -14,6 +14,8 @@ from .statistics import batch_statistics
 Statistics = dict[int, list[Tensor]]  # norm's key -> mean, var, count
 Raws = dict[int, Tensor]  # norm's key -> what it normalises
 
+_NO_NORM = (None, None, None, None, 0.0)  # gamma, beta, mean, var, eps
+
 
 def forward(x: Tensor, tensors: Sequence[Tensor], layout: Layout, group: str) -> tuple[Tensor, Raws, Statistics]:
     """The chain's output, the convolutions' outputs that BatchNorms read, and the statistics of the batch."""
@@ -36,25 +38,29 @@ def forward(x: Tensor, tensors: Sequence[Tensor], layout: Layout, group: str) ->
                 raws[key], *moments = conv_stats(raws[i], args, tensors, conv)
                 statistics[key] = _of_batch(raws[key], group if after is not None and after.sync else "", moments)
                 continue
+            end = (_shortcut(x, tensors, layout, raws), layout.relu) if key == count and is_result else (None, False)
+            if normalises_while_convolving(x, before):
+                raws[key] = conv_of_normalised(raws[i], args, tensors, conv, *end)
+                continue
             if activated is None:
                 activated = raws[i] if args is None else ops.bn_add_act(raws[i], *args, None, True)
-            raws[key] = convolve(activated, tensors, conv)
+            raws[key] = convolve(activated, tensors, conv, *end)
 
     count = len(layout.convs)
+    last, side_norm = layout.norms[count], layout.projection_norm
+    is_result = last is None and side_norm is None  # what the last convolution returns, the shortcut and ReLU with it
     for i, conv in enumerate(layout.convs):
         side = layout.projection if i == 0 else None
         convolve_all(i, [*([] if side is None else [(count + 1, side)]), (i + 1, conv)])
     shortcut = _shortcut(x, tensors, layout, raws)
-    last, side_norm = layout.norms[count], layout.projection_norm
     if last is not None and side_norm is not None:
         out = ops.bn_add_bn_act(raws[count], *norm(count, last), shortcut, *norm(count + 1, side_norm), layout.relu)
     elif last is not None:
         out = ops.bn_add_act(raws[count], *norm(count, last), shortcut, layout.relu)
     elif side_norm is not None:
         out = ops.bn_add_act(shortcut, *norm(count + 1, side_norm), raws[count], layout.relu)
-    else:  # nobody else reads the last convolution's output: it becomes the result
-        out = raws[count] if shortcut is None else raws[count].add_(shortcut)
-        out = out.relu_() if layout.relu else out
+    else:
+        out = raws[count]
     in_order = {key: statistics[key] for key, slots in layout.all_norms() if slots.trains}
     return out, {key: raws[key] for key in kept(layout, tensors)}, in_order
 
@@ -86,13 +92,37 @@ def norm_args(norm: NormSlots, tensors: Sequence[Tensor], statistics: Sequence[T
     return gamma, beta, mean, var, norm.eps
 
 
-def convolve(x: Tensor, tensors: Sequence[Tensor], conv: ConvSlots) -> Tensor:
+def convolve(
+    x: Tensor, tensors: Sequence[Tensor], conv: ConvSlots, shortcut: Tensor | None = None, relu: bool = False
+) -> Tensor:
+    """``act(conv(x) + shortcut)``."""
     weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
     if ours_is_faster(x, weight, conv):
-        no_norm = (None, None, None, None, 0.0)
-        return ops.conv_bn_act(x, weight, bias, *no_norm, *conv[2:], None, False, False, False)
+        return ops.conv_bn_act(x, weight, bias, *_NO_NORM, *conv[2:], shortcut, relu, False, False)
     shape = (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
-    return torch.ops.aten.convolution.default(x, weight, bias, *shape)
+    y = torch.ops.aten.convolution.default(x, weight, bias, *shape)
+    y = y if shortcut is None else y.add_(shortcut)
+    return y.relu_() if relu else y
+
+
+def normalises_while_convolving(x: Tensor, before: NormSlots | None) -> bool:
+    """Whether a chain from x has :func:`conv_of_normalised` take what ``before`` normalises: on CUDA."""
+    return x.device.type == "cuda" and before is not None
+
+
+def conv_of_normalised(
+    x: Tensor,
+    pre: tuple[Any, ...] | None,
+    tensors: Sequence[Tensor],
+    conv: ConvSlots,
+    shortcut: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """``act(conv(relu(bn(x))) + shortcut)`` with the BatchNorm's arguments: the same bits for the same arguments."""
+    assert pre is not None
+    weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
+    after = (weight, bias, *_NO_NORM, *conv[2:], shortcut, relu, False, allow_tf32())
+    return ops.bn_relu_conv_bn_act(x, *pre, *after)
 
 
 def sums_while_convolving(x: Tensor, after: NormSlots | None) -> bool:
@@ -107,9 +137,8 @@ def conv_stats(
 
     The same bits for the same arguments, so that a backward pass may ask again.
     """
-    no_norm = (None, None, None, None, 0.0)
     weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
-    return ops.conv_stats(x, *(pre or no_norm), weight, bias, *conv[2:], False, allow_tf32())
+    return ops.conv_stats(x, *(pre or _NO_NORM), weight, bias, *conv[2:], False, allow_tf32())
 
 
 def allow_tf32() -> bool:
