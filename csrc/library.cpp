@@ -59,6 +59,15 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   // statistics) gamma / sqrt(var + eps) * g. One pass, one rounding.
   m.def("bn_act_backward(Tensor grad, Tensor x, " BN
         ", Tensor? out, bool relu, Tensor? sum_g, Tensor? sum_g_xhat, float count) -> Tensor");
+  // max_pool2d(relu(bn(x))), and for each of its values, in uint8, which of its window's elements it is: row * width of
+  // the window + column, the first of the largest, NaN being larger than any number; 255 where the ReLU is closed
+  // there.
+  m.def("bn_relu_max_pool(Tensor x, " BN
+        ", int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding) -> (Tensor, Tensor)");
+  // From that value's gradient to that of bn(x): each element's is the sum over the windows that took it. One rounding.
+  m.def(
+      "bn_relu_max_pool_backward(Tensor grad, Tensor taken, Tensor x, int[2] pool_kernel, int[2] pool_stride, int[2] "
+      "pool_padding) -> Tensor");
 
   // Drops what keep_packed kept for these weights. Safe at any time, from any thread.
   m.def("forget_packed(Tensor[] weights) -> ()");

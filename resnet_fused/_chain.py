@@ -24,6 +24,7 @@ def chain(
     residual: Tensor | None,
     identity: bool,
     relu: bool,
+    pool: autograd.Pool | None = None,
 ) -> Tensor | None:
     """What :mod:`resnet_fused.autograd.layout` describes, convolved in ``dtype``; None where only eager is right."""
     side_conv, side_norm = (None, NO_NORM) if projection is None else projection
@@ -44,7 +45,9 @@ def chain(
         return None
     *own_norms, norm = read_norms
     projected = None if side is None else (side, norm)
-    args = autograd.pack(read, own_norms, projection=projected, residual=residual, identity=identity, relu=relu)
+    args = autograd.pack(
+        read, own_norms, projection=projected, residual=residual, identity=identity, relu=relu, pool=pool
+    )
     out: Tensor = autograd.train_chain(x.to(dtype), *args, "")[0]
     return out
 

@@ -283,9 +283,12 @@ def conv_bn_relu_pool(
     pool = (_pair("pool_kernel", pool_kernel), _pair("pool_stride", pool_stride), _pair("pool_padding", pool_padding))
     cast = _caster(x, weight, bias, *args[:4])
     if cast is None:
-        trained = _trained(x, [(weight, bias, *args[5:])], [NO_NORM, args[:5]])
-        eager: tuple[Any, ...] = (x, weight, bias, *args, *pool)
-        return reference.conv_bn_relu_pool(*eager) if trained is None else F.max_pool2d(trained, *pool)
+        end = None if bn is None else autograd.pool_in(x.device, *pool)
+        trained = _trained(x, [(weight, bias, *args[5:])], [NO_NORM, args[:5]], pool=end)
+        if trained is None:
+            eager: tuple[Any, ...] = (x, weight, bias, *args, *pool)
+            return reference.conv_bn_relu_pool(*eager)
+        return F.max_pool2d(trained, *pool) if end is None else trained
     return ops.conv_bn_relu_pool(cast(x), cast(weight), bias, *args, *pool, *cast.how(keep_packed))
 
 
@@ -470,6 +473,7 @@ def _trained(
     residual: Tensor | None = None,
     identity: bool = False,
     relu: bool = True,
+    pool: autograd.Pool | None = None,
 ) -> Tensor | None:
     """The differentiable op's result (arguments as :func:`._chain.chain`'s); None without gradients, and for eager."""
     if not torch.is_grad_enabled():
@@ -483,7 +487,7 @@ def _trained(
     dtype = training_dtype(x)
     if dtype is None or not indexable(x, convs[-1][0].shape[0] if convs else x.shape[1]):
         return None
-    return chain(x, dtype, convs, norms, projection, residual, identity, relu)
+    return chain(x, dtype, convs, norms, projection, residual, identity, relu, pool)
 
 
 def _trained_block(

@@ -24,6 +24,8 @@ conv_stats = torch.ops.resnet_fused.conv_stats.default
 bn_add_bn_act = torch.ops.resnet_fused.bn_add_bn_act.default
 bn_act_backward_reduce = torch.ops.resnet_fused.bn_act_backward_reduce.default
 bn_act_backward = torch.ops.resnet_fused.bn_act_backward.default
+bn_relu_max_pool = torch.ops.resnet_fused.bn_relu_max_pool.default
+bn_relu_max_pool_backward = torch.ops.resnet_fused.bn_relu_max_pool_backward.default
 forget_packed = torch.ops.resnet_fused.forget_packed.default
 packed_bytes = torch.ops.resnet_fused.packed_bytes.default
 release_memory = torch.ops.resnet_fused.release_memory.default
@@ -84,10 +86,23 @@ def _fake_basic_block(x: Tensor, *args: Any) -> Tensor:
 
 @torch.library.register_fake("resnet_fused::conv_bn_relu_pool")
 def _fake_conv_pool(*args: Any) -> Tensor:
-    y = _fake_conv(*args)
-    kernel, stride, padding = args[12:15]
-    shape = [_out(y.shape[2 + i], kernel[i], stride[i], padding[i]) for i in range(2)]
-    return y.new_empty((*y.shape[:2], *shape)).to(memory_format=_memory_format(args[_X], args[_WEIGHT]))
+    return _pooled(_fake_conv(*args), *args[12:15])
+
+
+def _pooled(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+    shape = [_out(x.shape[2 + i], kernel[i], stride[i], padding[i]) for i in range(2)]
+    return x.new_empty((*x.shape[:2], *shape)).to(memory_format=_memory_format(x))
+
+
+@torch.library.register_fake("resnet_fused::bn_relu_max_pool")
+def _fake_bn_relu_max_pool(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    out = _pooled(x, *args[5:])
+    return out, out.new_empty(out.shape, dtype=torch.uint8).to(memory_format=_memory_format(x))
+
+
+@torch.library.register_fake("resnet_fused::bn_relu_max_pool_backward")
+def _fake_bn_relu_max_pool_backward(_grad: Tensor, _taken: Tensor, x: Tensor, *_: Any) -> Tensor:
+    return _fake_like_x(x)
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:

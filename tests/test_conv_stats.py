@@ -201,7 +201,7 @@ def forward_on_cuda(stride, norms, frozen=False):
         side = (autograd.Conv(narrow, None, (stride, stride), (0, 0), (1, 1), 1), ends) if stride == 2 else None
         placed = [norm if each else None for each in norms]
         tensors, *numbers = autograd.pack(convs, placed, projection=side, identity=stride == 1)
-        out, raws, found = forward.forward(x, tensors, unpack(*numbers), "")
+        out, _, raws, found = forward.forward(x, tensors, unpack(*numbers), "")
     assert out.device.type == "cuda"
     assert out.shape == (4, 16, 9 // stride + stride - 1, 9 // stride + stride - 1)
     assert all(t.dtype == torch.bfloat16 for t in raws.values())

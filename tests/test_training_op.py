@@ -46,6 +46,8 @@ def chains(dtype=torch.float64):
         ),
         "recompute": (([c(4, 3, 1), c(3, 4, 1)], [None, n(3), n(4)]), dict(identity=True, recompute=True)),
         "stem": (([c(4, 4, stride=2)], [None, n(4)]), {}),
+        "pooled stem": (([c(4, 4)], [None, n(4)]), dict(pool=((3, 2), (2, 1), (1, 0)))),
+        "pooled frozen stem": (([c(4, 4)], [None, n(4, frozen=True)]), dict(pool=((2, 2), (2, 2), (0, 0)))),
         "tail": (([], [n(4)]), {}),
         "nothing that learns": (([], [n(4, affine=False)]), {}),
     }
@@ -73,6 +75,7 @@ def test_gradients_by_finite_differences(name):
         ("residual", torch.float32),
         ("pre-activation projection", torch.bfloat16),
         ("tail", torch.bfloat16),
+        ("pooled stem", torch.bfloat16),
     ],
     ids=str,
 )
@@ -96,6 +99,7 @@ def test_what_is_packed_comes_out(name):
     residual = options.get("residual")
     assert (read.residual is None) == (residual is None)
     assert residual is None or tensors[read.residual] is residual
+    assert read.pool == options.get("pool")
     assert (read.identity, read.relu) == (options.get("identity", False), options.get("relu", True))
 
 

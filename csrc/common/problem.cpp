@@ -36,6 +36,16 @@ void check_pair(const char* op, const char* name, IntView v, int64_t least) {
            "; two integers of at least ", least, " expected");
 }
 
+// A tensor of the output's sizes, of x's dtype and device.
+void check_output_like(const char* op, const char* name, const Tensor& t, IntView sizes, const Tensor& x) {
+  RF_CHECK(equal(t.sizes(), sizes), op, ": ", name, " has shape ", to_string(t.sizes()), "; ", to_string(sizes),
+           " expected, the shape of the output");
+  RF_CHECK(scalar_type_of(t) == scalar_type_of(x), op, ": ", name, " has dtype ",
+           torch::headeronly::toString(t.scalar_type()), " but x has ", torch::headeronly::toString(x.scalar_type()),
+           "; cast one of them");
+  check_same_device(op, "", name, t, x);
+}
+
 }  // namespace
 
 std::string to_string(IntView sizes) {
@@ -115,13 +125,7 @@ void check_sums(const char* op, const OptTensor& sum_g, const OptTensor& sum_g_x
 }
 
 void check_residual(const char* op, const OptTensor& residual, IntView sizes, const Tensor& x) {
-  if (!residual) return;
-  RF_CHECK(equal(residual->sizes(), sizes), op, ": residual has shape ", to_string(residual->sizes()), "; ",
-           to_string(sizes), " expected, the shape of the output");
-  RF_CHECK(scalar_type_of(*residual) == scalar_type_of(x), op, ": residual has dtype ",
-           torch::headeronly::toString(residual->scalar_type()), " but x has ",
-           torch::headeronly::toString(x.scalar_type()), "; cast one of them");
-  check_same_device(op, "", "residual", *residual, x);
+  if (residual) check_output_like(op, "residual", *residual, sizes, x);
 }
 
 Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn, IntView stride, IntView padding,
@@ -215,20 +219,43 @@ void check_projection(const char* op, const Conv& conv, const Conv& projection) 
   check_same_device(op, "", "proj_x", projection.x, conv.x);
 }
 
-void check_pool(const char* op, const Conv& conv, const Ints& kernel, const Ints& stride, const Ints& padding) {
+void check_pool(const char* op, IntView sizes, const Ints& kernel, const Ints& stride, const Ints& padding) {
   check_pair(op, "pool_kernel", kernel, 1);
   check_pair(op, "pool_stride", stride, 1);
   check_pair(op, "pool_padding", padding, 0);
   RF_CHECK(2 * padding[0] <= kernel[0] && 2 * padding[1] <= kernel[1], op, ": pool_padding ", to_string(padding),
            " is more than half of pool_kernel ", to_string(kernel));
-  RF_CHECK(conv.oh + 2 * padding[0] >= kernel[0] && conv.ow + 2 * padding[1] >= kernel[1], op, ": a pooling window of ",
-           to_string(kernel), " is larger than its input ", conv.oh, "x", conv.ow, " with padding ",
-           to_string(padding));
+  RF_CHECK(sizes[2] + 2 * padding[0] >= kernel[0] && sizes[3] + 2 * padding[1] >= kernel[1], op,
+           ": a pooling window of ", to_string(kernel), " is larger than its input ", sizes[2], "x", sizes[3],
+           " with padding ", to_string(padding));
 }
 
-Ints pooled_sizes(const Conv& conv, const Ints& kernel, const Ints& stride, const Ints& padding) {
-  return {conv.n, conv.k, conv_out(conv.oh, kernel[0], stride[0], padding[0], 1),
-          conv_out(conv.ow, kernel[1], stride[1], padding[1], 1)};
+Ints pooled_sizes(IntView sizes, const Ints& kernel, const Ints& stride, const Ints& padding) {
+  return {sizes[0], sizes[1], conv_out(sizes[2], kernel[0], stride[0], padding[0], 1),
+          conv_out(sizes[3], kernel[1], stride[1], padding[1], 1)};
+}
+
+void check_pooled(const char* op, const Tensor& x, const BatchNorm& bn, const Ints& kernel, const Ints& stride,
+                  const Ints& padding) {
+  check_activation(op, x);
+  check_pool(op, x.sizes(), kernel, stride, padding);
+  // 255 says that nothing was taken
+  RF_CHECK(kernel[0] * kernel[1] <= 255, op, ": pool_kernel ", to_string(kernel), " has ", kernel[0] * kernel[1],
+           " elements; at most 255 expected");
+  RF_CHECK(bn.present(), op, ": mean and var are absent; give what x is normalised with");
+  check_batch_norm(op, bn, x.size(1), x);
+}
+
+void check_pooled_gradient(const char* op, const Tensor& grad, const Tensor& taken, const Tensor& x, const Ints& kernel,
+                           const Ints& stride, const Ints& padding) {
+  check_activation(op, x);
+  check_pool(op, x.sizes(), kernel, stride, padding);
+  const Ints sizes = pooled_sizes(x.sizes(), kernel, stride, padding);
+  check_output_like(op, "grad", grad, sizes, x);
+  RF_CHECK(equal(taken.sizes(), sizes) && scalar_type_of(taken) == ScalarType::Byte, op, ": taken has shape ",
+           to_string(taken.sizes()), " and dtype ", torch::headeronly::toString(taken.scalar_type()), "; ",
+           to_string(sizes), " in Byte expected, as bn_relu_max_pool returned it");
+  check_same_device(op, "", "taken", taken, x);
 }
 
 }  // namespace resnet_fused

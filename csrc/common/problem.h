@@ -47,12 +47,18 @@ void check_like(const char* op, const char* name, const Tensor& t, const Tensor&
 // The arguments that bn_act_backward and bn_act_backward_reduce share.
 void check_gradient(const char* op, const Tensor& grad, const Tensor& x, const BatchNorm& bn, const OptTensor& out);
 void check_sums(const char* op, const OptTensor& sum_g, const OptTensor& sum_g_xhat, double count, const Tensor& x);
+// The arguments of bn_relu_max_pool and of its gradient.
+void check_pooled(const char* op, const Tensor& x, const BatchNorm& bn, const Ints& kernel, const Ints& stride,
+                  const Ints& padding);
+void check_pooled_gradient(const char* op, const Tensor& grad, const Tensor& taken, const Tensor& x, const Ints& kernel,
+                           const Ints& stride, const Ints& padding);
 void check_projection(const char* op, const Conv& conv, const Conv& projection);
-void check_pool(const char* op, const Conv& conv, const Ints& kernel, const Ints& stride, const Ints& padding);
+// Windows of what has these sizes.
+void check_pool(const char* op, IntView sizes, const Ints& kernel, const Ints& stride, const Ints& padding);
 void check_32bit_indexing(const char* op, const char* name, IntView sizes);
 
 int64_t conv_out(int64_t in, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation);
-Ints pooled_sizes(const Conv& conv, const Ints& kernel, const Ints& stride, const Ints& padding);
+Ints pooled_sizes(IntView sizes, const Ints& kernel, const Ints& stride, const Ints& padding);
 
 // c10's suggest_memory_format() == ChannelsLast, which decides what torch's own convolution returns.
 bool suggests_channels_last(const Tensor& x);

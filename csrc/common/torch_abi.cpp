@@ -51,11 +51,12 @@ struct KnownType {
   ScalarType type;
 };
 
-const std::array<KnownType, 4>& known_types() {
-  static const std::array<KnownType, 4> known{{{aoti_torch_dtype_bfloat16(), ScalarType::BFloat16},
+const std::array<KnownType, 5>& known_types() {
+  static const std::array<KnownType, 5> known{{{aoti_torch_dtype_bfloat16(), ScalarType::BFloat16},
                                                {aoti_torch_dtype_float32(), ScalarType::Float},
                                                {aoti_torch_dtype_float16(), ScalarType::Half},
-                                               {aoti_torch_dtype_float64(), ScalarType::Double}}};
+                                               {aoti_torch_dtype_float64(), ScalarType::Double},
+                                               {aoti_torch_dtype_uint8(), ScalarType::Byte}}};
   return known;
 }
 

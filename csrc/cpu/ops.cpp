@@ -145,9 +145,9 @@ Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamm
                          Ints pool_kernel, Ints pool_stride, Ints pool_padding, bool keep_packed, bool /*allow_tf32*/) {
   constexpr const char* op = "conv_bn_relu_pool";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
-  check_pool(op, conv, pool_kernel, pool_stride, pool_padding);
+  check_pool(op, conv.output_sizes(), pool_kernel, pool_stride, pool_padding);
   if (engine_of(conv, /*pool=*/true) == Engine::kDirect) {
-    Tensor out = output_buffer(pooled_sizes(conv, pool_kernel, pool_stride, pool_padding), conv.x);
+    Tensor out = output_buffer(pooled_sizes(conv.output_sizes(), pool_kernel, pool_stride, pool_padding), conv.x);
     const Pool pool{pool_kernel, pool_stride, pool_padding};
     if (direct_conv(conv, std::nullopt, &pool, true, keep_packed, out)) return aten_contiguous(out, conv.channels_last);
   }

@@ -157,7 +157,7 @@ Tensor conv_bn_relu_pool(const Tensor& x, const Tensor& weight, const OptTensor&
                          bool /*keep_packed*/, bool allow_tf32) {
   constexpr const char* op = "conv_bn_relu_pool";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
-  check_pool(op, conv, pool_kernel, pool_stride, pool_padding);
+  check_pool(op, conv.output_sizes(), pool_kernel, pool_stride, pool_padding);
   const Tensor y = run({conv, nullptr, std::nullopt, /*relu=*/true, allow_tf32});
   return aten_max_pool2d(y, pool_kernel, pool_stride, pool_padding);
 }

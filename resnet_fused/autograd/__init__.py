@@ -3,18 +3,29 @@
 import torch
 
 from .cast import conv_in, norm_in
-from .layout import Conv, Norm, pack
+from .layout import Conv, Norm, Pair, Pool, pack
 from .op import train_chain
 from .statistics import update_running
 
-# Devices with kernels for all of the ops that train_chain is made of; on others eager trains.
-DEVICES = frozenset(
-    device
-    for device in ("cpu", "cuda")
-    if all(
-        torch._C._dispatch_has_kernel_for_dispatch_key(f"resnet_fused::{op}", device.upper())
-        for op in ("bn_stats", "conv_stats", "bn_add_act", "bn_add_bn_act", "bn_act_backward_reduce", "bn_act_backward")
-    )
-)
 
-__all__ = ["DEVICES", "Conv", "Norm", "conv_in", "norm_in", "pack", "train_chain", "update_running"]
+def _with_kernels(*ops: str) -> frozenset[str]:
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    devices = ("cpu", "cuda")
+    return frozenset(d for d in devices if all(has_kernel(f"resnet_fused::{op}", d.upper()) for op in ops))
+
+
+# Devices with kernels for all of the ops that train_chain is made of; on others eager trains.
+DEVICES = _with_kernels(
+    "bn_stats", "conv_stats", "bn_add_act", "bn_add_bn_act", "bn_act_backward_reduce", "bn_act_backward"
+)
+_POOLING_DEVICES = _with_kernels("bn_relu_max_pool", "bn_relu_max_pool_backward")
+_MOST_POOLED = 255  # elements of a window: what a byte can number, less one
+
+
+def pool_in(device: torch.device, kernel: Pair, stride: Pair, padding: Pair) -> Pool | None:
+    """Max-pooling as a chain's end, None where it is to be a layer of its own."""
+    fits = kernel[0] * kernel[1] <= _MOST_POOLED and 2 * padding[0] <= kernel[0] and 2 * padding[1] <= kernel[1]
+    return (kernel, stride, padding) if fits and device.type in _POOLING_DEVICES else None
+
+
+__all__ = ["DEVICES", "Conv", "Norm", "Pool", "conv_in", "norm_in", "pack", "pool_in", "train_chain", "update_running"]

@@ -34,11 +34,12 @@ class Backward:
         layout: Layout,
         group: str,
         out: Tensor | None,
+        taken: Tensor | None,
         raws: Raws,
         statistics: Statistics,
         needs: tuple[bool, Sequence[bool]],
     ) -> None:
-        self.tensors, self.layout, self.group, self.out = tensors, layout, group, out
+        self.tensors, self.layout, self.group, self.out, self.taken = tensors, layout, group, out, taken
         self.raws, self.statistics = {0: x, **raws}, statistics
         self.needs_x, self.needs = needs
         self.grads: list[Tensor | None] = [None] * len(self.needs)
@@ -67,6 +68,8 @@ class Backward:
         relu = layout.relu
         if self.out is not None:  # what passed the ReLU has several readers
             grad, relu = torch.ops.aten.threshold_backward.default(grad, self.out, 0), False
+        if layout.pool is not None and self.taken is not None:  # what was taken had passed the ReLU
+            grad, relu = ops.bn_relu_max_pool_backward(grad, self.taken, self._raw(count), *layout.pool), False
         if layout.residual is not None and self.needs[layout.residual]:
             self.grads[layout.residual] = grad
 

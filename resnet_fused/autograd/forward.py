@@ -1,7 +1,7 @@
 """A chain forward: every activation between two convolutions lives only until the second has read it."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,20 @@ Raws = dict[int, Tensor]  # norm's key -> what it normalises
 _NO_NORM = (None, None, None, None, 0.0)  # gamma, beta, mean, var, eps
 
 
-def forward(x: Tensor, tensors: Sequence[Tensor], layout: Layout, group: str) -> tuple[Tensor, Raws, Statistics]:
-    """The chain's output, the convolutions' outputs that BatchNorms read, and the statistics of the batch."""
+class Result(NamedTuple):
+    out: Tensor
+    taken: Tensor | None  # which element of its window each value of a pooled output is
+    raws: Raws  # the convolutions' outputs that BatchNorms read
+    statistics: Statistics
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in one order."""
+        taken = [] if self.taken is None else [self.taken]
+        return [self.out, *taken, *self.raws.values(), *(t for each in self.statistics.values() for t in each)]
+
+
+def forward(x: Tensor, tensors: Sequence[Tensor], layout: Layout, group: str) -> Result:
+    """The chain, and what its backward pass or its BatchNorms' running averages need."""
     raws: Raws = {0: x}
     statistics: Statistics = {}
 
@@ -53,7 +65,10 @@ def forward(x: Tensor, tensors: Sequence[Tensor], layout: Layout, group: str) ->
         side = layout.projection if i == 0 else None
         convolve_all(i, [*([] if side is None else [(count + 1, side)]), (i + 1, conv)])
     shortcut = _shortcut(x, tensors, layout, raws)
-    if last is not None and side_norm is not None:
+    taken: Tensor | None = None
+    if last is not None and layout.pool is not None:
+        out, taken = ops.bn_relu_max_pool(raws[count], *norm(count, last), *layout.pool)
+    elif last is not None and side_norm is not None:
         out = ops.bn_add_bn_act(raws[count], *norm(count, last), shortcut, *norm(count + 1, side_norm), layout.relu)
     elif last is not None:
         out = ops.bn_add_act(raws[count], *norm(count, last), shortcut, layout.relu)
@@ -62,7 +77,7 @@ def forward(x: Tensor, tensors: Sequence[Tensor], layout: Layout, group: str) ->
     else:
         out = raws[count]
     in_order = {key: statistics[key] for key, slots in layout.all_norms() if slots.trains}
-    return out, {key: raws[key] for key in kept(layout, tensors)}, in_order
+    return Result(out, taken, {key: raws[key] for key in kept(layout, tensors)}, in_order)
 
 
 def kept(layout: Layout, tensors: Sequence[Tensor]) -> list[int]:

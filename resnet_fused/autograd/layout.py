@@ -4,7 +4,8 @@ A chain is ``raw[0] = x``, ``raw[i + 1] = conv[i](act[i])`` with ``act[i] = relu
 ``norm[i]`` is absent, and at its end ``act(norm[n](raw[n]) + shortcut)``. The shortcut is x itself, a tensor that the
 caller computed, or a projection ``norm(conv(act[0]))``. With ``norm[0]`` absent that is a block of He et al. 2015
 (arXiv:1512.03385, figure 5) or a network's stem; with ``norm[n]`` absent a pre-activation block of He et al. 2016
-(arXiv:1603.05027, figure 4e); without convolutions the BatchNorm and ReLU that end a pre-activation network.
+(arXiv:1603.05027, figure 4e); without convolutions the BatchNorm and ReLU that end a pre-activation network. A chain
+with a BatchNorm and a ReLU at its end and no shortcut may be max-pooled: an ImageNet ResNet's stem.
 
 All tensors but x travel in one list, because that is what ``torch.library`` differentiates. :class:`Layout` says which
 of them is what; it is packed into a list of ints and a list of floats (every eps).
@@ -16,6 +17,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 Pair = tuple[int, int]
+Pool = tuple[Pair, Pair, Pair]  # kernel, stride, padding
 
 
 class Conv(NamedTuple):
@@ -72,6 +74,7 @@ class Layout(NamedTuple):
     identity: bool
     relu: bool
     recompute: bool
+    pool: Pool | None = None
 
     @property
     def has_shortcut(self) -> bool:
@@ -93,7 +96,8 @@ class Layout(NamedTuple):
                 yield key, norm
 
 
-_HEADER, _CONV, _NORM = 6, 8, 5
+_HEADER, _CONV, _NORM = 12, 8, 5
+_NO_POOL = ((0, 0), (0, 0), (0, 0))
 
 
 def pack(
@@ -105,11 +109,12 @@ def pack(
     identity: bool = False,
     relu: bool = True,
     recompute: bool = False,
+    pool: Pool | None = None,
 ) -> tuple[list[Tensor], list[int], list[float]]:
     """``tensors, layout, eps``, the op's arguments after x."""
     tensors: list[Tensor] = []
     flags = [identity, relu, recompute, projection is not None, residual is not None]
-    ints = [len(convs), *map(int, flags)]
+    ints = [len(convs), *map(int, flags), *(size for pair in pool or _NO_POOL for size in pair)]
     eps: list[float] = []
     for conv in (*convs, *(() if projection is None else (projection[0],))):
         tensors.append(conv.weight)
@@ -132,7 +137,7 @@ def pack(
 
 def unpack(ints: Sequence[int], eps: Sequence[float]) -> Layout:
     """The layout that :func:`pack` wrote."""
-    count, identity, relu, recompute, projected, has_residual = ints[:_HEADER]
+    count, identity, relu, recompute, projected, has_residual, *pool = ints[:_HEADER]
     place = iter(range(5 * (count + 1) * 2))  # more places than there can be tensors
 
     def conv(at: int) -> ConvSlots:
@@ -158,4 +163,5 @@ def unpack(ints: Sequence[int], eps: Sequence[float]) -> Layout:
         bool(identity),
         bool(relu),
         bool(recompute),
+        ((pool[0], pool[1]), (pool[2], pool[3]), (pool[4], pool[5])) if pool[0] else None,
     )

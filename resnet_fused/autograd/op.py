@@ -16,24 +16,23 @@ _SCHEMA = "(Tensor x, Tensor[] tensors, int[] layout, float[] eps, str group) ->
 
 @torch.library.custom_op("resnet_fused::train_chain", mutates_args=(), schema=_SCHEMA)
 def train_chain(x: Tensor, tensors: list[Tensor], layout: list[int], eps: list[float], group: str) -> list[Tensor]:
-    """``[out, raw outputs..., statistics...]`` of the chain that ``layout`` and ``eps`` describe.
+    """``[out, (taken,) raw outputs..., statistics...]`` of the chain that ``layout`` and ``eps`` describe.
 
     x is (N, C, H, W) in float32, bfloat16, float16 or float64; convolutions' weights have its dtype, BatchNorms'
     tensors any. Raw outputs are those that :func:`.forward.kept` names, statistics the mean and biased variance of
     each BatchNorm that uses the batch's, of shape (C), and where it synchronises also the count, of shape ().
+    A pooled chain's ``taken`` is :func:`resnet_fused.ops.bn_relu_max_pool`'s.
     ``group`` names the processes that share statistics. Only ``out`` is differentiable.
 
     Raises ``RuntimeError`` for wrong shapes and dtypes, ``ValueError`` where a BatchNorm sees one value a channel.
     """
-    out, raws, statistics = forward(x, tensors, unpack(layout, eps), group)
-    return [out, *raws.values(), *(t for each in statistics.values() for t in each)]
+    return forward(x, tensors, unpack(layout, eps), group).tensors()
 
 
 @train_chain.register_fake
 def _fake(x: Tensor, tensors: list[Tensor], layout: list[int], eps: list[float], group: str) -> list[Tensor]:
     # Shapes do not depend on how many processes share the statistics.
-    out, raws, statistics = forward(x, tensors, unpack(layout, eps), "")
-    return [out, *raws.values(), *(t for each in statistics.values() for t in each)]
+    return forward(x, tensors, unpack(layout, eps), "").tensors()
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -60,9 +59,10 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     needs = ctx.needs_input_grad[:2]
     if torch.is_grad_enabled():  # create_graph=True
         return *_differentiable(grads[0], x, tensors, layout, out, needs), *nothing
+    taken = None if layout.pool is None else next(saved)
     raws = {key: next(saved) for key in ctx.raws}
     statistics: Statistics = {key: [next(saved) for _ in range(3)] for key, norm in layout.all_norms() if norm.trains}
-    to_x, to_tensors = Backward(x, tensors, layout, ctx.group, out, raws, statistics, needs).run(grads[0])
+    to_x, to_tensors = Backward(x, tensors, layout, ctx.group, out, taken, raws, statistics, needs).run(grads[0])
     return to_x, to_tensors, *nothing
 
 

@@ -36,4 +36,5 @@ def chain(x: Tensor, tensors: Sequence[Tensor], layout: Layout) -> Tensor:
         y = y + tensors[layout.residual]
     elif layout.projection is not None:
         y = y + normalise(conv(first, layout.projection), layout.projection_norm)
-    return F.relu(y) if layout.relu else y
+    y = F.relu(y) if layout.relu else y
+    return y if layout.pool is None else F.max_pool2d(y, *layout.pool)

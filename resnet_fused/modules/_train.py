@@ -17,12 +17,19 @@ def trains_fused(module: nn.Module, x: Tensor) -> bool:
 
 
 def train(
-    block: nn.Module, x: Tensor, convs: Sequence[str], norms: Sequence[str | None], *, relu: bool, shortcut: bool
+    block: nn.Module,
+    x: Tensor,
+    convs: Sequence[str],
+    norms: Sequence[str | None],
+    *,
+    relu: bool,
+    shortcut: bool,
+    pool: autograd.Pool | None = None,
 ) -> Tensor | None:
     """The output of a chain of the block's modules (see :mod:`resnet_fused.autograd.layout`), None for eager.
 
     ``norms`` has one more name than ``convs``, None where there is no BatchNorm. ``shortcut`` adds the block's
-    ``downsample``, ``relu`` follows the last BatchNorm or the addition.
+    ``downsample``, ``relu`` follows the last BatchNorm or the addition, ``pool`` the ReLU.
     """
     dtype = training_dtype(x)
     children = block._modules
@@ -57,6 +64,7 @@ def train(
         identity=side.identity,
         relu=relu,
         recompute=getattr(block, "recompute", False),
+        pool=pool,
     )
     out, *rest = autograd.train_chain(x.to(dtype), *args, group)
     read_norms.append(None if side.projection is None else side.projection[1])

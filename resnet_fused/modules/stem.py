@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import ops
+from .. import autograd, ops
 from ..functional import kernel_dtype
 from ._block import nhwc
 from ._packing import OwnsPackedWeights
@@ -31,10 +31,19 @@ class FusedStem(OwnsPackedWeights):
         if y is not None:
             return y.contiguous(memory_format=torch.channels_last)
         if trains_fused(self, x):
-            y = train(self, nhwc(x), ("conv1",), (None, "bn1"), relu=True, shortcut=False)
+            pool = self._pool_in_training(x)
+            y = train(self, nhwc(x), ("conv1",), (None, "bn1"), relu=True, shortcut=False, pool=pool)
+            if y is not None and pool is not None:
+                return y
         if y is None:
             y = self.relu(self.bn1(self.conv1(x)))
         return self.maxpool(y) if "maxpool" in self._modules else y
+
+    def _pool_in_training(self, x: Tensor) -> autograd.Pool | None:
+        pool = self._modules.get("maxpool")
+        if type(pool) is not nn.MaxPool2d or not is_plain_pool(pool):
+            return None
+        return autograd.pool_in(x.device, _pair(pool.kernel_size), _pair(pool.stride), _pair(pool.padding))
 
     def _fused_stem(self, x: Tensor) -> Tensor | None:
         dtype, how = kernel_dtype(x)
