@@ -55,6 +55,8 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   // else everywhere: NaN lets the gradient through, as in torch) and xhat = (x - mean) / sqrt(var + eps): the sums of g
   // and of g * xhat over N, H and W, float32 (float64).
   m.def("bn_act_backward_reduce(Tensor grad, Tensor x, " BN ", Tensor? out, bool relu) -> (Tensor, Tensor)");
+  // g itself, and these sums, where out is the ReLU's result after an addition: g is the shortcut's gradient too.
+  m.def("bn_add_act_backward_reduce(Tensor grad, Tensor x, " BN ", Tensor out) -> (Tensor, Tensor, Tensor)");
   // The gradient of x: gamma / sqrt(var + eps) * (g - sum_g / count - xhat * sum_g_xhat / count); without sums (frozen
   // statistics) gamma / sqrt(var + eps) * g. One pass, one rounding.
   m.def("bn_act_backward(Tensor grad, Tensor x, " BN

@@ -66,17 +66,23 @@ class Backward:
         layout = self.layout
         count = len(layout.convs)
         relu = layout.relu
+        last = layout.norms[count]
+        sums: tuple[Tensor, Tensor] | None = None
         if self.out is not None:  # what passed the ReLU has several readers
-            grad, relu = torch.ops.aten.threshold_backward.default(grad, self.out, 0), False
+            if last is not None and self._wants_sums(count, last):
+                args = norm_args(last, self.tensors, self.statistics.get(count))
+                grad, *sums = ops.bn_add_act_backward_reduce(grad, self._raw(count), *args, self.out)
+            else:
+                grad = torch.ops.aten.threshold_backward.default(grad, self.out, 0)
+            relu = False
         if layout.pool is not None and self.taken is not None:  # what was taken had passed the ReLU
             grad, relu = ops.bn_relu_max_pool_backward(grad, self.taken, self._raw(count), *layout.pool), False
         if layout.residual is not None and self.needs[layout.residual]:
             self.grads[layout.residual] = grad
 
-        last = layout.norms[count]
         flowing: Tensor | None = grad
         if last is not None:
-            flowing = self._norm(grad, count, last, relu)
+            flowing = self._norm(grad, count, last, relu, sums)
         joins_x = layout.identity and bool(layout.convs) and layout.norms[0] is None and self.needs_x
         for i in reversed(range(count)):
             beside: Tensor | None = None  # another gradient of what this convolution read
@@ -97,17 +103,26 @@ class Backward:
         side = grad if norm is None else self._norm(grad, key, norm, False)
         return None if side is None else self._conv(side, 0, conv)
 
-    def _norm(self, grad: Tensor, key: int, norm: NormSlots, relu: bool) -> Tensor | None:
-        """From the gradient of ``[relu](norm(raw[key]))`` to that of ``raw[key]``; gamma's and beta's on the way."""
+    def _wants_sums(self, key: int, norm: NormSlots) -> bool:
+        learns = self._learns(norm.gamma, norm.beta)
+        return learns or (norm.trains and self.raw[key])
+
+    def _norm(
+        self, grad: Tensor, key: int, norm: NormSlots, relu: bool, sums: Sequence[Tensor] | None = None
+    ) -> Tensor | None:
+        """From the gradient of ``[relu](norm(raw[key]))`` to that of ``raw[key]``; gamma's and beta's on the way.
+
+        ``sums``: what ``bn_act_backward_reduce`` would return.
+        """
         learns, flows = self._learns(norm.gamma, norm.beta), self.raw[key]
         if not (learns or flows):
             return None
         raw = self._raw(key)
         statistics = self.statistics.get(key)
         args = (grad, raw, *norm_args(norm, self.tensors, statistics), None, relu)
-        if not (learns or norm.trains):
+        if not self._wants_sums(key, norm):
             return ops.bn_act_backward(*args, None, None, 1.0)
-        sum_g, sum_g_xhat = ops.bn_act_backward_reduce(*args)
+        sum_g, sum_g_xhat = ops.bn_act_backward_reduce(*args) if sums is None else sums
         for slot, total in ((norm.gamma, sum_g_xhat), (norm.beta, sum_g)):
             if slot is not None and self.needs[slot]:
                 self.grads[slot] = total.to(self.tensors[slot].dtype)
