@@ -23,6 +23,7 @@ bn_stats = torch.ops.resnet_fused.bn_stats.default
 conv_stats = torch.ops.resnet_fused.conv_stats.default
 bn_add_bn_act = torch.ops.resnet_fused.bn_add_bn_act.default
 bn_act_backward_reduce = torch.ops.resnet_fused.bn_act_backward_reduce.default
+conv_backward_reduce = torch.ops.resnet_fused.conv_backward_reduce.default
 bn_act_backward = torch.ops.resnet_fused.bn_act_backward.default
 forget_packed = torch.ops.resnet_fused.forget_packed.default
 packed_bytes = torch.ops.resnet_fused.packed_bytes.default
@@ -114,6 +115,13 @@ def _fake_bn_stats(x: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.register_fake("resnet_fused::bn_act_backward_reduce")
 def _fake_bn_act_backward_reduce(_grad: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return _statistics(x)
+
+
+@torch.library.register_fake("resnet_fused::conv_backward_reduce")
+def _fake_conv_backward_reduce(
+    _grad: Tensor, _weight: Tensor, _padding: Any, _dilation: Any, x: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_like_x(x), *_statistics(x)
 
 
 @torch.library.register_fake("resnet_fused::conv_stats")

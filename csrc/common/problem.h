@@ -47,6 +47,9 @@ void check_like(const char* op, const char* name, const Tensor& t, const Tensor&
 // The arguments that bn_act_backward and bn_act_backward_reduce share.
 void check_gradient(const char* op, const Tensor& grad, const Tensor& x, const BatchNorm& bn, const OptTensor& out);
 void check_sums(const char* op, const OptTensor& sum_g, const OptTensor& sum_g_xhat, double count, const Tensor& x);
+// Those of conv_backward_reduce, of a convolution of relu(bn(x)).
+void check_conv_gradient(const char* op, const Tensor& grad, const Conv& forward, const BatchNorm& bn,
+                         const OptTensor& beside);
 void check_projection(const char* op, const Conv& conv, const Conv& projection);
 void check_pool(const char* op, const Conv& conv, const Ints& kernel, const Ints& stride, const Ints& padding);
 void check_32bit_indexing(const char* op, const char* name, IntView sizes);

@@ -13,7 +13,15 @@ DEVICES = frozenset(
     for device in ("cpu", "cuda")
     if all(
         torch._C._dispatch_has_kernel_for_dispatch_key(f"resnet_fused::{op}", device.upper())
-        for op in ("bn_stats", "conv_stats", "bn_add_act", "bn_add_bn_act", "bn_act_backward_reduce", "bn_act_backward")
+        for op in (
+            "bn_stats",
+            "conv_stats",
+            "bn_add_act",
+            "bn_add_bn_act",
+            "conv_backward_reduce",
+            "bn_act_backward_reduce",
+            "bn_act_backward",
+        )
     )
 )
 

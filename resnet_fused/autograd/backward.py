@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from .forward import Raws, Statistics, conv_stats, convolve, norm_args, sums_while_convolving
+from .gradient_sums import Sums, conv_backward_reduce, sums_with_the_gradient
 from .input_gradient import input_gradient
 from .layout import ConvSlots, Layout, NormSlots
 from .statistics import sum_over_processes
@@ -72,10 +73,13 @@ class Backward:
                 beside = self._projection(grad, layout.projection)
             elif i == 0 and joins_x:
                 beside = grad
-            flowing = beside if flowing is None else self._conv(flowing, i, layout.convs[i], beside)
-            norm = layout.norms[i]
+            norm, sums = layout.norms[i], None
+            if flowing is not None and norm is not None and self._sums_too(flowing, i, norm):
+                flowing, sums = self._conv_and_sums(flowing, i, norm, beside)
+            else:
+                flowing = beside if flowing is None else self._conv(flowing, i, layout.convs[i], beside)
             if norm is not None and flowing is not None:
-                flowing = self._norm(flowing, i, norm, True)
+                flowing = self._norm(flowing, i, norm, True, sums)
         if not self.needs_x:
             return None, self.grads
         return _sum(flowing, grad) if layout.identity and not joins_x else flowing, self.grads
@@ -85,8 +89,25 @@ class Backward:
         side = grad if norm is None else self._norm(grad, key, norm, False)
         return None if side is None else self._conv(side, 0, conv)
 
-    def _norm(self, grad: Tensor, key: int, norm: NormSlots, relu: bool) -> Tensor | None:
-        """From the gradient of ``[relu](norm(raw[key]))`` to that of ``raw[key]``; gamma's and beta's on the way."""
+    def _sums_too(self, grad: Tensor, i: int, norm: NormSlots) -> bool:
+        """Whether the gradient of ``act[i]`` comes with the sums that ``norm`` asks for."""
+        conv = self.layout.convs[i]
+        asks = self._learns(norm.gamma, norm.beta) or (norm.trains and self.raw[i])
+        return asks and sums_with_the_gradient(grad, self.tensors[conv.weight], conv)
+
+    def _conv_and_sums(self, grad: Tensor, i: int, norm: NormSlots, beside: Tensor | None) -> tuple[Tensor, Sums]:
+        """What :meth:`_conv` does, with the sums for ``norm``, whose gradient it is."""
+        conv = self.layout.convs[i]
+        args = norm_args(norm, self.tensors, self.statistics.get(i))
+        found = conv_backward_reduce(grad, self.tensors[conv.weight], conv, self._raw(i), args, beside)
+        self._conv_backward(grad, i, conv, [False, self._learns(conv.weight), self._learns(conv.bias)])
+        return found
+
+    def _norm(self, grad: Tensor, key: int, norm: NormSlots, relu: bool, sums: Sums | None = None) -> Tensor | None:
+        """From the gradient of ``[relu](norm(raw[key]))`` to that of ``raw[key]``; gamma's and beta's on the way.
+
+        ``sums``: those of the gradient, where whoever made it has taken them.
+        """
         learns, flows = self._learns(norm.gamma, norm.beta), self.raw[key]
         if not (learns or flows):
             return None
@@ -95,7 +116,7 @@ class Backward:
         args = (grad, raw, *norm_args(norm, self.tensors, statistics), None, relu)
         if not (learns or norm.trains):
             return ops.bn_act_backward(*args, None, None, 1.0)
-        sum_g, sum_g_xhat = ops.bn_act_backward_reduce(*args)
+        sum_g, sum_g_xhat = sums or ops.bn_act_backward_reduce(*args)
         for slot, total in ((norm.gamma, sum_g_xhat), (norm.beta, sum_g)):
             if slot is not None and self.needs[slot]:
                 self.grads[slot] = total.to(self.tensors[slot].dtype)
