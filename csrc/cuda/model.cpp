@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cuda/bn/reduction.h"
+
 namespace resnet_fused::cuda {
 
 // What the model believes of a family of GPUs. EVERY NUMBER IS AN UNMEASURED PREDICTION: clocks, multipliers and

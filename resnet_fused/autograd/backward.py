@@ -73,7 +73,8 @@ class Backward:
                 beside = self._projection(grad, layout.projection)
             elif i == 0 and joins_x:
                 beside = grad
-            norm, sums = layout.norms[i], None
+            norm = layout.norms[i]
+            sums: Sums | None = None  # of the gradient of act[i], where the convolution takes them
             if flowing is not None and norm is not None and self._sums_too(flowing, i, norm):
                 flowing, sums = self._conv_and_sums(flowing, i, norm, beside)
             else:
