@@ -40,7 +40,7 @@ def test_passes_of_an_identity_block():
     assert count(predict_training.eager_forward(block)) == 5 + 8
     assert count(predict_training.eager_backward(block)) == 8 + 8 + 3
     assert count(predict_training.our_forward(block, 1e30)) == 3
-    # 5 for each BatchNorm, but 3 where a convolution takes its sums, 2 for the activation again, 3 for the last ReLU; the
+    # 5 a BatchNorm, 3 where a convolution takes its sums, 2 for the activation again, 3 for the last ReLU; the first
     # convolution adds the two gradients
     assert count(predict_training.our_backward(block)) == 3 + 5 + 2 + 3
     strided = block._replace(main=[conv._replace(unit_stride=False), conv])
