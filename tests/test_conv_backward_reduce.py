@@ -182,3 +182,14 @@ def test_shapes_of_a_chain_on_cuda():
     assert called.count(ops.conv_backward_reduce) == 1
     assert called.count(ops.bn_act_backward_reduce) == 1
     assert called.count(ops.bn_act_backward) == 2
+
+
+def test_a_compiled_step(as_on_cuda):
+    block = identity(next(cls for cls in WITH_SHORTCUT if cls.__name__ == "FusedBottleneck"))
+    x = torch.randn(3, in_channels(block), 9, 9)
+    expected = gradients(block, x)
+    as_on_cuda.clear()
+    found = gradients(torch.compile(block, fullgraph=True, backend="aot_eager"), x)
+    assert len(as_on_cuda) == 2, "the backward pass is traced once"
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
