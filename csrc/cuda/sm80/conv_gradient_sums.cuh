@@ -26,22 +26,24 @@ __device__ __forceinline__ void store_tile_and_gradient_sums(const typename Conf
   static_assert(Config::kWarps * Slab::kBytes + 2 * Config::kN * sizeof(float) <=
                 Config::kStages * Config::kStageBytes);
 
+  const auto bytes_of = [](uint32_t elements) { return uint64_t{elements} * kSizeOf<Config::kDtype>; };
   const ChannelRegisters<kPer> bn(bn_table, place.tile_n);
   float mean[kPer] = {}, sum_g[kPer] = {}, sum_g_x[kPer] = {};
   if (place.n < k) read_channels<Config::kDtype>(mean, p.main.bn.mean, place.n, 0.0f);
 #pragma unroll
   for (int i = 0; i < Config::Warp::kFragmentRows; ++i) {
-    uint64_t at[Place::kPasses];
+    uint32_t at[Place::kPasses];  // elements: half the registers of bytes
     bool inside[Place::kPasses];
     Data raw[Place::kPasses], beside[Place::kPasses];
 #pragma unroll
     for (int pass = 0; pass < Place::kPasses; ++pass) {
       const int32_t m = place.m + i * 16 + pass * Place::kRowsAPass;
       inside[pass] = m < pixels && place.n < k;
-      at[pass] = (static_cast<uint64_t>(m) * k + place.n) * kSizeOf<Config::kDtype>;
+      at[pass] = static_cast<uint32_t>(m) * k + place.n;
       if (!inside[pass]) continue;
-      raw[pass].template load<Access::kReadOnly>(static_cast<const char*>(p.raw) + at[pass]);
-      if (p.residual) beside[pass].template load<Access::kReadOnly>(static_cast<const char*>(p.residual) + at[pass]);
+      raw[pass].template load<Access::kReadOnly>(static_cast<const char*>(p.raw) + bytes_of(at[pass]));
+      if (p.residual)
+        beside[pass].template load<Access::kReadOnly>(static_cast<const char*>(p.residual) + bytes_of(at[pass]));
     }
     slab.write(main.sum[i], place.lane);
     ptx::bar_warp_sync(~0u);
@@ -56,7 +58,7 @@ __device__ __forceinline__ void store_tile_and_gradient_sums(const typename Conf
       }
       Data stored;
       Data::pack(stored.words, v);
-      ptx::st_global_v4(static_cast<char*>(p.out) + at[pass], stored.words);
+      ptx::st_global_v4(static_cast<char*>(p.out) + bytes_of(at[pass]), stored.words);
 #pragma unroll
       for (int e = 0; e < kPer; ++e) {
         const float x = raw[pass].get(e);
