@@ -19,6 +19,7 @@ from .forward import (
     normalises_while_convolving,
     sums_while_convolving,
 )
+from .gradient_sums import Sums, conv_backward_reduce, sums_with_the_gradient
 from .input_gradient import input_gradient
 from .layout import ConvSlots, Layout, NormSlots
 from .statistics import sum_over_processes
@@ -67,11 +68,12 @@ class Backward:
         count = len(layout.convs)
         relu = layout.relu
         last = layout.norms[count]
-        sums: tuple[Tensor, Tensor] | None = None
+        sums: Sums | None = None  # of a gradient, where whoever makes it takes them
         if self.out is not None:  # what passed the ReLU has several readers
             if last is not None and self._wants_sums(count, last):
                 args = norm_args(last, self.tensors, self.statistics.get(count))
-                grad, *sums = ops.bn_add_act_backward_reduce(grad, self._raw(count), *args, self.out)
+                grad, sum_g, sum_g_xhat = ops.bn_add_act_backward_reduce(grad, self._raw(count), *args, self.out)
+                sums = sum_g, sum_g_xhat
             else:
                 grad = torch.ops.aten.threshold_backward.default(grad, self.out, 0)
             relu = False
@@ -90,10 +92,14 @@ class Backward:
                 beside = self._projection(grad, layout.projection)
             elif i == 0 and joins_x:
                 beside = grad
-            flowing = beside if flowing is None else self._conv(flowing, i, layout.convs[i], beside)
             norm = layout.norms[i]
+            sums = None
+            if flowing is not None and norm is not None and self._sums_too(flowing, i, norm):
+                flowing, sums = self._conv_and_sums(flowing, i, norm, beside)
+            else:
+                flowing = beside if flowing is None else self._conv(flowing, i, layout.convs[i], beside)
             if norm is not None and flowing is not None:
-                flowing = self._norm(flowing, i, norm, True)
+                flowing = self._norm(flowing, i, norm, True, sums)
         if not self.needs_x:
             return None, self.grads
         return _sum(flowing, grad) if layout.identity and not joins_x else flowing, self.grads
@@ -104,15 +110,25 @@ class Backward:
         return None if side is None else self._conv(side, 0, conv)
 
     def _wants_sums(self, key: int, norm: NormSlots) -> bool:
-        learns = self._learns(norm.gamma, norm.beta)
-        return learns or (norm.trains and self.raw[key])
+        return self._learns(norm.gamma, norm.beta) or (norm.trains and self.raw[key])
 
-    def _norm(
-        self, grad: Tensor, key: int, norm: NormSlots, relu: bool, sums: Sequence[Tensor] | None = None
-    ) -> Tensor | None:
+    def _sums_too(self, grad: Tensor, i: int, norm: NormSlots) -> bool:
+        """Whether the gradient of ``act[i]`` comes with the sums that ``norm`` asks for."""
+        conv = self.layout.convs[i]
+        return self._wants_sums(i, norm) and sums_with_the_gradient(grad, self.tensors[conv.weight], conv)
+
+    def _conv_and_sums(self, grad: Tensor, i: int, norm: NormSlots, beside: Tensor | None) -> tuple[Tensor, Sums]:
+        """What :meth:`_conv` does, with the sums for ``norm``, whose gradient it is."""
+        conv = self.layout.convs[i]
+        args = norm_args(norm, self.tensors, self.statistics.get(i))
+        found = conv_backward_reduce(grad, self.tensors[conv.weight], conv, self._raw(i), args, beside)
+        self._conv_backward(grad, i, conv, [False, self._learns(conv.weight), self._learns(conv.bias)])
+        return found
+
+    def _norm(self, grad: Tensor, key: int, norm: NormSlots, relu: bool, sums: Sums | None = None) -> Tensor | None:
         """From the gradient of ``[relu](norm(raw[key]))`` to that of ``raw[key]``; gamma's and beta's on the way.
 
-        ``sums``: what ``bn_act_backward_reduce`` would return.
+        ``sums``: what ``bn_act_backward_reduce`` would return, where whoever made the gradient has taken them.
         """
         learns, flows = self._learns(norm.gamma, norm.beta), self.raw[key]
         if not (learns or flows):
@@ -122,7 +138,7 @@ class Backward:
         args = (grad, raw, *norm_args(norm, self.tensors, statistics), None, relu)
         if not self._wants_sums(key, norm):
             return ops.bn_act_backward(*args, None, None, 1.0)
-        sum_g, sum_g_xhat = ops.bn_act_backward_reduce(*args) if sums is None else sums
+        sum_g, sum_g_xhat = sums or ops.bn_act_backward_reduce(*args)
         for slot, total in ((norm.gamma, sum_g_xhat), (norm.beta, sum_g)):
             if slot is not None and self.needs[slot]:
                 self.grads[slot] = total.to(self.tensors[slot].dtype)

@@ -25,7 +25,8 @@ namespace cuda_on_cpu {
 namespace {
 
 // Ops that return memory of their own. A copy that was not needed returns its input, which is known.
-constexpr const char* kAllocating[] = {"aten::empty", "aten::contiguous", "aten::to", "aten::convolution"};
+constexpr const char* kAllocating[] = {"aten::empty",       "aten::contiguous",           "aten::to",
+                                       "aten::convolution", "aten::convolution_backward", "aten::flip"};
 
 size_t bytes_of(AtenTensorHandle tensor) {
   int64_t dim = 0, *sizes = nullptr, *strides = nullptr;
