@@ -1,4 +1,4 @@
-"""sm90/conv_sm90 with statistics, run thread by thread on the CPU: the raw output, and the moments of what it stored."""
+"""sm90/conv_sm90 with statistics, on the CPU thread by thread: the raw output, and the moments of what is stored."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ OF_SUMS = """
 """
 PLANTS = {
     "pixels past the last counted": (MOMENTS, "if ((j + e / 4) * 8 + e % 2 < left)", "if (true)"),
-    "every lane begins at the first pixel": (MOMENTS, "left(count - static_cast<int32_t>(threadIdx.x % 4 * 2))", "left(count)"),
+    "every lane begins at the first pixel": (MOMENTS, "count - static_cast<int32_t>(threadIdx.x % 4 * 2)", "count"),
     "two lanes of a row left out": (MOMENTS, "by = 1; by < 4;", "by = 1; by < 2;"),
     "moments of what was not rounded": (MOMENTS, "    moments.add(stored, j);\n", OF_SUMS),
     "moments of another piece": (MOMENTS, "    moments.add(stored, j);\n", "    moments.add(stored, j + 2);\n"),
@@ -192,7 +192,7 @@ PLANTS = {
     "sums left at the old center": (MOMENTS, "        move_center(", "        if (false) move_center("),
     "squares about another center": (CENTERS, "by * (2 * sum - count * by)", "by * (sum - count * by)"),
     "a lane moves all pixels": (MOMENTS, "squares[row], own,", "squares[row], count,"),
-    "a lane moves pixels that it has not": (MOMENTS, "left / 8 * 2 + (left % 8 < 2 ? left % 8 : 2)", "left / 8 * 2 + 2"),
+    "a lane moves pixels that it has not": (MOMENTS, "(left % 8 < 2 ? left % 8 : 2)", "2"),
     "a part of no pixels": (ROLES, "if (left > 0) moments.store", "moments.store"),
     "both warpgroups in one part": (ROLES, "pixel / Config::kColumns, channel", "pixel / Config::kPixels, channel"),
     "channels past the last": (MOMENTS, "which < 3 && at < channels", "which < 3"),
