@@ -450,13 +450,14 @@ def test_sm90_may_be_told_in_how_many_parts(monkeypatch):
 def test_what_sm90_selects_is_what_is_compiled(monkeypatch):
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
     modes = [*MODES, *STATISTICS]
-    tiles = dict.fromkeys(["plain", "statistics"], {(256, 128), (256, 64), (128, 128)})
+    lean = {(256, 128), (256, 64), (128, 128)}
+    tiles = {"plain": lean, "statistics": lean}
     selected = {
         (dtype, p.tile, mode)
-        for dtype, mode, n, hw, k, r in itertools.product(
-            ["float16", "bfloat16"], modes, [1, 8, 64, 256], [7, 14, 28, 56], [64, 128, 512], [1, 3]
+        for dtype, mode, n, hw, c, k, r in itertools.product(
+            ["float16", "bfloat16"], modes, [1, 8, 64, 256], [7, 14, 28, 56], [64, 512], [64, 128, 512], [1, 3]
         )
-        if (p := plan(n=n, hw=hw, c=64, k=k, r=r, dtype=dtype, mode=mode, gpu="h200")).engine == "sm90"
+        if (p := plan(n=n, hw=hw, c=c, k=k, r=r, dtype=dtype, mode=mode, gpu="h200")).engine == "sm90"
     }
     menu = {(d, t, m) for d in ("float16", "bfloat16") for m in modes for t in tiles.get(m, {(256, 64), (128, 128)})}
     assert selected == menu
