@@ -78,10 +78,9 @@ struct RowMoments {
       const float distances = sum_quad(static_cast<float>(sum[row]));
       const float all = sum_quad(static_cast<float>(squares[row]));
       const int32_t at = channel + row * 8;
+      const float number = which == 0 ? center[row] : which == 1 ? distances : all;
       if (which < 3 && at < channels)
-        ptx::st_global_f32(statistics + value_at<Parts::kMoments>(part, which, channels, at), which == 0   ? center[row]
-                                                                                              : which == 1 ? distances
-                                                                                                           : all);
+        ptx::st_global_f32(statistics + value_at<Parts::kMoments>(part, which, channels, at), number);
     }
   }
 };
