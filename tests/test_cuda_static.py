@@ -234,7 +234,7 @@ def test_conv_sm90_runs_on_wgmma_and_tma():
         assert any(i.startswith("LDSM.16.MT88.4") for i in code) == (mode < 2), f"{name}: the residual"
         stores = [i for i in code if i.startswith("STG")]
         if mode >= 4:
-            assert stores == ["STG.E"] * 2, f"{name}: a number of each of a thread's channels"
+            assert set(stores) == {"STG.E"}, f"{name}: a lane's number of each of its channels, and nothing else"
             continue
         assert stores, f"{name}: sums of shares"
         assert all(".128" in i for i in stores), f"{name}: every other store is TMA's: {stores}"
