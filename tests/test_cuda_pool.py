@@ -122,8 +122,8 @@ def gradient(size, pool, dtype, seed=0, misalign=""):
     """grad and taken of an input of this size; a third of the ReLUs closed."""
     x = activation(size, torch.float64, True, seed) + 0.5
     taken = definition(x, pool)[1]
-    grad = activation(tuple(taken.shape), dtype, True, seed + 1, misalign == "grad")
-    return grad, emulated.empty(tuple(taken.shape), torch.uint8, misalign == "taken").copy_(taken)
+    grad = activation(tuple(taken.shape), dtype, True, seed + 1, int(misalign == "grad"))
+    return grad, emulated.empty(tuple(taken.shape), torch.uint8, int(misalign == "taken")).copy_(taken)
 
 
 def whole_numbers(size, dtype, seed=0):
@@ -138,11 +138,11 @@ def test_the_menu_is_what_is_compiled(kernels):
     """Everything that can be selected is compiled, and everything that is compiled can be selected."""
     forward, backward = set(), set()
     for pool, dtype, c, misalign in itertools.product(POOLS, DTYPES, (8, 5), ("", "x", "out", "taken")):
-        x = activation((1, c, 6, 6), dtype, True, 0, misalign == "x")
+        x = activation((1, c, 6, 6), dtype, True, 0, int(misalign == "x"))
         size = emulated.pooled(x, pool)
         out, taken = (
-            emulated.empty(size, dtype, misalign == "out"),
-            emulated.empty(size, torch.uint8, misalign == "taken"),
+            emulated.empty(size, dtype, int(misalign == "out")),
+            emulated.empty(size, torch.uint8, int(misalign == "taken")),
         )
         one = kernels.select_bn_pool(emulated.forward_parameters(x, BatchNorm(), pool, out, taken))
         other = kernels.select_pool_backward(emulated.backward_parameters(out, taken, x, pool))
@@ -262,7 +262,7 @@ def test_what_is_stored_as_zero_is_closed(kernels, dtype, tiny, kernel):
 def test_misaligned(kernels, misalign):
     """Aligned neighbours do not make a misaligned tensor safe."""
     size = (2, 8, 7, 6)
-    x = activation(size, torch.bfloat16, True, 0, misalign == "x")
+    x = activation(size, torch.bfloat16, True, 0, int(misalign == "x"))
     check_forward(kernels, x, batch_norm(8, torch.float32), STEM, misalign=misalign)
     check_backward(kernels, *gradient(size, STEM, torch.bfloat16, 0, misalign), size, STEM, misalign=misalign)
 

@@ -49,10 +49,10 @@ def forward(
     misalign: str = "",
 ) -> tuple[Tensor, Tensor, dict]:
     """``out, taken``, and the emulator's report."""
-    out = empty(pooled(x, pool), x.dtype, misalign == "out")
-    taken = empty(pooled(x, pool), torch.uint8, misalign == "taken")
+    out = empty(pooled(x, pool), x.dtype, int(misalign == "out"))
+    taken = empty(pooled(x, pool), torch.uint8, int(misalign == "taken"))
     named = dict(x=x) | {field: getattr(bn, field) for field in BatchNorm._fields[:4]}
-    buffers = [*inputs(named), ("out", *span(out), "write"), ("taken", *span(taken), "write")]
+    buffers = [*inputs(named), ("out", *span(out), "write"), ("taken", *span(taken), "write bytes")]
     return out, taken, kernels.run_bn_pool(buffers, forward_parameters(x, bn, pool, out, taken), sm_count, schedule)
 
 
@@ -72,6 +72,6 @@ def backward(
     misalign: str = "",
 ) -> tuple[Tensor, dict]:
     """The gradient of an input of ``size``, and the emulator's report."""
-    to = empty(size, grad.dtype, misalign == "to")
+    to = empty(size, grad.dtype, int(misalign == "to"))
     buffers = [*inputs(dict(grad=grad, taken=taken)), ("to", *span(to), "write")]
     return to, kernels.run_pool_backward(buffers, backward_parameters(grad, taken, to, pool), sm_count, schedule)
