@@ -317,7 +317,11 @@ PLANTS = {
         "const bool takes = v > value[c];",
     ),
     "the first NaN": (FORWARD_FILE, "v > value[c] || v != v;", "!(v <= value[c]) && value[c] == value[c];"),
-    "closed ReLUs not marked": (FORWARD_FILE, "number[c] = kNoneTaken;\n  ", "number[c] = number[c];\n  "),
+    "closed ReLUs not marked": (
+        FORWARD_FILE,
+        "if (value[c] <= Acc(kVanishes",
+        "if (false && value[c] <= Acc(kVanishes",
+    ),
     "a vanishing value is open": (FORWARD_FILE, "Acc(kVanishes<Config::kDtype>)", "Acc(0)"),
     "a number by rows": (
         FORWARD_FILE,
