@@ -447,3 +447,24 @@ def test_a_network(layer, on_cuda):
     assert others.count("conv_fwd_kernel<Config>") == 16
     assert set(others) <= {"conv_fwd_kernel<Config>", "conv_finish_kernel<Config>"}
     assert_close(got, eager, double(x.double()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_stem_trains_with_its_pooling(layer, on_cuda, dtype):
+    """No pass of its own for the activation, forward or backward; as near to float64 as the CPU's ops come."""
+    net = randomise(convert(models.resnet18())).train().to(dtype, memory_format=torch.channels_last)
+    x = randn(2, 3, 24, 24, dtype=dtype, memory_format=torch.channels_last)
+
+    def train(net):
+        y = net._stem(x.to(net.conv1.weight.dtype))
+        y.backward(torch.linspace(-1, 1, y.numel()).view(y.shape).to(y))
+        return y.detach(), net.conv1.weight.grad, net.bn1.weight.grad, net.bn1.bias.grad
+
+    truth, cpu = train(copy.deepcopy(net).double()), train(copy.deepcopy(net))
+    on = on_cuda(layer("h200"))
+    found = train(net)
+    launched = [name.split("<")[0] for report in on.reports for name in report["launched"]]
+    assert [name for name in launched if "pool" in name] == ["bn_pool_kernel", "pool_backward_kernel"]
+    assert "bn_add_act_kernel" not in launched
+    for a, b, t in zip(found, cpu, truth, strict=True):
+        assert (a - t).norm() <= 1.5 * (b - t).norm() + 1e-6 * t.norm()

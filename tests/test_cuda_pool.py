@@ -388,6 +388,8 @@ PLANTS = {
     "any: a column short": (BACKWARD_FILE, "column <= w.last; ++column", "column < w.last; ++column"),
     "backward: no bounds check on lanes": (BACKWARD_FILE, "if (lane >= walk.all_lanes) return;", ""),
     "backward: an item short": (BACKWARD_FILE, "i < walk.items;", "i + 1 < walk.items;"),
+    "forward: no wait for the grid before": (FORWARD_FILE, "  ptx::griddepcontrol_wait();\n", ""),
+    "backward: no wait for the grid before": (BACKWARD_FILE, "  ptx::griddepcontrol_wait();\n", ""),
     "rows of the wrong image": (PIXEL, "((image * rows + h) * columns + w)", "((image * columns + h) * columns + w)"),
     "bytes as wide as elements": (
         PIXEL,
