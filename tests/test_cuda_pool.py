@@ -437,6 +437,20 @@ def exercise(kernels, schedule):
     check_backward(kernels, grad, taken, size, ((3, 3), (1, 1), (1, 1)), schedule=schedule)
 
 
+ON_ITS_NEIGHBOUR = cuda_on_cpu.Plant(
+    "cuda/tile/bytes.cuh",
+    "ptx::st_global_u8(address,",
+    "ptx::st_global_u8(address - (reinterpret_cast<uintptr_t>(address) & 1),",
+)
+
+
+def test_single_bytes_are_told_apart():
+    """A byte that is stored on its neighbour is written twice, and leaves one that never is."""
+    x, bn = whole_numbers((1, 4, 6, 6), torch.float64)
+    found = emulated.forward(cuda_on_cpu.load(ON_ITS_NEIGHBOUR, ("bn_pool",)), x, bn, STEM)[2]["hazards"]
+    assert {hazard for hazard, _ in found} == {"global memory written twice", "output never written"}
+
+
 @by_schedule
 def test_planted_bugs_have_something_to_break(kernels, schedule):
     exercise(kernels, schedule)
