@@ -21,9 +21,7 @@ __device__ __forceinline__ void ld_global_nc_v4(uint32_t (&d)[4], const void* ad
 
 // The same where other threads of the SM read it too: it stays in L1.
 __device__ __forceinline__ void ld_global_nc_cached_v4(uint32_t (&d)[4], const void* address) {
-  asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
-      : "l"(address));
+  asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "l"(address));
 }
 
 __device__ __forceinline__ void st_global_v4(void* address, const uint32_t (&s)[4]) {
