@@ -21,6 +21,7 @@ CUDNN = 650e12  # multiply-adds count as two; what cuDNN's convolutions are take
 SM80 = 424e12  # sm80/conv_fwd: 0.46 of the tensor cores' 2048 multiply-adds a clock, SM, at 1.7 GHz: csrc/cuda/plan.cpp
 SM90 = 720e12  # if sm90/conv_sm90 took the statistics in its epilogue too
 PARTS = 12 / 256  # bytes of moments that a tile of 128 pixels leaves, to those of its output: three floats a channel
+SUMS = 8 / 256  # likewise of a gradient's sums: two floats
 SIZE = 2  # bytes of an element
 
 
@@ -99,10 +100,22 @@ def our_forward(b: Block, rate: float) -> Cost:
     return total([*found, tensors(3 if b.shortcut else 2, b.main[-1].y)])
 
 
+def gradient_with_sums(c: Conv) -> Cost:
+    """What it adds to cuDNN's gradient of c's input and a pass for the sums where it is the faster way; else nothing.
+
+    The pass reads two tensors; the convolution reads one more, leaves the parts of the sums twice over, and wants its
+    weight turned around, by two copies.
+    """
+    saved, turned = tensors(-2, c.x), tensors(4, c.weight)
+    ours = Cost(0, c.seconds(SM80, c.x + 2 * SUMS * c.x) - c.seconds(CUDNN))
+    return min(saved + turned + ours, Cost(0, 0), key=lambda cost: cost.seconds)
+
+
 def our_backward(b: Block) -> Cost:
     found = [Cost(0, gradients(b) * c.seconds(CUDNN)) for c in b.convs()]
     found += [tensors(5, c.y) for c in b.convs()]  # the ReLU's mask is made again on the way
     found += [tensors(2, c.x) for c in b.main[1:]]  # the activation again, for the weight's gradient
+    found += [gradient_with_sums(c) for c in b.main[1:] if c.ours and c.unit_stride]
     if not b.shortcut:
         return total(found)
     found.append(tensors(3, b.main[-1].y))  # what passed the last ReLU, for all of its readers

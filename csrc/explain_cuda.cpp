@@ -23,10 +23,13 @@ constexpr Named<Dtype> kDtypes[] = {{"float32", Dtype::kFloat32},
                                     {"float16", Dtype::kFloat16},
                                     {"bfloat16", Dtype::kBFloat16},
                                     {"float64", Dtype::kFloat64}};
-constexpr Named<ConvFwdMode> kModes[] = {
-    {"plain", ConvFwdMode::kPlain},           {"prologue", ConvFwdMode::kPrologue},
-    {"projection", ConvFwdMode::kProjection}, {"projection prologue", ConvFwdMode::kProjectionPrologue},
-    {"statistics", ConvFwdMode::kStatistics}, {"prologue statistics", ConvFwdMode::kPrologueStatistics}};
+constexpr Named<ConvFwdMode> kModes[] = {{"plain", ConvFwdMode::kPlain},
+                                         {"prologue", ConvFwdMode::kPrologue},
+                                         {"projection", ConvFwdMode::kProjection},
+                                         {"projection prologue", ConvFwdMode::kProjectionPrologue},
+                                         {"statistics", ConvFwdMode::kStatistics},
+                                         {"prologue statistics", ConvFwdMode::kPrologueStatistics},
+                                         {"gradient sums", ConvFwdMode::kGradientSums}};
 
 template <typename T, size_t N>
 T value_of(const char* what, const Named<T> (&known)[N], const std::string& name) {

@@ -1,5 +1,5 @@
 // Every op of the library, on one screen. Kernels register themselves: CPU ones below csrc/cpu, CUDA
-// ones in csrc/cuda/ops.cpp and train_ops.cpp; shapes without data (fake kernels) in resnet_fused/ops.py.
+// ones in csrc/cuda/*ops.cpp; shapes without data (fake kernels) in resnet_fused/ops.py.
 //
 // All activations are (N, C, H, W) of any strides, weights (K, C / groups, R, S). BatchNorm arrives as
 // its own tensors of shape (K): y * gamma / sqrt(var + eps) + beta - mean * gamma / sqrt(var + eps).
@@ -55,6 +55,13 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   // else everywhere: NaN lets the gradient through, as in torch) and xhat = (x - mean) / sqrt(var + eps): the sums of g
   // and of g * xhat over N, H and W, float32 (float64).
   m.def("bn_act_backward_reduce(Tensor grad, Tensor x, " BN ", Tensor? out, bool relu) -> (Tensor, Tensor)");
+  // g itself, and these sums, where out is the ReLU's result after an addition: g is the shortcut's gradient too.
+  m.def("bn_add_act_backward_reduce(Tensor grad, Tensor x, " BN ", Tensor out) -> (Tensor, Tensor, Tensor)");
+  // Backward through conv(relu(bn(x))), a convolution of stride 1 in one group with that weight, padding and dilation:
+  // the gradient of relu(bn(x)) from that of the output, with another one, `beside`, added before the one rounding
+  // where it is given; and bn_act_backward_reduce of it.
+  m.def("conv_backward_reduce(Tensor grad, Tensor weight, int[2] padding, int[2] dilation, Tensor x, " BN
+        ", Tensor? beside, bool allow_tf32) -> (Tensor, Tensor, Tensor)");
   // The gradient of x: gamma / sqrt(var + eps) * (g - sum_g / count - xhat * sum_g_xhat / count); without sums (frozen
   // statistics) gamma / sqrt(var + eps) * g. One pass, one rounding.
   m.def("bn_act_backward(Tensor grad, Tensor x, " BN
@@ -81,8 +88,9 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
       "dtype) -> str");
   // The plan that a convolution would run on a GPU, in words. mode is "plain", "prologue" (bn_relu_conv_bn_act),
   // "projection" or "projection prologue" (conv_bn_proj_act without and with pre_mean), "statistics" or "prologue
-  // statistics" (conv_stats likewise); proj_x_shape and proj_stride are read where there is a projection. device is
-  // compute capability (80 for 8.0), SMs, and the shared memory in bytes that a block may have and that an SM has.
+  // statistics" (conv_stats likewise), "gradient sums" (conv_backward_reduce; x_shape is the gradient's, weight_shape
+  // the turned weight's, residual is beside); proj_x_shape and proj_stride are read where there is a projection. device
+  // is compute capability (80 for 8.0), SMs, and the shared memory in bytes that a block may have and that an SM has.
   m.def(
       "explain_cuda(int[] x_shape, int[] weight_shape, int[2] stride, int[2] padding, int[2] dilation, int groups, str "
       "dtype, str mode, int[] proj_x_shape, int[2] proj_stride, bool residual, bool aligned, bool allow_tf32, int[] "

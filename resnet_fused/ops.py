@@ -23,6 +23,8 @@ bn_stats = torch.ops.resnet_fused.bn_stats.default
 conv_stats = torch.ops.resnet_fused.conv_stats.default
 bn_add_bn_act = torch.ops.resnet_fused.bn_add_bn_act.default
 bn_act_backward_reduce = torch.ops.resnet_fused.bn_act_backward_reduce.default
+bn_add_act_backward_reduce = torch.ops.resnet_fused.bn_add_act_backward_reduce.default
+conv_backward_reduce = torch.ops.resnet_fused.conv_backward_reduce.default
 bn_act_backward = torch.ops.resnet_fused.bn_act_backward.default
 bn_relu_max_pool = torch.ops.resnet_fused.bn_relu_max_pool.default
 bn_relu_max_pool_backward = torch.ops.resnet_fused.bn_relu_max_pool_backward.default
@@ -129,6 +131,18 @@ def _fake_bn_stats(x: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.register_fake("resnet_fused::bn_act_backward_reduce")
 def _fake_bn_act_backward_reduce(_grad: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return _statistics(x)
+
+
+@torch.library.register_fake("resnet_fused::bn_add_act_backward_reduce")
+def _fake_bn_add_act_backward_reduce(_grad: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_like_x(x), *_statistics(x)
+
+
+@torch.library.register_fake("resnet_fused::conv_backward_reduce")
+def _fake_conv_backward_reduce(
+    _grad: Tensor, _weight: Tensor, _padding: Any, _dilation: Any, x: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_like_x(x), *_statistics(x)
 
 
 @torch.library.register_fake("resnet_fused::conv_stats")

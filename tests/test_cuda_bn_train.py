@@ -9,7 +9,7 @@ import pytest
 import torch
 from criterion import assert_close
 from cuda_on_cpu import bn_add_act
-from cuda_on_cpu.bn_train import MASKS, Gradient, backward, finish, reduce, stats, wide
+from cuda_on_cpu.bn_train import MASKS, Gradient, backward, finish, poisoned, reduce, stats, wide
 from cuda_on_cpu.bn_train import shape as numbers_of
 from cuda_on_cpu.tensors import DTYPES
 from planting import SCHEDULES, assert_caught
@@ -77,6 +77,16 @@ def check_reduce(kernels, g, channels_last=True, **options):
     return report
 
 
+def check_kept(kernels, g, channels_last=True, kept=None, **options):
+    """The sums, and g: grad where out is open, to the bit."""
+    kept = poisoned(g.x) if kept is None else kept
+    actual, report = reduce(kernels, g, channels_last, kept=kept, **options)
+    assert report["error_count"] == 0, report["errors"]
+    want = reference.bn_act_backward_reduce
+    agree(actual, want(*eager_args(g)), want(*eager_args(g, True)))
+    torch.testing.assert_close(kept, torch.where(g.out <= 0, 0, g.grad), rtol=0, atol=0, equal_nan=True)
+
+
 def check_backward(kernels, g, channels_last=True, frozen=False, **options):
     count = float(max(1, g.x.numel() // max(1, g.x.shape[1])))
     sums = None if frozen else reference.bn_act_backward_reduce(*eager_args(g))
@@ -124,6 +134,13 @@ def test_every_statistic(kernels, kind, schedule):
     samples = 3 * r["parts"] * r["groups"] * r["block"] * vector * dtype.itemsize
     assert 0 <= report["bytes_loaded"] - size - samples <= (3 * r["parts"] + 32) * x.shape[1] * wide(dtype).itemsize
     assert (report["wide_accesses"] >= size // 16) == (vector > 1)
+
+
+@each_kind
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_what_is_kept(kernels, kind, schedule):
+    dtype, vector, last = kind
+    check_kept(kernels, case(shape_for(vector, last), dtype, last, "out"), last, schedule=schedule)
 
 
 @each_kind
@@ -385,6 +402,9 @@ PLANTS = {
     ),
     "the mean not subtracted": (REDUCE, "chunk[b].x.get(e) - mean[c]", "chunk[b].x.get(e)"),
     "another lane's vectors": (REDUCE, "bn(from.bn, lane * Config::kChannels)", "bn(from.bn, 0)"),
+    "g kept in another's place": (REDUCE, "kept + at[b]", "kept + at[0]"),
+    "a g that is not kept": (REDUCE, "if (kept) Config", "if (kept && at[b]) Config"),
+    "alignment of what is kept forgotten": (HOST, "| reinterpret_cast<uintptr_t>(to);", ";"),
     "the scale inside the difference": (
         APPLY,
         "      if (p.sum_g.data) g -= ",
@@ -414,6 +434,8 @@ def exercise(kernels, schedule):
         check_reduce(kernels, g, schedule=schedule)
         check_backward(kernels, g, schedule=schedule)
         check_backward(kernels, g, frozen=True, schedule=schedule)
+        if mask == "out":
+            check_kept(kernels, g, schedule=schedule)
     # 281 lanes: of the last group some are past the last, and a part has a few rows
     g = case((2, 2248, 2, 3), torch.bfloat16, True, "out")
     check_reduce(kernels, g, schedule=schedule, sm_count=30)
@@ -422,6 +444,7 @@ def exercise(kernels, schedule):
     check_backward(kernels, g, schedule=schedule)
     moved = activation((2, 8, 4, 4), torch.bfloat16, True, misalign=1)
     g = case((2, 8, 4, 4), torch.bfloat16, True, "out")
+    check_kept(kernels, g, kept=activation((2, 8, 4, 4), torch.bfloat16, True, misalign=1), schedule=schedule)
     check_reduce(kernels, g._replace(out=moved.copy_(g.out)), schedule=schedule)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from criterion import assert_close
-from cuda_on_cpu.conv_fwd import MODES, STATISTICS, Conv, Variant, run
+from cuda_on_cpu.conv_fwd import ALL_MODES, MODES, Conv, Variant, run
 from cuda_on_cpu.tensors import BatchNorm
 from planting import SCHEDULES
 
@@ -113,8 +113,8 @@ def small_case(v: Variant, n=3) -> dict:
 def test_the_menu_is_what_is_compiled(kernels):
     compiled = [Variant.of(raw) for raw in kernels.compiled_conv_fwd()]
     assert len(compiled) == len(set(compiled))
-    # those with statistics are test_cuda_conv_stats.py's
-    assert set(compiled) == set(VARIANTS) | {Variant(*v) for v in itertools.product(DTYPES, TILES, STATISTICS)}
+    # those with statistics are test_cuda_conv_stats.py's, those of gradients test_cuda_gradient_sums.py's
+    assert set(compiled) == {Variant(*v) for v in itertools.product(DTYPES, TILES, ALL_MODES)}
 
 
 @by_variant

@@ -15,6 +15,7 @@ from resnet_fused.cli._gpus import GPUS
 HEADER = (Path(__file__).parents[1] / "csrc/cuda/sm80/conv_fwd.h").read_text()
 MODES = ["plain", "prologue", "projection", "projection prologue"]
 STATISTICS = ["statistics", "prologue statistics"]
+GRADIENT = "gradient sums"
 DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
@@ -95,7 +96,7 @@ def plan(**problem):
 
 def test_what_is_selected_is_what_is_compiled():
     """Each problem gets a kernel of the menu that fits the GPU, and no kernel of the menu is compiled for nobody."""
-    modes = [*MODES, *STATISTICS]
+    modes = [*MODES, *STATISTICS, GRADIENT]
     menu = {(dtype, (t.m, t.n), mode) for dtype in DTYPES for t in compiled_tiles() for mode in modes}
     selected = set()
     layers = [(112, 64), (56, 64), (56, 256), (28, 128), (28, 512), (14, 256), (14, 1024), (7, 512), (7, 2048), (9, 24)]
@@ -232,6 +233,35 @@ def test_statistics_of_torchs_convolution_are_a_pass():
 
 def test_sm90_takes_no_statistics():
     assert plan(gpu="h200", mode="statistics", n=64).sm90 == "sm90: its epilogue takes no statistics of what it stores"
+
+
+@pytest.mark.parametrize("gpu", ["a100", "h200"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_gradients_depth_is_whole(gpu, dtype):
+    """Where a plain convolution of few pixels is split; the raw tensor and the turned weight are in the prediction."""
+    few = dict(n=1, hw=7, c=512, k=512, dtype=dtype, gpu=gpu)
+    assert plan(mode=GRADIENT, **few).splits == 1
+    assert plan(mode="plain", **few).splits > 1
+    large = dict(n=64, hw=56, c=64, k=256, r=1, dtype=dtype, gpu=gpu)
+    ours, plain = plan(mode=GRADIENT, **large), plan(mode="plain", **large)
+    assert ours.engine == "sm80"
+    assert ours.bytes - plain.bytes == 64 * 56 * 56 * 256 * DTYPES[dtype]
+    assert ours.microseconds > plain.microseconds
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_sums_of_torchs_gradient_are_a_pass(residual):
+    """Of reading what the convolution wrote; the sum of two gradients is another, which reads and writes it."""
+    shape = dict(n=64, hw=14, c=256, k=256, groups=2, residual=residual)
+    tensor = 64 * 14 * 14 * 256 * 2
+    torch, plain = plan(mode=GRADIENT, **shape), plan(**shape)
+    assert {torch.engine, plain.engine} == {"torch"}
+    assert torch.bytes - plain.bytes == (2 if residual else 0) * tensor
+    assert "convolution, then bn_backward_reduce, " in explain(mode=GRADIENT, **shape)
+
+
+def test_sm90_takes_no_sums_of_a_gradient():
+    assert plan(gpu="h200", mode=GRADIENT, n=64).sm90 == "sm90: its epilogue takes no sums of a gradient"
 
 
 def test_prediction_grows_with_the_work():
@@ -447,7 +477,7 @@ def test_what_sm90_selects_is_what_is_compiled(monkeypatch):
         ({1: [8, 8, 9, 9]}, r"a kernel that fits into its padded input"),
         ({2: [0, 1]}, r"stride is \[0, 1\]"),
         ({6: "int8"}, "dtype is int8; one of float32, float16, bfloat16, float64 expected"),
-        ({7: "fused"}, "mode is fused; one of plain, prologue, .*, prologue statistics expected"),
+        ({7: "fused"}, "mode is fused; one of plain, prologue, .*, gradient sums expected"),
         ({7: "projection"}, r"proj_x_shape is \[\]; 4 integers"),
         ({7: "projection", 8: [1, 8, 9, 8]}, r"the projection gives 1 x 9x8 but the convolution gives 1 x 8x8"),
         ({13: [80, 108]}, r"device is \[80, 108\]; 4 integers"),

@@ -19,6 +19,7 @@ CUDA = ROOT / "csrc" / "cuda"
 EMULATOR = ROOT / "tests" / "cuda_on_cpu" / "include" / "cuda"
 LIBRARY = ROOT / "resnet_fused" / "_C_cuda.abi3.so"
 ARCHS = [label for label in _build_info.CUDA_ARCHS if label.startswith("sm_")]
+GRADIENT = 6  # kGradientSums among ConvFwdMode's
 HALF = {"1": ".F32", "2": ".F32.BF16"}  # HMMA's name for the element types, by Dtype
 
 compiled = pytest.mark.skipif(
@@ -108,7 +109,7 @@ def test_registers_leave_room_to_hide_latency():
         limit = 128 if family(k.name).startswith(("bn_", "pool_")) else limits.get(family(k.name))
         if family(k.name) == "conv_fwd_kernel":
             dtype, tile, mode = conv_variant(k.name)
-            limit = 128 if tile == 0 and mode == 0 and dtype in (1, 2) else 255
+            limit = 128 if tile == 0 and ((mode == 0 and dtype in (1, 2)) or mode == GRADIENT) else 255
         assert k.registers <= limit, k
 
 
@@ -216,7 +217,8 @@ def test_conv_fwd_runs_on_tensor_cores(arch):
         assert stores, name
         assert all(".128" in i for i in stores), f"{name}: {stores}"
         wide_loads = [i for i in code if i.startswith("LDG.") and ".128" in i]
-        assert bool(wide_loads) == (mode < 2), f"{name}: the residual is read 16 bytes a thread"
+        reads = mode < 2 or mode == GRADIENT
+        assert bool(wide_loads) == reads, f"{name}: the residual, and what a BatchNorm read, are 16 bytes a thread"
 
 
 @compiled

@@ -190,6 +190,38 @@ def test_a_networks_stem_trains_with_its_pooling(dtype):
         assert (a.cpu() - t).norm() <= 2 * (b.cpu() - t).norm() + 1e-6 * t.norm()
 
 
+@by_layout
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
+@pytest.mark.parametrize("tf32", [False, True], ids=["exact", "tf32"])
+@pytest.mark.parametrize("geometry", [(64, 72, 3, 1), (256, 64, 1, 0), (33, 64, 3, 1), (64, 64, 3, 3)], ids=str)
+def test_conv_backward_reduce(dtype, layout, beside, tf32, geometry):
+    """The gradient by the criterion (TF32's is nobody's here); the sums are of what it holds. Twice the same bits."""
+    c, k, kernel, padding = geometry
+    case = Backward((8, c, 28, 28), dtype, layout)
+    weight = lay_out((torch.randn(k, c, kernel, kernel) / (c * kernel**2) ** 0.5).to(dtype), layout)
+    size = 28 + 2 * padding - kernel + 1
+    grad, other = torch.randn(8, k, size, size).to(dtype), case.grad if beside else None
+    x, weight, grad, other, *norm = on_gpu([case.x, weight, lay_out(grad, layout), other, *case.bn])
+    args = (grad, weight, [padding] * 2, [1, 1], x, *norm, 1e-5, other, tf32)
+    found, again = ops.conv_backward_reduce(*args), ops.conv_backward_reduce(*args)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    assert found[0].stride() == x.stride()
+
+    def eager(to):
+        rest = (None, [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1, [True, False, False])
+        to_x = torch.ops.aten.convolution_backward(grad.to(to), x.to(to), weight.to(to), *rest)[0]
+        return to_x if other is None else to_x + other.to(to)
+
+    if dtype == torch.float32 and tf32:
+        torch.testing.assert_close(found[0], eager(torch.float64).float(), rtol=1e-2, atol=1e-2)
+    else:
+        assert_close(found[0], eager(dtype), eager(torch.float64))
+    held = (found[0].double(), x.double(), *(v.double() for v in norm), 1e-5)
+    for a, t in zip(found[1:], reference.bn_act_backward_reduce(*held), strict=True):
+        close(a, t, dtype)
+
+
 def test_cuda_trains_fused():
     assert "cuda" in autograd.DEVICES
     assert autograd.pool_in(torch.device("cuda"), (3, 3), (2, 2), (1, 1)) is not None

@@ -40,7 +40,17 @@ def test_passes_of_an_identity_block():
     assert count(predict_training.eager_forward(block)) == 5 + 8
     assert count(predict_training.eager_backward(block)) == 8 + 8 + 3
     assert count(predict_training.our_forward(block, 1e30)) == 3
-    # 5 for each BatchNorm, 2 for the activation again, 3 for the last ReLU; the convolution adds the two gradients
-    assert count(predict_training.our_backward(block)) == 5 + 5 + 2 + 3
+    # 5 a BatchNorm, 3 where a convolution takes its sums, 2 for the activation again, 3 for the last ReLU; the first
+    # convolution adds the two gradients
+    assert count(predict_training.our_backward(block)) == 3 + 5 + 2 + 3
     strided = block._replace(main=[conv._replace(unit_stride=False), conv])
-    assert count(predict_training.our_backward(strided)) == 5 + 5 + 2 + 3 + 3
+    assert count(predict_training.our_backward(strided)) == 3 + 5 + 2 + 3 + 3
+    first, second = conv, conv._replace(unit_stride=False)
+    assert count(predict_training.our_backward(block._replace(main=[first, second]))) == 5 + 5 + 2 + 3
+
+
+def test_sums_come_with_a_gradient_where_multiplications_do_not_cost_more():
+    conv = Conv(0.0, 1e9, 1e9, 1e6, ours=True, unit_stride=True)
+    cheap, dear = (predict_training.gradient_with_sums(conv._replace(flops=flops)) for flops in (1e9, 1e15))
+    assert cheap.seconds < 0
+    assert dear == predict_training.Cost(0, 0)

@@ -90,15 +90,20 @@ def test_a_whole_network_keeps_less():
     assert sum(saved(fused, x).values()) <= 0.85 * sum(saved(network, x).values())
 
 
-def test_the_stem_keeps_its_input_and_raw_output():
+@pytest.mark.parametrize("pools", [False, True])
+def test_the_stem_keeps_its_input_and_raw_output(pools):
+    """And a byte for each pooled value."""
+
     class Stem(modules.FusedStem):
         def __init__(self):
             super().__init__()
             self.conv1, self.bn1 = nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
             self.relu = nn.ReLU(inplace=True)
+            self.maxpool = nn.MaxPool2d(3, 2, 1) if pools else nn.Identity()
 
         def forward(self, x):
             return self._stem(x)
 
     x = torch.randn(4, 3, 16, 16).contiguous(memory_format=torch.channels_last)
-    assert sorted(saved(Stem(), x).values()) == sorted([x.nbytes, 4 * 32 * 16 * 16 * 4, 128, 128, 4])
+    pooled = [4 * 32 * 8 * 8] if pools else []
+    assert sorted(saved(Stem(), x).values()) == sorted([x.nbytes, 4 * 32 * 16 * 16 * 4, *pooled, 128, 128, 4])

@@ -346,6 +346,22 @@ def test_large_results(layout, dtype):
     assert layout_of(y) == layout_of(dx) == layout_of(case.x)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", DENSE)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_passed_the_last_relu(kernels, dtype, layout, shape):
+    """g is torch's, and the sums are those of two passes, to the bit: infinities, NaN and subnormal numbers too."""
+    case = Backward(shape, dtype, layout, "out")
+    odd = torch.tensor([torch.nan, torch.inf, 2.0**-130, -(2.0**-24)]).to(dtype)
+    case.grad[0, 0, 0, : len(odd)] = odd[: shape[3]]
+    g, *sums = ops.bn_add_act_backward_reduce(*case.args[:7], case.out)
+    expected = torch.ops.aten.threshold_backward(case.grad, case.out, 0)
+    torch.testing.assert_close(g, expected, rtol=0, atol=0, equal_nan=True)
+    assert layout_of(g) == layout_of(case.x)
+    for actual, alone in zip(sums, ops.bn_act_backward_reduce(*case.args), strict=True):
+        torch.testing.assert_close(actual, alone, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_opcheck(layout, dtype):
@@ -355,6 +371,7 @@ def test_opcheck(layout, dtype):
     torch.library.opcheck(ops.bn_add_bn_act, (case.x, *case.bn, 1e-5, case.grad, *case.bn, 1e-5, True))
     torch.library.opcheck(ops.bn_add_bn_act, (case.x, *case.bn, 1e-5, case.grad, *[None] * 4, 0.0, True))
     torch.library.opcheck(ops.bn_act_backward_reduce, case.args)
+    torch.library.opcheck(ops.bn_add_act_backward_reduce, (*case.args[:7], case.out))
     torch.library.opcheck(ops.bn_act_backward, (*case.args, *sums))
     torch.library.opcheck(ops.bn_act_backward, (*case.args, None, None, 0.0))
 
@@ -384,6 +401,10 @@ def test_bad_backward(change, sentence):
     args = backward_arguments(**change)
     with pytest.raises(RuntimeError, match=f"bn_act_backward_reduce: {sentence}"):
         ops.bn_act_backward_reduce(**args)
+    both = args | dict(out=args["x"] if args["out"] is None else args["out"])
+    del both["relu"]
+    with pytest.raises(RuntimeError, match=f"bn_add_act_backward_reduce: {sentence}"):
+        ops.bn_add_act_backward_reduce(**both)
     with pytest.raises(RuntimeError, match=f"bn_act_backward: {sentence}"):
         ops.bn_act_backward(**args, sum_g=None, sum_g_xhat=None, count=0.0)
 

@@ -35,6 +35,33 @@ Tensor aten_convolution(const Tensor& x, const Tensor& weight, const OptTensor& 
   return to<Tensor>(stack[0]);
 }
 
+Tensor aten_convolution_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, IntView stride,
+                                 IntView padding, IntView dilation) {
+  constexpr std::array<bool, 3> kInputAlone{true, false, false};
+  std::array<StableIValue, 11> stack{from(grad),
+                                     from(x),
+                                     from(weight),
+                                     from(std::nullopt),
+                                     from(stride),
+                                     from(padding),
+                                     from(dilation),
+                                     from(false),
+                                     from(IntView(kNoPadding)),
+                                     from(int64_t{1}),
+                                     from(torch::headeronly::HeaderOnlyArrayRef<bool>(kInputAlone))};
+  call_aten("aten::convolution_backward", "", stack);
+  const Tensor absent[] = {to<Tensor>(stack[1]), to<Tensor>(stack[2])};  // takes ownership, so that they are freed
+  return to<Tensor>(stack[0]);
+}
+
+Tensor aten_turned(const Tensor& weight) {
+  if (weight.size(2) == 1 && weight.size(3) == 1) return torch::stable::transpose(weight, 0, 1);
+  constexpr Pair kImage{2, 3};
+  std::array<StableIValue, 2> stack{from(weight), from(IntView(kImage))};
+  call_aten("aten::flip", "", stack);
+  return torch::stable::transpose(to<Tensor>(stack[0]), 0, 1);
+}
+
 Tensor aten_max_pool2d(const Tensor& x, IntView kernel, IntView stride, IntView padding) {
   std::array<StableIValue, 6> stack{from(x),    from(kernel), from(stride), from(padding), from(IntView(kNoDilation)),
                                     from(false)};

@@ -25,6 +25,7 @@ struct Sum {
 enum class Mask {
   kNone,      // there was no ReLU
   kOut,       // out, the ReLU's result, is at hand
+  kOutKept,   // likewise, and sum_gradient keeps g
   kRecompute  // x * scale + shift is what it read; open where that is stored as more than 0
 };
 
@@ -34,6 +35,7 @@ struct Masked {
   const T *grad, *x, *out;
   const Acc *scale, *shift, *mean;
   Mask mask;
+  T* kept;
 };
 
 template <typename T, typename Acc>

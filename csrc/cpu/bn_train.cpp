@@ -139,12 +139,14 @@ struct Source {
             affine.scale.data() + channel,
             affine.shift.data() + channel,
             mean.data() + channel,
-            mask};
+            mask,
+            kept ? kept + at : nullptr};
   }
   ScaleShift<Acc> affine;
   std::vector<Acc> mean;
   Mask mask;
   const T *grad, *x, *out;
+  T* kept = nullptr;
 };
 
 std::vector<double> inverse_deviations(const BatchNorm& bn, int64_t channels) {
@@ -162,12 +164,16 @@ std::tuple<Tensor, Tensor> batch_moments(const Tensor& x, bool channels_last) {
   });
 }
 
-std::tuple<Tensor, Tensor> gradient_sums(const BnGradient& q) {
+std::tuple<Tensor, Tensor> gradient_sums(const BnGradient& q, const OptTensor& kept) {
   return dispatch(q.x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using Acc = typename AccType<T>::type;
     const Segments s(q.x, q.channels_last);
-    const Source<T, Acc> source(q);
+    Source<T, Acc> source(q);
+    if (kept) {
+      source.mask = Mask::kOutKept;
+      source.kept = static_cast<T*>(kept->mutable_data_ptr());
+    }
     const BnKernels<T, Acc>& k = bn_kernels<T, Acc>();
     Partials parts(s);
     s.for_each([&](int64_t segment, int64_t channel, int64_t width) {

@@ -19,8 +19,8 @@ struct BnGradient {
 // Of each channel, float32 or float64 of float64: mean and biased variance; NaN of nothing.
 std::tuple<Tensor, Tensor> batch_moments(const Tensor& x, bool channels_last);
 
-// The sums of g and of g * xhat.
-std::tuple<Tensor, Tensor> gradient_sums(const BnGradient& q);
+// The sums of g and of g * xhat. g itself goes to `kept`, if that is given; q.out is then, too.
+std::tuple<Tensor, Tensor> gradient_sums(const BnGradient& q, const OptTensor& kept = {});
 
 // gamma / sqrt(var + eps) * (g - sum_g / count - xhat * sum_g_xhat / count); without sums, g's factor alone.
 void gradient_into(const Tensor& to, const BnGradient& q, const OptTensor& sum_g, const OptTensor& sum_g_xhat,

@@ -54,6 +54,16 @@ std::tuple<Tensor, Tensor> bn_act_backward_reduce(Tensor grad, Tensor x, OptTens
   return gradient_sums(make_gradient(grad, x, bn, out, relu));
 }
 
+std::tuple<Tensor, Tensor, Tensor> bn_add_act_backward_reduce(Tensor grad, Tensor x, OptTensor gamma, OptTensor beta,
+                                                              OptTensor mean, OptTensor var, double eps, Tensor out) {
+  const BatchNorm bn{gamma, beta, mean, var, eps};
+  check_gradient("bn_add_act_backward_reduce", grad, x, bn, out);
+  const BnGradient q = make_gradient(grad, x, bn, out, /*relu=*/true);
+  const Tensor kept = output_buffer(sizes_of(x), x, q.channels_last);
+  const auto [sum_g, sum_g_xhat] = gradient_sums(q, kept);
+  return {kept, sum_g, sum_g_xhat};
+}
+
 Tensor bn_act_backward(Tensor grad, Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var,
                        double eps, OptTensor out, bool relu, OptTensor sum_g, OptTensor sum_g_xhat, double count) {
   constexpr const char* op = "bn_act_backward";
@@ -72,6 +82,7 @@ STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CPU, m) {
   m.impl("bn_stats", TORCH_BOX(&bn_stats));
   m.impl("bn_add_bn_act", TORCH_BOX(&bn_add_bn_act));
   m.impl("bn_act_backward_reduce", TORCH_BOX(&bn_act_backward_reduce));
+  m.impl("bn_add_act_backward_reduce", TORCH_BOX(&bn_add_act_backward_reduce));
   m.impl("bn_act_backward", TORCH_BOX(&bn_act_backward));
 }
 

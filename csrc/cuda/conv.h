@@ -37,17 +37,21 @@ struct ConvFwdParams {
   int32_t whole = 0, shares = 0;   // sm90: tiles from `whole` on have their steps cut into so many parts; 0: none has
   bool relu = false;
   float* statistics = nullptr;  // of modes that have them: (tiles of pixels, 3, k), bn/reduction.h's moments of out
+  const void* raw = nullptr;    // of kGradientSums: (n, p, q, k), as main.bn, which read it; statistics has the sums
 };
 
 // kProjectionPrologue: the projection's input has the prologue, the main one's has not. kStatistics,
-// kPrologueStatistics: the convolution and its bias alone, and the moments of what was stored. Their depth is whole.
+// kPrologueStatistics: the convolution and its bias alone, and the moments of what was stored. kGradientSums: out =
+// conv(x) + residual is the gradient of relu(main.bn(raw)), and its sums are bn_backward_reduce's. Depths are whole in
+// all three.
 enum class ConvFwdMode : int32_t {
   kPlain,
   kPrologue,
   kProjection,
   kProjectionPrologue,
   kStatistics,
-  kPrologueStatistics
+  kPrologueStatistics,
+  kGradientSums
 };
 
 constexpr bool has_projection(ConvFwdMode mode) {
@@ -62,6 +66,9 @@ constexpr bool has_prologue(ConvFwdMode mode) {
 constexpr bool has_statistics(ConvFwdMode mode) {
   return mode == ConvFwdMode::kStatistics || mode == ConvFwdMode::kPrologueStatistics;
 }
+
+// Whether each tile of pixels leaves a part of sums, which bn_finish puts together.
+constexpr bool leaves_parts(ConvFwdMode mode) { return has_statistics(mode) || mode == ConvFwdMode::kGradientSums; }
 
 // What distinguishes one compiled kernel of a family from another.
 struct ConvFwdVariant {

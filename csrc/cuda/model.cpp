@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cuda/bn/reduction.h"
+
 namespace resnet_fused::cuda {
 
 // What the model believes of a family of GPUs. EVERY NUMBER IS AN UNMEASURED PREDICTION: clocks, multipliers and
@@ -50,7 +52,14 @@ constexpr int32_t kThreadsPerSm = 512;    // that fit with 128 registers each
 constexpr int32_t kReservedSmem = 1024;   // bytes a block, taken by CUDA
 constexpr int32_t kSplits[] = {2, 3, 4, 6, 8, 12, 16};
 
-constexpr int64_t kMoments = 3;  // numbers that a tile of pixels leaves of each channel
+// Numbers that a tile of pixels leaves of each channel.
+int64_t part_values(ConvFwdMode mode) { return values_of(has_statistics(mode) ? Parts::kMoments : Parts::kSums); }
+
+// The forward filter is turned around, which a 1x1 need not be, and its two channel dimensions are exchanged.
+double turning(const Model& model, const ConvProblem& p) {
+  const int copies = p.main.r == 1 && p.main.s == 1 ? 1 : 2;
+  return copies * model.pass(2 * weights(p.main, 1) * size_of(p.dtype));
+}
 
 // Elements of x that a tap meets: a strided 1x1 convolution skips the rest.
 int64_t inputs(const ConvShape& q) {
@@ -180,16 +189,17 @@ Candidate best_split(const Model& model, const ConvProblem& p, const ConvFwdTile
   const int32_t per_sm = model.blocks_per_sm(tile, smem);
   const double memory = compulsory / model.dram();
   Candidate best;
-  // Statistics are of whole sums: conv_finish would have to take them, and where the depth is worth splitting the
-  // output is small, and bn_stats fast.
-  if (has_statistics(p.mode)) forced = 1;
+  // Parts are of whole sums: conv_finish would have to take them, and where the depth is worth splitting the output is
+  // small, and a pass over it fast.
+  if (leaves_parts(p.mode)) forced = 1;
   for_each_split(tiles, depth, model.device.sm_count, forced, [&](int32_t splits) {
     const double main_time = ceil_div(depth, splits) * main_step;
     const int64_t slices = splits == 1 ? 1 : conv_fwd_slices(p.mode, splits);
     const double time = splits == 1 ? main_time + side_time : std::max(main_time, side_time);
     double ns = kLaunch + std::max(memory, model.multiply(tile, per_sm, tiles * slices, time, model.family.sm80_share));
     if (splits > 1) ns += model.finish(slices * outputs(p.main) * 4);
-    if (has_statistics(p.mode)) ns += model.finish(kMoments * ceil_div(pixels(p.main), tile.m) * p.main.k * 4);
+    if (leaves_parts(p.mode)) ns += model.finish(part_values(p.mode) * ceil_div(pixels(p.main), tile.m) * p.main.k * 4);
+    if (p.mode == ConvFwdMode::kGradientSums) ns += turning(model, p);
     if (ns < best.ns) best = {splits, ns};
   });
   return best;
@@ -249,6 +259,10 @@ double torch_convolution(const Model& model, const ConvShape& q) {
 
 double torch_passes(const Model& model, const ConvProblem& p) {
   const int64_t size = size_of(p.dtype);
+  if (p.mode == ConvFwdMode::kGradientSums) {
+    const double added = p.residual ? model.pass(3 * outputs(p.main) * size) : 0;
+    return added + model.pass(2 * outputs(p.main) * size) + model.finish(0);
+  }
   const int64_t tensors = has_statistics(p.mode) ? 1 : 2 + (p.residual || has_projection(p.mode));
   double ns = model.pass(tensors * outputs(p.main) * size);
   if (has_prologue(p.mode)) ns += model.pass(2 * prologue_elements(p) * size);
@@ -256,15 +270,17 @@ double torch_passes(const Model& model, const ConvProblem& p) {
 }
 
 int64_t compulsory_bytes(const ConvProblem& p) {
-  int64_t elements = inputs(p.main) + weights(p.main, p.groups) + outputs(p.main) * (p.residual ? 2 : 1);
+  const int64_t tensors = 1 + p.residual + (p.mode == ConvFwdMode::kGradientSums);
+  int64_t elements = inputs(p.main) + weights(p.main, p.groups) + outputs(p.main) * tensors;
   if (has_projection(p.mode)) elements += inputs(p.projection) + weights(p.projection, 1);
   return elements * size_of(p.dtype);
 }
 
-// A convolution's raw output is written, and read by bn_add_act; a residual is an input already. bn_stats reads what is
-// the result.
+// A convolution's raw output is written, and read by bn_add_act; a residual is an input already. bn_stats and
+// bn_backward_reduce read what is the result.
 int64_t torch_bytes(const ConvProblem& p, int64_t compulsory) {
-  const int64_t raw = outputs(p.main) * (has_statistics(p.mode) ? 1 : 2 + 2 * has_projection(p.mode));
+  const int64_t read_again = p.mode == ConvFwdMode::kGradientSums && p.residual ? 3 : 1;
+  const int64_t raw = outputs(p.main) * (leaves_parts(p.mode) ? read_again : 2 + 2 * has_projection(p.mode));
   return compulsory + (raw + 2 * prologue_elements(p)) * size_of(p.dtype);
 }
 

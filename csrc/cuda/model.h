@@ -101,7 +101,7 @@ RowsCandidate best_rows(const Model& model, const ConvProblem& p, const EngineCh
 double torch_convolution(const Model& model, const ConvShape& q);
 
 // torch's way beside its convolutions: bn_add_act before them where there is a prologue, and after them always, or
-// bn_stats where statistics are asked for.
+// bn_stats where statistics are asked for. Of a gradient's sums bn_backward_reduce, after an addition if there is one.
 double torch_passes(const Model& model, const ConvProblem& p);
 
 }  // namespace resnet_fused::cuda

@@ -34,10 +34,17 @@ const char* name_of(ConvFwdMode mode) {
       return "statistics";
     case ConvFwdMode::kPrologueStatistics:
       return "prologue statistics";
+    case ConvFwdMode::kGradientSums:
+      return "gradient sums";
     case ConvFwdMode::kPlain:
       break;
   }
   return "plain";
+}
+
+// What torch's convolution leaves to a pass of ours.
+const char* pass_after(ConvFwdMode mode) {
+  return has_statistics(mode) ? "bn_stats" : mode == ConvFwdMode::kGradientSums ? "bn_backward_reduce" : "bn_add_act";
 }
 
 const char* name_of(Dtype dtype) {
@@ -86,6 +93,8 @@ bool takes(const ConvProblem& p, const Device& device, std::string* why) {
     return no("float32 would be multiplied as TF32, and torch's convolutions are not allowed to either");
   if (p.groups != 1) return no("the convolution has ", p.groups, " groups");
   if (outputs(p.main) == 0) return no("the output is empty");
+  if (std::min(p.main.pad_h, p.main.pad_w) < 0)
+    return no("the forward convolution was padded by more than its filter reaches");
   if (!p.aligned) return no("a tensor's address is no multiple of 16 bytes");
   return takes(p.main, "the convolution", why) &&
          (!has_projection(p.mode) || takes(p.projection, "the projection", why));
@@ -117,6 +126,7 @@ bool takes_sm90(const ConvProblem& p, const Device& device, std::string* why) {
   if (device.arch != kHopper) return no("the GPU is sm_", device.arch, ", and wgmma and im2col TMA are sm_90a's");
   if (p.dtype == Dtype::kFloat32) return no("float32 would need wgmma of TF32, which this kernel has not");
   if (has_statistics(p.mode)) return no("its epilogue takes no statistics of what it stores");
+  if (p.mode == ConvFwdMode::kGradientSums) return no("its epilogue takes no sums of a gradient");
   return takes_sm90(p.main, "the convolution", why) &&
          (!has_projection(p.mode) || takes_sm90(p.projection, "the projection", why));
 }
@@ -246,7 +256,7 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
   const int64_t compulsory = compulsory_bytes(problem);
   ConvPlan torch;
   torch.bytes = torch_bytes(problem, compulsory);
-  torch.statistics = has_statistics(problem.mode);
+  torch.variant.mode = problem.mode;
   std::string why;
   if (!takes(problem, device, notes ? &why : nullptr)) {
     note("sm80: ", why);
@@ -343,8 +353,7 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
 std::string to_string(const ConvPlan& plan) {
   const std::string time = plan.microseconds > 0 ? sentence(", ", plan.microseconds, " us predicted") : "";
   if (plan.engine == ConvEngine::kTorch)
-    return sentence("torch: convolution, then ", plan.statistics ? "bn_stats, " : "bn_add_act, ", plan.bytes,
-                    " bytes moved", time);
+    return sentence("torch: convolution, then ", pass_after(plan.variant.mode), ", ", plan.bytes, " bytes moved", time);
   const ConvFwdVariant& v = plan.variant;
   const std::string depth =
       plan.engine == ConvEngine::kSm90

@@ -27,7 +27,7 @@ enum class ConvEngine : int32_t { kSm90Rows, kSm90, kSm80, kTorch };
 
 struct ConvPlan {
   ConvEngine engine = ConvEngine::kTorch;
-  ConvFwdVariant variant{};       // of a kernel, as what follows
+  ConvFwdVariant variant{};       // of a kernel, as what follows; kTorch: its mode alone
   int32_t splits = 1;             // kSm80
   int32_t whole = 0, shares = 0;  // kSm90: tiles from `whole` on have their steps cut into so many parts
   int32_t tiles = 0;              // kSm80: blocks of one slice
@@ -36,7 +36,6 @@ struct ConvPlan {
   // Inputs and outputs once, without BatchNorm's vectors and pixels that no tap meets. Kernels: and the partial sums
   // written and read. kTorch: and what its further passes write and read.
   int64_t bytes = 0;
-  bool statistics = false;  // kTorch: bn_stats follows, not bn_add_act
   double microseconds = 0;  // PREDICTION of model.cpp; 0: none, the kernel cannot run
 };
 

@@ -124,22 +124,40 @@ struct Gradient {
   }
 };
 
+// Both sums; and g into `kept`, if that is given.
+std::tuple<Tensor, Tensor> gradient_sums(const Gradient& from, const OptTensor& kept) {
+  const Tensor sum_g = channel_sums(from.x, from.x.size(1)), sum_g_xhat = channel_sums(from.x, from.x.size(1));
+  const Queue queue = current_queue(from.x.get_device_index());
+  BnBackwardReduceParams p;
+  p.from = from.pointers();
+  if (kept) p.kept = kept->mutable_data_ptr();
+  const Tensor workspace = workspace_of(bn_backward_reduce_workspace(p, queue.sm_count), from.x);
+  p.workspace = workspace.mutable_data_ptr();
+  p.sum_g = sum_g.mutable_data_ptr(), p.sum_g_xhat = sum_g_xhat.mutable_data_ptr();
+  launch_bn_backward_reduce(p, queue);
+  return {sum_g, sum_g_xhat};
+}
+
 std::tuple<Tensor, Tensor> bn_act_backward_reduce(const Tensor& grad, const Tensor& x, const OptTensor& gamma,
                                                   const OptTensor& beta, const OptTensor& mean, const OptTensor& var,
                                                   double eps, const OptTensor& out, bool relu) {
   const BatchNorm bn{gamma, beta, mean, var, eps};
   check_gradient("bn_act_backward_reduce", grad, x, bn, out);
   const DeviceGuard guard(x.get_device_index());
-  const Gradient from(grad, x, bn, out, relu);
-  const Tensor sum_g = channel_sums(x, x.size(1)), sum_g_xhat = channel_sums(x, x.size(1));
-  const Queue queue = current_queue(x.get_device_index());
-  BnBackwardReduceParams p;
-  p.from = from.pointers();
-  const Tensor workspace = workspace_of(bn_backward_reduce_workspace(p.from, queue.sm_count), x);
-  p.workspace = workspace.mutable_data_ptr();
-  p.sum_g = sum_g.mutable_data_ptr(), p.sum_g_xhat = sum_g_xhat.mutable_data_ptr();
-  launch_bn_backward_reduce(p, queue);
-  return {sum_g, sum_g_xhat};
+  return gradient_sums(Gradient(grad, x, bn, out, relu), std::nullopt);
+}
+
+std::tuple<Tensor, Tensor, Tensor> bn_add_act_backward_reduce(const Tensor& grad, const Tensor& x,
+                                                              const OptTensor& gamma, const OptTensor& beta,
+                                                              const OptTensor& mean, const OptTensor& var, double eps,
+                                                              const Tensor& out) {
+  const BatchNorm bn{gamma, beta, mean, var, eps};
+  check_gradient("bn_add_act_backward_reduce", grad, x, bn, out);
+  const DeviceGuard guard(x.get_device_index());
+  const Gradient from(grad, x, bn, out, /*relu=*/true);
+  const Tensor kept = aten_empty(x.sizes(), x, from.channels_last);
+  const auto [sum_g, sum_g_xhat] = gradient_sums(from, kept);
+  return {kept, sum_g, sum_g_xhat};
 }
 
 Tensor bn_act_backward(const Tensor& grad, const Tensor& x, const OptTensor& gamma, const OptTensor& beta,
@@ -170,6 +188,7 @@ STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, m) {
   m.impl("conv_stats", TORCH_BOX(&conv_stats));
   m.impl("bn_add_bn_act", TORCH_BOX(&bn_add_bn_act));
   m.impl("bn_act_backward_reduce", TORCH_BOX(&bn_act_backward_reduce));
+  m.impl("bn_add_act_backward_reduce", TORCH_BOX(&bn_add_act_backward_reduce));
   m.impl("bn_act_backward", TORCH_BOX(&bn_act_backward));
 }
 

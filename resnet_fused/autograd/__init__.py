@@ -16,7 +16,14 @@ def _with_kernels(*ops: str) -> frozenset[str]:
 
 # Devices with kernels for all of the ops that train_chain is made of; on others eager trains.
 DEVICES = _with_kernels(
-    "bn_stats", "conv_stats", "bn_add_act", "bn_add_bn_act", "bn_act_backward_reduce", "bn_act_backward"
+    "bn_stats",
+    "conv_stats",
+    "bn_add_act",
+    "bn_add_bn_act",
+    "conv_backward_reduce",
+    "bn_act_backward_reduce",
+    "bn_add_act_backward_reduce",
+    "bn_act_backward",
 )
 _POOLING_DEVICES = _with_kernels("bn_relu_max_pool", "bn_relu_max_pool_backward")
 _MOST_POOLED = 255  # elements of a window: what a byte can number, less one

@@ -19,6 +19,7 @@ from .forward import (
     normalises_while_convolving,
     sums_while_convolving,
 )
+from .gradient_sums import Sums, conv_backward_reduce, sums_with_the_gradient
 from .input_gradient import input_gradient
 from .layout import ConvSlots, Layout, NormSlots
 from .statistics import sum_over_processes
@@ -66,17 +67,24 @@ class Backward:
         layout = self.layout
         count = len(layout.convs)
         relu = layout.relu
+        last = layout.norms[count]
+        sums: Sums | None = None  # of a gradient, where whoever makes it takes them
         if self.out is not None:  # what passed the ReLU has several readers
-            grad, relu = torch.ops.aten.threshold_backward.default(grad, self.out, 0), False
+            if last is not None and self._wants_sums(count, last):
+                args = norm_args(last, self.tensors, self.statistics.get(count))
+                grad, sum_g, sum_g_xhat = ops.bn_add_act_backward_reduce(grad, self._raw(count), *args, self.out)
+                sums = sum_g, sum_g_xhat
+            else:
+                grad = torch.ops.aten.threshold_backward.default(grad, self.out, 0)
+            relu = False
         if layout.pool is not None and self.taken is not None:  # what was taken had passed the ReLU
             grad, relu = ops.bn_relu_max_pool_backward(grad, self.taken, self._raw(count), *layout.pool), False
         if layout.residual is not None and self.needs[layout.residual]:
             self.grads[layout.residual] = grad
 
-        last = layout.norms[count]
         flowing: Tensor | None = grad
         if last is not None:
-            flowing = self._norm(grad, count, last, relu)
+            flowing = self._norm(grad, count, last, relu, sums)
         joins_x = layout.identity and bool(layout.convs) and layout.norms[0] is None and self.needs_x
         for i in reversed(range(count)):
             beside: Tensor | None = None  # another gradient of what this convolution read
@@ -84,10 +92,14 @@ class Backward:
                 beside = self._projection(grad, layout.projection)
             elif i == 0 and joins_x:
                 beside = grad
-            flowing = beside if flowing is None else self._conv(flowing, i, layout.convs[i], beside)
             norm = layout.norms[i]
+            sums = None
+            if flowing is not None and norm is not None and self._sums_too(flowing, i, norm):
+                flowing, sums = self._conv_and_sums(flowing, i, norm, beside)
+            else:
+                flowing = beside if flowing is None else self._conv(flowing, i, layout.convs[i], beside)
             if norm is not None and flowing is not None:
-                flowing = self._norm(flowing, i, norm, True)
+                flowing = self._norm(flowing, i, norm, True, sums)
         if not self.needs_x:
             return None, self.grads
         return _sum(flowing, grad) if layout.identity and not joins_x else flowing, self.grads
@@ -97,17 +109,36 @@ class Backward:
         side = grad if norm is None else self._norm(grad, key, norm, False)
         return None if side is None else self._conv(side, 0, conv)
 
-    def _norm(self, grad: Tensor, key: int, norm: NormSlots, relu: bool) -> Tensor | None:
-        """From the gradient of ``[relu](norm(raw[key]))`` to that of ``raw[key]``; gamma's and beta's on the way."""
+    def _wants_sums(self, key: int, norm: NormSlots) -> bool:
+        return self._learns(norm.gamma, norm.beta) or (norm.trains and self.raw[key])
+
+    def _sums_too(self, grad: Tensor, i: int, norm: NormSlots) -> bool:
+        """Whether the gradient of ``act[i]`` comes with the sums that ``norm`` asks for."""
+        conv = self.layout.convs[i]
+        return self._wants_sums(i, norm) and sums_with_the_gradient(grad, self.tensors[conv.weight], conv)
+
+    def _conv_and_sums(self, grad: Tensor, i: int, norm: NormSlots, beside: Tensor | None) -> tuple[Tensor, Sums]:
+        """What :meth:`_conv` does, with the sums for ``norm``, whose gradient it is."""
+        conv = self.layout.convs[i]
+        args = norm_args(norm, self.tensors, self.statistics.get(i))
+        found = conv_backward_reduce(grad, self.tensors[conv.weight], conv, self._raw(i), args, beside)
+        self._conv_backward(grad, i, conv, [False, self._learns(conv.weight), self._learns(conv.bias)])
+        return found
+
+    def _norm(self, grad: Tensor, key: int, norm: NormSlots, relu: bool, sums: Sums | None = None) -> Tensor | None:
+        """From the gradient of ``[relu](norm(raw[key]))`` to that of ``raw[key]``; gamma's and beta's on the way.
+
+        ``sums``: what ``bn_act_backward_reduce`` would return, where whoever made the gradient has taken them.
+        """
         learns, flows = self._learns(norm.gamma, norm.beta), self.raw[key]
         if not (learns or flows):
             return None
         raw = self._raw(key)
         statistics = self.statistics.get(key)
         args = (grad, raw, *norm_args(norm, self.tensors, statistics), None, relu)
-        if not (learns or norm.trains):
+        if not self._wants_sums(key, norm):
             return ops.bn_act_backward(*args, None, None, 1.0)
-        sum_g, sum_g_xhat = ops.bn_act_backward_reduce(*args)
+        sum_g, sum_g_xhat = sums or ops.bn_act_backward_reduce(*args)
         for slot, total in ((norm.gamma, sum_g_xhat), (norm.beta, sum_g)):
             if slot is not None and self.needs[slot]:
                 self.grads[slot] = total.to(self.tensors[slot].dtype)

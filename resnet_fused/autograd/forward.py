@@ -176,21 +176,35 @@ def _conv_stats_cpu(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
 PIXELS_WORTH_PACKING = 1024
 
 
-def ours_is_faster(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
-    """Whether this is what Winograd takes on the CPU, on enough pixels.
+# oneDNN's vectors run along the input's channels, ours along the output's: an image has too few for the former.
+CHANNELS_OF_AN_IMAGE = 4
 
-    A fake tensor has only shapes to give, which are the same, and a decision would bound its sizes.
-    """
+
+def ours_is_faster(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
+    """Whether to convolve on the CPU with a kernel of our own: what Winograd takes, and images, of enough pixels."""
+    few = weight.shape[1] <= CHANNELS_OF_AN_IMAGE and x.dtype in (torch.float32, torch.bfloat16)
+    return _worth_packing(x, conv) and (few or _is_winograds(x, weight, conv))
+
+
+def winograd_is_faster(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
+    """The first half of :func:`ours_is_faster`, which does not ask what a channel of x is."""
+    return _worth_packing(x, conv) and _is_winograds(x, weight, conv)
+
+
+def _worth_packing(x: Tensor, conv: ConvSlots) -> bool:
+    # A fake tensor has only shapes to give, which are the same, and a decision would bound its sizes.
     return (
         not isinstance(x, FakeTensor)
         and x.device.type == "cpu"
-        and x.dtype is torch.float32
-        and tuple(weight.shape[2:]) == (3, 3)
-        and conv.stride == conv.dilation == (1, 1)
         and conv.groups == 1
         and x.shape[0] * x.shape[2] * x.shape[3] >= PIXELS_WORTH_PACKING
         and x.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+def _is_winograds(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
+    is_3x3 = tuple(weight.shape[2:]) == (3, 3) and conv.stride == conv.dilation == (1, 1)
+    return is_3x3 and x.dtype is torch.float32
 
 
 def _shortcut(x: Tensor, tensors: Sequence[Tensor], layout: Layout, raws: Raws) -> Tensor | None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .forward import allow_tf32, ours_is_faster
+from .forward import allow_tf32, winograd_is_faster
 from .layout import ConvSlots
 
 # Turning a weight around reads it against its order, at every step: of fewer pixels the gradient is PyTorch's.
@@ -47,4 +47,4 @@ def _is_faster(grad: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
     # While a compiler traces, tensors are of other types, and a decision would bound their sizes.
     if type(grad) is not Tensor or grad.shape[0] * grad.shape[2] * grad.shape[3] < PIXELS_WORTH_TURNING:
         return False
-    return ours_is_faster(grad, weight, conv)
+    return winograd_is_faster(grad, weight, conv)

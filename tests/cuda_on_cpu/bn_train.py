@@ -87,12 +87,18 @@ def stats(
 
 
 def reduce(
-    kernels: ModuleType, g: Gradient, channels_last: bool, sm_count: int = 1, schedule: str = "stay", seed: int = 1
+    kernels: ModuleType,
+    g: Gradient,
+    channels_last: bool,
+    sm_count: int = 1,
+    schedule: str = "stay",
+    seed: int = 1,
+    kept: Tensor | None = None,
 ) -> tuple[list[Tensor], dict]:
-    """``[sum_g, sum_g_xhat]``, and the emulator's report."""
-    p = g.parameters(channels_last)
+    """``[sum_g, sum_g_xhat]``, and the emulator's report; g itself into ``kept``."""
+    p = g.parameters(channels_last) | ({} if kept is None else dict(kept=kept.data_ptr()))
     results = Results(g.x.shape[1], g.x.dtype, kernels.bn_backward_reduce_workspace(p, sm_count))
-    buffers = [*g.buffers(), *results.buffers()]
+    buffers = [*g.buffers(), *results.buffers()] + ([] if kept is None else [("kept", *span(kept), "write")])
     return results.values, kernels.run_bn_backward_reduce(buffers, p | results.parameters(), sm_count, schedule, seed)
 
 

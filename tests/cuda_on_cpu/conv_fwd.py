@@ -13,7 +13,8 @@ from .tensors import DTYPES, POISON, BatchNorm, span, vectors
 
 MODES = ["plain", "prologue", "projection", "projection-prologue"]
 STATISTICS = ["statistics", "prologue-statistics"]
-ALL_MODES = [*MODES, *STATISTICS]  # in the order of ConvFwdMode in csrc/cuda/conv.h
+GRADIENT = "gradient-sums"
+ALL_MODES = [*MODES, *STATISTICS, GRADIENT]  # in the order of ConvFwdMode in csrc/cuda/conv.h
 
 
 class Variant(NamedTuple):
@@ -132,3 +133,33 @@ def run_statistics(
     moments, finished = finish(kernels, parts, tile[0], pixels, schedule=schedule, seed=seed)
     report["errors"] += finished["errors"]
     return out, moments, report
+
+
+def run_gradient(
+    kernels: ModuleType,
+    tile: tuple[int, int],
+    conv: Conv,
+    raw: Tensor,
+    beside: Tensor | None = None,
+    *,
+    schedule: str = "stay",
+    seed: int = 1,
+) -> tuple[Tensor, list[Tensor], dict]:
+    """``conv`` of an output's gradient, ``conv.bn`` being what read ``raw``; its two sums, and the reports' sum."""
+    shape = conv.output_shape()
+    out = torch.empty(shape, dtype=conv.x.dtype, memory_format=torch.channels_last)
+    out.untyped_storage().fill_(POISON)
+    parts = torch.empty(-(-shape[0] * shape[2] * shape[3] // tile[0]), 2, shape[1])
+    parts.untyped_storage().fill_(POISON)
+    buffers = [*conv.buffers(), ("raw", *span(raw), "read"), ("out", *span(out), "write")]
+    buffers.append(("statistics", *span(parts), "write"))
+    params = dict(main=conv.operands(), raw=raw.data_ptr(), out=out.data_ptr(), relu=False, splits=1)
+    params["statistics"] = parts.data_ptr()
+    if beside is not None:
+        buffers.append(("beside", *span(beside), "read"))
+        params["residual"] = beside.data_ptr()
+    report = kernels.run_conv_fwd(buffers, params, Variant(conv.x.dtype, tile, GRADIENT).raw, 4, schedule, seed)
+    var = conv.bn.var.float()
+    sums, finished = finish(kernels, parts, tile[0], 0, var=var, eps=conv.bn.eps, schedule=schedule, seed=seed)
+    report["errors"] += finished["errors"]
+    return out, sums, report

@@ -26,6 +26,11 @@ struct Fp32 {
   static inline __m512 load(const float* p, Some m) { return _mm512_maskz_loadu_ps(m, p); }
   static inline void store(float* p, __m512 v, All) { _mm512_storeu_ps(p, v); }
   static inline void store(float* p, __m512 v, Some m) { _mm512_mask_storeu_ps(p, m, v); }
+  // of what was loaded in this type
+  template <typename Lanes>
+  static inline void store_again(float* p, __m512 v, Lanes m) {
+    store(p, v, m);
+  }
 };
 
 #ifdef __AVX512BF16__
@@ -43,6 +48,13 @@ struct Bf16 {
   static inline void store(BFloat16* p, __m512 v, Some m) {
     _mm256_mask_storeu_epi16(p, m, (__m256i)_mm512_cvtneps_pbh(v));
   }
+  static inline __m256i narrow(__m512 v) {
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(v), 16));
+  }
+  static inline void store_again(BFloat16* p, __m512 v, All) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(v));
+  }
+  static inline void store_again(BFloat16* p, __m512 v, Some m) { _mm256_mask_storeu_epi16(p, m, narrow(v)); }
 };
 #endif
 
@@ -68,8 +80,8 @@ INLINE __m512 masked(const Masked<typename A::Elem, float>& g, int64_t at, __m51
                      Lanes m) {
   const __m512 v = A::load(g.grad + at, m);
   if (kMask == Mask::kNone) return v;
-  const __m512 y = kMask == Mask::kOut ? A::load(g.out + at, m) : _mm512_fmadd_ps(x, scale, shift);
-  const __m512 closed = _mm512_set1_ps(kMask == Mask::kOut ? 0 : A::kVanishes);
+  const __m512 y = kMask == Mask::kRecompute ? _mm512_fmadd_ps(x, scale, shift) : A::load(g.out + at, m);
+  const __m512 closed = _mm512_set1_ps(kMask == Mask::kRecompute ? A::kVanishes : 0);
   // not (y <= closed): NaN lets the gradient through
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y, closed, _CMP_NLE_UQ), v);
 }
@@ -161,11 +173,12 @@ struct Products {
   INLINE void prefetch(int64_t at, int vectors) const {
     prefetch_vectors(g.x + at, vectors);
     prefetch_vectors(g.grad + at, vectors);
-    if (kMask == Mask::kOut) prefetch_vectors(g.out + at, vectors);
+    if (kMask == Mask::kOut || kMask == Mask::kOutKept) prefetch_vectors(g.out + at, vectors);
   }
   template <typename Lanes>
   INLINE void add(const Channels& k, int64_t at, Lanes m, __m512& sum, __m512& products) const {
     const __m512 x = A::load(g.x + at, m), v = masked<A, kMask>(g, at, x, k.scale, k.shift, m);
+    if (kMask == Mask::kOutKept) A::store_again(g.kept + at, v, m);
     sum = _mm512_add_ps(sum, v);
     products = _mm512_fmadd_ps(v, minus(x, k.mean, m), products);
   }
@@ -265,6 +278,7 @@ void sum_squares(const typename A::Elem* x, const float* center, Block block, do
 template <typename A>
 void sum_gradient(const Masked<typename A::Elem, float>& g, Block block, double* first, double* second) {
   if (g.mask == Mask::kOut) return sum(Products<A, Mask::kOut>{g}, block, first, second);
+  if (g.mask == Mask::kOutKept) return sum(Products<A, Mask::kOutKept>{g}, block, first, second);
   if (g.mask == Mask::kRecompute) return sum(Products<A, Mask::kRecompute>{g}, block, first, second);
   sum(Products<A, Mask::kNone>{g}, block, first, second);
 }

@@ -27,7 +27,7 @@ const BnGradientMenu<BnBackwardReduceParams, Launcher>& menu() {
 }  // namespace
 
 void launch_bn_backward_reduce(const BnBackwardReduceParams& params, const Queue& queue) {
-  const BnGradientVariant wanted = select_bn_gradient(params.from, nullptr);
+  const BnGradientVariant wanted = select_bn_gradient(params.from, params.kept);
   BnFinishParams last;
   last.parts = parts_of(Parts::kSums, params.from.shape, wanted.vector, queue.sm_count, params.workspace);
   last.first = params.sum_g, last.second = params.sum_g_xhat;

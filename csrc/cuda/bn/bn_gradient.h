@@ -30,6 +30,7 @@ struct BnBackwardReduceParams {
   void* workspace = nullptr;  // bn_backward_reduce_workspace() bytes
   void* sum_g = nullptr;      // (channels), float32, or float64 of float64
   void* sum_g_xhat = nullptr;
+  void* kept = nullptr;  // null, or where g goes, out being at hand; overlaps no other
 };
 
 // to = gamma / sqrt(var + eps) * (g - sum_g / count - xhat * sum_g_xhat / count), without sums the factor and g alone.
@@ -59,8 +60,8 @@ inline BnGradientVariant select_bn_gradient(const BnGradient& g, const void* to)
   return {g.shape.dtype, vector_of(g.shape, addresses), g.shape.layout, mask_of(g)};
 }
 
-inline int64_t bn_backward_reduce_workspace(const BnGradient& g, int sm_count) {
-  return finish_workspace(parts_of(Parts::kSums, g.shape, select_bn_gradient(g, nullptr).vector, sm_count));
+inline int64_t bn_backward_reduce_workspace(const BnBackwardReduceParams& p, int sm_count) {
+  return finish_workspace(parts_of(Parts::kSums, p.from.shape, select_bn_gradient(p.from, p.kept).vector, sm_count));
 }
 
 constexpr uint32_t kBnBackwardBlocksPerSm = 8;

@@ -16,7 +16,7 @@ struct ConvFwdConfig {
   static constexpr int kM = kTile.m, kN = kTile.n, kStages = kTile.stages, kThreads = kTile.threads;
   // At least so many blocks an SM; 0: as ptxas likes. Left alone with statistics in a block of four warps, it makes
   // room for six where shared memory has it for two, and spills.
-  static constexpr int kBlocksPerSm = has_statistics(kMode) && kThreads == 128 ? 2 : 0;
+  static constexpr int kBlocksPerSm = leaves_parts(kMode) && kThreads == 128 ? 2 : 0;
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kWarpN = 32, kWarpM = kM * kN / kWarps / kWarpN;  // a warp's part of the tile
   static constexpr int kWarpsN = kN / kWarpN;

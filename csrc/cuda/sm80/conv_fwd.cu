@@ -13,8 +13,8 @@ namespace {
 const std::vector<CompiledConvFwd>& menu() {
   static const std::vector<CompiledConvFwd> all = [] {
     std::vector<CompiledConvFwd> kernels;
-    for (const auto of_dtype :
-         {&conv_fwd_f16, &conv_fwd_bf16, &conv_fwd_tf32, &conv_stats_f16, &conv_stats_bf16, &conv_stats_tf32})
+    for (const auto of_dtype : {&conv_fwd_f16, &conv_fwd_bf16, &conv_fwd_tf32, &conv_stats_f16, &conv_stats_bf16,
+                                &conv_stats_tf32, &conv_gradient_f16, &conv_gradient_bf16, &conv_gradient_tf32})
       for (const CompiledConvFwd& c : of_dtype()) kernels.push_back(c);
     return kernels;
   }();

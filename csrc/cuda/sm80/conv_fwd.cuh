@@ -5,6 +5,7 @@
 
 #include "cuda/ptx/grid.cuh"
 #include "cuda/sm80/conv_epilogue.cuh"
+#include "cuda/sm80/conv_gradient_sums.cuh"
 #include "cuda/sm80/conv_mainloop.cuh"
 #include "cuda/sm80/conv_moments.cuh"
 
@@ -65,6 +66,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm) conv_f
   multiply_tile<Config, MainPrologue>(main, p.main, ring, pre, m0, n0, part(slice), part(slice + 1));
   if constexpr (has_statistics(kMode))
     store_tile_and_moments<Config>(main, p, smem, bn, m0, n0);
+  else if constexpr (kMode == ConvFwdMode::kGradientSums)
+    store_tile_and_gradient_sums<Config>(main, p, smem, bn, m0, n0);
   else if (whole)
     store_tile<Config>(main, &projected, p, smem, bn, projection_bn, m0, n0);
   else

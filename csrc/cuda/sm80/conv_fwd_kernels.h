@@ -22,4 +22,9 @@ std::vector<CompiledConvFwd> conv_stats_f16();
 std::vector<CompiledConvFwd> conv_stats_bf16();
 std::vector<CompiledConvFwd> conv_stats_tf32();
 
+// Gradients, with the sums of the BatchNorm that comes next.
+std::vector<CompiledConvFwd> conv_gradient_f16();
+std::vector<CompiledConvFwd> conv_gradient_bf16();
+std::vector<CompiledConvFwd> conv_gradient_tf32();
+
 }  // namespace resnet_fused::cuda

@@ -50,4 +50,9 @@ std::vector<CompiledConvFwd> compile_training() {
   return compile_all_conv_fwd<kDtype, ConvFwdMode::kStatistics, ConvFwdMode::kPrologueStatistics>();
 }
 
+template <Dtype kDtype>
+std::vector<CompiledConvFwd> compile_gradient() {
+  return compile_all_conv_fwd<kDtype, ConvFwdMode::kGradientSums>();
+}
+
 }  // namespace resnet_fused::cuda

@@ -70,11 +70,15 @@ py::dict run_stats(const std::vector<BufferArg>& buffers, const py::dict& d, int
   return run(&launch_bn_stats, stats_of(d), buffers, sm_count, schedule, seed);
 }
 
+// Pointers may be absent where only the workspace is asked for.
+BnBackwardReduceParams reduce_of(const py::dict& d) {
+  return {gradient_of(d), pointer_of<void>(d, "workspace"), pointer_of<void>(d, "first"), pointer_of<void>(d, "second"),
+          pointer_of<void>(d, "kept")};
+}
+
 py::dict run_reduce(const std::vector<BufferArg>& buffers, const py::dict& d, int sm_count, const std::string& schedule,
                     uint32_t seed) {
-  const BnBackwardReduceParams p{gradient_of(d), pointer_of<void>(d, "workspace"), pointer_of<void>(d, "first"),
-                                 pointer_of<void>(d, "second")};
-  return run(&launch_bn_backward_reduce, p, buffers, sm_count, schedule, seed);
+  return run(&launch_bn_backward_reduce, reduce_of(d), buffers, sm_count, schedule, seed);
 }
 
 py::dict run_backward(const std::vector<BufferArg>& buffers, const py::dict& d, int sm_count,
@@ -121,7 +125,7 @@ const Binding binding([](py::module_& m) {
   m.def("bn_stats_workspace",
         [](const py::dict& d, int sm_count) { return bn_stats_workspace(stats_of(d), sm_count); });
   m.def("bn_backward_reduce_workspace",
-        [](const py::dict& d, int sm_count) { return bn_backward_reduce_workspace(gradient_of(d), sm_count); });
+        [](const py::dict& d, int sm_count) { return bn_backward_reduce_workspace(reduce_of(d), sm_count); });
   m.def("bn_finish_workspace", [](const py::dict& d) { return finish_workspace(finish_of(d).parts); });
   m.def("reduce_activations", &reduction);
   m.def("select_bn_stats", [](const py::dict& d) { return tuple_of(select_bn_stats(stats_of(d))); });

@@ -45,6 +45,7 @@ ConvFwdParams params_of(const py::dict& d) {
   p.main = operands_of(d["main"]);
   if (d.contains("projection")) p.projection = operands_of(d["projection"]);
   p.residual = pointer_of<const void>(d, "residual");
+  p.raw = pointer_of<const void>(d, "raw");
   p.out = pointer_of<void>(d, "out");
   p.partials = pointer_of<float>(d, "partials");
   p.statistics = pointer_of<float>(d, "statistics");

@@ -25,7 +25,8 @@ namespace cuda_on_cpu {
 namespace {
 
 // Ops that return memory of their own. A copy that was not needed returns its input, which is known.
-constexpr const char* kAllocating[] = {"aten::empty", "aten::contiguous", "aten::to", "aten::convolution"};
+constexpr const char* kAllocating[] = {"aten::empty",       "aten::contiguous",           "aten::to",
+                                       "aten::convolution", "aten::convolution_backward", "aten::flip"};
 
 size_t element_size_of(AtenTensorHandle tensor) {
   int32_t dtype = 0;

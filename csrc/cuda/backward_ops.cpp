@@ -1,0 +1,133 @@
+// The CUDA kernels of the op that goes back through a convolution and sums for the BatchNorm before it.
+#include <torch/csrc/stable/accelerator.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "common/problem.h"
+#include "cuda/kernels.h"
+#include "cuda/operands.h"
+#include "cuda/passes.h"
+#include "cuda/plan_cache.h"
+#include "cuda/runtime.h"
+
+namespace resnet_fused::cuda {
+
+namespace {
+
+using torch::stable::accelerator::DeviceGuard;
+
+constexpr const char* kOp = "conv_backward_reduce";
+constexpr Pair kOne{1, 1};
+
+// What an op asks for: the forward convolution of relu(bn(x)), and the gradients.
+struct Call {
+  const Conv& forward;
+  const BatchNorm& bn;
+  const Tensor& grad;
+  const OptTensor& beside;
+  bool allow_tf32;
+};
+
+// What pads the output's gradient: what the filter reaches beyond the forward padding.
+Pair turned_padding(const Conv& forward) {
+  return {forward.dilation[0] * (forward.r - 1) - forward.padding[0],
+          forward.dilation[1] * (forward.s - 1) - forward.padding[1]};
+}
+
+// The gradient of x is a convolution of the output's, with the weight turned around.
+ConvProblem problem_of(const Call& call) {
+  const Conv& forward = call.forward;
+  const Pair padding = turned_padding(forward);
+  ConvProblem p;
+  p.dtype = dtype_of(forward.x);
+  p.main = shape_of(forward);
+  std::swap(p.main.h, p.main.p), std::swap(p.main.w, p.main.q), std::swap(p.main.c, p.main.k);
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  p.main.pad_h = static_cast<int32_t>(std::clamp<int64_t>(padding[0], -1, kMost));
+  p.main.pad_w = static_cast<int32_t>(std::clamp<int64_t>(padding[1], -1, kMost));
+  p.mode = ConvFwdMode::kGradientSums;
+  p.residual = call.beside.has_value();
+  p.aligned = is_aligned(call.grad) && is_aligned(forward.x) && is_aligned(forward.weight) &&
+              (!call.beside || is_aligned(*call.beside));
+  p.allow_tf32 = call.allow_tf32;
+  return p;
+}
+
+// The gradient and its parts of the sums from one kernel, and the parts put together by a small one.
+std::tuple<Tensor, Tensor, Tensor> run_kernel(const Call& call, const ConvPlan& plan, const Queue& queue) {
+  const Conv& forward = call.forward;
+  const Conv turned = make_conv(kOp, call.grad, aten_turned(forward.weight), {}, call.bn, kOne, turned_padding(forward),
+                                forward.dilation, /*groups=*/1);
+  const Operands main(turned);
+  const Tensor raw = aten_contiguous(forward.x, true);
+  OptTensor beside;
+  if (call.beside) beside = aten_contiguous(*call.beside, true);
+  const Tensor out = aten_empty(raw.sizes(), raw, /*channels_last=*/true);
+  const Tensor sum_g = channel_sums(raw, forward.c), sum_g_xhat = channel_sums(raw, forward.c);
+
+  ConvFwdParams p;
+  p.main = main.pointers();
+  p.residual = beside ? beside->const_data_ptr() : nullptr;
+  p.raw = raw.const_data_ptr();
+  p.out = out.mutable_data_ptr();
+  BnFinishParams last;
+  last.parts.what = Parts::kSums;
+  last.parts.dtype = plan.variant.dtype;
+  last.parts.channels = static_cast<int32_t>(forward.c);
+  last.parts.total = static_cast<uint32_t>(forward.n * forward.h * forward.w);
+  last.parts.each = plan.variant.tile_m;
+  last.parts.parts = static_cast<int32_t>((last.parts.total + last.parts.each - 1) / last.parts.each);
+  const Tensor workspace = workspace_of(finish_workspace(last.parts), raw);
+  last.parts.data = workspace.mutable_data_ptr();
+  last.first = sum_g.mutable_data_ptr(), last.second = sum_g_xhat.mutable_data_ptr();
+  last.var = p.main.bn.var, last.eps = p.main.bn.eps;
+  p.statistics = static_cast<float*>(last.parts.data);
+  launch_conv_fwd(p, plan.variant, queue);
+  launch_bn_finish(last, queue);
+  return {aten_contiguous(out, suggests_channels_last(forward.x)), sum_g, sum_g_xhat};
+}
+
+// torch's gradient, an addition where there is something to add, and a pass over both tensors for the sums.
+std::tuple<Tensor, Tensor, Tensor> run_torch(const Call& call, const Queue& queue) {
+  const Conv& forward = call.forward;
+  const bool channels_last = suggests_channels_last(forward.x);
+  const Tensor raw = aten_contiguous(forward.x, channels_last);
+  // torch picks the format by all three; two of them decide once they are in x's.
+  const Tensor out = aten_contiguous(aten_convolution_backward(aten_contiguous(call.grad, channels_last), raw,
+                                                               forward.weight, kOne, forward.padding, forward.dilation),
+                                     channels_last);
+  if (call.beside) add_act_into(out, out, Vectors({}, std::nullopt, raw), call.beside, nullptr, false, channels_last);
+  const Tensor sum_g = channel_sums(raw, forward.c), sum_g_xhat = channel_sums(raw, forward.c);
+  const Vectors bn(call.bn, std::nullopt, raw);
+  BnBackwardReduceParams p;
+  p.from = {out.const_data_ptr(), raw.const_data_ptr(), /*out=*/nullptr,
+            bn.pointers(),        /*relu=*/true,        bn_shape_of(raw, channels_last)};
+  const Tensor workspace = workspace_of(bn_backward_reduce_workspace(p.from, queue.sm_count), raw);
+  p.workspace = workspace.mutable_data_ptr();
+  p.sum_g = sum_g.mutable_data_ptr(), p.sum_g_xhat = sum_g_xhat.mutable_data_ptr();
+  launch_bn_backward_reduce(p, queue);
+  return {out, sum_g, sum_g_xhat};
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv_backward_reduce(const Tensor& grad, const Tensor& weight, const Ints& padding,
+                                                        const Ints& dilation, const Tensor& x, const OptTensor& gamma,
+                                                        const OptTensor& beta, const OptTensor& mean,
+                                                        const OptTensor& var, double eps, const OptTensor& beside,
+                                                        bool allow_tf32) {
+  const Conv forward = make_conv(kOp, x, weight, {}, {}, kOne, padding, dilation, /*groups=*/1);
+  const BatchNorm bn{gamma, beta, mean, var, eps};
+  check_conv_gradient(kOp, grad, forward, bn, beside);
+  const int device = x.get_device_index();
+  const DeviceGuard guard(device);
+  const Call call{forward, bn, grad, beside, allow_tf32};
+  const Queue queue = current_queue(device);
+  const ConvPlan plan = cached_plan(problem_of(call), device_numbers(device), chosen_engine());
+  return plan.engine == ConvEngine::kTorch ? run_torch(call, queue) : run_kernel(call, plan, queue);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, m) { m.impl("conv_backward_reduce", TORCH_BOX(&conv_backward_reduce)); }
+
+}  // namespace resnet_fused::cuda

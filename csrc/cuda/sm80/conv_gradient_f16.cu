@@ -1,0 +1,7 @@
+#include "cuda/sm80/conv_fwd_variants.cuh"
+
+namespace resnet_fused::cuda {
+
+std::vector<CompiledConvFwd> conv_gradient_f16() { return compile_gradient<Dtype::kFloat16>(); }
+
+}  // namespace resnet_fused::cuda

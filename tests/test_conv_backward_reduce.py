@@ -1,0 +1,195 @@
+"""conv_backward_reduce on the CPU: the ops that a chain is made of, to the bit; and chains that call it, as on CUDA."""
+
+import pytest
+import torch
+from op_case import lay_out
+from test_conv_stats import DTYPES, FROZEN
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from training import CLASSES, WITH_SHORTCUT, assert_trains_as_eager, identity, in_channels, one_thread, projected
+
+from resnet_fused import autograd, ops
+from resnet_fused.autograd import forward, gradient_sums
+from resnet_fused.autograd.backward import Backward
+from resnet_fused.autograd.input_gradient import input_gradient, is_convolution
+from resnet_fused.autograd.layout import ConvSlots, unpack
+
+__all__ = ["one_thread"]
+
+# kernel, padding, dilation, pixels a side; the last of enough pixels to be our own convolution in float32
+GEOMETRIES = [(1, 0, 1, 7), (3, 1, 1, 9), (3, 2, 2, 9), (3, 3, 1, 6), (3, 1, 1, 40)]
+
+
+def call(dtype=torch.float32, layout="channels_last", geometry=GEOMETRIES[1], beside=False):
+    g = torch.Generator().manual_seed(0)
+    kernel, padding, dilation, size = geometry
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    x, weight = torch.randn(3, 16, size, size, generator=g), torch.randn(24, 16, kernel, kernel, generator=g) / 12
+    grad = torch.randn(torch.nn.functional.conv2d(x, weight, None, 1, padding, dilation).shape, generator=g)
+    grad, x, weight = (lay_out(t.to(dtype), layout) for t in (grad, x, weight))
+    norm = [torch.rand(16, generator=g).to(wide) + 0.5 for _ in range(4)]
+    other = lay_out(torch.randn(x.shape, generator=g).to(dtype), layout) if beside else None
+    return grad, weight, [padding] * 2, [dilation] * 2, x, *norm, 1e-5, other, False
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
+def test_it_is_the_separate_ops(dtype, layout, geometry, beside):
+    args = call(dtype, layout, geometry, beside)
+    grad, weight, padding, dilation, x, *norm, eps, other, _ = args
+    conv = ConvSlots(0, None, (1, 1), tuple(padding), tuple(dilation), 1)
+    to_x = input_gradient(grad, weight, conv, other)
+    if to_x is None:
+        rest = ([1, 1], padding, dilation, False, [0, 0], 1, [True, False, False])
+        to_x = torch.ops.aten.convolution_backward.default(grad, x, weight, None, *rest)[0]
+        to_x = to_x if other is None else to_x.add_(other)
+    wanted = (to_x, *ops.bn_act_backward_reduce(to_x, x, *norm, eps, None, True))
+    found = ops.conv_backward_reduce(*args)
+    assert found[0].stride() == x.stride()
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
+def test_opcheck(beside):
+    for layout in ("contiguous", "channels_last"):
+        torch.library.opcheck(ops.conv_backward_reduce, call(layout=layout, beside=beside))
+
+
+def test_bad_input():
+    args = list(call())
+    args[5] = torch.ones(7)
+    with pytest.raises(RuntimeError, match=r"gamma has shape \[7\]; \[16\] expected"):
+        ops.conv_backward_reduce(*args)
+    with pytest.raises(RuntimeError):
+        ops.conv_backward_reduce(args[0][:1], *call()[1:])
+
+
+@pytest.fixture
+def as_on_cuda(monkeypatch):
+    """The chain goes back by conv_backward_reduce, as on CUDA, wherever it can; has the arguments of the calls."""
+    calls = []
+
+    def counted(*args):
+        calls.append(args)
+        return gradient_sums.conv_backward_reduce(*args)
+
+    monkeypatch.setattr(
+        autograd.backward, "sums_with_the_gradient", lambda _grad, weight, conv: is_convolution(weight, conv)
+    )
+    monkeypatch.setattr(autograd.backward, "conv_backward_reduce", counted)
+    return calls
+
+
+def gradients(block, x):
+    inputs = x.clone().requires_grad_()
+    block.zero_grad()
+    block(inputs).square().sum().backward()
+    return [inputs.grad, *(p.grad for p in block.parameters() if p.requires_grad)]
+
+
+def is_asked_for(block):
+    """How often: by each BatchNorm that a convolution of stride 1 reads, the projection's own being none of them."""
+    pre_activates, strides = "PreAct" in type(block).__name__, [m.stride for m in convolutions(block)]
+    return sum(stride == (1, 1) for stride in (strides if pre_activates else strides[1:]))
+
+
+def convolutions(block):
+    return [m for name, m in block.named_children() if name.startswith("conv")]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_chains(cls, recompute, as_on_cuda, monkeypatch):
+    """Eager's gradients; and on the CPU, where the op is the ops themselves, the bits of a chain without it."""
+    for block in [identity(cls), projected(cls)] if cls in WITH_SHORTCUT else [identity(cls)]:
+        block.recompute = recompute
+        x = torch.randn(3, in_channels(block), 9, 9, requires_grad=True)
+        as_on_cuda.clear()
+        assert_trains_as_eager(block, x)
+        assert len(as_on_cuda) == is_asked_for(block) > 0
+        found = gradients(block, x.detach())
+        with monkeypatch.context() as patch:
+            patch.setattr(autograd.backward, "sums_with_the_gradient", lambda *_: False)
+            before = len(as_on_cuda)
+            expected = gradients(block, x.detach())
+            assert len(as_on_cuda) == before
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_projection_joins_where_a_block_pre_activates(as_on_cuda):
+    """Its gradient of what both of them read is what is added."""
+    block = projected(next(cls for cls in WITH_SHORTCUT if cls.__name__ == "FusedPreActBottleneck"))
+    gradients(block, torch.randn(3, in_channels(block), 9, 9))
+    assert [args[-1] is not None for args in as_on_cuda] == [False, True]
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_frozen_parameters(cls, frozen, as_on_cuda):
+    for block in [identity(cls), projected(cls)] if cls in WITH_SHORTCUT else [identity(cls)]:
+        for name, parameter in block.named_parameters():
+            parameter.requires_grad_(not any(part in name for part in FROZEN[frozen]))
+        assert_trains_as_eager(block, torch.randn(3, in_channels(block), 9, 9, requires_grad=True))
+        assert as_on_cuda
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_frozen_statistics(learns, as_on_cuda):
+    """The sums are gamma's and beta's gradients then, and nobody asks for them where those are frozen too."""
+    block = identity(next(iter(CLASSES)))
+    block.bn1.eval().requires_grad_(learns)
+    assert_trains_as_eager(block, torch.randn(3, in_channels(block), 9, 9, requires_grad=True))
+    assert len(as_on_cuda) == learns
+
+
+def test_grouped_convolutions_go_back_by_torchs_own():
+    conv = ConvSlots(0, None, (1, 1), (1, 1), (1, 1), 2)
+    with FakeTensorMode():
+        grad, weight = torch.empty(2, 8, 4, 4, device="cuda"), torch.empty(8, 4, 3, 3, device="cuda")
+    assert not gradient_sums.sums_with_the_gradient(grad, weight, conv)
+    assert gradient_sums.sums_with_the_gradient(grad, weight, conv._replace(groups=1))
+    assert not gradient_sums.sums_with_the_gradient(torch.empty(2, 8, 4, 4), weight, conv._replace(groups=1))
+
+
+def test_shapes_of_a_chain_on_cuda():
+    """Tensors without data need no GPU: the first BatchNorm's sums come with its gradient, the last one's by a pass."""
+    called = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.append(func)
+            return func(*args, **(kwargs or {}))
+
+    def made(*shape, dtype=torch.bfloat16):
+        return torch.empty(shape, device="cuda", dtype=dtype)
+
+    with FakeTensorMode(), Record():
+        x, vector = made(4, 16, 9, 9).to(memory_format=torch.channels_last), made(16, dtype=torch.float32)
+        conv = autograd.Conv(made(16, 16, 3, 3), None, (1, 1), (1, 1), (1, 1), 1)
+        norm = autograd.Norm(vector, vector, None, None, 1e-5)
+        tensors, *numbers = autograd.pack([conv, conv], [None, norm, norm])
+        layout = unpack(*numbers)
+        out, raws, statistics = forward.forward(x, tensors, layout, "")
+        called.clear()
+        needs = True, [True] * len(tensors)
+        to_x, grads = Backward(x, tensors, layout, "", out, raws, statistics, needs).run(torch.empty_like(out))
+    assert to_x.shape == x.shape
+    assert [g.shape for g in grads] == [t.shape for t in tensors]
+    assert called.count(ops.conv_backward_reduce) == 1
+    assert called.count(ops.bn_act_backward_reduce) == 1
+    assert called.count(ops.bn_act_backward) == 2
+
+
+def test_a_compiled_step(as_on_cuda):
+    block = identity(next(cls for cls in WITH_SHORTCUT if cls.__name__ == "FusedBottleneck"))
+    x = torch.randn(3, in_channels(block), 9, 9)
+    expected = gradients(block, x)
+    as_on_cuda.clear()
+    found = gradients(torch.compile(block, fullgraph=True, backend="aot_eager"), x)
+    assert len(as_on_cuda) == 2, "the backward pass is traced once"
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)

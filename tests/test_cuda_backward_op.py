@@ -1,0 +1,187 @@
+"""csrc/cuda/backward_ops.cpp on CPU tensors, with the kernels emulated; and blocks whose gradients come by it."""
+
+from __future__ import annotations
+
+import cuda_on_cpu
+import pytest
+import torch
+from criterion import assert_close
+from test_cuda_op_layer import DTYPES, FORMATS, batch_norm, layer, library, randn
+from test_training_blocks import away_from_kinks
+from training import CLASSES, WITH_SHORTCUT, assert_trains_as_eager, identity, in_channels, one_thread, projected
+
+from resnet_fused import autograd, ops, reference
+from resnet_fused.autograd import forward
+from resnet_fused.autograd import input_gradient as gradients
+from resnet_fused.autograd.input_gradient import is_convolution
+
+if reason := cuda_on_cpu.missing():
+    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
+
+from cuda_on_cpu import op_layer
+
+__all__ = ["layer", "library", "one_thread"]
+
+# n, c, h, w, k, filter, padding, dilation of the forward convolution, of stride 1
+SHAPES = [
+    (2, 72, 6, 5, 64, 3, 1, 1),
+    (3, 64, 9, 8, 128, 1, 0, 1),
+    (1, 64, 9, 8, 64, 3, 2, 2),
+    (1, 64, 7, 6, 8, 3, 0, 1),
+]
+HALVES = [torch.float16, torch.bfloat16]
+ENGINES = [("a100", "torch"), ("a100", "sm80:64x64"), ("h200", "sm80:128x64")]
+
+by_engine = pytest.mark.parametrize(("gpu", "engine"), ENGINES, ids=[f"{g}-{e}" for g, e in ENGINES])
+by_format = pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "nhwc"])
+
+
+def call(shape, dtype, memory_format=torch.channels_last, beside=False, bn_dtype=None):
+    """The op's arguments but the last. No input of the ReLU is so near 0 that rounding decides which side it is on."""
+    n, c, h, w, k, r, padding, dilation = shape
+    x = randn(n, c, h, w, dtype=dtype, memory_format=memory_format)
+    bn = batch_norm(c, bn_dtype or (torch.float64 if dtype is torch.float64 else torch.float32))
+    before = reference.bn_add_act(x.double(), *(v.double() for v in bn[:4]), bn[4], relu=False)
+    x[before.abs() < 0.04] = 4
+    weight = (randn(k, c, r, r) / (c * r * r) ** 0.5).to(dtype).contiguous(memory_format=memory_format)
+    grad = torch.randn_like(torch.nn.functional.conv2d(x, weight, None, 1, padding, dilation))
+    return [grad, weight, [padding] * 2, [dilation] * 2, x, *bn, torch.randn_like(x) if beside else None]
+
+
+def gradient(grad, weight, padding, dilation, x, *rest):
+    """What is the op's first result by definition; `beside` is added after a rounding, as in eager."""
+    mask = [True, False, False]
+    shape = ([1, 1], padding, dilation, False, [0, 0], 1)
+    to_x = torch.ops.aten.convolution_backward.default(grad, x, weight, None, *shape, mask)[0]
+    return to_x if rest[-1] is None else to_x + rest[-1]
+
+
+def as64(values):
+    return [v.double() if isinstance(v, torch.Tensor) else v for v in values]
+
+
+def check(found, args):
+    """The gradient by the criterion, and the sums of what it holds; all in the layouts that the fake kernel says."""
+    to_x, *sums = found
+    x, *bn = args[4:10]
+    assert to_x.is_contiguous(memory_format=torch._prims_common.suggest_memory_format(x))
+    if x.dtype is torch.float64:
+        torch.testing.assert_close(to_x, gradient(*args), rtol=1e-12, atol=1e-12)
+    else:
+        assert_close(to_x, gradient(*args), gradient(*as64(args)))
+    want = reference.bn_act_backward_reduce
+    for a, e, t in zip(sums, want(to_x, x, *bn), want(*as64([to_x, x, *bn])), strict=True):
+        if a.dtype is torch.float64:
+            torch.testing.assert_close(a, t, rtol=1e-12, atol=1e-12)
+        else:
+            assert_close(a, e, t)
+
+
+@by_engine
+@pytest.mark.parametrize(("shape", "dtype"), list(zip(SHAPES, HALVES * 2, strict=True)), ids=str)
+@by_format
+def test_every_engine(layer, gpu, engine, shape, dtype, memory_format):
+    on = layer(gpu, engine)
+    for beside in (False, True):
+        args = call(shape, dtype, memory_format, beside)
+        check(on.conv_backward_reduce(*args, False), args)
+        kernel, added = "conv_fwd" if engine != "torch" else "bn_backward_reduce", ["bn_add_act_kernel<Config>"]
+        launched = on.reports[-1]["launched"]
+        assert launched == added * (beside and engine == "torch") + [
+            f"{kernel}_kernel<Config>",
+            "bn_finish_kernel<Last>",
+        ]
+
+
+@pytest.mark.parametrize("tf32", [False, True], ids=["float32", "tf32"])
+def test_float32_is_tf32_only_where_it_may(layer, tf32):
+    on, args = layer("a100", "sm80"), call(SHAPES[0], torch.float32)
+    found = on.conv_backward_reduce(*args, tf32)
+    assert ("conv_fwd_kernel<Config>" in on.reports[-1]["launched"]) == tf32
+    if not tf32:
+        check(found, args)
+    torch.testing.assert_close(found[0], gradient(*args), rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@by_format
+def test_what_no_kernel_takes(layer, dtype, memory_format):
+    """Odd channels, float64, padding beyond the filter's reach: torch's gradient and a pass."""
+    on = layer("h200", "sm80")
+    for shape in ((2, 12, 7, 6, 9, 3, 1, 1), (1, 64, 5, 4, 64, 3, 3, 1)):
+        for beside in (False, True):
+            args = call(shape, dtype, memory_format, beside)
+            check(on.conv_backward_reduce(*args, True), args)
+            assert "bn_backward_reduce_kernel<Config>" in on.reports[-1]["launched"]
+
+
+@by_engine
+def test_an_empty_batch(layer, gpu, engine):
+    args = call(SHAPES[0], torch.bfloat16)
+    args[0], args[4] = args[0][:0], args[4][:0]
+    to_x, *sums = layer(gpu, engine).conv_backward_reduce(*args, False)
+    assert to_x.shape == args[4].shape
+    assert not any(s.any() for s in sums)
+
+
+def test_views_and_vectors_of_other_dtypes(layer):
+    on, args = layer("a100", "sm80:64x64"), call(SHAPES[0], torch.bfloat16, bn_dtype=torch.bfloat16)
+    wide = torch.zeros(3, 80, 7, 6).bfloat16().contiguous(memory_format=torch.channels_last)
+    view = wide[1:, :72, 1:, 1:]
+    args[4] = view.copy_(args[4])
+    check(on.conv_backward_reduce(*args, False), args)
+    assert on.reports[-1]["launched"][0] == "conv_fwd_kernel<Config>"
+
+
+def test_refusals_are_sentences(layer):
+    args = call(SHAPES[0], torch.bfloat16)
+    changes = {
+        0: (args[0][:1], r"grad has shape \[1, 64, 6, 5\]; \[2, 64, 6, 5\] expected, the shape of the output"),
+        1: (args[1].float(), "weight has dtype Float but x has BFloat16"),
+        5: (torch.ones(7), r"gamma has shape \[7\]; \[72\] expected"),
+        7: (None, "mean and var are absent; give what the forward pass normalised with"),
+        10: (args[4][:1], r"beside has shape \[1, 72, 6, 5\] but x has \[2, 72, 6, 5\]"),
+    }
+    for at, (value, sentence) in changes.items():
+        with pytest.raises(RuntimeError, match=f"conv_backward_reduce: .*{sentence}"):
+            layer().conv_backward_reduce(*args[:at], value, *args[at + 1 :], False)
+
+
+@pytest.fixture
+def as_on_cuda(monkeypatch):
+    """Chains call the emulated CUDA ops, and treat CPU tensors as they treat CUDA's."""
+
+    def install(on):
+        has = torch._C._dispatch_has_kernel_for_dispatch_key
+        for name in vars(ops):
+            if torch._C._dispatch_has_kernel(f"{op_layer.NAME}::{name}") and has(f"{op_layer.NAME}::{name}", "CPU"):
+                monkeypatch.setattr(ops, name, getattr(on, name))
+        for module in (forward, autograd.backward):
+            monkeypatch.setattr(module, "sums_while_convolving", lambda _x, after: after is not None and after.trains)
+        monkeypatch.setattr(gradients, "_saves_a_pass", lambda _grad, beside: beside is not None)
+        called = []
+
+        def sums_with_the_gradient(_grad, weight, conv):
+            called.append(is_convolution(weight, conv))
+            return called[-1]
+
+        monkeypatch.setattr(autograd.backward, "sums_with_the_gradient", sums_with_the_gradient)
+        return called
+
+    return install
+
+
+@pytest.mark.parametrize(("gpu", "engine"), ENGINES[:2], ids=["torch", "sm80"])
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_blocks(layer, as_on_cuda, cls, gpu, engine):
+    """Gradients of whole blocks in bfloat16 by the criterion, those of a BatchNorm with its sums."""
+    for block in [identity(cls, 8), projected(cls, scale=8)] if cls in WITH_SHORTCUT else [identity(cls, 8)]:
+        x = away_from_kinks(block, torch.randn(2, in_channels(block), 6, 6).bfloat16()).detach()
+        block = block.to(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        on = layer(gpu, engine)
+        called = as_on_cuda(on)
+        assert_trains_as_eager(block, x, enabled=True, dtype=torch.bfloat16)
+        assert any(called)
+        launched = [name for report in on.reports for name in report["launched"]]
+        assert "conv_fwd_kernel<Config>" in launched or engine == "torch"

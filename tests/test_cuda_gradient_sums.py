@@ -1,0 +1,207 @@
+"""sm80/conv_fwd as an input's gradient, run thread by thread on the CPU: what it stores, and the sums of that."""
+
+from __future__ import annotations
+
+import itertools
+
+import cuda_on_cpu
+import pytest
+import torch
+from criterion import assert_close
+from cuda_on_cpu.conv_fwd import GRADIENT, Variant, run_gradient
+from cuda_on_cpu.tensors import BatchNorm
+from planting import SCHEDULES, assert_caught
+from test_cuda_conv import DTYPES, GEOMETRIES, TILES, batch_norm, by_dtype, by_schedule, convolution, eager, randn
+
+from resnet_fused import reference
+
+if reason := cuda_on_cpu.missing():
+    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
+
+VARIANTS = [Variant(*v) for v in itertools.product(DTYPES, TILES, [GRADIENT])]
+by_variant = pytest.mark.parametrize("v", VARIANTS, ids=str)
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return cuda_on_cpu.load()
+
+
+def raw_of(conv, seed=40):
+    """What the BatchNorm read: no input of its ReLU is so near 0 that rounding decides which side it is on."""
+    raw, bn = randn(conv.output_shape(), conv.x.dtype, seed), conv.bn
+    vectors = [None if v is None else v.double() for v in bn[:4]]
+    raw[reference.bn_add_act(raw.double(), *vectors, bn.eps, relu=False).abs() < 0.04] = 3
+    return raw
+
+
+def double(values):
+    return [v.double() if isinstance(v, torch.Tensor) else v for v in values]
+
+
+def check(kernels, tile, conv, raw=None, beside=None, **options):
+    """The gradient against eager's; the sums are of what was stored, whatever its own error."""
+    raw = raw_of(conv) if raw is None else raw
+    out, sums, report = run_gradient(kernels, tile, conv, raw, beside, **options)
+    assert report["errors"] == []
+    plain = conv._replace(bn=BatchNorm())
+    assert_close(out, eager(plain, beside, relu=False), eager(plain, beside, relu=False, dtype=torch.float64))
+    args = (out, raw, *conv.bn[:4], conv.bn.eps)
+    want = reference.bn_act_backward_reduce
+    for a, e, t in zip(sums, want(*args), want(*double(args)), strict=True):
+        assert_close(a, e, t)
+    return report
+
+
+def small_case(v: Variant):
+    """Two tiles of pixels and of channels, ragged in every direction; the last has rows for one of its warps only."""
+    h, w = (10, 9) if v.tile[0] == 128 else (6, 7)
+    return convolution(v.dtype, 3, 24, h, w, v.tile[1] + 8, 3, 3, padding=1)
+
+
+@by_variant
+@by_schedule
+def test_every_variant(kernels, v, schedule):
+    conv = small_case(v)
+    n, k, p, q = conv.output_shape()
+    size, parts = n * k * p * q * v.dtype.itemsize, -(-n * p * q // v.tile[0])
+    for beside in (None, randn(conv.output_shape(), v.dtype, 20)):
+        report = check(kernels, v.tile, conv, beside=beside, schedule=schedule)
+        assert report["bytes_stored"] == size + parts * 2 * k * 4
+        vectors = report["bytes_loaded"] - report["bytes_copied"] - size * (1 if beside is None else 2)
+        assert 0 < vectors < 64 << 10  # the raw tensor once, and the other gradient; the rest is the BatchNorm
+
+
+@by_dtype
+@pytest.mark.parametrize("geometry", ["1x1", "3x3, dilation 2", "3x3, no padding", "one pixel", "deep"])
+def test_geometries(kernels, dtype, geometry):
+    check(kernels, (64, 64), convolution(dtype, *GEOMETRIES[geometry]))
+
+
+@by_dtype
+def test_batch_norms_of_every_kind(kernels, dtype):
+    """Absent vectors, strides, vectors in the activations' dtype, zero gamma, a mean of many deviations."""
+    conv = convolution(dtype, 1, 16, 6, 6, 32, 3, 3, padding=1)
+    wide = batch_norm(64, 5)
+    kinds = [
+        conv.bn._replace(gamma=None, beta=None),
+        BatchNorm(*(v[::2] for v in wide[:4])),
+        conv.bn._replace(gamma=torch.zeros(32)),
+        conv.bn._replace(gamma=torch.zeros(32), beta=torch.full((32,), -1.0)),
+        conv.bn._replace(mean=conv.bn.mean + 100, eps=0.5),
+    ]
+    if dtype != torch.float32:
+        kinds.append(batch_norm(32, 6, dtype))
+    for bn in kinds:
+        check(kernels, (64, 64), conv._replace(bn=bn))
+
+
+@by_dtype
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+def test_what_is_not_finite(kernels, dtype, value):
+    """In the raw tensor: NaN lets the gradient through, as in torch."""
+    conv = convolution(dtype, 1, 16, 6, 12, 24, 1, 1)
+    for pixel in (0, 41):
+        raw = raw_of(conv)
+        raw[0, :, pixel // 12, pixel % 12] = value
+        out, sums, report = run_gradient(kernels, (64, 64), conv, raw)
+        assert report["errors"] == []
+        args = (out, raw, *conv.bn[:4], conv.bn.eps)
+        for a, e in zip(sums, reference.bn_act_backward_reduce(*args), strict=True):
+            torch.testing.assert_close(a, e, equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
+def test_what_the_forward_pass_stored_as_zero_is_closed(kernels):
+    """bn(raw) = 2^-25 is above 0 in float32, and 0 in float16: the ReLU was closed."""
+    conv = convolution(torch.float16, 1, 16, 6, 6, 24, 1, 1)
+    raw = randn(conv.output_shape(), torch.float16, 3)
+    one, zero = torch.ones(24), torch.zeros(24)
+    for beta, is_open in ((2**-25, False), (2**-25 * 1.5, True)):
+        bn = BatchNorm(gamma=zero, beta=one * beta, mean=zero, var=one)
+        out, sums, _ = run_gradient(kernels, (64, 64), conv._replace(bn=bn), raw)
+        expected = out.double().sum((0, 2, 3)) if is_open else zero.double()
+        torch.testing.assert_close(sums[0].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_many_tiles_are_merged(kernels):
+    """More parts than one block of bn_finish adds up."""
+    check(kernels, (64, 64), convolution(torch.bfloat16, 17, 8, 64, 62, 8, 1, 1))
+
+
+def test_the_same_bits_in_every_order_of_blocks(kernels):
+    conv = convolution(torch.bfloat16, 2, 16, 12, 12, 72, 3, 3, padding=1)
+    raw = raw_of(conv)
+    runs = [run_gradient(kernels, (64, 64), conv, raw, schedule=s, seed=seed)[1] for s in SCHEDULES for seed in (1, 2)]
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+EPILOGUE, ROWS = "cuda/sm80/conv_gradient_sums.cuh", "cuda/sm80/conv_moments.cuh"
+PLANTS = {
+    "no barrier before the exchange is read": (EPILOGUE, "  ptx::bar_sync_all();\n", ""),
+    "a slab overwritten while it is read": (EPILOGUE, "    ptx::bar_warp_sync(~0u);  // before the next", "    //"),
+    "a slab read before it is written": (
+        EPILOGUE,
+        "    slab.write(main.sum[i], place.lane);\n    ptx::bar_warp_sync(~0u);",
+        "    slab.write(main.sum[i], place.lane);",
+    ),
+    "rows past the last": (EPILOGUE, "inside[pass] = m < pixels && ", "inside[pass] = "),
+    "channels past the last": (EPILOGUE, "m < pixels && place.n < k;", "m < pixels;"),
+    "the mask of another channel": (EPILOGUE, "bn.apply(x, e) <=", "bn.apply(x, e ^ 1) <="),
+    "the mask of another row": (EPILOGUE, "raw[pass].get(e)", "raw[Place::kPasses - 1 - pass].get(e)"),
+    "no mask": (EPILOGUE, "closed ? 0 :", "false ? 0 :"),
+    "NaN closes": (EPILOGUE, "= bn.apply(x, e) <= kVanishes<Config::kDtype>;", "= !(bn.apply(x, e) > 0x1p-25f);"),
+    "what vanished is open": (EPILOGUE, "<= kVanishes<Config::kDtype>", "<= 0"),
+    "sums of what was not rounded": (EPILOGUE, "closed ? 0 : stored.get(e)", "closed ? 0 : v[e]"),
+    "the raw value for its distance from the mean": (EPILOGUE, "x - mean[e]", "x"),
+    "the mean of other channels": (EPILOGUE, "p.main.bn.mean, place.n, 0.0f", "p.main.bn.mean, place.tile_n, 0.0f"),
+    "the other gradient forgotten": (EPILOGUE, "v[e] += beside[pass].get(e);", "v[e] += 0;"),
+    "the lower warps' rows left out": (EPILOGUE, "sum_g[e + f] + exchange[place.tile_n + e + f]", "sum_g[e + f]"),
+    "the lower warps' products left out": (
+        EPILOGUE,
+        "sum_g_x[e + f] + exchange[Config::kN + place.tile_n + e + f]",
+        "sum_g_x[e + f]",
+    ),
+    "the sums exchanged": (EPILOGUE, "(part + e * sizeof(float), both_g)", "(part + e * sizeof(float), both_g_x)"),
+    "a part in another's place": (EPILOGUE, "(m0 / Config::kM)", "(m0 / Config::kM / 2)"),
+    "a row of lanes left out": (ROWS, "by = kLanesARow; by < 32;", "by = kLanesARow; by < 16;"),
+}  # fmt: skip
+
+
+def exercise(kernels, schedule):
+    """What every planted bug must fail."""
+    conv = convolution(torch.float16, 3, 24, 6, 7, 72, 3, 3, padding=1)
+    check(kernels, (64, 64), conv, schedule=schedule)
+    check(kernels, (64, 64), conv, beside=randn(conv.output_shape(), torch.float16, 20), schedule=schedule)
+    # Identity weights and gradients that float16 rounds far: what is summed is what was stored.
+    conv = convolution(torch.float16, 1, 64, 8, 8, 64, 1, 1)
+    weight = torch.full((64, 64, 1, 1), 2.0**-12).half().contiguous(memory_format=torch.channels_last)
+    conv = conv._replace(x=conv.x.abs() + 4, weight=weight + torch.eye(64)[:, :, None, None].half())
+    check(kernels, (64, 64), conv, schedule=schedule)
+    one, zero = torch.ones(24), torch.zeros(24)
+    vanishes = BatchNorm(gamma=zero, beta=one * 2**-25, mean=zero, var=one)
+    conv = convolution(torch.float16, 1, 16, 6, 6, 24, 1, 1)
+    raw = randn(conv.output_shape(), torch.float16, 3)
+    _, sums, report = run_gradient(kernels, (64, 64), conv._replace(bn=vanishes), raw, schedule=schedule)
+    assert report["errors"] == []
+    assert not sums[0].any()
+    raw = raw_of(conv)
+    raw[0, :, 3, 2] = torch.nan
+    out, sums, report = run_gradient(kernels, (64, 64), conv, raw, schedule=schedule)
+    args = (out, raw, *conv.bn[:4], conv.bn.eps)
+    for a, e in zip(sums, reference.bn_act_backward_reduce(*args), strict=True):
+        torch.testing.assert_close(a, e, equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_planted_bugs_have_something_to_break(kernels, schedule):
+    exercise(kernels, schedule)
+
+
+def plant(bug):
+    return cuda_on_cpu.Plant(*PLANTS[bug]), ("conv_gradient_f16",)
+
+
+@pytest.mark.parametrize("bug", PLANTS)
+def test_planted_bugs_are_caught(planted, bug):
+    assert_caught(planted(bug), exercise)
