@@ -93,6 +93,7 @@ NEVER_INCLUDED = {
     "cuda": ("cpu/",),
     # Kernels know neither torch nor how they are launched: the emulator compiles the same files.
     "cuda/bn": ("common/", "cuda/runtime.h", "cuda/ops"),
+    "cuda/pool": ("common/", "cuda/runtime.h", "cuda/ops"),
     "cuda/tile": ("common/", "cuda/runtime.h", "cuda/launch.h", "cuda/kernels.h", "cuda/ops"),
     "cuda/ptx": ("common/", "cuda/runtime.h", "cuda/launch.h", "cuda/kernels.h", "cuda/ops", "cuda/tile/", "cuda/bn/"),
 }
@@ -158,7 +159,7 @@ def test_no_path_of_a_developers_machine():
 
 CUDA = ROOT / "csrc" / "cuda"
 # Each folder of kernels may include the ones before it; the plain structs beside them, all; host code, everything.
-CUDA_LAYERS = ["ptx", "tile", "bn", "sm80", "sm90"]
+CUDA_LAYERS = ["ptx", "tile", "bn", "pool", "sm80", "sm90"]
 CUDA_STRUCTS = {"batch_norm.h", "conv.h", "dtype.h", "queue.h", "tensor_map.h"}
 LAUNCHING = {"kernels.h", "launch.h", "launch_cluster.h"}  # included by .cu files, which are host code too
 

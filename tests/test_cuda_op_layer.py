@@ -233,6 +233,70 @@ def test_bn_add_act(layer, dtype, memory_format, c, residual):
     check(layer().bn_add_act, reference.bn_add_act, [x, *bn, x.flip(0) if residual else None, residual])
 
 
+POOLS = [([3, 3], [2, 2], [1, 1]), ([2, 3], [2, 1], [0, 1]), ([3, 3], [2**40, 4], [1, 0])]
+
+
+@by_dtype
+@by_format
+@pytest.mark.parametrize("c", [8, 3, 72])
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_pooling_in_training(layer, dtype, memory_format, c, pool):
+    """The CPU's ops, in value, in what was taken, in memory format."""
+    x = randn(2, c, 9, 8, dtype=dtype, memory_format=memory_format)
+    bn = batch_norm(c, torch.float64 if dtype is torch.float64 else torch.float32)
+    on = layer()
+    out, taken = on.bn_relu_max_pool(x, *bn, *pool)
+    expected, expected_taken = ops.bn_relu_max_pool(x, *bn, *pool)
+    assert on.reports[-1]["launched"] == ["bn_pool_kernel<Config>"]
+    assert layout_of(out) == layout_of(expected)
+    assert layout_of(taken) == layout_of(expected_taken)
+    # The scale's last digit decides between elements that are as good as equal.
+    assert (taken != expected_taken).sum() <= (dtype.itemsize == 2) * taken.numel() // 100
+    truth = reference.bn_add_act(*as64([x, *bn]), None, True)
+    truth = F.max_pool2d(truth, *([min(v, 100) for v in pair] for pair in pool))
+    if dtype is torch.float64:
+        torch.testing.assert_close(out, truth, rtol=1e-12, atol=1e-12)
+    else:
+        assert_close(out, expected, truth)
+
+    grad = randn(*out.shape, dtype=dtype, memory_format=memory_format)
+    dx = on.bn_relu_max_pool_backward(grad, taken, x, *pool)
+    assert on.reports[-1]["launched"] == ["pool_backward_kernel<Config>"]
+    assert layout_of(dx) == layout_of(x)
+    assert torch.equal(dx, ops.bn_relu_max_pool_backward(grad, taken, x, *pool)), "sums in one order"
+
+
+def test_pooling_of_views(layer):
+    """A grad of another format and with gaps, every second pixel of x, no images."""
+    on, pool, bn = layer(), POOLS[0], batch_norm(8)
+    x = randn(2, 8, 14, 13, dtype=torch.bfloat16, memory_format=torch.channels_last)[:, :, ::2, 1::2]
+    out, taken = on.bn_relu_max_pool(x, *bn, *pool)
+    assert torch.equal(out, on.bn_relu_max_pool(x.contiguous(), *bn, *pool)[0])
+    grad = randn(2, 16, *out.shape[2:], dtype=torch.bfloat16)[:, ::2]
+    dx = on.bn_relu_max_pool_backward(grad, taken.contiguous(), x, *pool)
+    assert torch.equal(dx, ops.bn_relu_max_pool_backward(grad, taken, x, *pool))
+    none, none_taken = on.bn_relu_max_pool(x[:0], *bn, *pool)
+    assert none.shape == none_taken.shape == (0, *out.shape[1:])
+    assert on.bn_relu_max_pool_backward(none, none_taken, x[:0], *pool).shape == x[:0].shape
+    assert [r["launched"] for r in on.reports[-2:]] == [[], []]
+
+
+def test_pooling_refuses_what_the_cpu_refuses(layer):
+    x, bn = randn(2, 8, 20, 20), batch_norm(8)
+    for args in ((x, *bn, [16, 16], [1, 1], [0, 0]), (x, *bn[:2], None, None, 0.0, *POOLS[0]), (x[0], *bn, *POOLS[0])):
+        with pytest.raises(RuntimeError) as cpu:
+            ops.bn_relu_max_pool(*args)
+        with pytest.raises(RuntimeError) as ours:
+            layer().bn_relu_max_pool(*args)
+        assert str(ours.value) == str(cpu.value)
+    args = (x, torch.zeros(2, 8, 10, 10), x, *POOLS[0])
+    with pytest.raises(RuntimeError) as cpu:
+        ops.bn_relu_max_pool_backward(*args)
+    with pytest.raises(RuntimeError) as ours:
+        layer().bn_relu_max_pool_backward(*args)
+    assert str(ours.value) == str(cpu.value)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 @by_format
 def test_what_no_kernel_takes(layer, dtype, memory_format):
@@ -430,3 +494,24 @@ def test_a_network(layer, on_cuda):
     assert others.count("conv_fwd_kernel<Config>") == 16
     assert set(others) <= {"conv_fwd_kernel<Config>", "conv_finish_kernel<Config>"}
     assert_close(got, eager, double(x.double()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_stem_trains_with_its_pooling(layer, on_cuda, dtype):
+    """No pass of its own for the activation, forward or backward; as near to float64 as the CPU's ops come."""
+    net = randomise(convert(models.resnet18())).train().to(dtype, memory_format=torch.channels_last)
+    x = randn(2, 3, 24, 24, dtype=dtype, memory_format=torch.channels_last)
+
+    def train(net):
+        y = net._stem(x.to(net.conv1.weight.dtype))
+        y.backward(torch.linspace(-1, 1, y.numel()).view(y.shape).to(y))
+        return y.detach(), net.conv1.weight.grad, net.bn1.weight.grad, net.bn1.bias.grad
+
+    truth, cpu = train(copy.deepcopy(net).double()), train(copy.deepcopy(net))
+    on = on_cuda(layer("h200"))
+    found = train(net)
+    launched = [name.split("<")[0] for report in on.reports for name in report["launched"]]
+    assert [name for name in launched if "pool" in name] == ["bn_pool_kernel", "pool_backward_kernel"]
+    assert "bn_add_act_kernel" not in launched
+    for a, b, t in zip(found, cpu, truth, strict=True):
+        assert (a - t).norm() <= 1.5 * (b - t).norm() + 1e-6 * t.norm()

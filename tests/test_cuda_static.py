@@ -52,6 +52,11 @@ def bn_train_variant(mangled: str) -> tuple[int | None, ...]:
     return tuple(None if n is None else int(n) for n in found)
 
 
+def pool_variant(mangled: str) -> tuple[int, ...]:
+    """dtype, vector, side"""
+    return tuple(int(n) for n in re.search(r"DtypeE(\d)ELi(\d)ELi(\d)E", mangled).groups())
+
+
 def conv_variant(mangled: str) -> tuple[int, ...]:
     """dtype, tile, mode"""
     return tuple(int(n) for n in re.search(r"DtypeE(\d)ELi(\d)EL.*ModeE(\d)E", mangled).groups())
@@ -76,6 +81,7 @@ def test_every_architecture_has_every_kernel():
     names = everywhere[ARCHS[0]]
     assert all(found == names for found in everywhere.values())
     training = {"bn_stats_kernel", "bn_backward_reduce_kernel", "bn_backward_kernel", "bn_finish_kernel"}
+    training |= {"bn_pool_kernel", "pool_backward_kernel"}
     assert {family(n) for n in names} == {"bn_add_act_kernel", "conv_fwd_kernel", "conv_finish_kernel"} | training
     tied = {arch for arch in ARCHS if per_arch[arch] != names}
     assert tied == {"sm_90a"}, "wgmma is Hopper's alone"
@@ -92,7 +98,7 @@ def test_no_spills_and_no_stack():
 
 @compiled
 def test_registers_leave_room_to_hide_latency():
-    """bn_*: two blocks of 256 threads an SM at least, 64 KiB of loads in flight, past what 4.3 TB/s needs.
+    """bn_* and pool_*: two blocks of 256 threads an SM at least, 64 KiB of loads in flight, past what 4.3 TB/s needs.
 
     conv_fwd: two blocks of the large tile an SM where shared memory has room for them.
     """
@@ -100,7 +106,7 @@ def test_registers_leave_room_to_hide_latency():
     limits = {"conv_finish_kernel": 128, **dict.fromkeys(HOPPERS, 168)}
     limits["conv_sm90_finish_kernel"] = 80  # 24 warps an SM
     for k in sass.kernels(LIBRARY):
-        limit = 128 if family(k.name).startswith("bn_") else limits.get(family(k.name))
+        limit = 128 if family(k.name).startswith(("bn_", "pool_")) else limits.get(family(k.name))
         if family(k.name) == "conv_fwd_kernel":
             dtype, tile, mode = conv_variant(k.name)
             limit = 128 if tile == 0 and ((mode == 0 and dtype in (1, 2)) or mode == GRADIENT) else 255
@@ -124,6 +130,11 @@ def test_the_menu_is_what_the_gpu_gets():
     ):
         menu = {(d, v, 0 if nhwc else 1, mask) for d, v, nhwc, mask in variants}
         assert {bn_train_variant(n) for n in named(ARCHS[0], kernel)} == menu
+    for kernel, variants in (
+        ("bn_pool_kernel", emulated.compiled_bn_pool()),
+        ("pool_backward_kernel", emulated.compiled_pool_backward()),
+    ):
+        assert {pool_variant(n) for n in named(ARCHS[0], kernel)} == set(variants)
     menu = {(d, SM90_TILES.index((m, n)), mode) for d, m, n, mode in emulated.compiled_conv_sm90()}
     assert {conv_variant(n) for n in named("sm_90a", "conv_sm90_kernel")} == menu
     menu = {(d, ROWS_TILES.index((m, n))) for d, m, n, _ in emulated.compiled_conv_rows()}
@@ -167,6 +178,24 @@ def test_training_kernels_move_16_bytes_a_thread(arch):
             if kernel == "bn_backward_kernel":
                 assert stores, name
                 assert vector == 1 or all(".128" in i for i in stores), f"{name}: {stores}"
+
+
+@compiled
+@each_arch
+def test_pooling_moves_16_bytes_a_thread(arch):
+    """A 3x3 window's nine loads are in flight together; of a pixel's 2x2 windows four, and as many of their bytes."""
+    for kernel, side, count in (("bn_pool_kernel", 3, 9), ("pool_backward_kernel", 2, 4)):
+        for name, code in named(arch, kernel).items():
+            _, vector, found = pool_variant(name)
+            wide = [i for i in code if i.startswith("LDG") and ".128" in i]
+            assert (len(wide) == count) if found == side else bool(wide) == (vector > 1), f"{name}: {wide}"
+            assert not [i for i in wide if "NA" in i.split(".")], f"{name}: what neighbours read stays in L1"
+            stores = [i for i in code if i.startswith("STG")]
+            values = [i for i in stores if ".128" in i]
+            taken = {8: ".64", 4: "STG.E", 1: ".U8"}[vector]
+            assert len(values) == (vector > 1), f"{name}: {stores}"
+            assert len(stores) == (2 if kernel == "bn_pool_kernel" else 1), f"{name}: {stores}"
+            assert kernel != "bn_pool_kernel" or any(i.endswith(taken) for i in stores), f"{name}: {stores}"
 
 
 @compiled

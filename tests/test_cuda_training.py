@@ -7,9 +7,10 @@ import torch
 from criterion import assert_close
 from op_case import lay_out
 from test_training_blocks import away_from_kinks
+from test_training_pool import POOLS, stem_gradients
 from training import CLASSES, WITH_SHORTCUT, assert_trains_as_eager, identity, in_channels, projected
 
-from resnet_fused import autograd, ops, reference
+from resnet_fused import autograd, convert, models, ops, reference
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
@@ -128,6 +129,67 @@ def test_conv_stats(dtype, layout, pre, geometry):
         close(a, t, dtype)
 
 
+@by_dtype
+@by_layout
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+@pytest.mark.parametrize("shape", [(4, 64, 29, 30), (2, 33, 9, 14), (1, 1, 5, 3), (32, 64, 112, 112)], ids=str)
+def test_pooling(dtype, layout, pool, shape):
+    """Values and gradients as the CPU's; of what was taken, all but elements that are as good as equal."""
+    bn = vectors(shape[1], torch.float64 if dtype == torch.float64 else torch.float32)
+    x = lay_out(torch.randn(shape).to(dtype), layout)
+    expected, expected_taken = ops.bn_relu_max_pool(x, *bn, 1e-5, *pool)
+    args = on_gpu([x, *bn])
+    out, taken = ops.bn_relu_max_pool(*args, 1e-5, *pool)
+    again = ops.bn_relu_max_pool(*args, 1e-5, *pool)
+    assert torch.equal(out, again[0])
+    assert torch.equal(taken, again[1])
+    assert out.stride() == expected.stride()
+    assert taken.stride() == expected_taken.stride()
+    close(out.cpu(), expected.double(), dtype)
+    assert (taken.cpu() != expected_taken).sum() <= 1e-3 * taken.numel() + 1
+    grad = lay_out(torch.randn(expected.shape).to(dtype), layout)
+    dx = ops.bn_relu_max_pool_backward(grad.cuda(), taken, args[0], *pool)
+    assert dx.stride() == x.stride()
+    assert torch.equal(dx.cpu(), ops.bn_relu_max_pool_backward(grad, taken.cpu(), x, *pool)), "sums in one order"
+
+
+def test_pooling_knows_ties_and_nan():
+    """The first of equals, the last NaN, nothing where the ReLU is closed."""
+    nan, inf = float("nan"), float("inf")
+    values = torch.tensor([1, 3, 3, -1, -2, nan, inf, -inf, 0, -0.0])
+    one, zero = torch.ones(16), torch.zeros(16)
+    x = values[torch.randint(10, (4, 16, 15, 17))].to(memory_format=torch.channels_last)
+    for pool in POOLS:
+        args = (x, one, zero, zero, one, 0.0, *pool)
+        for found, expected in zip(ops.bn_relu_max_pool(*on_gpu(args)), ops.bn_relu_max_pool(*args), strict=True):
+            torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_networks_stem_trains_with_its_pooling(dtype):
+    """One op on CUDA too: a byte is kept for a pooled value; gradients as eager's in float64."""
+    net = convert(models.resnet18()).train()
+    wide = models.resnet18().train().double()
+    wide.load_state_dict(net.state_dict())
+    plain = models.resnet18().train()
+    plain.load_state_dict(net.state_dict())
+    net, plain = (n.cuda().to(memory_format=torch.channels_last) for n in (net, plain))
+    x = torch.randn(8, 3, 64, 64).to(memory_format=torch.channels_last)
+    kept = []
+    with (
+        torch.autocast("cuda", torch.bfloat16, enabled=dtype is torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+    ):
+        y, found = stem_gradients(net, x.cuda())
+    assert [t.dtype for t in kept if t.shape == y.shape] == [torch.uint8]
+    with torch.autocast("cuda", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        plain_y, eagers = stem_gradients(plain, x.cuda())
+    truth_y, truths = stem_gradients(wide, x.double())
+    assert (y.cpu() - truth_y).norm() <= 1.1 * (plain_y.cpu() - truth_y).norm() + 1e-6 * truth_y.norm()
+    for a, b, t in zip(found, eagers, truths, strict=True):
+        assert (a.cpu() - t).norm() <= 2 * (b.cpu() - t).norm() + 1e-6 * t.norm()
+
+
 @by_layout
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
@@ -162,6 +224,7 @@ def test_conv_backward_reduce(dtype, layout, beside, tf32, geometry):
 
 def test_cuda_trains_fused():
     assert "cuda" in autograd.DEVICES
+    assert autograd.pool_in(torch.device("cuda"), (3, 3), (2, 2), (1, 1)) is not None
 
 
 @by_layout

@@ -103,7 +103,7 @@ std::tuple<Tensor, Tensor, Tensor> run_torch(const Call& call, const Queue& queu
   BnBackwardReduceParams p;
   p.from = {out.const_data_ptr(), raw.const_data_ptr(), /*out=*/nullptr,
             bn.pointers(),        /*relu=*/true,        bn_shape_of(raw, channels_last)};
-  const Tensor workspace = workspace_of(bn_backward_reduce_workspace(p.from, queue.sm_count), raw);
+  const Tensor workspace = workspace_of(bn_backward_reduce_workspace(p, queue.sm_count), raw);
   p.workspace = workspace.mutable_data_ptr();
   p.sum_g = sum_g.mutable_data_ptr(), p.sum_g_xhat = sum_g_xhat.mutable_data_ptr();
   launch_bn_backward_reduce(p, queue);

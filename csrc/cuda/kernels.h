@@ -7,6 +7,7 @@
 #include "cuda/bn/bn_finish.h"
 #include "cuda/bn/bn_gradient.h"
 #include "cuda/bn/bn_stats.h"
+#include "cuda/pool/pool.h"
 #include "cuda/queue.h"
 #include "cuda/sm80/conv_fwd.h"
 #include "cuda/sm90/block_fwd.h"
@@ -27,6 +28,13 @@ std::vector<BnGradientVariant> compiled_bn_backward_reduce();
 
 void launch_bn_backward(const BnBackwardParams& params, const Queue& queue);
 std::vector<BnGradientVariant> compiled_bn_backward();
+
+// Max-pooling of what a BatchNorm and its ReLU make, and its gradient.
+void launch_bn_pool(const BnPoolParams& params, const Queue& queue);
+std::vector<PoolVariant> compiled_bn_pool();
+
+void launch_pool_backward(const PoolBackwardParams& params, const Queue& queue);
+std::vector<PoolVariant> compiled_pool_backward();
 
 // Where there are too many parts for one block, as many kernels more as it takes to merge them.
 void launch_bn_finish(const BnFinishParams& params, const Queue& queue);

@@ -19,6 +19,11 @@ __device__ __forceinline__ void ld_global_nc_v4(uint32_t (&d)[4], const void* ad
       : "l"(address));
 }
 
+// The same where other threads of the SM read it too: it stays in L1.
+__device__ __forceinline__ void ld_global_nc_cached_v4(uint32_t (&d)[4], const void* address) {
+  asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "l"(address));
+}
+
 __device__ __forceinline__ void st_global_v4(void* address, const uint32_t (&s)[4]) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(s[0]), "r"(s[1]), "r"(s[2]), "r"(s[3])
                : "memory");
@@ -42,6 +47,22 @@ __device__ __forceinline__ double ld_global_f64(const void* address) {
   return v;
 }
 
+__device__ __forceinline__ uint16_t ld_global_nc_u8(const void* address) {
+  uint16_t v;
+  asm("ld.global.nc.u8 %0, [%1];" : "=h"(v) : "l"(address));
+  return v;
+}
+
+__device__ __forceinline__ uint32_t ld_global_nc_u32(const void* address) {
+  uint32_t v;
+  asm("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(address));
+  return v;
+}
+
+__device__ __forceinline__ void ld_global_nc_v2(uint32_t (&d)[2], const void* address) {
+  asm("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(d[0]), "=r"(d[1]) : "l"(address));
+}
+
 __device__ __forceinline__ uint16_t ld_global_nc_u16(const void* address) {
   uint16_t v;
   asm("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(address));
@@ -58,6 +79,18 @@ __device__ __forceinline__ double ld_global_nc_f64(const void* address) {
   double v;
   asm("ld.global.nc.f64 %0, [%1];" : "=d"(v) : "l"(address));
   return v;
+}
+
+__device__ __forceinline__ void st_global_u8(void* address, uint16_t v) {
+  asm volatile("st.global.u8 [%0], %1;" ::"l"(address), "h"(v) : "memory");
+}
+
+__device__ __forceinline__ void st_global_u32(void* address, uint32_t v) {
+  asm volatile("st.global.u32 [%0], %1;" ::"l"(address), "r"(v) : "memory");
+}
+
+__device__ __forceinline__ void st_global_v2(void* address, const uint32_t (&s)[2]) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(s[0]), "r"(s[1]) : "memory");
 }
 
 __device__ __forceinline__ void st_global_u16(void* address, uint16_t v) {

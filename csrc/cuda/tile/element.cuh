@@ -6,7 +6,8 @@
 
 namespace resnet_fused::cuda {
 
-enum class Access { kPlain, kReadOnly };  // kReadOnly: no thread writes it while the kernel runs
+// kReadOnly: no thread writes it while the kernel runs. kReused: nor that, and other threads of the SM read it too.
+enum class Access { kPlain, kReadOnly, kReused };
 
 // NaN passes through, as through torch.relu.
 __device__ __forceinline__ float relu_of(float v) { return ptx::max_nan(v, 0.0f); }
@@ -32,7 +33,7 @@ struct Arithmetic<Dtype::kFloat64> {
 
 template <Dtype kDtype, Access kAccess>
 __device__ __forceinline__ typename Arithmetic<kDtype>::Type load_element(const char* address) {
-  constexpr bool kNc = kAccess == Access::kReadOnly;
+  constexpr bool kNc = kAccess != Access::kPlain;
   if constexpr (kDtype == Dtype::kFloat64) {
     return kNc ? ptx::ld_global_nc_f64(address) : ptx::ld_global_f64(address);
   } else if constexpr (kDtype == Dtype::kFloat32) {
@@ -67,6 +68,8 @@ struct Chunk {
   __device__ __forceinline__ void load(const char* address) {
     if constexpr (kAccess == Access::kReadOnly)
       ptx::ld_global_nc_v4(words, address);
+    else if constexpr (kAccess == Access::kReused)
+      ptx::ld_global_nc_cached_v4(words, address);
     else
       ptx::ld_global_v4(words, address);
   }

@@ -48,10 +48,12 @@ void begin_session(const std::vector<BufferArg>& buffers, const std::string& sch
     known.push_back({name, reinterpret_cast<char*>(address), bytes,
                      one_of<BufferKind>({{"read", BufferKind::kInput},
                                          {"write", BufferKind::kOutput},
+                                         {"write bytes", BufferKind::kOutput},
                                          {"read_write", BufferKind::kInOut},
                                          {"scratch", BufferKind::kScratch},
                                          {"working", BufferKind::kWorking}},
-                                        kind)});
+                                        kind),
+                     kind == "write bytes" ? size_t{1} : size_t{2}});
   Options options;
   options.schedule = one_of<Schedule>(
       {{"stay", Schedule::kStay}, {"rotate", Schedule::kRotate}, {"random", Schedule::kRandom}}, schedule);

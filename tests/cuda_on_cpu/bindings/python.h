@@ -11,7 +11,8 @@
 
 namespace cuda_on_cpu::bindings {
 
-// name, address, bytes, and what kernels do with it: "read", "write", "read_write" or "scratch"
+// name, address, bytes, and what kernels do with it: "read", "write" ("write bytes" where they are
+// stored one by one), "read_write", "scratch" or "working"
 using BufferArg = std::tuple<std::string, uintptr_t, size_t, std::string>;
 
 void begin_session(const std::vector<BufferArg>& buffers, const std::string& schedule, uint32_t seed);

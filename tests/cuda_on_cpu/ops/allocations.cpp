@@ -28,19 +28,23 @@ namespace {
 constexpr const char* kAllocating[] = {"aten::empty",       "aten::contiguous",           "aten::to",
                                        "aten::convolution", "aten::convolution_backward", "aten::flip"};
 
+size_t element_size_of(AtenTensorHandle tensor) {
+  int32_t dtype = 0;
+  aoti_torch_get_dtype(tensor, &dtype);
+  return aoti_torch_dtype_element_size(dtype);
+}
+
 size_t bytes_of(AtenTensorHandle tensor) {
   int64_t dim = 0, *sizes = nullptr, *strides = nullptr;
-  int32_t dtype = 0;
   aoti_torch_get_dim(tensor, &dim);
   aoti_torch_get_sizes(tensor, &sizes);
   aoti_torch_get_strides(tensor, &strides);
-  aoti_torch_get_dtype(tensor, &dtype);
   int64_t last = 0;
   for (int64_t i = 0; i < dim; ++i) {
     if (sizes[i] == 0) return 0;
     last += (sizes[i] - 1) * strides[i];
   }
-  return static_cast<size_t>(last + 1) * aoti_torch_dtype_element_size(dtype);
+  return static_cast<size_t>(last + 1) * element_size_of(tensor);
 }
 
 void note(const char* op, AtenTensorHandle tensor) {
@@ -51,7 +55,8 @@ void note(const char* op, AtenTensorHandle tensor) {
   const bool fresh = !std::strcmp(op, "aten::empty");
   // An activation is written whole; a vector or partial sums may be larger than what is written.
   const BufferKind kind = !fresh ? BufferKind::kWorking : dim == 4 ? BufferKind::kOutput : BufferKind::kScratch;
-  add_buffer({op, static_cast<char*>(data), bytes_of(tensor), kind});
+  add_buffer({op, static_cast<char*>(data), bytes_of(tensor), kind,
+              kind != BufferKind::kScratch && element_size_of(tensor) == 1 ? size_t{1} : size_t{2}});
 }
 
 }  // namespace

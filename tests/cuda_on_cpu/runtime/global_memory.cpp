@@ -76,8 +76,8 @@ void GlobalMemory::report_unwritten(const Tracked& b) {
   for (size_t i = b.cells(); i-- > 0;)
     if (!b.writer[i]) ++unwritten, first = i;
   if (unwritten)
-    report("output never written", {}, std::min(unwritten * kCellBytes, b.bytes), " bytes of ", b.name,
-           ", the first at + ", first * kCellBytes);
+    report("output never written", {}, std::min(unwritten * b.cell, b.bytes), " bytes of ", b.name, ", the first at + ",
+           first * b.cell);
 }
 
 bool GlobalMemory::owns(const void* address) const {
@@ -100,9 +100,9 @@ GlobalMemory::Tracked* GlobalMemory::find(const char* what, const void* address,
         report("global memory misaligned", {place}, what, " of ", bytes, " bytes at ", b.name, " + ", offset);
         return nullptr;
       }
-      if (offset % kCellBytes || bytes % kCellBytes) {
+      if (b.writable() && (offset % b.cell || bytes % b.cell)) {
         report("single bytes of global memory", {place}, what, " at ", b.name, " + ", offset,
-               ": the emulator tells 2 bytes apart at best");
+               ": of this buffer the emulator tells ", b.cell, " bytes apart");
         return nullptr;
       }
       return &b;
@@ -128,7 +128,7 @@ void GlobalMemory::check_load(Tracked& b, size_t cell, Thread& thread, uint64_t 
   }
   slots[slot] = me;
   const uint64_t writer = b.writer[cell];
-  const auto offset = [&] { return b.name + " + " + std::to_string(cell * kCellBytes); };
+  const auto offset = [&] { return b.name + " + " + std::to_string(cell * b.cell); };
   if (!writer) {
     if (b.kind == BufferKind::kOutput || b.kind == BufferKind::kScratch)
       report("read of global memory that was never written", {place}, offset());
@@ -146,7 +146,7 @@ void GlobalMemory::check_load(Tracked& b, size_t cell, Thread& thread, uint64_t 
 void GlobalMemory::check_store(Tracked& b, size_t cell, Thread& thread, uint64_t me, Place place) {
   const uint64_t writer = b.writer[cell].exchange(me);
   const Place other = b.writer_place[cell].exchange(place);
-  const auto offset = [&] { return b.name + " + " + std::to_string(cell * kCellBytes); };
+  const auto offset = [&] { return b.name + " + " + std::to_string(cell * b.cell); };
   const bool again = b.kind == BufferKind::kScratch || b.kind == BufferKind::kWorking;
   if (writer && (!again || launch_of(writer) == launch_of(me)))
     return report("global memory written twice", {place, other}, offset(), ", before by ", who(writer));
@@ -174,8 +174,8 @@ bool GlobalMemory::load(Thread& thread, const void* address, size_t bytes, size_
   thread.block->counters.bytes_loaded += bytes;
   if (!b->writable()) return true;
   const uint64_t me = access_of(thread, kind);
-  const size_t first = (static_cast<const char*>(address) - b->begin) / kCellBytes;
-  for (size_t i = first; i < first + bytes / kCellBytes; ++i) check_load(*b, i, thread, me, kind, place);
+  const size_t first = (static_cast<const char*>(address) - b->begin) / b->cell;
+  for (size_t i = first; i < first + bytes / b->cell; ++i) check_load(*b, i, thread, me, kind, place);
   return true;
 }
 
@@ -189,8 +189,8 @@ bool GlobalMemory::store(Thread& thread, void* address, size_t bytes, size_t ali
   }
   thread.block->counters.bytes_stored += bytes;
   const uint64_t me = access_of(thread, Load::kPlain);
-  const size_t first = (static_cast<char*>(address) - b->begin) / kCellBytes;
-  for (size_t i = first; i < first + bytes / kCellBytes; ++i) check_store(*b, i, thread, me, place);
+  const size_t first = (static_cast<char*>(address) - b->begin) / b->cell;
+  for (size_t i = first; i < first + bytes / b->cell; ++i) check_store(*b, i, thread, me, place);
   return true;
 }
 

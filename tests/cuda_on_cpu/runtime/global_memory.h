@@ -31,15 +31,14 @@ class GlobalMemory {
   bool owns(const void* address) const;
 
  private:
-  // Who touched 2 bytes: launch, block, thread and its step in one word, so that workers can swap it. 0: nobody.
+  // Who touched a cell: launch, block, thread and its step in one word, so that workers can swap it. 0: nobody.
   using Access = std::atomic<uint64_t>;
-  static constexpr size_t kCellBytes = 2;
   static constexpr int kReaders = 2;  // remembered a cell; of more, the earliest is forgotten
 
   struct Tracked : Buffer {
     explicit Tracked(Buffer b);
     bool writable() const { return kind != BufferKind::kInput; }
-    size_t cells() const { return (bytes + kCellBytes - 1) / kCellBytes; }
+    size_t cells() const { return (bytes + cell - 1) / cell; }
     std::unique_ptr<Access[]> writer;
     std::unique_ptr<Access[]> readers;
     std::unique_ptr<std::atomic<Place>[]> writer_place;

@@ -30,6 +30,7 @@ struct Buffer {
   char* begin;
   size_t bytes;
   BufferKind kind;
+  size_t cell = 2;  // what is told apart, in bytes: 2, or where its elements are that small, 1
 };
 
 // Exact, whatever ran at the same time as what.

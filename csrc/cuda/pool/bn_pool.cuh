@@ -1,0 +1,119 @@
+// max_pool2d(relu(bn(x))): x read, the largest of each window written, and a byte that says which it was.
+// docs/kernels/bn_train_cuda.md
+#pragma once
+#include "cuda/pool/pixel.cuh"
+#include "cuda/ptx/grid.cuh"
+#include "cuda/tile/scale_shift.cuh"
+
+namespace resnet_fused::cuda {
+
+template <Dtype kDtype, int kVector, int kSide_>
+struct BnPoolConfig : BnConfig<kDtype, kVector, Layout::kNHWC> {
+  static constexpr int kSide = kSide_;  // a window's rows and columns; 0: any
+  using Affine = ScaleShift<kDtype, kVector>;
+};
+
+// Of some channels the largest element so far, 0 being the least, and its number. Of equals the first is kept; a NaN
+// is larger than everything, and replaces one before it: torch's rules.
+template <typename Config>
+struct Largest {
+  using Acc = typename Config::Acc;
+
+  Acc value[Config::kVector];
+  uint32_t number[Config::kVector];
+
+  __device__ __forceinline__ void take(int c, Acc v, uint32_t id) {
+    const bool takes = v > value[c] || v != v;
+    value[c] = takes ? v : value[c];
+    number[c] = takes ? id : number[c];
+  }
+
+  // What is stored as 0 was let through by no ReLU.
+  __device__ __forceinline__ void store(const BnPoolParams& p, uint32_t access) {
+#pragma unroll
+    for (int c = 0; c < Config::kVector; ++c)
+      if (value[c] <= Acc(kVanishes<Config::kDtype>)) number[c] = kNoneTaken;
+    Config::Data::store(static_cast<char*>(p.out) + data_at<Config>(access), value);
+    Bytes<Config::kVector>::store(static_cast<char*>(p.taken) + bytes_at<Config>(access), number);
+  }
+};
+
+// Any window, element after element: of those on the padding, none.
+template <typename Config>
+__device__ __forceinline__ void any_window(Largest<Config>& largest, const BnPoolParams& p, const PoolWalk& walk,
+                                           const typename Config::Affine& bn, const Pixel& out, uint32_t lane) {
+  const PoolAxis &h = p.shape.h, &w = p.shape.w;
+  const int32_t top = out.h * h.stride - h.pad, left = out.w * w.stride - w.pad;
+  const int32_t bottom = smaller(top + h.kernel, h.in), right = smaller(left + w.kernel, w.in);
+#pragma unroll
+  for (int c = 0; c < Config::kVector; ++c) largest.value[c] = 0, largest.number[c] = kNoneTaken;
+  for (int32_t row = larger(top, 0); row < bottom; ++row)
+    for (int32_t column = larger(left, 0); column < right; ++column) {
+      typename Config::Data x;
+      x.template load<Access::kReused>(static_cast<const char*>(p.x) +
+                                       data_at<Config>(access_of(walk, lane, out.image, row, column, h.in, w.in)));
+      const uint32_t id = (row - top) * w.kernel + column - left;
+#pragma unroll
+      for (int c = 0; c < Config::kVector; ++c) largest.take(c, bn.apply(x.get(c), c), id);
+    }
+}
+
+// A window of kSide x kSide: all loads are in flight together. Where it is on the padding, the nearest pixel stands in,
+// by its own number: a pixel seen twice changes neither the largest nor which is the first, or of NaNs the last.
+template <typename Config>
+__device__ __forceinline__ void small_window(Largest<Config>& largest, const BnPoolParams& p, const PoolWalk& walk,
+                                             const typename Config::Affine& bn, const Pixel& out, uint32_t lane) {
+  using Acc = typename Config::Acc;
+  constexpr int kSide = Config::kSide, kTaps = kSide * kSide;
+  const PoolAxis &h = p.shape.h, &w = p.shape.w;
+  const int32_t top = out.h * h.stride - h.pad, left = out.w * w.stride - w.pad;
+  typename Config::Data x[kTaps];
+  uint32_t id[kTaps];
+#pragma unroll
+  for (int t = 0; t < kTaps; ++t) {
+    const int32_t row = smaller(larger(top + t / kSide, 0), h.in - 1);
+    const int32_t column = smaller(larger(left + t % kSide, 0), w.in - 1);
+    id[t] = (row - top) * kSide + column - left;
+    x[t].template load<Access::kReused>(static_cast<const char*>(p.x) +
+                                        data_at<Config>(access_of(walk, lane, out.image, row, column, h.in, w.in)));
+  }
+#pragma unroll
+  for (int c = 0; c < Config::kVector; ++c) {
+    // The largest first, then who it is, from the last to the first: fewer instructions than both at once.
+    Acc v[kTaps], most = 0;
+#pragma unroll
+    for (int t = 0; t < kTaps; ++t) most = ptx::max_nan(most, v[t] = bn.apply(x[t].get(c), c));
+    uint32_t number = kNoneTaken;
+#pragma unroll
+    for (int t = kTaps - 1; t >= 0; --t) number = v[t] == most ? id[t] : number;
+    if (most != most) {
+#pragma unroll
+      for (int t = 0; t < kTaps; ++t) number = v[t] != v[t] ? id[t] : number;
+    }
+    largest.value[c] = most, largest.number[c] = number;
+  }
+}
+
+template <typename Config>
+__global__ void __launch_bounds__(Config::kThreads, kBnBlocksPerSm)
+    bn_pool_kernel(const BnPoolParams p, const PoolWalk walk) {
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
+  const uint32_t group = blockIdx.x % walk.groups, split = blockIdx.x / walk.groups;
+  const uint32_t lane = group * walk.lanes + threadIdx.x % walk.lanes;
+  if (lane >= walk.all_lanes) return;
+  const typename Config::Affine bn(p.bn, lane * Config::kChannels);
+
+  const uint32_t step = walk.splits * walk.slots;
+  for (uint32_t i = split * walk.slots + threadIdx.x / walk.lanes; i < walk.items; i += step) {
+    const Pixel out(walk, i);
+    Largest<Config> largest;
+    if constexpr (Config::kSide != 0)
+      small_window(largest, p, walk, bn, out, lane);
+    else
+      any_window(largest, p, walk, bn, out, lane);
+    largest.store(p, i * walk.all_lanes + lane);
+  }
+}
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,39 @@
+// Pixels of both sides of a pooling: which one an item is, and where its channels are.
+#pragma once
+#include "cuda/bn/walk.cuh"
+#include "cuda/pool/pool.h"
+#include "cuda/tile/bytes.cuh"
+
+namespace resnet_fused::cuda {
+
+struct Pixel {
+  int32_t image, h, w;
+
+  __device__ __forceinline__ Pixel(const PoolWalk& walk, uint32_t i) {
+    const uint32_t row = walk.columns.quotient(i), n = walk.rows.quotient(row);
+    w = i - row * walk.columns.divisor;
+    h = row - n * walk.rows.divisor;
+    image = n;
+  }
+};
+
+// The access that lane `lane` has of pixel (h, w) of an image, of a tensor of rows x columns pixels.
+__device__ __forceinline__ uint32_t access_of(const PoolWalk& walk, uint32_t lane, int32_t image, int32_t h, int32_t w,
+                                              int32_t rows, int32_t columns) {
+  return ((image * rows + h) * columns + w) * walk.all_lanes + lane;
+}
+
+// Bytes from the start of a tensor of Config's elements, and of one of uint8.
+template <typename Config>
+__device__ __forceinline__ uint64_t data_at(uint32_t access) {
+  return static_cast<uint64_t>(access) * (Config::kVector * kSizeOf<Config::kDtype>);
+}
+template <typename Config>
+__device__ __forceinline__ uint64_t bytes_at(uint32_t access) {
+  return static_cast<uint64_t>(access) * Config::kVector;
+}
+
+__device__ __forceinline__ int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
+__device__ __forceinline__ int32_t larger(int32_t a, int32_t b) { return a < b ? b : a; }
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,95 @@
+// Max-pooling in training on the host: what a launch asks for, which kernel runs it, how the grid covers it. NHWC.
+// Pure: no torch, no CUDA.
+#pragma once
+#include <cstdint>
+
+#include "cuda/batch_norm.h"
+#include "cuda/bn/walk.h"
+#include "cuda/tile/divisor.h"
+
+namespace resnet_fused::cuda {
+
+// Rows, or columns. Every window holds a pixel of the input: pad <= kernel / 2.
+struct PoolAxis {
+  int32_t in = 0, out = 0;
+  int32_t kernel = 1, stride = 1, pad = 0;
+};
+
+struct PoolShape {
+  Dtype dtype = Dtype::kFloat32;
+  int32_t batch = 0, channels = 0;
+  PoolAxis h, w;  // N * C * H * W < 2^31 before and after
+};
+
+// What `taken` says where the ReLU is closed for the largest element of a window; elements are numbered below it.
+constexpr uint32_t kNoneTaken = 255;
+
+// out = max of each window of relu(bn(x)), and in `taken` which of the window's elements it is: row * width + column.
+struct BnPoolParams {
+  const void* x = nullptr;
+  BatchNormVectors bn;
+  PoolShape shape;
+  void* out = nullptr;
+  void* taken = nullptr;  // uint8
+};
+
+// to = the gradient of relu(bn(x))'s input: for each element the sum of grad over the windows that took it.
+struct PoolBackwardParams {
+  const void* grad = nullptr;
+  const void* taken = nullptr;
+  PoolShape shape;
+  void* to = nullptr;
+};
+
+// What distinguishes one compiled kernel from another, of both.
+struct PoolVariant {
+  Dtype dtype;
+  int32_t vector;  // elements an access: 16 bytes, or one element
+  // Forward: 3 for windows of 3x3. Backward: 2 where no pixel is in more than 2x2 windows. Else 0.
+  int32_t side;
+
+  bool operator==(const PoolVariant& o) const { return dtype == o.dtype && vector == o.vector && side == o.side; }
+};
+
+// The pixels of one side of the pooling, in the order of memory.
+inline BnShape pixels_of(const PoolShape& s, int32_t h, int32_t w) {
+  return {s.dtype, Layout::kNHWC, s.batch, s.channels, h * w};
+}
+inline BnShape inputs_of(const PoolShape& s) { return pixels_of(s, s.h.in, s.w.in); }
+inline BnShape outputs_of(const PoolShape& s) { return pixels_of(s, s.h.out, s.w.out); }
+
+inline PoolVariant select_bn_pool(const BnPoolParams& p) {
+  const auto addresses =
+      reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.out) | reinterpret_cast<uintptr_t>(p.taken);
+  const int vector = vector_of(outputs_of(p.shape), addresses);
+  const bool three = p.shape.h.kernel == 3 && p.shape.w.kernel == 3;
+  return {p.shape.dtype, vector, vector > 1 && three ? 3 : 0};
+}
+
+inline PoolVariant select_pool_backward(const PoolBackwardParams& p) {
+  const auto addresses =
+      reinterpret_cast<uintptr_t>(p.grad) | reinterpret_cast<uintptr_t>(p.taken) | reinterpret_cast<uintptr_t>(p.to);
+  const int vector = vector_of(inputs_of(p.shape), addresses);
+  const auto two = [](const PoolAxis& a) { return (a.kernel - 1) / a.stride < 2; };
+  return {p.shape.dtype, vector, vector > 1 && two(p.shape.h) && two(p.shape.w) ? 2 : 0};
+}
+
+constexpr uint32_t kPoolBlocksPerSm = 8;
+
+// A thread owns the channels of one access and walks over pixels: the output's forward, the input's backward.
+struct PoolWalk : BnWalk {
+  Divisor rows, columns;  // of what is walked over
+  Divisor stride_h, stride_w;
+};
+
+inline PoolWalk walk_pool(const PoolShape& s, bool over_outputs, int vector, int sm_count) {
+  PoolWalk w{};
+  static_cast<BnWalk&>(w) =
+      walk_activations(over_outputs ? outputs_of(s) : inputs_of(s), vector, kBnThreads, sm_count * kPoolBlocksPerSm);
+  w.rows = Divisor(over_outputs ? s.h.out : s.h.in);
+  w.columns = Divisor(over_outputs ? s.w.out : s.w.in);
+  w.stride_h = Divisor(s.h.stride), w.stride_w = Divisor(s.w.stride);
+  return w;
+}
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,104 @@
+// The gradient of what was max-pooled: every pixel gathers from the windows that hold it, in a fixed order. Nothing is
+// zeroed first, and no two threads write one element. docs/kernels/bn_train_cuda.md
+#pragma once
+#include "cuda/pool/pixel.cuh"
+#include "cuda/ptx/grid.cuh"
+
+namespace resnet_fused::cuda {
+
+template <Dtype kDtype, int kVector, int kSide_>
+struct PoolBackwardConfig : BnConfig<kDtype, kVector, Layout::kNHWC> {
+  static constexpr int kSide = kSide_;  // rows and columns of windows that hold a pixel, at most; 0: any
+};
+
+// The windows along an axis that hold a pixel: [first, last], none where first is larger. `from` is the pixel's
+// distance from the start of window 0.
+struct Windows {
+  int32_t from, first, last;
+
+  __device__ __forceinline__ Windows(const PoolAxis& axis, const Divisor& stride, int32_t at) : from(at + axis.pad) {
+    first = from < axis.kernel ? 0 : stride.quotient(from - axis.kernel) + 1;
+    last = smaller(stride.quotient(from), axis.out - 1);
+  }
+};
+
+// Of one window's gradient and of what it took, one access each.
+template <typename Config>
+struct Pooled {
+  using Acc = typename Config::Acc;
+
+  typename Config::Data grad;
+  Bytes<Config::kVector> taken;
+
+  __device__ __forceinline__ void load(const PoolBackwardParams& p, uint32_t access) {
+    grad.template load<Access::kReused>(static_cast<const char*>(p.grad) + data_at<Config>(access));
+    taken.load(static_cast<const char*>(p.taken) + bytes_at<Config>(access));
+  }
+
+  __device__ __forceinline__ void add_to(Acc (&sum)[Config::kVector], uint32_t id) const {
+#pragma unroll
+    for (int c = 0; c < Config::kVector; ++c)
+      if (taken.get(c) == id) sum[c] += grad.get(c);
+  }
+};
+
+// The number that a pixel has in window (row, column).
+__device__ __forceinline__ uint32_t number_in(const PoolShape& s, const Windows& h, const Windows& w, int32_t row,
+                                              int32_t column) {
+  return (h.from - row * s.h.stride) * s.w.kernel + w.from - column * s.w.stride;
+}
+
+template <typename Config>
+__device__ __forceinline__ void gather_any(typename Config::Acc (&sum)[Config::kVector], const PoolBackwardParams& p,
+                                           const PoolWalk& walk, int32_t image, const Windows& h, const Windows& w,
+                                           uint32_t lane) {
+  for (int32_t row = h.first; row <= h.last; ++row)
+    for (int32_t column = w.first; column <= w.last; ++column) {
+      Pooled<Config> pooled;
+      pooled.load(p, access_of(walk, lane, image, row, column, p.shape.h.out, p.shape.w.out));
+      pooled.add_to(sum, number_in(p.shape, h, w, row, column));
+    }
+}
+
+// At most kSide x kSide windows: all loads are in flight together. For a window that is not there the last one is
+// loaded, and not added.
+template <typename Config>
+__device__ __forceinline__ void gather_few(typename Config::Acc (&sum)[Config::kVector], const PoolBackwardParams& p,
+                                           const PoolWalk& walk, int32_t image, const Windows& h, const Windows& w,
+                                           uint32_t lane) {
+  constexpr int kSide = Config::kSide;
+  Pooled<Config> pooled[kSide * kSide];
+#pragma unroll
+  for (int i = 0; i < kSide * kSide; ++i)
+    pooled[i].load(p, access_of(walk, lane, image, smaller(h.first + i / kSide, h.last),
+                                smaller(w.first + i % kSide, w.last), p.shape.h.out, p.shape.w.out));
+#pragma unroll
+  for (int i = 0; i < kSide * kSide; ++i) {
+    const int32_t row = h.first + i / kSide, column = w.first + i % kSide;
+    if (row <= h.last && column <= w.last) pooled[i].add_to(sum, number_in(p.shape, h, w, row, column));
+  }
+}
+
+template <typename Config>
+__global__ void __launch_bounds__(Config::kThreads, kBnBlocksPerSm)
+    pool_backward_kernel(const PoolBackwardParams p, const PoolWalk walk) {
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
+  const uint32_t group = blockIdx.x % walk.groups, split = blockIdx.x / walk.groups;
+  const uint32_t lane = group * walk.lanes + threadIdx.x % walk.lanes;
+  if (lane >= walk.all_lanes) return;
+
+  const uint32_t step = walk.splits * walk.slots;
+  for (uint32_t i = split * walk.slots + threadIdx.x / walk.lanes; i < walk.items; i += step) {
+    const Pixel in(walk, i);
+    const Windows h(p.shape.h, walk.stride_h, in.h), w(p.shape.w, walk.stride_w, in.w);
+    typename Config::Acc sum[Config::kVector] = {};
+    if constexpr (Config::kSide != 0)
+      gather_few<Config>(sum, p, walk, in.image, h, w, lane);
+    else
+      gather_any<Config>(sum, p, walk, in.image, h, w, lane);
+    Config::Data::store(static_cast<char*>(p.to) + data_at<Config>(i * walk.all_lanes + lane), sum);
+  }
+}
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,75 @@
+// max_pool2d(relu(bn(x))) in training on CUDA, and its gradient: check, bring to NHWC, launch. Nothing here waits for
+// the device.
+#include <torch/csrc/stable/accelerator.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "common/problem.h"
+#include "cuda/kernels.h"
+#include "cuda/operands.h"
+#include "cuda/runtime.h"
+
+namespace resnet_fused::cuda {
+
+namespace {
+
+using torch::stable::accelerator::DeviceGuard;
+
+// A stride beyond int32 is one after which no window is.
+PoolAxis axis_of(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad) {
+  const auto i32 = [](int64_t v) {
+    return static_cast<int32_t>(std::min<int64_t>(v, std::numeric_limits<int32_t>::max()));
+  };
+  return {i32(in), i32(out), i32(kernel), i32(stride), i32(pad)};
+}
+
+PoolShape shape_of(const Tensor& x, IntView pooled, const Ints& kernel, const Ints& stride, const Ints& padding) {
+  return {dtype_of(x), static_cast<int32_t>(x.size(0)), static_cast<int32_t>(x.size(1)),
+          axis_of(x.size(2), pooled[2], kernel[0], stride[0], padding[0]),
+          axis_of(x.size(3), pooled[3], kernel[1], stride[1], padding[1])};
+}
+
+std::tuple<Tensor, Tensor> bn_relu_max_pool(const Tensor& x, const OptTensor& gamma, const OptTensor& beta,
+                                            const OptTensor& mean, const OptTensor& var, double eps, const Ints& kernel,
+                                            const Ints& stride, const Ints& padding) {
+  const BatchNorm bn{gamma, beta, mean, var, eps};
+  check_pooled("bn_relu_max_pool", x, bn, kernel, stride, padding);
+  const DeviceGuard guard(x.get_device_index());
+  const bool channels_last = suggests_channels_last(x);
+  const Tensor dense = aten_contiguous(x, /*channels_last=*/true);
+  const Ints sizes = pooled_sizes(x.sizes(), kernel, stride, padding);
+  const Tensor out = aten_empty(sizes, x, /*channels_last=*/true);
+  const Tensor taken = aten_empty(sizes, x, /*channels_last=*/true, ScalarType::Byte);
+  const Vectors vectors(bn, std::nullopt, x);
+  BnPoolParams p;
+  p.x = dense.const_data_ptr();
+  p.bn = vectors.pointers();
+  p.shape = shape_of(x, sizes, kernel, stride, padding);
+  p.out = out.mutable_data_ptr(), p.taken = taken.mutable_data_ptr();
+  launch_bn_pool(p, current_queue(x.get_device_index()));
+  return {aten_contiguous(out, channels_last), aten_contiguous(taken, channels_last)};
+}
+
+Tensor bn_relu_max_pool_backward(const Tensor& grad, const Tensor& taken, const Tensor& x, const Ints& kernel,
+                                 const Ints& stride, const Ints& padding) {
+  check_pooled_gradient("bn_relu_max_pool_backward", grad, taken, x, kernel, stride, padding);
+  const DeviceGuard guard(x.get_device_index());
+  const Tensor from = aten_contiguous(grad, /*channels_last=*/true), taps = aten_contiguous(taken, true);
+  const Tensor to = aten_empty(x.sizes(), x, /*channels_last=*/true);
+  PoolBackwardParams p;
+  p.grad = from.const_data_ptr(), p.taken = taps.const_data_ptr();
+  p.shape = shape_of(x, grad.sizes(), kernel, stride, padding);
+  p.to = to.mutable_data_ptr();
+  launch_pool_backward(p, current_queue(x.get_device_index()));
+  return aten_contiguous(to, suggests_channels_last(x));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, m) {
+  m.impl("bn_relu_max_pool", TORCH_BOX(&bn_relu_max_pool));
+  m.impl("bn_relu_max_pool_backward", TORCH_BOX(&bn_relu_max_pool_backward));
+}
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,77 @@
+"""Calls the emulated kernels of max-pooling with torch tensors, NHWC."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from .bn_train import inputs, poisoned
+from .tensors import DTYPES, BatchNorm, span, vectors
+
+Pair = tuple[int, int]
+Pool = tuple[Pair, Pair, Pair]  # kernel, stride, padding
+
+
+def pooled(x: Tensor, pool: Pool) -> tuple[int, ...]:
+    """The shape of what x is pooled to."""
+    (kh, kw), (sh, sw), (ph, pw) = pool
+    n, c, h, w = x.shape
+    return n, c, (h + 2 * ph - kh) // sh + 1, (w + 2 * pw - kw) // sw + 1
+
+
+def shape(x: Tensor, pool: Pool) -> dict:
+    out = pooled(x, pool)
+    axes = [(x.shape[2 + i], out[2 + i], *(pair[i] for pair in pool)) for i in range(2)]
+    return dict(dtype=DTYPES.index(x.dtype), batch=x.shape[0], channels=x.shape[1], h=axes[0], w=axes[1])
+
+
+def empty(size: tuple[int, ...], dtype: torch.dtype, misalign: int = 0) -> Tensor:
+    """Poisoned, NHWC, ``misalign`` elements past a 16-byte boundary."""
+    n, c, h, w = size
+    room = poisoned(torch.empty(n * c * h * w + misalign, dtype=dtype))
+    return room.as_strided(size, (c * h * w, 1, w * c, c), misalign)
+
+
+def forward_parameters(x: Tensor, bn: BatchNorm, pool: Pool, out: Tensor, taken: Tensor) -> dict:
+    addresses = dict(x=x.data_ptr(), out=out.data_ptr(), taken=taken.data_ptr())
+    return addresses | dict(bn=vectors(bn)) | shape(x, pool)
+
+
+def forward(
+    kernels: ModuleType,
+    x: Tensor,
+    bn: BatchNorm,
+    pool: Pool,
+    sm_count: int = 1,
+    schedule: str = "stay",
+    misalign: str = "",
+) -> tuple[Tensor, Tensor, dict]:
+    """``out, taken``, and the emulator's report."""
+    out = empty(pooled(x, pool), x.dtype, int(misalign == "out"))
+    taken = empty(pooled(x, pool), torch.uint8, int(misalign == "taken"))
+    named = dict(x=x) | {field: getattr(bn, field) for field in BatchNorm._fields[:4]}
+    buffers = [*inputs(named), ("out", *span(out), "write"), ("taken", *span(taken), "write bytes")]
+    return out, taken, kernels.run_bn_pool(buffers, forward_parameters(x, bn, pool, out, taken), sm_count, schedule)
+
+
+def backward_parameters(grad: Tensor, taken: Tensor, x: Tensor, pool: Pool) -> dict:
+    """``x`` is what the gradient is of: it is written."""
+    return dict(grad=grad.data_ptr(), taken=taken.data_ptr(), to=x.data_ptr()) | shape(x, pool)
+
+
+def backward(
+    kernels: ModuleType,
+    grad: Tensor,
+    taken: Tensor,
+    size: tuple[int, ...],
+    pool: Pool,
+    sm_count: int = 1,
+    schedule: str = "stay",
+    misalign: str = "",
+) -> tuple[Tensor, dict]:
+    """The gradient of an input of ``size``, and the emulator's report."""
+    to = empty(size, grad.dtype, int(misalign == "to"))
+    buffers = [*inputs(dict(grad=grad, taken=taken)), ("to", *span(to), "write")]
+    return to, kernels.run_pool_backward(buffers, backward_parameters(grad, taken, to, pool), sm_count, schedule)

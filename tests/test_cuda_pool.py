@@ -1,0 +1,467 @@
+"""The kernels of max-pooling in training, run thread by thread on the CPU, against their definition in float64."""
+
+from __future__ import annotations
+
+import itertools
+
+import cuda_on_cpu
+import pytest
+import torch
+import torch.nn.functional as F
+from criterion import assert_close
+from cuda_on_cpu import pool as emulated
+from cuda_on_cpu.bn_train import wide
+from cuda_on_cpu.tensors import DTYPES, BatchNorm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planting import SCHEDULES, assert_caught
+from test_cuda_kernels import activation, batch_norm, in_float64
+
+from resnet_fused import reference
+
+if reason := cuda_on_cpu.missing():
+    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
+
+NONE_TAKEN = 255
+STEM = ((3, 3), (2, 2), (1, 1))
+# The stem's; 3x3 with more windows a pixel and with gaps between them; what is not 3x3 and not square.
+POOLS = [STEM, ((3, 3), (1, 1), (1, 1)), ((3, 3), (4, 5), (0, 1)), ((2, 2), (2, 2), (0, 0)), ((5, 2), (3, 1), (2, 1))]
+POOLS += [((1, 1), (2, 2), (0, 0)), ((4, 3), (1, 2), (2, 0))]
+WIDTHS = [(d, v) for d in DTYPES for v in (16 // d.itemsize, 1) if d != torch.float64 or v == 1]
+FORWARD = [(d, v, s) for d, v in WIDTHS for s in ((0, 3) if v > 1 else (0,))]
+BACKWARD = [(d, v, s) for d, v in WIDTHS for s in ((0, 2) if v > 1 else (0,))]
+
+by_width = pytest.mark.parametrize(("dtype", "vector"), WIDTHS, ids=lambda v: str(v).replace("torch.", ""))
+by_pool = pytest.mark.parametrize("pool", POOLS, ids=str)
+by_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return cuda_on_cpu.load()
+
+
+def channels_of(vector):
+    return 3 * vector if vector > 1 else 5
+
+
+def windows(v, pool):
+    """(n, c, elements, windows) of v in float64, the padding being less than everything."""
+    kernel, stride, (ph, pw) = pool
+    padded = F.pad(v.double(), (pw, pw, ph, ph), value=-torch.inf)
+    n, c, _, _ = v.shape
+    unfolded = padded.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1])
+    return unfolded.reshape(n, c, -1, kernel[0] * kernel[1]).transpose(2, 3)
+
+
+def definition(v, pool):
+    """max_pool2d(relu(v)) in float64, and which it took: the first of the largest, else the last NaN."""
+    elements, size = windows(v, pool), emulated.pooled(v, pool)
+    number = torch.arange(elements.shape[2]).view(1, 1, -1, 1)
+    finite = elements.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    first = torch.where(finite == finite.amax(2, keepdim=True), number, NONE_TAKEN).amin(2)
+    nan = elements.isnan()
+    taken = torch.where(nan.any(2), torch.where(nan, number, -1).amax(2), first)
+    value = torch.where(nan.any(2), torch.nan, finite.amax(2)).relu()
+    taken = torch.where(value == 0, NONE_TAKEN, taken)
+    return value.view(size), taken.to(torch.uint8).view(size)
+
+
+def normalised(x, bn):
+    n = in_float64(bn)
+    return reference.bn_add_act(x.double(), *n[:4], n.eps, relu=False)
+
+
+def check_forward(kernels, x, bn, pool, exact=False, **options):
+    """``exact``: nothing is rounded before the maximum, so that it is known which element is taken."""
+    out, taken, report = emulated.forward(kernels, x, bn, pool, **options)
+    assert report["error_count"] == 0, report["errors"]
+    v = normalised(x, bn)
+    truth, expected = definition(v, pool)
+    if x.dtype == torch.float64:
+        torch.testing.assert_close(out, truth, rtol=1e-12, atol=1e-12, equal_nan=True)
+    else:
+        assert_close(out, truth.to(x.dtype), truth)
+    if exact:
+        assert torch.equal(taken, expected)
+        return report
+    closed = taken == NONE_TAKEN
+    assert torch.equal(closed, out == 0)
+    # What was taken is as large as the largest, to the precision of sums; that is so on no padding.
+    number = torch.where(closed, 0, taken.long())
+    assert (number < pool[0][0] * pool[0][1]).all()
+    reached = windows(v, pool).gather(2, number.flatten(2)[:, :, None])[:, :, 0].view(truth.shape)
+    torch.testing.assert_close(torch.where(closed, 0, reached), truth, rtol=1e-5, atol=1e-5, equal_nan=True)
+    return report
+
+
+def gathered(grad, taken, size, pool):
+    """Every value's gradient at what was taken, in float64."""
+    (_, kw), (sh, sw), (ph, pw) = pool
+    t = taken.long()
+    row = torch.arange(taken.shape[2])[:, None] * sh - ph + t // kw
+    column = torch.arange(taken.shape[3]) * sw - pw + t % kw
+    none = t == NONE_TAKEN
+    place = torch.where(none, 0, row * size[3] + column).flatten(2)
+    sums = torch.zeros(size, dtype=torch.float64).flatten(2)
+    return sums.scatter_add_(2, place, torch.where(none, 0, grad.double()).flatten(2)).view(size)
+
+
+def check_backward(kernels, grad, taken, size, pool, **options):
+    to, report = emulated.backward(kernels, grad, taken, size, pool, **options)
+    assert report["error_count"] == 0, report["errors"]
+    truth = gathered(grad, taken, size, pool)
+    if grad.dtype == torch.float64:
+        torch.testing.assert_close(to, truth, rtol=1e-14, atol=1e-14)
+    else:
+        assert_close(to, truth.to(grad.dtype), truth)
+    return report
+
+
+def gradient(size, pool, dtype, seed=0, misalign=""):
+    """grad and taken of an input of this size; a third of the ReLUs closed."""
+    x = activation(size, torch.float64, True, seed) + 0.5
+    taken = definition(x, pool)[1]
+    grad = activation(tuple(taken.shape), dtype, True, seed + 1, int(misalign == "grad"))
+    return grad, emulated.empty(tuple(taken.shape), torch.uint8, int(misalign == "taken")).copy_(taken)
+
+
+def whole_numbers(size, dtype, seed=0):
+    """Many of them equal, half of them below 0; and a BatchNorm that leaves them as they are."""
+    x = emulated.empty(size, dtype)
+    x.copy_(torch.randint(-3, 4, size, generator=torch.Generator().manual_seed(seed)))
+    c = size[1]
+    return x, BatchNorm(None, None, torch.zeros(c), torch.ones(c), None, 0.0)
+
+
+def test_the_menu_is_what_is_compiled(kernels):
+    """Everything that can be selected is compiled, and everything that is compiled can be selected."""
+    forward, backward = set(), set()
+    for pool, dtype, c, misalign in itertools.product(POOLS, DTYPES, (8, 5), ("", "x", "out", "taken")):
+        x = activation((1, c, 6, 6), dtype, True, 0, int(misalign == "x"))
+        size = emulated.pooled(x, pool)
+        out, taken = (
+            emulated.empty(size, dtype, int(misalign == "out")),
+            emulated.empty(size, torch.uint8, int(misalign == "taken")),
+        )
+        one = kernels.select_bn_pool(emulated.forward_parameters(x, BatchNorm(), pool, out, taken))
+        other = kernels.select_pool_backward(emulated.backward_parameters(out, taken, x, pool))
+        assert not misalign or one[1] == other[1] == 1
+        forward.add(one), backward.add(other)
+    for selected, compiled, wanted in (
+        (forward, kernels.compiled_bn_pool(), FORWARD),
+        (backward, kernels.compiled_pool_backward(), BACKWARD),
+    ):
+        assert len(compiled) == len(set(compiled))
+        assert set(compiled) == selected == {(DTYPES.index(d), v, s) for d, v, s in wanted}
+
+
+@by_width
+@by_pool
+@by_schedule
+def test_every_kernel(kernels, dtype, vector, pool, schedule):
+    size = (2, channels_of(vector), 9, 8)
+    x = activation(size, dtype, True)
+    report = check_forward(kernels, x, batch_norm(size[1], wide(dtype)), pool, schedule=schedule)
+    outputs = torch.Size(emulated.pooled(x, pool)).numel()
+    assert report["bytes_stored"] == outputs * (dtype.itemsize + 1)
+    assert (report["wide_accesses"] > 0) == (vector > 1)
+    x, bn = whole_numbers(size, dtype)
+    x[0, 1, 4, 4] = x[0, 1, 5, 4] = x[1, 0, 0, 0] = x[1, 2, 8, 7] = torch.nan
+    check_forward(kernels, x, bn, pool, exact=True, schedule=schedule)
+    grad, taken = gradient(size, pool, dtype)
+    report = check_backward(kernels, grad, taken, size, pool, schedule=schedule)
+    assert report["bytes_stored"] == x.numel() * dtype.itemsize
+
+
+def test_the_stem_reads_each_window_once(kernels):
+    """Nine accesses a value forward and four backward: what L1 serves; memory is read once where it does."""
+    x = activation((1, 16, 12, 12), torch.bfloat16, True)
+    report = check_forward(kernels, x, batch_norm(16, torch.float32), STEM)
+    outputs, threads = 36 * 2, 36 * 2
+    assert report["wide_accesses"] == outputs * (9 + 1)
+    assert report["bytes_loaded"] == outputs * 9 * 16 + threads * 4 * 8 * 4
+    grad, taken = gradient((1, 16, 12, 12), STEM, torch.bfloat16)
+    report = check_backward(kernels, grad, taken, (1, 16, 12, 12), STEM)
+    assert report["wide_accesses"] == 144 * 2 * (4 + 1)
+    assert report["bytes_loaded"] == 144 * 2 * 4 * (16 + 8)
+
+
+SIZES = [
+    (1, 8, 1, 1),
+    (1, 8, 3, 1),
+    (3, 8, 1, 5),
+    (5, 64, 7, 7),
+    (1, 1, 3, 3),
+    (2, 300, 3, 5),
+    (2, 2056, 2, 3),
+    (1, 16, 41, 37),
+]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("sm_count", [1, 3, 132])
+def test_sizes(kernels, size, sm_count):
+    bn = batch_norm(size[1], torch.float32)
+    check_forward(kernels, activation(size, torch.bfloat16, True), bn, STEM, sm_count=sm_count)
+    x, same = whole_numbers(size, torch.bfloat16)
+    check_forward(kernels, x, same, STEM, exact=True, sm_count=sm_count)
+    check_backward(kernels, *gradient(size, STEM, torch.bfloat16), size, STEM, sm_count=sm_count)
+
+
+@settings(max_examples=60)
+@given(
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)) | st.just((3, 3)),
+    stride=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    data=st.data(),
+    h=st.integers(5, 12),
+    w=st.integers(5, 12),
+    channels=st.sampled_from([1, 8, 24]),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_any_window(kernels, kernel, stride, data, h, w, channels, dtype):
+    pool = (kernel, stride, tuple(data.draw(st.integers(0, k // 2)) for k in kernel))
+    x, bn = whole_numbers((2, channels, h, w), dtype)
+    check_forward(kernels, x, bn, pool, exact=True)
+    check_backward(kernels, *gradient((2, channels, h, w), pool, dtype), (2, channels, h, w), pool)
+
+
+@pytest.mark.parametrize("vector", [1, 8])
+@pytest.mark.parametrize("kernel", [(3, 3), (3, 2), (15, 17)], ids=str)
+def test_ties_and_values_that_are_no_numbers(kernels, vector, kernel):
+    """The first of equals, the last NaN, nothing where the ReLU is closed; also in windows over the padding."""
+    nan, inf = torch.nan, torch.inf
+    values = torch.tensor([1, 3, 3, -1, -2, nan, inf, -inf, 0, -0.0])
+    for seed in range(3):
+        drawn = torch.randint(
+            len(values), (3, channels_of(vector), 16, 19), generator=torch.Generator().manual_seed(seed)
+        )
+        x = emulated.empty(tuple(drawn.shape), torch.float16).copy_(values[drawn])
+        c = x.shape[1]
+        bn = BatchNorm(None, None, torch.zeros(c), torch.ones(c), None, 0.0)
+        check_forward(kernels, x, bn, (kernel, (2, 2), (1, 1)), exact=True)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tiny"), [(torch.float16, 2.0**-25), (torch.bfloat16, 2.0**-134), (torch.float32, 0.0)], ids=str
+)
+@pytest.mark.parametrize("kernel", [(3, 3), (2, 2)], ids=str)
+def test_what_is_stored_as_zero_is_closed(kernels, dtype, tiny, kernel):
+    more = torch.finfo(dtype).smallest_normal if tiny else 2.0**-149
+    beta = torch.tensor([tiny, more] * 4)
+    bn = BatchNorm(torch.zeros(8), beta, torch.zeros(8), torch.ones(8), None, 0.0)
+    x = activation((1, 8, 4, 4), dtype, True)
+    out, taken, _ = emulated.forward(kernels, x, bn, (kernel, (1, 1), (1, 1)))
+    assert (out[:, ::2] == 0).all()
+    assert (taken[:, ::2] == NONE_TAKEN).all()
+    assert (out[:, 1::2] > 0).all()
+    assert (taken[:, 1::2] < NONE_TAKEN).all()
+
+
+@pytest.mark.parametrize("misalign", ["x", "out", "taken", "grad", "to"])
+def test_misaligned(kernels, misalign):
+    """Aligned neighbours do not make a misaligned tensor safe."""
+    size = (2, 8, 7, 6)
+    x = activation(size, torch.bfloat16, True, 0, int(misalign == "x"))
+    check_forward(kernels, x, batch_norm(8, torch.float32), STEM, misalign=misalign)
+    check_backward(kernels, *gradient(size, STEM, torch.bfloat16, 0, misalign), size, STEM, misalign=misalign)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_vectors_of_the_tensors_dtype(kernels, dtype):
+    """Every third value of them; and none but the statistics."""
+    x = activation((2, 24, 7, 6), dtype, True)
+    check_forward(kernels, x, batch_norm(24, dtype, stride=3), STEM)
+    check_forward(kernels, x, batch_norm(24, wide(dtype), gamma=None, beta=None), STEM)
+
+
+def test_an_empty_batch_is_no_launch(kernels):
+    x = torch.empty(0, 8, 6, 6)
+    assert emulated.forward(kernels, x, batch_norm(8, torch.float32), STEM)[2]["launched"] == []
+    grad, taken = torch.empty(0, 8, 3, 3), torch.empty(0, 8, 3, 3, dtype=torch.uint8)
+    assert emulated.backward(kernels, grad, taken, (0, 8, 6, 6), STEM)[1]["launched"] == []
+
+
+def test_windows_of_padding_alone(kernels):
+    """No rows at all, padded to two: there is a result, and nothing to take."""
+    x = emulated.empty((1, 8, 0, 4), torch.float32)
+    out, taken, report = emulated.forward(kernels, x, batch_norm(8, torch.float32), ((2, 2), (2, 2), (1, 0)))
+    assert report["errors"] == []
+    assert out.shape == (1, 8, 1, 2)
+    assert (out == 0).all()
+    assert (taken == NONE_TAKEN).all()
+
+
+@given(n=st.integers(0, 2**31 - 1), by=st.integers(1, 2**31 - 1))
+@settings(max_examples=300)
+def test_division_by_a_multiplication(kernels, n, by):
+    for each in (n, n // by * by, max(0, n // by * by - 1), 2**31 - 1, by - 1, by % 2**31):
+        assert kernels.quotient(each, by) == each // by
+
+
+FORWARD_FILE, BACKWARD_FILE, PIXEL, HOST = (
+    "cuda/pool/bn_pool.cuh",
+    "cuda/pool/pool_backward.cuh",
+    "cuda/pool/pixel.cuh",
+    "cuda/pool/pool.h",
+)
+PLANTS = {
+    "the last of equals": (
+        FORWARD_FILE,
+        "const bool takes = v > value[c] || v != v;",
+        "const bool takes = v >= value[c] || v != v;",
+    ),
+    "a NaN that is no number": (
+        FORWARD_FILE,
+        "const bool takes = v > value[c] || v != v;",
+        "const bool takes = v > value[c];",
+    ),
+    "the first NaN": (FORWARD_FILE, "v > value[c] || v != v;", "!(v <= value[c]) && value[c] == value[c];"),
+    "closed ReLUs not marked": (
+        FORWARD_FILE,
+        "if (value[c] <= Acc(kVanishes",
+        "if (false && value[c] <= Acc(kVanishes",
+    ),
+    "a vanishing value is open": (FORWARD_FILE, "Acc(kVanishes<Config::kDtype>)", "Acc(0)"),
+    "a number by rows": (
+        FORWARD_FILE,
+        "(row - top) * w.kernel + column - left",
+        "(row - top) * h.kernel + column - left",
+    ),
+    "numbered from the image's edge": (FORWARD_FILE, "(row - top) * w.kernel", "(row - larger(top, 0)) * w.kernel"),
+    "a window's last column": (FORWARD_FILE, "column < right", "column < right - 1"),
+    "a window past its last row": (FORWARD_FILE, "row < bottom", "row <= bottom"),
+    "padding read above": (FORWARD_FILE, "row = larger(top, 0); row", "row = top; row"),
+    "padding read below": (FORWARD_FILE, "smaller(top + h.kernel, h.in)", "top + h.kernel"),
+    "3x3: the last of equals": (
+        FORWARD_FILE,
+        "for (int t = kTaps - 1; t >= 0; --t) number",
+        "for (int t = 0; t < kTaps; ++t) number",
+    ),
+    "3x3: the first NaN": (
+        FORWARD_FILE,
+        "for (int t = 0; t < kTaps; ++t) number = v[t] != v[t]",
+        "for (int t = kTaps - 1; t >= 0; --t) number = v[t] != v[t]",
+    ),
+    "3x3: a NaN without a number": (FORWARD_FILE, "if (most != most)", "if (false)"),
+    "3x3: padding by its own number": (FORWARD_FILE, "id[t] = (row - top) * kSide + column - left;", "id[t] = t;"),
+    "3x3: padding read": (
+        FORWARD_FILE,
+        "smaller(larger(top + t / kSide, 0), h.in - 1)",
+        "smaller(top + t / kSide, h.in - 1)",
+    ),
+    "3x3: the last column left out": (
+        FORWARD_FILE,
+        "smaller(larger(left + t % kSide, 0), w.in - 1)",
+        "smaller(larger(left + t % kSide, 0), w.in - 2)",
+    ),
+    "3x3: negative values": (FORWARD_FILE, "Acc v[kTaps], most = 0;", "Acc v[kTaps], most = -1;"),
+    "another lane's vectors": (FORWARD_FILE, "bn(p.bn, lane * Config::kChannels)", "bn(p.bn, 0)"),
+    "forward: no bounds check on lanes": (FORWARD_FILE, "if (lane >= walk.all_lanes) return;", ""),
+    "forward: an item past the last": (FORWARD_FILE, "i < walk.items;", "i <= walk.items;"),
+    "windows from one too late": (
+        BACKWARD_FILE,
+        "stride.quotient(from - axis.kernel) + 1",
+        "stride.quotient(from - axis.kernel) + 2",
+    ),
+    "windows that end before the pixel": (BACKWARD_FILE, "from < axis.kernel ? 0", "from < axis.kernel + 1 ? 0"),
+    "windows to one too early": (
+        BACKWARD_FILE,
+        "smaller(stride.quotient(from), axis.out - 1)",
+        "smaller(stride.quotient(from), axis.out - 1) - 1",
+    ),
+    "windows past the last": (BACKWARD_FILE, "smaller(stride.quotient(from), axis.out - 1)", "stride.quotient(from)"),
+    "padding not counted": (BACKWARD_FILE, "from(at + axis.pad)", "from(at)"),
+    "whatever was taken": (BACKWARD_FILE, "if (taken.get(c) == id) sum", "if (taken.get(c) != kNoneTaken) sum"),
+    "the other number": (
+        BACKWARD_FILE,
+        "(h.from - row * s.h.stride) * s.w.kernel",
+        "(h.from - row * s.h.stride) * s.h.kernel",
+    ),
+    "a sum that is replaced": (BACKWARD_FILE, "sum[c] += grad.get(c)", "sum[c] = grad.get(c)"),
+    "few: the last window again": (
+        BACKWARD_FILE,
+        "const int32_t row = h.first + i / kSide, column = w.first + i % kSide;",
+        "const int32_t row = smaller(h.first + i / kSide, h.last), column = smaller(w.first + i % kSide, w.last);",
+    ),
+    "few: windows past the last loaded": (BACKWARD_FILE, "smaller(h.first + i / kSide, h.last)", "h.first + i / kSide"),
+    "any: a column short": (BACKWARD_FILE, "column <= w.last; ++column", "column < w.last; ++column"),
+    "backward: no bounds check on lanes": (BACKWARD_FILE, "if (lane >= walk.all_lanes) return;", ""),
+    "backward: an item short": (BACKWARD_FILE, "i < walk.items;", "i + 1 < walk.items;"),
+    "forward: no wait for the grid before": (FORWARD_FILE, "  ptx::griddepcontrol_wait();\n", ""),
+    "backward: no wait for the grid before": (BACKWARD_FILE, "  ptx::griddepcontrol_wait();\n", ""),
+    "rows of the wrong image": (PIXEL, "((image * rows + h) * columns + w)", "((image * columns + h) * columns + w)"),
+    "bytes as wide as elements": (
+        PIXEL,
+        "static_cast<uint64_t>(access) * Config::kVector;",
+        "data_at<Config>(access);",
+    ),
+    "alignment of taken forgotten": (
+        HOST,
+        "reinterpret_cast<uintptr_t>(p.out) | reinterpret_cast<uintptr_t>(p.taken);",
+        "reinterpret_cast<uintptr_t>(p.out);",
+    ),
+    "three windows taken for two": (HOST, "(a.kernel - 1) / a.stride < 2", "(a.kernel - 1) / a.stride < 3"),
+    "rows taken for columns": (
+        HOST,
+        "w.columns = Divisor(over_outputs ? s.w.out : s.w.in)",
+        "w.columns = Divisor(over_outputs ? s.h.out : s.h.in)",
+    ),
+}
+
+
+def exercise(kernels, schedule):
+    """What every planted bug must fail."""
+    for pool, size in itertools.product((STEM, ((5, 2), (3, 1), (2, 1)), ((2, 4), (1, 2), (0, 2))), [(2, 24, 8, 9)]):
+        x, bn = whole_numbers(size, torch.float16)
+        check_forward(kernels, x, bn, pool, exact=True, schedule=schedule)
+        x[0, 1, 3, 3] = x[0, 1, 3, 4] = x[0, 1, 4, 3] = x[1, 0, 0, 0] = x[1, 2, 7, 8] = torch.nan
+        check_forward(kernels, x, bn, pool, exact=True, schedule=schedule)
+        check_forward(
+            kernels, activation(size, torch.float16, True), batch_norm(24, torch.float32), pool, schedule=schedule
+        )
+        check_backward(kernels, *gradient(size, pool, torch.float16), size, pool, schedule=schedule)
+        # 2^-25 in every place: more than 0, and stored as 0
+        tiny = BatchNorm(torch.zeros(24), torch.full((24,), 2.0**-25), torch.zeros(24), torch.ones(24), None, 0.0)
+        out, taken, _ = emulated.forward(kernels, x.nan_to_num(), tiny, pool, schedule=schedule)
+        assert (out == 0).all()
+        assert (taken == NONE_TAKEN).all()
+    # 257 lanes in two groups: of the last some are past the last
+    size = (1, 2056, 3, 3)
+    check_forward(kernels, *whole_numbers(size, torch.float16), STEM, exact=True, schedule=schedule)
+    check_backward(kernels, *gradient(size, STEM, torch.float16), size, STEM, schedule=schedule)
+    size = (2, 8, 5, 4)
+    x, bn = whole_numbers(size, torch.float16)
+    check_forward(kernels, x, bn, STEM, exact=True, schedule=schedule, misalign="taken")
+    grad, taken = gradient(size, ((3, 3), (1, 1), (1, 1)), torch.float16)
+    check_backward(kernels, grad, taken, size, ((3, 3), (1, 1), (1, 1)), schedule=schedule)
+
+
+ON_ITS_NEIGHBOUR = cuda_on_cpu.Plant(
+    "cuda/tile/bytes.cuh",
+    "ptx::st_global_u8(address,",
+    "ptx::st_global_u8(address - (reinterpret_cast<uintptr_t>(address) & 1),",
+)
+
+
+def test_single_bytes_are_told_apart():
+    """A byte that is stored on its neighbour is written twice, and leaves one that never is."""
+    x, bn = whole_numbers((1, 4, 6, 6), torch.float64)
+    found = emulated.forward(cuda_on_cpu.load(ON_ITS_NEIGHBOUR, ("bn_pool",)), x, bn, STEM)[2]["hazards"]
+    assert {hazard for hazard, _ in found} == {"global memory written twice", "output never written"}
+
+
+@by_schedule
+def test_planted_bugs_have_something_to_break(kernels, schedule):
+    exercise(kernels, schedule)
+
+
+def plant(bug):
+    file = PLANTS[bug][0]
+    sources = {FORWARD_FILE: ("bn_pool",), BACKWARD_FILE: ("pool_backward",)}
+    return cuda_on_cpu.Plant(*PLANTS[bug]), sources.get(file, ("bn_pool", "pool_backward"))
+
+
+@pytest.mark.parametrize("bug", PLANTS)
+def test_planted_bugs_are_caught(planted, bug):
+    assert_caught(planted(bug), exercise)
