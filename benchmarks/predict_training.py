@@ -18,13 +18,13 @@ from resnet_fused import models, reference
 
 BANDWIDTH = 4.3e12  # bytes a second, measured on an H200 by others
 CUDNN = 650e12  # multiply-adds count as two; what cuDNN's convolutions are taken to reach
-SM80 = (
-    424e12  # sm80/conv_fwd: 0.46 of the tensor cores' 2048 multiply-adds a clock, SM, at 1.7 GHz: csrc/cuda/model.cpp
-)
+SM80 = 424e12  # sm80/conv_fwd: 0.46 of the tensor cores' 2048 multiply-adds a clock and SM (csrc/cuda/model.cpp)
 SM90 = 689e12  # sm90/conv_sm90: 0.75 of them, likewise; it runs with RESNET_FUSED_CUDA_ENGINE=all only
 PARTS = 12 / 256  # bytes of moments that a part of 128 pixels leaves, to those of its output: three floats a channel
 SUMS = 8 / 256  # likewise of a gradient's sums: two floats
 SIZE = 2  # bytes of an element
+POOLED = 1 / 4  # a pooled tensor, of what it was pooled from; 64-bit indices of it are as large as the latter
+TAKEN = 1 / 8  # a byte for each of its values
 
 
 class Conv(NamedTuple):
@@ -41,7 +41,10 @@ class Conv(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A chain of convolutions, each followed by a BatchNorm; ``side`` is a projection, ``shortcut``: any adds."""
+    """A chain of convolutions, each followed by a BatchNorm; ``side`` is a projection, ``shortcut``: any adds.
+
+    Without one it is the stem, whose input is images and whose output is pooled.
+    """
 
     title: str
     main: list[Conv]
@@ -76,7 +79,8 @@ def eager_forward(b: Block) -> Cost:
     found = [Cost(0, c.seconds(CUDNN)) for c in b.convs()]
     found += [tensors(3, c.y) for c in b.convs()]  # statistics read; normalise reads and writes
     found += [tensors(2, c.y) for c in b.main]  # ReLU in place
-    return total([*found, *([tensors(3, b.main[-1].y)] if b.shortcut else [])])
+    end = 3 if b.shortcut else 1 + POOLED + 1  # the addition; or the pooling, its indices written
+    return total([*found, tensors(end, b.main[-1].y)])
 
 
 def gradients(b: Block) -> int:
@@ -88,7 +92,8 @@ def eager_backward(b: Block) -> Cost:
     found = [Cost(0, gradients(b) * c.seconds(CUDNN)) for c in b.convs()]
     found += [tensors(5, c.y) for c in b.convs()]  # two reads for the sums; two and a write for the gradient
     found += [tensors(3, c.y) for c in b.main]  # ReLU: gradient and output read, gradient written
-    return total([*found, *([tensors(3, b.main[0].x)] if b.shortcut else [])])  # two gradients of x added
+    # two gradients of x added; or the pooling's, without what torch writes to begin with zeros
+    return total([*found, tensors(3, b.main[0].x) if b.shortcut else tensors(POOLED + 1 + 1, b.main[0].y)])
 
 
 def our_forward(b: Block, *rates: float) -> Cost:
@@ -99,7 +104,7 @@ def our_forward(b: Block, *rates: float) -> Cost:
         theirs = tensors(1, c.y) + tensors(2 if prepared else 0, c.x) + Cost(0, c.seconds(CUDNN))
         ours = [Cost(0, c.seconds(rate, 2 * PARTS * c.y)) for rate in rates]
         found.append(min([*ours, theirs], key=lambda cost: cost.seconds) if c.ours else theirs)
-    return total([*found, tensors(3 if b.shortcut else 2, b.main[-1].y)])
+    return total([*found, tensors(3 if b.shortcut else 1 + POOLED + TAKEN, b.main[-1].y)])
 
 
 def gradient_with_sums(c: Conv) -> Cost:
@@ -119,7 +124,7 @@ def our_backward(b: Block) -> Cost:
     found += [tensors(2, c.x) for c in b.main[1:]]  # the activation again, for the weight's gradient
     found += [gradient_with_sums(c) for c in b.main[1:] if c.ours and c.unit_stride]
     if not b.shortcut:
-        return total(found)
+        return total([*found, tensors(POOLED + TAKEN + 1, b.main[0].y)])
     found.append(tensors(2, b.main[-1].y))  # what passed the last ReLU, kept by the pass that sums it for its BatchNorm
     first = b.main[0]  # of whose gradients of x the convolution adds two, if it has stride 1 and is ours
     added = tensors(3, first.x)
@@ -159,7 +164,7 @@ def read(net: nn.Module, batch: int) -> tuple[list[Block], float]:
             module.register_forward_hook(note)
     net.eval()(torch.empty(batch, 3, 224, 224, device="meta"))
     first, *_ = found
-    blocks = [Block("stem, without its pooling", [found[first]], None, False)]
+    blocks = [Block("stem, with its pooling", [found[first]], None, False)]
     for module in net.modules():
         if isinstance(module, (reference.BasicBlock, reference.Bottleneck)):
             main = [m for m in module.children() if isinstance(m, nn.Conv2d)]

@@ -40,13 +40,26 @@ def test_passes_of_an_identity_block():
     assert count(predict_training.eager_forward(block)) == 5 + 8
     assert count(predict_training.eager_backward(block)) == 8 + 8 + 3
     assert count(predict_training.our_forward(block, 1e30)) == 3
-    # 5 a BatchNorm, 3 where a convolution takes its sums, 2 for the activation again, 3 for the last ReLU; the first
+    # 5 a BatchNorm, 3 where a convolution takes its sums, 2 for the activation again, 2 for the last ReLU; the first
     # convolution adds the two gradients
-    assert count(predict_training.our_backward(block)) == 3 + 5 + 2 + 3
+    assert count(predict_training.our_backward(block)) == 3 + 5 + 2 + 2
     strided = block._replace(main=[conv._replace(unit_stride=False), conv])
-    assert count(predict_training.our_backward(strided)) == 3 + 5 + 2 + 3 + 3
+    assert count(predict_training.our_backward(strided)) == 3 + 5 + 2 + 2 + 3
     first, second = conv, conv._replace(unit_stride=False)
-    assert count(predict_training.our_backward(block._replace(main=[first, second]))) == 5 + 5 + 2 + 3
+    assert count(predict_training.our_backward(block._replace(main=[first, second]))) == 5 + 5 + 2 + 2
+
+
+def test_passes_of_a_stem():
+    """Eager: BatchNorm and ReLU, the activation, its quarter, indices of the activation's size; ours a byte a value."""
+    block = Block("stem", [Conv(0.0, 0.0, 1.0, 0.0, ours=False, unit_stride=False)], None, False)
+
+    def count(cost):
+        return cost.passes / predict_training.SIZE
+
+    assert count(predict_training.eager_forward(block)) == 5 + 2.25
+    assert count(predict_training.eager_backward(block)) == 8 + 2.25
+    assert count(predict_training.our_forward(block, 1e30)) == 1 + 1.375
+    assert count(predict_training.our_backward(block)) == 5 + 1.375
 
 
 def test_sums_come_with_a_gradient_where_multiplications_do_not_cost_more():
