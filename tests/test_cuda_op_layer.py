@@ -160,6 +160,53 @@ def test_projection(layer, gpu, engine, last, memory_format, pre, proj_c, proj_s
     assert on.reports[-1]["launched"][-1].startswith(last)
 
 
+# A GPU, an engine, and the convolution's kernel without and with a prologue. Statistics are of whole sums.
+STATISTICS = [
+    ("a100", "torch", "bn_stats", "bn_add_act"),
+    ("a100", "sm80:64x64:3", "conv_fwd", "conv_fwd"),
+    ("h200", "sm90", "conv_sm90", "conv_sm90"),
+    ("h200", "sm90:256x64:3", "conv_sm90", "conv_sm90"),
+    ("h200", "sm90:128x128", "conv_sm90", "conv_sm90"),
+    ("h200", "sm90:256x128", "conv_sm90", "conv_fwd"),  # no such tile with a prologue
+]
+
+
+def check_stats(layer, args, kernel):
+    """The raw output by the criterion, and the moments of what was stored."""
+
+    def raw(*a):
+        prepared = a[0] if a[3] is None else reference.bn_add_act(a[0], *a[1:6], None, True)
+        return F.conv2d(prepared, *a[6:])
+
+    got = layer.conv_stats(*args, False, False)
+    assert layer.reports[-1]["launched"][0].startswith(f"{kernel}_kernel")
+    eager = raw(*args)
+    assert layout_of(got[0]) == layout_of(eager)
+    assert_close(got[0], eager, raw(*as64(args)))
+    truth = reference.bn_stats(got[0].double())
+    for moment, e, t in zip(got[1:], reference.bn_stats(got[0]), truth, strict=True):
+        assert_close(moment, e, t)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "engine", "kernel", "prepared"), STATISTICS, ids=[f"{g}-{e}" for g, e, *_ in STATISTICS]
+)
+@by_shape
+@pytest.mark.parametrize("pre", [False, True], ids=["", "pre"])
+def test_conv_stats(layer, gpu, engine, kernel, prepared, shape, dtype, pre):
+    args, _ = conv_args(*shape, dtype, FORMATS[pre])  # either does the same in both
+    args = [args[0], *(batch_norm(shape[1]) if pre else NO_PRE), *args[1:3], *args[8:]]
+    check_stats(layer(gpu, engine), args, prepared if pre else kernel)
+
+
+@pytest.mark.parametrize(("groups", "c"), [(2, 64), (1, 72)], ids=["groups", "no multiple of 64"])
+def test_statistics_that_sm90_does_not_take(layer, groups, c):
+    weight = (torch.randn(64, c // groups, 3, 3) / (c * 9) ** 0.5).bfloat16()
+    x = randn(2, c, 6, 5, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    args = [x, *NO_PRE, weight, None, [1, 1], [1, 1], [1, 1], groups]
+    check_stats(layer("h200", "sm90"), args, "bn_stats")  # torch's convolution, as the model has it
+
+
 @by_dtype
 @by_format
 def test_stem(layer, dtype, memory_format):

@@ -231,8 +231,46 @@ def test_statistics_of_torchs_convolution_are_a_pass():
     assert "convolution, then bn_add_act, " in explain(**shape)
 
 
-def test_sm90_takes_no_statistics():
-    assert plan(gpu="h200", mode="statistics", n=64).sm90 == "sm90: its epilogue takes no statistics of what it stores"
+def test_sm90_with_statistics_is_whole(monkeypatch):
+    """Also where a plain convolution is in shares, and where shares are asked for; the moments have their price."""
+    deep = dict(n=256, hw=7, c=512, k=512)
+    for choice in ("sm90", "sm90:128x128:4", "sm90:256x64"):
+        for mode, plain in zip(STATISTICS, MODES, strict=False):
+            p = sm90_plan(monkeypatch, choice, **deep, mode=mode, residual=False)
+            assert (p.engine, p.mode, p.whole, p.shares, p.workspace) == ("sm90", mode, p.tiles, 0, 0)
+            whole = sm90_plan(monkeypatch, "sm90:{}x{}:1".format(*p.tile), **deep, mode=plain, residual=False)
+            assert p.microseconds > whole.microseconds + 2.5
+    p = sm90_plan(monkeypatch, "sm90:256x128", **deep, mode="prologue statistics")
+    assert "no tile of that size has this mode" in p.sm90
+
+
+def test_statistics_are_taken_where_they_are_predicted_to_be_fastest(monkeypatch):
+    """Not by sm90 unless it is allowed; then where sm80 is slower, and torch's convolution with its passes."""
+    layers = [(56, 64, 256, 1), (56, 64, 64, 3), (28, 128, 128, 3), (14, 1024, 256, 1), (7, 512, 512, 3)]
+    for (hw, c, k, r), mode in itertools.product(layers, STATISTICS):
+        layer = dict(n=256, hw=hw, c=c, k=k, r=r, mode=mode)
+        without = sm90_plan(monkeypatch, "", **layer)
+        best = sm90_plan(monkeypatch, "all", **layer)
+        assert without.engine != "sm90"
+        assert "no GPU has run it yet" in without.sm90
+        told = float(re.search(r"([\d.]+) us predicted", without.sm90)[1])
+        assert best.microseconds == min(told, without.microseconds)
+        assert (best.engine == "sm90") == (told <= without.microseconds)
+
+
+def test_the_documentations_table_of_statistics_is_the_models(monkeypatch):
+    document = (Path(__file__).parents[1] / "docs/kernels/bn_train_cuda.md").read_text()
+    rows = re.findall(r"^\| (\d)x\d, (?:(\d+) to )?(\d+) at (\d+)x\d+ \| (.*) \|$", document, re.M)
+    assert len(rows) == 12
+    for r, c, k, hw, cells in rows:
+        prologue = r == "3" or int(c) < int(k)
+        layer = dict(n=256, hw=int(hw), c=int(c or k), k=int(k), r=int(r), mode=STATISTICS[prologue], residual=False)
+        times = [sm90_plan(monkeypatch, engine, **layer).microseconds for engine in ("sm80", "sm90")]
+        monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "")
+        torch = re.search(r"torch: .*?([\d.]+) us predicted", explain(dtype="bfloat16", gpu="h200", **layer))
+        times.insert(1, float(torch[1]))
+        assert [float(cell.strip(" *")) for cell in cells.split("|")] == times
+        assert ["**" in cell for cell in cells.split("|")] == [time == min(times) for time in times]
 
 
 @pytest.mark.parametrize("gpu", ["a100", "h200"])
@@ -456,15 +494,17 @@ def test_sm90_may_be_told_in_how_many_parts(monkeypatch):
 
 def test_what_sm90_selects_is_what_is_compiled(monkeypatch):
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
-    tiles = {"plain": {(256, 128), (256, 64), (128, 128)}}
+    modes = [*MODES, *STATISTICS]
+    lean = {(256, 128), (256, 64), (128, 128)}
+    tiles = {"plain": lean, "statistics": lean}
     selected = {
         (dtype, p.tile, mode)
-        for dtype, mode, n, hw, k, r in itertools.product(
-            ["float16", "bfloat16"], MODES, [1, 8, 64, 256], [7, 14, 28, 56], [64, 128, 512], [1, 3]
+        for dtype, mode, n, hw, c, k, r in itertools.product(
+            ["float16", "bfloat16"], modes, [1, 8, 64, 256], [7, 14, 28, 56], [64, 512], [64, 128, 512], [1, 3]
         )
-        if (p := plan(n=n, hw=hw, c=64, k=k, r=r, dtype=dtype, mode=mode, gpu="h200")).engine == "sm90"
+        if (p := plan(n=n, hw=hw, c=c, k=k, r=r, dtype=dtype, mode=mode, gpu="h200")).engine == "sm90"
     }
-    menu = {(d, t, m) for d in ("float16", "bfloat16") for m in MODES for t in tiles.get(m, {(256, 64), (128, 128)})}
+    menu = {(d, t, m) for d in ("float16", "bfloat16") for m in modes for t in tiles.get(m, {(256, 64), (128, 128)})}
     assert selected == menu
 
 

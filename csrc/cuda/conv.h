@@ -36,7 +36,7 @@ struct ConvFwdParams {
   int32_t splits = 1;              // sm80: parts of the main GEMM's depth; a projection is one slice more
   int32_t whole = 0, shares = 0;   // sm90: tiles from `whole` on have their steps cut into so many parts; 0: none has
   bool relu = false;
-  float* statistics = nullptr;  // of modes that have them: (tiles of pixels, 3, k), bn/reduction.h's moments of out
+  float* statistics = nullptr;  // of modes that have them: (parts of the pixels, 3, k), bn/reduction.h's moments
   const void* raw = nullptr;    // of kGradientSums: (n, p, q, k), as main.bn, which read it; statistics has the sums
 };
 

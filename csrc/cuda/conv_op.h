@@ -1,10 +1,15 @@
 // One convolution on a GPU, for ops that are made of several.
 #pragma once
 #include "common/problem.h"
+#include "cuda/plan.h"
+#include "cuda/queue.h"
 
 namespace resnet_fused::cuda {
 
 // act(bn(conv(x)) + residual) by whatever the plan picks, on torch's current stream of x's device.
 Tensor run_conv(const Conv& conv, const OptTensor& residual, bool relu, bool allow_tf32);
+
+// The kernel that a plan has picked; not of kTorch.
+void launch_planned(const ConvFwdParams& params, const ConvPlan& plan, const Queue& queue);
 
 }  // namespace resnet_fused::cuda

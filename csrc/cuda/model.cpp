@@ -40,6 +40,8 @@ constexpr Family kFamilies[] = {
 
 constexpr double kFill = 1500;            // clocks: a block's first copies and its epilogue
 constexpr double kSm90Epilogue = 1500;    // clocks: a tile's, for which the next tile's copies do not wait
+constexpr double kMomentsOfValue = 5;     // instructions in which conv_sm90 sums a value and its square
+constexpr double kLanes = 128;            // of an SM, each an instruction a clock
 constexpr double kL2Latency = 700;        // clocks from a load to its use
 constexpr int32_t kLoadsAtOnce = 4;       // partial tiles that conv_sm90_finish has in flight
 constexpr double kHopperSmemClock = 115;  // bytes a clock of an SM's shared memory, nine tenths of what it has
@@ -83,6 +85,12 @@ void for_each_split(int64_t tiles, int64_t depth, int32_t sm_count, int32_t forc
   if (tiles >= sm_count) return;
   for (int32_t splits : kSplits)
     if (splits <= depth) body(splits);
+}
+
+// bn_finish, behind a kernel that leaves a part of the statistics for so many pixels.
+double finish_parts(const Model& model, const ConvProblem& p, int64_t part) {
+  if (!leaves_parts(p.mode)) return 0;
+  return model.finish(part_values(p.mode) * ceil_div(pixels(p.main), part) * p.main.k * 4);
 }
 
 // Tiles beyond the last full round of all SMs are the tail, in as many shares as there are SMs or in a few whole parts
@@ -137,8 +145,10 @@ double Model::persist(const ConvSm90Tile& tile, const Sm90Work& work) const {
   const double products = 1.0 * tile.pixels * tile.channels * kConvSm90Depth / (family.macs * family.sm90_share);
   const double copies = (tile.pixels + tile.channels) * kConvSm90RowBytes / family.l2_bytes_clock;
   const auto rounds = [this](int64_t items) { return static_cast<double>(ceil_div(items, device.sm_count)); };
-  const double multiplied = conv_sm90_takes_turns(tile, work.mode) ? std::max(work.steps * products, kSm90Epilogue)
-                                                                   : work.steps * products + kSm90Epilogue;
+  const double moments = has_statistics(work.mode) ? kMomentsOfValue * tile.pixels * tile.channels / kLanes : 0;
+  const double epilogue = kSm90Epilogue + moments;
+  const double multiplied = conv_sm90_takes_turns(tile, work.mode) ? std::max(work.steps * products, epilogue)
+                                                                   : work.steps * products + epilogue;
   double clocks = rounds(work.whole) * std::max(multiplied, work.steps * copies) + kFill;
   if (!work.shares) return clocks / family.clock;
   const double longest = ceil_div(work.tail() * work.steps, work.shares);
@@ -198,7 +208,7 @@ Candidate best_split(const Model& model, const ConvProblem& p, const ConvFwdTile
     const double time = splits == 1 ? main_time + side_time : std::max(main_time, side_time);
     double ns = kLaunch + std::max(memory, model.multiply(tile, per_sm, tiles * slices, time, model.family.sm80_share));
     if (splits > 1) ns += model.finish(slices * outputs(p.main) * 4);
-    if (leaves_parts(p.mode)) ns += model.finish(part_values(p.mode) * ceil_div(pixels(p.main), tile.m) * p.main.k * 4);
+    ns += finish_parts(model, p, tile.m);
     if (p.mode == ConvFwdMode::kGradientSums) ns += turning(model, p);
     if (ns < best.ns) best = {splits, ns};
   });
@@ -208,6 +218,7 @@ Candidate best_split(const Model& model, const ConvProblem& p, const ConvFwdTile
 Sm90Candidate best_sm90(const Model& model, const ConvProblem& p, const EngineChoice& choice, int32_t channels,
                         int64_t compulsory) {
   const bool asked = choice.kind == EngineChoice::kSm90;
+  const int32_t forced = has_statistics(p.mode) ? 1 : asked ? choice.splits : 0;  // statistics are of whole sums
   int64_t depth = int64_t{p.main.r} * p.main.s * p.main.c / kConvSm90Depth;
   if (has_projection(p.mode)) depth += p.projection.c / kConvSm90Depth;
   Sm90Candidate best;
@@ -218,12 +229,12 @@ Sm90Candidate best_sm90(const Model& model, const ConvProblem& p, const EngineCh
     const int64_t rows =
         std::min<int64_t>(tile.pixels, ceil_div(pixels(p.main), kConvSm90FinishPixels) * kConvSm90FinishPixels);
     Sm90Work work{p.mode, conv_sm90_tiles(tile, p.main), depth, rows * tile.channels * 4, 0, 0};
-    for_each_share(work.tiles, depth, model.device.sm_count, asked ? choice.splits : 0,
-                   [&](int64_t whole, int64_t shares) {
-                     work.whole = whole, work.shares = shares;
-                     const double ns = kLaunch + std::max(compulsory / model.dram(), model.persist(tile, work));
-                     if (ns < best.ns) best = {&tile, static_cast<int32_t>(whole), static_cast<int32_t>(shares), ns};
-                   });
+    for_each_share(work.tiles, depth, model.device.sm_count, forced, [&](int64_t whole, int64_t shares) {
+      work.whole = whole, work.shares = shares;
+      const double ns = kLaunch + std::max(compulsory / model.dram(), model.persist(tile, work)) +
+                        finish_parts(model, p, conv_sm90_part(tile, p.mode));
+      if (ns < best.ns) best = {&tile, static_cast<int32_t>(whole), static_cast<int32_t>(shares), ns};
+    });
   }
   return best;
 }

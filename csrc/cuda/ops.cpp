@@ -72,12 +72,6 @@ ConvProblem problem_of(const Call& call) {
   return p;
 }
 
-decltype(&launch_conv_fwd) launcher_of(ConvEngine engine) {
-  return engine == ConvEngine::kSm90Rows ? &launch_conv_rows
-         : engine == ConvEngine::kSm90   ? &launch_conv_sm90
-                                         : &launch_conv_fwd;
-}
-
 Tensor run_kernel(const Call& call, const ConvPlan& plan) {
   const Conv& conv = call.conv;
   const Operands main(conv);
@@ -99,7 +93,7 @@ Tensor run_kernel(const Call& call, const ConvPlan& plan) {
   p.splits = plan.splits;
   p.whole = plan.whole, p.shares = plan.shares;
   p.relu = call.relu;
-  launcher_of(plan.engine)(p, plan.variant, current_queue(conv.x.get_device_index()));
+  launch_planned(p, plan, current_queue(conv.x.get_device_index()));
   return aten_contiguous(out, conv.channels_last);
 }
 
@@ -177,6 +171,13 @@ Tensor bn_add_act(const Tensor& x, const OptTensor& gamma, const OptTensor& beta
 
 Tensor run_conv(const Conv& conv, const OptTensor& residual, bool relu, bool allow_tf32) {
   return run({conv, nullptr, residual, relu, allow_tf32});
+}
+
+void launch_planned(const ConvFwdParams& params, const ConvPlan& plan, const Queue& queue) {
+  const auto launch = plan.engine == ConvEngine::kSm90Rows ? &launch_conv_rows
+                      : plan.engine == ConvEngine::kSm90   ? &launch_conv_sm90
+                                                           : &launch_conv_fwd;
+  launch(params, plan.variant, queue);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, m) {

@@ -125,7 +125,6 @@ bool takes_sm90(const ConvProblem& p, const Device& device, std::string* why) {
   };
   if (device.arch != kHopper) return no("the GPU is sm_", device.arch, ", and wgmma and im2col TMA are sm_90a's");
   if (p.dtype == Dtype::kFloat32) return no("float32 would need wgmma of TF32, which this kernel has not");
-  if (has_statistics(p.mode)) return no("its epilogue takes no statistics of what it stores");
   if (p.mode == ConvFwdMode::kGradientSums) return no("its epilogue takes no sums of a gradient");
   return takes_sm90(p.main, "the convolution", why) &&
          (!has_projection(p.mode) || takes_sm90(p.projection, "the projection", why));
@@ -170,6 +169,7 @@ std::optional<ConvPlan> plan_sm90(const Model& model, const ConvProblem& problem
   plan.tiles = static_cast<int32_t>(conv_sm90_tiles(tile, problem.main));
   plan.smem = conv_sm90_smem(tile, problem.mode, channels);
   plan.whole = best.whole, plan.shares = best.shares;
+  if (has_statistics(problem.mode)) plan.part = conv_sm90_part(tile, problem.mode);
   if (plan.shares) plan.workspace = conv_sm90_workspace(tile, problem.mode, plan.tiles - plan.whole, plan.shares);
   plan.bytes = compulsory + 2 * plan.workspace;
   plan.microseconds = best.ns / 1e3;
@@ -342,6 +342,7 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
   plan.engine = ConvEngine::kSm80;
   plan.variant = {problem.dtype, tile.m, tile.n, problem.mode};
   plan.splits = candidates[best].splits;
+  if (has_statistics(problem.mode)) plan.part = tile.m;
   plan.tiles = static_cast<int32_t>(tiles_of(tile, problem.main));
   plan.smem = conv_fwd_smem(tile, problem.mode, channels);
   if (plan.splits > 1) plan.workspace = conv_fwd_slices(problem.mode, plan.splits) * outputs(problem.main) * 4;

@@ -32,6 +32,7 @@ struct ConvPlan {
   int32_t whole = 0, shares = 0;  // kSm90: tiles from `whole` on have their steps cut into so many parts
   int32_t tiles = 0;              // kSm80: blocks of one slice
   int32_t smem = 0;               // bytes a block
+  int32_t part = 0;               // with statistics: pixels of each part that the kernel leaves to bn_finish
   int64_t workspace = 0;          // bytes of partial sums
   // Inputs and outputs once, without BatchNorm's vectors and pixels that no tap meets. Kernels: and the partial sums
   // written and read. kTorch: and what its further passes write and read.

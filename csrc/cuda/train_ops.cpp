@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "common/problem.h"
+#include "cuda/conv_op.h"
 #include "cuda/kernels.h"
 #include "cuda/operands.h"
 #include "cuda/passes.h"
@@ -40,7 +41,7 @@ std::tuple<Tensor, Tensor, Tensor> run_kernel(const Conv& conv, const ConvPlan& 
   BnFinishParams last;
   last.parts.channels = static_cast<int32_t>(conv.k);
   last.parts.total = static_cast<uint32_t>(conv.n * conv.oh * conv.ow);
-  last.parts.each = plan.variant.tile_m;
+  last.parts.each = plan.part;
   last.parts.parts = static_cast<int32_t>((last.parts.total + last.parts.each - 1) / last.parts.each);
   const Tensor workspace = workspace_of(finish_workspace(last.parts), conv.x);
   last.parts.data = workspace.mutable_data_ptr();
@@ -50,7 +51,7 @@ std::tuple<Tensor, Tensor, Tensor> run_kernel(const Conv& conv, const ConvPlan& 
   p.main = main.pointers();
   p.out = out.mutable_data_ptr();
   p.statistics = static_cast<float*>(last.parts.data);
-  launch_conv_fwd(p, plan.variant, queue);
+  launch_planned(p, plan, queue);
   launch_bn_finish(last, queue);
   return {aten_contiguous(out, conv.channels_last), mean, var};
 }

@@ -116,21 +116,34 @@ def run(
     return out, launch(buffers, params, variant.raw, sm_count, schedule, seed)
 
 
+def part_pixels(family: str, tile: tuple[int, int], prologue: bool) -> int:
+    """Of which a part of the statistics is: a tile's, or those of a warpgroup that shares a tile's pixels."""
+    return 128 if (family, tile, prologue) == ("conv_sm90", (256, 64), True) else tile[0]
+
+
 def run_statistics(
-    kernels: ModuleType, tile: tuple[int, int], conv: Conv, *, schedule: str = "stay", seed: int = 1, sm_count: int = 4
+    kernels: ModuleType,
+    tile: tuple[int, int],
+    conv: Conv,
+    *,
+    schedule: str = "stay",
+    seed: int = 1,
+    sm_count: int = 4,
+    family: str = "conv_fwd",
 ) -> tuple[Tensor, list[Tensor], dict]:
     """The raw output, its mean and variance, and the reports' sum: the kernel's, then bn_finish's."""
     shape = conv.output_shape()
     out = torch.empty(shape, dtype=conv.x.dtype, memory_format=torch.channels_last)
     out.untyped_storage().fill_(POISON)
     pixels = shape[0] * shape[2] * shape[3]
-    parts = torch.empty(-(-pixels // tile[0]), 3, shape[1])
+    each = part_pixels(family, tile, conv.pre is not None)
+    parts = torch.empty(-(-pixels // each), 3, shape[1])
     parts.untyped_storage().fill_(POISON)
     buffers = [*conv.buffers(), ("out", *span(out), "write"), ("statistics", *span(parts), "write")]
     params = dict(main=conv.operands(), out=out.data_ptr(), relu=False, splits=1, statistics=parts.data_ptr())
     variant = Variant(conv.x.dtype, tile, "prologue-statistics" if conv.pre else "statistics")
-    report = kernels.run_conv_fwd(buffers, params, variant.raw, sm_count, schedule, seed)
-    moments, finished = finish(kernels, parts, tile[0], pixels, schedule=schedule, seed=seed)
+    report = getattr(kernels, f"run_{family}")(buffers, params, variant.raw, sm_count, schedule, seed)
+    moments, finished = finish(kernels, parts, each, pixels, schedule=schedule, seed=seed)
     report["errors"] += finished["errors"]
     return out, moments, report
 

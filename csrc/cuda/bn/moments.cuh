@@ -25,14 +25,19 @@ __device__ __forceinline__ void add_distance(Acc& sum, Acc& squares, Acc v, Acc 
   squares = ptx::fma_rn(d, d, squares);
 }
 
+// The same sums of `count` elements about a center that lies `by` higher.
+__device__ __forceinline__ void move_center(double& sum, double& squares, double count, double by) {
+  squares -= by * (2 * sum - count * by);
+  sum -= count * by;
+}
+
 // The same sums of `count` elements about their mean, as near to it as Acc can say, so that they fit into Acc as well.
 // A mean that is not finite is no center.
 template <typename Acc>
 __device__ __forceinline__ void center_on_mean(double& center, double& sum, double& squares, double count) {
   const double mean = static_cast<Acc>(center + sum / count), by = mean - center;
   if (!is_finite(mean)) return;
-  squares -= by * (2 * sum - count * by);
-  sum -= count * by;
+  move_center(sum, squares, count, by);
   center = mean;
 }
 

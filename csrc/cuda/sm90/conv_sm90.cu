@@ -12,8 +12,9 @@ namespace {
 
 const std::vector<CompiledConvSm90>& menu() {
   static const std::vector<CompiledConvSm90> all = [] {
-    std::vector<CompiledConvSm90> kernels = conv_sm90_f16();
-    for (const CompiledConvSm90& c : conv_sm90_bf16()) kernels.push_back(c);
+    std::vector<CompiledConvSm90> kernels;
+    for (const auto of_dtype : {&conv_sm90_f16, &conv_sm90_bf16, &conv_sm90_stats_f16, &conv_sm90_stats_bf16})
+      for (const CompiledConvSm90& c : of_dtype()) kernels.push_back(c);
     return kernels;
   }();
   return all;

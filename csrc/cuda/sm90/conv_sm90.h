@@ -25,10 +25,13 @@ constexpr int64_t conv_sm90_tiles(const ConvSm90Tile& tile, const ConvShape& q) 
   return (pixels + tile.pixels - 1) / tile.pixels * ((q.k + tile.channels - 1) / tile.channels);
 }
 
+// Whether a thread has nothing to hold but one product's sums.
+constexpr bool conv_sm90_has_registers(ConvFwdMode mode) { return !has_projection(mode) && !has_prologue(mode); }
+
 // Whether a tile is one warpgroup's own, and the next tile the other's: an epilogue then runs under the other's
 // products.
 constexpr bool conv_sm90_takes_turns(const ConvSm90Tile& tile, ConvFwdMode mode) {
-  return tile.channels == 64 && mode == ConvFwdMode::kPlain;
+  return tile.channels == 64 && conv_sm90_has_registers(mode);
 }
 
 // Columns of one warpgroup's product.
@@ -36,10 +39,13 @@ constexpr int32_t conv_sm90_columns(const ConvSm90Tile& tile, ConvFwdMode mode) 
   return tile.channels == 64 && !conv_sm90_takes_turns(tile, mode) ? tile.pixels / kConvSm90Consumers : tile.pixels;
 }
 
+// Pixels of a part of the statistics: each warpgroup makes its own of the pixels and channels that it has.
+constexpr int32_t conv_sm90_part(const ConvSm90Tile& tile, ConvFwdMode mode) { return conv_sm90_columns(tile, mode); }
+
 // 256 columns are 128 sums a thread. A projection would have as many more waiting beside them, and the warpgroup of a
 // prologue leaves a thread 128 registers at the start, of which the instruction alone wants 154.
 constexpr bool conv_sm90_takes(const ConvSm90Tile& tile, ConvFwdMode mode) {
-  return mode == ConvFwdMode::kPlain || conv_sm90_columns(tile, mode) <= 128;
+  return conv_sm90_has_registers(mode) || conv_sm90_columns(tile, mode) <= 128;
 }
 
 // Producer, consumers, and with a prologue the warpgroup that applies it.

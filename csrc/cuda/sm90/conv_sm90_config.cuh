@@ -12,6 +12,7 @@ struct ConvSm90Config {
   static constexpr ConvFwdMode kMode = kMode_;
   static constexpr ConvSm90Tile kTile = kConvSm90Tiles[kTile_];
   static constexpr bool kProjects = has_projection(kMode), kPrepares = has_prologue(kMode);
+  static constexpr bool kTakesMoments = has_statistics(kMode);  // and then every tile is whole
 
   static constexpr int kPixels = kTile.pixels, kChannels = kTile.channels, kStages = kTile.stages;
   static constexpr int kColumns = conv_sm90_columns(kTile, kMode);

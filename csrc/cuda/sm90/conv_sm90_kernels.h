@@ -1,4 +1,5 @@
-// The compiled sm90 kernels of each element type, which sm90/conv_sm90.cu makes one menu of.
+// The compiled sm90 kernels of each element type, which sm90/conv_sm90.cu makes one menu of. A file each, so that they
+// compile side by side.
 #pragma once
 #include <vector>
 
@@ -14,5 +15,9 @@ struct CompiledConvSm90 {
 
 std::vector<CompiledConvSm90> conv_sm90_f16();
 std::vector<CompiledConvSm90> conv_sm90_bf16();
+
+// With statistics.
+std::vector<CompiledConvSm90> conv_sm90_stats_f16();
+std::vector<CompiledConvSm90> conv_sm90_stats_bf16();
 
 }  // namespace resnet_fused::cuda

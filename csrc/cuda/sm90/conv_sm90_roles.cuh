@@ -6,6 +6,7 @@
 #include "cuda/ptx/sync.cuh"
 #include "cuda/ptx/tma.cuh"
 #include "cuda/sm90/conv_sm90_config.cuh"
+#include "cuda/sm90/conv_sm90_moments.cuh"
 #include "cuda/sm90/conv_sm90_work.cuh"
 #include "cuda/sm90/epilogue.cuh"
 #include "cuda/sm90/product.cuh"
@@ -159,7 +160,7 @@ __device__ __forceinline__ void prepare(const ConvFwdParams& p, const ChannelTab
                                         const ConvSm90Barriers<Config>& barriers) {
   RingCursor<Config::kStages> at;
   for (WorkWalk<Config> walk(p); walk.more(); walk.next()) {
-    if constexpr (Config::kMode == ConvFwdMode::kPrologue) {
+    if constexpr (!Config::kProjects) {
       prepare_steps<Config>(p.main.shape, table, walk.pixel(), walk.main, ring, barriers, at);
     } else {
       prepare_steps<Config>(p.projection.shape, table, walk.pixel(), walk.side, ring, barriers, at);
@@ -260,15 +261,28 @@ __device__ __forceinline__ void consume(const ConvFwdParams& p, uint32_t smem, u
     if constexpr (Config::kProjects)
       if (finishes) multiply<Config>(projected, walk.side.count, smem, consumer, barriers, at);
     multiply<Config>(sum, finishes ? walk.main.count : walk.steps(), smem, consumer, barriers, at);
-    if (!finishes) {
-      store_partial<Config>(sum, p, walk.partial, consumer, pixel, channel);
-      continue;
+    if constexpr (!Config::kTakesMoments) {
+      if (!finishes) {
+        store_partial<Config>(sum, p, walk.partial, consumer, pixel, channel);
+        continue;
+      }
     }
     ptx::mbarrier_wait_parity(barriers.open(consumer), (Config::kTakesTurns ? piece / 2 : piece) & 1);
-    finish<Config>(sum, &projected, bn, projection_bn, p.residual != nullptr, p.relu, out);
-    ptx::fence_proxy_async();  // TMA reads by another way than stmatrix wrote
-    ptx::bar_warp_sync(~0u);
-    if (lane == 0) ptx::mbarrier_arrive(barriers.staged(consumer));
+    const auto hand_over = [&] {
+      ptx::fence_proxy_async();  // TMA reads by another way than stmatrix wrote
+      ptx::bar_warp_sync(~0u);
+      if (lane == 0) ptx::mbarrier_arrive(barriers.staged(consumer));
+    };
+    if constexpr (Config::kTakesMoments) {
+      const int32_t left = p.main.shape.n * p.main.shape.p * p.main.shape.q - pixel;
+      RowMoments<Config> moments(sum, bn, left);
+      finish_raw<Config>(sum, bn, moments, out);
+      hand_over();
+      if (left > 0) moments.store(p.statistics, pixel / Config::kColumns, channel + lane / 4, p.main.shape.k);
+    } else {
+      finish<Config>(sum, &projected, bn, projection_bn, p.residual != nullptr, p.relu, out);
+      hand_over();
+    }
   }
 }
 

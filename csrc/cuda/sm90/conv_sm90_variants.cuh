@@ -69,20 +69,29 @@ void add_conv_sm90(std::vector<CompiledConvSm90>& all) {
                    &launch_conv_sm90_variant<ConvSm90Config<kDtype, kTile, kMode>>});
 }
 
-template <Dtype kDtype, int... kTile>
-std::vector<CompiledConvSm90> compile_conv_sm90(std::integer_sequence<int, kTile...>) {
+template <Dtype kDtype, ConvFwdMode kMode, int... kTile>
+void add_conv_sm90_tiles(std::vector<CompiledConvSm90>& all, std::integer_sequence<int, kTile...>) {
+  (add_conv_sm90<kDtype, kTile, kMode>(all), ...);
+}
+
+// Every tile that takes them, of these modes.
+template <Dtype kDtype, ConvFwdMode... kMode>
+std::vector<CompiledConvSm90> compile_conv_sm90() {
+  constexpr int kTiles = sizeof(kConvSm90Tiles) / sizeof(kConvSm90Tiles[0]);
   std::vector<CompiledConvSm90> all;
-  (add_conv_sm90<kDtype, kTile, ConvFwdMode::kPlain>(all), ...);
-  (add_conv_sm90<kDtype, kTile, ConvFwdMode::kPrologue>(all), ...);
-  (add_conv_sm90<kDtype, kTile, ConvFwdMode::kProjection>(all), ...);
-  (add_conv_sm90<kDtype, kTile, ConvFwdMode::kProjectionPrologue>(all), ...);
+  (add_conv_sm90_tiles<kDtype, kMode>(all, std::make_integer_sequence<int, kTiles>()), ...);
   return all;
 }
 
 template <Dtype kDtype>
-std::vector<CompiledConvSm90> compile_all_conv_sm90() {
-  constexpr int kTiles = sizeof(kConvSm90Tiles) / sizeof(kConvSm90Tiles[0]);
-  return compile_conv_sm90<kDtype>(std::make_integer_sequence<int, kTiles>());
+std::vector<CompiledConvSm90> compile_sm90_inference() {
+  return compile_conv_sm90<kDtype, ConvFwdMode::kPlain, ConvFwdMode::kPrologue, ConvFwdMode::kProjection,
+                           ConvFwdMode::kProjectionPrologue>();
+}
+
+template <Dtype kDtype>
+std::vector<CompiledConvSm90> compile_sm90_training() {
+  return compile_conv_sm90<kDtype, ConvFwdMode::kStatistics, ConvFwdMode::kPrologueStatistics>();
 }
 
 }  // namespace resnet_fused::cuda

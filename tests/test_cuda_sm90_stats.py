@@ -1,0 +1,235 @@
+"""sm90/conv_sm90 with statistics, on the CPU thread by thread: the raw output, and the moments of what is stored."""
+
+from __future__ import annotations
+
+import itertools
+
+import cuda_on_cpu
+import pytest
+import torch
+from criterion import assert_close
+from cuda_on_cpu.conv_fwd import STATISTICS, Variant, part_pixels, run_statistics
+from planting import SCHEDULES, assert_caught
+from test_cuda_conv import eager
+from test_cuda_conv_stats import raw_convolution
+from test_cuda_sm90 import DTYPES, GEOMETRIES, by_dtype, by_schedule
+
+from resnet_fused import reference
+
+if reason := cuda_on_cpu.missing():
+    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
+
+# In mode statistics 256x64 is ping-pong. 256 pixels a warpgroup leave a prologue's warpgroup no registers.
+TILES = {(256, 128): STATISTICS[:1], (256, 64): STATISTICS, (128, 128): STATISTICS}
+VARIANTS = [Variant(d, t, m) for d, (t, modes) in itertools.product(DTYPES, TILES.items()) for m in modes]
+by_variant = pytest.mark.parametrize("v", VARIANTS, ids=str)
+CASES = [(t, m.startswith("prologue")) for t, modes in TILES.items() for m in modes]
+by_tile = pytest.mark.parametrize(("tile", "prologue"), CASES, ids=str)
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return cuda_on_cpu.load()
+
+
+def run(kernels, tile, conv, *, sm_count=2, **options):
+    return run_statistics(kernels, tile, conv, family="conv_sm90", sm_count=sm_count, **options)
+
+
+def check_moments(out, moments):
+    """They are of what was stored, whatever its own error."""
+    for a, e, t in zip(moments, reference.bn_stats(out), reference.bn_stats(out.double()), strict=True):
+        assert_close(a, e, t)
+
+
+def check(kernels, tile, conv, **options):
+    out, moments, report = run(kernels, tile, conv, **options)
+    assert report["errors"] == []
+    assert_close(out, eager(conv, relu=False), eager(conv, relu=False, dtype=torch.float64))
+    check_moments(out, moments)
+    return report
+
+
+def small_case(v: Variant):
+    """More tiles than blocks, ragged in pixels and channels; more steps than the ring has stages."""
+    h, w = (10, 9) if v.tile[0] == 128 else (13, 12)
+    return raw_convolution(v.dtype, 3, 64, h, w, v.tile[1] + 8, 3, 3, padding=1, prologue=v.mode.startswith("prologue"))
+
+
+def copied(values):
+    """A 1x1 convolution whose output is ``values`` in each of 8 channels, rounded to bfloat16."""
+    conv = raw_convolution(torch.bfloat16, 1, 64, 1, values.numel(), 8, 1, 1)
+    conv.x.zero_()[:, 5] = values.bfloat16()
+    conv.weight.zero_()[:, 5] = 1
+    return conv
+
+
+def test_the_menu_is_what_is_compiled(kernels):
+    compiled = [Variant.of(raw) for raw in kernels.compiled_conv_sm90()]
+    assert {v for v in compiled if v.mode in STATISTICS} == set(VARIANTS)
+
+
+@by_variant
+@by_schedule
+def test_every_variant(kernels, v, schedule):
+    conv = small_case(v)
+    report = check(kernels, v.tile, conv, schedule=schedule)
+    n, k, p, q = conv.output_shape()
+    parts = -(-n * p * q // part_pixels("conv_sm90", v.tile, conv.pre is not None))
+    assert report["bytes_stored"] == n * k * p * q * 2 + parts * 3 * k * 4
+
+
+@by_dtype
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+def test_geometries(kernels, dtype, geometry):
+    check(kernels, (256, 64), raw_convolution(dtype, *geometry))
+
+
+@by_dtype
+@pytest.mark.parametrize("geometry", ["1x1, stride 2", "3x3, stride 2", "3x3, dilation 2", "7x7, stride 2"])
+def test_prologue_geometries(kernels, dtype, geometry):
+    """Padding stays zero after BatchNorm and ReLU, whatever they make of a zero."""
+    conv = raw_convolution(dtype, *GEOMETRIES[geometry], prologue=True)
+    shifted = conv.pre._replace(beta=conv.pre.beta + 3)
+    check(kernels, (256, 64), conv._replace(pre=shifted))
+
+
+@by_tile
+@pytest.mark.parametrize("pixels", [1, 7, 127, 128, 129, 255, 256, 257, 385])
+def test_ragged_parts(kernels, tile, prologue, pixels):
+    """A tile with pixels for one warpgroup only, for one more, and none for the second tile's."""
+    bias = torch.linspace(-300, 300, 72)
+    check(kernels, tile, raw_convolution(torch.bfloat16, 1, 64, 1, pixels, 72, 1, 1, prologue=prologue, bias=bias))
+
+
+@by_schedule
+@pytest.mark.parametrize(("tiles", "blocks"), [(1, 2), (3, 1), (4, 3), (5, 2)])
+def test_warpgroups_take_turns(kernels, schedule, tiles, blocks):
+    conv = raw_convolution(torch.bfloat16, 1, 64, tiles, 250, 64, 1, 1)
+    check(kernels, (256, 64), conv, sm_count=blocks, schedule=schedule)
+
+
+@by_tile
+@by_dtype
+def test_a_bias_moves_the_mean(kernels, tile, prologue, dtype):
+    """A mean of 300 deviations: nothing cancels."""
+    conv = raw_convolution(dtype, 5, 64, 9, 9, 24, 3, 3, 1, 1, bias=torch.linspace(100, 300, 24), prologue=prologue)
+    out, moments, report = run(kernels, tile, conv)
+    assert report["errors"] == []
+    for a, t in zip(moments, reference.bn_stats(out.double()), strict=True):
+        torch.testing.assert_close(a.double(), t, rtol=2**-20, atol=0)
+
+
+@by_tile
+def test_a_mean_of_a_thousand_deviations(kernels, tile, prologue):
+    """In float16, so that the deviations are digits of the sum: 4096 pixels, all of them in whole parts."""
+    conv = raw_convolution(torch.float16, 1, 64, 64, 64, 8, 1, 1, bias=torch.full((8,), 1e3), prologue=prologue)
+    out, moments, report = run(kernels, tile, conv)
+    assert report["errors"] == []
+    mean, var = reference.bn_stats(out.double())
+    torch.testing.assert_close(moments[0].double(), mean, rtol=2**-23, atol=0)
+    torch.testing.assert_close(moments[1].double(), var, rtol=2**-21, atol=0)
+
+
+@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("pixels", [1024, 1100], ids=["whole parts", "a ragged part"])
+@pytest.mark.parametrize("at", [0, 1, -1], ids=["first", "second", "last"])
+def test_an_outlier(kernels, tile, pixels, at):
+    """It is not the center of a whole part, and costs the others no digits."""
+    values = torch.randn(pixels)
+    values[at] = 2.0**13
+    out, moments, report = run(kernels, tile, copied(values))
+    assert report["errors"] == []
+    assert out.max() == 2.0**13
+    check_moments(out, moments)
+
+
+@by_tile
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+def test_what_is_not_finite(kernels, tile, prologue, value):
+    """A 1x1 filter spreads it to all channels of one pixel: the first of a part, its middle, its last, and another."""
+    for pixel in (0, 128, 248, 41):
+        conv = raw_convolution(torch.bfloat16, 1, 64, 10, 30, 24, 1, 1, prologue=prologue)
+        conv.x[0, 3, pixel // 30, pixel % 30] = value
+        conv.weight[:, 3] = conv.weight[:, 3].abs() + 0.1
+        out, moments, report = run(kernels, tile, conv)
+        assert report["errors"] == []
+        for a, e in zip(moments, reference.bn_stats(out), strict=True):
+            torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@by_tile
+def test_the_same_bits_in_every_order_of_blocks(kernels, tile, prologue):
+    conv = raw_convolution(torch.bfloat16, 2, 64, 12, 12, 72, 3, 3, 1, 1, prologue=prologue)
+    runs = [
+        run(kernels, tile, conv, schedule=s, seed=seed, sm_count=sms)[1]
+        for s in SCHEDULES
+        for seed, sms in ((1, 2), (2, 3))
+    ]
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+MOMENTS, ROLES, CENTERS = "cuda/sm90/conv_sm90_moments.cuh", "cuda/sm90/conv_sm90_roles.cuh", "cuda/bn/moments.cuh"
+OF_SUMS = """
+    for (int e = 0; e < 8; ++e) {
+      const double d = v[e] - moments.center[e / 2 % 2];
+      if ((j + e / 4) * 8 + e % 2 < moments.left) moments.sum[e / 2 % 2] += d, moments.squares[e / 2 % 2] += d * d;
+    }
+"""
+PLANTS = {
+    "pixels past the last counted": (MOMENTS, "if ((j + e / 4) * 8 + e % 2 < left)", "if (true)"),
+    "every lane begins at the first pixel": (MOMENTS, "count - static_cast<int32_t>(threadIdx.x % 4 * 2)", "count"),
+    "two lanes of a row left out": (MOMENTS, "by = 1; by < 4;", "by = 1; by < 2;"),
+    "moments of what was not rounded": (MOMENTS, "    moments.add(stored, j);\n", OF_SUMS),
+    "moments of another piece": (MOMENTS, "    moments.add(stored, j);\n", "    moments.add(stored, j + 2);\n"),
+    "a run begins with the one before": (MOMENTS, "      run_sum[row] = run_squares[row] = 0;\n", ""),
+    "the end of a run left out": (MOMENTS, "if ((j + 2) % kRun) return;", "if (j % kRun) return;"),
+    "a center of each lane's own": (MOMENTS, "threadIdx.x % 32 / 4 * 4)", "threadIdx.x % 32)"),
+    "an outlier as the center": (MOMENTS, "whole ? stored.get(2 + row) : first", "first"),
+    "an infinite center": (CENTERS, "return is_finite(center) ? center : Acc(0);", "return center;"),
+    "an infinite mean as the center": (MOMENTS, "if (is_finite(mean)) {", "if (true) {"),
+    "sums left at the old center": (MOMENTS, "        move_center(", "        if (false) move_center("),
+    "squares about another center": (CENTERS, "by * (2 * sum - count * by)", "by * (sum - count * by)"),
+    "a lane moves all pixels": (MOMENTS, "squares[row], own,", "squares[row], count,"),
+    "a lane moves pixels that it has not": (MOMENTS, "(left % 8 < 2 ? left % 8 : 2)", "2"),
+    "a part of no pixels": (ROLES, "if (left > 0) moments.store", "moments.store"),
+    "both warpgroups in one part": (ROLES, "pixel / Config::kColumns, channel", "pixel / Config::kPixels, channel"),
+    "channels past the last": (MOMENTS, "which < 3 && at < channels", "which < 3"),
+    "the fourth lane stores too": (MOMENTS, "which < 3 && at < channels", "at < channels"),
+    "the second channel beside the first": (MOMENTS, "at = channel + row * 8;", "at = channel + row;"),
+    "the bias forgotten": (MOMENTS, "v[e] = bias.apply(product[j * 4 + e], e / 2 % 2);", "v[e] = product[j * 4 + e];"),
+}  # fmt: skip
+
+
+def exercise(kernels, schedule):
+    """What every planted bug must fail: ragged channels, and 45 pixels in the last part."""
+    for tile, prologue in CASES:
+        bias = torch.linspace(2, 30, tile[1] + 8)
+        conv = raw_convolution(torch.bfloat16, 1, 64, 7, 43, tile[1] + 8, 1, 1, prologue=prologue, bias=bias)
+        check(kernels, tile, conv, schedule=schedule)
+    values = torch.randn(512)
+    values[0] = 2.0**13
+    out, moments, report = run(kernels, (256, 64), copied(values), schedule=schedule)
+    assert report["errors"] == []
+    check_moments(out, moments)
+    values = torch.randn(100)
+    values[0] = torch.inf
+    _, moments, report = run(kernels, (256, 64), copied(values), schedule=schedule)
+    assert report["errors"] == []
+    assert torch.isposinf(moments[0]).all()
+    assert torch.isnan(moments[1]).all()
+
+
+@by_schedule
+def test_planted_bugs_have_something_to_break(kernels, schedule):
+    exercise(kernels, schedule)
+
+
+def plant(bug):
+    return cuda_on_cpu.Plant(*PLANTS[bug]), ("conv_sm90_stats_bf16",)
+
+
+@pytest.mark.parametrize("bug", PLANTS)
+def test_planted_bugs_are_caught(planted, bug):
+    assert_caught(planted(bug), exercise)
