@@ -165,6 +165,13 @@ def test_errors_of_the_gradient(grad, taken, sentence):
         ops.bn_relu_max_pool_backward(grad, taken, torch.empty(1, 8, 20, 20), *POOLS[0])
 
 
+def test_the_gradient_knows_no_larger_windows_either():
+    x = torch.empty(1, 8, 20, 20)
+    grad, taken = torch.empty(1, 8, 5, 5), torch.empty(1, 8, 5, 5, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match=r"bn_relu_max_pool_backward: pool_kernel \[16, 16\] has 256 elements"):
+        ops.bn_relu_max_pool_backward(grad, taken, x, (16, 16), (1, 1), (0, 0))
+
+
 def stem_gradients(net, x):
     net.zero_grad()
     y = net._stem(x)

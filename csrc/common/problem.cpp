@@ -249,13 +249,21 @@ Ints pooled_sizes(IntView sizes, const Ints& kernel, const Ints& stride, const I
           conv_out(sizes[3], kernel[1], stride[1], padding[1], 1)};
 }
 
+namespace {
+
+// Windows whose elements a byte can number; 255 says that none was taken.
+void check_numbered_pool(const char* op, const Tensor& x, const Ints& kernel, const Ints& stride, const Ints& padding) {
+  check_pool(op, x.sizes(), kernel, stride, padding);
+  RF_CHECK(kernel[0] * kernel[1] <= 255, op, ": pool_kernel ", to_string(kernel), " has ", kernel[0] * kernel[1],
+           " elements; at most 255 expected");
+}
+
+}  // namespace
+
 void check_pooled(const char* op, const Tensor& x, const BatchNorm& bn, const Ints& kernel, const Ints& stride,
                   const Ints& padding) {
   check_activation(op, x);
-  check_pool(op, x.sizes(), kernel, stride, padding);
-  // 255 says that nothing was taken
-  RF_CHECK(kernel[0] * kernel[1] <= 255, op, ": pool_kernel ", to_string(kernel), " has ", kernel[0] * kernel[1],
-           " elements; at most 255 expected");
+  check_numbered_pool(op, x, kernel, stride, padding);
   RF_CHECK(bn.present(), op, ": mean and var are absent; give what x is normalised with");
   check_batch_norm(op, bn, x.size(1), x);
 }
@@ -263,7 +271,7 @@ void check_pooled(const char* op, const Tensor& x, const BatchNorm& bn, const In
 void check_pooled_gradient(const char* op, const Tensor& grad, const Tensor& taken, const Tensor& x, const Ints& kernel,
                            const Ints& stride, const Ints& padding) {
   check_activation(op, x);
-  check_pool(op, x.sizes(), kernel, stride, padding);
+  check_numbered_pool(op, x, kernel, stride, padding);
   const Ints sizes = pooled_sizes(x.sizes(), kernel, stride, padding);
   check_output_like(op, "grad", grad, sizes, x);
   RF_CHECK(equal(taken.sizes(), sizes) && scalar_type_of(taken) == ScalarType::Byte, op, ": taken has shape ",
