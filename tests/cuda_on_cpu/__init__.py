@@ -79,7 +79,7 @@ def _build_planted(planted: Plant, only: tuple[str, ...]) -> Path:
     compiled = [s for s in affected(clean, "all", sources, original) if not only or s.file.stem in only]
     if not compiled:
         raise ValueError(f"no kernel source that is compiled reads {planted.file}")
-    folder = BUILD / ("planted_" + hashlib.sha256(repr(planted).encode()).hexdigest()[:12])
+    folder = BUILD / ("planted_" + hashlib.sha256(repr((planted, only)).encode()).hexdigest()[:12])
     copy = folder / "include" / planted.file
     text = text.replace(planted.old, planted.new)
     if not copy.exists() or copy.read_text() != text:
