@@ -62,6 +62,11 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   // where it is given; and bn_act_backward_reduce of it.
   m.def("conv_backward_reduce(Tensor grad, Tensor weight, int[2] padding, int[2] dilation, Tensor x, " BN
         ", Tensor? beside, bool allow_tf32) -> (Tensor, Tensor, Tensor)");
+  // The weight's gradient of conv(relu(pre(x))), or of conv(x) where pre_mean is absent, from the output's; in the
+  // weight's own layout, of whose values nothing is read (CPU).
+  m.def(
+      "conv_backward_weight(Tensor grad, Tensor x, Tensor? pre_gamma, Tensor? pre_beta, Tensor? pre_mean, Tensor? "
+      "pre_var, float pre_eps, Tensor weight, int[2] stride, int[2] padding, int[2] dilation, int groups) -> Tensor");
   // The gradient of x: gamma / sqrt(var + eps) * (g - sum_g / count - xhat * sum_g_xhat / count); without sums (frozen
   // statistics) gamma / sqrt(var + eps) * g. One pass, one rounding.
   m.def("bn_act_backward(Tensor grad, Tensor x, " BN

@@ -25,6 +25,7 @@ bn_add_bn_act = torch.ops.resnet_fused.bn_add_bn_act.default
 bn_act_backward_reduce = torch.ops.resnet_fused.bn_act_backward_reduce.default
 bn_add_act_backward_reduce = torch.ops.resnet_fused.bn_add_act_backward_reduce.default
 conv_backward_reduce = torch.ops.resnet_fused.conv_backward_reduce.default
+conv_backward_weight = torch.ops.resnet_fused.conv_backward_weight.default
 bn_act_backward = torch.ops.resnet_fused.bn_act_backward.default
 bn_relu_max_pool = torch.ops.resnet_fused.bn_relu_max_pool.default
 bn_relu_max_pool_backward = torch.ops.resnet_fused.bn_relu_max_pool_backward.default
@@ -143,6 +144,12 @@ def _fake_conv_backward_reduce(
     _grad: Tensor, _weight: Tensor, _padding: Any, _dilation: Any, x: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _fake_like_x(x), *_statistics(x)
+
+
+@torch.library.register_fake("resnet_fused::conv_backward_weight")
+def _fake_conv_backward_weight(_grad: Tensor, _x: Tensor, *args: Any) -> Tensor:
+    weight: Tensor = args[_PRE]
+    return weight.new_empty(weight.shape).to(memory_format=_memory_format(weight))
 
 
 @torch.library.register_fake("resnet_fused::conv_stats")

@@ -168,7 +168,7 @@ def test_large_float32_layers_have_our_convolutions(cls, monkeypatch):
     x = x_for(block, n=4, h=17, w=16, memory_format=torch.channels_last)
     assert x[:, 0].numel() >= forward.PIXELS_WORTH_PACKING
     called = []
-    monkeypatch.setattr(gradients, "PIXELS_WORTH_TURNING", 1024)
+    monkeypatch.setattr(gradients, "PIXELS_WORTH_TURNING", 0)
     ours = ops.conv_bn_act
     monkeypatch.setattr(ops, "conv_bn_act", lambda *args: (called.append(args), ours(*args))[1])
     assert_trains_as_eager(block, x)
@@ -183,7 +183,7 @@ def test_the_gradient_of_an_input_as_a_convolution(padding, channels, monkeypatc
     c, k = channels
     weight = torch.randn(k, c, 3, 3).contiguous(memory_format=torch.channels_last)
     slots = layout.ConvSlots(0, None, (1, 1), (padding, padding), (1, 1), 1)
-    monkeypatch.setattr(gradients, "PIXELS_WORTH_TURNING", 1024)
+    monkeypatch.setattr(gradients, "PIXELS_WORTH_TURNING", 0)
     x = torch.randn(4, c, 20, 19).contiguous(memory_format=torch.channels_last).requires_grad_()
     y = nn.functional.conv2d(x, weight, None, 1, padding)
     grad = torch.randn_like(y)

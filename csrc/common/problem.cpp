@@ -124,8 +124,7 @@ void check_sums(const char* op, const OptTensor& sum_g, const OptTensor& sum_g_x
            "; the number of elements that sum_g and sum_g_xhat were taken over expected, above 0");
 }
 
-void check_conv_gradient(const char* op, const Tensor& grad, const Conv& forward, const BatchNorm& bn,
-                         const OptTensor& beside) {
+void check_output_gradient(const char* op, const Tensor& grad, const Conv& forward) {
   const Tensor& x = forward.x;
   RF_CHECK(equal(grad.sizes(), forward.output_sizes()), op, ": grad has shape ", to_string(grad.sizes()), "; ",
            to_string(forward.output_sizes()), " expected, the shape of the output");
@@ -133,6 +132,12 @@ void check_conv_gradient(const char* op, const Tensor& grad, const Conv& forward
            torch::headeronly::toString(grad.scalar_type()), " but x has ", torch::headeronly::toString(x.scalar_type()),
            "; cast one of them");
   check_same_device(op, "", "grad", grad, x);
+}
+
+void check_conv_gradient(const char* op, const Tensor& grad, const Conv& forward, const BatchNorm& bn,
+                         const OptTensor& beside) {
+  const Tensor& x = forward.x;
+  check_output_gradient(op, grad, forward);
   RF_CHECK(bn.present(), op, ": mean and var are absent; give what the forward pass normalised with");
   check_batch_norm(op, bn, x.size(1), x);
   if (beside) check_like(op, "beside", *beside, x);

@@ -52,7 +52,9 @@ void check_pooled(const char* op, const Tensor& x, const BatchNorm& bn, const In
                   const Ints& padding);
 void check_pooled_gradient(const char* op, const Tensor& grad, const Tensor& taken, const Tensor& x, const Ints& kernel,
                            const Ints& stride, const Ints& padding);
-// Those of conv_backward_reduce, of a convolution of relu(bn(x)).
+// The gradient of a convolution's output.
+void check_output_gradient(const char* op, const Tensor& grad, const Conv& forward);
+// The arguments of conv_backward_reduce, of a convolution of relu(bn(x)).
 void check_conv_gradient(const char* op, const Tensor& grad, const Conv& forward, const BatchNorm& bn,
                          const OptTensor& beside);
 void check_projection(const char* op, const Conv& conv, const Conv& projection);

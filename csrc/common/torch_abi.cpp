@@ -35,9 +35,10 @@ Tensor aten_convolution(const Tensor& x, const Tensor& weight, const OptTensor& 
   return to<Tensor>(stack[0]);
 }
 
-Tensor aten_convolution_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, IntView stride,
-                                 IntView padding, IntView dilation) {
-  constexpr std::array<bool, 3> kInputAlone{true, false, false};
+Tensor aten_convolution_backward(GradientOf which, const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                 IntView stride, IntView padding, IntView dilation, int64_t groups) {
+  const bool input = which == GradientOf::kInput;
+  const std::array<bool, 3> mask{input, !input, false};
   std::array<StableIValue, 11> stack{from(grad),
                                      from(x),
                                      from(weight),
@@ -47,11 +48,11 @@ Tensor aten_convolution_backward(const Tensor& grad, const Tensor& x, const Tens
                                      from(dilation),
                                      from(false),
                                      from(IntView(kNoPadding)),
-                                     from(int64_t{1}),
-                                     from(torch::headeronly::HeaderOnlyArrayRef<bool>(kInputAlone))};
+                                     from(groups),
+                                     from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask))};
   call_aten("aten::convolution_backward", "", stack);
-  const Tensor absent[] = {to<Tensor>(stack[1]), to<Tensor>(stack[2])};  // takes ownership, so that they are freed
-  return to<Tensor>(stack[0]);
+  const Tensor all[] = {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};  // absent ones are freed too
+  return all[input ? 0 : 1];
 }
 
 Tensor aten_turned(const Tensor& weight) {

@@ -62,9 +62,10 @@ ScalarType scalar_type_of(const Tensor& t);
 // The ATen ops that the kernels lean on.
 Tensor aten_convolution(const Tensor& x, const Tensor& weight, const OptTensor& bias, IntView stride, IntView padding,
                         IntView dilation, int64_t groups);
-// The gradient of a convolution's input alone, in one group.
-Tensor aten_convolution_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, IntView stride,
-                                 IntView padding, IntView dilation);
+// The gradient of a convolution's input, or of its weight, alone.
+enum class GradientOf { kInput, kWeight };
+Tensor aten_convolution_backward(GradientOf which, const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                 IntView stride, IntView padding, IntView dilation, int64_t groups);
 // (K, C, R, S) -> (C, K, R, S), each filter turned around: a view, or a copy of the weight's layout.
 Tensor aten_turned(const Tensor& weight);
 Tensor aten_max_pool2d(const Tensor& x, IntView kernel, IntView stride, IntView padding);

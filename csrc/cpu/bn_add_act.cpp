@@ -2,6 +2,7 @@
 
 #include "cpu/bn_kernels.h"
 #include "cpu/dispatch.h"
+#include "cpu/memory.h"
 #include "cpu/scale_shift.h"
 #include "cpu/segments.h"
 
@@ -41,6 +42,15 @@ void bn_add_act_into(const Tensor& out, const Tensor& x, const OptTensor& bias, 
 void bn_add_bn_act_into(const Tensor& out, const Tensor& x, const BatchNorm& bn, const Tensor& shortcut,
                         const BatchNorm& shortcut_bn, bool relu, bool channels_last) {
   add_into(out, x, std::nullopt, bn, shortcut, shortcut_bn, relu, channels_last);
+}
+
+Tensor normalise(const Tensor& x, const BatchNorm& bn, const OptTensor& residual, bool relu) {
+  const bool channels_last = suggests_channels_last(x);
+  OptTensor r;
+  if (residual) r = aten_contiguous(*residual, channels_last);
+  Tensor out = output_buffer(sizes_of(x), x, channels_last);
+  bn_add_act_into(out, aten_contiguous(x, channels_last), std::nullopt, bn, r, relu, channels_last);
+  return out;
 }
 
 }  // namespace resnet_fused::cpu

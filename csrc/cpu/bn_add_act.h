@@ -13,4 +13,7 @@ void bn_add_act_into(const Tensor& out, const Tensor& x, const OptTensor& bias, 
 void bn_add_bn_act_into(const Tensor& out, const Tensor& x, const BatchNorm& bn, const Tensor& shortcut,
                         const BatchNorm& shortcut_bn, bool relu, bool channels_last);
 
+// act(bn(x) + residual), in a new tensor of x's memory format.
+Tensor normalise(const Tensor& x, const BatchNorm& bn, const OptTensor& residual, bool relu);
+
 }  // namespace resnet_fused::cpu

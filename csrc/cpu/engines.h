@@ -1,12 +1,20 @@
 // The AVX-512 engines behind one door. Both write into a dense NHWC buffer of conv's output (or pooled) shape.
 #pragma once
 #include "common/problem.h"
+#include "cpu/plan.h"
 
 namespace resnet_fused::cpu {
 
 struct Pool {
   Ints kernel, stride, padding;
 };
+
+// What the plan picks for conv, followed by a pool or not.
+Engine engine_of(const Conv& conv, bool pool);
+
+// The same convolution of relu(pre(x)), where there is a pre. A convolution reads its input many times: it is made
+// once.
+Conv without_pre(Conv conv);
 
 // out = [max_pool](act(bn(conv(x)) + residual)). residual and out are channels_last and dense, and may be the same
 // tensor. False: a weight is not finite, so that the zeros of the padding would turn to NaN; nothing was computed.
@@ -16,5 +24,9 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
 // The same without a pool. False: something in the result was not finite, and the caller must use another engine,
 // because Winograd's sums can turn one Inf, or an overflow on the way, into NaN where the definition has none.
 bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool keep_packed, const Tensor& out);
+
+// to = the weight's gradient of conv(x), or of conv(relu(pre(x))), from the output's, which is channels_last and dense.
+// False: likewise.
+bool winograd_gradient(const Conv& conv, const Tensor& grad, const Tensor& to);
 
 }  // namespace resnet_fused::cpu

@@ -7,7 +7,6 @@
 #include "cpu/memory.h"
 #include "cpu/onednn.h"
 #include "cpu/packed_cache.h"
-#include "cpu/plan.h"
 
 namespace resnet_fused::cpu {
 
@@ -18,27 +17,6 @@ namespace {
 using Residual = std::function<OptTensor(const Tensor* out)>;
 
 OptTensor no_residual(const Tensor*) { return std::nullopt; }
-
-Element element_of(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::BFloat16:
-      return Element::kBFloat16;
-    case ScalarType::Half:
-      return Element::kFloat16;
-    case ScalarType::Double:
-      return Element::kFloat64;
-    default:
-      return Element::kFloat32;
-  }
-}
-
-Engine engine_of(const Conv& q, bool pool) {
-  static const CpuFeatures cpu = cpu_features();
-  return make_plan({q.n, q.c, q.h, q.w, q.k, q.r, q.s, q.oh, q.ow, q.stride[0], q.stride[1], q.padding[0], q.padding[1],
-                    q.dilation[0], q.dilation[1], q.groups, element_of(q.x.scalar_type()), pool},
-                   cpu)
-      .engine;
-}
 
 // The engine that takes everything: torch's convolution, then one pass for the rest.
 Tensor composed(const Conv& conv, const OptTensor& residual, bool relu) {
@@ -69,24 +47,6 @@ Tensor run(const Conv& conv, const Residual& residual, bool relu, bool keep_pack
       direct_conv(conv, nhwc_residual(), nullptr, relu, keep_packed, out))
     return aten_contiguous(out, conv.channels_last);
   return composed(conv, residual(nullptr), relu);
-}
-
-// act(bn(x) + residual)
-Tensor normalise(const Tensor& x, const BatchNorm& bn, const OptTensor& residual, bool relu) {
-  const bool channels_last = suggests_channels_last(x);
-  OptTensor r;
-  if (residual) r = aten_contiguous(*residual, channels_last);
-  Tensor out = output_buffer(sizes_of(x), x, channels_last);
-  bn_add_act_into(out, aten_contiguous(x, channels_last), std::nullopt, bn, r, relu, channels_last);
-  return out;
-}
-
-// The same convolution of relu(pre(x)), where there is a pre. A convolution reads its input many times: it is made
-// once.
-Conv without_pre(Conv conv) {
-  if (conv.pre.present()) conv.x = normalise(conv.x, conv.pre, std::nullopt, /*relu=*/true);
-  conv.pre = {};
-  return conv;
 }
 
 Tensor conv_bn_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,

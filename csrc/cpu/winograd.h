@@ -23,7 +23,10 @@ struct WinogradConv {
 namespace avx512 {
 
 void winograd_tile(WinogradConv& conv, int threads);  // fills tiles_h ... tasks
-void winograd_pack(float* packed, const float* weight, const int64_t strides[4], int c, int k);  // 16 * c * k floats
+// Into 16 * c * (k rounded up to 32) floats, block by block
+int64_t winograd_pack_blocks(int k);
+void winograd_pack(float* packed, const float* weight, const int64_t strides[4], int c, int k, int64_t begin,
+                   int64_t end);
 // False: a result was not finite.
 bool winograd_run(const WinogradConv& conv, int64_t begin, int64_t end);
 

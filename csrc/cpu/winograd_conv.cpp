@@ -31,8 +31,10 @@ bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool 
         const Tensor& w = conv.weight;
         const int64_t strides[4] = {w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
         auto buffer = std::make_shared<PackedBuffer>(sizeof(float) * 16 * q.c * ((conv.k + 31) / 32 * 32));
-        avx512::winograd_pack(static_cast<float*>(buffer->data), static_cast<const float*>(w.const_data_ptr()), strides,
-                              q.c, q.k);
+        torch::stable::parallel_for(0, avx512::winograd_pack_blocks(q.k), 1, [&](int64_t begin, int64_t end) {
+          avx512::winograd_pack(static_cast<float*>(buffer->data), static_cast<const float*>(w.const_data_ptr()),
+                                strides, q.c, q.k, begin, end);
+        });
         return buffer;
       });
   q.packed = static_cast<const float*>(static_cast<const PackedBuffer&>(*packed).data);

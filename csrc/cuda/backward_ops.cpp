@@ -94,9 +94,10 @@ std::tuple<Tensor, Tensor, Tensor> run_torch(const Call& call, const Queue& queu
   const bool channels_last = suggests_channels_last(forward.x);
   const Tensor raw = aten_contiguous(forward.x, channels_last);
   // torch picks the format by all three; two of them decide once they are in x's.
-  const Tensor out = aten_contiguous(aten_convolution_backward(aten_contiguous(call.grad, channels_last), raw,
-                                                               forward.weight, kOne, forward.padding, forward.dilation),
-                                     channels_last);
+  const Tensor out =
+      aten_contiguous(aten_convolution_backward(GradientOf::kInput, aten_contiguous(call.grad, channels_last), raw,
+                                                forward.weight, kOne, forward.padding, forward.dilation, /*groups=*/1),
+                      channels_last);
   if (call.beside) add_act_into(out, out, Vectors({}, std::nullopt, raw), call.beside, nullptr, false, channels_last);
   const Tensor sum_g = channel_sums(raw, forward.c), sum_g_xhat = channel_sums(raw, forward.c);
   const Vectors bn(call.bn, std::nullopt, raw);

@@ -23,6 +23,7 @@ from .gradient_sums import Sums, conv_backward_reduce, sums_with_the_gradient
 from .input_gradient import input_gradient
 from .layout import ConvSlots, Layout, NormSlots
 from .statistics import sum_over_processes
+from .weight_gradient import weight_gradient
 
 
 class Backward:
@@ -169,22 +170,32 @@ class Backward:
 
     def _conv_backward(self, grad: Tensor, i: int, conv: ConvSlots, mask: list[bool]) -> Tensor | None:
         """The input's gradient if ``mask[0]``; the weight's and bias's, into their places, if the others."""
-        if not any(mask):
-            return None
-        # The gradient of the input asks for the input's shape only.
-        x = self._activation(i) if mask[1] else self._raw(i)
-        weight = self.tensors[conv.weight]
-        sizes = None if conv.bias is None else [weight.shape[0]]
-        shape = (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
-        to_x, to_weight, to_bias = torch.ops.aten.convolution_backward.default(grad, x, weight, sizes, *shape, mask)
+        to_x, to_weight, to_bias = None, None, None
+        if mask[1]:
+            norm = self.layout.norms[i]
+            args = None if norm is None else norm_args(norm, self.tensors, self.statistics.get(i))
+            to_weight = weight_gradient(grad, self._raw(i), args, self.tensors[conv.weight], conv)
+        rest = [mask[0], mask[1] and to_weight is None, mask[2]]
+        if any(rest):
+            to_x, by_torch, to_bias = self._torchs_gradients(grad, i, conv, rest)
+            to_weight = by_torch if rest[1] else to_weight
         if mask[1]:
             self.grads[conv.weight] = to_weight
         if mask[2] and conv.bias is not None:
             self.grads[conv.bias] = to_bias
         if i > 0:  # a projection may still want the first
-            del x
             self.activations.pop(i, None)
-        return to_x if mask[0] else None
+        return to_x
+
+    def _torchs_gradients(self, grad: Tensor, i: int, conv: ConvSlots, mask: list[bool]) -> list[Tensor | None]:
+        """Those of the input, the weight and the bias that the mask asks for."""
+        # The gradient of the input asks for the input's shape only.
+        x = self._activation(i) if mask[1] else self._raw(i)
+        weight = self.tensors[conv.weight]
+        sizes = None if conv.bias is None else [weight.shape[0]]
+        shape = (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
+        found = torch.ops.aten.convolution_backward.default(grad, x, weight, sizes, *shape, mask)
+        return [each if asked else None for each, asked in zip(found, mask, strict=True)]
 
     def _activation(self, i: int) -> Tensor:
         norm = self.layout.norms[i]

@@ -14,7 +14,7 @@ from .statistics import batch_statistics
 Statistics = dict[int, list[Tensor]]  # norm's key -> mean, var, count
 Raws = dict[int, Tensor]  # norm's key -> what it normalises
 
-_NO_NORM = (None, None, None, None, 0.0)  # gamma, beta, mean, var, eps
+NO_NORM = (None, None, None, None, 0.0)  # gamma, beta, mean, var, eps
 
 
 class Result(NamedTuple):
@@ -113,7 +113,7 @@ def convolve(
     """``act(conv(x) + shortcut)``."""
     weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
     if ours_is_faster(x, weight, conv):
-        return ops.conv_bn_act(x, weight, bias, *_NO_NORM, *conv[2:], shortcut, relu, False, False)
+        return ops.conv_bn_act(x, weight, bias, *NO_NORM, *conv[2:], shortcut, relu, False, False)
     shape = (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
     y = torch.ops.aten.convolution.default(x, weight, bias, *shape)
     y = y if shortcut is None else y.add_(shortcut)
@@ -136,7 +136,7 @@ def conv_of_normalised(
     """``act(conv(relu(bn(x))) + shortcut)`` with the BatchNorm's arguments: the same bits for the same arguments."""
     assert pre is not None
     weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
-    after = (weight, bias, *_NO_NORM, *conv[2:], shortcut, relu, False, allow_tf32())
+    after = (weight, bias, *NO_NORM, *conv[2:], shortcut, relu, False, allow_tf32())
     return ops.bn_relu_conv_bn_act(x, *pre, *after)
 
 
@@ -153,7 +153,7 @@ def conv_stats(
     The same bits for the same arguments, so that a backward pass may ask again.
     """
     weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
-    return ops.conv_stats(x, *(pre or _NO_NORM), weight, bias, *conv[2:], False, allow_tf32())
+    return ops.conv_stats(x, *(pre or NO_NORM), weight, bias, *conv[2:], False, allow_tf32())
 
 
 def allow_tf32() -> bool:

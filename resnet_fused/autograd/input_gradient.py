@@ -7,8 +7,10 @@ from .. import ops
 from .forward import allow_tf32, winograd_is_faster
 from .layout import ConvSlots
 
-# Turning a weight around reads it against its order, at every step: of fewer pixels the gradient is PyTorch's.
-PIXELS_WORTH_TURNING = 4096
+# Turning a weight around and putting it into our kernel's order, at every step, takes as long as PyTorch's gradient of
+# so many pixels; a pixel of ours, those that fill up a tile of 2x2 included, as long as that part of one of its pixels.
+PIXELS_WORTH_TURNING = 600
+OURS = 0.55
 
 
 def input_gradient(grad: Tensor, weight: Tensor, conv: ConvSlots, beside: Tensor | None = None) -> Tensor | None:
@@ -45,6 +47,8 @@ def _saves_a_pass(grad: Tensor, beside: Tensor | None) -> bool:
 
 def _is_faster(grad: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
     # While a compiler traces, tensors are of other types, and a decision would bound their sizes.
-    if type(grad) is not Tensor or grad.shape[0] * grad.shape[2] * grad.shape[3] < PIXELS_WORTH_TURNING:
+    if type(grad) is not Tensor:
         return False
-    return winograd_is_faster(grad, weight, conv)
+    n, _, h, w = grad.shape
+    filled = n * (h + h % 2) * (w + w % 2)
+    return n * h * w - OURS * filled >= PIXELS_WORTH_TURNING and winograd_is_faster(grad, weight, conv)

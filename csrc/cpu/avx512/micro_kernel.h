@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "cpu/direct.h"
+
 namespace resnet_fused::cpu::avx512 {
 namespace {
 

@@ -3,12 +3,12 @@
 #include <cstdlib>
 
 #include "cpu/avx512/micro_kernel.h"
+#include "cpu/avx512/winograd_tile.h"
 
 namespace resnet_fused::cpu::avx512 {
 
 namespace {
 
-constexpr int kPoints = 16;  // 4x4 transformed values a tile
 constexpr int kVectors = 2;  // registers across channels
 constexpr int kBlock = kVectors * kLanes;
 constexpr int kMr = 14;                     // tiles in registers
@@ -17,38 +17,15 @@ constexpr int64_t kInputBytes = 256 << 10;  // transformed inputs of a task; wei
 // Rows a multiple of 1 KiB apart crowd into few sets of L1; one more vector between them spreads them.
 inline int row_step(int c) { return c % 256 ? c : c + kLanes; }
 
-struct Quad {
-  __m512 v[4];
-};
-
-// B^T d, for one row or column of four
-inline Quad transform_input(__m512 d0, __m512 d1, __m512 d2, __m512 d3) {
-  return {{_mm512_sub_ps(d0, d2), _mm512_add_ps(d1, d2), _mm512_sub_ps(d2, d1), _mm512_sub_ps(d1, d3)}};
-}
-
 // The 4x4 inputs of tile t, zero outside the image, as B^T d B into v[point][tile][channel].
 void input_tile(const WinogradConv& q, int64_t t, const float* zeros, float* v, int64_t point_step) {
-  const int tx = t % q.tiles_w, ty = t / q.tiles_w % q.tiles_h;
-  const int64_t image = t / q.tiles_w / q.tiles_h;
   const float* p[4][4];
-  for (int i = 0; i < 4; ++i)
-    for (int j = 0; j < 4; ++j) {
-      const int h = 2 * ty - q.pad_h + i, w = 2 * tx - q.pad_w + j;
-      p[i][j] = h >= 0 && h < q.h && w >= 0 && w < q.w ? q.x + ((image * q.h + h) * q.w + w) * q.c : zeros;
-    }
-  for (int c = 0; c < q.c; c += kLanes) {
-    Quad rows[4];  // d B, one row of the tile each
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i)
-      rows[i] = transform_input(_mm512_loadu_ps(p[i][0] + c), _mm512_loadu_ps(p[i][1] + c),
-                                _mm512_loadu_ps(p[i][2] + c), _mm512_loadu_ps(p[i][3] + c));
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const Quad column = transform_input(rows[0].v[j], rows[1].v[j], rows[2].v[j], rows[3].v[j]);
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) _mm512_storeu_ps(v + (i * 4 + j) * point_step + c, column.v[i]);
-    }
-  }
+  pixels_of(q, t, p);
+  for (auto& row : p)
+    for (const float*& pixel : row) pixel = pixel ? pixel : zeros;
+  for (int c = 0; c < q.c; c += kLanes)
+    transform_tile([&](int i, int j) { return _mm512_loadu_ps(p[i][j] + c); },
+                   [&](int point, __m512 value) { _mm512_storeu_ps(v + point * point_step + c, value); });
 }
 
 // products[tile][kBlock] = v[tile][channel] * u[channel][kBlock] for MR tiles
@@ -72,8 +49,7 @@ constexpr MultiplyFn kMultiply[kMr] = {multiply<1>,  multiply<2>,  multiply<3>, 
 // returned.
 inline __mmask16 output_tile(const WinogradConv& q, int64_t t, const float* m, int64_t point_step, int k,
                              __mmask16 lanes) {
-  const int tx = t % q.tiles_w, ty = t / q.tiles_w % q.tiles_h;
-  const int64_t image = t / q.tiles_w / q.tiles_h;
+  const Place at = place_of(q, t);
   __m512 half[2][4];
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
@@ -86,20 +62,20 @@ inline __mmask16 output_tile(const WinogradConv& q, int64_t t, const float* m, i
   __mmask16 bad = 0;
 #pragma GCC unroll 2
   for (int i = 0; i < 2; ++i) {
-    const int oh = 2 * ty + i;
+    const int oh = at.y + i;
     if (oh >= q.oh) break;
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) {
-      const int ow = 2 * tx + j;
+      const int ow = at.x + j;
       if (ow >= q.ow) break;
       const __m512 y = j ? _mm512_sub_ps(_mm512_sub_ps(half[i][1], half[i][2]), half[i][3])
                          : _mm512_add_ps(_mm512_add_ps(half[i][0], half[i][1]), half[i][2]);
-      const int64_t at = ((image * q.oh + oh) * q.ow + ow) * q.k + k;
+      const int64_t to = ((at.image * q.oh + oh) * q.ow + ow) * q.k + k;
       __m512 v = _mm512_fmadd_ps(y, scale, shift);
       bad |= _mm512_mask_fpclass_ps_mask(lanes, v, 0x99);  // quiet and signalling NaN, +Inf, -Inf
-      if (q.residual) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(lanes, q.residual + at));
+      if (q.residual) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(lanes, q.residual + to));
       if (q.relu) v = relu(v);
-      _mm512_mask_storeu_ps(q.out + at, lanes, v);
+      _mm512_mask_storeu_ps(q.out + to, lanes, v);
     }
   }
   return bad;
@@ -143,6 +119,16 @@ bool run_task(const WinogradConv& q, int64_t task) {
   return bad == 0;
 }
 
+// G g, for one row or column of three, of a block of filters. In double: every weight is rounded once.
+inline void transform_filter(const double (&g)[3][kBlock], double (&to)[4][kBlock]) {
+  for (int i = 0; i < kBlock; ++i) {
+    to[0][i] = g[0][i];
+    to[1][i] = .5 * (g[0][i] + g[1][i] + g[2][i]);
+    to[2][i] = .5 * (g[0][i] - g[1][i] + g[2][i]);
+    to[3][i] = g[2][i];
+  }
+}
+
 }  // namespace
 
 void winograd_tile(WinogradConv& q, int threads) {
@@ -164,28 +150,30 @@ void winograd_tile(WinogradConv& q, int threads) {
   q.tasks = (q.tiles + q.chunk - 1) / q.chunk * q.k_groups;
 }
 
+int64_t winograd_pack_blocks(int k) { return (k + kBlock - 1) / kBlock; }
+
 // (K, C, 3, 3) of any strides -> G g G^T as [block of kBlock channels][point][C][kBlock]
-void winograd_pack(float* packed, const float* weight, const int64_t strides[4], int c, int k) {
-  constexpr double kG[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
-  for (int kb = 0; kb < k; kb += kBlock)
-    for (int ch = 0; ch < c; ++ch)
-      for (int kk = 0; kk < kBlock; ++kk) {
-        double half[4][3] = {}, g[3][3] = {};
-        if (kb + kk < k)
-          for (int i = 0; i < 3; ++i)
-            for (int j = 0; j < 3; ++j)
-              g[i][j] = weight[(kb + kk) * strides[0] + ch * strides[1] + i * strides[2] + j * strides[3]];
-        for (int i = 0; i < 4; ++i)
-          for (int j = 0; j < 3; ++j)
-            for (int a = 0; a < 3; ++a) half[i][j] += kG[i][a] * g[a][j];
-        for (int i = 0; i < 4; ++i)
-          for (int j = 0; j < 4; ++j) {
-            double u = 0;
-            for (int a = 0; a < 3; ++a) u += half[i][a] * kG[j][a];
-            packed[((static_cast<int64_t>(kb / kBlock) * kPoints + i * 4 + j) * c + ch) * kBlock + kk] =
-                static_cast<float>(u);
-          }
+void winograd_pack(float* packed, const float* weight, const int64_t strides[4], int c, int k, int64_t begin,
+                   int64_t end) {
+  for (int64_t block = begin; block < end; ++block)
+    for (int ch = 0; ch < c; ++ch) {
+      double columns[3][3][kBlock] = {}, half[3][4][kBlock], u[4][kBlock], row[3][kBlock];
+      for (int j = 0; j < 3; ++j) {
+        for (int i = 0; i < 3; ++i)
+          for (int kk = 0; kk < kBlock && block * kBlock + kk < k; ++kk)
+            columns[j][i][kk] =
+                weight[(block * kBlock + kk) * strides[0] + ch * strides[1] + i * strides[2] + j * strides[3]];
+        transform_filter(columns[j], half[j]);
       }
+      for (int i = 0; i < 4; ++i) {
+        for (int j = 0; j < 3; ++j) __builtin_memcpy(row[j], half[j][i], sizeof row[j]);
+        transform_filter(row, u);
+        for (int j = 0; j < 4; ++j) {
+          float* to = packed + ((block * kPoints + i * 4 + j) * c + ch) * kBlock;
+          for (int kk = 0; kk < kBlock; ++kk) to[kk] = static_cast<float>(u[j][kk]);
+        }
+      }
+    }
 }
 
 bool winograd_run(const WinogradConv& conv, int64_t begin, int64_t end) {

@@ -1,0 +1,31 @@
+// The CPU kernel of the op that makes a weight's gradient: check, pick an engine, run it.
+#include "common/problem.h"
+#include "cpu/engines.h"
+
+namespace resnet_fused::cpu {
+
+namespace {
+
+Tensor conv_backward_weight(Tensor grad, Tensor x, OptTensor pre_gamma, OptTensor pre_beta, OptTensor pre_mean,
+                            OptTensor pre_var, double pre_eps, Tensor weight, Ints stride, Ints padding, Ints dilation,
+                            int64_t groups) {
+  constexpr const char* op = "conv_backward_weight";
+  const Conv conv = make_conv(op, x, weight, {}, {}, stride, padding, dilation, groups,
+                              {pre_gamma, pre_beta, pre_mean, pre_var, pre_eps});
+  check_output_gradient(op, grad, conv);
+  const bool channels_last = suggests_channels_last(weight);
+  if (engine_of(conv, /*pool=*/false) == Engine::kWinograd) {
+    const Tensor to = aten_empty(weight.sizes(), weight, channels_last);
+    if (winograd_gradient(conv, aten_contiguous(grad, /*channels_last=*/true), to)) return to;
+  }
+  const Tensor activated = without_pre(conv).x;
+  return aten_contiguous(
+      aten_convolution_backward(GradientOf::kWeight, grad, activated, weight, stride, padding, dilation, groups),
+      channels_last);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CPU, m) { m.impl("conv_backward_weight", TORCH_BOX(&conv_backward_weight)); }
+
+}  // namespace resnet_fused::cpu

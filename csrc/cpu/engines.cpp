@@ -1,0 +1,38 @@
+#include "cpu/engines.h"
+
+#include "cpu/bn_add_act.h"
+
+namespace resnet_fused::cpu {
+
+namespace {
+
+Element element_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::BFloat16:
+      return Element::kBFloat16;
+    case ScalarType::Half:
+      return Element::kFloat16;
+    case ScalarType::Double:
+      return Element::kFloat64;
+    default:
+      return Element::kFloat32;
+  }
+}
+
+}  // namespace
+
+Engine engine_of(const Conv& q, bool pool) {
+  static const CpuFeatures cpu = cpu_features();
+  return make_plan({q.n, q.c, q.h, q.w, q.k, q.r, q.s, q.oh, q.ow, q.stride[0], q.stride[1], q.padding[0], q.padding[1],
+                    q.dilation[0], q.dilation[1], q.groups, element_of(q.x.scalar_type()), pool},
+                   cpu)
+      .engine;
+}
+
+Conv without_pre(Conv conv) {
+  if (conv.pre.present()) conv.x = normalise(conv.x, conv.pre, std::nullopt, /*relu=*/true);
+  conv.pre = {};
+  return conv;
+}
+
+}  // namespace resnet_fused::cpu

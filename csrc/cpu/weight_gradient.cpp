@@ -1,0 +1,45 @@
+#include <atomic>
+
+#include "cpu/engines.h"
+#include "cpu/memory.h"
+#include "cpu/scale_shift.h"
+#include "cpu/winograd_gradient.h"
+
+namespace resnet_fused::cpu {
+
+#if defined(__x86_64__)
+
+bool winograd_gradient(const Conv& conv, const Tensor& grad, const Tensor& to) {
+  const Tensor x = aten_contiguous(conv.x, /*channels_last=*/true);
+  const auto pre = scale_shift<float>(conv.pre, std::nullopt, conv.c);
+
+  WinogradGradient q{};
+  q.x = static_cast<const float*>(x.const_data_ptr());
+  if (conv.pre.present()) q.scale = pre.scale.data(), q.shift = pre.shift.data();
+  q.grad = static_cast<const float*>(grad.const_data_ptr());
+  q.n = static_cast<int>(conv.n), q.c = static_cast<int>(conv.c), q.h = static_cast<int>(conv.h),
+  q.w = static_cast<int>(conv.w);
+  q.k = static_cast<int>(conv.k), q.oh = static_cast<int>(conv.oh), q.ow = static_cast<int>(conv.ow);
+  q.pad_h = static_cast<int>(conv.padding[0]), q.pad_w = static_cast<int>(conv.padding[1]);
+  avx512::winograd_gradient_tile(q, static_cast<int>(torch::stable::get_num_threads()));
+  const Tensor sums = output_buffer(Ints{q.parts, 1, 1, q.part_floats}, x);
+  q.sums = static_cast<float*>(sums.mutable_data_ptr());
+
+  using torch::stable::parallel_for;
+  parallel_for(0, q.tasks, 1, [&](int64_t begin, int64_t end) { avx512::winograd_gradient_sum(q, begin, end); });
+  const int64_t strides[4] = {to.stride(0), to.stride(1), to.stride(2), to.stride(3)};
+  float* weight = static_cast<float*>(to.mutable_data_ptr());
+  std::atomic<bool> finite{true};
+  parallel_for(0, q.c, 16, [&](int64_t begin, int64_t end) {
+    if (!avx512::winograd_gradient_finish(q, weight, strides, begin, end)) finite = false;
+  });
+  return finite;
+}
+
+#else
+
+bool winograd_gradient(const Conv&, const Tensor&, const Tensor&) { return false; }
+
+#endif
+
+}  // namespace resnet_fused::cpu

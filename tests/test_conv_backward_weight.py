@@ -1,0 +1,165 @@
+"""conv_backward_weight: Winograd's gradient against float64, others torch's own, and chains with it."""
+
+import pytest
+import torch
+from criterion import assert_close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from op_case import lay_out
+from test_conv_stats import DTYPES
+from training import CLASSES, assert_trains_as_eager, identity, in_channels
+
+from resnet_fused import autograd, ops
+from resnet_fused.autograd import weight_gradient
+
+# n, c, h, w, k, padding of 3x3 convolutions with stride 1 that Winograd takes: odd sizes, channels that fill half a
+# register pair, no and much padding, one image row, and enough tiles for several chunks and parts
+SHAPES = [(2, 32, 9, 10, 48, (1, 1)), (1, 32, 12, 13, 32, (0, 0)), (3, 48, 8, 8, 32, (2, 2)), (4, 64, 7, 7, 80, (1, 1))]
+SHAPES += [(8, 32, 1, 9, 32, (1, 1)), (2, 32, 16, 3, 32, (3, 0)), (8, 32, 28, 27, 32, (1, 1))]
+SHAPES += [(16, 96, 20, 20, 64, (1, 1))]
+
+
+def call(shape, *, pre=False, dtype=torch.float32, layout="channels_last", kernel=3, stride=1, dilation=1, groups=1):
+    g = torch.Generator().manual_seed(0)
+    n, c, h, w, k, padding = shape
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    x = torch.randn(n, c, h, w, generator=g)
+    weight = torch.full((k, c // groups, kernel, kernel), torch.nan)  # nothing is read of it
+    out = torch.nn.functional.conv2d(x, weight, None, stride, padding, dilation, groups)
+    grad = torch.randn(out.shape, generator=g)
+    grad, x, weight = (lay_out(t.to(dtype), layout) for t in (grad, x, weight))
+    norm = [torch.rand(c, generator=g).to(wide) + 0.5 for _ in range(4)] if pre else [None] * 4
+    return grad, x, *norm, 1e-5, weight, [stride] * 2, list(padding), [dilation] * 2, groups
+
+
+def torchs(grad, x, gamma, beta, mean, var, eps, weight, stride, padding, dilation, groups):
+    """torch's, from the activation that our pass makes."""
+    activated = x if mean is None else ops.bn_add_act(x, gamma, beta, mean, var, eps, None, True)
+    shape = (stride, padding, dilation, False, [0, 0], groups)
+    mask = [False, True, False]
+    return torch.ops.aten.convolution_backward.default(grad, activated, weight, None, *shape, mask)[1]
+
+
+def check(args):
+    found = ops.conv_backward_weight(*args)
+    double = [a.double() if isinstance(a, torch.Tensor) else a for a in args]
+    assert_close(found, torchs(*args), torchs(*double))
+    return found
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("pre", [False, True], ids=["plain", "pre"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_winograd(shape, pre, layout):
+    args = call(shape, pre=pre, layout=layout)
+    found = check(args)
+    assert found.stride() == args[7].stride()
+
+
+@given(
+    st.tuples(*(st.integers(1, most) for most in (5, 4, 20, 20, 4))),
+    st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    st.booleans(),
+)
+@settings(max_examples=40)
+def test_any_shape(sizes, padding, pre):
+    n, c, h, w, k = sizes
+    check(call((n, 16 * c, h + 2, w + 2, 16 * k, padding), pre=pre))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("geometry", [(1, 1, 1, 1), (3, 2, 1, 1), (3, 1, 2, 1), (3, 1, 1, 4)], ids=str)
+@pytest.mark.parametrize("pre", [False, True], ids=["plain", "pre"])
+def test_others_are_torchs(dtype, geometry, pre):
+    kernel, stride, dilation, groups = geometry
+    shape = (2, 32, 9, 10, 48, (1, 1))
+    args = call(shape, pre=pre, dtype=dtype, kernel=kernel, stride=stride, dilation=dilation, groups=groups)
+    assert torch.equal(ops.conv_backward_weight(*args), torchs(*args))
+
+
+def test_what_is_normalised_as_it_is_read():
+    """The bits of an activation that a pass makes."""
+    args = call(SHAPES[0], pre=True)
+    grad, x, *norm, eps, weight, stride, padding, dilation, groups = args
+    activated = ops.bn_add_act(x, *norm, eps, None, True)
+    rest = (weight, stride, padding, dilation, groups)
+    expected = ops.conv_backward_weight(grad, activated, *[None] * 4, eps, *rest)
+    assert torch.equal(ops.conv_backward_weight(*args), expected)
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, 3e38])
+@pytest.mark.parametrize("where", ["grad", "x"])
+@pytest.mark.parametrize("pre", [False, True], ids=["plain", "pre"])
+def test_values_that_are_not_finite(value, where, pre):
+    """Where torch has them, and nowhere else."""
+    args = call(SHAPES[0], pre=pre)
+    args[where == "x"][1, 3, 4, 5] = value
+    found, eager = ops.conv_backward_weight(*args), torchs(*args)
+    assert torch.equal(found.isnan(), eager.isnan())
+    assert torch.equal(found.isinf(), eager.isinf())
+    closed = pre and where == "x" and value == -torch.inf  # the ReLU made a zero of it
+    assert closed or value == 3e38 or not found.isfinite().all()
+
+
+def test_every_number_of_threads_gives_the_same_bits():
+    args, threads = call(SHAPES[-1], pre=True), torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            found.append(ops.conv_backward_weight(*args))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_no_image():
+    args = call((0, 32, 9, 9, 32, (1, 1)))
+    assert torch.equal(ops.conv_backward_weight(*args), torch.zeros_like(args[7]))
+
+
+def test_opcheck():
+    for layout in ("contiguous", "channels_last"):
+        for pre in (False, True):
+            torch.library.opcheck(ops.conv_backward_weight, call(SHAPES[0], pre=pre, layout=layout))
+
+
+def test_bad_input():
+    grad, x, *rest = call(SHAPES[0], pre=True)
+    with pytest.raises(RuntimeError, match=r"grad has shape \[1, 48, 9, 10\]; \[2, 48, 9, 10\] expected"):
+        ops.conv_backward_weight(grad[:1], x, *rest)
+    with pytest.raises(RuntimeError, match="grad has dtype Double but x has Float"):
+        ops.conv_backward_weight(grad.double(), x, *rest)
+    with pytest.raises(RuntimeError, match=r"pre_gamma has shape \[7\]; \[32\] expected"):
+        ops.conv_backward_weight(grad, x, torch.ones(7), *rest[1:])
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What chains asked weight_gradient for, and whether it had an answer."""
+    answers = []
+
+    def counted(*args):
+        answers.append(weight_gradient.weight_gradient(*args))
+        return answers[-1]
+
+    monkeypatch.setattr(autograd.backward, "weight_gradient", counted)
+    return answers
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_chains(cls, calls):
+    block = identity(cls, scale=8)
+    convs = [m for m in block.modules() if isinstance(m, torch.nn.Conv2d)]
+    x = torch.randn(3, in_channels(block), 24, 24).to(memory_format=torch.channels_last).requires_grad_()
+    assert_trains_as_eager(block, x)
+    assert len(calls) == len(convs)
+    assert sum(found is not None for found in calls) == sum(m.kernel_size == (3, 3) for m in convs)
+
+
+def test_frozen_weights_cost_nothing(calls):
+    block = identity(next(iter(CLASSES)), scale=8)
+    block.conv2.weight.requires_grad_(False)
+    x = torch.randn(3, in_channels(block), 24, 24).to(memory_format=torch.channels_last)
+    assert_trains_as_eager(block, x)
+    assert len(calls) == 1
