@@ -1,5 +1,7 @@
 """torch.ops.resnet_fused.* against the reference in float64, every CPU engine, every shape that breaks kernels."""
 
+import resource
+
 import pytest
 import torch
 from criterion import assert_close
@@ -222,3 +224,22 @@ def test_bn_add_act(dtype, layout, shape):
         assert_close(y, eager, truth)
         if layout in ("contiguous", "channels_last") and y.numel():
             assert layout_of(y) == layout_of(eager)
+
+
+def test_memory_of_results_is_kept_from_step_to_step():
+    """As much as results have taken at one time: what a training step frees at its end, the next one takes again."""
+    x = torch.zeros(1, 16, 1024, 1024).to(memory_format=torch.channels_last)
+    ops.release_memory()
+
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        results = [ops.bn_add_act(x, *[None] * 4, 1e-5, None, True) for _ in range(12)]  # 768 MiB
+        assert len({result.data_ptr() for result in results}) == 12
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    try:
+        huge_pages = 12 * 32
+        assert faults() >= huge_pages
+        assert faults() < huge_pages / 4
+    finally:
+        ops.release_memory()

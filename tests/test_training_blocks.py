@@ -177,6 +177,22 @@ def test_large_float32_layers_have_our_convolutions(cls, monkeypatch):
     assert len(called) == 4, "too few pixels"
 
 
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+def test_large_results_of_pointwise_convolutions_are_ours(autocast, monkeypatch):
+    block = projected(modules.FusedBottleneck)
+    x = x_for(block, n=4, h=34, w=32, memory_format=torch.channels_last)
+    called = []
+    ours = ops.conv_bn_act
+    monkeypatch.setattr(ops, "conv_bn_act", lambda *args: (called.append(args[1].shape), ours(*args))[1])
+    how = {"enabled": autocast, "dtype": torch.bfloat16}
+    assert_trains_as_eager(block, x, **how)
+    assert not any(tuple(shape[2:]) == (1, 1) for shape in called)
+    monkeypatch.setattr(forward, "BYTES_WORTH_KEEPING", 1)
+    assert_trains_as_eager(block, x, **how)
+    pointwise = [shape for shape in called if tuple(shape[2:]) == (1, 1)]
+    assert len(pointwise) == 5, "three forward, and two gradients of inputs: the projection has a stride of 2"
+
+
 @pytest.mark.parametrize("padding", [0, 1, 2, 3])
 @pytest.mark.parametrize("channels", [(16, 16), (20, 33)])
 def test_the_gradient_of_an_input_as_a_convolution(padding, channels, monkeypatch):

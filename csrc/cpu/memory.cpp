@@ -42,6 +42,7 @@ class Pool {
         const Block block = *best;
         free_.erase(best);
         kept_ -= block.capacity;
+        use(block.capacity);
         return block;
       }
     }
@@ -50,6 +51,8 @@ class Pool {
 #if defined(__linux__)
     (void)madvise(block.data, block.capacity, MADV_HUGEPAGE);  // a refusal changes nothing but speed
 #endif
+    std::lock_guard<std::mutex> lock(mutex_);
+    use(block.capacity);
     return block;
   }
 
@@ -57,32 +60,45 @@ class Pool {
     std::lock_guard<std::mutex> lock(mutex_);
     free_.push_back(block);
     kept_ += block.capacity;
-    while (kept_ > limit_) drop_oldest();
+    used_ -= block.capacity;
+    trim();
   }
 
   void release() {
     std::lock_guard<std::mutex> lock(mutex_);
     while (!free_.empty()) drop_oldest();
+    most_ = used_;
   }
 
   bool on() const { return limit_ > 0 && torch_from_blob; }
 
  private:
+  void use(size_t bytes) {
+    used_ += bytes;
+    most_ = std::max(most_, used_);
+    trim();
+  }
+
+  // A training step frees nearly all of its results before the next one begins: what results have taken at one time
+  // may be kept, less what they take now, and the limit for blocks that do not fit.
+  void trim() {
+    const size_t may = fixed_ ? limit_ : limit_ + most_ - used_;
+    while (kept_ > may) drop_oldest();
+  }
+
   void drop_oldest() {
     kept_ -= free_.front().capacity;
     std::free(free_.front().data);
     free_.erase(free_.begin());
   }
 
-  static size_t limit() {
-    const char* mb = std::getenv("RESNET_FUSED_CPU_POOL_MB");
-    return (mb ? std::max(0L, std::atol(mb)) : 384) << 20;
-  }
+  static const char* asked_for() { return std::getenv("RESNET_FUSED_CPU_POOL_MB"); }
 
   std::mutex mutex_;
   std::vector<Block> free_;
-  size_t kept_ = 0;
-  const size_t limit_ = limit();
+  size_t kept_ = 0, used_ = 0, most_ = 0;  // bytes: free, in use, and the most that were in use
+  const bool fixed_ = asked_for();
+  const size_t limit_ = (fixed_ ? std::max(0L, std::atol(asked_for())) : 384) << 20;
 };
 
 Pool& pool() {

@@ -180,10 +180,23 @@ PIXELS_WORTH_PACKING = 1024
 CHANNELS_OF_AN_IMAGE = 4
 
 
+# A result of torch's that is this large is new memory each time, and its page faults take as long as a 1x1 convolution.
+# Ours lies in memory that is kept (csrc/cpu/memory.cpp).
+BYTES_WORTH_KEEPING = 16 << 20
+
+
 def ours_is_faster(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
-    """Whether to convolve on the CPU with a kernel of our own: what Winograd takes, and images, of enough pixels."""
-    few = weight.shape[1] <= CHANNELS_OF_AN_IMAGE and x.dtype in (torch.float32, torch.bfloat16)
-    return _worth_packing(x, conv) and (few or _is_winograds(x, weight, conv))
+    """Whether to convolve on the CPU with a kernel of our own, of enough pixels: what Winograd takes, images, and what
+    :func:`pointwise_is_faster` says."""
+    if not _worth_packing(x, conv):
+        return False
+    few = weight.shape[1] <= CHANNELS_OF_AN_IMAGE and x.dtype in _DIRECT
+    return few or _is_winograds(x, weight, conv) or _is_large_pointwise(x, weight, weight.shape[0], conv)
+
+
+def pointwise_is_faster(grad: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
+    """Whether the gradient of a 1x1 convolution's input, with stride 1, is large enough for our memory."""
+    return _worth_packing(grad, conv) and _is_large_pointwise(grad, weight, weight.shape[1], conv)
 
 
 def winograd_is_faster(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
@@ -200,6 +213,16 @@ def _worth_packing(x: Tensor, conv: ConvSlots) -> bool:
         and x.shape[0] * x.shape[2] * x.shape[3] >= PIXELS_WORTH_PACKING
         and x.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+_DIRECT = (torch.float32, torch.bfloat16)  # dtypes of our direct kernel
+
+
+def _is_large_pointwise(x: Tensor, weight: Tensor, channels: int, conv: ConvSlots) -> bool:
+    """Whether a 1x1 convolution of x gives at least ``BYTES_WORTH_KEEPING``, of so many channels."""
+    h, w = ((size - 1) // stride + 1 for size, stride in zip(x.shape[2:], conv.stride, strict=True))
+    size = x.shape[0] * h * w * channels * x.element_size()
+    return tuple(weight.shape[2:]) == (1, 1) and x.dtype in _DIRECT and size >= BYTES_WORTH_KEEPING
 
 
 def _is_winograds(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .forward import allow_tf32, winograd_is_faster
+from .forward import allow_tf32, pointwise_is_faster, winograd_is_faster
 from .layout import ConvSlots
 
 # Turning a weight around and putting it into our kernel's order, at every step, takes as long as PyTorch's gradient of
@@ -49,6 +49,8 @@ def _is_faster(grad: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
     # While a compiler traces, tensors are of other types, and a decision would bound their sizes.
     if type(grad) is not Tensor:
         return False
+    if pointwise_is_faster(grad, weight, conv):
+        return True
     n, _, h, w = grad.shape
     filled = n * (h + h % 2) * (w + w % 2)
     return n * h * w - OURS * filled >= PIXELS_WORTH_TURNING and winograd_is_faster(grad, weight, conv)
