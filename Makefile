@@ -48,8 +48,8 @@ build: $(VENV)/.editable  ## compile what changed
 demo: build  ## the demo
 	$(PY) -m resnet_fused demo $(ARGS)
 
-test: build  ## pytest on all cores; ARGS="-k stem -x" is passed on
-	$(PY) -m pytest tests -n auto --dist loadfile $(ARGS)
+test: build  ## pytest; ARGS="-k stem -x" is passed on
+	$(PY) -m pytest tests $(ARGS)
 
 bench: build $(VENV)/.bench  ## time the kernels and whole networks
 	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)

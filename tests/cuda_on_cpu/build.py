@@ -6,14 +6,12 @@ A folder of ``build/cuda_on_cpu`` has the objects and modules of one state of th
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import importlib.util
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -100,18 +98,16 @@ def build(
     if any(s.rule == "ops" for s in sources):
         wrapped = " ".join(f"-Wl,--wrap={name}" for s in sources for name in WRAPPED.get(s.file.stem, ()))
         rules.insert(-1, f"  libs = {wrapped} -L{_torch() / 'lib'} -ltorch_cpu")
-    with _alone(folder):
-        file = folder / f"{name}.ninja"
-        file.write_text("\n".join(rules) + "\n")
-        _run(folder, file.name)
+    file = folder / f"{name}.ninja"
+    file.write_text("\n".join(rules) + "\n")
+    _run(folder, file.name)
     return folder / module
 
 
 def affected(folder: Path, name: str, sources: list[Source], header: Path) -> list[Source]:
     """Those of the sources, compiled by ``build(folder, name, ...)``, that read ``header``."""
     # A paragraph for each object: its name and ":", then a line for each file that it was compiled from.
-    with _alone(folder):
-        paragraphs = _run(folder, f"{name}.ninja", "-t", "deps", *(s.object for s in sources)).split("\n\n")
+    paragraphs = _run(folder, f"{name}.ninja", "-t", "deps", *(s.object for s in sources)).split("\n\n")
     reads = {p.split(":")[0]: {Path(line.strip()).resolve() for line in p.splitlines()[1:]} for p in paragraphs}
     return [s for s in sources if header in reads.get(s.object, ())]
 
@@ -152,14 +148,6 @@ def _rules(folder: Path, include: Iterable[Path], name: str) -> list[str]:
         lines += [f"rule {rule}", f"  command = g++ -MMD -MF $out.d {COMMON} {options} -x c++ -c $in -o $out"]
         lines += ["  depfile = $out.d", "  deps = gcc"]
     return [*lines, "rule link", "  command = g++ -shared -pthread -o $out $in $libs"]
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Other processes of this test run wait: a folder is one ninja's at a time."""
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _run(folder: Path, file: str, *arguments: str) -> str:
