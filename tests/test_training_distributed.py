@@ -1,7 +1,9 @@
 """Several processes on the CPU: SyncBatchNorm is one process with the whole batch; DDP and FSDP2 wrap fused blocks."""
 
 import copy
+import faulthandler
 import os
+import sys
 
 import pytest
 import torch
@@ -38,6 +40,7 @@ def loss_of(y, total):
 
 
 def worker(rank, world, path, checks):
+    faulthandler.enable()  # a process that dies by a signal says where
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=world)
@@ -47,6 +50,10 @@ def worker(rank, world, path, checks):
             check(rank, world, *args)
     finally:
         torch.distributed.destroy_process_group()
+    # Without Python's finalisation, as a forked process ends: a gloo thread that drops its last tensor during it
+    # aborts the process ("terminate called without an active exception", pytorch/pytorch#190489).
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def shares(world, equal):
