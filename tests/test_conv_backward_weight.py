@@ -6,6 +6,7 @@ from criterion import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_case import lay_out
+from relu_sides import assert_trains_as_computed
 from test_conv_stats import DTYPES
 from training import CLASSES, assert_trains_as_eager, identity, in_channels
 
@@ -15,8 +16,12 @@ from resnet_fused.autograd import weight_gradient
 # n, c, h, w, k, padding of 3x3 convolutions with stride 1 that Winograd takes: odd sizes, channels that fill half a
 # register pair, no and much padding, one image row, and enough tiles for several chunks and parts
 SHAPES = [(2, 32, 9, 10, 48, (1, 1)), (1, 32, 12, 13, 32, (0, 0)), (3, 48, 8, 8, 32, (2, 2)), (4, 64, 7, 7, 80, (1, 1))]
-SHAPES += [(8, 32, 1, 9, 32, (1, 1)), (2, 32, 16, 3, 32, (3, 0)), (8, 32, 28, 27, 32, (1, 1))]
+SHAPES += [(8, 32, 1, 9, 32, (1, 1)), (2, 32, 16, 5, 32, (3, 0)), (8, 32, 28, 27, 32, (1, 1))]
 SHAPES += [(16, 96, 20, 20, 64, (1, 1))]
+LARGER = [(2, 32, 27, 30, 48, (1, 1)), (1, 32, 34, 33, 32, (0, 0)), (3, 48, 18, 18, 32, (2, 2))]  # bfloat16's
+LARGER += [(64, 64, 7, 7, 80, (1, 1)), (40, 32, 2, 30, 32, (2, 1)), (4, 32, 36, 10, 32, (3, 0))]
+LARGER += [(40, 96, 28, 28, 64, (1, 1))]
+CASES = [(torch.float32, shape) for shape in SHAPES] + [(torch.bfloat16, shape) for shape in LARGER]
 
 
 def call(shape, *, pre=False, dtype=torch.float32, layout="channels_last", kernel=3, stride=1, dilation=1, groups=1):
@@ -47,13 +52,35 @@ def check(args):
     return found
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("dtype", "shape"), CASES, ids=str)
 @pytest.mark.parametrize("pre", [False, True], ids=["plain", "pre"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_winograd(shape, pre, layout):
-    args = call(shape, pre=pre, layout=layout)
+def test_winograd(dtype, shape, pre, layout):
+    args = call(shape, pre=pre, dtype=dtype, layout=layout)
     found = check(args)
     assert found.stride() == args[7].stride()
+
+
+@pytest.mark.parametrize(("dtype", "shape"), CASES, ids=str)
+def test_winograd_is_what_runs(dtype, shape):
+    """Guards the test above."""
+    n, c, h, w, k, padding = shape
+    name = str(dtype).removeprefix("torch.")
+    plan = ops.explain_cpu([n, c, h, w], [k, c, 3, 3], [1, 1], list(padding), [1, 1], 1, name)
+    if "processor has no AVX" in plan or "has AMX" in plan:
+        pytest.skip(plan)
+    assert plan.startswith("winograd"), plan
+
+
+@given(
+    st.tuples(*(st.integers(1, most) for most in (5, 3, 40, 40, 3))),
+    st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    st.booleans(),
+)
+@settings(max_examples=40)
+def test_any_shape_in_bfloat16(sizes, padding, pre):
+    n, c, h, w, k = sizes
+    check(call((n, 16 * (c + 1), h + 2, w + 2, 16 * (k + 1), padding), pre=pre, dtype=torch.bfloat16))
 
 
 @given(
@@ -77,9 +104,10 @@ def test_others_are_torchs(dtype, geometry, pre):
     assert torch.equal(ops.conv_backward_weight(*args), torchs(*args))
 
 
-def test_what_is_normalised_as_it_is_read():
+@pytest.mark.parametrize(("dtype", "shape"), [(torch.float32, SHAPES[0]), (torch.bfloat16, LARGER[0])], ids=str)
+def test_what_is_normalised_as_it_is_read(dtype, shape):
     """The bits of an activation that a pass makes."""
-    args = call(SHAPES[0], pre=True)
+    args = call(shape, pre=True, dtype=dtype)
     grad, x, *norm, eps, weight, stride, padding, dilation, groups = args
     activated = ops.bn_add_act(x, *norm, eps, None, True)
     rest = (weight, stride, padding, dilation, groups)
@@ -90,9 +118,10 @@ def test_what_is_normalised_as_it_is_read():
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, 3e38])
 @pytest.mark.parametrize("where", ["grad", "x"])
 @pytest.mark.parametrize("pre", [False, True], ids=["plain", "pre"])
-def test_values_that_are_not_finite(value, where, pre):
+@pytest.mark.parametrize(("dtype", "shape"), [(torch.float32, SHAPES[0]), (torch.bfloat16, LARGER[0])], ids=str)
+def test_values_that_are_not_finite(value, where, pre, dtype, shape):
     """Where torch has them, and nowhere else."""
-    args = call(SHAPES[0], pre=pre)
+    args = call(shape, pre=pre, dtype=dtype)
     args[where == "x"][1, 3, 4, 5] = value
     found, eager = ops.conv_backward_weight(*args), torchs(*args)
     assert torch.equal(found.isnan(), eager.isnan())
@@ -101,8 +130,9 @@ def test_values_that_are_not_finite(value, where, pre):
     assert closed or value == 3e38 or not found.isfinite().all()
 
 
-def test_every_number_of_threads_gives_the_same_bits():
-    args, threads = call(SHAPES[-1], pre=True), torch.get_num_threads()
+@pytest.mark.parametrize(("dtype", "shape"), [(torch.float32, SHAPES[-1]), (torch.bfloat16, LARGER[-1])], ids=str)
+def test_every_number_of_threads_gives_the_same_bits(dtype, shape):
+    args, threads = call(shape, pre=True, dtype=dtype), torch.get_num_threads()
     try:
         found = []
         for count in (1, 2, 3, 5):
@@ -155,6 +185,17 @@ def test_chains(cls, calls):
     assert_trains_as_eager(block, x)
     assert len(calls) == len(convs)
     assert sum(found is not None for found in calls) == sum(m.kernel_size == (3, 3) for m in convs)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("autocast", [False, True], ids=["bfloat16", "autocast"])
+def test_chains_in_bfloat16(cls, autocast, calls):
+    block = identity(cls, scale=16)  # enough channels for the largest error of their gradients to say something
+    wide = [m for m in block.modules() if isinstance(m, torch.nn.Conv2d) and min(m.weight.shape[:2]) >= 32]
+    x = torch.randn(5, in_channels(block), 24, 24).bfloat16().to(memory_format=torch.channels_last)
+    block = block if autocast else block.bfloat16()
+    assert_trains_as_computed(block, x.requires_grad_(), enabled=autocast, dtype=torch.bfloat16)
+    assert sum(found is not None for found in calls) == sum(m.kernel_size == (3, 3) for m in wide)
 
 
 def test_frozen_weights_cost_nothing(calls):

@@ -35,23 +35,54 @@ def test_any_shape(engine, n, c, k, h, w, kernel, stride, padding, dilation, **r
         assert layout_of(y) == layout_of(eager)
 
 
-WINOGRAD = [(1, 64, 56, 64), (4, 128, 28, 128), (3, 256, 14, 256), (8, 512, 7, 512), (2, 48, 15, 80), (1, 32, 23, 32)]
+# n, c, size, k: whole and broken tiles, half a block of channels, one image for several threads
+WINOGRAD = {
+    torch.float32: [
+        (1, 64, 56, 64),
+        (4, 128, 28, 128),
+        (3, 256, 14, 256),
+        (8, 512, 7, 512),
+        (2, 48, 15, 80),
+        (1, 32, 23, 32),
+    ],
+    torch.bfloat16: [(1, 64, 56, 64), (4, 128, 28, 128), (16, 256, 14, 256), (6, 48, 21, 80), (2, 32, 31, 32)],
+}
+CASES = [(dtype, *shape) for dtype, shapes in WINOGRAD.items() for shape in shapes]
 
 
-@pytest.mark.parametrize(("n", "c", "size", "k"), WINOGRAD)
+@pytest.mark.parametrize(("dtype", "n", "c", "size", "k"), CASES)
 @pytest.mark.parametrize("padding", [0, 1, 2])
-def test_three_by_three(engine, n, c, size, k, padding):
-    case = Case(n, c, size, size, k, 3, 3, (1, 1), (padding,) * 2, (1, 1), residual=True, layout="channels_last")
+def test_three_by_three(engine, dtype, n, c, size, k, padding):
+    case = Case(
+        n, c, size, size, k, 3, 3, (1, 1), (padding,) * 2, (1, 1), dtype=dtype, residual=True, layout="channels_last"
+    )
     case.check()
 
 
-def test_winograd_is_what_runs():
-    """Guards the test above: its shapes are the ones that the plan gives to Winograd, where AVX-512 exists."""
-    if "no AVX-512" in ops.explain_cpu([1, 8, 8, 8], [8, 8, 1, 1], [1, 1], [0, 0], [1, 1], 1, "float32"):
-        pytest.skip("this processor has no AVX-512")
-    for n, c, size, k in WINOGRAD:
-        plan = ops.explain_cpu([n, c, size, size], [k, c, 3, 3], [1, 1], [1, 1], [1, 1], 1, "float32")
-        assert plan.startswith("winograd"), plan
+def assert_winograd(n, c, size, k, padding, dtype):
+    """Guards a test of Winograd: that the plan gives it the shape."""
+    weight, ones = [k, c, 3, 3], [1, 1]
+    plan = ops.explain_cpu([n, c, size, size], weight, ones, [padding] * 2, ones, 1, str(dtype).removeprefix("torch."))
+    if "processor has no AVX" in plan or "has AMX" in plan:
+        pytest.skip(plan)
+    assert plan.startswith("winograd"), plan
+
+
+@pytest.mark.parametrize(("dtype", "n", "c", "size", "k"), CASES)
+@pytest.mark.parametrize("padding", [0, 1, 2])
+def test_winograd_is_what_runs(dtype, n, c, size, k, padding):
+    """Guards the test above."""
+    assert_winograd(n, c, size, k, padding, dtype)
+
+
+@pytest.mark.parametrize(("dtype", "n", "c", "size", "k"), CASES)
+@pytest.mark.parametrize("mean", [0, 100])
+def test_winograd_of_pixels_that_differ_in_size(dtype, n, c, size, k, mean):
+    """Its sums are over whole tiles: rounding errors of the largest pixel of a tile reach all of its outputs."""
+    case = Case(n, c, size, size, k, 3, 3, (1, 1), (1, 1), (1, 1), dtype=dtype, layout="channels_last")
+    case.x += mean
+    case.x[..., ::5, ::3] *= 300
+    case.check()
 
 
 # Strides between pixels that fall on one set of L1, tails of register blocks, one image split across threads
@@ -133,9 +164,24 @@ def test_not_finite(engine, dtype, value, where, relu):
     case.check()
 
 
-def test_overflow_on_the_way():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["x", "weight"])
+@pytest.mark.parametrize("relu", [True, False])
+def test_not_finite_in_winograd(dtype, value, where, relu):
+    assert_winograd(2, 32, 30, 48, 1, dtype)
+    case = Case(2, 32, 30, 30, 48, 3, 3, (1, 1), (1, 1), (1, 1), dtype=dtype, residual=True, relu=relu)
+    if where == "x":
+        case.x[0, 3, 0, 0] = case.x[1, 5, 6, 7] = value
+    else:
+        case.weight[2, 1, 0, 1] = value
+    case.check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_overflow_on_the_way(dtype):
     """Winograd adds inputs before it multiplies: values near the largest float overflow there and nowhere else."""
-    case = Case(1, 64, 56, 56, 64, 3, 3, (1, 1), (1, 1), (1, 1), relu=False)
+    case = Case(1, 64, 56, 56, 64, 3, 3, (1, 1), (1, 1), (1, 1), dtype=dtype, relu=False)
     case.x.fill_(2e38)
     case.weight.fill_(1e-3)
     case.bn[3].fill_(1.0)

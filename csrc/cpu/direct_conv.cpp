@@ -49,7 +49,7 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
       packed_weight(conv.weight, {kPackedDirect, t.vectors}, keep_packed, [&]() -> std::shared_ptr<const Packed> {
         const int64_t elements = bf16 ? avx512::direct_packed_elements_bf16(q.c, q.k, q.r, q.s)
                                       : avx512::direct_packed_elements_fp32(q.c, q.k, q.r, q.s);
-        auto buffer = std::make_shared<PackedBuffer>(elements * (bf16 ? 2 : 4));
+        auto buffer = std::make_shared<PackedBuffer>(elements * (bf16 ? 2 : 4), keep_packed);
         const Tensor& w = conv.weight;
         const int64_t strides[4] = {w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
         if (bf16)

@@ -70,7 +70,7 @@ class Pool {
     most_ = used_;
   }
 
-  bool on() const { return limit_ > 0 && torch_from_blob; }
+  bool takes(size_t bytes) const { return bytes >= kHugePage && limit_ > 0; }
 
  private:
   void use(size_t bytes) {
@@ -113,7 +113,7 @@ void give_back(void* data, void* capacity) { pool().give_back({data, reinterpret
 Tensor output_buffer(IntView sizes, const Tensor& like, bool channels_last) {
   const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
   const size_t bytes = sizes[0] * c * h * w * like.element_size();
-  if (bytes < kHugePage || !pool().on()) return aten_empty(sizes, like, channels_last);
+  if (!pool().takes(bytes) || !torch_from_blob) return aten_empty(sizes, like, channels_last);
   const Block block = pool().take(bytes);
   const int64_t nhwc[4] = {c * h * w, 1, w * c, c}, nchw[4] = {c * h * w, h * w, w, 1};
   AtenTensorHandle out = nullptr;
@@ -124,6 +124,23 @@ Tensor output_buffer(IntView sizes, const Tensor& like, bool channels_last) {
   if (code != AOTI_TORCH_SUCCESS) pool().give_back(block);
   check_shim(code, "a tensor over pooled memory");
   return Tensor(out);
+}
+
+Loan::Loan(size_t bytes) {
+  if (pool().takes(bytes)) {
+    const Block block = pool().take(bytes);
+    data_ = block.data, capacity_ = block.capacity;
+    return;
+  }
+  capacity_ = 0;
+  if (posix_memalign(&data_, 64, std::max<size_t>(bytes, 64))) throw std::bad_alloc();
+}
+
+Loan::~Loan() {
+  if (capacity_)
+    pool().give_back({data_, capacity_});
+  else
+    std::free(data_);
 }
 
 void release_memory() { pool().release(); }

@@ -11,6 +11,20 @@ namespace resnet_fused::cpu {
 // A new dense tensor of like's dtype.
 Tensor output_buffer(IntView sizes, const Tensor& like, bool channels_last = true);
 
+// Memory for what does not outlive a call, aligned to 64 bytes: of the same kind where it is large.
+class Loan {
+ public:
+  explicit Loan(size_t bytes);
+  ~Loan();
+  Loan(const Loan&) = delete;
+  Loan& operator=(const Loan&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  void* data_;
+  size_t capacity_;  // 0: not kept
+};
+
 // Returns to the system what no tensor uses.
 void release_memory();
 

@@ -61,12 +61,19 @@ std::unordered_multimap<const void*, Entry>& entries() {
 
 }  // namespace
 
-PackedBuffer::PackedBuffer(int64_t size) {
-  if (posix_memalign(&data, 64, static_cast<size_t>(size > 0 ? size : 64))) throw std::bad_alloc();
+PackedBuffer::PackedBuffer(int64_t size, bool keep) {
+  if (!keep) {
+    loan = std::make_unique<Loan>(static_cast<size_t>(size));
+    data = loan->data();
+  } else if (posix_memalign(&data, 64, static_cast<size_t>(size > 0 ? size : 64))) {
+    throw std::bad_alloc();
+  }
   bytes = size;
 }
 
-PackedBuffer::~PackedBuffer() { std::free(data); }
+PackedBuffer::~PackedBuffer() {
+  if (!loan) std::free(data);
+}
 
 std::shared_ptr<const Packed> packed_weight(const Tensor& weight, const PackedLayout& layout, bool keep,
                                             const std::function<std::shared_ptr<const Packed>()>& make,

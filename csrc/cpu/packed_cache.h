@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "common/torch_abi.h"
+#include "cpu/memory.h"
 
 namespace resnet_fused::cpu {
 
@@ -21,13 +22,14 @@ struct Packed {
   int64_t bytes = 0;
 };
 
-// 64-byte aligned memory.
+// 64-byte aligned memory, of what is lent to calls where the copy is not kept.
 struct PackedBuffer final : Packed {
-  explicit PackedBuffer(int64_t size);
+  PackedBuffer(int64_t size, bool keep);
   ~PackedBuffer() override;
   PackedBuffer(const PackedBuffer&) = delete;
   PackedBuffer& operator=(const PackedBuffer&) = delete;
   void* data = nullptr;
+  std::unique_ptr<Loan> loan;
   // Engines that pad with zeros multiply them: only right while every weight is finite.
   bool finite = true;
 };

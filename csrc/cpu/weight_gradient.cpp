@@ -13,25 +13,27 @@ bool winograd_gradient(const Conv& conv, const Tensor& grad, const Tensor& to) {
   const Tensor x = aten_contiguous(conv.x, /*channels_last=*/true);
   const auto pre = scale_shift<float>(conv.pre, std::nullopt, conv.c);
 
+  const WinogradGradientKernels& kernels =
+      x.scalar_type() == ScalarType::BFloat16 ? avx512::winograd_gradient_bf16() : avx512::winograd_gradient_fp32();
   WinogradGradient q{};
-  q.x = static_cast<const float*>(x.const_data_ptr());
+  q.x = x.const_data_ptr();
   if (conv.pre.present()) q.scale = pre.scale.data(), q.shift = pre.shift.data();
-  q.grad = static_cast<const float*>(grad.const_data_ptr());
+  q.grad = grad.const_data_ptr();
   q.n = static_cast<int>(conv.n), q.c = static_cast<int>(conv.c), q.h = static_cast<int>(conv.h),
   q.w = static_cast<int>(conv.w);
   q.k = static_cast<int>(conv.k), q.oh = static_cast<int>(conv.oh), q.ow = static_cast<int>(conv.ow);
   q.pad_h = static_cast<int>(conv.padding[0]), q.pad_w = static_cast<int>(conv.padding[1]);
-  avx512::winograd_gradient_tile(q, static_cast<int>(torch::stable::get_num_threads()));
-  const Tensor sums = output_buffer(Ints{q.parts, 1, 1, q.part_floats}, x);
+  kernels.tile(q, static_cast<int>(torch::stable::get_num_threads()));
+  const Tensor sums =
+      output_buffer(Ints{q.parts, static_cast<int64_t>(sizeof(float) / x.element_size()), 1, q.part_floats}, x);
   q.sums = static_cast<float*>(sums.mutable_data_ptr());
 
   using torch::stable::parallel_for;
-  parallel_for(0, q.tasks, 1, [&](int64_t begin, int64_t end) { avx512::winograd_gradient_sum(q, begin, end); });
+  parallel_for(0, q.tasks, 1, [&](int64_t begin, int64_t end) { kernels.sum(q, begin, end); });
   const int64_t strides[4] = {to.stride(0), to.stride(1), to.stride(2), to.stride(3)};
-  float* weight = static_cast<float*>(to.mutable_data_ptr());
   std::atomic<bool> finite{true};
   parallel_for(0, q.c, 16, [&](int64_t begin, int64_t end) {
-    if (!avx512::winograd_gradient_finish(q, weight, strides, begin, end)) finite = false;
+    if (!kernels.finish(q, to.mutable_data_ptr(), strides, begin, end)) finite = false;
   });
   return finite;
 }

@@ -14,33 +14,35 @@ bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool 
   const auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
   const Tensor x = aten_contiguous(conv.x, /*channels_last=*/true);
 
+  const WinogradKernels& kernels =
+      x.scalar_type() == ScalarType::BFloat16 ? avx512::winograd_bf16() : avx512::winograd_fp32();
   WinogradConv q{};
-  q.x = static_cast<const float*>(x.const_data_ptr());
+  q.x = x.const_data_ptr();
   q.scale = bn.scale.data(), q.shift = bn.shift.data();
-  q.residual = residual ? static_cast<const float*>(residual->const_data_ptr()) : nullptr;
-  q.out = static_cast<float*>(out.mutable_data_ptr());
+  q.residual = residual ? residual->const_data_ptr() : nullptr;
+  q.out = out.mutable_data_ptr();
   q.n = static_cast<int>(conv.n), q.c = static_cast<int>(conv.c), q.h = static_cast<int>(conv.h),
   q.w = static_cast<int>(conv.w);
   q.k = static_cast<int>(conv.k), q.oh = static_cast<int>(conv.oh), q.ow = static_cast<int>(conv.ow);
   q.pad_h = static_cast<int>(conv.padding[0]), q.pad_w = static_cast<int>(conv.padding[1]);
   q.relu = relu;
-  avx512::winograd_tile(q, static_cast<int>(torch::stable::get_num_threads()));
+  kernels.tile(q, static_cast<int>(torch::stable::get_num_threads()));
 
   const auto packed =
       packed_weight(conv.weight, {kPackedWinograd}, keep_packed, [&]() -> std::shared_ptr<const Packed> {
         const Tensor& w = conv.weight;
         const int64_t strides[4] = {w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
-        auto buffer = std::make_shared<PackedBuffer>(sizeof(float) * 16 * q.c * ((conv.k + 31) / 32 * 32));
-        torch::stable::parallel_for(0, avx512::winograd_pack_blocks(q.k), 1, [&](int64_t begin, int64_t end) {
-          avx512::winograd_pack(static_cast<float*>(buffer->data), static_cast<const float*>(w.const_data_ptr()),
-                                strides, q.c, q.k, begin, end);
+        const int64_t blocks = (conv.k + 31) / 32;
+        auto buffer = std::make_shared<PackedBuffer>(sizeof(float) * kernels.points * q.c * blocks * 32, keep_packed);
+        torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+          kernels.pack(static_cast<float*>(buffer->data), w.const_data_ptr(), strides, q.c, q.k, begin, end);
         });
         return buffer;
       });
   q.packed = static_cast<const float*>(static_cast<const PackedBuffer&>(*packed).data);
   std::atomic<bool> finite{true};
   torch::stable::parallel_for(0, q.tasks, 1, [&](int64_t begin, int64_t end) {
-    if (!avx512::winograd_run(q, begin, end)) finite = false;
+    if (!kernels.run(q, begin, end)) finite = false;
   });
   return finite;
 }

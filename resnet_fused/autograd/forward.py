@@ -1,5 +1,6 @@
 """A chain forward: every activation between two convolutions lives only until the second has read it."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -226,8 +227,39 @@ def _is_large_pointwise(x: Tensor, weight: Tensor, channels: int, conv: ConvSlot
 
 
 def _is_winograds(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
-    is_3x3 = tuple(weight.shape[2:]) == (3, 3) and conv.stride == conv.dilation == (1, 1)
-    return is_3x3 and x.dtype is torch.float32
+    if tuple(weight.shape[2:]) != (3, 3) or not conv.stride == conv.dilation == (1, 1):
+        return False
+    if x.dtype is torch.float32:
+        return True
+    fits = all(channels % 16 == 0 and channels >= 32 for channels in weight.shape[:2])
+    return x.dtype is torch.bfloat16 and fits and saved_pixels(x) >= PIXELS_WORTH_TRANSFORMING and _has_winograd_bf16()
+
+
+# In bfloat16, where Winograd gains less and transformed weights are larger: a convolution, or either of its gradients,
+# has to save the time of so many of PyTorch's pixels.
+PIXELS_WORTH_TRANSFORMING = 600
+
+
+class _Tiles(NamedTuple):
+    size: int
+    time: float  # of one of our pixels, those that fill up a tile included, in pixels of PyTorch's
+
+
+_TILES = {torch.float32: _Tiles(2, 0.55), torch.bfloat16: _Tiles(4, 0.75)}
+
+
+def saved_pixels(x: Tensor) -> float:
+    """What Winograd saves of a convolution of x to the same size, in pixels of PyTorch's convolution."""
+    n, _, h, w = x.shape
+    size, time = _TILES[x.dtype]
+    return n * (h * w - time * (h + -h % size) * (w + -w % size))
+
+
+@functools.cache
+def _has_winograd_bf16() -> bool:
+    """Not every processor with Winograd in float32 has it in bfloat16, and some have what is faster."""
+    shapes = ([32, 64, 56, 56], [64, 64, 3, 3])
+    return ops.explain_cpu(*shapes, (1, 1), (1, 1), (1, 1), 1, "bfloat16").startswith("winograd")
 
 
 def _shortcut(x: Tensor, tensors: Sequence[Tensor], layout: Layout, raws: Raws) -> Tensor | None:

@@ -4,13 +4,12 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .forward import allow_tf32, pointwise_is_faster, winograd_is_faster
+from .forward import allow_tf32, pointwise_is_faster, saved_pixels, winograd_is_faster
 from .layout import ConvSlots
 
 # Turning a weight around and putting it into our kernel's order, at every step, takes as long as PyTorch's gradient of
-# so many pixels; a pixel of ours, those that fill up a tile of 2x2 included, as long as that part of one of its pixels.
+# so many pixels.
 PIXELS_WORTH_TURNING = 600
-OURS = 0.55
 
 
 def input_gradient(grad: Tensor, weight: Tensor, conv: ConvSlots, beside: Tensor | None = None) -> Tensor | None:
@@ -51,6 +50,4 @@ def _is_faster(grad: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
         return False
     if pointwise_is_faster(grad, weight, conv):
         return True
-    n, _, h, w = grad.shape
-    filled = n * (h + h % 2) * (w + w % 2)
-    return n * h * w - OURS * filled >= PIXELS_WORTH_TURNING and winograd_is_faster(grad, weight, conv)
+    return winograd_is_faster(grad, weight, conv) and saved_pixels(grad) >= PIXELS_WORTH_TURNING

@@ -22,6 +22,8 @@ struct Fp32 {
   static inline __m512 madd(__m512 x, __m512 w, __m512 acc) { return _mm512_fmadd_ps(x, w, acc); }
   static inline __m512 load(const float* p, __mmask16 m) { return _mm512_maskz_loadu_ps(m, p); }
   static inline void store(float* p, __m512 v, __mmask16 m) { _mm512_mask_storeu_ps(p, m, v); }
+  static inline __m512 round(__m512 v) { return v; }
+  static inline float value(float v) { return v; }
 };
 
 #ifdef __AVX512BF16__
@@ -43,6 +45,15 @@ struct Bf16 {
   }
   static inline void store(uint16_t* p, __m512 v, __mmask16 m) {
     _mm256_mask_storeu_epi16(p, m, (__m256i)_mm512_cvtneps_pbh(v));
+  }
+  static inline __m512 round(__m512 v) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v)), 16));
+  }
+  static inline float value(uint16_t v) {
+    const uint32_t bits = static_cast<uint32_t>(v) << 16;
+    float f;
+    __builtin_memcpy(&f, &bits, 4);
+    return f;
   }
 };
 #endif

@@ -1,9 +1,12 @@
-#include "cpu/winograd.h"
-
+// The convolution by Winograd's algorithm: A says what the tensors' elements are (micro_kernel.h), F the size of the
+// tiles (winograd_transforms.h). Transformed values and their products are float32. Everything here is static: files
+// below avx512/ must not leave AVX-512 code in symbols that the linker could share with the rest of the library.
+#pragma once
 #include <cstdlib>
 
 #include "cpu/avx512/micro_kernel.h"
 #include "cpu/avx512/winograd_tile.h"
+#include "cpu/winograd.h"
 
 namespace resnet_fused::cpu::avx512 {
 
@@ -17,15 +20,16 @@ constexpr int64_t kInputBytes = 256 << 10;  // transformed inputs of a task; wei
 // Rows a multiple of 1 KiB apart crowd into few sets of L1; one more vector between them spreads them.
 inline int row_step(int c) { return c % 256 ? c : c + kLanes; }
 
-// The 4x4 inputs of tile t, zero outside the image, as B^T d B into v[point][tile][channel].
-void input_tile(const WinogradConv& q, int64_t t, const float* zeros, float* v, int64_t point_step) {
-  const float* p[4][4];
-  pixels_of(q, t, p);
+// The inputs of tile t, zero outside the image, as B^T d B into v[point][tile][channel].
+template <typename A, typename F>
+void input_tile(const WinogradConv& q, int64_t t, const typename A::Elem* zeros, float* v, int64_t point_step) {
+  const typename A::Elem* p[F::kTile][F::kTile];
+  pixels_of<F>(q, t, p);
   for (auto& row : p)
-    for (const float*& pixel : row) pixel = pixel ? pixel : zeros;
+    for (auto& pixel : row) pixel = pixel ? pixel : zeros;
   for (int c = 0; c < q.c; c += kLanes)
-    transform_tile([&](int i, int j) { return _mm512_loadu_ps(p[i][j] + c); },
-                   [&](int point, __m512 value) { _mm512_storeu_ps(v + point * point_step + c, value); });
+    transform_tile<F>([&](int i, int j) { return A::load(p[i][j] + c, 0xffff); },
+                      [&](int point, __m512 value) { _mm512_storeu_ps(v + point * point_step + c, value); });
 }
 
 // products[tile][kBlock] = v[tile][channel] * u[channel][kBlock] for MR tiles
@@ -47,35 +51,41 @@ constexpr MultiplyFn kMultiply[kMr] = {multiply<1>,  multiply<2>,  multiply<3>, 
 
 // A^T m A of one tile and 16 channels, then scale, shift, residual, ReLU, store. Lanes that are not finite are
 // returned.
+template <typename A, typename F>
 inline __mmask16 output_tile(const WinogradConv& q, int64_t t, const float* m, int64_t point_step, int k,
                              __mmask16 lanes) {
-  const Place at = place_of(q, t);
-  __m512 half[2][4];
+  using Elem = typename A::Elem;
+  const Place at = place_of<F>(q, t);
+  __m512 half[F::kOut][F::kTile];
+#pragma GCC unroll 6
+  for (int j = 0; j < F::kTile; ++j) {
+    __m512 column[F::kTile], y[F::kOut];
+#pragma GCC unroll 6
+    for (int i = 0; i < F::kTile; ++i) column[i] = _mm512_loadu_ps(m + (i * F::kTile + j) * point_step);
+    F::output(column, y);
 #pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    const __m512 m0 = _mm512_loadu_ps(m + j * point_step), m1 = _mm512_loadu_ps(m + (4 + j) * point_step);
-    const __m512 m2 = _mm512_loadu_ps(m + (8 + j) * point_step), m3 = _mm512_loadu_ps(m + (12 + j) * point_step);
-    half[0][j] = _mm512_add_ps(_mm512_add_ps(m0, m1), m2);
-    half[1][j] = _mm512_sub_ps(_mm512_sub_ps(m1, m2), m3);
+    for (int i = 0; i < F::kOut; ++i) half[i][j] = y[i];
   }
   const __m512 scale = _mm512_maskz_loadu_ps(lanes, q.scale + k), shift = _mm512_maskz_loadu_ps(lanes, q.shift + k);
+  const Elem* residual = static_cast<const Elem*>(q.residual);
+  Elem* out = static_cast<Elem*>(q.out);
   __mmask16 bad = 0;
-#pragma GCC unroll 2
-  for (int i = 0; i < 2; ++i) {
+#pragma GCC unroll 4
+  for (int i = 0; i < F::kOut; ++i) {
     const int oh = at.y + i;
     if (oh >= q.oh) break;
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) {
+    __m512 y[F::kOut];
+    F::output(half[i], y);
+#pragma GCC unroll 4
+    for (int j = 0; j < F::kOut; ++j) {
       const int ow = at.x + j;
       if (ow >= q.ow) break;
-      const __m512 y = j ? _mm512_sub_ps(_mm512_sub_ps(half[i][1], half[i][2]), half[i][3])
-                         : _mm512_add_ps(_mm512_add_ps(half[i][0], half[i][1]), half[i][2]);
       const int64_t to = ((at.image * q.oh + oh) * q.ow + ow) * q.k + k;
-      __m512 v = _mm512_fmadd_ps(y, scale, shift);
+      __m512 v = _mm512_fmadd_ps(y[j], scale, shift);
       bad |= _mm512_mask_fpclass_ps_mask(lanes, v, 0x99);  // quiet and signalling NaN, +Inf, -Inf
-      if (q.residual) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(lanes, q.residual + to));
+      if (residual) v = add(v, A::load(residual + to, lanes));
       if (q.relu) v = relu(v);
-      _mm512_mask_storeu_ps(q.out + to, lanes, v);
+      A::store(out + to, v, lanes);
     }
   }
   return bad;
@@ -83,7 +93,9 @@ inline __mmask16 output_tile(const WinogradConv& q, int64_t t, const float* m, i
 
 thread_local Scratch input_scratch, product_scratch;
 
+template <typename A, typename F>
 bool run_task(const WinogradConv& q, int64_t task) {
+  using Elem = typename A::Elem;
   const int group = task % q.k_groups;
   const int64_t first = task / q.k_groups * q.chunk;
   const int count = static_cast<int>(first + q.chunk < q.tiles ? q.chunk : q.tiles - first);
@@ -93,17 +105,17 @@ bool run_task(const WinogradConv& q, int64_t task) {
 
   const int step = row_step(q.c);
   const int64_t v_point = static_cast<int64_t>(count) * step, m_point = static_cast<int64_t>(count) * kBlock;
-  float* v = static_cast<float*>(input_scratch.get((kPoints * v_point + q.c) * sizeof(float)));
-  float* zeros = v + kPoints * v_point;
+  float* v = static_cast<float*>(input_scratch.get((kPoints<F> * v_point + q.c) * sizeof(float)));
+  Elem* zeros = reinterpret_cast<Elem*>(v + kPoints<F> * v_point);
   for (int c = 0; c < q.c; ++c) zeros[c] = 0;
-  for (int i = 0; i < count; ++i) input_tile(q, first + i, zeros, v + static_cast<int64_t>(i) * step, v_point);
+  for (int i = 0; i < count; ++i) input_tile<A, F>(q, first + i, zeros, v + static_cast<int64_t>(i) * step, v_point);
 
-  float* products = static_cast<float*>(product_scratch.get(kPoints * m_point * sizeof(float)));
+  float* products = static_cast<float*>(product_scratch.get(kPoints<F> * m_point * sizeof(float)));
   const int rows = (count + kMr - 1) / kMr;
   __mmask16 bad = 0;
   for (int b = b0; b < b1; ++b) {
-    const float* u = q.packed + static_cast<int64_t>(b) * kPoints * q.c * kBlock;
-    for (int p = 0; p < kPoints; ++p)
+    const float* u = q.packed + static_cast<int64_t>(b) * kPoints<F> * q.c * kBlock;
+    for (int p = 0; p < kPoints<F>; ++p)
       for (int r = 0; r < rows; ++r) {
         const int from = count * r / rows, mr = count * (r + 1) / rows - from;
         kMultiply[mr - 1](v + p * v_point + static_cast<int64_t>(from) * step, step, q.c,
@@ -113,30 +125,17 @@ bool run_task(const WinogradConv& q, int64_t task) {
       for (int j = 0; j < kVectors; ++j) {
         const int k = b * kBlock + j * kLanes;
         if (k < q.k)
-          bad |= output_tile(q, first + i, products + i * kBlock + j * kLanes, m_point, k, lanes_left(q.k - k));
+          bad |= output_tile<A, F>(q, first + i, products + i * kBlock + j * kLanes, m_point, k, lanes_left(q.k - k));
       }
   }
   return bad == 0;
 }
 
-// G g, for one row or column of three, of a block of filters. In double: every weight is rounded once.
-inline void transform_filter(const double (&g)[3][kBlock], double (&to)[4][kBlock]) {
-  for (int i = 0; i < kBlock; ++i) {
-    to[0][i] = g[0][i];
-    to[1][i] = .5 * (g[0][i] + g[1][i] + g[2][i]);
-    to[2][i] = .5 * (g[0][i] - g[1][i] + g[2][i]);
-    to[3][i] = g[2][i];
-  }
-}
-
-}  // namespace
-
-void winograd_tile(WinogradConv& q, int threads) {
-  q.tiles_h = (q.oh + 1) / 2;
-  q.tiles_w = (q.ow + 1) / 2;
-  q.tiles = static_cast<int64_t>(q.n) * q.tiles_h * q.tiles_w;
+template <typename F>
+void winograd_tiling(WinogradConv& q, int threads) {
+  count_tiles<F>(q);
   // few tiles re-read the weights often; many overflow L2
-  int64_t most = kInputBytes / (kPoints * sizeof(float) * q.c);
+  int64_t most = kInputBytes / (kPoints<F> * sizeof(float) * q.c);
   most = most < 2 * kMr ? 2 * kMr : most > 8 * kMr ? 8 * kMr : most / kMr * kMr;
   int64_t chunks = (q.tiles + most - 1) / most;
   q.k_groups = 1;
@@ -150,36 +149,52 @@ void winograd_tile(WinogradConv& q, int threads) {
   q.tasks = (q.tiles + q.chunk - 1) / q.chunk * q.k_groups;
 }
 
-int64_t winograd_pack_blocks(int k) { return (k + kBlock - 1) / kBlock; }
+// G g, for one row or column of three, of a block of filters
+template <typename F>
+inline void transform_filters(const typename F::Weight (&g)[3][kBlock], typename F::Weight (&to)[F::kTile][kBlock]) {
+  for (int i = 0; i < kBlock; ++i) {
+    typename F::Weight u[F::kTile];
+    F::filter({g[0][i], g[1][i], g[2][i]}, u);
+    for (int j = 0; j < F::kTile; ++j) to[j][i] = u[j];
+  }
+}
 
 // (K, C, 3, 3) of any strides -> G g G^T as [block of kBlock channels][point][C][kBlock]
-void winograd_pack(float* packed, const float* weight, const int64_t strides[4], int c, int k, int64_t begin,
+template <typename A, typename F>
+void winograd_pack(float* packed, const void* weight, const int64_t strides[4], int c, int k, int64_t begin,
                    int64_t end) {
+  constexpr int kTile = F::kTile;
+  const auto* g = static_cast<const typename A::Elem*>(weight);
   for (int64_t block = begin; block < end; ++block)
     for (int ch = 0; ch < c; ++ch) {
-      double columns[3][3][kBlock] = {}, half[3][4][kBlock], u[4][kBlock], row[3][kBlock];
+      typename F::Weight columns[3][3][kBlock] = {}, half[3][kTile][kBlock], u[kTile][kBlock], row[3][kBlock];
       for (int j = 0; j < 3; ++j) {
         for (int i = 0; i < 3; ++i)
           for (int kk = 0; kk < kBlock && block * kBlock + kk < k; ++kk)
             columns[j][i][kk] =
-                weight[(block * kBlock + kk) * strides[0] + ch * strides[1] + i * strides[2] + j * strides[3]];
-        transform_filter(columns[j], half[j]);
+                A::value(g[(block * kBlock + kk) * strides[0] + ch * strides[1] + i * strides[2] + j * strides[3]]);
+        transform_filters<F>(columns[j], half[j]);
       }
-      for (int i = 0; i < 4; ++i) {
+      for (int i = 0; i < kTile; ++i) {
         for (int j = 0; j < 3; ++j) __builtin_memcpy(row[j], half[j][i], sizeof row[j]);
-        transform_filter(row, u);
-        for (int j = 0; j < 4; ++j) {
-          float* to = packed + ((block * kPoints + i * 4 + j) * c + ch) * kBlock;
+        transform_filters<F>(row, u);
+        for (int j = 0; j < kTile; ++j) {
+          float* to = packed + ((block * kPoints<F> + i * kTile + j) * c + ch) * kBlock;
           for (int kk = 0; kk < kBlock; ++kk) to[kk] = static_cast<float>(u[j][kk]);
         }
       }
     }
 }
 
+template <typename A, typename F>
 bool winograd_run(const WinogradConv& conv, int64_t begin, int64_t end) {
   bool finite = true;
-  for (int64_t i = begin; i < end; ++i) finite = run_task(conv, i) && finite;
+  for (int64_t i = begin; i < end; ++i) finite = run_task<A, F>(conv, i) && finite;
   return finite;
 }
 
+template <typename A, typename F>
+constexpr WinogradKernels kWinogradKernels = {kPoints<F>, winograd_tiling<F>, winograd_pack<A, F>, winograd_run<A, F>};
+
+}  // namespace
 }  // namespace resnet_fused::cpu::avx512

@@ -1,0 +1,117 @@
+// The one-dimensional transforms of Winograd's F(2, 3) and F(4, 3) (Lavin and Gray 2015, arXiv:1509.09308, sections
+// 4.1 and 4.2), 16 channels at a time:
+//     y = A^T ((G g) . (B^T d)),    and transposed for the gradient:    dg = G^T ((A dy) . (B^T d)).
+// Everything here is static: files below avx512/ must not leave AVX-512 code in symbols that the linker could share
+// with the rest of the library.
+#pragma once
+#include <immintrin.h>
+
+namespace resnet_fused::cpu::avx512 {
+namespace {
+
+inline __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
+inline __m512 sub(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
+inline __m512 mul(float a, __m512 b) { return _mm512_mul_ps(_mm512_set1_ps(a), b); }
+inline __m512 add_scaled(__m512 to, float a, __m512 b) { return _mm512_fmadd_ps(_mm512_set1_ps(a), b, to); }
+
+// Additions alone: as exact as the direct form.
+struct F2x3 {
+  static constexpr int kOut = 2;   // outputs of a tile along one axis
+  static constexpr int kTile = 4;  // inputs of a tile, and its transformed values
+  using Weight = double;           // of G g, so that every weight is rounded once
+
+  // B^T d
+  static inline void input(const __m512 (&d)[4], __m512 (&v)[4]) {
+    v[0] = sub(d[0], d[2]);
+    v[1] = add(d[1], d[2]);
+    v[2] = sub(d[2], d[1]);
+    v[3] = sub(d[1], d[3]);
+  }
+
+  // A^T m
+  static inline void output(const __m512 (&m)[4], __m512 (&y)[2]) {
+    y[0] = add(add(m[0], m[1]), m[2]);
+    y[1] = sub(sub(m[1], m[2]), m[3]);
+  }
+
+  // G g
+  static inline void filter(const Weight (&g)[3], Weight (&u)[4]) {
+    u[0] = g[0];
+    u[1] = (g[0] + g[1] + g[2]) / 2;
+    u[2] = (g[0] - g[1] + g[2]) / 2;
+    u[3] = g[2];
+  }
+
+  // A dy
+  static inline void grad(const __m512 (&dy)[2], __m512 (&m)[4]) {
+    m[0] = dy[0];
+    m[1] = add(dy[0], dy[1]);
+    m[2] = sub(dy[0], dy[1]);
+    m[3] = sub(_mm512_setzero_ps(), dy[1]);
+  }
+
+  // G^T u
+  static inline void filter_grad(const __m512 (&u)[4], __m512 (&dg)[3]) {
+    const __m512 even = mul(.5f, add(u[1], u[2]));
+    dg[0] = add(u[0], even);
+    dg[1] = mul(.5f, sub(u[1], u[2]));
+    dg[2] = add(even, u[3]);
+  }
+};
+
+// Points 0, 1, -1, 2, -2 and infinity. It loses three bits or four of float32: for tensors that keep 8.
+struct F4x3 {
+  static constexpr int kOut = 4;
+  static constexpr int kTile = 6;
+  using Weight = float;
+
+  static inline void input(const __m512 (&d)[6], __m512 (&v)[6]) {
+    v[0] = add_scaled(add_scaled(d[4], -5, d[2]), 4, d[0]);
+    const __m512 even = add_scaled(d[4], -4, d[2]), odd = add_scaled(d[3], -4, d[1]);
+    v[1] = add(even, odd);
+    v[2] = sub(even, odd);
+    const __m512 even2 = sub(d[4], d[2]), odd2 = sub(d[3], d[1]);
+    v[3] = add_scaled(even2, 2, odd2);
+    v[4] = add_scaled(even2, -2, odd2);
+    v[5] = add_scaled(add_scaled(d[5], -5, d[3]), 4, d[1]);
+  }
+
+  static inline void output(const __m512 (&m)[6], __m512 (&y)[4]) {
+    const __m512 sum1 = add(m[1], m[2]), difference1 = sub(m[1], m[2]);
+    const __m512 sum2 = add(m[3], m[4]), difference2 = sub(m[3], m[4]);
+    y[0] = add(add(m[0], sum1), sum2);
+    y[1] = add_scaled(difference1, 2, difference2);
+    y[2] = add_scaled(sum1, 4, sum2);
+    y[3] = add_scaled(add(difference1, m[5]), 8, difference2);
+  }
+
+  static inline void filter(const Weight (&g)[3], Weight (&u)[6]) {
+    u[0] = g[0] / 4;
+    u[1] = (g[0] + g[1] + g[2]) * (-1.f / 6);
+    u[2] = (g[0] - g[1] + g[2]) * (-1.f / 6);
+    u[3] = (g[0] + 2 * g[1] + 4 * g[2]) * (1.f / 24);
+    u[4] = (g[0] - 2 * g[1] + 4 * g[2]) * (1.f / 24);
+    u[5] = g[2];
+  }
+
+  static inline void grad(const __m512 (&dy)[4], __m512 (&m)[6]) {
+    m[0] = dy[0];
+    const __m512 even = add(dy[0], dy[2]), odd = add(dy[1], dy[3]);
+    m[1] = add(even, odd);
+    m[2] = sub(even, odd);
+    const __m512 even2 = add_scaled(dy[0], 4, dy[2]), odd2 = add_scaled(dy[1], 4, dy[3]);
+    m[3] = add_scaled(even2, 2, odd2);
+    m[4] = add_scaled(even2, -2, odd2);
+    m[5] = dy[3];
+  }
+
+  static inline void filter_grad(const __m512 (&u)[6], __m512 (&dg)[3]) {
+    const __m512 sum1 = add(u[1], u[2]), sum2 = add(u[3], u[4]);
+    dg[0] = add_scaled(add_scaled(mul(1.f / 4, u[0]), -1.f / 6, sum1), 1.f / 24, sum2);
+    dg[1] = add_scaled(mul(1.f / 6, sub(u[2], u[1])), 1.f / 12, sub(u[3], u[4]));
+    dg[2] = add_scaled(u[5], 1.f / 6, sub(sum2, sum1));
+  }
+};
+
+}  // namespace
+}  // namespace resnet_fused::cpu::avx512
