@@ -198,6 +198,15 @@ def test_chains_in_bfloat16(cls, autocast, calls):
     assert sum(found is not None for found in calls) == sum(m.kernel_size == (3, 3) for m in wide)
 
 
+def test_small_images_in_bfloat16_are_torchs(calls):
+    """Their tiles of 4x4 are a quarter empty."""
+    block = identity(next(iter(CLASSES)), scale=8).bfloat16()
+    x = torch.randn(80, in_channels(block), 7, 7).bfloat16().to(memory_format=torch.channels_last)
+    block(x).sum().backward()
+    assert len(calls) == 2
+    assert not any(found is not None for found in calls)
+
+
 def test_frozen_weights_cost_nothing(calls):
     block = identity(next(iter(CLASSES)), scale=8)
     block.conv2.weight.requires_grad_(False)

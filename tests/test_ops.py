@@ -75,6 +75,19 @@ def test_winograd_is_what_runs(dtype, n, c, size, k, padding):
     assert_winograd(n, c, size, k, padding, dtype)
 
 
+@pytest.mark.parametrize(("shape", "sentence"), [
+    ((8, 512, 7), "392 pixels, 512 in whole tiles of 4x4: too few for what transformed weights cost"),
+    ((1, 64, 16), "256 pixels, 256 in whole tiles of 4x4: too few for what transformed weights cost"),
+])  # fmt: skip
+def test_small_images_in_bfloat16_are_direct(shape, sentence):
+    n, c, size = shape
+    plan = ops.explain_cpu([n, c, size, size], [c, c, 3, 3], [1, 1], [1, 1], [1, 1], 1, "bfloat16")
+    if "processor has no AVX" in plan or "has AMX" in plan:
+        pytest.skip(plan)
+    assert plan.startswith("direct")
+    assert f"not winograd: {sentence}" in plan
+
+
 @pytest.mark.parametrize(("dtype", "n", "c", "size", "k"), CASES)
 @pytest.mark.parametrize("mean", [0, 100])
 def test_winograd_of_pixels_that_differ_in_size(dtype, n, c, size, k, mean):
