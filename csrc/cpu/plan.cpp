@@ -36,10 +36,10 @@ std::string no_tiles_of_2(const ConvShape& q) {
 }
 
 // A pixel takes 0.7 of the direct form's time, those that fill up tiles included; and weights of 8 times the size, in
-// float32, are read in the time of 200.
+// float32, come from memory in the time of 300.
 std::string no_tiles_of_4(const ConvShape& q) {
   const int64_t pixels = q.n * q.oh * q.ow, filled = q.n * ((q.oh + 3) / 4 * 4) * ((q.ow + 3) / 4 * 4);
-  if (10 * pixels - 7 * filled >= 10 * 200) return "";
+  if (10 * pixels - 7 * filled >= 10 * 300) return "";
   return std::to_string(pixels) + " pixels, " + std::to_string(filled) +
          " in whole tiles of 4x4: too few for what transformed weights cost";
 }
