@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from resnet_fused import ops
 from resnet_fused.cli import _machine
 
 from .timing import Call, interleave
@@ -85,6 +86,7 @@ def main() -> None:
     for workload in chosen(args):
         for dtype in args.dtypes.split(","):
             run["rows"] += measure(workload, dtype, names, budget_s, args.device)
+            ops.release_memory()  # what one workload kept is no use to the next, and ResNet-50 kept gigabytes
             print(f"{time.monotonic() - start:6.0f} s  {workload.title} {dtype}", flush=True)
             if out is not None:
                 out.mkdir(parents=True, exist_ok=True)
