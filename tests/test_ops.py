@@ -7,7 +7,7 @@ import torch
 from criterion import assert_close
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_case import Case, lay_out, layout_of, pre_args, projection_args
+from op_case import Case, lay_out, layout_of, plan_of, pre_args, projection_args
 
 from resnet_fused import ops, reference
 
@@ -59,20 +59,11 @@ def test_three_by_three(engine, dtype, n, c, size, k, padding):
     case.check()
 
 
-def assert_winograd(n, c, size, k, padding, dtype):
-    """Guards a test of Winograd: that the plan gives it the shape."""
-    weight, ones = [k, c, 3, 3], [1, 1]
-    plan = ops.explain_cpu([n, c, size, size], weight, ones, [padding] * 2, ones, 1, str(dtype).removeprefix("torch."))
-    if "processor has no AVX" in plan or "has AMX" in plan:
-        pytest.skip(plan)
-    assert plan.startswith("winograd"), plan
-
-
 @pytest.mark.parametrize(("dtype", "n", "c", "size", "k"), CASES)
 @pytest.mark.parametrize("padding", [0, 1, 2])
 def test_winograd_is_what_runs(dtype, n, c, size, k, padding):
     """Guards the test above."""
-    assert_winograd(n, c, size, k, padding, dtype)
+    assert plan_of((n, c, size, size), k, (padding, padding), dtype).startswith("winograd")
 
 
 @pytest.mark.parametrize(("shape", "sentence"), [
@@ -81,9 +72,7 @@ def test_winograd_is_what_runs(dtype, n, c, size, k, padding):
 ])  # fmt: skip
 def test_small_images_in_bfloat16_are_direct(shape, sentence):
     n, c, size = shape
-    plan = ops.explain_cpu([n, c, size, size], [c, c, 3, 3], [1, 1], [1, 1], [1, 1], 1, "bfloat16")
-    if "processor has no AVX" in plan or "has AMX" in plan:
-        pytest.skip(plan)
+    plan = plan_of((n, c, size, size), c, (1, 1), torch.bfloat16)
     assert plan.startswith("direct")
     assert f"not winograd: {sentence}" in plan
 
@@ -182,7 +171,7 @@ def test_not_finite(engine, dtype, value, where, relu):
 @pytest.mark.parametrize("where", ["x", "weight"])
 @pytest.mark.parametrize("relu", [True, False])
 def test_not_finite_in_winograd(dtype, value, where, relu):
-    assert_winograd(2, 32, 30, 48, 1, dtype)
+    assert plan_of((2, 32, 30, 30), 48, (1, 1), dtype).startswith("winograd")
     case = Case(2, 32, 30, 30, 48, 3, 3, (1, 1), (1, 1), (1, 1), dtype=dtype, residual=True, relu=relu)
     if where == "x":
         case.x[0, 3, 0, 0] = case.x[1, 5, 6, 7] = value
