@@ -4,7 +4,7 @@
 // All activations are (N, C, H, W) of any strides, weights (K, C / groups, R, S). BatchNorm arrives as
 // its own tensors of shape (K): y * gamma / sqrt(var + eps) + beta - mean * gamma / sqrt(var + eps).
 // mean and var are both given or both absent (no BatchNorm). Absent gamma is 1, absent beta 0.
-// keep_packed: keep the weight in the kernel's own order between calls, until forget_packed.
+// keep_packed: keep the weight in the kernel's own order between calls, for as long as its bytes are the same (CPU).
 // allow_tf32: float32 may be multiplied as TF32, as torch's own convolutions are where its switch allows it (CUDA).
 #include "common/torch_abi.h"
 
@@ -81,11 +81,17 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
       "bn_relu_max_pool_backward(Tensor grad, Tensor taken, Tensor x, int[2] pool_kernel, int[2] pool_stride, int[2] "
       "pool_padding) -> Tensor");
 
-  // Drops what keep_packed kept for these weights. Safe at any time, from any thread.
+  // Drops what keep_packed kept for these weights, and thaws them. Safe at any time, from any thread.
   m.def("forget_packed(Tensor[] weights) -> ()");
+  // From now on a kept copy of these weights is used without comparing their bytes: their versions must not move.
+  m.def("freeze_packed(Tensor[] weights) -> ()");
   // Bytes that keep_packed holds now.
   m.def("packed_bytes() -> int");
-  // Returns to the system the memory that is kept for results of the next call and that no tensor uses (CPU).
+  // Python's part of keep_packed: calls storage_ended(address) when the weight's storage is freed.
+  m.def("watch_packed(Tensor weight, int address) -> ()");
+  m.def("storage_ended(int address) -> ()");
+  // Returns to the system every packed weight, and the memory that is kept for results of the next call and that no
+  // tensor uses (CPU).
   m.def("release_memory() -> ()");
   // The plan that conv_bn_act would run on the CPU for these shapes, in words; dtype is "float32", "bfloat16", ...
   m.def(

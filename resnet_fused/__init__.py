@@ -10,6 +10,7 @@ except ImportError as error:
 
 from . import functional, models
 from .convert import Entry, Report, convert, report, revert
+from .freeze import freeze, unfreeze
 from .modules import FusedBasicBlock, FusedBottleneck, FusedPreActBlock, FusedPreActBottleneck
 
 __version__ = "0.1.0"
@@ -22,8 +23,10 @@ __all__ = [
     "FusedPreActBottleneck",
     "Report",
     "convert",
+    "freeze",
     "functional",
     "models",
     "report",
     "revert",
+    "unfreeze",
 ]

@@ -5,11 +5,14 @@ casts, no autograd (that is :mod:`resnet_fused.functional`). Errors come from th
 ``RuntimeError`` with the offending values.
 """
 
+import sys
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from . import _library  # noqa: F401  registers the ops
 
@@ -30,7 +33,9 @@ bn_act_backward = torch.ops.resnet_fused.bn_act_backward.default
 bn_relu_max_pool = torch.ops.resnet_fused.bn_relu_max_pool.default
 bn_relu_max_pool_backward = torch.ops.resnet_fused.bn_relu_max_pool_backward.default
 forget_packed = torch.ops.resnet_fused.forget_packed.default
+freeze_packed = torch.ops.resnet_fused.freeze_packed.default
 packed_bytes = torch.ops.resnet_fused.packed_bytes.default
+storage_ended = torch.ops.resnet_fused.storage_ended.default
 release_memory = torch.ops.resnet_fused.release_memory.default
 explain_cpu = torch.ops.resnet_fused.explain_cpu.default
 explain_cuda = torch.ops.resnet_fused.explain_cuda.default
@@ -157,3 +162,18 @@ def _fake_conv_stats(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     weight, _bias, stride, padding, dilation = args[_PRE : _PRE + 5]
     raw = _conv_output(x, weight, stride, padding, dilation)
     return raw, *_statistics(raw)
+
+
+@torch.library.impl("resnet_fused::watch_packed", "CPU")
+def _watch_packed(weight: Tensor, address: int) -> None:
+    """The cache of packed weights holds no tensor: it is told when a weight's storage is freed."""
+    # The storage, not the tensor: `p.data = new` frees the one and keeps the other, and torch.utils.swap_tensors
+    # refuses tensors that have weak references.
+    weakref.finalize(weight.untyped_storage(), _storage_ended, address).atexit = False
+
+
+def _storage_ended(address: int) -> None:
+    if not sys.is_finalizing():
+        # The garbage collector may call this while somebody traces: stay out of their graph.
+        with _disable_current_modes():
+            storage_ended(address)

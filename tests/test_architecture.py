@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "resnet_fused"
 
 # Each layer may import the ones after it, never one before. A folder is one layer.
-LAYERS = ["__main__", "cli", "__init__", "convert", "recognise", "models", "modules", "functional", "_chain"]
+LAYERS = ["__main__", "cli", "__init__", "freeze", "convert", "recognise", "models", "modules", "functional", "_chain"]
 LAYERS += ["autograd", "ops", "_library"]
 # Imported by every layer, importing none.
 LEAVES = {"reference", "_build_info"}

@@ -11,7 +11,18 @@ bool equal(IntView a, IntView b) { return std::equal(a.begin(), a.end(), b.begin
 
 std::string device_name(const Tensor& t) { return t.is_cpu() ? "cpu" : "cuda:" + std::to_string(t.get_device_index()); }
 
+// FSDP and others free a tensor's memory and keep the tensor.
+void check_allocated(const char* op, const char* prefix, const char* name, const Tensor& t) {
+  int64_t stored = 0;
+  check_shim(aoti_torch_get_storage_size(t.get(), &stored), "reading the size of a storage");
+  const int64_t wanted = t.numel() ? t.storage_offset() * static_cast<int64_t>(t.element_size()) + span_bytes(t) : 0;
+  RF_CHECK(stored >= wanted, op, ": ", prefix, name, " of shape ", to_string(t.sizes()), " needs ", wanted,
+           " bytes but its storage has ", stored,
+           "; its memory was freed (untyped_storage().resize_), give it back first");
+}
+
 void check_same_device(const char* op, const char* prefix, const char* name, const Tensor& t, const Tensor& x) {
+  check_allocated(op, prefix, name, t);
   RF_CHECK(t.is_cpu() == x.is_cpu() && (t.is_cpu() || t.get_device_index() == x.get_device_index()), op, ": ", prefix,
            name, " is on ", device_name(t), " but x is on ", device_name(x), "; move both to one device");
 }
@@ -83,6 +94,7 @@ void check_32bit_indexing(const char* op, const char* name, IntView sizes) {
 void check_activation(const char* op, const Tensor& x) {
   RF_CHECK(x.dim() == 4, op, ": x has shape ", to_string(x.sizes()), "; (N, C, H, W) expected");
   check_floating(op, "", "x", scalar_type_of(x));
+  check_allocated(op, "", "x", x);
   check_32bit_indexing(op, "x", x.sizes());
 }
 

@@ -102,6 +102,13 @@ ScalarType scalar_type_of(const Tensor& t) {
   return t.scalar_type();
 }
 
+int64_t span_bytes(const Tensor& t) {
+  if (t.numel() == 0) return 0;
+  int64_t elements = 1;
+  for (int64_t d = 0; d < t.dim(); ++d) elements += (t.size(d) - 1) * t.stride(d);
+  return elements * static_cast<int64_t>(t.element_size());
+}
+
 Tensor aten_empty(IntView sizes, const Tensor& like, bool channels_last, std::optional<ScalarType> wanted) {
   constexpr int64_t kMost = 4;
   constexpr int kNchw[kMost] = {3, 2, 1, 0}, kNhwc[kMost] = {1, 3, 2, 0};

@@ -59,6 +59,9 @@ void call_aten(const char* op, const char* overload, std::array<StableIValue, N>
 // t.scalar_type(), which asks libtorch for the number of every type that there is, in turn.
 ScalarType scalar_type_of(const Tensor& t);
 
+// Bytes from the tensor's first element to the end of its last one.
+int64_t span_bytes(const Tensor& t);
+
 // The ATen ops that the kernels lean on.
 Tensor aten_convolution(const Tensor& x, const Tensor& weight, const OptTensor& bias, IntView stride, IntView padding,
                         IntView dilation, int64_t groups);

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <mutex>
 #include <new>
+
+#include "cpu/environment.h"
+#include "cpu/fork_safe.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -29,10 +31,20 @@ struct Block {
 // Free blocks, the one freed last at the end.
 class Pool {
  public:
+  Pool() {
+    try {
+      const auto asked = mebibytes_from_environment("RESNET_FUSED_CPU_POOL_MB");
+      fixed_ = asked.has_value();
+      limit_ = asked.value_or(limit_);
+    } catch (const std::runtime_error& error) {  // while a library loads nobody could catch it
+      refusal_ = error.what();
+    }
+  }
+
   // The smallest block that fits and is not more than twice as large; else a new one.
   Block take(size_t bytes) {
     {
-      std::lock_guard<std::mutex> lock(mutex_);
+      std::lock_guard<ForkSafeMutex> lock(mutex_);
       auto best = free_.end();
       for (auto it = free_.begin(); it != free_.end(); ++it)
         if (it->capacity >= bytes && it->capacity <= 2 * bytes &&
@@ -51,13 +63,13 @@ class Pool {
 #if defined(__linux__)
     (void)madvise(block.data, block.capacity, MADV_HUGEPAGE);  // a refusal changes nothing but speed
 #endif
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard<ForkSafeMutex> lock(mutex_);
     use(block.capacity);
     return block;
   }
 
   void give_back(Block block) {
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard<ForkSafeMutex> lock(mutex_);
     free_.push_back(block);
     kept_ += block.capacity;
     used_ -= block.capacity;
@@ -65,12 +77,15 @@ class Pool {
   }
 
   void release() {
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard<ForkSafeMutex> lock(mutex_);
     while (!free_.empty()) drop_oldest();
     most_ = used_;
   }
 
-  bool takes(size_t bytes) const { return bytes >= kHugePage && limit_ > 0; }
+  bool takes(size_t bytes) const {
+    if (!refusal_.empty()) throw std::runtime_error(refusal_);
+    return bytes >= kHugePage && limit_ > 0;
+  }
 
  private:
   void use(size_t bytes) {
@@ -92,43 +107,41 @@ class Pool {
     free_.erase(free_.begin());
   }
 
-  static const char* asked_for() { return std::getenv("RESNET_FUSED_CPU_POOL_MB"); }
-
-  std::mutex mutex_;
+  ForkSafeMutex mutex_;
   std::vector<Block> free_;
   size_t kept_ = 0, used_ = 0, most_ = 0;  // bytes: free, in use, and the most that were in use
-  const bool fixed_ = asked_for();
-  const size_t limit_ = (fixed_ ? std::max(0L, std::atol(asked_for())) : 384) << 20;
+  bool fixed_ = false;                     // RESNET_FUSED_CPU_POOL_MB is set
+  size_t limit_ = 384 << 20;               // bytes
+  std::string refusal_;                    // of the variable's value, for whoever asks first
 };
 
-Pool& pool() {
-  static auto* it = new Pool;  // never destroyed: tensors may outlive static destructors
-  return *it;
-}
+// Never destroyed: tensors may outlive static destructors. Made at load, not at the first call, which a fork could
+// interrupt.
+Pool& pool = *new Pool;
 
-void give_back(void* data, void* capacity) { pool().give_back({data, reinterpret_cast<size_t>(capacity)}); }
+void give_back(void* data, void* capacity) { pool.give_back({data, reinterpret_cast<size_t>(capacity)}); }
 
 }  // namespace
 
 Tensor output_buffer(IntView sizes, const Tensor& like, bool channels_last) {
   const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
   const size_t bytes = sizes[0] * c * h * w * like.element_size();
-  if (!pool().takes(bytes) || !torch_from_blob) return aten_empty(sizes, like, channels_last);
-  const Block block = pool().take(bytes);
+  if (!pool.takes(bytes) || !torch_from_blob) return aten_empty(sizes, like, channels_last);
+  const Block block = pool.take(bytes);
   const int64_t nhwc[4] = {c * h * w, 1, w * c, c}, nchw[4] = {c * h * w, h * w, w, 1};
   AtenTensorHandle out = nullptr;
   const AOTITorchError code = torch_from_blob(block.data, 4, sizes.data(), channels_last ? nhwc : nchw, 0,
                                               to<int32_t>(from(like.scalar_type())), aoti_torch_device_type_cpu(),
                                               /*device_index=*/-1, &out, aoti_torch_layout_strided(), nullptr, 0,
                                               give_back, reinterpret_cast<void*>(block.capacity));
-  if (code != AOTI_TORCH_SUCCESS) pool().give_back(block);
+  if (code != AOTI_TORCH_SUCCESS) pool.give_back(block);
   check_shim(code, "a tensor over pooled memory");
   return Tensor(out);
 }
 
 Loan::Loan(size_t bytes) {
-  if (pool().takes(bytes)) {
-    const Block block = pool().take(bytes);
+  if (pool.takes(bytes)) {
+    const Block block = pool.take(bytes);
     data_ = block.data, capacity_ = block.capacity;
     return;
   }
@@ -138,11 +151,11 @@ Loan::Loan(size_t bytes) {
 
 Loan::~Loan() {
   if (capacity_)
-    pool().give_back({data_, capacity_});
+    pool.give_back({data_, capacity_});
   else
     std::free(data_);
 }
 
-void release_memory() { pool().release(); }
+void release_memory() { pool.release(); }
 
 }  // namespace resnet_fused::cpu

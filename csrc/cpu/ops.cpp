@@ -130,6 +130,15 @@ void forget_packed_op(std::vector<Tensor> weights) {
   for (const Tensor& w : weights) forget_packed(w);
 }
 
+void freeze_packed_op(std::vector<Tensor> weights) {
+  for (const Tensor& w : weights) freeze_packed(w);
+}
+
+void release_all() {
+  forget_all_packed();
+  release_memory();
+}
+
 std::string explain_cpu(Ints x, Ints weight, Ints stride, Ints padding, Ints dilation, int64_t groups,
                         std::string dtype) {
   RF_CHECK(x.size() == 4 && weight.size() == 4, "explain_cpu: shapes are ", resnet_fused::to_string(x), " and ",
@@ -178,8 +187,10 @@ STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
   m.impl("forget_packed", TORCH_BOX(&forget_packed_op));
+  m.impl("freeze_packed", TORCH_BOX(&freeze_packed_op));
+  m.impl("storage_ended", TORCH_BOX(&storage_ended));
   m.impl("packed_bytes", TORCH_BOX(&packed_bytes));
-  m.impl("release_memory", TORCH_BOX(&release_memory));
+  m.impl("release_memory", TORCH_BOX(&release_all));
   m.impl("explain_cpu", TORCH_BOX(&explain_cpu));
 }
 

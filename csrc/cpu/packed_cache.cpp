@@ -2,61 +2,156 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
+#include <list>
 #include <mutex>
 #include <new>
 #include <unordered_map>
+#include <unordered_set>
 
-#include "cpu/dispatch.h"
+#include "cpu/digest.h"
+#include "cpu/environment.h"
+#include "cpu/fork_safe.h"
 
 namespace resnet_fused::cpu {
 
 namespace {
 
 constexpr int64_t kUntracked = -1;  // the version of an inference tensor, which has none
-constexpr int64_t kUnknown = -2;    // not asked yet
-constexpr int kSamples = 32;
-
-int64_t element_size(const Tensor& t) {
-  return dispatch(t.scalar_type(), [](auto zero) -> int64_t { return sizeof(zero); });
-}
-
-// Elements spread evenly over the storage that the weight spans, as raw bits.
-std::array<uint64_t, kSamples> samples_of(const Tensor& weight) {
-  std::array<uint64_t, kSamples> out{};
-  const int64_t size = element_size(weight);
-  int64_t span = 1;
-  for (int64_t d = 0; d < weight.dim(); ++d) span += (weight.size(d) - 1) * weight.stride(d);
-  const char* p = static_cast<const char*>(weight.const_data_ptr());
-  for (int i = 0; i < kSamples; ++i) std::memcpy(&out[i], p + (span - 1) * i / (kSamples - 1) * size, size);
-  return out;
-}
+constexpr int64_t kDefaultLimit = int64_t{4} << 30;
 
 int64_t version_of(const Tensor& t) { return aten_is_inference(t) ? kUntracked : aten_version(t); }
 
-struct Entry {
-  Tensor weight;  // keeps the storage alive, so that its address stays its own
+// Everything but its bytes that says which weight a copy is of.
+struct Key {
+  const void* address;
   PackedLayout layout;
+  ScalarType dtype;
   Ints sizes, strides;
-  int64_t version;
-  std::array<uint64_t, kSamples> samples;
-  std::shared_ptr<const Packed> packed;
 
-  bool is_for(const Tensor& w, const PackedLayout& l) const {
-    return layout == l && weight.scalar_type() == w.scalar_type() &&
-           std::equal(sizes.begin(), sizes.end(), w.sizes().begin(), w.sizes().end()) &&
-           std::equal(strides.begin(), strides.end(), w.strides().begin(), w.strides().end());
+  Key(const Tensor& w, const PackedLayout& l)
+      : address(w.const_data_ptr()),
+        layout(l),
+        dtype(w.scalar_type()),
+        sizes(w.sizes().begin(), w.sizes().end()),
+        strides(w.strides().begin(), w.strides().end()) {}
+  bool operator==(const Key& o) const {
+    return address == o.address && layout == o.layout && dtype == o.dtype && sizes == o.sizes && strides == o.strides;
   }
-  static Ints sizes_of(const Tensor& w) { return Ints(w.sizes().begin(), w.sizes().end()); }
-  static Ints strides_of(const Tensor& w) { return Ints(w.strides().begin(), w.strides().end()); }
 };
 
-std::mutex mutex;
-// By address; a weight has one entry a layout, which is one or two.
-std::unordered_multimap<const void*, Entry>& entries() {
-  // never destroyed: at exit, threads and torch's own statics may outlive ours
-  static auto* map = new std::unordered_multimap<const void*, Entry>;
-  return *map;
+struct Entry {
+  Key key;
+  Digest digest;
+  std::shared_ptr<const Packed> packed;
+};
+using Entries = std::list<Entry>;  // the one used last at the front
+
+class Cache {
+ public:
+  // The copy and the digest that it was made of, or nothing.
+  std::optional<std::pair<std::shared_ptr<const Packed>, Digest>> find(const Key& key) {
+    std::lock_guard<ForkSafeMutex> lock(mutex_);
+    const auto it = place_of(key);
+    if (it == by_address_.end()) return std::nullopt;
+    entries_.splice(entries_.begin(), entries_, it->second);
+    return std::pair(it->second->packed, it->second->digest);
+  }
+
+  void insert(const Key& key, const Digest& digest, std::shared_ptr<const Packed> packed) {
+    const int64_t limit = mebibytes_from_environment("RESNET_FUSED_CPU_PACKED_MB").value_or(kDefaultLimit);
+    Entries gone;  // destroyed after the lock is released, as everywhere here
+    std::lock_guard<ForkSafeMutex> lock(mutex_);
+    if (const auto it = place_of(key); it != by_address_.end()) remove(it, gone);
+    if (packed->bytes > limit) return;
+    entries_.push_front({key, digest, std::move(packed)});
+    bytes_ += entries_.front().packed->bytes;
+    by_address_.emplace(key.address, entries_.begin());
+    while (bytes_ > limit) remove(place_of(entries_.back().key), gone);
+  }
+
+  void forget(const void* address) {
+    Entries gone;
+    std::lock_guard<ForkSafeMutex> lock(mutex_);
+    frozen_.erase(address);
+    for (auto it = by_address_.find(address); it != by_address_.end(); it = by_address_.find(address)) remove(it, gone);
+  }
+
+  // True for the first to ask since the last unwatch().
+  bool is_new_watch(const void* address) {
+    std::lock_guard<ForkSafeMutex> lock(mutex_);
+    return watched_.insert(address).second;
+  }
+
+  void unwatch(const void* address) {
+    std::lock_guard<ForkSafeMutex> lock(mutex_);
+    watched_.erase(address);
+  }
+
+  void forget_all() {
+    Entries gone;
+    std::lock_guard<ForkSafeMutex> lock(mutex_);
+    by_address_.clear();
+    gone.swap(entries_);
+    bytes_ = 0;
+  }
+
+  void freeze(const void* address, int64_t version) {
+    std::lock_guard<ForkSafeMutex> lock(mutex_);
+    frozen_[address] = version;
+  }
+
+  std::optional<int64_t> frozen_version(const void* address) {
+    std::lock_guard<ForkSafeMutex> lock(mutex_);
+    const auto it = frozen_.find(address);
+    if (it == frozen_.end()) return std::nullopt;
+    return it->second;
+  }
+
+  int64_t bytes() {
+    std::lock_guard<ForkSafeMutex> lock(mutex_);
+    return bytes_;
+  }
+
+ private:
+  using ByAddress = std::unordered_multimap<const void*, Entries::iterator>;
+
+  ByAddress::iterator place_of(const Key& key) {
+    auto [it, end] = by_address_.equal_range(key.address);
+    it = std::find_if(it, end, [&](const auto& place) { return place.second->key == key; });
+    return it == end ? by_address_.end() : it;
+  }
+
+  void remove(ByAddress::iterator place, Entries& gone) {
+    bytes_ -= place->second->packed->bytes;
+    gone.splice(gone.end(), entries_, place->second);
+    by_address_.erase(place);
+  }
+
+  ForkSafeMutex mutex_;
+  Entries entries_;
+  ByAddress by_address_;                             // a weight has one entry a layout, which is one or two
+  std::unordered_map<const void*, int64_t> frozen_;  // versions
+  std::unordered_set<const void*> watched_;          // whose storage's end will be reported
+  int64_t bytes_ = 0;
+};
+
+// Never destroyed: at exit, threads and torch's own statics may outlive ours. Made at load, not at the first call,
+// which a fork could interrupt.
+Cache& cache = *new Cache;
+
+// Asks Python to report the end of the weight's storage, through the dispatcher: the stable ABI has no weak reference.
+// A program without Python has nobody to ask; there the limit bounds what is kept.
+void watch(const Tensor& weight) {
+  const void* address = weight.const_data_ptr();
+  if (!cache.is_new_watch(address)) return;
+  std::array<StableIValue, 2> stack{from(weight), from(reinterpret_cast<int64_t>(address))};
+  if (torch_call_dispatcher("resnet_fused::watch_packed", "", stack.data(), TORCH_ABI_VERSION) != AOTI_TORCH_SUCCESS)
+    cache.unwatch(address);
+}
+
+// A weight that is a few elements of a large storage is not worth reading all that lies between them.
+bool worth_keeping(const Tensor& weight) {
+  return weight.numel() > 0 && span_bytes(weight) <= 2 * weight.numel() * static_cast<int64_t>(weight.element_size());
 }
 
 }  // namespace
@@ -78,41 +173,44 @@ PackedBuffer::~PackedBuffer() {
 std::shared_ptr<const Packed> packed_weight(const Tensor& weight, const PackedLayout& layout, bool keep,
                                             const std::function<std::shared_ptr<const Packed>()>& make,
                                             const std::function<bool(const Packed&)>& current) {
-  if (!keep) return make();
-  const void* address = weight.const_data_ptr();
-  int64_t version = kUnknown;
-  const auto samples = samples_of(weight);
-  {
-    std::lock_guard<std::mutex> lock(mutex);
-    auto [it, end] = entries().equal_range(address);
-    for (; it != end; ++it) {
-      const Entry& e = it->second;
-      if (!e.is_for(weight, layout) || e.samples != samples) continue;
-      if (version == kUnknown) version = version_of(weight);
-      if (e.version == version && (!current || current(*e.packed))) return e.packed;
-    }
+  if (!keep || !worth_keeping(weight)) return make();
+  const Key key(weight, layout);
+  const std::optional<int64_t> frozen = cache.frozen_version(key.address);
+  if (frozen) {
+    const int64_t version = version_of(weight);
+    RF_CHECK(version == *frozen, "a frozen weight of shape ", to_string(weight.sizes()),
+             " has changed: its version is ", version, " and was ", *frozen,
+             " when resnet_fused.freeze was called; call resnet_fused.unfreeze(model), or ",
+             "resnet_fused.freeze(model) again");
   }
-  if (version == kUnknown) version = version_of(weight);
-  // Made outside the lock: two threads may both pack, and the later one's copy stays.
+  const auto kept = cache.find(key);
+  if (kept && frozen && (!current || current(*kept->first))) return kept->first;
+  const Digest digest = digest_of(weight);
+  if (kept && kept->second == digest && (!current || current(*kept->first))) return kept->first;
   auto packed = make();
-  std::lock_guard<std::mutex> lock(mutex);
-  auto [it, end] = entries().equal_range(address);
-  while (it != end) it = it->second.is_for(weight, layout) ? entries().erase(it) : std::next(it);
-  entries().emplace(
-      address, Entry{weight, layout, Entry::sizes_of(weight), Entry::strides_of(weight), version, samples, packed});
+  // Edited meanwhile, by another thread or process: right for this call as anything else is, but of unknown bytes.
+  if (digest_of(weight) != digest) return packed;
+  // Two threads may both have packed; the later one's copy stays.
+  watch(weight);
+  cache.insert(key, digest, packed);
   return packed;
 }
 
-void forget_packed(const Tensor& weight) {
-  std::lock_guard<std::mutex> lock(mutex);
-  entries().erase(weight.const_data_ptr());
+void forget_packed(const Tensor& weight) { cache.forget(weight.const_data_ptr()); }
+void forget_all_packed() { cache.forget_all(); }
+
+void storage_ended(int64_t address) {
+  const void* p = reinterpret_cast<const void*>(address);
+  cache.unwatch(p);
+  cache.forget(p);
 }
 
-int64_t packed_bytes() {
-  std::lock_guard<std::mutex> lock(mutex);
-  int64_t bytes = 0;
-  for (const auto& [address, entry] : entries()) bytes += entry.packed->bytes;
-  return bytes;
+void freeze_packed(const Tensor& weight) {
+  watch(weight);
+  cache.forget(weight.const_data_ptr());  // a copy that nobody has compared since the last edit
+  cache.freeze(weight.const_data_ptr(), version_of(weight));
 }
+
+int64_t packed_bytes() { return cache.bytes(); }
 
 }  // namespace resnet_fused::cpu

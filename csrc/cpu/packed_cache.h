@@ -1,8 +1,12 @@
 // Weights in a kernel's own order, kept between calls.
 //
-// A copy belongs to one storage at one version. It holds a reference to that storage, so its address cannot come back
-// with other values in it; Tensor._version tells of in-place updates; and because edits through `.data` or numpy pass
-// the version by, a few dozen elements spread over the weight are compared as well.
+// A kept copy is used while the digest of the weight's bytes is that of the bytes it was made from: every call reads
+// them all. So it does not matter how a weight was edited (`.data`, numpy, another process, a fused optimiser), nor
+// whether its address was another weight's before. The cache holds no tensor: a weight can be freed, resized or
+// swapped as if there were no copy, and its copies go when its storage does (resnet_fused/ops.py watches).
+// What is left is bounded: beyond RESNET_FUSED_CPU_PACKED_MB the copies used least recently go first.
+//
+// A frozen weight's digest is not taken: its owner has promised not to change it. Its version is still compared.
 #pragma once
 #include <array>
 #include <functional>
@@ -35,12 +39,16 @@ struct PackedBuffer final : Packed {
 };
 
 // The copy for this weight and layout: the kept one if it is current, else make()'s, kept if `keep`. Any thread.
-// current(packed) may refuse a copy for reasons of its own.
+// current(packed) may refuse a copy for reasons of its own. Throws where a frozen weight's version has moved.
 std::shared_ptr<const Packed> packed_weight(const Tensor& weight, const PackedLayout& layout, bool keep,
                                             const std::function<std::shared_ptr<const Packed>()>& make,
                                             const std::function<bool(const Packed&)>& current = nullptr);
 
+// No lock is held while copies are destroyed or torch is called: a destructor may come back here.
 void forget_packed(const Tensor& weight);
+void forget_all_packed();
+void storage_ended(int64_t address);  // what watch_packed is to report
+void freeze_packed(const Tensor& weight);
 int64_t packed_bytes();
 
 }  // namespace resnet_fused::cpu

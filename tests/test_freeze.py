@@ -1,0 +1,174 @@
+"""Frozen models: packed once, not compared again, and what ends that."""
+
+import copy
+import gc
+import io
+
+import pytest
+import torch
+
+import resnet_fused
+from resnet_fused import models, ops
+
+
+@pytest.fixture
+def model():
+    network = models.small_resnet(10)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+    return resnet_fused.convert(network.eval())
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 3, 32, 32)
+
+
+def logits(model, x):
+    with torch.no_grad():
+        return model(x)
+
+
+def a_weight(model):
+    return next(m for m in model.modules() if isinstance(m, resnet_fused.FusedBasicBlock)).conv2.weight
+
+
+def is_frozen(model, x):
+    """Whether an edit that moves no version goes unseen."""
+    weight = a_weight(model)
+    before = logits(model, x)
+    weight.data.mul_(2)
+    after = logits(model, x)
+    weight.data.mul_(0.5)
+    return torch.equal(before, after)
+
+
+def packs():
+    return (
+        ops.explain_cpu([2, 32, 8, 8], [32, 32, 3, 3], [1, 1], [1, 1], [1, 1], 1, "float32").split(":")[0] != "composed"
+    )
+
+
+def test_a_frozen_model_computes_the_same_and_is_not_compared(model, x):
+    before = logits(model, x)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    assert not is_frozen(model, x)
+    assert resnet_fused.freeze(model) is model
+    assert torch.equal(logits(model, x), before)
+    assert is_frozen(model, x) == packs()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert resnet_fused.unfreeze(model) is model
+    assert not is_frozen(model, x)
+    assert torch.equal(logits(model, x), before)
+
+
+def test_an_in_place_change_is_refused(model, x):
+    resnet_fused.freeze(model)
+    logits(model, x)
+    with torch.no_grad():
+        a_weight(model).mul_(2)
+    shape = str(list(a_weight(model).shape)).replace("[", r"\[")
+    with pytest.raises(
+        RuntimeError, match=rf"frozen weight of shape {shape} has changed: its version is \d+ and was .*unfreeze"
+    ):
+        logits(model, x)
+    resnet_fused.unfreeze(model)
+    changed = logits(model, x)
+    assert torch.equal(logits(resnet_fused.freeze(model), x), changed)
+
+
+def test_training_a_frozen_model_then_inferring_is_refused(model, x):
+    resnet_fused.freeze(model)
+    logits(model, x)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.train()(x).sum().backward()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match=r"resnet_fused.unfreeze\(model\)"):
+        logits(model.eval(), x)
+    resnet_fused.freeze(model)
+    assert logits(model, x).isfinite().all()
+
+
+def assign(model):
+    block = next(m for m in model.modules() if isinstance(m, resnet_fused.FusedBasicBlock))
+    block.conv2.weight = torch.nn.Parameter(block.conv2.weight.detach() * 1.5)
+    return model
+
+
+def set_data(model):
+    a_weight(model).data = a_weight(model).data * 1.5
+    return model
+
+
+def load(model):
+    model.load_state_dict({name: value * 1 for name, value in model.state_dict().items()})
+    return model
+
+
+ENDINGS = {
+    "load_state_dict": load,
+    "to": lambda model: model.double().float(),
+    "revert": lambda model: resnet_fused.convert(resnet_fused.revert(model)),
+    "assigned": assign,
+    "data assigned": set_data,
+    "deepcopy": copy.deepcopy,
+}
+
+
+@pytest.mark.parametrize("end", ENDINGS)
+def test_what_ends_it(model, x, end):
+    resnet_fused.freeze(model)
+    logits(model, x)
+    model = ENDINGS[end](model)
+    assert not is_frozen(model, x)
+
+
+def test_an_address_that_comes_back_is_not_frozen(x):
+    """Frozen or not is a property of a storage, not of its address; also where nothing was ever packed of it."""
+    addresses = set()
+    for i in range(30):
+        model = resnet_fused.convert(models.small_resnet(10).eval())
+        resnet_fused.unfreeze(model) if i == 0 else None
+        addresses.add(a_weight(model).data_ptr())
+        assert not is_frozen(model, x)
+        resnet_fused.freeze(model)
+        if i % 2:
+            logits(model, x)
+        del model
+        gc.collect()
+    assert len(addresses) < 30, "no address came back: this tests nothing"
+
+
+def test_a_frozen_model_is_saved_and_loaded(model, x):
+    resnet_fused.freeze(model)
+    want = logits(model, x)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert torch.equal(logits(loaded, x), want)
+    assert not is_frozen(loaded, x)
+
+
+def test_release_memory_leaves_a_model_frozen(model, x):
+    resnet_fused.freeze(model)
+    want = logits(model, x)
+    ops.release_memory()
+    assert torch.equal(logits(model, x), want)
+    assert is_frozen(model, x) == packs()
+
+
+def test_a_compiled_model_may_be_frozen(model, x):
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    want = logits(compiled, x)
+    resnet_fused.freeze(model)
+    assert torch.equal(logits(compiled, x), want)
+
+
+@pytest.mark.parametrize("function", [resnet_fused.freeze, resnet_fused.unfreeze])
+def test_errors(function):
+    with pytest.raises(TypeError, match=f"resnet_fused.{function.__name__} takes a torch.nn.Module, got NoneType"):
+        function(None)
+    with pytest.raises(ValueError, match=r"Sequential has no converted block; call resnet_fused.convert first"):
+        function(torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1)))
