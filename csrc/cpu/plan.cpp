@@ -96,7 +96,9 @@ const char* sentence_of(Engine engine) {
 
 CpuFeatures cpu_features() {
   CpuFeatures f;
-#if defined(__x86_64__)
+#if defined(RESNET_FUSED_EMULATED_AVX512)
+  f.avx512 = f.avx512_bf16 = true;  // tests/avx512_on_avx2
+#elif defined(__x86_64__)
   f.avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   f.avx512_bf16 = f.avx512 && __builtin_cpu_supports("avx512bf16");

@@ -45,7 +45,8 @@ def facts() -> dict[str, str]:
         **{f"{name} engine": _engine(flags) for name, flags in ENGINES.items()},
         **{f"3x3 conv, {dtype}": _typical_plan(dtype) for dtype in ("float32", "bfloat16")},
         "GPUs": _gpus(),
-        "CPU library": "loaded",  # importing the package fails without it
+        # importing the package fails without it
+        "CPU library": f"loaded: RESNET_FUSED_LIBRARY={_library.LIBRARY}" if _library.LIBRARY else "loaded",
         "CUDA library": "loaded" if _library.CUDA_LOADED else f"not loaded: {_library.CUDA_LOAD_ERROR}",
         **_build(),
         "packed weights": f"{ops.packed_bytes():,} bytes",
