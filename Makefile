@@ -9,10 +9,10 @@ OUT ?= benchmarks/results/gpu-out
 CXX_SOURCES = $(shell find csrc tests build_tools -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test bench lint format wheel gpu clean
+.PHONY: help setup build demo test test-avx512 bench lint format wheel gpu clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 setup: build  ## .venv with everything pinned, and resnet_fused built in place
 
@@ -50,6 +50,15 @@ demo: build  ## the demo
 
 test: build  ## pytest; ARGS="-k stem -x" is passed on
 	$(PY) -m pytest tests $(ARGS)
+
+# The tests of what runs on AVX-512. On an AVX2 processor they take minutes, with the instructions emulated.
+CPU_TESTS = $(addprefix tests/test_, ops.py packed_weights.py block_op.py functional.py blocks.py conv_stats.py \
+  conv_backward_weight.py training_ops.py training_op.py training_pool.py training_blocks.py)
+EMULATED = build/emulated-avx512/_C.abi3.so
+
+test-avx512: build  ## the CPU engines' tests with AVX-512 emulated on AVX2
+	@RESNET_FUSED_FLAVOUR=emulated-avx512 $(PY) setup.py --quiet build_ext --inplace
+	RESNET_FUSED_LIBRARY=$(EMULATED) $(PY) -m pytest $(CPU_TESTS) $(ARGS)
 
 bench: build $(VENV)/.bench  ## time the kernels and whole networks
 	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)

@@ -13,7 +13,7 @@ from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-from . import BuildError, archs, ninja_file, toolchain
+from . import BuildError, archs, flavours, ninja_file, toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "resnet_fused"
@@ -27,10 +27,16 @@ def make_plan() -> tuple[ninja_file.Plan, str]:
     if sys.platform != "linux":
         raise BuildError(f"resnet_fused builds on Linux, and this is {sys.platform}; use a Linux machine or container.")
     torch = toolchain.find_torch()
-    toolkit, cuda = toolchain.choose_toolkit(os.environ)
+    flavour = flavours.choose(os.environ)
+    if flavour:
+        toolkit, cuda = None, f"the flavour {flavour.name} is one of the CPU library"
+    else:
+        toolkit, cuda = toolchain.choose_toolkit(os.environ)
     machine = platform.machine()
     # One folder for each combination, so that going back to an earlier one finds its objects.
-    name = f"ninja-{machine}-torch{torch.version}" + (f"-cuda{toolkit.release}" if toolkit else "")
+    name = f"ninja-{machine}-torch{torch.version}"
+    if toolkit or flavour:
+        name += f"-cuda{toolkit.release}" if toolkit else f"-{flavour.name}"
     plan = ninja_file.Plan(
         folder=Path("build") / name,
         torch=torch,
@@ -43,6 +49,7 @@ def make_plan() -> tuple[ninja_file.Plan, str]:
         archs=archs.choose(os.environ.get("TORCH_CUDA_ARCH_LIST"), toolchain.known_archs(toolkit.nvcc), toolkit.version)
         if toolkit
         else (),
+        flavour=flavour,
         root=ROOT,
     )
     return plan, cuda
@@ -114,6 +121,11 @@ class BuildLibraries(build_ext):
             flush=True,
         )
         run_ninja(plan)
+        if plan.flavour:
+            # Not what the package ships: RESNET_FUSED_LIBRARY names it to those who want it.
+            install(ROOT / plan.library("_C"), ROOT / "build" / plan.flavour.name / "_C.abi3.so")
+            self.extensions = []
+            return
         package = ROOT / PACKAGE if self.inplace else Path(self.build_lib) / PACKAGE
         for extension in EXTENSIONS:
             module = extension.name.rpartition(".")[2]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .archs import Arch
+from .flavours import Flavour
 from .toolchain import Toolkit, Torch
 
 TORCH_TARGET = "0x020a000000000000ULL"  # the stable ABI of torch 2.10: loads there and in everything later
@@ -19,7 +20,7 @@ AVX512 = (
     "-Wno-uninitialized", "-Wno-maybe-uninitialized",  # gcc 12's own headers warn (its bug 105593)
 )  # fmt: skip
 LINK = (
-    "-shared", "-Wl,-O1", "-Wl,-s", "-Wl,--build-id=none", "-Wl,-z,relro,-z,now", "-Wl,--gc-sections",
+    "-shared", "-Wl,-O1", "-Wl,--build-id=none", "-Wl,-z,relro,-z,now", "-Wl,--gc-sections",
     "-Wl,-z,defs",  # a symbol that nobody defines is an error here, not for the user
     "-Wl,--as-needed",
 )  # fmt: skip
@@ -38,6 +39,7 @@ class Plan:
     machine: str  # platform.machine()
     toolkit: Toolkit | None = None
     archs: Sequence[Arch] = ()
+    flavour: Flavour | None = None
     root: Path = field(default_factory=Path.cwd)
 
     @property
@@ -94,16 +96,19 @@ def _rules(plan: Plan) -> list[str]:
     # Messages of torch's headers hold their path: the same library from every machine.
     remap = f"-ffile-prefix-map={plan.torch.root}=torch"
     define = f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"
-    common = [*COMPILE, *WARNINGS, remap]
+    common = [*COMPILE, *WARNINGS, remap, *(plan.flavour.compile if plan.flavour else ())]
     c = [*common, "-std=c11", f"-DPy_LIMITED_API={PYTHON_TARGET}", *_system(plan.python_include)]
     cxx = [*common, "-std=c++17", define, *include]
+    link = [*LINK, *(plan.flavour.link if plan.flavour else ())]
+    if plan.flavour is None or plan.flavour.strip:
+        link.append("-Wl,-s")
     depfile = "-MMD -MF $out.d -c $in -o $out"
     rules = [
         *_rule("cc", f"{_shell([plan.cc, *c])} $flags {depfile}", "CC $in", depfile=True),
         *_rule("cxx", f"{_shell([plan.cxx, *cxx])} $flags {depfile}", "CXX $in", depfile=True),
         *_rule("glibc", f"{_shell([plan.python])} build_tools/glibc.py $out $in", "GLIBC $out"),
         *_rule(
-            "link", f"{_shell([plan.cxx, *LINK])} -Wl,--version-script,csrc/exports.map $in $libs -o $out", "LINK $out"
+            "link", f"{_shell([plan.cxx, *link])} -Wl,--version-script,csrc/exports.map $in $libs -o $out", "LINK $out"
         ),
     ]
     if plan.toolkit:
@@ -136,6 +141,8 @@ def _compile(plan: Plan, module: str, source: Path, out: Path) -> list[str]:
         # wgmma and im2col TMA exist in the code that is tied to Hopper, and nowhere else.
         archs = [Arch("90a", ptx=False)] if "sm90" in source.parts else plan.archs
         flags = [arch.flag for arch in archs]
+    elif "avx512" in source.parts and plan.flavour:
+        flags = [*plan.flavour.avx512]
     elif "avx512" in source.parts:
         flags = [*AVX512, *(["-mavx512bf16"] if "bf16" in source.stem else [])]
     elif "cuda" in source.parts and source.suffix == ".cpp" and plan.toolkit:

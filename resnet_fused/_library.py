@@ -4,9 +4,23 @@
 build of torch; where it does not load, :data:`CUDA_LOAD_ERROR` says why and CUDA tensors are refused.
 """
 
+import os
+
 import torch
 
-from . import _C  # type: ignore[attr-defined]  # noqa: F401
+# For those who develop: another build of _C than the package's own (CONTRIBUTING.md, "Flavours").
+LIBRARY = os.environ.get("RESNET_FUSED_LIBRARY") or None
+
+if LIBRARY is None:
+    from . import _C  # type: ignore[attr-defined]  # noqa: F401
+else:
+    try:
+        torch.ops.load_library(LIBRARY)
+    except OSError as error:
+        raise ImportError(
+            f"RESNET_FUSED_LIBRARY={LIBRARY!r} does not load ({error}); build it (CONTRIBUTING.md, Flavours), or "
+            "unset the variable."
+        ) from error
 
 CUDA_LOADED = False
 CUDA_LOAD_ERROR: str | None = "this torch was built without CUDA"

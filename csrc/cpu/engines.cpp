@@ -22,10 +22,9 @@ Element element_of(ScalarType dtype) {
 }  // namespace
 
 Engine engine_of(const Conv& q, bool pool) {
-  static const CpuFeatures cpu = cpu_features();
   return make_plan({q.n, q.c, q.h, q.w, q.k, q.r, q.s, q.oh, q.ow, q.stride[0], q.stride[1], q.padding[0], q.padding[1],
                     q.dilation[0], q.dilation[1], q.groups, element_of(q.x.scalar_type()), pool},
-                   cpu)
+                   cpu_features())
       .engine;
 }
 

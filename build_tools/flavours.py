@@ -1,0 +1,41 @@
+"""Other builds of the CPU library, for its tests. ``RESNET_FUSED_FLAVOUR=name`` asks for one.
+
+A flavour has objects of its own, goes to ``build/<flavour>/_C.abi3.so`` and never into the package;
+``RESNET_FUSED_LIBRARY=<that file>`` makes the package load it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from . import BuildError
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """What is compiled and linked otherwise than in the library that is shipped."""
+
+    name: str
+    avx512: tuple[str, ...]  # the kernels of csrc/cpu/avx512: these flags instead of AVX-512's
+    compile: tuple[str, ...] = ()  # every source; an -O among them overrules the usual one
+    link: tuple[str, ...] = ()
+    strip: bool = True
+
+
+# The kernels run on any processor with AVX2. Unrolled code of 512-bit vectors in two halves takes minutes at -O3.
+EMULATED = ("-Itests/avx512_on_avx2", "-mavx2", "-mfma", "-mf16c", "-O1", "-Wno-psabi")
+BELIEVES = "-DRESNET_FUSED_EMULATED_AVX512"  # the plan: this machine has AVX-512 and AVX512-BF16
+
+FLAVOURS = {flavour.name: flavour for flavour in (Flavour("emulated-avx512", avx512=EMULATED, compile=(BELIEVES,)),)}
+
+
+def choose(environ: Mapping[str, str]) -> Flavour | None:
+    """The flavour that ``RESNET_FUSED_FLAVOUR`` asks for; None for the library that is shipped."""
+    name = environ.get("RESNET_FUSED_FLAVOUR")
+    if not name:
+        return None
+    if name not in FLAVOURS:
+        raise BuildError(
+            f"RESNET_FUSED_FLAVOUR={name!r} is none of {', '.join(FLAVOURS)}; set one of them, or unset it for the "
+            "library that is shipped."
+        )
+    return FLAVOURS[name]

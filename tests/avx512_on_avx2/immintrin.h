@@ -1,0 +1,272 @@
+// The AVX-512 instructions that csrc/cpu/avx512 uses, on a processor with AVX2, FMA and F16C: the same bits, slowly.
+//
+// This folder comes first on the include path, and -mavx2 -mfma -mf16c stand where AVX-512's flags do. The types are
+// the compiler's own. The functions lie in the kernels' namespace, where they hide the compiler's: those could not be
+// inlined without AVX-512, so an instruction that is used and missing here is an error of compilation.
+//
+// A masked access touches the memory of its lanes only, and an aligned one traps where the processor would.
+#pragma once
+#include_next <immintrin.h>
+
+#include <cstdint>
+
+// The kernels ask for bfloat16 by it. The compiler's headers, above, must not see it.
+#define __AVX512BF16__ 1
+
+#define INSTRUCTION static inline __attribute__((always_inline, unused))
+// Many operations for one: as a call, a file of kernels that are unrolled 14 times compiles in seconds.
+#define LONG_INSTRUCTION static inline __attribute__((noinline, unused))
+
+namespace resnet_fused::cpu::avx512 {
+
+namespace emulated {
+
+constexpr int kLanes = 16;
+typedef int32_t Int __attribute__((vector_size(64)));
+typedef uint32_t Bits __attribute__((vector_size(64)));
+typedef uint16_t Short __attribute__((vector_size(32)));
+
+template <typename To, typename From>
+INSTRUCTION To bits_of(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <typename Vector>
+INSTRUCTION Vector load(const void* p) {
+  Vector v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <typename Vector>
+INSTRUCTION void store(void* p, Vector v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+INSTRUCTION void check_aligned(const void* p) {
+  if (reinterpret_cast<uintptr_t>(p) % 64) __builtin_trap();
+}
+
+// The lanes of `mask` from memory, the others 0.
+template <typename Vector, typename Elem>
+INSTRUCTION Vector load_lanes(uint32_t mask, const Elem* p) {
+  constexpr int kCount = sizeof(Vector) / sizeof(Elem);
+  if (mask == (1u << kCount) - 1) return load<Vector>(p);
+  Elem lanes[kCount] = {};
+  for (int i = 0; i < kCount; ++i)
+    if (mask >> i & 1) lanes[i] = p[i];
+  return load<Vector>(lanes);
+}
+
+template <typename Vector, typename Elem>
+INSTRUCTION void store_lanes(Elem* p, uint32_t mask, Vector v) {
+  constexpr int kCount = sizeof(Vector) / sizeof(Elem);
+  if (mask == (1u << kCount) - 1) return store(p, v);
+  Elem lanes[kCount];
+  store(lanes, v);
+  for (int i = 0; i < kCount; ++i)
+    if (mask >> i & 1) p[i] = lanes[i];
+}
+
+INSTRUCTION __m256 half(__m512 v, int which) {
+  __m256 halves[2];
+  store(halves, v);
+  return halves[which];
+}
+
+INSTRUCTION __m512 join(__m256 low, __m256 high) {
+  const __m256 halves[2] = {low, high};
+  return load<__m512>(halves);
+}
+
+// all ones in the lanes of `mask`
+INSTRUCTION Int lanes_of(__mmask16 mask) {
+  const Int bit = {1,      1 << 1, 1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
+                   1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15};
+  return (bit & static_cast<int32_t>(mask)) != 0;
+}
+
+// the lanes that are all ones
+INSTRUCTION __mmask16 mask_of(Int lanes) {
+  const __m512 v = bits_of<__m512>(lanes);
+  return static_cast<__mmask16>(_mm256_movemask_ps(half(v, 0)) | _mm256_movemask_ps(half(v, 1)) << 8);
+}
+
+INSTRUCTION __m512 select(Int where, __m512 yes, __m512 no) { return where ? yes : no; }
+
+constexpr uint32_t kSign = 1u << 31, kInf = 0x7f800000, kQuiet = 1u << 22;
+
+// v with subnormal numbers as zeros of their sign
+INSTRUCTION __m512 without_subnormal(__m512 v) {
+  const Bits bits = bits_of<Bits>(v);
+  return bits_of<__m512>((bits & kInf) == 0 ? bits & kSign : bits);
+}
+
+// the even or odd one (which: 0 or 1) of each pair of bfloat16
+INSTRUCTION __m512 widen(__m512bh v, int which) {
+  const Bits bits = bits_of<Bits>(v);
+  return bits_of<__m512>(which ? bits & 0xffff0000u : bits << 16);
+}
+
+// VFPCLASS's categories of one number, by the bits of its immediate
+INSTRUCTION int class_of(uint32_t bits) {
+  const uint32_t size = bits & ~kSign;
+  const bool negative = bits & kSign;
+  if (size > kInf) return size & kQuiet ? 0x01 : 0x80;
+  if (size == kInf) return negative ? 0x10 : 0x08;
+  if (size == 0) return negative ? 0x04 : 0x02;
+  return (size < (1u << 23) ? 0x20 : 0) | (negative ? 0x40 : 0);
+}
+
+}  // namespace emulated
+
+// memory
+
+INSTRUCTION __m512 _mm512_loadu_ps(const void* p) { return emulated::load<__m512>(p); }
+INSTRUCTION __m512d _mm512_loadu_pd(const void* p) { return emulated::load<__m512d>(p); }
+INSTRUCTION __m512i _mm512_loadu_si512(const void* p) { return emulated::load<__m512i>(p); }
+INSTRUCTION __m512 _mm512_load_ps(const void* p) {
+  emulated::check_aligned(p);
+  return emulated::load<__m512>(p);
+}
+INSTRUCTION void _mm512_storeu_ps(void* p, __m512 v) { emulated::store(p, v); }
+INSTRUCTION void _mm512_storeu_pd(void* p, __m512d v) { emulated::store(p, v); }
+INSTRUCTION void _mm512_store_ps(void* p, __m512 v) {
+  emulated::check_aligned(p);
+  emulated::store(p, v);
+}
+INSTRUCTION __m512 _mm512_maskz_loadu_ps(__mmask16 m, const void* p) {
+  return emulated::load_lanes<__m512>(m, static_cast<const float*>(p));
+}
+INSTRUCTION __m512d _mm512_maskz_loadu_pd(__mmask8 m, const void* p) {
+  return emulated::load_lanes<__m512d>(m, static_cast<const double*>(p));
+}
+INSTRUCTION __m256i _mm256_maskz_loadu_epi16(__mmask16 m, const void* p) {
+  return emulated::load_lanes<__m256i>(m, static_cast<const uint16_t*>(p));
+}
+INSTRUCTION void _mm512_mask_storeu_ps(void* p, __mmask16 m, __m512 v) {
+  emulated::store_lanes(static_cast<float*>(p), m, v);
+}
+INSTRUCTION void _mm512_mask_storeu_pd(void* p, __mmask8 m, __m512d v) {
+  emulated::store_lanes(static_cast<double*>(p), m, v);
+}
+INSTRUCTION void _mm256_mask_storeu_epi16(void* p, __mmask16 m, __m256i v) {
+  emulated::store_lanes(static_cast<uint16_t*>(p), m, v);
+}
+
+// the same bits as another type, or a part of them
+
+INSTRUCTION __m512i _mm512_castps_si512(__m512 v) { return emulated::bits_of<__m512i>(v); }
+INSTRUCTION __m512 _mm512_castsi512_ps(__m512i v) { return emulated::bits_of<__m512>(v); }
+INSTRUCTION __m256 _mm512_castps512_ps256(__m512 v) { return emulated::half(v, 0); }
+INSTRUCTION __m256 _mm512_extractf32x8_ps(__m512 v, int which) { return emulated::half(v, which); }
+
+// constants
+
+INSTRUCTION __m512 _mm512_setzero_ps() { return __m512{}; }
+INSTRUCTION __m512 _mm512_set1_ps(float v) { return __m512{v, v, v, v, v, v, v, v, v, v, v, v, v, v, v, v}; }
+INSTRUCTION __m512i _mm512_set1_epi32(int v) { return emulated::bits_of<__m512i>(emulated::Int{} + v); }
+
+// arithmetic
+
+INSTRUCTION __m512 _mm512_add_ps(__m512 a, __m512 b) { return a + b; }
+INSTRUCTION __m512d _mm512_add_pd(__m512d a, __m512d b) { return a + b; }
+INSTRUCTION __m512 _mm512_sub_ps(__m512 a, __m512 b) { return a - b; }
+INSTRUCTION __m512 _mm512_mul_ps(__m512 a, __m512 b) { return a * b; }
+// of two zeros, or where one is NaN, the second
+INSTRUCTION __m512 _mm512_max_ps(__m512 a, __m512 b) { return emulated::select(a > b, a, b); }
+INSTRUCTION __m512 _mm512_abs_ps(__m512 v) {
+  return emulated::bits_of<__m512>(emulated::bits_of<emulated::Bits>(v) & ~emulated::kSign);
+}
+INSTRUCTION __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
+  using emulated::half;
+  return emulated::join(_mm256_fmadd_ps(half(a, 0), half(b, 0), half(c, 0)),
+                        _mm256_fmadd_ps(half(a, 1), half(b, 1), half(c, 1)));
+}
+INSTRUCTION __m512 _mm512_fnmadd_ps(__m512 a, __m512 b, __m512 c) {
+  using emulated::half;
+  return emulated::join(_mm256_fnmadd_ps(half(a, 0), half(b, 0), half(c, 0)),
+                        _mm256_fnmadd_ps(half(a, 1), half(b, 1), half(c, 1)));
+}
+INSTRUCTION double _mm512_reduce_add_pd(__m512d v) {
+  return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+INSTRUCTION __m512i _mm512_slli_epi32(__m512i v, unsigned count) {
+  return emulated::bits_of<__m512i>(emulated::bits_of<emulated::Bits>(v) << count);  // count < 32
+}
+INSTRUCTION __m512i _mm512_srli_epi32(__m512i v, unsigned count) {
+  return emulated::bits_of<__m512i>(emulated::bits_of<emulated::Bits>(v) >> count);
+}
+
+// masks
+
+INSTRUCTION __mmask16 _mm512_cmp_ps_mask(__m512 a, __m512 b, int predicate) {
+  using emulated::mask_of;
+  switch (predicate) {
+    case _CMP_EQ_OQ:
+      return mask_of(a == b);
+    case _CMP_LT_OQ:
+      return mask_of(a < b);
+    case _CMP_GT_OQ:
+      return mask_of(a > b);
+    case _CMP_NLE_UQ:
+      return mask_of(~(a <= b));
+    case _CMP_UNORD_Q:
+      return mask_of(~((a == a) & (b == b)));
+  }
+  __builtin_trap();  // a predicate that no kernel has used yet
+}
+LONG_INSTRUCTION __mmask16 _mm512_fpclass_ps_mask(__m512 v, int classes) {
+  const emulated::Bits bits = emulated::bits_of<emulated::Bits>(v);
+  unsigned mask = 0;
+  for (int i = 0; i < emulated::kLanes; ++i) mask |= unsigned((emulated::class_of(bits[i]) & classes) != 0) << i;
+  return static_cast<__mmask16>(mask);
+}
+INSTRUCTION __mmask16 _mm512_mask_fpclass_ps_mask(__mmask16 m, __m512 v, int classes) {
+  return m & _mm512_fpclass_ps_mask(v, classes);
+}
+INSTRUCTION __m512 _mm512_mask_blend_ps(__mmask16 m, __m512 no, __m512 yes) {
+  return emulated::select(emulated::lanes_of(m), yes, no);
+}
+INSTRUCTION __m512 _mm512_mask_mov_ps(__m512 no, __mmask16 m, __m512 yes) { return _mm512_mask_blend_ps(m, no, yes); }
+INSTRUCTION __m512 _mm512_maskz_mov_ps(__mmask16 m, __m512 v) { return _mm512_mask_blend_ps(m, __m512{}, v); }
+INSTRUCTION __m512 _mm512_maskz_sub_ps(__mmask16 m, __m512 a, __m512 b) { return _mm512_maskz_mov_ps(m, a - b); }
+INSTRUCTION __m512 _mm512_maskz_max_ps(__mmask16 m, __m512 a, __m512 b) {
+  return _mm512_maskz_mov_ps(m, _mm512_max_ps(a, b));
+}
+
+// conversion
+
+INSTRUCTION __m512d _mm512_cvtps_pd(__m256 v) { return __builtin_convertvector(v, __m512d); }
+INSTRUCTION __m512i _mm512_cvtepu16_epi32(__m256i v) {
+  return emulated::bits_of<__m512i>(__builtin_convertvector(emulated::bits_of<emulated::Short>(v), emulated::Bits));
+}
+INSTRUCTION __m256i _mm512_cvtepi32_epi16(__m512i v) {  // the low halves
+  return emulated::bits_of<__m256i>(__builtin_convertvector(emulated::bits_of<emulated::Bits>(v), emulated::Short));
+}
+// To nearest, ties to even, whatever MXCSR says; subnormal numbers become zeros, and a NaN a quiet one.
+LONG_INSTRUCTION __m256bh _mm512_cvtneps_pbh(__m512 v) {
+  using emulated::Bits;
+  const Bits bits = emulated::bits_of<Bits>(emulated::without_subnormal(v));
+  const Bits rounded = bits + (0x7fff + (bits >> 16 & 1)), nan = bits | emulated::kQuiet;
+  const Bits size = bits & ~emulated::kSign;
+  const Bits upper = size > emulated::kInf ? nan : rounded;  // Inf stays what it is: its low bits are 0
+  return emulated::bits_of<__m256bh>(__builtin_convertvector(upper >> 16, emulated::Short));
+}
+// Two fused multiply-adds, the odd elements' first. Each rounds to nearest, takes subnormal numbers for zeros and makes
+// zeros of them, whatever MXCSR says (Intel's manual, VDPBF16PS).
+LONG_INSTRUCTION __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
+  using emulated::without_subnormal;
+  for (int which = 1; which >= 0; --which)
+    sum = without_subnormal(_mm512_fmadd_ps(without_subnormal(emulated::widen(a, which)),
+                                            without_subnormal(emulated::widen(b, which)), without_subnormal(sum)));
+  return sum;
+}
+
+}  // namespace resnet_fused::cpu::avx512
+
+#undef INSTRUCTION
+#undef LONG_INSTRUCTION
