@@ -1,0 +1,152 @@
+"""What it costs to compare packed weights with the Parameters on every call: time and memory of a whole network.
+
+    python -m benchmarks.packed_weights --before CHECKOUT --out benchmarks/results/packed_weights/<machine>
+
+Each contender is a process of its own that infers when it is told to: eager channels_last, resnet_fused, resnet_fused
+after ``freeze``, and, with ``--before``, resnet_fused of another checkout, whose library is built. A sample of each in
+turn, the order rotating by one each round; medians, and the medians of each round's own ratios.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BATCHES = (1, 8, 32)
+SETTLE_S = 0.02  # benchmarks/timing.py says why
+
+# Runs in any checkout, this one's or an older one's: what it needs is in here. Commands come by stdin, answers go to
+# stdout, one line each.
+WORKER = """
+import ctypes, json, re, sys, time
+from pathlib import Path
+sys.path.insert(0, ".")
+import torch
+import resnet_fused
+name, network, dtype, batch = sys.argv[1], sys.argv[2], getattr(torch, sys.argv[3]), int(sys.argv[4])
+def status(field):
+    return int(re.search(field + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text()).group(1)) * 1024
+torch.manual_seed(0)
+before = status("VmRSS")
+model = getattr(resnet_fused.models, network)().eval().to(dtype).to(memory_format=torch.channels_last)
+x = torch.randn(batch, 3, 224, 224).to(dtype).to(memory_format=torch.channels_last)
+if name != "eager":
+    resnet_fused.convert(model)
+if name == "frozen":
+    resnet_fused.freeze(model)
+def call():
+    with torch.no_grad():
+        return model(x)
+ctypes.CDLL(None).malloc_trim(0)
+Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+call(), call()
+packed = torch.ops.resnet_fused.packed_bytes()
+print(json.dumps({"peak": status("VmHWM") - before, "packed": packed, "commit": resnet_fused._build_info.GIT_COMMIT
+                  if hasattr(resnet_fused, "_build_info") else None}), flush=True)
+for line in sys.stdin:
+    call()
+    start = time.perf_counter()
+    call()
+    print(time.perf_counter() - start, flush=True)
+"""
+
+
+class Contender:
+    """A process that holds one network and infers on demand."""
+
+    def __init__(self, name: str, checkout: Path, network: str, dtype: str, batch: int) -> None:
+        command = [sys.executable, "-c", "import resnet_fused._build_info\n" + WORKER]
+        self._process = subprocess.Popen(
+            [*command, "ours" if name == "before" else name, network, dtype, str(batch)],
+            cwd=checkout, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.facts = json.loads(self._answer())
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a contender ended with status {self._process.wait()}; its message is above")
+        return line
+
+    def seconds(self) -> float:
+        """One forward, after one that is not timed."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._answer())
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def measure(network: str, dtype: str, batch: int, before: Path | None, rounds: int) -> dict[str, dict]:
+    """Contender -> its samples in seconds, peak memory and bytes of packed weights."""
+    checkouts = {"eager": ROOT, "ours": ROOT, "frozen": ROOT, **({"before": before} if before else {})}
+    contenders = {name: Contender(name, path, network, dtype, batch) for name, path in checkouts.items()}
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
+    for i in range(rounds):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            time.sleep(SETTLE_S)
+            samples[name].append(contenders[name].seconds())
+    for contender in contenders.values():
+        contender.close()
+    return {name: {**contenders[name].facts, "seconds": samples[name]} for name in names}
+
+
+def table(results: dict[str, dict[str, dict]]) -> str:
+    """Markdown: a row a workload."""
+    lines = [
+        "| | eager, ms | before, ms | resnet_fused, ms | frozen, ms | resnet_fused / before | / frozen | IQR | "
+        "peak MiB: eager / before / resnet_fused | packed MiB |",
+        "|---|" + "---:|" * 9,
+    ]
+    for workload, found in results.items():
+        median = {name: statistics.median(each["seconds"]) for name, each in found.items()}
+        low, _, high = statistics.quantiles(found["ours"]["seconds"], n=4)
+
+        def ratio(to: str, found: dict[str, dict] = found) -> str:
+            if to not in found:
+                return ""
+            pairs = zip(found["ours"]["seconds"], found[to]["seconds"], strict=True)
+            return f"{statistics.median(a / b for a, b in pairs):.3f}"
+
+        times = [
+            f"{1e3 * median[name]:.1f}" if name in median else "" for name in ("eager", "before", "ours", "frozen")
+        ]
+        peaks = [f"{found[name]['peak'] / 2**20:.0f}" for name in ("eager", "before", "ours") if name in found]
+        cells = [workload, *times, ratio("before"), ratio("frozen"), f"{(high - low) / median['ours']:.0%}"]
+        lines.append("| " + " | ".join([*cells, " / ".join(peaks), f"{found['ours']['packed'] / 2**20:.0f}"]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", type=Path, help="a checkout to compare with, its library built")
+    parser.add_argument("--out", type=Path, required=True, help="a folder for packed_weights.json and .md")
+    parser.add_argument("--rounds", type=int, default=30, help="at batch 1; fewer at larger ones (default %(default)s)")
+    parser.add_argument("--networks", default="resnet18,resnet50")
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--batches", default=",".join(map(str, BATCHES)))
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, dict[str, dict]] = {}
+    for dtype in arguments.dtypes.split(","):
+        for network in arguments.networks.split(","):
+            for batch in map(int, arguments.batches.split(",")):
+                rounds = max(5, arguments.rounds // max(1, batch // 4))
+                workload = f"{network} {dtype} batch {batch}"
+                results[workload] = measure(network, dtype, batch, arguments.before, rounds)
+                (arguments.out / "packed_weights.json").write_text(json.dumps(results, indent=1))
+                (arguments.out / "packed_weights.md").write_text(table(results) + "\n")
+                print(workload, "done", flush=True)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
