@@ -72,6 +72,12 @@ def engine(request, monkeypatch):
     return request.param[0]
 
 
+@pytest.fixture
+def no_amx(monkeypatch):
+    """With AMX the plan leaves bfloat16 to oneDNN: for tests of our own kernels."""
+    monkeypatch.setenv("RESNET_FUSED_CPU_ISA", "avx512_bf16")
+
+
 @pytest.fixture(scope="module")
 def planted(request):
     """The kernels with one of the module's bugs, as its ``plant(bug)`` says. Those to be tested compile together."""

@@ -1,15 +1,19 @@
-"""Every instruction set's kernels and plans, whatever this processor has; and environment variables that mean nothing."""
+"""Every instruction set's kernels and plans, whatever this processor has; and variables that mean nothing."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from op_case import Case
+from op_case import Case, has_kernels
 
 from resnet_fused import ops
 
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
 CONV = ([8, 64, 56, 56], [64, 64, 3, 3], [1, 1], [1, 1], [1, 1], 1)
 
 
@@ -61,7 +65,7 @@ def test_a_value_without_a_meaning_is_refused(monkeypatch, variable, sentence):
 
 
 def test_a_pool_without_a_size_is_refused_where_it_is_first_used():
-    """By every call that wants it, until the variable says something: in a process of its own, which has no pool yet."""
+    """By every call, until the variable says something: in a process of its own, which has no pool yet."""
     values = ["garbage", "-1", "12MB", "1.5", "99999999999999999999"]
     code = f"""if True:
         import os, resnet_fused, torch
@@ -78,3 +82,30 @@ def test_a_pool_without_a_size_is_refused_where_it_is_first_used():
     rest = "a whole number of MiB from 0 to 1073741824 expected, or unset it"
     expected = [f"RESNET_FUSED_CPU_POOL_MB is {value}; {rest}" for value in values]
     assert (done.stdout.splitlines(), done.returncode) == ([*expected, "True"], 0), done.stderr
+
+
+# Of the engines' tests, enough to run every kernel in every form in about a minute; `make test-avx512` runs all.
+EMULATED = ["test_ops.py", "test_packed_weights.py", "test_conv_backward_weight.py", "test_training_ops.py"]
+CHOSEN = "three_by_three or resnet_shapes or not_finite_in_winograd or overflow_on or test_pool or projection or edited"
+CHOSEN += " or what_runs or threads or normalised_as or chains_in or (test_winograd and plain) or bn_stats or backward"
+
+
+@pytest.mark.skipif(has_kernels(torch.bfloat16), reason="this processor has the instructions: the other tests use them")
+def test_kernels_of_other_processors_emulated():
+    """Their tests, with AVX-512's instructions emulated on AVX2 (tests/avx512_on_avx2). None of them may skip."""
+    library = build("emulated-avx512")
+    environment = {**os.environ, "RESNET_FUSED_LIBRARY": str(library)}
+    command = [sys.executable, "-m", "pytest", "-q", "-k", CHOSEN, *(str(TESTS / name) for name in EMULATED)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    summary = done.stdout.splitlines()[-1]
+    assert re.fullmatch(r"\d{3,} passed.* in .*", summary) and "skipped" not in summary, done.stdout
+
+
+def build(flavour):
+    """The library of a flavour, compiled where that is not done."""
+    environment = {**os.environ, "RESNET_FUSED_FLAVOUR": flavour}
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return ROOT / "build" / flavour / "_C.abi3.so"
