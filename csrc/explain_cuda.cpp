@@ -1,5 +1,6 @@
 // explain_cuda: the plan for a GPU in words. It belongs to the library that loads everywhere, so that a machine without
 // a GPU can ask.
+#include <algorithm>
 #include <cstdlib>
 #include <limits>
 
@@ -48,6 +49,15 @@ void check_sizes(const char* what, const Ints& sizes, size_t count, int64_t leas
            " to 2147483647 expected");
 }
 
+// Sizes whose product 64 bits count: the plan says what 32 bits do not.
+void check_shape(const char* what, const Ints& sizes, int64_t least) {
+  check_sizes(what, sizes, 4, least);
+  int64_t numel = 1;
+  for (int64_t s : sizes)
+    RF_CHECK(!__builtin_mul_overflow(numel, std::max<int64_t>(s, 1), &numel), kOp, ": ", what, " is ",
+             resnet_fused::to_string(sizes), ", more elements than 64 bits count; smaller sizes expected");
+}
+
 ConvShape shape_of(const Ints& x, const Ints& weight, const Ints& stride, const Ints& padding, const Ints& dilation) {
   const int64_t p = conv_out(x[2], weight[2], stride[0], padding[0], dilation[0]);
   const int64_t q = conv_out(x[3], weight[3], stride[1], padding[1], dilation[1]);
@@ -75,8 +85,8 @@ std::string in_words(Plan (*plan)(const Problem&, const Device&, const EngineCho
 std::string explain_cuda(Ints x, Ints weight, Ints stride, Ints padding, Ints dilation, int64_t groups,
                          std::string dtype, std::string mode, Ints proj_x, Ints proj_stride, bool residual,
                          bool aligned, bool allow_tf32, Ints device) {
-  check_sizes("x_shape", x, 4, 0);
-  check_sizes("weight_shape", weight, 4, 1);
+  check_shape("x_shape", x, 0);
+  check_shape("weight_shape", weight, 1);
   check_sizes("stride", stride, 2, 1);
   check_sizes("padding", padding, 2, 0);
   check_sizes("dilation", dilation, 2, 1);
@@ -93,7 +103,7 @@ std::string explain_cuda(Ints x, Ints weight, Ints stride, Ints padding, Ints di
   problem.aligned = aligned;
   problem.allow_tf32 = allow_tf32;
   if (has_projection(problem.mode)) {
-    check_sizes("proj_x_shape", proj_x, 4, 0);
+    check_shape("proj_x_shape", proj_x, 0);
     check_sizes("proj_stride", proj_stride, 2, 1);
     problem.projection = shape_of(proj_x, {weight[0], proj_x[1], 1, 1}, proj_stride, {0, 0}, {1, 1});
     RF_CHECK(proj_x[0] == x[0] && problem.projection.p == problem.main.p && problem.projection.q == problem.main.q, kOp,
@@ -105,7 +115,7 @@ std::string explain_cuda(Ints x, Ints weight, Ints stride, Ints padding, Ints di
 }
 
 std::string explain_cuda_block(Ints x, std::string dtype, bool aligned, bool allow_tf32, Ints device) {
-  check_sizes("x_shape", x, 4, 0);
+  check_shape("x_shape", x, 0);
   check_sizes("device", device, 4, 1);
   BlockProblem problem;
   problem.dtype = value_of("dtype", kDtypes, dtype);

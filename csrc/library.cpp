@@ -81,6 +81,13 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
       "bn_relu_max_pool_backward(Tensor grad, Tensor taken, Tensor x, int[2] pool_kernel, int[2] pool_stride, int[2] "
       "pool_padding) -> Tensor");
 
+  // On the CPU conv_stats and conv_backward_reduce are made of other ops, in Python; these throw what they refuse.
+  m.def(
+      "check_conv_stats(Tensor x, Tensor? pre_gamma, Tensor? pre_beta, Tensor? pre_mean, Tensor? pre_var, float "
+      "pre_eps, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int groups) -> ()");
+  m.def("check_conv_backward_reduce(Tensor grad, Tensor weight, int[2] padding, int[2] dilation, Tensor x, " BN
+        ", Tensor? beside) -> ()");
+
   // Drops what keep_packed kept for these weights, and thaws them. Safe at any time, from any thread.
   m.def("forget_packed(Tensor[] weights) -> ()");
   // From now on a kept copy of these weights is used without comparing their bytes: their versions must not move.

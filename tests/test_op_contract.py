@@ -46,7 +46,7 @@ def test_bad_input(change):
         "bn": r"gamma has shape \[15\]",
         "bn_half": "mean without var",
         "eps": "eps is -1",
-        "groups": "groups is 3",
+        "groups": "Given groups=3, .* to have 24 channels, but got 8 channels instead",
         "integer": "dtype Int",
         "overflow": "2147483647",
     }

@@ -1,7 +1,6 @@
 #include "common/problem.h"
 
 #include <algorithm>
-#include <limits>
 
 namespace resnet_fused {
 
@@ -42,11 +41,6 @@ void check_vector(const char* op, const char* prefix, const char* name, const Op
   check_same_device(op, prefix, name, *v, x);
 }
 
-void check_pair(const char* op, const char* name, IntView v, int64_t least) {
-  RF_CHECK(v.size() == 2 && v[0] >= least && v[1] >= least, op, ": ", name, " is ", to_string(v),
-           "; two integers of at least ", least, " expected");
-}
-
 // A tensor of the output's sizes, of x's dtype and device.
 void check_output_like(const char* op, const char* name, const Tensor& t, IntView sizes, const Tensor& x) {
   RF_CHECK(equal(t.sizes(), sizes), op, ": ", name, " has shape ", to_string(t.sizes()), "; ", to_string(sizes),
@@ -59,16 +53,6 @@ void check_output_like(const char* op, const char* name, const Tensor& t, IntVie
 
 }  // namespace
 
-std::string to_string(IntView sizes) {
-  std::string s = "[";
-  for (size_t i = 0; i < sizes.size(); ++i) s += (i ? ", " : "") + std::to_string(sizes[i]);
-  return s + "]";
-}
-
-int64_t conv_out(int64_t in, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
-  return (in + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
-}
-
 bool suggests_channels_last(const Tensor& x) {
   if (x.dim() != 4 || x.stride(1) == 0) return false;
   int64_t least = 0;
@@ -80,15 +64,6 @@ bool suggests_channels_last(const Tensor& x) {
     if (x.size(d) > 1) least *= x.size(d);
   }
   return true;
-}
-
-void check_32bit_indexing(const char* op, const char* name, IntView sizes) {
-  int64_t numel = 1;
-  for (int64_t s : sizes) {
-    RF_CHECK(s == 0 || numel <= std::numeric_limits<int32_t>::max() / s, op, ": ", name, " of shape ", to_string(sizes),
-             " has more than 2147483647 elements, past what the kernels index with 32 bits; split the batch");
-    numel *= s;
-  }
 }
 
 void check_activation(const char* op, const Tensor& x) {
@@ -167,19 +142,9 @@ Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNor
            torch::headeronly::toString(weight.scalar_type()), " but x has ",
            torch::headeronly::toString(x.scalar_type()), "; cast one of them");
   check_same_device(op, "", "weight", weight, x);
-  check_pair(op, "stride", stride, 1);
-  check_pair(op, "padding", padding, 0);
-  check_pair(op, "dilation", dilation, 1);
-  const int64_t k = weight.size(0), cg = weight.size(1), r = weight.size(2), s = weight.size(3);
+  const Geometry geometry = check_geometry(op, x.sizes(), weight.sizes(), stride, padding, dilation, groups);
   const int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3);
-  RF_CHECK(groups >= 1 && k % groups == 0 && cg * groups == c, op, ": x has ", c, " channels, weight is ",
-           to_string(weight.sizes()), " and groups is ", groups,
-           "; weight must be (K, C / groups, R, S) with K divisible by groups");
-  RF_CHECK(r >= 1 && s >= 1 && c >= 1 && k >= 1, op, ": x of shape ", to_string(x.sizes()), " and weight of shape ",
-           to_string(weight.sizes()), " leave nothing to convolve");
-  RF_CHECK(h + 2 * padding[0] >= dilation[0] * (r - 1) + 1 && w + 2 * padding[1] >= dilation[1] * (s - 1) + 1, op,
-           ": a ", r, "x", s, " kernel with dilation ", to_string(dilation), " is larger than the input ", h, "x", w,
-           " with padding ", to_string(padding));
+  const int64_t k = weight.size(0), r = weight.size(2), s = weight.size(3);
   if (bias) {
     check_vector(op, "", "bias", bias, k, x);
   }
@@ -191,9 +156,9 @@ Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNor
             std::move(bias),
             std::move(bn),
             std::move(pre),
-            Pair{stride[0], stride[1]},
-            Pair{padding[0], padding[1]},
-            Pair{dilation[0], dilation[1]},
+            geometry.stride,
+            geometry.padding,
+            geometry.dilation,
             groups,
             n,
             c,
@@ -202,14 +167,10 @@ Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNor
             k,
             r,
             s,
-            0,
-            0,
+            geometry.out[0],
+            geometry.out[1],
             false};
-  conv.oh = conv_out(h, r, conv.stride[0], conv.padding[0], conv.dilation[0]);
-  conv.ow = conv_out(w, s, conv.stride[1], conv.padding[1], conv.dilation[1]);
   conv.channels_last = suggests_channels_last(conv.x) || suggests_channels_last(conv.weight);
-  check_32bit_indexing(op, "weight", {k, cg, r, s});
-  check_32bit_indexing(op, "the output", conv.output_sizes());
   return conv;
 }
 
@@ -248,22 +209,6 @@ void check_projection(const char* op, const Conv& conv, const Conv& projection) 
            torch::headeronly::toString(projection.x.scalar_type()), " but x has ",
            torch::headeronly::toString(conv.x.scalar_type()), "; cast one of them");
   check_same_device(op, "", "proj_x", projection.x, conv.x);
-}
-
-void check_pool(const char* op, IntView sizes, const Ints& kernel, const Ints& stride, const Ints& padding) {
-  check_pair(op, "pool_kernel", kernel, 1);
-  check_pair(op, "pool_stride", stride, 1);
-  check_pair(op, "pool_padding", padding, 0);
-  RF_CHECK(2 * padding[0] <= kernel[0] && 2 * padding[1] <= kernel[1], op, ": pool_padding ", to_string(padding),
-           " is more than half of pool_kernel ", to_string(kernel));
-  RF_CHECK(sizes[2] + 2 * padding[0] >= kernel[0] && sizes[3] + 2 * padding[1] >= kernel[1], op,
-           ": a pooling window of ", to_string(kernel), " is larger than its input ", sizes[2], "x", sizes[3],
-           " with padding ", to_string(padding));
-}
-
-Ints pooled_sizes(IntView sizes, const Ints& kernel, const Ints& stride, const Ints& padding) {
-  return {sizes[0], sizes[1], conv_out(sizes[2], kernel[0], stride[0], padding[0], 1),
-          conv_out(sizes[3], kernel[1], stride[1], padding[1], 1)};
 }
 
 namespace {

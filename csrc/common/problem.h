@@ -1,6 +1,6 @@
 // What a call asks for, checked once: plain numbers and the tensors they describe. Every backend starts here.
 #pragma once
-#include "common/torch_abi.h"
+#include "common/geometry.h"
 
 namespace resnet_fused {
 
@@ -58,17 +58,10 @@ void check_output_gradient(const char* op, const Tensor& grad, const Conv& forwa
 void check_conv_gradient(const char* op, const Tensor& grad, const Conv& forward, const BatchNorm& bn,
                          const OptTensor& beside);
 void check_projection(const char* op, const Conv& conv, const Conv& projection);
-// Windows of what has these sizes.
-void check_pool(const char* op, IntView sizes, const Ints& kernel, const Ints& stride, const Ints& padding);
-void check_32bit_indexing(const char* op, const char* name, IntView sizes);
-
-int64_t conv_out(int64_t in, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation);
-Ints pooled_sizes(IntView sizes, const Ints& kernel, const Ints& stride, const Ints& padding);
 
 // c10's suggest_memory_format() == ChannelsLast, which decides what torch's own convolution returns.
 bool suggests_channels_last(const Tensor& x);
 
-std::string to_string(IntView sizes);
 inline Ints sizes_of(const Tensor& x) { return Ints(x.sizes().begin(), x.sizes().end()); }
 
 }  // namespace resnet_fused

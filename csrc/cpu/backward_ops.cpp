@@ -14,14 +14,14 @@ Tensor conv_backward_weight(Tensor grad, Tensor x, OptTensor pre_gamma, OptTenso
                               {pre_gamma, pre_beta, pre_mean, pre_var, pre_eps});
   check_output_gradient(op, grad, conv);
   const bool channels_last = suggests_channels_last(weight);
-  if (engine_of(conv, /*pool=*/false) == Engine::kWinograd) {
+  if (engine_of(conv) == Engine::kWinograd) {
     const Tensor to = aten_empty(weight.sizes(), weight, channels_last);
     if (winograd_gradient(conv, aten_contiguous(grad, /*channels_last=*/true), to)) return to;
   }
   const Tensor activated = without_pre(conv).x;
-  return aten_contiguous(
-      aten_convolution_backward(GradientOf::kWeight, grad, activated, weight, stride, padding, dilation, groups),
-      channels_last);
+  return aten_contiguous(aten_convolution_backward(GradientOf::kWeight, grad, activated, weight, conv.stride,
+                                                   conv.padding, conv.dilation, groups),
+                         channels_last);
 }
 
 }  // namespace

@@ -111,7 +111,7 @@ std::tuple<Tensor, Tensor> moments(const Tensor& x, const Segments& s) {
     }
   });
   std::vector<double> mean(s.channels()), var(s.channels());
-  torch::stable::parallel_for(0, s.channels(), 256, [&](int64_t begin, int64_t end) {
+  parallel_for(0, s.channels(), 256, [&](int64_t begin, int64_t end) {
     join(s, parts, begin, end, mean.data(), var.data());
     // Infinities, and float32's overflow on the way: not worth a test in the loops, and rare enough to begin again.
     for (int64_t c = begin; c < end && s.count(); ++c)

@@ -2,11 +2,16 @@
 // the whole reduction, then leaves finished (scale, shift, residual, ReLU, one rounding). Plain numbers and pointers:
 // this header is what the instruction-set specific files share with the rest, and it includes no library.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 namespace resnet_fused::cpu {
 
 constexpr int kLanes = 16;  // fp32 accumulators in one register
+
+// Throws: a thread's scratch memory of so many bytes could not be had. Compiled for every processor, unlike its
+// callers.
+[[noreturn]] void no_memory(size_t bytes);
 
 struct DirectConv {
   const void* x;               // element strides below, any layout
@@ -31,9 +36,6 @@ struct DirectTiling {
   bool flat;      // 1x1, stride 1, NHWC: all pixels of all images are one row
   int64_t tasks;
 };
-
-int64_t direct_packed_elements(int c, int k, int r, int s,
-                               int pack);  // pack: channels in one step, 1 (fp32) or 2 (bf16)
 
 namespace avx512 {
 

@@ -1,5 +1,6 @@
 #include "cpu/direct.h"
 
+#include "common/parallel.h"
 #include "cpu/engines.h"
 #include "cpu/finite.h"
 #include "cpu/packed_cache.h"
@@ -7,13 +8,13 @@
 
 namespace resnet_fused::cpu {
 
+void no_memory(size_t bytes) {
+  fail("resnet_fused: no memory for the ", bytes,
+       " bytes that a thread computes a convolution in; try a smaller batch ",
+       "or image, or RESNET_FUSED_CPU_ENGINE=onednn");
+}
+
 #if defined(__x86_64__)
-
-namespace {
-
-int as_int(int64_t v) { return static_cast<int>(v); }  // sizes passed check_32bit_indexing
-
-}  // namespace
 
 bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, bool relu, bool keep_packed,
                  const Tensor& out) {
@@ -30,17 +31,17 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
   q.scale = bn.scale.data(), q.shift = bn.shift.data();
   q.residual = residual ? residual->const_data_ptr() : nullptr;
   q.out = out.mutable_data_ptr();
-  q.n = as_int(conv.n), q.c = as_int(conv.c), q.h = as_int(conv.h), q.w = as_int(conv.w);
-  q.k = as_int(conv.k), q.r = as_int(conv.r), q.s = as_int(conv.s), q.oh = as_int(conv.oh), q.ow = as_int(conv.ow);
-  q.stride_h = as_int(conv.stride[0]), q.stride_w = as_int(conv.stride[1]);
-  q.pad_h = as_int(conv.padding[0]), q.pad_w = as_int(conv.padding[1]);
-  q.dil_h = as_int(conv.dilation[0]), q.dil_w = as_int(conv.dilation[1]);
+  q.n = narrow(conv.n), q.c = narrow(conv.c), q.h = narrow(conv.h), q.w = narrow(conv.w);
+  q.k = narrow(conv.k), q.r = narrow(conv.r), q.s = narrow(conv.s), q.oh = narrow(conv.oh), q.ow = narrow(conv.ow);
+  q.stride_h = narrow(conv.stride[0]), q.stride_w = narrow(conv.stride[1]);
+  q.pad_h = narrow(conv.padding[0]), q.pad_w = narrow(conv.padding[1]);
+  q.dil_h = narrow(conv.dilation[0]), q.dil_w = narrow(conv.dilation[1]);
   q.relu = relu;
   if (pool) {
-    q.pool_r = as_int(pool->kernel[0]), q.pool_s = as_int(pool->kernel[1]);
-    q.pool_stride_h = as_int(pool->stride[0]), q.pool_stride_w = as_int(pool->stride[1]);
-    q.pool_pad_h = as_int(pool->padding[0]), q.pool_pad_w = as_int(pool->padding[1]);
-    q.ph = as_int(out.size(2)), q.pw = as_int(out.size(3));
+    q.pool_r = narrow(pool->kernel[0]), q.pool_s = narrow(pool->kernel[1]);
+    q.pool_stride_h = narrow(pool->stride[0]), q.pool_stride_w = narrow(pool->stride[1]);
+    q.pool_pad_h = narrow(pool->padding[0]), q.pool_pad_w = narrow(pool->padding[1]);
+    q.ph = narrow(out.size(2)), q.pw = narrow(out.size(3));
   }
 
   const int threads = static_cast<int>(torch::stable::get_num_threads());
@@ -65,7 +66,7 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
   const auto& buffer = static_cast<const PackedBuffer&>(*packed);
   if (!buffer.finite) return false;
   q.packed = buffer.data;
-  torch::stable::parallel_for(0, t.tasks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, t.tasks, 1, [&](int64_t begin, int64_t end) {
     if (bf16)
       avx512::direct_run_bf16(q, t, begin, end);
     else

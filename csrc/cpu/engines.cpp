@@ -21,11 +21,26 @@ Element element_of(ScalarType dtype) {
 
 }  // namespace
 
-Engine engine_of(const Conv& q, bool pool) {
-  return make_plan({q.n, q.c, q.h, q.w, q.k, q.r, q.s, q.oh, q.ow, q.stride[0], q.stride[1], q.padding[0], q.padding[1],
-                    q.dilation[0], q.dilation[1], q.groups, element_of(q.x.scalar_type()), pool},
-                   cpu_features())
-      .engine;
+Engine engine_of(const Conv& q, const Pool* pool) {
+  ConvShape shape{q.n,
+                  q.c,
+                  q.h,
+                  q.w,
+                  q.k,
+                  q.r,
+                  q.s,
+                  q.oh,
+                  q.ow,
+                  q.stride[0],
+                  q.stride[1],
+                  q.padding[0],
+                  q.padding[1],
+                  q.dilation[0],
+                  q.dilation[1],
+                  q.groups,
+                  element_of(q.x.scalar_type())};
+  if (pool) shape.pool_r = pool->kernel[0], shape.pool_s = pool->kernel[1], shape.pool_stride_h = pool->stride[0];
+  return make_plan(shape, cpu_features()).engine;
 }
 
 Conv without_pre(Conv conv) {

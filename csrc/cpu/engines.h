@@ -9,8 +9,8 @@ struct Pool {
   Ints kernel, stride, padding;
 };
 
-// What the plan picks for conv, followed by a pool or not.
-Engine engine_of(const Conv& conv, bool pool);
+// What the plan picks for conv, followed by a pool or not (null).
+Engine engine_of(const Conv& conv, const Pool* pool = nullptr);
 
 // The same convolution of relu(pre(x)), where there is a pre. A convolution reads its input many times: it is made
 // once.

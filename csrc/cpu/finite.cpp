@@ -2,6 +2,7 @@
 
 #include <atomic>
 
+#include "common/parallel.h"
 #include "cpu/isa.h"
 
 namespace resnet_fused::cpu {
@@ -32,7 +33,7 @@ bool all_finite(const Tensor& x) {
   const bool bf16 = x.scalar_type() == ScalarType::BFloat16;
   const char* data = static_cast<const char*>(x.const_data_ptr());
   std::atomic<bool> finite{true};
-  torch::stable::parallel_for(0, x.numel(), 1 << 16, [&](int64_t begin, int64_t end) {
+  parallel_for(0, x.numel(), 1 << 16, [&](int64_t begin, int64_t end) {
     if (!all_finite(data + begin * (bf16 ? 2 : 4), end - begin, bf16)) finite = false;
   });
   return finite;

@@ -31,7 +31,7 @@ Tensor composed(const Conv& conv, const OptTensor& residual, bool relu) {
 
 // act(bn(conv(x)) + residual)
 Tensor run(const Conv& conv, const Residual& residual, bool relu, bool keep_packed) {
-  const Engine engine = engine_of(conv, /*pool=*/false);
+  const Engine engine = engine_of(conv);
   if (engine == Engine::kComposed) return composed(conv, residual(nullptr), relu);
   if (engine == Engine::kOneDnn) {
     OptTensor out = onednn_conv(conv, residual(nullptr), relu, keep_packed);
@@ -83,7 +83,7 @@ Tensor conv_bn_proj_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma
   check_projection(op, conv, projection);
   projection = without_pre(projection);
   const Residual shortcut = [&](const Tensor* out) -> OptTensor {
-    if (out && engine_of(projection, /*pool=*/false) == Engine::kDirect &&
+    if (out && engine_of(projection) == Engine::kDirect &&
         direct_conv(projection, std::nullopt, nullptr, /*relu=*/false, keep_packed, *out))
       return *out;
     return run(projection, no_residual, /*relu=*/false, keep_packed);
@@ -106,9 +106,9 @@ Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamm
   constexpr const char* op = "conv_bn_relu_pool";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_pool(op, conv.output_sizes(), pool_kernel, pool_stride, pool_padding);
-  if (engine_of(conv, /*pool=*/true) == Engine::kDirect) {
+  const Pool pool{pool_kernel, pool_stride, pool_padding};
+  if (engine_of(conv, &pool) == Engine::kDirect) {
     Tensor out = output_buffer(pooled_sizes(conv.output_sizes(), pool_kernel, pool_stride, pool_padding), conv.x);
-    const Pool pool{pool_kernel, pool_stride, pool_padding};
     if (direct_conv(conv, std::nullopt, &pool, true, keep_packed, out)) return aten_contiguous(out, conv.channels_last);
   }
   return aten_contiguous(
@@ -139,41 +139,6 @@ void release_all() {
   release_memory();
 }
 
-std::string explain_cpu(Ints x, Ints weight, Ints stride, Ints padding, Ints dilation, int64_t groups,
-                        std::string dtype) {
-  RF_CHECK(x.size() == 4 && weight.size() == 4, "explain_cpu: shapes are ", resnet_fused::to_string(x), " and ",
-           resnet_fused::to_string(weight), "; four sizes each expected");
-  Element element;
-  if (dtype == "float32")
-    element = Element::kFloat32;
-  else if (dtype == "bfloat16")
-    element = Element::kBFloat16;
-  else if (dtype == "float16")
-    element = Element::kFloat16;
-  else if (dtype == "float64")
-    element = Element::kFloat64;
-  else
-    fail("explain_cpu: dtype is ", dtype, "; float32, bfloat16, float16 or float64 expected");
-  const ConvShape shape{x[0],
-                        x[1],
-                        x[2],
-                        x[3],
-                        weight[0],
-                        weight[2],
-                        weight[3],
-                        conv_out(x[2], weight[2], stride[0], padding[0], dilation[0]),
-                        conv_out(x[3], weight[3], stride[1], padding[1], dilation[1]),
-                        stride[0],
-                        stride[1],
-                        padding[0],
-                        padding[1],
-                        dilation[0],
-                        dilation[1],
-                        groups,
-                        element};
-  return to_string(make_plan(shape, cpu_features()));
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CPU, m) {
@@ -191,7 +156,6 @@ STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
   m.impl("storage_ended", TORCH_BOX(&storage_ended));
   m.impl("packed_bytes", TORCH_BOX(&packed_bytes));
   m.impl("release_memory", TORCH_BOX(&release_all));
-  m.impl("explain_cpu", TORCH_BOX(&explain_cpu));
 }
 
 }  // namespace resnet_fused::cpu

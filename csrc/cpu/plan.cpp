@@ -4,6 +4,9 @@
 #include <cpuid.h>
 #endif
 
+#include <algorithm>
+#include <limits>
+
 #include "cpu/environment.h"
 #include "cpu/onednn.h"
 
@@ -23,6 +26,46 @@ std::string without(const CpuFeatures& cpu, const char* what) {
   return (cpu.capped ? "RESNET_FUSED_CPU_ISA leaves no " : "this processor has no ") + std::string(what);
 }
 
+int64_t padded_h(const ConvShape& q) { return q.h + 2 * q.pad_h; }
+int64_t padded_w(const ConvShape& q) { return q.w + 2 * q.pad_w; }
+
+// What engines count with 32 bits: places in a padded image, and channels rounded up.
+std::string past_32_bits(const ConvShape& q) {
+  constexpr int64_t kMostPlaces = std::numeric_limits<int32_t>::max(), kMostChannels = 1 << 24;
+  if (std::max(padded_h(q), padded_w(q)) > kMostPlaces)
+    return "the padded image is " + times(padded_h(q), padded_w(q)) + ", past coordinates of 32 bits";
+  if (std::max(q.c, q.k) > kMostChannels)
+    return std::to_string(q.c) + " -> " + std::to_string(q.k) + " channels, more than " + std::to_string(kMostChannels);
+  return "";
+}
+
+// Bytes, or somewhat more, of the padded copy of its input that a task of the direct convolution makes at most
+// (direct_kernel.h): sizes that 64 bits do not count among them.
+double slab_bytes(const ConvShape& q) {
+  constexpr int64_t kTaskBytes = 256 << 10, kMostMoreChannels = 32;  // kSlabBytes; against aliasing
+  const int64_t size = q.element == Element::kFloat32 ? 4 : 2;
+  const int64_t row = std::max<int64_t>(1, q.w * q.c * size);
+  const int64_t units = std::max<int64_t>(1, kTaskBytes / row / q.stride_h / q.pool_stride_h);
+  const double rows = static_cast<double>(units - 1) * static_cast<double>(q.pool_stride_h) +
+                      static_cast<double>(std::max<int64_t>(1, q.pool_r));  // of the convolution's output
+  const double inputs = (rows - 1) * static_cast<double>(q.stride_h) + static_cast<double>(q.dil_h * (q.r - 1) + 1);
+  const double width = static_cast<double>(std::max(padded_w(q), q.ow * q.s));  // or a patch for each output
+  return std::min(inputs, static_cast<double>(padded_h(q))) * width * static_cast<double>(q.c + kMostMoreChannels) *
+         static_cast<double>(size);
+}
+
+std::string too_much_scratch(const ConvShape& q) {
+  constexpr double kMost = 64 << 20;  // bytes that each thread keeps
+  const auto says = [](const char* what, double bytes) {
+    return std::string(what) + std::to_string(static_cast<int64_t>(bytes / (1 << 20))) + " MiB, more than 64";
+  };
+  if (const double bytes = slab_bytes(q); bytes > kMost) return says("a task's padded input takes ", bytes);
+  if (q.pool_r * q.pool_s > 255)
+    return "the pooling window is " + times(q.pool_r, q.pool_s) + ", more than 255 elements";
+  const double ring = 4.0 * static_cast<double>(q.pool_r) * static_cast<double>(q.ow * q.k);
+  return ring > kMost ? says("what a task pools takes ", ring) : "";
+}
+
 std::string no_direct(const ConvShape& q, const CpuFeatures& cpu) {
   if (q.element == Element::kFloat32 ? !cpu.avx512 : q.element == Element::kBFloat16 ? !cpu.avx512_bf16 : true)
     return q.element == Element::kFloat32    ? without(cpu, "AVX-512")
@@ -31,7 +74,8 @@ std::string no_direct(const ConvShape& q, const CpuFeatures& cpu) {
   if (q.element == Element::kBFloat16 && cpu.amx_bf16) return "this processor has AMX, which oneDNN uses for bfloat16";
   if (q.groups != 1) return "the convolution has " + std::to_string(q.groups) + " groups";
   if (q.r * q.s > 64) return "the kernel is " + times(q.r, q.s) + ", more than 64 taps";
-  return "";
+  if (const std::string why = past_32_bits(q); !why.empty()) return why;
+  return too_much_scratch(q);
 }
 
 std::string no_tiles_of_2(const ConvShape& q) {
@@ -56,7 +100,7 @@ std::string no_winograd(const ConvShape& q, const CpuFeatures& cpu) {
   if (q.r != 3 || q.s != 3) return "the kernel is " + times(q.r, q.s) + ", not 3x3";
   if (q.stride_h != 1 || q.stride_w != 1) return "the stride is " + times(q.stride_h, q.stride_w);
   if (q.dil_h != 1 || q.dil_w != 1) return "the dilation is " + times(q.dil_h, q.dil_w);
-  if (q.pool) return "a max-pool follows in the same kernel";
+  if (q.pool_r) return "a max-pool follows in the same kernel";
   if (q.c % 16 || q.c < 32 || q.k % 16 || q.k < 32)
     return std::to_string(q.c) + " -> " + std::to_string(q.k) + " channels; multiples of 16 from 32 up expected";
   return q.element == Element::kFloat32 ? no_tiles_of_2(q) : no_tiles_of_4(q);
@@ -71,7 +115,9 @@ std::string no_onednn(const ConvShape& q, const CpuFeatures& cpu) {
   // outputs whose whole window is padding crash oneDNN 3.12
   if (q.pad_h > q.dil_h * (q.r - 1) || q.pad_w > q.dil_w * (q.s - 1))
     return "a padding of " + times(q.pad_h, q.pad_w) + " is wider than the kernel reaches";
-  return "";
+  if ((q.pad_h && q.dil_h > q.h) || (q.pad_w && q.dil_w > q.w))
+    return "a dilation of " + times(q.dil_h, q.dil_w) + " steps over the whole image";
+  return past_32_bits(q);
 }
 
 constexpr Candidate kCandidates[] = {

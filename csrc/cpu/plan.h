@@ -23,7 +23,7 @@ struct ConvShape {
   int64_t n, c, h, w, k, r, s, oh, ow;
   int64_t stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, groups;
   Element element;
-  bool pool = false;  // a max-pool follows in the same kernel
+  int64_t pool_r = 0, pool_s = 0, pool_stride_h = 1;  // of a max-pool that follows in the same kernel; 0: none
 };
 
 struct Plan {

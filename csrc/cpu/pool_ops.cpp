@@ -1,4 +1,5 @@
 // max_pool2d(relu(bn(x))) in training, and its gradient: check, bring to NHWC, run.
+#include "common/parallel.h"
 #include "common/problem.h"
 #include "cpu/dispatch.h"
 #include "cpu/memory.h"
@@ -19,7 +20,7 @@ template <typename Run>
 void for_rows(int64_t rows, int64_t width, int64_t channels, const Run& run) {
   constexpr int64_t kGrain = 16384;  // elements a thread takes at least
   const int64_t row = std::max<int64_t>(1, width * channels);
-  if (rows) torch::stable::parallel_for(0, rows, std::max<int64_t>(1, kGrain / row), run);
+  if (rows) parallel_for(0, rows, std::max<int64_t>(1, kGrain / row), run);
 }
 
 std::tuple<Tensor, Tensor> bn_relu_max_pool(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var,

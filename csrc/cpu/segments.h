@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 
+#include "common/parallel.h"
 #include "common/problem.h"
 #include "cpu/bn_kernels.h"
 
@@ -41,7 +42,7 @@ class Segments {
     const int64_t width =
         planes_ ? std::clamp<int64_t>(kTask / std::max<int64_t>(each_ * area_, 1), 1, channels_) : channels_;
     const int64_t parts = ceil(channels_, width);
-    torch::stable::parallel_for(0, count() * parts, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, count() * parts, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t channel = i % parts * width;
         visit(i / parts, channel, std::min(width, channels_ - channel));
@@ -75,15 +76,14 @@ void for_each_block(const Tensor& x, bool channels_last, const Run& run) {
   if (x.numel() == 0) return;
   const bool planes = !channels_last && area != 1;
   const int64_t step = planes ? area : channels;
-  torch::stable::parallel_for(
-      0, x.numel() / step, std::max<int64_t>(1, kGrain / step), [&](int64_t begin, int64_t end) {
-        if (!planes) return run(begin * channels, int64_t{0}, Block{end - begin, channels, false});
-        while (begin < end) {  // to the end of an image at most
-          const int64_t channel = begin % channels, width = std::min(end - begin, channels - channel);
-          run(begin * area, channel, Block{area, width, true});
-          begin += width;
-        }
-      });
+  parallel_for(0, x.numel() / step, std::max<int64_t>(1, kGrain / step), [&](int64_t begin, int64_t end) {
+    if (!planes) return run(begin * channels, int64_t{0}, Block{end - begin, channels, false});
+    while (begin < end) {  // to the end of an image at most
+      const int64_t channel = begin % channels, width = std::min(end - begin, channels - channel);
+      run(begin * area, channel, Block{area, width, true});
+      begin += width;
+    }
+  });
 }
 
 }  // namespace resnet_fused::cpu

@@ -1,5 +1,6 @@
 #include <atomic>
 
+#include "common/parallel.h"
 #include "cpu/engines.h"
 #include "cpu/memory.h"
 #include "cpu/scale_shift.h"
@@ -19,16 +20,14 @@ bool winograd_gradient(const Conv& conv, const Tensor& grad, const Tensor& to) {
   q.x = x.const_data_ptr();
   if (conv.pre.present()) q.scale = pre.scale.data(), q.shift = pre.shift.data();
   q.grad = grad.const_data_ptr();
-  q.n = static_cast<int>(conv.n), q.c = static_cast<int>(conv.c), q.h = static_cast<int>(conv.h),
-  q.w = static_cast<int>(conv.w);
-  q.k = static_cast<int>(conv.k), q.oh = static_cast<int>(conv.oh), q.ow = static_cast<int>(conv.ow);
-  q.pad_h = static_cast<int>(conv.padding[0]), q.pad_w = static_cast<int>(conv.padding[1]);
+  q.n = narrow(conv.n), q.c = narrow(conv.c), q.h = narrow(conv.h), q.w = narrow(conv.w);
+  q.k = narrow(conv.k), q.oh = narrow(conv.oh), q.ow = narrow(conv.ow);
+  q.pad_h = narrow(conv.padding[0]), q.pad_w = narrow(conv.padding[1]);
   kernels.tile(q, static_cast<int>(torch::stable::get_num_threads()));
   const Tensor sums =
       output_buffer(Ints{q.parts, static_cast<int64_t>(sizeof(float) / x.element_size()), 1, q.part_floats}, x);
   q.sums = static_cast<float*>(sums.mutable_data_ptr());
 
-  using torch::stable::parallel_for;
   parallel_for(0, q.tasks, 1, [&](int64_t begin, int64_t end) { kernels.sum(q, begin, end); });
   const int64_t strides[4] = {to.stride(0), to.stride(1), to.stride(2), to.stride(3)};
   std::atomic<bool> finite{true};

@@ -2,6 +2,7 @@
 
 #include <atomic>
 
+#include "common/parallel.h"
 #include "cpu/engines.h"
 #include "cpu/packed_cache.h"
 #include "cpu/scale_shift.h"
@@ -21,10 +22,9 @@ bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool 
   q.scale = bn.scale.data(), q.shift = bn.shift.data();
   q.residual = residual ? residual->const_data_ptr() : nullptr;
   q.out = out.mutable_data_ptr();
-  q.n = static_cast<int>(conv.n), q.c = static_cast<int>(conv.c), q.h = static_cast<int>(conv.h),
-  q.w = static_cast<int>(conv.w);
-  q.k = static_cast<int>(conv.k), q.oh = static_cast<int>(conv.oh), q.ow = static_cast<int>(conv.ow);
-  q.pad_h = static_cast<int>(conv.padding[0]), q.pad_w = static_cast<int>(conv.padding[1]);
+  q.n = narrow(conv.n), q.c = narrow(conv.c), q.h = narrow(conv.h), q.w = narrow(conv.w);
+  q.k = narrow(conv.k), q.oh = narrow(conv.oh), q.ow = narrow(conv.ow);
+  q.pad_h = narrow(conv.padding[0]), q.pad_w = narrow(conv.padding[1]);
   q.relu = relu;
   kernels.tile(q, static_cast<int>(torch::stable::get_num_threads()));
 
@@ -34,14 +34,14 @@ bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool 
         const int64_t strides[4] = {w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
         const int64_t blocks = (conv.k + 31) / 32;
         auto buffer = std::make_shared<PackedBuffer>(sizeof(float) * kernels.points * q.c * blocks * 32, keep_packed);
-        torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+        parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
           kernels.pack(static_cast<float*>(buffer->data), w.const_data_ptr(), strides, q.c, q.k, begin, end);
         });
         return buffer;
       });
   q.packed = static_cast<const float*>(static_cast<const PackedBuffer&>(*packed).data);
   std::atomic<bool> finite{true};
-  torch::stable::parallel_for(0, q.tasks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, q.tasks, 1, [&](int64_t begin, int64_t end) {
     if (!kernels.run(q, begin, end)) finite = false;
   });
   return finite;

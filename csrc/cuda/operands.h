@@ -10,7 +10,7 @@ Dtype dtype_of(const Tensor& t);
 // A tensor that would be copied for its layout would be aligned by that; only views of odd places pay for not asking.
 bool is_aligned(const Tensor& t);
 
-// Sizes are below 2^31 already; a stride, padding or dilation beyond is one that the plan refuses, or no pixel sees.
+// A number beyond 32 bits becomes the largest: padding, or what belongs to it, that the plan refuses.
 ConvShape shape_of(const Conv& conv);
 
 // A BatchNorm, with its convolution's bias, as the kernels take it. Holds the tensors that it points into.

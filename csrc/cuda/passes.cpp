@@ -6,8 +6,8 @@
 namespace resnet_fused::cuda {
 
 BnShape bn_shape_of(const Tensor& x, bool channels_last) {
-  return {dtype_of(x), channels_last ? Layout::kNHWC : Layout::kNCHW, static_cast<int32_t>(x.size(0)),
-          static_cast<int32_t>(x.size(1)), static_cast<int32_t>(x.size(2) * x.size(3))};
+  return {dtype_of(x), channels_last ? Layout::kNHWC : Layout::kNCHW, narrow(x.size(0)), narrow(x.size(1)),
+          narrow(x.size(2) * x.size(3))};
 }
 
 void add_act_into(const Tensor& out, const Tensor& x, const Vectors& bn, const OptTensor& shortcut,

@@ -78,6 +78,10 @@ bool takes(const ConvShape& q, const char* which, std::string* why) {
               " weights; offsets of 32 bits reach ", most);
   if (q.h + 2 * int64_t{q.pad_h} > most || q.w + 2 * int64_t{q.pad_w} > most)
     return no(which, " pads ", q.h, "x", q.w, " by ", q.pad_h, "x", q.pad_w, ", past coordinates of 32 bits");
+  // A tap's place is counted from a pixel's first, which may lie in the padding.
+  const double rows = static_cast<double>(int64_t{q.n} * q.h + 2 * int64_t{q.pad_h});
+  if ((rows * q.w + 2.0 * q.pad_w) * q.c > static_cast<double>(most))
+    return no(which, " pads ", q.h, "x", q.w, "x", q.c, " by ", q.pad_h, "x", q.pad_w, ", past offsets of 32 bits");
   return true;
 }
 

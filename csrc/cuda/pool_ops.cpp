@@ -2,9 +2,6 @@
 // the device.
 #include <torch/csrc/stable/accelerator.h>
 
-#include <algorithm>
-#include <limits>
-
 #include "common/problem.h"
 #include "cuda/kernels.h"
 #include "cuda/operands.h"
@@ -16,16 +13,12 @@ namespace {
 
 using torch::stable::accelerator::DeviceGuard;
 
-// A stride beyond int32 is one after which no window is.
 PoolAxis axis_of(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad) {
-  const auto i32 = [](int64_t v) {
-    return static_cast<int32_t>(std::min<int64_t>(v, std::numeric_limits<int32_t>::max()));
-  };
-  return {i32(in), i32(out), i32(kernel), i32(stride), i32(pad)};
+  return {narrow(in), narrow(out), narrow(kernel), narrow(stride), narrow(pad)};
 }
 
 PoolShape shape_of(const Tensor& x, IntView pooled, const Ints& kernel, const Ints& stride, const Ints& padding) {
-  return {dtype_of(x), static_cast<int32_t>(x.size(0)), static_cast<int32_t>(x.size(1)),
+  return {dtype_of(x), narrow(x.size(0)), narrow(x.size(1)),
           axis_of(x.size(2), pooled[2], kernel[0], stride[0], padding[0]),
           axis_of(x.size(3), pooled[3], kernel[1], stride[1], padding[1])};
 }

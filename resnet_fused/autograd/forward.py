@@ -164,7 +164,9 @@ def allow_tf32() -> bool:
 @torch.library.impl("resnet_fused::conv_stats", "CPU")
 def _conv_stats_cpu(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """What a chain does on the CPU, op by op."""
-    *pre, weight, bias, stride, padding, dilation, groups, _keep_packed, _allow_tf32 = args
+    *arguments, _keep_packed, _allow_tf32 = args
+    ops.check_conv_stats(x, *arguments)
+    *pre, weight, bias, stride, padding, dilation, groups = arguments
     activated = x if pre[2] is None else ops.bn_add_act(x, *pre, None, True)
     pairs = (tuple(stride), tuple(padding), tuple(dilation))
     raw = convolve(activated, [weight, bias], ConvSlots(0, None if bias is None else 1, *pairs, groups))

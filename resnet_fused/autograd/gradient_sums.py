@@ -35,6 +35,7 @@ def _conv_backward_reduce_cpu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What a chain does on the CPU, op by op."""
     *norm, beside, _allow_tf32 = args
+    ops.check_conv_backward_reduce(grad, weight, padding, dilation, x, *norm, beside)
     pads, dilations = (padding[0], padding[1]), (dilation[0], dilation[1])
     to_x = input_gradient(grad, weight, ConvSlots(0, None, (1, 1), pads, dilations, 1), beside)
     if to_x is None:

@@ -123,11 +123,11 @@ DirectTiling tiling(const DirectConv& q, int threads) {
            q.c % A::kPack == 0 && q.xn == static_cast<int64_t>(q.h) * q.xh;
   t.vectors = !t.flat && q.ow <= 7 && q.k >= 4 * kLanes ? 4 : 2;
   t.units = t.flat ? ceil_div(static_cast<int64_t>(q.n) * q.oh * q.ow, kFlatUnit) : q.pool_r ? q.ph : q.oh;
-  const int64_t bytes = t.flat
-                            ? kFlatUnit * q.c * kSize  // of input that a unit brings
-                            : static_cast<int64_t>(q.stride_h) * (q.pool_r ? q.pool_stride_h : 1) * q.w * q.c * kSize;
-  const int64_t units = bytes && kSlabBytes / bytes ? kSlabBytes / bytes : 1;
-  t.blocks = ceil_div(t.units, units);
+  // of input that a unit brings; the plan knows what the slab of a task then takes (plan.cpp: slab_bytes)
+  const int64_t row = t.flat ? kFlatUnit * q.c * kSize : q.w * q.c * kSize;
+  const int64_t fit =
+      row ? t.flat ? kSlabBytes / row : kSlabBytes / row / q.stride_h / (q.pool_r ? q.pool_stride_h : 1) : 0;
+  t.blocks = ceil_div(t.units, fit ? fit : 1);
   t.k_groups = 1;
   // even work: where there are few tasks, a multiple of the threads
   const int64_t tasks = static_cast<int64_t>(t.flat ? 1 : q.n) * t.blocks;
@@ -168,7 +168,7 @@ void copy_slab(const DirectConv& q, int image, int first, int count, int width, 
   const Elem* x = static_cast<const Elem*>(q.x) + image * q.xn;
   const int left = q.pad_w, inside = q.w < width - left ? q.w : width - left;  // columns that exist
   for (int i = 0; i < count; ++i) {
-    Elem* row = slab + i * width * step;
+    Elem* row = slab + int64_t{i} * width * step;
     const int h = first + i;
     if (h < 0 || h >= q.h || inside <= 0) {
       memset(row, 0, width * step * sizeof(Elem));
@@ -212,14 +212,15 @@ class DirectTask {
     padded_ = slab_ ? (q.ow - 1) * q.stride_w + (q.s - 1) * q.dil_w + 1 : q.w;
     width_ = patches_ ? q.ow : padded_;
     step_ = patches_ ? row_values<A>(q.c, q.s) : channels + (slab_ && aliases<A>(q, channels) ? kLanes * A::kPack : 0);
-    const int64_t row = width_ * step_;
+    const int64_t row = int64_t{width_} * step_;
     // where pixels touch, a kernel row is one run of S * C values
     const bool whole_rows = patches_ || (q.dil_w == 1 && step_ == channels);
     runs_.count = whole_rows ? q.r : q.r * q.s;
     runs_.steps = (whole_rows ? row_values<A>(q.c, q.s) : channels) / A::kPack;
     runs_.offset = offset_;
     for (int i = 0; i < runs_.count; ++i)
-      offset_[i] = whole_rows ? i * q.dil_h * row : (i / q.s) * q.dil_h * row + (i % q.s) * q.dil_w * step_;
+      offset_[i] = whole_rows ? int64_t{i} * q.dil_h * row
+                              : int64_t{i / q.s} * q.dil_h * row + int64_t{i % q.s} * q.dil_w * step_;
     reduction_ = static_cast<int64_t>(q.r) * row_values<A>(q.c, q.s);
   }
 
@@ -285,7 +286,7 @@ class DirectTask {
   }
 
   int top(int row) const { return row * q_.stride_h - q_.pad_h; }  // the input row under its first tap
-  int64_t input_row_step() const { return q_.stride_h * width_ * step_; }
+  int64_t input_row_step() const { return int64_t{q_.stride_h} * width_ * step_; }
   const Elem* residual(int64_t pixel) const {
     return q_.residual ? static_cast<const Elem*>(q_.residual) + pixel * q_.k : nullptr;
   }
@@ -294,7 +295,7 @@ class DirectTask {
   const Elem* input_rows(int image, int first, int last) {
     if (!slab_) return static_cast<const Elem*>(q_.x) + image * q_.xn + top(first) * q_.xh;
     const int count = (last - first - 1) * q_.stride_h + (q_.r - 1) * q_.dil_h + 1;
-    Elem* slab = static_cast<Elem*>(slab_scratch_.get(count * width_ * step_ * sizeof(Elem)));
+    Elem* slab = static_cast<Elem*>(slab_scratch_.get(int64_t{count} * width_ * step_ * sizeof(Elem)));
     if (!patches_) {
       copy_slab<A>(q_, image, top(first), count, width_, step_, slab);
       return slab;
@@ -309,7 +310,7 @@ class DirectTask {
           memcpy(patch, under, static_cast<size_t>(q_.s) * q_.c * sizeof(Elem));
         else
           for (int tap = 0; tap < q_.s; ++tap)
-            memcpy(patch + tap * q_.c, under + tap * q_.dil_w * q_.c, q_.c * sizeof(Elem));
+            memcpy(patch + tap * q_.c, under + int64_t{tap} * q_.dil_w * q_.c, q_.c * sizeof(Elem));
         for (int64_t c = static_cast<int64_t>(q_.s) * q_.c; c < step_; ++c) patch[c] = Elem(0);
       }
     }

@@ -138,8 +138,10 @@ class Scratch {
   void* get(size_t bytes) {
     if (bytes > size_) {
       __builtin_free(p_);
-      size_ = (bytes + 4095) / 4096 * 4096;
-      if (posix_memalign(&p_, 64, size_)) __builtin_trap();
+      p_ = nullptr, size_ = 0;
+      const size_t size = (bytes + 4095) / 4096 * 4096;
+      if (posix_memalign(&p_, 64, size)) p_ = nullptr, no_memory(size);
+      size_ = size;
     }
     return p_;
   }
