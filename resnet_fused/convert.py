@@ -150,7 +150,7 @@ def _judge(module: nn.Module) -> Entry | None:
     if recogniser is not None:
         if type(module) is recogniser.fused:
             return Entry(recogniser.kind, CONVERTED)
-        reason = recogniser.refusal(module)
+        reason = recogniser.reason(module)
         if reason is not None:
             return Entry(recogniser.kind, REFUSED, reason)
         return Entry(recogniser.kind, CONVERTIBLE, "not converted yet; call resnet_fused.convert")

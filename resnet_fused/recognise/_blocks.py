@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import nn
 
+from ..modules._eager import replaced
 from . import _reasons
 
 Refusal = Callable[[nn.Module], str | None]
@@ -13,12 +15,19 @@ Refusal = Callable[[nn.Module], str | None]
 
 @dataclass(frozen=True)
 class Recogniser:
-    """``eager`` (by exact type) becomes ``fused`` unless ``refusal`` gives a reason. kind is for the report."""
+    """``eager`` (by exact type) becomes ``fused`` unless :meth:`reason` has one. kind is for the report."""
 
     kind: str
     eager: type[nn.Module]
-    fused: type[nn.Module]
+    fused: Any  # a FusedBlock, FusedStem or FusedPreActEnds
     refusal: Refusal
+
+    def reason(self, module: nn.Module) -> str | None:
+        """Why this module cannot be fused, None where it can."""
+        method = replaced(self.eager, self.fused._eager_methods)
+        if method is not None:
+            return f"{self.eager.__module__}.{self.eager.__qualname__}.{method} was replaced by another function"
+        return self.refusal(module)
 
 
 def _refuse_block(layers: int, has_shortcut: bool, block: nn.Module) -> str | None:
