@@ -63,10 +63,13 @@ def test_a_method_replaced_after_conversion_runs(case, monkeypatch, gradients):
     with monkeypatch.context() as patch, torch.set_grad_enabled(gradients):
         patch.setattr(cls, name, doubled(getattr(cls, name)))
         actual = model(x).detach()
+        affected = [entry for entry in resnet_fused.report(model).values() if entry.runs_eagerly]
         eager = resnet_fused.revert(model)
         exact = truth(eager, x)
         assert not torch.allclose(exact, before, rtol=1e-2), "the replacement shows"
         assert_close(actual, eager(x).detach(), exact)
+    assert affected
+    assert all(f"{name} was replaced by another function" in entry.reason for entry in affected)
 
 
 def test_a_method_replaced_before_conversion_is_refused(case, monkeypatch):
