@@ -1,9 +1,12 @@
 """What the fused blocks share: the fused path where it computes the eager block's function, else the eager block."""
 
+import functools
+import warnings
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from .. import ops
 from ._eager import Methods
@@ -36,6 +39,8 @@ class FusedBlock(OwnsPackedWeights):
                 y = self._trained(x)
             if y is not None:
                 return y
+            if _is_traced_by_fx(x):
+                _say_that_fx_looks_inside()
         return eager(self, x)
 
     def _fused(self, x: Tensor) -> Tensor | None:
@@ -45,6 +50,20 @@ class FusedBlock(OwnsPackedWeights):
     def _trained(self, x: Tensor) -> Tensor | None:
         """The block's output with batch statistics or gradients, or None where only the eager block is right."""
         raise NotImplementedError
+
+
+def _is_traced_by_fx(x: Any) -> bool:
+    return isinstance(x, Proxy)
+
+
+@functools.cache  # once is enough: a network has many blocks, and torchvision traces it twice
+def _say_that_fx_looks_inside() -> None:
+    warnings.warn(
+        "torch.fx traces through fused blocks, so its graph holds their eager layers; to keep blocks fused, make them "
+        "leaves: create_feature_extractor(model, ..., tracer_kwargs={'leaf_modules': "
+        "[resnet_fused.modules.FusedBlock]}), or is_leaf_module of another torch.fx.Tracer",
+        stacklevel=3,
+    )
 
 
 def conv_add(x: Tensor, conv: tuple[Any, ...], shortcut: tuple[Any, ...], relu: bool, how: tuple[bool, bool]) -> Tensor:
