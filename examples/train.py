@@ -132,11 +132,19 @@ def accuracy(model, loader, device, autocast):
 
 
 def save(path, model, optimiser, scheduler, scaler, epoch):
-    """Written aside and renamed: a crash leaves the old file."""
+    """Written aside, to the disk, and renamed: a crash, of the machine too, leaves the old file or the new one."""
     parts = {"model": model, "optimiser": optimiser, "scheduler": scheduler, "scaler": scaler}
-    aside = path.with_suffix(".partial")
-    torch.save({"epoch": epoch, **{name: part.state_dict() for name, part in parts.items()}}, aside)
+    aside = path.with_name(f".{path.name}.partial")  # the whole name: run.a and run.b are two runs
+    with aside.open("wb") as file:
+        torch.save({"epoch": epoch, **{name: part.state_dict() for name, part in parts.items()}}, file)
+        file.flush()
+        os.fsync(file.fileno())
     aside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)  # where the new name is
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def resume(path, model, optimiser, scheduler, scaler, device):
@@ -216,7 +224,16 @@ def run(args, device, many):
     start = 0
     if args.checkpoint is not None and args.checkpoint.exists():
         start = resume(args.checkpoint, model, optimiser, scheduler, scaler, device)
-    right = accuracy(network, tests, device, autocast) if start == args.epochs else 0.0
+    if start > args.epochs:
+        raise SystemExit(
+            f"{args.checkpoint} has done {start} epochs and --epochs is {args.epochs}: give {start} or more, or "
+            "another --checkpoint"
+        )
+    right = 0.0
+    if start == args.epochs:
+        right = accuracy(network, tests, device, autocast)
+        if first:
+            print(f"all {start} epochs were done before: test accuracy {100 * right:.1f} %")
     for epoch in range(start, args.epochs):
         network.train()
         shuffled.manual_seed(epoch)  # a resumed run sees the data as an unbroken one

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from .modules import FusedBlock
 from .modules._packing import OwnsPackedWeights
 
 CONVERTED, CONVERTIBLE, REFUSED = "converted", "convertible", "refused"
-UNKNOWN, STEM = "unknown", "stem"  # kinds; a block's kind is its recogniser's
+UNKNOWN, STEM, WRAPPED = "unknown", "stem", "wrapped"  # kinds; a block's kind is its recogniser's
 
 Filter = Callable[[nn.Module, str], bool]
 Model = TypeVar("Model", bound=nn.Module)
@@ -21,11 +22,19 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Entry:
-    """One module of a report. ``kind`` says what it is, ``reason`` why it is not converted (empty if it is)."""
+    """One module of a report. ``kind`` says what it is, ``reason`` why it is not fused (empty if it is).
+
+    A converted module may run eagerly because of what happened to it since; then it has a reason too.
+    """
 
     kind: str
     status: str
     reason: str = ""
+
+    @property
+    def runs_eagerly(self) -> bool:
+        """Whether it is converted, and runs as it would if it were not."""
+        return self.status == CONVERTED and bool(self.reason)
 
 
 @dataclass(frozen=True)
@@ -56,17 +65,22 @@ class Report(Mapping[str, Entry]):
         lines = [
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (header, *rows)
         ]
-        counts = [f"{self.count(status)} {status}" for status in (CONVERTED, CONVERTIBLE, REFUSED)]
+        counts = [self._counted(status) for status in (CONVERTED, CONVERTIBLE, REFUSED)]
         return "\n".join([*lines, ", ".join(counts)])
+
+    def _counted(self, status: str) -> str:
+        eager = sum(entry.runs_eagerly for entry in self.entries.values()) if status == CONVERTED else 0
+        return f"{self.count(status)} {status}" + (f" ({eager} of them eager)" if eager else "")
 
 
 def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = False) -> Model:
     """Makes the residual blocks and the stem of ``model`` fused, in place, and returns the model.
 
     A block changes its class, nothing else: submodules, Parameters, buffers, hooks, the state_dict, ``.training``
-    and every reference to it stay. Blocks are recognised by exact type (torchvision's ResNet family,
-    :mod:`resnet_fused.reference`, :mod:`resnet_fused.models`); others stay eager and :func:`report` says why.
-    Converting twice changes nothing. Convert before ``torch.compile``, DDP or FSDP.
+    and every reference to it stay. Blocks are recognised by class: torchvision's ResNet family,
+    :mod:`resnet_fused.reference`, :mod:`resnet_fused.models`, and subclasses of these that leave the computation alone
+    (they keep being instances of their class). Others stay eager, and so do parts of the model that are wrapped by
+    DDP, FSDP, ``torch.compile`` or TorchScript; :func:`report` says why. Converting twice changes nothing.
 
     Args:
         filter_fn: ``filter_fn(module, name) -> bool``; False leaves a module as it is.
@@ -75,10 +89,12 @@ def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = Fal
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: ``model`` or a part of it is wrapped by DDP, FSDP, torch.compile or TorchScript; or ``strict``.
+        ValueError: ``model`` itself is wrapped by DDP, FSDP, torch.compile or TorchScript; or ``strict``.
     """
     _check_model(model, "convert")
-    _check_unwrapped(model)
+    wrapper = _wrapper(model)
+    if wrapper is not None:
+        raise ValueError(f"the model is {_wrapped_by(wrapper)}")
     chosen: list[tuple[nn.Module, recognise.Recogniser]] = []
     refused: list[str] = []
     for name, module, entry in _candidates(model):
@@ -114,71 +130,97 @@ def revert(model: Model) -> Model:
 def report(model: nn.Module) -> Report:
     """What of ``model`` is converted, what :func:`convert` would convert, and why it would not the rest.
 
-    Lists blocks and stems of known classes, subclasses of those, and modules of unknown classes that directly
-    own both convolutions and norms, which makes them look like blocks.
+    Lists blocks and stems of known classes, subclasses of those, and modules of unknown classes that look like blocks
+    because they have convolutions and norms. What is converted and runs eagerly all the same has the reason.
     """
     _check_model(model, "report")
     return Report({name: entry for name, _, entry in _candidates(model)})
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, Entry]]:
+    wrappers, untouched = _wrapped_modules(model)
     inside: set[nn.Module] = set()  # parts of something already listed
     for name, module in model.named_modules():
         if module in inside:
             continue
-        entry = _judge(module)
+        if module in untouched:
+            yield name, module, Entry(WRAPPED, REFUSED, f"it is {_wrapped_by(wrappers[module])}")
+            inside.update(module.modules())
+            continue
+        entry = _judge(module, name)
         if entry is None:
             continue
+        if entry.status == CONVERTIBLE and module in wrappers:
+            entry = Entry(entry.kind, REFUSED, f"it is {_wrapped_by(wrappers[module])}")
         yield name, module, entry
         if entry.kind != STEM and (name or entry.kind != UNKNOWN):
-            inside.update(_own_parts(module))
+            inside.update(recognise.parts_of(module))
 
 
-def _own_parts(module: nn.Module) -> Iterator[nn.Module]:
-    """The containers directly below a block: shortcuts and the like, which are no blocks of their own."""
-    for child in module.children():
-        if type(child) is nn.Sequential and not any(_is_block(m) for m in child.modules()):
-            yield child
-
-
-def _is_block(module: nn.Module) -> bool:
-    return recognise.find(module) is not None or recognise.near_miss(module) is not None
-
-
-def _judge(module: nn.Module) -> Entry | None:
+def _judge(module: nn.Module, path: str) -> Entry | None:
     recogniser = recognise.find(module)
     if recogniser is not None:
         if type(module) is recogniser.fused:
-            return Entry(recogniser.kind, CONVERTED)
-        reason = recogniser.refusal(module)
+            return _converted(recogniser.kind, recogniser.reason(module, path, converted=True))
+        reason = recogniser.reason(module, path)
         if reason is not None:
             return Entry(recogniser.kind, REFUSED, reason)
         return Entry(recogniser.kind, CONVERTIBLE, "not converted yet; call resnet_fused.convert")
-    name = type(module).__name__
     base = recognise.near_miss(module)
     if base is not None:
-        if isinstance(module, FusedBlock):
-            return Entry(base.kind, CONVERTED)
-        reason = f"{name} is a subclass of {base.eager.__name__}; only the exact class is recognised"
-        return Entry(base.kind, REFUSED, reason)
-    children = list(module.children())
-    has_conv = any(isinstance(m, nn.Conv2d) for m in children)
-    if has_conv and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in children):
-        return Entry(UNKNOWN, REFUSED, f"class {name} is not a block that resnet_fused knows")
+        reason = recognise.overridden(type(module), base)
+        if isinstance(module, FusedBlock):  # somebody's subclass of a fused block
+            return _converted(base.kind, reason or base.reason(module, path, converted=True))
+        return Entry(base.kind, REFUSED, reason or "")
+    if recognise.looks_like_a_block(module):
+        reason = f"class {recognise.class_name(type(module))} is not a block that resnet_fused knows"
+        return Entry(UNKNOWN, REFUSED, reason)
     return None
+
+
+def _converted(kind: str, reason: str | None) -> Entry:
+    return Entry(kind, CONVERTED, "" if reason is None else f"converted, but runs eagerly: {reason}")
+
+
+_INSTEAD: dict[type, str] = {
+    type(None): "some libraries' eval() and train() return nothing: pass the model itself",
+    str: "load the file first, and pass the model",
+    Path: "load the file first, and pass the model",
+    dict: "load a state_dict into a model, and pass the model",
+    list: "pass one model at a time",
+    tuple: "pass one model at a time",
+    type: "pass an instance of it",
+}
 
 
 def _check_model(model: object, function: str) -> None:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"resnet_fused.{function} takes a torch.nn.Module, got {type(model).__name__}")
+        what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        hint = next((f"; {text}" for kind, text in _INSTEAD.items() if isinstance(model, kind)), "")
+        raise TypeError(f"resnet_fused.{function} takes a torch.nn.Module, got {what}{hint}")
 
 
-def _check_unwrapped(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        wrapper = _wrapper(module)
+def _wrapped_modules(model: nn.Module) -> tuple[dict[nn.Module, str], set[nn.Module]]:
+    """Every module in a wrapper -> the wrapper, and the wrapped modules that hold convolutions and nothing fused."""
+    wrappers: dict[nn.Module, str] = {}
+    untouched: set[nn.Module] = set()
+    for module in model.modules():
+        wrapper = None if module in wrappers else _wrapper(module)
         if wrapper is not None:
-            where = f"{name!r}" if name else "the model"
-            raise ValueError(f"{where} is wrapped by {wrapper}; convert the bare model first, then wrap the result")
+            parts = list(module.modules())
+            wrappers.update(dict.fromkeys(parts, wrapper))
+            if any(map(_is_convolution, parts)) and not any(isinstance(part, OwnsPackedWeights) for part in parts):
+                untouched.add(module)
+    return wrappers, untouched
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    # TorchScript's modules have a class of their own.
+    return isinstance(module, nn.Conv2d) or getattr(module, "original_name", None) == "Conv2d"
+
+
+def _wrapped_by(wrapper: str) -> str:
+    return f"wrapped by {wrapper}; convert the bare model first, then wrap the result"
 
 
 def _wrapper(module: nn.Module) -> str | None:

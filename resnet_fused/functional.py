@@ -3,8 +3,9 @@
 BatchNorm here is inference's: running statistics, as ``module.eval()`` (Ioffe & Szegedy 2015,
 arXiv:1502.03167, section 3.1, algorithm 2). Every function computes what its "Equivalent" says. Where a gradient is
 needed, a block or a layer is one differentiable op that keeps its input, the raw outputs of its convolutions and its
-output (docs/training.md). On devices without that op, and inside ``torch.func`` transforms, the eager definition in
-:mod:`resnet_fused.reference` runs, with autograd as usual.
+output (docs/training.md). On devices without that op, inside ``torch.func`` transforms, and while ``torch.jit.trace``
+or ``torch.onnx.export`` makes its graph, the eager definition in :mod:`resnet_fused.reference` runs, with autograd as
+usual.
 Under ``torch.autocast`` convolutions run in autocast's dtype, as eager's do.
 
 Activations are ``(N, C, H, W)`` of any strides in float32, bfloat16, float16 or float64, on the CPU, or on CUDA
@@ -49,7 +50,7 @@ def kernel_dtype(x: Tensor) -> tuple[torch.dtype | None, tuple[bool, bool]]:
         return None, (False, False)
     if x.requires_grad and torch.is_grad_enabled():
         return None, (False, False)
-    if _is_transformed() or _has_any_global_hook():
+    if _is_transformed() or _is_exporting_elsewhere() or _has_any_global_hook():
         return None, (False, False)
     if torch.is_autocast_enabled(device):
         return (None if dtype is torch.float64 else torch.get_autocast_dtype(device)), (False, False)
@@ -60,7 +61,9 @@ def training_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype in which the training path convolves x, None where eager must run. See :func:`kernel_dtype`."""
     if type(x) not in PLAIN_TENSORS or x.layout is not torch.strided or x.dim() != 4:
         return None
-    if x.dtype not in FLOATING or x.device.type not in autograd.DEVICES or _is_transformed() or _has_any_global_hook():
+    if x.dtype not in FLOATING or x.device.type not in autograd.DEVICES:
+        return None
+    if _is_transformed() or _is_exporting_elsewhere() or _has_any_global_hook():
         return None
     if torch.is_autocast_enabled(x.device.type):
         return None if x.dtype is torch.float64 else torch.get_autocast_dtype(x.device.type)
@@ -78,6 +81,17 @@ def indexable(x: Tensor, channels: int) -> bool:
 def _is_transformed() -> bool:
     """Inside torch.func (vmap, grad, jvp, ...) or forward-mode AD, whose rules the ops do not have."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _is_exporting_elsewhere() -> bool:
+    """While a graph is made for somebody who may not have our ops: by torch.jit.trace, or by either ONNX exporter."""
+    if torch.jit.is_tracing():
+        return True
+    # torch.jit.trace compares its graph with the module: this says that it is not done yet.
+    if getattr(torch.jit._trace, "_trace_module_map", None) is not None:
+        return True
+    # It imports on every call, so it is asked only while something is exported.
+    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
 
 
 # torch.compile and torch.export cannot follow the switch: they take its value while they trace.

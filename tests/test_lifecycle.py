@@ -354,8 +354,12 @@ def test_ddp_wraps_a_converted_model_and_convert_refuses_a_wrapped_one(process_g
     assert_matches_eager(model, x, wrapped)
     with pytest.raises(ValueError, match="the model is wrapped by DistributedDataParallel; convert the bare model"):
         resnet_fused.convert(wrapped)
-    with pytest.raises(ValueError, match="'0' is wrapped by DistributedDataParallel"):
-        resnet_fused.convert(nn.Sequential(wrapped))
+    bare = models.small_resnet()
+    twice = nn.Sequential(nn.parallel.DistributedDataParallel(models.small_resnet()), bare)
+    report = resnet_fused.report(resnet_fused.convert(twice))
+    assert report["0"].reason.startswith("it is wrapped by DistributedDataParallel")
+    assert type(bare) is not models.CifarResNet, "what is beside a wrapped part converts"
+    assert type(twice[0].module) is models.CifarResNet
 
 
 def test_fully_sharded_models_run_and_are_refused(process_group):

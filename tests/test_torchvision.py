@@ -142,18 +142,19 @@ def test_quantizable_blocks_are_refused():
     model = resnet_fused.convert(quantizable.resnet18(quantize=False))
     report = resnet_fused.report(model)
     assert report.count("converted") == 0
-    reason = "QuantizableBasicBlock is a subclass of BasicBlock; only the exact class is recognised"
-    assert report["layer1.0"].reason == reason
-    assert "QuantizableResNet is a subclass of ResNet" in report[""].reason
+    theirs = "torchvision.models.quantization.resnet.Quantizable"
+    blocks = f"{theirs}BasicBlock overrides forward of torchvision.models.resnet.BasicBlock"
+    assert report["layer1.0"].reason == blocks
+    assert report[""].reason == f"{theirs}ResNet overrides forward of torchvision.models.resnet.ResNet"
 
 
 def test_group_norm_is_refused():
     model = tv.resnet18(norm_layer=lambda planes: nn.GroupNorm(2, planes))
     report = resnet_fused.report(resnet_fused.convert(model))
     assert report.count("converted") == 0
-    assert report["layer1.0"].reason == "bn1 is GroupNorm, not BatchNorm2d"
-    assert report[""].reason == "bn1 is GroupNorm, not BatchNorm2d"
-    with pytest.raises(ValueError, match=r"layer4.1: bn1 is GroupNorm"):
+    assert report["layer1.0"].reason == "layer1.0.bn1 is torch.nn.GroupNorm, not torch.nn.BatchNorm2d"
+    assert report[""].reason == "bn1 is torch.nn.GroupNorm, not torch.nn.BatchNorm2d"
+    with pytest.raises(ValueError, match=r"layer4.1: layer4.1.bn1 is torch.nn.GroupNorm"):
         resnet_fused.convert(model, strict=True)
 
 

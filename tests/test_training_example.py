@@ -1,5 +1,6 @@
 """examples/train.py trains on digits: alone, with AMP, resumed, by torchrun, and what it saves is eager's to load."""
 
+import os
 import re
 import subprocess
 import sys
@@ -58,6 +59,59 @@ def test_a_resumed_run_is_an_unbroken_one_and_eager_loads_its_checkpoint(example
     assert reached == pytest.approx(right, abs=1 / len(labels))
 
 
+def saving(example, path, epoch=0):
+    """The example's save() of a small model's parts."""
+    model = torch.nn.Linear(1, 1)
+    optimiser = torch.optim.SGD(model.parameters(), 0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1.0)
+    example.save(path, model, optimiser, scheduler, torch.amp.GradScaler("cpu", enabled=False), epoch)
+
+
+NAMES = ["run.a", "run.b", "run", "run.partial", "model.pt"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_crash_while_saving_leaves_every_checkpoint_whole(example, tmp_path, monkeypatch, name):
+    for each in NAMES:
+        saving(example, tmp_path / each)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(NAMES), "nothing is left beside them"
+
+    def half_written(state, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch, "save", half_written)
+        saving(example, tmp_path / name, epoch=1)
+    for each in NAMES:
+        assert torch.load(tmp_path / each, weights_only=True)["epoch"] == 0, each
+    saving(example, tmp_path / name, epoch=1)
+    assert torch.load(tmp_path / name, weights_only=True)["epoch"] == 1
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_then_the_name_is(example, tmp_path, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(("fsync", os.readlink(f"/proc/self/fd/{fd}"))), fsync(fd)))
+    monkeypatch.setattr(Path, "replace", lambda a, b: (done.append(("rename", str(a), str(b))), replace(a, b)))
+    saving(example, tmp_path / "model.pt")
+    aside = str(tmp_path / ".model.pt.partial")
+    assert done == [("fsync", aside), ("rename", aside, str(tmp_path / "model.pt")), ("fsync", str(tmp_path))]
+
+
+def test_a_checkpoint_with_more_epochs_than_asked_for_is_said(example, tmp_path, capsys):
+    file = tmp_path / "model.pt"
+    right = example.main(["--epochs", "2", "--checkpoint", str(file)])
+    before = file.read_bytes()
+    with pytest.raises(SystemExit) as stopped:
+        example.main(["--epochs", "1", "--checkpoint", str(file)])
+    assert str(stopped.value).startswith(f"{file} has done 2 epochs and --epochs is 1: give 2 or more")
+    capsys.readouterr()
+    assert example.main(["--epochs", "2", "--checkpoint", str(file)]) == right
+    assert f"all 2 epochs were done before: test accuracy {100 * right:.1f} %" in capsys.readouterr().out
+    assert file.read_bytes() == before
+
+
 def test_torchrun(tmp_path):
     file = tmp_path / "model.pt"
     options = ["--epochs", "1", "--batch", "32", "--sync-bn", "--checkpoint", str(file)]
@@ -74,8 +128,6 @@ def test_torchrun(tmp_path):
 
 
 def environment():
-    import os
-
     return {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
 
 

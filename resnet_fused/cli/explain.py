@@ -104,7 +104,7 @@ def _owner(name: str, report: resnet_fused.Report) -> str | None:
     while parent not in report and parent:
         parent = parent.rpartition(".")[0]
     entry = report.get(parent)
-    if entry is None or entry.status != "converted":
+    if entry is None or entry.status != "converted" or entry.runs_eagerly:
         return None
     if entry.kind == "stem" and name.rpartition(".")[0] != parent:  # a stem owns its own conv only
         return None

@@ -1,11 +1,15 @@
 """What the fused blocks share: the fused path where it computes the eager block's function, else the eager block."""
 
+import functools
+import warnings
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from .. import ops
+from ._eager import Methods
 from ._packing import OwnsPackedWeights
 
 
@@ -23,14 +27,21 @@ class FusedBlock(OwnsPackedWeights):
     """
 
     _eager_class: ClassVar[type[nn.Module]]
+    _eager_methods: ClassVar[Methods]
     recompute: bool = False
     fused_training: bool = True
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self._fused(x)
-        if y is None:
-            y = self._trained(x)
-        return self._eager_class.forward(self, x) if y is None else y
+        eager = self._eager_class.forward
+        if eager is self._eager_methods["forward"]:  # else somebody replaced it, and means what he put there
+            y = self._fused(x)
+            if y is None:
+                y = self._trained(x)
+            if y is not None:
+                return y
+            if _is_traced_by_fx(x):
+                _say_that_fx_looks_inside()
+        return eager(self, x)
 
     def _fused(self, x: Tensor) -> Tensor | None:
         """The block's output where no gradient is needed, or None where this path is not right."""
@@ -39,6 +50,20 @@ class FusedBlock(OwnsPackedWeights):
     def _trained(self, x: Tensor) -> Tensor | None:
         """The block's output with batch statistics or gradients, or None where only the eager block is right."""
         raise NotImplementedError
+
+
+def _is_traced_by_fx(x: Any) -> bool:
+    return isinstance(x, Proxy)
+
+
+@functools.cache  # once is enough: a network has many blocks, and torchvision traces it twice
+def _say_that_fx_looks_inside() -> None:
+    warnings.warn(
+        "torch.fx traces through fused blocks, so its graph holds their eager layers; to keep blocks fused, make them "
+        "leaves: create_feature_extractor(model, ..., tracer_kwargs={'leaf_modules': "
+        "[resnet_fused.modules.FusedBlock]}), or is_leaf_module of another torch.fx.Tracer",
+        stacklevel=3,
+    )
 
 
 def conv_add(x: Tensor, conv: tuple[Any, ...], shortcut: tuple[Any, ...], relu: bool, how: tuple[bool, bool]) -> Tensor:

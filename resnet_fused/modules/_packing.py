@@ -32,6 +32,13 @@ class OwnsPackedWeights(nn.Module):
             if isinstance(module, nn.Conv2d):
                 yield module._parameters.get("weight")
 
+    def __prepare_scriptable__(self) -> Any:
+        """Called by torch.jit.script, which compiles Python and finds none that it understands."""
+        raise RuntimeError(
+            "torch.jit.script cannot compile fused modules: script what resnet_fused.revert(model) returns, "
+            "then convert the model again"
+        )
+
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.forget_packed()
         return super()._apply(fn, recurse)

@@ -7,6 +7,7 @@ from torch import Tensor
 from .. import ops, reference
 from ..functional import kernel_dtype
 from ._block import FusedBlock, as_eager, conv_add, nhwc
+from ._eager import as_defined
 from ._read import conv_norm, is_relu, shortcut
 from ._train import train
 
@@ -22,6 +23,7 @@ class FusedBasicBlock(FusedBlock, reference.BasicBlock):
     """
 
     _eager_class = reference.BasicBlock
+    _eager_methods = as_defined(reference.BasicBlock, "forward")
 
     def _trained(self, x: Tensor) -> Tensor | None:
         return train(self, x, ("conv1", "conv2"), (None, "bn1", "bn2"), relu=True, shortcut=True)

@@ -5,6 +5,7 @@ from torch import Tensor
 from .. import ops, reference
 from ..functional import kernel_dtype
 from ._block import FusedBlock, as_eager, conv_add, nhwc
+from ._eager import as_defined
 from ._read import conv_norm, is_relu, shortcut
 from ._train import train
 
@@ -18,6 +19,7 @@ class FusedBottleneck(FusedBlock, reference.Bottleneck):
     """
 
     _eager_class = reference.Bottleneck
+    _eager_methods = as_defined(reference.Bottleneck, "forward")
 
     def _trained(self, x: Tensor) -> Tensor | None:
         return train(self, x, ("conv1", "conv2", "conv3"), (None, "bn1", "bn2", "bn3"), relu=True, shortcut=True)

@@ -5,6 +5,7 @@ from torch import Tensor
 from .. import ops, reference
 from ..functional import kernel_dtype, pre_activates_on_reading
 from ._block import FusedBlock, as_eager, nhwc
+from ._eager import as_defined
 from ._read import batch_norm, conv_alone, conv_norm, indexable, is_relu
 from ._train import train
 
@@ -13,6 +14,7 @@ class FusedPlainBlock(FusedBlock, reference.PlainBlock):
     """``relu(bn2(conv2(relu(bn1(conv1(x))))))``: He et al. 2015 (arXiv:1512.03385), section 3.3."""
 
     _eager_class = reference.PlainBlock
+    _eager_methods = as_defined(reference.PlainBlock, "forward")
 
     def _trained(self, x: Tensor) -> Tensor | None:
         return train(self, x, ("conv1", "conv2"), (None, "bn1", "bn2"), relu=True, shortcut=False)
@@ -36,6 +38,7 @@ class FusedPlainPreActBlock(FusedBlock, reference.PlainPreActBlock):
     """``conv2(relu(bn2(conv1(relu(bn1(x))))))``: a pre-activation block without its shortcut."""
 
     _eager_class = reference.PlainPreActBlock
+    _eager_methods = as_defined(reference.PlainPreActBlock, "forward")
 
     def _trained(self, x: Tensor) -> Tensor | None:
         return train(self, x, ("conv1", "conv2"), ("bn1", "bn2", None), relu=False, shortcut=False)

@@ -7,6 +7,7 @@ from torch import Tensor
 from .. import ops, reference
 from ..functional import kernel_dtype, pre_activates_on_reading
 from ._block import FusedBlock, as_eager, conv_add, nhwc
+from ._eager import as_defined
 from ._read import batch_norm, conv_alone, conv_norm, is_relu, shortcut
 from ._train import train
 
@@ -21,6 +22,7 @@ class FusedPreActBlock(FusedBlock, reference.PreActBlock):
     """
 
     _eager_class = reference.PreActBlock
+    _eager_methods = as_defined(reference.PreActBlock, "forward")
 
     def _trained(self, x: Tensor) -> Tensor | None:
         return train(self, x, ("conv1", "conv2"), ("bn1", "bn2", None), relu=False, shortcut=True)
@@ -52,6 +54,7 @@ class FusedPreActBottleneck(FusedBlock, reference.PreActBottleneck):
     """
 
     _eager_class = reference.PreActBottleneck
+    _eager_methods = as_defined(reference.PreActBottleneck, "forward")
 
     def _trained(self, x: Tensor) -> Tensor | None:
         return train(self, x, ("conv1", "conv2", "conv3"), ("bn1", "bn2", "bn3", None), relu=False, shortcut=True)

@@ -1,6 +1,6 @@
 """The first and the last layers of a network: what its blocks leave to fuse."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .. import autograd, ops
 from ..functional import kernel_dtype
 from ._block import nhwc
+from ._eager import Methods, replacement
 from ._packing import OwnsPackedWeights
 from ._read import batch_norm, conv_alone, conv_norm, indexable, is_relu, touched
 from ._train import train, trains_fused
@@ -21,6 +22,8 @@ class FusedStem(OwnsPackedWeights):
     :class:`~resnet_fused.modules._block.FusedBlock`, leaves the format alone.
     """
 
+    _eager_class: ClassVar[type[nn.Module]]
+    _eager_methods: ClassVar[Methods]
     conv1: Any
     bn1: Any
     relu: Any
@@ -70,11 +73,16 @@ class FusedPreActEnds(OwnsPackedWeights):
     ``_stem`` returns channels_last where it is fused, as :class:`FusedStem`'s does.
     """
 
+    _eager_class: ClassVar[type[nn.Module]]
+    _eager_methods: ClassVar[Methods]
     conv1: Any
     bn1: Any
     relu: Any
 
     def _stem(self, x: Tensor) -> Tensor:
+        theirs = replacement(self, "_stem")
+        if theirs is not None:
+            return theirs(self, x)
         dtype, how = kernel_dtype(x)
         conv = None if dtype is None else conv_alone(self._modules.get("conv1"), dtype)
         if dtype is None or conv is None or not indexable(x, conv[0].shape[0]):
@@ -84,6 +92,9 @@ class FusedPreActEnds(OwnsPackedWeights):
         return y.contiguous(memory_format=torch.channels_last)
 
     def _tail(self, x: Tensor) -> Tensor:
+        theirs = replacement(self, "_tail")
+        if theirs is not None:
+            return theirs(self, x)
         dtype, _ = kernel_dtype(x)
         norm = batch_norm(self._modules.get("bn1"))
         if dtype is None or norm is None or not is_relu(self._modules.get("relu")):

@@ -1,47 +1,58 @@
 """What the blocks of every library share: which children a block has, and what each must be."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol
 
 from torch import nn
 
+from ..modules._eager import replaced
 from . import _reasons
 
-Refusal = Callable[[nn.Module], str | None]
+
+class Refusal(Protocol):
+    def __call__(self, module: nn.Module, path: str, converted: bool) -> str | None: ...
 
 
 @dataclass(frozen=True)
 class Recogniser:
-    """``eager`` (by exact type) becomes ``fused`` unless ``refusal`` gives a reason. kind is for the report."""
+    """``eager`` (by exact type) becomes ``fused`` unless :meth:`reason` has one. kind is for the report."""
 
     kind: str
     eager: type[nn.Module]
-    fused: type[nn.Module]
+    fused: Any  # a FusedBlock, FusedStem or FusedPreActEnds
     refusal: Refusal
 
+    def reason(self, module: nn.Module, path: str, converted: bool = False) -> str | None:
+        """Why the module at ``path`` cannot be fused, or why it runs eagerly where it is fused; None if it is right."""
+        method = replaced(self.eager, self.fused._eager_methods)
+        if method is not None:
+            return f"{_reasons.class_name(self.eager)}.{method} was replaced by another function"
+        return self.refusal(module, path, converted)
 
-def _refuse_block(layers: int, has_shortcut: bool, block: nn.Module) -> str | None:
+
+def _refuse_block(layers: int, has_shortcut: bool, block: nn.Module, path: str, converted: bool) -> str | None:
     names = range(1, layers + 1)
     return _reasons.first(
         (
             _reasons.own_forward(block),
-            *(_reasons.conv(block, f"conv{i}") for i in names),
-            *(_reasons.batch_norm(block, f"bn{i}") for i in names),
-            _reasons.relu(block),
-            _reasons.shortcut(block) if has_shortcut else None,
+            *(_reasons.conv(block, f"conv{i}", path) for i in names),
+            *(_reasons.batch_norm(block, f"bn{i}", path, converted) for i in names),
+            _reasons.relu(block, path),
+            _reasons.shortcut(block, path, converted) if has_shortcut else None,
         )
     )
 
 
-def _refuse_stem(pool: str | None, network: nn.Module) -> str | None:
+def _refuse_stem(pool: str | None, network: nn.Module, path: str, converted: bool) -> str | None:
     return _reasons.first(
         (
             _reasons.own_forward(network),
-            _reasons.conv(network, "conv1"),
-            _reasons.batch_norm(network, "bn1"),
-            _reasons.relu(network),
-            None if pool is None else _reasons.pool(network, pool),
+            _reasons.conv(network, "conv1", path),
+            _reasons.batch_norm(network, "bn1", path, converted),
+            _reasons.relu(network, path),
+            # A fused stem calls a pool that it cannot take in.
+            None if pool is None or converted else _reasons.pool(network, pool, path),
         )
     )
 

@@ -1,4 +1,8 @@
-"""Why a module cannot be fused, in plain words with the offending values; None where it can."""
+"""Why a module cannot be fused, in plain words with the offending values; None where it can.
+
+``path`` is the owner's name in the model. With ``converted`` the question is why a module that is fused already runs
+eagerly: it does more than :func:`resnet_fused.convert` would begin with.
+"""
 
 from collections.abc import Iterable
 
@@ -16,79 +20,95 @@ def first(reasons: Iterable[str | None]) -> str | None:
     return next((reason for reason in reasons if reason is not None), None)
 
 
-def conv(owner: nn.Module, name: str) -> str | None:
+def class_name(kind: type) -> str:
+    """With its package, as people import it: ``torch.nn.Conv2d``, not ``torch.nn.modules.conv.Conv2d``."""
+    if getattr(nn, kind.__name__, None) is kind:
+        return f"torch.nn.{kind.__name__}"
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def conv(owner: nn.Module, name: str, path: str) -> str | None:
     module = getattr(owner, name, None)
-    reason = _exactly(module, nn.Conv2d, name)
+    full = _join(path, name)
+    reason = _exactly(module, full, nn.Conv2d)
     if reason is not None:
         return reason
     if module.padding_mode != "zeros":  # type: ignore[union-attr]
-        return f"{name} has padding_mode {module.padding_mode!r}, not 'zeros'"  # type: ignore[union-attr]
+        return f"{full} has padding_mode {module.padding_mode!r}, not 'zeros'"  # type: ignore[union-attr]
     if isinstance(module.padding, str):  # type: ignore[union-attr]
-        return f"{name} has padding {module.padding!r}, not a number of pixels"  # type: ignore[union-attr]
+        return f"{full} has padding {module.padding!r}, not a number of pixels"  # type: ignore[union-attr]
     return None
 
 
-def batch_norm(owner: nn.Module, name: str) -> str | None:
+def batch_norm(owner: nn.Module, name: str, path: str, converted: bool = False) -> str | None:
     module = getattr(owner, name, None)
-    reason = _exactly(module, nn.BatchNorm2d, name)
-    if reason is not None:
+    full = _join(path, name)
+    reason = _exactly(module, full, nn.BatchNorm2d, *((nn.SyncBatchNorm,) if converted else ()))
+    if reason is not None or converted:
         return reason
     if module.running_mean is None or module.running_var is None:  # type: ignore[union-attr]
-        return f"{name} keeps no running statistics (track_running_stats=False), so eval mode normalises by the batch"
+        return f"{full} keeps no running statistics (track_running_stats=False), so eval mode normalises by the batch"
     return None
 
 
-def relu(owner: nn.Module, name: str = "relu") -> str | None:
-    return _exactly(getattr(owner, name, None), nn.ReLU, name)
+def relu(owner: nn.Module, path: str) -> str | None:
+    return _exactly(getattr(owner, "relu", None), _join(path, "relu"), nn.ReLU)
 
 
-def shortcut(owner: nn.Module, name: str = "downsample") -> str | None:
-    module = getattr(owner, name, None)
+def shortcut(owner: nn.Module, path: str, converted: bool = False) -> str | None:
+    module = getattr(owner, "downsample", None)
+    full = _join(path, "downsample")
     if module is None:
         return None
     if type(module) not in SHORTCUTS:
-        kinds = ", ".join(kind.__name__ for kind in SHORTCUTS)
-        return f"{name} is {type(module).__name__}; {kinds} or None expected"
+        kinds = ", ".join(class_name(kind) for kind in SHORTCUTS)
+        return f"{full} is {class_name(type(module))}; {kinds} or None expected"
+    if converted:  # any but a convolution is called as a module where no kernel takes it
+        return conv(owner, "downsample", path) if type(module) is nn.Conv2d else None
     for child_name, child in module.named_modules():
-        full = f"{name}.{child_name}" if child_name else name
-        reason = _hook(child, full)
+        child_path = _join(full, child_name)
+        reason = _hook(child, child_path)
         if reason is not None:
             return reason
         if isinstance(child, nn.Conv2d | nn.modules.batchnorm._BatchNorm):
             exact = nn.Conv2d if isinstance(child, nn.Conv2d) else nn.BatchNorm2d
-            reason = _exactly(child, exact, full)
+            reason = _exactly(child, child_path, exact)
             if reason is not None:
                 return reason
     return None
 
 
-def pool(owner: nn.Module, name: str) -> str | None:
+def pool(owner: nn.Module, name: str, path: str) -> str | None:
     module = getattr(owner, name, None)
+    full = _join(path, name)
     if isinstance(module, nn.Identity):
-        return _exactly(module, nn.Identity, name)
-    reason = _exactly(module, nn.MaxPool2d, name)
+        return _exactly(module, full, nn.Identity)
+    reason = _exactly(module, full, nn.MaxPool2d)
     if reason is None and not is_plain_pool(module):  # type: ignore[arg-type]
-        return f"{name} is {module}; the fused stem pools without dilation, ceil_mode or return_indices"
+        return f"{full} is {module}; the fused stem pools without dilation, ceil_mode or return_indices"
     return reason
 
 
 def own_forward(module: nn.Module) -> str | None:
     if "forward" in module.__dict__:
         return "its forward was replaced on this instance"
+    if parametrize.is_parametrized(module):
+        return "it is parametrised (torch.nn.utils.parametrize)"
     return None
 
 
-def _exactly(module: object, kind: type[nn.Module], name: str) -> str | None:
+def _exactly(module: object, full: str, *kinds: type[nn.Module]) -> str | None:
+    expected = class_name(kinds[0])
     if not isinstance(module, nn.Module):
-        return f"{name} is {module!r}, not a {kind.__name__} module"
+        return f"{full} is {module!r}, not a {expected} module"
     if parametrize.is_parametrized(module):
-        return f"{name} is parametrised (torch.nn.utils.parametrize)"
-    if type(module) is not kind:
-        return f"{name} is {type(module).__name__}, not {kind.__name__}"
-    return _hook(module, name)
+        return f"{full} is parametrised (torch.nn.utils.parametrize)"
+    if type(module) not in kinds:
+        return f"{full} is {class_name(type(module))}, not {expected}"
+    return _hook(module, full)
 
 
-def _hook(module: nn.Module, name: str) -> str | None:
+def _hook(module: nn.Module, full: str) -> str | None:
     kinds = {
         "forward pre-hook": module._forward_pre_hooks,
         "forward hook": module._forward_hooks,
@@ -97,7 +117,11 @@ def _hook(module: nn.Module, name: str) -> str | None:
     }
     for kind, hooks in kinds.items():
         if hooks:
-            return f"a {kind} is registered on {name}"
+            return f"a {kind} is registered on {full}"
     if touched(module):
-        return f"forward, weight or bias of {name} was replaced by a plain attribute"
+        return f"forward, weight or bias of {full} was replaced by a plain attribute"
     return None
+
+
+def _join(path: str, name: str) -> str:
+    return ".".join(part for part in (path, name) if part)

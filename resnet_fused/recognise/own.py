@@ -1,8 +1,11 @@
 """The eager blocks of :mod:`resnet_fused.reference` and the networks of :mod:`resnet_fused.models`."""
 
+from torch import Tensor
+
 from .. import modules, reference
 from ..models import cifar, resnet
 from ..modules import FusedPreActEnds, FusedStem
+from ..modules._eager import as_defined, replacement
 from ._blocks import (
     Recogniser,
     refuse_pooled_stem,
@@ -13,22 +16,33 @@ from ._blocks import (
 )
 
 
-class FusedResNet(FusedStem, resnet.ResNet):
+class _OwnStem(FusedStem):
+    """The stem of a network that has it as a method, which somebody may replace."""
+
+    def _stem(self, x: Tensor) -> Tensor:
+        theirs = replacement(self, "_stem")
+        return super()._stem(x) if theirs is None else theirs(self, x)
+
+
+class FusedResNet(_OwnStem, resnet.ResNet):
     """:class:`resnet_fused.models.ResNet` with a fused stem."""
 
     _eager_class = resnet.ResNet
+    _eager_methods = as_defined(resnet.ResNet, "forward", "_stem")
 
 
-class FusedCifarResNet(FusedStem, cifar.CifarResNet):
+class FusedCifarResNet(_OwnStem, cifar.CifarResNet):
     """:class:`resnet_fused.models.CifarResNet` with a fused stem; there is no pooling in it."""
 
     _eager_class = cifar.CifarResNet
+    _eager_methods = as_defined(cifar.CifarResNet, "forward", "_stem")
 
 
 class FusedCifarPreActResNet(FusedPreActEnds, cifar.CifarPreActResNet):
     """:class:`resnet_fused.models.CifarPreActResNet` with a fused BatchNorm and ReLU at its end."""
 
     _eager_class = cifar.CifarPreActResNet
+    _eager_methods = as_defined(cifar.CifarPreActResNet, "forward", "_stem", "_tail")
 
 
 RECOGNISERS = (

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 
 from ..modules import FusedBasicBlock, FusedBottleneck, FusedStem
+from ..modules._eager import as_defined, replacement
 from ._blocks import Recogniser, refuse_pooled_stem, refuse_three_convs, refuse_two_convs
 
 
@@ -12,18 +13,21 @@ class FusedTorchvisionBasicBlock(FusedBasicBlock, resnet.BasicBlock):
     """A converted BasicBlock; still an instance of torchvision's, for code that asks."""
 
     _eager_class = resnet.BasicBlock
+    _eager_methods = as_defined(resnet.BasicBlock, "forward")
 
 
 class FusedTorchvisionBottleneck(FusedBottleneck, resnet.Bottleneck):
     """A converted Bottleneck; still an instance of torchvision's, for code that asks."""
 
     _eager_class = resnet.Bottleneck
+    _eager_methods = as_defined(resnet.Bottleneck, "forward")
 
 
 class FusedTorchvisionResNet(FusedStem, resnet.ResNet):
     """A ResNet with a fused stem; everything after the stem runs module by module, as in eager."""
 
     _eager_class = resnet.ResNet
+    _eager_methods = as_defined(resnet.ResNet, "forward", "_forward_impl")
     layer1: nn.Module
     layer2: nn.Module
     layer3: nn.Module
@@ -32,6 +36,9 @@ class FusedTorchvisionResNet(FusedStem, resnet.ResNet):
     fc: nn.Module
 
     def _forward_impl(self, x: Tensor) -> Tensor:
+        theirs = replacement(self, "_forward_impl")
+        if theirs is not None:
+            return theirs(self, x)
         x = self._stem(x)
         for part in (self.layer1, self.layer2, self.layer3, self.layer4, self.avgpool):
             x = part(x)

@@ -1,0 +1,75 @@
+"""Subclasses of known blocks and networks that leave the computation alone get a fused class, made at run time."""
+
+import abc
+import inspect
+import types
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ..modules._packing import OwnsPackedWeights
+from ._blocks import Recogniser
+from ._reasons import class_name
+
+# What a call goes through, and what making, copying and deleting an instance does.
+_CALL = ("__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__getattribute__")
+_INSTANCE = ("__new__", "__del__", "__copy__", "__deepcopy__", "__reduce__", "__reduce_ex__")
+_ARGUMENTS = ("__getnewargs__", "__getnewargs_ex__", "__init_subclass__")
+# Layers are registered modules; a class attribute of such a name would hide one.
+_LAYERS = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "relu", "downsample", "maxpool")
+# Fused classes have these too, and call the next class's.
+_SHARED = ("_apply", "_load_from_state_dict", "recompute", "fused_training")
+_ABSENT = object()
+
+
+class MadeOfSubclass(nn.Module):
+    """The first base of classes made here. No import finds them, so an instance is pickled by its eager class."""
+
+    _eager_class: ClassVar[type[nn.Module]]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        state = super().__reduce_ex__(max(2, protocol))[2]  # type: ignore[index]
+        return _new, (self._eager_class,), state
+
+
+def overridden(kind: type[nn.Module], base: Recogniser) -> str | None:
+    """Why a subclass of a known eager class cannot be fused as that class can, None where it can."""
+    if type(kind) not in (type, abc.ABCMeta):
+        return f"{class_name(kind)} has the metaclass {class_name(type(kind))}"
+    for name in (*base.fused._eager_methods, *_CALL, *_LAYERS, *_INSTANCE, *_ARGUMENTS, *_of_fusing(base)):
+        if inspect.getattr_static(kind, name, _ABSENT) is not inspect.getattr_static(base.eager, name, _ABSENT):
+            return f"{class_name(kind)} overrides {name} of {class_name(base.eager)}"
+    return None
+
+
+def recogniser_of(kind: type[nn.Module], base: Recogniser) -> Recogniser:
+    """``base`` for its subclass ``kind``: the fused class derives from both, first from ``kind``."""
+    # Python keeps a class's subclasses as long as somebody else does; a table of our own would keep them for ever.
+    made: Any = next((c for c in kind.__subclasses__() if issubclass(c, MadeOfSubclass)), None)
+    if made is None:
+        attributes = {
+            "_eager_class": kind,
+            "__module__": kind.__module__,
+            "__doc__": f":class:`{class_name(kind)}`, converted.",
+        }
+        bases = (MadeOfSubclass, kind, base.fused)
+        made = types.new_class(f"Fused{kind.__name__}", bases, exec_body=lambda namespace: namespace.update(attributes))
+    return replace(base, eager=kind, fused=made)
+
+
+def _of_fusing(base: Recogniser) -> Iterator[str]:
+    """The names that fused classes use for themselves."""
+    for kind in base.fused.__mro__:
+        if issubclass(kind, OwnsPackedWeights):
+            yield from (name for name in vars(kind) if not name.startswith("__") and name not in _SHARED)
+
+
+def _new(kind: type[nn.Module]) -> nn.Module:
+    """Called by pickle: a fused instance of ``kind`` without state, an eager one where it can no longer be fused."""
+    from . import find_class  # imports this file
+
+    recogniser = find_class(kind)
+    made = kind if recogniser is None else recogniser.fused
+    return made.__new__(made)  # type: ignore[no-any-return]

@@ -1,0 +1,60 @@
+"""Which modules of unknown classes look like residual blocks, so that a report can name them."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # by exact type: a subclass has a name worth reporting
+
+
+def looks_like_a_block(module: nn.Module) -> bool:
+    """Whether a module has convolutions and norms: of its own, in plain containers, or in units of one convolution.
+
+    Some libraries' convolutions hold their norm.
+    """
+    is_container = type(module) in _CONTAINERS  # whose own name says nothing: as little of it as there is a reason for
+    parts = list(module.children() if is_container else _children(module))
+    convs = [part for part in parts if _is_conv(part)]
+    norms = [part for part in (*parts, *(child for conv in convs for child in conv.children())) if _is_norm(part)]
+    units = [] if is_container else [part for part in parts if _is_unit(part)]
+    return bool(convs and norms) or (len(units) > 0 and len(units) + len(convs) > 1)
+
+
+def parts_of(block: nn.Module) -> Iterator[nn.Module]:
+    """What belongs to a block and is none of its own: plain containers, and units of one convolution."""
+    if type(block) in _CONTAINERS:
+        return
+    for child in _children(block, containers=True):
+        if type(child) in _CONTAINERS:
+            yield child
+        elif _is_unit(child):
+            yield from child.modules()
+
+
+def _children(module: nn.Module, containers: bool = False) -> Iterator[nn.Module]:
+    """The children, and in place of (or beside) a plain container what it holds."""
+    for child in module.children():
+        is_container = type(child) in _CONTAINERS
+        if containers or not is_container:
+            yield child
+        if is_container:
+            yield from _children(child, containers)
+
+
+def _is_unit(module: nn.Module) -> bool:
+    """One convolution with its norm, as ``ConvNormAct`` modules of many libraries are. With more it is a block."""
+    if type(module) in _CONTAINERS or _is_conv(module):
+        return False
+    inside = list(module.modules())
+    if any(isinstance(part, nn.Linear) for part in inside):
+        return False
+    return sum(map(_is_conv, inside)) == 1 and any(map(_is_norm, inside))
+
+
+def _is_conv(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.conv._ConvNd)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """By name, which frozen, group and other libraries' norms share; without convolutions, as ``ConvNorm`` is not."""
+    return "norm" in type(module).__name__.lower() and not any(map(_is_conv, module.modules()))

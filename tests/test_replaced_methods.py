@@ -1,0 +1,144 @@
+"""A method replaced on an eager class, before or after conversion, is what runs."""
+
+import subprocess
+import sys
+from functools import wraps
+from pathlib import Path
+
+import pytest
+import torch
+from criterion import assert_close
+from support import randomise, truth
+
+import resnet_fused
+from resnet_fused import models, reference
+
+tv = pytest.importorskip("torchvision.models")
+resnet = tv.resnet
+
+ROOT = Path(__file__).parents[1]
+
+
+def small(network, block):
+    return lambda **arguments: network(block, [1, 1, 1, 1], **arguments)
+
+
+# Each: the class, its method, a network with it.
+METHODS = {
+    "torchvision-BasicBlock-forward": (resnet.BasicBlock, "forward", small(resnet.ResNet, resnet.BasicBlock)),
+    "torchvision-Bottleneck-forward": (resnet.Bottleneck, "forward", small(resnet.ResNet, resnet.Bottleneck)),
+    "torchvision-ResNet-forward": (resnet.ResNet, "forward", small(resnet.ResNet, resnet.BasicBlock)),
+    "torchvision-ResNet-_forward_impl": (resnet.ResNet, "_forward_impl", small(resnet.ResNet, resnet.BasicBlock)),
+    "BasicBlock-forward": (reference.BasicBlock, "forward", models.small_resnet),
+    "PreActBlock-forward": (reference.PreActBlock, "forward", models.small_preact_resnet),
+    "ResNet-forward": (models.ResNet, "forward", small(models.ResNet, reference.BasicBlock)),
+    "ResNet-_stem": (models.ResNet, "_stem", small(models.ResNet, reference.BasicBlock)),
+    "CifarResNet-forward": (models.CifarResNet, "forward", models.small_resnet),
+    "CifarResNet-_stem": (models.CifarResNet, "_stem", models.small_resnet),
+    "CifarPreActResNet-_stem": (models.CifarPreActResNet, "_stem", models.small_preact_resnet),
+    "CifarPreActResNet-_tail": (models.CifarPreActResNet, "_tail", models.small_preact_resnet),
+}
+
+
+def doubled(function):
+    @wraps(function)  # copies the names of the function that it replaces
+    def theirs(self, x):
+        return 2 * function(self, x)
+
+    return theirs
+
+
+@pytest.fixture(params=METHODS)
+def case(request):
+    return METHODS[request.param]
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_method_replaced_after_conversion_runs(case, monkeypatch, gradients):
+    cls, name, build = case
+    model = randomise(build(num_classes=50)).eval()
+    x = torch.randn(1, 3, 32, 32)
+    before = truth(model, x)
+    resnet_fused.convert(model, strict=True)
+    with monkeypatch.context() as patch, torch.set_grad_enabled(gradients):
+        patch.setattr(cls, name, doubled(getattr(cls, name)))
+        actual = model(x).detach()
+        affected = [entry for entry in resnet_fused.report(model).values() if entry.runs_eagerly]
+        eager = resnet_fused.revert(model)
+        exact = truth(eager, x)
+        assert not torch.allclose(exact, before, rtol=1e-2), "the replacement shows"
+        assert_close(actual, eager(x).detach(), exact)
+    assert affected
+    assert all(f"{name} was replaced by another function" in entry.reason for entry in affected)
+
+
+def test_a_method_replaced_before_conversion_is_refused(case, monkeypatch):
+    cls, name, build = case
+    model = randomise(build(num_classes=50)).eval()
+    x = torch.randn(1, 3, 32, 32)
+    monkeypatch.setattr(cls, name, doubled(getattr(cls, name)))
+    exact = truth(model, x)
+    with torch.no_grad():
+        expected = model(x)
+        resnet_fused.convert(model)
+        assert_close(model(x), expected, exact)
+    entries = resnet_fused.report(model)
+    refused = [entry.reason for entry in entries.values() if entry.status == "refused"]
+    assert refused
+    assert set(refused) == {f"{cls.__module__}.{cls.__qualname__}.{name} was replaced by another function"}
+    with pytest.raises(ValueError, match=f"{name} was replaced by another function"):
+        resnet_fused.convert(model, strict=True)
+
+
+def test_a_replacement_that_goes_away_leaves_the_block_fused(monkeypatch):
+    block = resnet_fused.convert(randomise(resnet.BasicBlock(8, 8)).eval())
+    x = torch.randn(1, 8, 5, 5)
+    with torch.no_grad():
+        expected = block(x)
+        with monkeypatch.context() as patch:
+            patch.setattr(resnet.BasicBlock, "forward", doubled(resnet.BasicBlock.forward))
+            assert not torch.equal(block(x), expected)
+        assert torch.equal(block(x), expected)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_library_that_replaced_it_before_we_were_imported_is_noticed(wrapped):
+    code = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import torch, torchvision_shim
+torchvision_shim.install()
+from torchvision.models import resnet
+from functools import wraps
+from criterion import assert_close
+from support import truth
+original = resnet.BasicBlock.forward
+def theirs(self, x):
+    return 2 * original(self, x)
+resnet.BasicBlock.forward = wraps(original)(theirs) if {wrapped} else theirs
+import resnet_fused
+torch.manual_seed(0)
+model = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1]).eval()
+x = torch.randn(1, 3, 32, 32)
+exact = truth(model, x)
+with torch.no_grad():
+    expected = model(x)
+    report = resnet_fused.report(resnet_fused.convert(model))
+    assert_close(model(x), expected, exact)
+    print(report.count("converted"), report["layer1.0"].reason)
+    resnet.BasicBlock.forward = original
+    print(resnet_fused.report(model)["layer1.0"].status)
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert shown[0] == "1 torchvision.models.resnet.BasicBlock.forward was replaced by another function"
+    assert shown[1] == "refused", "what was replaced when we saw it first stays unknown"
+
+
+def test_compiled_blocks_know_replacements_too(monkeypatch):
+    block = resnet_fused.convert(randomise(resnet.BasicBlock(8, 8)).eval())
+    x = torch.randn(1, 8, 5, 5)
+    with torch.no_grad():
+        fused = torch.compile(block, fullgraph=True, backend="aot_eager")(x)
+        monkeypatch.setattr(resnet.BasicBlock, "forward", doubled(resnet.BasicBlock.forward))
+        torch.compiler.reset()
+        torch.testing.assert_close(torch.compile(block, fullgraph=True, backend="aot_eager")(x), 2 * fused)
