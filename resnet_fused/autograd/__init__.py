@@ -4,7 +4,7 @@ import torch
 
 from .cast import conv_in, norm_in
 from .layout import Conv, Norm, Pair, Pool, pack
-from .op import train_chain
+from .op import train_chain, train_chain_and
 from .statistics import update_running
 
 
@@ -35,4 +35,16 @@ def pool_in(device: torch.device, kernel: Pair, stride: Pair, padding: Pair) -> 
     return (kernel, stride, padding) if fits and device.type in _POOLING_DEVICES else None
 
 
-__all__ = ["DEVICES", "Conv", "Norm", "Pool", "conv_in", "norm_in", "pack", "pool_in", "train_chain", "update_running"]
+__all__ = [
+    "DEVICES",
+    "Conv",
+    "Norm",
+    "Pool",
+    "conv_in",
+    "norm_in",
+    "pack",
+    "pool_in",
+    "train_chain",
+    "train_chain_and",
+    "update_running",
+]

@@ -4,6 +4,7 @@ The formulas are in docs/training.md; those of BatchNorm are Ioffe and Szegedy 2
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from .forward import (
 from .gradient_sums import Sums, conv_backward_reduce, sums_with_the_gradient
 from .input_gradient import input_gradient
 from .layout import ConvSlots, Layout, NormSlots
+from .running import Change, change
 from .statistics import sum_over_processes
 from .weight_gradient import weight_gradient
 
@@ -136,22 +138,41 @@ class Backward:
             return None
         raw = self._raw(key)
         statistics = self.statistics.get(key)
-        args = (grad, raw, *norm_args(norm, self.tensors, statistics), None, relu)
+        args = norm_args(norm, self.tensors, statistics)
+        now = self._change(norm, args)
         if not self._wants_sums(key, norm):
-            return ops.bn_act_backward(*args, None, None, 1.0)
-        sum_g, sum_g_xhat = sums or ops.bn_act_backward_reduce(*args)
-        for slot, total in ((norm.gamma, sum_g_xhat), (norm.beta, sum_g)):
+            return self._through_constants(grad, raw, args, relu, now)
+        sum_g, sum_g_xhat = sums or ops.bn_act_backward_reduce(grad, raw, *args, None, relu)
+        for slot, total in (
+            (norm.gamma, sum_g_xhat if now is None else now.of_sum(sum_g_xhat, sum_g)),
+            (norm.beta, sum_g),
+        ):
             if slot is not None and self.needs[slot]:
                 self.grads[slot] = total.to(self.tensors[slot].dtype)
         if not flows:
             return None
-        if statistics is None:
-            return ops.bn_act_backward(*args, None, None, 1.0)
+        if statistics is None or not norm.trains:
+            return self._through_constants(grad, raw, args, relu, now)
         count = torch.sym_float(raw.shape[0] * raw.shape[2] * raw.shape[3])
         if norm.sync:  # gamma and beta learn from this process's share, as DistributedDataParallel expects
             totals = sum_over_processes(torch.stack([sum_g, sum_g_xhat]), self.group) / statistics[2]
             (sum_g, sum_g_xhat), count = totals.unbind(), 1.0
-        return ops.bn_act_backward(*args, sum_g, sum_g_xhat, count)
+        return ops.bn_act_backward(grad, raw, *args, None, relu, sum_g, sum_g_xhat, count)
+
+    def _through_constants(
+        self, grad: Tensor, raw: Tensor, args: tuple[Any, ...], relu: bool, now: Change | None
+    ) -> Tensor:
+        """The gradient of ``raw`` through a BatchNorm that used running statistics."""
+        gamma, beta, *rest = args
+        if now is not None:
+            gamma, beta = now.of_affine(gamma, beta)
+        return ops.bn_act_backward(grad, raw, gamma, beta, *rest, None, relu, None, None, 1.0)
+
+    def _change(self, norm: NormSlots, args: tuple[Any, ...]) -> Change | None:
+        """What has become of the statistics of ``args`` since they were used; None where they cannot have changed."""
+        if norm.mean is None or norm.var is None:
+            return None
+        return change(args[2:4], (self.tensors[norm.mean], self.tensors[norm.var]), norm.eps)
 
     def _conv(self, grad: Tensor, i: int, conv: ConvSlots, beside: Tensor | None = None) -> Tensor | None:
         """From the gradient of a convolution of ``act[i]`` to that of ``act[i]``; weight's and bias's on the way.

@@ -96,6 +96,12 @@ class Layout(NamedTuple):
                 yield key, norm
 
 
+def running_slots(layout: Layout) -> dict[int, tuple[int, int]]:
+    """Where the running mean and variance are of each BatchNorm, by key, that normalises by them."""
+    norms = layout.all_norms()
+    return {key: (norm.mean, norm.var) for key, norm in norms if norm.mean is not None and norm.var is not None}
+
+
 _HEADER, _CONV, _NORM = 12, 8, 5
 _NO_POOL = ((0, 0), (0, 0), (0, 0))
 

@@ -1,6 +1,7 @@
 """``resnet_fused::train_chain``: a chain as one op with one autograd formula."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from . import twin
 from .backward import Backward
 from .forward import Statistics, forward, kept
-from .layout import Layout, unpack
+from .layout import Layout, running_slots, unpack
 
 _SCHEMA = "(Tensor x, Tensor[] tensors, int[] layout, float[] eps, str group) -> Tensor[]"
 
@@ -44,7 +45,47 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> N
     # A residual is added and forgotten; it is the last of the tensors.
     ctx.count = len(tensors)
     read = tensors if layout.residual is None else tensors[:-1]
-    ctx.save_for_backward(x, *read, *(output if layout.reads_output else output[1:]))
+    # The running statistics that were used, which training may change before the backward pass (see Backward._norm).
+    used = [tensors[slot].clone() for slots in running_slots(layout).values() for slot in slots]
+    if _first.do is not None:
+        do, _first.do = _first.do, None
+        do(output)
+    ctx.save_for_backward(x, *read, *(output if layout.reads_output else output[1:]), *used)
+
+
+class _First(threading.local):
+    do: Callable[[list[Tensor]], None] | None = None
+
+
+_first = _First()
+
+
+def train_chain_and(
+    do: Callable[[list[Tensor]], None],
+    x: Tensor,
+    tensors: list[Tensor],
+    layout: list[int],
+    eps: list[float],
+    group: str,
+) -> Tensor:
+    """``train_chain``'s ``out``; ``do`` is called with all that the op returned, before autograd keeps anything of it.
+
+    ``torch.utils.checkpoint`` stops a forward pass that runs again at the last tensor that was kept the first time,
+    by an exception that comes out of this call. Eager's BatchNorms, too, have updated their averages by then.
+    """
+    if torch.compiler.is_compiling():
+        outputs = train_chain(x, tensors, layout, eps, group)
+        do(outputs)
+        return outputs[0]
+    _first.do = do
+    try:
+        outputs = train_chain(x, tensors, layout, eps, group)
+        nothing_kept = _first.do is not None
+    finally:
+        _first.do = None
+    if nothing_kept:
+        do(outputs)
+    return outputs[0]
 
 
 def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
@@ -57,17 +98,24 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     tensors = [next(saved) for _ in range(ctx.count - (layout.residual is not None))]
     out = next(saved) if layout.reads_output else None
     needs = ctx.needs_input_grad[:2]
-    if torch.is_grad_enabled():  # create_graph=True
-        return *_differentiable(grads[0], x, tensors, layout, out, needs), *nothing
     taken = None if layout.pool is None else next(saved)
     raws = {key: next(saved) for key in ctx.raws}
     statistics: Statistics = {key: [next(saved) for _ in range(3)] for key, norm in layout.all_norms() if norm.trains}
+    statistics |= {key: [next(saved) for _ in range(2)] for key in running_slots(layout)}
+    if torch.is_grad_enabled():  # create_graph=True
+        return *_differentiable(grads[0], x, tensors, layout, out, statistics, needs), *nothing
     to_x, to_tensors = Backward(x, tensors, layout, ctx.group, out, taken, raws, statistics, needs).run(grads[0])
     return to_x, to_tensors, *nothing
 
 
 def _differentiable(
-    grad: Tensor, x: Tensor, tensors: list[Tensor], layout: Layout, out: Tensor | None, needs: Sequence[Any]
+    grad: Tensor,
+    x: Tensor,
+    tensors: list[Tensor],
+    layout: Layout,
+    out: Tensor | None,
+    statistics: Statistics,
+    needs: Sequence[Any],
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """The gradients as functions that autograd can differentiate again: those of the chain in plain torch."""
     if any(norm.sync for _, norm in layout.all_norms()):
@@ -78,7 +126,14 @@ def _differentiable(
     if layout.residual is not None:  # its value shows in the ReLU's mask only, which out gives
         shape = torch.zeros_like(grad) if out is None else torch.zeros_like(out)
         tensors = [*tensors, shape.requires_grad_()]
-    y = twin.chain(x, tensors, layout._replace(relu=False) if out is not None else layout)
+    read = list(tensors)
+    for key, slots in running_slots(layout).items():
+        for slot, used in zip(slots, statistics[key], strict=True):
+            read[slot] = used.clone()
+    y = twin.chain(x, read, layout._replace(relu=False) if out is not None else layout)
+    for slots in running_slots(layout).values():
+        for slot in slots:  # eager's graph keeps the buffers themselves, with what is in them now
+            read[slot].data.copy_(tensors[slot])
     grad = grad if out is None else torch.where(out > 0, grad, 0)
     wanted = [t for t, need in zip([x, *tensors], [needs[0], *needs[1]], strict=True) if need]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))

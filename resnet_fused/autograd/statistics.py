@@ -75,6 +75,7 @@ def update_running(norm: nn.Module, mean: Tensor, var: Tensor, count: Tensor) ->
 
     ``running = momentum * batch + (1 - momentum) * running``, the variance unbiased (Ioffe and Szegedy 2015,
     arXiv:1502.03167, section 3.1); ``momentum=None`` is the cumulative average. Nothing happens without tracking.
+    A batch without values counts and leaves the averages alone.
     """
     buffers: Any = norm._buffers
     if not (norm.training and norm.track_running_stats) or buffers["running_mean"] is None:
@@ -87,4 +88,7 @@ def update_running(norm: nn.Module, mean: Tensor, var: Tensor, count: Tensor) ->
             momentum = batches.double().reciprocal()
         unbiased = var * (count / (count - 1))
         for running, batch in ((buffers["running_mean"], mean), (buffers["running_var"], unbiased)):
-            running.copy_(batch * momentum + running * (1 - momentum))
+            average = batch * momentum + running * (1 - momentum)
+            # Through .data, because eager's kernel leaves the version alone too: a graph of an earlier forward pass in
+            # eval mode, which keeps these buffers, stays valid.
+            running.data.copy_(torch.where(count > 0, average, running))

@@ -66,10 +66,12 @@ def train(
         recompute=getattr(block, "recompute", False),
         pool=pool,
     )
-    out, *rest = autograd.train_chain(x.to(dtype), *args, group)
     read_norms.append(None if side.projection is None else side.projection[1])
     learning = [m for m, norm in zip(modules, read_norms, strict=True) if norm is not None and norm.mean is None]
-    statistics = rest[len(rest) - 3 * len(learning) :]
-    for i, module in enumerate(learning):
-        autograd.update_running(module, *statistics[3 * i : 3 * i + 3])
-    return out
+
+    def update_averages(outputs: list[Tensor]) -> None:
+        statistics = outputs[len(outputs) - 3 * len(learning) :]
+        for i, module in enumerate(learning):
+            autograd.update_running(module, *statistics[3 * i : 3 * i + 3])
+
+    return autograd.train_chain_and(update_averages, x.to(dtype), *args, group)

@@ -1,0 +1,258 @@
+"""Running statistics move when eager's do, and only then: empty batches, checkpointing, graphs that are older."""
+
+import copy
+
+import pytest
+import torch
+from criterion import assert_close
+from support import randomise
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from training import (
+    CLASSES,
+    WITH_SHORTCUT,
+    eager_twin,
+    identity,
+    in_channels,
+    is_trained,
+    one_thread,  # noqa: F401  autouse
+    projected,
+)
+
+import resnet_fused
+from resnet_fused import autograd, functional, models, modules
+
+pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
+
+
+def blocks():
+    for cls in CLASSES:
+        yield pytest.param(lambda cls=cls: (identity(cls), CLASSES[cls][0]), id=f"{cls.__name__}-identity")
+    for cls in WITH_SHORTCUT:
+        yield pytest.param(lambda cls=cls: (projected(cls), CLASSES[cls][0]), id=f"{cls.__name__}-projected")
+
+
+def networks():
+    for name, build in {
+        "resnet18": lambda: models.resnet18(10),
+        "cifar": models.small_resnet,
+        "preact": models.small_preact_resnet,
+        "plain": lambda: models.cifar_resnet(8, residual=False),
+    }.items():
+        yield pytest.param(lambda build=build: (resnet_fused.convert(randomise(build())), 3), id=name)
+
+
+def assert_same_buffers(module, twin, **tolerance):
+    for (name, a), b in zip(module.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(a, b, **tolerance, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("build", [*blocks(), *networks()])
+@pytest.mark.parametrize("momentum", [0.1, None], ids=["momentum", "cumulative"])
+def test_an_empty_batch_counts_and_leaves_the_averages_alone(build, momentum):
+    module, channels = build()
+    module.double()
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = momentum
+    twin = eager_twin(module)
+    results = []
+    for each in (module, twin):
+        x = torch.randn(0, channels, 16, 16, dtype=torch.float64).requires_grad_()
+        y = each(x)
+        y.sum().backward()
+        results.append((y, x.grad, *(p.grad for p in each.parameters())))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+        assert a.shape == b.shape
+    assert_same_buffers(module, twin, rtol=0, atol=0)
+    with torch.no_grad():
+        module(x), twin(x)
+    assert_same_buffers(module, twin, rtol=0, atol=0)
+    x = torch.randn(4, channels, 32, 32, dtype=torch.float64)  # and training goes on
+    module(x), twin(x)
+    assert_same_buffers(module, twin)
+
+
+@pytest.mark.parametrize("build", [*blocks(), *networks()])
+@pytest.mark.parametrize("grad", [False, True])
+def test_an_empty_batch_in_eval_mode(build, grad):
+    module, channels = build()
+    module.eval()
+    twin = eager_twin(module)
+    x = torch.randn(0, channels, 16, 16)
+    with torch.set_grad_enabled(grad):
+        y, expected = module(x.requires_grad_(grad)), twin(x)
+    assert y.shape == expected.shape
+    if grad:
+        wanted = [x, *module.parameters()]
+        gradients = torch.autograd.grad(y.sum(), wanted)
+        assert [g.shape for g in gradients] == [t.shape for t in wanted]
+        assert not any(g.any() for g in gradients)
+    assert_same_buffers(module, twin, rtol=0, atol=0)
+
+
+def test_an_empty_batch_is_differentiable_twice():
+    block = projected(modules.FusedBasicBlock)
+    x = torch.randn(0, 8, 6, 6).requires_grad_()
+    gradients = torch.autograd.grad(block(x).sum(), [x, *block.parameters()], create_graph=True)
+    sum(g.sum() for g in gradients).backward()
+    assert not any(p.grad.any() for p in block.parameters() if p.grad is not None)
+
+
+def test_empty_batches_of_the_functions():
+    weight, norm = torch.randn(6, 4, 3, 3).requires_grad_(), functional.BatchNorm(torch.randn(6), torch.rand(6))
+    x = torch.randn(0, 4, 7, 8).requires_grad_()
+    y = functional.conv_bn_act(x, weight, norm, padding=1)
+    assert y.shape == (0, 6, 7, 8)
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+    assert torch.equal(weight.grad, torch.zeros_like(weight))
+    pooled = functional.conv_bn_relu_pool(x, weight, norm, padding=1)
+    assert pooled.shape == (0, 6, 2, 2)
+    pooled.sum().backward()
+    assert torch.equal(weight.grad, torch.zeros_like(weight))
+
+
+def test_a_compiled_step_of_an_empty_batch():
+    torch._dynamo.reset()
+    block = identity(modules.FusedBasicBlock)
+    before = copy.deepcopy(dict(block.named_buffers()))
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    compiled(torch.randn(0, 8, 6, 6)).sum().backward()
+    for name, buffer in block.named_buffers():
+        assert torch.equal(buffer, before[name] + (1 if "batches" in name else 0)), name
+
+
+def eval_then_train(module, u, v, wanted):
+    """Gradients of a loss in eval mode and one in training mode, whose statistics come between the first's passes."""
+    module.eval()
+    a = module(u).square().mean()
+    module.train()
+    b = module(v).square().mean()
+    return a, torch.autograd.grad(a + b, wanted)
+
+
+@pytest.mark.parametrize("build", [*blocks(), *networks()])
+def test_a_graph_of_eval_mode_outlives_a_training_step(build):
+    module, channels = build()
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 0.5  # what the buffers hold differs much before and after
+    module.double()
+    twin = eager_twin(module)
+    torch.manual_seed(1)
+    u, v = torch.randn(2, 2, channels, 16, 16, dtype=torch.float64)
+    found = [eval_then_train(each, u, v, list(each.parameters())) for each in (module, twin)]
+    torch.testing.assert_close(found[0][0], found[1][0])
+    for (name, _), a, b in zip(module.named_parameters(), found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("cls", [modules.FusedBasicBlock, modules.FusedPreActBlock])
+def test_second_derivatives_of_a_graph_that_outlives_a_training_step(cls):
+    block = projected(cls).double()
+    twin = eager_twin(block)
+    torch.manual_seed(1)
+    u = torch.randn(2, 8, 6, 6, dtype=torch.float64).requires_grad_()
+    v = 3 + torch.randn(2, 8, 6, 6, dtype=torch.float64)
+    found = []
+    for each in (block, twin):
+        each.eval()
+        loss = each(u).square().mean()
+        each.train()
+        each(v)
+        first = torch.autograd.grad(loss, [u, *each.parameters()], create_graph=True)
+        penalty = sum(g.square().sum() for g in first)
+        found.append([*first, *torch.autograd.grad(penalty, [u, *each.parameters()])])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_unchanged_running_statistics_cost_no_bits(dtype):
+    block = identity(modules.FusedBasicBlock).to(dtype).eval()
+    x = torch.randn(2, 8, 6, 6, dtype=dtype).requires_grad_()
+    y = block(x)
+    assert is_trained(y)
+    first = torch.autograd.grad(y.float().square().sum(), [x, *block.parameters()], retain_graph=True)
+    with torch.no_grad():
+        for norm in (block.bn1, block.bn2):
+            used = norm.running_var.clone()
+            norm.running_var.data.mul_(4)
+            norm.running_var.data.copy_(used)
+    again = torch.autograd.grad(y.float().square().sum(), [x, *block.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_versions_are_eagers():
+    block = identity(modules.FusedBasicBlock)
+    twin = eager_twin(block)
+    x = torch.randn(2, 8, 6, 6)
+    for each in (block, twin):
+        before = {name: buffer._version for name, buffer in each.named_buffers()}
+        each(x)
+        moved = {name for name, buffer in each.named_buffers() if buffer._version != before[name]}
+        assert moved == {"bn1.num_batches_tracked", "bn2.num_batches_tracked"}
+
+
+def test_what_somebody_else_changes_is_still_an_error():
+    block = identity(modules.FusedBasicBlock).eval()
+    y = block(torch.randn(2, 8, 6, 6).requires_grad_())
+    block.bn1.running_mean.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("where", ["each", "all", "followed"])
+@pytest.mark.parametrize("cls", list(CLASSES))
+def test_checkpointing_updates_twice_as_eager_does(cls, where, reentrant):
+    blocks = nn.Sequential(*(identity(cls) for _ in range(3)))
+    if where == "followed":
+        blocks.append(nn.Conv2d(in_channels(blocks[0]), 4, 1))
+    twin = eager_twin(blocks)
+    x = torch.randn(2, in_channels(blocks[0]), 6, 6)
+    for each in (blocks, twin):
+        y = x.clone().requires_grad_()
+        for part in each if where == "each" else (each,):
+            y = checkpoint(part, y, use_reentrant=reentrant)
+        y.square().sum().backward()
+    assert_same_buffers(blocks, twin, rtol=1e-5, atol=1e-6)
+    # The last BatchNorm of a pre-activation block comes before a convolution, where eager, too, goes to the end.
+    assert int(blocks[2].bn2.num_batches_tracked) == 2
+
+
+@pytest.mark.parametrize("build", list(networks()))
+def test_a_checkpointed_network(build):
+    network = build()[0].double()
+    twin = eager_twin(network)
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    for each in (network, twin):
+        checkpoint(each, x.clone().requires_grad_(), use_reentrant=False).square().sum().backward()
+    assert_same_buffers(network, twin)
+
+
+def test_an_error_leaves_nothing_behind():
+    """What was to be done with one block's statistics is not done with another's."""
+    block, other = identity(modules.FusedBasicBlock), identity(modules.FusedBasicBlock)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        block(torch.randn(1, 8, 1, 1))
+    x = torch.randn(2, 8, 6, 6)
+    twin = eager_twin(other)
+    other(x), twin(x)
+    assert_same_buffers(other, twin)
+    y = functional.conv_bn_act(x, torch.randn(8, 8, 1, 1).requires_grad_())
+    assert y.requires_grad
+    assert_same_buffers(other, twin)
+
+
+def test_the_averages_of_a_step_keep_the_criterion():
+    block = identity(modules.FusedBasicBlock)
+    twin = eager_twin(block)
+    exact = copy.deepcopy(twin).double()
+    x = 5 + torch.randn(4, 8, 6, 6)
+    block(x), twin(x), exact(x.double())
+    for (name, a), b, truth in zip(block.named_buffers(), twin.buffers(), exact.buffers(), strict=True):
+        if "batches" not in name:
+            assert_close(a, b, truth)
