@@ -1,6 +1,5 @@
 """Who drops the weights that kernels keep in their own order: the block that the weights belong to."""
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,22 +10,23 @@ from .. import ops
 
 
 class OwnsPackedWeights(nn.Module):
-    """Forgets packed copies when the module is deleted, moved or loaded into.
+    """Forgets packed copies when the module is moved, loaded into or reverted.
 
-    A copy is valid for one storage at one version, so forgetting is about memory, never about results.
-    Nothing is stored on the instance: class swap, deepcopy and pickle have nothing to carry over.
+    A weight that is freed takes its copies along, with or without its module. A copy is used only while the weight's
+    bytes are those it was made of, so forgetting is about memory, never about results. Nothing is stored on the
+    instance: class swap, deepcopy and pickle have nothing to carry over.
     """
 
     def forget_packed(self) -> None:
         """Frees the reordered weights kept for this module; the next call makes them again."""
         weights = [w for w in self._kernel_weights() if type(w) in (Tensor, nn.Parameter) and not w.is_meta]
         if weights:
-            # The garbage collector may call this while somebody traces: stay out of their graph.
+            # A model may be moved while somebody traces: stay out of their graph.
             with _disable_current_modes():
                 ops.forget_packed(weights)
 
     def _kernel_weights(self) -> Iterator[Any]:
-        children = self.__dict__.get("_modules", {})  # absent where __init__ raised at once
+        children = self._modules
         shortcut = children.get("downsample")
         for module in (*children.values(), *(shortcut.children() if shortcut is not None else ())):
             if isinstance(module, nn.Conv2d):
@@ -46,7 +46,3 @@ class OwnsPackedWeights(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.forget_packed()  # before load_state_dict(assign=True) puts other tensors in their place
         super()._load_from_state_dict(*args, **kwargs)
-
-    def __del__(self) -> None:
-        if not sys.is_finalizing():
-            self.forget_packed()
