@@ -7,6 +7,8 @@ import torch
 import torchvision_shim
 from hypothesis import settings
 
+from resnet_fused import ops
+
 torchvision_shim.install()
 
 # The same examples on every run: a red test is a change's doing. HYPOTHESIS_PROFILE=explore looks for new ones.
@@ -17,8 +19,40 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
-# "": what the plan prefers
+# "": what the plan prefers, with all that the processor has
 CPU_ENGINES = ["", "direct", "onednn", "composed"]
+CPU_ISAS = ["", "avx512_bf16", "avx512", "avx2"]
+
+
+def plans(engine, isa):
+    """What the plan makes of convolutions that the engines tell apart."""
+    with pytest.MonkeyPatch.context() as environment:
+        set_cpu(environment, engine, isa)
+        calls = [(dtype, kernel) for dtype in ("float32", "bfloat16") for kernel in (1, 3)]
+        return {(*call, plan_of_cpu(*call)) for call in calls}
+
+
+def plan_of_cpu(dtype, kernel):
+    shape = ([8, 64, 56, 56], [64, 64, kernel, kernel], [1, 1], [kernel // 2] * 2, [1, 1], 1)
+    return ops.explain_cpu(*shape, dtype).partition(":")[0]
+
+
+def set_cpu(monkeypatch, engine, isa):
+    for variable, value in (("RESNET_FUSED_CPU_ENGINE", engine), ("RESNET_FUSED_CPU_ISA", isa)):
+        if value:
+            monkeypatch.setenv(variable, value)
+
+
+def choices_of_cpu():
+    """(engine, ISA) until every plan that some choice leads to has been seen: the others would test one again."""
+    seen, chosen = set(), []
+    for isa in CPU_ISAS if not os.environ.get("RESNET_FUSED_CPU_ISA") else [""]:
+        for engine in CPU_ENGINES:
+            found = plans(engine, isa)
+            if not found <= seen:
+                chosen.append((engine, isa))
+                seen |= found
+    return chosen
 
 
 @pytest.fixture(autouse=True)
@@ -31,12 +65,17 @@ def device(request):
     return torch.device(request.param)
 
 
-@pytest.fixture(params=CPU_ENGINES, ids=lambda e: e or "preferred")
+@pytest.fixture(params=choices_of_cpu(), ids=lambda choice: "-".join(filter(None, choice)) or "preferred")
 def engine(request, monkeypatch):
-    """Leaves out every CPU engine that the plan prefers to this one."""
-    if request.param:
-        monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", request.param)
-    return request.param
+    """Leaves out every CPU engine that the plan prefers to this one, or instructions that the processor has."""
+    set_cpu(monkeypatch, *request.param)
+    return request.param[0]
+
+
+@pytest.fixture
+def no_amx(monkeypatch):
+    """With AMX the plan leaves bfloat16 to oneDNN: for tests of our own kernels."""
+    monkeypatch.setenv("RESNET_FUSED_CPU_ISA", "avx512_bf16")
 
 
 @pytest.fixture(scope="module")

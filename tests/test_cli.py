@@ -54,6 +54,17 @@ def test_info(capsys):
         assert expected in out
 
 
+def test_info_shows_what_changes_the_plan(capsys, monkeypatch):
+    monkeypatch.setenv("RESNET_FUSED_CPU_ISA", "avx2")
+    assert cli.main(["info"]) == 0
+    assert re.search(r"^RESNET_FUSED_CPU_ISA +avx2 *$", capsys.readouterr().out, re.M)
+
+
+def test_a_variable_without_a_meaning_is_one_sentence(capsys, monkeypatch):
+    monkeypatch.setenv("RESNET_FUSED_CPU_ISA", "garbage")
+    assert "RESNET_FUSED_CPU_ISA is garbage; one of" in fails(capsys, "info")
+
+
 def test_info_without_build_info(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "resnet_fused._build_info", None)
     assert cli.main(["info"]) == 0

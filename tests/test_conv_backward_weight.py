@@ -5,13 +5,15 @@ import torch
 from criterion import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_case import lay_out, plan_of
+from op_case import has_kernels, lay_out, plan_of
 from relu_sides import assert_trains_as_computed
 from test_conv_stats import DTYPES
 from training import CLASSES, assert_trains_as_eager, identity, in_channels
 
 from resnet_fused import autograd, ops
 from resnet_fused.autograd import weight_gradient
+
+pytestmark = pytest.mark.usefixtures("no_amx")
 
 # n, c, h, w, k, padding of 3x3 convolutions with stride 1 that Winograd takes: odd sizes, channels that fill half a
 # register pair, no and much padding, one image row, and enough tiles for several chunks and parts
@@ -128,6 +130,9 @@ def test_values_that_are_not_finite(value, where, pre, dtype, shape):
 
 @pytest.mark.parametrize(("dtype", "shape"), [(torch.float32, SHAPES[-1]), (torch.bfloat16, LARGER[-1])], ids=str)
 def test_every_number_of_threads_gives_the_same_bits(dtype, shape):
+    """Of ours: torch's gradient promises no such thing."""
+    n, c, h, w, k, padding = shape
+    plan_of((n, c, h, w), k, padding, dtype)
     args, threads = call(shape, pre=True, dtype=dtype), torch.get_num_threads()
     try:
         found = []
@@ -191,7 +196,8 @@ def test_chains_in_bfloat16(cls, autocast, calls):
     x = torch.randn(5, in_channels(block), 24, 24).bfloat16().to(memory_format=torch.channels_last)
     block = block if autocast else block.bfloat16()
     assert_trains_as_computed(block, x.requires_grad_(), enabled=autocast, dtype=torch.bfloat16)
-    assert sum(found is not None for found in calls) == sum(m.kernel_size == (3, 3) for m in wide)
+    ours = sum(m.kernel_size == (3, 3) for m in wide) if has_kernels(torch.bfloat16) else 0
+    assert sum(found is not None for found in calls) == ours
 
 
 def test_small_images_in_bfloat16_are_torchs(calls):

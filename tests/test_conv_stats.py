@@ -103,7 +103,11 @@ def test_frozen_batch_norms_among_them(frozen, as_on_cuda):
 
 @pytest.mark.parametrize("cls", WITH_SHORTCUT, ids=lambda cls: cls.__name__)
 def test_the_same_bits_with_and_without(cls, as_on_cuda, monkeypatch):
-    """On the CPU conv_stats is the ops themselves: a whole block, forward and backward."""
+    """On the CPU conv_stats is the ops themselves: a whole block, forward and backward.
+
+    Convolutions that no conv_stats makes are this library's on one side and torch's on the other: both torch's here.
+    """
+    monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", "composed")
     block = projected(cls)
     x = torch.randn(3, in_channels(block), 9, 9)
 

@@ -59,6 +59,7 @@ def test_three_by_three(engine, dtype, n, c, size, k, padding):
     case.check()
 
 
+@pytest.mark.usefixtures("no_amx")
 @pytest.mark.parametrize(("dtype", "n", "c", "size", "k"), CASES)
 @pytest.mark.parametrize("padding", [0, 1, 2])
 def test_winograd_is_what_runs(dtype, n, c, size, k, padding):
@@ -66,6 +67,7 @@ def test_winograd_is_what_runs(dtype, n, c, size, k, padding):
     assert plan_of((n, c, size, size), k, (padding, padding), dtype).startswith("winograd")
 
 
+@pytest.mark.usefixtures("no_amx")
 @pytest.mark.parametrize(("shape", "sentence"), [
     ((8, 512, 7), "392 pixels, 512 in whole tiles of 4x4: too few for what transformed weights cost"),
     ((1, 64, 16), "256 pixels, 256 in whole tiles of 4x4: too few for what transformed weights cost"),
@@ -77,6 +79,7 @@ def test_small_images_in_bfloat16_are_direct(shape, sentence):
     assert f"not winograd: {sentence}" in plan
 
 
+@pytest.mark.usefixtures("no_amx")
 @pytest.mark.parametrize(("dtype", "n", "c", "size", "k"), CASES)
 @pytest.mark.parametrize("mean", [0, 100])
 def test_winograd_of_pixels_that_differ_in_size(dtype, n, c, size, k, mean):
@@ -166,6 +169,7 @@ def test_not_finite(engine, dtype, value, where, relu):
     case.check()
 
 
+@pytest.mark.usefixtures("no_amx")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["x", "weight"])
@@ -180,6 +184,7 @@ def test_not_finite_in_winograd(dtype, value, where, relu):
     case.check()
 
 
+@pytest.mark.usefixtures("no_amx")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_overflow_on_the_way(dtype):
     """Winograd adds inputs before it multiplies: values near the largest float overflow there and nowhere else."""

@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <string>
 #include <type_traits>
 
 #include "cpu/isa.h"
@@ -198,9 +196,8 @@ template <typename T, typename Acc>
 const BnKernels<T, Acc>& bn_kernels() {
 #if defined(__x86_64__)
   // RESNET_FUSED_CPU_ENGINE leaves out the AVX-512 engines, and so these, for tests.
-  const char* forced = std::getenv("RESNET_FUSED_CPU_ENGINE");
-  static const CpuFeatures cpu = cpu_features();
-  if (!forced || !*forced || std::string(forced) == "direct") {
+  const CpuFeatures cpu = cpu_features();
+  if (own_kernels_allowed()) {
     if constexpr (std::is_same_v<T, float>)
       if (cpu.avx512) return avx512::bn_kernels_fp32;
     if constexpr (std::is_same_v<T, BFloat16>)

@@ -22,7 +22,6 @@ Element element_of(ScalarType dtype) {
 }  // namespace
 
 Engine engine_of(const Conv& q, const Pool* pool) {
-  static const CpuFeatures cpu = cpu_features();
   ConvShape shape{q.n,
                   q.c,
                   q.h,
@@ -41,7 +40,7 @@ Engine engine_of(const Conv& q, const Pool* pool) {
                   q.groups,
                   element_of(q.x.scalar_type())};
   if (pool) shape.pool_r = pool->kernel[0], shape.pool_s = pool->kernel[1], shape.pool_stride_h = pool->stride[0];
-  return make_plan(shape, cpu).engine;
+  return make_plan(shape, cpu_features()).engine;
 }
 
 Conv without_pre(Conv conv) {

@@ -4,6 +4,9 @@
 #include <cstdlib>
 #include <mutex>
 #include <new>
+#include <optional>
+
+#include "cpu/environment.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -92,13 +95,12 @@ class Pool {
     free_.erase(free_.begin());
   }
 
-  static const char* asked_for() { return std::getenv("RESNET_FUSED_CPU_POOL_MB"); }
-
   std::mutex mutex_;
   std::vector<Block> free_;
   size_t kept_ = 0, used_ = 0, most_ = 0;  // bytes: free, in use, and the most that were in use
-  const bool fixed_ = asked_for();
-  const size_t limit_ = (fixed_ ? std::max(0L, std::atol(asked_for())) : 384) << 20;
+  const std::optional<size_t> asked_for_ = mebibytes_from_environment("RESNET_FUSED_CPU_POOL_MB");
+  const bool fixed_ = asked_for_.has_value();
+  const size_t limit_ = asked_for_.value_or(size_t{384} << 20);
 };
 
 Pool& pool() {

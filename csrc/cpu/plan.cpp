@@ -1,9 +1,13 @@
 #include "cpu/plan.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <algorithm>
-#include <cstdlib>
 #include <limits>
 
+#include "cpu/environment.h"
 #include "cpu/onednn.h"
 
 namespace resnet_fused::cpu {
@@ -49,7 +53,8 @@ double slab_bytes(const ConvShape& q) {
 std::string too_much_scratch(const ConvShape& q) {
   constexpr double kMost = 64 << 20;  // bytes that each thread keeps
   const auto says = [](const char* what, double bytes) {
-    return std::string(what) + std::to_string(static_cast<int64_t>(bytes / (1 << 20))) + " MiB, more than 64";
+    return std::string(what) + (bytes < 1e15 ? std::to_string(static_cast<int64_t>(bytes)) + " bytes" : "petabytes") +
+           ", more than 67108864";
   };
   if (const double bytes = slab_bytes(q); bytes > kMost) return says("a task's padded input takes ", bytes);
   if (q.pool_r * q.pool_s > 255)
@@ -58,10 +63,14 @@ std::string too_much_scratch(const ConvShape& q) {
   return ring > kMost ? says("what a task pools takes ", ring) : "";
 }
 
+std::string without(const CpuFeatures& cpu, const char* what) {
+  return (cpu.capped ? "RESNET_FUSED_CPU_ISA leaves no " : "this processor has no ") + std::string(what);
+}
+
 std::string no_direct(const ConvShape& q, const CpuFeatures& cpu) {
   if (q.element == Element::kFloat32 ? !cpu.avx512 : q.element == Element::kBFloat16 ? !cpu.avx512_bf16 : true)
-    return q.element == Element::kFloat32    ? "this processor has no AVX-512"
-           : q.element == Element::kBFloat16 ? "this processor has no AVX512-BF16"
+    return q.element == Element::kFloat32    ? without(cpu, "AVX-512")
+           : q.element == Element::kBFloat16 ? without(cpu, "AVX512-BF16")
                                              : "float32 and bfloat16 only";
   if (q.element == Element::kBFloat16 && cpu.amx_bf16) return "this processor has AMX, which oneDNN uses for bfloat16";
   if (q.groups != 1) return "the convolution has " + std::to_string(q.groups) + " groups";
@@ -101,6 +110,8 @@ std::string no_winograd(const ConvShape& q, const CpuFeatures& cpu) {
 std::string no_onednn(const ConvShape& q, const CpuFeatures& cpu) {
   if (!cpu.onednn) return "this torch was built without oneDNN's fused convolution";
   if (q.element != Element::kFloat32 && q.element != Element::kBFloat16) return "float32 and bfloat16 only";
+  if (q.element == Element::kBFloat16 && !cpu.onednn_bf16)
+    return without(cpu, "AVX-512 and no AVX-NE-CONVERT, without which torch runs no oneDNN in bfloat16");
   if (q.n * q.oh * q.ow == 0) return "the output is empty";
   // outputs whose whole window is padding crash oneDNN 3.12
   if (q.pad_h > q.dil_h * (q.r - 1) || q.pad_w > q.dil_w * (q.s - 1))
@@ -116,6 +127,13 @@ constexpr Candidate kCandidates[] = {
     {Engine::kOneDnn, "onednn", no_onednn},
     {Engine::kComposed, "composed", [](const ConvShape&, const CpuFeatures&) { return std::string(); }},
 };
+
+// RESNET_FUSED_CPU_ENGINE=NAME leaves out what is preferred to NAME: for tests and for comparing engines.
+size_t first_candidate() {
+  std::vector<std::string> names;
+  for (const Candidate& c : kCandidates) names.push_back(c.name);
+  return index_from_environment("RESNET_FUSED_CPU_ENGINE", names).value_or(0);
+}
 
 const char* name_of(Engine engine) {
   for (const Candidate& c : kCandidates)
@@ -137,30 +155,56 @@ const char* sentence_of(Engine engine) {
   return "torch's convolution, then one pass for BatchNorm, add and ReLU";
 }
 
-}  // namespace
+#if defined(__x86_64__)
+bool has_avx_ne_convert() {  // gcc knows its name from 13 on
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __builtin_cpu_supports("avx2") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (d >> 5 & 1);
+}
+#endif
 
-CpuFeatures cpu_features() {
+CpuFeatures features_of_this_processor() {
   CpuFeatures f;
-#if defined(RESNET_FUSED_EMULATED_AVX512)
-  f.avx512 = f.avx512_bf16 = true;  // tests/avx512_on_avx2
-#elif defined(__x86_64__)
+  f.onednn = onednn_available();
+#if defined(__x86_64__)
   f.avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   f.avx512_bf16 = f.avx512 && __builtin_cpu_supports("avx512bf16");
   f.amx_bf16 = __builtin_cpu_supports("amx-bf16");
+  f.onednn_bf16 = f.onednn && (f.avx512 || has_avx_ne_convert());
+#else
+  f.onednn_bf16 = f.onednn;
 #endif
-  f.onednn = onednn_available();
+#if defined(RESNET_FUSED_EMULATED_AVX512)
+  f.avx512 = f.avx512_bf16 = true;  // tests/avx512_on_avx2
+#endif
   return f;
 }
 
+}  // namespace
+
+CpuFeatures cpu_features() {
+  static const CpuFeatures of_processor = features_of_this_processor();
+  CpuFeatures f = of_processor;
+  enum { kAvx2, kAvx512, kAvx512Bf16, kAmx };  // each has what the one before has
+  const size_t most =
+      index_from_environment("RESNET_FUSED_CPU_ISA", {"avx2", "avx512", "avx512_bf16", "amx"}).value_or(kAmx);
+  f.avx512 = f.avx512 && most >= kAvx512;
+  f.avx512_bf16 = f.avx512_bf16 && most >= kAvx512Bf16;
+  f.amx_bf16 = f.amx_bf16 && most >= kAmx;
+  f.onednn_bf16 = f.onednn_bf16 && most >= kAvx512;
+  f.capped = f.avx512 != of_processor.avx512 || f.avx512_bf16 != of_processor.avx512_bf16 ||
+             f.amx_bf16 != of_processor.amx_bf16 || f.onednn_bf16 != of_processor.onednn_bf16;
+  return f;
+}
+
+bool own_kernels_allowed() { return kCandidates[first_candidate()].engine <= Engine::kDirect; }
+
 Plan make_plan(const ConvShape& shape, const CpuFeatures& cpu) {
-  // RESNET_FUSED_CPU_ENGINE=NAME leaves out what is preferred to NAME: for tests and for comparing engines.
-  const char* forced = std::getenv("RESNET_FUSED_CPU_ENGINE");
+  const Candidate* first = kCandidates + first_candidate();
   Plan plan{Engine::kComposed, {}};
-  bool reached = !forced || !*forced;
   for (const Candidate& c : kCandidates) {
-    reached = reached || std::string(forced) == c.name;
-    const std::string why = reached ? c.reason(shape, cpu) : std::string("RESNET_FUSED_CPU_ENGINE is ") + forced;
+    const std::string why =
+        &c < first ? std::string("RESNET_FUSED_CPU_ENGINE is ") + first->name : c.reason(shape, cpu);
     if (why.empty()) {
       plan.engine = c.engine;
       return plan;

@@ -15,6 +15,8 @@ struct CpuFeatures {
   bool avx512_bf16 = false;  // VDPBF16PS
   bool amx_bf16 = false;     // tile registers: oneDNN's bf16 beats ours there
   bool onednn = false;       // torch was built with it
+  bool onednn_bf16 = false;  // and runs it in bfloat16 on this processor
+  bool capped = false;       // RESNET_FUSED_CPU_ISA took some of these away
 };
 
 struct ConvShape {
@@ -29,7 +31,10 @@ struct Plan {
   std::vector<std::string> rejected;  // "winograd: the kernel is 1x1, not 3x3", in order of preference
 };
 
+// Of this processor, those that RESNET_FUSED_CPU_ISA leaves.
 CpuFeatures cpu_features();
+// Whether RESNET_FUSED_CPU_ENGINE leaves our own kernels in.
+bool own_kernels_allowed();
 Plan make_plan(const ConvShape& shape, const CpuFeatures& cpu);
 std::string to_string(const Plan& plan);
 

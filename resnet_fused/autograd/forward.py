@@ -1,6 +1,5 @@
 """A chain forward: every activation between two convolutions lives only until the second has read it."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -257,7 +256,6 @@ def saved_pixels(x: Tensor) -> float:
     return n * (h * w - time * (h + -h % size) * (w + -w % size))
 
 
-@functools.cache
 def _has_winograd_bf16() -> bool:
     """Not every processor with Winograd in float32 has it in bfloat16, and some have what is faster."""
     shapes = ([32, 64, 56, 56], [64, 64, 3, 3])

@@ -32,15 +32,6 @@ def _cpu_model() -> str:
     return match[1].strip() if match else platform.processor() or platform.machine()
 
 
-def cpu_flags() -> set[str]:
-    """The instruction sets that the kernel lists; empty where it lists none."""
-    try:
-        match = re.search(r"^flags\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        match = None
-    return set(match[1].split()) if match else set()
-
-
 def onednn_version() -> str:
     """The oneDNN inside torch, which the CPU kernels call."""
     if not torch.backends.mkldnn.is_available():

@@ -31,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sentence = str(error)
     except ModuleNotFoundError as error:
         sentence = _missing(error)
+    except RuntimeError as error:
+        if not str(error).startswith("RESNET_FUSED_"):  # a variable with a value that means nothing
+            raise
+        sentence = str(error)
     except KeyboardInterrupt:
         sentence = "interrupted"
     print(f"resnet_fused: {sentence}", file=sys.stderr)

@@ -2,7 +2,9 @@
 
 import argparse
 import importlib
+import os
 import platform
+import re
 
 import rich
 import torch
@@ -10,12 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from .. import _library, ops
-from ._machine import cpu_flags, cpu_name, onednn_version, package_version
+from ._machine import cpu_name, onednn_version, package_version
 
-ENGINES = {
-    "AVX-512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
-    "AVX512-BF16": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"},
-}
+# What changes which kernels run
+VARIABLES = ("RESNET_FUSED_CPU_ISA", "RESNET_FUSED_CPU_ENGINE", "RESNET_FUSED_CUDA_ENGINE")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +42,10 @@ def facts() -> dict[str, str]:
         "oneDNN": onednn_version(),
         "CPU": cpu_name(),
         "CPU capability": torch.backends.cpu.get_cpu_capability(),
-        **{f"{name} engine": _engine(flags) for name, flags in ENGINES.items()},
-        **{f"3x3 conv, {dtype}": _typical_plan(dtype) for dtype in ("float32", "bfloat16")},
+        "AVX-512 engine": _engine("float32"),
+        "AVX512-BF16 engine": _engine("bfloat16"),
+        **{f"3x3 conv, {dtype}": _typical_plan(dtype).splitlines()[0] for dtype in ("float32", "bfloat16")},
+        **{name: os.environ[name] for name in VARIABLES if os.environ.get(name)},
         "GPUs": _gpus(),
         # importing the package fails without it
         "CPU library": f"loaded: RESNET_FUSED_LIBRARY={_library.LIBRARY}" if _library.LIBRARY else "loaded",
@@ -53,18 +55,15 @@ def facts() -> dict[str, str]:
     }
 
 
-def _engine(needs: set[str]) -> str:
-    flags = cpu_flags()
-    if not flags:
-        return "unknown: this system does not list its CPU's instruction sets"
-    missing = sorted(needs - flags)
-    return f"does not run: this CPU lacks {', '.join(missing)}" if missing else "runs"
+def _engine(dtype: str) -> str:
+    """Whether the library's own kernels run, in the plan's words."""
+    reason = re.search(r"not direct: (.*)", _typical_plan(dtype))
+    return f"does not run: {reason[1]}" if reason else "runs"
 
 
 def _typical_plan(dtype: str) -> str:
     """What the library itself picks for the conv that a ResNet has most of: 64 -> 64 at 56x56."""
-    plan = ops.explain_cpu([8, 64, 56, 56], [64, 64, 3, 3], [1, 1], [1, 1], [1, 1], 1, dtype)
-    return plan.splitlines()[0]  # the other lines say why other engines were not picked
+    return ops.explain_cpu([8, 64, 56, 56], [64, 64, 3, 3], [1, 1], [1, 1], [1, 1], 1, dtype)
 
 
 def _gpus() -> str:

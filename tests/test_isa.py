@@ -1,0 +1,111 @@
+"""Every instruction set's kernels and plans, whatever this processor has; and variables that mean nothing."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from op_case import Case, has_kernels
+
+from resnet_fused import ops
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+CONV = ([8, 64, 56, 56], [64, 64, 3, 3], [1, 1], [1, 1], [1, 1], 1)
+
+
+def plan(dtype):
+    return ops.explain_cpu(*CONV, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_cap_above_the_processor_changes_nothing(monkeypatch, dtype):
+    monkeypatch.delenv("RESNET_FUSED_CPU_ISA", raising=False)
+    uncapped = plan(dtype)
+    monkeypatch.setenv("RESNET_FUSED_CPU_ISA", "amx")
+    assert plan(dtype) == uncapped
+
+
+@pytest.mark.parametrize(("dtype", "engine"), [("float32", "onednn"), ("bfloat16", "composed")])
+def test_a_cap_below_the_processor_is_the_plan_of_that_processor(monkeypatch, dtype, engine):
+    """Torch itself runs no oneDNN in bfloat16 on AVX2: calling it was an error there."""
+    monkeypatch.setenv("RESNET_FUSED_CPU_ISA", "avx2")
+    assert plan(dtype).startswith(f"{engine}: ")
+    Case(2, 32, 13, 13, 40, 3, 3, (1, 1), (1, 1), (1, 1), dtype=getattr(torch, dtype), residual=True).check()
+
+
+def test_a_cap_is_read_on_every_call(monkeypatch):
+    found = []
+    for isa in ("avx2", "amx", "avx2", ""):
+        monkeypatch.setenv("RESNET_FUSED_CPU_ISA", isa)
+        found.append(plan("float32"))
+    assert found[0] == found[2]
+    assert found[1] == found[3]
+
+
+@pytest.mark.parametrize(
+    ("variable", "sentence"),
+    [
+        ("RESNET_FUSED_CPU_ISA", "is garbage; one of avx2, avx512, avx512_bf16, amx expected, or unset it"),
+        ("RESNET_FUSED_CPU_ENGINE", "is garbage; one of winograd, direct, onednn, composed expected, or unset it"),
+    ],
+)
+def test_a_value_without_a_meaning_is_refused(monkeypatch, variable, sentence):
+    monkeypatch.setenv(variable, "garbage")
+    case = Case(2, 32, 13, 13, 40, 3, 3, (1, 1), (1, 1), (1, 1))
+    calls = [case.fused, lambda: plan("float32"), lambda: ops.bn_add_act(case.x, *[None] * 4, 1e-5, None, True)]
+    for call in calls:
+        with pytest.raises(RuntimeError, match=f"^{variable} {sentence}$"):
+            call()
+    monkeypatch.delenv(variable)
+    case.check()
+
+
+def test_a_pool_without_a_size_is_refused_where_it_is_first_used():
+    """By every call, until the variable says something: in a process of its own, which has no pool yet."""
+    values = ["garbage", "-1", "12MB", "1.5", "99999999999999999999"]
+    code = f"""if True:
+        import os, resnet_fused, torch
+        x = torch.ones(4, 64, 64, 64)
+        for value in {[*values, "0"]}:
+            os.environ["RESNET_FUSED_CPU_POOL_MB"] = value
+            try:
+                print(torch.equal(resnet_fused.ops.bn_add_act(x, *[None] * 4, 1e-5, None, True), x))
+            except RuntimeError as error:
+                print(error)
+    """
+    environment = {**os.environ, "RESNET_FUSED_CPU_POOL_MB": values[0]}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    rest = "a whole number of MiB from 0 to 1073741824 expected, or unset it"
+    expected = [f"RESNET_FUSED_CPU_POOL_MB is {value}; {rest}" for value in values]
+    assert (done.stdout.splitlines(), done.returncode) == ([*expected, "True"], 0), done.stderr
+
+
+# Of the engines' tests, enough to run every kernel in every form in about a minute; `make test-avx512` runs all.
+EMULATED = ["test_ops.py", "test_packed_weights.py", "test_conv_backward_weight.py", "test_training_ops.py"]
+CHOSEN = "three_by_three or resnet_shapes or not_finite_in_winograd or overflow_on or test_pool or projection or edited"
+CHOSEN += " or what_runs or threads or normalised_as or chains_in or (test_winograd and plain) or bn_stats or backward"
+
+
+@pytest.mark.skipif(has_kernels(torch.bfloat16), reason="this processor has the instructions: the other tests use them")
+def test_kernels_of_other_processors_emulated():
+    """Their tests, with AVX-512's instructions emulated on AVX2 (tests/avx512_on_avx2). None of them may skip."""
+    library = build("emulated-avx512")
+    environment = {**os.environ, "RESNET_FUSED_LIBRARY": str(library)}
+    command = [sys.executable, "-m", "pytest", "-q", "-k", CHOSEN, *(str(TESTS / name) for name in EMULATED)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    summary = done.stdout.splitlines()[-1]
+    assert re.fullmatch(r"\d{3,} passed.* in .*", summary) and "skipped" not in summary, done.stdout
+
+
+def build(flavour):
+    """The library of a flavour, compiled where that is not done."""
+    environment = {**os.environ, "RESNET_FUSED_FLAVOUR": flavour}
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return ROOT / "build" / flavour / "_C.abi3.so"
