@@ -9,7 +9,7 @@ OUT ?= benchmarks/results/gpu-out
 CXX_SOURCES = $(shell find csrc tests build_tools -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-avx512 bench lint format wheel gpu clean
+.PHONY: help setup build demo test test-avx512 fuzz bench lint format wheel gpu clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -59,6 +59,12 @@ EMULATED = build/emulated-avx512/_C.abi3.so
 test-avx512: build  ## the CPU engines' tests with AVX-512 emulated on AVX2
 	@RESNET_FUSED_FLAVOUR=emulated-avx512 $(PY) setup.py --quiet build_ext --inplace
 	RESNET_FUSED_LIBRARY=$(EMULATED) $(PY) -m pytest $(CPU_TESTS) $(ARGS)
+
+N ?= 5000
+SEED ?= 1
+
+fuzz: build  ## N random problems against float64, from SEED on (N=5000 SEED=1)
+	$(PY) -m tests.fuzz --problems $(N) --seed $(SEED)
 
 bench: build $(VENV)/.bench  ## time the kernels and whole networks
 	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)

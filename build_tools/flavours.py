@@ -25,7 +25,22 @@ class Flavour:
 EMULATED = ("-Itests/avx512_on_avx2", "-mavx2", "-mfma", "-mf16c", "-O1", "-Wno-psabi")
 BELIEVES = "-DRESNET_FUSED_EMULATED_AVX512"  # the plan: this machine has AVX-512 and AVX512-BF16
 
-FLAVOURS = {flavour.name: flavour for flavour in (Flavour("emulated-avx512", avx512=EMULATED, compile=(BELIEVES,)),)}
+# The first error ends the process: a test cannot pass over it. torch is compiled without, so vptr has nothing to read.
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all")
+
+FLAVOURS = {
+    flavour.name: flavour
+    for flavour in (
+        Flavour("emulated-avx512", avx512=EMULATED, compile=(BELIEVES,)),
+        Flavour(
+            "sanitize",
+            avx512=EMULATED,
+            compile=(BELIEVES, *SANITIZE, "-fno-omit-frame-pointer", "-O1", "-g"),
+            link=SANITIZE,
+            strip=False,
+        ),
+    )
+}
 
 
 def choose(environ: Mapping[str, str]) -> Flavour | None:

@@ -27,6 +27,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from . import _library, autograd, ops, reference
 from ._chain import NO_NORM, chain
+from ._indexing import Window, indexable, window
 
 Pair = int | Sequence[int]
 
@@ -68,14 +69,6 @@ def training_dtype(x: Tensor) -> torch.dtype | None:
     if torch.is_autocast_enabled(x.device.type):
         return None if x.dtype is torch.float64 else torch.get_autocast_dtype(x.device.type)
     return x.dtype
-
-
-def indexable(x: Tensor, channels: int) -> bool:
-    """Whether ``channels`` channels at x's resolution fit the kernels' 32-bit indices."""
-    if torch.compiler.is_compiling():  # would bound a dynamic batch
-        return True
-    n, _, h, w = x.shape
-    return n * h * w * channels < 2**31
 
 
 def _is_transformed() -> bool:
@@ -179,7 +172,7 @@ def conv_bn_act(
     same version; :func:`forget_packed` frees it.
     """
     args = _conv_args(bn, stride, padding, dilation, groups)
-    cast = _caster(x, weight, bias, *args[:4], residual)
+    cast = _caster(x, _windows((weight, *args[5:8])), weight, bias, *args[:4], residual)
     # Under autocast eager adds in the wider of the two dtypes, and that is the result's.
     if cast is None or (cast.autocast and residual is not None and residual.dtype is not cast.dtype):
         trained = _trained(x, [(weight, bias, *args[5:])], [NO_NORM, args[:5]], residual=residual, relu=relu)
@@ -211,7 +204,7 @@ def bn_relu_conv_bn_act(
     """
     args = _conv_args(bn, stride, padding, dilation, groups)
     before = _bn(pre)
-    cast = _caster(x, weight, bias, *before[:4], *args[:4], residual)
+    cast = _caster(x, _windows((weight, *args[5:8])), weight, bias, *before[:4], *args[:4], residual)
     if cast is None or (cast.autocast and residual is not None and residual.dtype is not cast.dtype):
         trained = _trained(x, [(weight, bias, *args[5:])], [before, args[:5]], residual=residual, relu=relu)
         eager: tuple[Any, ...] = (x, *before, weight, bias, *args, residual, relu)
@@ -252,7 +245,10 @@ def conv_bn_proj_act(
     proj_args: tuple[Any, ...] = (*_bn(projection.bn), _pair("projection.stride", projection.stride))
     before = _bn(projection.pre)
     proj_weight, proj_bias = projection.weight, projection.bias
-    cast = _caster(x, weight, bias, *args[:4], proj_x, proj_weight, proj_bias, *proj_args[:4], *before[:4])
+    others = (proj_x, proj_weight, proj_bias, *proj_args[:4], *before[:4])
+    cast = _caster(x, _windows((weight, *args[5:8])), weight, bias, *args[:4], *others)
+    if proj_x.dim() == 4 and not indexable(proj_x):
+        cast = None
     if cast is None:  # the shortcut has a tensor of its own
         shortcut_of: dict[str, Any] = {"bias": proj_bias, "stride": projection.stride, "relu": False}
         if projection.pre is None:
@@ -295,7 +291,7 @@ def conv_bn_relu_pool(
     """
     args = _conv_args(bn, stride, padding, dilation, groups)
     pool = (_pair("pool_kernel", pool_kernel), _pair("pool_stride", pool_stride), _pair("pool_padding", pool_padding))
-    cast = _caster(x, weight, bias, *args[:4])
+    cast = _caster(x, _windows((weight, *args[5:8]), pool=pool), weight, bias, *args[:4])
     if cast is None:
         end = None if bn is None else autograd.pool_in(x.device, *pool)
         trained = _trained(x, [(weight, bias, *args[5:])], [NO_NORM, args[:5]], pool=end)
@@ -313,7 +309,7 @@ def bn_add_act(x: Tensor, bn: BatchNorm | None, *, residual: Tensor | None = Non
     """
     args = _bn(bn)
     dtype, _ = kernel_dtype(x)
-    if dtype is None or _needs_eager(*args[:4], residual):
+    if dtype is None or not indexable(x) or _needs_eager(*args[:4], residual):
         trained = None if bn is None else _trained(x, [], [args], residual=residual, relu=relu)
         eager: tuple[Any, ...] = (x, *args, residual, relu)
         return reference.bn_add_act(*eager) if trained is None else trained
@@ -343,7 +339,7 @@ def basic_block(
         return trained
     if projection is None and _pair("stride", stride) == (1, 1) and _keeps_shape(x, conv1) and _keeps_shape(x, conv2):
         first, second = _bn(bn1), _bn(bn2)
-        cast = _caster(x, conv1, conv2, *first[:4], *second[:4])
+        cast = _caster(x, (), conv1, conv2, *first[:4], *second[:4])
         if cast is not None and not cast.autocast:
             return ops.basic_block(x, conv1, None, *first, conv2, None, *second, *cast.how(keep_packed))
     y = conv_bn_act(x, conv1, bn1, stride=stride, padding=_same(conv1), keep_packed=keep_packed)
@@ -499,7 +495,7 @@ def _trained(
     if not any(t.requires_grad for t in given) or any(type(t) not in PLAIN_TENSORS for t in given):
         return None
     dtype = training_dtype(x)
-    if dtype is None or not indexable(x, convs[-1][0].shape[0] if convs else x.shape[1]):
+    if dtype is None or not indexable(x, _windows(*(conv[:1] + conv[2:5] for conv in convs), pool=pool)):
         return None
     return chain(x, dtype, convs, norms, projection, residual, identity, relu, pool)
 
@@ -537,14 +533,24 @@ class _Cast(NamedTuple):
         return keep_packed and not self.autocast, self.allow_tf32
 
 
-def _caster(x: Tensor, weight: Tensor, *others: Tensor | None) -> _Cast | None:
-    """How to call the op, or None for eager."""
+def _caster(x: Tensor, windows: Sequence[Window], weight: Tensor, *others: Tensor | None) -> _Cast | None:
+    """How to call the op, which makes ``windows`` of x; or None for eager."""
     dtype, (plain, allow_tf32) = kernel_dtype(x)
-    if dtype is None or _needs_eager(weight, *others):
+    if dtype is None or not indexable(x, windows) or _needs_eager(weight, *others):
         return None
     if not plain and weight.dtype is torch.float64:  # which autocast leaves alone: eager says that dtypes differ
         return None
     return _Cast(dtype, not plain, allow_tf32)
+
+
+def _windows(*convs: tuple[Any, ...], pool: autograd.Pool | None = None) -> list[Window]:
+    """Convolutions as ``weight, stride, padding, dilation``, and a pooling, for :func:`indexable`."""
+    if any(conv[0].dim() != 4 for conv in convs):  # the op says what is wrong
+        return []
+    found = [window(*conv) for conv in convs]
+    if pool is not None and found:
+        found.append((found[-1][0], *pool[0], pool[1], pool[2], 1))
+    return found
 
 
 def _needs_eager(*tensors: Tensor | None) -> bool:

@@ -21,6 +21,7 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
   if (out.numel() == 0) return true;
   const bool bf16 = conv.x.scalar_type() == ScalarType::BFloat16;
   auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
+  if (!bn.bias_folds) return false;
   // whole registers are read
   bn.scale.resize((conv.k + kLanes - 1) / kLanes * kLanes);
   bn.shift.resize(bn.scale.size());

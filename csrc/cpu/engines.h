@@ -17,7 +17,8 @@ Engine engine_of(const Conv& conv, const Pool* pool = nullptr);
 Conv without_pre(Conv conv);
 
 // out = [max_pool](act(bn(conv(x)) + residual)). residual and out are channels_last and dense, and may be the same
-// tensor. False: a weight is not finite, so that the zeros of the padding would turn to NaN; nothing was computed.
+// tensor. False: a weight is not finite, so that the zeros of the padding would turn to NaN, or the bias must be
+// added before the BatchNorm (scale_shift.h); nothing was computed.
 bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, bool relu, bool keep_packed,
                  const Tensor& out);
 

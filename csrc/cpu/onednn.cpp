@@ -57,7 +57,7 @@ std::shared_ptr<const Folded> fold(const Conv& conv, ScaleShift<float> bn) {
       for (int64_t i = 0; i < row; ++i) store(to + k * row + i, load(data<T>(w)[k * row + i]) * bn.scale[k]);
     }
   });
-  folded->finite = all_finite(folded->weight);
+  folded->finite = all_finite(folded->weight) && all_finite(folded->bias);
   folded->bytes = w.numel() * (w.scalar_type() == ScalarType::Float ? 4 : 2);
   folded->weight = reorder_weight(folded->weight, conv);
   folded->bn = std::move(bn);
@@ -72,8 +72,11 @@ bool onednn_available() {
 
 OptTensor onednn_conv(const Conv& conv, const OptTensor& residual, bool relu, bool keep_packed) {
   auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
+  if (!bn.bias_folds) return std::nullopt;
+  // A product with a scale beyond this could overflow on the way to a sum that, scaled afterwards, would not.
+  constexpr float kMostScale = 0x1p64f;
   for (int64_t k = 0; k < conv.k; ++k)
-    if (!std::isfinite(bn.scale[k]) || !std::isfinite(bn.shift[k])) return std::nullopt;
+    if (!(std::abs(bn.scale[k]) <= kMostScale) || !std::isfinite(bn.shift[k])) return std::nullopt;
   const PackedLayout layout{kPackedOneDnn,  conv.padding[0],  conv.padding[1],  conv.stride[0],
                             conv.stride[1], conv.dilation[0], conv.dilation[1], conv.groups};
   const auto folded = std::static_pointer_cast<const Folded>(packed_weight(
@@ -82,11 +85,12 @@ OptTensor onednn_conv(const Conv& conv, const OptTensor& residual, bool relu, bo
         const auto& f = static_cast<const Folded&>(p);
         return f.bn.scale == bn.scale && f.bn.shift == bn.shift;
       }));
+  if (!folded->finite) return std::nullopt;
   const Tensor x = aten_contiguous(conv.x, conv.channels_last);
   OptTensor r;
   if (residual) r = aten_contiguous(*residual, conv.channels_last);
   // oneDNN's ReLU makes a NaN 0, and torch's fallback for groups knows no bf16: there, one pass of our own follows
-  const bool after = (relu && !(folded->finite && all_finite(x) && (!r || all_finite(*r)))) || (r && conv.groups > 1);
+  const bool after = (relu && !(all_finite(x) && (!r || all_finite(*r)))) || (r && conv.groups > 1);
   AtenTensorHandle bias = folded->bias.get(), out = nullptr;
   const char* unary = "relu";
   if (r && !after) {

@@ -7,6 +7,7 @@
 #include "cpu/memory.h"
 #include "cpu/onednn.h"
 #include "cpu/packed_cache.h"
+#include "cpu/scale_shift.h"
 
 namespace resnet_fused::cpu {
 
@@ -20,12 +21,17 @@ OptTensor no_residual(const Tensor*) { return std::nullopt; }
 
 // The engine that takes everything: torch's convolution, then one pass for the rest.
 Tensor composed(const Conv& conv, const OptTensor& residual, bool relu) {
+  OptTensor first, later;  // where the bias is added
+  if (conv.bias && !bias_folds(conv))
+    first = aten_to(*conv.bias, conv.x.scalar_type());
+  else
+    later = conv.bias;
   Tensor y = aten_contiguous(
-      aten_convolution(conv.x, conv.weight, std::nullopt, conv.stride, conv.padding, conv.dilation, conv.groups),
+      aten_convolution(conv.x, conv.weight, first, conv.stride, conv.padding, conv.dilation, conv.groups),
       conv.channels_last);
   OptTensor r;
   if (residual) r = aten_contiguous(*residual, conv.channels_last);
-  bn_add_act_into(y, y, conv.bias, conv.bn, r, relu, conv.channels_last);
+  bn_add_act_into(y, y, later, conv.bn, r, relu, conv.channels_last);
   return y;
 }
 

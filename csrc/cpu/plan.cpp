@@ -57,7 +57,8 @@ double slab_bytes(const ConvShape& q) {
 std::string too_much_scratch(const ConvShape& q) {
   constexpr double kMost = 64 << 20;  // bytes that each thread keeps
   const auto says = [](const char* what, double bytes) {
-    return std::string(what) + std::to_string(static_cast<int64_t>(bytes / (1 << 20))) + " MiB, more than 64";
+    return std::string(what) + (bytes < 1e15 ? std::to_string(static_cast<int64_t>(bytes)) + " bytes" : "petabytes") +
+           ", more than 67108864";
   };
   if (const double bytes = slab_bytes(q); bytes > kMost) return says("a task's padded input takes ", bytes);
   if (q.pool_r * q.pool_s > 255)

@@ -29,8 +29,16 @@ ScaleShift<Acc> scale_shift(const BatchNorm& bn, const OptTensor& bias, int64_t 
     const Acc scale = gamma[k] * (Acc(1) / std::sqrt(var[k] + static_cast<Acc>(bn.eps)));
     out.shift[k] = beta[k] + (out.shift[k] - mean[k]) * scale;
     out.scale[k] = scale;
+    if (bias && !(std::isfinite(scale) && std::isfinite(out.shift[k]) && std::isfinite(beta[k] - mean[k] * scale)))
+      out.bias_folds = false;
   }
   return out;
+}
+
+bool bias_folds(const Conv& conv) {
+  if (!conv.bias || !conv.bn.present()) return true;
+  return conv.x.scalar_type() == ScalarType::Double ? scale_shift<double>(conv.bn, conv.bias, conv.k).bias_folds
+                                                    : scale_shift<float>(conv.bn, conv.bias, conv.k).bias_folds;
 }
 
 template std::vector<float> per_channel(const OptTensor&, int64_t, float);

@@ -13,6 +13,7 @@ namespace resnet_fused::cpu {
 
 bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool keep_packed, const Tensor& out) {
   const auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
+  if (!bn.bias_folds) return false;
   const Tensor x = aten_contiguous(conv.x, /*channels_last=*/true);
 
   const WinogradKernels& kernels =

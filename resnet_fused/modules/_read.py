@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..functional import PLAIN_TENSORS, indexable
+from .._indexing import Window, indexable, window
+from ..functional import PLAIN_TENSORS
 from ..reference import ZeroPadShortcut
 
 
@@ -31,6 +32,11 @@ def conv_alone(conv: nn.Module | None, dtype: torch.dtype) -> tuple[Any, ...] | 
         return None
     no_norm = (None, None, None, None, 0.0)  # not a global: torch.compile(dynamic=True) would make 0.0 an input
     return (*weights, *no_norm, conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[union-attr]
+
+
+def all_indexable(x: Tensor, *convs: tuple[Any, ...], then: Window | None = None) -> bool:
+    """:func:`indexable` of the convolutions that :func:`conv_norm` read, each of what the one before it made."""
+    return indexable(x, [*(window(conv[0], *conv[7:10]) for conv in convs), *([] if then is None else [then])])
 
 
 def batch_norm(norm: nn.Module | None) -> tuple[Any, ...] | None:
@@ -61,8 +67,6 @@ def shortcut(
     The projection is a 1x1 convolution with or without a BatchNorm: ``proj_x ... pre_eps``. With ``pre``, what
     :func:`batch_norm` read of a pre-activation block, every shortcut but the identity is one of ``relu(pre(x))``.
     """
-    if not indexable(x, channels):
-        return None
     down = block._modules.get("downsample")
     if down is None:
         down = block.__dict__.get("downsample")  # a plain attribute: None, or a callable that is no module

@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import autograd
+from .._indexing import indexable, window
 from ..functional import training_dtype
-from ._read import indexable, is_relu
+from ._read import is_relu
 from ._read_training import NO_SIDE, conv_of, norm_of, process_group, side_of
 
 
@@ -46,7 +47,10 @@ def train(
     if any(conv is None for conv in read_convs) or [n is None for n in read_norms] != [name is None for name in norms]:
         return None
     channels = read_convs[-1].weight.shape[0] if read_convs else x.shape[1]
-    if not indexable(x, channels):
+    windows = [window(conv.weight, *conv[2:5]) for conv in read_convs]
+    if pool is not None:
+        windows.append((channels, *pool[0], pool[1], pool[2], 1))
+    if not indexable(x, windows):
         return None
     side = side_of(block, x, dtype, channels, pre_activates) if shortcut else NO_SIDE
     if side is None:

@@ -8,7 +8,7 @@ from .. import ops, reference
 from ..functional import kernel_dtype
 from ._block import FusedBlock, as_eager, conv_add, nhwc
 from ._eager import as_defined
-from ._read import conv_norm, is_relu, shortcut
+from ._read import all_indexable, conv_norm, is_relu, shortcut
 from ._train import train
 
 _GEOMETRY = 7  # where stride, padding, dilation and groups begin in what conv_norm reads
@@ -36,6 +36,8 @@ class FusedBasicBlock(FusedBlock, reference.BasicBlock):
         first = conv_norm(children.get("conv1"), children.get("bn1"), dtype)
         last = conv_norm(children.get("conv2"), children.get("bn2"), dtype)
         if first is None or last is None or not is_relu(children.get("relu")):
+            return None
+        if not all_indexable(x, first, last):
             return None
         z = nhwc(x)
         added = shortcut(self, z, dtype, last[0].shape[0])

@@ -6,7 +6,7 @@ from .. import ops, reference
 from ..functional import kernel_dtype
 from ._block import FusedBlock, as_eager, conv_add, nhwc
 from ._eager import as_defined
-from ._read import conv_norm, is_relu, shortcut
+from ._read import all_indexable, conv_norm, is_relu, shortcut
 from ._train import train
 
 
@@ -33,6 +33,8 @@ class FusedBottleneck(FusedBlock, reference.Bottleneck):
         middle = conv_norm(children.get("conv2"), children.get("bn2"), dtype)
         last = conv_norm(children.get("conv3"), children.get("bn3"), dtype)
         if first is None or middle is None or last is None or not is_relu(children.get("relu")):
+            return None
+        if not all_indexable(x, first, middle, last):
             return None
         z = nhwc(x)
         added = shortcut(self, z, dtype, last[0].shape[0])

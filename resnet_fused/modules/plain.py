@@ -6,7 +6,7 @@ from .. import ops, reference
 from ..functional import kernel_dtype, pre_activates_on_reading
 from ._block import FusedBlock, as_eager, nhwc
 from ._eager import as_defined
-from ._read import batch_norm, conv_alone, conv_norm, indexable, is_relu
+from ._read import all_indexable, batch_norm, conv_alone, conv_norm, is_relu
 from ._train import train
 
 
@@ -28,7 +28,7 @@ class FusedPlainBlock(FusedBlock, reference.PlainBlock):
         last = conv_norm(children.get("conv2"), children.get("bn2"), dtype)
         if first is None or last is None or not is_relu(children.get("relu")):
             return None
-        if not indexable(x, last[0].shape[0]):
+        if not all_indexable(x, first, last):
             return None
         y = ops.conv_bn_act(nhwc(x).to(dtype), *first, None, True, *how)
         return as_eager(ops.conv_bn_act(y, *last, None, True, *how), x, first, last)
@@ -53,7 +53,7 @@ class FusedPlainPreActBlock(FusedBlock, reference.PlainPreActBlock):
         last = conv_alone(children.get("conv2"), dtype)
         if norm is None or first is None or last is None or not is_relu(children.get("relu")):
             return None
-        if not indexable(x, last[0].shape[0]):
+        if not all_indexable(x, first, last):
             return None
         z = nhwc(x)
         if pre_activates_on_reading(z):

@@ -8,7 +8,7 @@ from .. import ops, reference
 from ..functional import kernel_dtype, pre_activates_on_reading
 from ._block import FusedBlock, as_eager, conv_add, nhwc
 from ._eager import as_defined
-from ._read import batch_norm, conv_alone, conv_norm, is_relu, shortcut
+from ._read import all_indexable, batch_norm, conv_alone, conv_norm, is_relu, shortcut
 from ._train import train
 
 
@@ -36,6 +36,8 @@ class FusedPreActBlock(FusedBlock, reference.PreActBlock):
         first = conv_norm(children.get("conv1"), children.get("bn2"), dtype)
         last = conv_alone(children.get("conv2"), dtype)
         if norm is None or first is None or last is None or not is_relu(children.get("relu")):
+            return None
+        if not all_indexable(x, first, last):
             return None
         begun = _begin(self, nhwc(x), norm, first, last[0].shape[0], how)
         if begun is None:
@@ -69,6 +71,8 @@ class FusedPreActBottleneck(FusedBlock, reference.PreActBottleneck):
         middle = conv_norm(children.get("conv2"), children.get("bn3"), dtype)
         last = conv_alone(children.get("conv3"), dtype)
         if norm is None or first is None or middle is None or last is None or not is_relu(children.get("relu")):
+            return None
+        if not all_indexable(x, first, middle, last):
             return None
         begun = _begin(self, nhwc(x), norm, first, last[0].shape[0], how)
         if begun is None:

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import autograd, ops
+from .._indexing import Window
 from ..functional import kernel_dtype
 from ._block import nhwc
 from ._eager import Methods, replacement
 from ._packing import OwnsPackedWeights
-from ._read import batch_norm, conv_alone, conv_norm, indexable, is_relu, touched
+from ._read import all_indexable, batch_norm, conv_alone, conv_norm, indexable, is_relu, touched
 from ._train import train, trains_fused
 
 
@@ -56,15 +57,17 @@ class FusedStem(OwnsPackedWeights):
         conv = conv_norm(children.get("conv1"), children.get("bn1"), dtype)
         if conv is None or not is_relu(children.get("relu")):
             return None
-        if not indexable(x, conv[0].shape[0]):
-            return None
         pool = children.get("maxpool")
         if pool is not None and not is_plain_pool(pool):
             return None
+        pooling = None if pool is None or type(pool) is nn.Identity else _pooling(conv, pool)
+        if not all_indexable(x, conv, then=pooling):
+            return None
         x = x.to(dtype).contiguous(memory_format=torch.channels_last)
-        if pool is None or type(pool) is nn.Identity:
+        if pooling is None:
             return ops.conv_bn_act(x, *conv, None, True, *how)
-        return ops.conv_bn_relu_pool(x, *conv, _pair(pool.kernel_size), _pair(pool.stride), _pair(pool.padding), *how)
+        _, rows, columns, stride, padding, _ = pooling
+        return ops.conv_bn_relu_pool(x, *conv, (rows, columns), stride, padding, *how)
 
 
 class FusedPreActEnds(OwnsPackedWeights):
@@ -85,7 +88,7 @@ class FusedPreActEnds(OwnsPackedWeights):
             return theirs(self, x)
         dtype, how = kernel_dtype(x)
         conv = None if dtype is None else conv_alone(self._modules.get("conv1"), dtype)
-        if dtype is None or conv is None or not indexable(x, conv[0].shape[0]):
+        if dtype is None or conv is None or not all_indexable(x, conv):
             return self.conv1(nhwc(x) if trains_fused(self, x) else x)
         x = x.to(dtype).contiguous(memory_format=torch.channels_last)
         y = ops.conv_bn_act(x, *conv, None, False, *how)
@@ -97,7 +100,7 @@ class FusedPreActEnds(OwnsPackedWeights):
             return theirs(self, x)
         dtype, _ = kernel_dtype(x)
         norm = batch_norm(self._modules.get("bn1"))
-        if dtype is None or norm is None or not is_relu(self._modules.get("relu")):
+        if dtype is None or norm is None or not is_relu(self._modules.get("relu")) or not indexable(x):
             y = train(self, x, (), ("bn1",), relu=True, shortcut=False)
             return self.relu(self.bn1(x)) if y is None else y
         return ops.bn_add_act(x, *norm, None, True)
@@ -112,6 +115,11 @@ def is_plain_pool(pool: nn.Module) -> bool:
     return (
         type(pool) is nn.MaxPool2d and _pair(pool.dilation) == (1, 1) and not pool.ceil_mode and not pool.return_indices
     )
+
+
+def _pooling(conv: tuple[Any, ...], pool: Any) -> Window:
+    rows, columns = _pair(pool.kernel_size)
+    return conv[0].shape[0], rows, columns, _pair(pool.stride), _pair(pool.padding), 1
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -1,0 +1,110 @@
+"""The standing attack (tests/fuzz), and that it sees what it is there for."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from fuzz import problems
+from fuzz.__main__ import TESTS, attack
+from fuzz.guard import PAGE, guarded
+
+from resnet_fused import ops
+
+COMMAND = [sys.executable, "-m", "tests.fuzz"]
+
+
+@pytest.fixture
+def _surroundings(monkeypatch):
+    """A problem sets what it wants of these."""
+    for variable in ("RESNET_FUSED_CPU_ENGINE", "RESNET_FUSED_CPU_ISA"):
+        monkeypatch.setenv(variable, "")
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_two_hundred_problems():
+    done = subprocess.run(COMMAND, cwd=TESTS.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "200 problems from 1 on, 0 failed"
+
+
+@pytest.mark.usefixtures("_surroundings")
+@pytest.mark.parametrize("kind", problems.KINDS, ids=lambda kind: kind.__name__)
+def test_a_wrong_result_of_every_kind_is_seen(kind, monkeypatch):
+    """Results too large by a tenth."""
+
+    def wrong(op):
+        def call(*args):
+            found = op(*args)
+            return tuple(t * 1.1 for t in found) if isinstance(found, tuple) else found * 1.1
+
+        return call
+
+    for name in ("conv_bn_act", "bn_relu_conv_bn_act", "conv_bn_proj_act", "conv_bn_relu_pool", "basic_block",
+                 "bn_add_act", "bn_add_bn_act", "bn_stats", "conv_backward_weight"):  # fmt: skip
+        monkeypatch.setattr(ops, name, wrong(getattr(ops, name)))
+    monkeypatch.setattr(problems, "KINDS", {kind: 1})
+    failed = 0
+    for number in range(8):
+        try:
+            problems.solve(number)
+        except AssertionError:
+            failed += 1
+    assert failed > 0
+
+
+def test_a_process_that_dies_is_a_failure_and_the_others_go_on(capfd):
+    """Of five problems the second ends its process, as an access out of bounds does."""
+    code = """if True:
+        import os, pathlib, sys
+        at_hand, first, count = pathlib.Path(sys.argv[2]), int(sys.argv[4]), int(sys.argv[6])
+        for number in range(first, first + count):
+            at_hand.write_text(str(number))
+            if number == 8:
+                os.abort()
+        at_hand.write_text("done 0")
+    """
+    assert attack(range(7, 12), [sys.executable, "-c", code]) == 1
+    assert "python -m tests.fuzz --problems 1 --seed 8 # the process died with status -6" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "access",
+    ["flat[size]", "flat[-1 - (-size % 1024)]", "flat.__setitem__(0, 1.0)"],
+    ids=["behind", "before the page", "a write"],
+)
+def test_an_access_that_is_not_allowed_ends_the_process(access):
+    code = f"""if True:
+        import sys
+        sys.path.insert(0, {str(TESTS)!r})
+        import ctypes, torch
+        from fuzz.guard import guarded
+        size = 10
+        t = guarded(torch.arange(size, dtype=torch.float32))
+        assert t.tolist() == list(range(size))
+        class Flat:
+            pointer = ctypes.cast(t.data_ptr(), ctypes.POINTER(ctypes.c_float))
+            def __getitem__(self, at): return self.pointer[at]
+            def __setitem__(self, at, value): self.pointer[at] = value
+        flat = Flat()
+        print("reached", flush=True)
+        {access}
+        print("survived")
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode < 0
+    assert done.stdout == "reached\n"
+
+
+@pytest.mark.parametrize("at_end", [True, False])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_guarded_copy_is_the_tensor(at_end, layout):
+    t = torch.randn(2, 3, 5, 7).to(memory_format=layout)
+    copy = guarded(t, at_end)
+    assert torch.equal(copy, t)
+    assert copy.stride() == t.stride()
+    assert (copy.data_ptr() + (t.numel() * 4 if at_end else 0)) % PAGE == 0
+    expanded = t[:1, :, :1].expand(t.shape)
+    assert torch.equal(guarded(expanded, at_end), expanded)
