@@ -138,6 +138,13 @@ SUBCLASSES = {
 }
 
 
+def test_a_class_derived_from_a_converted_subclass_as_fsdp_does_is_left_alone():
+    block = resnet_fused.convert(MyBlock(8, 8))
+    block.__class__ = kind = type("Sharded", (type(block),), {})
+    assert resnet_fused.report(block)[""] == resnet_fused.Entry("basic block", "converted")
+    assert type(resnet_fused.revert(resnet_fused.convert(block))) is kind
+
+
 class Recorder(TorchDispatchMode):
     """Which ops of this package ran."""
 
@@ -317,7 +324,19 @@ def test_a_subclass_of_a_fused_block_with_another_forward_says_so():
 
     entry = resnet_fused.report(resnet_fused.convert(Mine(8, 8)))[""]
     assert entry.runs_eagerly
-    assert "Mine overrides forward of resnet_fused.reference.BasicBlock" in entry.reason
+    assert "Mine overrides forward of resnet_fused.modules.basic.FusedBasicBlock" in entry.reason
+
+
+def test_a_subclass_of_a_fused_block_with_its_forward_is_fused():
+    class Mine(modules.FusedBasicBlock):
+        def __reduce__(self):
+            return super().__reduce__()
+
+    block = resnet_fused.convert(Mine(8, 8).eval())
+    assert resnet_fused.report(block)[""] == resnet_fused.Entry("basic block", "converted")
+    assert ops_of(block, torch.randn(1, 8, 6, 6))
+    block.relu = nn.GELU()
+    assert resnet_fused.report(block)[""].runs_eagerly
 
 
 # Converted blocks that something happened to.
@@ -388,6 +407,17 @@ def test_a_report_says_which_converted_blocks_run_eagerly(reason):
         assert entry.reason.startswith("converted, but runs eagerly: ")
         assert entry.reason.endswith(full) or f" 0.{reason}" in entry.reason
         assert str(resnet_fused.report(model)).endswith("1 converted (1 of them eager), 0 convertible, 0 refused")
+
+
+def test_a_hook_for_all_modules_is_said():
+    block = resnet_fused.convert(reference.BasicBlock(8, 8).eval())
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert "a hook for all modules is registered" in resnet_fused.report(block)[""].reason
+        assert not ops_of(block, torch.randn(1, 8, 6, 6))
+    finally:
+        handle.remove()
+    assert not resnet_fused.report(block)[""].runs_eagerly
 
 
 def test_a_stem_that_runs_eagerly_says_so():
@@ -502,7 +532,10 @@ def test_plain_convolutions_and_attention_are_no_blocks():
             super().__init__()
             self.reduce, self.expand = nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1)
 
-    assert not resnet_fused.report(nn.Sequential(SqueezeExcite(), nn.Conv2d(8, 8, 3)))
+    class Normalize(nn.Module):
+        """Of images, not of activations."""
+
+    assert not resnet_fused.report(nn.Sequential(Normalize(), SqueezeExcite(), nn.Conv2d(8, 8, 3)))
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_b0", "densenet121", "convnext_tiny", "googlenet"])

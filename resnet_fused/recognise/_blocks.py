@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from ..modules._eager import replaced
 from . import _reasons
@@ -28,6 +29,8 @@ class Recogniser:
         method = replaced(self.eager, self.fused._eager_methods)
         if method is not None:
             return f"{_reasons.class_name(self.eager)}.{method} was replaced by another function"
+        if converted and _has_any_global_hook():
+            return "a hook for all modules is registered (torch.nn.modules.module.register_module_...)"
         return self.refusal(module, path, converted)
 
 
