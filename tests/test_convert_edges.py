@@ -306,6 +306,17 @@ def test_a_subclass_with_a_metaclass_of_its_own_is_refused():
     assert not Registered.known
 
 
+def test_a_subclass_that_no_fused_class_can_derive_from_is_refused():
+    kind = type("Both", (resnet.BasicBlock, reference.BasicBlock), {"__init__": lambda self: nn.Module.__init__(self)})
+    block = resnet_fused.convert(kind())
+    assert type(block) is kind
+    entry = resnet_fused.report(block)[""]
+    assert entry.status == "refused"
+    assert entry.reason.startswith(
+        "test_convert_edges.Both cannot be combined with resnet_fused.recognise.torchvision."
+    )
+
+
 def test_a_mixin_before_the_block_counts_and_one_behind_it_does_not():
     class Forward:
         def forward(self, x):

@@ -44,7 +44,14 @@ def overridden(kind: type[nn.Module], base: Recogniser) -> str | None:
         return _first_override(kind, base.fused, computes)
     if type(kind) not in (type, abc.ABCMeta):
         return f"{class_name(kind)} has the metaclass {class_name(type(kind))}"
-    return _first_override(kind, base.eager, (*computes, *_INSTANCE, *_ARGUMENTS, *_of_fusing(base)))
+    reason = _first_override(kind, base.eager, (*computes, *_INSTANCE, *_ARGUMENTS, *_of_fusing(base)))
+    if reason is not None:
+        return reason
+    try:
+        recogniser_of(kind, base)
+    except TypeError as error:  # bases in an order that no class can have
+        return f"{class_name(kind)} cannot be combined with {class_name(base.fused)}: {' '.join(str(error).split())}"
+    return None
 
 
 def _first_override(kind: type, base: type, names: Iterable[str]) -> str | None:
