@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from . import recognise
-from .modules import FusedBlock
 from .modules._packing import OwnsPackedWeights
 
 CONVERTED, CONVERTIBLE, REFUSED = "converted", "convertible", "refused"
@@ -65,10 +64,11 @@ class Report(Mapping[str, Entry]):
         lines = [
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (header, *rows)
         ]
-        counts = [self._counted(status) for status in (CONVERTED, CONVERTIBLE, REFUSED)]
+        counts = [self.counted(status) for status in (CONVERTED, CONVERTIBLE, REFUSED)]
         return "\n".join([*lines, ", ".join(counts)])
 
-    def _counted(self, status: str) -> str:
+    def counted(self, status: str) -> str:
+        """:meth:`count` in words, with how many of the converted ones run eagerly."""
         eager = sum(entry.runs_eagerly for entry in self.entries.values()) if status == CONVERTED else 0
         return f"{self.count(status)} {status}" + (f" ({eager} of them eager)" if eager else "")
 
@@ -169,7 +169,7 @@ def _judge(module: nn.Module, path: str) -> Entry | None:
     base = recognise.near_miss(module)
     if base is not None:
         reason = recognise.overridden(type(module), base)
-        if isinstance(module, FusedBlock):  # somebody's subclass of a fused block
+        if isinstance(module, base.fused):  # somebody's subclass of what is fused, or FSDP's
             return _converted(base.kind, reason or base.reason(module, path, converted=True))
         return Entry(base.kind, REFUSED, reason or "")
     if recognise.looks_like_a_block(module):

@@ -1,9 +1,11 @@
 """What several test files need: eager twins with realistic BatchNorms, and the truth in float64."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def randomise(model: nn.Module) -> nn.Module:
@@ -23,3 +25,21 @@ def truth(model: nn.Module, x: Tensor) -> Tensor:
     """The output of a float64 copy of the (eager) model."""
     with torch.no_grad():
         return copy.deepcopy(model).double()(x.double())
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "resnet_fused":
+            self.ops.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def ops_of(model: nn.Module, x: Tensor) -> list[Any]:
+    """The ops of this package that a call without gradients runs."""
+    with _Recorder() as recorder, torch.no_grad():
+        model(x)
+    return recorder.ops

@@ -384,6 +384,7 @@ def test_fully_sharded_models_run_and_are_refused(process_group):
     torch.testing.assert_close(changed, model(x).detach(), msg="eager, with gradients")
     with pytest.raises(ValueError, match="wrapped by FSDP"):
         resnet_fused.convert(model)
+    assert {(e.status, e.reason) for e in resnet_fused.report(model).values()} == {("converted", "")}
 
 
 def test_data_parallel_replicas_run_eagerly(x):

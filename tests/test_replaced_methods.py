@@ -90,6 +90,29 @@ def test_a_method_replaced_before_conversion_is_refused(case, monkeypatch):
         resnet_fused.convert(model, strict=True)
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_a_method_replaced_on_an_instance_runs(case, before):
+    cls, name, build = case
+    model = randomise(build(num_classes=50)).eval()
+    x = torch.randn(1, 3, 32, 32)
+    owner = next(module for module in model.modules() if type(module) is cls)
+    with torch.no_grad():
+        without = model(x)
+    bound = doubled(getattr(cls, name)).__get__(owner)
+    if before:
+        setattr(owner, name, bound)
+    resnet_fused.convert(model)
+    setattr(owner, name, bound)
+    path = next(path for path, module in model.named_modules() if module is owner)
+    reason = resnet_fused.report(model)[path].reason
+    assert reason.endswith(f"its {name} was replaced on this instance")
+    with torch.no_grad():
+        actual = model(x)
+        theirs = resnet_fused.revert(model)(x)
+        assert not torch.allclose(without, theirs, rtol=1e-2), "the replacement shows"
+        torch.testing.assert_close(actual, theirs, rtol=1e-3, atol=1e-3)
+
+
 def test_a_replacement_that_goes_away_leaves_the_block_fused(monkeypatch):
     block = resnet_fused.convert(randomise(resnet.BasicBlock(8, 8)).eval())
     x = torch.randn(1, 8, 5, 5)

@@ -115,7 +115,7 @@ def _report_table(report: resnet_fused.Report) -> Table:
     table = Table("module", "kind", "status", "reason", box=box.SIMPLE_HEAD, pad_edge=False, title="Modules")
     for name, entry in report.items():
         table.add_row(escape(name or "(root)"), entry.kind, entry.status, escape(entry.reason))
-    table.caption = ", ".join(f"{report.count(status)} {status}" for status in ("converted", "refused"))
+    table.caption = ", ".join(report.counted(status) for status in ("converted", "refused"))
     return table
 
 

@@ -34,7 +34,7 @@ def find_class(kind: type[nn.Module]) -> Recogniser | None:
     if exact is not None:
         return exact
     base = _nearest(kind)
-    if base is not None and issubclass(kind, MadeOfSubclass):
+    if base is not None and issubclass(kind, MadeOfSubclass) and MadeOfSubclass in kind.__bases__:
         return recogniser_of(kind._eager_class, base)
     if base is None or not issubclass(kind, base.eager) or issubclass(kind, base.fused):
         return None
@@ -49,7 +49,7 @@ def near_miss(module: nn.Module) -> Recogniser | None:
 def by_fused_class(module: nn.Module) -> Recogniser | None:
     """The recogniser that made this converted module, None for an eager one."""
     kind = type(module)
-    if issubclass(kind, MadeOfSubclass):
+    if MadeOfSubclass in kind.__bases__:
         return find_class(kind)
     return next((r for r in _recognisers() if kind is r.fused), None)
 

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from ..modules._eager import replaced
 from . import _reasons
@@ -28,6 +29,11 @@ class Recogniser:
         method = replaced(self.eager, self.fused._eager_methods)
         if method is not None:
             return f"{_reasons.class_name(self.eager)}.{method} was replaced by another function"
+        if converted and _has_any_global_hook():
+            return "a hook for all modules is registered (torch.nn.modules.module.register_module_...)"
+        its_own = next((name for name in self.fused._eager_methods if name in module.__dict__), None)
+        if its_own is not None:
+            return f"its {its_own} was replaced on this instance"
         return self.refusal(module, path, converted)
 
 
@@ -35,7 +41,7 @@ def _refuse_block(layers: int, has_shortcut: bool, block: nn.Module, path: str, 
     names = range(1, layers + 1)
     return _reasons.first(
         (
-            _reasons.own_forward(block),
+            _reasons.parametrised(block),
             *(_reasons.conv(block, f"conv{i}", path) for i in names),
             *(_reasons.batch_norm(block, f"bn{i}", path, converted) for i in names),
             _reasons.relu(block, path),
@@ -47,7 +53,7 @@ def _refuse_block(layers: int, has_shortcut: bool, block: nn.Module, path: str, 
 def _refuse_stem(pool: str | None, network: nn.Module, path: str, converted: bool) -> str | None:
     return _reasons.first(
         (
-            _reasons.own_forward(network),
+            _reasons.parametrised(network),
             _reasons.conv(network, "conv1", path),
             _reasons.batch_norm(network, "bn1", path, converted),
             _reasons.relu(network, path),

@@ -89,12 +89,8 @@ def pool(owner: nn.Module, name: str, path: str) -> str | None:
     return reason
 
 
-def own_forward(module: nn.Module) -> str | None:
-    if "forward" in module.__dict__:
-        return "its forward was replaced on this instance"
-    if parametrize.is_parametrized(module):
-        return "it is parametrised (torch.nn.utils.parametrize)"
-    return None
+def parametrised(module: nn.Module) -> str | None:
+    return "it is parametrised (torch.nn.utils.parametrize)" if parametrize.is_parametrized(module) else None
 
 
 def _exactly(module: object, full: str, *kinds: type[nn.Module]) -> str | None:

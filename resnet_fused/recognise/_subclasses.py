@@ -3,7 +3,7 @@
 import abc
 import inspect
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -35,19 +35,36 @@ class MadeOfSubclass(nn.Module):
 
 
 def overridden(kind: type[nn.Module], base: Recogniser) -> str | None:
-    """Why a subclass of a known eager class cannot be fused as that class can, None where it can."""
+    """Why a subclass of a known class may compute something else, or cannot be made a fused class; else None.
+
+    Of a subclass of the fused class, which exists already, the first matters only.
+    """
+    computes = (*base.fused._eager_methods, *_CALL, *_LAYERS)
+    if issubclass(kind, base.fused):
+        return _first_override(kind, base.fused, computes)
     if type(kind) not in (type, abc.ABCMeta):
         return f"{class_name(kind)} has the metaclass {class_name(type(kind))}"
-    for name in (*base.fused._eager_methods, *_CALL, *_LAYERS, *_INSTANCE, *_ARGUMENTS, *_of_fusing(base)):
-        if inspect.getattr_static(kind, name, _ABSENT) is not inspect.getattr_static(base.eager, name, _ABSENT):
-            return f"{class_name(kind)} overrides {name} of {class_name(base.eager)}"
+    reason = _first_override(kind, base.eager, (*computes, *_INSTANCE, *_ARGUMENTS, *_of_fusing(base)))
+    if reason is not None:
+        return reason
+    try:
+        recogniser_of(kind, base)
+    except TypeError as error:  # bases in an order that no class can have
+        return f"{class_name(kind)} cannot be combined with {class_name(base.fused)}: {' '.join(str(error).split())}"
+    return None
+
+
+def _first_override(kind: type, base: type, names: Iterable[str]) -> str | None:
+    for name in names:
+        if inspect.getattr_static(kind, name, _ABSENT) is not inspect.getattr_static(base, name, _ABSENT):
+            return f"{class_name(kind)} overrides {name} of {class_name(base)}"
     return None
 
 
 def recogniser_of(kind: type[nn.Module], base: Recogniser) -> Recogniser:
     """``base`` for its subclass ``kind``: the fused class derives from both, first from ``kind``."""
     # Python keeps a class's subclasses as long as somebody else does; a table of our own would keep them for ever.
-    made: Any = next((c for c in kind.__subclasses__() if issubclass(c, MadeOfSubclass)), None)
+    made: Any = next((c for c in kind.__subclasses__() if MadeOfSubclass in c.__bases__), None)
     if made is None:
         attributes = {
             "_eager_class": kind,

@@ -56,5 +56,6 @@ def _is_conv(module: nn.Module) -> bool:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """By name, which frozen, group and other libraries' norms share; without convolutions, as ``ConvNorm`` is not."""
-    return "norm" in type(module).__name__.lower() and not any(map(_is_conv, module.modules()))
+    """By name, as frozen norms and other libraries' share no base; not ``ConvNorm``, nor ``Normalize`` of images."""
+    name = type(module).__name__.lower().replace("normal", "")
+    return "norm" in name and not any(map(_is_conv, module.modules()))
