@@ -4,7 +4,8 @@ from torch import Tensor
 
 from .. import ops, reference
 from ..functional import kernel_dtype, pre_activates_on_reading
-from ._block import FusedBlock, as_eager, nhwc
+from ._block import FusedBlock
+from ._format import nhwc
 from ._read import batch_norm, conv_alone, conv_norm, indexable, is_relu
 from ._train import train
 
@@ -13,9 +14,10 @@ class FusedPlainBlock(FusedBlock, reference.PlainBlock):
     """``relu(bn2(conv2(relu(bn1(conv1(x))))))``: He et al. 2015 (arXiv:1512.03385), section 3.3."""
 
     _eager_class = reference.PlainBlock
+    _convs = ("conv1", "conv2")
 
-    def _trained(self, x: Tensor) -> Tensor | None:
-        return train(self, x, ("conv1", "conv2"), (None, "bn1", "bn2"), relu=True, shortcut=False)
+    def _trained(self, x: Tensor, hidden: bool) -> Tensor | None:
+        return train(self, x, self._convs, (None, "bn1", "bn2"), relu=True, shortcut=False, hidden=hidden)
 
     def _fused(self, x: Tensor) -> Tensor | None:
         dtype, how = kernel_dtype(x)
@@ -29,16 +31,17 @@ class FusedPlainBlock(FusedBlock, reference.PlainBlock):
         if not indexable(x, last[0].shape[0]):
             return None
         y = ops.conv_bn_act(nhwc(x).to(dtype), *first, None, True, *how)
-        return as_eager(ops.conv_bn_act(y, *last, None, True, *how), x, first, last)
+        return ops.conv_bn_act(y, *last, None, True, *how)
 
 
 class FusedPlainPreActBlock(FusedBlock, reference.PlainPreActBlock):
     """``conv2(relu(bn2(conv1(relu(bn1(x))))))``: a pre-activation block without its shortcut."""
 
     _eager_class = reference.PlainPreActBlock
+    _convs = ("conv1", "conv2")
 
-    def _trained(self, x: Tensor) -> Tensor | None:
-        return train(self, x, ("conv1", "conv2"), ("bn1", "bn2", None), relu=False, shortcut=False)
+    def _trained(self, x: Tensor, hidden: bool) -> Tensor | None:
+        return train(self, x, self._convs, ("bn1", "bn2", None), relu=False, shortcut=False, hidden=hidden)
 
     def _fused(self, x: Tensor) -> Tensor | None:
         dtype, how = kernel_dtype(x)
@@ -57,4 +60,4 @@ class FusedPlainPreActBlock(FusedBlock, reference.PlainPreActBlock):
             y = ops.bn_relu_conv_bn_act(z, *norm, *first, None, True, *how)
         else:
             y = ops.conv_bn_act(ops.bn_add_act(z, *norm, None, True), *first, None, True, *how)
-        return as_eager(ops.conv_bn_act(y, *last, None, False, *how), x, first, last)
+        return ops.conv_bn_act(y, *last, None, False, *how)

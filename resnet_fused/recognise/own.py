@@ -1,5 +1,7 @@
 """The eager blocks of :mod:`resnet_fused.reference` and the networks of :mod:`resnet_fused.models`."""
 
+from torch import Tensor
+
 from .. import modules, reference
 from ..models import cifar, resnet
 from ..modules import FusedPreActEnds, FusedStem
@@ -18,17 +20,26 @@ class FusedResNet(FusedStem, resnet.ResNet):
 
     _eager_class = resnet.ResNet
 
+    def _features(self, x: Tensor) -> Tensor:
+        return self._features_of(x, (self.layer1, self.layer2, self.layer3, self.layer4))
+
 
 class FusedCifarResNet(FusedStem, cifar.CifarResNet):
     """:class:`resnet_fused.models.CifarResNet` with a fused stem; there is no pooling in it."""
 
     _eager_class = cifar.CifarResNet
 
+    def _features(self, x: Tensor) -> Tensor:
+        return self._features_of(x, [getattr(self, stage) for stage in self.stages])
+
 
 class FusedCifarPreActResNet(FusedPreActEnds, cifar.CifarPreActResNet):
     """:class:`resnet_fused.models.CifarPreActResNet` with a fused BatchNorm and ReLU at its end."""
 
     _eager_class = cifar.CifarPreActResNet
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self._features_of(x, [getattr(self, stage) for stage in self.stages])
 
 
 RECOGNISERS = (

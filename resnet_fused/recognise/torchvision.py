@@ -21,7 +21,7 @@ class FusedTorchvisionBottleneck(FusedBottleneck, resnet.Bottleneck):
 
 
 class FusedTorchvisionResNet(FusedStem, resnet.ResNet):
-    """A ResNet with a fused stem; everything after the stem runs module by module, as in eager."""
+    """A ResNet with a fused stem; everything after its stages runs as in eager."""
 
     _eager_class = resnet.ResNet
     layer1: nn.Module
@@ -32,10 +32,8 @@ class FusedTorchvisionResNet(FusedStem, resnet.ResNet):
     fc: nn.Module
 
     def _forward_impl(self, x: Tensor) -> Tensor:
-        x = self._stem(x)
-        for part in (self.layer1, self.layer2, self.layer3, self.layer4, self.avgpool):
-            x = part(x)
-        return self.fc(torch.flatten(x, 1))
+        x = self._features_of(x, (self.layer1, self.layer2, self.layer3, self.layer4))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
 RECOGNISERS = (
