@@ -291,19 +291,6 @@ def test_a_stem_without_pooling(device):
         assert_close(resnet_fused.convert(model, strict=True)(x), expected, exact)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_fused_stem_returns_channels_last(channels, device):
-    model = randomise(models.small_resnet(in_channels=channels)).eval().to(device)
-    resnet_fused.convert(model)
-    formats = []
-    model.layer1.register_forward_pre_hook(lambda _, inputs: formats.append(inputs[0].stride(1)))
-    with torch.no_grad():
-        model(torch.randn(2, channels, 8, 8, device=device))
-    model(torch.randn(2, channels, 8, 8, device=device))
-    # With gradients too; there an image of one channel, which is both, is taken as contiguous.
-    assert formats == [1, 1 if channels > 1 else 64]
-
-
 def wrapped_in_compile():
     return torch.compile(models.small_resnet())
 

@@ -4,6 +4,7 @@ import torch
 
 from .cast import conv_in, norm_in
 from .layout import Conv, Norm, Pair, Pool, pack
+from .memory_format import in_format, is_channels_last
 from .op import train_chain, train_chain_and
 from .statistics import update_running
 
@@ -41,6 +42,8 @@ __all__ = [
     "Norm",
     "Pool",
     "conv_in",
+    "in_format",
+    "is_channels_last",
     "norm_in",
     "pack",
     "pool_in",

@@ -105,7 +105,7 @@ class Backward:
                 flowing = self._norm(flowing, i, norm, True, sums)
         if not self.needs_x:
             return None, self.grads
-        return _sum(flowing, grad) if layout.identity and not joins_x else flowing, self.grads
+        return _identity_sum(grad, flowing) if layout.identity and not joins_x else flowing, self.grads
 
     def _projection(self, grad: Tensor, conv: ConvSlots) -> Tensor | None:
         key, norm = len(self.layout.convs) + 1, self.layout.projection_norm
@@ -244,6 +244,13 @@ class Backward:
             else:
                 self.raws[key] = convolve(self._activation(source), self.tensors, conv)
         return self.raws[key]
+
+
+def _identity_sum(grad: Tensor, flowing: Tensor | None) -> Tensor:
+    """The gradient of x from the shortcut's and the convolutions', in the format that eager's sum of the two has."""
+    if flowing is None:
+        return grad
+    return flowing.add_(grad) if flowing.stride() == grad.stride() else grad + flowing
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -11,6 +11,7 @@ from . import twin
 from .backward import Backward
 from .forward import Statistics, forward, kept
 from .layout import Layout, running_slots, unpack
+from .memory_format import is_channels_last
 
 _SCHEMA = "(Tensor x, Tensor[] tensors, int[] layout, float[] eps, str group) -> Tensor[]"
 
@@ -103,9 +104,31 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     statistics: Statistics = {key: [next(saved) for _ in range(3)] for key, norm in layout.all_norms() if norm.trains}
     statistics |= {key: [next(saved) for _ in range(2)] for key in running_slots(layout)}
     if torch.is_grad_enabled():  # create_graph=True
-        return *_differentiable(grads[0], x, tensors, layout, out, statistics, needs), *nothing
+        to_x, to_tensors = _differentiable(grads[0], x, tensors, layout, out, statistics, needs)
+        return to_x, _of_eagers_strides(to_tensors, x, tensors, layout), *nothing
     to_x, to_tensors = Backward(x, tensors, layout, ctx.group, out, taken, raws, statistics, needs).run(grads[0])
-    return to_x, to_tensors, *nothing
+    return to_x, _of_eagers_strides(to_tensors, x, tensors, layout), *nothing
+
+
+def _of_eagers_strides(
+    grads: list[Tensor | None], x: Tensor, tensors: list[Tensor], layout: Layout
+) -> list[Tensor | None]:
+    """Gradients of weights as eager returns them: channels_last where a weight or the activations it meets are."""
+    from_x = is_channels_last(x) and not layout.hidden
+    side = layout.projection
+    if side is not None:
+        _format(grads, side.weight, from_x or is_channels_last(tensors[side.weight]))
+    last = from_x
+    for conv in layout.convs:
+        last = last or is_channels_last(tensors[conv.weight])
+        _format(grads, conv.weight, last)
+    return grads
+
+
+def _format(grads: list[Tensor | None], slot: int, last: bool) -> None:
+    grad = grads[slot]
+    if grad is not None:
+        grads[slot] = grad.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def _differentiable(

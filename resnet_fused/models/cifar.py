@@ -45,11 +45,14 @@ class CifarResNet(nn.Module):
     def _stem(self, x: Tensor) -> Tensor:  # (N, in_channels, H, W) -> (N, widths[0], H, W); convert() fuses it
         return self.relu(self.bn1(self.conv1(x)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _features(self, x: Tensor) -> Tensor:  # all before pooling; convert() runs it in channels_last
         x = self._stem(x)
         for stage in self.stages:
             x = getattr(self, stage)(x)
-        return self.fc(torch.flatten(self.avgpool(x), 1))
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.flatten(self.avgpool(self._features(x)), 1))
 
 
 class CifarPreActResNet(nn.Module):
@@ -84,11 +87,14 @@ class CifarPreActResNet(nn.Module):
     def _tail(self, x: Tensor) -> Tensor:  # (N, widths[-1], h, w), same shape out; convert() fuses it
         return self.relu(self.bn1(x))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _features(self, x: Tensor) -> Tensor:  # all before pooling; convert() runs it in channels_last
         x = self._stem(x)
         for stage in self.stages:
             x = getattr(self, stage)(x)
-        return self.fc(torch.flatten(self.avgpool(self._tail(x)), 1))
+        return self._tail(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.flatten(self.avgpool(self._features(x)), 1))
 
 
 def cifar_resnet(

@@ -57,10 +57,11 @@ class ResNet(nn.Module):
     def _stem(self, x: Tensor) -> Tensor:  # (N, 3, H, W) -> (N, 64, H/4, W/4); convert() fuses it
         return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
+    def _features(self, x: Tensor) -> Tensor:  # (N, 3, H, W) -> (N, C, H/32, W/32); convert() runs it in channels_last
+        return self.layer4(self.layer3(self.layer2(self.layer1(self._stem(x)))))
+
     def forward(self, x: Tensor) -> Tensor:
-        x = self._stem(x)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(torch.flatten(self.avgpool(x), 1))
+        return self.fc(torch.flatten(self.avgpool(self._features(x)), 1))
 
 
 class _StageBuilder:

@@ -4,12 +4,13 @@ import functools
 import warnings
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
 from .. import ops
+from ..autograd import is_channels_last
 from ._eager import Methods
+from ._format import contiguous, has_channels_last_weight
 from ._packing import OwnsPackedWeights
 
 
@@ -28,26 +29,37 @@ class FusedBlock(OwnsPackedWeights):
 
     _eager_class: ClassVar[type[nn.Module]]
     _eager_methods: ClassVar[Methods]
+    _convs: ClassVar[tuple[str, ...]]  # the names of its convolutions, but for the shortcut's
     recompute: bool = False
     fused_training: bool = True
 
     def forward(self, x: Tensor) -> Tensor:
-        eager = self._eager_class.forward
-        if eager is self._eager_methods["forward"]:  # else somebody replaced it, and means what he put there
-            y = self._fused(x)
-            if y is None:
-                y = self._trained(x)
-            if y is not None:
-                return y
-            if _is_traced_by_fx(x):
-                _say_that_fx_looks_inside()
-        return eager(self, x)
+        y = self.computed(x)
+        if y is not None:
+            return y if is_channels_last(x) or self.turns_channels_last() else contiguous(y)
+        if _is_traced_by_fx(x):
+            _say_that_fx_looks_inside()
+        return self._eager_class.forward(self, x)
+
+    def computed(self, x: Tensor, hidden: bool = False) -> Tensor | None:
+        """The block's output in any memory format, or None where only the eager block is right.
+
+        ``hidden`` says that x is channels_last where eager's would be contiguous.
+        """
+        if self._eager_class.forward is not self._eager_methods["forward"]:
+            return None  # somebody replaced it, and means what he put there
+        y = self._fused(x)
+        return self._trained(x, hidden) if y is None else y
+
+    def turns_channels_last(self) -> bool:
+        """Whether the eager block returns channels_last of a contiguous x, as one of its weights makes it do."""
+        return any(has_channels_last_weight(self._modules.get(name)) for name in self._convs)
 
     def _fused(self, x: Tensor) -> Tensor | None:
         """The block's output where no gradient is needed, or None where this path is not right."""
         raise NotImplementedError
 
-    def _trained(self, x: Tensor) -> Tensor | None:
+    def _trained(self, x: Tensor, hidden: bool) -> Tensor | None:
         """The block's output with batch statistics or gradients, or None where only the eager block is right."""
         raise NotImplementedError
 
@@ -71,23 +83,3 @@ def conv_add(x: Tensor, conv: tuple[Any, ...], shortcut: tuple[Any, ...], relu: 
     if len(shortcut) == 1:
         return ops.conv_bn_act(x, *conv, shortcut[0], relu, *how)
     return ops.conv_bn_proj_act(x, *conv, *shortcut, relu, *how)
-
-
-def nhwc(x: Tensor) -> Tensor:
-    """x in channels_last, where kernels work: between a block's convolutions nothing changes its format."""
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def as_eager(y: Tensor, x: Tensor, *convs: tuple[Any, ...]) -> Tensor:
-    """A block's output y in the format that eager's would have: channels_last if x or a weight is."""
-    if _is_channels_last(x) or any(_is_channels_last(conv[0]) for conv in convs):
-        return y
-    return y.contiguous()
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    if last != x.is_contiguous():
-        return last
-    # both, where a dimension is 1, or neither: torch goes by the order of the strides
-    return torch._prims_common.suggest_memory_format(x) == torch.channels_last

@@ -76,7 +76,7 @@ def shortcut(
     args = projection(down, dtype)
     if args is not None:
         return (x.to(dtype), *args, *((None, None, None, None, 0.0) if pre is None else pre))
-    if type(down) in _RUN_AS_MODULES and x.dtype is dtype and not _has_trainable(down):
+    if may_run_first(down) and x.dtype is dtype and not _has_trainable(down):
         return (down(x if pre is None else ops.bn_add_act(x, *pre, None, True)),)
     return None
 
@@ -109,8 +109,20 @@ def touched(module: nn.Module) -> bool:
     )
 
 
-# Shortcuts without a kernel of their own: evaluated as they are, then added by the last convolution.
-_RUN_AS_MODULES = (ZeroPadShortcut, nn.Identity, nn.Sequential)
+def may_run_first(down: Any) -> bool:
+    """Whether a shortcut without a kernel of its own may be called before the block's convolutions, and be added later.
+
+    It must not act in place on what the convolutions read, and nobody may be watching: the block's input may have
+    another memory format than eager's. Of torch's own layers both is known.
+    """
+    if type(down) not in (ZeroPadShortcut, nn.Identity, nn.Sequential):
+        return False
+    return all(
+        (type(part) is ZeroPadShortcut or type(part).__module__.startswith("torch.nn.modules."))
+        and not touched(part)
+        and not getattr(part, "inplace", False)
+        for part in down.modules()
+    )
 
 
 def _conv(conv: nn.Module | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None] | None:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from .. import autograd
 from ..functional import PLAIN_TENSORS
-from ..reference import ZeroPadShortcut
-from ._read import touched
+from ._read import may_run_first, touched
 
 
 class Side(NamedTuple):
@@ -25,9 +24,6 @@ class Side(NamedTuple):
 
 
 NO_SIDE = Side()
-
-# Shortcuts that are no convolution: called, and what they return is added.
-_CALLED = (ZeroPadShortcut, nn.Identity, nn.Sequential)
 
 
 def conv_of(conv: Any, dtype: torch.dtype) -> autograd.Conv | None:
@@ -98,6 +94,6 @@ def side_of(block: nn.Module, x: Tensor, dtype: torch.dtype, channels: int, pre_
     read, read_norm = conv_of(conv, dtype), norm_of(norm, dtype)
     if read is not None and (norm is None) == (read_norm is None) and read.weight.shape[0] == channels:
         return Side(projection=(read, read_norm), norm=norm)
-    if not pre_activates and type(down) in _CALLED and x.dtype is dtype:
+    if not pre_activates and x.dtype is dtype and may_run_first(down):
         return Side(module=down)
     return None

@@ -25,12 +25,14 @@ def train(
     *,
     relu: bool,
     shortcut: bool,
+    hidden: bool = False,
     pool: autograd.Pool | None = None,
 ) -> Tensor | None:
     """The output of a chain of the block's modules (see :mod:`resnet_fused.autograd.layout`), None for eager.
 
     ``norms`` has one more name than ``convs``, None where there is no BatchNorm. ``shortcut`` adds the block's
     ``downsample``, ``relu`` follows the last BatchNorm or the addition, ``pool`` the ReLU.
+    ``hidden`` says that x is channels_last where eager's would be contiguous.
     """
     dtype = training_dtype(x)
     children = block._modules
@@ -68,6 +70,7 @@ def train(
         identity=side.identity,
         relu=relu,
         recompute=getattr(block, "recompute", False),
+        hidden=hidden,
         pool=pool,
     )
     read_norms.append(None if side.projection is None else side.projection[1])

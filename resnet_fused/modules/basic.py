@@ -6,8 +6,9 @@ from torch import Tensor
 
 from .. import ops, reference
 from ..functional import kernel_dtype
-from ._block import FusedBlock, as_eager, conv_add, nhwc
+from ._block import FusedBlock, conv_add
 from ._eager import as_defined
+from ._format import nhwc
 from ._read import all_indexable, conv_norm, is_relu, shortcut
 from ._train import train
 
@@ -24,9 +25,10 @@ class FusedBasicBlock(FusedBlock, reference.BasicBlock):
 
     _eager_class = reference.BasicBlock
     _eager_methods = as_defined(reference.BasicBlock, "forward")
+    _convs = ("conv1", "conv2")
 
-    def _trained(self, x: Tensor) -> Tensor | None:
-        return train(self, x, ("conv1", "conv2"), (None, "bn1", "bn2"), relu=True, shortcut=True)
+    def _trained(self, x: Tensor, hidden: bool) -> Tensor | None:
+        return train(self, x, self._convs, (None, "bn1", "bn2"), relu=True, shortcut=True, hidden=hidden)
 
     def _fused(self, x: Tensor) -> Tensor | None:
         dtype, how = kernel_dtype(x)
@@ -44,9 +46,9 @@ class FusedBasicBlock(FusedBlock, reference.BasicBlock):
         if added is None:
             return None
         if len(added) == 1 and added[0] is z and _keeps_shape(first, z) and _keeps_shape(last, z):
-            return as_eager(ops.basic_block(z, *first[:_GEOMETRY], *last[:_GEOMETRY], *how), x, first, last)
+            return ops.basic_block(z, *first[:_GEOMETRY], *last[:_GEOMETRY], *how)
         y = ops.conv_bn_act(z.to(dtype), *first, None, True, *how)
-        return as_eager(conv_add(y, last, added, True, how), x, first, last)
+        return conv_add(y, last, added, True, how)
 
 
 def _keeps_shape(conv: tuple[Any, ...], x: Tensor) -> bool:

@@ -4,8 +4,9 @@ from torch import Tensor
 
 from .. import ops, reference
 from ..functional import kernel_dtype
-from ._block import FusedBlock, as_eager, conv_add, nhwc
+from ._block import FusedBlock, conv_add
 from ._eager import as_defined
+from ._format import nhwc
 from ._read import all_indexable, conv_norm, is_relu, shortcut
 from ._train import train
 
@@ -20,9 +21,10 @@ class FusedBottleneck(FusedBlock, reference.Bottleneck):
 
     _eager_class = reference.Bottleneck
     _eager_methods = as_defined(reference.Bottleneck, "forward")
+    _convs = ("conv1", "conv2", "conv3")
 
-    def _trained(self, x: Tensor) -> Tensor | None:
-        return train(self, x, ("conv1", "conv2", "conv3"), (None, "bn1", "bn2", "bn3"), relu=True, shortcut=True)
+    def _trained(self, x: Tensor, hidden: bool) -> Tensor | None:
+        return train(self, x, self._convs, (None, "bn1", "bn2", "bn3"), relu=True, shortcut=True, hidden=hidden)
 
     def _fused(self, x: Tensor) -> Tensor | None:
         dtype, how = kernel_dtype(x)
@@ -42,4 +44,4 @@ class FusedBottleneck(FusedBlock, reference.Bottleneck):
             return None
         y = ops.conv_bn_act(z.to(dtype), *first, None, True, *how)
         y = ops.conv_bn_act(y, *middle, None, True, *how)
-        return as_eager(conv_add(y, last, added, True, how), x, first, middle, last)
+        return conv_add(y, last, added, True, how)

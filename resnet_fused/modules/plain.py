@@ -4,8 +4,9 @@ from torch import Tensor
 
 from .. import ops, reference
 from ..functional import kernel_dtype, pre_activates_on_reading
-from ._block import FusedBlock, as_eager, nhwc
+from ._block import FusedBlock
 from ._eager import as_defined
+from ._format import nhwc
 from ._read import all_indexable, batch_norm, conv_alone, conv_norm, is_relu
 from ._train import train
 
@@ -15,9 +16,10 @@ class FusedPlainBlock(FusedBlock, reference.PlainBlock):
 
     _eager_class = reference.PlainBlock
     _eager_methods = as_defined(reference.PlainBlock, "forward")
+    _convs = ("conv1", "conv2")
 
-    def _trained(self, x: Tensor) -> Tensor | None:
-        return train(self, x, ("conv1", "conv2"), (None, "bn1", "bn2"), relu=True, shortcut=False)
+    def _trained(self, x: Tensor, hidden: bool) -> Tensor | None:
+        return train(self, x, self._convs, (None, "bn1", "bn2"), relu=True, shortcut=False, hidden=hidden)
 
     def _fused(self, x: Tensor) -> Tensor | None:
         dtype, how = kernel_dtype(x)
@@ -31,7 +33,7 @@ class FusedPlainBlock(FusedBlock, reference.PlainBlock):
         if not all_indexable(x, first, last):
             return None
         y = ops.conv_bn_act(nhwc(x).to(dtype), *first, None, True, *how)
-        return as_eager(ops.conv_bn_act(y, *last, None, True, *how), x, first, last)
+        return ops.conv_bn_act(y, *last, None, True, *how)
 
 
 class FusedPlainPreActBlock(FusedBlock, reference.PlainPreActBlock):
@@ -39,9 +41,10 @@ class FusedPlainPreActBlock(FusedBlock, reference.PlainPreActBlock):
 
     _eager_class = reference.PlainPreActBlock
     _eager_methods = as_defined(reference.PlainPreActBlock, "forward")
+    _convs = ("conv1", "conv2")
 
-    def _trained(self, x: Tensor) -> Tensor | None:
-        return train(self, x, ("conv1", "conv2"), ("bn1", "bn2", None), relu=False, shortcut=False)
+    def _trained(self, x: Tensor, hidden: bool) -> Tensor | None:
+        return train(self, x, self._convs, ("bn1", "bn2", None), relu=False, shortcut=False, hidden=hidden)
 
     def _fused(self, x: Tensor) -> Tensor | None:
         dtype, how = kernel_dtype(x)
@@ -60,4 +63,4 @@ class FusedPlainPreActBlock(FusedBlock, reference.PlainPreActBlock):
             y = ops.bn_relu_conv_bn_act(z, *norm, *first, None, True, *how)
         else:
             y = ops.conv_bn_act(ops.bn_add_act(z, *norm, None, True), *first, None, True, *how)
-        return as_eager(ops.conv_bn_act(y, *last, None, False, *how), x, first, last)
+        return ops.conv_bn_act(y, *last, None, False, *how)

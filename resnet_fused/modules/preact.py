@@ -6,8 +6,9 @@ from torch import Tensor
 
 from .. import ops, reference
 from ..functional import kernel_dtype, pre_activates_on_reading
-from ._block import FusedBlock, as_eager, conv_add, nhwc
+from ._block import FusedBlock, conv_add
 from ._eager import as_defined
+from ._format import nhwc
 from ._read import all_indexable, batch_norm, conv_alone, conv_norm, is_relu, shortcut
 from ._train import train
 
@@ -23,9 +24,10 @@ class FusedPreActBlock(FusedBlock, reference.PreActBlock):
 
     _eager_class = reference.PreActBlock
     _eager_methods = as_defined(reference.PreActBlock, "forward")
+    _convs = ("conv1", "conv2")
 
-    def _trained(self, x: Tensor) -> Tensor | None:
-        return train(self, x, ("conv1", "conv2"), ("bn1", "bn2", None), relu=False, shortcut=True)
+    def _trained(self, x: Tensor, hidden: bool) -> Tensor | None:
+        return train(self, x, self._convs, ("bn1", "bn2", None), relu=False, shortcut=True, hidden=hidden)
 
     def _fused(self, x: Tensor) -> Tensor | None:
         dtype, how = kernel_dtype(x)
@@ -43,7 +45,7 @@ class FusedPreActBlock(FusedBlock, reference.PreActBlock):
         if begun is None:
             return None
         y, added = begun
-        return as_eager(conv_add(y, last, added, False, how), x, first, last)
+        return conv_add(y, last, added, False, how)
 
 
 class FusedPreActBottleneck(FusedBlock, reference.PreActBottleneck):
@@ -57,9 +59,10 @@ class FusedPreActBottleneck(FusedBlock, reference.PreActBottleneck):
 
     _eager_class = reference.PreActBottleneck
     _eager_methods = as_defined(reference.PreActBottleneck, "forward")
+    _convs = ("conv1", "conv2", "conv3")
 
-    def _trained(self, x: Tensor) -> Tensor | None:
-        return train(self, x, ("conv1", "conv2", "conv3"), ("bn1", "bn2", "bn3", None), relu=False, shortcut=True)
+    def _trained(self, x: Tensor, hidden: bool) -> Tensor | None:
+        return train(self, x, self._convs, ("bn1", "bn2", "bn3", None), relu=False, shortcut=True, hidden=hidden)
 
     def _fused(self, x: Tensor) -> Tensor | None:
         dtype, how = kernel_dtype(x)
@@ -79,7 +82,7 @@ class FusedPreActBottleneck(FusedBlock, reference.PreActBottleneck):
             return None
         y, added = begun
         y = ops.conv_bn_act(y, *middle, None, True, *how)
-        return as_eager(conv_add(y, last, added, False, how), x, first, middle, last)
+        return conv_add(y, last, added, False, how)
 
 
 def _begin(

@@ -1,47 +1,85 @@
 """The first and the last layers of a network: what its blocks leave to fuse."""
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from .. import autograd, ops
 from .._indexing import Window
+from ..autograd import is_channels_last
 from ..functional import kernel_dtype
-from ._block import nhwc
 from ._eager import Methods, replacement
+from ._format import contiguous, convolves_to_channels_last, nhwc, nhwc_of_contiguous
 from ._packing import OwnsPackedWeights
 from ._read import all_indexable, batch_norm, conv_alone, conv_norm, indexable, is_relu, touched
+from ._stages import anybody_looks_on, run_stages
 from ._train import train, trains_fused
 
 
-class FusedStem(OwnsPackedWeights):
-    """Mixin for a network with ``conv1``, ``bn1``, ``relu`` and perhaps ``maxpool``: gives it a fused ``_stem``.
+class RunsStages(OwnsPackedWeights):
+    """Mixin for a network that begins with ``conv1``: runs its stages in channels_last, in training too.
 
-    The fused stem returns channels_last, so that a network built and fed in the default format runs its
-    blocks in NHWC, in training too. The eager one, which runs under the same conditions as in a
-    :class:`~resnet_fused.modules._block.FusedBlock`, leaves the format alone.
+    Whatever somebody else can see has eager's memory format: what follows the stages, hooks, modules that are not
+    fused. ``network.eager_memory_format = True`` says that the rest is seen too, by means that cannot be noticed.
     """
 
     _eager_class: ClassVar[type[nn.Module]]
     _eager_methods: ClassVar[Methods]
     conv1: Any
+    eager_memory_format: bool = False
+
+    def _stem(self, x: Tensor) -> Tensor:
+        """What comes before the stages, in channels_last where it is fused."""
+        raise NotImplementedError
+
+    def _run(self, x: Tensor, stages: Iterable[nn.Module]) -> tuple[Tensor, bool]:
+        """The stem and the stages, and whether eager's output would be channels_last; it may be so in any case."""
+        y = self._stem(x)
+        if anybody_looks_on(x):
+            for stage in stages:
+                y = stage(y)
+            return y, True
+        last = is_channels_last(y) and (type(self.conv1) is not nn.Conv2d or convolves_to_channels_last(x, self.conv1))
+        if not self.eager_memory_format:
+            return run_stages(y, last, stages)
+        y = y if last else contiguous(y)
+        for stage in stages:
+            y = stage(y)
+        return y, True
+
+
+class FusedStem(RunsStages):
+    """Mixin for a network with ``conv1``, ``bn1``, ``relu`` and perhaps ``maxpool``: gives it a fused ``_stem``.
+
+    The eager one runs under the same conditions as in a :class:`~resnet_fused.modules._block.FusedBlock`.
+    """
+
     bn1: Any
     relu: Any
     maxpool: Any
 
+    def _features_of(self, x: Tensor, stages: Iterable[nn.Module]) -> Tensor:
+        """The stem and the stages, in eager's memory format."""
+        y, last = self._run(x, stages)
+        return y if last else contiguous(y)
+
     def _stem(self, x: Tensor) -> Tensor:
         y = self._fused_stem(x)
         if y is not None:
-            return y.contiguous(memory_format=torch.channels_last)
-        if trains_fused(self, x):
-            pool = self._pool_in_training(x)
-            y = train(self, nhwc(x), ("conv1",), (None, "bn1"), relu=True, shortcut=False, pool=pool)
-            if y is not None and pool is not None:
-                return y
+            return nhwc(y)
+        pool = self._pool_in_training(x)
+        y = _trained_in_nhwc(self, x, "bn1", relu=True, pool=pool)
+        if y is not None and pool is not None:
+            return y
         if y is None:
             y = self.relu(self.bn1(self.conv1(x)))
-        return self.maxpool(y) if "maxpool" in self._modules else y
+        return self._pooled(y, convolves_to_channels_last(x, self.conv1)) if "maxpool" in self._modules else y
+
+    def _pooled(self, y: Tensor, last: bool) -> Tensor:
+        pool = self.maxpool
+        unseen = last or (type(pool) in (nn.MaxPool2d, nn.Identity) and not touched(pool))
+        return pool(y if unseen else contiguous(y))
 
     def _pool_in_training(self, x: Tensor) -> autograd.Pool | None:
         pool = self._modules.get("maxpool")
@@ -63,47 +101,65 @@ class FusedStem(OwnsPackedWeights):
         pooling = None if pool is None or type(pool) is nn.Identity else _pooling(conv, pool)
         if not all_indexable(x, conv, then=pooling):
             return None
-        x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+        x = nhwc(x.to(dtype))
         if pooling is None:
             return ops.conv_bn_act(x, *conv, None, True, *how)
         _, rows, columns, stride, padding, _ = pooling
         return ops.conv_bn_relu_pool(x, *conv, (rows, columns), stride, padding, *how)
 
 
-class FusedPreActEnds(OwnsPackedWeights):
-    """Mixin for a pre-activation network: ``conv1`` stands alone, and ``bn1`` and ``relu`` follow the last block.
+class FusedPreActEnds(RunsStages):
+    """Mixin for a pre-activation network: ``conv1`` stands alone, and ``bn1`` and ``relu`` follow the last block."""
 
-    ``_stem`` returns channels_last where it is fused, as :class:`FusedStem`'s does.
-    """
-
-    _eager_class: ClassVar[type[nn.Module]]
-    _eager_methods: ClassVar[Methods]
-    conv1: Any
     bn1: Any
     relu: Any
+
+    def _features_of(self, x: Tensor, stages: Iterable[nn.Module]) -> Tensor:
+        """The stem, the stages and the tail, in eager's memory format."""
+        x, last = self._run(x, stages)
+        theirs = replacement(self, "_tail")
+        if theirs is not None:
+            return theirs(self, x if last else contiguous(x))
+        y = self._fused_tail(x)
+        if y is None:
+            return self.relu(self.bn1(x if last else contiguous(x)))
+        return y if last else contiguous(y)
 
     def _stem(self, x: Tensor) -> Tensor:
         theirs = replacement(self, "_stem")
         if theirs is not None:
             return theirs(self, x)
         dtype, how = kernel_dtype(x)
-        conv = None if dtype is None else conv_alone(self._modules.get("conv1"), dtype)
-        if dtype is None or conv is None or not all_indexable(x, conv):
-            return self.conv1(nhwc(x) if trains_fused(self, x) else x)
-        x = x.to(dtype).contiguous(memory_format=torch.channels_last)
-        y = ops.conv_bn_act(x, *conv, None, False, *how)
-        return y.contiguous(memory_format=torch.channels_last)
+        read = None if dtype is None else conv_alone(self._modules.get("conv1"), dtype)
+        if dtype is not None and read is not None and all_indexable(x, read):
+            return nhwc(ops.conv_bn_act(nhwc(x.to(dtype)), *read, None, False, *how))
+        y = _trained_in_nhwc(self, x, None, relu=False)
+        return self.conv1(x) if y is None else y
 
     def _tail(self, x: Tensor) -> Tensor:
         theirs = replacement(self, "_tail")
         if theirs is not None:
             return theirs(self, x)
+        y = self._fused_tail(x)
+        return self.relu(self.bn1(x)) if y is None else y
+
+    def _fused_tail(self, x: Tensor) -> Tensor | None:
         dtype, _ = kernel_dtype(x)
         norm = batch_norm(self._modules.get("bn1"))
         if dtype is None or norm is None or not is_relu(self._modules.get("relu")) or not indexable(x):
-            y = train(self, x, (), ("bn1",), relu=True, shortcut=False)
-            return self.relu(self.bn1(x)) if y is None else y
+            return train(self, x, (), ("bn1",), relu=True, shortcut=False)
         return ops.bn_add_act(x, *norm, None, True)
+
+
+def _trained_in_nhwc(
+    network: nn.Module, x: Tensor, norm: str | None, *, relu: bool, pool: autograd.Pool | None = None
+) -> Tensor | None:
+    """What the training path makes of a stem, None where eager is right."""
+    if not trains_fused(network, x):
+        return None
+    last = convolves_to_channels_last(x, network._modules.get("conv1"))
+    z = nhwc(x) if last else nhwc_of_contiguous(x)
+    return train(network, z, ("conv1",), (None, norm), relu=relu, shortcut=False, hidden=not last, pool=pool)
 
 
 def is_plain_pool(pool: nn.Module) -> bool:

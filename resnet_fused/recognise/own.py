@@ -28,21 +28,39 @@ class FusedResNet(_OwnStem, resnet.ResNet):
     """:class:`resnet_fused.models.ResNet` with a fused stem."""
 
     _eager_class = resnet.ResNet
-    _eager_methods = as_defined(resnet.ResNet, "forward", "_stem")
+    _eager_methods = as_defined(resnet.ResNet, "forward", "_features", "_stem")
+
+    def _features(self, x: Tensor) -> Tensor:
+        theirs = replacement(self, "_features")
+        if theirs is not None:
+            return theirs(self, x)
+        return self._features_of(x, (self.layer1, self.layer2, self.layer3, self.layer4))
 
 
 class FusedCifarResNet(_OwnStem, cifar.CifarResNet):
     """:class:`resnet_fused.models.CifarResNet` with a fused stem; there is no pooling in it."""
 
     _eager_class = cifar.CifarResNet
-    _eager_methods = as_defined(cifar.CifarResNet, "forward", "_stem")
+    _eager_methods = as_defined(cifar.CifarResNet, "forward", "_features", "_stem")
+
+    def _features(self, x: Tensor) -> Tensor:
+        theirs = replacement(self, "_features")
+        if theirs is not None:
+            return theirs(self, x)
+        return self._features_of(x, [getattr(self, stage) for stage in self.stages])
 
 
 class FusedCifarPreActResNet(FusedPreActEnds, cifar.CifarPreActResNet):
     """:class:`resnet_fused.models.CifarPreActResNet` with a fused BatchNorm and ReLU at its end."""
 
     _eager_class = cifar.CifarPreActResNet
-    _eager_methods = as_defined(cifar.CifarPreActResNet, "forward", "_stem", "_tail")
+    _eager_methods = as_defined(cifar.CifarPreActResNet, "forward", "_features", "_stem", "_tail")
+
+    def _features(self, x: Tensor) -> Tensor:
+        theirs = replacement(self, "_features")
+        if theirs is not None:
+            return theirs(self, x)
+        return self._features_of(x, [getattr(self, stage) for stage in self.stages])
 
 
 RECOGNISERS = (

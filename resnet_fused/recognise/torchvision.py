@@ -24,7 +24,7 @@ class FusedTorchvisionBottleneck(FusedBottleneck, resnet.Bottleneck):
 
 
 class FusedTorchvisionResNet(FusedStem, resnet.ResNet):
-    """A ResNet with a fused stem; everything after the stem runs module by module, as in eager."""
+    """A ResNet with a fused stem; everything after its stages runs as in eager."""
 
     _eager_class = resnet.ResNet
     _eager_methods = as_defined(resnet.ResNet, "forward", "_forward_impl")
@@ -39,10 +39,8 @@ class FusedTorchvisionResNet(FusedStem, resnet.ResNet):
         theirs = replacement(self, "_forward_impl")
         if theirs is not None:
             return theirs(self, x)
-        x = self._stem(x)
-        for part in (self.layer1, self.layer2, self.layer3, self.layer4, self.avgpool):
-            x = part(x)
-        return self.fc(torch.flatten(x, 1))
+        x = self._features_of(x, (self.layer1, self.layer2, self.layer3, self.layer4))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
 RECOGNISERS = (
