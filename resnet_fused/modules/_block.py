@@ -32,16 +32,19 @@ class FusedBlock(OwnsPackedWeights):
     fused_training: bool = True
 
     def forward(self, x: Tensor) -> Tensor:
-        eager = self._eager_class.forward
-        if eager is self._eager_methods["forward"]:  # else somebody replaced it, and means what he put there
-            y = self._fused(x)
-            if y is None:
-                y = self._trained(x)
-            if y is not None:
-                return y
-            if _is_traced_by_fx(x):
-                _say_that_fx_looks_inside()
-        return eager(self, x)
+        y = self.computed(x)
+        if y is not None:
+            return y
+        if _is_traced_by_fx(x):
+            _say_that_fx_looks_inside()
+        return self._eager_class.forward(self, x)
+
+    def computed(self, x: Tensor) -> Tensor | None:
+        """The block's output, or None where only the eager block is right."""
+        if self._eager_class.forward is not self._eager_methods["forward"]:
+            return None  # somebody replaced it, and means what he put there
+        y = self._fused(x)
+        return self._trained(x) if y is None else y
 
     def _fused(self, x: Tensor) -> Tensor | None:
         """The block's output where no gradient is needed, or None where this path is not right."""
