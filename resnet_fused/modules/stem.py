@@ -117,9 +117,8 @@ class FusedPreActEnds(RunsStages):
     def _features_of(self, x: Tensor, stages: Iterable[nn.Module]) -> Tensor:
         """The stem, the stages and the tail, in eager's memory format."""
         x, last = self._run(x, stages)
-        theirs = replacement(self, "_tail")
-        if theirs is not None:
-            return theirs(self, x if last else contiguous(x))
+        if "_tail" in self.__dict__ or replacement(self, "_tail") is not None:
+            return self._tail(x if last else contiguous(x))
         y = self._fused_tail(x)
         if y is None:
             return self.relu(self.bn1(x if last else contiguous(x)))
