@@ -135,20 +135,21 @@ void check_residual(const char* op, const OptTensor& residual, IntView sizes, co
 }
 
 Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn, IntView stride, IntView padding,
-               IntView dilation, int64_t groups, BatchNorm pre) {
+               IntView dilation, int64_t groups, BatchNorm pre, const char* prefix) {
   check_activation(op, x);
-  RF_CHECK(weight.dim() == 4, op, ": weight has shape ", to_string(weight.sizes()), "; (K, C / groups, R, S) expected");
-  RF_CHECK(scalar_type_of(weight) == scalar_type_of(x), op, ": weight has dtype ",
+  RF_CHECK(weight.dim() == 4, op, ": ", prefix, "weight has shape ", to_string(weight.sizes()),
+           "; (K, C / groups, R, S) expected");
+  RF_CHECK(scalar_type_of(weight) == scalar_type_of(x), op, ": ", prefix, "weight has dtype ",
            torch::headeronly::toString(weight.scalar_type()), " but x has ",
            torch::headeronly::toString(x.scalar_type()), "; cast one of them");
-  check_same_device(op, "", "weight", weight, x);
+  check_same_device(op, prefix, "weight", weight, x);
   const Geometry geometry = check_geometry(op, x.sizes(), weight.sizes(), stride, padding, dilation, groups);
   const int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3);
   const int64_t k = weight.size(0), r = weight.size(2), s = weight.size(3);
   if (bias) {
-    check_vector(op, "", "bias", bias, k, x);
+    check_vector(op, prefix, "bias", bias, k, x);
   }
-  check_batch_norm(op, bn, k, x);
+  check_batch_norm(op, bn, k, x, prefix);
   check_batch_norm(op, pre, c, x, "pre_");
 
   Conv conv{std::move(x),

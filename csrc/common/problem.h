@@ -26,9 +26,10 @@ struct Conv {
   Sizes output_sizes() const { return {n, k, oh, ow}; }
 };
 
-// Each throws std::runtime_error with the offending values when the call is not a valid one.
+// Each throws std::runtime_error with the offending values when the call is not a valid one. prefix is what the names
+// of weight, bias and bn begin with in the op's schema.
 Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn, IntView stride, IntView padding,
-               IntView dilation, int64_t groups, BatchNorm pre = {});
+               IntView dilation, int64_t groups, BatchNorm pre = {}, const char* prefix = "");
 void check_activation(const char* op, const Tensor& x);
 
 // relu(bn2(conv2(relu(bn1(conv1(x))))) + x): two 3x3 convolutions of stride 1 that keep x's shape.

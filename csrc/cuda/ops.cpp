@@ -139,7 +139,7 @@ Tensor conv_bn_proj_act(const Tensor& x, const Tensor& weight, const OptTensor& 
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   const Conv projection =
       make_conv(op, proj_x, proj_weight, proj_bias, {proj_gamma, proj_beta, proj_mean, proj_var, proj_eps}, proj_stride,
-                {0, 0}, {1, 1}, 1, {pre_gamma, pre_beta, pre_mean, pre_var, pre_eps});
+                {0, 0}, {1, 1}, 1, {pre_gamma, pre_beta, pre_mean, pre_var, pre_eps}, "proj_");
   check_projection(op, conv, projection);
   return run({conv, &projection, std::nullopt, relu, allow_tf32});
 }

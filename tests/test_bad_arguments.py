@@ -1,0 +1,250 @@
+"""Every op on the CPU with arguments that cannot be right: one sentence that begins with the op's name, no crash."""
+
+import pytest
+import torch
+from op_case import pre_args
+
+from resnet_fused import ops
+
+C, K, N, SIZE = 8, 16, 2, 9
+ONE, NO_NORM = [1, 1], (None, None, None, None, 0.0)
+
+
+def randn(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def bn(prefix, channels):
+    names = ("gamma", "beta", "mean", "var", "eps")
+    return dict(zip((prefix + name for name in names), pre_args(channels), strict=True))
+
+
+def filters(channels=C):
+    return dict(weight=randn(K, channels, 3, 3), bias=randn(K))
+
+
+GEOMETRY = dict(stride=ONE, padding=ONE, dilation=ONE, groups=1)
+HOW = dict(keep_packed=False, allow_tf32=False)
+POOL = dict(pool_kernel=[3, 3], pool_stride=[2, 2], pool_padding=[1, 1])
+
+
+def image(channels=C):
+    return randn(N, channels, SIZE, SIZE)
+
+
+def numbered(i):
+    named = {f"weight{i}": randn(C, C, 3, 3), f"bias{i}": randn(C)}
+    return named | {name + i: value for name, value in bn("", C).items()}
+
+
+# In the schema's order, which Python's dicts keep.
+CALLS = {
+    "conv_bn_act": lambda: (
+        dict(x=image()) | filters() | bn("", K) | GEOMETRY | dict(residual=image(K), relu=True) | HOW
+    ),
+    "bn_relu_conv_bn_act": lambda: (
+        dict(x=image()) | bn("pre_", C) | filters() | bn("", K) | GEOMETRY | dict(residual=image(K), relu=True) | HOW
+    ),
+    "conv_bn_proj_act": lambda: (
+        dict(x=image()) | filters() | bn("", K) | GEOMETRY
+        | dict(proj_x=image(), proj_weight=randn(K, C, 1, 1), proj_bias=randn(K)) | bn("proj_", K)
+        | dict(proj_stride=ONE) | bn("pre_", C) | dict(relu=True) | HOW
+    ),
+    "basic_block": lambda: dict(x=image()) | numbered("1") | numbered("2") | HOW,
+    "conv_bn_relu_pool": lambda: dict(x=image()) | filters() | bn("", K) | GEOMETRY | POOL | HOW,
+    "bn_add_act": lambda: dict(x=image()) | bn("", C) | dict(residual=image(), relu=True),
+    "bn_stats": lambda: dict(x=image()),
+    "conv_stats": lambda: dict(x=image()) | bn("pre_", C) | filters() | GEOMETRY | HOW,
+    "bn_add_bn_act": lambda: (
+        dict(x=image()) | bn("", C) | dict(shortcut=image()) | bn("shortcut_", C) | dict(relu=True)
+    ),
+    "bn_act_backward_reduce": lambda: dict(grad=image(), x=image()) | bn("", C) | dict(out=image(), relu=True),
+    "bn_add_act_backward_reduce": lambda: dict(grad=image(), x=image()) | bn("", C) | dict(out=image()),
+    "conv_backward_reduce": lambda: (
+        dict(grad=image(K), weight=randn(K, C, 3, 3), padding=ONE, dilation=ONE, x=image()) | bn("", C)
+        | dict(beside=image(), allow_tf32=False)
+    ),
+    "conv_backward_weight": lambda: (
+        dict(grad=image(K), x=image()) | bn("pre_", C) | dict(weight=randn(K, C, 3, 3)) | GEOMETRY
+    ),
+    "bn_act_backward": lambda: (
+        dict(grad=image(), x=image()) | bn("", C) | dict(out=image(), relu=True, sum_g=randn(C), sum_g_xhat=randn(C))
+        | dict(count=float(N * SIZE * SIZE))
+    ),
+    "bn_relu_max_pool": lambda: dict(x=image()) | bn("", C) | POOL,
+    "bn_relu_max_pool_backward": lambda: (
+        dict(grad=randn(N, C, 5, 5), taken=torch.zeros(N, C, 5, 5, dtype=torch.uint8), x=image()) | POOL
+    ),
+    "explain_cpu": lambda: dict(x=[N, C, SIZE, SIZE], weight=[K, C, 3, 3]) | GEOMETRY | dict(dtype="float32"),
+}  # fmt: skip
+
+CONVOLVES = ("conv_bn_act", "bn_relu_conv_bn_act", "conv_bn_proj_act", "conv_bn_relu_pool", "conv_stats")
+CONVOLVES += ("conv_backward_weight", "explain_cpu")
+OF_TENSORS = [op for op in CALLS if op not in ("explain_cpu", "basic_block")]
+
+
+def call(op, **change):
+    arguments = CALLS[op]()
+    assert set(change) <= set(arguments)
+    return getattr(ops, op)(*(arguments | change).values())
+
+
+def test_every_op_of_the_library_is_here():
+    known = {name.removeprefix("resnet_fused::") for name in torch._C._dispatch_get_all_op_names()
+             if name.startswith("resnet_fused::")}  # fmt: skip
+    others = {"forget_packed", "packed_bytes", "release_memory", "sum_over_processes"}
+    others |= {name for name in known if name.startswith(("explain_cuda", "check_", "train_chain"))}
+    assert known - others == set(CALLS)
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_they_are_right_as_they_are(op):
+    call(op)
+
+
+TABLE = [
+    # of every op with an x
+    *((op, dict(x=image()[0]), r"x has shape \[8, 9, 9\]; \(N, C, H, W\) expected") for op in OF_TENSORS),
+    *((op, dict(x=image().int()), "x has dtype Int; float32, float16, bfloat16 or float64") for op in OF_TENSORS),
+    *((op, dict(x=torch.zeros(()).expand(2**10, C, 2**20)[..., None]), "more than 2147483647") for op in OF_TENSORS),
+    # of every convolution
+    *(
+        (op, change, sentence)
+        for op in CONVOLVES
+        for change, sentence in (
+            (dict(stride=[0, 1]), r"stride is \[0, 1\]; two integers of at least 1 expected"),
+            (dict(stride=[1, -3]), r"stride is \[1, -3\]; two integers of at least 1 expected"),
+            (dict(stride=[1, 1, 1]), r"stride is \[1, 1, 1\]; two integers of at least 1 expected"),
+            (dict(stride=[]), r"stride is \[\]; two integers of at least 1 expected"),
+            (dict(padding=[-1, 1]), r"padding is \[-1, 1\]; two integers of at least 0 expected"),
+            (dict(padding=[]), r"padding is \[\]; two integers of at least 0 expected"),
+            (dict(dilation=[1, 0]), r"dilation is \[1, 0\]; two integers of at least 1 expected"),
+            (dict(dilation=[9, 1]), r"a 3x3 kernel with dilation \[9, 1\] is larger than the input 9x9"),
+            (dict(groups=0), "groups is 0; at least 1 expected"),
+            (dict(groups=-2), "groups is -2; at least 1 expected"),
+            (dict(groups=2**62), "Given groups=4611686018427387904, weight of size"),
+            (dict(groups=3), "Given groups=3, weight of size .* to have 24 channels, but got 8 channels instead"),
+        )
+    ),
+    *(
+        (op, dict(weight=randn(K, 3, 3, 3)), r"Given groups=1, weight of size \[16, 3, 3, 3\], expected "
+         r"input\[2, 8, 9, 9\] to have 3 channels, but got 8 channels instead; weight must be \(K, C / groups, R, S\)")
+        for op in (*CONVOLVES[:-1], "conv_backward_reduce")
+    ),
+    *(
+        (op, change, sentence)
+        for op in (*CONVOLVES[:-1], "conv_backward_reduce")
+        for change, sentence in (
+            (dict(weight=randn(K, C, 3)), r"weight has shape \[16, 8, 3\]; \(K, C / groups, R, S\) expected"),
+            (dict(weight=randn(K, C, 3, 3).half()), "weight has dtype Half but x has Float; cast one of them"),
+            (dict(weight=randn(K, C, 0, 3)), "leave nothing to convolve"),
+            (dict(weight=randn(0, C, 3, 3)), "leave nothing to convolve"),
+        )
+    ),
+    *((op, dict(weight=randn(7, 4, 3, 3), groups=2), "expected weight to be divisible by 2 at dimension 0, but got")
+      for op in CONVOLVES[:-1]),
+    *((op, dict(bias=randn(7)), r"bias has shape \[7\]; \[16\] expected, one value a channel")
+      for op in CONVOLVES[:5]),
+    *((op, dict(residual=image(K)[:1]), r"residual has shape \[1, 16, 9, 9\]; \[2, 16, 9, 9\] expected")
+      for op in CONVOLVES[:2]),
+    # of every BatchNorm
+    *(
+        (op, change, sentence)
+        for op, prefix, channels in (
+            *((op, "", K) for op in ("conv_bn_act", "bn_relu_conv_bn_act", "conv_bn_proj_act", "conv_bn_relu_pool")),
+            *((op, "", C) for op in CALLS if op.startswith("bn_") and "gamma" in CALLS[op]()),
+            ("conv_backward_reduce", "", C), ("bn_relu_conv_bn_act", "pre_", C), ("conv_bn_proj_act", "pre_", C),
+            ("conv_bn_proj_act", "proj_", K), ("conv_stats", "pre_", C), ("conv_backward_weight", "pre_", C),
+            ("bn_add_bn_act", "shortcut_", C),
+        )
+        for change, sentence in (
+            ({prefix + "gamma": randn(7)}, rf"{prefix}gamma has shape \[7\]; \[{channels}\] expected, one value"),
+            ({prefix + "var": randn(channels, 1)}, rf"{prefix}var has shape \[{channels}, 1\]; \[{channels}\] exp"),
+            ({prefix + "beta": torch.ones(channels, dtype=torch.int64)}, f"{prefix}beta has dtype Long; float32"),
+            ({prefix + "eps": -1.0}, f"{prefix}eps is -1; at least 0 expected"),
+        )
+        if not (op == "bn_relu_conv_bn_act" and prefix == "")
+    ),
+    *((op, dict(var=None), "mean without var; give both running statistics") for op in ("conv_bn_act", "bn_add_act")),
+    ("conv_stats", dict(pre_var=None), "pre_mean without pre_var; give both running statistics"),
+    ("conv_backward_weight", dict(pre_mean=None), "pre_var without pre_mean; give both running statistics"),
+    *((op, dict(mean=None, var=None, gamma=None, beta=None), "mean and var are absent")
+      for op in ("conv_backward_reduce", "bn_act_backward", "bn_act_backward_reduce", "bn_relu_max_pool")),
+    # of gradients and what is added
+    ("conv_backward_reduce", dict(grad=image(K)[:1]), r"grad has shape \[1, 16, 9, 9\]; \[2, 16, 9, 9\] expected"),
+    ("conv_backward_reduce", dict(grad=image(K).double()), "grad has dtype Double but x has Float; cast one of them"),
+    ("conv_backward_reduce", dict(beside=image()[:1]), r"beside has shape \[1, 8, 9, 9\] but x has \[2, 8, 9, 9\]"),
+    ("conv_backward_reduce", dict(padding=[0, -1]), r"padding is \[0, -1\]; two integers of at least 0 expected"),
+    ("conv_backward_reduce", dict(dilation=[5, 5], padding=[0, 0]), r"dilation \[5, 5\] is larger than the input 9x9"),
+    ("conv_backward_weight", dict(grad=image(K)[:1]), r"grad has shape \[1, 16, 9, 9\]; \[2, 16, 9, 9\] expected"),
+    ("conv_backward_weight", dict(grad=image(K).half()), "grad has dtype Half but x has Float; cast one of them"),
+    *((op, dict(grad=image()[:1]), r"grad has shape \[1, 8, 9, 9\] but x has \[2, 8, 9, 9\]; the same shape expected")
+      for op in ("bn_act_backward", "bn_act_backward_reduce", "bn_add_act_backward_reduce")),
+    ("bn_act_backward", dict(sum_g=None), "sum_g_xhat without sum_g; give both"),
+    ("bn_act_backward", dict(count=0.0), "count is 0; the number of elements"),
+    ("bn_add_act", dict(residual=image()[:, :4]), r"residual has shape \[2, 4, 9, 9\]; \[2, 8, 9, 9\] expected"),
+    ("bn_add_bn_act", dict(shortcut=image()[:, :4]), r"shortcut has shape \[2, 4, 9, 9\] but x has \[2, 8, 9, 9\]"),
+    # of projections and blocks
+    ("conv_bn_proj_act", dict(proj_weight=randn(K, C, 3, 3)), r"proj_weight has shape \[16, 8, 3, 3\]; a 1x1"),
+    ("conv_bn_proj_act", dict(proj_stride=[2, 2]), r"the projection gives \[2, 16, 5, 5\] but the convolution gives"),
+    ("conv_bn_proj_act", dict(proj_x=image(3)), r"expected input\[2, 3, 9, 9\] to have 8 channels, but got 3 channels"),
+    # of windows
+    *(
+        (op, change, sentence)
+        for op in ("conv_bn_relu_pool", "bn_relu_max_pool", "bn_relu_max_pool_backward")
+        for change, sentence in (
+            (dict(pool_kernel=[0, 3]), r"pool_kernel is \[0, 3\]; two integers of at least 1 expected"),
+            (dict(pool_kernel=[3]), r"pool_kernel is \[3\]; two integers of at least 1 expected"),
+            (dict(pool_stride=[]), r"pool_stride is \[\]; two integers of at least 1 expected"),
+            (dict(pool_stride=[2, 0]), r"pool_stride is \[2, 0\]; two integers of at least 1 expected"),
+            (dict(pool_padding=[2, 1]), r"pool_padding \[2, 1\] is more than half of pool_kernel \[3, 3\]"),
+            (dict(pool_kernel=[12, 12]), r"a pooling window of \[12, 12\] is larger than its input 9x9"),
+        )
+    ),
+    ("bn_relu_max_pool_backward", dict(grad=randn(N, C, 4, 5)), r"grad has shape \[2, 8, 4, 5\]; \[2, 8, 5, 5\]"),
+    ("bn_relu_max_pool_backward", dict(taken=randn(N, C, 5, 5)), r"taken has shape .* and dtype Float; .* Byte"),
+    # of a question
+    ("explain_cpu", dict(x=[C, SIZE, SIZE]), r"x_shape is \[8, 9, 9\]; four sizes of at least 0 expected"),
+    ("explain_cpu", dict(x=[]), r"x_shape is \[\]; four sizes of at least 0 expected"),
+    ("explain_cpu", dict(x=[N, C, -9, SIZE]), r"x_shape is \[2, 8, -9, 9\]; four sizes of at least 0 expected"),
+    ("explain_cpu", dict(weight=[K, C, 3]), r"weight_shape is \[16, 8, 3\]; four sizes of at least 0 expected"),
+    ("explain_cpu", dict(weight=[K, 3, 3, 3]), r"expected input\[2, 8, 9, 9\] to have 3 channels, but got 8 channels"),
+    ("explain_cpu", dict(weight=[7, 4, 3, 3], groups=2), "expected weight to be divisible by 2 at dimension 0"),
+    ("explain_cpu", dict(dtype="int8"), "dtype is int8; float32, bfloat16, float16 or float64 expected"),
+    ("explain_cpu", dict(x=[2**40, C, SIZE, SIZE]), "more than 2147483647 elements"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "change", "sentence"), TABLE, ids=lambda v: v if isinstance(v, str) else "")
+def test_bad_arguments(op, change, sentence):
+    with pytest.raises(RuntimeError) as error:
+        call(op, **change)
+    said = str(error.value)
+    assert said.startswith(f"{op}: ")
+    error.match(sentence)
+    assert "\n" not in said
+
+
+BLOCK = [
+    (dict(weight1=randn(C, 4, 3, 3)), r"first convolution: weight has shape \[8, 4, 3, 3\]; \[8, 8, 3, 3\] expected"),
+    (dict(weight2=randn(C, C, 1, 1)), r"second convolution: weight has shape \[8, 8, 1, 1\]; \[8, 8, 3, 3\] expected"),
+    (dict(gamma2=randn(7)), r"second convolution: gamma has shape \[7\]; \[8\] expected"),
+    (dict(x=image().int()), "first convolution: x has dtype Int"),
+]
+
+
+@pytest.mark.parametrize(("change", "sentence"), BLOCK)
+def test_bad_arguments_of_a_block(change, sentence):
+    with pytest.raises(RuntimeError, match=f"^basic_block, {sentence}"):
+        call("basic_block", **change)
+
+
+def test_a_convolution_says_what_torchs_own_does():
+    """What people search for, of the network that has been given one channel instead of three."""
+    x, weight = randn(2, 1, 64, 64), randn(64, 3, 7, 7)
+    with pytest.raises(RuntimeError) as torchs:
+        torch.conv2d(x, weight)
+    with pytest.raises(RuntimeError) as ours:
+        ops.conv_bn_relu_pool(x, weight, None, *NO_NORM, [2, 2], [3, 3], ONE, 1, *POOL.values(), False, False)
+    assert "expected input[2, 1, 64, 64] to have 3 channels, but got 1 channels instead" in str(torchs.value)
+    assert str(torchs.value) in str(ours.value)
