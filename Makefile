@@ -9,7 +9,7 @@ OUT ?= benchmarks/results/gpu-out
 CXX_SOURCES = $(shell find csrc tests build_tools -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-avx512 fuzz bench lint format wheel gpu clean
+.PHONY: help setup build demo test test-avx512 fuzz sanitize bench lint format wheel gpu clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -65,6 +65,16 @@ SEED ?= 1
 
 fuzz: build  ## N random problems against float64, from SEED on (N=5000 SEED=1)
 	$(PY) -m tests.fuzz --problems $(N) --seed $(SEED)
+
+# Python itself leaks; and an exception that the library throws has to find libstdc++ beside the sanitizer.
+SANITIZED = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 RESNET_FUSED_LIBRARY=build/sanitize/_C.abi3.so
+
+sanitize: build  ## the CPU library under the address and undefined-behaviour sanitizers
+	@RESNET_FUSED_FLAVOUR=sanitize $(PY) setup.py --quiet build_ext --inplace
+	$(SANITIZED) $(PY) -m tests.fuzz --problems 200 --seed $(SEED)
+	$(SANITIZED) $(PY) -m pytest -q -p no:faulthandler tests/test_op_contract.py tests/test_packed_weights.py \
+	  tests/test_ops.py -k "not memory_of_results and not any_shape and not three_by_three and not differ_in_size" $(ARGS)
 
 bench: build $(VENV)/.bench  ## time the kernels and whole networks
 	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)

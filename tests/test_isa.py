@@ -84,22 +84,37 @@ def test_a_pool_without_a_size_is_refused_where_it_is_first_used():
     assert (done.stdout.splitlines(), done.returncode) == ([*expected, "True"], 0), done.stderr
 
 
-# Of the engines' tests, enough to run every kernel in every form in about a minute; `make test-avx512` runs all.
-EMULATED = ["test_ops.py", "test_packed_weights.py", "test_conv_backward_weight.py", "test_training_ops.py"]
-CHOSEN = "three_by_three or resnet_shapes or not_finite_in_winograd or overflow_on or test_pool or projection or edited"
-CHOSEN += " or what_runs or threads or normalised_as or chains_in or (test_winograd and plain) or bn_stats or backward"
+# Of the engines' tests those that run every kernel, in minutes; `make test-avx512` runs all.
+TESTED = ["test_ops.py", "test_packed_weights.py", "test_conv_backward_weight.py"]
+CHOSEN = "resnet_shapes or not_finite_in_winograd or overflow_on or edited or what_runs or threads or chains_in"
 
 
-@pytest.mark.skipif(has_kernels(torch.bfloat16), reason="this processor has the instructions: the other tests use them")
-def test_kernels_of_other_processors_emulated():
-    """Their tests, with AVX-512's instructions emulated on AVX2 (tests/avx512_on_avx2). None of them may skip."""
-    library = build("emulated-avx512")
-    environment = {**os.environ, "RESNET_FUSED_LIBRARY": str(library)}
-    command = [sys.executable, "-m", "pytest", "-q", "-k", CHOSEN, *(str(TESTS / name) for name in EMULATED)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def emulated():
+    """The environment that runs AVX-512's kernels emulated on AVX2 (tests/avx512_on_avx2)."""
+    return {**os.environ, "RESNET_FUSED_LIBRARY": str(build("emulated-avx512"))}
+
+
+emulation = pytest.mark.skipif(
+    has_kernels(torch.bfloat16), reason="this processor has the instructions: the other tests use them"
+)
+
+
+@emulation
+def test_kernels_of_other_processors(emulated):
+    """Their own tests, of which none may skip."""
+    command = [sys.executable, "-m", "pytest", "-q", "-k", CHOSEN, *(str(TESTS / name) for name in TESTED)]
+    done = subprocess.run(command, cwd=ROOT, env=emulated, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     summary = done.stdout.splitlines()[-1]
-    assert re.fullmatch(r"\d{3,} passed.* in .*", summary) and "skipped" not in summary, done.stdout
+    assert re.match(r"\d{2,} passed", summary) and "skipped" not in summary, done.stdout
+
+
+@emulation
+def test_random_problems_for_kernels_of_other_processors(emulated):
+    command = [sys.executable, "-m", "tests.fuzz", "--problems", "100", "--seed", "1000"]
+    done = subprocess.run(command, cwd=ROOT, env=emulated, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def build(flavour):
