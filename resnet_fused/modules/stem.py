@@ -74,9 +74,12 @@ class FusedStem(RunsStages):
             return y
         if y is None:
             y = self.relu(self.bn1(self.conv1(x)))
-        return self._pooled(y, convolves_to_channels_last(x, self.conv1)) if "maxpool" in self._modules else y
+        if "maxpool" not in self._modules:
+            return y
+        return self._pooled(y, anybody_looks_on(x) or convolves_to_channels_last(x, self.conv1))
 
     def _pooled(self, y: Tensor, last: bool) -> Tensor:
+        """y pooled; unless ``last``, y is contiguous in eager, which only a module that is not torch's own can see."""
         pool = self.maxpool
         unseen = last or (type(pool) in (nn.MaxPool2d, nn.Identity) and not touched(pool))
         return pool(y if unseen else contiguous(y))
