@@ -10,9 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import ops
+from .. import functional, ops
 from ..functional import PLAIN_TENSORS, indexable
 from ..reference import ZeroPadShortcut
+from ._patches import is_patched, layers_are_patched
+
+
+def kernel_dtype(x: Tensor) -> tuple[torch.dtype | None, tuple[bool, bool]]:
+    """:func:`resnet_fused.functional.kernel_dtype`, and eager where torch's layers are patched."""
+    return (None, (False, False)) if layers_are_patched() else functional.kernel_dtype(x)
+
+
+def training_dtype(x: Tensor) -> torch.dtype | None:
+    """:func:`resnet_fused.functional.training_dtype`, and eager where torch's layers are patched."""
+    return None if layers_are_patched() else functional.training_dtype(x)
 
 
 def conv_norm(conv: nn.Module | None, norm: nn.Module | None, dtype: torch.dtype) -> tuple[Any, ...] | None:
@@ -92,16 +103,16 @@ def projection(down: Any, dtype: torch.dtype) -> tuple[Any, ...] | None:
 
 
 def touched(module: nn.Module) -> bool:
-    """Whether calling the module may do other than its class's forward with its registered parameters."""
-    attributes = module.__dict__
+    """Whether calling the module may do other than its class's forward with its registered parameters.
+
+    :func:`layers_are_patched` says the same of all modules at once.
+    """
     return bool(
         module._forward_pre_hooks
         or module._forward_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or "forward" in attributes
-        or "weight" in attributes
-        or "bias" in attributes
+        or is_patched(module)
     )
 
 

@@ -6,8 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import autograd
-from ..functional import training_dtype
-from ._read import indexable, is_relu
+from ._read import indexable, is_relu, training_dtype
 from ._read_training import NO_SIDE, conv_of, norm_of, process_group, side_of
 
 

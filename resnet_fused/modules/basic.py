@@ -5,10 +5,9 @@ from typing import Any
 from torch import Tensor
 
 from .. import ops, reference
-from ..functional import kernel_dtype
 from ._block import FusedBlock, conv_add
 from ._format import nhwc
-from ._read import conv_norm, is_relu, shortcut
+from ._read import conv_norm, is_relu, kernel_dtype, shortcut
 from ._train import train
 
 _GEOMETRY = 7  # where stride, padding, dilation and groups begin in what conv_norm reads

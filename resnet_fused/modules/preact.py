@@ -5,10 +5,10 @@ from typing import Any
 from torch import Tensor
 
 from .. import ops, reference
-from ..functional import kernel_dtype, pre_activates_on_reading
+from ..functional import pre_activates_on_reading
 from ._block import FusedBlock, conv_add
 from ._format import nhwc
-from ._read import batch_norm, conv_alone, conv_norm, is_relu, shortcut
+from ._read import batch_norm, conv_alone, conv_norm, is_relu, kernel_dtype, shortcut
 from ._train import train
 
 

@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from .. import autograd, ops
 from ..autograd import is_channels_last
-from ..functional import kernel_dtype
 from ._format import contiguous, convolves_to_channels_last, nhwc, nhwc_of_contiguous
 from ._packing import OwnsPackedWeights
-from ._read import batch_norm, conv_alone, conv_norm, indexable, is_relu, touched
+from ._read import batch_norm, conv_alone, conv_norm, indexable, is_relu, kernel_dtype, touched
 from ._stages import anybody_looks_on, run_stages
 from ._train import train, trains_fused
 
