@@ -37,7 +37,7 @@ class FusedBasicBlock(FusedBlock, reference.BasicBlock):
         if first is None or last is None or not is_relu(children.get("relu")):
             return None
         z = nhwc(x)
-        added = shortcut(self, z, dtype, last[0].shape[0])
+        added = shortcut(self, z, dtype, (first, last))
         if added is None:
             return None
         if len(added) == 1 and added[0] is z and _keeps_shape(first, z) and _keeps_shape(last, z):

@@ -34,7 +34,7 @@ class FusedBottleneck(FusedBlock, reference.Bottleneck):
         if first is None or middle is None or last is None or not is_relu(children.get("relu")):
             return None
         z = nhwc(x)
-        added = shortcut(self, z, dtype, last[0].shape[0])
+        added = shortcut(self, z, dtype, (first, middle, last))
         if added is None:
             return None
         y = ops.conv_bn_act(z.to(dtype), *first, None, True, *how)

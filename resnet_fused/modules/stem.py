@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .. import autograd, ops
 from ..autograd import is_channels_last
 from ._format import contiguous, convolves_to_channels_last, nhwc, nhwc_of_contiguous
+from ._geometry import of_pool
 from ._packing import OwnsPackedWeights
 from ._read import batch_norm, conv_alone, conv_norm, indexable, is_relu, kernel_dtype, touched
 from ._stages import anybody_looks_on, run_stages
@@ -78,9 +79,8 @@ class FusedStem(RunsStages):
 
     def _pool_in_training(self, x: Tensor) -> autograd.Pool | None:
         pool = self._modules.get("maxpool")
-        if type(pool) is not nn.MaxPool2d or not is_plain_pool(pool):
-            return None
-        return autograd.pool_in(x.device, _pair(pool.kernel_size), _pair(pool.stride), _pair(pool.padding))
+        geometry = of_pool(pool) if type(pool) is nn.MaxPool2d and not touched(pool) else None
+        return None if geometry is None else autograd.pool_in(x.device, *geometry)
 
     def _fused_stem(self, x: Tensor) -> Tensor | None:
         dtype, how = kernel_dtype(x)
@@ -98,7 +98,8 @@ class FusedStem(RunsStages):
         x = nhwc(x.to(dtype))
         if pool is None or type(pool) is nn.Identity:
             return ops.conv_bn_act(x, *conv, None, True, *how)
-        return ops.conv_bn_relu_pool(x, *conv, _pair(pool.kernel_size), _pair(pool.stride), _pair(pool.padding), *how)
+        geometry = of_pool(pool)
+        return None if geometry is None else ops.conv_bn_relu_pool(x, *conv, *geometry, *how)
 
 
 class FusedPreActEnds(RunsStages):
@@ -152,10 +153,4 @@ def is_plain_pool(pool: nn.Module) -> bool:
         return False
     if type(pool) is nn.Identity:
         return True
-    return (
-        type(pool) is nn.MaxPool2d and _pair(pool.dilation) == (1, 1) and not pool.ceil_mode and not pool.return_indices
-    )
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+    return type(pool) is nn.MaxPool2d and of_pool(pool) is not None
