@@ -9,8 +9,10 @@ from torch.fx import Proxy
 
 from .. import ops
 from ..autograd import is_channels_last
+from ..functional import PLAIN_TENSORS
 from ._eager import Methods
 from ._format import contiguous, has_channels_last_weight
+from ._geometry import convolved_size
 from ._packing import OwnsPackedWeights
 
 
@@ -81,5 +83,15 @@ def _say_that_fx_looks_inside() -> None:
 def conv_add(x: Tensor, conv: tuple[Any, ...], shortcut: tuple[Any, ...], relu: bool, how: tuple[bool, bool]) -> Tensor:
     """The last convolution of a block with what ``_read.shortcut`` found for it to add."""
     if len(shortcut) == 1:
+        (added,) = shortcut
+        size = convolved_size(x.shape[2:], conv[0], *conv[7:10])
+        if (
+            type(added) not in PLAIN_TENSORS
+            or added.dtype is not x.dtype
+            or added.shape != (x.shape[0], conv[0].shape[0], *size)
+        ):
+            y = ops.conv_bn_act(x, *conv, None, False, *how)
+            y += added  # eager broadcasts, or says why not
+            return y.relu_() if relu else y
         return ops.conv_bn_act(x, *conv, shortcut[0], relu, *how)
     return ops.conv_bn_proj_act(x, *conv, *shortcut, relu, *how)

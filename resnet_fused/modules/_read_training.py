@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from .. import autograd
 from ..functional import PLAIN_TENSORS
-from ._read import may_run_first, touched
+from ._geometry import convolved_size, of_conv
+from ._read import has_plain_numbers, has_shortcut, may_run_first, shortcut_of, touched
 
 
 class Side(NamedTuple):
@@ -26,16 +27,27 @@ class Side(NamedTuple):
 NO_SIDE = Side()
 
 
+def shape_behind(x: Tensor, convs: Sequence[autograd.Conv]) -> tuple[Any, ...]:
+    """The shape of what the convolutions make of x, one after another."""
+    size = tuple(x.shape[2:])
+    for conv in convs:
+        size = convolved_size(size, conv.weight, conv.stride, conv.padding, conv.dilation)
+    return x.shape[0], convs[-1].weight.shape[0], *size
+
+
 def conv_of(conv: Any, dtype: torch.dtype) -> autograd.Conv | None:
     """A convolution with its weight and bias in ``dtype``, which is autocast's or their own."""
-    if type(conv) is not nn.Conv2d or touched(conv) or conv.padding_mode != "zeros" or type(conv.padding) is str:
+    if type(conv) is not nn.Conv2d or touched(conv):
+        return None
+    geometry = of_conv(conv)
+    if geometry is None:
         return None
     weight: Any = conv._parameters.get("weight")
     bias: Any = conv._parameters.get("bias")
     given = [weight] if bias is None else [weight, bias]
     if any(type(t) not in PLAIN_TENSORS for t in given):  # pruned, sharded or quantised
         return None
-    return autograd.conv_in(dtype, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
+    return autograd.conv_in(dtype, weight, bias, *geometry)
 
 
 def norm_of(norm: Any, dtype: torch.dtype) -> autograd.Norm | None:
@@ -54,7 +66,9 @@ def norm_of(norm: Any, dtype: torch.dtype) -> autograd.Norm | None:
     given = [t for t in (gamma, beta, mean, var) if t is not None]
     if any(type(t) not in PLAIN_TENSORS for t in given):
         return None
-    read = autograd.norm_in(dtype, gamma, beta, mean, var, norm.eps)
+    if not has_plain_numbers(norm):
+        return None
+    read = autograd.norm_in(dtype, gamma, beta, mean, var, float(norm.eps))
     if read is None or not (norm.training or mean is None):
         return read
     return read._replace(mean=None, var=None, sync=_synchronises(norm))
@@ -79,20 +93,23 @@ def process_group(norms: Sequence[Any]) -> str | None:
     return names.pop() if names else ""
 
 
-def side_of(block: nn.Module, x: Tensor, dtype: torch.dtype, channels: int, pre_activates: bool) -> Side | None:
+def side_of(
+    block: nn.Module, x: Tensor, dtype: torch.dtype, convs: Sequence[autograd.Conv], pre_activates: bool
+) -> Side | None:
     """What the block adds; where it ``pre_activates``, every shortcut but the identity reads ``relu(bn(x))``."""
-    down: Any = block._modules.get("downsample")
+    if not has_shortcut(block):
+        return None
+    down: Any = shortcut_of(block)
+    out = shape_behind(x, convs)
     if down is None:
-        down = block.__dict__.get("downsample")  # a plain attribute: None, or a callable that is no module
-    if down is None:
-        # Eager broadcasts a residual with one channel, and adds without rounding it to autocast's dtype.
-        return Side(identity=True) if x.dtype is dtype and x.shape[1] == channels else None
+        # Eager broadcasts, or says why not, and adds without rounding to autocast's dtype.
+        return Side(identity=True) if x.dtype is dtype and tuple(x.shape) == out else None
     conv, norm = down, None
     if type(down) is nn.Sequential and not touched(down) and 1 <= len(down) <= 2:
         children = tuple(down._modules.values())
         conv, norm = children[0], children[1] if len(children) == 2 else None
     read, read_norm = conv_of(conv, dtype), norm_of(norm, dtype)
-    if read is not None and (norm is None) == (read_norm is None) and read.weight.shape[0] == channels:
+    if read is not None and (norm is None) == (read_norm is None) and shape_behind(x, (read,)) == out:
         return Side(projection=(read, read_norm), norm=norm)
     if not pre_activates and x.dtype is dtype and may_run_first(down):
         return Side(module=down)

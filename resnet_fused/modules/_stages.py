@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -11,9 +10,8 @@ from ..autograd import is_channels_last
 from ..functional import PLAIN_TENSORS
 from ._block import FusedBlock
 from ._format import contiguous, nhwc_of_contiguous
+from ._patches import is_patched, layers_are_patched
 from ._train import trains_fused
-
-_CALL = nn.Module.__call__  # fx, and some profilers, put another function in its place while they look on
 
 
 def run_stages(x: Tensor, last: bool, stages: Iterable[nn.Module]) -> tuple[Tensor, bool]:
@@ -37,10 +35,8 @@ def run_stages(x: Tensor, last: bool, stages: Iterable[nn.Module]) -> tuple[Tens
 
 
 def anybody_looks_on(x: Tensor) -> bool:
-    """Whether every module is to be called as eager calls it: for global hooks, and for values that are no tensors."""
-    if type(x) not in PLAIN_TENSORS or x.dim() != 4 or _has_any_global_hook():
-        return True
-    return not torch.compiler.is_compiling() and nn.Module.__call__ is not _CALL
+    """Whether every module is to be called as eager calls it: for hooks and patches that are on all modules."""
+    return type(x) not in PLAIN_TENSORS or x.dim() != 4 or _has_any_global_hook() or layers_are_patched()
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -50,8 +46,7 @@ def is_watched(module: nn.Module) -> bool:
         or module._forward_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or "forward" in module.__dict__
-        or module._compiled_call_impl is not None
+        or is_patched(module)
     )
 
 

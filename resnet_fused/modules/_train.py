@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import autograd
 from .._indexing import indexable, window
-from ..functional import training_dtype
-from ._read import is_relu
-from ._read_training import NO_SIDE, conv_of, norm_of, process_group, side_of
+from ..functional import PLAIN_TENSORS
+from ._read import is_relu, training_dtype
+from ._read_training import NO_SIDE, conv_of, norm_of, process_group, shape_behind, side_of
 
 
 def trains_fused(module: nn.Module, x: Tensor) -> bool:
@@ -54,7 +55,7 @@ def train(
         windows.append((channels, *pool[0], pool[1], pool[2], 1))
     if not indexable(x, windows):
         return None
-    side = side_of(block, x, dtype, channels, pre_activates) if shortcut else NO_SIDE
+    side = side_of(block, x, dtype, read_convs, pre_activates) if shortcut else NO_SIDE
     if side is None:
         return None
     modules.append(side.norm)
@@ -62,13 +63,16 @@ def train(
     if group is None:
         return None
     # Nothing below falls back to eager: a module is called once.
+    residual: Any = None if side.module is None else side.module(x)
+    by_the_op = residual is not None and _is_added_by_the_op(residual, x, dtype, read_convs)
+    beside = residual is not None and not by_the_op
     args = autograd.pack(
         read_convs,
         read_norms,
         projection=side.projection,
-        residual=None if side.module is None else side.module(x),
+        residual=residual if by_the_op else None,
         identity=side.identity,
-        relu=relu,
+        relu=relu and not beside,
         recompute=getattr(block, "recompute", False),
         hidden=hidden,
         pool=pool,
@@ -81,4 +85,14 @@ def train(
         for i, module in enumerate(learning):
             autograd.update_running(module, *statistics[3 * i : 3 * i + 3])
 
-    return autograd.train_chain_and(update_averages, x.to(dtype), *args, group)
+    y = autograd.train_chain_and(update_averages, x.to(dtype), *args, group)
+    if beside:
+        y += residual  # eager broadcasts, or says why not
+        y = y.relu() if relu else y
+    return y
+
+
+def _is_added_by_the_op(residual: Any, x: Tensor, dtype: torch.dtype, convs: Sequence[autograd.Conv]) -> bool:
+    """Whether what a shortcut returned is a tensor of the output's shape."""
+    is_plain = type(residual) in PLAIN_TENSORS and residual.dtype is dtype
+    return is_plain and tuple(residual.shape) == shape_behind(x, convs)

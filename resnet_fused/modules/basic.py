@@ -5,11 +5,10 @@ from typing import Any
 from torch import Tensor
 
 from .. import ops, reference
-from ..functional import kernel_dtype
 from ._block import FusedBlock, conv_add
 from ._eager import as_defined
 from ._format import nhwc
-from ._read import all_indexable, conv_norm, is_relu, shortcut
+from ._read import all_indexable, conv_norm, is_relu, kernel_dtype, shortcut
 from ._train import train
 
 _GEOMETRY = 7  # where stride, padding, dilation and groups begin in what conv_norm reads
@@ -42,7 +41,7 @@ class FusedBasicBlock(FusedBlock, reference.BasicBlock):
         if not all_indexable(x, first, last):
             return None
         z = nhwc(x)
-        added = shortcut(self, z, dtype, last[0].shape[0])
+        added = shortcut(self, z, dtype, (first, last))
         if added is None:
             return None
         if len(added) == 1 and added[0] is z and _keeps_shape(first, z) and _keeps_shape(last, z):

@@ -3,11 +3,10 @@
 from torch import Tensor
 
 from .. import ops, reference
-from ..functional import kernel_dtype
 from ._block import FusedBlock, conv_add
 from ._eager import as_defined
 from ._format import nhwc
-from ._read import all_indexable, conv_norm, is_relu, shortcut
+from ._read import all_indexable, conv_norm, is_relu, kernel_dtype, shortcut
 from ._train import train
 
 
@@ -39,7 +38,7 @@ class FusedBottleneck(FusedBlock, reference.Bottleneck):
         if not all_indexable(x, first, middle, last):
             return None
         z = nhwc(x)
-        added = shortcut(self, z, dtype, last[0].shape[0])
+        added = shortcut(self, z, dtype, (first, middle, last))
         if added is None:
             return None
         y = ops.conv_bn_act(z.to(dtype), *first, None, True, *how)

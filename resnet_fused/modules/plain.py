@@ -3,11 +3,11 @@
 from torch import Tensor
 
 from .. import ops, reference
-from ..functional import kernel_dtype, pre_activates_on_reading
+from ..functional import pre_activates_on_reading
 from ._block import FusedBlock
 from ._eager import as_defined
 from ._format import nhwc
-from ._read import all_indexable, batch_norm, conv_alone, conv_norm, is_relu
+from ._read import all_indexable, batch_norm, conv_alone, conv_norm, is_relu, kernel_dtype
 from ._train import train
 
 

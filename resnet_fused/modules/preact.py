@@ -1,15 +1,16 @@
 """Pre-activation blocks: each convolution applies the *next* BatchNorm and ReLU, the last one the addition."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from .. import ops, reference
-from ..functional import kernel_dtype, pre_activates_on_reading
+from ..functional import pre_activates_on_reading
 from ._block import FusedBlock, conv_add
 from ._eager import as_defined
 from ._format import nhwc
-from ._read import all_indexable, batch_norm, conv_alone, conv_norm, is_relu, shortcut
+from ._read import all_indexable, batch_norm, conv_alone, conv_norm, is_relu, kernel_dtype, shortcut, shortcut_of
 from ._train import train
 
 
@@ -41,7 +42,7 @@ class FusedPreActBlock(FusedBlock, reference.PreActBlock):
             return None
         if not all_indexable(x, first, last):
             return None
-        begun = _begin(self, nhwc(x), norm, first, last[0].shape[0], how)
+        begun = _begin(self, nhwc(x), norm, (first, last), how)
         if begun is None:
             return None
         y, added = begun
@@ -77,7 +78,7 @@ class FusedPreActBottleneck(FusedBlock, reference.PreActBottleneck):
             return None
         if not all_indexable(x, first, middle, last):
             return None
-        begun = _begin(self, nhwc(x), norm, first, last[0].shape[0], how)
+        begun = _begin(self, nhwc(x), norm, (first, middle, last), how)
         if begun is None:
             return None
         y, added = begun
@@ -89,22 +90,17 @@ def _begin(
     block: FusedBlock,
     x: Tensor,
     norm: tuple[Any, ...],
-    first: tuple[Any, ...],
-    channels: int,
+    convs: Sequence[tuple[Any, ...]],
     how: tuple[bool, bool],
 ) -> tuple[Tensor, tuple[Any, ...]] | None:
     """The first convolution's output and what the last one adds; None where only the eager block is right."""
     if pre_activates_on_reading(x):
-        added = shortcut(block, x, x.dtype, channels, norm)
+        added = shortcut(block, x, x.dtype, convs, norm)
         if added is None:
             return None
-        return ops.bn_relu_conv_bn_act(x, *norm, *first, None, True, *how), added
+        return ops.bn_relu_conv_bn_act(x, *norm, *convs[0], None, True, *how), added
     activated = ops.bn_add_act(x, *norm, None, True)
-    added = shortcut(block, x if _is_identity(block) else activated, x.dtype, channels)
+    added = shortcut(block, x if shortcut_of(block) is None else activated, x.dtype, convs)
     if added is None:
         return None
-    return ops.conv_bn_act(activated, *first, None, True, *how), added
-
-
-def _is_identity(block: FusedBlock) -> bool:
-    return block._modules.get("downsample") is None and block.__dict__.get("downsample") is None
+    return ops.conv_bn_act(activated, *convs[0], None, True, *how), added

@@ -6,13 +6,12 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from .. import autograd, ops
-from .._indexing import Window
 from ..autograd import is_channels_last
-from ..functional import kernel_dtype
 from ._eager import Methods, replacement
 from ._format import contiguous, convolves_to_channels_last, nhwc, nhwc_of_contiguous
+from ._geometry import of_pool
 from ._packing import OwnsPackedWeights
-from ._read import all_indexable, batch_norm, conv_alone, conv_norm, indexable, is_relu, touched
+from ._read import all_indexable, batch_norm, conv_alone, conv_norm, indexable, is_relu, kernel_dtype, touched
 from ._stages import anybody_looks_on, run_stages
 from ._train import train, trains_fused
 
@@ -86,9 +85,8 @@ class FusedStem(RunsStages):
 
     def _pool_in_training(self, x: Tensor) -> autograd.Pool | None:
         pool = self._modules.get("maxpool")
-        if type(pool) is not nn.MaxPool2d or not is_plain_pool(pool):
-            return None
-        return autograd.pool_in(x.device, _pair(pool.kernel_size), _pair(pool.stride), _pair(pool.padding))
+        geometry = of_pool(pool) if type(pool) is nn.MaxPool2d and not touched(pool) else None
+        return None if geometry is None else autograd.pool_in(x.device, *geometry)
 
     def _fused_stem(self, x: Tensor) -> Tensor | None:
         dtype, how = kernel_dtype(x)
@@ -101,14 +99,14 @@ class FusedStem(RunsStages):
         pool = children.get("maxpool")
         if pool is not None and not is_plain_pool(pool):
             return None
-        pooling = None if pool is None or type(pool) is nn.Identity else _pooling(conv, pool)
-        if not all_indexable(x, conv, then=pooling):
+        pooling = None if pool is None or type(pool) is nn.Identity else of_pool(pool)
+        then = None if pooling is None else (conv[0].shape[0], *pooling[0], *pooling[1:], 1)
+        if not all_indexable(x, conv, then=then):
             return None
         x = nhwc(x.to(dtype))
         if pooling is None:
             return ops.conv_bn_act(x, *conv, None, True, *how)
-        _, rows, columns, stride, padding, _ = pooling
-        return ops.conv_bn_relu_pool(x, *conv, (rows, columns), stride, padding, *how)
+        return ops.conv_bn_relu_pool(x, *conv, *pooling, *how)
 
 
 class FusedPreActEnds(RunsStages):
@@ -170,15 +168,4 @@ def is_plain_pool(pool: nn.Module) -> bool:
         return False
     if type(pool) is nn.Identity:
         return True
-    return (
-        type(pool) is nn.MaxPool2d and _pair(pool.dilation) == (1, 1) and not pool.ceil_mode and not pool.return_indices
-    )
-
-
-def _pooling(conv: tuple[Any, ...], pool: Any) -> Window:
-    rows, columns = _pair(pool.kernel_size)
-    return conv[0].shape[0], rows, columns, _pair(pool.stride), _pair(pool.padding), 1
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+    return type(pool) is nn.MaxPool2d and of_pool(pool) is not None

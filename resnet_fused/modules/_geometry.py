@@ -1,0 +1,49 @@
+"""Strides, paddings and the like as torch reads them from a layer's attributes, which anyone may set by hand."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+Pair = tuple[int, int]
+
+
+def pair(value: Any, least: int) -> Pair | None:
+    """An int, one int or two, none below ``least``; None for what torch refuses, or reads in a way of its own."""
+    values = (value,) if isinstance(value, int) else value
+    if not isinstance(values, tuple | list) or not 1 <= len(values) <= 2:
+        return None
+    if any(not isinstance(v, int) or isinstance(v, bool) or v < least for v in values):
+        return None
+    return values[0], values[-1]
+
+
+def of_conv(conv: Any) -> tuple[Pair, Pair, Pair, int] | None:
+    """``stride, padding, dilation, groups``, None where only eager knows what they mean."""
+    if conv.padding_mode != "zeros":
+        return None
+    stride, padding, dilation = pair(conv.stride, 1), pair(conv.padding, 0), pair(conv.dilation, 1)
+    groups = conv.groups
+    if stride is None or padding is None or dilation is None or type(groups) is not int or groups < 1:
+        return None
+    return stride, padding, dilation, groups
+
+
+def of_pool(pool: Any) -> tuple[Pair, Pair, Pair] | None:
+    """``kernel, stride, padding`` of a max-pooling without dilation, ceil_mode or indices, None of any other."""
+    kernel, padding, dilation = pair(pool.kernel_size, 1), pair(pool.padding, 0), pair(pool.dilation, 1)
+    stride = kernel if pool.stride is None or pool.stride == () else pair(pool.stride, 1)
+    if kernel is None or stride is None or padding is None or dilation != (1, 1):
+        return None
+    if pool.ceil_mode or pool.return_indices or any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+        return None
+    return kernel, stride, padding
+
+
+def convolved_size(size: Iterable[Any], weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> tuple[Any, ...]:
+    """Height and width behind a convolution."""
+    sizes = zip(size, weight.shape[2:], stride, padding, dilation, strict=True)
+    # What stays as it is stays the same symbol while torch.compile traces.
+    return tuple(
+        n if s == 1 and 2 * p == d * (k - 1) else (n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes
+    )
