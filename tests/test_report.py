@@ -50,6 +50,10 @@ EAGER = {
     "0.relu is torch.nn.GELU, not torch.nn.ReLU": exchanging("relu", nn.GELU),
     "a forward hook is registered on 0.conv2": hook_in("conv2"),
     "a forward hook is registered on 0.bn1": hook_in("bn1"),
+    "a forward hook is registered on 0.downsample.0": hook_in_shortcut,
+    "0.downsample may act in place or holds a module that is not torch's own": exchanging(
+        "downsample", lambda: nn.Sequential(nn.ReLU(inplace=True))
+    ),
     "0.conv1 is parametrised (torch.nn.utils.parametrize)": weight_norm,
     "its forward was replaced on this instance": replace_forward,
     "0.downsample is torch.nn.Dropout; resnet_fused.reference.ZeroPadShortcut, torch.nn.Identity, torch.nn.Sequential, "
@@ -59,7 +63,6 @@ FUSED = {
     "nothing": lambda block: None,
     "SyncBatchNorm": exchanging("bn1", lambda: nn.SyncBatchNorm(8)),
     "no statistics": forget_statistics,
-    "a hook in the shortcut": hook_in_shortcut,
     "a hook on the block": lambda block: block.register_forward_hook(hooked),
     "an identity as shortcut": exchanging("downsample", nn.Identity),
     "a 3x3 convolution as shortcut": exchanging("downsample", lambda: nn.Conv2d(8, 8, 3, padding=1)),

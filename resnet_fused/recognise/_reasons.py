@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..modules._read import touched
+from ..modules._read import may_run_first, touched
 from ..modules.stem import is_plain_pool
 from ..reference import ZeroPadShortcut
 
@@ -63,8 +63,10 @@ def shortcut(owner: nn.Module, path: str, converted: bool = False) -> str | None
     if type(module) not in SHORTCUTS:
         kinds = ", ".join(class_name(kind) for kind in SHORTCUTS)
         return f"{full} is {class_name(type(module))}; {kinds} or None expected"
-    if converted:  # any but a convolution is called as a module where no kernel takes it
-        return conv(owner, "downsample", path) if type(module) is nn.Conv2d else None
+    if converted and type(module) is nn.Conv2d:
+        return conv(owner, "downsample", path)
+    if converted and may_run_first(module):  # where no kernel takes it
+        return None
     for child_name, child in module.named_modules():
         child_path = _join(full, child_name)
         reason = _hook(child, child_path)
@@ -75,7 +77,7 @@ def shortcut(owner: nn.Module, path: str, converted: bool = False) -> str | None
             reason = _exactly(child, child_path, exact)
             if reason is not None:
                 return reason
-    return None
+    return f"{full} may act in place or holds a module that is not torch's own" if converted else None
 
 
 def pool(owner: nn.Module, name: str, path: str) -> str | None:
