@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cstdlib>
 #include <mutex>
-#include <new>
 #include <optional>
 
+#include "cpu/direct.h"
 #include "cpu/environment.h"
 
 #if defined(__linux__)
@@ -50,7 +50,7 @@ class Pool {
       }
     }
     Block block{nullptr, (bytes + kHugePage - 1) / kHugePage * kHugePage};
-    if (posix_memalign(&block.data, kHugePage, block.capacity)) throw std::bad_alloc();
+    if (posix_memalign(&block.data, kHugePage, block.capacity)) no_memory(bytes);
 #if defined(__linux__)
     (void)madvise(block.data, block.capacity, MADV_HUGEPAGE);  // a refusal changes nothing but speed
 #endif
@@ -112,6 +112,11 @@ void give_back(void* data, void* capacity) { pool().give_back({data, reinterpret
 
 }  // namespace
 
+void no_memory(size_t bytes) {
+  fail("resnet_fused: no memory for ", bytes, " bytes of a result, or of what a thread computes it in; try a smaller ",
+       "batch or image, or torch.ops.resnet_fused.release_memory()");
+}
+
 Tensor output_buffer(IntView sizes, const Tensor& like, bool channels_last) {
   const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
   const size_t bytes = sizes[0] * c * h * w * like.element_size();
@@ -135,7 +140,7 @@ Loan::Loan(size_t bytes) {
     return;
   }
   capacity_ = 0;
-  if (posix_memalign(&data_, 64, std::max<size_t>(bytes, 64))) throw std::bad_alloc();
+  if (posix_memalign(&data_, 64, std::max<size_t>(bytes, 64))) no_memory(bytes);
 }
 
 Loan::~Loan() {

@@ -4,9 +4,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
-#include <new>
 #include <unordered_map>
 
+#include "cpu/direct.h"
 #include "cpu/dispatch.h"
 
 namespace resnet_fused::cpu {
@@ -66,7 +66,7 @@ PackedBuffer::PackedBuffer(int64_t size, bool keep) {
     loan = std::make_unique<Loan>(static_cast<size_t>(size));
     data = loan->data();
   } else if (posix_memalign(&data, 64, static_cast<size_t>(size > 0 ? size : 64))) {
-    throw std::bad_alloc();
+    no_memory(static_cast<size_t>(size));
   }
   bytes = size;
 }
