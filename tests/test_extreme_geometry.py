@@ -4,6 +4,10 @@ Nothing here allocates what such numbers would seem to ask for: outputs are smal
 as large as paddings.
 """
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +16,7 @@ from op_case import Case, lay_out, pre_args
 
 from resnet_fused import ops, reference
 
-pytestmark = pytest.mark.usefixtures("engine")
+with_every_engine = pytest.mark.usefixtures("engine")
 
 DTYPES = [torch.float32, torch.bfloat16]
 MOST = 2**63 - 1
@@ -51,6 +55,7 @@ def case(geometry, dtype=torch.float32, layout="channels_last", **more):
     return Case(2, 8, 9, 9, 8, 3, 3, stride, padding, dilation, dtype=dtype, layout=layout, **more)
 
 
+@with_every_engine
 @pytest.mark.parametrize("geometry", COMPUTED, **ids)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -63,6 +68,7 @@ def test_conv_bn_act(geometry, dtype, layout):
     pad_of_one_axis.check()
 
 
+@with_every_engine
 @pytest.mark.parametrize("far", [2**31, 2**32, MOST])
 def test_what_no_output_depends_on_may_be_anything(far):
     """The dilation of a kernel of one tap, and a stride after which there is no window."""
@@ -71,6 +77,7 @@ def test_what_no_output_depends_on_may_be_anything(far):
     assert torch.equal(once.fused(), Case(1, 8, 9, 9, 8, 3, 3, (11, 11), (1, 1), (1, 1)).fused())
 
 
+@with_every_engine
 @pytest.mark.parametrize("geometry", COMPUTED, **ids)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bn_relu_conv_bn_act(geometry, dtype):
@@ -84,6 +91,7 @@ def test_bn_relu_conv_bn_act(geometry, dtype):
     assert_close(found, eager(dtype), eager(torch.float64))
 
 
+@with_every_engine
 @pytest.mark.parametrize("geometry", COMPUTED, **ids)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_conv_bn_proj_act(geometry, dtype):
@@ -100,6 +108,7 @@ def test_conv_bn_proj_act(geometry, dtype):
     assert_close(found, eager(dtype), eager(torch.float64))
 
 
+@with_every_engine
 @pytest.mark.parametrize("geometry", COMPUTED, **ids)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_conv_bn_relu_pool(geometry, dtype):
@@ -108,6 +117,7 @@ def test_conv_bn_relu_pool(geometry, dtype):
     assert_close(found, *(F.max_pool2d(call.eager(to), 3, 2, 1) for to in (dtype, torch.float64)))
 
 
+@with_every_engine
 @pytest.mark.parametrize("geometry", COMPUTED, **ids)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_training_ops(geometry, dtype):
@@ -189,6 +199,7 @@ NO_POOL = {
 }
 
 
+@with_every_engine
 @pytest.mark.parametrize("pool", POOLED, **ids)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_windows(pool, dtype):
@@ -229,3 +240,42 @@ def test_sizes_of_what_is_empty_are_multiplied_in_64_bits():
     assert ops.bn_stats(x)[0].isnan().all()
     y = ops.conv_bn_act(x, torch.randn(8, 8, 1, 1), None, *NO_NORM, [1, 1], [0, 0], [1, 1], 1, None, True, False, False)
     assert y.shape == x.shape
+
+
+RUNS_OUT = """
+import resource, sys, torch
+from resnet_fused import ops
+
+torch.set_num_threads(2)
+x = torch.randn(2, 32, 8, 20000).contiguous(memory_format=torch.channels_last)
+weight = torch.randn(32, 32, 3, 3)
+call = (x, weight, None, None, None, None, None, 0.0, [2, 2], [1, 1], [1, 1], 1, None, True, False, False)
+torch.relu(x[:1, :, :2])  # starts the threads
+pages = int(open("/proc/self/statm").read().split()[0])
+no_limit = resource.getrlimit(resource.RLIMIT_AS)
+raised = 0
+for mib in (0, 4, 8, 12, 16, 24, 32, 48, 64):
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (mib << 20), no_limit[1]))
+    try:
+        ops.conv_bn_act(*call)
+    except (RuntimeError, MemoryError) as error:
+        raised += 1
+        print(mib, error, file=sys.stderr)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, no_limit)
+expected = torch.relu(torch.conv2d(x, weight, None, 2, 1))
+torch.testing.assert_close(ops.conv_bn_act(*call), expected, rtol=1e-3, atol=1e-3)
+print(raised, "raised")
+"""
+
+
+def test_memory_that_runs_out_raises(monkeypatch):
+    """Also in a thread of a parallel loop: an error, and the next call computes."""
+    monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", "direct")
+    plan = ops.explain_cpu([2, 32, 8, 20000], [32, 32, 3, 3], [2, 2], [1, 1], [1, 1], 1, "float32")
+    if plan.startswith("onednn"):  # whose kernels cannot be made any more, once they could not
+        monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", "composed")
+    root = Path(__file__).parents[1]
+    run = subprocess.run([sys.executable, "-c", RUNS_OUT], capture_output=True, text=True, cwd=root, timeout=120)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert int(run.stdout.split()[0]) >= 1

@@ -8,12 +8,6 @@
 
 namespace resnet_fused::cpu {
 
-void no_memory(size_t bytes) {
-  fail("resnet_fused: no memory for the ", bytes,
-       " bytes that a thread computes a convolution in; try a smaller batch ",
-       "or image, or RESNET_FUSED_CPU_ENGINE=onednn");
-}
-
 #if defined(__x86_64__)
 
 bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, bool relu, bool keep_packed,

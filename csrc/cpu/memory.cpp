@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <new>
+#include <stdexcept>
+#include <string>
 
+#include "cpu/direct.h"
 #include "cpu/environment.h"
 #include "cpu/fork_safe.h"
 
@@ -59,7 +61,7 @@ class Pool {
       }
     }
     Block block{nullptr, (bytes + kHugePage - 1) / kHugePage * kHugePage};
-    if (posix_memalign(&block.data, kHugePage, block.capacity)) throw std::bad_alloc();
+    if (posix_memalign(&block.data, kHugePage, block.capacity)) no_memory(bytes);
 #if defined(__linux__)
     (void)madvise(block.data, block.capacity, MADV_HUGEPAGE);  // a refusal changes nothing but speed
 #endif
@@ -123,6 +125,11 @@ void give_back(void* data, void* capacity) { pool.give_back({data, reinterpret_c
 
 }  // namespace
 
+void no_memory(size_t bytes) {
+  fail("resnet_fused: no memory for ", bytes, " bytes of a result, or of what a thread computes it in; try a smaller ",
+       "batch or image, or torch.ops.resnet_fused.release_memory()");
+}
+
 Tensor output_buffer(IntView sizes, const Tensor& like, bool channels_last) {
   const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
   const size_t bytes = sizes[0] * c * h * w * like.element_size();
@@ -146,7 +153,7 @@ Loan::Loan(size_t bytes) {
     return;
   }
   capacity_ = 0;
-  if (posix_memalign(&data_, 64, std::max<size_t>(bytes, 64))) throw std::bad_alloc();
+  if (posix_memalign(&data_, 64, std::max<size_t>(bytes, 64))) no_memory(bytes);
 }
 
 Loan::~Loan() {

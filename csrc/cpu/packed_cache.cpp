@@ -4,11 +4,11 @@
 #include <cstdlib>
 #include <list>
 #include <mutex>
-#include <new>
 #include <unordered_map>
 #include <unordered_set>
 
 #include "cpu/digest.h"
+#include "cpu/direct.h"
 #include "cpu/environment.h"
 #include "cpu/fork_safe.h"
 
@@ -161,7 +161,7 @@ PackedBuffer::PackedBuffer(int64_t size, bool keep) {
     loan = std::make_unique<Loan>(static_cast<size_t>(size));
     data = loan->data();
   } else if (posix_memalign(&data, 64, static_cast<size_t>(size > 0 ? size : 64))) {
-    throw std::bad_alloc();
+    no_memory(static_cast<size_t>(size));
   }
   bytes = size;
 }
