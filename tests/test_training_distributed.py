@@ -35,7 +35,7 @@ def batch(n):
 
 def loss_of(y, total):
     """A sum over the batch: processes' gradients add up to the whole batch's."""
-    direction = torch.linspace(-1, 1, y[0].numel(), dtype=y.dtype).view_as(y[0])
+    direction = torch.linspace(-1, 1, y.shape[1:].numel(), dtype=y.dtype).view(y.shape[1:])
     return (y * direction).square().sum() / total
 
 
@@ -56,12 +56,15 @@ def worker(rank, world, path, checks):
     os._exit(0)
 
 
-def shares(world, equal):
-    return [4] * world if equal else [3 + 2 * rank for rank in range(world)]
+SHARES = {
+    "equal": lambda rank: 4,
+    "uneven": lambda rank: 3 + 2 * rank,
+    "empty": lambda rank: 5 * (rank == 0),  # but for the first process's
+}
 
 
-def synchronised_is_the_whole_batch(rank, world, equal):
-    sizes = shares(world, equal)
+def synchronised_is_the_whole_batch(rank, world, shares):
+    sizes = [SHARES[shares](each) for each in range(world)]
     whole = resnet_fused.revert(network())
     everything = batch(sum(sizes)).requires_grad_()
     expected = whole(everything)
@@ -157,15 +160,16 @@ def fully_sharded(rank, world):
 # Starting processes is what takes long: all checks run in the same ones.
 CHECKS = {
     2: [
-        (synchronised_is_the_whole_batch, (True,)),
-        (synchronised_is_the_whole_batch, (False,)),
+        (synchronised_is_the_whole_batch, ("equal",)),
+        (synchronised_is_the_whole_batch, ("uneven",)),
+        (synchronised_is_the_whole_batch, ("empty",)),
         (statistics_survive_a_large_mean, ()),
         (data_parallel, (False, False)),
         (data_parallel, (True, False)),
         (data_parallel, (True, True)),
         (fully_sharded, ()),
     ],
-    4: [(synchronised_is_the_whole_batch, (False,)), (data_parallel, (True, False)), (fully_sharded, ())],
+    4: [(synchronised_is_the_whole_batch, ("uneven",)), (data_parallel, (True, False)), (fully_sharded, ())],
 }
 
 
