@@ -101,6 +101,8 @@ class Backward:
                 flowing, sums = self._conv_and_sums(flowing, i, norm, beside)
             else:
                 flowing = beside if flowing is None else self._conv(flowing, i, layout.convs[i], beside)
+            if flowing is not None and beside is not None:
+                flowing = _laid_out_as(flowing, beside)
             if norm is not None and flowing is not None:
                 flowing = self._norm(flowing, i, norm, True, sums)
         if not self.needs_x:
@@ -244,6 +246,11 @@ class Backward:
             else:
                 self.raws[key] = convolve(self._activation(source), self.tensors, conv)
         return self.raws[key]
+
+
+def _laid_out_as(total: Tensor, beside: Tensor) -> Tensor:
+    """The sum of two gradients in the format of the shortcut's, which autograd has first and adds the other one to."""
+    return total if total.stride() == beside.stride() else torch.empty_like(beside).copy_(total)
 
 
 def _identity_sum(grad: Tensor, flowing: Tensor | None) -> Tensor:
