@@ -1,4 +1,4 @@
-"""Two hundred steps of a small network: fused and eager from one seed end where eager ends."""
+"""Two hundred steps of a small network: fused training is no further from eager than eager's roundings."""
 
 import copy
 
@@ -9,7 +9,7 @@ from torch import nn
 from training import one_thread  # noqa: F401  autouse
 
 import resnet_fused
-from resnet_fused import autograd, modules
+from resnet_fused import autograd, modules, ops
 
 pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
 
@@ -60,21 +60,54 @@ def accuracy(model, digits):
         return (model.eval()(images).argmax(1) == labels).float().mean().item()
 
 
-@pytest.mark.parametrize(("amp", "others"), [(False, [2]), (True, [2, 3, 4])], ids=["float32", "autocast"])
-def test_two_hundred_steps(digits, amp, others):
-    """One seed: nearer to eager than eager is to itself in another order of the data, in bfloat16 the mean of three.
+@pytest.fixture(scope="module", params=[False, True], ids=["float32", "autocast"])
+def eagers(request, digits):
+    """Whether with autocast; eager's losses; and how far from them eager is, at most, when it is rounded otherwise.
 
-    There eager's own two memory formats end as far apart as two orders may: one order is too small a sample.
+    Otherwise: in NHWC, which sums in another order, and from weights of which each has its last bit changed. ReLUs make
+    such differences grow with every step, and how fast is luck: three trainings are a sample of it.
     """
-    fused, eager = network(), resnet_fused.revert(network())
-    curve, eagers = train(fused, digits, 1, amp), train(eager, digits, 1, amp)
-    apart = (curve - eagers).abs().mean()
-    orders = [train(resnet_fused.revert(network()), digits, order, amp) for order in others]
-    spread = torch.stack([(other - eagers).abs().mean() for other in orders]).mean()
-    assert 0 < apart <= spread
+    amp = request.param
+    networks = [resnet_fused.revert(network()) for _ in range(4)]
+    networks[1] = networks[1].to(memory_format=torch.channels_last)
+    for seed in (2, 3):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in networks[seed].parameters():
+                sign = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
+                weight.mul_(1 + torch.finfo(torch.float32).eps * sign)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as one_thread does, which begins later
+    curve, *others = (train(eager, digits, 1, amp) for eager in networks)
+    torch.set_num_threads(threads)
+    return amp, curve, max(distance(other, curve) for other in others)
+
+
+def distance(curve, other):
+    return (curve - other).abs().mean().item()
+
+
+# A fused training is one more rounding of eager's. As for a single result (tests/criterion.py), its error may be at
+# most twice what eager's own roundings make.
+FACTOR = 2
+
+
+def test_two_hundred_steps(digits, eagers):
+    amp, eager, spread = eagers
+    fused = network()
+    curve = train(fused, digits, 1, amp)
+    assert 0 < distance(curve, eager) <= FACTOR * spread
     assert curve[-1] < 0.3 * curve[0]
     loaded = resnet_fused.revert(network())
     loaded.load_state_dict(copy.deepcopy(fused.state_dict()))
     reached = accuracy(fused, digits)
     assert reached > 0.8
     assert accuracy(loaded, digits) == reached
+
+
+def test_a_wrong_gradient_ends_elsewhere(digits, eagers, monkeypatch):
+    """What goes back through a BatchNorm is half of what it should be; in bfloat16, a coarser measure, it is lost."""
+    amp, eager, spread = eagers
+    right, share = ops.bn_act_backward, 0.0 if amp else 0.5
+    monkeypatch.setattr(ops, "bn_act_backward", lambda *args: right(*args) * share)
+    assert distance(train(network(), digits, 1, amp), eager) > FACTOR * spread
