@@ -260,6 +260,18 @@ def test_the_limit_drops_what_was_used_least_recently(monkeypatch):
     assert ops.packed_bytes() == one, "what is larger than the limit is not kept, and drops nothing"
 
 
+def test_a_weight_that_meets_many_sizes_keeps_few_copies():
+    weight = torch.randn(32, 32, 3, 3)
+    before = kept_bytes()
+    call(weight, 8)
+    one = ops.packed_bytes() - before
+    for size in (*range(8, 24), *range(8, 24)):
+        torch.testing.assert_close(
+            call(weight, size), torch.conv2d(torch.ones(1, 32, size, size), weight, padding=1).relu()
+        )
+    assert ops.packed_bytes() - before <= 4 * one + 32 * 32 * 16 * 4  # Winograd's copies are larger than the first
+
+
 @pytest.mark.parametrize("value", ["garbage", "-1", "1.5", "12 MiB", "9" * 30])
 def test_a_limit_that_means_nothing(monkeypatch, value):
     monkeypatch.setenv("RESNET_FUSED_CPU_PACKED_MB", value)

@@ -35,8 +35,11 @@ struct Folded final : Packed {
 
 Tensor reorder_weight(const Tensor& weight, const Conv& conv) {
   // _reorder_convolution_weight(Tensor self, SymInt[2] padding, stride, dilation, SymInt groups, SymInt[]? input_size)
+  // oneDNN's order depends on the input's size. Without it a guess is made, and where the guess is wrong every call
+  // reorders again by oneDNN's slowest way: 77 ms of a convolution of 2 (512 channels, 7x7, AVX2).
+  const Sizes input{conv.n, conv.c, conv.h, conv.w};
   std::array<StableIValue, 6> stack{from(weight),        from(conv.padding), from(conv.stride),
-                                    from(conv.dilation), from(conv.groups),  from(std::nullopt)};
+                                    from(conv.dilation), from(conv.groups),  from(std::optional<IntView>(input))};
   call_aten("mkldnn::_reorder_convolution_weight", "", stack);
   return to<Tensor>(stack[0]);
 }
@@ -78,7 +81,8 @@ OptTensor onednn_conv(const Conv& conv, const OptTensor& residual, bool relu, bo
   for (int64_t k = 0; k < conv.k; ++k)
     if (!(std::abs(bn.scale[k]) <= kMostScale) || !std::isfinite(bn.shift[k])) return std::nullopt;
   const PackedLayout layout{kPackedOneDnn,  conv.padding[0],  conv.padding[1],  conv.stride[0],
-                            conv.stride[1], conv.dilation[0], conv.dilation[1], conv.groups};
+                            conv.stride[1], conv.dilation[0], conv.dilation[1], conv.groups,
+                            conv.n,         conv.c,           conv.h,           conv.w};
   const auto folded = std::static_pointer_cast<const Folded>(packed_weight(
       conv.weight, layout, keep_packed, [&] { return fold(conv, bn); },
       [&](const Packed& p) {

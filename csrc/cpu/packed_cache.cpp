@@ -18,6 +18,8 @@ namespace {
 
 constexpr int64_t kUntracked = -1;  // the version of an inference tensor, which has none
 constexpr int64_t kDefaultLimit = int64_t{4} << 30;
+// oneDNN's order depends on the size of the image and the batch: a weight that meets many keeps the last few.
+constexpr size_t kMostCopiesOfAWeight = 4;
 
 int64_t version_of(const Tensor& t) { return aten_is_inference(t) ? kUntracked : aten_version(t); }
 
@@ -66,6 +68,11 @@ class Cache {
     entries_.push_front({key, digest, std::move(packed)});
     bytes_ += entries_.front().packed->bytes;
     by_address_.emplace(key.address, entries_.begin());
+    if (by_address_.count(key.address) > kMostCopiesOfAWeight) {
+      const auto oldest = std::find_if(entries_.rbegin(), entries_.rend(),
+                                       [&](const Entry& e) { return e.key.address == key.address; });
+      remove(place_of(oldest->key), gone);
+    }
     while (bytes_ > limit) remove(place_of(entries_.back().key), gone);
   }
 

@@ -4,7 +4,8 @@
 // them all. So it does not matter how a weight was edited (`.data`, numpy, another process, a fused optimiser), nor
 // whether its address was another weight's before. The cache holds no tensor: a weight can be freed, resized or
 // swapped as if there were no copy, and its copies go when its storage does (resnet_fused/ops.py watches).
-// What is left is bounded: beyond RESNET_FUSED_CPU_PACKED_MB the copies used least recently go first.
+// What is left is bounded: of one weight the last four copies are kept, and beyond RESNET_FUSED_CPU_PACKED_MB those
+// used least recently go first.
 //
 // A frozen weight's digest is not taken: its owner has promised not to change it. Its version is still compared.
 #pragma once
