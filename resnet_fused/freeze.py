@@ -15,15 +15,17 @@ def freeze(model: Model) -> Model:
     """Uses the packed weights of a converted ``model`` without checking that the weights are still those.
 
     The CPU kernels keep each convolution's weight in an order of their own, and read all of the weight at every call to
-    see whether it has changed: a cost that shows at batch 1. A frozen weight is packed at its first call and not read
-    again. BatchNorm's tensors are read on every call all the same. The state_dict, the Parameters and training stay
-    what they are; only inference looks at packed weights.
+    see whether it has changed: a cost that shows at batch 1. A frozen weight is packed once for each order that its
+    kernels want and not compared. BatchNorm's tensors are read on every call all the same. The state_dict, the
+    Parameters and training stay what they are; only inference looks at packed weights.
 
     What frozen means: the weights' values do not change until :func:`unfreeze`. An in-place operation on a weight, such
     as an optimiser's step, moves its version, and the next inference raises ``RuntimeError``. An edit that leaves the
-    version alone (``weight.data``, numpy, another process, an optimiser with ``fused=True``) is **not** seen. Moving a
-    block (``.to``, ``.half``), ``load_state_dict``, :func:`resnet_fused.revert` and assigning another tensor unfreeze
-    the weights that they touch. A deep copy is not frozen. On CUDA nothing is packed, so nothing changes.
+    version alone (``weight.data``, numpy, another process, an optimiser with ``fused=True``) is **not** seen.
+
+    The promise is about the weights' memory. It ends where a block is moved (``.to``, ``.half``), loaded into or
+    reverted, and where the memory is freed. Another tensor that takes a weight's place, and a deep copy, are not
+    frozen. On CUDA nothing is packed, so nothing changes.
 
     Args:
         model: a module with converted blocks, in any mode, on any device. Returned as it is.

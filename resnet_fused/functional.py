@@ -168,8 +168,8 @@ def conv_bn_act(
     ``bn=None``, ``residual=None`` and ``relu=False`` leave the respective step out. ``residual`` has the
     output's shape ``(N, K, OH, OW)``. The layer of He et al. 2015 (arXiv:1512.03385, sections 3.2 and 3.4).
 
-    ``keep_packed=True`` keeps the weight in the kernel's own order for the next call with the same weight at the
-    same version; :func:`forget_packed` frees it.
+    ``keep_packed=True`` keeps the weight in the kernel's own order for later calls with a weight of the same bytes at
+    the same address; :func:`forget_packed` frees it.
     """
     args = _conv_args(bn, stride, padding, dilation, groups)
     cast = _caster(x, _windows((weight, *args[5:8])), weight, bias, *args[:4], residual)

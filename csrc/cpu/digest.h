@@ -2,7 +2,7 @@
 //
 // Not cryptographic. The accumulation is that of XXH3 (https://github.com/Cyan4973/xxHash, doc/xxhash_spec.md): a sum
 // of 32x32-bit products, at the speed of memory. All eight accumulators are kept, so that an edit within one aligned
-// 8-byte word always changes the digest; any other edit goes unseen with a probability of about 2^-64.
+// 8-byte word always changes the digest of its 256 KiB; any other goes unseen with a probability of about 2^-64.
 #pragma once
 #include <array>
 
@@ -15,5 +15,8 @@ using Digest = std::array<uint64_t, 8>;
 // Of the bytes from the first element to the last one, whatever lies between them included; on all threads where there
 // is much of it.
 Digest digest_of(const Tensor& t);
+
+// Of the first 4 KiB and the last: tells one weight from another, not from itself edited.
+Digest sample_of(const Tensor& t);
 
 }  // namespace resnet_fused::cpu

@@ -46,6 +46,12 @@ struct Entry {
   Digest digest;
   std::shared_ptr<const Packed> packed;
 };
+// What a weight was when its owner promised not to change it.
+struct Frozen {
+  int64_t version;
+  Digest sample, digest;
+};
+
 using Entries = std::list<Entry>;  // the one used last at the front
 
 class Cache {
@@ -59,15 +65,18 @@ class Cache {
     return std::pair(it->second->packed, it->second->digest);
   }
 
-  void insert(const Key& key, const Digest& digest, std::shared_ptr<const Packed> packed) {
+  // Not of a weight that was frozen or thawed since its bytes were looked at.
+  void insert(const Key& key, const Digest& digest, std::shared_ptr<const Packed> packed, bool frozen) {
     const int64_t limit = mebibytes_from_environment("RESNET_FUSED_CPU_PACKED_MB").value_or(kDefaultLimit);
     Entries gone;  // destroyed after the lock is released, as everywhere here
     std::lock_guard<ForkSafeMutex> lock(mutex_);
     if (const auto it = place_of(key); it != by_address_.end()) remove(it, gone);
-    if (packed->bytes > limit) return;
-    entries_.push_front({key, digest, std::move(packed)});
-    bytes_ += entries_.front().packed->bytes;
-    by_address_.emplace(key.address, entries_.begin());
+    if (packed->bytes > limit || frozen_.count(key.address) != frozen) return;
+    Entries fresh;
+    fresh.push_front({key, digest, std::move(packed)});
+    by_address_.emplace(key.address, fresh.begin());
+    bytes_ += fresh.front().packed->bytes;
+    entries_.splice(entries_.begin(), fresh);
     if (by_address_.count(key.address) > kMostCopiesOfAWeight) {
       const auto oldest = std::find_if(entries_.rbegin(), entries_.rend(),
                                        [&](const Entry& e) { return e.key.address == key.address; });
@@ -102,12 +111,17 @@ class Cache {
     bytes_ = 0;
   }
 
-  void freeze(const void* address, int64_t version) {
+  void freeze(const void* address, const Frozen& frozen) {
     std::lock_guard<ForkSafeMutex> lock(mutex_);
-    frozen_[address] = version;
+    frozen_[address] = frozen;
   }
 
-  std::optional<int64_t> frozen_version(const void* address) {
+  void thaw(const void* address) {
+    std::lock_guard<ForkSafeMutex> lock(mutex_);
+    frozen_.erase(address);
+  }
+
+  std::optional<Frozen> frozen(const void* address) {
     std::lock_guard<ForkSafeMutex> lock(mutex_);
     const auto it = frozen_.find(address);
     if (it == frozen_.end()) return std::nullopt;
@@ -136,9 +150,9 @@ class Cache {
 
   ForkSafeMutex mutex_;
   Entries entries_;
-  ByAddress by_address_;                             // a weight has one entry a layout, which is one or two
-  std::unordered_map<const void*, int64_t> frozen_;  // versions
-  std::unordered_set<const void*> watched_;          // whose storage's end will be reported
+  ByAddress by_address_;                            // a weight has at most kMostCopiesOfAWeight
+  std::unordered_map<const void*, Frozen> frozen_;  // by address, too
+  std::unordered_set<const void*> watched_;         // whose storage's end will be reported
   int64_t bytes_ = 0;
 };
 
@@ -159,6 +173,26 @@ void watch(const Tensor& weight) {
 // A weight that is a few elements of a large storage is not worth reading all that lies between them.
 bool worth_keeping(const Tensor& weight) {
   return weight.numel() > 0 && span_bytes(weight) <= 2 * weight.numel() * static_cast<int64_t>(weight.element_size());
+}
+
+// Whether the weight is to be taken for what it was when it was frozen. Throws where it is seen to be another one.
+bool is_frozen(const Tensor& weight) {
+  const void* address = weight.const_data_ptr();
+  const std::optional<Frozen> frozen = cache.frozen(address);
+  if (!frozen) return false;
+  const int64_t version = version_of(weight);
+  if (version != frozen->version) {
+    // Of a view that counts for itself, such as weight.data, a version says nothing.
+    RF_CHECK(digest_of(weight) == frozen->digest, "a frozen weight of shape ", to_string(weight.sizes()),
+             " has changed: its version is ", version, " and was ", frozen->version,
+             " when resnet_fused.freeze was called; call resnet_fused.unfreeze(model), or ",
+             "resnet_fused.freeze(model) again");
+    return false;
+  }
+  if (sample_of(weight) == frozen->sample) return true;
+  // Another weight, at the address of one whose memory was freed while its storage lives on.
+  cache.thaw(address);
+  return false;
 }
 
 }  // namespace
@@ -182,14 +216,7 @@ std::shared_ptr<const Packed> packed_weight(const Tensor& weight, const PackedLa
                                             const std::function<bool(const Packed&)>& current) {
   if (!keep || !worth_keeping(weight)) return make();
   const Key key(weight, layout);
-  const std::optional<int64_t> frozen = cache.frozen_version(key.address);
-  if (frozen) {
-    const int64_t version = version_of(weight);
-    RF_CHECK(version == *frozen, "a frozen weight of shape ", to_string(weight.sizes()),
-             " has changed: its version is ", version, " and was ", *frozen,
-             " when resnet_fused.freeze was called; call resnet_fused.unfreeze(model), or ",
-             "resnet_fused.freeze(model) again");
-  }
+  const bool frozen = is_frozen(weight);
   const auto kept = cache.find(key);
   if (kept && frozen && (!current || current(*kept->first))) return kept->first;
   const Digest digest = digest_of(weight);
@@ -199,7 +226,7 @@ std::shared_ptr<const Packed> packed_weight(const Tensor& weight, const PackedLa
   if (digest_of(weight) != digest) return packed;
   // Two threads may both have packed; the later one's copy stays.
   watch(weight);
-  cache.insert(key, digest, packed);
+  cache.insert(key, digest, packed, frozen);
   return packed;
 }
 
@@ -215,7 +242,7 @@ void storage_ended(int64_t address) {
 void freeze_packed(const Tensor& weight) {
   watch(weight);
   cache.forget(weight.const_data_ptr());  // a copy that nobody has compared since the last edit
-  cache.freeze(weight.const_data_ptr(), version_of(weight));
+  cache.freeze(weight.const_data_ptr(), {version_of(weight), sample_of(weight), digest_of(weight)});
 }
 
 int64_t packed_bytes() { return cache.bytes(); }

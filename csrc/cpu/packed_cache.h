@@ -7,7 +7,8 @@
 // What is left is bounded: of one weight the last four copies are kept, and beyond RESNET_FUSED_CPU_PACKED_MB those
 // used least recently go first.
 //
-// A frozen weight's digest is not taken: its owner has promised not to change it. Its version is still compared.
+// A frozen weight's digest is not taken: its owner has promised not to change it. Its version is compared, and a sample
+// of its bytes, by which another weight at its address is told from it.
 #pragma once
 #include <array>
 #include <functional>

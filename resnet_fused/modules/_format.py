@@ -1,5 +1,7 @@
 """Memory formats: kernels work in channels_last, and what others see has the format that eager's would have."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -29,8 +31,13 @@ def nhwc_of_contiguous(x: Tensor) -> Tensor:
     return nhwc(x)
 
 
-def contiguous(x: Tensor) -> Tensor:
-    """x contiguous, with a contiguous tensor's strides even where a dimension of 0 or 1 leaves them free."""
+def contiguous(x: Any) -> Any:
+    """x contiguous, with a contiguous tensor's strides even where a dimension of 0 or 1 leaves them free.
+
+    What a stage returns that is no activation (N, C, H, W) is left as it is.
+    """
+    if not isinstance(x, Tensor) or x.dim() != 4:
+        return x
     if torch.compiler.is_compiling():
         if _needs_gradient(x) and not x.is_contiguous():
             return autograd.in_format(x, False)

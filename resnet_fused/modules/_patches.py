@@ -51,7 +51,10 @@ def is_patched(module: nn.Module) -> bool:
     return not _attributes_of(cls).isdisjoint(module.__dict__)
 
 
+_SETTINGS = {"recompute", "fused_training"}  # of fused blocks, made to be set on an instance
+
+
 @functools.cache
 def _attributes_of(cls: Any) -> frozenset[str]:
     tensors = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    return frozenset({*dir(cls), *tensors})
+    return frozenset({*dir(cls), *tensors}) - _SETTINGS

@@ -10,8 +10,11 @@ from ..autograd import is_channels_last
 from ..functional import PLAIN_TENSORS
 from ._block import FusedBlock
 from ._format import contiguous, nhwc_of_contiguous
-from ._patches import is_patched, layers_are_patched
+from ._patches import layers_are_patched
+from ._read import touched
 from ._train import trains_fused
+
+_FORWARD, _CALL = FusedBlock.forward, nn.Module.__call__
 
 
 def run_stages(x: Tensor, last: bool, stages: Iterable[nn.Module]) -> tuple[Tensor, bool]:
@@ -23,7 +26,7 @@ def run_stages(x: Tensor, last: bool, stages: Iterable[nn.Module]) -> tuple[Tens
     part: Any
     for part in _parts(stages):
         y = None
-        if isinstance(part, FusedBlock) and not is_watched(part):
+        if isinstance(part, FusedBlock) and _is_called_as_known(part):
             hidden = not last and trains_fused(part, x)
             y = part.computed(nhwc_of_contiguous(x) if hidden else x, hidden)
         if y is None:
@@ -39,20 +42,15 @@ def anybody_looks_on(x: Tensor) -> bool:
     return type(x) not in PLAIN_TENSORS or x.dim() != 4 or _has_any_global_hook() or layers_are_patched()
 
 
-def is_watched(module: nn.Module) -> bool:
-    """Whether calling the module may do more than its class's forward."""
-    return bool(
-        module._forward_pre_hooks
-        or module._forward_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or is_patched(module)
-    )
+def _is_called_as_known(block: FusedBlock) -> bool:
+    """Whether calling the block is :meth:`FusedBlock.forward`, which a subclass or a patch may have replaced."""
+    cls = type(block)
+    return cls.forward is _FORWARD and cls.__call__ is _CALL and not touched(block)
 
 
 def _parts(stages: Iterable[nn.Module]) -> Iterator[nn.Module]:
     for stage in stages:
-        if type(stage) is nn.Sequential and not is_watched(stage):
+        if type(stage) is nn.Sequential and not touched(stage):
             yield from stage._modules.values()  # type: ignore[misc]
         else:
             yield stage

@@ -54,6 +54,7 @@ class FusedStem(RunsStages):
     The eager one runs under the same conditions as in a :class:`~resnet_fused.modules._block.FusedBlock`.
     """
 
+    _pools: ClassVar[bool] = True  # whether the network calls its maxpool
     bn1: Any
     relu: Any
     maxpool: Any
@@ -73,7 +74,7 @@ class FusedStem(RunsStages):
             return y
         if y is None:
             y = self.relu(self.bn1(self.conv1(x)))
-        if "maxpool" not in self._modules:
+        if not self._pools:
             return y
         return self._pooled(y, anybody_looks_on(x) or convolves_to_channels_last(x, self.conv1))
 
@@ -96,8 +97,8 @@ class FusedStem(RunsStages):
         conv = conv_norm(children.get("conv1"), children.get("bn1"), dtype)
         if conv is None or not is_relu(children.get("relu")):
             return None
-        pool = children.get("maxpool")
-        if pool is not None and not is_plain_pool(pool):
+        pool = children.get("maxpool") if self._pools else None
+        if self._pools and (pool is None or not is_plain_pool(pool)):
             return None
         pooling = None if pool is None or type(pool) is nn.Identity else of_pool(pool)
         then = None if pooling is None else (conv[0].shape[0], *pooling[0], *pooling[1:], 1)

@@ -40,6 +40,7 @@ class FusedResNet(_OwnStem, resnet.ResNet):
 class FusedCifarResNet(_OwnStem, cifar.CifarResNet):
     """:class:`resnet_fused.models.CifarResNet` with a fused stem; there is no pooling in it."""
 
+    _pools = False
     _eager_class = cifar.CifarResNet
     _eager_methods = as_defined(cifar.CifarResNet, "forward", "_features", "_stem")
 

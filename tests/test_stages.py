@@ -1,0 +1,90 @@
+"""What a converted network's stages may hold and be: whatever eager calls is called, and sees what eager shows it."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import resnet_fused
+from resnet_fused import models, reference
+
+
+class Twice(resnet_fused.FusedBasicBlock):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def network(block=reference.BasicBlock):
+    torch.manual_seed(1)
+    return models.ResNet(block, [1, 1, 1, 1], 10).eval()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 3, 64, 64)
+
+
+def check(model, eager, x):
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), eager(x))
+
+
+def test_a_subclass_with_a_forward_of_its_own(x):
+    model = network(Twice)
+    check(resnet_fused.convert(copy.deepcopy(model)), model, x)
+
+
+def test_a_forward_replaced_on_a_fused_class(x, monkeypatch):
+    model = resnet_fused.convert(network())
+    with torch.no_grad():
+        before = model(x)
+    forward = resnet_fused.FusedBasicBlock.forward
+    monkeypatch.setattr(resnet_fused.FusedBasicBlock, "forward", lambda self, x: forward(self, x) * 2)
+    with torch.no_grad():
+        assert not torch.allclose(model(x), before)
+
+
+def test_a_stage_that_returns_a_vector(x):
+    eager = network()
+    eager.layer4 = nn.Sequential(eager.layer4, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    eager.avgpool = nn.Identity()
+    check(resnet_fused.convert(copy.deepcopy(eager)), eager, x)
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return (x, x * 2) if torch.is_tensor(x) else x[0] + x[1]
+
+
+def test_a_stage_that_returns_a_pair(x):
+    eager = network()
+    eager.layer3, eager.layer4 = nn.Sequential(eager.layer3, Pair()), nn.Sequential(Pair(), eager.layer4)
+    check(resnet_fused.convert(copy.deepcopy(eager)), eager, x)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_pool_that_is_no_module(x, gradients):
+    eager = network()
+    model = resnet_fused.convert(copy.deepcopy(eager))
+    for each in (model, eager):
+        del each.maxpool
+        each.maxpool = lambda y: nn.functional.avg_pool2d(y, 4)
+    with torch.set_grad_enabled(gradients):
+        torch.testing.assert_close(model(x), eager(x))
+    model.maxpool = None
+    with pytest.raises(TypeError, match="not callable"):
+        model(x)
+
+
+def test_recompute_keeps_the_bits_of_a_network_in_the_default_format(x):
+    model = resnet_fused.convert(network()).train()
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        if isinstance(module, resnet_fused.FusedBasicBlock):
+            module.recompute = True
+    grads = []
+    for each in (model, twin):
+        each(x).square().sum().backward()
+        grads.append([p.grad for p in each.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
