@@ -92,7 +92,8 @@ def call(op, **change):
 def test_every_op_of_the_library_is_here():
     known = {name.removeprefix("resnet_fused::") for name in torch._C._dispatch_get_all_op_names()
              if name.startswith("resnet_fused::")}  # fmt: skip
-    others = {"forget_packed", "packed_bytes", "release_memory", "sum_over_processes"}
+    others = {"forget_packed", "freeze_packed", "packed_bytes", "release_memory"}  # below, or without arguments
+    others |= {"watch_packed", "storage_ended", "in_format", "sum_over_processes"}  # Python's and the cache's own
     others |= {name for name in known if name.startswith(("explain_cuda", "check_", "train_chain"))}
     assert known - others == set(CALLS)
 
@@ -248,3 +249,21 @@ def test_a_convolution_says_what_torchs_own_does():
         ops.conv_bn_relu_pool(x, weight, None, *NO_NORM, [2, 2], [3, 3], ONE, 1, *POOL.values(), False, False)
     assert "expected input[2, 1, 64, 64] to have 3 channels, but got 1 channels instead" in str(torchs.value)
     assert str(torchs.value) in str(ours.value)
+
+
+def freed():
+    weight = randn(4, 4, 3, 3)
+    weight.untyped_storage().resize_(0)
+    return weight
+
+
+def test_weights_that_cannot_be_frozen():
+    with pytest.raises(RuntimeError, match=r"a weight of shape \[4, 4, 3, 3\] is not on the CPU"):
+        ops.freeze_packed([randn(4, 4, 3, 3).to("meta")])
+    with pytest.raises(RuntimeError, match="needs 576 bytes but its storage has 0"):
+        ops.freeze_packed([freed()])
+
+
+def test_weights_of_which_nothing_is_packed_are_forgotten_in_peace():
+    ops.forget_packed([randn(4, 4, 3, 3), freed(), randn(0, 4, 3, 3), torch.tensor(1.0)])
+    ops.freeze_packed([randn(0, 4, 3, 3)])

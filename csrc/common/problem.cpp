@@ -4,13 +4,6 @@
 
 namespace resnet_fused {
 
-namespace {
-
-bool equal(IntView a, IntView b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); }
-
-std::string device_name(const Tensor& t) { return t.is_cpu() ? "cpu" : "cuda:" + std::to_string(t.get_device_index()); }
-
-// FSDP and others free a tensor's memory and keep the tensor.
 void check_allocated(const char* op, const char* prefix, const char* name, const Tensor& t) {
   int64_t stored = 0;
   check_shim(aoti_torch_get_storage_size(t.get(), &stored), "reading the size of a storage");
@@ -19,6 +12,12 @@ void check_allocated(const char* op, const char* prefix, const char* name, const
            " bytes but its storage has ", stored,
            "; its memory was freed (untyped_storage().resize_), give it back first");
 }
+
+namespace {
+
+bool equal(IntView a, IntView b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); }
+
+std::string device_name(const Tensor& t) { return t.is_cpu() ? "cpu" : "cuda:" + std::to_string(t.get_device_index()); }
 
 void check_same_device(const char* op, const char* prefix, const char* name, const Tensor& t, const Tensor& x) {
   check_allocated(op, prefix, name, t);

@@ -31,6 +31,8 @@ struct Conv {
 Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn, IntView stride, IntView padding,
                IntView dilation, int64_t groups, BatchNorm pre = {}, const char* prefix = "");
 void check_activation(const char* op, const Tensor& x);
+// FSDP and others free a tensor's memory and keep the tensor.
+void check_allocated(const char* op, const char* prefix, const char* name, const Tensor& t);
 
 // relu(bn2(conv2(relu(bn1(conv1(x))))) + x): two 3x3 convolutions of stride 1 that keep x's shape.
 struct BasicBlock {

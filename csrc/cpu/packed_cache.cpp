@@ -7,6 +7,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "common/problem.h"
 #include "cpu/digest.h"
 #include "cpu/direct.h"
 #include "cpu/environment.h"
@@ -240,6 +241,9 @@ void storage_ended(int64_t address) {
 }
 
 void freeze_packed(const Tensor& weight) {
+  RF_CHECK(weight.is_cpu(), "freeze_packed: a weight of shape ", to_string(weight.sizes()),
+           " is not on the CPU, where weights are packed; leave it out");
+  check_allocated("freeze_packed", "", "a weight", weight);
   watch(weight);
   cache.forget(weight.const_data_ptr());  // a copy that nobody has compared since the last edit
   cache.freeze(weight.const_data_ptr(), {version_of(weight), sample_of(weight), digest_of(weight)});
