@@ -3,7 +3,7 @@
 from . import engines, peers
 from .peers import Builder
 
-OURS = ("ours", "ours_compile")
+OURS = ("ours", "ours_frozen", "ours_compile")
 
 _ALL: dict[str, tuple[str, Builder]] = {
     "eager": ("eager", peers.eager),
@@ -14,9 +14,10 @@ _ALL: dict[str, tuple[str, Builder]] = {
     "onnxruntime": ("ONNX Runtime", engines.onnx_runtime),
     "openvino": ("OpenVINO", engines.openvino),
     "ours": ("resnet_fused", peers.ours),
+    "ours_frozen": ("resnet_fused, frozen", peers.ours_frozen),
     "ours_compile": ("resnet_fused + torch.compile", peers.ours_compiled),
 }
-_ELSEWHERE = {"cpu": ("max_autotune",), "cuda": ("onnxruntime", "openvino")}
+_ELSEWHERE = {"cpu": ("max_autotune",), "cuda": ("onnxruntime", "openvino", "ours_frozen")}
 
 
 def contenders(device_type: str) -> dict[str, tuple[str, Builder]]:

@@ -66,6 +66,12 @@ def ours(workload: Workload, device: torch.device) -> Contender:
     return _of_module(*_converted(workload, device))
 
 
+def ours_frozen(workload: Workload, device: torch.device) -> Contender:
+    """``resnet_fused.freeze(resnet_fused.convert(model))``: packed weights are not compared with the Parameters."""
+    module, x = _converted(workload, device)
+    return _of_module(resnet_fused.freeze(module), x)
+
+
 def ours_compiled(workload: Workload, device: torch.device) -> Contender:
     """``torch.compile(resnet_fused.convert(model))``."""
     module, x = _converted(workload, device)
