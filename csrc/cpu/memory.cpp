@@ -1,9 +1,8 @@
 #include "cpu/memory.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
-#include <stdexcept>
-#include <string>
 
 #include "cpu/direct.h"
 #include "cpu/environment.h"
@@ -33,16 +32,6 @@ struct Block {
 // Free blocks, the one freed last at the end.
 class Pool {
  public:
-  Pool() {
-    try {
-      const auto asked = mebibytes_from_environment("RESNET_FUSED_CPU_POOL_MB");
-      fixed_ = asked.has_value();
-      limit_ = asked.value_or(limit_);
-    } catch (const std::runtime_error& error) {  // while a library loads nobody could catch it
-      refusal_ = error.what();
-    }
-  }
-
   // The smallest block that fits and is not more than twice as large; else a new one.
   Block take(size_t bytes) {
     {
@@ -84,12 +73,23 @@ class Pool {
     most_ = used_;
   }
 
-  bool takes(size_t bytes) const {
-    if (!refusal_.empty()) throw std::runtime_error(refusal_);
-    return bytes >= kHugePage && limit_ > 0;
+  bool takes(size_t bytes) {
+    if (bytes < kHugePage) return false;
+    if (!configured_.load(std::memory_order_acquire)) configure();
+    return limit_ > 0;
   }
 
  private:
+  // At the first call that wants memory, not while the library loads, where nobody could catch a refusal.
+  void configure() {
+    const auto asked = mebibytes_from_environment("RESNET_FUSED_CPU_POOL_MB");
+    std::lock_guard<ForkSafeMutex> lock(mutex_);
+    if (configured_) return;
+    fixed_ = asked.has_value();
+    limit_ = asked.value_or(limit_);
+    configured_.store(true, std::memory_order_release);
+  }
+
   void use(size_t bytes) {
     used_ += bytes;
     most_ = std::max(most_, used_);
@@ -112,9 +112,9 @@ class Pool {
   ForkSafeMutex mutex_;
   std::vector<Block> free_;
   size_t kept_ = 0, used_ = 0, most_ = 0;  // bytes: free, in use, and the most that were in use
-  bool fixed_ = false;                     // RESNET_FUSED_CPU_POOL_MB is set
-  size_t limit_ = 384 << 20;               // bytes
-  std::string refusal_;                    // of the variable's value, for whoever asks first
+  std::atomic<bool> configured_{false};
+  bool fixed_ = false;        // RESNET_FUSED_CPU_POOL_MB is set
+  size_t limit_ = 384 << 20;  // bytes
 };
 
 // Never destroyed: tensors may outlive static destructors. Made at load, not at the first call, which a fork could
