@@ -51,7 +51,7 @@ def kernel_dtype(x: Tensor) -> tuple[torch.dtype | None, tuple[bool, bool]]:
         return None, (False, False)
     if x.requires_grad and torch.is_grad_enabled():
         return None, (False, False)
-    if _is_transformed() or _is_exporting_elsewhere() or _has_any_global_hook():
+    if _is_transformed() or is_exporting_elsewhere() or _has_any_global_hook():
         return None, (False, False)
     if torch.is_autocast_enabled(device):
         return (None if dtype is torch.float64 else torch.get_autocast_dtype(device)), (False, False)
@@ -64,7 +64,7 @@ def training_dtype(x: Tensor) -> torch.dtype | None:
         return None
     if x.dtype not in FLOATING or x.device.type not in autograd.DEVICES:
         return None
-    if _is_transformed() or _is_exporting_elsewhere() or _has_any_global_hook():
+    if _is_transformed() or is_exporting_elsewhere() or _has_any_global_hook():
         return None
     if torch.is_autocast_enabled(x.device.type):
         return None if x.dtype is torch.float64 else torch.get_autocast_dtype(x.device.type)
@@ -76,7 +76,7 @@ def _is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _is_exporting_elsewhere() -> bool:
+def is_exporting_elsewhere() -> bool:
     """While a graph is made for somebody who may not have our ops: by torch.jit.trace, or by either ONNX exporter."""
     if torch.jit.is_tracing():
         return True

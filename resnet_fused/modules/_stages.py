@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from ..autograd import is_channels_last
-from ..functional import PLAIN_TENSORS
+from ..functional import PLAIN_TENSORS, is_exporting_elsewhere
 from ._block import FusedBlock
 from ._format import contiguous, nhwc_of_contiguous
 from ._patches import layers_are_patched
@@ -38,8 +38,10 @@ def run_stages(x: Tensor, last: bool, stages: Iterable[nn.Module]) -> tuple[Tens
 
 
 def anybody_looks_on(x: Tensor) -> bool:
-    """Whether every module is to be called as eager calls it: for hooks and patches that are on all modules."""
-    return type(x) not in PLAIN_TENSORS or x.dim() != 4 or _has_any_global_hook() or layers_are_patched()
+    """Whether to call every module as eager does: for tracers, and hooks and patches that are on all modules."""
+    if type(x) not in PLAIN_TENSORS or x.dim() != 4 or _has_any_global_hook():
+        return True
+    return layers_are_patched() or is_exporting_elsewhere()
 
 
 def _is_called_as_known(block: FusedBlock) -> bool:
