@@ -97,10 +97,13 @@ def test_autocast_of_any_data(cls, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_one_relu_that_backward_sees_otherwise_than_forward_is_an_error(dtype, monkeypatch):
+def test_a_relu_that_backward_sees_otherwise_than_forward_is_an_error(dtype, monkeypatch):
+    # Where torch has no bfloat16 instructions to use, eager itself is too coarse for a single one to show.
+    share = 0.02 if dtype is torch.bfloat16 else 0
+
     class Mistaken(backward.Backward):
         def __init__(self, x, tensors, layout, group, out, *others):
-            nearly_closed = out == out[out > 0].min()
+            nearly_closed = (out > 0) & (out <= out[out > 0].float().quantile(share))
             super().__init__(x, tensors, layout, group, torch.where(nearly_closed, 0, out), *others)
 
     block = identity(modules.FusedBasicBlock, 4).to(dtype)
