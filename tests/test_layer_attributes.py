@@ -141,7 +141,7 @@ POOLS = [
 @by_mode
 def test_attributes_of_a_stems_pooling(values, mode):
     network = resnet_fused.convert(randomise(models.CifarResNet([1], (8,), num_classes=4)))
-    network.maxpool = nn.MaxPool2d(3, 2, 1)
+    network.maxpool, network._pools = nn.MaxPool2d(3, 2, 1), True
     assert_same(PooledStem(network), setting("network.maxpool", **values), torch.randn(2, 3, 11, 12), mode)
 
 
