@@ -5,7 +5,6 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from . import ops
-from .functional import PLAIN_TENSORS
 from .modules._packing import OwnsPackedWeights
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -58,5 +57,4 @@ def _weights(model: nn.Module, function: str) -> list[Tensor]:
         raise ValueError(
             f"resnet_fused.{function}: {type(model).__name__} has no converted block; call resnet_fused.convert first"
         )
-    found = [w for owner in owners for w in owner._kernel_weights()]
-    return [w for w in found if type(w) in PLAIN_TENSORS and not w.is_meta]
+    return [w for owner in owners for w in owner.packable_weights()]

@@ -19,11 +19,16 @@ class OwnsPackedWeights(nn.Module):
 
     def forget_packed(self) -> None:
         """Frees the reordered weights kept for this module; the next call makes them again."""
-        weights = [w for w in self._kernel_weights() if type(w) in (Tensor, nn.Parameter) and not w.is_meta]
+        weights = self.packable_weights()
         if weights:
             # A model may be moved while somebody traces: stay out of their graph.
             with _disable_current_modes():
                 ops.forget_packed(weights)
+
+    def packable_weights(self) -> list[Tensor]:
+        """The weights of this module's convolutions that kernels may keep in their own order."""
+        # Not fake ones, which have no bytes: a model may be moved while somebody traces.
+        return [w for w in self._kernel_weights() if type(w) in (Tensor, nn.Parameter) and not w.is_meta]
 
     def _kernel_weights(self) -> Iterator[Any]:
         children = self._modules
