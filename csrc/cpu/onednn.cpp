@@ -1,7 +1,10 @@
 #include "cpu/onednn.h"
 
+#include <algorithm>
 #include <cmath>
+#include <vector>
 
+#include "common/parallel.h"
 #include "cpu/bn_add_act.h"
 #include "cpu/dispatch.h"
 #include "cpu/finite.h"
@@ -27,11 +30,27 @@ namespace resnet_fused::cpu {
 
 namespace {
 
-struct Folded final : Packed {
+// A weight in oneDNN's order; multiplied by BatchNorm's scale where that is folded in.
+struct Reordered final : Packed {
   ScaleShift<float> bn;  // what was folded in: a copy is current while BatchNorm still gives these
-  Tensor weight, bias;
-  bool finite;
+  Tensor weight;
+  OptTensor bias;
+  bool finite = true;
 };
+
+// Folding saves a pass over the outputs, and costs the first call a second copy of the weight: not worth it where the
+// weight is the larger of the two, as in the deep layers of a small batch. In bfloat16 it also saves a rounding.
+bool is_worth_folding(const Conv& conv) {
+  return conv.x.scalar_type() != ScalarType::Float || conv.n * conv.k * conv.oh * conv.ow >= conv.weight.numel();
+}
+
+template <typename T>
+void scale_row(T* to, const T* from, int64_t stride, int64_t count, float scale) {
+  if (stride == 1)
+    for (int64_t i = 0; i < count; ++i) store(to + i, load(from[i]) * scale);
+  else
+    for (int64_t i = 0; i < count; ++i) store(to + i, load(from[i * stride]) * scale);
+}
 
 Tensor reorder_weight(const Tensor& weight, const Conv& conv) {
   // _reorder_convolution_weight(Tensor self, SymInt[2] padding, stride, dilation, SymInt groups, SymInt[]? input_size)
@@ -44,27 +63,75 @@ Tensor reorder_weight(const Tensor& weight, const Conv& conv) {
   return to<Tensor>(stack[0]);
 }
 
-std::shared_ptr<const Folded> fold(const Conv& conv, ScaleShift<float> bn) {
-  auto folded = std::make_shared<Folded>();
-  folded->weight = aten_empty(sizes_of(conv.weight), conv.weight, /*channels_last=*/false);
-  folded->bias = aten_empty({conv.k}, conv.weight, /*channels_last=*/false);
-  const Tensor w = aten_contiguous(conv.weight, /*channels_last=*/false);
+// weight[k] * scale[k] in fp32 until the one rounding, in channels_last order: oneDNN reorders from there in a fifth of
+// the time. Read with the weight's own strides, so that this is the only copy: two would be the first call's peak
+// memory.
+Tensor scaled_weight(const Conv& conv, const std::vector<float>& scale) {
+  const Tensor& w = conv.weight;
+  const int64_t c = w.size(1), r = w.size(2), s = w.size(3);
+  const Ints stride(w.strides().begin(), w.strides().end());
+  Tensor scaled = aten_empty(sizes_of(w), w, /*channels_last=*/true);
   dispatch(w.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const int64_t row = w.numel() / conv.k;
-    T* to = static_cast<T*>(folded->weight.mutable_data_ptr());
-    T* bias = static_cast<T*>(folded->bias.mutable_data_ptr());
-    // in fp32 until this one rounding
-    for (int64_t k = 0; k < conv.k; ++k) {
-      store(bias + k, static_cast<typename AccType<T>::type>(bn.shift[k]));
-      for (int64_t i = 0; i < row; ++i) store(to + k * row + i, load(data<T>(w)[k * row + i]) * bn.scale[k]);
-    }
+    T* out = static_cast<T*>(scaled.mutable_data_ptr());
+    const T* in = data<T>(w);
+    constexpr int64_t kGrain = 1 << 15;
+    parallel_for(0, conv.k, std::max<int64_t>(1, kGrain / (c * r * s)), [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k)
+        for (int64_t tap = 0; tap < r * s; ++tap) {
+          T* to = out + (k * r * s + tap) * c;
+          const T* from = in + k * stride[0] + tap / s * stride[2] + tap % s * stride[3];
+          scale_row(to, from, stride[1], c, scale[k]);
+        }
+    });
   });
-  folded->finite = all_finite(folded->weight) && all_finite(folded->bias);
-  folded->bytes = w.numel() * (w.scalar_type() == ScalarType::Float ? 4 : 2);
-  folded->weight = reorder_weight(folded->weight, conv);
+  return scaled;
+}
+
+int64_t bytes_of(const Tensor& t) { return t.numel() * static_cast<int64_t>(t.element_size()); }
+
+std::shared_ptr<const Reordered> fold(const Conv& conv, ScaleShift<float> bn) {
+  auto folded = std::make_shared<Reordered>();
+  const Tensor weight = scaled_weight(conv, bn.scale), bias = aten_empty({conv.k}, weight, /*channels_last=*/false);
+  dispatch(weight.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    T* to = static_cast<T*>(bias.mutable_data_ptr());
+    for (int64_t k = 0; k < conv.k; ++k) store(to + k, static_cast<typename AccType<T>::type>(bn.shift[k]));
+  });
+  folded->finite = all_finite(weight) && all_finite(bias);
+  folded->bytes = bytes_of(weight);
+  folded->weight = reorder_weight(weight, conv);
+  folded->bias = bias;
   folded->bn = std::move(bn);
   return folded;
+}
+
+std::shared_ptr<const Reordered> reorder(const Conv& conv, bool keep_packed) {
+  auto reordered = std::make_shared<Reordered>();
+  // From channels_last oneDNN is the faster by more than a copy; once is not worth the copy's memory.
+  const bool channels_last = !keep_packed || suggests_channels_last(conv.weight);
+  reordered->bytes = bytes_of(conv.weight);
+  reordered->weight = reorder_weight(aten_contiguous(conv.weight, channels_last), conv);
+  return reordered;
+}
+
+// oneDNN's kernel, whose post-ops may be nothing. The output's format is torch's choice.
+Tensor convolve(const Conv& conv, const Tensor& x, const Reordered& packed, const OptTensor& residual, bool relu) {
+  AtenTensorHandle bias = packed.bias ? packed.bias->get() : nullptr, out = nullptr;
+  AtenTensorHandle* const maybe_bias = packed.bias ? &bias : nullptr;
+  const char* unary = "relu";
+  if (residual)
+    check_shim(
+        aoti_torch_cpu_mkldnn__convolution_pointwise_binary(
+            x.get(), residual->get(), packed.weight.get(), maybe_bias, conv.padding.data(), 2, conv.stride.data(), 2,
+            conv.dilation.data(), 2, conv.groups, "add", nullptr, relu ? &unary : nullptr, nullptr, 0, nullptr, &out),
+        "oneDNN convolution");
+  else
+    check_shim(aoti_torch_cpu_mkldnn__convolution_pointwise(
+                   x.get(), packed.weight.get(), maybe_bias, conv.padding.data(), 2, conv.stride.data(), 2,
+                   conv.dilation.data(), 2, conv.groups, relu ? unary : "none", nullptr, 0, nullptr, &out),
+               "oneDNN convolution");
+  return Tensor(out);
 }
 
 }  // namespace
@@ -83,35 +150,25 @@ OptTensor onednn_conv(const Conv& conv, const OptTensor& residual, bool relu, bo
   const PackedLayout layout{kPackedOneDnn,  conv.padding[0],  conv.padding[1],  conv.stride[0],
                             conv.stride[1], conv.dilation[0], conv.dilation[1], conv.groups,
                             conv.n,         conv.c,           conv.h,           conv.w};
-  const auto folded = std::static_pointer_cast<const Folded>(packed_weight(
-      conv.weight, layout, keep_packed, [&] { return fold(conv, bn); },
+  const bool folds = is_worth_folding(conv);
+  const auto packed = std::static_pointer_cast<const Reordered>(packed_weight(
+      conv.weight, layout, keep_packed,
+      [&]() -> std::shared_ptr<const Packed> { return folds ? fold(conv, bn) : reorder(conv, keep_packed); },
       [&](const Packed& p) {
-        const auto& f = static_cast<const Folded&>(p);
-        return f.bn.scale == bn.scale && f.bn.shift == bn.shift;
+        const auto& kept = static_cast<const Reordered&>(p);
+        return !folds || (kept.bn.scale == bn.scale && kept.bn.shift == bn.shift);
       }));
-  if (!folded->finite) return std::nullopt;
+  if (!packed->finite) return std::nullopt;
   const Tensor x = aten_contiguous(conv.x, conv.channels_last);
   OptTensor r;
   if (residual) r = aten_contiguous(*residual, conv.channels_last);
-  // oneDNN's ReLU makes a NaN 0, and torch's fallback for groups knows no bf16: there, one pass of our own follows
-  const bool after = (relu && !(all_finite(x) && (!r || all_finite(*r)))) || (r && conv.groups > 1);
-  AtenTensorHandle bias = folded->bias.get(), out = nullptr;
-  const char* unary = "relu";
-  if (r && !after) {
-    check_shim(aoti_torch_cpu_mkldnn__convolution_pointwise_binary(x.get(), r->get(), folded->weight.get(), &bias,
-                                                                   conv.padding.data(), 2, conv.stride.data(), 2,
-                                                                   conv.dilation.data(), 2, conv.groups, "add", nullptr,
-                                                                   relu ? &unary : nullptr, nullptr, 0, nullptr, &out),
-               "oneDNN convolution");
-  } else {
-    check_shim(aoti_torch_cpu_mkldnn__convolution_pointwise(
-                   x.get(), folded->weight.get(), &bias, conv.padding.data(), 2, conv.stride.data(), 2,
-                   conv.dilation.data(), 2, conv.groups, relu && !after ? "relu" : "none", nullptr, 0, nullptr, &out),
-               "oneDNN convolution");
-  }
+  // oneDNN's ReLU makes a NaN 0, and torch's fallback for groups knows no bf16: there one pass of ours follows too.
+  const bool after = !folds || (relu && !(all_finite(x) && (!r || all_finite(*r)))) || (r && conv.groups > 1);
+  const Tensor out = convolve(conv, x, *packed, after ? std::nullopt : r, relu && !after);
   // torch picks the layout by its own rule, which ours follows; the exceptions cost a copy
-  const Tensor y = aten_contiguous(Tensor(out), conv.channels_last);
-  if (after) bn_add_act_into(y, y, std::nullopt, BatchNorm{}, r, relu, conv.channels_last);
+  const Tensor y = aten_contiguous(out, conv.channels_last);
+  if (after)
+    bn_add_act_into(y, y, folds ? std::nullopt : conv.bias, folds ? BatchNorm{} : conv.bn, r, relu, conv.channels_last);
   return y;
 }
 
