@@ -3,6 +3,7 @@
 import functools
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,10 @@ def test_compiled_with_a_patched_class(monkeypatch):
     x = torch.randn(2, 8, 6, 6)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(block, fullgraph=True, backend="eager")(x), twin(x))
+
+
+def test_torch_compile_has_nothing_to_warn_of():
+    network = resnet_fused.convert(models.resnet18().eval())
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error")
+        torch.compile(network, fullgraph=True, backend="eager")(torch.randn(1, 3, 64, 64))

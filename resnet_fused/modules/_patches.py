@@ -54,7 +54,13 @@ def is_patched(module: nn.Module) -> bool:
 _SETTINGS = {"recompute", "fused_training"}  # of fused blocks, made to be set on an instance
 
 
-@functools.cache
+# torch.compile would trace into the cached function, and warn that it does.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _attributes_of(cls: Any) -> frozenset[str]:
+    return _cached_attributes_of(cls)
+
+
+@functools.cache
+def _cached_attributes_of(cls: Any) -> frozenset[str]:
     tensors = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     return frozenset({*dir(cls), *tensors}) - _SETTINGS
