@@ -53,7 +53,7 @@ test: build  ## pytest; ARGS="-k stem -x" is passed on
 
 # The tests of what runs on AVX-512. On an AVX2 processor they take minutes, with the instructions emulated.
 CPU_TESTS = $(addprefix tests/test_, ops.py packed_weights.py block_op.py functional.py blocks.py conv_stats.py \
-  conv_backward_weight.py training_ops.py training_op.py training_pool.py training_blocks.py)
+  conv_backward_weight.py training_ops.py training_op.py training_pool.py training_blocks.py resizable.py)
 EMULATED = build/emulated-avx512/_C.abi3.so
 
 test-avx512: build  ## the CPU engines' tests with AVX-512 emulated on AVX2

@@ -5,6 +5,8 @@
 // its own tensors of shape (K): y * gamma / sqrt(var + eps) + beta - mean * gamma / sqrt(var + eps).
 // mean and var are both given or both absent (no BatchNorm). Absent gamma is 1, absent beta 0.
 // keep_packed: keep the weight in the kernel's own order between calls, for as long as its bytes are the same (CPU).
+// internal: nobody but this library will see the result, which may lie in memory that is kept for later results, and
+// that torch cannot resize (CPU).
 // allow_tf32: float32 may be multiplied as TF32, as torch's own convolutions are where its switch allows it (CUDA).
 #include "common/torch_abi.h"
 
@@ -19,23 +21,25 @@
   "Tensor weight" i ", Tensor? bias" i ", Tensor? gamma" i ", Tensor? beta" i ", Tensor? mean" i ", Tensor? var" i \
   ", float eps" i
 #define HOW "bool keep_packed, bool allow_tf32"
+#define MEMORY ", bool internal=False"
 
 STABLE_TORCH_LIBRARY(resnet_fused, m) {
   // act(bn(conv(x)) + residual)
-  m.def("conv_bn_act(" CONV ", Tensor? residual, bool relu, " HOW ") -> Tensor");
+  m.def("conv_bn_act(" CONV ", Tensor? residual, bool relu, " HOW MEMORY ") -> Tensor");
   // act(bn(conv(relu(pre(x)))) + residual), pre being a BatchNorm of x's channels: a pre-activation block's beginning
   m.def(
       "bn_relu_conv_bn_act(Tensor x, Tensor? pre_gamma, Tensor? pre_beta, Tensor pre_mean, Tensor pre_var, float "
-      "pre_eps, " FILTER ", Tensor? residual, bool relu, " HOW ") -> Tensor");
+      "pre_eps, " FILTER ", Tensor? residual, bool relu, " HOW MEMORY ") -> Tensor");
   // act(bn(conv(x)) + proj_bn(conv1x1(proj_x))): a projection shortcut, added where the output goes. With pre_mean, the
   // projection reads relu(pre(proj_x)): that of a pre-activation block
-  m.def("conv_bn_proj_act(" CONV ", " PROJ ", bool relu, " HOW ") -> Tensor");
+  m.def("conv_bn_proj_act(" CONV ", " PROJ ", bool relu, " HOW MEMORY ") -> Tensor");
   // relu(bn2(conv2(relu(bn1(conv1(x))))) + x), both 3x3 with stride and padding 1, C to C: an identity BasicBlock
-  m.def("basic_block(Tensor x, " NUMBERED("1") ", " NUMBERED("2") ", " HOW ") -> Tensor");
+  m.def("basic_block(Tensor x, " NUMBERED("1") ", " NUMBERED("2") ", " HOW MEMORY ") -> Tensor");
   // max_pool2d(relu(bn(conv(x)))): a ResNet's stem
-  m.def("conv_bn_relu_pool(" CONV ", int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, " HOW ") -> Tensor");
+  m.def("conv_bn_relu_pool(" CONV ", int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, " HOW MEMORY
+        ") -> Tensor");
   // act(bn(x) + residual)
-  m.def("bn_add_act(Tensor x, " BN ", Tensor? residual, bool relu) -> Tensor");
+  m.def("bn_add_act(Tensor x, " BN ", Tensor? residual, bool relu" MEMORY ") -> Tensor");
 
   // Training. BatchNorm with the batch's own statistics is given as mean and biased var like any other.
   // mean and biased var of each channel over N, H and W: float32, or float64 of float64 (no cancellation: a mean of
@@ -50,13 +54,13 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   m.def(
       "bn_add_bn_act(Tensor x, " BN
       ", Tensor shortcut, Tensor? shortcut_gamma, Tensor? shortcut_beta, Tensor? shortcut_mean, Tensor? shortcut_var, "
-      "float shortcut_eps, bool relu) -> Tensor");
+      "float shortcut_eps, bool relu" MEMORY ") -> Tensor");
   // With g = grad where the ReLU let something through (out <= 0 is false if out is given, else bn(x) <= 0 if relu,
   // else everywhere: NaN lets the gradient through, as in torch) and xhat = (x - mean) / sqrt(var + eps): the sums of g
   // and of g * xhat over N, H and W, float32 (float64).
   m.def("bn_act_backward_reduce(Tensor grad, Tensor x, " BN ", Tensor? out, bool relu) -> (Tensor, Tensor)");
   // g itself, and these sums, where out is the ReLU's result after an addition: g is the shortcut's gradient too.
-  m.def("bn_add_act_backward_reduce(Tensor grad, Tensor x, " BN ", Tensor out) -> (Tensor, Tensor, Tensor)");
+  m.def("bn_add_act_backward_reduce(Tensor grad, Tensor x, " BN ", Tensor out" MEMORY ") -> (Tensor, Tensor, Tensor)");
   // Backward through conv(relu(bn(x))), a convolution of stride 1 in one group with that weight, padding and dilation:
   // the gradient of relu(bn(x)) from that of the output, with another one, `beside`, added before the one rounding
   // where it is given; and bn_act_backward_reduce of it.
@@ -70,16 +74,16 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   // The gradient of x: gamma / sqrt(var + eps) * (g - sum_g / count - xhat * sum_g_xhat / count); without sums (frozen
   // statistics) gamma / sqrt(var + eps) * g. One pass, one rounding.
   m.def("bn_act_backward(Tensor grad, Tensor x, " BN
-        ", Tensor? out, bool relu, Tensor? sum_g, Tensor? sum_g_xhat, float count) -> Tensor");
+        ", Tensor? out, bool relu, Tensor? sum_g, Tensor? sum_g_xhat, float count" MEMORY ") -> Tensor");
   // max_pool2d(relu(bn(x))), and for each of its values, in uint8, which of its window's elements it is: row * width of
   // the window + column, the first of the largest, NaN being larger than any number; 255 where the ReLU is closed
   // there.
-  m.def("bn_relu_max_pool(Tensor x, " BN
-        ", int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding) -> (Tensor, Tensor)");
+  m.def("bn_relu_max_pool(Tensor x, " BN ", int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding" MEMORY
+        ") -> (Tensor, Tensor)");
   // From that value's gradient to that of bn(x): each element's is the sum over the windows that took it. One rounding.
   m.def(
       "bn_relu_max_pool_backward(Tensor grad, Tensor taken, Tensor x, int[2] pool_kernel, int[2] pool_stride, int[2] "
-      "pool_padding) -> Tensor");
+      "pool_padding" MEMORY ") -> Tensor");
 
   // On the CPU conv_stats and conv_backward_reduce are made of other ops, in Python; these throw what they refuse.
   m.def(

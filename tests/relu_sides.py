@@ -62,8 +62,8 @@ def outputs_of_relus(block):
 
 
 def keeping(op, outputs):
-    def call(*args):
-        y = op(*args)
+    def call(*args, **how):
+        y = op(*args, **how)
         if args[-1]:  # its ReLU
             outputs.append(y.clone())
         return y

@@ -117,7 +117,7 @@ def test_bad_input(which, at, value, sentence):
 
 
 def spy(op, name, seen):
-    return lambda *args: (seen.append(name), op(*args))[1]
+    return lambda *args, **how: (seen.append(name), op(*args, **how))[1]
 
 
 @pytest.fixture

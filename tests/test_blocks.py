@@ -74,7 +74,7 @@ def calls(monkeypatch):
     convolutions = ("conv_bn_act", "bn_relu_conv_bn_act", "conv_bn_proj_act", "conv_bn_relu_pool", "basic_block")
     for name in (*convolutions, "bn_add_act"):
         original = getattr(ops, name)
-        monkeypatch.setattr(ops, name, lambda *a, _n=name, _o=original: (names.append(_n), _o(*a))[1])
+        monkeypatch.setattr(ops, name, lambda *a, _n=name, _o=original, **how: (names.append(_n), _o(*a, **how))[1])
     return names
 
 

@@ -36,8 +36,8 @@ def test_a_wrong_result_of_every_kind_is_seen(kind, monkeypatch):
     """Results too large by a tenth."""
 
     def wrong(op):
-        def call(*args):
-            found = op(*args)
+        def call(*args, **how):
+            found = op(*args, **how)
             return tuple(t * 1.1 for t in found) if isinstance(found, tuple) else found * 1.1
 
         return call

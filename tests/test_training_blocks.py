@@ -131,7 +131,9 @@ def test_a_bottleneck_that_projects_at_its_resolution_convolves_its_first_again(
     first = everything(copy.deepcopy(block), x)
     convolved = []
     convolve = forward.convolve
-    monkeypatch.setattr(backward, "convolve", lambda *args: (convolved.append(args[2]), convolve(*args))[1])
+    monkeypatch.setattr(
+        backward, "convolve", lambda *args, **how: (convolved.append(args[2]), convolve(*args, **how))[1]
+    )
     again = everything(copy.deepcopy(block), x)
     assert len(convolved) == 1
     monkeypatch.setattr(forward, "_runs_again", lambda *_: False)
@@ -173,7 +175,7 @@ def test_large_float32_layers_have_our_convolutions(cls, monkeypatch):
     called = []
     monkeypatch.setattr(gradients, "PIXELS_WORTH_TURNING", 0)
     ours = ops.conv_bn_act
-    monkeypatch.setattr(ops, "conv_bn_act", lambda *args: (called.append(args), ours(*args))[1])
+    monkeypatch.setattr(ops, "conv_bn_act", lambda *args, **how: (called.append(args), ours(*args, **how))[1])
     assert_trains_as_eager(block, x)
     assert len(called) == 4, "two forward, and two gradients of their inputs"
     block(x[:3]).sum().backward()
@@ -186,7 +188,7 @@ def test_large_results_of_pointwise_convolutions_are_ours(autocast, monkeypatch)
     x = x_for(block, n=4, h=34, w=32, memory_format=torch.channels_last)
     called = []
     ours = ops.conv_bn_act
-    monkeypatch.setattr(ops, "conv_bn_act", lambda *args: (called.append(args[1].shape), ours(*args))[1])
+    monkeypatch.setattr(ops, "conv_bn_act", lambda *args, **how: (called.append(args[1].shape), ours(*args, **how))[1])
     how = {"enabled": autocast, "dtype": torch.bfloat16}
     assert_trains_as_eager(block, x, **how)
     assert not any(tuple(shape[2:]) == (1, 1) for shape in called)

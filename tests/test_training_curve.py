@@ -109,5 +109,5 @@ def test_a_wrong_gradient_ends_elsewhere(digits, eagers, monkeypatch):
     """What goes back through a BatchNorm is half of what it should be; in bfloat16, a coarser measure, it is lost."""
     amp, eager, spread = eagers
     right, share = ops.bn_act_backward, 0.0 if amp else 0.5
-    monkeypatch.setattr(ops, "bn_act_backward", lambda *args: right(*args) * share)
+    monkeypatch.setattr(ops, "bn_act_backward", lambda *args, **how: right(*args, **how) * share)
     assert distance(train(network(), digits, 1, amp), eager) > FACTOR * spread

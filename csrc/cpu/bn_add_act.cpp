@@ -44,11 +44,11 @@ void bn_add_bn_act_into(const Tensor& out, const Tensor& x, const BatchNorm& bn,
   add_into(out, x, std::nullopt, bn, shortcut, shortcut_bn, relu, channels_last);
 }
 
-Tensor normalise(const Tensor& x, const BatchNorm& bn, const OptTensor& residual, bool relu) {
+Tensor normalise(const Tensor& x, const BatchNorm& bn, const OptTensor& residual, bool relu, bool internal) {
   const bool channels_last = suggests_channels_last(x);
   OptTensor r;
   if (residual) r = aten_contiguous(*residual, channels_last);
-  Tensor out = output_buffer(sizes_of(x), x, channels_last);
+  Tensor out = output_buffer(sizes_of(x), x, internal, channels_last);
   bn_add_act_into(out, aten_contiguous(x, channels_last), std::nullopt, bn, r, relu, channels_last);
   return out;
 }

@@ -14,6 +14,6 @@ void bn_add_bn_act_into(const Tensor& out, const Tensor& x, const BatchNorm& bn,
                         const BatchNorm& shortcut_bn, bool relu, bool channels_last);
 
 // act(bn(x) + residual), in a new tensor of x's memory format.
-Tensor normalise(const Tensor& x, const BatchNorm& bn, const OptTensor& residual, bool relu);
+Tensor normalise(const Tensor& x, const BatchNorm& bn, const OptTensor& residual, bool relu, bool internal);
 
 }  // namespace resnet_fused::cpu

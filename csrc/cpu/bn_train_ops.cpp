@@ -16,7 +16,7 @@ std::tuple<Tensor, Tensor> bn_stats(Tensor x) {
 
 Tensor bn_add_bn_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var, double eps,
                      Tensor shortcut, OptTensor shortcut_gamma, OptTensor shortcut_beta, OptTensor shortcut_mean,
-                     OptTensor shortcut_var, double shortcut_eps, bool relu) {
+                     OptTensor shortcut_var, double shortcut_eps, bool relu, bool internal) {
   constexpr const char* op = "bn_add_bn_act";
   check_activation(op, x);
   const BatchNorm bn{gamma, beta, mean, var, eps};
@@ -25,7 +25,7 @@ Tensor bn_add_bn_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, 
   check_like(op, "shortcut", shortcut, x);
   check_batch_norm(op, shortcut_bn, x.size(1), x, "shortcut_");
   const bool channels_last = suggests_channels_last(x);
-  const Tensor out = output_buffer(sizes_of(x), x, channels_last);
+  const Tensor out = output_buffer(sizes_of(x), x, internal, channels_last);
   const Tensor dense = aten_contiguous(x, channels_last), added = aten_contiguous(shortcut, channels_last);
   if (shortcut_bn.present())
     bn_add_bn_act_into(out, dense, bn, added, shortcut_bn, relu, channels_last);
@@ -55,23 +55,25 @@ std::tuple<Tensor, Tensor> bn_act_backward_reduce(Tensor grad, Tensor x, OptTens
 }
 
 std::tuple<Tensor, Tensor, Tensor> bn_add_act_backward_reduce(Tensor grad, Tensor x, OptTensor gamma, OptTensor beta,
-                                                              OptTensor mean, OptTensor var, double eps, Tensor out) {
+                                                              OptTensor mean, OptTensor var, double eps, Tensor out,
+                                                              bool internal) {
   const BatchNorm bn{gamma, beta, mean, var, eps};
   check_gradient("bn_add_act_backward_reduce", grad, x, bn, out);
   const BnGradient q = make_gradient(grad, x, bn, out, /*relu=*/true);
-  const Tensor kept = output_buffer(sizes_of(x), x, q.channels_last);
+  const Tensor kept = output_buffer(sizes_of(x), x, internal, q.channels_last);
   const auto [sum_g, sum_g_xhat] = gradient_sums(q, kept);
   return {kept, sum_g, sum_g_xhat};
 }
 
 Tensor bn_act_backward(Tensor grad, Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var,
-                       double eps, OptTensor out, bool relu, OptTensor sum_g, OptTensor sum_g_xhat, double count) {
+                       double eps, OptTensor out, bool relu, OptTensor sum_g, OptTensor sum_g_xhat, double count,
+                       bool internal) {
   constexpr const char* op = "bn_act_backward";
   const BatchNorm bn{gamma, beta, mean, var, eps};
   check_gradient(op, grad, x, bn, out);
   check_sums(op, sum_g, sum_g_xhat, count, x);
   const BnGradient q = make_gradient(grad, x, bn, out, relu);
-  const Tensor to = output_buffer(sizes_of(x), x, q.channels_last);
+  const Tensor to = output_buffer(sizes_of(x), x, internal, q.channels_last);
   gradient_into(to, q, sum_g, sum_g_xhat, count);
   return to;
 }

@@ -44,7 +44,7 @@ Engine engine_of(const Conv& q, const Pool* pool) {
 }
 
 Conv without_pre(Conv conv) {
-  if (conv.pre.present()) conv.x = normalise(conv.x, conv.pre, std::nullopt, /*relu=*/true);
+  if (conv.pre.present()) conv.x = normalise(conv.x, conv.pre, std::nullopt, /*relu=*/true, /*internal=*/true);
   conv.pre = {};
   return conv;
 }

@@ -24,6 +24,16 @@ namespace {
 
 constexpr size_t kHugePage = 2 << 20;
 
+// A refusal changes nothing but speed.
+void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__)
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage,
+                  end = (begin + bytes) / kHugePage * kHugePage;
+  if (end > first) (void)madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#endif
+}
+
 struct Block {
   void* data;
   size_t capacity;
@@ -51,9 +61,7 @@ class Pool {
     }
     Block block{nullptr, (bytes + kHugePage - 1) / kHugePage * kHugePage};
     if (posix_memalign(&block.data, kHugePage, block.capacity)) no_memory(bytes);
-#if defined(__linux__)
-    (void)madvise(block.data, block.capacity, MADV_HUGEPAGE);  // a refusal changes nothing but speed
-#endif
+    prefer_huge_pages(block.data, block.capacity);
     std::lock_guard<ForkSafeMutex> lock(mutex_);
     use(block.capacity);
     return block;
@@ -130,10 +138,14 @@ void no_memory(size_t bytes) {
        "batch or image, or torch.ops.resnet_fused.release_memory()");
 }
 
-Tensor output_buffer(IntView sizes, const Tensor& like, bool channels_last) {
+Tensor output_buffer(IntView sizes, const Tensor& like, bool internal, bool channels_last) {
   const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
   const size_t bytes = sizes[0] * c * h * w * like.element_size();
-  if (!pool.takes(bytes) || !torch_from_blob) return aten_empty(sizes, like, channels_last);
+  if (!internal || !torch_from_blob || !pool.takes(bytes)) {
+    Tensor out = aten_empty(sizes, like, channels_last);
+    if (bytes >= 2 * kHugePage) prefer_huge_pages(out.mutable_data_ptr(), bytes);
+    return out;
+  }
   const Block block = pool.take(bytes);
   const int64_t nhwc[4] = {c * h * w, 1, w * c, c}, nchw[4] = {c * h * w, h * w, w, 1};
   AtenTensorHandle out = nullptr;

@@ -1,15 +1,17 @@
 // Where results go.
 //
 // A fresh 100 MB activation is 25,000 page faults, or their worth in zeroed memory, before the first useful byte: as
-// much time as a convolution. glibc returns blocks of that size to the system at every free, so large results live
-// in memory that this file keeps: freed by the last tensor that uses it, taken again by the next call.
+// much time as a convolution. glibc returns blocks of that size to the system at every free, so large results that
+// nobody else sees live in memory that this file keeps: freed by the last tensor that uses it, taken again by the next
+// call. Torch cannot resize a tensor over such memory. What others see is torch's own allocation, in huge pages: a
+// quarter of the time of small ones.
 #pragma once
 #include "common/problem.h"
 
 namespace resnet_fused::cpu {
 
-// A new dense tensor of like's dtype.
-Tensor output_buffer(IntView sizes, const Tensor& like, bool channels_last = true);
+// A new dense tensor of like's dtype; `internal`: nobody but this library will see it.
+Tensor output_buffer(IntView sizes, const Tensor& like, bool internal, bool channels_last = true);
 
 // Memory for what does not outlive a call, aligned to 64 bytes: of the same kind where it is large.
 class Loan {

@@ -36,14 +36,14 @@ Tensor composed(const Conv& conv, const OptTensor& residual, bool relu) {
 }
 
 // act(bn(conv(x)) + residual)
-Tensor run(const Conv& conv, const Residual& residual, bool relu, bool keep_packed) {
+Tensor run(const Conv& conv, const Residual& residual, bool relu, bool keep_packed, bool internal) {
   const Engine engine = engine_of(conv);
   if (engine == Engine::kComposed) return composed(conv, residual(nullptr), relu);
   if (engine == Engine::kOneDnn) {
     OptTensor out = onednn_conv(conv, residual(nullptr), relu, keep_packed);
     return out ? *out : composed(conv, residual(nullptr), relu);
   }
-  Tensor out = output_buffer(conv.output_sizes(), conv.x);
+  Tensor out = output_buffer(conv.output_sizes(), conv.x, internal || !conv.channels_last);
   const auto nhwc_residual = [&]() -> OptTensor {
     OptTensor r = residual(&out);
     if (r) r = aten_contiguous(*r, /*channels_last=*/true);
@@ -57,22 +57,23 @@ Tensor run(const Conv& conv, const Residual& residual, bool relu, bool keep_pack
 
 Tensor conv_bn_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
                    OptTensor var, double eps, Ints stride, Ints padding, Ints dilation, int64_t groups,
-                   OptTensor residual, bool relu, bool keep_packed, bool /*allow_tf32*/) {
+                   OptTensor residual, bool relu, bool keep_packed, bool /*allow_tf32*/, bool internal) {
   const Conv conv =
       make_conv("conv_bn_act", x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_residual("conv_bn_act", residual, conv.output_sizes(), conv.x);
-  return run(conv, [&](const Tensor*) { return residual; }, relu, keep_packed);
+  return run(conv, [&](const Tensor*) { return residual; }, relu, keep_packed, internal);
 }
 
 Tensor bn_relu_conv_bn_act(Tensor x, OptTensor pre_gamma, OptTensor pre_beta, Tensor pre_mean, Tensor pre_var,
                            double pre_eps, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta,
                            OptTensor mean, OptTensor var, double eps, Ints stride, Ints padding, Ints dilation,
-                           int64_t groups, OptTensor residual, bool relu, bool keep_packed, bool /*allow_tf32*/) {
+                           int64_t groups, OptTensor residual, bool relu, bool keep_packed, bool /*allow_tf32*/,
+                           bool internal) {
   constexpr const char* op = "bn_relu_conv_bn_act";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups,
                               {pre_gamma, pre_beta, pre_mean, pre_var, pre_eps});
   check_residual(op, residual, conv.output_sizes(), conv.x);
-  return run(without_pre(conv), [&](const Tensor*) { return residual; }, relu, keep_packed);
+  return run(without_pre(conv), [&](const Tensor*) { return residual; }, relu, keep_packed, internal);
 }
 
 Tensor conv_bn_proj_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
@@ -80,7 +81,7 @@ Tensor conv_bn_proj_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma
                         Tensor proj_x, Tensor proj_weight, OptTensor proj_bias, OptTensor proj_gamma,
                         OptTensor proj_beta, OptTensor proj_mean, OptTensor proj_var, double proj_eps, Ints proj_stride,
                         OptTensor pre_gamma, OptTensor pre_beta, OptTensor pre_mean, OptTensor pre_var, double pre_eps,
-                        bool relu, bool keep_packed, bool /*allow_tf32*/) {
+                        bool relu, bool keep_packed, bool /*allow_tf32*/, bool internal) {
   constexpr const char* op = "conv_bn_proj_act";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   Conv projection =
@@ -92,44 +93,46 @@ Tensor conv_bn_proj_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma
     if (out && engine_of(projection) == Engine::kDirect &&
         direct_conv(projection, std::nullopt, nullptr, /*relu=*/false, keep_packed, *out))
       return *out;
-    return run(projection, no_residual, /*relu=*/false, keep_packed);
+    return run(projection, no_residual, /*relu=*/false, keep_packed, /*internal=*/true);
   };
-  return run(conv, shortcut, relu, keep_packed);
+  return run(conv, shortcut, relu, keep_packed, internal);
 }
 
 Tensor basic_block(Tensor x, Tensor weight1, OptTensor bias1, OptTensor gamma1, OptTensor beta1, OptTensor mean1,
                    OptTensor var1, double eps1, Tensor weight2, OptTensor bias2, OptTensor gamma2, OptTensor beta2,
-                   OptTensor mean2, OptTensor var2, double eps2, bool keep_packed, bool /*allow_tf32*/) {
+                   OptTensor mean2, OptTensor var2, double eps2, bool keep_packed, bool /*allow_tf32*/, bool internal) {
   const BasicBlock block = make_basic_block(x, weight1, bias1, {gamma1, beta1, mean1, var1, eps1}, weight2, bias2,
                                             {gamma2, beta2, mean2, var2, eps2});
-  const Conv second = block.of_middle(run(block.first, no_residual, /*relu=*/true, keep_packed));
-  return run(second, [&](const Tensor*) -> OptTensor { return x; }, /*relu=*/true, keep_packed);
+  const Conv second = block.of_middle(run(block.first, no_residual, /*relu=*/true, keep_packed, /*internal=*/true));
+  return run(second, [&](const Tensor*) -> OptTensor { return x; }, /*relu=*/true, keep_packed, internal);
 }
 
 Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
                          OptTensor var, double eps, Ints stride, Ints padding, Ints dilation, int64_t groups,
-                         Ints pool_kernel, Ints pool_stride, Ints pool_padding, bool keep_packed, bool /*allow_tf32*/) {
+                         Ints pool_kernel, Ints pool_stride, Ints pool_padding, bool keep_packed, bool /*allow_tf32*/,
+                         bool internal) {
   constexpr const char* op = "conv_bn_relu_pool";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_pool(op, conv.output_sizes(), pool_kernel, pool_stride, pool_padding);
   const Pool pool{pool_kernel, pool_stride, pool_padding};
   if (engine_of(conv, &pool) == Engine::kDirect) {
-    Tensor out = output_buffer(pooled_sizes(conv.output_sizes(), pool_kernel, pool_stride, pool_padding), conv.x);
+    Tensor out = output_buffer(pooled_sizes(conv.output_sizes(), pool_kernel, pool_stride, pool_padding), conv.x,
+                               internal || !conv.channels_last);
     if (direct_conv(conv, std::nullopt, &pool, true, keep_packed, out)) return aten_contiguous(out, conv.channels_last);
   }
-  return aten_contiguous(
-      aten_max_pool2d(run(conv, no_residual, true, keep_packed), pool_kernel, pool_stride, pool_padding),
-      conv.channels_last);
+  return aten_contiguous(aten_max_pool2d(run(conv, no_residual, true, keep_packed, /*internal=*/true), pool_kernel,
+                                         pool_stride, pool_padding),
+                         conv.channels_last);
 }
 
 Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var, double eps,
-                  OptTensor residual, bool relu) {
+                  OptTensor residual, bool relu, bool internal) {
   constexpr const char* op = "bn_add_act";
   check_activation(op, x);
   const BatchNorm bn{gamma, beta, mean, var, eps};
   check_batch_norm(op, bn, x.size(1), x);
   check_residual(op, residual, sizes_of(x), x);
-  return normalise(x, bn, residual, relu);
+  return normalise(x, bn, residual, relu, internal);
 }
 
 void forget_packed_op(std::vector<Tensor> weights) {

@@ -24,14 +24,15 @@ void for_rows(int64_t rows, int64_t width, int64_t channels, const Run& run) {
 }
 
 std::tuple<Tensor, Tensor> bn_relu_max_pool(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var,
-                                            double eps, Ints kernel, Ints stride, Ints padding) {
+                                            double eps, Ints kernel, Ints stride, Ints padding, bool internal) {
   constexpr const char* op = "bn_relu_max_pool";
   const BatchNorm bn{gamma, beta, mean, var, eps};
   check_pooled(op, x, bn, kernel, stride, padding);
   const bool channels_last = suggests_channels_last(x);
   const Tensor dense = aten_contiguous(x, /*channels_last=*/true);
   const Ints sizes = pooled_sizes(x.sizes(), kernel, stride, padding);
-  const Tensor out = output_buffer(sizes, x), taken = aten_empty(sizes, x, /*channels_last=*/true, ScalarType::Byte);
+  const Tensor out = output_buffer(sizes, x, internal || !channels_last),
+               taken = aten_empty(sizes, x, /*channels_last=*/true, ScalarType::Byte);
   const PoolShape shape = shape_of(x, sizes, kernel, stride, padding);
   dispatch(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -46,10 +47,12 @@ std::tuple<Tensor, Tensor> bn_relu_max_pool(Tensor x, OptTensor gamma, OptTensor
   return {aten_contiguous(out, channels_last), aten_contiguous(taken, channels_last)};
 }
 
-Tensor bn_relu_max_pool_backward(Tensor grad, Tensor taken, Tensor x, Ints kernel, Ints stride, Ints padding) {
+Tensor bn_relu_max_pool_backward(Tensor grad, Tensor taken, Tensor x, Ints kernel, Ints stride, Ints padding,
+                                 bool internal) {
   check_pooled_gradient("bn_relu_max_pool_backward", grad, taken, x, kernel, stride, padding);
   const Tensor from = aten_contiguous(grad, /*channels_last=*/true), taps = aten_contiguous(taken, true);
-  const Tensor to = output_buffer(sizes_of(x), x);
+  const bool channels_last = suggests_channels_last(x);
+  const Tensor to = output_buffer(sizes_of(x), x, internal || !channels_last);
   const PoolShape shape = shape_of(x, grad.sizes(), kernel, stride, padding);
   dispatch(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -59,7 +62,7 @@ Tensor bn_relu_max_pool_backward(Tensor grad, Tensor taken, Tensor x, Ints kerne
                                       static_cast<const uint8_t*>(taps.const_data_ptr()), shape, begin, end);
     });
   });
-  return aten_contiguous(to, suggests_channels_last(x));
+  return aten_contiguous(to, channels_last);
 }
 
 }  // namespace

@@ -25,7 +25,8 @@ bool winograd_gradient(const Conv& conv, const Tensor& grad, const Tensor& to) {
   q.pad_h = narrow(conv.padding[0]), q.pad_w = narrow(conv.padding[1]);
   kernels.tile(q, static_cast<int>(torch::stable::get_num_threads()));
   const Tensor sums =
-      output_buffer(Ints{q.parts, static_cast<int64_t>(sizeof(float) / x.element_size()), 1, q.part_floats}, x);
+      output_buffer(Ints{q.parts, static_cast<int64_t>(sizeof(float) / x.element_size()), 1, q.part_floats}, x,
+                    /*internal=*/true);
   q.sums = static_cast<float*>(sums.mutable_data_ptr());
 
   parallel_for(0, q.tasks, 1, [&](int64_t begin, int64_t end) { kernels.sum(q, begin, end); });

@@ -45,7 +45,8 @@ Tensor basic_block(const Tensor& x, const Tensor& weight1, const OptTensor& bias
                    const OptTensor& beta1, const OptTensor& mean1, const OptTensor& var1, double eps1,
                    const Tensor& weight2, const OptTensor& bias2, const OptTensor& gamma2, const OptTensor& beta2,
                    const OptTensor& mean2, const OptTensor& var2, double eps2,
-                   bool /*keep_packed: weights are taken as they are*/, bool allow_tf32) {
+                   bool /*keep_packed: weights are taken as they are*/, bool allow_tf32,
+                   bool /*internal: torch keeps memory itself*/) {
   const BasicBlock block = make_basic_block(x, weight1, bias1, {gamma1, beta1, mean1, var1, eps1}, weight2, bias2,
                                             {gamma2, beta2, mean2, var2, eps2});
   const int device = x.get_device_index();

@@ -107,7 +107,8 @@ Tensor run(const Call& call) {
 Tensor conv_bn_act(const Tensor& x, const Tensor& weight, const OptTensor& bias, const OptTensor& gamma,
                    const OptTensor& beta, const OptTensor& mean, const OptTensor& var, double eps, const Ints& stride,
                    const Ints& padding, const Ints& dilation, int64_t groups, const OptTensor& residual, bool relu,
-                   bool /*keep_packed: weights are taken as they are*/, bool allow_tf32) {
+                   bool /*keep_packed: weights are taken as they are*/, bool allow_tf32,
+                   bool /*internal: torch keeps memory itself*/) {
   const Conv conv =
       make_conv("conv_bn_act", x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_residual("conv_bn_act", residual, conv.output_sizes(), conv.x);
@@ -119,7 +120,7 @@ Tensor bn_relu_conv_bn_act(const Tensor& x, const OptTensor& pre_gamma, const Op
                            const OptTensor& bias, const OptTensor& gamma, const OptTensor& beta, const OptTensor& mean,
                            const OptTensor& var, double eps, const Ints& stride, const Ints& padding,
                            const Ints& dilation, int64_t groups, const OptTensor& residual, bool relu,
-                           bool /*keep_packed*/, bool allow_tf32) {
+                           bool /*keep_packed*/, bool allow_tf32, bool /*internal*/) {
   constexpr const char* op = "bn_relu_conv_bn_act";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups,
                               {pre_gamma, pre_beta, pre_mean, pre_var, pre_eps});
@@ -134,7 +135,7 @@ Tensor conv_bn_proj_act(const Tensor& x, const Tensor& weight, const OptTensor& 
                         const OptTensor& proj_gamma, const OptTensor& proj_beta, const OptTensor& proj_mean,
                         const OptTensor& proj_var, double proj_eps, const Ints& proj_stride, const OptTensor& pre_gamma,
                         const OptTensor& pre_beta, const OptTensor& pre_mean, const OptTensor& pre_var, double pre_eps,
-                        bool relu, bool /*keep_packed*/, bool allow_tf32) {
+                        bool relu, bool /*keep_packed*/, bool allow_tf32, bool /*internal*/) {
   constexpr const char* op = "conv_bn_proj_act";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   const Conv projection =
@@ -148,7 +149,7 @@ Tensor conv_bn_relu_pool(const Tensor& x, const Tensor& weight, const OptTensor&
                          const OptTensor& beta, const OptTensor& mean, const OptTensor& var, double eps,
                          const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
                          const Ints& pool_kernel, const Ints& pool_stride, const Ints& pool_padding,
-                         bool /*keep_packed*/, bool allow_tf32) {
+                         bool /*keep_packed*/, bool allow_tf32, bool /*internal*/) {
   constexpr const char* op = "conv_bn_relu_pool";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_pool(op, conv.output_sizes(), pool_kernel, pool_stride, pool_padding);
@@ -157,7 +158,7 @@ Tensor conv_bn_relu_pool(const Tensor& x, const Tensor& weight, const OptTensor&
 }
 
 Tensor bn_add_act(const Tensor& x, const OptTensor& gamma, const OptTensor& beta, const OptTensor& mean,
-                  const OptTensor& var, double eps, const OptTensor& residual, bool relu) {
+                  const OptTensor& var, double eps, const OptTensor& residual, bool relu, bool /*internal*/) {
   constexpr const char* op = "bn_add_act";
   check_activation(op, x);
   const BatchNorm bn{gamma, beta, mean, var, eps};

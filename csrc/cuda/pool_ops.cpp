@@ -25,7 +25,8 @@ PoolShape shape_of(const Tensor& x, IntView pooled, const Ints& kernel, const In
 
 std::tuple<Tensor, Tensor> bn_relu_max_pool(const Tensor& x, const OptTensor& gamma, const OptTensor& beta,
                                             const OptTensor& mean, const OptTensor& var, double eps, const Ints& kernel,
-                                            const Ints& stride, const Ints& padding) {
+                                            const Ints& stride, const Ints& padding,
+                                            bool /*internal: torch keeps memory itself*/) {
   const BatchNorm bn{gamma, beta, mean, var, eps};
   check_pooled("bn_relu_max_pool", x, bn, kernel, stride, padding);
   const DeviceGuard guard(x.get_device_index());
@@ -45,7 +46,7 @@ std::tuple<Tensor, Tensor> bn_relu_max_pool(const Tensor& x, const OptTensor& ga
 }
 
 Tensor bn_relu_max_pool_backward(const Tensor& grad, const Tensor& taken, const Tensor& x, const Ints& kernel,
-                                 const Ints& stride, const Ints& padding) {
+                                 const Ints& stride, const Ints& padding, bool /*internal*/) {
   check_pooled_gradient("bn_relu_max_pool_backward", grad, taken, x, kernel, stride, padding);
   const DeviceGuard guard(x.get_device_index());
   const Tensor from = aten_contiguous(grad, /*channels_last=*/true), taps = aten_contiguous(taken, true);

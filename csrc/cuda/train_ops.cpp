@@ -84,7 +84,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_stats(const Tensor& x, const OptTensor& 
 Tensor bn_add_bn_act(const Tensor& x, const OptTensor& gamma, const OptTensor& beta, const OptTensor& mean,
                      const OptTensor& var, double eps, const Tensor& shortcut, const OptTensor& shortcut_gamma,
                      const OptTensor& shortcut_beta, const OptTensor& shortcut_mean, const OptTensor& shortcut_var,
-                     double shortcut_eps, bool relu) {
+                     double shortcut_eps, bool relu, bool /*internal: torch keeps memory itself*/) {
   constexpr const char* op = "bn_add_bn_act";
   check_activation(op, x);
   const BatchNorm bn{gamma, beta, mean, var, eps};
@@ -151,7 +151,7 @@ std::tuple<Tensor, Tensor> bn_act_backward_reduce(const Tensor& grad, const Tens
 std::tuple<Tensor, Tensor, Tensor> bn_add_act_backward_reduce(const Tensor& grad, const Tensor& x,
                                                               const OptTensor& gamma, const OptTensor& beta,
                                                               const OptTensor& mean, const OptTensor& var, double eps,
-                                                              const Tensor& out) {
+                                                              const Tensor& out, bool /*internal*/) {
   const BatchNorm bn{gamma, beta, mean, var, eps};
   check_gradient("bn_add_act_backward_reduce", grad, x, bn, out);
   const DeviceGuard guard(x.get_device_index());
@@ -163,7 +163,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_add_act_backward_reduce(const Tensor& grad
 
 Tensor bn_act_backward(const Tensor& grad, const Tensor& x, const OptTensor& gamma, const OptTensor& beta,
                        const OptTensor& mean, const OptTensor& var, double eps, const OptTensor& out, bool relu,
-                       const OptTensor& sum_g, const OptTensor& sum_g_xhat, double count) {
+                       const OptTensor& sum_g, const OptTensor& sum_g_xhat, double count, bool /*internal*/) {
   constexpr const char* op = "bn_act_backward";
   const BatchNorm bn{gamma, beta, mean, var, eps};
   check_gradient(op, grad, x, bn, out);

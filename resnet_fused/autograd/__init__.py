@@ -3,7 +3,7 @@
 import torch
 
 from .cast import conv_in, norm_in
-from .layout import Conv, Norm, Pair, Pool, pack
+from .layout import ALONE, Conv, Norm, Pair, Place, Pool, pack
 from .memory_format import in_format, is_channels_last
 from .op import train_chain, train_chain_and
 from .statistics import update_running
@@ -37,9 +37,11 @@ def pool_in(device: torch.device, kernel: Pair, stride: Pair, padding: Pair) -> 
 
 
 __all__ = [
+    "ALONE",
     "DEVICES",
     "Conv",
     "Norm",
+    "Place",
     "Pool",
     "conv_in",
     "in_format",

@@ -75,13 +75,17 @@ class Backward:
         if self.out is not None:  # what passed the ReLU has several readers
             if last is not None and self._wants_sums(count, last):
                 args = norm_args(last, self.tensors, self.statistics.get(count))
-                grad, sum_g, sum_g_xhat = ops.bn_add_act_backward_reduce(grad, self._raw(count), *args, self.out)
+                # It is the gradient of a residual too, or of x where nothing learns between the two.
+                internal = layout.residual is None and (layout.place.internal_input or not layout.identity)
+                raw = self._raw(count)
+                grad, sum_g, sum_g_xhat = ops.bn_add_act_backward_reduce(grad, raw, *args, self.out, internal=internal)
                 sums = sum_g, sum_g_xhat
             else:
                 grad = torch.ops.aten.threshold_backward.default(grad, self.out, 0)
             relu = False
         if layout.pool is not None and self.taken is not None:  # what was taken had passed the ReLU
-            grad, relu = ops.bn_relu_max_pool_backward(grad, self.taken, self._raw(count), *layout.pool), False
+            grad = ops.bn_relu_max_pool_backward(grad, self.taken, self._raw(count), *layout.pool, internal=True)
+            relu = False
         if layout.residual is not None and self.needs[layout.residual]:
             self.grads[layout.residual] = grad
 
@@ -143,7 +147,7 @@ class Backward:
         args = norm_args(norm, self.tensors, statistics)
         now = self._change(norm, args)
         if not self._wants_sums(key, norm):
-            return self._through_constants(grad, raw, args, relu, now)
+            return self._through_constants(grad, raw, args, relu, now, self._is_internal(key))
         sum_g, sum_g_xhat = sums or ops.bn_act_backward_reduce(grad, raw, *args, None, relu)
         for slot, total in (
             (norm.gamma, sum_g_xhat if now is None else now.of_sum(sum_g_xhat, sum_g)),
@@ -154,21 +158,27 @@ class Backward:
         if not flows:
             return None
         if statistics is None or not norm.trains:
-            return self._through_constants(grad, raw, args, relu, now)
+            return self._through_constants(grad, raw, args, relu, now, self._is_internal(key))
         count = torch.sym_float(raw.shape[0] * raw.shape[2] * raw.shape[3])
         if norm.sync:  # gamma and beta learn from this process's share, as DistributedDataParallel expects
             totals = sum_over_processes(torch.stack([sum_g, sum_g_xhat]), self.group) / statistics[2]
             (sum_g, sum_g_xhat), count = totals.unbind(), 1.0
-        return ops.bn_act_backward(grad, raw, *args, None, relu, sum_g, sum_g_xhat, count)
+        return ops.bn_act_backward(
+            grad, raw, *args, None, relu, sum_g, sum_g_xhat, count, internal=self._is_internal(key)
+        )
 
     def _through_constants(
-        self, grad: Tensor, raw: Tensor, args: tuple[Any, ...], relu: bool, now: Change | None
+        self, grad: Tensor, raw: Tensor, args: tuple[Any, ...], relu: bool, now: Change | None, internal: bool
     ) -> Tensor:
         """The gradient of ``raw`` through a BatchNorm that used running statistics."""
         gamma, beta, *rest = args
         if now is not None:
             gamma, beta = now.of_affine(gamma, beta)
-        return ops.bn_act_backward(grad, raw, gamma, beta, *rest, None, relu, None, None, 1.0)
+        return ops.bn_act_backward(grad, raw, gamma, beta, *rest, None, relu, None, None, 1.0, internal=internal)
+
+    def _is_internal(self, key: int) -> bool:
+        """Whether nobody but chains sees the gradient of ``raw[key]``."""
+        return key > 0 or self.layout.place.internal_input
 
     def _change(self, norm: NormSlots, args: tuple[Any, ...]) -> Change | None:
         """What has become of the statistics of ``args`` since they were used; None where they cannot have changed."""
@@ -185,7 +195,8 @@ class Backward:
         mask = [self.act[i], self._learns(conv.weight), self._learns(conv.bias)]
         if not any(mask):
             return beside
-        to_x = input_gradient(grad, weight, conv, beside) if mask[0] else None
+        internal = self.layout.norms[i] is not None or self._is_internal(i)
+        to_x = input_gradient(grad, weight, conv, beside, internal) if mask[0] else None
         if to_x is not None:
             self._conv_backward(grad, i, conv, [False, *mask[1:]])
             return to_x
@@ -226,7 +237,7 @@ class Backward:
             return self._raw(i)
         if i not in self.activations:
             args = norm_args(norm, self.tensors, self.statistics.get(i))
-            self.activations[i] = ops.bn_add_act(self._raw(i), *args, None, True)
+            self.activations[i] = ops.bn_add_act(self._raw(i), *args, None, True, internal=True)
         return self.activations[i]
 
     def _raw(self, key: int) -> Tensor:
@@ -244,7 +255,7 @@ class Backward:
             elif normalises_while_convolving(self.raws[0], before):
                 self.raws[key] = conv_of_normalised(self._raw(source), pre, self.tensors, conv)
             else:
-                self.raws[key] = convolve(self._activation(source), self.tensors, conv)
+                self.raws[key] = convolve(self._activation(source), self.tensors, conv, internal=True)
         return self.raws[key]
 
 

@@ -50,15 +50,17 @@ def forward(x: Tensor, tensors: Sequence[Tensor], layout: Layout, group: str) ->
                 raws[key], *moments = conv_stats(raws[i], args, tensors, conv)
                 statistics[key] = _of_batch(raws[key], group if after is not None and after.sync else "", moments)
                 continue
-            end = (_shortcut(x, tensors, layout, raws), layout.relu) if key == count and is_result else (None, False)
+            ends = key == count and is_result
+            end = (_shortcut(x, tensors, layout, raws), layout.relu) if ends else (None, False)
             if normalises_while_convolving(x, before):
                 raws[key] = conv_of_normalised(raws[i], args, tensors, conv, *end)
                 continue
             if activated is None:
-                activated = raws[i] if args is None else ops.bn_add_act(raws[i], *args, None, True)
-            raws[key] = convolve(activated, tensors, conv, *end)
+                activated = raws[i] if args is None else ops.bn_add_act(raws[i], *args, None, True, internal=True)
+            raws[key] = convolve(activated, tensors, conv, *end, internal=internal or not ends)
 
     count = len(layout.convs)
+    internal = layout.place.internal_output
     last, side_norm = layout.norms[count], layout.projection_norm
     is_result = last is None and side_norm is None  # what the last convolution returns, the shortcut and ReLU with it
     for i, conv in enumerate(layout.convs):
@@ -67,13 +69,14 @@ def forward(x: Tensor, tensors: Sequence[Tensor], layout: Layout, group: str) ->
     shortcut = _shortcut(x, tensors, layout, raws)
     taken: Tensor | None = None
     if last is not None and layout.pool is not None:
-        out, taken = ops.bn_relu_max_pool(raws[count], *norm(count, last), *layout.pool)
+        out, taken = ops.bn_relu_max_pool(raws[count], *norm(count, last), *layout.pool, internal=internal)
     elif last is not None and side_norm is not None:
-        out = ops.bn_add_bn_act(raws[count], *norm(count, last), shortcut, *norm(count + 1, side_norm), layout.relu)
+        side_args = norm(count + 1, side_norm)
+        out = ops.bn_add_bn_act(raws[count], *norm(count, last), shortcut, *side_args, layout.relu, internal=internal)
     elif last is not None:
-        out = ops.bn_add_act(raws[count], *norm(count, last), shortcut, layout.relu)
+        out = ops.bn_add_act(raws[count], *norm(count, last), shortcut, layout.relu, internal=internal)
     elif side_norm is not None:
-        out = ops.bn_add_act(shortcut, *norm(count + 1, side_norm), raws[count], layout.relu)
+        out = ops.bn_add_act(shortcut, *norm(count + 1, side_norm), raws[count], layout.relu, internal=internal)
     else:
         out = raws[count]
     in_order = {key: statistics[key] for key, slots in layout.all_norms() if slots.trains}
@@ -108,12 +111,17 @@ def norm_args(norm: NormSlots, tensors: Sequence[Tensor], statistics: Sequence[T
 
 
 def convolve(
-    x: Tensor, tensors: Sequence[Tensor], conv: ConvSlots, shortcut: Tensor | None = None, relu: bool = False
+    x: Tensor,
+    tensors: Sequence[Tensor],
+    conv: ConvSlots,
+    shortcut: Tensor | None = None,
+    relu: bool = False,
+    internal: bool = False,
 ) -> Tensor:
-    """``act(conv(x) + shortcut)``."""
+    """``act(conv(x) + shortcut)``, ``internal`` where nobody but the chain sees it."""
     weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
     if ours_is_faster(x, weight, conv):
-        return ops.conv_bn_act(x, weight, bias, *NO_NORM, *conv[2:], shortcut, relu, False, False)
+        return ops.conv_bn_act(x, weight, bias, *NO_NORM, *conv[2:], shortcut, relu, False, False, internal=internal)
     shape = (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
     y = torch.ops.aten.convolution.default(x, weight, bias, *shape)
     y = y if shortcut is None else y.add_(shortcut)
@@ -167,9 +175,10 @@ def _conv_stats_cpu(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     *arguments, _keep_packed, _allow_tf32 = args
     ops.check_conv_stats(x, *arguments)
     *pre, weight, bias, stride, padding, dilation, groups = arguments
-    activated = x if pre[2] is None else ops.bn_add_act(x, *pre, None, True)
+    activated = x if pre[2] is None else ops.bn_add_act(x, *pre, None, True, internal=True)
     pairs = (tuple(stride), tuple(padding), tuple(dilation))
-    raw = convolve(activated, [weight, bias], ConvSlots(0, None if bias is None else 1, *pairs, groups))
+    conv = ConvSlots(0, None if bias is None else 1, *pairs, groups)
+    raw = convolve(activated, [weight, bias], conv)
     return raw, *ops.bn_stats(raw)
 
 

@@ -12,13 +12,15 @@ from .layout import ConvSlots
 PIXELS_WORTH_TURNING = 600
 
 
-def input_gradient(grad: Tensor, weight: Tensor, conv: ConvSlots, beside: Tensor | None = None) -> Tensor | None:
+def input_gradient(
+    grad: Tensor, weight: Tensor, conv: ConvSlots, beside: Tensor | None = None, internal: bool = False
+) -> Tensor | None:
     """The gradient from that of the output, or None where ``convolution_backward`` is to compute it.
 
     With stride 1 it is a convolution of the output's gradient: with the weight turned around in both directions of the
     image and its two channel dimensions exchanged, padded by what the filter reaches beyond the padding (Dumoulin and
     Visin 2016, arXiv:1603.07285, section 4.3). ``beside``, another gradient of the same tensor, is its residual, added
-    before the one rounding.
+    before the one rounding. ``internal``: nobody but chains sees the result.
     """
     if not is_convolution(weight, conv) or not (_saves_a_pass(grad, beside) or _is_faster(grad, weight, conv)):
         return None
@@ -27,7 +29,7 @@ def input_gradient(grad: Tensor, weight: Tensor, conv: ConvSlots, beside: Tensor
     padding = [r - p for r, p in zip(_reach(weight, conv), conv.padding, strict=True)]
     no_norm = (None, None, None, None, 0.0)
     shape = ((1, 1), padding, conv.dilation, 1)
-    return ops.conv_bn_act(grad, turned, None, *no_norm, *shape, beside, False, False, allow_tf32())
+    return ops.conv_bn_act(grad, turned, None, *no_norm, *shape, beside, False, False, allow_tf32(), internal=internal)
 
 
 def is_convolution(weight: Tensor, conv: ConvSlots) -> bool:

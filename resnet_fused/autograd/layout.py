@@ -65,6 +65,17 @@ class NormSlots(NamedTuple):
         return self.mean is None
 
 
+class Place(NamedTuple):
+    """What nobody but fused blocks can see of a chain's input and output."""
+
+    hidden: bool = False  # x is channels_last where eager's would be contiguous
+    internal_input: bool = False  # x was made for this chain alone, which returns its gradient to whoever made it
+    internal_output: bool = False  # the output is for the next chain alone
+
+
+ALONE = Place()
+
+
 class Layout(NamedTuple):
     convs: tuple[ConvSlots, ...]
     norms: tuple[NormSlots | None, ...]  # one more than convs: before each, and after the last
@@ -74,7 +85,7 @@ class Layout(NamedTuple):
     identity: bool
     relu: bool
     recompute: bool
-    hidden: bool  # x is channels_last where eager's would be contiguous
+    place: Place
     pool: Pool | None = None
 
     @property
@@ -103,7 +114,7 @@ def running_slots(layout: Layout) -> dict[int, tuple[int, int]]:
     return {key: (norm.mean, norm.var) for key, norm in norms if norm.mean is not None and norm.var is not None}
 
 
-_HEADER, _CONV, _NORM = 13, 8, 5
+_HEADER, _CONV, _NORM = 15, 8, 5
 _NO_POOL = ((0, 0), (0, 0), (0, 0))
 
 
@@ -116,12 +127,12 @@ def pack(
     identity: bool = False,
     relu: bool = True,
     recompute: bool = False,
-    hidden: bool = False,
+    place: Place = ALONE,
     pool: Pool | None = None,
 ) -> tuple[list[Tensor], list[int], list[float]]:
     """``tensors, layout, eps``, the op's arguments after x."""
     tensors: list[Tensor] = []
-    flags = [identity, relu, recompute, hidden, projection is not None, residual is not None]
+    flags = [identity, relu, recompute, *place, projection is not None, residual is not None]
     ints = [len(convs), *map(int, flags), *(size for pair in pool or _NO_POOL for size in pair)]
     eps: list[float] = []
     for conv in (*convs, *(() if projection is None else (projection[0],))):
@@ -145,7 +156,7 @@ def pack(
 
 def unpack(ints: Sequence[int], eps: Sequence[float]) -> Layout:
     """The layout that :func:`pack` wrote."""
-    count, identity, relu, recompute, hidden, projected, has_residual, *pool = ints[:_HEADER]
+    count, identity, relu, recompute, hidden, made, makes, projected, has_residual, *pool = ints[:_HEADER]
     place = iter(range(5 * (count + 1) * 2))  # more places than there can be tensors
 
     def conv(at: int) -> ConvSlots:
@@ -171,6 +182,6 @@ def unpack(ints: Sequence[int], eps: Sequence[float]) -> Layout:
         bool(identity),
         bool(relu),
         bool(recompute),
-        bool(hidden),
+        Place(bool(hidden), bool(made), bool(makes)),
         ((pool[0], pool[1]), (pool[2], pool[3]), (pool[4], pool[5])) if pool[0] else None,
     )

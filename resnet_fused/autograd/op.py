@@ -114,7 +114,7 @@ def _of_eagers_strides(
     grads: list[Tensor | None], x: Tensor, tensors: list[Tensor], layout: Layout
 ) -> list[Tensor | None]:
     """Gradients of weights as eager returns them: channels_last where a weight or the activations it meets are."""
-    from_x = is_channels_last(x) and not layout.hidden
+    from_x = is_channels_last(x) and not layout.place.hidden
     side = layout.projection
     if side is not None:
         _format(grads, side.weight, from_x or is_channels_last(tensors[side.weight]))

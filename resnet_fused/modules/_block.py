@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from .. import ops
-from ..autograd import is_channels_last
+from ..autograd import ALONE, Place, is_channels_last
 from ..functional import PLAIN_TENSORS
 from ._eager import Methods
 from ._format import contiguous, has_channels_last_weight
@@ -43,25 +43,25 @@ class FusedBlock(OwnsPackedWeights):
             _say_that_fx_looks_inside()
         return self._eager_class.forward(self, x)
 
-    def computed(self, x: Tensor, hidden: bool = False) -> Tensor | None:
-        """The block's output in any memory format, or None where only the eager block is right.
-
-        ``hidden`` says that x is channels_last where eager's would be contiguous.
-        """
+    def computed(self, x: Tensor, place: Place = ALONE) -> Tensor | None:
+        """The block's output in any memory format, or None where only the eager block is right."""
         if self._eager_class.forward is not self._eager_methods["forward"]:
             return None  # somebody replaced it, and means what he put there
-        y = self._fused(x)
-        return self._trained(x, hidden) if y is None else y
+        y = self._fused(x, place.internal_output)
+        return self._trained(x, place) if y is None else y
 
     def turns_channels_last(self) -> bool:
         """Whether the eager block returns channels_last of a contiguous x, as one of its weights makes it do."""
         return any(has_channels_last_weight(self._modules.get(name)) for name in self._convs)
 
-    def _fused(self, x: Tensor) -> Tensor | None:
-        """The block's output where no gradient is needed, or None where this path is not right."""
+    def _fused(self, x: Tensor, internal: bool) -> Tensor | None:
+        """The block's output where no gradient is needed, or None where this path is not right.
+
+        ``internal``: it is for the next fused block alone.
+        """
         raise NotImplementedError
 
-    def _trained(self, x: Tensor, hidden: bool) -> Tensor | None:
+    def _trained(self, x: Tensor, place: Place) -> Tensor | None:
         """The block's output with batch statistics or gradients, or None where only the eager block is right."""
         raise NotImplementedError
 
@@ -80,7 +80,9 @@ def _say_that_fx_looks_inside() -> None:
     )
 
 
-def conv_add(x: Tensor, conv: tuple[Any, ...], shortcut: tuple[Any, ...], relu: bool, how: tuple[bool, bool]) -> Tensor:
+def conv_add(
+    x: Tensor, conv: tuple[Any, ...], shortcut: tuple[Any, ...], relu: bool, how: tuple[bool, bool], internal: bool
+) -> Tensor:
     """The last convolution of a block with what ``_read.shortcut`` found for it to add."""
     if len(shortcut) == 1:
         (added,) = shortcut
@@ -90,8 +92,8 @@ def conv_add(x: Tensor, conv: tuple[Any, ...], shortcut: tuple[Any, ...], relu: 
             or added.dtype is not x.dtype
             or added.shape != (x.shape[0], conv[0].shape[0], *size)
         ):
-            y = ops.conv_bn_act(x, *conv, None, False, *how)
+            y = ops.conv_bn_act(x, *conv, None, False, *how, internal=internal)
             y += added  # eager broadcasts, or says why not
             return y.relu_() if relu else y
-        return ops.conv_bn_act(x, *conv, shortcut[0], relu, *how)
-    return ops.conv_bn_proj_act(x, *conv, *shortcut, relu, *how)
+        return ops.conv_bn_act(x, *conv, shortcut[0], relu, *how, internal=internal)
+    return ops.conv_bn_proj_act(x, *conv, *shortcut, relu, *how, internal=internal)

@@ -172,6 +172,11 @@ def may_run_first(down: Any) -> bool:
     )
 
 
+def only_reads(down: Any) -> bool:
+    """Whether a shortcut certainly leaves what it is given as it is, its memory too."""
+    return down is None or (type(down) is nn.Conv2d and not touched(down)) or may_run_first(down)
+
+
 def _conv(conv: nn.Module | None, dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor | None], tuple[Any, ...]] | None:
     """``(weight, bias), (stride, padding, dilation, groups)``."""
     if type(conv) is not nn.Conv2d or touched(conv):

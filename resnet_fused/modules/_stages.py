@@ -6,12 +6,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from ..autograd import is_channels_last
+from ..autograd import Place, is_channels_last
 from ..functional import PLAIN_TENSORS, is_exporting_elsewhere
 from ._block import FusedBlock
 from ._format import contiguous, nhwc_of_contiguous
 from ._patches import layers_are_patched
-from ._read import touched
+from ._read import only_reads, shortcut_of, touched
 from ._train import trains_fused
 
 _FORWARD, _CALL = FusedBlock.forward, nn.Module.__call__
@@ -23,17 +23,23 @@ def run_stages(x: Tensor, last: bool, stages: Iterable[nn.Module]) -> tuple[Tens
     ``last``: the same of x. Where eager would be contiguous, x is copied for whoever is not a fused block, or is
     watched: called through hooks, compiled by itself, or with another forward than its class's.
     """
+    parts = list(_parts(stages))
+    internal = False  # x was made for the next part alone
     part: Any
-    for part in _parts(stages):
-        y = None
+    for part, after in zip(parts, [*parts[1:], None], strict=True):
+        y, for_next = None, False
         if isinstance(part, FusedBlock) and _is_called_as_known(part):
             hidden = not last and trains_fused(part, x)
-            y = part.computed(nhwc_of_contiguous(x) if hidden else x, hidden)
+            for_next = isinstance(after, FusedBlock) and _is_called_as_known(after) and only_reads(shortcut_of(after))
+            place = Place(hidden, internal, for_next)
+            y = part.computed(nhwc_of_contiguous(x) if hidden else x, place)
         if y is None:
-            x = part(x if last else contiguous(x))
+            if internal:
+                x = x.clone()  # into memory that the eager block may resize
+            x, internal = part(x if last else contiguous(x)), False
             last = isinstance(x, Tensor) and is_channels_last(x)
         else:
-            x, last = y, last or part.turns_channels_last()
+            x, last, internal = y, last or part.turns_channels_last(), for_next
     return x, last
 
 

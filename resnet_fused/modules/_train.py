@@ -26,15 +26,13 @@ def train(
     *,
     relu: bool,
     shortcut: bool,
-    hidden: bool = False,
+    place: autograd.Place = autograd.ALONE,
     pool: autograd.Pool | None = None,
 ) -> Tensor | None:
     """The output of a chain of the block's modules (see :mod:`resnet_fused.autograd.layout`), None for eager.
 
     ``norms`` has one more name than ``convs``, None where there is no BatchNorm. ``shortcut`` adds the block's
-    ``downsample``, ``relu`` follows the last BatchNorm or the addition, ``pool`` the ReLU.
-    ``hidden`` says that x is channels_last where eager's would be contiguous.
-    """
+    ``downsample``, ``relu`` follows the last BatchNorm or the addition, ``pool`` the ReLU."""
     dtype = training_dtype(x)
     children = block._modules
     if dtype is None or not trains_fused(block, x) or not is_relu(children.get("relu")):
@@ -74,7 +72,7 @@ def train(
         identity=side.identity,
         relu=relu and not beside,
         recompute=getattr(block, "recompute", False),
-        hidden=hidden,
+        place=place,
         pool=pool,
     )
     read_norms.append(None if side.projection is None else side.projection[1])

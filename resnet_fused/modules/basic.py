@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import ops, reference
+from ..autograd import Place
 from ._block import FusedBlock, conv_add
 from ._eager import as_defined
 from ._format import nhwc
@@ -26,10 +27,10 @@ class FusedBasicBlock(FusedBlock, reference.BasicBlock):
     _eager_methods = as_defined(reference.BasicBlock, "forward")
     _convs = ("conv1", "conv2")
 
-    def _trained(self, x: Tensor, hidden: bool) -> Tensor | None:
-        return train(self, x, self._convs, (None, "bn1", "bn2"), relu=True, shortcut=True, hidden=hidden)
+    def _trained(self, x: Tensor, place: Place) -> Tensor | None:
+        return train(self, x, self._convs, (None, "bn1", "bn2"), relu=True, shortcut=True, place=place)
 
-    def _fused(self, x: Tensor) -> Tensor | None:
+    def _fused(self, x: Tensor, internal: bool) -> Tensor | None:
         dtype, how = kernel_dtype(x)
         if dtype is None:
             return None
@@ -45,9 +46,9 @@ class FusedBasicBlock(FusedBlock, reference.BasicBlock):
         if added is None:
             return None
         if len(added) == 1 and added[0] is z and _keeps_shape(first, z) and _keeps_shape(last, z):
-            return ops.basic_block(z, *first[:_GEOMETRY], *last[:_GEOMETRY], *how)
-        y = ops.conv_bn_act(z.to(dtype), *first, None, True, *how)
-        return conv_add(y, last, added, True, how)
+            return ops.basic_block(z, *first[:_GEOMETRY], *last[:_GEOMETRY], *how, internal=internal)
+        y = ops.conv_bn_act(z.to(dtype), *first, None, True, *how, internal=True)
+        return conv_add(y, last, added, True, how, internal)
 
 
 def _keeps_shape(conv: tuple[Any, ...], x: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from .. import ops, reference
+from ..autograd import Place
 from ._block import FusedBlock, conv_add
 from ._eager import as_defined
 from ._format import nhwc
@@ -22,10 +23,10 @@ class FusedBottleneck(FusedBlock, reference.Bottleneck):
     _eager_methods = as_defined(reference.Bottleneck, "forward")
     _convs = ("conv1", "conv2", "conv3")
 
-    def _trained(self, x: Tensor, hidden: bool) -> Tensor | None:
-        return train(self, x, self._convs, (None, "bn1", "bn2", "bn3"), relu=True, shortcut=True, hidden=hidden)
+    def _trained(self, x: Tensor, place: Place) -> Tensor | None:
+        return train(self, x, self._convs, (None, "bn1", "bn2", "bn3"), relu=True, shortcut=True, place=place)
 
-    def _fused(self, x: Tensor) -> Tensor | None:
+    def _fused(self, x: Tensor, internal: bool) -> Tensor | None:
         dtype, how = kernel_dtype(x)
         if dtype is None:
             return None
@@ -41,6 +42,6 @@ class FusedBottleneck(FusedBlock, reference.Bottleneck):
         added = shortcut(self, z, dtype, (first, middle, last))
         if added is None:
             return None
-        y = ops.conv_bn_act(z.to(dtype), *first, None, True, *how)
-        y = ops.conv_bn_act(y, *middle, None, True, *how)
-        return conv_add(y, last, added, True, how)
+        y = ops.conv_bn_act(z.to(dtype), *first, None, True, *how, internal=True)
+        y = ops.conv_bn_act(y, *middle, None, True, *how, internal=True)
+        return conv_add(y, last, added, True, how, internal)

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from .. import ops, reference
+from ..autograd import Place
 from ..functional import pre_activates_on_reading
 from ._block import FusedBlock
 from ._eager import as_defined
@@ -18,10 +19,10 @@ class FusedPlainBlock(FusedBlock, reference.PlainBlock):
     _eager_methods = as_defined(reference.PlainBlock, "forward")
     _convs = ("conv1", "conv2")
 
-    def _trained(self, x: Tensor, hidden: bool) -> Tensor | None:
-        return train(self, x, self._convs, (None, "bn1", "bn2"), relu=True, shortcut=False, hidden=hidden)
+    def _trained(self, x: Tensor, place: Place) -> Tensor | None:
+        return train(self, x, self._convs, (None, "bn1", "bn2"), relu=True, shortcut=False, place=place)
 
-    def _fused(self, x: Tensor) -> Tensor | None:
+    def _fused(self, x: Tensor, internal: bool) -> Tensor | None:
         dtype, how = kernel_dtype(x)
         if dtype is None:
             return None
@@ -32,8 +33,8 @@ class FusedPlainBlock(FusedBlock, reference.PlainBlock):
             return None
         if not all_indexable(x, first, last):
             return None
-        y = ops.conv_bn_act(nhwc(x).to(dtype), *first, None, True, *how)
-        return ops.conv_bn_act(y, *last, None, True, *how)
+        y = ops.conv_bn_act(nhwc(x).to(dtype), *first, None, True, *how, internal=True)
+        return ops.conv_bn_act(y, *last, None, True, *how, internal=internal)
 
 
 class FusedPlainPreActBlock(FusedBlock, reference.PlainPreActBlock):
@@ -43,10 +44,10 @@ class FusedPlainPreActBlock(FusedBlock, reference.PlainPreActBlock):
     _eager_methods = as_defined(reference.PlainPreActBlock, "forward")
     _convs = ("conv1", "conv2")
 
-    def _trained(self, x: Tensor, hidden: bool) -> Tensor | None:
-        return train(self, x, self._convs, ("bn1", "bn2", None), relu=False, shortcut=False, hidden=hidden)
+    def _trained(self, x: Tensor, place: Place) -> Tensor | None:
+        return train(self, x, self._convs, ("bn1", "bn2", None), relu=False, shortcut=False, place=place)
 
-    def _fused(self, x: Tensor) -> Tensor | None:
+    def _fused(self, x: Tensor, internal: bool) -> Tensor | None:
         dtype, how = kernel_dtype(x)
         if dtype is not x.dtype:  # under autocast eager would normalise x before it rounds
             return None
@@ -60,7 +61,8 @@ class FusedPlainPreActBlock(FusedBlock, reference.PlainPreActBlock):
             return None
         z = nhwc(x)
         if pre_activates_on_reading(z):
-            y = ops.bn_relu_conv_bn_act(z, *norm, *first, None, True, *how)
+            y = ops.bn_relu_conv_bn_act(z, *norm, *first, None, True, *how, internal=True)
         else:
-            y = ops.conv_bn_act(ops.bn_add_act(z, *norm, None, True), *first, None, True, *how)
-        return ops.conv_bn_act(y, *last, None, False, *how)
+            activated = ops.bn_add_act(z, *norm, None, True, internal=True)
+            y = ops.conv_bn_act(activated, *first, None, True, *how, internal=True)
+        return ops.conv_bn_act(y, *last, None, False, *how, internal=internal)

@@ -6,11 +6,22 @@ from typing import Any
 from torch import Tensor
 
 from .. import ops, reference
+from ..autograd import Place
 from ..functional import pre_activates_on_reading
 from ._block import FusedBlock, conv_add
 from ._eager import as_defined
 from ._format import nhwc
-from ._read import all_indexable, batch_norm, conv_alone, conv_norm, is_relu, kernel_dtype, shortcut, shortcut_of
+from ._read import (
+    all_indexable,
+    batch_norm,
+    conv_alone,
+    conv_norm,
+    is_relu,
+    kernel_dtype,
+    only_reads,
+    shortcut,
+    shortcut_of,
+)
 from ._train import train
 
 
@@ -27,10 +38,10 @@ class FusedPreActBlock(FusedBlock, reference.PreActBlock):
     _eager_methods = as_defined(reference.PreActBlock, "forward")
     _convs = ("conv1", "conv2")
 
-    def _trained(self, x: Tensor, hidden: bool) -> Tensor | None:
-        return train(self, x, self._convs, ("bn1", "bn2", None), relu=False, shortcut=True, hidden=hidden)
+    def _trained(self, x: Tensor, place: Place) -> Tensor | None:
+        return train(self, x, self._convs, ("bn1", "bn2", None), relu=False, shortcut=True, place=place)
 
-    def _fused(self, x: Tensor) -> Tensor | None:
+    def _fused(self, x: Tensor, internal: bool) -> Tensor | None:
         dtype, how = kernel_dtype(x)
         if dtype is not x.dtype:  # under autocast eager would normalise x before it rounds
             return None
@@ -46,7 +57,7 @@ class FusedPreActBlock(FusedBlock, reference.PreActBlock):
         if begun is None:
             return None
         y, added = begun
-        return conv_add(y, last, added, False, how)
+        return conv_add(y, last, added, False, how, internal)
 
 
 class FusedPreActBottleneck(FusedBlock, reference.PreActBottleneck):
@@ -62,10 +73,10 @@ class FusedPreActBottleneck(FusedBlock, reference.PreActBottleneck):
     _eager_methods = as_defined(reference.PreActBottleneck, "forward")
     _convs = ("conv1", "conv2", "conv3")
 
-    def _trained(self, x: Tensor, hidden: bool) -> Tensor | None:
-        return train(self, x, self._convs, ("bn1", "bn2", "bn3", None), relu=False, shortcut=True, hidden=hidden)
+    def _trained(self, x: Tensor, place: Place) -> Tensor | None:
+        return train(self, x, self._convs, ("bn1", "bn2", "bn3", None), relu=False, shortcut=True, place=place)
 
-    def _fused(self, x: Tensor) -> Tensor | None:
+    def _fused(self, x: Tensor, internal: bool) -> Tensor | None:
         dtype, how = kernel_dtype(x)
         if dtype is not x.dtype:  # under autocast eager would normalise x before it rounds
             return None
@@ -82,8 +93,8 @@ class FusedPreActBottleneck(FusedBlock, reference.PreActBottleneck):
         if begun is None:
             return None
         y, added = begun
-        y = ops.conv_bn_act(y, *middle, None, True, *how)
-        return conv_add(y, last, added, False, how)
+        y = ops.conv_bn_act(y, *middle, None, True, *how, internal=True)
+        return conv_add(y, last, added, False, how, internal)
 
 
 def _begin(
@@ -98,9 +109,9 @@ def _begin(
         added = shortcut(block, x, x.dtype, convs, norm)
         if added is None:
             return None
-        return ops.bn_relu_conv_bn_act(x, *norm, *convs[0], None, True, *how), added
-    activated = ops.bn_add_act(x, *norm, None, True)
+        return ops.bn_relu_conv_bn_act(x, *norm, *convs[0], None, True, *how, internal=True), added
+    activated = ops.bn_add_act(x, *norm, None, True, internal=only_reads(shortcut_of(block)))
     added = shortcut(block, x if shortcut_of(block) is None else activated, x.dtype, convs)
     if added is None:
         return None
-    return ops.conv_bn_act(activated, *convs[0], None, True, *how), added
+    return ops.conv_bn_act(activated, *convs[0], None, True, *how, internal=True), added

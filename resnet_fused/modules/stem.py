@@ -160,7 +160,8 @@ def _trained_in_nhwc(
         return None
     last = convolves_to_channels_last(x, network._modules.get("conv1"))
     z = nhwc(x) if last else nhwc_of_contiguous(x)
-    return train(network, z, ("conv1",), (None, norm), relu=relu, shortcut=False, hidden=not last, pool=pool)
+    place = autograd.Place(hidden=not last)
+    return train(network, z, ("conv1",), (None, norm), relu=relu, shortcut=False, place=place, pool=pool)
 
 
 def is_plain_pool(pool: nn.Module) -> bool:

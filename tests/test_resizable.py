@@ -1,0 +1,168 @@
+"""What others can see can be resized, as eager's results can; what they cannot see lies in memory that is kept."""
+
+import pytest
+import torch
+from torch import nn
+
+import resnet_fused
+from resnet_fused import functional, models, ops, reference
+from resnet_fused.functional import BatchNorm
+
+LARGE = (2, 64, 96, 96)  # 4.5 MiB in float32: memory of such results is kept
+
+
+def is_resizable(t):
+    return t.untyped_storage().resizable()
+
+
+def assert_resizes(t):
+    assert t.nbytes >= 2 << 20, "smaller ones are torch's anyway"
+    t = t.detach()
+    torch.add(torch.ones(()), torch.ones(()), out=t.resize_(0))
+    assert t.resize_(3).shape == (3,)
+
+
+def norm(channels=64):
+    bn = nn.BatchNorm2d(channels).eval()
+    return BatchNorm.of(bn)
+
+
+def large(last, dtype=torch.float32):
+    x = torch.randn(LARGE).to(dtype)
+    return x.contiguous(memory_format=torch.channels_last) if last else x
+
+
+FUNCTIONS = {
+    "conv_bn_act": lambda x, w: functional.conv_bn_act(x, w, norm(), padding=1, residual=x),
+    "pointwise": lambda x, w: functional.conv_bn_act(x, w[:, :, :1, :1], norm()),
+    "bn_relu_conv_bn_act": lambda x, w: functional.bn_relu_conv_bn_act(x, norm(), w, norm(), padding=1),
+    "conv_bn_proj_act": lambda x, w: functional.conv_bn_proj_act(
+        x, w, norm(), x, functional.Projection(w[:, :, :1, :1], norm()), padding=1
+    ),
+    "conv_bn_relu_pool": lambda x, w: functional.conv_bn_relu_pool(x, w, norm(), stride=1, padding=1, pool_stride=1),
+    "bn_add_act": lambda x, w: functional.bn_add_act(x, norm(), residual=x),
+    "basic_block": lambda x, w: functional.basic_block(x, w, norm(), w, norm()),
+    "preact_block": lambda x, w: functional.preact_block(x, norm(), w, norm(), w),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_results_of_functions(name, last):
+    weight = torch.randn(64, 64, 3, 3) / 24
+    with torch.no_grad():
+        assert_resizes(FUNCTIONS[name](large(last), weight))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_results_and_gradients_of_functions_in_training(name):
+    weight = (torch.randn(64, 64, 3, 3) / 24).requires_grad_()
+    x = large(last=True).requires_grad_()
+    y = FUNCTIONS[name](x, weight)
+    (to_x,) = torch.autograd.grad(y, x, torch.randn_like(y))
+    assert_resizes(y)
+    assert_resizes(to_x)
+
+
+BLOCKS = [resnet_fused.FusedBasicBlock, resnet_fused.FusedPreActBlock, resnet_fused.FusedBottleneck]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda b: b.__name__)
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_a_block_that_stands_alone(block, training, last):
+    module = block(64, 64 // block.expansion).train(training)
+    if training:
+        x = large(last).requires_grad_()
+        y = module(x)
+        (to_x,) = torch.autograd.grad(y, x, torch.randn_like(y))
+        assert_resizes(to_x)
+    else:
+        with torch.no_grad():
+            y = module(large(last))
+    assert_resizes(y)
+
+
+def test_gradients_of_large_weights():
+    block = resnet_fused.FusedBasicBlock(256, 256)
+    block(torch.randn(1, 256, 14, 14)).sum().backward()
+    assert_resizes(block.conv1.weight.grad)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_a_networks_features(training):
+    network = resnet_fused.convert(nn.Sequential(models.resnet18())[0]).train(training)
+    del network.layer2, network.layer3, network.layer4
+    network.layer2 = network.layer3 = network.layer4 = nn.Identity()
+    seen = []
+    network.avgpool = nn.Sequential(Watch(seen), nn.AdaptiveAvgPool2d(1))
+    network.fc = nn.Identity()
+    with torch.set_grad_enabled(training):
+        network(torch.randn(4, 3, 192, 192))
+    assert_resizes(seen[0])
+
+
+class Watch(nn.Module):
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, x):
+        self.seen.append(x)
+        return x
+
+
+class Shortcut(nn.Module):
+    """Somebody's own: it may do with its input what it likes."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+        self.conv = nn.Conv2d(64, 64, 1, bias=False)
+
+    def forward(self, x):
+        self.seen.append(x)
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("make", ["shortcut", "eager block", "hook"])
+def test_whoever_stands_between_fused_blocks(training, make):
+    network = resnet_fused.convert(models.resnet18()).train(training)
+    seen = []
+    second = network.layer1[1]
+    if make == "shortcut":
+        second.downsample = Shortcut(seen)
+    elif make == "eager block":
+        network.layer1[1] = nn.Sequential(Watch(seen), reference.BasicBlock(64, 64))
+    else:
+        second.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.set_grad_enabled(training):
+        network(torch.randn(4, 3, 192, 192))
+    assert_resizes(seen[0])
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_between_fused_blocks_memory_is_kept(training, monkeypatch):
+    """The speed of it: fresh memory costs a page fault every 4 KiB."""
+    network = resnet_fused.convert(models.resnet18()).train(training)
+    x = torch.randn(4, 3, 192, 192)
+    made = []
+    name = "bn_add_act" if training else "basic_block"
+    end = getattr(ops, name)  # of most blocks
+    monkeypatch.setattr(ops, name, lambda *args, **how: made.append(how) or end(*args, **how))
+    with torch.set_grad_enabled(training):
+        network(x)
+    assert made, "the path that this test looks at"
+    given = [how.get("internal", False) for how in made]
+    assert given.count(True) >= len(given) - 1, "all but the last block's output"
+
+
+def test_an_internal_result_is_the_same():
+    x, weight = large(last=True), torch.randn(64, 64, 3, 3) / 24
+    args = (weight, None, None, None, None, None, 0.0, (1, 1), (1, 1), (1, 1), 1, None, True, False, False)
+    assert torch.equal(ops.conv_bn_act(x, *args), ops.conv_bn_act(x, *args, True))
+    kept = ops.bn_add_act(x, None, None, None, None, 0.0, None, True, True)
+    assert torch.equal(kept, x.relu())
+    assert not is_resizable(kept)
+    assert is_resizable(ops.bn_add_act(x, None, None, None, None, 0.0, None, True))
