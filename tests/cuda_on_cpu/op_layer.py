@@ -37,11 +37,11 @@ class Layer:
     def __getattr__(self, name: str) -> Any:
         return functools.partial(self.call, getattr(getattr(torch.ops, NAME), name).default)
 
-    def call(self, op: Any, *args: Any) -> Any:
+    def call(self, op: Any, *args: Any, **how: Any) -> Any:
         self.library.begin(buffers(args), self.schedule, 1)
         try:
             with torch.no_grad():
-                return op(*args)
+                return op(*args, **how)
         finally:
             report = self.library.end()
             self.reports.append(report)
