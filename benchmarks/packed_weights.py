@@ -3,8 +3,9 @@
     python -m benchmarks.packed_weights --before CHECKOUT --out benchmarks/results/packed_weights/<machine>
 
 Each contender is a process of its own that infers when it is told to: eager channels_last, resnet_fused, resnet_fused
-after ``freeze``, and, with ``--before``, resnet_fused of another checkout, whose library is built. A sample of each in
-turn, the order rotating by one each round; medians, and the medians of each round's own ratios.
+after ``freeze``, resnet_fused that packs on the fly and keeps nothing, and, with ``--before``, resnet_fused of another
+checkout, whose library is built. A sample of each in turn, the order rotating by one each round; medians, and the
+medians of each round's own ratios.
 """
 
 import argparse
@@ -113,8 +114,8 @@ def measure(network: str, dtype: str, batch: int, before: Path | None, rounds: i
 def table(results: dict[str, dict[str, dict]]) -> str:
     """Markdown: a row a workload."""
     lines = [
-        "| | eager, ms | before, ms | resnet_fused, ms | frozen, ms | on the fly, ms | resnet_fused / before | / frozen | "
-        "/ on the fly | IQR | peak MiB: eager / before / resnet_fused / on the fly | packed MiB |",
+        "| | eager, ms | before, ms | resnet_fused, ms | frozen, ms | on the fly, ms | resnet_fused / before | "
+        "/ frozen | / on the fly | IQR | peak MiB: eager / before / resnet_fused / on the fly | packed MiB |",
         "|---|" + "---:|" * 11,
     ]
     for workload, found in results.items():

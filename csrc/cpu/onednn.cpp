@@ -52,6 +52,7 @@ void scale_row(T* to, const T* from, int64_t stride, int64_t count, float scale)
     for (int64_t i = 0; i < count; ++i) store(to + i, load(from[i * stride]) * scale);
 }
 
+// From channels_last, which is faster by more than a copy: torch itself makes one more of any other order.
 Tensor reorder_weight(const Tensor& weight, const Conv& conv) {
   // _reorder_convolution_weight(Tensor self, SymInt[2] padding, stride, dilation, SymInt groups, SymInt[]? input_size)
   // oneDNN's order depends on the input's size. Without it a guess is made, and where the guess is wrong every call
@@ -63,9 +64,8 @@ Tensor reorder_weight(const Tensor& weight, const Conv& conv) {
   return to<Tensor>(stack[0]);
 }
 
-// weight[k] * scale[k] in fp32 until the one rounding, in channels_last order: oneDNN reorders from there in a fifth of
-// the time. Read with the weight's own strides, so that this is the only copy: two would be the first call's peak
-// memory.
+// weight[k] * scale[k] in fp32 until the one rounding, in channels_last. Read with the weight's own strides, so that
+// this is the only copy: two would be the first call's peak memory.
 Tensor scaled_weight(const Conv& conv, const std::vector<float>& scale) {
   const Tensor& w = conv.weight;
   const int64_t c = w.size(1), r = w.size(2), s = w.size(3);
@@ -106,12 +106,10 @@ std::shared_ptr<const Reordered> fold(const Conv& conv, ScaleShift<float> bn) {
   return folded;
 }
 
-std::shared_ptr<const Reordered> reorder(const Conv& conv, bool keep_packed) {
+std::shared_ptr<const Reordered> reorder(const Conv& conv) {
   auto reordered = std::make_shared<Reordered>();
-  // From channels_last oneDNN is the faster by more than a copy; once is not worth the copy's memory.
-  const bool channels_last = !keep_packed || suggests_channels_last(conv.weight);
   reordered->bytes = bytes_of(conv.weight);
-  reordered->weight = reorder_weight(aten_contiguous(conv.weight, channels_last), conv);
+  reordered->weight = reorder_weight(aten_contiguous(conv.weight, /*channels_last=*/true), conv);
   return reordered;
 }
 
@@ -153,7 +151,7 @@ OptTensor onednn_conv(const Conv& conv, const OptTensor& residual, bool relu, bo
   const bool folds = is_worth_folding(conv);
   const auto packed = std::static_pointer_cast<const Reordered>(packed_weight(
       conv.weight, layout, keep_packed,
-      [&]() -> std::shared_ptr<const Packed> { return folds ? fold(conv, bn) : reorder(conv, keep_packed); },
+      [&]() -> std::shared_ptr<const Packed> { return folds ? fold(conv, bn) : reorder(conv); },
       [&](const Packed& p) {
         const auto& kept = static_cast<const Reordered&>(p);
         return !folds || (kept.bn.scale == bn.scale && kept.bn.shift == bn.shift);
