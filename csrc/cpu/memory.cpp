@@ -141,7 +141,7 @@ void no_memory(size_t bytes) {
 Tensor output_buffer(IntView sizes, const Tensor& like, bool internal, bool channels_last) {
   const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
   const size_t bytes = sizes[0] * c * h * w * like.element_size();
-  if (!internal || !torch_from_blob || !pool.takes(bytes)) {
+  if (!pool.takes(bytes) || !internal || !torch_from_blob) {  // a limit that means nothing is refused in any case
     Tensor out = aten_empty(sizes, like, channels_last);
     if (bytes >= 2 * kHugePage) prefer_huge_pages(out.mutable_data_ptr(), bytes);
     return out;
