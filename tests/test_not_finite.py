@@ -80,6 +80,18 @@ def test_a_copy_of_the_weight_that_is_kept(change):
     ops.forget_packed([usual.weight])
 
 
+@pytest.mark.parametrize("value", [INF, -INF, NAN])
+@pytest.mark.parametrize(("n", "size"), [(1, 4), (4, 4), (2, 24)], ids=str)
+@pytest.mark.parametrize("keep_packed", [False, True])
+def test_a_weight_that_is_not_finite(value, n, size, keep_packed):
+    """Eager multiplies the padding's zeros by it, or leaves them out, as torch's convolution of that size does."""
+    conv = Convolution({})
+    conv.x = torch.randn(n, CHANNELS, size, size)
+    conv.weight[3, 0, 0, 0] = value
+    found = ops.conv_bn_act(*conv.args(), None, True, keep_packed, False)
+    assert_close(found, conv.eager(), conv.eager(torch.float64))
+
+
 @pytest.mark.parametrize("change", CASES)
 def test_other_ops(change):
     main, other = Convolution(CASES[change], 3), Convolution(CASES[change], 1, seed=1)

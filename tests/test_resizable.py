@@ -1,5 +1,7 @@
 """What others can see can be resized, as eager's results can; what they cannot see lies in memory that is kept."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
@@ -140,6 +142,48 @@ def test_whoever_stands_between_fused_blocks(training, make):
     with torch.set_grad_enabled(training):
         network(torch.randn(4, 3, 192, 192))
     assert_resizes(seen[0])
+
+
+IN_BOTH_FORMATS = {  # dense as contiguous and as channels_last: no copy lies between a kernel's buffer and the result
+    "one channel": lambda w: functional.conv_bn_act(torch.randn(8, 4, 256, 256), w(1, 4, 1, 1), norm(1)),
+    "one pixel": lambda w: functional.conv_bn_act(torch.randn(1024, 8, 1, 1), w(512, 8, 1, 1), norm(512)),
+    "one channel, pooled": lambda w: functional.conv_bn_relu_pool(
+        torch.randn(8, 1, 258, 258), w(1, 1, 3, 3), norm(1), stride=1, padding=1, pool_stride=1
+    ),
+    "one pixel, pooled": lambda w: functional.conv_bn_relu_pool(
+        torch.randn(2048, 2, 4, 4), w(256, 2, 3, 3), norm(256), stride=1, padding=1, pool_kernel=4, pool_stride=4,
+        pool_padding=0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_BOTH_FORMATS)
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_results_that_are_dense_in_both_formats(name, training):
+    assert_resizes(IN_BOTH_FORMATS[name](lambda *shape: torch.randn(shape, requires_grad=training)))
+
+
+class Conv(nn.Conv2d):
+    """A layer that fused blocks do not know: their block runs eagerly."""
+
+    seen: ClassVar[list] = []
+
+    def forward(self, x):
+        self.seen.append(x)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_layer_inside_a_block_that_runs_eagerly(training, compiled):
+    network = resnet_fused.convert(models.CifarResNet([2], (64,))).train(training)
+    network.layer1[1].conv1 = Conv(64, 64, 3, padding=1, bias=False)
+    network.to(memory_format=torch.channels_last)
+    run = torch.compile(network) if compiled else network
+    Conv.seen.clear()
+    with torch.set_grad_enabled(training):
+        run(torch.randn(2, 3, 96, 96).contiguous(memory_format=torch.channels_last))
+    assert_resizes(Conv.seen[-1])
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])

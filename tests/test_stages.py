@@ -88,3 +88,30 @@ def test_recompute_keeps_the_bits_of_a_network_in_the_default_format(x):
         each(x).square().sum().backward()
         grads.append([p.grad for p in each.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("what", ["a hook", "a block", "a block that is called otherwise"])
+def test_a_stage_that_changes_while_another_one_runs(x, what):
+    calls = []
+
+    def change(module, _inputs, _output):
+        following = module.following[0]
+        if what == "a hook":
+            following.register_forward_hook(lambda *_: calls.append(what))
+        elif what == "a block":
+            following[0] = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(64, 128, 1, bias=False))
+        else:
+            following[0].forward = lambda y: nn.functional.avg_pool2d(torch.cat([y, y], 1), 2)
+
+    found = []
+    for convert in (False, True):
+        model = network()
+        model.layer1.following = [model.layer2]  # a list: no submodule
+        model.layer1.register_forward_hook(change)
+        if convert:
+            resnet_fused.convert(model)
+        torch.manual_seed(2)
+        with torch.no_grad():
+            found.append(model(x))
+    torch.testing.assert_close(*found)
+    assert len(calls) == (2 if what == "a hook" else 0)

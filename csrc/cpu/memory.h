@@ -3,8 +3,8 @@
 // A fresh 100 MB activation is 25,000 page faults, or their worth in zeroed memory, before the first useful byte: as
 // much time as a convolution. glibc returns blocks of that size to the system at every free, so large results that
 // nobody else sees live in memory that this file keeps: freed by the last tensor that uses it, taken again by the next
-// call. Torch cannot resize a tensor over such memory. What others see is torch's own allocation, in huge pages: a
-// quarter of the time of small ones.
+// call. Torch cannot resize a tensor over such memory. What others see is torch's own allocation, from 4 MiB
+// on in huge pages, which take a quarter of the time of small ones.
 #pragma once
 #include "common/problem.h"
 
@@ -12,6 +12,11 @@ namespace resnet_fused::cpu {
 
 // A new dense tensor of like's dtype; `internal`: nobody but this library will see it.
 Tensor output_buffer(IntView sizes, const Tensor& like, bool internal, bool channels_last = true);
+
+// Whether a channels_last tensor of these sizes is copied on its way to that format: if not, it is itself the result.
+inline bool is_copied(IntView sizes, bool channels_last) {
+  return !channels_last && sizes[1] > 1 && sizes[2] * sizes[3] > 1;
+}
 
 // Memory for what does not outlive a call, aligned to 64 bytes: of the same kind where it is large.
 class Loan {

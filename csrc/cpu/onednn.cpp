@@ -108,8 +108,10 @@ std::shared_ptr<const Reordered> fold(const Conv& conv, ScaleShift<float> bn) {
 
 std::shared_ptr<const Reordered> reorder(const Conv& conv) {
   auto reordered = std::make_shared<Reordered>();
-  reordered->bytes = bytes_of(conv.weight);
-  reordered->weight = reorder_weight(aten_contiguous(conv.weight, /*channels_last=*/true), conv);
+  const Tensor weight = aten_contiguous(conv.weight, /*channels_last=*/true);
+  reordered->finite = all_finite(weight);  // eager may multiply the padding's zeros by an infinity; oneDNN never does
+  reordered->bytes = bytes_of(weight);
+  reordered->weight = reorder_weight(weight, conv);
   return reordered;
 }
 

@@ -43,7 +43,8 @@ Tensor run(const Conv& conv, const Residual& residual, bool relu, bool keep_pack
     OptTensor out = onednn_conv(conv, residual(nullptr), relu, keep_packed);
     return out ? *out : composed(conv, residual(nullptr), relu);
   }
-  Tensor out = output_buffer(conv.output_sizes(), conv.x, internal || !conv.channels_last);
+  const Sizes sizes = conv.output_sizes();
+  Tensor out = output_buffer(sizes, conv.x, internal || is_copied(sizes, conv.channels_last));
   const auto nhwc_residual = [&]() -> OptTensor {
     OptTensor r = residual(&out);
     if (r) r = aten_contiguous(*r, /*channels_last=*/true);
@@ -116,8 +117,8 @@ Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamm
   check_pool(op, conv.output_sizes(), pool_kernel, pool_stride, pool_padding);
   const Pool pool{pool_kernel, pool_stride, pool_padding};
   if (engine_of(conv, &pool) == Engine::kDirect) {
-    Tensor out = output_buffer(pooled_sizes(conv.output_sizes(), pool_kernel, pool_stride, pool_padding), conv.x,
-                               internal || !conv.channels_last);
+    const Ints sizes = pooled_sizes(conv.output_sizes(), pool_kernel, pool_stride, pool_padding);
+    Tensor out = output_buffer(sizes, conv.x, internal || is_copied(sizes, conv.channels_last));
     if (direct_conv(conv, std::nullopt, &pool, true, keep_packed, out)) return aten_contiguous(out, conv.channels_last);
   }
   return aten_contiguous(aten_max_pool2d(run(conv, no_residual, true, keep_packed, /*internal=*/true), pool_kernel,

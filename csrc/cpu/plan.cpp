@@ -148,7 +148,8 @@ const char* sentence_of(Engine engine) {
     case Engine::kDirect:
       return "direct convolution, AVX-512, epilogue in registers";
     case Engine::kOneDnn:
-      return "oneDNN convolution with BatchNorm folded and add and ReLU as post-ops";
+      return "oneDNN convolution; BatchNorm, add and ReLU fused, or one pass where the weight is larger than the "
+             "output";
     case Engine::kComposed:
       break;
   }

@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor> bn_relu_max_pool(Tensor x, OptTensor gamma, OptTensor
   const bool channels_last = suggests_channels_last(x);
   const Tensor dense = aten_contiguous(x, /*channels_last=*/true);
   const Ints sizes = pooled_sizes(x.sizes(), kernel, stride, padding);
-  const Tensor out = output_buffer(sizes, x, internal || !channels_last),
+  const Tensor out = output_buffer(sizes, x, internal || is_copied(sizes, channels_last)),
                taken = aten_empty(sizes, x, /*channels_last=*/true, ScalarType::Byte);
   const PoolShape shape = shape_of(x, sizes, kernel, stride, padding);
   dispatch(x.scalar_type(), [&](auto zero) {
@@ -52,7 +52,7 @@ Tensor bn_relu_max_pool_backward(Tensor grad, Tensor taken, Tensor x, Ints kerne
   check_pooled_gradient("bn_relu_max_pool_backward", grad, taken, x, kernel, stride, padding);
   const Tensor from = aten_contiguous(grad, /*channels_last=*/true), taps = aten_contiguous(taken, true);
   const bool channels_last = suggests_channels_last(x);
-  const Tensor to = output_buffer(sizes_of(x), x, internal || !channels_last);
+  const Tensor to = output_buffer(sizes_of(x), x, internal || is_copied(x.sizes(), channels_last));
   const PoolShape shape = shape_of(x, grad.sizes(), kernel, stride, padding);
   dispatch(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);

@@ -192,7 +192,7 @@ CHANNELS_OF_AN_IMAGE = 4
 
 
 # A result of torch's that is this large is new memory each time, and its page faults take as long as a 1x1 convolution.
-# Ours lies in memory that is kept (csrc/cpu/memory.cpp).
+# Ours lies in memory that is kept, or in huge pages (csrc/cpu/memory.h).
 BYTES_WORTH_KEEPING = 16 << 20
 
 

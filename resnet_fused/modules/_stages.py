@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -23,14 +24,12 @@ def run_stages(x: Tensor, last: bool, stages: Iterable[nn.Module]) -> tuple[Tens
     ``last``: the same of x. Where eager would be contiguous, x is copied for whoever is not a fused block, or is
     watched: called through hooks, compiled by itself, or with another forward than its class's.
     """
-    parts = list(_parts(stages))
     internal = False  # x was made for the next part alone
-    part: Any
-    for part, after in zip(parts, [*parts[1:], None], strict=True):
+    for part, after in _parts(stages):
         y, for_next = None, False
         if isinstance(part, FusedBlock) and _is_called_as_known(part):
             hidden = not last and trains_fused(part, x)
-            for_next = isinstance(after, FusedBlock) and _is_called_as_known(after) and only_reads(shortcut_of(after))
+            for_next = _is_read_by(after)
             place = Place(hidden, internal, for_next)
             y = part.computed(nhwc_of_contiguous(x) if hidden else x, place)
         if y is None:
@@ -56,9 +55,28 @@ def _is_called_as_known(block: FusedBlock) -> bool:
     return cls.forward is _FORWARD and cls.__call__ is _CALL and not touched(block)
 
 
-def _parts(stages: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    for stage in stages:
-        if type(stage) is nn.Sequential and not touched(stage):
-            yield from stage._modules.values()  # type: ignore[misc]
-        else:
-            yield stage
+def _is_read_by(after: Any) -> bool:
+    """Whether what is made for ``after`` meets nobody but fused blocks, unless the eager block runs: it has a copy."""
+    if torch.compiler.is_compiling():  # a compiler leaves out a copy that changes no value
+        return False
+    return isinstance(after, FusedBlock) and _is_called_as_known(after) and only_reads(shortcut_of(after))
+
+
+def _parts(stages: Iterable[nn.Module]) -> Iterator[tuple[Any, Any]]:
+    """Each part when its turn comes, since hooks may exchange it until then; and what is to follow, or None."""
+    stages = list(stages)
+    for stage, after in zip(stages, [*stages[1:], None], strict=True):
+        if not _is_plain(stage):
+            yield stage, None
+            continue
+        names = list(stage._modules)
+        for name, next_name in zip(names, [*names[1:], None], strict=True):
+            yield stage._modules[name], _first_of(after) if next_name is None else stage._modules[next_name]
+
+
+def _is_plain(stage: Any) -> bool:
+    return type(stage) is nn.Sequential and not touched(stage)
+
+
+def _first_of(stage: Any) -> Any:
+    return next(iter(stage._modules.values()), None) if _is_plain(stage) else None
