@@ -92,13 +92,7 @@ class Contender:
 
 def measure(network: str, dtype: str, batch: int, before: Path | None, rounds: int) -> dict[str, dict]:
     """Contender -> its samples in seconds, peak memory and bytes of packed weights."""
-    checkouts = {
-        "eager": ROOT,
-        "ours": ROOT,
-        "frozen": ROOT,
-        "on the fly": ROOT,
-        **({"before": before} if before else {}),
-    }
+    checkouts = dict.fromkeys(("eager", "ours", "frozen", "on the fly"), ROOT) | ({"before": before} if before else {})
     contenders = {name: Contender(name, path, network, dtype, batch) for name, path in checkouts.items()}
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)

@@ -206,7 +206,7 @@ def ours_is_faster(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
 
 
 def pointwise_is_faster(grad: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
-    """Whether the gradient of a 1x1 convolution's input, with stride 1, is large enough for our memory."""
+    """Whether the gradient of a 1x1 convolution's input, with stride 1, has ``BYTES_WORTH_KEEPING``."""
     return _worth_packing(grad, conv) and _is_large_pointwise(grad, weight, weight.shape[1], conv)
 
 
