@@ -13,7 +13,7 @@ from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-from . import BuildError, archs, flavours, ninja_file, toolchain
+from . import BuildError, archs, flavours, ninja_file, sources, toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "resnet_fused"
@@ -83,19 +83,9 @@ def build_info(plan: ninja_file.Plan, cuda: str) -> str:
         f"NVCC_VERSION: str | None = {plan.toolkit.release if plan.toolkit else None!r}\n"
         f"CUDA_OMITTED: str | None = {None if plan.toolkit else cuda!r}  # why there is no _C_cuda\n"
         f"TORCH_BUILD_VERSION: str = {plan.torch.version!r}\n"
-        f"GIT_COMMIT: str | None = {git_commit(plan.root)!r}\n"
+        f"GIT_COMMIT: str | None = {sources.git_commit(plan.root)!r}\n"
+        f"SOURCE_DIGEST: str = {sources.digest(plan.root)!r}  # build_tools/sources.py\n"
     )
-
-
-def git_commit(root: Path) -> str | None:
-    """The commit that is checked out, with "+" where files differ from it; None outside a checkout."""
-    if not (root / ".git").exists() or shutil.which("git") is None:
-        return None
-    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    result = subprocess.run(
-        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False
-    )
-    return result.stdout.strip() or None
 
 
 def write_if_changed(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@
 
 #include "common/problem.h"
 #include "cuda/block_plan.h"
+#include "cuda/engine_choice.h"
 #include "cuda/plan.h"
 
 namespace resnet_fused::cuda {
@@ -130,6 +131,7 @@ std::string explain_cuda_block(Ints x, std::string dtype, bool aligned, bool all
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
   m.impl("explain_cuda", TORCH_BOX(&explain_cuda));
   m.impl("explain_cuda_block", TORCH_BOX(&explain_cuda_block));
+  m.impl("cuda_engines", TORCH_BOX(&engine_names));
 }
 
 }  // namespace resnet_fused::cuda

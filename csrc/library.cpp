@@ -119,4 +119,6 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
       "device) -> str");
   // The plan that basic_block would run on a GPU, in words, likewise.
   m.def("explain_cuda_block(int[] x_shape, str dtype, bool aligned, bool allow_tf32, int[] device) -> str");
+  // What RESNET_FUSED_CUDA_ENGINE may be, separated by ", ".
+  m.def("cuda_engines() -> str");
 }

@@ -42,6 +42,7 @@ release_memory = torch.ops.resnet_fused.release_memory.default
 explain_cpu = torch.ops.resnet_fused.explain_cpu.default
 explain_cuda = torch.ops.resnet_fused.explain_cuda.default
 explain_cuda_block = torch.ops.resnet_fused.explain_cuda_block.default
+cuda_engines = torch.ops.resnet_fused.cuda_engines.default
 
 
 def _out(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
