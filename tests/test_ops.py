@@ -104,6 +104,19 @@ def test_resnet_shapes(engine, dtype, n, c, h, w, k, r, stride):
     case.check()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("n", "c", "size", "k", "kernel", "padding"),
+    [(8, 3, 1, 8, 1, (0, 0)), (64, 3, 1, 8, 3, (1, 2)), (2, 8, 5, 1, 1, (0, 0))],
+)
+def test_outputs_in_both_formats(engine, dtype, layout, n, c, size, k, kernel, padding):
+    """Contiguous and channels_last at once: torch 2.11's oneDNN takes no such residual."""
+    case = Case(n, c, size, size, k, kernel, kernel, (3, 3), padding, (1, 1), dtype=dtype, layout=layout, residual=True)
+    assert case.residual.is_contiguous() and case.residual.is_contiguous(memory_format=torch.channels_last)
+    case.check()
+
+
 @pytest.mark.parametrize("groups", [2, 8, 32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_groups(engine, groups, dtype):
