@@ -2,6 +2,7 @@
 
 import os
 
+import gpu_guard
 import pytest
 import torch
 import torchvision_shim
@@ -16,7 +17,11 @@ settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(gpu_guard)
 
 
 # "": what the plan prefers, with all that the processor has
