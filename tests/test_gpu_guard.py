@@ -1,5 +1,6 @@
 """tests/gpu_guard.py, with a hang and a broken device planted: pytest in a process of its own, without a GPU."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -83,3 +84,10 @@ def test_a_test_that_fails_is_not_the_last(tmp_path):
     done = run(tmp_path, "raise RuntimeError('CUDA error: invalid argument')")
     assert done.returncode == 1, done.stdout + done.stderr
     assert (tmp_path / "after").exists()
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("test_cuda_*.py")), ids=lambda file: file.stem)
+def test_processes_that_gpu_tests_start_have_a_limit(file):
+    for call in ast.walk(ast.parse(file.read_text())):
+        if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("subprocess."):
+            assert "timeout" in [keyword.arg for keyword in call.keywords], f"{file.name}:{call.lineno}"
