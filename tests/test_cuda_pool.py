@@ -15,6 +15,7 @@ from cuda_on_cpu.tensors import DTYPES, BatchNorm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planting import SCHEDULES, assert_caught
+from support import TINY_EPS
 from test_cuda_kernels import activation, batch_norm, in_float64
 
 from resnet_fused import reference
@@ -131,7 +132,7 @@ def whole_numbers(size, dtype, seed=0):
     x = emulated.empty(size, dtype)
     x.copy_(torch.randint(-3, 4, size, generator=torch.Generator().manual_seed(seed)))
     c = size[1]
-    return x, BatchNorm(None, None, torch.zeros(c), torch.ones(c), None, 0.0)
+    return x, BatchNorm(None, None, torch.zeros(c), torch.ones(c), None, TINY_EPS)
 
 
 def test_the_menu_is_what_is_compiled(kernels):
@@ -238,7 +239,7 @@ def test_ties_and_values_that_are_no_numbers(kernels, vector, kernel):
         )
         x = emulated.empty(tuple(drawn.shape), torch.float16).copy_(values[drawn])
         c = x.shape[1]
-        bn = BatchNorm(None, None, torch.zeros(c), torch.ones(c), None, 0.0)
+        bn = BatchNorm(None, None, torch.zeros(c), torch.ones(c), None, TINY_EPS)
         check_forward(kernels, x, bn, (kernel, (2, 2), (1, 1)), exact=True)
 
 

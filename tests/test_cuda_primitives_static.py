@@ -58,7 +58,9 @@ def compiled(tmp_path_factory) -> dict[tuple[str, str], Compiled]:
         fatbin = folder / f"{source}.{arch}.fatbin"
         code = f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}"
         command = [toolkit.nvcc, "-fatbin", "-std=c++17", "-O3", f"-I{gpu.ROOT / 'csrc'}", "-Xptxas", "-v", code]
-        done = subprocess.run([*command, gpu.KERNELS / source, "-o", fatbin], capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, gpu.KERNELS / source, "-o", fatbin], capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, done.stderr
         return Compiled(fatbin, done.stderr)
 

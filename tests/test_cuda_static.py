@@ -329,7 +329,7 @@ def test_ptxas_does_not_serialise_wgmma(tmp_path, source):
         pytest.skip(f"no CUDA toolkit: {why}")
     command = [toolkit.nvcc, "-cubin", "-arch=sm_90a", "-std=c++17", "-O3", "--expt-relaxed-constexpr"]
     command += [f"-I{ROOT / 'csrc'}", CUDA / "sm90" / source, "-o", tmp_path / "cubin"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert not re.findall(r"C75\d\d|warning", done.stdout + done.stderr)
 
