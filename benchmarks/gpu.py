@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def environment(engine: str, device: torch.device) -> dict[str, str | None]:
     }
 
 
-def path(out: Path, what: str, known: dict[str, str | None]) -> Path:
+def path(out: Path, what: str, known: Mapping[str, Any]) -> Path:
     """``OUT/<what>-<gpu>-<engine>.json``."""
     slug = re.sub(r"[^a-z0-9]+", "-", f"{known['gpu']} {known['engine']}".lower()).strip("-")
     return out / f"{what}-{slug}.json"
