@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from criterion import assert_close
 
-from benchmarks import gpu, gpu_kernels, gpu_layers, gpu_models, jax_models, peers
+from benchmarks import gpu, gpu_kernels, gpu_layers, gpu_models, jax_models, measure, peers
 from benchmarks.verify import Oracle
-from benchmarks.workloads import Workload
+from benchmarks.workloads import Workload, workloads
 from resnet_fused import models
 
 CPU = torch.device("cpu")
@@ -272,6 +272,16 @@ def test_batch_statistics_are_verified_against_batch_statistics():
     assert oracle.error(running.output(running.call())) > 100 * error
     with pytest.raises(peers.Unavailable, match="takes running statistics only"):
         peers.frozen(forgot_eval(), CPU)
+
+
+def test_the_cpus_benchmarks_measure_batch_statistics_too():
+    titles = {w.title: w for w in workloads("cpu", quick=False)}
+    assert titles["ResNet-50 batch statistics"].module().training
+    assert not titles["ResNet-50"].module().training
+    result = measure.measure(forgot_eval(), CPU, ["ours"], 0.0, memory=False)
+    assert result.unavailable == {}
+    assert result.errors["ours"] <= result.error_limit
+    assert set(result.samples) == {"eager", "ours"}
 
 
 def test_networks_have_their_files_after_each_row(tmp_path, monkeypatch):
