@@ -41,9 +41,20 @@ def captured(call: Call, launches: int = 1) -> tuple[Call, Any]:
     return graph.replay, out
 
 
+_engine_of_process: str | None = None
+
+
 @contextmanager
-def engine(name: str) -> Iterator[None]:
-    """``RESNET_FUSED_CUDA_ENGINE`` is ``name`` meanwhile, and unset for ``planned``."""
+def engine(name: str, device: torch.device) -> Iterator[None]:
+    """``RESNET_FUSED_CUDA_ENGINE`` is ``name`` meanwhile, and unset for ``planned``.
+
+    On CUDA the library reads it once in a process, so that a second name is refused: it would be timed as the first.
+    """
+    global _engine_of_process
+    if device.type == "cuda":
+        if _engine_of_process not in (None, name):
+            raise RuntimeError(f"this process has run engine {_engine_of_process}; start another one for {name}")
+        _engine_of_process = name
     before = os.environ.pop(ENGINE, None)
     if name != PLANNED:
         os.environ[ENGINE] = name

@@ -167,7 +167,7 @@ def run(
         if late():
             report["left_out"].append(name)
             continue
-        with gpu.engine(engine):
+        with gpu.engine(engine, where):
             layer = LAYERS[title](batch, DTYPES[dtype], where)
             result = measure(layer, contenders, report["roofline"], budget, capture)
         shapes = {"kind": type(layer).__name__, "x": list(layer.x.shape), "weight": list(layer.weight.shape)}

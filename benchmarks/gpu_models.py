@@ -185,7 +185,7 @@ def run(
         if late():
             report["left_out"].append(title)
             continue
-        with gpu.engine(engine):
+        with gpu.engine(engine, where):
             measured[title] = measure(wanted, chosen, budget, where, capture)
         write(Path(out), report)
         cells = [f"{name} {row['median_us']:.0f} us" for name, row in measured[title]["contenders"].items()]

@@ -83,9 +83,8 @@ def main() -> None:
         cases, parts = measure(wanted.rounds, wanted.each)
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    print(
-        f"{model}, Python {platform.python_version()}, torch {torch.__version__}, commit {_machine.commit()['commit']},"
-    )
+    commit = _machine.commit()["commit"] or "unknown"
+    print(f"{model}, Python {platform.python_version()}, torch {torch.__version__}, commit {commit},")
     print(f"{time.strftime('%Y-%m-%d')}, {wanted.rounds} interleaved rounds of {wanted.each} calls, medians\n")
     print("| call | from Python, us | inside the op, us |\n|---|---|---|")
     for name, (called, inside) in cases.items():

@@ -133,7 +133,7 @@ def run(
                 missing = ", ".join(n for n in together if n not in found)
                 result["left_out"].append(f"{title} {dtype} batch {batch}: {missing}")
                 continue
-            with gpu.engine(engine):
+            with gpu.engine(engine, where):
                 new = _measured(workload, dtype, together, budget, where)
             # A compiler that takes the others down with it takes no numbers away.
             found |= {n: row for n, row in new.items() if "median_s" in row or n not in found}

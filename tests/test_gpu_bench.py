@@ -126,6 +126,20 @@ def test_layers_are_timed_cold_and_warm(tmp_path, small_layers, monkeypatch):
             assert row["error"] == row["errors"]["y"] < 1e-4
 
 
+def test_a_process_has_one_engine_on_a_gpu(monkeypatch):
+    """csrc/cuda/runtime.cpp reads the variable once: a second engine would be timed as the first."""
+    monkeypatch.setattr(gpu, "_engine_of_process", None)
+    cuda = torch.device("cuda")
+    for _ in range(2):
+        with gpu.engine("sm80", cuda):
+            assert gpu.engine_asked_for() == "sm80"
+    second = pytest.raises(RuntimeError, match="this process has run engine sm80; start another one for sm90")
+    with second, gpu.engine("sm90", cuda):
+        pass
+    with gpu.engine("sm90", CPU):
+        assert gpu.engine_asked_for() == "sm90"
+
+
 def test_only_who_is_asked_for_is_timed(tmp_path, small_layers):
     report = kernels(tmp_path, contenders=("ours",), layers=("conv",))
     assert set(report["layers"]["conv batch 2 float32"]["contenders"]) == {"resnet_fused"}

@@ -95,6 +95,7 @@ def test_on_a_gpu_who_compiles_comes_after_the_others_are_on_disk(tmp_path, tiny
         }
 
     monkeypatch.setattr(training, "measure", measured)
+    monkeypatch.setattr(gpu, "_engine_of_process", None)
     monkeypatch.setattr(training._machine, "record", lambda device: MACHINE | {"device": "NVIDIA H200"})
     names = ["eager_cl", "ours", "ours_recompute", "compile"]
     result = run(tmp_path, names, device="cuda")
