@@ -126,6 +126,17 @@ def test_layers_are_timed_cold_and_warm(tmp_path, small_layers, monkeypatch):
             assert row["error"] == row["errors"]["y"] < 1e-4
 
 
+def test_every_layer_is_compiled_though_all_share_their_code(tmp_path, small_layers, monkeypatch):
+    def compiled(layer):
+        return torch.compile(layer.eager, backend="eager", dynamic=False, fullgraph=True)
+
+    monkeypatch.setitem(gpu_kernels.CONTENDERS, "compiled", ("compiled", compiled))
+    many = range(1, torch._dynamo.config.recompile_limit + 3)
+    report = kernels(tmp_path, contenders=("compiled",), layers=("1x1",), batches=many, budget=0.0)
+    assert len(report["layers"]) == len(many)
+    assert all(layer["failed"] == {} for layer in report["layers"].values())
+
+
 def test_a_process_has_one_engine_on_a_gpu(monkeypatch):
     """csrc/cuda/runtime.cpp reads the variable once: a second engine would be timed as the first."""
     monkeypatch.setattr(gpu, "_engine_of_process", None)
