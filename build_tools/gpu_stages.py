@@ -188,7 +188,6 @@ def _primitives_of_gpu(run: Run, folder: Path) -> list[Any]:
 
 def kernels(run: Run, seconds: float) -> bool:
     """Every compiled kernel, as ``python -m resnet_fused verify`` runs them; what fails is bisected."""
-    from resnet_fused.cli import _machine
     from resnet_fused.cli.verify import cases, report
 
     verification = run.verification
@@ -198,7 +197,7 @@ def kernels(run: Run, seconds: float) -> bool:
     refused = cases.refused(run.facts["numbers"], found)
     verdict = report.verdict(results)
     rows = report.families(results, refused)
-    environment = report.environment(run.facts, _machine.commit())
+    environment = report.environment(run.facts)
     full = {"verdict": verdict, "environment": environment, "families": rows, "results": results}
     _write(run, "report.json", json.dumps(full, indent=1), "keep")
     for cells in report.table(rows):
@@ -246,8 +245,11 @@ def layers(run: Run, seconds: float) -> bool:
 
 
 def peers(run: Run, seconds: float) -> bool:
-    """cuDNN's fused convolution and eager PyTorch on the same layers, and ours beside them."""
+    """cuDNN's fused convolution and eager PyTorch on these layers and all others, and ours beside them."""
+    from benchmarks.gpu_kernels import LAYERS
+
     arguments = {"contenders": ["ours", "cudnn", "eager"], "budget": 0.2, "dtypes": ["bfloat16"], "seconds": seconds}
+    arguments["layers"] = list(LAYERS)
     return _calls(run, "peers", seconds, [_benchmark("gpu_kernels", "all", arguments)])
 
 
@@ -260,7 +262,7 @@ def networks(run: Run, seconds: float) -> bool:
 
 def training(run: Run, seconds: float) -> bool:
     """A training step in bfloat16."""
-    arguments = {"only": NETWORKS, "batch": 256, "dtypes": ["bf16"], "budget": 2.0, "seconds": seconds / 2}
+    arguments = {"titles": NETWORKS, "batches": [256], "dtypes": ["bf16"], "budget": 2.0, "seconds": seconds / 2}
     arguments["contenders"] = ["eager_cl", "ours", "ours_recompute"]
     return _calls(run, "training", seconds, [_benchmark("training", engine, arguments) for engine in ("all", "")])
 

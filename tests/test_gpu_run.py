@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -130,6 +132,22 @@ def test_a_run_without_time_says_so(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert "--seconds is 5; 30 at least" in done.stderr
+
+
+def test_benchmarks_take_what_the_stages_ask_of_them(monkeypatch):
+    """The stand-in replaces the benchmarks: their functions take these arguments, and know these names."""
+    asked = []
+    monkeypatch.setattr(gpu_stages, "_calls", lambda run, stage, seconds, calls: asked.extend(calls) or True)
+    for stage in (gpu_stages.layers, gpu_stages.peers, gpu_stages.networks, gpu_stages.training, gpu_stages.compiled):
+        assert stage(None, 100.0)
+    assert len(asked) > 20
+    for name, call, arguments, environment in asked:
+        module, _, function = call.partition(":")
+        module = importlib.import_module(module)
+        inspect.signature(getattr(module, function)).bind(out=None, **arguments)
+        assert set(arguments["contenders"]) <= set(module.CONTENDERS), name
+        assert set(arguments.get("layers", ())) <= set(getattr(module, "LAYERS", ())), name
+        assert environment["RESNET_FUSED_CUDA_ENGINE"] in ("", arguments["engine"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -245,6 +245,16 @@ def test_the_cpu(tmp_path):
     assert full["environment"]["torch"] == torch.__version__
 
 
+def test_only_some_kernels(tmp_path):
+    done = verify("--device", "cpu", "--quick", "--only", "bn_stats float32", "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    full = json.loads((tmp_path / "report.json").read_text())
+    assert {r["kernel"] for r in full["results"]} == {"cpu/bn_stats float32"}
+    done = verify("--device", "cpu", "--only", "tensor cores")
+    assert done.returncode == 2
+    assert "--only 'tensor cores': no kernel's name contains it" in done.stderr
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there():
     done = verify("--device", "cuda")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import tempfile
@@ -22,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All of them optional."""
     parser.add_argument("--device", choices=DEVICES, default="auto", help="auto: the GPU, or the CPU where none is")
     parser.add_argument("--quick", action="store_true", help="small shapes only, and no times")
+    parser.add_argument("--only", default="", help='kernels whose name contains this, such as "sm90/conv_rows 4x56"')
     parser.add_argument("--seconds", type=float, default=240.0, help="for everything (%(default)g)")
     parser.add_argument("--case-seconds", type=float, default=20.0, help="a case that takes longer hangs (%(default)g)")
     parser.add_argument("--out", type=Path, help="folder for report.json and what the processes print")
@@ -37,6 +37,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace, folder: Path) -> int:
+    from .._errors import CommandError
     from .stages import Verification  # what follows imports torch's ops; --help need not
 
     backend = args.backend or _backend(args.device)
@@ -48,6 +49,9 @@ def _verify(args: argparse.Namespace, folder: Path) -> int:
         _say(f"the device cannot be used: {device.get('why', device['status'])}")
         return 1
     found, refused = _cases(device["facts"], run.large)
+    found = [case for case in found if args.only in case["kernel"]]
+    if not found:
+        raise CommandError(f"--only {args.only!r}: no kernel's name contains it; the table without --only names them")
     results = run.run(found)
     if not args.quick:
         run.time()
@@ -83,7 +87,7 @@ def _report(run: Any, facts: dict[str, Any], results: list[dict[str, Any]], refu
     rows = report.families(run.results, refused)
     full = {
         "verdict": verdict,
-        "environment": report.environment(facts, _commit()),
+        "environment": report.environment(facts),
         "families": rows,
         "results": run.results,
     }
@@ -94,13 +98,6 @@ def _report(run: Any, facts: dict[str, Any], results: list[dict[str, Any]], refu
         _say(line)
     _say(f"{facts['name']}: {verdict}" + (f"; {path} has every case" if keep else "; --out FOLDER keeps the report"))
     return STATUS[verdict]
-
-
-def _commit() -> str | None:
-    try:
-        return importlib.import_module("resnet_fused._build_info").GIT_COMMIT
-    except ModuleNotFoundError:
-        return None
 
 
 def _print_table(title: str, cells: list[tuple[str, ...]]) -> None:

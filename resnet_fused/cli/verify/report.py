@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ... import _library
-from .._machine import cpu_name, package_version
+from .._machine import commit, cpu_name, package_version
 
 Result = dict[str, Any]
 
@@ -19,7 +19,7 @@ BAD = ("wrong", "error", "hang", "died")
 MOST_FAILURES = 20  # that are printed; the JSON has all
 
 
-def environment(facts: Result, commit: str | None) -> Result:
+def environment(facts: Result) -> Result:
     """What was verified, and where."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -29,7 +29,7 @@ def environment(facts: Result, commit: str | None) -> Result:
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
         "resnet_fused": package_version("resnet_fused"),
-        "commit": commit,
+        **commit(),
         "cuda_library": "loaded" if _library.CUDA_LOADED else _library.CUDA_LOAD_ERROR,
     }
 
