@@ -28,15 +28,15 @@ def make_plan() -> tuple[ninja_file.Plan, str]:
         raise BuildError(f"resnet_fused builds on Linux, and this is {sys.platform}; use a Linux machine or container.")
     torch = toolchain.find_torch()
     flavour = flavours.choose(os.environ)
-    if flavour:
+    if flavour and not flavour.cuda:
         toolkit, cuda = None, f"the flavour {flavour.name} is one of the CPU library"
     else:
-        toolkit, cuda = toolchain.choose_toolkit(os.environ)
+        toolkit, cuda = toolchain.choose_toolkit({**os.environ, **({"RESNET_FUSED_CUDA": "1"} if flavour else {})})
     machine = platform.machine()
     # One folder for each combination, so that going back to an earlier one finds its objects.
     name = f"ninja-{machine}-torch{torch.version}"
-    if toolkit or flavour:
-        name += f"-cuda{toolkit.release}" if toolkit else f"-{flavour.name}"
+    name += f"-cuda{toolkit.release}" if toolkit else ""
+    name += f"-{flavour.name}" if flavour else ""
     plan = ninja_file.Plan(
         folder=Path("build") / name,
         torch=torch,
@@ -112,8 +112,9 @@ class BuildLibraries(build_ext):
         )
         run_ninja(plan)
         if plan.flavour:
-            # Not what the package ships: RESNET_FUSED_LIBRARY names it to those who want it.
-            install(ROOT / plan.library("_C"), ROOT / "build" / plan.flavour.name / "_C.abi3.so")
+            # Not what the package ships: RESNET_FUSED_LIBRARY or _CUDA_LIBRARY names it to those who want it.
+            library = plan.library(plan.flavour.module)
+            install(ROOT / library, ROOT / "build" / plan.flavour.name / library.name)
             self.extensions = []
             return
         package = ROOT / PACKAGE if self.inplace else Path(self.build_lib) / PACKAGE

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "resnet_fused"
 CARRIED = ROOT / "build" / "gpu"  # what --prepare leaves beside the libraries in the package
+WATCHDOG = ROOT / "build" / "watchdog" / "_C_cuda.abi3.so"
 
 #: What a run leaves: files of the folder "keep", and archives of other folders.
 ARCHIVES = {"benchmarks": "benchmarks.tar.gz", "mismatches": "mismatches.tar.gz", "processes": "logs.tar.gz"}
@@ -36,9 +38,10 @@ PROFILED = "regex:conv_|block_fwd|bn_|pool_"
 def prepare(arch: str) -> int:
     """Builds the libraries in place for one architecture, and the primitives; prints what has to travel."""
     environment = {**os.environ, "RESNET_FUSED_CUDA": "1", "TORCH_CUDA_ARCH_LIST": arch}
-    build = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    if status := subprocess.run(build, cwd=ROOT, env=environment).returncode:
-        return status
+    build = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    for flavour in ("", "watchdog"):
+        if status := subprocess.run(build, cwd=ROOT, env={**environment, "RESNET_FUSED_FLAVOUR": flavour}).returncode:
+            return status
     CARRIED.mkdir(parents=True, exist_ok=True)
     from tests.cuda_primitives import gpu
 
@@ -51,7 +54,7 @@ def prepare(arch: str) -> int:
     for file in CARRIED.glob("*.o"):
         file.unlink()
     (CARRIED / "digest").write_text(sources.digest())
-    carried = [PACKAGE / "_C.abi3.so", PACKAGE / "_C_cuda.abi3.so", PACKAGE / "_build_info.py", CARRIED]
+    carried = [PACKAGE / "_C.abi3.so", PACKAGE / "_C_cuda.abi3.so", PACKAGE / "_build_info.py", CARRIED, WATCHDOG]
     print("to travel with the sources:", *(path.relative_to(ROOT) for path in carried))
     return 0
 
@@ -109,17 +112,20 @@ def library(run: Run, seconds: float) -> bool:
         command = [sys.executable, "setup.py", "build_ext", "--inplace"]
         environment = {**os.environ, "RESNET_FUSED_CUDA": "1"}
         environment.setdefault("TORCH_CUDA_ARCH_LIST", _capability() or "9.0")
-        with (_folder(run, "processes") / "build.txt").open("w") as log:
-            try:
-                subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, timeout=seconds, check=True)
-            except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-                run.say(f"the build: {error}")
-                return False
+        status = limited(command, seconds, _folder(run, "processes") / "build.txt", environment)
+        if status != 0:
+            run.say(
+                f"the build did not end within {seconds:.0f} s" if status is None else "the build failed: logs.tar.gz"
+            )
+            return False
         if not _loads(run):
             return False
     from resnet_fused.cli.verify.processes import Limits
+    from resnet_fused.cli.verify.stages import WATCHDOG as WATCHDOG_LIBRARY
     from resnet_fused.cli.verify.stages import Verification
 
+    if _of_these_sources(WATCHDOG):
+        os.environ[WATCHDOG_LIBRARY] = str(WATCHDOG)  # for cases that hang
     left = run.end - time.monotonic()
     run.verification = Verification(
         run.args.backend, run.work, left, run.args.jobs, large=not stand_in,
@@ -132,6 +138,24 @@ def library(run: Run, seconds: float) -> bool:
     run.facts = device["facts"]
     run.say(f"{run.facts['name']}, {json.dumps(run.facts)}")
     return True
+
+
+def limited(command: list[str], seconds: float, log: Path, environment: dict[str, str]) -> int | None:
+    """The exit status; None where it took longer, when it is killed with all that it has started."""
+    with log.open("w") as to:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=to, stderr=to, start_new_session=True)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return None
+
+
+def _of_these_sources(library: Path) -> bool:
+    """Whether --prepare built it from what lies here."""
+    digest = CARRIED / "digest"
+    return library.exists() and digest.exists() and digest.read_text() == sources.digest()
 
 
 def _loads(run: Run) -> bool:
@@ -177,7 +201,7 @@ def _primitives_of_gpu(run: Run, folder: Path) -> list[Any]:
 
     major, minor = (int(part) for part in run.facts["capability"].split("."))
     library = CARRIED / "primitives.so"
-    if not library.exists() or (CARRIED / "digest").read_text() != sources.digest():
+    if not _of_these_sources(library):
         toolkit, why = toolchain.find_toolkit(os.environ)
         if toolkit is None:
             run.say(f"no primitives: {why}")

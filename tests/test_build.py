@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from setuptools import Distribution
 
-from build_tools import BuildError, archs, command, glibc, ninja_file, toolchain
+from build_tools import BuildError, archs, command, flavours, glibc, ninja_file, toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA_13 = (75, 80, 86, 89, 90, 100, 103, 110, 120, 121)  # nvcc 13.0 --list-gpu-code
@@ -457,3 +457,27 @@ def test_a_changed_requirements_file_is_installed_again(tmp_path):
     assert "build_ext --inplace" in commands()
     os.utime(tmp_path / "requirements/dev.txt", (2e9 + 9, 2e9 + 9))
     assert "pip install --quiet -r requirements/dev.txt" in commands()
+
+
+# Flavours
+
+
+def test_a_flavour_is_of_one_library(plan, tmp_path):
+    emulated, watchdog = (flavours.FLAVOURS[name] for name in ("emulated-avx512", "watchdog"))
+    text = ninja_file.render(replace(plan, flavour=emulated))
+    assert "_C.abi3.so" in text
+    assert "_C_cuda" not in text
+    text = ninja_file.render(replace(with_cuda(plan, tmp_path), flavour=watchdog))
+    assert "_C_cuda.abi3.so" in text
+    assert "/_C.abi3.so" not in text
+    (nvcc,) = re.findall(r"^rule nvcc\n  command = (.*)", text, re.M)
+    assert "-DRESNET_FUSED_WATCHDOG" in nvcc
+    assert "-DRESNET_FUSED_WATCHDOG" not in ninja_file.render(with_cuda(plan, tmp_path))
+
+
+def test_a_cuda_flavour_needs_nvcc(tree, monkeypatch):
+    monkeypatch.setattr(command, "ROOT", tree)
+    monkeypatch.setenv("RESNET_FUSED_FLAVOUR", "watchdog")
+    monkeypatch.setattr(toolchain, "find_toolkit", lambda environ: (None, "a test"))
+    with pytest.raises(BuildError, match="no usable nvcc"):
+        command.make_plan()

@@ -176,6 +176,17 @@ def test_libraries_of_other_sources_are_not_used(monkeypatch):
         assert "this torch was built without CUDA" in said[-1]
 
 
+def test_a_command_that_takes_too_long_dies_with_its_children(tmp_path):
+    log = tmp_path / "log"
+    sleep = "import os, time; print(os.getpid(), flush=True); time.sleep(3600)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleep!r}])"
+    assert gpu_stages.limited([sys.executable, "-c", "print(2)"], 60, log, dict(os.environ)) == 0
+    assert log.read_text() == "2\n"
+    assert gpu_stages.limited([sys.executable, "-c", code], 5, log, dict(os.environ)) is None
+    state = Path(f"/proc/{log.read_text().strip()}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
 def test_the_digest_is_of_what_is_compiled(tmp_path):
     (tmp_path / "csrc").mkdir()
     (tmp_path / "build_tools").mkdir()

@@ -103,6 +103,16 @@ def run(
     return [results[_key(unit, case)] for unit in units for case in unit.cases]
 
 
+def _stem(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+
+
+def printed(folder: Path, unit: str, beginning: str) -> list[str]:
+    """The lines that a unit's processes printed and that begin so."""
+    text = (folder / f"{_stem(unit)}.txt").read_text(errors="replace")
+    return [line for line in text.splitlines() if line.startswith(beginning)]
+
+
 def _key(unit: Unit, case: dict[str, Any]) -> str:
     return f"{unit.name}\0{case['case']}"
 
@@ -112,8 +122,7 @@ class _Running:
 
     def __init__(self, unit: Unit, folder: Path, limits: Limits, fork: bool) -> None:
         self.unit, self.limits, self.fork = unit, limits, fork
-        stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in unit.name)
-        self.log, self.output = folder / f"{stem}.jsonl", folder / f"{stem}.txt"
+        self.log, self.output = (folder / f"{_stem(unit.name)}.{kind}" for kind in ("jsonl", "txt"))
         self.log.write_bytes(b"")
         self.output.write_bytes(b"")
         self.left = list(unit.cases)

@@ -24,7 +24,7 @@ EXECUTE = f"{__package__}.execute"
 CUDA, CPU = f"{__package__}.backends:Cuda", f"{__package__}.backends:Cpu"
 CASE_KEYS = ("case", "op", "mode", "kind", "shape", "engine", "kernel", "family")
 MOST_BISECTED, BISECT_S = 6, 60.0  # families, seconds for all of them
-MOST_SAID = 5  # truths that could not be computed
+MOST_SAID = 5  # lines of one kind that are printed
 ROOM = 6 << 30  # bytes that truths may take
 #: Names a build of _C_cuda whose waits end and say where they were (CONTRIBUTING.md, "Flavours").
 WATCHDOG = "RESNET_FUSED_WATCHDOG_LIBRARY"
@@ -119,6 +119,8 @@ class Verification:
             self.run_units(truths.name, [truths])
             for r in self.run_units("bisect", units, Limits(self.limits.start, self.limits.case, BISECT_S)):
                 self.say(f"  {r['status']}: {r['case']}{': ' + r['why'] if 'why' in r else ''}")
+                for line in processes.printed(self.folder / "processes", r["unit"], "watchdog:")[:MOST_SAID]:
+                    self.say(f"    {line}")
 
     def _compute_truths(self, found: list[Case], options: dict[str, Any]) -> None:
         problems = {cases.problem_of(case).name: case for case in found}
