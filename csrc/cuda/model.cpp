@@ -10,6 +10,9 @@ namespace {
 
 constexpr int64_t kMiB = 1 << 20;
 constexpr int32_t kLoadsAtOnce = 4;  // partial tiles that conv_sm90_finish has in flight
+// As profilers print the names of cuDNN's kernels: sm90_xmma_fprop_implicit_gemm_..._256x128x64_warpgroupsize2x1x1, and
+// ..._tilesize256x64x64. Of our tiles L2 would hold back a convolution that reaches its share.
+constexpr ConvFwdTile kCudnnHopperTiles[] = {{256, 128, 4, 384}, {256, 64, 4, 384}};
 constexpr int32_t kSplits[] = {2, 3, 4, 6, 8, 12, 16};
 
 // Numbers that a tile of pixels leaves of each channel.
@@ -214,11 +217,11 @@ RowsCandidate best_rows(const Model& model, const ConvProblem& p, const EngineCh
   return best;
 }
 
-double torch_convolution(const Model& model, const ConvShape& q) {
-  const int64_t bytes = size_of(model.dtype) * (inputs(q) + weights(q, 1) + outputs(q));
+double torch_convolution(const Model& model, const ConvShape& q, int64_t beside) {
+  const int64_t bytes = size_of(model.dtype) * (inputs(q) + weights(q, 1) + outputs(q)) + beside;
   const int64_t depth = steps(q, model.dtype);
   double best = std::numeric_limits<double>::infinity();
-  for (const ConvFwdTile& tile : kConvFwdTiles) {
+  const auto consider = [&](const ConvFwdTile& tile) {
     const int64_t tiles = tiles_of(tile, q);
     const int32_t per_sm = model.blocks_per_sm(tile, conv_fwd_smem(tile, ConvFwdMode::kPlain, 0));
     for_each_split(tiles, depth, model.device.sm_count, 0, [&](int32_t splits) {
@@ -227,7 +230,10 @@ double torch_convolution(const Model& model, const ConvShape& q) {
       if (splits > 1) ns += model.finish(splits * outputs(q) * 4);
       best = std::min(best, ns);
     });
-  }
+  };
+  for (const ConvFwdTile& tile : kConvFwdTiles) consider(tile);
+  if (model.family.sm90_share > 0)
+    for (const ConvFwdTile& tile : kCudnnHopperTiles) consider(tile);
   return model.family.launch + std::max(bytes / model.dram(), best);
 }
 

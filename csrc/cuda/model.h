@@ -97,8 +97,9 @@ struct RowsCandidate {
 // conv_rows with its fastest tile, or the one that is asked for.
 RowsCandidate best_rows(const Model& model, const ConvProblem& p, const EngineChoice& choice, int64_t compulsory);
 
-// cuDNN is taken to have the same tiles, and faster instructions where the GPU has.
-double torch_convolution(const Model& model, const ConvShape& q);
+// cuDNN is taken to have the same tiles and on Hopper larger ones, and faster instructions where the GPU has.
+// `beside`: bytes that the kernel moves besides the convolution's.
+double torch_convolution(const Model& model, const ConvShape& q, int64_t beside = 0);
 
 // torch's way beside its convolutions: bn_add_act before them where there is a prologue, and after them always, or
 // bn_stats where statistics are asked for. Of a gradient's sums bn_backward_reduce, after an addition if there is one.

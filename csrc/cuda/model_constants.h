@@ -67,8 +67,8 @@ inline constexpr Family kFamilies[] = {
         0.65,  // torch_share: estimate, 597 TFLOP/s; large matrix products are published at 700 to 760, 0.76 to 0.83
         0.75,  // sm90_share: estimate, 689 TFLOP/s, nine tenths and more of such a product
         0.75,  // rows_share: estimate, the same
-        48,    // l2: 9.0 TB/s; [1] 9.7 up to 40 MB and 7.5 at 48, published products without multicast 7
-        32,    // dram: 3.7 TB/s; [1] H200 triad 3.5, read 3.9
+        40,    // l2: 9.0 TB/s; [1] 9.7 up to 40 MB and 7.5 at 48, published products without multicast 7
+        28,    // dram: 3.7 TB/s; [1] H200 triad 3.5, read 3.9
         50,    // l2_size: data sheet
     },
     // sm_89: RTX 4090, L40 and L4
@@ -82,7 +82,7 @@ inline constexpr Family kFamilies[] = {
         0.8,   // torch_share: estimate, 126 TFLOP/s
         0,     // sm90_share
         0,     // rows_share
-        16,    // l2: 4.6 TB/s of 128 SMs; [1] L40 5.2 of 142, 15.3 a clock
+        15,    // l2: 4.6 TB/s of 128 SMs; [1] L40 5.2 of 142, 15.3 a clock
         6,     // dram: between [1] L40 triad 5.4, read 5.9; 85 % of the data sheet's of the RTX 4090 6.7, of the L4 4.4
         48,    // l2_size: data sheet of the L4, the smallest
     },
@@ -112,7 +112,7 @@ inline constexpr Family kFamilies[] = {
         0.75,  // torch_share: estimate, 234 TFLOP/s
         0,     // sm90_share
         0,     // rows_share
-        40,    // l2: [1] A100 5.4 TB/s up to 28 MB
+        35.5,  // l2: [1] A100 5.4 TB/s up to 28 MB
         15,    // dram: between [1] triad of 80 GB 16.2, of 40 GB 12.6
         40,    // l2_size: data sheet
     },
