@@ -10,7 +10,7 @@ namespace resnet_fused::cuda {
 // times 2 * macs * clock * SMs it is FLOP/s, which the sources give.
 struct Family {
   int32_t oldest;           // arch: the row is for GPUs from this one on, up to the row before
-  const char* measured_by;  // "<folder of benchmarks/results> <date of the run>" that it was fitted to; "": by no run
+  const char* measured_by;  // the folder of benchmarks/results that it was fitted to; "": none
   double launch;            // ns between the starts of two kernels that do nothing
   double clock;             // GHz under load
   double macs;              // float16 multiply-adds a clock and SM with float32 sums; tf32 has half
@@ -24,7 +24,8 @@ struct Family {
 };
 
 // EVERY ROW WITHOUT A RUN IS AN UNMEASURED PREDICTION: data sheets, estimates, and where it says so what others have
-// measured. [1]: github.com/te42kyfo/gpu-benches at 1c36d50, its gpu-l2-cache, gpu-stream and gpu-small-kernels.
+// measured: [1] github.com/te42kyfo/gpu-benches at 1c36d50, its gpu-l2-cache, gpu-stream and gpu-small-kernels; [2]
+// public matrix products of bf16 on an H100, without multicast 31 bytes a clock from L2.
 inline constexpr Family kFamilies[] = {
     // sm_120: RTX 5090. No wgmma and no tcgen05: cuDNN has no other instruction than we have
     {
@@ -61,13 +62,13 @@ inline constexpr Family kFamilies[] = {
         90,    // oldest
         "",    // measured_by
         2500,  // launch: [1] 2.5 us in a stream on an H200, 1.3 us in a CUDA graph
-        1.7,   // clock: estimate: large products on 700 W take it below the 1.98 of the data sheet
+        1.7,   // clock: estimate: large products on 700 W run below the 1.98 of a data sheet
         2048,  // macs: data sheet
-        0.46,  // sm80_share: 423 TFLOP/s: mma.sync reaches about 0.62 of wgmma's rate, and our loop 0.75 of that
-        0.65,  // torch_share: estimate, 597 TFLOP/s; large matrix products are published at 700 to 760, 0.76 to 0.83
+        0.46,  // sm80_share: 423 TFLOP/s: mma.sync does 0.62 of wgmma's rate, our loop 0.75 of it
+        0.65,  // torch_share: estimate, 597 TFLOP/s; [2] matrix products 700 to 760, 0.76 to 0.83
         0.75,  // sm90_share: estimate, 689 TFLOP/s, nine tenths and more of such a product
         0.75,  // rows_share: estimate, the same
-        40,    // l2: 9.0 TB/s; [1] 9.7 up to 40 MB and 7.5 at 48, published products without multicast 7
+        40,    // l2: 9.0 TB/s; [1] 9.7 up to 40 MB, 7.5 at 48; [2] 7 in a product
         28,    // dram: 3.7 TB/s; [1] H200 triad 3.5, read 3.9
         50,    // l2_size: data sheet
     },
@@ -83,7 +84,7 @@ inline constexpr Family kFamilies[] = {
         0,     // sm90_share
         0,     // rows_share
         15,    // l2: 4.6 TB/s of 128 SMs; [1] L40 5.2 of 142, 15.3 a clock
-        6,     // dram: between [1] L40 triad 5.4, read 5.9; 85 % of the data sheet's of the RTX 4090 6.7, of the L4 4.4
+        6,     // dram: between [1] L40 5.4 to 5.9, and 85 % of data sheets: RTX 4090 6.7, L4 4.4
         48,    // l2_size: data sheet of the L4, the smallest
     },
     // sm_86: RTX 3090, A40 and A10
@@ -98,7 +99,7 @@ inline constexpr Family kFamilies[] = {
         0,     // sm90_share
         0,     // rows_share
         20,    // l2: estimate, 2.8 TB/s of 82 SMs
-        9,     // dram: between [1] A40 triad 7.8; 85 % of the data sheet's of the RTX 3090 9.7, of the A10 7.1
+        9,     // dram: between [1] A40 7.8, and 85 % of data sheets: RTX 3090 9.7, A10 7.1
         6,     // l2_size: data sheet
     },
     // sm_80: A100
