@@ -55,8 +55,7 @@ class Objective:
         self._alone = np.array([sample.alone for sample in run.samples])
         self._measured = np.array([sample.microseconds for sample in run.samples])
         self._copies = np.array(run.bytes_per_s)
-        constants = [name for name in FITTED if row[name] > 0]
-        self.names = [*constants, REPLAY] if self._alone.any() else constants
+        self.names = [*(name for name in FITTED if row[name] > 0), REPLAY]
 
     def start(self, l2: float) -> Vector:
         """From the run alone, so that the same run gives the same constants whatever they were."""
@@ -79,7 +78,7 @@ class Objective:
         return (times[self._at] + replay * self._alone) / self._measured
 
     def replay(self, parameters: Vector) -> float:
-        return max(0.0, float(parameters[self.names.index(REPLAY)])) if REPLAY in self.names else 0.0
+        return max(0.0, float(parameters[self.names.index(REPLAY)]))
 
     def residuals(self, parameters: Vector) -> Vector:
         constants = self.constants(parameters)
