@@ -77,8 +77,8 @@ def device_of(gpu: str) -> list[int]:
 
 
 def read(folder: Path) -> Run:
-    """All files of a folder, which are of one GPU."""
-    reports = [json.loads(path.read_text()) for path in sorted(folder.glob(FILES))]
+    """All files of a folder, which are of one GPU; below it too, as archives unpack."""
+    reports = [json.loads(path.read_text()) for path in sorted(folder.rglob(FILES))]
     if not reports:
         raise NoRun(f"{folder} has no {FILES}; a folder that benchmarks.gpu_kernels wrote expected")
     gpus = {report["environment"]["gpu"] for report in reports}
@@ -99,8 +99,8 @@ def read(folder: Path) -> Run:
 
 def runs(results: Path) -> list[Run]:
     """Of every folder that has one."""
-    folders = {path.parent for path in results.glob(f"*/{FILES}") if path.parent.name != UNCOMMITTED}
-    return [read(folder) for folder in sorted(folders)]
+    folders = [path for path in sorted(results.iterdir()) if path.is_dir() and path.name != UNCOMMITTED]
+    return [read(folder) for folder in folders if any(folder.rglob(FILES))]
 
 
 def _samples(report: dict[str, Any], device: list[int]) -> list[Sample]:

@@ -192,10 +192,11 @@ def test_a_newer_run_and_a_constant_that_was_edited_are_noticed(tmp_path, header
     assert any("sm80_share is 0.5, and h200" in reason for reason in fit_model.outdated(results, edited))
     write_run(results / "gpu-out", TRUTH, ["sm80"], date="2026-12-03T12:00+00:00")
     assert fit_model.outdated(results, text) == [], "which is not committed"
-    write_run(results / "h100", TRUTH, ["sm80"], gpu="NVIDIA H100 80GB HBM3", date="2026-12-02T12:00+00:00")
+    unpacked, h100 = results / "h100" / "benchmarks", "NVIDIA H100 80GB HBM3"
+    write_run(unpacked, TRUTH, ["sm80"], gpu=h100, date="2026-12-02T12:00+00:00")
     (reason,) = fit_model.outdated(results, text)
     assert "the newest run is h100 of 2026-12-02" in reason
-    for path in [*(results / "h100").iterdir(), *folder.iterdir()]:
+    for path in results.rglob("kernels-*.json"):
         path.unlink()
     (reason,) = fit_model.outdated(results, text)
     assert reason == f"sm_90: fitted to h200, of which {results} has nothing"
