@@ -22,11 +22,16 @@ from resnet_fused.cli import _gpus
 from resnet_fused.cli._cuda_plans import cuda_plan
 from resnet_fused.cli._shapes import ConvCall, conv_calls
 
+from . import model_constants
+
 DTYPE = "bfloat16"
 ENGINE = "RESNET_FUSED_CUDA_ENGINE"
 GPU = "h200"
-# As in csrc/cuda's model of this GPU: ns a launch, bytes a ns of memory and of L2, bytes of L2, FLOP a ns.
-LAUNCH, MEMORY, L2, L2_SIZE, PEAK = 2500, 32.0 * 132, 48 * 1.7 * 132, 50 << 20, 2 * 2048 * 1.7 * 132
+GPU_ARCH, GPU_SMS = _gpus.GPUS[GPU][:2]
+MODEL = model_constants.family(GPU_ARCH).values
+# Of the whole GPU, as csrc/cuda's model has it: ns a launch, bytes a ns of memory and of L2, bytes of L2, FLOP a ns.
+LAUNCH, MEMORY, L2 = MODEL["launch"], MODEL["dram"] * GPU_SMS, MODEL["l2"] * MODEL["clock"] * GPU_SMS
+L2_SIZE, PEAK = MODEL["l2_size"] * (1 << 20), 2 * MODEL["macs"] * MODEL["clock"] * GPU_SMS
 STEM_SHARE = 0.25  # of the peak that a convolution of three channels reaches: an assumption, the same for everyone
 
 

@@ -43,6 +43,7 @@ explain_cpu = torch.ops.resnet_fused.explain_cpu.default
 explain_cuda = torch.ops.resnet_fused.explain_cuda.default
 explain_cuda_block = torch.ops.resnet_fused.explain_cuda_block.default
 cuda_engines = torch.ops.resnet_fused.cuda_engines.default
+predict_cuda = torch.ops.resnet_fused.predict_cuda.default
 
 
 def _out(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:

@@ -258,21 +258,6 @@ def test_statistics_are_taken_where_they_are_predicted_to_be_fastest(monkeypatch
         assert (best.engine == "sm90") == (told <= without.microseconds)
 
 
-def test_the_documentations_table_of_statistics_is_the_models(monkeypatch):
-    document = (Path(__file__).parents[1] / "docs/kernels/bn_train_cuda.md").read_text()
-    rows = re.findall(r"^\| (\d)x\d, (?:(\d+) to )?(\d+) at (\d+)x\d+ \| (.*) \|$", document, re.M)
-    assert len(rows) == 12
-    for r, c, k, hw, cells in rows:
-        prologue = r == "3" or int(c) < int(k)
-        layer = dict(n=256, hw=int(hw), c=int(c or k), k=int(k), r=int(r), mode=STATISTICS[prologue], residual=False)
-        times = [sm90_plan(monkeypatch, engine, **layer).microseconds for engine in ("sm80", "sm90")]
-        monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "")
-        torch = re.search(r"torch: .*?([\d.]+) us predicted", explain(dtype="bfloat16", gpu="h200", **layer))
-        times.insert(1, float(torch[1]))
-        assert [float(cell.strip(" *")) for cell in cells.split("|")] == times
-        assert ["**" in cell for cell in cells.split("|")] == [time == min(times) for time in times]
-
-
 @pytest.mark.parametrize("gpu", ["a100", "h200"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_gradients_depth_is_whole(gpu, dtype):
