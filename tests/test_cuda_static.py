@@ -53,8 +53,8 @@ def bn_train_variant(mangled: str) -> tuple[int | None, ...]:
 
 
 def pool_variant(mangled: str) -> tuple[int, ...]:
-    """dtype, vector, side"""
-    return tuple(int(n) for n in re.search(r"DtypeE(\d)ELi(\d)ELi(\d)E", mangled).groups())
+    """dtype, vector, side, argmax"""
+    return tuple(int(n) for n in re.search(r"DtypeE(\d)ELi(\d)ELi(\d)E(?:Lb(\d)E)?", mangled).groups(default=1))
 
 
 def conv_variant(mangled: str) -> tuple[int, ...]:
@@ -183,19 +183,26 @@ def test_training_kernels_move_16_bytes_a_thread(arch):
 @compiled
 @each_arch
 def test_pooling_moves_16_bytes_a_thread(arch):
-    """A 3x3 window's nine loads are in flight together; of a pixel's 2x2 windows four, and as many of their bytes."""
+    """A 3x3 window's nine loads are in flight together; of a pixel's 2x2 windows four, and as many of their bytes.
+
+    Without an argmax a window's elements meet in maxima, and are compared with nothing.
+    """
     for kernel, side, count in (("bn_pool_kernel", 3, 9), ("pool_backward_kernel", 2, 4)):
         for name, code in named(arch, kernel).items():
-            _, vector, found = pool_variant(name)
+            _, vector, found, argmax = pool_variant(name)
             wide = [i for i in code if i.startswith("LDG") and ".128" in i]
             assert (len(wide) == count) if found == side else bool(wide) == (vector > 1), f"{name}: {wide}"
             assert not [i for i in wide if "NA" in i.split(".")], f"{name}: what neighbours read stays in L1"
             stores = [i for i in code if i.startswith("STG")]
             values = [i for i in stores if ".128" in i]
+            writes_argmax = kernel == "bn_pool_kernel" and argmax
             taken = {8: ".64", 4: "STG.E", 1: ".U8"}[vector]
             assert len(values) == (vector > 1), f"{name}: {stores}"
-            assert len(stores) == (2 if kernel == "bn_pool_kernel" else 1), f"{name}: {stores}"
-            assert kernel != "bn_pool_kernel" or any(i.endswith(taken) for i in stores), f"{name}: {stores}"
+            assert len(stores) == 1 + writes_argmax, f"{name}: {stores}"
+            assert not writes_argmax or any(i.endswith(taken) for i in stores), f"{name}: {stores}"
+            if found == 3:
+                comparisons = sum(i.startswith("FSETP") for i in code)
+                assert (comparisons > 9 * vector) if argmax else (comparisons < 9), f"{name}: {comparisons}"
 
 
 @compiled
