@@ -7,6 +7,7 @@
 #include "common/problem.h"
 #include "cuda/block_plan.h"
 #include "cuda/plan.h"
+#include "cuda/trust.h"
 
 namespace resnet_fused::cuda {
 
@@ -125,11 +126,22 @@ std::string explain_cuda_block(Ints x, std::string dtype, bool aligned, bool all
   return in_words(make_block_plan, problem, device);
 }
 
+std::string explain_trust(int64_t capability) {
+  std::string lines;
+  for (int32_t i = 0; i < kKernelFamilies; ++i) {
+    const auto family = static_cast<KernelFamily>(i);
+    const std::string words = verified_words(family, static_cast<int32_t>(capability));
+    lines += (i ? "\n" : "") + std::string(name_of(family)) + ": " + words;
+  }
+  return lines;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
   m.impl("explain_cuda", TORCH_BOX(&explain_cuda));
   m.impl("explain_cuda_block", TORCH_BOX(&explain_cuda_block));
+  m.impl("explain_trust", TORCH_BOX(&explain_trust));
 }
 
 }  // namespace resnet_fused::cuda

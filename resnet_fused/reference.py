@@ -13,6 +13,8 @@ from torch import Tensor, nn
 Pair = int | Sequence[int]
 Norm = Callable[[int], nn.Module]
 
+CLOSED = 255  # of bn_relu_max_pool: where the ReLU is closed for the largest of a window
+
 
 def bn_add_act(
     x: Tensor,
@@ -144,6 +146,28 @@ def conv_bn_relu_pool(
     return F.max_pool2d(y, _pair(pool_kernel), _pair(pool_stride), _pair(pool_padding))
 
 
+def basic_block(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    gamma1: Tensor | None,
+    beta1: Tensor | None,
+    mean1: Tensor | None,
+    var1: Tensor | None,
+    eps1: float,
+    weight2: Tensor,
+    bias2: Tensor | None = None,
+    gamma2: Tensor | None = None,
+    beta2: Tensor | None = None,
+    mean2: Tensor | None = None,
+    var2: Tensor | None = None,
+    eps2: float = 1e-5,
+) -> Tensor:
+    """``relu(bn2(conv2(relu(bn1(conv1(x))))) + x)``, both 3x3 of stride 1 and padding 1: an identity BasicBlock."""
+    y = conv_bn_act(x, weight1, bias1, gamma1, beta1, mean1, var1, eps1, 1, 1)
+    return conv_bn_act(y, weight2, bias2, gamma2, beta2, mean2, var2, eps2, 1, 1, residual=x)
+
+
 def bn_stats(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel over N, H and W (Ioffe & Szegedy 2015, arXiv:1502.03167, section 3).
 
@@ -152,6 +176,27 @@ def bn_stats(x: Tensor) -> tuple[Tensor, Tensor]:
     wide = _wide(x)
     mean = wide.mean((0, 2, 3))
     return mean, (wide - _per_channel(mean)).square().mean((0, 2, 3))
+
+
+def conv_stats(
+    x: Tensor,
+    pre_gamma: Tensor | None,
+    pre_beta: Tensor | None,
+    pre_mean: Tensor | None,
+    pre_var: Tensor | None,
+    pre_eps: float,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``raw = conv2d(relu(pre(x)))``, of x itself without ``pre_mean``, and ``bn_stats(raw)``."""
+    if pre_mean is not None:
+        x = bn_add_act(x, pre_gamma, pre_beta, pre_mean, pre_var, pre_eps)
+    raw = F.conv2d(x, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups)
+    return raw, *bn_stats(raw)
 
 
 def bn_add_bn_act(
@@ -197,6 +242,46 @@ def bn_act_backward_reduce(
     return g.sum((0, 2, 3)), products.sum((0, 2, 3)) * torch.rsqrt(_wide(var) + eps)
 
 
+def bn_add_act_backward_reduce(
+    grad: Tensor,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    out: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """g, and :func:`bn_act_backward_reduce`: g is the gradient of what was added before the ReLU, too."""
+    g = _masked(grad, x, gamma, beta, mean, var, eps, out, True)
+    return g, *bn_act_backward_reduce(g, x, gamma, beta, mean, var, eps, relu=False)
+
+
+def conv_backward_reduce(
+    grad: Tensor,
+    weight: Tensor,
+    padding: Pair,
+    dilation: Pair,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float = 1e-5,
+    beside: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Backward through ``conv2d(relu(bn(x)))`` of stride 1: the gradient of ``relu(bn(x))``, with ``beside`` added.
+
+    And its sums, which are :func:`bn_act_backward_reduce`'s.
+    """
+    shape = ([1, 1], _pair(padding), _pair(dilation), False, [0, 0], 1)
+    mask = [True, False, False]
+    to_x = torch.ops.aten.convolution_backward.default(grad, x, weight, None, *shape, mask)[0]
+    if beside is not None:
+        to_x = to_x + beside
+    return to_x, *bn_act_backward_reduce(to_x, x, gamma, beta, mean, var, eps)
+
+
 def bn_act_backward(
     grad: Tensor,
     x: Tensor,
@@ -222,6 +307,45 @@ def bn_act_backward(
         g = g - _per_channel(_wide(sum_g)) / count - xhat * (_per_channel(_wide(sum_g_xhat)) / count)
     scale = torch.rsqrt(_wide(var) + eps)
     return (g * _per_channel(scale if gamma is None else scale * _wide(gamma))).to(x.dtype)
+
+
+def bn_relu_max_pool(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+) -> tuple[Tensor, Tensor]:
+    """``max_pool2d(relu(bn(x)))``, and which of its window's elements each value is, in uint8.
+
+    That is row * width of the window + column, or :data:`CLOSED` where the ReLU lets nothing through.
+    """
+    (_, width), (down, across), (above, left) = _pair(kernel), _pair(stride), _pair(padding)
+    y = bn_add_act(x, gamma, beta, mean, var, eps)
+    out, index = F.max_pool2d(y, _pair(kernel), (down, across), (above, left), return_indices=True)
+    rows, columns = (torch.arange(size, device=x.device) for size in out.shape[2:])
+    row = index // x.shape[3] - (rows * down - above)[:, None]
+    column = index % x.shape[3] - (columns * across - left)
+    return out, torch.where(out <= 0, CLOSED, row * width + column).to(torch.uint8)
+
+
+def bn_relu_max_pool_backward(
+    grad: Tensor, taken: Tensor, x: Tensor, kernel: Pair, stride: Pair, padding: Pair
+) -> Tensor:
+    """From the gradient of the pooled values to that of bn(x): each element's is the sum over the windows it won."""
+    (height, width), (down, across), (above, left) = _pair(kernel), _pair(stride), _pair(padding)
+    (p, q), (h, w) = grad.shape[2:], x.shape[2:]
+    reach = max(above + h, (p - 1) * down + height), max(left + w, (q - 1) * across + width)
+    sums = _wide(grad).new_zeros((*x.shape[:2], *reach))
+    for i in range(height * width):
+        row, column = divmod(i, width)
+        won = torch.where(taken == i, _wide(grad), 0)
+        sums[:, :, row : row + (p - 1) * down + 1 : down, column : column + (q - 1) * across + 1 : across] += won
+    return sums[:, :, above : above + h, left : left + w].to(x.dtype)
 
 
 def _masked(

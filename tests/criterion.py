@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-ULPS = 4
+from resnet_fused.criterion import ULPS, allowed_error, largest_error
 
 
 def assert_close(
@@ -34,12 +34,3 @@ def assert_close(
     error = largest_error(actual, truth, judged)
     allowed = allowed_error(eager, truth if eager_truth is None else eager_truth, judged, rounded)
     assert error <= allowed, f"error {error:.3e} exceeds {allowed:.3e} (twice eager's, plus {ULPS} ulps)"
-
-
-def allowed_error(eager: Tensor, truth: Tensor, judged: Tensor, rounded: Tensor) -> float:
-    ulp = torch.finfo(eager.dtype).eps * rounded[judged].abs().max().item()
-    return 2 * largest_error(eager, truth, judged) + ULPS * ulp
-
-
-def largest_error(actual: Tensor, truth: Tensor, judged: Tensor) -> float:
-    return (actual.double() - truth)[judged].abs().max().item()

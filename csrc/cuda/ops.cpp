@@ -4,10 +4,10 @@
 
 #include "common/problem.h"
 #include "cuda/conv_op.h"
+#include "cuda/first_use.h"
 #include "cuda/kernels.h"
 #include "cuda/operands.h"
 #include "cuda/passes.h"
-#include "cuda/plan_cache.h"
 #include "cuda/runtime.h"
 
 namespace resnet_fused::cuda {
@@ -100,7 +100,7 @@ Tensor run_kernel(const Call& call, const ConvPlan& plan) {
 Tensor run(const Call& call) {
   const int device = call.conv.x.get_device_index();
   const DeviceGuard guard(device);
-  const ConvPlan plan = cached_plan(problem_of(call), device_numbers(device), chosen_engine());
+  const ConvPlan plan = plan_conv(problem_of(call), device);
   return plan.engine == ConvEngine::kTorch ? run_torch(call) : run_kernel(call, plan);
 }
 
@@ -182,11 +182,11 @@ void launch_planned(const ConvFwdParams& params, const ConvPlan& plan, const Que
 }
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, m) {
-  m.impl("conv_bn_act", TORCH_BOX(&conv_bn_act));
-  m.impl("bn_relu_conv_bn_act", TORCH_BOX(&bn_relu_conv_bn_act));
-  m.impl("conv_bn_proj_act", TORCH_BOX(&conv_bn_proj_act));
-  m.impl("conv_bn_relu_pool", TORCH_BOX(&conv_bn_relu_pool));
-  m.impl("bn_add_act", TORCH_BOX(&bn_add_act));
+  IMPL_CHECKED(m, conv_bn_act);
+  IMPL_CHECKED(m, bn_relu_conv_bn_act);
+  IMPL_CHECKED(m, conv_bn_proj_act);
+  IMPL_CHECKED(m, conv_bn_relu_pool);
+  IMPL_CHECKED(m, bn_add_act);
 }
 
 }  // namespace resnet_fused::cuda
