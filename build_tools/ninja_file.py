@@ -57,7 +57,8 @@ def sources(plan: Plan, module: str) -> list[Path]:
     patterns = {
         # A plan for a GPU is made of numbers alone: it is explained where no CUDA library loads, too.
         "_C": ("module.c", "library.cpp", "explain_cuda.cpp", "common/*.cpp", "compat/*.cpp", "cpu/**/*.cpp",
-               "cuda/block_plan.cpp", "cuda/engine_choice.cpp", "cuda/model.cpp", "cuda/plan.cpp"),
+               "cuda/block_plan.cpp", "cuda/engine_choice.cpp", "cuda/model.cpp", "cuda/plan.cpp", "cuda/trust.cpp",
+               "cuda/trust_table.cpp"),
         "_C_cuda": ("module.c", "common/*.cpp", "compat/*.cpp", "cuda/**/*.cpp", "cuda/**/*.cu"),
     }[module]  # fmt: skip
     found = [path.relative_to(plan.root) for pattern in patterns for path in sorted(csrc.glob(pattern))]

@@ -9,6 +9,7 @@
 #include "cuda/engine_choice.h"
 #include "cuda/model.h"
 #include "cuda/plan.h"
+#include "cuda/trust.h"
 
 namespace resnet_fused::cuda {
 
@@ -177,6 +178,16 @@ double predict_cuda(Ints x, Ints weight, Ints stride, Ints padding, std::string 
   return ns / 1e3;
 }
 
+std::string explain_trust(int64_t capability) {
+  std::string lines;
+  for (int32_t i = 0; i < kKernelFamilies; ++i) {
+    const auto family = static_cast<KernelFamily>(i);
+    const std::string words = verified_words(family, static_cast<int32_t>(capability));
+    lines += (i ? "\n" : "") + std::string(name_of(family)) + ": " + words;
+  }
+  return lines;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
@@ -184,6 +195,7 @@ STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
   m.impl("explain_cuda_block", TORCH_BOX(&explain_cuda_block));
   m.impl("cuda_engines", TORCH_BOX(&engine_names));
   m.impl("predict_cuda", TORCH_BOX(&predict_cuda));
+  m.impl("explain_trust", TORCH_BOX(&explain_trust));
 }
 
 }  // namespace resnet_fused::cuda

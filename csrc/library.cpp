@@ -117,6 +117,8 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
       "explain_cuda(int[] x_shape, int[] weight_shape, int[2] stride, int[2] padding, int[2] dilation, int groups, str "
       "dtype, str mode, int[] proj_x_shape, int[2] proj_stride, bool residual, bool aligned, bool allow_tf32, int[] "
       "device) -> str");
+  // For each family of kernels a line: its name, and whether a GPU of that compute capability has proven it right.
+  m.def("explain_trust(int capability) -> str");
   // The plan that basic_block would run on a GPU, in words, likewise.
   m.def("explain_cuda_block(int[] x_shape, str dtype, bool aligned, bool allow_tf32, int[] device) -> str");
   // What RESNET_FUSED_CUDA_ENGINE may be, separated by ", ".

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from . import _library  # noqa: F401  registers the ops
+from . import _library, first_use  # noqa: F401  register the ops, and what CUDA kernels are compared with
 
 conv_bn_act = torch.ops.resnet_fused.conv_bn_act.default
 bn_relu_conv_bn_act = torch.ops.resnet_fused.bn_relu_conv_bn_act.default
@@ -44,6 +44,7 @@ explain_cuda = torch.ops.resnet_fused.explain_cuda.default
 explain_cuda_block = torch.ops.resnet_fused.explain_cuda_block.default
 cuda_engines = torch.ops.resnet_fused.cuda_engines.default
 predict_cuda = torch.ops.resnet_fused.predict_cuda.default
+explain_trust = torch.ops.resnet_fused.explain_trust.default
 
 
 def _out(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:

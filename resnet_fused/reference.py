@@ -270,9 +270,9 @@ def conv_backward_reduce(
     eps: float = 1e-5,
     beside: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Backward through ``conv2d(relu(bn(x)))``, stride 1: the gradient of ``relu(bn(x))`` plus ``beside``, and sums.
+    """Backward through ``conv2d(relu(bn(x)))`` of stride 1: the gradient of ``relu(bn(x))``, with ``beside`` added.
 
-    The sums are :func:`bn_act_backward_reduce`'s.
+    And its sums, which are :func:`bn_act_backward_reduce`'s.
     """
     shape = ([1, 1], _pair(padding), _pair(dilation), False, [0, 0], 1)
     mask = [True, False, False]

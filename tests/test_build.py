@@ -227,6 +227,8 @@ def tree(tmp_path):
         "cuda/engine_choice.cpp": "int choice() { return 10; }\n",
         "cuda/model.cpp": "int model() { return 8; }\n",
         "cuda/plan.cpp": "int plan() { return 7; }\n",
+        "cuda/trust.cpp": "int trust() { return 11; }\n",
+        "cuda/trust_table.cpp": "int trust_table() { return 12; }\n",
         "cuda/ops.cpp": "int ops() { return 4; }\n",
         "cuda/bn/relu.cu": "int relu_kernel() { return 5; }\n",
     }
@@ -265,7 +267,7 @@ def test_each_source_once_in_its_libraries(plan, tmp_path):
     # the schemas are defined by one library only
     assert "csrc/library.cpp" not in cuda_names
     # a plan for a GPU is explained without one, but by one library only
-    pure = {f"csrc/cuda/{name}.cpp" for name in ("block_plan", "engine_choice", "model", "plan")}
+    pure = {f"csrc/cuda/{name}.cpp" for name in ("block_plan", "engine_choice", "model", "plan", "trust")}
     assert pure <= cpu_names & cuda_names
     assert "csrc/explain_cuda.cpp" in cpu_names - cuda_names
     text = ninja_file.render(cuda)

@@ -125,9 +125,9 @@ def test_forked_processes_do_the_same(tmp_path):
 
 # The cases
 
-#: Kernels that csrc/cuda compiles for convolutions: csrc/cuda/sm80's 3 tiles x 3 dtypes x 7 modes, and so on.
-ON_HOPPER = {"sm80/conv_fwd", "sm80/conv_stats", "sm80/conv_gradient", "sm90/conv_sm90", "sm90/conv_rows"}
-ON_HOPPER |= {"sm90/block_fwd", cases.TORCH, *cases.PASS_FAMILIES}
+#: As the table of trust names them.
+FAMILIES = {line.partition(":")[0] for line in ops.explain_trust(90).splitlines()}
+ON_HOPPER = {*FAMILIES, cases.TORCH}
 
 
 def kernels_of(numbers, large=False):

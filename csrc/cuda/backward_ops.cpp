@@ -5,10 +5,10 @@
 #include <limits>
 
 #include "common/problem.h"
+#include "cuda/first_use.h"
 #include "cuda/kernels.h"
 #include "cuda/operands.h"
 #include "cuda/passes.h"
-#include "cuda/plan_cache.h"
 #include "cuda/runtime.h"
 
 namespace resnet_fused::cuda {
@@ -107,7 +107,7 @@ std::tuple<Tensor, Tensor, Tensor> run_torch(const Call& call, const Queue& queu
   const Tensor workspace = workspace_of(bn_backward_reduce_workspace(p, queue.sm_count), raw);
   p.workspace = workspace.mutable_data_ptr();
   p.sum_g = sum_g.mutable_data_ptr(), p.sum_g_xhat = sum_g_xhat.mutable_data_ptr();
-  launch_bn_backward_reduce(p, queue);
+  launch_checked(p, queue, raw.get_device_index());
   return {out, sum_g, sum_g_xhat};
 }
 
@@ -123,12 +123,12 @@ std::tuple<Tensor, Tensor, Tensor> conv_backward_reduce(const Tensor& grad, cons
   const DeviceGuard guard(device);
   const Call call{forward, bn, grad, beside, allow_tf32};
   const Queue queue = current_queue(device);
-  const ConvPlan plan = cached_plan(problem_of(call), device_numbers(device), chosen_engine());
+  const ConvPlan plan = plan_conv(problem_of(call), device);
   return plan.engine == ConvEngine::kTorch ? run_torch(call, queue) : run_kernel(call, plan, queue);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, m) { m.impl("conv_backward_reduce", TORCH_BOX(&conv_backward_reduce)); }
+STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, m) { IMPL_CHECKED(m, conv_backward_reduce); }
 
 }  // namespace resnet_fused::cuda

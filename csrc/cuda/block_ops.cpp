@@ -2,9 +2,9 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "cuda/conv_op.h"
+#include "cuda/first_use.h"
 #include "cuda/kernels.h"
 #include "cuda/operands.h"
-#include "cuda/plan_cache.h"
 #include "cuda/runtime.h"
 
 namespace resnet_fused::cuda {
@@ -51,7 +51,7 @@ Tensor basic_block(const Tensor& x, const Tensor& weight1, const OptTensor& bias
                                             {gamma2, beta2, mean2, var2, eps2});
   const int device = x.get_device_index();
   const DeviceGuard guard(device);
-  const BlockPlan plan = cached_block_plan(problem_of(block, allow_tf32), device_numbers(device), chosen_engine());
+  const BlockPlan plan = plan_block(problem_of(block, allow_tf32), device);
   if (plan.one_launch) return run_block(block, plan);
   return run_conv(block.of_middle(run_conv(block.first, std::nullopt, /*relu=*/true, allow_tf32)), x, /*relu=*/true,
                   allow_tf32);
@@ -59,6 +59,6 @@ Tensor basic_block(const Tensor& x, const Tensor& weight1, const OptTensor& bias
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, m) { m.impl("basic_block", TORCH_BOX(&basic_block)); }
+STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, m) { IMPL_CHECKED(m, basic_block); }
 
 }  // namespace resnet_fused::cuda

@@ -5,6 +5,7 @@
 
 #include "cuda/model.h"
 #include "cuda/sentence.h"
+#include "cuda/trust.h"
 
 namespace resnet_fused::cuda {
 
@@ -31,6 +32,8 @@ const BlockFwdShape* shape_for(const BlockProblem& p, const Device& device, std:
       // Not among the checks of the ops: with few channels, many tiles may hold one pixel each.
       if (block_fwd_tiles(block_fwd_tiling(s, q.h, q.w), q.n) > std::numeric_limits<int32_t>::max() / 2)
         return no("there are more tiles than 31 bits count");
+      if (is_refused(device, variant_of_block({p.dtype, s.channels})))
+        return no("it gave a wrong result in this process");
       return &s;
     }
     channels += sentence(channels.empty() ? "" : " or ", s.channels);
@@ -45,7 +48,8 @@ BlockPlan make_block_plan(const BlockProblem& problem, const Device& device, con
     if (notes) notes->push_back(sentence("sm90 block: ", words...));
   };
   BlockPlan two;
-  const bool asked = choice.kind == EngineChoice::kAll || (choice.kind == EngineChoice::kSm90 && !choice.tile_m);
+  const bool asked = choice.kind == EngineChoice::kAll || (choice.kind == EngineChoice::kSm90 && !choice.tile_m) ||
+                     (choice.kind == EngineChoice::kModel && verified_on(KernelFamily::kBlockFwd, device.arch));
   if (!asked && !notes) return two;
   std::string why;
   const BlockFwdShape* shape = shape_for(problem, device, notes ? &why : nullptr);
@@ -77,9 +81,9 @@ BlockPlan make_block_plan(const BlockProblem& problem, const Device& device, con
   one.bytes = 2 * (2 * int64_t{q.n} * q.h * q.w * q.c + 2 * int64_t{kBlockFwdTaps} * q.c * q.c);
   const Model model(device, problem.dtype);
   one.microseconds = (model.family.launch + std::max(one.bytes / model.dram(), model.persist(*shape, one.tiles))) / 1e3;
-  if (choice.kind == EngineChoice::kModel) {
-    note("no GPU has run it yet, RESNET_FUSED_CUDA_ENGINE=sm90 does; ", one.microseconds,
-         " us predicted, two launches ", two.microseconds);
+  if (!asked && choice.kind == EngineChoice::kModel) {
+    note(verified_words(KernelFamily::kBlockFwd, device.arch), ", RESNET_FUSED_CUDA_ENGINE=sm90 does; ",
+         one.microseconds, " us predicted, two launches ", two.microseconds);
     return two;
   }
   if (!asked) {

@@ -24,8 +24,8 @@ struct BlockPlan {
   double microseconds = 0;
 };
 
-// One launch runs where RESNET_FUSED_CUDA_ENGINE is sm90 and the model expects it to be faster than two, or wherever it
-// can where that is sm90:block. notes may be null.
+// One launch runs where the model expects it to be faster than two, if it is verified on that GPU or
+// RESNET_FUSED_CUDA_ENGINE is sm90; or wherever it can where that is sm90:block. notes may be null.
 BlockPlan make_block_plan(const BlockProblem& problem, const Device& device, const EngineChoice& choice = {},
                           Notes* notes = nullptr);
 std::string to_string(const BlockPlan& plan);  // one line

@@ -9,8 +9,8 @@ namespace resnet_fused::cuda {
 struct EngineChoice {
   enum Kind : int32_t { kModel, kAll, kSm90, kSm80, kTorch };
 
-  // kModel: what is predicted to be fastest, sm90/ left out until a GPU has run it. kAll: with sm90/. kSm90, kSm80: a
-  // kernel of that folder wherever one can run. kTorch: no kernel.
+  // kModel: what is predicted to be fastest, of sm90/ what is verified (trust.h). kAll: with all of sm90/. kSm90,
+  // kSm80: a kernel of that folder wherever one can run. kTorch: no kernel.
   Kind kind = kModel;
   bool rows = false;               // kSm90: conv_rows only
   int32_t tile_m = 0, tile_n = 0;  // kSm90, kSm80: this tile only; 0: any

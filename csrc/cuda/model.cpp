@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cuda/bn/reduction.h"
+#include "cuda/trust.h"
 
 namespace resnet_fused::cuda {
 
@@ -191,6 +192,7 @@ Sm90Candidate best_sm90(const Model& model, const ConvProblem& p, const EngineCh
   for (const ConvSm90Tile& tile : kConvSm90Tiles) {
     if (asked && choice.tile_m && (tile.pixels != choice.tile_m || tile.channels != choice.tile_n)) continue;
     if (!conv_sm90_takes(tile, p.mode)) continue;
+    if (is_refused(model.device, variant_of_sm90({p.dtype, tile.pixels, tile.channels, p.mode}, false))) continue;
     if (conv_sm90_smem(tile, p.mode, channels) > model.device.smem_per_block) continue;
     const int64_t rows =
         std::min<int64_t>(tile.pixels, ceil_div(pixels(p.main), kConvSm90FinishPixels) * kConvSm90FinishPixels);
@@ -210,6 +212,7 @@ RowsCandidate best_rows(const Model& model, const ConvProblem& p, const EngineCh
   for (const ConvRowsTile& tile : kConvRowsTiles) {
     if (choice.rows && choice.tile_m && (tile.rows != choice.tile_m || tile.columns != choice.tile_n)) continue;
     if (conv_rows_smem(tile) > model.device.smem_per_block) continue;
+    if (is_refused(model.device, variant_of_rows({p.dtype, tile.rows, tile.columns, p.mode}))) continue;
     const double work = model.persist(tile, conv_rows_tiles(tile, p.main), p.residual);
     const double ns = model.family.launch + std::max(compulsory / model.dram(), work);
     if (ns < best.ns) best = {&tile, ns};

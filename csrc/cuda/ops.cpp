@@ -4,10 +4,10 @@
 
 #include "common/problem.h"
 #include "cuda/conv_op.h"
+#include "cuda/first_use.h"
 #include "cuda/kernels.h"
 #include "cuda/operands.h"
 #include "cuda/passes.h"
-#include "cuda/plan_cache.h"
 #include "cuda/runtime.h"
 
 namespace resnet_fused::cuda {
@@ -98,9 +98,7 @@ Tensor run_kernel(const Call& call, const ConvPlan& plan) {
   return out;
 }
 
-ConvPlan plan_of(const Call& call) {
-  return cached_plan(problem_of(call), device_numbers(call.conv.x.get_device_index()), chosen_engine());
-}
+ConvPlan plan_of(const Call& call) { return plan_conv(problem_of(call), call.conv.x.get_device_index()); }
 
 Tensor run(const Call& call) {
   const DeviceGuard guard(call.conv.x.get_device_index());
@@ -194,11 +192,11 @@ void launch_planned(const ConvFwdParams& params, const ConvPlan& plan, const Que
 }
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, m) {
-  m.impl("conv_bn_act", TORCH_BOX(&conv_bn_act));
-  m.impl("bn_relu_conv_bn_act", TORCH_BOX(&bn_relu_conv_bn_act));
-  m.impl("conv_bn_proj_act", TORCH_BOX(&conv_bn_proj_act));
-  m.impl("conv_bn_relu_pool", TORCH_BOX(&conv_bn_relu_pool));
-  m.impl("bn_add_act", TORCH_BOX(&bn_add_act));
+  IMPL_CHECKED(m, conv_bn_act);
+  IMPL_CHECKED(m, bn_relu_conv_bn_act);
+  IMPL_CHECKED(m, conv_bn_proj_act);
+  IMPL_CHECKED(m, conv_bn_relu_pool);
+  IMPL_CHECKED(m, bn_add_act);
 }
 
 }  // namespace resnet_fused::cuda

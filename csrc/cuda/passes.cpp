@@ -1,6 +1,6 @@
 #include "cuda/passes.h"
 
-#include "cuda/kernels.h"
+#include "cuda/first_use.h"
 #include "cuda/runtime.h"
 
 namespace resnet_fused::cuda {
@@ -27,7 +27,8 @@ void add_act_into(const Tensor& out, const Tensor& x, const Vectors& bn, const O
   p.relu = relu;
   p.dtype = shape.dtype, p.layout = shape.layout;
   p.batch = shape.batch, p.channels = shape.channels, p.area = shape.area;
-  launch_bn_add_act(p, current_queue(x.get_device_index()));
+  const int device = x.get_device_index();
+  launch_checked(p, current_queue(device), device);
 }
 
 Tensor normalise(const Tensor& x, const BatchNorm& bn, const OptTensor& residual, bool relu, bool channels_last) {
@@ -46,7 +47,8 @@ Tensor relu_max_pool(const Tensor& x, const Vectors& bn, const Ints& kernel, con
   p.shape = pool_shape_of(x, out.sizes(), kernel, stride, padding);
   p.out = out.mutable_data_ptr();
   p.taken = argmax ? argmax->mutable_data_ptr() : nullptr;
-  launch_bn_pool(p, current_queue(x.get_device_index()));
+  const int device = x.get_device_index();
+  launch_checked(p, current_queue(device), device);
   return out;
 }
 
@@ -68,14 +70,15 @@ Tensor workspace_of(int64_t bytes, const Tensor& like) {
 
 std::tuple<Tensor, Tensor> batch_moments(const Tensor& x, bool channels_last) {
   const Tensor mean = channel_sums(x, x.size(1)), var = channel_sums(x, x.size(1));
-  const Queue queue = current_queue(x.get_device_index());
+  const int device = x.get_device_index();
+  const Queue queue = current_queue(device);
   BnStatsParams p;
   p.x = x.const_data_ptr();
   p.shape = bn_shape_of(x, channels_last);
   const Tensor workspace = workspace_of(bn_stats_workspace(p, queue.sm_count), x);
   p.workspace = workspace.mutable_data_ptr();
   p.mean = mean.mutable_data_ptr(), p.var = var.mutable_data_ptr();
-  launch_bn_stats(p, queue);
+  launch_checked(p, queue, device);
   return {mean, var};
 }
 

@@ -6,10 +6,12 @@
 #include <stdexcept>
 
 #include "cuda/model.h"
+#include "cuda/names.h"
 #include "cuda/sentence.h"
 #include "cuda/sm80/conv_fwd.h"
 #include "cuda/sm90/conv_rows.h"
 #include "cuda/sm90/conv_sm90.h"
+#include "cuda/trust.h"
 
 namespace resnet_fused::cuda {
 
@@ -22,43 +24,9 @@ constexpr int32_t kChannelMultiple = 8;
 
 int32_t prologue_channels(const ConvProblem& p) { return has_projection(p.mode) ? p.projection.c : p.main.c; }
 
-const char* name_of(ConvFwdMode mode) {
-  switch (mode) {
-    case ConvFwdMode::kPrologue:
-      return "prologue";
-    case ConvFwdMode::kProjection:
-      return "projection";
-    case ConvFwdMode::kProjectionPrologue:
-      return "projection prologue";
-    case ConvFwdMode::kStatistics:
-      return "statistics";
-    case ConvFwdMode::kPrologueStatistics:
-      return "prologue statistics";
-    case ConvFwdMode::kGradientSums:
-      return "gradient sums";
-    case ConvFwdMode::kPlain:
-      break;
-  }
-  return "plain";
-}
-
 // What torch's convolution leaves to a pass of ours.
 const char* pass_after(ConvFwdMode mode) {
   return has_statistics(mode) ? "bn_stats" : mode == ConvFwdMode::kGradientSums ? "bn_backward_reduce" : "bn_add_act";
-}
-
-const char* name_of(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kFloat16:
-      return "float16";
-    case Dtype::kBFloat16:
-      return "bfloat16";
-    case Dtype::kFloat64:
-      return "float64";
-    case Dtype::kFloat32:
-      break;
-  }
-  return "float32";
 }
 
 // Whether the kernel takes one of the two convolutions; if not, *why is a sentence, unless it is null.
@@ -141,11 +109,17 @@ std::string occupancy(int64_t blocks, int32_t splits, int32_t sm_count) {
   return sentence(all, ", ", ceil_div(blocks, sm_count), " on the busiest of ", sm_count, " SMs");
 }
 
-bool considers_sm90(const EngineChoice& choice) {
-  return choice.kind == EngineChoice::kSm90 || choice.kind == EngineChoice::kAll;
+KernelFamily sm90_family(const ConvProblem& p) {
+  return has_statistics(p.mode) ? KernelFamily::kConvSm90Stats : KernelFamily::kConvSm90;
 }
 
-// The plan of sm90/conv_sm90 if somebody asks for it, or else a note on what it would do.
+// Whether a family of sm90 takes part: where somebody asks for it, or a committed run shows that it is right and ends.
+bool considers(const EngineChoice& choice, KernelFamily family, const Device& device) {
+  return choice.kind == EngineChoice::kSm90 || choice.kind == EngineChoice::kAll ||
+         (choice.kind == EngineChoice::kModel && verified_on(family, device.arch));
+}
+
+// The plan of sm90/conv_sm90 if it takes part, or else a note on what it would do.
 std::optional<ConvPlan> plan_sm90(const Model& model, const ConvProblem& problem, const EngineChoice& choice,
                                   int32_t channels, int64_t compulsory, Notes* notes) {
   const auto note = [notes](const auto&... words) {
@@ -158,13 +132,13 @@ std::optional<ConvPlan> plan_sm90(const Model& model, const ConvProblem& problem
   }
   const Sm90Candidate best = best_sm90(model, problem, choice, channels, compulsory);
   if (!best.tile) {
-    note("sm90: no tile ", choice.tile_m ? "of that size " : "", "has this mode, or room for it");
+    note("sm90: no tile ", choice.tile_m ? "of that size " : "", "has this mode, room for it and no wrong result");
     return std::nullopt;
   }
   const ConvSm90Tile& tile = *best.tile;
-  if (!considers_sm90(choice)) {
-    note("sm90 ", tile.pixels, "x", tile.channels, ": no GPU has run it yet, RESNET_FUSED_CUDA_ENGINE=sm90 does; ",
-         best.ns / 1e3, " us predicted");
+  if (!considers(choice, sm90_family(problem), model.device)) {
+    note("sm90 ", tile.pixels, "x", tile.channels, ": ", verified_words(sm90_family(problem), model.device.arch),
+         ", RESNET_FUSED_CUDA_ENGINE=sm90 does; ", best.ns / 1e3, " us predicted");
     return std::nullopt;
   }
   ConvPlan plan;
@@ -197,7 +171,7 @@ bool takes_rows(const ConvProblem& p, const Device& device, std::string* why) {
   return true;
 }
 
-// The plan of sm90/conv_rows if somebody asks for it, by name or as the faster of sm90's, or else a note.
+// The plan of sm90/conv_rows if it takes part, by name or as the faster of sm90's, or else a note.
 std::optional<ConvPlan> plan_rows(const Model& model, const ConvProblem& problem, const EngineChoice& choice,
                                   int32_t channels, int64_t compulsory, Notes* notes) {
   const auto note = [notes](const auto&... words) {
@@ -210,16 +184,17 @@ std::optional<ConvPlan> plan_rows(const Model& model, const ConvProblem& problem
   }
   const RowsCandidate best = best_rows(model, problem, choice, compulsory);
   if (!best.tile) {
-    note("sm90 rows: no tile has room in ", model.device.smem_per_block, " bytes of shared memory");
+    note("sm90 rows: no tile has room in ", model.device.smem_per_block, " bytes of shared memory and no wrong result");
     return std::nullopt;
   }
   const ConvRowsTile& tile = *best.tile;
   const std::string name = sentence("sm90 rows ", tile.rows, "x", tile.columns, ": ");
-  if (!considers_sm90(choice)) {
-    note(name, "no GPU has run it yet, RESNET_FUSED_CUDA_ENGINE=sm90:rows does; ", best.ns / 1e3, " us predicted");
+  if (!considers(choice, KernelFamily::kConvRows, model.device)) {
+    note(name, verified_words(KernelFamily::kConvRows, model.device.arch),
+         ", RESNET_FUSED_CUDA_ENGINE=sm90:rows does; ", best.ns / 1e3, " us predicted");
     return std::nullopt;
   }
-  if (!choice.rows) {
+  if (!choice.rows && considers(choice, sm90_family(problem), model.device)) {
     const Sm90Candidate other = best_sm90(model, problem, choice, channels, compulsory);
     if (choice.tile_m || other.ns < best.ns) {
       note(name, choice.tile_m ? "RESNET_FUSED_CUDA_ENGINE names another tile, " : "", best.ns / 1e3, " us predicted");
@@ -277,13 +252,16 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
   // More channels than bytes fit nowhere, and must not overflow on the way to that answer.
   const int32_t channels = std::min(prologue_channels(problem), device.smem_per_block);
   int best = 0;
+  const auto wrong = [&](const ConvFwdTile& t) {
+    return is_refused(device, variant_of_sm80({problem.dtype, t.m, t.n, problem.mode}, false));
+  };
   const auto allowed = [&](const ConvFwdTile& t) {
     return choice.kind != EngineChoice::kSm80 || !choice.tile_m || (t.m == choice.tile_m && t.n == choice.tile_n);
   };
   for (int i = 0; i < kTiles; ++i) {
     const ConvFwdTile& tile = kConvFwdTiles[i];
     const int32_t smem = conv_fwd_smem(tile, problem.mode, channels);
-    if (smem <= device.smem_per_block && allowed(tile))
+    if (smem <= device.smem_per_block && allowed(tile) && !wrong(tile))
       candidates[i] = best_split(model, problem, tile, smem, compulsory, choice.splits);
     if (candidates[i].ns < candidates[best].ns) best = i;
   }
@@ -295,7 +273,7 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
     passes = torch_passes(model, problem);
     torch.microseconds = (convolutions + passes) / 1e3;
   }
-  if (notes || considers_sm90(choice)) {
+  if (notes || considers(choice, KernelFamily::kConvRows, device) || considers(choice, sm90_family(problem), device)) {
     std::optional<ConvPlan> plan = plan_rows(model, problem, choice, channels, compulsory, notes);
     if (!plan && !choice.rows) plan = plan_sm90(model, problem, choice, channels, compulsory, notes);
     const double others =
@@ -320,6 +298,10 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
       if (kernel && i == best) continue;
       if (!allowed(tile)) {
         note("sm80 ", tile.m, "x", tile.n, ": RESNET_FUSED_CUDA_ENGINE names another tile");
+        continue;
+      }
+      if (wrong(tile)) {
+        note("sm80 ", tile.m, "x", tile.n, ": it gave a wrong result in this process");
         continue;
       }
       const int32_t smem = conv_fwd_smem(tile, problem.mode, channels);

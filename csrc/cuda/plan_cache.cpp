@@ -1,24 +1,27 @@
 #include "cuda/plan_cache.h"
 
 #include "cuda/exact_cache.h"
+#include "cuda/trust.h"
 
 namespace resnet_fused::cuda {
 
 namespace {
 
-// The keys are all that is read on the way to a plan, without padding. A field that is added to one of these structs
-// changes its size, and belongs into the key too.
-static_assert(sizeof(Device) == 16 && sizeof(EngineChoice) == 24);
+// The keys are all that is read on the way to a plan, without padding; of a device's refused kernels their number. A
+// field that is added to one of these structs changes its size, and belongs into the key too.
+static_assert(sizeof(Device) == 24 && sizeof(EngineChoice) == 24);
 static_assert(sizeof(ConvProblem) == sizeof(Dtype) + 2 * sizeof(ConvShape) + sizeof(ConvFwdMode) + 16);
 static_assert(sizeof(BlockProblem) == sizeof(Dtype) + sizeof(ConvShape) + 4);
 
 struct Circumstances {
   Device device;
+  uint64_t refusals;
   int32_t choice[6];
 };
 
 Circumstances circumstances(const Device& device, const EngineChoice& c) {
-  return {device, {c.kind, c.rows, c.tile_m, c.tile_n, c.splits, c.block}};
+  return {
+      device, device.states ? device.states->refusals() : 0, {c.kind, c.rows, c.tile_m, c.tile_n, c.splits, c.block}};
 }
 
 struct ConvKey {

@@ -3,7 +3,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "common/problem.h"
-#include "cuda/kernels.h"
+#include "cuda/first_use.h"
 #include "cuda/operands.h"
 #include "cuda/passes.h"
 #include "cuda/runtime.h"
@@ -39,15 +39,16 @@ Tensor bn_relu_max_pool_backward(const Tensor& grad, const Tensor& taken, const 
   p.grad = from.const_data_ptr(), p.taken = taps.const_data_ptr();
   p.shape = pool_shape_of(x, grad.sizes(), kernel, stride, padding);
   p.to = to.mutable_data_ptr();
-  launch_pool_backward(p, current_queue(x.get_device_index()));
+  const int device = x.get_device_index();
+  launch_checked(p, current_queue(device), device);
   return aten_contiguous(to, suggests_channels_last(x));
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, m) {
-  m.impl("bn_relu_max_pool", TORCH_BOX(&bn_relu_max_pool));
-  m.impl("bn_relu_max_pool_backward", TORCH_BOX(&bn_relu_max_pool_backward));
+  IMPL_CHECKED(m, bn_relu_max_pool);
+  IMPL_CHECKED(m, bn_relu_max_pool_backward);
 }
 
 }  // namespace resnet_fused::cuda

@@ -6,6 +6,7 @@
 
 #include "common/torch_abi.h"
 #include "cuda/engine_choice.h"
+#include "cuda/trust.h"
 
 namespace resnet_fused::cuda {
 
@@ -35,7 +36,8 @@ std::vector<Device> read_devices() {
                            attribute(cudaDevAttrComputeCapabilityMinor, i, "reading the compute capability"),
                        attribute(cudaDevAttrMultiProcessorCount, i, "reading the number of SMs"),
                        attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, i, "reading a block's shared memory"),
-                       attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, i, "reading an SM's shared memory")});
+                       attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, i, "reading an SM's shared memory"),
+                       new KernelStates});  // for as long as the process lives
   return devices;
 }
 
@@ -54,6 +56,19 @@ const Device& device_numbers(int device) {
 const EngineChoice& chosen_engine() {
   static const EngineChoice choice = engine_choice(std::getenv("RESNET_FUSED_CUDA_ENGINE"));
   return choice;
+}
+
+CheckMode chosen_check() {
+  static const CheckMode mode = check_mode(std::getenv("RESNET_FUSED_CUDA_CHECK"));
+  return mode;
+}
+
+bool is_capturing(int device) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  // An error is that of the legacy stream while another one is captured: nothing may run there either.
+  const bool answered = cudaStreamIsCapturing(current_queue(device).stream, &status) == cudaSuccess;
+  if (!answered) cudaGetLastError();
+  return !answered || status != cudaStreamCaptureStatusNone;
 }
 
 Queue current_queue(int device) {

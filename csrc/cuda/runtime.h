@@ -8,6 +8,7 @@
 namespace resnet_fused::cuda {
 
 struct EngineChoice;
+enum class CheckMode : int32_t;
 
 // Throws std::runtime_error "<what> failed: <CUDA's own words>" unless error is cudaSuccess.
 void check(cudaError_t error, const char* what);
@@ -17,6 +18,12 @@ const Device& device_numbers(int device);
 
 // RESNET_FUSED_CUDA_ENGINE, read once. Throws a sentence at a name that it does not know.
 const EngineChoice& chosen_engine();
+
+// RESNET_FUSED_CUDA_CHECK, likewise.
+CheckMode chosen_check();
+
+// Whether what is launched on torch's current stream of the device goes into a graph and does not run.
+bool is_capturing(int device);
 
 // torch's current stream of the device.
 Queue current_queue(int device);

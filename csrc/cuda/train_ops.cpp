@@ -3,10 +3,10 @@
 
 #include "common/problem.h"
 #include "cuda/conv_op.h"
+#include "cuda/first_use.h"
 #include "cuda/kernels.h"
 #include "cuda/operands.h"
 #include "cuda/passes.h"
-#include "cuda/plan_cache.h"
 #include "cuda/runtime.h"
 
 namespace resnet_fused::cuda {
@@ -77,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_stats(const Tensor& x, const OptTensor& 
                               {pre_gamma, pre_beta, pre_mean, pre_var, pre_eps});
   const int device = x.get_device_index();
   const DeviceGuard guard(device);
-  const ConvPlan plan = cached_plan(problem_of(conv, allow_tf32), device_numbers(device), chosen_engine());
+  const ConvPlan plan = plan_conv(problem_of(conv, allow_tf32), device);
   return plan.engine == ConvEngine::kTorch ? run_torch(conv) : run_kernel(conv, plan, current_queue(device));
 }
 
@@ -128,14 +128,15 @@ struct Gradient {
 // Both sums; and g into `kept`, if that is given.
 std::tuple<Tensor, Tensor> gradient_sums(const Gradient& from, const OptTensor& kept) {
   const Tensor sum_g = channel_sums(from.x, from.x.size(1)), sum_g_xhat = channel_sums(from.x, from.x.size(1));
-  const Queue queue = current_queue(from.x.get_device_index());
+  const int device = from.x.get_device_index();
+  const Queue queue = current_queue(device);
   BnBackwardReduceParams p;
   p.from = from.pointers();
   if (kept) p.kept = kept->mutable_data_ptr();
   const Tensor workspace = workspace_of(bn_backward_reduce_workspace(p, queue.sm_count), from.x);
   p.workspace = workspace.mutable_data_ptr();
   p.sum_g = sum_g.mutable_data_ptr(), p.sum_g_xhat = sum_g_xhat.mutable_data_ptr();
-  launch_bn_backward_reduce(p, queue);
+  launch_checked(p, queue, device);
   return {sum_g, sum_g_xhat};
 }
 
@@ -178,19 +179,20 @@ Tensor bn_act_backward(const Tensor& grad, const Tensor& x, const OptTensor& gam
   p.sum_g = sums.pointers().gamma, p.sum_g_xhat = sums.pointers().beta;
   p.count = count;
   p.to = to.mutable_data_ptr();
-  launch_bn_backward(p, current_queue(x.get_device_index()));
+  const int device = x.get_device_index();
+  launch_checked(p, current_queue(device), device);
   return to;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CUDA, m) {
-  m.impl("bn_stats", TORCH_BOX(&bn_stats));
-  m.impl("conv_stats", TORCH_BOX(&conv_stats));
-  m.impl("bn_add_bn_act", TORCH_BOX(&bn_add_bn_act));
-  m.impl("bn_act_backward_reduce", TORCH_BOX(&bn_act_backward_reduce));
-  m.impl("bn_add_act_backward_reduce", TORCH_BOX(&bn_add_act_backward_reduce));
-  m.impl("bn_act_backward", TORCH_BOX(&bn_act_backward));
+  IMPL_CHECKED(m, bn_stats);
+  IMPL_CHECKED(m, conv_stats);
+  IMPL_CHECKED(m, bn_add_bn_act);
+  IMPL_CHECKED(m, bn_act_backward_reduce);
+  IMPL_CHECKED(m, bn_add_act_backward_reduce);
+  IMPL_CHECKED(m, bn_act_backward);
 }
 
 }  // namespace resnet_fused::cuda

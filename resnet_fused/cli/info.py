@@ -15,7 +15,7 @@ from .. import _library, ops
 from ._machine import cpu_name, onednn_version, package_version
 
 # What changes which kernels run
-VARIABLES = ("RESNET_FUSED_CPU_ISA", "RESNET_FUSED_CPU_ENGINE", "RESNET_FUSED_CUDA_ENGINE")
+VARIABLES = ("RESNET_FUSED_CPU_ISA", "RESNET_FUSED_CPU_ENGINE", "RESNET_FUSED_CUDA_ENGINE", "RESNET_FUSED_CUDA_CHECK")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +47,7 @@ def facts() -> dict[str, str]:
         **{f"3x3 conv, {dtype}": _typical_plan(dtype).splitlines()[0] for dtype in ("float32", "bfloat16")},
         **{name: os.environ[name] for name in VARIABLES if os.environ.get(name)},
         "GPUs": _gpus(),
+        **{f"verified on sm_{arch}": _trust(arch) for arch in _archs()},
         # importing the package fails without it
         "CPU library": f"loaded: RESNET_FUSED_LIBRARY={_library.LIBRARY}" if _library.LIBRARY else "loaded",
         "CUDA library": "loaded" if _library.CUDA_LOADED else f"not loaded: {_library.CUDA_LOAD_ERROR}",
@@ -71,6 +72,24 @@ def _gpus() -> str:
         return "none" if torch.version.cuda else "none: this torch was built without CUDA"
     properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return ", ".join(f"{p.name} (sm_{p.major}{p.minor})" for p in properties)
+
+
+def _archs() -> list[int]:
+    """Compute capabilities of the GPUs that are here."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return sorted({10 * major + minor for major, minor in map(torch.cuda.get_device_capability, range(count))})
+
+
+def _trust(arch: int) -> str:
+    """Which kernels a committed run has shown to be right there (docs/architecture.md, Trust)."""
+    words = dict(line.split(": ", 1) for line in ops.explain_trust(arch).splitlines())
+    verified = [family for family, said in words.items() if said.startswith("verified")]
+    others = [family for family in words if family not in verified]
+    if not others:
+        return f"all of {len(words)} families of kernels"
+    if not verified:
+        return f"none of {len(words)} families of kernels; each kernel's first use is compared"
+    return f"{', '.join(verified)}; of the others ({', '.join(others)}) each kernel's first use is compared"
 
 
 def _build() -> dict[str, str]:

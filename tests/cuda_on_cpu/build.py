@@ -24,7 +24,14 @@ KERNELS = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
 RUNTIME = sorted((HERE / "runtime").glob("*.cpp"))
 BINDINGS = sorted((HERE / "bindings").glob("*.cpp"))
 OPS = HERE / "ops"
+_CUDA = "_ZN12resnet_fused4cuda"
 WRAPPED = {  # by files of ops/
+    "faults": (
+        f"{_CUDA}15launch_conv_fwdERKNS0_13ConvFwdParamsERKNS0_14ConvFwdVariantERKNS0_5QueueE",
+        f"{_CUDA}16launch_conv_sm90ERKNS0_13ConvFwdParamsERKNS0_14ConvFwdVariantERKNS0_5QueueE",
+        f"{_CUDA}17launch_bn_add_actERKNS0_14BnAddActParamsERKNS0_5QueueE",
+        f"{_CUDA}15launch_bn_statsERKNS0_13BnStatsParamsERKNS0_5QueueE",
+    ),
     "allocations": ("torch_call_dispatcher", "aoti_torch_empty_strided"),
     "news": ("_Znwm",),
 }
@@ -69,13 +76,14 @@ def host() -> list[Source]:
 
 def op_layer(emulated: bool) -> list[Source]:
     """csrc/cuda but for what asks a GPU, and the doubles of that; schemas and checks."""
-    csrc, doubled = ROOT / "csrc", {"runtime", "smem_grants", "tensor_map", *(f.stem for f in HOST)}
-    files = [csrc / "library.cpp", *sorted((csrc / "common").glob("*.cpp"))]
+    csrc, doubled = ROOT / "csrc", {"runtime", "smem_grants", "tensor_map", "trust_table", *(f.stem for f in HOST)}
+    files = [csrc / "library.cpp", csrc / "explain_cuda.cpp", *sorted((csrc / "common").glob("*.cpp"))]
     files += [f for f in sorted((csrc / "cuda").glob("*.cpp")) if f.stem not in doubled]
-    names = ("device", "allocations") if emulated else ("device", "news", "parts")
+    names = ("device", "faults", "allocations") if emulated else ("device", "news", "parts")
     doubles = [Source(OPS / f"{name}.cpp", "ops") for name in names]
-    bindings = [Source(HERE / "bindings" / "module.cpp", "bindings"), Source(OPS / "bindings.cpp", "bindings")]
-    return [*(Source(f, "ops") for f in files), *doubles, *bindings, *(s for s in host() if s.rule == "runtime")]
+    bindings = [HERE / "bindings" / "module.cpp", OPS / "bindings.cpp", *[OPS / "variants.cpp"] * emulated]
+    sources = [*(Source(f, "ops") for f in files), *doubles, *(Source(f, "bindings") for f in bindings)]
+    return [*sources, *(s for s in host() if s.rule == "runtime")]
 
 
 def kernels(files: Iterable[Path] = KERNELS) -> list[Source]:

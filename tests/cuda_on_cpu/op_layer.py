@@ -31,6 +31,7 @@ class Layer:
     def __init__(self, library: ModuleType, device: Iterable[int], engine: str = "", schedule: str = "stay") -> None:
         self.library, self.schedule = library, schedule
         self.reports: list[dict] = []
+        self.may_give_up = False  # an op has allocated its output when it finds that its kernel may not run
         library.set_device(*device)
         library.set_engine(engine)
 
@@ -45,7 +46,9 @@ class Layer:
         finally:
             report = self.library.end()
             self.reports.append(report)
-            assert not report["errors"], report["errors"]
+            given_up = self.may_give_up and not report["launched"]
+            errors = [e for e in report["errors"] if not (given_up and e.startswith("output never written"))]
+            assert not errors, errors
 
 
 def buffers(args: Iterable[Any]) -> list[tuple[str, int, int, str]]:

@@ -134,12 +134,18 @@ def _engine_family(engine: str, problem: Problem) -> str:
     if engine.startswith("sm90"):
         if problem.op == "basic_block":
             return "sm90/block_fwd" if engine == "sm90:block" else ""
-        return "sm90/conv_rows" if ":rows" in engine else "" if engine == "sm90:block" else "sm90/conv_sm90"
+        if engine == "sm90:block":
+            return ""
+        return "sm90/conv_rows" if ":rows" in engine else f"sm90/{_sm90_file(problem.mode)}"
     return f"sm80/{_sm80_file(problem.mode)}" if problem.op != "basic_block" else ""
 
 
 def _sm80_file(mode: str) -> str:
     return "conv_gradient" if mode == "gradient sums" else "conv_stats" if "statistics" in mode else "conv_fwd"
+
+
+def _sm90_file(mode: str) -> str:
+    return "conv_sm90_stats" if "statistics" in mode else "conv_sm90"
 
 
 def explain(problem: Problem, numbers: list[int]) -> str:
@@ -166,7 +172,7 @@ def cuda_kernel(problem: Problem, numbers: list[int]) -> tuple[str, str]:
         return f"{TORCH} {kind} {problem.mode}", TORCH
     cut = " split" if re.search(r" [1-9]\d* bytes of partial sums", plan) else ""
     mode = "plain" if problem.mode == "residual" else problem.mode
-    file = {"sm80": _sm80_file(mode), "sm90 rows": "conv_rows", "sm90": "conv_sm90"}[match[1]]
+    file = {"sm80": _sm80_file(mode), "sm90 rows": "conv_rows", "sm90": _sm90_file(mode)}[match[1]]
     family = f"{match[1].split()[0]}/{file}"
     return f"{family} {match[2]} {kind} {mode}{cut}", family
 
@@ -174,17 +180,17 @@ def cuda_kernel(problem: Problem, numbers: list[int]) -> tuple[str, str]:
 def refused(numbers: list[int], found: Iterable[Case]) -> dict[str, str]:
     """The families that none of the cases reaches on that GPU, and the plan's reason."""
     reached = {case["family"] for case in found}
-    reasons = {}
+    tried = [problems.convolutions(op, mode, "bfloat16", large=False)[0] for op, mode in CONV_MODES]
+    reasons: dict[str, str] = {}
     for engine in cuda_engines():
-        problem = problems.blocks("bfloat16", large=False)[0] if engine == "sm90:block" else None
-        problem = problem or problems.convolutions("conv_bn_act", "plain", "bfloat16", large=False)[0]
-        family = _engine_family(engine, problem)
-        if family in reached or not family:
-            continue
-        with _environment({CUDA_ENGINE: engine}):
-            lines = explain(problem, numbers).splitlines()[1:]
-        name = engine.split(":")[0]
-        reasons[family] = next((line.split(": ", 1)[1] for line in lines if f"not {name}" in line), "not planned")
+        for problem in [*tried, problems.blocks("bfloat16", large=False)[0]]:
+            family = _engine_family(engine, problem)
+            if family in reached or not family or family in reasons:
+                continue
+            with _environment({CUDA_ENGINE: engine}):
+                lines = explain(problem, numbers).splitlines()[1:]
+            name = engine.split(":")[0]
+            reasons[family] = next((line.split(": ", 1)[1] for line in lines if f"not {name}" in line), "not planned")
     return reasons
 
 

@@ -15,6 +15,10 @@ void set_device_numbers(int32_t capability, int32_t sm_count, int32_t smem_per_b
 const Binding binding([](pybind11::module_& m) {
   m.def("set_device", &set_device_numbers);
   m.def("set_engine", &set_engine);
+  m.def("set_check", &set_check);
+  m.def("set_capturing", &set_capturing);
+  m.def("set_verified", &set_verified);
+  m.def("forget_checks", &forget_checks);
   m.def("tensor_maps_made", &tensor_maps_made);
   m.def("begin", &begin_session);
   m.def("end", &end_session);

@@ -1,18 +1,45 @@
 #include "ops/device.h"
 
+#include <stdexcept>
+
 #include "cuda/runtime.h"
 
 namespace cuda_on_cpu {
 
 namespace {
 
-resnet_fused::cuda::Device device;
-resnet_fused::cuda::EngineChoice choice;
+using namespace resnet_fused::cuda;
+
+KernelStates states;
+Device device{80, 108, 166912, 167936, &states};
+EngineChoice choice;
+CheckMode check = CheckMode::kNever;  // a test of checks sets it
+bool capturing = false;
+std::vector<Verified> verified;
 
 }  // namespace
 
-void set_device(const resnet_fused::cuda::Device& wanted) { device = wanted; }
-void set_engine(const std::string& text) { choice = resnet_fused::cuda::engine_choice(text.c_str()); }
+void set_device(const Device& wanted) {
+  device = wanted;
+  device.states = &states;
+}
+
+void set_engine(const std::string& text) { choice = engine_choice(text.c_str()); }
+void set_check(const std::string& text) { check = check_mode(text.c_str()); }
+void set_capturing(bool now) { capturing = now; }
+
+void set_verified(const std::vector<std::pair<std::string, int32_t>>& rows) {
+  verified.clear();
+  for (const auto& [name, arch] : rows) {
+    int32_t family = 0;
+    while (family < kKernelFamilies && name != name_of(static_cast<KernelFamily>(family))) ++family;
+    if (family == kKernelFamilies) throw std::invalid_argument("no family is called " + name);
+    verified.push_back({static_cast<KernelFamily>(family), arch, "2026-12-01", "0123abc", "results/verify.json"});
+  }
+  forget_checks();  // plans are made again
+}
+
+void forget_checks() { states.forget(); }
 
 }  // namespace cuda_on_cpu
 
@@ -20,6 +47,9 @@ namespace resnet_fused::cuda {
 
 const Device& device_numbers(int) { return cuda_on_cpu::device; }
 const EngineChoice& chosen_engine() { return cuda_on_cpu::choice; }
+CheckMode chosen_check() { return cuda_on_cpu::check; }
+bool is_capturing(int) { return cuda_on_cpu::capturing; }
+const std::vector<Verified>& verified_kernels() { return cuda_on_cpu::verified; }
 Queue current_queue(int) { return {nullptr, cuda_on_cpu::device.sm_count}; }
 
 }  // namespace resnet_fused::cuda

@@ -1,6 +1,9 @@
-// The GPU that the op layer believes to have, and RESNET_FUSED_CUDA_ENGINE as of the next call.
+// The GPU that the op layer believes to have, what is believed of its kernels, and the environment's variables as of
+// the next call.
 #pragma once
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "cuda/plan.h"
 
@@ -8,5 +11,10 @@ namespace cuda_on_cpu {
 
 void set_device(const resnet_fused::cuda::Device& device);
 void set_engine(const std::string& text);
+void set_check(const std::string& text);  // RESNET_FUSED_CUDA_CHECK
+void set_capturing(bool capturing);
+// The table: families by name, and compute capabilities.
+void set_verified(const std::vector<std::pair<std::string, int32_t>>& rows);
+void forget_checks();  // as in a new process
 
 }  // namespace cuda_on_cpu

@@ -5,6 +5,7 @@
 
 #include "bindings/python.h"
 #include "cuda/exact_cache.h"
+#include "cuda/first_use.h"
 #include "cuda/plan_cache.h"
 #include "cuda/tensor_map.h"
 #include "ops/news.h"
@@ -55,6 +56,7 @@ pybind11::dict parts(int calls) {
   d["a plan, made"] = time_of(calls, [&] { return make_plan(problem, h200, {}); });
   d["a plan of sm90, made"] = time_of(calls, [&] { return make_plan(problem, h200, sm90); });
   d["a plan, found"] = time_of(calls, [&] { return cached_plan(problem, h200, sm90); });
+  d["a plan, found and trusted"] = time_of(calls, [&] { return plan_conv(problem, 0); });
   d["a tensor map, found"] = time_of(calls, [&] { return encode_im2col(shape, box); });
   return d;
 }

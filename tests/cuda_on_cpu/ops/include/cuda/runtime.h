@@ -2,11 +2,14 @@
 #pragma once
 #include "cuda/plan.h"
 #include "cuda/queue.h"
+#include "cuda/trust.h"
 
 namespace resnet_fused::cuda {
 
 const Device& device_numbers(int device);
 const EngineChoice& chosen_engine();
+CheckMode chosen_check();
+bool is_capturing(int device);
 Queue current_queue(int device);
 
 }  // namespace resnet_fused::cuda

@@ -10,6 +10,7 @@
 #define ON_CPU_DEF(ns, m) STABLE_TORCH_LIBRARY_FRAGMENT(ns, m)
 #define ON_CPU_IMPL(ns, key, m, uid) _STABLE_TORCH_LIBRARY_IMPL(ns, key, m, uid)
 #define ON_CPU_KEY_CUDA CPU
+#define ON_CPU_KEY_CompositeExplicitAutograd CompositeExplicitAutograd
 
 #define STABLE_TORCH_LIBRARY(ns, m) ON_CPU_DEF(ON_CPU_LIBRARY, m)
 #define STABLE_TORCH_LIBRARY_IMPL(ns, key, m) ON_CPU_IMPL(ON_CPU_LIBRARY, ON_CPU_KEY_##key, m, C10_UID)

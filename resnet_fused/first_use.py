@@ -1,0 +1,300 @@
+"""The first use of a CUDA kernel that no GPU has proven right: the op's result is compared with eager PyTorch's.
+
+C++ (``csrc/cuda/first_use.h``) calls ``resnet_fused::compare_<op>`` after the launch of a kernel that is unchecked, and
+``resnet_fused::eager_<op>`` where no kernel may run. Both are registered here for every op of CUDA, from its schema and
+its definition in :mod:`resnet_fused.reference`. ``docs/architecture.md``, "Trust", has the rule.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from . import _library, reference
+from .criterion import allowed_error
+
+#: The ops that CUDA has kernels for. Each takes its definition's arguments, and those that say how.
+OPS = (
+    *("conv_bn_act", "bn_relu_conv_bn_act", "conv_bn_proj_act", "basic_block", "conv_bn_relu_pool", "bn_add_act"),
+    *("bn_stats", "conv_stats", "bn_add_bn_act", "bn_act_backward_reduce", "bn_add_act_backward_reduce"),
+    *("conv_backward_reduce", "bn_act_backward", "bn_relu_max_pool", "bn_relu_max_pool_backward"),
+)
+HOW = ("keep_packed", "allow_tf32", "internal")
+#: What compare_<op> says, as csrc/cuda/first_use.cpp reads it.
+NOT_COMPARED, RIGHT, WRONG = 0, 1, 2
+#: float64 is judged by itself, another order of the same sums: relative to the largest value.
+FLOAT64 = 1e-12
+#: By how much of its terms a ReLU's input may be off in a kernel, in units of the last place.
+UNDECIDED_ULPS = 16
+
+_lock = threading.Lock()
+_outcomes: dict[str, str] = {}
+
+
+def outcomes() -> dict[str, str]:
+    """What this process has checked: device and kernel -> "right", or in which way it was wrong."""
+    with _lock:
+        return dict(_outcomes)
+
+
+def forget() -> None:
+    """As in a new process, but for what C++ keeps: for tests."""
+    with _lock:
+        _outcomes.clear()
+
+
+class Difference(NamedTuple):
+    """Of one output: the largest error and the one that passes; where the first is that does not."""
+
+    error: float
+    allowed: float
+    position: list[int] | None
+
+
+class _Call:
+    """An op's arguments by name."""
+
+    def __init__(self, op: str, args: Sequence[Any]) -> None:
+        self.op = op
+        self.named = dict(zip(_names(op), args, strict=False))  # what has a default may be left out
+        self.x: Tensor = self.named["x"]
+
+    def of_definition(self) -> dict[str, Any]:
+        return {name: value for name, value in self.named.items() if name not in HOW}
+
+    def as_eager_takes(self) -> list[Any]:
+        """Vectors of a dtype that eager mixes with x's; a kernel takes any."""
+        wide = torch.float64 if self.x.dtype == torch.float64 else torch.float32
+        cast = lambda name, t: t.to(self.x.dtype if "bias" in name else wide).contiguous()  # noqa: E731
+        named = self.of_definition().items()
+        return [cast(name, v) if isinstance(v, Tensor) and v.dim() == 1 else v for name, v in named]
+
+    def as64(self) -> list[Any]:
+        values = self.of_definition().values()
+        return [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values]
+
+    def hides_its_work(self) -> bool:
+        """Whether a scale of zeros, as a block's last BatchNorm may begin with, keeps a result from being seen."""
+        return any(v is not None and not v.any() for name, v in self.named.items() if "gamma" in name)
+
+
+def _names(op: str) -> list[str]:
+    return [argument.name for argument in _schema(op).arguments]
+
+
+def _schema(op: str) -> Any:
+    return getattr(torch.ops.resnet_fused, op).default._schema
+
+
+def _definition(op: str) -> Callable[..., Any]:
+    return getattr(reference, op)  # type: ignore[no-any-return]
+
+
+def _list(result: Any) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+@contextlib.contextmanager
+def _plainly(device: torch.device) -> Iterator[None]:
+    """Whatever mode the caller is in: no graph, no autocast, nobody who traces."""
+    with _disable_current_modes(), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def _eager(op: str, *args: Any) -> Any:
+    """The op by its definition, with the strides that the op's own result has."""
+    call = _Call(op, args)
+    with _plainly(call.x.device):
+        results = _list(_definition(op)(*call.as_eager_takes()))
+        shapes = _list(getattr(torch.ops.resnet_fused, op)(*map(_without_data, args)))
+        inputs = {v.untyped_storage().data_ptr() for v in args if isinstance(v, Tensor)}
+        for i, (result, shape) in enumerate(zip(results, shapes, strict=True)):
+            if result.stride() != shape.stride() or result.untyped_storage().data_ptr() in inputs:
+                own = torch.empty_strided(shape.shape, shape.stride(), dtype=shape.dtype, device=result.device)
+                results[i] = own.copy_(result)
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def _without_data(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+
+
+def _compare(op: str, *values: Any) -> int:
+    """``values``: the op's results, the kernels that were launched and are unchecked (a line each), its arguments."""
+    results = len(_schema(op).returns)
+    got, kernels, call = list(values[:results]), values[results].splitlines(), _Call(op, values[results + 1 :])
+    with _plainly(call.x.device):
+        if call.hides_its_work():
+            return NOT_COMPARED
+        try:
+            differences = judge(call, got)
+        except torch.OutOfMemoryError:
+            return NOT_COMPARED
+    if differences is None:
+        return NOT_COMPARED
+    wrong = next((i for i, d in enumerate(differences) if not d.error <= d.allowed), None)
+    found = "right" if wrong is None else _in_words(wrong, differences[wrong])
+    device = str(call.x.device)
+    with _lock:
+        known = [f"{device} {kernel}" for kernel in kernels if _outcomes.get(f"{device} {kernel}", "right") != "right"]
+        for kernel in kernels:
+            if f"{device} {kernel}" not in known:
+                _outcomes[f"{device} {kernel}"] = found
+    if wrong is None:
+        return RIGHT
+    if len(known) < len(kernels):
+        _warn(call, kernels, found)
+    return WRONG
+
+
+def _in_words(output: int, difference: Difference) -> str:
+    return (
+        f"error {difference.error:.3e} where {difference.allowed:.3e} is allowed, output {output}, first at "
+        f"{difference.position}"
+    )
+
+
+def _warn(call: _Call, kernels: list[str], found: str) -> None:
+    x = call.x
+    shapes = ", ".join(f"{n} {list(v.shape)}" for n, v in call.named.items() if isinstance(v, Tensor) and v.dim() > 1)
+    gpu = torch.cuda.get_device_name(x.device) if x.is_cuda else "no GPU"
+    warnings.warn(
+        f"resnet_fused: {' or '.join(kernels)} gave a wrong result in {call.op} on {x.device} ({gpu}): {found}; "
+        f"{x.dtype}, {shapes}, torch {torch.__version__}. Eager PyTorch's result was returned instead, and the kernel "
+        "is not used again in this process. Please run `python -m resnet_fused verify` and send its report with this "
+        "message to the project's issue tracker.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def judge(call: _Call, got: list[Tensor]) -> list[Difference] | None:
+    """Each result by the project's criterion; None where the numbers at hand say nothing."""
+    define = _definition(call.op)
+    truths, eagers = _list(define(*call.as64())), [_list(define(*call.as_eager_takes()))]
+    if call.named.get("allow_tf32") and call.x.dtype == torch.float32:  # which torch's convolution may use or not
+        with _TF32Factors():
+            eagers.append([t.float() for t in _list(define(*call.as64()))])
+    if call.op in ("conv_stats", "conv_backward_reduce"):  # sums are of what the first result holds, as it was rounded
+        truths[1:] = _held_by(call, call.as64(), got[0].double())
+        for eager in eagers:
+            eager[1:] = _held_by(call, call.as_eager_takes(), got[0])
+    if call.op == "bn_relu_max_pool":
+        got = [got[0], _reached(call, got[1])]
+        truths[1], eagers[0][1] = truths[0], eagers[0][0]
+    spare = _spare(call, got)
+    differences = []
+    for i, (actual, truth) in enumerate(zip(got, truths, strict=True)):
+        candidates = [eager[i] for eager in eagers]
+        judged = candidates[0].isfinite() & truth.isfinite() & ~spare[i].isinf()
+        if not judged.any() or (i == 0 and not truth[judged].any()):
+            return None
+        differences.append(_difference(actual, candidates, truth, judged, spare[i]))
+    return differences
+
+
+def _difference(actual: Tensor, eagers: list[Tensor], truth: Tensor, judged: Tensor, spare: Tensor) -> Difference:
+    allowed = max(allowed_error(eager, truth, judged, truth) for eager in eagers)
+    if truth.dtype == eagers[0].dtype:
+        allowed = max(allowed, FLOAT64 * truth[judged].abs().max().item())
+    error = torch.where(judged, (actual.double() - truth).abs() - spare, 0.0)
+    error = torch.where(judged & ~actual.isfinite(), torch.inf, error)
+    # Values that are not finite are eager's own.
+    eager = eagers[0]
+    same = (actual == eager) | (actual.isnan() & eager.isnan())
+    error = torch.where(~eager.isfinite() & ~same & ~spare.isinf(), torch.inf, error)
+    wrong = (error > allowed).nonzero()
+    return Difference(error.max().item(), allowed, wrong[0].tolist() if len(wrong) else None)
+
+
+def _held_by(call: _Call, args: list[Any], first: Tensor) -> list[Tensor]:
+    if call.op == "conv_stats":
+        return list(reference.bn_stats(first))
+    x, *bn = args[4:10]
+    return list(reference.bn_act_backward_reduce(first, x, *bn))
+
+
+def _spare(call: _Call, got: list[Tensor]) -> list[Tensor]:
+    """What each result may be off beside rounding; infinite: by anything.
+
+    A gradient passes a ReLU or does not, and within a rounding of zero that is luck, eager's as ours.
+    """
+    none = [r.new_zeros((), dtype=torch.float64) for r in got]
+    remade = call.named.get("out") is None and call.named.get("relu", True)
+    reduces = call.op in ("bn_act_backward_reduce", "bn_add_act_backward_reduce", "conv_backward_reduce")
+    if not reduces and not (call.op == "bn_act_backward" and remade):
+        return none
+    x, mean, var = (call.named[name].double() for name in ("x", "mean", "var"))
+    scale, centred = torch.rsqrt(var + call.named["eps"]), x - mean[:, None, None]
+    undecided = torch.zeros_like(x, dtype=torch.bool)
+    if remade:
+        gamma, beta = call.named["gamma"], call.named["beta"]
+        gain = scale if gamma is None else scale * gamma.double()
+        offset = torch.zeros_like(mean) if beta is None else beta.double()
+        terms = (x.abs() + mean.abs()[:, None, None]) * gain.abs()[:, None, None] + offset.abs()[:, None, None]
+        ulp = torch.finfo(torch.float64 if call.x.dtype == torch.float64 else torch.float32).eps
+        before = centred * gain[:, None, None] + offset[:, None, None]
+        undecided = before.abs() <= UNDECIDED_ULPS * ulp * terms
+    if not reduces:
+        return [torch.where(undecided, torch.inf, 0.0).double()]
+    grad = (got[0] if call.op == "conv_backward_reduce" else call.named["grad"]).double().abs()
+    # Of all terms, what float64 itself loses of them: they may cancel.
+    weight = torch.where(undecided, 1.0, 64 * torch.finfo(torch.float64).eps)
+    sums = [(grad * weight).sum((0, 2, 3)), (grad * weight * centred.abs()).sum((0, 2, 3)) * scale]
+    return [*none[:-2], *sums]
+
+
+def _reached(call: _Call, taken: Tensor) -> Tensor:
+    """The activations that ``taken`` names, in float64."""
+    x, gamma, beta, mean, var, eps, kernel, stride, padding = call.as64()
+    activated = reference.bn_add_act(x, gamma, beta, mean, var, eps)
+    rows, columns = (torch.arange(size, device=x.device) for size in taken.shape[2:])
+    at = taken.long()
+    row = (rows * stride[0] - padding[0])[:, None] + at // kernel[1]
+    place = row * x.shape[3] + columns * stride[1] - padding[1] + at % kernel[1]
+    outside = (place < 0) | (place >= x.shape[2] * x.shape[3])
+    values = activated.flatten(2).gather(2, torch.where(outside, 0, place).flatten(2)).view(taken.shape)
+    closed = taken == reference.CLOSED
+    return torch.where(closed, 0.0, torch.where(outside, torch.nan, values))
+
+
+class _TF32Factors(TorchDispatchMode):
+    """Convolutions of factors that are rounded as tensor cores round float32: 10 bits of fraction, ties away from 0."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "convolution" in func.name() or "conv2d" in func.name():
+            args = [_rounded(a) if isinstance(a, Tensor) and a.dim() == 4 else a for a in args]
+        return func(*args, **(kwargs or {}))
+
+
+def _rounded(x: Tensor) -> Tensor:
+    bits = x.to(torch.float32, copy=True).view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32).to(x.dtype)
+
+
+def _register() -> torch.library.Library:
+    library = torch.library.Library("resnet_fused", "FRAGMENT")
+
+    def add(name: str, arguments: str, returns: str, function: Callable[..., Any], op: str) -> None:
+        library.define(f"{name}({arguments}) -> {returns}")
+        library.impl(name, lambda *args: function(op, *args), "CompositeExplicitAutograd")
+
+    for op in OPS:
+        arguments, _, returns = str(_schema(op)).partition("(")[2].rpartition(") -> ")
+        results = "".join(f"Tensor result{i}, " for i in range(len(_schema(op).returns)))
+        add(f"eager_{op}", arguments, returns, _eager, op)
+        add(f"compare_{op}", f"{results}str kernels, {arguments}", "int", _compare, op)
+    return library
+
+
+assert _library is not None  # the schemas are there
+_REGISTERED = _register()

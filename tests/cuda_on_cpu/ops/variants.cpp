@@ -1,0 +1,40 @@
+// Every kernel that is compiled, as csrc/cuda/trust.h tells them apart.
+#include "bindings/python.h"
+#include "cuda/kernels.h"
+#include "cuda/trust.h"
+#include "ops/faults.h"
+
+namespace cuda_on_cpu::bindings {
+
+namespace {
+
+using namespace resnet_fused::cuda;
+
+// The place of its state, and its name in words; with and without what ends its launch, if something does.
+std::vector<std::pair<int32_t, std::string>> variants() {
+  std::vector<std::pair<int32_t, std::string>> all;
+  const auto add = [&](const KernelVariant& v) { all.emplace_back(v.index(), to_string(v)); };
+  for (const bool finished : {false, true}) {
+    for (const ConvFwdVariant& v : compiled_conv_fwd()) add(variant_of_sm80(v, finished));
+    for (const ConvFwdVariant& v : compiled_conv_sm90()) add(variant_of_sm90(v, finished));
+    for (const BnStatsVariant& v : compiled_bn_stats()) add(variant_of_stats(v, finished));
+    for (const BnGradientVariant& v : compiled_bn_backward_reduce()) add(variant_of_reduce(v, finished));
+  }
+  for (const ConvFwdVariant& v : compiled_conv_rows()) add(variant_of_rows(v));
+  for (const BlockFwdVariant& v : compiled_block_fwd()) add(variant_of_block(v));
+  for (const BnAddActVariant& v : compiled_bn_add_act()) add(variant_of_add_act(v));
+  for (const BnGradientVariant& v : compiled_bn_backward()) add(variant_of_backward(v));
+  for (const PoolVariant& v : compiled_bn_pool()) add(variant_of_pool(v));
+  for (const PoolVariant& v : compiled_pool_backward()) add(variant_of_pool_backward(v));
+  return all;
+}
+
+const Binding binding([](pybind11::module_& m) {
+  m.def("variants", &variants);
+  m.def("most_variants", [] { return KernelVariant::kCount; });
+  m.def("set_fault", &set_fault);
+});
+
+}  // namespace
+
+}  // namespace cuda_on_cpu::bindings

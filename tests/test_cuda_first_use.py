@@ -1,0 +1,421 @@
+"""A CUDA kernel's first use, in the op layer on the CPU: when it is compared, and what becomes of a wrong kernel."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import cuda_on_cpu
+import pytest
+import torch
+from test_cuda_op_layer import NO_PRE, ONE, SHAPES, batch_norm, conv_args, layer, library, randn
+
+from resnet_fused import first_use, ops, reference
+from resnet_fused.cli._gpus import GPUS
+
+if reason := cuda_on_cpu.missing():
+    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
+
+from cuda_on_cpu import op_layer
+from cuda_on_cpu.host_calls import calls
+
+__all__ = ["layer", "library"]
+
+
+@pytest.fixture(autouse=True)
+def _new_process(library):
+    """Nothing has been checked, and whatever a kernel does is right until a test says otherwise."""
+    first_use.forget()
+    library.set_verified([])
+    library.set_check("first")
+    yield
+    library.set_check("0")
+    library.set_fault("")
+    library.set_capturing(False)
+    library.set_verified([])
+
+
+@pytest.fixture
+def compared(monkeypatch):
+    """The ops that were compared, in order."""
+    seen, judge = [], first_use.judge
+    monkeypatch.setattr(first_use, "judge", lambda call, got: (seen.append(call.op), judge(call, got))[1])
+    return seen
+
+
+def convolution(dtype=torch.bfloat16, residual=True, tf32=False, shape=SHAPES[0]):
+    """Arguments of conv_bn_act."""
+    args, out = conv_args(*shape, dtype)
+    side = randn(*out, dtype=dtype, memory_format=torch.channels_last) if residual else None
+    return [*args, side, True, False, tf32]
+
+
+def eager_conv(args):
+    return reference.conv_bn_act(*args[:14])
+
+
+def addition(dtype=torch.float32):
+    x = randn(2, 8, 5, 4, dtype=dtype, memory_format=torch.channels_last)
+    return [x, *batch_norm(8), x.flip(0), True]
+
+
+def launched(on):
+    return [name.removesuffix("_kernel<Config>") for name in on.reports[-1]["launched"]]
+
+
+def ops_and_arguments(dtype=torch.bfloat16):
+    """Every op that CUDA has kernels for, with arguments of the sizes that kernels take."""
+    conv = convolution(dtype)
+    x, weight, bias, *bn = conv[:8]
+    out = [*reference.conv_bn_act(*conv[:14]).shape]
+    like_out = randn(*out, dtype=dtype, memory_format=torch.channels_last)
+    projection = [randn(2, 64, 6, 5, dtype=dtype), randn(72, 64, 1, 1, dtype=dtype) / 8, None, *batch_norm(72), [1, 1]]
+    block = [randn(64, 64, 3, 3, dtype=dtype) / 24, None, *batch_norm(64)]
+    norm, pool = batch_norm(64), ([3, 3], [2, 2], [1, 1])
+    apart = x.clone()
+    apart[reference.bn_add_act(x.double(), *(v.double() for v in norm[:4]), norm[4], relu=False).abs() < 0.04] = 4
+    pooled, taken = reference.bn_relu_max_pool(x, *norm, *pool)
+    how, grad = [False, False], torch.randn_like(x)
+    sums = [*reference.bn_act_backward_reduce(grad, apart, *norm), float(2 * 6 * 5)]
+    return {
+        "conv_bn_act": conv,
+        "bn_relu_conv_bn_act": [x, *norm, weight, bias, *bn, *ONE, like_out, True, *how],
+        "conv_bn_proj_act": [x, weight, bias, *bn, *ONE, *projection, *NO_PRE, True, *how],
+        "basic_block": [x, *block, *block, *how],
+        "conv_bn_relu_pool": [*conv[:12], *pool, *how],
+        "bn_add_act": [x, *norm, grad, True],
+        "bn_stats": [x],
+        "conv_stats": [x, *norm, weight, bias, *ONE, *how],
+        "bn_add_bn_act": [x, *norm, grad, *batch_norm(64), True],
+        "bn_act_backward_reduce": [grad, apart, *norm, None, True],
+        "bn_add_act_backward_reduce": [grad, apart, *norm, torch.randn_like(x).relu()],
+        "conv_backward_reduce": [like_out, weight, [1, 1], [1, 1], apart, *norm, None, False],
+        "bn_act_backward": [grad, apart, *norm, None, True, *sums],
+        "bn_relu_max_pool": [x, *norm, *pool],
+        "bn_relu_max_pool_backward": [torch.randn_like(pooled), taken, x, *pool],
+    }
+
+
+# ---- which ops, which kernels ----
+
+
+def test_every_op_of_cuda_has_its_eager_twin():
+    known, has = torch._C._dispatch_has_kernel, torch._C._dispatch_has_kernel_for_dispatch_key
+    names = [f"{op_layer.NAME}::{name}" for name in vars(ops)]
+    on_cuda = {name.split("::")[1] for name in names if known(name) and has(name, "CPU")}
+    assert on_cuda == set(first_use.OPS)
+    for op in first_use.OPS:
+        schema = getattr(torch.ops.resnet_fused, op).default._schema
+        twin = getattr(torch.ops.resnet_fused, f"eager_{op}").default._schema
+        assert str(twin).partition("(")[2] == str(schema).partition("(")[2]
+
+
+def test_every_compiled_kernel_has_a_state_of_its_own(library):
+    variants = library.variants()
+    places, names = [place for place, _ in variants], [name for _, name in variants]
+    assert len(variants) > 300
+    assert len(set(places)) == len(set(names)) == len(variants)
+    assert 0 <= min(places) <= max(places) < library.most_variants()
+    families = {line.split(":")[0] for line in ops.explain_trust(90).splitlines()}
+    assert {name.split()[0] for name in names} == families, "no family without a kernel, no kernel without a family"
+
+
+@pytest.mark.parametrize("op", first_use.OPS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_right_kernels_pass_once(layer, compared, op, dtype):
+    args = ops_and_arguments(torch.float32 if dtype is torch.float64 else dtype)[op]
+    if dtype is torch.float64:
+        args = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
+    on = layer("a100", "sm80:64x64:1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first = getattr(on, op)(*args)
+        before = launched(on)
+        second = getattr(on, op)(*args)
+    assert compared == [op]
+    assert launched(on) == before != []
+    assert set(first_use.outcomes().values()) == {"right"}
+    for a, b in zip(first_use._list(first), first_use._list(second), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("engine", ["sm90:128x128", "sm90:rows", "sm90:block", "sm80:64x64:3"])
+def test_kernels_of_hopper_pass(layer, compared, engine):
+    on = layer("h200", engine)
+    args = convolution(shape=(2, 64, 9, 8, 64, 3, 1, 1, 1))
+    on.conv_bn_act(*args)
+    on.conv_bn_act(*args)
+    block = [randn(64, 64, 3, 3, dtype=torch.bfloat16) / 24, None, *batch_norm(64)]
+    on.basic_block(args[0], *block, *block, False, False)
+    assert set(first_use.outcomes().values()) == {"right"}
+    assert compared == ["conv_bn_act", *["basic_block"] * (engine in ("sm90:block", "sm90:rows"))]
+
+
+def test_each_dtype_tile_and_mode_is_checked(layer, compared):
+    on = layer("a100", "sm80:64x64:1")
+    on.conv_bn_act(*convolution(torch.bfloat16))
+    on.conv_bn_act(*convolution(torch.bfloat16, residual=False))
+    assert len(compared) == 1
+    on.conv_bn_act(*convolution(torch.float16))
+    on = layer("a100", "sm80:128x64:1")
+    on.conv_bn_act(*convolution(torch.bfloat16))
+    on = layer("a100", "sm80:128x64:3")
+    on.conv_bn_act(*convolution(torch.bfloat16))
+    assert len(compared) == 4
+    assert list(first_use.outcomes()) == [
+        "cpu sm80/conv_fwd bfloat16 64x64 plain",
+        "cpu sm80/conv_fwd float16 64x64 plain",
+        "cpu sm80/conv_fwd bfloat16 128x64 plain",
+        "cpu sm80/conv_fwd bfloat16 128x64 plain, in parts",
+    ]
+
+
+def test_tf32_is_judged_as_tf32(layer, compared):
+    """Eager here multiplies float32 exactly, as cuDNN may; a kernel that may use TF32 is held to TF32."""
+    on, args = layer("a100", "sm80:64x64:1"), convolution(torch.float32, tf32=True)
+    got = on.conv_bn_act(*args)
+    assert launched(on) == ["conv_fwd"]
+    assert (got - eager_conv(args)).abs().max() > 1e-5, "it was TF32"
+    assert first_use.outcomes() and set(first_use.outcomes().values()) == {"right"}
+
+
+# ---- wrong kernels ----
+
+
+@pytest.mark.parametrize(("gpu", "engine", "kernel"), [("a100", "", "conv_fwd"), ("h200", "sm90", "conv_sm90")])
+def test_a_wrong_convolution_is_not_used_again(layer, library, gpu, engine, kernel):
+    on, args = layer(gpu, engine), convolution()
+    library.set_fault(kernel)
+    with pytest.warns(RuntimeWarning) as warned:
+        got = on.conv_bn_act(*args)
+    assert torch.equal(got, eager_conv(args))
+    first = launched(on)
+    assert first[0].startswith(kernel)
+    (text,) = (str(w.message) for w in warned)
+    for part in (
+        r"resnet_fused: sm\d0/conv_\w+ bfloat16 \d+x\d+ plain(, in parts)? gave a wrong result in conv_bn_act on cpu ",
+        r"error \S+ where \S+ is allowed, output 0, first at \[0, \d+, \d+, \d+\]; torch.bfloat16, x \[2, 64, 6, 5\], ",
+        r"weight \[72, 64, 3, 3\], residual \[2, 72, 6, 5\]",
+        r"`python -m resnet_fused verify` and send its report with this message to the project's issue tracker",
+    ):
+        assert re.search(part, text), (part, text)
+    found = re.search(r"error (\S+) where (\S+) is", text)
+    assert float(found[1]) > float(found[2])
+    (refused,) = (name.removeprefix("cpu ") for name, outcome in first_use.outcomes().items() if outcome != "right")
+
+    # The next best: other tiles, until each has been wrong once, then another kernel.
+    with warnings.catch_warnings(record=True) as more:
+        warnings.simplefilter("always")
+        for _ in range(5):
+            assert torch.equal(on.conv_bn_act(*args), eager_conv(args)) or not launched(on)[0].startswith(kernel)
+    assert launched(on)[0] == {"conv_fwd": "bn_add_act", "conv_sm90": "conv_fwd"}[kernel]
+    others = [re.search(r"(sm\d0/\S+ \S+ \S+ plain)", str(w.message))[1] for w in more]
+    assert len(set(others)) == len(others) == 2
+    assert refused not in others
+
+
+@pytest.mark.parametrize(("kernel", "op"), [("bn_add_act", "bn_add_act"), ("bn_stats", "bn_stats")])
+def test_a_wrong_pass_gives_way_to_eager(layer, library, kernel, op):
+    on, args = layer(), addition() if op == "bn_add_act" else [addition()[0]]
+    on.may_give_up = True
+    library.set_fault(kernel)
+    with pytest.warns(RuntimeWarning, match=f"bn/{kernel} float32"):
+        first = getattr(on, op)(*args)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = getattr(on, op)(*args)
+    assert launched(on) == []
+    for a, b, c in zip(*map(first_use._list, (first, second, getattr(reference, op)(*args))), strict=True):
+        assert torch.equal(a, c)
+        assert torch.equal(b, c)
+    library.set_fault("")
+    getattr(on, op)(*args)
+    assert launched(on) == [], "for good"
+
+
+def test_a_wrong_value_that_is_not_finite_is_wrong():
+    x = torch.linspace(1, 2, 24).view(2, 3, 2, 2)
+    for value in (torch.nan, torch.inf):
+        got = x.clone()
+        got[1, 2, 0, 1] = value
+        with pytest.warns(RuntimeWarning, match=r"error inf where \S+ is allowed, output 0, first at \[1, 2, 0, 1\]"):
+            verdict = first_use._compare("bn_add_act", got, "a kernel", x, *[None] * 4, 0.0, None, False, False)
+        assert verdict == first_use.WRONG
+        first_use.forget()
+
+
+def test_a_pass_within_a_convolution_is_found_wrong(layer, library):
+    on, args = layer("a100", "torch"), convolution()
+    library.set_fault("bn_add_act")
+    with pytest.warns(RuntimeWarning, match="bn/bn_add_act bfloat16 16 bytes an access NHWC shortcut gave a wrong"):
+        assert torch.equal(on.conv_bn_act(*args), eager_conv(args))
+    assert torch.equal(on.conv_bn_act(*args), eager_conv(args))
+    assert launched(on) == []
+
+
+def test_results_of_eager_have_the_ops_strides(layer, library):
+    """In either format of x, and never x itself."""
+    library.set_fault("bn_add_act")
+    on = layer()
+    on.may_give_up = True
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        x = randn(2, 8, 5, 4, memory_format=memory_format)[:, :, ::2]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            got = on.bn_add_act(x, None, None, None, None, 0.0, None, False)
+        assert torch.equal(got, x)
+        assert got.data_ptr() != x.data_ptr()
+        assert got.stride() == ops.bn_add_act(x, None, None, None, None, 0.0, None, False).stride()
+
+
+# ---- when it is compared ----
+
+
+def test_0_trusts_everything(layer, library, compared):
+    library.set_check("0")
+    library.set_fault("conv_fwd")
+    on, args = layer("a100", "sm80"), convolution()
+    assert not torch.equal(on.conv_bn_act(*args), eager_conv(args))
+    assert compared == []
+
+
+def test_always_checks_every_call(layer, library, compared):
+    library.set_check("always")
+    library.set_verified([("sm80/conv_fwd", 80)])
+    on, args = layer("a100", "sm80"), convolution()
+    for _ in range(3):
+        on.conv_bn_act(*args)
+    assert len(compared) == 3
+    library.set_fault("conv_fwd")
+    with pytest.warns(RuntimeWarning):
+        assert torch.equal(on.conv_bn_act(*args), eager_conv(args))
+
+
+def test_a_verified_family_is_not_compared(layer, library, compared):
+    library.set_verified([("sm80/conv_fwd", 80)])
+    layer("a100", "sm80").conv_bn_act(*convolution())
+    assert compared == []
+    layer("h200", "sm80").conv_bn_act(*convolution(torch.float16))
+    assert len(compared) == 1, "another GPU has proven it"
+
+
+@pytest.mark.parametrize("text", ["1", "never", "first "])
+def test_another_value_is_refused(library, text):
+    with pytest.raises(RuntimeError, match=f"RESNET_FUSED_CUDA_CHECK is {text}; one of 0, first, always expected, or"):
+        library.set_check(text)
+
+
+def test_nothing_unchecked_goes_into_a_graph(layer, library, compared):
+    on, args = layer("a100", "sm80:64x64:1"), convolution()
+    library.set_capturing(True)
+    assert torch.equal(on.conv_bn_act(*args), eager_conv(args))
+    assert launched(on) == []
+    library.set_capturing(False)
+    assert compared == []
+    on.conv_bn_act(*args)
+    assert launched(on) == ["conv_fwd"]
+    assert len(compared) == 1, "it was left unchecked"
+    library.set_capturing(True)
+    on.conv_bn_act(*args)
+    assert launched(on) == ["conv_fwd"], "what is trusted is captured"
+    library.set_check("always")
+    on.conv_bn_act(*args)
+    assert launched(on) == ["conv_fwd"]
+    assert len(compared) == 1, "nothing can be compared in a capture"
+
+
+def test_out_of_memory_is_tried_again(layer, library, monkeypatch):
+    on, args, judge = layer("a100", "sm80:64x64:1"), convolution(), first_use.judge
+
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(first_use, "judge", out_of_memory)
+    for _ in range(2):
+        assert torch.equal(on.conv_bn_act(*args), eager_conv(args))
+    assert first_use.outcomes() == {}
+    monkeypatch.setattr(first_use, "judge", judge)
+    on.conv_bn_act(*args)
+    assert set(first_use.outcomes().values()) == {"right"}
+
+
+@pytest.mark.parametrize("hidden", ["gamma", "nan", "zeros"])
+def test_numbers_that_show_nothing_are_no_evidence(layer, library, hidden):
+    """A scale of zeros hides the convolution, and so does an input of NaN or a ReLU that is closed everywhere."""
+    on, args = layer("a100", "sm80:64x64:1"), convolution()
+    library.set_fault("conv_fwd")
+    blind = list(args)
+    if hidden == "gamma":
+        blind[3] = torch.zeros(72)
+    elif hidden == "nan":
+        blind[0] = torch.full_like(args[0], torch.nan)
+    else:
+        blind[4], blind[12] = torch.full((72,), -1e4), None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(on.conv_bn_act(*blind), eager_conv(blind), rtol=0, atol=0, equal_nan=True)
+    assert first_use.outcomes() == {}
+    with pytest.warns(RuntimeWarning):
+        on.conv_bn_act(*args)
+
+
+def test_elements_near_a_kink_are_no_error(layer):
+    """Where bn(x) is 0 but for rounding, the kernel, eager and float64 may each see another side of the ReLU."""
+    x = randn(4, 64, 8, 8, memory_format=torch.channels_last)
+    gamma, beta, mean, var, eps = batch_norm(64)
+    scale = gamma / torch.sqrt(var + eps)
+    x[:, :, ::2] = (mean - beta / scale)[:, None, None]  # as near to the kink as float32 comes
+    grad, on = torch.randn_like(x), layer()
+    bn = [gamma, beta, mean, var, eps]
+    on.bn_act_backward_reduce(grad, x, *bn, None, True)
+    on.bn_act_backward(grad, x, *bn, None, True, None, None, 0.0)
+    weight = randn(64, 64, 3, 3, memory_format=torch.channels_last) / 24
+    layer("a100", "sm80").conv_backward_reduce(grad.half(), weight.half(), [1, 1], [1, 1], x.half(), *bn, None, False)
+    assert set(first_use.outcomes().values()) == {"right"}
+
+
+def test_a_wrong_gradient_beside_a_kink_is_found():
+    x, grad = torch.randn(4, 8, 6, 6), torch.randn(4, 8, 6, 6)
+    bn = batch_norm(8)
+    dx = reference.bn_act_backward(grad, x, *bn)
+    dx[1, 2, 3, 4] += 0.01
+    args = [grad, x, *bn, None, True, None, None, 0.0, False]
+    with pytest.warns(RuntimeWarning, match=r"first at \[1, 2, 3, 4\]"):
+        assert first_use._compare("bn_act_backward", dx, "a kernel", *args) == first_use.WRONG
+    sums = [s.clone() for s in reference.bn_act_backward_reduce(grad, x, *bn)]
+    sums[1][3] += 0.01
+    with pytest.warns(RuntimeWarning, match=r"output 1, first at \[3\]"):
+        assert first_use._compare("bn_act_backward_reduce", *sums, "a sum", *args[:-4]) == first_use.WRONG
+
+
+def test_a_wrong_place_of_the_largest_is_found():
+    x, bn, pool = torch.randn(2, 8, 9, 8), batch_norm(8), ([3, 3], [2, 2], [1, 1])
+    out, taken = reference.bn_relu_max_pool(x, *bn, *pool)
+    args = [x, *bn, *pool, False]
+    assert first_use._compare("bn_relu_max_pool", out, taken, "right", *args) == first_use.RIGHT
+    place = (taken == 4).nonzero()[0].tolist()
+    taken[tuple(place)] = 5
+    with pytest.warns(RuntimeWarning, match=re.escape(f"output 1, first at {place}")):
+        assert first_use._compare("bn_relu_max_pool", out, taken, "wrong", *args) == first_use.WRONG
+
+
+def test_threads_warn_once_and_all_return_eagers_result():
+    """Launches do nothing in this build of the op layer, so every kernel is wrong."""
+    host = op_layer.load_host()
+    host.set_device(*GPUS["h200"])
+    host.set_engine("sm80:64x64:1")
+    host.set_verified([])
+    host.set_check("first")
+    try:
+        op, args = calls(channels=64, size=8)["conv_bn_act"]
+        eager = eager_conv(args)
+        with warnings.catch_warnings(record=True) as warned, ThreadPoolExecutor(8) as pool:
+            warnings.simplefilter("always")
+            results = list(pool.map(lambda _: op(*args), range(32)))
+        told = [str(w.message) for w in warned if "64x64 plain" in str(w.message)]
+        assert len(told) == 1
+        assert all(torch.equal(r, eager) for r in results)
+    finally:
+        host.set_check("0")
+        host.set_verified([])

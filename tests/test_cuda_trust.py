@@ -1,0 +1,178 @@
+"""The table of what is verified on silicon: its rows, what the plan makes of it, and that no op launches around it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import cuda_on_cpu
+import pytest
+import torch
+from test_cuda_op_layer import library
+
+from resnet_fused import ops
+from resnet_fused.cli import info
+from resnet_fused.cli._gpus import GPUS
+
+if reason := cuda_on_cpu.missing():
+    pytest.skip(f"the op layer is compiled here and needs a compiler: {reason}", allow_module_level=True)
+
+from cuda_on_cpu import op_layer
+from cuda_on_cpu.host_calls import calls
+
+__all__ = ["library"]
+
+ROOT = Path(__file__).parents[1]
+CUDA = ROOT / "csrc" / "cuda"
+ROW = re.compile(r'\{KernelFamily::(\w+), (\d+), "(\d{4}-\d\d-\d\d)", "([0-9a-f]{7,40})",\s*"([^"]+)"\}')
+
+
+def table():
+    """The rows of trust_table.cpp: family, capability, date, commit, report."""
+    text = (CUDA / "trust_table.cpp").read_text()
+    rows = text[text.index("rows = ") : text.index("return rows")]
+    assert len(ROW.findall(rows)) == rows.count("KernelFamily::"), "a row that is not written like the others"
+    return ROW.findall(rows)
+
+
+def test_each_row_has_its_report():
+    for family, arch, _, commit, report in table():
+        assert report.startswith("benchmarks/results/"), (family, arch)
+        assert commit in (ROOT / report).read_text(), f"{report} is not of the commit that the table names"
+
+
+def test_the_library_has_the_tables_rows():
+    archs = {numbers[0] for numbers in GPUS.values()} | {int(row[1]) for row in table()}
+    said = [line for arch in archs for line in ops.explain_trust(arch).splitlines() if ": verified on" in line]
+    assert sorted(line.rsplit(", ", 1)[1] for line in said) == sorted(row[4] for row in table())
+
+
+@pytest.fixture
+def explain(library, monkeypatch):
+    """The plan of a convolution of 64 channels at 56x56 and the reasons against the others, with a table's rows."""
+
+    def plan(rows, engine="", channels=64, mode="plain", gpu="h200"):
+        library.set_verified(rows)
+        monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", engine)
+        on_layer = getattr(torch.ops, op_layer.NAME).explain_cuda.default
+        x, weight = [32, channels, 56, 56], [channels, channels, 3, 3]
+        rest = ("bfloat16", mode, [], [1, 1], False, True, True, GPUS[gpu])
+        return on_layer(x, weight, [1, 1], [1, 1], [1, 1], 1, *rest)
+
+    yield plan
+    library.set_verified([])
+
+
+def test_without_a_row_hopper_waits(explain):
+    text = explain([])
+    assert text.startswith("sm80")
+    assert re.search(r"not sm90 rows \S+: no GPU has run it yet, RESNET_FUSED_CUDA_ENGINE=sm90:rows does;", text)
+    assert re.search(r"not sm90 \d\S+: no GPU has run it yet, RESNET_FUSED_CUDA_ENGINE=sm90 does;", text)
+    assert explain([("sm90/conv_rows", 80), ("sm80/conv_fwd", 90)]).startswith("sm80"), "other GPUs, other kernels"
+    assert re.search(r"not sm90 rows \S+: no sm_90 has run it yet", explain([("sm90/conv_rows", 80)]))
+
+
+@pytest.mark.parametrize(
+    ("family", "channels", "mode", "begin", "other"),
+    [
+        ("sm90/conv_rows", 64, "plain", "sm90 rows", "sm90 "),
+        ("sm90/conv_sm90", 256, "plain", "sm90 ", "sm90 rows"),
+        ("sm90/conv_sm90_stats", 256, "statistics", "sm90 ", "sm90 rows"),
+    ],
+)
+def test_what_is_verified_takes_part_by_default(explain, family, channels, mode, begin, other):
+    rows = [(family, 90)]
+    text = explain(rows, channels=channels, mode=mode)
+    assert text.startswith(begin), text
+    assert not text.startswith(other) or other == "sm90 "
+    without = explain([], channels=channels, mode=mode)
+    assert not without.startswith("sm90")
+    best = float(re.search(r"([\d.]+) us predicted", text)[1])
+    assert best <= float(re.search(r"([\d.]+) us predicted", without)[1])
+    assert not explain(rows, channels=channels, mode=mode, gpu="a100").startswith("sm90")
+    assert not explain(rows, "sm80", channels, mode).startswith("sm90")
+    assert not explain(rows, "torch", channels, mode).startswith("sm90")
+
+
+def test_of_two_the_faster_is_planned_only_where_both_are_verified(explain):
+    both = explain([("sm90/conv_rows", 90), ("sm90/conv_sm90", 90)])
+    assert both.startswith("sm90 ")
+    won, lost = (float(re.search(pattern, both)[1]) for pattern in (r"([\d.]+) us", r"not sm90 [^:]*: ([\d.]+) us"))
+    assert won <= lost
+    rows, conv = explain([("sm90/conv_rows", 90)]), explain([("sm90/conv_sm90", 90)])
+    assert rows.startswith("sm90 rows")
+    assert re.match(r"sm90 \d", conv)
+    assert "not sm90 rows" in conv
+    assert not re.search(r"not sm90 \d", rows), "conv_sm90 does not compete"
+
+
+def test_a_block_in_one_launch_is_planned_where_it_is_verified(library, monkeypatch):
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "")
+    explain = getattr(torch.ops, op_layer.NAME).explain_cuda_block.default
+    args = ([1, 64, 56, 56], "bfloat16", True, True, GPUS["h200"])
+    assert explain(*args).startswith("two launches\n  not sm90 block: no GPU has run it yet, RESNET_FUSED_CUDA_ENGINE")
+    library.set_verified([("sm90/block_fwd", 90)])
+    try:
+        assert explain(*args).startswith("sm90 block 64")
+        monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm80")
+        assert explain(*args).startswith(
+            "two launches\n  not sm90 block: RESNET_FUSED_CUDA_ENGINE names another engine"
+        )
+    finally:
+        library.set_verified([])
+
+
+def test_no_op_launches_around_the_check():
+    """Passes are launched by first_use.cpp, and plans are asked for there; convolutions run what was planned."""
+    planned = {
+        "ops.cpp": {"launch_conv_fwd", "launch_conv_sm90", "launch_conv_rows"},
+        "train_ops.cpp": {"launch_bn_finish"},
+        "backward_ops.cpp": {"launch_conv_fwd", "launch_bn_finish"},
+        "block_ops.cpp": {"launch_block_fwd"},
+    }
+    kernels = set(re.findall(r"\bvoid (launch_\w+)\(", (CUDA / "kernels.h").read_text()))
+    assert len(kernels) > 10
+    for path in sorted(CUDA.glob("*.cpp")):
+        if path.name in ("first_use.cpp", "plan_cache.cpp"):
+            continue
+        text = path.read_text()
+        launched = {kernel for kernel in kernels if re.search(rf"\b{kernel}\b", text)}
+        assert launched == planned.get(path.name, set()), path.name
+        assert "cached_" not in text, f"{path.name} plans without asking whether the kernel may run"
+        assert "TORCH_BOX" not in text, f"{path.name} registers an op that is not checked"
+
+
+@pytest.mark.parametrize("check", ["first", "0"])
+@torch.no_grad()
+def test_a_trusted_kernel_costs_no_allocation(check):
+    host = op_layer.load_host()
+    families = [line.split(":")[0] for line in ops.explain_trust(90).splitlines()]
+    host.set_device(*GPUS["h200"])
+    host.set_verified([(family, 90) for family in families])
+    counts = {}
+    try:
+        for mode in (check, "0"):
+            host.set_check(mode)
+            for engine in ("sm80:64x64:1", "sm90:128x128", "sm90:rows", "sm90:block"):
+                host.set_engine(engine)
+                for name, (op, args) in calls(channels=64, size=8).items():
+                    op(*args)
+                    before = host.allocations()
+                    op(*args)
+                    counts.setdefault((name, engine), []).append(host.allocations() - before)
+    finally:
+        host.set_check("0")
+        host.set_verified([])
+    assert all(first == second for first, second in counts.values()), counts
+
+
+def test_info_says_what_is_verified(monkeypatch):
+    assert info._trust(90) == "none of 13 families of kernels; each kernel's first use is compared"
+    lines = [
+        "a/b: verified on sm_90, 2026-12-01, commit 0123abc, benchmarks/results/x.json",
+        "c/d: no GPU has run it yet",
+    ]
+    monkeypatch.setattr(info.ops, "explain_trust", lambda arch: "\n".join(lines))
+    assert info._trust(90) == "a/b; of the others (c/d) each kernel's first use is compared"
+    monkeypatch.setattr(info.ops, "explain_trust", lambda arch: lines[0])
+    assert info._trust(90) == "all of 1 families of kernels"
