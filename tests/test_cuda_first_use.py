@@ -375,6 +375,31 @@ def test_elements_near_a_kink_are_no_error(layer):
     assert set(first_use.outcomes().values()) == {"right"}
 
 
+def test_either_side_of_a_kink_is_right():
+    """bn(x) = 1e-6 from terms of 1: float32 may have it at most 0, where eager and float64 have it above."""
+    x, grad = torch.full((2, 3, 4, 4), -1 + 1e-6), torch.rand(2, 3, 4, 4) + 1
+    x[:, :, 0] = torch.randn(2, 3, 4)
+    ones = torch.ones(3)
+    args = [grad, x, None, ones, 0 * ones, ones - 1e-5, 1e-5, None, True]
+    closed = [torch.where(x < -0.9, 0, grad), *args[1:-1], False]
+    dx = reference.bn_act_backward(*closed)
+    assert (dx - reference.bn_act_backward(*args)).abs().max() > 0.9
+    assert first_use._compare("bn_act_backward", dx, "a kernel", *args, None, None, 0.0, False) == first_use.RIGHT
+    sums = reference.bn_act_backward_reduce(*closed)
+    assert (sums[0] - reference.bn_act_backward_reduce(*args)[0]).abs().max() > 9
+    assert first_use._compare("bn_act_backward_reduce", *sums, "a sum", *args) == first_use.RIGHT
+
+
+def test_statistics_are_of_what_was_stored():
+    """Not of what the convolution would be without rounding: their error is float32's, not bfloat16's."""
+    args = ops_and_arguments()["conv_stats"]
+    raw, mean, var = reference.conv_stats(*args[:-2])
+    assert first_use._compare("conv_stats", raw, mean, var, "right", *args) == first_use.RIGHT
+    mean[3] += 5e-5
+    with pytest.warns(RuntimeWarning, match=r"output 1, first at \[3\]"):
+        assert first_use._compare("conv_stats", raw, mean, var, "wrong", *args) == first_use.WRONG
+
+
 def test_a_wrong_gradient_beside_a_kink_is_found():
     x, grad = torch.randn(4, 8, 6, 6), torch.randn(4, 8, 6, 6)
     bn = batch_norm(8)
