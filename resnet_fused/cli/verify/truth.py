@@ -12,14 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ... import reference
-from ...criterion import allowed_error
+from ...criterion import FLOAT64, TF32Factors, allowed_error
 from .problems import Problem
-
-#: Of float64 eager PyTorch's result is the truth, so its own error is not known: this share of the largest value.
-FLOAT64_ERROR = 1e-12
 
 
 class Truth(NamedTuple):
@@ -44,20 +40,6 @@ def on(device: torch.device, values: Sequence[Any]) -> list[Any]:
     return [v.to(device) if isinstance(v, Tensor) else v for v in values]
 
 
-class _TF32Factors(TorchDispatchMode):
-    """Convolutions of factors that are rounded as tensor cores round float32: 10 bits of fraction, ties away from 0."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "convolution" in func.name() or "conv2d" in func.name():
-            args = [_rounded(a) if isinstance(a, Tensor) and a.dim() == 4 else a for a in args]
-        return func(*args, **(kwargs or {}))
-
-
-def _rounded(x: Tensor) -> Tensor:
-    bits = x.to(torch.float32, copy=True).view(torch.int32)
-    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32).to(x.dtype)
-
-
 def compute(problem: Problem, device: torch.device) -> Truth:
     """On that device. float32 convolutions are exact, but where the problem allows TF32: then as cuDNN likes it."""
     args = on(device, problem.arguments())
@@ -67,7 +49,7 @@ def compute(problem: Problem, device: torch.device) -> Truth:
     try:
         truths, eagers = outputs_of(define(*as64(args))), [outputs_of(define(*args))]
         if problem.kind.tf32:  # which cuDNN may have used or not
-            with _TF32Factors():
+            with TF32Factors():
                 eagers.append([y.to(e.dtype) for y, e in zip(outputs_of(define(*as64(args))), eagers[0], strict=True)])
     finally:
         torch.backends.cudnn.allow_tf32 = before
@@ -82,7 +64,7 @@ def allowed(eager: Tensor, truth: Tensor) -> float:
     if not torch.isfinite(truth).all() or not torch.isfinite(eager).all():
         raise ArithmeticError("eager PyTorch's result is not finite here, and cannot judge another")
     if eager.dtype == torch.float64:
-        return FLOAT64_ERROR * truth.abs().max().item()
+        return FLOAT64 * truth.abs().max().item()
     return allowed_error(eager, truth, torch.isfinite(truth), truth)
 
 
@@ -104,14 +86,3 @@ def load(folder: Path, problem: Problem) -> Truth | None:
 
 def _path(folder: Path, problem: Problem) -> Path:
     return folder / f"{problem.name.replace(' ', '_')}.pt"
-
-
-#: Ops whose further outputs are sums over the first: those are judged by what the first one holds, rounded as it is.
-def held_by(problem: Problem, args: Sequence[Any], first: Tensor) -> tuple[Callable[..., Any], list[Any]] | None:
-    """The definition of the outputs after the first, and its arguments."""
-    if problem.op == "conv_stats":
-        return reference.bn_stats, [first]
-    if problem.op == "conv_backward_reduce":
-        x, *bn = args[4:10]
-        return reference.bn_act_backward_reduce, [first, x, *bn]
-    return None
