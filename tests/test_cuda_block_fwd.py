@@ -303,7 +303,7 @@ PLANTS = {
     "weights of another swizzle": (HOST, "box.swizzle = Swizzle::k128;", "box.swizzle = Swizzle::kNone;"),
     "a stage refilled while the cluster multiplies it": (
         ROLES,
-        "ptx::mbarrier_wait_parity_cluster(barriers.free(at.stage), at.parity ^ 1);",
+        "ptx::mbarrier_wait_parity(barriers.free(at.stage), at.parity ^ 1);",
         ";",
     ),
     "a stage released while it is multiplied": (ROLES, "ptx::wgmma_wait_group<1>();", "ptx::wgmma_wait_group<2>();"),

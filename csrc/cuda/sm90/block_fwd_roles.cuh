@@ -35,7 +35,7 @@ __device__ __forceinline__ void load_weights(const BlockFwdMaps& maps, int32_t r
     const int32_t depth = i % Config::kStepsOfConv * kBlockFwdDepth;
     const uint32_t full = barriers.weights(at.stage);
     const uint32_t place = smem + at.stage * Config::kStageBytes + rank * kShare * kRowBytes;
-    if constexpr (!Config::kKeepsWeights) ptx::mbarrier_wait_parity_cluster(barriers.free(at.stage), at.parity ^ 1);
+    if constexpr (!Config::kKeepsWeights) ptx::mbarrier_wait_parity(barriers.free(at.stage), at.parity ^ 1);
     ptx::mbarrier_arrive_expect_tx(full, Config::kStageBytes);
     if constexpr (Config::kCluster > 1)
       ptx::tma_load_multicast_2d(place, map, full, depth, rank * kShare, (1 << Config::kCluster) - 1);
