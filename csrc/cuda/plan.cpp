@@ -17,7 +17,7 @@ namespace {
 
 constexpr int32_t kOldestArch = 80;
 constexpr int32_t kHopper = 90;  // sm_90a's instructions exist there only
-// Of an im2col tensor map of rank 4: corners are signed bytes. Offsets are unsigned ones, of which CUTLASS leaves 255 out.
+// Of an im2col tensor map of rank 4. Corners are signed bytes, offsets unsigned ones, though CUTLASS stops at 254.
 constexpr int32_t kMostStride = 8, kLowestCorner = -128, kHighestCorner = 127, kMostOffset = 254;
 constexpr int32_t kChannelMultiple = 8;
 

@@ -8,6 +8,7 @@
 namespace resnet_fused::cuda {
 
 struct EngineChoice;
+struct KernelCode;
 
 // Throws std::runtime_error "<what> failed: <CUDA's own words>" unless error is cudaSuccess.
 void check(cudaError_t error, const char* what);
@@ -17,6 +18,9 @@ const Device& device_numbers(int device);
 
 // RESNET_FUSED_CUDA_ENGINE, read once. Throws a sentence at a name that it does not know.
 const EngineChoice& chosen_engine();
+
+// What the current device has loaded of a kernel.
+KernelCode code_of(const void* kernel);
 
 // torch's current stream of the device.
 Queue current_queue(int device);

@@ -9,4 +9,8 @@ namespace cuda_on_cpu {
 void set_device(const resnet_fused::cuda::Device& device);
 void set_engine(const std::string& text);
 
+// Of every kernel; and how often the library has asked.
+void set_kernel_code(int ptx, int binary);
+int kernel_code_asked();
+
 }  // namespace cuda_on_cpu
