@@ -374,6 +374,22 @@ def test_sm90_runs_only_where_it_is_asked_for(monkeypatch):
         assert why in p.sm90
 
 
+def test_sm90_stays_within_the_window_of_a_tensor_map(monkeypatch):
+    """Corners -padding and padding - reach within [-128, 127], and a tap's offset up to 254."""
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
+    layer = dict(n=1, c=64, k=128, dtype="bfloat16", gpu="h200")
+    for within, beyond in [
+        (dict(hw=7, r=1, padding=127), dict(hw=7, r=1, padding=128)),  # upper corner
+        (dict(hw=7, r=3, padding=128), dict(hw=7, r=3, padding=129)),  # lower corner
+        (dict(hw=300, r=3, dilation=64, padding=0), dict(hw=300, r=3, dilation=65, padding=0)),  # upper corner below
+        (dict(hw=300, r=3, dilation=127, padding=127), dict(hw=300, r=6, dilation=51, padding=127)),  # 254 and 255
+    ]:
+        assert plan(**layer, **within).engine == "sm90", within
+        p = plan(**layer, **beyond)
+        assert p.engine != "sm90", beyond
+        assert "past the window of a tensor map" in p.sm90
+
+
 def test_sm90_is_the_faster_of_its_two_kernels(monkeypatch):
     """64 channels kept in shared memory for all taps, where the tile fits the image."""
     layer = dict(n=256, hw=56, c=64, k=64, dtype="bfloat16", gpu="h200", residual=True)

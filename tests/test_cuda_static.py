@@ -249,6 +249,21 @@ def test_kernels_wait_for_the_grids_before_them(arch):
         assert ("ACQBULK" in code, "PREEXIT" in code) == (overlaps, overlaps), name
 
 
+GLOBAL_ACCESS = re.compile(r"LDG|STG|LD\.|ST\.|ATOM|RED|UTMA|UBLK")  # LDGSTS, UTMALDG and UTMAPF among them
+
+
+@compiled
+@each_arch
+def test_nothing_touches_global_memory_before_the_wait(arch):
+    """ptxas may move a load of read-only memory across what it does not depend on: here it has not."""
+    for name, code in sass.code(LIBRARY, arch).items():
+        if "ACQBULK" in code:
+            assert code.count("ACQBULK") == 1, name
+            early = [i for i in code[: code.index("ACQBULK")] if GLOBAL_ACCESS.match(i)]
+            assert not early, f"{name}: {early}"
+            assert [i for i in code if GLOBAL_ACCESS.match(i)], name
+
+
 BLOCK_CHANNELS = [64, 128]
 SM90_TILES = [(256, 128), (256, 64), (128, 128)]
 ROWS_TILES = [(4, 56), (7, 32), (8, 32), (16, 16), (8, 8)]
@@ -321,6 +336,11 @@ def test_block_fwd_runs_on_wgmma_and_tma():
         assert all(".128" in i and ".BYPASS" in i for i in copies), f"{name}: {copies}"
         assert "STSM.16.MT88.4" in code, name
         assert "LDSM.16.MT88.4" in code, f"{name}: the shortcut"
+        fences = [i for i in code if i.startswith(("MEMBAR", "ERRBAR", "CCTL")) and not i.endswith(".CTA")]
+        meetings = code.count("UCGABAR_ARV")
+        assert meetings == (2 if shape else 0), name
+        own = ["MEMBAR.ALL.GPU", "ERRBAR", "CCTL.IVALL"]
+        assert sorted(fences) == sorted(own * meetings), f"{name}: fences but those of the cluster's barriers: {fences}"
         stores = [i for i in code if i.startswith("STG")]
         assert stores, name
         assert all(".128" in i for i in stores), f"{name}: {stores}"
