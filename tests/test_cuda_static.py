@@ -249,7 +249,7 @@ def test_kernels_wait_for_the_grids_before_them(arch):
         assert ("ACQBULK" in code, "PREEXIT" in code) == (overlaps, overlaps), name
 
 
-GLOBAL_ACCESS = re.compile(r"LDG|STG|LD\.|ST\.|ATOM|RED|UTMA|UBLK")  # LDGSTS, UTMALDG and UTMAPF among them
+GLOBAL_ACCESS = re.compile(r"LDG|STG|LD\.|ST\.|ATOM|RED\.|UTMALDG|UTMASTG|UTMAPF|UBLK")  # LDG: LDGSTS too
 
 
 @compiled
