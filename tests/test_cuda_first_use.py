@@ -26,7 +26,7 @@ __all__ = ["layer", "library"]
 @pytest.fixture(autouse=True)
 def _new_process(library):
     """Nothing has been checked, and whatever a kernel does is right until a test says otherwise."""
-    first_use.forget()
+    first_use._outcomes.clear()
     library.set_verified([])
     library.set_check("first")
     yield
@@ -242,7 +242,7 @@ def test_a_wrong_value_that_is_not_finite_is_wrong():
         with pytest.warns(RuntimeWarning, match=r"error inf where \S+ is allowed, output 0, first at \[1, 2, 0, 1\]"):
             verdict = first_use._compare("bn_add_act", got, "a kernel", x, *[None] * 4, 0.0, None, False, False)
         assert verdict == first_use.WRONG
-        first_use.forget()
+        first_use._outcomes.clear()
 
 
 def test_a_pass_within_a_convolution_is_found_wrong(layer, library):
