@@ -94,8 +94,8 @@ format: $(VENV)/.dev  ## let ruff and clang-format rewrite
 wheel: $(VENV)/.cuda  ## dist/: the wheel, audited
 	$(PY) -m build_tools.wheel dist
 
-gpu:  ## build, test and time on a GPU machine with its own torch; writes to OUT
-	@bash build_tools/gpu.sh "$(PYTHON)" "$(OUT)"
+gpu:  ## verify and time every kernel on a GPU machine with its own torch; writes to OUT (ARGS="--stage time")
+	@$(PYTHON) build_tools/gpu.py --out "$(OUT)" $(ARGS)
 
 clean:  ## remove what was built; keeps .venv
 	rm -rf build dist *.egg-info resnet_fused/*.so resnet_fused/_build_info.py

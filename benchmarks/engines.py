@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .peers import Contender, Unavailable
+from .peers import Contender, Unavailable, require_running_statistics
 from .workloads import Workload
 
 
 def onnx_runtime(workload: Workload, device: torch.device) -> Contender:
     """Exported in fp32, run with every graph optimisation."""
     _require_cpu(device)
+    require_running_statistics(workload)
     if workload.dtype != "fp32":
         raise Unavailable("ONNX Runtime's CPU provider has no bf16 convolution")
     ort = _import("onnxruntime")
@@ -42,6 +43,7 @@ def onnx_runtime(workload: Workload, device: torch.device) -> Contender:
 def openvino(workload: Workload, device: torch.device) -> Contender:
     """Latency mode, precision set by a hint. Input and output are fp32 in bf16 runs too."""
     _require_cpu(device)
+    require_running_statistics(workload)
     ov = _import("openvino")
     x = workload.input().float()
     # weights of a bf16 workload are already rounded to bf16, so that fp32 holds them exactly

@@ -1,65 +1,70 @@
 """Times whole networks on a GPU: ``python -m benchmarks.gpu_models OUT``.
 
-ResNet-18, 34 and 50 at 224x224, bfloat16, batch 1, 32 and 256. Ours, eager channels_last, and torch.compile's default
-and freezing modes are captured in a CUDA graph each; max-autotune brings its own; JAX is jitted. Who cannot be
-captured is timed as it is, and says so. Everyone is verified against fp64 first, then timed in turn by events with L2
-flushed before each sample; medians. Writes ``OUT/models-<gpu>-<engine>.json`` and ``.md`` after each network and batch.
+ResNet-18, 34 and 50 at 224x224, bfloat16 (or ``--dtypes fp16``), batch 1, 32 and 256; in eval mode, and with batch
+statistics under ``no_grad``, which is what runs where somebody forgot ``eval()``. Ours, eager channels_last, and
+torch.compile's default and freezing modes are captured in a CUDA graph each; max-autotune brings its own; JAX is
+jitted. Who cannot be captured is timed as it is, and says so. Everyone is verified against fp64 first (running
+statistics are restored after it), then timed in turn by events with L2 flushed before each sample; medians. Writes
+``OUT/models-<gpu>-<engine>.json`` and ``.md`` after each network and batch. TensorRT and Torch-TensorRT are for a run
+of their own (``--contenders "TensorRT fp16,TensorRT int8"``), whose files have their names in place of the engine's.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
-import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from resnet_fused import models
 
-from . import jax_models, peers
-from .gpu_kernels import captured, environment
+from . import gpu, jax_models, peers, tensorrt_models
 from .timing import interleave
 from .verify import Oracle
-from .workloads import Workload
+from .workloads import Workload, model
 
 NETWORKS = {"ResNet-18": models.resnet18, "ResNet-34": models.resnet34, "ResNet-50": models.resnet50}
 BATCHES = (1, 32, 256)
+DTYPES = ("bf16", "fp16")
+STATISTICS = ("running", "batch")
 OURS, EAGER = "resnet_fused", "eager channels_last"
+Contenders = dict[str, tuple[peers.Builder, bool]]
 # What builds each, and whether its calls are to be captured here.
-CONTENDERS: dict[str, tuple[peers.Builder, bool]] = {
+CONTENDERS: Contenders = {
     OURS: (peers.ours, True),
     EAGER: (peers.channels_last, True),
     "torch.compile": (peers.compiled, True),
     "torch.compile freezing": (peers.frozen, True),
     "torch.compile max-autotune": (peers.max_autotune, False),
     "JAX": (jax_models.jitted, False),
+    "TensorRT fp16": (tensorrt_models.fp16, True),
+    "TensorRT int8": (tensorrt_models.int8, True),
+    "Torch-TensorRT fp16": (tensorrt_models.through_torch, False),
 }
 COMPILED = [name for name in CONTENDERS if name.startswith("torch.compile")]
-
-Capture = Callable[[Callable[[], object]], tuple[Callable[[], object], object]]
-
-
-def workload(network: str, batch: int) -> Workload:
-    return Workload("model", network, (batch, 3, 224, 224), "bf16", NETWORKS[network])
+APART = [name for name in CONTENDERS if "TensorRT" in name]  # for a run of their own
+USUAL = [name for name in CONTENDERS if name not in APART]
+MISTAKEN = 3  # times ours' limit: a peer's rounding is its own, a mistake is larger
 
 
 @torch.no_grad()
 def measure(
     wanted: Workload,
-    contenders: dict[str, tuple[peers.Builder, bool]],
+    contenders: Contenders,
     budget_s: float,
     device: torch.device,
-    capture: Capture = captured,  # type: ignore[assignment]
-) -> dict:
-    """Medians and errors of every contender; who fails has the reason instead, and so has ours if it is wrong."""
+    capture: gpu.Capture = gpu.captured,
+) -> dict[str, Any]:
+    """Medians and errors of every contender; who fails has the reason instead, and so has who is wrong."""
     torch._dynamo.reset()
-    oracle = Oracle(wanted)
+    oracle = Oracle(wanted, device)
     running, notes, errors, failed = {}, {}, {}, {}
+    restored = []
     for name, (builder, graph) in {EAGER: contenders[EAGER], **contenders}.items():  # the yardstick first
         try:
             contender = builder(wanted, device)
@@ -67,19 +72,24 @@ def measure(
             if graph:
                 try:
                     call, result = capture(contender.call)
-                    note = "CUDA graph"
+                    note = "; ".join(filter(None, (note, "CUDA graph")))
                 except Exception as error:
-                    note = f"not captured: {_sentence(error)}"
+                    note = f"not captured: {gpu.sentence(error)}"
             result = contender.output(contender.call() if result is None else result)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             errors[name] = oracle.error(result)
+            limit = oracle.limit(errors.get(EAGER, float("nan"))) * (1 if name == OURS else MISTAKEN)
+            if not (contender.quantises or errors[name] <= limit):
+                raise WrongAnswer(f"error {errors[name]:.3g}, allowed {limit:.3g}, eager's is {errors.get(EAGER)}")
             running[name], notes[name] = call, note
+            restored.append(contender.restore)
+        except WrongAnswer as error:
+            failed[name] = f"wrong: {error}"
         except Exception as error:  # a peer that cannot run is reported, not fatal
-            failed[name] = _sentence(error)
-    if OURS in running and not errors[OURS] <= oracle.limit(errors.get(EAGER, float("nan"))):
-        failed[OURS] = f"wrong: error {errors[OURS]:.3g}, eager's is {errors.get(EAGER)}"
-        del running[OURS]
+            failed[name] = gpu.sentence(error)
+    for restore in restored:
+        restore()
     samples = interleave(running, budget_s, device) if running else {}
     rows = {
         name: {
@@ -87,6 +97,7 @@ def measure(
             "samples": len(taken),
             "images_per_s": wanted.shape[0] / statistics.median(taken),
             "error": errors[name],
+            "relative_error": errors[name] / oracle.largest,
             "note": notes[name],
         }
         for name, taken in samples.items()
@@ -94,9 +105,15 @@ def measure(
     return {"contenders": rows, "failed": failed}
 
 
-def table(results: dict[str, dict]) -> str:
+class WrongAnswer(Exception):
+    """Not to be timed."""
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
     """Microseconds by network and contender, and ours against eager and against the best of torch.compile's modes."""
-    names = list(CONTENDERS)
+    names = [
+        n for n in CONTENDERS if n in USUAL or any(n in (*r["contenders"], *r["failed"]) for r in results.values())
+    ]
     lines = ["| network | " + " | ".join(names) + " | over eager | over compiled |"]
     lines.append("|---|" + "---|" * (len(names) + 2))
     for title, result in results.items():
@@ -109,56 +126,100 @@ def table(results: dict[str, dict]) -> str:
         )
     whys = [f"- {title}, {name}: {why}" for title, r in results.items() for name, why in r["failed"].items()]
     notes = {f"- {n}: {row['note']}" for r in results.values() for n, row in r["contenders"].items() if row["note"]}
+    notes |= {
+        f"- {n}, {title}: off by {row['relative_error']:.1%} of the largest output"
+        for title, r in results.items()
+        for n, row in r["contenders"].items()
+        if "int8" in n
+    }
     return "\n".join(
         ["Microseconds, medians.", "", *lines, "", *sorted(notes), *(["", "Not measured:", *whys] if whys else [])]
     )
 
 
-def _sentence(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def write(out: Path, engine: str, results: dict[str, dict]) -> Path:
-    known = environment(engine)
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{known['gpu']} {engine}".lower()).strip("-")
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"models-{slug}.json"
-    path.write_text(json.dumps({"environment": known, "models": results}, indent=1))
+def write(out: Path, report: dict[str, Any]) -> Path:
+    """The JSON, and the table beside it."""
+    known = report["environment"]
+    path = gpu.path(out, "models", known)
+    gpu.write(path, report)
     head = ", ".join(f"{key} {value}" for key, value in known.items())
-    path.with_suffix(".md").write_text(f"{head}\n\n{table(results)}\n")
+    path.with_suffix(".md").write_text(f"{head}\n\n{table(report['models'])}\n")
     return path
 
 
-def main() -> None:
+def run(
+    out: Path,
+    engine: str = gpu.PLANNED,
+    budget: float = 2.0,
+    contenders: Sequence[str] = tuple(USUAL),
+    networks: Sequence[str] = tuple(NETWORKS),
+    *,
+    batches: Sequence[int] = BATCHES,
+    dtypes: Sequence[str] = DTYPES[:1],
+    statistics: Sequence[str] = STATISTICS,
+    seconds: float | None = None,
+    device: str = "cuda",
+    capture: gpu.Capture = gpu.captured,
+) -> dict[str, Any]:
+    """Measures ``networks`` with our kernels from ``engine``; the report, which is in ``out`` after each of them.
+
+    ``budget`` is seconds of timing a network, batch, dtype and kind of statistics. After ``seconds`` none of these
+    begins; the report's ``left_out`` names the rest. Eager runs always, as the yardstick.
+    """
+    for what, asked, known in (
+        ("contenders", contenders, CONTENDERS), ("networks", networks, NETWORKS),
+        ("dtypes", dtypes, DTYPES), ("statistics", statistics, STATISTICS),
+    ):  # fmt: skip
+        gpu.require(what, asked, known)
+    torch.backends.cudnn.benchmark = True  # the peers at their best
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # jax would take the GPU's memory for itself
+    late, where = gpu.deadline(seconds), torch.device(device)
+    chosen = {name: CONTENDERS[name] for name in dict.fromkeys([EAGER, *contenders])}
+    others = [name for name in contenders if name != EAGER] or [EAGER]
+    measured: dict[str, Any] = {}
+    environment = gpu.environment(engine if OURS in contenders else " ".join(others), where)
+    report: dict[str, Any] = {"environment": environment, "models": measured, "left_out": []}
+    for kind, network, dtype, batch in itertools.product(statistics, networks, dtypes, batches):
+        wanted = model(network, NETWORKS[network], batch, dtype, kind == "batch")
+        title = " ".join(filter(None, (wanted.title, "batch", str(batch), "" if dtype == DTYPES[0] else dtype)))
+        if late():
+            report["left_out"].append(title)
+            continue
+        with gpu.engine(engine, where):
+            measured[title] = measure(wanted, chosen, budget, where, capture)
+        write(Path(out), report)
+        cells = [f"{name} {row['median_us']:.0f} us" for name, row in measured[title]["contenders"].items()]
+        print(f"{title}: {'; '.join(cells)}", flush=True)
+        for name, why in measured[title]["failed"].items():
+            print(f"  {name}: {why}", flush=True)
+    write(Path(out), report)
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Measures, prints the table, writes both files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--budget", type=float, default=2.0, help="seconds of timing a network and batch (%(default)s)")
+    parser.add_argument("--seconds", type=float, help="no network begins after so many")
     parser.add_argument("--networks", default=",".join(NETWORKS), help="(%(default)s)")
     parser.add_argument("--batches", default=",".join(map(str, BATCHES)), help="(%(default)s)")
-    parser.add_argument("--contenders", default=",".join(CONTENDERS), help="(%(default)s)")
-    args = parser.parse_args()
-    chosen = args.contenders.split(",")
-    for what, asked, known in (("contenders", chosen, CONTENDERS), ("networks", args.networks.split(","), NETWORKS)):
-        if unknown := set(asked) - set(known):
-            parser.error(f"--{what} names {', '.join(sorted(unknown))}; any of {', '.join(known)} expected")
+    parser.add_argument("--dtypes", default=DTYPES[0], help=f"of {','.join(DTYPES)} (%(default)s)")
+    parser.add_argument("--statistics", default=",".join(STATISTICS), help="(%(default)s)")
+    parser.add_argument("--contenders", default=",".join(USUAL), help=f"of {','.join(CONTENDERS)} (%(default)s)")
+    args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.error("no CUDA device: this measures GPU kernels")
-    torch.backends.cudnn.benchmark = True  # the peers at their best
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # jax would take the GPU's memory for itself
-    engine = os.environ.get("RESNET_FUSED_CUDA_ENGINE") or "planned"
-    contenders = {name: CONTENDERS[name] for name in dict.fromkeys([EAGER, *chosen])}
-    results: dict[str, dict] = {}
-    for network, batch in itertools.product(args.networks.split(","), map(int, args.batches.split(","))):
-        title = f"{network} batch {batch}"
-        results[title] = measure(workload(network, batch), contenders, args.budget, torch.device("cuda"))
-        path = write(args.out, engine, results)
-        cells = [f"{name} {row['median_us']:.0f} us" for name, row in results[title]["contenders"].items()]
-        print(f"{title}: {'; '.join(cells)}", flush=True)
-        for name, why in results[title]["failed"].items():
-            print(f"  {name}: {why}", flush=True)
-    print(f"{table(results)}\n{path}")
-    if broken := [title for title, result in results.items() if OURS in result["failed"] and OURS in chosen]:
+    try:
+        report = run(
+            args.out, gpu.engine_asked_for(), args.budget, args.contenders.split(","), args.networks.split(","),
+            batches=[int(batch) for batch in args.batches.split(",")], dtypes=args.dtypes.split(","),
+            statistics=args.statistics.split(","), seconds=args.seconds,
+        )  # fmt: skip
+    except ValueError as error:
+        parser.error(str(error))
+    print(table(report["models"]))
+    if broken := [title for title, result in report["models"].items() if OURS in result["failed"]]:
         raise SystemExit(f"resnet_fused failed on {', '.join(broken)}")
 
 

@@ -12,7 +12,6 @@ import argparse
 import gc
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -27,6 +26,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from cuda_on_cpu import op_layer  # noqa: E402
 from cuda_on_cpu.host_calls import calls  # noqa: E402
 
+from resnet_fused.cli import _machine  # noqa: E402
 from resnet_fused.cli._gpus import GPUS  # noqa: E402
 
 # The op, and what RESNET_FUSED_CUDA_ENGINE says on an H200.
@@ -72,11 +72,6 @@ def measure(rounds: int, each: int) -> tuple[dict[str, tuple[float, float]], dic
     return medians, {name: statistics.median(ns) for name, ns in parts.items()}
 
 
-def commit() -> str:
-    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=300)
@@ -88,7 +83,8 @@ def main() -> None:
         cases, parts = measure(wanted.rounds, wanted.each)
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    print(f"{model}, Python {platform.python_version()}, torch {torch.__version__}, commit {commit()},")
+    commit = _machine.commit()["commit"] or "unknown"
+    print(f"{model}, Python {platform.python_version()}, torch {torch.__version__}, commit {commit},")
     print(f"{time.strftime('%Y-%m-%d')}, {wanted.rounds} interleaved rounds of {wanted.each} calls, medians\n")
     print("| call | from Python, us | inside the op, us |\n|---|---|---|")
     for name, (called, inside) in cases.items():

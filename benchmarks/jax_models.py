@@ -1,6 +1,6 @@
 """A torch ResNet as a JAX function: what XLA makes of the same weights, in NHWC, jitted.
 
-The network is written once, over the few operations of ``Library``; ``xla()`` is the one that is measured.
+The network is ``resnet_walk``'s, over the few operations of ``Library``; ``xla()`` is the one that is measured.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .peers import Contender, Unavailable
+from . import resnet_walk
+from .folding import scale_and_shift
+from .peers import Contender, Unavailable, require_running_statistics
 from .workloads import Workload
 
 Array = Any
@@ -32,47 +34,30 @@ class Library:
     matmul: Callable[[Array, Array], Array]
 
 
+class _Operations:
+    """Of a ResNet, by those of the library. BatchNorm is a scale and a shift, rounded to x's dtype."""
+
+    def __init__(self, lib: Library) -> None:
+        self._lib = lib
+        self.relu, self.max_pool = lib.relu, lib.max_pool
+
+    def conv_bn(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Callable[[Array], Array]:
+        lib, dtype = self._lib, conv.weight.dtype
+        weight, stride, padding = lib.filter(conv.weight), int(conv.stride[0]), int(conv.padding[0])
+        scale, shift = (lib.vector(v.to(dtype)) for v in scale_and_shift(bn))
+        return lambda x: lib.conv(x, weight, stride, padding) * scale + shift
+
+    def add(self, y: Array, shortcut: Array) -> Array:
+        return y + shortcut
+
+    def head(self, fc: nn.Linear) -> Callable[[Array], Array]:
+        weight, bias = self._lib.vector(fc.weight.t()), self._lib.vector(fc.bias)
+        return lambda x: self._lib.matmul(self._lib.mean(x), weight) + bias
+
+
 def forward(model: nn.Module, lib: Library) -> Callable[[Array], Array]:
     """``model`` (torchvision's names; eval mode) as a function of an NHWC array."""
-    stem = _conv_bn(model.conv1, model.bn1, lib)  # type: ignore[arg-type]
-    blocks = [_block(b, lib) for i in range(1, 5) for b in getattr(model, f"layer{i}")]
-    pool, fc = model.maxpool, model.fc
-    weight, bias = lib.vector(fc.weight.t()), lib.vector(fc.bias)  # type: ignore[union-attr, operator, arg-type]
-    window = (pool.kernel_size, pool.stride, pool.padding)
-
-    def run(x: Array) -> Array:
-        x = lib.max_pool(lib.relu(stem(x)), *window)  # type: ignore[arg-type]
-        for block in blocks:
-            x = block(x)
-        return lib.matmul(lib.mean(x), weight) + bias
-
-    return run
-
-
-def _block(block: nn.Module, lib: Library) -> Callable[[Array], Array]:
-    names = [i for i in (1, 2, 3) if hasattr(block, f"conv{i}")]
-    layers = [_conv_bn(getattr(block, f"conv{i}"), getattr(block, f"bn{i}"), lib) for i in names]
-    side = None if block.downsample is None else _conv_bn(*block.downsample, lib)  # type: ignore[misc, call-arg]
-
-    def run(x: Array) -> Array:
-        y = x
-        for layer in layers[:-1]:
-            y = lib.relu(layer(y))
-        return lib.relu(layers[-1](y) + (x if side is None else side(x)))
-
-    return run
-
-
-def _conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d, lib: Library) -> Callable[[Array], Array]:
-    """BatchNorm as XLA would be given it: scale and shift in float32's precision, then in x's dtype."""
-    assert bn.running_mean is not None
-    assert bn.running_var is not None
-    weight = lib.filter(conv.weight)
-    scale = bn.weight.double() * (bn.running_var.double() + bn.eps).rsqrt()
-    shift = bn.bias.double() - bn.running_mean.double() * scale
-    dtype, stride, padding = conv.weight.dtype, int(conv.stride[0]), int(conv.padding[0])
-    scales, shifts = lib.vector(scale.to(dtype)), lib.vector(shift.to(dtype))
-    return lambda x: lib.conv(x, weight, stride, padding) * scales + shifts
+    return resnet_walk.forward(model, _Operations(lib))
 
 
 def xla() -> tuple[Library, Any]:
@@ -110,6 +95,7 @@ def xla() -> tuple[Library, Any]:
 
 def jitted(workload: Workload, device: torch.device) -> Contender:
     """``jax.jit`` of the whole network on jax's default device, which must be of the workload's kind."""
+    require_running_statistics(workload)
     lib, jax = xla()
     platform = {"cuda": "gpu"}.get(device.type, device.type)
     if jax.default_backend() != platform:

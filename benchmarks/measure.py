@@ -45,11 +45,13 @@ def measure(
     result = Measurement()
     result.flops, result.bytes = workload.work()
     running = _build(workload, device, names, result)
-    _verify(workload, running, result)
+    _verify(workload, device, running, result)
     if memory:
         for name in MEASURED:
             if name in running and (peak := peak_bytes(workload.name, name, device)) is not None:
                 result.peak_bytes[name] = peak
+    for contender in running.values():
+        contender.restore()
     result.samples = interleave({name: c.call for name, c in running.items()}, budget_s, device)
     return result
 
@@ -72,9 +74,9 @@ def _build(
     return running
 
 
-def _verify(workload: Workload, running: dict[str, Contender], result: Measurement) -> None:
+def _verify(workload: Workload, device: torch.device, running: dict[str, Contender], result: Measurement) -> None:
     """Records errors, and takes out of ``running`` what fails or, of ours, what is wrong."""
-    oracle = Oracle(workload)
+    oracle = Oracle(workload, device)
     for name in list(running):
         try:
             result.errors[name] = oracle.error(running[name].output(running[name].call()))

@@ -6,7 +6,7 @@ the reason.
 
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,16 @@ class Unavailable(Exception):
 
 @dataclass
 class Contender:
-    """``call`` is what is timed; ``output`` turns its result into a tensor like eager's."""
+    """``call`` is what is timed; ``output`` turns its result into a tensor like eager's.
+
+    ``restore`` undoes what calls do to running statistics. The error of who ``quantises`` is stated and not judged.
+    """
 
     call: Callable[[], object]
     output: Callable[[object], Tensor]
     note: str = ""
+    restore: Callable[[], None] = field(default=lambda: None)
+    quantises: bool = False
 
 
 Builder = Callable[[Workload, torch.device], Contender]
@@ -50,6 +55,7 @@ def compiled(workload: Workload, device: torch.device) -> Contender:
 
 def frozen(workload: Workload, device: torch.device) -> Contender:
     """``torch.compile`` with inductor's freezing: BatchNorm folds into constant weights."""
+    require_running_statistics(workload)
     module, x = _channels_last(workload, device)
     with torch._inductor.config.patch(freezing=True):
         return _of_compiled(module, x, fullgraph=True)
@@ -78,6 +84,12 @@ def ours_compiled(workload: Workload, device: torch.device) -> Contender:
     return _of_compiled(module, x, fullgraph=False)
 
 
+def require_running_statistics(workload: Workload) -> None:
+    """For who folds BatchNorm into weights."""
+    if workload.batch_statistics:
+        raise Unavailable("takes running statistics only")
+
+
 def _channels_last(workload: Workload, device: torch.device) -> tuple[nn.Module, Tensor]:
     last = torch.channels_last
     module = workload.module().to(device).to(memory_format=last)  # type: ignore[call-overload]
@@ -93,7 +105,7 @@ def _converted(workload: Workload, device: torch.device) -> tuple[nn.Module, Ten
 
 
 def _of_module(module: nn.Module, x: Tensor) -> Contender:
-    return Contender(lambda: module(x), _as_tensor)
+    return Contender(lambda: module(x), as_tensor, restore=_restorer(module))
 
 
 def _of_compiled(module: nn.Module, x: Tensor, **options: object) -> Contender:
@@ -112,18 +124,31 @@ def _of_compiled(module: nn.Module, x: Tensor, **options: object) -> Contender:
         globals(),
         closure=forward.__closure__,
     )
-    before = _graphs()
+    before, restore = _graphs(), _restorer(module)
     function = torch.compile(own, dynamic=False, **options)  # type: ignore[call-overload]
     function(x)
     if _graphs() == before:
         raise Unavailable("torch.compile made no graph")
-    return Contender(lambda: function(x), _as_tensor)
+    return Contender(lambda: function(x), as_tensor, restore=restore)
+
+
+def _restorer(module: nn.Module) -> Callable[[], None]:
+    """In place, because a CUDA graph knows buffers by address."""
+    kept = [(buffer, buffer.clone()) for buffer in module.buffers()] if module.training else []
+
+    def restore() -> None:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
+
+    return restore
 
 
 def _graphs() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-def _as_tensor(result: object) -> Tensor:
+def as_tensor(result: object) -> Tensor:
+    """For who returns one."""
     assert isinstance(result, Tensor)
     return result

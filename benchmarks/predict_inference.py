@@ -3,8 +3,9 @@
 Each convolution's time is the plan's own (``csrc/cuda``), ours with every kernel allowed. Peers run torch's
 convolutions, as the plan models them, and passes over memory between them: torch.compile one pass a convolution,
 eager one for each of BatchNorm, ReLU and addition, cuDNN's fused kernel none but for BatchNorm folded beforehand.
-Every kernel costs ``LAUNCH`` between its neighbours' starts, in CUDA graphs on all sides. The stem's convolution,
-pooling and the classifier are PyTorch's on all sides and counted alike.
+Every kernel costs ``LAUNCH`` between its neighbours' starts, in CUDA graphs on all sides. The stem's convolution and
+the network's end are PyTorch's on all sides and counted alike. Our pooling behind the stem applies BatchNorm and ReLU
+as it reads; torch.compile's follows a pass that does; torch's own also writes 64-bit indices.
 """
 
 import argparse
@@ -22,11 +23,16 @@ from resnet_fused.cli import _gpus
 from resnet_fused.cli._cuda_plans import cuda_plan
 from resnet_fused.cli._shapes import ConvCall, conv_calls
 
+from . import model_constants
+
 DTYPE = "bfloat16"
 ENGINE = "RESNET_FUSED_CUDA_ENGINE"
 GPU = "h200"
-# As in csrc/cuda's model of this GPU: ns a launch, bytes a ns of memory and of L2, bytes of L2, FLOP a ns.
-LAUNCH, MEMORY, L2, L2_SIZE, PEAK = 2500, 32.0 * 132, 48 * 1.7 * 132, 50 << 20, 2 * 2048 * 1.7 * 132
+GPU_ARCH, GPU_SMS = _gpus.GPUS[GPU][:2]
+MODEL = model_constants.family(GPU_ARCH).values
+# Of the whole GPU, as csrc/cuda's model has it: ns a launch, bytes a ns of memory and of L2, bytes of L2, FLOP a ns.
+LAUNCH, MEMORY, L2 = MODEL["launch"], MODEL["dram"] * GPU_SMS, MODEL["l2"] * MODEL["clock"] * GPU_SMS
+L2_SIZE, PEAK = MODEL["l2_size"] * (1 << 20), 2 * MODEL["macs"] * MODEL["clock"] * GPU_SMS
 STEM_SHARE = 0.25  # of the peak that a convolution of three channels reaches: an assumption, the same for everyone
 
 
@@ -98,7 +104,7 @@ class Network:
             flops = 2 * y * size(call.weight[1:])
             stem = LAUNCH / 1e3 + max(flops / (PEAK * STEM_SHARE), 2 * (size(call.input) + y) / MEMORY) / 1e3
             eager = 2 * sweep(y, y)
-            return Times(stem + sweep(y, y), stem + sweep(y, y), stem + eager, stem)
+            return Times(stem, stem + sweep(y, y), stem + eager, stem)
         modelled = self.plan(call, "")
         if modelled.startswith("in "):
             return None
@@ -118,13 +124,25 @@ class Network:
         block = self.model.get_submodule(call.name.rpartition(".")[0])
         return "conv3" if isinstance(block, reference.Bottleneck) else "conv2"
 
+    def pooling(self) -> tuple[float, float]:
+        """Behind the stem: one pass, and torch's with its indices, eight bytes for each of a quarter of the values."""
+        y = size(self.calls[0].output)
+        return sweep(y, y // 4), sweep(y, y // 4, y)
+
+    def fused_pooling_saves(self) -> float:
+        """Of our time: the stem's BatchNorm and ReLU in a pass of their own, and the indices."""
+        y = size(self.calls[0].output)
+        fused, with_indices = self.pooling()
+        return sweep(y, y) + with_indices - fused
+
     def rest(self) -> Times:
         """Pooling behind the stem, pooling and the classifier at the end."""
-        stem, last = self.calls[0].output, self.calls[-1].output
+        last = self.calls[-1].output
         n, c = last[:2]
         classes = 1000
-        same = sweep(size(stem), size(stem) // 4) + sweep(size(last), n * c) + sweep(n * c, c * classes, n * classes)
-        return Times(same, same, same, same)
+        end = sweep(size(last), n * c) + sweep(n * c, c * classes, n * classes)
+        pool, with_indices = self.pooling()
+        return Times(end + pool, end + pool, end + with_indices, end + with_indices)
 
     def times(self) -> tuple[Times, Times]:
         """The whole network, and its blocks' 3x3 and 1x1 convolutions alone."""
@@ -147,16 +165,19 @@ def main() -> None:
     args = parser.parse_args()
     print(f"PREDICTION, {GPU}, {DTYPE}, CUDA graphs on all sides, us:\n")
     print(
-        "| network, batch | ours | torch.compile | eager | compile / ours | eager / ours | blocks: cuDNN fused / ours |"
+        "| network, batch | ours | torch.compile | eager | compile / ours | eager / ours | blocks: cuDNN fused / ours "
+        "| fused pooling saves |"
     )
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for name in args.models.split(","):
         for batch in map(int, args.batches.split(",")):
-            whole, blocks = Network(name, batch).times()
+            network = Network(name, batch)
+            whole, blocks = network.times()
+            saved = network.fused_pooling_saves()
             print(
                 f"| {name}, {batch} | {whole.ours:.0f} | {whole.compiled:.0f} | {whole.eager:.0f} "
                 f"| {whole.compiled / whole.ours:.2f} | {whole.eager / whole.ours:.2f} "
-                f"| {blocks.cudnn / blocks.ours:.2f} |"
+                f"| {blocks.cudnn / blocks.ours:.2f} | {saved:.0f}, {saved / (whole.ours + saved):.0%} |"
             )
 
 

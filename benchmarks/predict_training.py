@@ -15,11 +15,17 @@ from torch import Tensor, nn
 
 import resnet_fused
 from resnet_fused import models, reference
+from resnet_fused.cli import _gpus
 
-BANDWIDTH = 4.3e12  # bytes a second, measured on an H200 by others
-CUDNN = 650e12  # multiply-adds count as two; what cuDNN's convolutions are taken to reach
-SM80 = 424e12  # sm80/conv_fwd: 0.46 of the tensor cores' 2048 multiply-adds a clock and SM (csrc/cuda/model.cpp)
-SM90 = 689e12  # sm90/conv_sm90: 0.75 of them, likewise; it runs with RESNET_FUSED_CUDA_ENGINE=all only
+from . import model_constants
+
+GPU_ARCH, GPU_SMS = _gpus.GPUS["h200"][:2]
+MODEL = model_constants.family(GPU_ARCH).values
+BANDWIDTH = 1e9 * MODEL["dram"] * GPU_SMS  # bytes a second
+PEAK = 2e9 * MODEL["macs"] * MODEL["clock"] * GPU_SMS  # multiply-adds count as two; of them the kernels reach a share
+CUDNN = PEAK * MODEL["torch_share"]
+SM80 = PEAK * MODEL["sm80_share"]
+SM90 = PEAK * MODEL["sm90_share"]  # with RESNET_FUSED_CUDA_ENGINE=all only
 PARTS = 12 / 256  # bytes of moments that a part of 128 pixels leaves, to those of its output: three floats a channel
 SUMS = 8 / 256  # likewise of a gradient's sums: two floats
 SIZE = 2  # bytes of an element

@@ -35,11 +35,19 @@ class SampleClock:
         self._now += seconds
 
 
-def interleave(calls: Mapping[str, Call], budget_s: float, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each call, a sample a round: A B C, then B C A, ... until the budget is spent."""
-    sample = _CudaSampler(device) if device.type == "cuda" else _cpu_sample
+def interleave(
+    calls: Mapping[str, Call], budget_s: float, device: torch.device, *, warm: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of each call, a sample a round: A B C, then B C A, ... until the budget is spent.
+
+    On CUDA L2 is flushed before each sample, or, where ``warm``, the call runs once before it.
+    """
+    if device.type == "cpu":
+        sample: Callable[[Call], float] = _cpu_sample
+    else:
+        sample = _warm_cuda_sample if warm else _CudaSampler(device)
     estimates = {name: _warm_up(call, sample) for name, call in calls.items()}
-    round_s = sum(_cost(estimate, device) for estimate in estimates.values())
+    round_s = sum(_cost(estimate, device, warm) for estimate in estimates.values())
     rounds = min(max(int(budget_s / round_s), MIN_ROUNDS), MAX_ROUNDS)
 
     samples: dict[str, list[float]] = {name: [] for name in calls}
@@ -65,10 +73,10 @@ def _warm_up(call: Call, sample: Callable[[Call], float]) -> float:
     return min(sample(call) for _ in range(2))
 
 
-def _cost(estimate: float, device: torch.device) -> float:
+def _cost(estimate: float, device: torch.device, warm: bool) -> float:
     """Seconds that one sample takes, with what belongs to it."""
     if device.type == "cuda":
-        return estimate + _CudaSampler.FLUSH_S
+        return 2 * estimate if warm else estimate + Flush.SECONDS
     return estimate * (2 if estimate < REWARM_BELOW_S else 1) + SETTLE_S
 
 
@@ -78,22 +86,48 @@ def _cpu_sample(call: Call) -> float:
     return time.perf_counter() - start
 
 
+class Flush:
+    """Leaves nothing of the last call in a GPU's L2, and no line that the next one would have to write back.
+
+    Zeroing a buffer of four times its size replaces all of its lines by dirty ones; reading another as large replaces
+    those by clean ones, and their write-back is over when the read is.
+    """
+
+    SECONDS = 3e-4  # of both passes, roughly
+
+    def __init__(self, l2_bytes: int, device: torch.device) -> None:
+        self._written = torch.empty(l2_bytes, dtype=torch.float32, device=device)
+        self._read = torch.zeros_like(self._written)
+        self._largest = torch.empty((), device=device)
+
+    def __call__(self) -> None:
+        self._written.zero_()
+        torch.amax(self._read, 0, out=self._largest)
+
+
 class _CudaSampler:
     """Device seconds between two events; L2 is flushed before, so that inputs come from memory."""
 
-    FLUSH_S = 2e-4  # writing the buffer below, roughly
-
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
-        self._flush = torch.empty(4 * l2_bytes, dtype=torch.int8, device=device)
+        self._flush = Flush(torch.cuda.get_device_properties(device).L2_cache_size, device)
 
     def __call__(self, call: Call) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(self._device)
-        self._flush.zero_()
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) * 1e-3
+        self._flush()
+        return _seconds_between_events(call)
+
+
+def _warm_cuda_sample(call: Call) -> float:
+    """Device seconds of a call that follows the same call."""
+    call()
+    return _seconds_between_events(call)
+
+
+def _seconds_between_events(call: Call) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e-3

@@ -2,18 +2,21 @@
 
     python -m benchmarks.training --out results             # everything
     python -m benchmarks.training --quick                   # four blocks and ResNet-18, small: minutes
-    python -m benchmarks.training --device cuda --batch 256 --dtypes bf16
+    python -m benchmarks.training --device cuda --only ResNet --batch 256,32 --out results
     python -m benchmarks.training --only "ResNet-18" --dtypes fp32 --contenders eager_cl,ours --budget 60
 
-Writes ``training.json`` and ``training.md`` to ``--out`` after every workload, and prints the tables at the end: images
-per second, and the bytes that autograd keeps (counted, parameters left out). bf16 is autocast's. Rules are README.md's:
-one seed, verified before timed, interleaved, medians; a contender that fails is named with its reason.
+Writes ``training.json`` and ``training.md`` to ``--out`` (on CUDA ``training-<gpu>-<engine>``) after every workload,
+and prints the tables at the end: images per second, and the bytes that autograd keeps (counted, parameters left out).
+On CUDA steps are timed by events, whoever compiles nothing is on disk before anybody compiles, and the peak of a step's
+memory is told too. bf16 is autocast's. Rules are README.md's: one seed, verified before timed, interleaved, medians; a
+contender that fails is named with its reason.
 """
 
 import argparse
-import json
+import itertools
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,77 +25,162 @@ import torch
 from resnet_fused import ops
 from resnet_fused.cli import _machine
 
+from . import gpu
 from .timing import Call, interleave
-from .trainee import CONTENDERS, Trainee, Workload, verify, workloads
+from .trainee import CONTENDERS, YARDSTICKS, Trainee, Workload, verify, workloads
 from .training_report import report
 
 QUICK = ("basic 128@28", "bottleneck 128@28", "preact 128@28", "preact bottleneck 128@28", "ResNet-18")
+NETWORKS = ("ResNet-50", "ResNet-18")
+USUAL = {"cpu": tuple(CONTENDERS), "cuda": ("eager_cl", "ours", "ours_recompute", "compile")}
+DTYPES = {"cpu": "fp32,bf16", "cuda": "bf16"}
+BATCHES = {"cpu": "32", "cuda": "256,32"}
+Rows = dict[str, dict[str, Any]]  # by contender
 
 
-def measure(
-    workload: Workload, dtype: str, names: list[str], budget_s: float, device: torch.device
-) -> list[dict[str, Any]]:
+def measure(workload: Workload, dtype: str, names: Sequence[str], budget_s: float, device: torch.device) -> Rows:
     """A row for each contender: its samples, what it keeps, its gradients' error, or why there are none."""
     torch._dynamo.reset()
-    trainees, rows = {}, {}
+    trainees: dict[str, Trainee] = {}
+    rows: Rows = {}
     for name in names:
         rows[name] = {"workload": workload.title, "dtype": dtype, "contender": name, "batch": workload.shape[0]}
         try:
             trainees[name] = Trainee(workload, name, dtype, device)
-            if CONTENDERS[name][1]:
-                trainees[name].step()  # compiles
+            trainees[name].step()  # compiles; and who cannot take it leaves the others alone
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
         except Exception as error:
-            if not CONTENDERS[name][1]:
-                raise
             trainees.pop(name, None)
-            rows[name]["unavailable"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    errors = verify(workload, dtype, trainees)
+            rows[name]["unavailable"] = gpu.sentence(error)
+    errors, wrong = verify(workload, dtype, trainees)
     calls: dict[str, Call] = {}
     for name, trainee in trainees.items():
         rows[name]["error"] = errors[name]
-        if not CONTENDERS[name][1]:  # a compiled step decides for itself what it keeps
+        if name in wrong:
+            rows[name]["unavailable"] = wrong[name]
+            continue
+        if not _compiles(name):  # a compiled step decides for itself what it keeps
             rows[name]["kept_bytes"] = trainee.saved_bytes()
         calls[name] = trainee.step
-    for name, samples in interleave(calls, budget_s, device).items():
+    for name, samples in interleave(calls, budget_s, device).items() if calls else ():
         seconds = statistics.median(samples)
         if device.type == "cuda":
             rows[name]["peak_bytes"] = trainees[name].peak_bytes()
         rows[name] |= {"samples_s": samples, "median_s": seconds, "images_per_s": workload.shape[0] / seconds}
-    return list(rows.values())
+    return rows
 
 
-def chosen(args: argparse.Namespace) -> list[Workload]:
-    return [w for w in workloads(args.batch) if args.only in w.title and (not args.quick or w.title in QUICK)]
+def _measured(workload: Workload, dtype: str, names: Sequence[str], budget_s: float, device: torch.device) -> Rows:
+    """Or why not: what comes later is measured even so."""
+    try:
+        return measure(workload, dtype, names, budget_s, device)
+    except Exception as error:
+        shared = {"workload": workload.title, "dtype": dtype, "batch": workload.shape[0]}
+        return {name: {**shared, "contender": name, "unavailable": gpu.sentence(error)} for name in names}
 
 
-def main() -> None:
+def _compiles(name: str) -> bool:
+    return CONTENDERS[name][1]
+
+
+def _passes(names: Sequence[str], device: torch.device) -> list[Sequence[str]]:
+    """Who is measured together. A GPU is lent for minutes: what needs no compiler is on disk before one runs."""
+    plain = [name for name in names if not _compiles(name)]
+    return [plain, names] if device.type == "cuda" and len(plain) < len(names) else [names]
+
+
+def run(
+    out: Path | None,
+    engine: str = gpu.PLANNED,
+    budget: float = 5.0,
+    contenders: Sequence[str] = USUAL["cuda"],
+    titles: Sequence[str] = NETWORKS,
+    *,
+    batches: Sequence[int] = (256, 32),
+    dtypes: Sequence[str] = ("bf16",),
+    seconds: float | None = None,
+    device: str = "cuda",
+    options: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measures the workloads called ``titles`` with our kernels from ``engine``; the report, in ``out`` after each.
+
+    ``budget`` is seconds of timing a workload, batch and dtype (with somebody to compile, twice on CUDA). After
+    ``seconds`` none of these begins; the report's ``left_out`` names the rest.
+    """
+    gpu.require("contenders", contenders, CONTENDERS)
+    known = {w.title: w for w in workloads(1)}
+    gpu.require("titles", titles, known)
+    where, late, start = torch.device(device), gpu.deadline(seconds), time.monotonic()
+    # Who is right is eager's to say: in the layout that is the faster on a GPU, in the default one elsewhere.
+    yardstick = [] if set(YARDSTICKS) & set(contenders) else [YARDSTICKS[where.type == "cuda"]]
+    names = [*yardstick, *dict.fromkeys(contenders)]
+    name = engine if any(n.startswith("ours") for n in names) else " ".join(contenders)
+    machine = {**_machine.record(where), "engine": name}
+    rows: list[dict[str, Any]] = []
+    result: dict[str, Any] = {"machine": machine, "options": options or {}, "rows": rows, "left_out": []}
+    path = None
+    if out is not None:
+        on_gpu = gpu.path(Path(out), "training", {"gpu": machine["device"], "engine": name})
+        path = on_gpu if where.type == "cuda" else Path(out) / "training.json"
+    torch.backends.cudnn.benchmark = True  # everyone at their best
+    for batch, title, dtype in itertools.product(batches, titles, dtypes):
+        workload = next(w for w in workloads(batch) if w.title == title)
+        before = len(rows)
+        found: Rows = {}
+        for together in _passes(names, where):
+            if late():
+                missing = ", ".join(n for n in together if n not in found)
+                result["left_out"].append(f"{title} {dtype} batch {batch}: {missing}")
+                continue
+            with gpu.engine(engine, where):
+                new = _measured(workload, dtype, together, budget, where)
+            # A compiler that takes the others down with it takes no numbers away.
+            found |= {n: row for n, row in new.items() if "median_s" in row or n not in found}
+            rows[before:] = found.values()
+            ops.release_memory()  # what one workload kept is no use to the next, and ResNet-50 kept gigabytes
+            if where.type == "cuda":
+                torch.cuda.empty_cache()
+            print(f"{time.monotonic() - start:6.0f} s  {title} {dtype} batch {batch}", flush=True)
+            _write(path, result)
+    _write(path, result)
+    return result
+
+
+def _write(path: Path | None, result: dict[str, Any]) -> None:
+    if path is not None:
+        gpu.write(path, result)
+        path.with_suffix(".md").write_text(report(result))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--batch", type=int, default=0, help="images a step: 32, with --quick 8")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", default="", help="images a step: 32, with --quick 8, on CUDA 256,32")
     parser.add_argument("--only", default="", help="workloads whose title contains this")
-    parser.add_argument("--dtypes", default="fp32,bf16")
-    parser.add_argument("--contenders", default="", help=f"of {','.join(CONTENDERS)}; with --quick nothing is compiled")
+    parser.add_argument("--dtypes", default="", help="fp32,bf16, on CUDA bf16")
+    parser.add_argument(
+        "--contenders", default="", help=f"of {','.join(CONTENDERS)}; with --quick nothing is compiled; and eager's"
+    )
     parser.add_argument("--budget", type=float, default=0.0, help="seconds of timing a workload and dtype: 15, quick 3")
+    parser.add_argument("--seconds", type=float, help="no workload begins after so many")
     parser.add_argument("--quick", action="store_true", help="a block of each kind and ResNet-18 at batch 8")
     parser.add_argument("--out", type=Path, help="folder for training.json and training.md")
-    args = parser.parse_args()
-    args.batch = args.batch or (8 if args.quick else 32)
-    budget_s = args.budget or (3.0 if args.quick else 15.0)
-    some = args.contenders or ",".join(n for n, (_, compiled, _) in CONTENDERS.items() if not (args.quick and compiled))
-    names = list(dict.fromkeys(["eager", *some.split(",")]))  # eager is correctness's yardstick
-    run: dict[str, Any] = {"machine": _machine.record(args.device), "rows": []}
-    out, run["options"] = args.out, {k: v if isinstance(v, int | float) else str(v) for k, v in vars(args).items()}
-    start = time.monotonic()
-    for workload in chosen(args):
-        for dtype in args.dtypes.split(","):
-            run["rows"] += measure(workload, dtype, names, budget_s, args.device)
-            ops.release_memory()  # what one workload kept is no use to the next, and ResNet-50 kept gigabytes
-            print(f"{time.monotonic() - start:6.0f} s  {workload.title} {dtype}", flush=True)
-            if out is not None:
-                out.mkdir(parents=True, exist_ok=True)
-                (out / "training.json").write_text(json.dumps(run, indent=1))
-                (out / "training.md").write_text(report(run))
-    print(report(run))
+    args = parser.parse_args(argv)
+    kind = torch.device(args.device).type
+    usual = [name for name in USUAL[kind] if not (args.quick and _compiles(name))]
+    result = run(
+        args.out, gpu.engine_asked_for(), args.budget or (3.0 if args.quick else 15.0),
+        args.contenders.split(",") if args.contenders else usual,
+        [w.title for w in workloads(1) if args.only in w.title and (not args.quick or w.title in QUICK)],
+        batches=[int(batch) for batch in (args.batch or ("8" if args.quick else BATCHES[kind])).split(",")],
+        dtypes=(args.dtypes or DTYPES[kind]).split(","), seconds=args.seconds, device=args.device,
+        options={k: v if isinstance(v, int | float) else str(v) for k, v in vars(args).items()},
+    )  # fmt: skip
+    print(report(result))
+    if broken := [r for r in result["rows"] if "unavailable" in r and r["contender"] in ("ours", "ours_recompute")]:
+        told = "; ".join(f"{r['contender']}, {r['workload']} {r['dtype']}: {r['unavailable']}" for r in broken)
+        raise SystemExit(f"not measured: {told}")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def report(run: dict[str, Any]) -> str:
     ]
     for (workload, dtype, _), case in cases.items():
         cells = [_kept(case.get(name), case.get("eager")) for name in counted]
-        cells += [f"{case[name]['error']:.1e}" if name in case else "" for name in ("eager", "ours")]
+        cells += [_error(case.get("eager") or case.get("eager_cl")), _error(case.get("ours"))]
         lines.append(f"| {workload} {dtype} | {' | '.join(cells)} |")
     if any("peak_bytes" in row for row in rows):
         lines += ["", "Peak MiB of a step beyond what was allocated before it.", ""]
@@ -68,13 +68,17 @@ def _speed(row: dict[str, Any] | None, ours: dict[str, Any] | None) -> str:
     if row is None or "median_s" not in row:
         return ""
     shown = f"{row['images_per_s']:.1f}"
-    if ours is None or row is ours:
+    if row is ours or ours is None or "median_s" not in ours:
         return f"**{shown}**"
     return f"{shown} ({row['median_s'] / ours['median_s']:.2f}x)"
 
 
+def _error(row: dict[str, Any] | None) -> str:
+    return f"{row['error']:.1e}" if row and "error" in row else ""
+
+
 def _spread(row: dict[str, Any] | None) -> str:
-    if row is None:
+    if row is None or "samples_s" not in row:
         return ""
     low, _, high = statistics.quantiles(row["samples_s"], n=4)
     return f"{100 * (high - low) / row['median_s']:.0f} %"

@@ -11,7 +11,8 @@ from resnet_fused import models
 from resnet_fused.reference import BasicBlock, Bottleneck
 
 SEED = 0
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MEASURED_DTYPES = ("fp32", "bf16")  # by the benchmarks that run on any device
 #: ResNet's four stages: (width, height and width of its 224x224 input's activations there)
 STAGES = ((64, 56), (128, 28), (256, 14), (512, 7))
 
@@ -25,6 +26,7 @@ class Workload:
     shape: tuple[int, int, int, int]  # of the input, (N, C, H, W)
     dtype: str  # a key of DTYPES
     make: Callable[[], nn.Module]
+    batch_statistics: bool = False  # train() under no_grad, as where somebody forgot eval()
 
     @property
     def name(self) -> str:
@@ -32,13 +34,13 @@ class Workload:
         return f"{self.title} {self.dtype} b{self.shape[0]}"
 
     def module(self) -> nn.Module:
-        """The eager module in this workload's dtype, with BatchNorms in which a mistake shows."""
+        """The eager module in this workload's dtype and mode, with BatchNorms in which a mistake shows."""
         torch.manual_seed(SEED)
         module = self.make().eval().requires_grad_(False)
         for bn in module.modules():
             if isinstance(bn, nn.BatchNorm2d):
                 _randomise(bn)
-        return module.to(DTYPES[self.dtype])
+        return module.to(DTYPES[self.dtype]).train(self.batch_statistics)
 
     def input(self) -> Tensor:
         """Random, never zeros: a GPU's clock depends on the bits that toggle."""
@@ -57,21 +59,26 @@ def workloads(device: str, *, quick: bool) -> list[Workload]:
     """Everything that a run on ``device`` measures, in order."""
     block_batch = 8 if device == "cpu" else 256
     model_batches = (1, 8, 32) if device == "cpu" else (1, 32, 256)
-    blocks = [w for dtype in DTYPES for w in _blocks(block_batch, dtype)]
+    blocks = [w for dtype in MEASURED_DTYPES for w in _blocks(block_batch, dtype)]
+    made = (("ResNet-18", models.resnet18), ("ResNet-50", models.resnet50))
     nets = [
-        _model(title, make, batch, dtype)
-        for dtype in DTYPES
-        for title, make in (("ResNet-18", models.resnet18), ("ResNet-50", models.resnet50))
-        for batch in model_batches
+        model(title, make, batch, dtype) for dtype in MEASURED_DTYPES for title, make in made for batch in model_batches
     ]
     if quick:
         blocks = [w for w in blocks if w.title == "basic 64@56"]
         nets = [w for w in nets if w.title == "ResNet-18" and w.shape[0] in model_batches[:2]]
+    else:  # at one batch, which tells enough
+        batch = model_batches[1]
+        nets += [model(title, make, batch, dtype, True) for dtype in MEASURED_DTYPES for title, make in made]
     return blocks + nets
 
 
-def _model(title: str, make: Callable[[], nn.Module], batch: int, dtype: str) -> Workload:
-    return Workload("model", title, (batch, 3, 224, 224), dtype, make)
+def model(
+    title: str, make: Callable[[], nn.Module], batch: int, dtype: str, batch_statistics: bool = False
+) -> Workload:
+    """A network at 224x224."""
+    title += " batch statistics" if batch_statistics else ""
+    return Workload("model", title, (batch, 3, 224, 224), dtype, make, batch_statistics)
 
 
 def _blocks(batch: int, dtype: str) -> list[Workload]:

@@ -13,7 +13,7 @@ from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-from . import BuildError, archs, flavours, ninja_file, toolchain
+from . import BuildError, archs, flavours, ninja_file, sources, toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "resnet_fused"
@@ -28,15 +28,15 @@ def make_plan() -> tuple[ninja_file.Plan, str]:
         raise BuildError(f"resnet_fused builds on Linux, and this is {sys.platform}; use a Linux machine or container.")
     torch = toolchain.find_torch()
     flavour = flavours.choose(os.environ)
-    if flavour:
+    if flavour and not flavour.cuda:
         toolkit, cuda = None, f"the flavour {flavour.name} is one of the CPU library"
     else:
-        toolkit, cuda = toolchain.choose_toolkit(os.environ)
+        toolkit, cuda = toolchain.choose_toolkit({**os.environ, **({"RESNET_FUSED_CUDA": "1"} if flavour else {})})
     machine = platform.machine()
     # One folder for each combination, so that going back to an earlier one finds its objects.
     name = f"ninja-{machine}-torch{torch.version}"
-    if toolkit or flavour:
-        name += f"-cuda{toolkit.release}" if toolkit else f"-{flavour.name}"
+    name += f"-cuda{toolkit.release}" if toolkit else ""
+    name += f"-{flavour.name}" if flavour else ""
     plan = ninja_file.Plan(
         folder=Path("build") / name,
         torch=torch,
@@ -83,19 +83,9 @@ def build_info(plan: ninja_file.Plan, cuda: str) -> str:
         f"NVCC_VERSION: str | None = {plan.toolkit.release if plan.toolkit else None!r}\n"
         f"CUDA_OMITTED: str | None = {None if plan.toolkit else cuda!r}  # why there is no _C_cuda\n"
         f"TORCH_BUILD_VERSION: str = {plan.torch.version!r}\n"
-        f"GIT_COMMIT: str | None = {git_commit(plan.root)!r}\n"
+        f"GIT_COMMIT: str | None = {sources.git_commit(plan.root)!r}\n"
+        f"SOURCE_DIGEST: str = {sources.digest(plan.root)!r}  # build_tools/sources.py\n"
     )
-
-
-def git_commit(root: Path) -> str | None:
-    """The commit that is checked out, with "+" where files differ from it; None outside a checkout."""
-    if not (root / ".git").exists() or shutil.which("git") is None:
-        return None
-    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    result = subprocess.run(
-        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False
-    )
-    return result.stdout.strip() or None
 
 
 def write_if_changed(path: Path, text: str) -> None:
@@ -122,8 +112,9 @@ class BuildLibraries(build_ext):
         )
         run_ninja(plan)
         if plan.flavour:
-            # Not what the package ships: RESNET_FUSED_LIBRARY names it to those who want it.
-            install(ROOT / plan.library("_C"), ROOT / "build" / plan.flavour.name / "_C.abi3.so")
+            # Not what the package ships: RESNET_FUSED_LIBRARY or _CUDA_LIBRARY names it to those who want it.
+            library = plan.library(plan.flavour.module)
+            install(ROOT / library, ROOT / "build" / plan.flavour.name / library.name)
             self.extensions = []
             return
         package = ROOT / PACKAGE if self.inplace else Path(self.build_lib) / PACKAGE

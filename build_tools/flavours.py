@@ -1,7 +1,7 @@
-"""Other builds of the CPU library, for its tests. ``RESNET_FUSED_FLAVOUR=name`` asks for one.
+"""Other builds of one of the libraries, for its tests. ``RESNET_FUSED_FLAVOUR=name`` asks for one.
 
-A flavour has objects of its own, goes to ``build/<flavour>/_C.abi3.so`` and never into the package;
-``RESNET_FUSED_LIBRARY=<that file>`` makes the package load it.
+A flavour has objects of its own, goes to ``build/<flavour>/_C.abi3.so`` (or ``_C_cuda.abi3.so``) and never into the
+package; ``RESNET_FUSED_LIBRARY=<that file>`` (or ``RESNET_FUSED_CUDA_LIBRARY``) makes the package load it.
 """
 
 from collections.abc import Mapping
@@ -15,10 +15,15 @@ class Flavour:
     """What is compiled and linked otherwise than in the library that is shipped."""
 
     name: str
-    avx512: tuple[str, ...]  # the kernels of csrc/cpu/avx512: these flags instead of AVX-512's
+    avx512: tuple[str, ...] = ()  # the kernels of csrc/cpu/avx512: these flags instead of AVX-512's
     compile: tuple[str, ...] = ()  # every source; an -O among them overrules the usual one
     link: tuple[str, ...] = ()
     strip: bool = True
+    cuda: tuple[str, ...] = ()  # nvcc; with any, it is a flavour of the CUDA library
+
+    @property
+    def module(self) -> str:
+        return "_C_cuda" if self.cuda else "_C"
 
 
 # The kernels run on any processor with AVX2. Unrolled code of 512-bit vectors in two halves takes minutes at -O3.
@@ -43,6 +48,8 @@ FLAVOURS = {
             link=SANITIZE,
             strip=False,
         ),
+        # Waits of kernels give up and say so: to find out where a kernel hangs.
+        Flavour("watchdog", cuda=("-DRESNET_FUSED_WATCHDOG",)),
     )
 }
 

@@ -44,6 +44,8 @@ class Plan:
 
     @property
     def modules(self) -> list[str]:
+        if self.flavour:
+            return [self.flavour.module]
         return ["_C", "_C_cuda"] if self.toolkit else ["_C"]
 
     def library(self, module: str) -> Path:
@@ -115,7 +117,7 @@ def _rules(plan: Plan) -> list[str]:
     if plan.toolkit:
         nvcc = [
             str(plan.toolkit.nvcc), "-ccbin", plan.cxx, "-std=c++17", "-O3", "--expt-relaxed-constexpr",
-            "-DUSE_CUDA", define,
+            "-DUSE_CUDA", define, *(plan.flavour.cuda if plan.flavour else ()),
             "-Xcompiler", ",".join([*COMPILE[1:], *WARNINGS, remap]),
             # zstd: half the size. The oldest driver that runs CUDA 13 code can unpack it; for CUDA 12 that is not so.
             *(["--compress-mode=size"] if plan.toolkit.version >= (13, 0) else []),
@@ -142,7 +144,7 @@ def _compile(plan: Plan, module: str, source: Path, out: Path) -> list[str]:
         # wgmma and im2col TMA exist in the code that is tied to Hopper, and nowhere else.
         archs = [Arch("90a", ptx=False)] if "sm90" in source.parts else plan.archs
         flags = [arch.flag for arch in archs]
-    elif "avx512" in source.parts and plan.flavour:
+    elif "avx512" in source.parts and plan.flavour and plan.flavour.avx512:
         flags = [*plan.flavour.avx512]
     elif "avx512" in source.parts:
         flags = [*AVX512, *(["-mavx512bf16"] if "bf16" in source.stem else [])]

@@ -1,11 +1,13 @@
-// explain_cuda: the plan for a GPU in words. It belongs to the library that loads everywhere, so that a machine without
-// a GPU can ask.
+// explain_cuda: the plan for a GPU in words. predict_cuda: what its model says of one kernel, with any constants. They
+// belong to the library that loads everywhere, so that a machine without a GPU can ask.
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
 
 #include "common/problem.h"
 #include "cuda/block_plan.h"
+#include "cuda/engine_choice.h"
+#include "cuda/model.h"
 #include "cuda/plan.h"
 #include "cuda/trust.h"
 
@@ -14,6 +16,8 @@ namespace resnet_fused::cuda {
 namespace {
 
 constexpr const char* kOp = "explain_cuda";
+constexpr const char* kPredict = "predict_cuda";
+constexpr double kNever = std::numeric_limits<double>::infinity();
 
 template <typename T>
 struct Named {
@@ -126,6 +130,54 @@ std::string explain_cuda_block(Ints x, std::string dtype, bool aligned, bool all
   return in_words(make_block_plan, problem, device);
 }
 
+// A row of kFamilies from its numbers, in the struct's order.
+Family family_from(const std::vector<double>& v) {
+  RF_CHECK(v.size() == 10, kPredict, ": constants has ", v.size(),
+           " numbers; the 10 of model_constants.h's Family, from ", "launch to l2_size, or none expected");
+  return {0, "", v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9]};
+}
+
+// ns of the fastest kernel of those that the engine names.
+double time_of(const Model& model, const ConvProblem& p, const EngineChoice& choice) {
+  const int64_t compulsory = compulsory_bytes(p);
+  double ns = kNever;
+  if (choice.kind == EngineChoice::kTorch) return torch_convolution(model, p.main) + torch_passes(model, p);
+  if (choice.kind == EngineChoice::kSm80)
+    for (const ConvFwdTile& tile : kConvFwdTiles)
+      if (!choice.tile_m || (tile.m == choice.tile_m && tile.n == choice.tile_n))
+        ns = std::min(ns, best_split(model, p, tile, conv_fwd_smem(tile, p.mode, 0), compulsory, choice.splits).ns);
+  if (choice.kind == EngineChoice::kSm90) {
+    if (!choice.rows) ns = best_sm90(model, p, choice, 0, compulsory).ns;
+    if ((choice.rows || !choice.tile_m) && conv_rows_takes(p.main))
+      ns = std::min(ns, best_rows(model, p, choice, compulsory).ns);
+  }
+  return ns;
+}
+
+double predict_cuda(Ints x, Ints weight, Ints stride, Ints padding, std::string dtype, bool residual, Ints device,
+                    std::string engine, std::vector<double> constants) {
+  check_shape("x_shape", x, 1);
+  check_shape("weight_shape", weight, 1);
+  check_sizes("stride", stride, 2, 1);
+  check_sizes("padding", padding, 2, 0);
+  check_sizes("device", device, 4, 1);
+  ConvProblem problem;
+  problem.dtype = value_of("dtype", kDtypes, dtype);
+  problem.main = shape_of(x, weight, stride, padding, {1, 1});
+  problem.residual = residual;
+  const auto i = [&](int at) { return static_cast<int32_t>(device[at]); };
+  const Device gpu{i(0), i(1), i(2), i(3)};
+  const Family family = constants.empty() ? family_of(gpu.arch) : family_from(constants);
+  const Model model(gpu, problem.dtype, family);
+  const int64_t added = residual ? outputs(problem.main) * size_of(problem.dtype) : 0;
+  const double ns = engine == "cudnn" ? torch_convolution(model, problem.main, added)
+                                      : time_of(model, problem, engine_choice(engine.c_str()));
+  RF_CHECK(ns < kNever, kPredict, ": no kernel of engine ", engine, " takes a convolution of x_shape ",
+           resnet_fused::to_string(x), " and weight_shape ", resnet_fused::to_string(weight),
+           "; cudnn, torch, or a kernel of sm80 or sm90 that takes it expected");
+  return ns / 1e3;
+}
+
 std::string explain_trust(int64_t capability) {
   std::string lines;
   for (int32_t i = 0; i < kKernelFamilies; ++i) {
@@ -141,6 +193,8 @@ std::string explain_trust(int64_t capability) {
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
   m.impl("explain_cuda", TORCH_BOX(&explain_cuda));
   m.impl("explain_cuda_block", TORCH_BOX(&explain_cuda_block));
+  m.impl("cuda_engines", TORCH_BOX(&engine_names));
+  m.impl("predict_cuda", TORCH_BOX(&predict_cuda));
   m.impl("explain_trust", TORCH_BOX(&explain_trust));
 }
 

@@ -121,4 +121,12 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   m.def("explain_trust(int capability) -> str");
   // The plan that basic_block would run on a GPU, in words, likewise.
   m.def("explain_cuda_block(int[] x_shape, str dtype, bool aligned, bool allow_tf32, int[] device) -> str");
+  // What RESNET_FUSED_CUDA_ENGINE may be, separated by ", ".
+  m.def("cuda_engines() -> str");
+  // Microseconds that a GPU is predicted to take for conv_bn_act by one engine: cudnn (which adds and applies ReLU in
+  // its kernel), torch, sm80..., sm90..., as in RESNET_FUSED_CUDA_ENGINE. constants are those of
+  // csrc/cuda/model_constants.h for this GPU, or others that take their place: what benchmarks.fit_model varies.
+  m.def(
+      "predict_cuda(int[] x_shape, int[] weight_shape, int[2] stride, int[2] padding, str dtype, bool residual, int[] "
+      "device, str engine, float[] constants) -> float");
 }

@@ -8,26 +8,34 @@ import os
 
 import torch
 
-# For those who develop: another build of _C than the package's own (CONTRIBUTING.md, "Flavours").
+# For those who develop: other builds of the libraries than the package's own (CONTRIBUTING.md, "Flavours").
 LIBRARY = os.environ.get("RESNET_FUSED_LIBRARY") or None
+CUDA_LIBRARY = os.environ.get("RESNET_FUSED_CUDA_LIBRARY") or None
+
+
+def _load(variable: str, path: str) -> None:
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        raise ImportError(
+            f"{variable}={path!r} does not load ({error}); build it (CONTRIBUTING.md, Flavours), or unset the variable."
+        ) from error
+
 
 if LIBRARY is None:
     from . import _C  # type: ignore[attr-defined]  # noqa: F401
 else:
-    try:
-        torch.ops.load_library(LIBRARY)
-    except OSError as error:
-        raise ImportError(
-            f"RESNET_FUSED_LIBRARY={LIBRARY!r} does not load ({error}); build it (CONTRIBUTING.md, Flavours), or "
-            "unset the variable."
-        ) from error
+    _load("RESNET_FUSED_LIBRARY", LIBRARY)
 
 CUDA_LOADED = False
 CUDA_LOAD_ERROR: str | None = "this torch was built without CUDA"
 
 if torch.version.cuda is not None:
     try:
-        from . import _C_cuda  # type: ignore[attr-defined]  # noqa: F401
+        if CUDA_LIBRARY is None:
+            from . import _C_cuda  # type: ignore[attr-defined]  # noqa: F401
+        else:
+            _load("RESNET_FUSED_CUDA_LIBRARY", CUDA_LIBRARY)
 
         CUDA_LOADED, CUDA_LOAD_ERROR = True, None
     except ImportError as error:

@@ -3,10 +3,15 @@
 Everything that judges numbers uses it: the tests, ``python -m resnet_fused verify``, the check of a kernel's first use.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ULPS = 4
+#: Of float64 eager PyTorch's result is the truth, so its own error is not known: this share of the largest value.
+FLOAT64 = 1e-12
 
 
 def allowed_error(eager: Tensor, truth: Tensor, judged: Tensor, rounded: Tensor) -> float:
@@ -22,3 +27,18 @@ def allowed_error(eager: Tensor, truth: Tensor, judged: Tensor, rounded: Tensor)
 def largest_error(actual: Tensor, truth: Tensor, judged: Tensor) -> float:
     """The largest absolute difference from the truth among the elements that count."""
     return (actual.double() - truth)[judged].abs().max().item()
+
+
+class TF32Factors(TorchDispatchMode):
+    """Convolutions of factors that are rounded to TF32, as eager's are where its switch allows it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "convolution" in func.name() or "conv2d" in func.name():
+            args = [tf32(a) if isinstance(a, Tensor) and a.dim() == 4 else a for a in args]
+        return func(*args, **(kwargs or {}))
+
+
+def tf32(x: Tensor) -> Tensor:
+    """``x`` rounded as tensor cores round float32: 10 bits of fraction, ties away from zero; in its own dtype."""
+    bits = x.to(torch.float32, copy=True).view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32).to(x.dtype)

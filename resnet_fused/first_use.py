@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from . import (
     _library,  # noqa: F401  has the schemas
     reference,
 )
-from .criterion import allowed_error
+from .criterion import FLOAT64, TF32Factors, allowed_error
 
 #: The ops that CUDA has kernels for. Each takes its definition's arguments, and those that say how.
 OPS = (
@@ -32,8 +32,8 @@ OPS = (
 HOW = ("keep_packed", "allow_tf32", "internal")
 #: What compare_<op> says, as csrc/cuda/first_use.cpp reads it.
 NOT_COMPARED, RIGHT, WRONG = 0, 1, 2
-#: float64 is judged by itself, another order of the same sums: relative to the largest value.
-FLOAT64 = 1e-12
+#: Ops whose further results are sums over the first.
+SUMS_FIRST = ("conv_stats", "conv_backward_reduce")
 #: By how much of its terms a ReLU's input may be off in a kernel, in units of the last place.
 UNDECIDED_ULPS = 16
 
@@ -179,12 +179,12 @@ def judge(call: _Call, got: list[Tensor]) -> list[Difference] | None:
     define = _definition(call.op)
     truths, eagers = _list(define(*call.as64())), [_list(define(*call.as_eager_takes()))]
     if call.named.get("allow_tf32") and call.x.dtype == torch.float32:  # which torch's convolution may use or not
-        with _TF32Factors():
+        with TF32Factors():
             eagers.append([t.float() for t in _list(define(*call.as64()))])
-    if call.op in ("conv_stats", "conv_backward_reduce"):  # sums are of what the first result holds, as it was rounded
-        truths[1:] = _held_by(call, call.as64(), got[0].double())
+    if call.op in SUMS_FIRST:
+        truths[1:] = held_by(call.op, call.as64(), got[0].double())
         for eager in eagers:
-            eager[1:] = _held_by(call, call.as_eager_takes(), got[0])
+            eager[1:] = held_by(call.op, call.as_eager_takes(), got[0])
     if call.op == "bn_relu_max_pool":
         got = [got[0], _reached(call, got[1])]
         truths[1], eagers[0][1] = truths[0], eagers[0][0]
@@ -213,8 +213,9 @@ def _difference(actual: Tensor, eagers: list[Tensor], truth: Tensor, judged: Ten
     return Difference(error.max().item(), allowed, wrong[0].tolist() if len(wrong) else None)
 
 
-def _held_by(call: _Call, args: list[Any], first: Tensor) -> list[Tensor]:
-    if call.op == "conv_stats":
+def held_by(op: str, args: Sequence[Any], first: Tensor) -> list[Tensor]:
+    """The further results of an op of :data:`SUMS_FIRST`, of what its first one holds, as it was rounded."""
+    if op == "conv_stats":
         return list(reference.bn_stats(first))
     x, *bn = args[4:10]
     return list(reference.bn_act_backward_reduce(first, x, *bn))
@@ -262,20 +263,6 @@ def _reached(call: _Call, taken: Tensor) -> Tensor:
     values = activated.flatten(2).gather(2, torch.where(outside, 0, place).flatten(2)).view(taken.shape)
     closed = taken == reference.CLOSED
     return torch.where(closed, 0.0, torch.where(outside, torch.nan, values))
-
-
-class _TF32Factors(TorchDispatchMode):
-    """Convolutions of factors that are rounded as tensor cores round float32: 10 bits of fraction, ties away from 0."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "convolution" in func.name() or "conv2d" in func.name():
-            args = [_rounded(a) if isinstance(a, Tensor) and a.dim() == 4 else a for a in args]
-        return func(*args, **(kwargs or {}))
-
-
-def _rounded(x: Tensor) -> Tensor:
-    bits = x.to(torch.float32, copy=True).view(torch.int32)
-    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32).to(x.dtype)
 
 
 def _register() -> torch.library.Library:

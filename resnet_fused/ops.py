@@ -42,6 +42,8 @@ release_memory = torch.ops.resnet_fused.release_memory.default
 explain_cpu = torch.ops.resnet_fused.explain_cpu.default
 explain_cuda = torch.ops.resnet_fused.explain_cuda.default
 explain_cuda_block = torch.ops.resnet_fused.explain_cuda_block.default
+cuda_engines = torch.ops.resnet_fused.cuda_engines.default
+predict_cuda = torch.ops.resnet_fused.predict_cuda.default
 explain_trust = torch.ops.resnet_fused.explain_trust.default
 
 

@@ -2,6 +2,7 @@
 
 import os
 
+import gpu_guard
 import pytest
 import torch
 import torchvision_shim
@@ -16,7 +17,11 @@ settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(gpu_guard)
 
 
 # "": what the plan prefers, with all that the processor has
@@ -58,6 +63,20 @@ def choices_of_cpu():
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _exact_cudnn(request):
+    """On a GPU torch's own convolutions, too, multiply float32 as float32, but where a test says otherwise; and give
+    the same bits in every run, which some of cuDNN's gradients do only where they are asked to."""
+    if request.node.get_closest_marker("gpu") is None:
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.deterministic
+    cudnn.allow_tf32, cudnn.deterministic = False, True
+    yield
+    cudnn.allow_tf32, cudnn.deterministic = before
 
 
 @pytest.fixture(params=DEVICES)

@@ -3,9 +3,29 @@
 import copy
 from typing import Any
 
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+# 0 in float32, and nothing beside a variance in float64; but not what refusal_of_zero_eps is about.
+TINY_EPS = 1e-300
+
+
+def refusal_of_zero_eps() -> str:
+    """What this torch says of a BatchNorm with eps = 0: nothing, or why it is an error."""
+    one = torch.ones(1)
+    try:
+        F.batch_norm(one.view(1, 1), one, one, eps=0.0)
+    except (RuntimeError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+_refusal = refusal_of_zero_eps()
+# For tests that compare with eager at eps = 0.
+zero_eps = pytest.mark.skipif(bool(_refusal), reason=f"eager refuses eps = 0: {_refusal}")
 
 
 def randomise(model: nn.Module) -> nn.Module:

@@ -94,6 +94,7 @@ def test_every_op_of_the_library_is_here():
              if name.startswith("resnet_fused::")}  # fmt: skip
     others = {"forget_packed", "freeze_packed", "packed_bytes", "release_memory"}  # below, or without arguments
     others |= {"watch_packed", "storage_ended", "in_format", "sum_over_processes"}  # Python's and the cache's own
+    others |= {"cuda_engines", "predict_cuda"}  # their own tests
     others |= {name for name in known if name.startswith(("explain_cuda", "check_", "train_chain"))}
     assert known - others == set(CALLS)
 

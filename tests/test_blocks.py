@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from criterion import assert_close
-from support import randomise, truth
+from support import randomise, truth, zero_eps
 from torch import nn
 from torch.nn.utils import prune
 
@@ -396,6 +396,7 @@ def test_eager_broadcasts_a_one_channel_shortcut():
         assert torch.equal(block(x), eager(block, x))
 
 
+@zero_eps
 def test_extreme_batch_norms(device):
     block = randomise(modules.FusedBasicBlock(8, 8)).eval().to(device)
     block.bn1.eps = 0.0

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from setuptools import Distribution
 
-from build_tools import BuildError, archs, command, glibc, ninja_file, toolchain
+from build_tools import BuildError, archs, command, flavours, glibc, ninja_file, toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA_13 = (75, 80, 86, 89, 90, 100, 103, 110, 120, 121)  # nvcc 13.0 --list-gpu-code
@@ -461,51 +461,25 @@ def test_a_changed_requirements_file_is_installed_again(tmp_path):
     assert "pip install --quiet -r requirements/dev.txt" in commands()
 
 
-FAKE_PYTHON = """
-case "$*" in
-  *get_device_capability*) echo 9.0 ;;
-  *find_spec*hypothesis* | *find_spec*pytest_benchmark*) exit 1 ;;
-  "-m pytest tests"*) echo "$@"; exit 1 ;;
-  *) echo "$* on $TORCH_CUDA_ARCH_LIST" ;;
-esac"""
+# Flavours
 
 
-def run_gpu_script(tmp_path, body, **environ):
-    fake = make_script(tmp_path / "python", body)
-    environ = {key: value for key, value in {**os.environ, **environ}.items() if key != "TORCH_CUDA_ARCH_LIST"}
-    script = ["bash", "build_tools/gpu.sh", str(fake), str(tmp_path / "out")]
-    result = subprocess.run(script, cwd=ROOT, env=environ, check=False, text=True, capture_output=True)
-    return result.returncode, (tmp_path / "out/summary.txt").read_text()
+def test_a_flavour_is_of_one_library(plan, tmp_path):
+    emulated, watchdog = (flavours.FLAVOURS[name] for name in ("emulated-avx512", "watchdog"))
+    text = ninja_file.render(replace(plan, flavour=emulated))
+    assert "_C.abi3.so" in text
+    assert "_C_cuda" not in text
+    text = ninja_file.render(replace(with_cuda(plan, tmp_path), flavour=watchdog))
+    assert "_C_cuda.abi3.so" in text
+    assert "/_C.abi3.so" not in text
+    (nvcc,) = re.findall(r"^rule nvcc\n  command = (.*)", text, re.M)
+    assert "-DRESNET_FUSED_WATCHDOG" in nvcc
+    assert "-DRESNET_FUSED_WATCHDOG" not in ninja_file.render(with_cuda(plan, tmp_path))
 
 
-def test_gpu_run_goes_on_after_a_failure_and_reports_it(tmp_path):
-    status, summary = run_gpu_script(tmp_path, FAKE_PYTHON)
-    assert status == 1
-    assert "gpu: build: exit 0" in summary
-    assert (tmp_path / "out/build.log").read_text() == "setup.py build_ext --inplace on 9.0\n"
-    assert "gpu: tests: exit 1" in summary
-    assert "--ignore=tests/test_wheel.py" in (tmp_path / "out/tests.log").read_text()
-    assert "gpu: left out: benchmarks (pytest-benchmark is not installed)" in summary
-    assert summary.endswith("gpu: FAILED\n")
-
-
-def test_gpu_run_times_when_it_can_and_passes(tmp_path):
-    status, summary = run_gpu_script(tmp_path, 'case "$*" in *get_device_capability*) echo 9.0 ;; esac')
-    assert status == 0
-    assert "gpu: benchmarks: exit 0" in summary
-    assert summary.endswith("gpu: passed\n")
-
-
-def test_gpu_run_without_a_gpu_says_so(tmp_path):
-    status, summary = run_gpu_script(tmp_path, "echo 'RuntimeError: No CUDA GPUs are available' >&2; exit 1")
-    assert status == 1
-    assert summary == "gpu: no GPU that torch can use: RuntimeError: No CUDA GPUs are available\n"
-
-
-def test_gpu_run_stops_at_its_deadline(tmp_path):
-    status, summary = run_gpu_script(
-        tmp_path, 'case "$*" in *get_device_capability*) echo 9.0 ;; esac', GPU_SECONDS="0"
-    )
-    assert status == 1
-    assert "gpu: build: not run, no time left" in summary
-    assert "gpu: benchmarks: not run, no time left" in summary
+def test_a_cuda_flavour_needs_nvcc(tree, monkeypatch):
+    monkeypatch.setattr(command, "ROOT", tree)
+    monkeypatch.setenv("RESNET_FUSED_FLAVOUR", "watchdog")
+    monkeypatch.setattr(toolchain, "find_toolkit", lambda environ: (None, "a test"))
+    with pytest.raises(BuildError, match="no usable nvcc"):
+        command.make_plan()

@@ -260,3 +260,17 @@ def test_machine_record_names_machine_and_commit():
     assert record["torch"] == torch.__version__
     assert record["cpu"]
     assert record["date"].endswith("+00:00")
+    assert record["commit"] and record["commit_from"] in ("git", "the build")
+
+
+def test_without_git_the_commit_is_the_builds(monkeypatch):
+    from resnet_fused import _build_info
+
+    def absent(*args, **kwargs):
+        raise FileNotFoundError("[Errno 2] No such file or directory: 'git'")
+
+    monkeypatch.setattr(_machine.subprocess, "run", absent)
+    monkeypatch.setattr(_build_info, "GIT_COMMIT", "abc1234+")
+    assert _machine.commit() == {"commit": "abc1234+", "commit_from": "the build", "built_from": "abc1234+"}
+    monkeypatch.setattr(_build_info, "GIT_COMMIT", None)
+    assert _machine.commit() == {"commit": None, "commit_from": None, "built_from": None}

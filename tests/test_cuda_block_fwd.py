@@ -197,8 +197,8 @@ CONFIG, ROLES, KERNEL, HOST, SHAPES, PLANES = (
 PLANTS = {
     "padding of the second convolution not zeroed": (
         ROLES,
-        "v[e] = inside ? relu_of(bn.apply(sum[j * 4 + e], e / 2 % 2)) : 0.0f;",
-        "v[e] = relu_of(bn.apply(sum[j * 4 + e], e / 2 % 2));",
+        "v[e] = inside ? bn.apply(sum[j * 4 + e], e / 2 % 2) : 0.0f;",
+        "v[e] = bn.apply(sum[j * 4 + e], e / 2 % 2);",
     ),
     "padding tested a pixel off": (
         ROLES,
@@ -276,8 +276,8 @@ PLANTS = {
     ),
     "no wgmma fence": (ROLES, "      ptx::wgmma_fence();\n", ""),
     "sums read before they are there": (ROLES, "  ptx::wgmma_wait_group<0>();\n", ""),
-    "a tap's column off by one": (ROLES, "tap / 3 * pitch + tap % 3;", "tap / 3 * pitch + (tap % 3 + 1) % 3;"),
-    "rows and columns of taps swapped": (ROLES, "tap / 3 * pitch + tap % 3;", "tap % 3 * pitch + tap / 3;"),
+    "a tap's column off by one": (ROLES, "tap / 3 * pitch + tap % 3));", "tap / 3 * pitch + (tap % 3 + 1) % 3));"),
+    "rows and columns of taps swapped": (ROLES, "tap / 3 * pitch + tap % 3));", "tap % 3 * pitch + tap / 3));"),
     "the pitch of a plane wrong": (
         PLANES,
         "at(chunk, position), kPlaneBytes, 8",
@@ -288,10 +288,12 @@ PLANTS = {
     "the shortcut a pixel off": (ROLES, "rows.position + 2 * pitch + 2));", "rows.position + 2 * pitch + 1));"),
     "the shortcut after ReLU": (
         ROLES,
-        "relu_of(bn.apply(sum[i * 8 + e], e / 2 % 2) + shortcut[i].get(e));",
-        "relu_of(bn.apply(sum[i * 8 + e], e / 2 % 2)) + shortcut[i].get(e);",
+        "    for (int e = 0; e < 8; ++e) v[e] = bn.apply(sum[i * 8 + e], e / 2 % 2) + shortcut[i].get(e);\n"
+        "    Pair packed;\n    Pair::pack_relu(packed.words, v);",
+        "    for (int e = 0; e < 8; ++e) v[e] = relu_of(bn.apply(sum[i * 8 + e], e / 2 % 2)) + shortcut[i].get(e);\n"
+        "    Pair packed;\n    Pair::pack(packed.words, v);",
     ),
-    "no shortcut": (ROLES, " + shortcut[i].get(e));", ");"),
+    "no shortcut": (ROLES, " + shortcut[i].get(e);", ";"),
     "columns of the neighbour's tile stored": (ROLES, "column >= walk.tiling.columns ||", ""),
     "rows below the image stored": (ROLES, " || y >= p.h ||", " ||"),
     "positions that nobody fills left as they are": (KERNEL, "    ptx::st_shared_v4(smem + at, zeros);", "    ;"),
@@ -303,7 +305,7 @@ PLANTS = {
     "weights of another swizzle": (HOST, "box.swizzle = Swizzle::k128;", "box.swizzle = Swizzle::kNone;"),
     "a stage refilled while the cluster multiplies it": (
         ROLES,
-        "ptx::mbarrier_wait_parity_cluster(barriers.free(at.stage), at.parity ^ 1);",
+        "ptx::mbarrier_wait_parity(barriers.free(at.stage), at.parity ^ 1);",
         ";",
     ),
     "a stage released while it is multiplied": (ROLES, "ptx::wgmma_wait_group<1>();", "ptx::wgmma_wait_group<2>();"),

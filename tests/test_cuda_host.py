@@ -90,3 +90,14 @@ def test_the_cache_answers_each_thread_with_its_own_key(host):
     assert made > 200, "more keys than entries: some are made again"
     wrong, made = host.stress_cache(1, 4, 1000)
     assert (wrong, made <= 4) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("ptx", "binary", "overlaps"),
+    [(90, 90, True), (100, 100, True), (80, 90, False), (80, 120, False), (80, 80, False), (89, 89, False)],
+)
+def test_only_code_that_waits_for_grids_overlaps(host, ptx, binary, overlaps):
+    """PTX of 8.0, compiled by the driver for a GPU of 9.0, has no griddepcontrol: launched early, it would race."""
+    assert host.overlapping_launches(ptx, binary, [0]) == ([overlaps], 1)
+    assert host.overlapping_launches(ptx, binary, [0, 0, 3, 0, 3]) == ([overlaps] * 5, 2), "once for each device"
+    assert host.overlapping_launches(ptx, binary, [64, 64]) == ([overlaps] * 2, 2), "devices beyond those remembered"

@@ -11,6 +11,7 @@ from criterion import assert_close
 from cuda_on_cpu.bn_add_act import Variant, parameters, run
 from cuda_on_cpu.tensors import DTYPES, BatchNorm
 from planting import SCHEDULES, assert_caught
+from support import zero_eps
 
 from resnet_fused import reference
 
@@ -204,8 +205,17 @@ def test_zero_gamma_and_zero_variance(kernels, dtype, channels_last):
     for relu in (True, False):
         check(kernels, x, batch_norm(8, param_dtype, gamma=zero), x.clone(), relu=relu, channels_last=channels_last)
         check(kernels, x, batch_norm(8, param_dtype, var=zero), relu=relu, channels_last=channels_last)
-        # eps = 0: infinities, and NaN where they meet, at the places where eager has them
-        bn = batch_norm(8, param_dtype, var=zero, eps=0.0)
+
+
+@zero_eps
+@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_zero_variance_and_zero_eps(kernels, dtype, channels_last):
+    """Infinities, and NaN where they meet, at the places where eager has them."""
+    x = activation((2, 8, 4, 4), dtype, channels_last)
+    param_dtype = torch.float32 if dtype in REDUCED else dtype
+    bn = batch_norm(8, param_dtype, var=torch.zeros(8, dtype=param_dtype), eps=0.0)
+    for relu in (True, False):
         check(kernels, x, bn, relu=relu, channels_last=channels_last)
 
 

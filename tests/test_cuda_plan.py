@@ -258,21 +258,6 @@ def test_statistics_are_taken_where_they_are_predicted_to_be_fastest(monkeypatch
         assert (best.engine == "sm90") == (told <= without.microseconds)
 
 
-def test_the_documentations_table_of_statistics_is_the_models(monkeypatch):
-    document = (Path(__file__).parents[1] / "docs/kernels/bn_train_cuda.md").read_text()
-    rows = re.findall(r"^\| (\d)x\d, (?:(\d+) to )?(\d+) at (\d+)x\d+ \| (.*) \|$", document, re.M)
-    assert len(rows) == 12
-    for r, c, k, hw, cells in rows:
-        prologue = r == "3" or int(c) < int(k)
-        layer = dict(n=256, hw=int(hw), c=int(c or k), k=int(k), r=int(r), mode=STATISTICS[prologue], residual=False)
-        times = [sm90_plan(monkeypatch, engine, **layer).microseconds for engine in ("sm80", "sm90")]
-        monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "")
-        torch = re.search(r"torch: .*?([\d.]+) us predicted", explain(dtype="bfloat16", gpu="h200", **layer))
-        times.insert(1, float(torch[1]))
-        assert [float(cell.strip(" *")) for cell in cells.split("|")] == times
-        assert ["**" in cell for cell in cells.split("|")] == [time == min(times) for time in times]
-
-
 @pytest.mark.parametrize("gpu", ["a100", "h200"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_gradients_depth_is_whole(gpu, dtype):
@@ -387,6 +372,22 @@ def test_sm90_runs_only_where_it_is_asked_for(monkeypatch):
         p = plan(**{**layer, **change})
         assert p.engine != "sm90"
         assert why in p.sm90
+
+
+def test_sm90_stays_within_the_window_of_a_tensor_map(monkeypatch):
+    """Corners -padding and padding - reach within [-128, 127], and a tap's offset up to 254."""
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
+    layer = dict(n=1, c=64, k=128, dtype="bfloat16", gpu="h200")
+    for within, beyond in [
+        (dict(hw=7, r=1, padding=127), dict(hw=7, r=1, padding=128)),  # upper corner
+        (dict(hw=7, r=3, padding=128), dict(hw=7, r=3, padding=129)),  # lower corner
+        (dict(hw=300, r=3, dilation=64, padding=0), dict(hw=300, r=3, dilation=65, padding=0)),  # upper corner below
+        (dict(hw=300, r=3, dilation=127, padding=127), dict(hw=300, r=6, dilation=51, padding=127)),  # 254 and 255
+    ]:
+        assert plan(**layer, **within).engine == "sm90", within
+        p = plan(**layer, **beyond)
+        assert p.engine != "sm90", beyond
+        assert "past the window of a tensor map" in p.sm90
 
 
 def test_sm90_is_the_faster_of_its_two_kernels(monkeypatch):

@@ -1,4 +1,4 @@
-"""The kernels of max-pooling in training, run thread by thread on the CPU, against their definition in float64."""
+"""The kernels of max-pooling, run thread by thread on the CPU, against their definition in float64."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from cuda_on_cpu.tensors import DTYPES, BatchNorm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planting import SCHEDULES, assert_caught
+from support import TINY_EPS
 from test_cuda_kernels import activation, batch_norm, in_float64
 
 from resnet_fused import reference
@@ -28,8 +29,8 @@ STEM = ((3, 3), (2, 2), (1, 1))
 POOLS = [STEM, ((3, 3), (1, 1), (1, 1)), ((3, 3), (4, 5), (0, 1)), ((2, 2), (2, 2), (0, 0)), ((5, 2), (3, 1), (2, 1))]
 POOLS += [((1, 1), (2, 2), (0, 0)), ((4, 3), (1, 2), (2, 0))]
 WIDTHS = [(d, v) for d in DTYPES for v in (16 // d.itemsize, 1) if d != torch.float64 or v == 1]
-FORWARD = [(d, v, s) for d, v in WIDTHS for s in ((0, 3) if v > 1 else (0,))]
-BACKWARD = [(d, v, s) for d, v in WIDTHS for s in ((0, 2) if v > 1 else (0,))]
+FORWARD = [(d, v, s, argmax) for d, v in WIDTHS for s in ((0, 3) if v > 1 else (0,)) for argmax in (True, False)]
+BACKWARD = [(d, v, s, True) for d, v in WIDTHS for s in ((0, 2) if v > 1 else (0,))]
 
 by_width = pytest.mark.parametrize(("dtype", "vector"), WIDTHS, ids=lambda v: str(v).replace("torch.", ""))
 by_pool = pytest.mark.parametrize("pool", POOLS, ids=str)
@@ -69,7 +70,8 @@ def definition(v, pool):
 
 def normalised(x, bn):
     n = in_float64(bn)
-    return reference.bn_add_act(x.double(), *n[:4], n.eps, relu=False)
+    y = x.double() if bn.bias is None else x.double() + n.bias.view(-1, 1, 1)
+    return y if bn.mean is None else reference.bn_add_act(y, *n[:4], n.eps, relu=False)
 
 
 def check_forward(kernels, x, bn, pool, exact=False, **options):
@@ -78,6 +80,7 @@ def check_forward(kernels, x, bn, pool, exact=False, **options):
     assert report["error_count"] == 0, report["errors"]
     v = normalised(x, bn)
     truth, expected = definition(v, pool)
+    check_without_argmax(kernels, x, bn, pool, out, report, **options)
     if x.dtype == torch.float64:
         torch.testing.assert_close(out, truth, rtol=1e-12, atol=1e-12, equal_nan=True)
     else:
@@ -93,6 +96,14 @@ def check_forward(kernels, x, bn, pool, exact=False, **options):
     reached = windows(v, pool).gather(2, number.flatten(2)[:, :, None])[:, :, 0].view(truth.shape)
     torch.testing.assert_close(torch.where(closed, 0, reached), truth, rtol=1e-5, atol=1e-5, equal_nan=True)
     return report
+
+
+def check_without_argmax(kernels, x, bn, pool, expected, report, **options):
+    """The same bits as with it, and no other store than theirs."""
+    out, _, less = emulated.forward(kernels, x, bn, pool, argmax=False, **options)
+    assert less["error_count"] == 0, less["errors"]
+    assert torch.equal(out.nan_to_num(-1), expected.nan_to_num(-1))
+    assert less["bytes_stored"] == report["bytes_stored"] - out.numel()
 
 
 def gathered(grad, taken, size, pool):
@@ -131,7 +142,7 @@ def whole_numbers(size, dtype, seed=0):
     x = emulated.empty(size, dtype)
     x.copy_(torch.randint(-3, 4, size, generator=torch.Generator().manual_seed(seed)))
     c = size[1]
-    return x, BatchNorm(None, None, torch.zeros(c), torch.ones(c), None, 0.0)
+    return x, BatchNorm(None, None, torch.zeros(c), torch.ones(c), None, TINY_EPS)
 
 
 def test_the_menu_is_what_is_compiled(kernels):
@@ -144,16 +155,19 @@ def test_the_menu_is_what_is_compiled(kernels):
             emulated.empty(size, dtype, int(misalign == "out")),
             emulated.empty(size, torch.uint8, int(misalign == "taken")),
         )
-        one = kernels.select_bn_pool(emulated.forward_parameters(x, BatchNorm(), pool, out, taken))
+        one, less = (
+            kernels.select_bn_pool(emulated.forward_parameters(x, BatchNorm(), pool, out, t)) for t in (taken, None)
+        )
         other = kernels.select_pool_backward(emulated.backward_parameters(out, taken, x, pool))
         assert not misalign or one[1] == other[1] == 1
-        forward.add(one), backward.add(other)
+        forward |= {one, less}
+        backward.add(other)
     for selected, compiled, wanted in (
         (forward, kernels.compiled_bn_pool(), FORWARD),
         (backward, kernels.compiled_pool_backward(), BACKWARD),
     ):
         assert len(compiled) == len(set(compiled))
-        assert set(compiled) == selected == {(DTYPES.index(d), v, s) for d, v, s in wanted}
+        assert set(compiled) == selected == {(DTYPES.index(d), *rest) for d, *rest in wanted}
 
 
 @by_width
@@ -181,6 +195,9 @@ def test_the_stem_reads_each_window_once(kernels):
     outputs, threads = 36 * 2, 36 * 2
     assert report["wide_accesses"] == outputs * (9 + 1)
     assert report["bytes_loaded"] == outputs * 9 * 16 + threads * 4 * 8 * 4
+    less = emulated.forward(kernels, x, batch_norm(16, torch.float32), STEM, argmax=False)[2]
+    assert less["wide_accesses"] == report["wide_accesses"]
+    assert less["bytes_loaded"] == report["bytes_loaded"]
     grad, taken = gradient((1, 16, 12, 12), STEM, torch.bfloat16)
     report = check_backward(kernels, grad, taken, (1, 16, 12, 12), STEM)
     assert report["wide_accesses"] == 144 * 2 * (4 + 1)
@@ -238,7 +255,7 @@ def test_ties_and_values_that_are_no_numbers(kernels, vector, kernel):
         )
         x = emulated.empty(tuple(drawn.shape), torch.float16).copy_(values[drawn])
         c = x.shape[1]
-        bn = BatchNorm(None, None, torch.zeros(c), torch.ones(c), None, 0.0)
+        bn = BatchNorm(None, None, torch.zeros(c), torch.ones(c), None, TINY_EPS)
         check_forward(kernels, x, bn, (kernel, (2, 2), (1, 1)), exact=True)
 
 
@@ -275,9 +292,20 @@ def test_vectors_of_the_tensors_dtype(kernels, dtype):
     check_forward(kernels, x, batch_norm(24, wide(dtype), gamma=None, beta=None), STEM)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("pool", [STEM, ((2, 2), (2, 2), (0, 0))], ids=str)
+def test_a_convolutions_bias(kernels, dtype, pool):
+    """Inside a BatchNorm, by itself, and neither: what a convolution left raw, and what it has normalised."""
+    x, bias = activation((2, 24, 7, 6), dtype, True), torch.linspace(-1, 1, 24, dtype=wide(dtype))
+    for bn in (batch_norm(24, wide(dtype), bias=bias), BatchNorm(bias=bias), BatchNorm()):
+        check_forward(kernels, x, bn, pool)
+
+
 def test_an_empty_batch_is_no_launch(kernels):
     x = torch.empty(0, 8, 6, 6)
-    assert emulated.forward(kernels, x, batch_norm(8, torch.float32), STEM)[2]["launched"] == []
+    for argmax in (True, False):
+        report = emulated.forward(kernels, x, batch_norm(8, torch.float32), STEM, argmax=argmax)[2]
+        assert report["launched"] == []
     grad, taken = torch.empty(0, 8, 3, 3), torch.empty(0, 8, 3, 3, dtype=torch.uint8)
     assert emulated.backward(kernels, grad, taken, (0, 8, 6, 6), STEM)[1]["launched"] == []
 
@@ -356,6 +384,12 @@ PLANTS = {
         "smaller(larger(left + t % kSide, 0), w.in - 2)",
     ),
     "3x3: negative values": (FORWARD_FILE, "Acc v[kTaps], most = 0;", "Acc v[kTaps], most = -1;"),
+    "an argmax that nobody wants": (
+        FORWARD_FILE,
+        "    if constexpr (Config::kArgmax) {\n      // What is stored",
+        "    {\n      // What is stored",
+    ),
+    "an argmax for a kernel without one": (HOST, "p.taken != nullptr", "true"),
     "another lane's vectors": (FORWARD_FILE, "bn(p.bn, lane * Config::kChannels)", "bn(p.bn, 0)"),
     "forward: no bounds check on lanes": (FORWARD_FILE, "if (lane >= walk.all_lanes) return;", ""),
     "forward: an item past the last": (FORWARD_FILE, "i < walk.items;", "i <= walk.items;"),

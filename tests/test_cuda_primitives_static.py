@@ -24,7 +24,15 @@ SOURCES = {
 INSTRUCTIONS = {
     "warp.cu": [r"LDSM\.16\.M88\.4", r"LDSM\.16\.MT88\.4", r"LDGSTS\.E\.BYPASS\.128", r"SHFL\.BFLY", r"SHFL\.IDX"],
     "mma.cu": [r"HMMA\.16816\.F32 ", r"HMMA\.16816\.F32\.BF16", r"HMMA\.1688\.F32\.TF32"],
-    "convert.cu": [r"F2FP\.BF16\.PACK_AB", r"F2FP\.PACK_AB", r"F2F\.F16\.F32", r"F2F\.BF16\.F32", r"HADD2\.F32"],
+    "convert.cu": [
+        r"F2FP\.BF16\.PACK_AB",
+        r"F2FP\.PACK_AB",
+        r"F2FP\.RELU\.PACK_AB",
+        r"F2FP\.RELU\.BF16\.PACK_AB",
+        r"F2F\.F16\.F32",
+        r"F2F\.BF16\.F32",
+        r"HADD2\.F32",
+    ],
     "stmatrix.cu": [r"STSM\.16\.M88\.4", r"STSM\.16\.MT88\.4"],
     "mbarrier.cu": [r"SYNCS\.EXCH\.64", r"SYNCS\.ARRIVE", r"SYNCS\.PHASECHK\.TRANS64\.TRYWAIT", r"SYNCS\.CCTL\.IV"],
     "tma.cu": [
@@ -58,7 +66,9 @@ def compiled(tmp_path_factory) -> dict[tuple[str, str], Compiled]:
         fatbin = folder / f"{source}.{arch}.fatbin"
         code = f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}"
         command = [toolkit.nvcc, "-fatbin", "-std=c++17", "-O3", f"-I{gpu.ROOT / 'csrc'}", "-Xptxas", "-v", code]
-        done = subprocess.run([*command, gpu.KERNELS / source, "-o", fatbin], capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, gpu.KERNELS / source, "-o", fatbin], capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, done.stderr
         return Compiled(fatbin, done.stderr)
 

@@ -15,6 +15,7 @@ from resnet_fused import autograd, convert, models, ops, reference
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 
+pytestmark = pytest.mark.gpu
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 LAYOUTS = ["contiguous", "channels_last"]
 SHAPES = [(4, 72, 9, 14), (1, 1, 5, 3), (3, 33, 1, 1), (2, 130, 20, 21), (32, 256, 28, 28), (2, 2056, 3, 3)]
@@ -48,14 +49,6 @@ class Backward:
 
     def sums(self):
         return (*reference.bn_act_backward_reduce(*self.args), float(self.x.numel() // self.x.shape[1]))
-
-
-@pytest.fixture(autouse=True)
-def _exact_float32():
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
 
 
 def on_gpu(values):

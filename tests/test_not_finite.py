@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from criterion import assert_close
+from support import TINY_EPS
 
 from resnet_fused import ops, reference
 
@@ -47,12 +48,12 @@ class Convolution:
         if v["bias"] is not None:
             self.bias = torch.zeros(CHANNELS)
             self.bias[5] = v["bias"]
-        self.norm = (*vectors, 0.0)
+        self.norm = (*vectors, TINY_EPS)
         self.shape = ([1, 1], [kernel // 2] * 2, [1, 1])
 
     def args(self, to=None):
         tensors = (self.x, self.weight, self.bias, *self.norm[:4])
-        return (*(t if t is None or to is None else t.to(to) for t in tensors), 0.0, *self.shape, 1)
+        return (*(t if t is None or to is None else t.to(to) for t in tensors), TINY_EPS, *self.shape, 1)
 
     def eager(self, to=None, residual=None, relu=True):
         return reference.conv_bn_act(*self.args(to), residual, relu)

@@ -29,6 +29,16 @@ def test_eager_has_more_passes_than_a_compiler_and_that_more_than_a_fused_kernel
     assert whole.eager - whole.compiled > (more if name == "resnet50" else more / 4)
 
 
+def test_fused_pooling_saves_a_pass_and_the_indices():
+    """The stem's output is not read and written once more, and no 8 bytes follow each of a quarter of its values."""
+    network, y = predict_inference.Network("resnet18", 256), 256 * 64 * 112 * 112
+    fused, with_indices = network.pooling()
+    assert with_indices - fused == pytest.approx(2 * y / predict_inference.MEMORY / 1e3)
+    stem = network.conv(network.calls[0])
+    assert stem.compiled - stem.ours == pytest.approx(predict_inference.sweep(y, y))
+    assert network.fused_pooling_saves() == pytest.approx(stem.compiled - stem.ours + with_indices - fused)
+
+
 def test_a_whole_block_is_counted_once():
     """At batch 1 the first stage's blocks are one launch each: their second convolutions cost nothing more."""
     network = predict_inference.Network("resnet18", 1)

@@ -1,5 +1,6 @@
 """benchmarks/training.py measures what it says, of a block small enough for a test, and its report shows every row."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,20 +12,20 @@ from resnet_fused import autograd, reference
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import trainee, training, training_report
+from benchmarks import gpu, trainee, training, training_report
 
 pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
 
 CPU = torch.device("cpu")
+MACHINE = {"device": "a CPU", "torch": "2.13.0", "load_average": 0.1, "date": "2026-01-02", "commit": "abc"}
 TINY = trainee.Workload("tiny", (8, 8, 9, 9), lambda: reference.BasicBlock(8, 8))
 
 
 def test_a_run_has_speed_memory_and_error_of_every_contender():
     names = ["eager", "eager_cl", "ours", "ours_recompute"]
-    rows = training.measure(TINY, "fp32", names, 0.0, CPU)
-    assert [row["contender"] for row in rows] == names
-    by_name = {row["contender"]: row for row in rows}
-    assert all(len(row["samples_s"]) >= 5 and row["images_per_s"] > 0 for row in rows)
+    by_name = training.measure(TINY, "fp32", names, 0.0, CPU)
+    assert [row["contender"] for row in by_name.values()] == list(by_name) == names
+    assert all(len(row["samples_s"]) >= 5 and row["images_per_s"] > 0 for row in by_name.values())
     assert by_name["ours"]["kept_bytes"] <= 0.82 * by_name["eager"]["kept_bytes"]
     assert by_name["ours"]["error"] < 1e-2
 
@@ -34,12 +35,101 @@ class Mistaken(trainee.Trainee):
         return (1 if self.dtype == "fp64" else 1.01) * super().forward(x)
 
 
-def test_wrong_gradients_are_not_timed():
+def test_wrong_gradients_are_not_timed(monkeypatch):
     trainees = {name: trainee.Trainee(TINY, name, "fp32", CPU) for name in ("eager", "ours")}
-    trainee.verify(TINY, "fp32", trainees)
-    trainees["ours"] = Mistaken(TINY, "ours", "fp32", CPU)
-    with pytest.raises(SystemExit, match=r"tiny fp32: gradients off by {'ours': "):
-        trainee.verify(TINY, "fp32", trainees)
+    errors, wrong = trainee.verify(TINY, "fp32", trainees)
+    assert set(errors) == {"eager", "ours"}
+    assert wrong == {}
+
+    def made(workload, name, dtype, device):
+        return (Mistaken if name == "ours" else trainee.Trainee)(workload, name, dtype, device)
+
+    monkeypatch.setattr(training, "Trainee", made)
+    rows = training.measure(TINY, "fp32", ["eager", "ours"], 0.0, CPU)
+    assert rows["ours"]["unavailable"].startswith("wrong: gradients off by 1.0e-02, eager's by ")
+    assert "median_s" in rows["eager"]
+    assert "median_s" not in rows["ours"]
+
+
+def test_without_eager_nobody_says_what_is_right():
+    errors, wrong = trainee.verify(TINY, "fp32", {"ours": trainee.Trainee(TINY, "ours", "fp32", CPU)})
+    assert set(wrong) == set(errors) == {"ours"}
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(training, "workloads", lambda batch: [TINY._replace(shape=(batch, *TINY.shape[1:]))])
+
+
+def run(out, contenders=("ours",), **more):
+    return training.run(out, "sm80", 0.0, contenders, ["tiny"], **{"batches": [4], "device": "cpu", **more})
+
+
+def test_a_run_is_on_disk_with_a_yardstick(tmp_path, tiny, monkeypatch):
+    asked = []
+    step = trainee.Trainee.step
+    monkeypatch.setattr(trainee.Trainee, "step", lambda self: asked.append(gpu.engine_asked_for()) or step(self))
+    result = run(tmp_path, batches=[4, 3], dtypes=["fp32"])
+    assert json.loads((tmp_path / "training.json").read_text()) == result
+    assert [(row["batch"], row["contender"]) for row in result["rows"]] == [
+        (4, "eager"), (4, "ours"), (3, "eager"), (3, "ours")
+    ]  # fmt: skip
+    assert result["machine"]["engine"] == "sm80"
+    assert set(asked) == {"sm80"}
+    assert "| tiny fp32 | 3 |" in (tmp_path / "training.md").read_text()
+    late = run(tmp_path, seconds=0.0)
+    assert late["rows"] == []
+    assert late["left_out"] == ["tiny bf16 batch 4: eager, ours"]
+
+
+def test_on_a_gpu_who_compiles_comes_after_the_others_are_on_disk(tmp_path, tiny, monkeypatch):
+    found = []
+
+    def measured(workload, dtype, names, budget_s, device):
+        found.append((list(names), [json.loads(path.read_text())["rows"] for path in tmp_path.glob("*.json")]))
+        row = {"workload": "tiny", "dtype": dtype, "batch": 4}
+        if "compile" in names:
+            return {n: {**row, "contender": n, "unavailable": "the compiler took all memory"} for n in names}
+        return {
+            n: {**row, "contender": n, "median_s": 1.0, "samples_s": [1.0, 1.0], "images_per_s": 4.0} for n in names
+        }
+
+    monkeypatch.setattr(training, "measure", measured)
+    monkeypatch.setattr(gpu, "_engine_of_process", None)
+    monkeypatch.setattr(training._machine, "record", lambda device: MACHINE | {"device": "NVIDIA H200"})
+    names = ["eager_cl", "ours", "ours_recompute", "compile"]
+    result = run(tmp_path, names, device="cuda")
+    (first, nothing), (second, (rows,)) = found
+    assert (first, nothing, second) == (names[:3], [], names)
+    assert [row["contender"] for row in rows] == names[:3]
+    assert [row["contender"] for row in result["rows"]] == names
+    assert ["median_s" in row for row in result["rows"]] == [True, True, True, False]
+    assert (tmp_path / "training-nvidia-h200-sm80.json").exists()
+
+
+def test_a_contender_that_cannot_be_made_is_a_row_with_a_reason(tiny, monkeypatch):
+    def made(workload, name, dtype, device):
+        if name == "ours":
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 98 GiB")
+        return trainee.Trainee(workload, name, dtype, device)
+
+    monkeypatch.setattr(training, "Trainee", made)
+    assert "median_s" in run(None, dtypes=["fp32"])["rows"][0], "eager, which can"
+    with pytest.raises(
+        SystemExit, match=r"not measured: ours, tiny fp32: OutOfMemoryError: CUDA out of memory\. Tried"
+    ):
+        training.main(["--contenders", "ours", "--dtypes", "fp32", "--batch", "4", "--budget", "0.01"])
+
+
+def test_a_workload_that_fails_leaves_the_next_ones(tiny, monkeypatch):
+    def failing(workload, dtype, trainees):
+        if workload.shape[0] == 4:
+            raise RuntimeError("CUDA error: misaligned address")
+        return trainee.verify(workload, dtype, trainees)
+
+    monkeypatch.setattr(training, "verify", failing)
+    rows = run(None, batches=[4, 3], dtypes=["fp32"])["rows"]
+    assert [row.get("unavailable") for row in rows] == ["RuntimeError: CUDA error: misaligned address"] * 2 + [None] * 2
 
 
 @pytest.mark.parametrize("make", [reference.BasicBlock, reference.PreActBlock])
@@ -73,10 +163,8 @@ def test_the_report_names_ratios_bytes_and_who_is_missing():
         }  # fmt: skip
 
     missing = {"workload": "tiny", "dtype": "fp32", "batch": 8, "contender": "compile", "unavailable": "no compiler"}
-    machine = {"device": "a CPU", "torch": torch.__version__, "load_average": 0.1, "date": "2026-01-02"}
-    machine["commit"] = "abc"
     rows = [row("eager", 2.0, 4 << 20), missing, row("ours", 1.0, 3 << 20)]
-    shown = training_report.report({"rows": rows, "machine": machine})
+    shown = training_report.report({"rows": rows, "machine": MACHINE})
     assert "| tiny fp32 | 8 | 4.0 (2.00x) |  | **8.0** | 0 % |" in shown
     assert "| tiny fp32 | 4.0 | 3.0 (0.75) |" in shown
     assert "- torch.compile, tiny fp32: no compiler" in shown

@@ -162,8 +162,11 @@ OptTensor onednn_conv(const Conv& conv, const OptTensor& residual, bool relu, bo
   const Tensor x = aten_contiguous(conv.x, conv.channels_last);
   OptTensor r;
   if (residual) r = aten_contiguous(*residual, conv.channels_last);
-  // oneDNN's ReLU makes a NaN 0, and torch's fallback for groups knows no bf16: there one pass of ours follows too.
-  const bool after = !folds || (relu && !(all_finite(x) && (!r || all_finite(*r)))) || (r && conv.groups > 1);
+  // oneDNN's ReLU makes a NaN 0; torch's fallback for groups knows no bf16; and torch 2.11 has an error for a residual
+  // that is contiguous and channels_last at once ("could not create a memory"): there one pass of ours follows too.
+  const bool both_formats = conv.k == 1 || conv.oh * conv.ow == 1;
+  const bool after =
+      !folds || (relu && !(all_finite(x) && (!r || all_finite(*r)))) || (r && (conv.groups > 1 || both_formats));
   const Tensor out = convolve(conv, x, *packed, after ? std::nullopt : r, relu && !after);
   // torch picks the layout by its own rule, which ours follows; the exceptions cost a copy
   const Tensor y = aten_contiguous(out, conv.channels_last);

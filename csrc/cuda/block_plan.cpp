@@ -81,7 +81,7 @@ BlockPlan make_block_plan(const BlockProblem& problem, const Device& device, con
   one.smem = block_fwd_smem(*shape);
   one.bytes = 2 * (2 * int64_t{q.n} * q.h * q.w * q.c + 2 * int64_t{kBlockFwdTaps} * q.c * q.c);
   const Model model(device, problem.dtype);
-  one.microseconds = (kLaunch + std::max(one.bytes / model.dram(), model.persist(*shape, one.tiles))) / 1e3;
+  one.microseconds = (model.family.launch + std::max(one.bytes / model.dram(), model.persist(*shape, one.tiles))) / 1e3;
   if (!asked && choice.kind == EngineChoice::kModel) {
     note(verified_words(KernelFamily::kBlockFwd, device.arch), ", RESNET_FUSED_CUDA_ENGINE=sm90 does; ",
          one.microseconds, " us predicted, two launches ", two.microseconds);

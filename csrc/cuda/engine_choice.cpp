@@ -19,6 +19,14 @@ std::string named_tile(const char* before, int32_t m, int32_t n) {
 
 }  // namespace
 
+std::string engine_names() {
+  std::string names = "all, torch, sm80, sm90, sm90:block, sm90:rows";
+  for (const ConvFwdTile& t : kConvFwdTiles) names += named_tile(", sm80:", t.m, t.n);
+  for (const ConvSm90Tile& t : kConvSm90Tiles) names += named_tile(", sm90:", t.pixels, t.channels);
+  for (const ConvRowsTile& t : kConvRowsTiles) names += named_tile(", sm90:rows:", t.rows, t.columns);
+  return names;
+}
+
 EngineChoice engine_choice(const char* text) {
   const std::string name = text ? text : "";
   EngineChoice choice;
@@ -44,24 +52,16 @@ EngineChoice engine_choice(const char* text) {
   int end = 0;
   std::sscanf(name.c_str() + std::min(named, name.size()), ":%dx%d%n:%d%n", &choice.tile_m, &choice.tile_n, &end,
               &choice.splits, &end);
-  std::string tiles;
   bool known = false;
-  for (const ConvFwdTile& t : kConvFwdTiles) {
+  for (const ConvFwdTile& t : kConvFwdTiles)
     known |= choice.kind == EngineChoice::kSm80 && t.m == choice.tile_m && t.n == choice.tile_n && choice.splits >= 0;
-    tiles += named_tile(", sm80:", t.m, t.n);
-  }
-  for (const ConvSm90Tile& t : kConvSm90Tiles) {
+  for (const ConvSm90Tile& t : kConvSm90Tiles)
     known |= choice.kind == EngineChoice::kSm90 && !choice.rows && t.pixels == choice.tile_m &&
              t.channels == choice.tile_n && choice.splits >= 0;
-    tiles += named_tile(", sm90:", t.pixels, t.channels);
-  }
-  for (const ConvRowsTile& t : kConvRowsTiles) {
+  for (const ConvRowsTile& t : kConvRowsTiles)
     known |= choice.rows && t.rows == choice.tile_m && t.columns == choice.tile_n && choice.splits == 0;
-    tiles += named_tile(", sm90:rows:", t.rows, t.columns);
-  }
   if (known && named + end == name.size()) return choice;
-  throw std::runtime_error("RESNET_FUSED_CUDA_ENGINE is " + name +
-                           "; one of all, torch, sm80, sm90, sm90:block, sm90:rows" + tiles +
+  throw std::runtime_error("RESNET_FUSED_CUDA_ENGINE is " + name + "; one of " + engine_names() +
                            " expected, after a tile of m x n perhaps :4 for a depth in 4 parts; or unset it to let the "
                            "plan choose");
 }

@@ -1,6 +1,7 @@
 // RESNET_FUSED_CUDA_ENGINE, which overrules the plan. Pure.
 #pragma once
 #include <cstdint>
+#include <string>
 
 namespace resnet_fused::cuda {
 
@@ -20,5 +21,8 @@ struct EngineChoice {
 // RESNET_FUSED_CUDA_ENGINE: all, torch, sm80, sm80:64x64, sm80:64x64:4, sm90, sm90:256x64, sm90:256x64:4, sm90:rows,
 // sm90:rows:4x56, sm90:block; null or empty: kModel. Throws a sentence at any other.
 EngineChoice engine_choice(const char* text);
+
+// Every name that engine_choice takes but for what may follow a tile, separated by ", ".
+std::string engine_names();
 
 }  // namespace resnet_fused::cuda

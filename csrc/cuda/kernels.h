@@ -29,7 +29,7 @@ std::vector<BnGradientVariant> compiled_bn_backward_reduce();
 void launch_bn_backward(const BnBackwardParams& params, const Queue& queue);
 std::vector<BnGradientVariant> compiled_bn_backward();
 
-// Max-pooling of what a BatchNorm and its ReLU make, and its gradient.
+// Max-pooling of what a BatchNorm and its ReLU make, in inference too, and its gradient.
 void launch_bn_pool(const BnPoolParams& params, const Queue& queue);
 std::vector<PoolVariant> compiled_bn_pool();
 

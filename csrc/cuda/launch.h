@@ -2,16 +2,18 @@
 // one place that launches kernels. tests/cuda_on_cpu has its own cuda/launch.h, found first there, which runs the same
 // kernels on the CPU.
 #pragma once
+#include "cuda/grid_waits.h"
 #include "cuda/queue.h"
 #include "cuda/runtime.h"
 #include "cuda/smem_grants.h"
 
 namespace resnet_fused::cuda {
 
-// Its blocks may start while the kernel ahead in the stream ends, where the GPU can do that.
+// Its blocks may start while the kernel ahead in the stream ends, where the GPU can do that and the kernel waits for
+// it.
 template <typename... Params, typename... Args>
-cudaError_t launch_dependent(void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem, const Queue& queue,
-                             const Args&... args) {
+cudaError_t launch_dependent(GridWaits& waits, void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem,
+                             const Queue& queue, const Args&... args) {
   cudaLaunchAttribute overlap = {};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
@@ -21,7 +23,7 @@ cudaError_t launch_dependent(void (*kernel)(Params...), dim3 grid, dim3 block, s
   how.dynamicSmemBytes = smem;
   how.stream = queue.stream;
   how.attrs = &overlap;
-  how.numAttrs = queue.overlaps ? 1 : 0;
+  how.numAttrs = queue.overlaps && waits.ask(reinterpret_cast<const void*>(kernel), queue.device) ? 1 : 0;
   return cudaLaunchKernelEx(&how, kernel, args...);
 }
 
@@ -37,11 +39,12 @@ cudaError_t launch_dependent(void (*kernel)(Params...), dim3 grid, dim3 block, s
   } while (0)
 
 // For a kernel whose every thread passes ptx::griddepcontrol_wait() before it touches global memory.
-#define LAUNCH_DEPENDENT(kernel, grid, block, smem, queue, ...)                                        \
-  do {                                                                                                 \
-    static ::resnet_fused::cuda::SmemGrants grants;                                                    \
-    grants.ask(reinterpret_cast<const void*>(kernel), (smem));                                         \
-    ::resnet_fused::cuda::check(                                                                       \
-        ::resnet_fused::cuda::launch_dependent(kernel, (grid), (block), (smem), (queue), __VA_ARGS__), \
-        "the launch of " #kernel);                                                                     \
+#define LAUNCH_DEPENDENT(kernel, grid, block, smem, queue, ...)                                               \
+  do {                                                                                                        \
+    static ::resnet_fused::cuda::SmemGrants grants;                                                           \
+    static ::resnet_fused::cuda::GridWaits waits;                                                             \
+    grants.ask(reinterpret_cast<const void*>(kernel), (smem));                                                \
+    ::resnet_fused::cuda::check(                                                                              \
+        ::resnet_fused::cuda::launch_dependent(waits, kernel, (grid), (block), (smem), (queue), __VA_ARGS__), \
+        "the launch of " #kernel);                                                                            \
   } while (0)

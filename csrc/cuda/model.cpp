@@ -7,52 +7,13 @@
 
 namespace resnet_fused::cuda {
 
-// What the model believes of a family of GPUs. EVERY NUMBER IS AN UNMEASURED PREDICTION: clocks, multipliers and
-// caches are data sheets', the shares are estimates from published measurements of other people's kernels.
-struct Family {
-  int32_t oldest;         // arch
-  double clock;           // GHz under load
-  double macs;            // float16 multiply-adds a clock and SM with float32 sums; tf32 has half
-  double sm80_share;      // of them that our main loop reaches with an SM full of warps
-  double torch_share;     // of them that cuDNN's best kernel reaches likewise
-  double sm90_share;      // of them that wgmma reaches in our loop; 0: no wgmma
-  double l2_bytes_clock;  // that L2 gives an SM in a clock
-  double dram_bytes_ns;   // that memory gives an SM in a ns, at 85 % of the data sheet's
-  int64_t l2_size;        // bytes
-};
-
 namespace {
 
 constexpr int64_t kMiB = 1 << 20;
-constexpr Family kFamilies[] = {
-    // sm_120, RTX 5090: no wgmma and no tcgen05, so that cuDNN has no other instruction than we have
-    {120, 2.4, 256, 0.75, 0.80, 0, 16, 9.0, 96 * kMiB},
-    // sm_100, B200: mma.sync is taken to do as many multiplications a clock as on sm_90, a third of tcgen05's
-    {100, 1.8, 4096, 0.23, 0.60, 0, 48, 46.0, 126 * kMiB},
-    // sm_90, H200: mma.sync reaches about 0.62 of wgmma's rate, and our loop 0.75 of that; wgmma does 0.8 in a GEMM
-    {90, 1.7, 2048, 0.46, 0.65, 0.75, 48, 32.0, 50 * kMiB},
-    // sm_89, RTX 4090 and L4
-    {89, 2.4, 256, 0.75, 0.80, 0, 16, 6.0, 48 * kMiB},
-    // sm_86, RTX 3090 and A10
-    {86, 1.7, 256, 0.75, 0.80, 0, 20, 9.0, 6 * kMiB},
-    // sm_80, A100
-    {80, 1.41, 1024, 0.65, 0.75, 0, 40, 15.0, 40 * kMiB},
-};
-
-constexpr double kFill = 1500;            // clocks: a block's first copies and its epilogue
-constexpr double kSm90Epilogue = 1500;    // clocks: a tile's, for which the next tile's copies do not wait
-constexpr double kMomentsOfValue = 5;     // instructions in which conv_sm90 sums a value and its square
-constexpr double kLanes = 128;            // of an SM, each an instruction a clock
-constexpr double kL2Latency = 700;        // clocks from a load to its use
-constexpr int32_t kLoadsAtOnce = 4;       // partial tiles that conv_sm90_finish has in flight
-constexpr double kHopperSmemClock = 115;  // bytes a clock of an SM's shared memory, nine tenths of what it has
-constexpr double kPortBytesClock = 64;    // that an SM takes of what a cluster brings together
-constexpr double kBlockEpilogues = 2000;  // clocks: both convolutions' of a tile that no other tile hides
-constexpr double kFullWarps = 8;          // an SM reaches its share from this many warps on
-constexpr double kOneWarp = 0.3;          // of the share that is left when there are next to none
-constexpr double kPrologueStep = 1.25;    // a step's time when its pixels pass through registers first
-constexpr int32_t kThreadsPerSm = 512;    // that fit with 128 registers each
-constexpr int32_t kReservedSmem = 1024;   // bytes a block, taken by CUDA
+constexpr int32_t kLoadsAtOnce = 4;  // partial tiles that conv_sm90_finish has in flight
+// As profilers print the names of cuDNN's kernels: sm90_xmma_fprop_implicit_gemm_..._256x128x64_warpgroupsize2x1x1, and
+// ..._tilesize256x64x64. Of our tiles L2 would hold back a convolution that reaches its share.
+constexpr ConvFwdTile kCudnnHopperTiles[] = {{256, 128, 4, 384}, {256, 64, 4, 384}};
 constexpr int32_t kSplits[] = {2, 3, 4, 6, 8, 12, 16};
 
 // Numbers that a tile of pixels leaves of each channel.
@@ -112,20 +73,24 @@ void for_each_share(int64_t tiles, int64_t depth, int32_t sm_count, int32_t forc
 
 }  // namespace
 
-Model::Model(const Device& device, Dtype dtype)
-    : device(device),
-      family(*std::find_if(std::begin(kFamilies), std::end(kFamilies) - 1,
-                           [&](const Family& f) { return device.arch >= f.oldest; })),
-      dtype(dtype) {}
+const Family& family_of(int32_t arch) {
+  return *std::find_if(std::begin(kFamilies), std::end(kFamilies) - 1,
+                       [&](const Family& f) { return arch >= f.oldest; });
+}
+
+Model::Model(const Device& device, Dtype dtype) : Model(device, dtype, family_of(device.arch)) {}
+Model::Model(const Device& device, Dtype dtype, const Family& family) : device(device), family(family), dtype(dtype) {}
 
 int32_t Model::blocks_per_sm(const ConvFwdTile& tile, int32_t smem) const {
   return std::max(1, std::min(device.smem_per_sm / (smem + kReservedSmem), kThreadsPerSm / tile.threads));
 }
 
-double Model::dram() const { return family.dram_bytes_ns * device.sm_count; }
-double Model::l2() const { return family.l2_bytes_clock * family.clock * device.sm_count; }
+double Model::dram() const { return family.dram * device.sm_count; }
+double Model::l2() const { return family.l2 * family.clock * device.sm_count; }
 
-double Model::pass(int64_t bytes) const { return kLaunch + bytes / (2 * bytes <= family.l2_size ? l2() : dram()); }
+double Model::pass(int64_t bytes) const {
+  return family.launch + bytes / (2 * bytes <= kMiB * family.l2_size ? l2() : dram());
+}
 
 // Blocks of one SM share its tensor cores, so the SM with most blocks ends last; few warps leave the tensor cores
 // waiting for the copies, and no warp is faster than L2.
@@ -135,7 +100,7 @@ double Model::multiply(const ConvFwdTile& tile, int32_t per_sm, int64_t blocks, 
   const double rate = family.macs * (dtype == Dtype::kFloat32 ? 0.5 : 1.0) * share *
                       std::min(1.0, kOneWarp + (1 - kOneWarp) * warps / kFullWarps);
   const double multiplications = 1.0 * tile.m * tile.n * conv_fwd_depth(dtype) / rate;
-  const double copies = (tile.m + tile.n) * kConvFwdRowBytes / family.l2_bytes_clock;
+  const double copies = (tile.m + tile.n) * kConvFwdRowBytes / family.l2;
   const double clocks = busiest * steps * std::max(multiplications, copies) + ceil_div(busiest, per_sm) * kFill;
   return clocks / family.clock;
 }
@@ -144,7 +109,7 @@ double Model::multiply(const ConvFwdTile& tile, int32_t per_sm, int64_t blocks, 
 // during either. A share that does not begin with a tile ends in another one, and writes two partial tiles.
 double Model::persist(const ConvSm90Tile& tile, const Sm90Work& work) const {
   const double products = 1.0 * tile.pixels * tile.channels * kConvSm90Depth / (family.macs * family.sm90_share);
-  const double copies = (tile.pixels + tile.channels) * kConvSm90RowBytes / family.l2_bytes_clock;
+  const double copies = (tile.pixels + tile.channels) * kConvSm90RowBytes / family.l2;
   const auto rounds = [this](int64_t items) { return static_cast<double>(ceil_div(items, device.sm_count)); };
   const double moments = has_statistics(work.mode) ? kMomentsOfValue * tile.pixels * tile.channels / kLanes : 0;
   const double epilogue = kSm90Epilogue + moments;
@@ -153,7 +118,7 @@ double Model::persist(const ConvSm90Tile& tile, const Sm90Work& work) const {
   double clocks = rounds(work.whole) * std::max(multiplied, work.steps * copies) + kFill;
   if (!work.shares) return clocks / family.clock;
   const double longest = ceil_div(work.tail() * work.steps, work.shares);
-  const double written = (work.shares % work.tail() ? 2 : 1) * work.partial_bytes / family.l2_bytes_clock;
+  const double written = (work.shares % work.tail() ? 2 : 1) * work.partial_bytes / family.l2;
   clocks += rounds(work.shares) * (longest * std::max(products, copies) + written);
   clocks += ceil_div(ceil_div(work.shares, work.tail()) + 1, kLoadsAtOnce) * kL2Latency;
   const int64_t bytes = conv_sm90_partials(work.mode, work.tail(), work.shares) * work.partial_bytes;
@@ -162,13 +127,13 @@ double Model::persist(const ConvSm90Tile& tile, const Sm90Work& work) const {
 
 double Model::persist(const ConvRowsTile& tile, int64_t tiles, bool residual) const {
   const double products =
-      1.0 * conv_rows_pixels(tile) * kConvRowsFilterBytes / size_of(dtype) / (family.macs * family.sm90_share);
+      1.0 * conv_rows_pixels(tile) * kConvRowsFilterBytes / size_of(dtype) / (family.macs * family.rows_share);
   const double loaded = kConvRowsPatches * conv_rows_patch_bytes(tile) + (residual ? conv_rows_out_bytes(tile) : 0);
   // wgmma reads the filter, and each pixel for nine taps; the residual is read besides, the output written and read.
   const double shared = kConvRowsFilterBytes + loaded + (9 + 2 + residual) * conv_rows_out_bytes(tile);
   const double rounds = static_cast<double>(ceil_div(tiles, device.sm_count));
-  const double once = kFill + kSm90Epilogue + kConvRowsFilterBytes / family.l2_bytes_clock;
-  const double clocks = std::max({products, loaded / family.l2_bytes_clock, shared / kHopperSmemClock});
+  const double once = kFill + kSm90Epilogue + kConvRowsFilterBytes / family.l2;
+  const double clocks = std::max({products, loaded / family.l2, shared / kHopperSmemClock});
   return (rounds * clocks + once) / family.clock;
 }
 
@@ -177,14 +142,14 @@ double Model::persist(const ConvRowsTile& tile, int64_t tiles, bool residual) co
 double Model::persist(const BlockFwdShape& s, int64_t tiles) const {
   const double filter = 1.0 * kBlockFwdTaps * s.channels * s.channels;  // of one convolution
   const double product = filter * (s.first + s.second) / (family.macs * family.sm90_share);
-  const double landing = 2 * filter * size_of(dtype) / (s.cluster > 1 ? kPortBytesClock : family.l2_bytes_clock);
+  const double landing = 2 * filter * size_of(dtype) / (s.cluster > 1 ? kPortBytesClock : family.l2);
   const double first = std::max(product, landing) + kBlockEpilogues;
   const double next = block_fwd_keeps_weights(s) ? product : first;
   const double busiest = static_cast<double>(ceil_div(tiles, block_fwd_most_blocks(s, device.sm_count)));
   return (kFill + first + (busiest - 1) * next) / family.clock;
 }
 
-double Model::finish(int64_t partial_bytes) const { return kLaunch + 2 * partial_bytes / l2(); }
+double Model::finish(int64_t partial_bytes) const { return family.launch + 2 * partial_bytes / l2(); }
 
 int64_t tiles_of(const ConvFwdTile& tile, const ConvShape& q) {
   return ceil_div(pixels(q), tile.m) * ceil_div(q.k, tile.n);
@@ -207,7 +172,8 @@ Candidate best_split(const Model& model, const ConvProblem& p, const ConvFwdTile
     const double main_time = ceil_div(depth, splits) * main_step;
     const int64_t slices = splits == 1 ? 1 : conv_fwd_slices(p.mode, splits);
     const double time = splits == 1 ? main_time + side_time : std::max(main_time, side_time);
-    double ns = kLaunch + std::max(memory, model.multiply(tile, per_sm, tiles * slices, time, model.family.sm80_share));
+    double ns = model.family.launch +
+                std::max(memory, model.multiply(tile, per_sm, tiles * slices, time, model.family.sm80_share));
     if (splits > 1) ns += model.finish(slices * outputs(p.main) * 4);
     ns += finish_parts(model, p, tile.m);
     if (p.mode == ConvFwdMode::kGradientSums) ns += turning(model, p);
@@ -233,7 +199,7 @@ Sm90Candidate best_sm90(const Model& model, const ConvProblem& p, const EngineCh
     Sm90Work work{p.mode, conv_sm90_tiles(tile, p.main), depth, rows * tile.channels * 4, 0, 0};
     for_each_share(work.tiles, depth, model.device.sm_count, forced, [&](int64_t whole, int64_t shares) {
       work.whole = whole, work.shares = shares;
-      const double ns = kLaunch + std::max(compulsory / model.dram(), model.persist(tile, work)) +
+      const double ns = model.family.launch + std::max(compulsory / model.dram(), model.persist(tile, work)) +
                         finish_parts(model, p, conv_sm90_part(tile, p.mode));
       if (ns < best.ns) best = {&tile, static_cast<int32_t>(whole), static_cast<int32_t>(shares), ns};
     });
@@ -248,17 +214,17 @@ RowsCandidate best_rows(const Model& model, const ConvProblem& p, const EngineCh
     if (conv_rows_smem(tile) > model.device.smem_per_block) continue;
     if (is_refused(model.device, variant_of_rows({p.dtype, tile.rows, tile.columns, p.mode}))) continue;
     const double work = model.persist(tile, conv_rows_tiles(tile, p.main), p.residual);
-    const double ns = kLaunch + std::max(compulsory / model.dram(), work);
+    const double ns = model.family.launch + std::max(compulsory / model.dram(), work);
     if (ns < best.ns) best = {&tile, ns};
   }
   return best;
 }
 
-double torch_convolution(const Model& model, const ConvShape& q) {
-  const int64_t bytes = size_of(model.dtype) * (inputs(q) + weights(q, 1) + outputs(q));
+double torch_convolution(const Model& model, const ConvShape& q, int64_t beside) {
+  const int64_t bytes = size_of(model.dtype) * (inputs(q) + weights(q, 1) + outputs(q)) + beside;
   const int64_t depth = steps(q, model.dtype);
   double best = std::numeric_limits<double>::infinity();
-  for (const ConvFwdTile& tile : kConvFwdTiles) {
+  const auto consider = [&](const ConvFwdTile& tile) {
     const int64_t tiles = tiles_of(tile, q);
     const int32_t per_sm = model.blocks_per_sm(tile, conv_fwd_smem(tile, ConvFwdMode::kPlain, 0));
     for_each_split(tiles, depth, model.device.sm_count, 0, [&](int32_t splits) {
@@ -267,8 +233,11 @@ double torch_convolution(const Model& model, const ConvShape& q) {
       if (splits > 1) ns += model.finish(splits * outputs(q) * 4);
       best = std::min(best, ns);
     });
-  }
-  return kLaunch + std::max(bytes / model.dram(), best);
+  };
+  for (const ConvFwdTile& tile : kConvFwdTiles) consider(tile);
+  if (model.family.sm90_share > 0)
+    for (const ConvFwdTile& tile : kCudnnHopperTiles) consider(tile);
+  return model.family.launch + std::max(bytes / model.dram(), best);
 }
 
 double torch_passes(const Model& model, const ConvProblem& p) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "cuda/model_constants.h"
 #include "cuda/plan.h"
 #include "cuda/sm80/conv_fwd.h"
 #include "cuda/sm90/block_fwd.h"
@@ -10,8 +11,6 @@
 #include "cuda/sm90/conv_sm90.h"
 
 namespace resnet_fused::cuda {
-
-constexpr double kLaunch = 2500;  // ns between the starts of two kernels that do nothing
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -33,7 +32,7 @@ struct Sm90Work {
   int64_t tail() const { return tiles - whole; }
 };
 
-struct Family;  // of GPUs: model.cpp has what is believed of each
+const Family& family_of(int32_t arch);  // a row of kFamilies
 
 // Times are in ns.
 struct Model {
@@ -42,6 +41,7 @@ struct Model {
   Dtype dtype;
 
   Model(const Device& device, Dtype dtype);
+  Model(const Device& device, Dtype dtype, const Family& family);
 
   int32_t blocks_per_sm(const ConvFwdTile& tile, int32_t smem) const;
 
@@ -97,8 +97,9 @@ struct RowsCandidate {
 // conv_rows with its fastest tile, or the one that is asked for.
 RowsCandidate best_rows(const Model& model, const ConvProblem& p, const EngineChoice& choice, int64_t compulsory);
 
-// cuDNN is taken to have the same tiles, and faster instructions where the GPU has.
-double torch_convolution(const Model& model, const ConvShape& q);
+// cuDNN is taken to have the same tiles and on Hopper larger ones, and faster instructions where the GPU has.
+// `beside`: bytes that the kernel moves besides the convolution's.
+double torch_convolution(const Model& model, const ConvShape& q, int64_t beside = 0);
 
 // torch's way beside its convolutions: bn_add_act before them where there is a prologue, and after them always, or
 // bn_stats where statistics are asked for. Of a gradient's sums bn_backward_reduce, after an addition if there is one.

@@ -72,6 +72,7 @@ ConvProblem problem_of(const Call& call) {
   return p;
 }
 
+// NHWC, whatever the format of what it reads.
 Tensor run_kernel(const Call& call, const ConvPlan& plan) {
   const Conv& conv = call.conv;
   const Operands main(conv);
@@ -94,14 +95,16 @@ Tensor run_kernel(const Call& call, const ConvPlan& plan) {
   p.whole = plan.whole, p.shares = plan.shares;
   p.relu = call.relu;
   launch_planned(p, plan, current_queue(conv.x.get_device_index()));
-  return aten_contiguous(out, conv.channels_last);
+  return out;
 }
 
+ConvPlan plan_of(const Call& call) { return plan_conv(problem_of(call), call.conv.x.get_device_index()); }
+
 Tensor run(const Call& call) {
-  const int device = call.conv.x.get_device_index();
-  const DeviceGuard guard(device);
-  const ConvPlan plan = plan_conv(problem_of(call), device);
-  return plan.engine == ConvEngine::kTorch ? run_torch(call) : run_kernel(call, plan);
+  const DeviceGuard guard(call.conv.x.get_device_index());
+  const ConvPlan plan = plan_of(call);
+  if (plan.engine == ConvEngine::kTorch) return run_torch(call);
+  return aten_contiguous(run_kernel(call, plan), call.conv.channels_last);
 }
 
 Tensor conv_bn_act(const Tensor& x, const Tensor& weight, const OptTensor& bias, const OptTensor& gamma,
@@ -153,8 +156,15 @@ Tensor conv_bn_relu_pool(const Tensor& x, const Tensor& weight, const OptTensor&
   constexpr const char* op = "conv_bn_relu_pool";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_pool(op, conv.output_sizes(), pool_kernel, pool_stride, pool_padding);
-  const Tensor y = run({conv, nullptr, std::nullopt, /*relu=*/true, allow_tf32});
-  return aten_max_pool2d(y, pool_kernel, pool_stride, pool_padding);
+  const Call call{conv, nullptr, std::nullopt, /*relu=*/true, allow_tf32};
+  const DeviceGuard guard(conv.x.get_device_index());
+  const ConvPlan plan = plan_of(call);
+  // What torch convolves is normalised as it is pooled. A kernel of ours has done that already.
+  const bool raw = plan.engine == ConvEngine::kTorch;
+  const Tensor y = raw ? convolve(conv, /*channels_last=*/true) : run_kernel(call, plan);
+  const Vectors bn = raw ? Vectors(conv.bn, conv.bias, conv.x) : Vectors({}, std::nullopt, conv.x);
+  const Tensor out = relu_max_pool(y, bn, pool_kernel, pool_stride, pool_padding, /*argmax=*/std::nullopt);
+  return aten_contiguous(out, conv.channels_last);
 }
 
 Tensor bn_add_act(const Tensor& x, const OptTensor& gamma, const OptTensor& beta, const OptTensor& mean,

@@ -5,6 +5,7 @@
 #include "common/problem.h"
 #include "cuda/bn/walk.h"
 #include "cuda/operands.h"
+#include "cuda/pool/pool.h"
 
 namespace resnet_fused::cuda {
 
@@ -17,6 +18,12 @@ void add_act_into(const Tensor& out, const Tensor& x, const Vectors& bn, const O
 
 // act(bn(x) + residual), dense in the layout that is asked for.
 Tensor normalise(const Tensor& x, const BatchNorm& bn, const OptTensor& residual, bool relu, bool channels_last);
+
+// max_pool2d(relu(bn(x))), NHWC like x, which is dense. argmax, if given, is NHWC too, and gets the number that each
+// value's element has in its window, which then has at most 255 of them.
+Tensor relu_max_pool(const Tensor& x, const Vectors& bn, const Ints& kernel, const Ints& stride, const Ints& padding,
+                     const OptTensor& argmax);
+PoolShape pool_shape_of(const Tensor& x, IntView pooled, const Ints& kernel, const Ints& stride, const Ints& padding);
 
 // Mean and biased variance of each channel of a dense tensor.
 std::tuple<Tensor, Tensor> batch_moments(const Tensor& x, bool channels_last);

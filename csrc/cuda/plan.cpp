@@ -18,8 +18,9 @@ namespace resnet_fused::cuda {
 namespace {
 
 constexpr int32_t kOldestArch = 80;
-constexpr int32_t kHopper = 90;                                           // sm_90a's instructions exist there only
-constexpr int32_t kMostStride = 8, kMostCorner = 128, kMostOffset = 255;  // of an im2col tensor map
+constexpr int32_t kHopper = 90;  // sm_90a's instructions exist there only
+// Of an im2col tensor map of rank 4. Corners are signed bytes, offsets unsigned ones, though CUTLASS stops at 254.
+constexpr int32_t kMostStride = 8, kLowestCorner = -128, kHighestCorner = 127, kMostOffset = 254;
 constexpr int32_t kChannelMultiple = 8;
 
 int32_t prologue_channels(const ConvProblem& p) { return has_projection(p.mode) ? p.projection.c : p.main.c; }
@@ -82,7 +83,8 @@ bool takes_sm90(const ConvShape& q, const char* which, std::string* why) {
     return no(which, " has ", q.c, " input channels; a multiple of ", kConvSm90Depth, " expected");
   const int64_t reach[] = {int64_t{q.dil_h} * (q.r - 1), int64_t{q.dil_w} * (q.s - 1)}, pad[] = {q.pad_h, q.pad_w};
   for (int i = 0; i < 2; ++i)
-    if (pad[i] > kMostCorner || reach[i] - pad[i] > kMostCorner || reach[i] > kMostOffset)
+    if (const int64_t lower = -pad[i], upper = pad[i] - reach[i];
+        lower < kLowestCorner || upper < kLowestCorner || upper > kHighestCorner || reach[i] > kMostOffset)
       return no(which, "'s filter reaches ", reach[i], " pixels and its padding ", pad[i],
                 ", past the window of a tensor map");
   if (std::max(q.stride_h, q.stride_w) > kMostStride)

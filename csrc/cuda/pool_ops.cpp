@@ -5,6 +5,7 @@
 #include "common/problem.h"
 #include "cuda/first_use.h"
 #include "cuda/operands.h"
+#include "cuda/passes.h"
 #include "cuda/runtime.h"
 
 namespace resnet_fused::cuda {
@@ -12,16 +13,6 @@ namespace resnet_fused::cuda {
 namespace {
 
 using torch::stable::accelerator::DeviceGuard;
-
-PoolAxis axis_of(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad) {
-  return {narrow(in), narrow(out), narrow(kernel), narrow(stride), narrow(pad)};
-}
-
-PoolShape shape_of(const Tensor& x, IntView pooled, const Ints& kernel, const Ints& stride, const Ints& padding) {
-  return {dtype_of(x), narrow(x.size(0)), narrow(x.size(1)),
-          axis_of(x.size(2), pooled[2], kernel[0], stride[0], padding[0]),
-          axis_of(x.size(3), pooled[3], kernel[1], stride[1], padding[1])};
-}
 
 std::tuple<Tensor, Tensor> bn_relu_max_pool(const Tensor& x, const OptTensor& gamma, const OptTensor& beta,
                                             const OptTensor& mean, const OptTensor& var, double eps, const Ints& kernel,
@@ -33,16 +24,8 @@ std::tuple<Tensor, Tensor> bn_relu_max_pool(const Tensor& x, const OptTensor& ga
   const bool channels_last = suggests_channels_last(x);
   const Tensor dense = aten_contiguous(x, /*channels_last=*/true);
   const Ints sizes = pooled_sizes(x.sizes(), kernel, stride, padding);
-  const Tensor out = aten_empty(sizes, x, /*channels_last=*/true);
   const Tensor taken = aten_empty(sizes, x, /*channels_last=*/true, ScalarType::Byte);
-  const Vectors vectors(bn, std::nullopt, x);
-  BnPoolParams p;
-  p.x = dense.const_data_ptr();
-  p.bn = vectors.pointers();
-  p.shape = shape_of(x, sizes, kernel, stride, padding);
-  p.out = out.mutable_data_ptr(), p.taken = taken.mutable_data_ptr();
-  const int device = x.get_device_index();
-  launch_checked(p, current_queue(device), device);
+  const Tensor out = relu_max_pool(dense, Vectors(bn, std::nullopt, x), kernel, stride, padding, taken);
   return {aten_contiguous(out, channels_last), aten_contiguous(taken, channels_last)};
 }
 
@@ -54,7 +37,7 @@ Tensor bn_relu_max_pool_backward(const Tensor& grad, const Tensor& taken, const 
   const Tensor to = aten_empty(x.sizes(), x, /*channels_last=*/true);
   PoolBackwardParams p;
   p.grad = from.const_data_ptr(), p.taken = taps.const_data_ptr();
-  p.shape = shape_of(x, grad.sizes(), kernel, stride, padding);
+  p.shape = pool_shape_of(x, grad.sizes(), kernel, stride, padding);
   p.to = to.mutable_data_ptr();
   const int device = x.get_device_index();
   launch_checked(p, current_queue(device), device);

@@ -8,7 +8,8 @@ namespace resnet_fused::cuda {
 struct Queue {
   CUstream_st* stream;
   int sm_count;           // of the device that owns the stream
-  bool overlaps = false;  // LAUNCH_DEPENDENT starts a kernel's blocks while the kernel ahead ends: from sm_90 on
+  bool overlaps = false;  // LAUNCH_DEPENDENT may start a kernel while the one ahead ends: from sm_90 on
+  int device = 0;
 };
 
 }  // namespace resnet_fused::cuda

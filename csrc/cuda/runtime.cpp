@@ -6,6 +6,7 @@
 
 #include "common/torch_abi.h"
 #include "cuda/engine_choice.h"
+#include "cuda/grid_waits.h"
 #include "cuda/trust.h"
 
 namespace resnet_fused::cuda {
@@ -17,8 +18,6 @@ int attribute(cudaDeviceAttr which, int device, const char* what) {
   check(cudaDeviceGetAttribute(&value, which, device), what);
   return value;
 }
-
-constexpr int kOverlappingArch = 90;
 
 // RESNET_FUSED_CUDA_OVERLAP=0: to compare, and to see whether an error is the overlap's.
 bool overlap_wanted() {
@@ -71,11 +70,18 @@ bool is_capturing(int device) {
   return !answered || status != cudaStreamCaptureStatusNone;
 }
 
+KernelCode code_of(const void* kernel) {
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, kernel), "reading what a kernel was compiled for");
+  return {attributes.ptxVersion, attributes.binaryVersion};
+}
+
 Queue current_queue(int device) {
   void* stream = nullptr;
   check_shim(aoti_torch_get_current_cuda_stream(device, &stream), "reading the current CUDA stream");
   const Device& numbers = device_numbers(device);
-  return {static_cast<CUstream_st*>(stream), numbers.sm_count, numbers.arch >= kOverlappingArch && overlap_wanted()};
+  return {static_cast<CUstream_st*>(stream), numbers.sm_count, numbers.arch >= kOverlappingArch && overlap_wanted(),
+          device};
 }
 
 }  // namespace resnet_fused::cuda

@@ -9,6 +9,7 @@ namespace resnet_fused::cuda {
 
 struct EngineChoice;
 enum class CheckMode : int32_t;
+struct KernelCode;
 
 // Throws std::runtime_error "<what> failed: <CUDA's own words>" unless error is cudaSuccess.
 void check(cudaError_t error, const char* what);
@@ -24,6 +25,9 @@ CheckMode chosen_check();
 
 // Whether what is launched on torch's current stream of the device goes into a graph and does not run.
 bool is_capturing(int device);
+
+// What the current device has loaded of a kernel.
+KernelCode code_of(const void* kernel);
 
 // torch's current stream of the device.
 Queue current_queue(int device);

@@ -31,8 +31,10 @@ KernelVariant gradient_variant(KernelFamily family, const BnGradientVariant& v, 
   return {family, v.dtype, v.vector > 1, option, merges};
 }
 
+constexpr int32_t kWithArgmax = 4;  // added to the side of a window, which is less
+
 KernelVariant pool_variant(KernelFamily family, const PoolVariant& v) {
-  return {family, v.dtype, v.vector > 1, v.side};
+  return {family, v.dtype, v.vector > 1, v.side + kWithArgmax * v.argmax};
 }
 
 std::string tile_words(const KernelVariant& v) {
@@ -69,7 +71,8 @@ std::string option_words(const KernelVariant& v) {
       return sentence(" ", layout, " ", kMasks[v.option / 2]);
     case KernelFamily::kBnPool:
     case KernelFamily::kPoolBackward:
-      return v.option ? sentence(" windows of ", v.option) : " any window";
+      return (v.option % kWithArgmax ? sentence(" windows of ", v.option % kWithArgmax) : " any window") +
+             (v.option / kWithArgmax ? ", argmax" : "");
     default:
       return sentence(" ", name_of(static_cast<ConvFwdMode>(v.option)));
   }

@@ -1,6 +1,7 @@
 """What this machine and its software are called, for reports. Reads only; nothing here computes."""
 
 import datetime
+import importlib
 import os
 import platform
 import re
@@ -45,8 +46,27 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
-def commit() -> str | None:
-    """The source tree's commit, "-dirty" if files differ from it; None outside a git tree."""
+def commit() -> dict[str, str | None]:
+    """The source tree's commit, and the one that the libraries were compiled from, which the build wrote down.
+
+    ``commit`` is git's answer ("-dirty" if files differ from it), or where there is no git or no checkout the
+    build's; ``commit_from`` says whose it is. None is what nobody knows.
+    """
+    described, built = _described(), built_from()
+    source = "git" if described else "the build" if built else None
+    return {"commit": described or built, "commit_from": source, "built_from": built}
+
+
+def built_from() -> str | None:
+    """The commit in ``resnet_fused/_build_info.py``; "+" if files differed from it."""
+    try:
+        found: str | None = importlib.import_module("resnet_fused._build_info").GIT_COMMIT
+    except ModuleNotFoundError:
+        return None
+    return found
+
+
+def _described() -> str | None:
     tree = Path(__file__).resolve().parents[2]
     if not (tree / ".git").exists():  # an installed package inside someone else's repository is not ours
         return None
@@ -57,7 +77,7 @@ def commit() -> str | None:
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.strip()
+    return described.stdout.strip() or None
 
 
 def record(device: torch.device) -> dict[str, str | float | None]:
@@ -74,5 +94,5 @@ def record(device: torch.device) -> dict[str, str | float | None]:
         "onednn": onednn_version(),
         "python": platform.python_version(),
         "resnet_fused": package_version("resnet_fused"),
-        "commit": commit(),
+        **commit(),
     }

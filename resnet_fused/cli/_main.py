@@ -15,6 +15,7 @@ COMMANDS = {
     "info": "versions, processors and libraries, and what runs on them",
     "explain": "what convert() does to a model, and the kernel that each convolution gets",
     "demo": "train, convert, compare accuracy and speed; writes a table and a chart",
+    "verify": "run every kernel on this machine, and compare it with PyTorch in float64",
     "bench": "measure the fused ops and models against what else one could use",
 }
 

@@ -48,7 +48,10 @@ def layers_are_patched() -> bool:
 def is_patched(module: nn.Module) -> bool:
     """Whether an attribute of this one module stands before one of its class: ``module.forward = f`` and the like."""
     cls: Any = type(module)
-    return not _attributes_of(cls).isdisjoint(module.__dict__)
+    attributes = _attributes_of(cls)
+    if torch.compiler.is_compiling():  # torch 2.11 cannot trace a set's methods with a module's __dict__
+        return any(name in module.__dict__ for name in attributes)
+    return not attributes.isdisjoint(module.__dict__)
 
 
 _SETTINGS = {"recompute", "fused_training"}  # of fused blocks, made to be set on an instance

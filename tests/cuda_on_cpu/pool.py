@@ -34,8 +34,8 @@ def empty(size: tuple[int, ...], dtype: torch.dtype, misalign: int = 0) -> Tenso
     return room.as_strided(size, (c * h * w, 1, w * c, c), misalign)
 
 
-def forward_parameters(x: Tensor, bn: BatchNorm, pool: Pool, out: Tensor, taken: Tensor) -> dict:
-    addresses = dict(x=x.data_ptr(), out=out.data_ptr(), taken=taken.data_ptr())
+def forward_parameters(x: Tensor, bn: BatchNorm, pool: Pool, out: Tensor, taken: Tensor | None) -> dict:
+    addresses = dict(x=x.data_ptr(), out=out.data_ptr()) | ({} if taken is None else dict(taken=taken.data_ptr()))
     return addresses | dict(bn=vectors(bn)) | shape(x, pool)
 
 
@@ -47,12 +47,15 @@ def forward(
     sm_count: int = 1,
     schedule: str = "stay",
     misalign: str = "",
-) -> tuple[Tensor, Tensor, dict]:
-    """``out, taken``, and the emulator's report."""
+    argmax: bool = True,
+) -> tuple[Tensor, Tensor | None, dict]:
+    """``out, taken``, which is None without ``argmax``, and the emulator's report."""
     out = empty(pooled(x, pool), x.dtype, int(misalign == "out"))
-    taken = empty(pooled(x, pool), torch.uint8, int(misalign == "taken"))
-    named = dict(x=x) | {field: getattr(bn, field) for field in BatchNorm._fields[:4]}
-    buffers = [*inputs(named), ("out", *span(out), "write"), ("taken", *span(taken), "write bytes")]
+    taken = empty(pooled(x, pool), torch.uint8, int(misalign == "taken")) if argmax else None
+    named = dict(x=x) | {field: getattr(bn, field) for field in BatchNorm._fields[:5]}
+    buffers = [*inputs(named), ("out", *span(out), "write")]
+    if taken is not None:
+        buffers.append(("taken", *span(taken), "write bytes"))
     return out, taken, kernels.run_bn_pool(buffers, forward_parameters(x, bn, pool, out, taken), sm_count, schedule)
 
 

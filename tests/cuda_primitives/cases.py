@@ -96,9 +96,8 @@ def interesting_floats() -> np.ndarray:
 def conversions() -> Iterator[Case]:
     narrow = np.arange(1 << 16, dtype=np.uint32)
     wide = interesting_floats()
-    inputs = dict.fromkeys(
-        ("cvt_rn_f16_f32", "cvt_rn_bf16_f32", "cvt_rn_f16x2_f32", "cvt_rn_bf16x2_f32", "cvt_rna_tf32_f32"), wide
-    )
+    pairs = [f"cvt_rn_{relu}{kind}x2_f32" for relu in ("", "relu_") for kind in ("f16", "bf16")]
+    inputs = dict.fromkeys(("cvt_rn_f16_f32", "cvt_rn_bf16_f32", *pairs, "cvt_rna_tf32_f32"), wide)
     inputs |= {"cvt_f32_f16": narrow, "cvt_f32_bf16": narrow, "sqrt_rn": wide, "rcp_rn": wide}
     for name, bits in inputs.items():
         expected = d.convert(name, bits).astype(np.uint32)

@@ -80,8 +80,10 @@ def convert(name: str, words: np.ndarray) -> np.ndarray:
     if name == "cvt_rna_tf32_f32":
         return encode(v, TF32, "away") << 13
     narrow = BF16 if "bf16" in name else F16
-    low = encode(v, narrow)
-    return low | encode(-v, narrow) << 16 if "x2" in name else low
+    low, high = encode(v, narrow), encode(-v, narrow)
+    if "relu" in name:
+        low, high = np.where(v < 0, 0, low), np.where(v > 0, 0, high)
+    return low | high << 16 if "x2" in name else low
 
 
 def comparable(name: str, words: np.ndarray) -> np.ndarray:
@@ -91,6 +93,9 @@ def comparable(name: str, words: np.ndarray) -> np.ndarray:
     if name == "cvt_rna_tf32_f32":  # the low 13 bits are not defined
         return one_nan(words.astype(np.int64) >> 13, TF32)
     narrow = BF16 if "bf16" in name else F16
+    if "relu" in name:  # nor is the sign of a zero
+        low, high = words & 0xFFFF, words >> 16
+        words = np.where(low == 0x8000, 0, low) | np.where(high == 0x8000, 0, high) << 16
     return one_nan(words & 0xFFFF, narrow) | one_nan(words.astype(np.int64) >> 16, narrow) << 16
 
 

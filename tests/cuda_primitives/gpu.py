@@ -5,21 +5,21 @@ from __future__ import annotations
 
 import ctypes
 import datetime
-import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from build_tools import toolchain
+from resnet_fused.cli.verify.processes import Limits, Unit, run
 
 from . import golden
 from .case import Case
@@ -30,7 +30,7 @@ KERNELS = Path(__file__).resolve().parent / "kernels"
 EVERYWHERE = ("gpu.cu", "registry.cpp", "tensor_numbers.cpp", "warp.cu", "convert.cu", "mma.cu")
 FROM_SM_90 = ("stmatrix.cu", "mbarrier.cu", "tma.cu", "cluster.cu")
 ON_SM_90A = ("wgmma.cu", "planes.cu", "conv.cu")
-SECONDS_TO_START, SECONDS_A_CASE, MOST_PROCESSES = 60, 10, 8  # of those that run the cases
+LIMITS, JOBS = Limits(start=60, case=10, total=300), 4
 
 
 def levels(capability: tuple[int, int]) -> list[str]:
@@ -50,19 +50,19 @@ def compile_library(nvcc: Path, capability: tuple[int, int], folder: Path) -> Pa
     objects = [folder / f"{source.name}.o" for source in sources]
 
     def compile_one(source: Path, object_: Path) -> None:
-        run([nvcc, *flags, "-Xcompiler", "-fPIC", "-c", source, "-o", object_])
+        command([nvcc, *flags, "-Xcompiler", "-fPIC", "-c", source, "-o", object_])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile_one, sources, objects))
     library = folder / "primitives.so"
-    run([nvcc, "-shared", *objects, "-o", library])
+    command([nvcc, "-shared", *objects, "-o", library])
     return library
 
 
-def run(command: list) -> None:
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+def command(words: list) -> None:
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"{' '.join(map(str, words))}\n{done.stdout}{done.stderr}")
 
 
 def load_library(path: Path) -> ctypes.CDLL:
@@ -85,42 +85,37 @@ def run_case(library: ctypes.CDLL, case: Case) -> np.ndarray:
     return result.view(output.dtype).reshape(output.shape)
 
 
-def work(results: Connection, library: Path, names: list[str]) -> None:
-    """Of a process of its own: sends each output, or the error after which its CUDA context is of no more use."""
+def units(library: Path, folder: Path, capability: tuple[int, int]) -> list[Unit]:
+    """A process for each primitive, so that one that hangs or crashes costs nothing else; outputs go to ``folder``."""
+    of: dict[str, list[dict[str, Any]]] = {}
+    for case in all_cases():
+        if case.needs in levels(capability):
+            of.setdefault(case.primitive, []).append({"case": case.name})
+    options = {"library": str(library), "folder": str(folder)}
+    return [Unit(f"primitive {name}", f"{__name__}:run_cases", tuple(cases), options) for name, cases in of.items()]
+
+
+def run_cases(options: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     cases = {case.name: case for case in all_cases()}
-    try:
-        loaded = load_library(library)
-        for name in names:
-            results.send(run_case(loaded, cases[name]))
-    except Exception as error:
-        results.send(str(error))
+    loaded, folder = load_library(Path(options["library"])), Path(options["folder"])
+
+    def run_one(of: dict[str, Any]) -> dict[str, Any]:
+        case = cases[of["case"]]
+        output = run_case(loaded, case)
+        np.save(folder / f"{case.name}.npy", output)
+        why = case.mismatch(output)
+        return {"status": "wrong", "why": why} if why else {"status": "pass"}
+
+    return run_one
 
 
-def run_all(library: Path, names: list[str], worker: Callable = work) -> Iterator[tuple[str, np.ndarray | str]]:
-    """Each name with its output, or with what went wrong. One that hangs or crashes costs its own primitive only."""
-    context = multiprocessing.get_context("spawn")
-    for _ in range(MOST_PROCESSES):
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=worker, args=(theirs, library, names), daemon=True)
-        process.start()
-        theirs.close()
-        limit = SECONDS_TO_START
-        while names:
-            try:
-                result = ours.recv() if ours.poll(limit) else f"nothing after {limit} seconds"
-            except EOFError:
-                result = "the process died"
-            yield names[0], result
-            failed, names, limit = names[0].split("-")[0], names[1:], SECONDS_A_CASE
-            if isinstance(result, str):
-                break
-        process.kill()
-        process.join()
-        if not names:
-            return
-        yield from ((name, "not run, as another case of it failed") for name in names if name.split("-")[0] == failed)
-        names = [name for name in names if name.split("-")[0] != failed]
-    yield from ((name, "not run, as too much failed before") for name in names)
+def save_golden(folder: Path, out: Path, gpu: str, about: str) -> Path:
+    """What the GPU made of the cases, as one file."""
+    cases = {case.name: case for case in all_cases()}
+    outputs = {name: np.load(file) for name in cases if (file := folder / f"{name}.npy").exists()}
+    file = out / f"primitives-{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.npz"
+    golden.save(file, f"{gpu}, {datetime.date.today()}, {about}, torch {torch.__version__}", outputs, cases)
+    return file
 
 
 def main(out: Path) -> int:
@@ -128,23 +123,18 @@ def main(out: Path) -> int:
     if toolkit is None:
         print(f"no nvcc: {why}")
         return 1
+    # This process may ask the GPU who it is, as it starts others anew instead of forking.
     gpu, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-    cases = {case.name: case for case in all_cases() if case.needs in levels(capability)}
-    outputs, wrong = {}, 0
-    with tempfile.TemporaryDirectory() as folder:
-        library = compile_library(toolkit.nvcc, capability, Path(folder))
-        for name, result in run_all(library, list(cases)):
-            failed = isinstance(result, str)
-            if not failed:
-                outputs[name] = result
-            if problem := result if failed else cases[name].mismatch(result):
-                wrong += 1
-                print(f"{name}: {problem}", flush=True)
-    about = f"{gpu}, {datetime.date.today()}, nvcc {toolkit.release}, torch {torch.__version__}"
-    file = out / f"primitives-{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.npz"
-    golden.save(file, about, outputs, cases)
-    print(f"{about}: {len(cases) - wrong} of {len(cases)} cases are as defined; written to {file}")
-    return 1 if wrong else 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        library = compile_library(toolkit.nvcc, capability, folder)
+        results = run(units(library, folder, capability), folder / "processes", LIMITS, JOBS, fork=False)
+        file = save_golden(folder, out, gpu, f"nvcc {toolkit.release}")
+    bad = [r for r in results if r["status"] != "pass"]
+    for r in bad:
+        print(f"{r['case']}: {r['status']}: {r['why']}")
+    print(f"{gpu}: {len(results) - len(bad)} of {len(results)} cases are as defined; written to {file}")
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":

@@ -21,15 +21,16 @@ struct Compiled {
 };
 
 // The explicit instantiations: naming a launcher compiles its kernel.
-#define VARIANT(dtype, vector, side) \
-  Compiled { {dtype, vector, side}, &launch<BnPoolConfig<dtype, vector, side>> }
-#define WIDTHS(dtype, vector) VARIANT(dtype, vector, 3), VARIANT(dtype, vector, 0), VARIANT(dtype, 1, 0)
+#define VARIANT(dtype, vector, side, argmax) \
+  Compiled { {dtype, vector, side, argmax}, &launch<BnPoolConfig<dtype, vector, side, argmax>> }
+#define VARIANTS(dtype, vector, side) VARIANT(dtype, vector, side, true), VARIANT(dtype, vector, side, false)
+#define WIDTHS(dtype, vector) VARIANTS(dtype, vector, 3), VARIANTS(dtype, vector, 0), VARIANTS(dtype, 1, 0)
 
 const Compiled kCompiled[] = {
     WIDTHS(Dtype::kFloat32, 4),
     WIDTHS(Dtype::kFloat16, 8),
     WIDTHS(Dtype::kBFloat16, 8),
-    VARIANT(Dtype::kFloat64, 1, 0),
+    VARIANTS(Dtype::kFloat64, 1, 0),
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// max_pool2d(relu(bn(x))): x read, the largest of each window written, and a byte that says which it was.
+// max_pool2d(relu(bn(x))): x read, the largest of each window written, and in training its argmax, a byte.
 // docs/kernels/bn_train_cuda.md
 #pragma once
 #include "cuda/pool/pixel.cuh"
@@ -7,34 +7,42 @@
 
 namespace resnet_fused::cuda {
 
-template <Dtype kDtype, int kVector, int kSide_>
+template <Dtype kDtype, int kVector, int kSide_, bool kArgmax_>
 struct BnPoolConfig : BnConfig<kDtype, kVector, Layout::kNHWC> {
   static constexpr int kSide = kSide_;  // a window's rows and columns; 0: any
+  static constexpr bool kArgmax = kArgmax_;
   using Affine = ScaleShift<kDtype, kVector>;
 };
 
-// Of some channels the largest element so far, 0 being the least, and its number. Of equals the first is kept; a NaN
-// is larger than everything, and replaces one before it: torch's rules.
+// Of some channels the largest element so far, 0 being the least, and its number where an argmax is wanted. Of equals
+// the first is kept; a NaN is larger than everything, and replaces one before it: torch's rules.
 template <typename Config>
 struct Largest {
   using Acc = typename Config::Acc;
 
   Acc value[Config::kVector];
-  uint32_t number[Config::kVector];
+  uint32_t number[Config::kVector];  // never set, and no register, without an argmax
+
+  __device__ __forceinline__ void begin(int c) {
+    value[c] = 0;
+    if constexpr (Config::kArgmax) number[c] = kNoneTaken;
+  }
 
   __device__ __forceinline__ void take(int c, Acc v, uint32_t id) {
     const bool takes = v > value[c] || v != v;
     value[c] = takes ? v : value[c];
-    number[c] = takes ? id : number[c];
+    if constexpr (Config::kArgmax) number[c] = takes ? id : number[c];
   }
 
-  // What is stored as 0 was let through by no ReLU.
   __device__ __forceinline__ void store(const BnPoolParams& p, uint32_t access) {
-#pragma unroll
-    for (int c = 0; c < Config::kVector; ++c)
-      if (value[c] <= Acc(kVanishes<Config::kDtype>)) number[c] = kNoneTaken;
     Config::Data::store(static_cast<char*>(p.out) + data_at<Config>(access), value);
-    Bytes<Config::kVector>::store(static_cast<char*>(p.taken) + bytes_at<Config>(access), number);
+    if constexpr (Config::kArgmax) {
+      // What is stored as 0 was let through by no ReLU.
+#pragma unroll
+      for (int c = 0; c < Config::kVector; ++c)
+        if (value[c] <= Acc(kVanishes<Config::kDtype>)) number[c] = kNoneTaken;
+      Bytes<Config::kVector>::store(static_cast<char*>(p.taken) + bytes_at<Config>(access), number);
+    }
   }
 };
 
@@ -46,7 +54,7 @@ __device__ __forceinline__ void any_window(Largest<Config>& largest, const BnPoo
   const int32_t top = out.h * h.stride - h.pad, left = out.w * w.stride - w.pad;
   const int32_t bottom = smaller(top + h.kernel, h.in), right = smaller(left + w.kernel, w.in);
 #pragma unroll
-  for (int c = 0; c < Config::kVector; ++c) largest.value[c] = 0, largest.number[c] = kNoneTaken;
+  for (int c = 0; c < Config::kVector; ++c) largest.begin(c);
   for (int32_t row = larger(top, 0); row < bottom; ++row)
     for (int32_t column = larger(left, 0); column < right; ++column) {
       typename Config::Data x;
@@ -83,14 +91,17 @@ __device__ __forceinline__ void small_window(Largest<Config>& largest, const BnP
     Acc v[kTaps], most = 0;
 #pragma unroll
     for (int t = 0; t < kTaps; ++t) most = ptx::max_nan(most, v[t] = bn.apply(x[t].get(c), c));
-    uint32_t number = kNoneTaken;
+    largest.value[c] = most;
+    if constexpr (Config::kArgmax) {
+      uint32_t number = kNoneTaken;
 #pragma unroll
-    for (int t = kTaps - 1; t >= 0; --t) number = v[t] == most ? id[t] : number;
-    if (most != most) {
+      for (int t = kTaps - 1; t >= 0; --t) number = v[t] == most ? id[t] : number;
+      if (most != most) {
 #pragma unroll
-      for (int t = 0; t < kTaps; ++t) number = v[t] != v[t] ? id[t] : number;
+        for (int t = 0; t < kTaps; ++t) number = v[t] != v[t] ? id[t] : number;
+      }
+      largest.number[c] = number;
     }
-    largest.value[c] = most, largest.number[c] = number;
   }
 }
 

@@ -1,4 +1,4 @@
-// Max-pooling in training on the host: what a launch asks for, which kernel runs it, how the grid covers it. NHWC.
+// Max-pooling on the host: what a launch asks for, which kernel runs it, how the grid covers it. NHWC.
 // Pure: no torch, no CUDA.
 #pragma once
 #include <cstdint>
@@ -24,13 +24,14 @@ struct PoolShape {
 // What `taken` says where the ReLU is closed for the largest element of a window; elements are numbered below it.
 constexpr uint32_t kNoneTaken = 255;
 
-// out = max of each window of relu(bn(x)), and in `taken` which of the window's elements it is: row * width + column.
+// out = max of each window of relu(bn(x)), and in `taken`, unless it is null, which of the window's elements it is, its
+// argmax: row * width + column.
 struct BnPoolParams {
   const void* x = nullptr;
   BatchNormVectors bn;
   PoolShape shape;
   void* out = nullptr;
-  void* taken = nullptr;  // uint8
+  void* taken = nullptr;  // uint8; null in inference
 };
 
 // to = the gradient of relu(bn(x))'s input: for each element the sum of grad over the windows that took it.
@@ -47,8 +48,11 @@ struct PoolVariant {
   int32_t vector;  // elements an access: 16 bytes, or one element
   // Forward: 3 for windows of 3x3. Backward: 2 where no pixel is in more than 2x2 windows. Else 0.
   int32_t side;
+  bool argmax = true;  // Forward: it is written. Backward: it is always read.
 
-  bool operator==(const PoolVariant& o) const { return dtype == o.dtype && vector == o.vector && side == o.side; }
+  bool operator==(const PoolVariant& o) const {
+    return dtype == o.dtype && vector == o.vector && side == o.side && argmax == o.argmax;
+  }
 };
 
 // The pixels of one side of the pooling, in the order of memory.
@@ -63,7 +67,7 @@ inline PoolVariant select_bn_pool(const BnPoolParams& p) {
       reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.out) | reinterpret_cast<uintptr_t>(p.taken);
   const int vector = vector_of(outputs_of(p.shape), addresses);
   const bool three = p.shape.h.kernel == 3 && p.shape.w.kernel == 3;
-  return {p.shape.dtype, vector, vector > 1 && three ? 3 : 0};
+  return {p.shape.dtype, vector, vector > 1 && three ? 3 : 0, p.taken != nullptr};
 }
 
 inline PoolVariant select_pool_backward(const PoolBackwardParams& p) {

@@ -27,22 +27,11 @@ __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster
 
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 
-// mbarrier_arrive for a barrier of any block, as mapa gives its address.
+// mbarrier_arrive for a barrier of any block, as mapa gives its address. It says that this thread is done with what it
+// has read; it shows another block no writes. That would take .release.cluster and a wait with .acquire.cluster, which
+// are a fence of the whole GPU at every arrival and an invalidation of L1 at every wait.
 __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-// mbarrier_wait_parity for a barrier of this block at which other blocks arrive.
-__device__ __forceinline__ void mbarrier_wait_parity_cluster(uint32_t barrier, uint32_t parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 // tma_load_2d to each block whose bit is set in `blocks`: at the same address of its shared memory, counted at its

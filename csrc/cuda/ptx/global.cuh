@@ -1,4 +1,5 @@
-// Global memory, one function an instruction. Addresses are multiples of the access's size.
+// Global memory, one function an instruction. Addresses are multiples of the access's size. All are volatile, those of
+// read-only memory too: volatile assembly keeps its order, so a load stays behind griddepcontrol_wait.
 #pragma once
 #include <cstdint>
 
@@ -14,14 +15,16 @@ __device__ __forceinline__ void ld_global_v4(uint32_t (&d)[4], const void* addre
 
 // The same, of memory that no thread writes while the kernel runs.
 __device__ __forceinline__ void ld_global_nc_v4(uint32_t (&d)[4], const void* address) {
-  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
-      : "l"(address));
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+               : "l"(address));
 }
 
 // The same where other threads of the SM read it too: it stays in L1.
 __device__ __forceinline__ void ld_global_nc_cached_v4(uint32_t (&d)[4], const void* address) {
-  asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "l"(address));
+  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+               : "l"(address));
 }
 
 __device__ __forceinline__ void st_global_v4(void* address, const uint32_t (&s)[4]) {
@@ -49,35 +52,35 @@ __device__ __forceinline__ double ld_global_f64(const void* address) {
 
 __device__ __forceinline__ uint16_t ld_global_nc_u8(const void* address) {
   uint16_t v;
-  asm("ld.global.nc.u8 %0, [%1];" : "=h"(v) : "l"(address));
+  asm volatile("ld.global.nc.u8 %0, [%1];" : "=h"(v) : "l"(address));
   return v;
 }
 
 __device__ __forceinline__ uint32_t ld_global_nc_u32(const void* address) {
   uint32_t v;
-  asm("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(address));
+  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(address));
   return v;
 }
 
 __device__ __forceinline__ void ld_global_nc_v2(uint32_t (&d)[2], const void* address) {
-  asm("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(d[0]), "=r"(d[1]) : "l"(address));
+  asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(d[0]), "=r"(d[1]) : "l"(address));
 }
 
 __device__ __forceinline__ uint16_t ld_global_nc_u16(const void* address) {
   uint16_t v;
-  asm("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(address));
+  asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(address));
   return v;
 }
 
 __device__ __forceinline__ float ld_global_nc_f32(const void* address) {
   float v;
-  asm("ld.global.nc.f32 %0, [%1];" : "=f"(v) : "l"(address));
+  asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(v) : "l"(address));
   return v;
 }
 
 __device__ __forceinline__ double ld_global_nc_f64(const void* address) {
   double v;
-  asm("ld.global.nc.f64 %0, [%1];" : "=d"(v) : "l"(address));
+  asm volatile("ld.global.nc.f64 %0, [%1];" : "=d"(v) : "l"(address));
   return v;
 }
 

@@ -42,6 +42,19 @@ __device__ __forceinline__ uint32_t cvt_rn_bf16x2_f32(float lo, float hi) {
   return d;
 }
 
+// The same of max(lo, 0) and max(hi, 0); NaN stays NaN.
+__device__ __forceinline__ uint32_t cvt_rn_relu_f16x2_f32(float lo, float hi) {
+  uint32_t d;
+  asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+  return d;
+}
+
+__device__ __forceinline__ uint32_t cvt_rn_relu_bf16x2_f32(float lo, float hi) {
+  uint32_t d;
+  asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+  return d;
+}
+
 // The bits of v rounded to tf32 (8 bits of exponent, 10 of fraction), ties away from zero.
 __device__ __forceinline__ uint32_t cvt_rna_tf32_f32(float v) {
   uint32_t d;

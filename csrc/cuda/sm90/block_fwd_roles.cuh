@@ -35,7 +35,7 @@ __device__ __forceinline__ void load_weights(const BlockFwdMaps& maps, int32_t r
     const int32_t depth = i % Config::kStepsOfConv * kBlockFwdDepth;
     const uint32_t full = barriers.weights(at.stage);
     const uint32_t place = smem + at.stage * Config::kStageBytes + rank * kShare * kRowBytes;
-    if constexpr (!Config::kKeepsWeights) ptx::mbarrier_wait_parity_cluster(barriers.free(at.stage), at.parity ^ 1);
+    if constexpr (!Config::kKeepsWeights) ptx::mbarrier_wait_parity(barriers.free(at.stage), at.parity ^ 1);
     ptx::mbarrier_arrive_expect_tx(full, Config::kStageBytes);
     if constexpr (Config::kCluster > 1)
       ptx::tma_load_multicast_2d(place, map, full, depth, rank * kShare, (1 << Config::kCluster) - 1);
@@ -107,18 +107,21 @@ __device__ __forceinline__ void multiply(float (&sum)[kColumns / 2], const Pixel
                                          uint32_t smem, uint32_t group, uint32_t lane,
                                          const BlockFwdBarriers<Config>& barriers, WeightCursor<Config>& at) {
   constexpr int kStepsOfTap = Config::kChannels / kBlockFwdDepth;
+  const uint64_t weights = smem_descriptor<Swizzle::k128>(smem + group * 64 * kRowBytes);
+  const uint64_t first = pixels.operand(0, 0);
   int last = 0;
   for (int tap = 0; tap < kBlockFwdTaps; ++tap) {
-    const uint32_t offset = tap / 3 * pitch + tap % 3;
+    const uint64_t tap_pixels = moved(first, pixels.offset(0, tap / 3 * pitch + tap % 3));
 #pragma unroll
     for (int d = 0; d < kStepsOfTap; ++d, at.next()) {
-      const uint32_t weights = smem + at.stage * Config::kStageBytes + group * 64 * kRowBytes;
+      const uint64_t stage_weights = moved(weights, at.stage * Config::kStageBytes);
       ptx::mbarrier_wait_parity(barriers.weights(at.stage), at.parity);
       ptx::wgmma_fence();
 #pragma unroll
       for (uint32_t k = 0; k < kRowChunks; k += 2)
-        wgmma_of<Config::kDtype, kColumns>(sum, smem_descriptor<Swizzle::k128>(weights + k * kChunkBytes),
-                                           pixels.operand(d * kRowChunks + k, offset), tap > 0 || d > 0 || k > 0);
+        wgmma_of<Config::kDtype, kColumns>(sum, moved(stage_weights, k * kChunkBytes),
+                                           moved(tap_pixels, pixels.offset(d * kRowChunks + k, 0)),
+                                           tap > 0 || d > 0 || k > 0);
       ptx::wgmma_commit_group();
       if constexpr (!Config::kKeepsWeights) {
         // The step before this one has been multiplied, and its stage is free.
@@ -161,10 +164,10 @@ __device__ __forceinline__ void store_middle(const float (&sum)[Config::kFirst /
       const int32_t y = y0 + grid.row(position), x = x0 + grid.column(position);
       const bool inside = static_cast<uint32_t>(y) < static_cast<uint32_t>(p.h) &&
                           static_cast<uint32_t>(x) < static_cast<uint32_t>(p.w);
-      v[e] = inside ? relu_of(bn.apply(sum[j * 4 + e], e / 2 % 2)) : 0.0f;
+      v[e] = inside ? bn.apply(sum[j * 4 + e], e / 2 % 2) : 0.0f;
     }
     Pair packed;
-    Pair::pack(packed.words, v);
+    Pair::pack_relu(packed.words, v);
     ptx::stmatrix_x4_trans(middle.at(rows.chunk, j * 8 + rows.position), packed.words);
   }
 }
@@ -196,9 +199,9 @@ __device__ __forceinline__ void store_out(const float (&sum)[Config::kSecond / 2
   for (uint32_t i = 0; i < Config::kSecond / 16; ++i) {
     float v[8];
 #pragma unroll
-    for (int e = 0; e < 8; ++e) v[e] = relu_of(bn.apply(sum[i * 8 + e], e / 2 % 2) + shortcut[i].get(e));
+    for (int e = 0; e < 8; ++e) v[e] = bn.apply(sum[i * 8 + e], e / 2 % 2) + shortcut[i].get(e);
     Pair packed;
-    Pair::pack(packed.words, v);
+    Pair::pack_relu(packed.words, v);
     ptx::stmatrix_x4_trans(middle.at(rows.chunk, i * 16 + rows.position), packed.words);
   }
   ptx::bar_warp_sync(~0u);

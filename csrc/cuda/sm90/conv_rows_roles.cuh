@@ -98,6 +98,7 @@ __device__ __forceinline__ void multiply_tile(typename Config::Sum& sum, uint32_
   const uint32_t first = Config::set_of(t) * kConvRowsPatches;
   const uint64_t filter = smem_descriptor<Swizzle::k128>(smem);
   const uint64_t patches = smem_descriptor<Swizzle::k128>(smem + Config::kPatch + first * Config::kPatchBytes);
+  constexpr auto move = Config::kSets == 1 ? moved_uniform : moved;
   const bool speaks = threadIdx.x % 32 == 0;  // each warp for itself: a wait covers its own products only
 #pragma unroll
   for (uint32_t s = 0; s < kConvRowsPatches; ++s) {
@@ -109,8 +110,8 @@ __device__ __forceinline__ void multiply_tile(typename Config::Sum& sum, uint32_
     for (uint32_t r = 0; r < kConvRowsTaps; ++r)
 #pragma unroll
       for (uint32_t k = 0; k < kRowBytes; k += 32)
-        wgmma<Config>(sum, moved(filter, (r * kConvRowsTaps + s) * Config::kTapBytes + k),
-                      moved(patches, s * Config::kPatchBytes + r * Config::kPatchRowBytes + k), s + r + k > 0);
+        wgmma<Config>(sum, moved_uniform(filter, (r * kConvRowsTaps + s) * Config::kTapBytes + k),
+                      move(patches, s * Config::kPatchBytes + r * Config::kPatchRowBytes + k), s + r + k > 0);
     ptx::wgmma_commit_group();
     if (s == 0) continue;
     ptx::wgmma_wait_group<1>();  // the patch before this one has been multiplied

@@ -144,8 +144,8 @@ __device__ __forceinline__ void prepare_steps(const ConvShape& shape, const Chan
       ptx::ld_shared_v4(x.words, address);
       float v[kPer];
 #pragma unroll
-      for (int e = 0; e < kPer; ++e) v[e] = relu_of(bn.apply(x.get(e), e));
-      Data::pack(x.words, v);
+      for (int e = 0; e < kPer; ++e) v[e] = bn.apply(x.get(e), e);
+      Data::pack_relu(x.words, v);
       ptx::st_shared_v4(address, x.words);
     }
     ptx::fence_proxy_async();  // wgmma reads by another way than these stores
@@ -178,18 +178,19 @@ __device__ __forceinline__ void prepare(const ConvFwdParams& p, const ChannelTab
 template <typename Config>
 __device__ __forceinline__ void multiply(typename Config::Sum& sum, int32_t steps, uint32_t ring, uint32_t consumer,
                                          const ConvSm90Barriers<Config>& barriers, RingCursor<Config::kStages>& at) {
-  const uint32_t weights = Config::kPixelBytes + consumer * Config::kChannelStride * kRowBytes;
-  const uint32_t pixels = consumer * Config::kPixelStride * kRowBytes;
+  const uint64_t weights =
+      smem_descriptor<Swizzle::k128>(ring + Config::kPixelBytes + consumer * Config::kChannelStride * kRowBytes);
+  const uint64_t pixels = smem_descriptor<Swizzle::k128>(ring + consumer * Config::kPixelStride * kRowBytes);
   const bool speaks = threadIdx.x % 32 == 0;  // each warp for itself: a wait covers its own products only
   int last = 0;
   for (int32_t step = 0; step < steps; ++step) {
-    const uint32_t stage = ring + at.stage * Config::kStageBytes;
+    const uint64_t stage_weights = moved(weights, at.stage * Config::kStageBytes);
+    const uint64_t stage_pixels = moved(pixels, at.stage * Config::kStageBytes);
     ptx::mbarrier_wait_parity(Config::kPrepares ? barriers.ready(at.stage) : barriers.full(at.stage), at.parity);
     ptx::wgmma_fence();
 #pragma unroll
     for (uint32_t k = 0; k < kRowBytes; k += 32)
-      wgmma<Config>(sum, smem_descriptor<Swizzle::k128>(stage + weights + k),
-                    smem_descriptor<Swizzle::k128>(stage + pixels + k), step > 0 || k > 0);
+      wgmma<Config>(sum, moved(stage_weights, k), moved(stage_pixels, k), step > 0 || k > 0);
     ptx::wgmma_commit_group();
     // The step before this one has been multiplied, and its stage is free.
     ptx::wgmma_wait_group<1>();

@@ -26,11 +26,10 @@ struct RowAffine {
 
 // BatchNorm, shortcut, ReLU and one rounding, from the product's registers to the output tile in shared memory. Rows of
 // the product are channels, and rows of the tile pixels: stmatrix transposes, and ldmatrix the residual, in place.
-template <typename Config>
-__device__ __forceinline__ void finish(const typename Config::Sum& sum, const typename Config::Sum* projected,
-                                       const RowAffine<Config::kDtype>& bn,
-                                       const RowAffine<Config::kDtype>& projection_bn, bool residual, bool relu,
-                                       uint32_t out) {
+template <typename Config, bool kRelu>
+__device__ __forceinline__ void finish_as(const typename Config::Sum& sum, const typename Config::Sum* projected,
+                                          const RowAffine<Config::kDtype>& bn,
+                                          const RowAffine<Config::kDtype>& projection_bn, bool residual, uint32_t out) {
   using Pair = Chunk<Config::kDtype, 8>;  // four words, two elements each
   const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
 #pragma unroll
@@ -48,12 +47,26 @@ __device__ __forceinline__ void finish(const typename Config::Sum& sum, const ty
         v[e] += projection_bn.apply((*projected)[j * 4 + e], row);
       else if (residual)
         v[e] += shortcut.get(e);
-      if (relu) v[e] = relu_of(v[e]);
     }
     Pair packed;
-    Pair::pack(packed.words, v);
+    if constexpr (kRelu)
+      Pair::pack_relu(packed.words, v);
+    else
+      Pair::pack(packed.words, v);
     ptx::stmatrix_x4_trans(address, packed.words);
   }
+}
+
+// Both with and without ReLU, so that rounding and ReLU are one instruction, and none is a branch between two pieces.
+template <typename Config>
+__device__ __forceinline__ void finish(const typename Config::Sum& sum, const typename Config::Sum* projected,
+                                       const RowAffine<Config::kDtype>& bn,
+                                       const RowAffine<Config::kDtype>& projection_bn, bool residual, bool relu,
+                                       uint32_t out) {
+  if (relu)
+    finish_as<Config, true>(sum, projected, bn, projection_bn, residual, out);
+  else
+    finish_as<Config, false>(sum, projected, bn, projection_bn, residual, out);
 }
 
 }  // namespace resnet_fused::cuda

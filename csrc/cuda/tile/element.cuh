@@ -97,6 +97,19 @@ struct Chunk {
     }
   }
 
+  // pack of relu_of(v), in one instruction where the type has it.
+  __device__ __forceinline__ static void pack_relu(uint32_t (&out)[4], const Acc (&v)[kCount]) {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      if constexpr (kDtype == Dtype::kFloat32)
+        out[w] = ptx::mov_b32_f32(relu_of(v[w]));
+      else if constexpr (kDtype == Dtype::kFloat16)
+        out[w] = ptx::cvt_rn_relu_f16x2_f32(v[2 * w], v[2 * w + 1]);
+      else
+        out[w] = ptx::cvt_rn_relu_bf16x2_f32(v[2 * w], v[2 * w + 1]);
+    }
+  }
+
   __device__ __forceinline__ static void store(char* address, const Acc (&v)[kCount]) {
     uint32_t out[4];
     pack(out, v);

@@ -15,8 +15,11 @@ struct Planes {
 
   uint32_t base;
 
+  __device__ __forceinline__ static uint32_t offset(uint32_t chunk, uint32_t position) {
+    return chunk * kPlaneBytes + position * kChunkBytes;
+  }
   __device__ __forceinline__ uint32_t at(uint32_t chunk, uint32_t position) const {
-    return base + chunk * kPlaneBytes + position * kChunkBytes;
+    return base + offset(chunk, position);
   }
   // 16 channels from chunk on, of the positions from `position` on.
   __device__ __forceinline__ uint64_t operand(uint32_t chunk, uint32_t position) const {

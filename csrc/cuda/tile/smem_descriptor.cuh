@@ -23,7 +23,17 @@ __device__ __forceinline__ uint64_t smem_descriptor(uint32_t address, uint32_t k
          static_cast<uint64_t>(row_stride >> 4 & 0x3fff) << 32 | kLayout << 62;
 }
 
-// The operand so many bytes further, a multiple of 16 and within shared memory.
-__device__ __forceinline__ uint64_t moved(uint64_t descriptor, uint32_t bytes) { return descriptor + (bytes >> 4); }
+// The operand so many bytes further, a multiple of 16 and within shared memory. The address is the low word's, so that
+// one addition of 32 bits is all.
+__device__ __forceinline__ uint64_t moved(uint64_t descriptor, uint32_t bytes) {
+  const uint32_t low = static_cast<uint32_t>(descriptor) + (bytes >> 4);
+  return descriptor >> 32 << 32 | low;
+}
+
+// The same where the compiler sees that all threads have the same descriptor: their common registers add 64 bits at
+// once.
+__device__ __forceinline__ uint64_t moved_uniform(uint64_t descriptor, uint32_t bytes) {
+  return descriptor + (bytes >> 4);
+}
 
 }  // namespace resnet_fused::cuda

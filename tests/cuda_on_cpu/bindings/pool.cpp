@@ -42,8 +42,10 @@ py::dict run(void (*launch)(const Params&, const Queue&), const Params& p, const
   return end_session();
 }
 
-// dtype, vector, side
-py::tuple tuple_of(const PoolVariant& v) { return py::make_tuple(static_cast<int>(v.dtype), v.vector, v.side); }
+// dtype, vector, side, argmax
+py::tuple tuple_of(const PoolVariant& v) {
+  return py::make_tuple(static_cast<int>(v.dtype), v.vector, v.side, v.argmax);
+}
 
 py::list list_of(const std::vector<PoolVariant>& variants) {
   py::list l;

@@ -126,7 +126,7 @@ __global__ void an_arrival_orders(const Check c) {
   if (threadIdx.x == 0)
     // expect: cluster: the block may have exited
     ptx::mbarrier_arrive_cluster(ptx::mapa(barrier, 1 - ptx::cluster_rank()));
-  if (!c.bug) ptx::mbarrier_wait_parity_cluster(barrier, 0);
+  if (!c.bug) ptx::mbarrier_wait_parity(barrier, 0);
 }
 CHECK_CLUSTER(an_arrival_orders);
 
@@ -170,7 +170,7 @@ __global__ void multicast_over_what_is_read(const Check c, const __grid_constant
   const uint32_t full = make_barrier(memory, 1);
   for (uint32_t round = 0; round < 2; ++round) {
     if (threadIdx.x == 0) {
-      if (round && !c.bug) ptx::mbarrier_wait_parity_cluster(free, 0);
+      if (round && !c.bug) ptx::mbarrier_wait_parity(free, 0);
       ptx::mbarrier_arrive_expect_tx(full, kBox);
       // expect: race: write after read, race: write after write, write over a copy in flight,
       // mbarrier: more bytes than expected

@@ -1,5 +1,6 @@
 // The op layer, as Python sees it beside torch.ops: which GPU there is, and what the kernels of a call did.
 #include "bindings/python.h"
+#include "cuda/grid_waits.h"
 #include "ops/device.h"
 #include "runtime/tensor_map.h"
 
@@ -12,6 +13,16 @@ void set_device_numbers(int32_t capability, int32_t sm_count, int32_t smem_per_b
   set_device({capability, sm_count, smem_per_block, smem_per_sm});
 }
 
+// Whether each launch of one kernel, on these devices in turn, is told to start early; and how often CUDA was asked.
+std::pair<std::vector<bool>, int> overlapping_launches(int ptx, int binary, const std::vector<int>& devices) {
+  set_kernel_code(ptx, binary);
+  const int before = kernel_code_asked();
+  resnet_fused::cuda::GridWaits waits;
+  std::vector<bool> overlaps;
+  for (const int device : devices) overlaps.push_back(waits.ask(nullptr, device));
+  return {overlaps, kernel_code_asked() - before};
+}
+
 const Binding binding([](pybind11::module_& m) {
   m.def("set_device", &set_device_numbers);
   m.def("set_engine", &set_engine);
@@ -19,6 +30,7 @@ const Binding binding([](pybind11::module_& m) {
   m.def("set_capturing", &set_capturing);
   m.def("set_verified", &set_verified);
   m.def("forget_checks", &forget_checks);
+  m.def("overlapping_launches", &overlapping_launches);
   m.def("tensor_maps_made", &tensor_maps_made);
   m.def("begin", &begin_session);
   m.def("end", &end_session);

@@ -2,6 +2,7 @@
 
 #include <stdexcept>
 
+#include "cuda/grid_waits.h"
 #include "cuda/runtime.h"
 
 namespace cuda_on_cpu {
@@ -16,6 +17,8 @@ EngineChoice choice;
 CheckMode check = CheckMode::kNever;  // a test of checks sets it
 bool capturing = false;
 std::vector<Verified> verified;
+KernelCode code;
+int code_asked = 0;
 
 }  // namespace
 
@@ -40,6 +43,8 @@ void set_verified(const std::vector<std::pair<std::string, int32_t>>& rows) {
 }
 
 void forget_checks() { states.forget(); }
+void set_kernel_code(int ptx, int binary) { code = {ptx, binary}; }
+int kernel_code_asked() { return code_asked; }
 
 }  // namespace cuda_on_cpu
 
@@ -50,6 +55,10 @@ const EngineChoice& chosen_engine() { return cuda_on_cpu::choice; }
 CheckMode chosen_check() { return cuda_on_cpu::check; }
 bool is_capturing(int) { return cuda_on_cpu::capturing; }
 const std::vector<Verified>& verified_kernels() { return cuda_on_cpu::verified; }
+KernelCode code_of(const void*) {
+  ++cuda_on_cpu::code_asked;
+  return cuda_on_cpu::code;
+}
 Queue current_queue(int) { return {nullptr, cuda_on_cpu::device.sm_count}; }
 
 }  // namespace resnet_fused::cuda

@@ -17,4 +17,8 @@ void set_capturing(bool capturing);
 void set_verified(const std::vector<std::pair<std::string, int32_t>>& rows);
 void forget_checks();  // as in a new process
 
+// Of every kernel; and how often the library has asked.
+void set_kernel_code(int ptx, int binary);
+int kernel_code_asked();
+
 }  // namespace cuda_on_cpu

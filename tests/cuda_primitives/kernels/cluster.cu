@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(32)
   ptx::cluster_wait();
   for (uint32_t step = 0; step < steps; ++step) {
     if (lane == 0) {
-      ptx::mbarrier_wait_parity_cluster(free, step % 2 ^ 1);
+      ptx::mbarrier_wait_parity(free, step % 2 ^ 1);
       ptx::mbarrier_arrive_expect_tx(full, kStageBytes);
       ptx::tma_load_multicast_2d(base + rank * kHalfBytes, map, full, 0,
                                  static_cast<int>(step * kBlocks + rank) * kRowsOfHalf, (1 << kBlocks) - 1);

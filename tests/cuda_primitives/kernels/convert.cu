@@ -36,6 +36,16 @@ struct Bf16x2OfF32 {
     return ptx::cvt_rn_bf16x2_f32(ptx::mov_f32_b32(v), ptx::mov_f32_b32(v ^ 0x80000000));
   }
 };
+struct ReluF16x2OfF32 {
+  __device__ __forceinline__ static uint32_t of(uint32_t v) {
+    return ptx::cvt_rn_relu_f16x2_f32(ptx::mov_f32_b32(v), ptx::mov_f32_b32(v ^ 0x80000000));
+  }
+};
+struct ReluBf16x2OfF32 {
+  __device__ __forceinline__ static uint32_t of(uint32_t v) {
+    return ptx::cvt_rn_relu_bf16x2_f32(ptx::mov_f32_b32(v), ptx::mov_f32_b32(v ^ 0x80000000));
+  }
+};
 struct Tf32OfF32 {
   __device__ __forceinline__ static uint32_t of(uint32_t v) { return ptx::cvt_rna_tf32_f32(ptx::mov_f32_b32(v)); }
 };
@@ -74,6 +84,8 @@ const Primitive registered[] = {{"cvt_f32_f16", convert<F32OfF16>},
                                 {"cvt_rn_bf16_f32", convert<Bf16OfF32>},
                                 {"cvt_rn_f16x2_f32", convert<F16x2OfF32>},
                                 {"cvt_rn_bf16x2_f32", convert<Bf16x2OfF32>},
+                                {"cvt_rn_relu_f16x2_f32", convert<ReluF16x2OfF32>},
+                                {"cvt_rn_relu_bf16x2_f32", convert<ReluBf16x2OfF32>},
                                 {"cvt_rna_tf32_f32", convert<Tf32OfF32>},
                                 {"sqrt_rn", convert<Sqrt>},
                                 {"rcp_rn", convert<Reciprocal>}};

@@ -19,11 +19,6 @@ __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t barrier) {
   cuda_on_cpu::mbarrier_arrive_cluster(barrier);
 }
 
-// Scopes are not modelled: the wait is the block's.
-__device__ __forceinline__ void mbarrier_wait_parity_cluster(uint32_t barrier, uint32_t parity) {
-  cuda_on_cpu::mbarrier_wait_parity(barrier, parity);
-}
-
 __device__ __forceinline__ void tma_load_multicast_2d(uint32_t destination, const TensorMap& map, uint32_t barrier,
                                                       int c0, int c1, uint16_t blocks) {
   cuda_on_cpu::tma_load_multicast(destination, map, barrier, {{c0, c1}}, 2, blocks);

@@ -50,6 +50,14 @@ __device__ __forceinline__ uint32_t cvt_rn_bf16x2_f32(float lo, float hi) {
   return cvt_rn_bf16_f32(lo) | static_cast<uint32_t>(cvt_rn_bf16_f32(hi)) << 16;
 }
 
+__device__ __forceinline__ uint32_t cvt_rn_relu_f16x2_f32(float lo, float hi) {
+  return cvt_rn_f16x2_f32(lo < 0 ? 0.0f : lo, hi < 0 ? 0.0f : hi);
+}
+
+__device__ __forceinline__ uint32_t cvt_rn_relu_bf16x2_f32(float lo, float hi) {
+  return cvt_rn_bf16x2_f32(lo < 0 ? 0.0f : lo, hi < 0 ? 0.0f : hi);
+}
+
 // Ties away from zero: half of the last bit that stays is added to the magnitude. NaN and infinity have none to add.
 __device__ __forceinline__ uint32_t cvt_rna_tf32_f32(float v) {
   const uint32_t u = mov_b32_f32(v);

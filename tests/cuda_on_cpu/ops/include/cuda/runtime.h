@@ -1,5 +1,6 @@
 // csrc/cuda/runtime.h for the op layer on the CPU: the GPU is what a test says it is (ops/device.h).
 #pragma once
+#include "cuda/grid_waits.h"
 #include "cuda/plan.h"
 #include "cuda/queue.h"
 #include "cuda/trust.h"
@@ -10,6 +11,7 @@ const Device& device_numbers(int device);
 const EngineChoice& chosen_engine();
 CheckMode chosen_check();
 bool is_capturing(int device);
+KernelCode code_of(const void* kernel);
 Queue current_queue(int device);
 
 }  // namespace resnet_fused::cuda

@@ -1,0 +1,132 @@
+"""Everything that only a GPU can tell, in ten minutes: is every kernel right, and how fast is it?
+
+    python build_tools/gpu.py --prepare --arch 9.0            # anywhere with nvcc: builds what the GPU machine need not
+    python build_tools/gpu.py --stage all --seconds 540 --out results
+    python build_tools/gpu.py --stage correctness --out results        # or time
+
+Needs Python with torch (CUDA) and numpy; no make, no git, no network. Uses libraries that --prepare left where they
+load and are of these sources, else it builds (nvcc). Everything runs in processes of its own with limits: a hang, a
+crash or a CUDA error costs one case. Results are packed into at most eight files after every stage, so that a run that
+is cut short has lost nothing: summary.txt says how each stage went. docs/gpu.md tells what to do with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from build_tools import gpu_stages, sources  # noqa: E402
+
+CUDA = "resnet_fused.cli.verify.backends:Cuda"
+#: Stages by name, each with its seconds of a run of 540; a longer run scales them.
+SETUP = {"machine": 20, "library": 90}
+CORRECTNESS = {"primitives": 40, "kernels": 110, "tests": 60}
+TIME = {"layers": 70, "peers": 40, "networks": 70, "training": 50, "compiled": 100, "profile": 60, "sanitizer": 30}
+DEFAULT_SECONDS, LEAST_SECONDS = 540, 30
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Status 0 where everything that ran is right."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=("correctness", "time", "all"), default="all")
+    parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS, help="for everything (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu-out"), help="folder (%(default)s)")
+    parser.add_argument("--prepare", action="store_true", help="build libraries for a GPU machine, and run nothing")
+    parser.add_argument("--arch", default="9.0", help="with --prepare: the GPU's compute capability (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=4, help="processes at a time that test (%(default)s)")
+    parser.add_argument("--case-seconds", type=float, default=20, help="a case that takes longer hangs (%(default)s)")
+    parser.add_argument("--backend", default=CUDA, help="module:class of a stand-in, to rehearse without a GPU")
+    args = parser.parse_args(argv)
+    if args.prepare:
+        return gpu_stages.prepare(args.arch)
+    if args.seconds < LEAST_SECONDS:
+        parser.error(f"--seconds is {args.seconds:g}; {LEAST_SECONDS} at least, and {DEFAULT_SECONDS} for everything")
+    with tempfile.TemporaryDirectory(prefix="resnet_fused-gpu-") as work:
+        return Run(args, Path(work)).run()
+
+
+class Run:
+    """One call: its folders, its clock, what has failed."""
+
+    def __init__(self, args: argparse.Namespace, work: Path) -> None:
+        self.args, self.work = args, work
+        self.out = args.out.resolve()
+        self.out.mkdir(parents=True, exist_ok=True)
+        for file in self.out.iterdir():  # of an earlier run
+            if file.is_file() and file.name in gpu_stages.FILES:
+                file.unlink()
+        self.end = time.monotonic() + args.seconds
+        self.failed: list[str] = []
+        self.facts: dict[str, Any] = {}
+        self.verification: Any = None  # once the library has loaded
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+        with (self.out / "summary.txt").open("a") as summary:
+            summary.write(line + "\n")
+
+    def run(self) -> int:
+        chosen = {"correctness": CORRECTNESS, "time": TIME, "all": {**CORRECTNESS, **TIME}}[self.args.stage]
+        names = {**SETUP, **chosen}
+        scale = self.args.seconds / sum(names.values())
+        commit = sources.git_commit() or sources.built()[1] or "of an unknown commit"
+        self.say(f"resnet_fused {commit}, sources {sources.digest()[:12]}")
+        for name, seconds in names.items():
+            if name in TIME and self.failed and self.args.stage == "all":
+                self.say(f"not timed, as these stages failed: {', '.join(self.failed)}; --stage time does it anyway")
+                break
+            if not self._stage(name, seconds * scale):
+                break
+        self.say("passed" if not self.failed else f"FAILED: {', '.join(self.failed)}")
+        self._pack()
+        return 1 if self.failed else 0
+
+    def _stage(self, name: str, seconds: float) -> bool:
+        """Whether the run goes on: without a device or a library there is nothing to do."""
+        left, begin = self.end - time.monotonic(), time.monotonic()
+        if left <= 1:
+            self.say(f"{name}: not run, no time was left")
+            self.failed.append(name)
+            return True
+        self.say(f"-- {name}, {min(seconds, left):.0f} s at most")
+        if self.verification is not None:
+            self.verification.end = begin + min(seconds, left)
+        stage: Callable[[Run, float], bool] = getattr(gpu_stages, name)
+        try:
+            right = stage(self, min(seconds, left))
+        except Exception as error:  # a mistake of this script must not cost the stages after it
+            self.say(f"{name}: {type(error).__name__}: {error}")
+            right = False
+        if not right:
+            self.failed.append(name)
+        self.say(f"{name}: {'passed' if right else 'FAILED'} after {time.monotonic() - begin:.0f} s")
+        self._pack()
+        return right or name not in SETUP
+
+    def _pack(self) -> None:
+        """What the stages have left so far, in a few files, each complete or not there."""
+        for file in [*self.work.glob("results.jsonl"), *self.work.glob("keep/*")]:
+            shutil.copy2(file, self.out / f"{file.name}.part")
+            os.replace(self.out / f"{file.name}.part", self.out / file.name)
+        for folder, name in gpu_stages.ARCHIVES.items():
+            if any((self.work / folder).rglob("*")):
+                part = self.out / f"{name}.part"
+                with tarfile.open(part, "w:gz") as archive:
+                    archive.add(self.work / folder, arcname=folder)
+                os.replace(part, self.out / name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""Which state of the sources a library was compiled from, also where there is no git."""
+
+from __future__ import annotations
+
+import hashlib
+import runpy
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPILED = ("csrc", "setup.py", "build_tools/ninja_file.py")
+
+
+def digest(root: Path = ROOT) -> str:
+    """SHA-256 of every file that the libraries are made from, names included."""
+    h = hashlib.sha256()
+    for name in COMPILED:
+        path = root / name
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                h.update(f"{file.relative_to(root).as_posix()}\0{file.stat().st_size}\0".encode())
+                h.update(file.read_bytes())
+    return h.hexdigest()
+
+
+def git_commit(root: Path = ROOT) -> str | None:
+    """The commit that is checked out, with "+" where files differ from it; None outside a checkout."""
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    result = subprocess.run(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False
+    )
+    return result.stdout.strip() or None
+
+
+def built() -> tuple[str | None, str | None]:
+    """The digest and the commit that the libraries in place were compiled from, as far as they say so."""
+    file = ROOT / "resnet_fused" / "_build_info.py"
+    info = runpy.run_path(str(file)) if file.exists() else {}  # importing the package would load the libraries
+    return info.get("SOURCE_DIGEST"), info.get("GIT_COMMIT")

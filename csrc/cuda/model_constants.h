@@ -1,0 +1,136 @@
+// What the plan's model (model.cpp) believes of GPUs and of kernels on them: numbers, each with its unit and its
+// source. `python -m benchmarks.fit_model` reads kFamilies, and writes into a row what a run says; a value of a row is
+// a line, "value,  // field: source".
+#pragma once
+#include <cstdint>
+
+namespace resnet_fused::cuda {
+
+// GPUs of one compute capability. A share is the part of `macs` that a main loop reaches with an SM full of warps:
+// times 2 * macs * clock * SMs it is FLOP/s, which the sources give.
+struct Family {
+  int32_t oldest;           // arch: the row is for GPUs from this one on, up to the row before
+  const char* measured_by;  // the folder of benchmarks/results that it was fitted to; "": none
+  double launch;            // ns between the starts of two kernels that do nothing
+  double clock;             // GHz under load
+  double macs;              // float16 multiply-adds a clock and SM with float32 sums; tf32 has half
+  double sm80_share;        // of conv_fwd
+  double torch_share;       // of cuDNN's best kernel
+  double sm90_share;        // of conv_sm90 and block_fwd; 0: no wgmma
+  double rows_share;        // of conv_rows, likewise
+  double l2;                // bytes a clock that L2 gives an SM
+  double dram;              // bytes a ns that memory gives an SM, where every SM asks
+  double l2_size;           // MiB
+};
+
+// EVERY ROW WITHOUT A RUN IS AN UNMEASURED PREDICTION: data sheets, estimates, and where it says so what others have
+// measured: [1] github.com/te42kyfo/gpu-benches at 1c36d50, its gpu-l2-cache, gpu-stream and gpu-small-kernels; [2]
+// public matrix products of bf16 on an H100, without multicast 31 bytes a clock from L2.
+inline constexpr Family kFamilies[] = {
+    // sm_120: RTX 5090. No wgmma and no tcgen05: cuDNN has no other instruction than we have
+    {
+        120,   // oldest
+        "",    // measured_by
+        2500,  // launch: estimate
+        2.4,   // clock: data sheet
+        256,   // macs: data sheet
+        0.75,  // sm80_share: estimate, 157 TFLOP/s of 170 SMs
+        0.8,   // torch_share: estimate, 167 TFLOP/s
+        0,     // sm90_share
+        0,     // rows_share
+        16,    // l2: estimate, 6.5 TB/s
+        9,     // dram: 85 % of the data sheet's, 1.5 TB/s
+        96,    // l2_size: data sheet
+    },
+    // sm_100: B200
+    {
+        100,   // oldest
+        "",    // measured_by
+        2500,  // launch: estimate
+        1.8,   // clock: data sheet
+        4096,  // macs: data sheet
+        0.23,  // sm80_share: mma.sync taken to do what it does on sm_90, a third of tcgen05's
+        0.6,   // torch_share: estimate, 1310 TFLOP/s of 148 SMs
+        0,     // sm90_share
+        0,     // rows_share
+        48,    // l2: estimate, 12.8 TB/s
+        46,    // dram: 85 % of the data sheet's, 6.8 TB/s
+        126,   // l2_size: data sheet
+    },
+    // sm_90: H200, and H100 with other memory
+    {
+        90,    // oldest
+        "",    // measured_by
+        2500,  // launch: [1] 2.5 us in a stream on an H200, 1.3 us in a CUDA graph
+        1.7,   // clock: estimate: large products on 700 W run below the 1.98 of a data sheet
+        2048,  // macs: data sheet
+        0.46,  // sm80_share: 423 TFLOP/s: mma.sync does 0.62 of wgmma's rate, our loop 0.75 of it
+        0.65,  // torch_share: estimate, 597 TFLOP/s; [2] matrix products 700 to 760, 0.76 to 0.83
+        0.75,  // sm90_share: estimate, 689 TFLOP/s, nine tenths and more of such a product
+        0.75,  // rows_share: estimate, the same
+        40,    // l2: 9.0 TB/s; [1] 9.7 up to 40 MB, 7.5 at 48; [2] 7 in a product
+        28,    // dram: 3.7 TB/s; [1] H200 triad 3.5, read 3.9
+        50,    // l2_size: data sheet
+    },
+    // sm_89: RTX 4090, L40 and L4
+    {
+        89,    // oldest
+        "",    // measured_by
+        2500,  // launch: estimate
+        2.4,   // clock: data sheet
+        256,   // macs: data sheet
+        0.75,  // sm80_share: estimate, 118 TFLOP/s of 128 SMs
+        0.8,   // torch_share: estimate, 126 TFLOP/s
+        0,     // sm90_share
+        0,     // rows_share
+        15,    // l2: 4.6 TB/s of 128 SMs; [1] L40 5.2 of 142, 15.3 a clock
+        6,     // dram: between [1] L40 5.4 to 5.9, and 85 % of data sheets: RTX 4090 6.7, L4 4.4
+        48,    // l2_size: data sheet of the L4, the smallest
+    },
+    // sm_86: RTX 3090, A40 and A10
+    {
+        86,    // oldest
+        "",    // measured_by
+        2500,  // launch: estimate
+        1.7,   // clock: data sheet
+        256,   // macs: data sheet
+        0.75,  // sm80_share: estimate, 54 TFLOP/s of 82 SMs
+        0.8,   // torch_share: estimate, 57 TFLOP/s
+        0,     // sm90_share
+        0,     // rows_share
+        20,    // l2: estimate, 2.8 TB/s of 82 SMs
+        9,     // dram: between [1] A40 7.8, and 85 % of data sheets: RTX 3090 9.7, A10 7.1
+        6,     // l2_size: data sheet
+    },
+    // sm_80: A100
+    {
+        80,    // oldest
+        "",    // measured_by
+        2500,  // launch: estimate
+        1.41,  // clock: data sheet
+        1024,  // macs: data sheet
+        0.65,  // sm80_share: estimate, 203 TFLOP/s of 108 SMs
+        0.75,  // torch_share: estimate, 234 TFLOP/s
+        0,     // sm90_share
+        0,     // rows_share
+        35.5,  // l2: [1] A100 5.4 TB/s up to 28 MB
+        15,    // dram: between [1] triad of 80 GB 16.2, of 40 GB 12.6
+        40,    // l2_size: data sheet
+    },
+};
+
+constexpr double kFill = 1500;            // clocks: a block's first copies and its epilogue
+constexpr double kSm90Epilogue = 1500;    // clocks: a tile's, for which the next tile's copies do not wait
+constexpr double kMomentsOfValue = 5;     // instructions in which conv_sm90 sums a value and its square
+constexpr double kLanes = 128;            // of an SM, each an instruction a clock
+constexpr double kL2Latency = 700;        // clocks from a load to its use
+constexpr double kHopperSmemClock = 115;  // bytes a clock of an SM's shared memory, nine tenths of what it has
+constexpr double kPortBytesClock = 64;    // that an SM takes of what a cluster brings together
+constexpr double kBlockEpilogues = 2000;  // clocks: both convolutions' of a tile that no other tile hides
+constexpr double kFullWarps = 8;          // an SM reaches its share from this many warps on
+constexpr double kOneWarp = 0.3;          // of the share that is left when there are next to none
+constexpr double kPrologueStep = 1.25;    // a step's time when its pixels pass through registers first
+constexpr int32_t kThreadsPerSm = 512;    // that fit with 128 registers each
+constexpr int32_t kReservedSmem = 1024;   // bytes a block, taken by CUDA
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,226 @@
+"""Which cases reach every kernel: problems, the engine that is asked for, and the kernel that the plan then names."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ... import ops
+from . import problems
+from .problems import CONV_MODES, PASSES, Problem, Shape
+
+Case = dict[str, Any]
+
+CUDA_ENGINE, CPU_ENGINE, CPU_ISA = "RESNET_FUSED_CUDA_ENGINE", "RESNET_FUSED_CPU_ENGINE", "RESNET_FUSED_CPU_ISA"
+TENSOR_CORE_KINDS = ("float16", "bfloat16", "tf32")
+SCALAR_KINDS = ("float32", "float16", "bfloat16", "float64")
+#: Of each kernel and engine so many shapes run, small ones and large ones.
+MOST_SMALL, MOST_LARGE = 3, 2
+PASS_FAMILIES = tuple(dict.fromkeys(file for _, file in PASSES.values()))
+TORCH = "torch + passes"
+
+
+def case_of(problem: Problem, engine: str, kernel: str, family: str) -> Case:
+    """JSON: what a process needs to run the problem, and what the report calls it."""
+    return {
+        "case": f"{engine or 'planned'} {problem.name}",
+        "op": problem.op,
+        "mode": problem.mode,
+        "kind": problem.kind_name,
+        "shape": list(problem.shape),
+        "engine": engine,
+        "kernel": kernel,
+        "family": family,
+    }
+
+
+def problem_of(case: Case) -> Problem:
+    """The problem that a case was made of."""
+    op, mode, shape, kind = case["op"], case["mode"], Shape(*case["shape"]), case["kind"]
+    if (op, mode) in CONV_MODES:
+        return Problem(op, mode, shape, kind, CONV_MODES[op, mode])
+    if (op, mode) in PASSES:
+        return Problem(op, mode, shape, kind, PASSES[op, mode][0])
+    return next(Problem(op, mode, shape, kind, p.draw_arguments) for p in problems.blocks(kind, large=False))
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def environment(case: Case, device: str) -> dict[str, str]:
+    """The variables under which the case runs."""
+    if device == "cuda":
+        return {CUDA_ENGINE: case["engine"], "RESNET_FUSED_CUDA_CHECK": "0"}
+    engine, _, isa = case["engine"].partition("-")
+    return {CPU_ENGINE: engine, CPU_ISA: isa}
+
+
+# CUDA
+
+
+def engine_names() -> list[str]:
+    """Every kernel by name, and torch."""
+    return [name for name in ops.cuda_engines().split(", ") if name != "all"]
+
+
+def cuda_engines() -> list[str]:
+    """The same, each tile with its depth whole and in three parts where it can be cut."""
+    engines = []
+    for name in engine_names():
+        tile = re.fullmatch(r"sm\d+:\d+x\d+", name)
+        engines += [f"{name}:1", f"{name}:3"] if tile else [name]
+    return engines
+
+
+def cuda_cases(numbers: list[int], large: bool = True) -> list[Case]:
+    """Of a GPU as ``explain --gpu`` describes it: compute capability, SMs, shared memory of a block and of an SM."""
+    found: list[Case] = []
+    for engine in cuda_engines():
+        with _environment({CUDA_ENGINE: engine}):
+            found += _of_engine(engine, numbers, large)
+    found += [
+        case_of(p, "", f"{file} {kind}{' ' + mode if mode else ''}", file)
+        for (op, mode), (_, file) in PASSES.items()
+        for kind in SCALAR_KINDS
+        for size in ((False, True) if large else (False,))
+        for p in problems.passes(op, mode, kind, size)
+    ]
+    return found
+
+
+def _of_engine(engine: str, numbers: list[int], large: bool) -> Iterator[Case]:
+    for (op, mode), kind in ((m, k) for m in CONV_MODES for k in _kinds(engine)):
+        for size, most in ((False, MOST_SMALL), (True, MOST_LARGE if large else 0)):
+            yield from _few(engine, most, numbers, problems.convolutions(op, mode, kind, size))
+    for kind in ("float16", "bfloat16"):
+        for size in (False, True) if large else (False,):
+            yield from _few(engine, MOST_SMALL, numbers, problems.blocks(kind, size))
+
+
+def _kinds(engine: str) -> tuple[str, ...]:
+    return tuple(problems.KINDS) if engine == "torch" else TENSOR_CORE_KINDS
+
+
+def _few(engine: str, most: int, numbers: list[int], of: Iterable[Problem]) -> Iterator[Case]:
+    """Those problems for which the plan takes the engine's own kernel, so many of each kernel."""
+    count: dict[str, int] = {}
+    for problem in of:
+        kernel, family = cuda_kernel(problem, numbers)
+        if _engine_family(engine, problem) != family:
+            continue
+        count[kernel] = count.get(kernel, 0) + 1
+        if count[kernel] <= most:
+            yield case_of(problem, engine, kernel, family)
+
+
+def _engine_family(engine: str, problem: Problem) -> str:
+    """The family that an engine's name means for a problem."""
+    if engine.startswith("torch"):
+        return TORCH
+    if engine.startswith("sm90"):
+        if problem.op == "basic_block":
+            return "sm90/block_fwd" if engine == "sm90:block" else ""
+        if engine == "sm90:block":
+            return ""
+        return "sm90/conv_rows" if ":rows" in engine else f"sm90/{_sm90_file(problem.mode)}"
+    return f"sm80/{_sm80_file(problem.mode)}" if problem.op != "basic_block" else ""
+
+
+def _sm80_file(mode: str) -> str:
+    return "conv_gradient" if mode == "gradient sums" else "conv_stats" if "statistics" in mode else "conv_fwd"
+
+
+def _sm90_file(mode: str) -> str:
+    return "conv_sm90_stats" if "statistics" in mode else "conv_sm90"
+
+
+def explain(problem: Problem, numbers: list[int]) -> str:
+    """The plan for a problem on that GPU, and why not another, in the words of ``explain --gpu``."""
+    s = problem.shape
+    dtype, tf32 = str(problem.kind.dtype).removeprefix("torch."), problem.kind.tf32
+    if problem.op == "basic_block":
+        return ops.explain_cuda_block([s.n, s.c, s.h, s.w], dtype, True, tf32, numbers)
+    mode = "plain" if problem.mode == "residual" else problem.mode
+    side = (problems.projected(s), [problems.PROJECTED_STRIDE] * 2) if "projection" in mode else ([], [1, 1])
+    residual = problem.mode in ("residual", "prologue", "gradient sums")
+    geometry = ([s.n, s.c, s.h, s.w], [s.k, s.c, s.r, s.r], *s.pairs(), 1)
+    return ops.explain_cuda(*geometry, dtype, mode, *side, residual, True, tf32, numbers)
+
+
+def cuda_kernel(problem: Problem, numbers: list[int]) -> tuple[str, str]:
+    """The kernel that the plan takes, as the report calls it, and its family."""
+    plan = explain(problem, numbers).splitlines()[0]
+    kind = problem.kind_name
+    if plan.startswith("sm90 block"):
+        return f"sm90/block_fwd {problem.shape.c} {kind}", "sm90/block_fwd"
+    match = re.match(r"(sm80|sm90 rows|sm90) (\d+x\d+):", plan)
+    if match is None:
+        return f"{TORCH} {kind} {problem.mode}", TORCH
+    cut = " split" if re.search(r" [1-9]\d* bytes of partial sums", plan) else ""
+    mode = "plain" if problem.mode == "residual" else problem.mode
+    file = {"sm80": _sm80_file(mode), "sm90 rows": "conv_rows", "sm90": _sm90_file(mode)}[match[1]]
+    family = f"{match[1].split()[0]}/{file}"
+    return f"{family} {match[2]} {kind} {mode}{cut}", family
+
+
+def refused(numbers: list[int], found: Iterable[Case]) -> dict[str, str]:
+    """The families that none of the cases reaches on that GPU, and the plan's reason."""
+    reached = {case["family"] for case in found}
+    tried = [problems.convolutions(op, mode, "bfloat16", large=False)[0] for op, mode in CONV_MODES]
+    reasons: dict[str, str] = {}
+    for engine in cuda_engines():
+        for problem in [*tried, problems.blocks("bfloat16", large=False)[0]]:
+            family = _engine_family(engine, problem)
+            if family in reached or not family or family in reasons:
+                continue
+            with _environment({CUDA_ENGINE: engine}):
+                lines = explain(problem, numbers).splitlines()[1:]
+            name = engine.split(":")[0]
+            reasons[family] = next((line.split(": ", 1)[1] for line in lines if f"not {name}" in line), "not planned")
+    return reasons
+
+
+# CPU
+
+
+def cpu_cases(large: bool = True) -> list[Case]:
+    """Of this processor: what each engine takes. An engine is named as RESNET_FUSED_CPU_ENGINE has it."""
+    found: dict[tuple[str, str], Case] = {}
+    sizes = (False, True) if large else (False,)
+    for engine in ("", "direct", "onednn", "composed"):
+        with _environment({CPU_ENGINE: engine}):
+            for op, mode in CONV_MODES:
+                for kind in SCALAR_KINDS:
+                    for p in (p for size in sizes for p in problems.convolutions(op, mode, kind, size)):
+                        name = cpu_engine(p)
+                        found.setdefault((name, p.name), case_of(p, engine, f"cpu/{name} {kind} {mode}", f"cpu/{name}"))
+    return [*found.values(), *_cpu_passes(sizes)]
+
+
+def _cpu_passes(sizes: Iterable[bool]) -> Iterator[Case]:
+    for kind in SCALAR_KINDS:
+        of = [p for size in sizes for p in problems.blocks(kind, size)]
+        of += [p for size in sizes for op, mode in PASSES for p in problems.passes(op, mode, kind, size)]
+        yield from (case_of(p, "", f"cpu/{p.op} {kind}", f"cpu/{p.op}") for p in of)
+
+
+def cpu_engine(problem: Problem) -> str:
+    """The engine that the plan takes for a convolution."""
+    s = problem.shape
+    dtype = str(problem.kind.dtype).removeprefix("torch.")
+    plan = ops.explain_cpu([s.n, s.c, s.h, s.w], [s.k, s.c, s.r, s.r], *s.pairs(), 1, dtype)
+    return plan.partition(":")[0].split()[0]

@@ -1,0 +1,72 @@
+"""A pytest plugin: a hang, or an error after which CUDA is of no more use, costs one test marked ``gpu``, not the rest.
+
+A kernel that does not end cannot be stopped, and after an illegal access every later call of the process fails too. So
+both end the process: with the test's name and with what was found before. Another process can run what is left.
+"""
+
+import faulthandler
+import os
+import sys
+import threading
+
+import pytest
+import torch
+
+LIMIT_S = float(os.environ.get("RESNET_FUSED_GPU_TEST_SECONDS", "60"))
+GRACE_S = 10  # for the report of a hang
+HUNG = 70  # the exit status
+
+_stderr = pytest.StashKey[int]()
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: runs on a CUDA device, within the limits of tests/gpu_guard.py")
+    config.stash[_stderr] = os.dup(2)  # nothing is captured yet
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    if item.get_closest_marker("gpu") is None:
+        return (yield)
+    alarm = threading.Timer(LIMIT_S, give_up, [item])
+    alarm.daemon = True
+    alarm.start()
+    # Where the alarm cannot do its work: whoever hangs holds Python's lock, or the report hangs too.
+    faulthandler.dump_traceback_later(LIMIT_S + GRACE_S, exit=True, file=item.config.stash[_stderr])
+    try:
+        result = yield
+        error = broken_by()
+    finally:
+        alarm.cancel()
+        faulthandler.cancel_dump_traceback_later()
+    if error:
+        pytest.exit(f"{item.nodeid} left CUDA unusable ({error}); run what is left in another process")
+    return result
+
+
+def broken_by():
+    """The error that every call has from now on, if there is one."""
+    if not torch.cuda.is_initialized():
+        return None
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+    return None
+
+
+def give_up(item):
+    """Reports the test and all before it, in a thread beside the one that hangs; then ends the process."""
+    config, plugins = item.config, item.config.pluginmanager
+    plugins.getplugin("capturemanager").suspend_global_capture(in_=True)
+    faulthandler.dump_traceback(config.stash[_stderr])
+    why = f"has not ended within {LIMIT_S:g} s, which ended the process"
+    report = pytest.TestReport(item.nodeid, item.location, {}, "failed", f"{item.nodeid} {why}", "call")
+    config.hook.pytest_runtest_logreport(report=report)
+    reporter = plugins.getplugin("terminalreporter")
+    # Writes files such as --junitxml. The runner would tear fixtures down, which may hang as well.
+    finish = plugins.subset_hook_caller("pytest_sessionfinish", [plugins.getplugin("runner"), reporter])
+    finish(session=item.session, exitstatus=HUNG)
+    config.hook.pytest_terminal_summary(terminalreporter=reporter, exitstatus=HUNG, config=config)
+    sys.stdout.flush()
+    os._exit(HUNG)

@@ -1,0 +1,121 @@
+"""A stand-in for a Hopper GPU, for ``verify --backend stand_in:Hopper``: the op layer of csrc/cuda on emulated kernels.
+
+STAND_IN_FAULTS plants faults, as JSON: {"<engine> <op>": "hang", ...}. Everything that the GPU run must survive:
+
+- ``hang``: the call never returns;
+- ``crash``: the process is killed by a signal;
+- ``sticky``: the call raises a CUDA error, and so does every later call of the process;
+- ``wrong``: one element of the result is off;
+- ``unwritten``: one element is left as it was allocated;
+- ``unsteady``: the second result has other bits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cuda_on_cpu import op_layer
+from cuda_primitives.cases import all_cases
+
+from resnet_fused.cli.verify.backends import Cpu
+from resnet_fused.cli.verify.processes import Unit
+from resnet_fused.cli.verify.truth import outputs_of
+
+STICKY = "CUDA error: an illegal memory access was encountered"
+#: sm_90 with few SMs, so that persistent kernels go round several times over small tensors.
+NUMBERS = [90, 4, 232448, 233472]
+
+
+class Hopper(Cpu):
+    def __init__(self) -> None:
+        self.engine = os.environ.get("RESNET_FUSED_CUDA_ENGINE", "")
+        self.faults = json.loads(os.environ.get("STAND_IN_FAULTS", "{}"))
+        self.layer = op_layer.Layer(op_layer.load(), NUMBERS, self.engine)  # compiles what has changed
+        self.broken, self.calls = False, 0
+
+    def call(self, op: str, *args: Any) -> Any:
+        if self.broken:
+            raise RuntimeError(STICKY)
+        self.calls += 1
+        return self._with_fault(f"{self.engine} {op}", self.layer.call(self._op(op), *args))
+
+    def _op(self, name: str) -> Any:
+        return getattr(getattr(torch.ops, op_layer.NAME), name).default
+
+    def _with_fault(self, call: str, result: Any) -> Any:
+        fault = self.faults.get(call)
+        if fault == "hang":
+            time.sleep(3600)
+        if fault == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if fault == "sticky":
+            self.broken = True
+            raise RuntimeError(STICKY)
+        output = outputs_of(result)[0]
+        first = output.as_strided((output.numel(),), (1,))  # in the order of memory, whatever the format
+        if fault == "wrong":
+            first[len(first) // 2] += 1
+        if fault == "unwritten":
+            first[-1] = float("nan")
+        if fault == "unsteady" and self.calls % 2 == 0:
+            first[0] += torch.finfo(first.dtype).eps * first[0].abs()
+        return result
+
+    def healthy(self) -> bool:
+        return not self.broken
+
+    def facts(self) -> dict[str, Any]:
+        return {"device": "cuda", "name": "an emulated GPU", "capability": "9.0", "numbers": NUMBERS}
+
+
+# What build_tools/gpu.py asks of a stand-in, stage by stage.
+
+TESTED = [[os.environ.get("STAND_IN_TESTS", "tests/rehearsal.py")]]
+BENCHMARK = "stand_in:benchmark"
+PRIMITIVES = ("ldmatrix_x4", "cvt_rn_bf16_f32")  # two that are quick to emulate
+
+
+def chosen(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The two smallest cases of each family, of one engine and op: the emulator takes seconds for more."""
+    first = {case["family"]: (case["engine"], case["op"]) for case in reversed(found)}
+    small: dict[str, list[dict[str, Any]]] = {}
+    for case in sorted(found, key=lambda case: math.prod(case["shape"][:4])):
+        if (case["engine"], case["op"]) == first[case["family"]]:
+            small.setdefault(case["family"], []).append(case)
+    return [case for cases in small.values() for case in cases[:2]]
+
+
+def primitives(folder: Path) -> list[Unit]:
+    named = [case.name for case in all_cases() if case.primitive in PRIMITIVES]
+    cases = tuple({"case": name} for name in named)
+    return [Unit("primitives", "stand_in:run_primitives", cases, {"folder": str(folder)})]
+
+
+def run_primitives(options: dict[str, Any]) -> Any:
+    from cuda_primitives import emulator
+
+    loaded, cases = emulator.load(), {case.name: case for case in all_cases()}
+
+    def run(of: dict[str, Any]) -> dict[str, Any]:
+        output, _ = emulator.run(loaded, cases[of["case"]])
+        np.save(Path(options["folder"]) / f"{of['case']}.npy", output)
+        why = cases[of["case"]].mismatch(output)
+        return {"status": "wrong", "why": why} if why else {"status": "pass"}
+
+    return run
+
+
+def benchmark(out: Path, **arguments: Any) -> None:
+    """Leaves a file as benchmarks do; the one of the faults' engine never ends."""
+    engine = os.environ.get("RESNET_FUSED_CUDA_ENGINE", "")
+    if json.loads(os.environ.get("STAND_IN_FAULTS", "{}")).get(f"{engine} benchmark") == "hang":
+        time.sleep(3600)
+    (out / f"{'-'.join(map(str, arguments.values()))}.json".replace(" ", "")[:80]).write_text(json.dumps(arguments))

@@ -1,0 +1,144 @@
+"""conv_bn_relu_pool of csrc/cuda/ops.cpp on CPU tensors: a convolution, then one pooling kernel, emulated."""
+
+from __future__ import annotations
+
+import cuda_on_cpu
+import pytest
+import torch
+from test_cuda_op_layer import DTYPES, ENGINES, FORMATS, batch_norm, check, layer, library, randn
+
+from resnet_fused import ops, reference
+
+if reason := cuda_on_cpu.missing():
+    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
+
+__all__ = ["layer", "library"]
+
+IMAGENET = ([7, 7], 2, 3, [3, 3], [2, 2], [1, 1])  # filter, stride, padding; the pooling's window, stride, padding
+by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+by_format = pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "nhwc"])
+
+
+def stem(x, k, geometry=IMAGENET, *, biased=False, normed=True):
+    """The op's arguments up to the pooling's."""
+    r, stride, padding, *pool = geometry
+    weight = (randn(k, x.shape[1], *r) / (x.shape[1] * r[0] * r[1]) ** 0.5).to(x.dtype)
+    bias = randn(k, dtype=x.dtype) if biased else None
+    bn = batch_norm(k, torch.float64 if x.dtype is torch.float64 else torch.float32)
+    bn = bn if normed else [None] * 4 + [0.0]
+    return [x, weight, bias, *bn, [stride] * 2, [padding] * 2, [1, 1], 1, *pool]
+
+
+def check_stem(on, args, kernels=(), tf32=False):
+    """Eager's value and memory format, by torch's convolution or the kernels given, then one pooling kernel."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        on.conv_bn_relu_pool(*args, False, tf32)
+    assert sum(event.name == "aten::convolution" for event in profile.events()) == (not kernels)
+    check(on.conv_bn_relu_pool, reference.conv_bn_relu_pool, args, tf32)
+    for report in on.reports[-2:]:
+        assert [name.split("<")[0] for name in report["launched"]] == [*kernels, "bn_pool_kernel"]
+
+
+@by_dtype
+@by_format
+@pytest.mark.parametrize("size", [(12, 12), (13, 9), (1, 1)], ids=str)
+@pytest.mark.parametrize("k", [64, 5])
+def test_an_imagenet_stem(layer, dtype, memory_format, size, k):
+    """Three channels, in every engine torch's convolution: BatchNorm and ReLU are the pooling's."""
+    x = randn(2, 3, *size, dtype=dtype, memory_format=memory_format)
+    for engine in ("", "sm90"):
+        check_stem(layer("h200", engine), stem(x, k))
+
+
+@by_dtype
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_bias(layer, dtype, normed):
+    x = randn(2, 3, 11, 10, dtype=dtype)
+    check_stem(layer(), stem(x, 16, biased=True, normed=normed))
+
+
+# As op: a window of 2x3, strides and paddings that differ; windows without overlap; one for each row of the image.
+WINDOWS = [
+    ([2, 3], [1, 2], [1, 0]),
+    ([2, 2], [2, 2], [0, 0]),
+    ([3, 3], [5, 4], [1, 1]),
+    ([40000, 1], [1, 1], [20000, 0]),
+]
+
+
+@by_dtype
+@by_format
+@pytest.mark.parametrize("pool", WINDOWS, ids=str)
+def test_other_windows(layer, dtype, memory_format, pool):
+    x = randn(2, 3, 8, 9, dtype=dtype, memory_format=memory_format)
+    check_stem(layer(), stem(x, 8, ([3, 3], 1, 1, *pool)))
+
+
+def test_a_window_whose_elements_a_byte_cannot_number(layer):
+    """17 x 17 elements: training, which keeps their numbers, refuses it."""
+    x = randn(1, 3, 20, 19, dtype=torch.float16)
+    check_stem(layer(), stem(x, 8, ([3, 3], 1, 1, [17, 17], [2, 3], [8, 4])))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@by_format
+@pytest.mark.parametrize(("gpu", "engine", "last"), ENGINES[1:4], ids=[f"{g}-{e}" for g, e, _ in ENGINES[1:4]])
+def test_a_convolution_of_ours(layer, dtype, memory_format, gpu, engine, last):
+    """64 channels: BatchNorm and ReLU are in its epilogue, and nothing is normalised twice."""
+    x = randn(2, 64, 9, 7, dtype=dtype, memory_format=memory_format)
+    args = stem(x, 72, ([3, 3], 1, 1, *IMAGENET[3:]), biased=True)
+    kernels = ["conv_fwd_kernel", last] if last == "conv_finish_kernel" else [last]
+    check_stem(layer(gpu, engine), args, kernels)
+
+
+@by_dtype
+@by_format
+def test_values_that_are_no_numbers(layer, dtype, memory_format):
+    """NaN and infinities of the image, and of the BatchNorm, where a window has others beside them."""
+    x = randn(2, 3, 17, 15, dtype=dtype, memory_format=memory_format)
+    x[0, 0, 3, 4], x[1, 1, 12, 2], x[1, 2, 2, 12] = torch.nan, torch.inf, -torch.inf
+    args = stem(x, 16)
+    args[3][0], args[4][1], args[4][2], args[6][3] = torch.nan, torch.inf, -torch.inf, torch.inf
+    check_stem(layer(), args)
+    out = layer().conv_bn_relu_pool(*args, False, False)
+    assert out[:, 0].isnan().all()
+    assert out[0, 4].isnan().any()
+    assert not out[0, 4].isnan().all()
+
+
+@pytest.mark.parametrize(("gpu", "engine", "last"), ENGINES[:2])
+@by_format
+def test_no_images(layer, gpu, engine, last, memory_format):
+    for c in (3, 64):
+        x = torch.empty(0, c, 12, 12, dtype=torch.float16).contiguous(memory_format=memory_format)
+        on = layer(gpu, engine)
+        out = on.conv_bn_relu_pool(*stem(x, 64), False, False)
+        assert out.shape == (0, 64, 3, 3)
+        assert out.dtype == x.dtype
+        assert on.reports[-1]["launched"] == []
+
+
+def test_views(layer):
+    """Every second pixel, an expanded image, an odd address."""
+    base = randn(2, 3, 24, 26, dtype=torch.bfloat16)
+    args = stem(base, 8)
+    flat = randn(1 + base.numel(), dtype=torch.bfloat16)
+    for x in (base[:, :, ::2, 1::2], base[:1].expand(2, -1, -1, -1), flat[1:].view(base.shape)):
+        check_stem(layer(), [x, *args[1:]])
+
+
+@pytest.mark.parametrize("schedule", ["rotate", "random"])
+def test_other_schedules(layer, schedule):
+    x = randn(2, 3, 12, 12, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    check_stem(layer("a100", "", schedule), stem(x, 64))
+
+
+def test_refusals_are_the_cpus(layer):
+    args = stem(randn(1, 3, 12, 12), 8)
+    for pool in (([3, 3], [2, 2], [2, 2]), ([9, 9], [1, 1], [1, 1]), ([3, 3], [0, 1], [1, 1])):
+        bad = [*args[:-3], *pool, False, False]
+        with pytest.raises(RuntimeError) as cpu:
+            ops.conv_bn_relu_pool(*bad)
+        with pytest.raises(RuntimeError) as ours:
+            layer().conv_bn_relu_pool(*bad)
+        assert str(ours.value) == str(cpu.value)

@@ -1,0 +1,93 @@
+"""tests/gpu_guard.py, with a hang and a broken device planted: pytest in a process of its own, without a GPU."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gpu_guard
+import pytest
+
+# In place of torch: a device that a test can break.
+DEVICE = """
+class cuda:
+    broken = False
+    is_initialized = staticmethod(lambda: True)
+
+    @staticmethod
+    def synchronize():
+        if cuda.broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\\nmore")
+"""
+TESTS = """
+import ctypes, time, pytest, torch
+
+@pytest.mark.gpu
+def test_before():
+    assert False, "found before"
+
+def test_without_a_limit():
+    time.sleep(1.5)
+
+@pytest.mark.gpu
+def test_planted():
+    {}
+
+@pytest.mark.gpu
+def test_after():
+    open("after", "w").close()
+"""
+
+
+def run(tmp_path, planted):
+    (tmp_path / "torch.py").write_text(DEVICE)
+    (tmp_path / "gpu_guard.py").write_text(Path(gpu_guard.__file__).read_text())
+    (tmp_path / "conftest.py").write_text("import gpu_guard\ndef pytest_configure(config):\n"
+                                          "    config.pluginmanager.register(gpu_guard)\n")  # fmt: skip
+    (tmp_path / "test_it.py").write_text(TESTS.format(planted))
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--junitxml=found.xml", "test_it.py"]
+    ours = {"RESNET_FUSED_GPU_TEST_SECONDS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "COLUMNS": "200"}
+    environment = {**os.environ, "PYTEST_ADDOPTS": "", **ours}
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_a_hang_is_reported_with_all_before_it(tmp_path):
+    done = run(tmp_path, "print('.'); time.sleep(60)")
+    assert done.returncode == gpu_guard.HUNG, done.stdout + done.stderr
+    assert "test_it.py::test_planted has not ended within 1 s" in done.stdout
+    assert "found before" in done.stdout
+    assert "in test_planted" in done.stderr, "where it hangs"
+    assert not (tmp_path / "after").exists()
+    xml = (tmp_path / "found.xml").read_text()
+    assert "test_planted has not ended" in xml and "found before" in xml
+
+
+def test_a_hang_that_holds_pythons_lock_ends_too(tmp_path):
+    done = run(tmp_path, "ctypes.PyDLL(None).sleep(60)")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Timeout" in done.stderr and "in test_planted" in done.stderr
+
+
+@pytest.mark.parametrize("planted", ["torch.cuda.broken = True", "torch.cuda.broken = True; torch.cuda.synchronize()"])
+def test_a_broken_device_ends_the_process(tmp_path, planted):
+    """Also where only a later call would have met the error."""
+    done = run(tmp_path, planted)
+    assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout + done.stderr
+    assert "test_it.py::test_planted left CUDA unusable (CUDA error: an illegal memory access" in done.stdout
+    assert "found before" in done.stdout
+    assert not (tmp_path / "after").exists()
+    assert (tmp_path / "found.xml").exists()
+
+
+def test_a_test_that_fails_is_not_the_last(tmp_path):
+    done = run(tmp_path, "raise RuntimeError('CUDA error: invalid argument')")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert (tmp_path / "after").exists()
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("test_cuda_*.py")), ids=lambda file: file.stem)
+def test_processes_that_gpu_tests_start_have_a_limit(file):
+    for call in ast.walk(ast.parse(file.read_text())):
+        if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("subprocess."):
+            assert "timeout" in [keyword.arg for keyword in call.keywords], f"{file.name}:{call.lineno}"

@@ -1,0 +1,201 @@
+"""``build_tools/gpu.py`` from end to end without a GPU: a stand-in for one, and everything that can go wrong on one."""
+
+from __future__ import annotations
+
+import collections
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import cuda_on_cpu
+import pytest
+import torch
+
+from build_tools import gpu_stages, sources
+
+if reason := cuda_on_cpu.missing():
+    pytest.skip(f"the stand-in for a GPU needs a compiler: {reason}", allow_module_level=True)
+
+from cuda_on_cpu import op_layer
+from cuda_primitives import emulator
+
+ROOT = Path(__file__).parents[1]
+SECONDS = 900  # far more than it takes: the limit of a test that hangs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled():
+    op_layer.load()
+    emulator.load()
+
+
+def rehearse(out, *arguments, **environment):
+    """The status, what was printed, and each case's result."""
+    command = [sys.executable, "build_tools/gpu.py", "--out", out, "--backend", "stand_in:Hopper", "--jobs", "2"]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), **environment}
+    done = subprocess.run(
+        [*command, "--seconds", "600", "--case-seconds", "20", *arguments],
+        cwd=ROOT, env=variables, capture_output=True, text=True, timeout=SECONDS,
+    )  # fmt: skip
+    lines = (out / "results.jsonl").read_text().splitlines()
+    return done.returncode, done.stdout + done.stderr, [json.loads(line) for line in lines]
+
+
+def test_a_run_in_which_everything_is_right(tmp_path):
+    status, text, results = rehearse(tmp_path, STAND_IN_TESTS="tests/rehearsal.py::test_right")
+    assert status == 0, text
+    assert {r["status"] for r in results} == {"pass"}
+    stages = collections.Counter(r["stage"] for r in results)
+    for stage in ("primitives", "truths", "first case of each family", "every case", "tests", "layers", "training"):
+        assert stages[stage], stage
+    families = {r["family"] for r in results if r["stage"] == "first case of each family"}
+    assert {"sm80/conv_fwd", "sm90/conv_sm90", "sm90/conv_rows", "sm90/block_fwd", "pool/bn_pool"} < families
+    files = sorted(path.name for path in (tmp_path).iterdir())
+    assert len(files) <= 8
+    assert {"summary.txt", "results.jsonl", "report.json", "benchmarks.tar.gz", "logs.tar.gz"} < set(files)
+    assert any(name.startswith("primitives-") for name in files)
+    assert (tmp_path / "summary.txt").read_text().splitlines()[-1] == "passed"
+    with tarfile.open(tmp_path / "benchmarks.tar.gz") as archive:
+        assert any(name.endswith(".json") for name in archive.getnames())
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["verdict"] == "right"
+    assert report["environment"]["device"]["capability"] == "9.0"
+
+
+FAULTS = {
+    "sm80 conv_bn_act": "wrong",
+    "sm80 conv_stats": "unwritten",
+    "sm90 conv_bn_act": "hang",
+    "sm90:rows conv_bn_act": "crash",
+    "sm90:block basic_block": "sticky",
+    " bn_act_backward": "unsteady",
+}
+ENDS = {"wrong": "wrong", "unwritten": "wrong", "hang": "hang", "crash": "died", "sticky": "error", "unsteady": "wrong"}
+
+
+def test_a_run_in_which_everything_goes_wrong(tmp_path):
+    """Each fault costs its own cases, is named, and is looked into; the rest runs; nothing is timed."""
+    environment = {"STAND_IN_FAULTS": json.dumps(FAULTS)}
+    status, text, results = rehearse(tmp_path, "--case-seconds", "6", **environment)
+    assert status == 1, text
+    first = {f"{r['engine']} {r['op']}": r for r in results if r["stage"] == "first case of each family"}
+    for call, r in first.items():
+        assert r["status"] == ENDS.get(FAULTS.get(call), "pass"), (call, r)
+    assert "1 are NaN" in first["sm80 conv_stats"]["why"]
+    assert "signal SIGSEGV" in first["sm90:rows conv_bn_act"]["why"]
+    assert "illegal memory access" in first["sm90:block basic_block"]["why"]
+    assert "other bits in call" in first[" bn_act_backward"]["why"]
+    report = json.loads((tmp_path / "report.json").read_text())
+    rest = [r for r in report["results"] if r["family"] == "sm90/conv_sm90" and r["status"] != "hang"]
+    assert {r["why"] for r in rest} == {"the family's first case hung or crashed"}
+    bisected = [r["case"] for r in results if r["stage"] == "bisect"]
+    assert any(name.startswith("without overlap: sm90 conv_bn_act") for name in bisected)
+    assert report["verdict"] == "wrong"
+    with tarfile.open(tmp_path / "mismatches.tar.gz") as archive:
+        assert any("sm80_conv_bn_act" in name for name in archive.getnames())
+    tests = {r["case"].partition("::")[2]: r["status"] for r in results if r["stage"] == "tests"}
+    assert tests == {
+        "test_right": "pass",
+        "test_wrong": "wrong",
+        "test_hang": "hang",
+        "test_after_a_hang[morning]": "pass",
+        "test_after_a_hang[evening]": "pass",
+        "test_sticky": "error",
+        "test_after_a_cuda_error": "pass",
+        "test_crash": "died",
+        "test_skipped": "refused",
+        "test_last": "pass",
+    }
+    assert not any(r["stage"] == "layers" for r in results)
+    assert "not timed, as these stages failed: kernels, tests" in text
+
+
+def test_a_benchmark_that_hangs_costs_itself(tmp_path):
+    environment = {"STAND_IN_FAULTS": json.dumps({"sm80:64x64 benchmark": "hang"})}
+    status, text, results = rehearse(tmp_path, "--stage", "time", "--seconds", "100", **environment)
+    assert status == 1, text
+    ends = {r["case"]: r["status"] for r in results if r["stage"] in ("layers", "peers", "networks")}
+    assert ends["gpu_kernels sm80:64x64"] in ("hang", "not run")
+    assert ends["gpu_kernels planned"] == ends["gpu_kernels all"] == ends["gpu_models all"] == "pass"
+
+
+def test_a_run_without_time_says_so(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "build_tools/gpu.py", "--seconds", "5", "--out", tmp_path],
+        cwd=ROOT, capture_output=True, text=True, timeout=SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "--seconds is 5; 30 at least" in done.stderr
+
+
+def test_benchmarks_take_what_the_stages_ask_of_them(monkeypatch):
+    """The stand-in replaces the benchmarks: their functions take these arguments, and know these names."""
+    asked = []
+    monkeypatch.setattr(gpu_stages, "_calls", lambda run, stage, seconds, calls: asked.extend(calls) or True)
+    for stage in (gpu_stages.layers, gpu_stages.peers, gpu_stages.networks, gpu_stages.training, gpu_stages.compiled):
+        assert stage(None, 100.0)
+    assert len(asked) > 20
+    for name, call, arguments, environment in asked:
+        module, _, function = call.partition(":")
+        module = importlib.import_module(module)
+        inspect.signature(getattr(module, function)).bind(out=None, **arguments)
+        assert set(arguments["contenders"]) <= set(module.CONTENDERS), name
+        assert set(arguments.get("layers", ())) <= set(getattr(module, "LAYERS", ())), name
+        assert environment["RESNET_FUSED_CUDA_ENGINE"] in ("", arguments["engine"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_it_says_so_and_builds_nothing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "build_tools/gpu.py", "--seconds", "300", "--out", tmp_path],
+        cwd=ROOT, capture_output=True, text=True, timeout=SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 1
+    lines = (tmp_path / "summary.txt").read_text().splitlines()
+    assert any(line.startswith("no GPU that torch can use: ") for line in lines), lines
+    assert lines[-1] == "FAILED: machine"
+    assert not any("library" in line for line in lines)
+
+
+def test_libraries_of_other_sources_are_not_used(monkeypatch):
+    """A digest of the sources decides, as there may be no git."""
+    said = []
+    run = SimpleNamespace(say=said.append)
+    monkeypatch.setattr(sources, "built", lambda: ("another digest", "a commit"))
+    assert not gpu_stages._loads(run)
+    assert said == ["no libraries of these sources are here"]
+    monkeypatch.setattr(sources, "built", lambda: (sources.digest(), "a commit"))
+    if torch.version.cuda is None:
+        assert not gpu_stages._loads(run)
+        assert "this torch was built without CUDA" in said[-1]
+
+
+def test_a_command_that_takes_too_long_dies_with_its_children(tmp_path):
+    log = tmp_path / "log"
+    sleep = "import os, time; print(os.getpid(), flush=True); time.sleep(3600)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleep!r}])"
+    assert gpu_stages.limited([sys.executable, "-c", "print(2)"], 60, log, dict(os.environ)) == 0
+    assert log.read_text() == "2\n"
+    assert gpu_stages.limited([sys.executable, "-c", code], 5, log, dict(os.environ)) is None
+    state = Path(f"/proc/{log.read_text().strip()}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_the_digest_is_of_what_is_compiled(tmp_path):
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "build_tools").mkdir()
+    for name in ("csrc/a.cu", "setup.py", "build_tools/ninja_file.py"):
+        (tmp_path / name).write_text("x")
+    before = sources.digest(tmp_path)
+    (tmp_path / "README.md").write_text("words")
+    assert sources.digest(tmp_path) == before
+    (tmp_path / "csrc/a.cu").write_text("y")
+    changed = sources.digest(tmp_path)
+    (tmp_path / "csrc/a.cu").rename(tmp_path / "csrc/b.cu")
+    assert len({before, changed, sources.digest(tmp_path)}) == 3

@@ -1,0 +1,262 @@
+"""``python -m resnet_fused verify``: its processes, its cases, and what it makes of the results."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_fused import ops, reference
+from resnet_fused.cli._gpus import GPUS
+from resnet_fused.cli.verify import cases, problems, processes, report, truth
+from resnet_fused.cli.verify.processes import Limits, Unit
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+
+
+# The processes
+
+
+def work(options):
+    """Of a child: what each case's name says."""
+
+    def run(case):
+        name = case["case"].split()[0]
+        if name == "hang":
+            time.sleep(3600)
+        if name == "crash":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name == "leave":
+            os._exit(3)
+        if name == "raise":
+            raise ValueError("no such\n  thing")
+        if name == "sticky":
+            return {"status": "error", "why": "sticky", "fatal": True}
+        return {"status": "pass", "pid": os.getpid(), "options": options, "variable": os.environ.get("VARIABLE")}
+
+    return run
+
+
+def slow_start(options):
+    time.sleep(3600)
+
+
+def run(names, tmp_path, work="test_verify:work", limits=Limits(60, 2, 100), fork=False, **of_unit):  # noqa: B008
+    unit = Unit("a unit", work, tuple({"case": name} for name in names), {"a": 1}, {"VARIABLE": "set"}, **of_unit)
+    return processes.run([unit], tmp_path, limits, fork=fork)
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    """This module, by the processes."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests"))
+
+
+def test_results_come_in_order_and_by_one_process(tmp_path):
+    results = run(["pass 1", "raise", "pass 2"], tmp_path)
+    assert [r["status"] for r in results] == ["pass", "error", "pass"]
+    assert results[0]["pid"] == results[2]["pid"] != os.getpid()
+    assert results[0]["options"] == {"a": 1}
+    assert results[0]["variable"] == "set"
+    assert results[1]["why"] == "ValueError: no such thing"
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "why"),
+    [("hang", "hang", "nothing after 2 s"), ("crash", "died", "signal SIGKILL"), ("leave", "died", "exit status 3")],
+)
+def test_what_ends_a_process_costs_its_case(tmp_path, name, status, why):
+    results = run(["pass 1", name, "pass 2"], tmp_path)
+    assert [r["status"] for r in results] == ["pass", status, "pass"]
+    assert results[1]["why"].startswith(why)
+    assert results[0]["pid"] != results[2]["pid"]
+
+
+def test_a_broken_device_gets_a_new_process_and_costs_no_patience(tmp_path):
+    names = ["sticky 1", "sticky 2", "sticky 3", "pass"]
+    assert [r["status"] for r in run(names, tmp_path)] == ["error"] * 3 + ["pass"]
+
+
+def test_after_some_failures_the_rest_of_a_unit_does_not_run(tmp_path):
+    results = run(["crash 1", "pass", "crash 2", "pass 2"], tmp_path, most_failures=2)
+    assert [r["status"] for r in results] == ["died", "pass", "died", "not run"]
+    assert results[3]["why"] == "2 cases before it hung or crashed"
+
+
+def test_a_process_that_does_not_start_is_a_hang(tmp_path):
+    results = run(["1", "2"], tmp_path, "test_verify:slow_start", Limits(1, 60, 100), most_failures=1)
+    assert [r["status"] for r in results] == ["hang", "not run"]
+    assert results[0]["why"] == "nothing after 1 s of starting"
+
+
+def test_when_the_time_is_over_the_rest_does_not_run(tmp_path):
+    begin = time.monotonic()
+    units = [Unit(str(i), "test_verify:work", ({"case": "hang"}, {"case": "pass"})) for i in range(3)]
+    results = processes.run(units, tmp_path, Limits(60, 60, 8), fork=False)
+    assert time.monotonic() - begin < 40
+    assert [r["status"] for r in results] == ["not run"] * 6
+    assert {r["why"] for r in results} <= {"the time ended while it ran", "no time was left"}
+
+
+def test_forked_processes_do_the_same(tmp_path):
+    """In a process that has computed nothing, as verify's own."""
+    code = (
+        "import json, sys; from pathlib import Path; from test_verify import run\n"
+        "names = ['pass 1', 'hang', 'sticky', 'crash', 'pass 2']\n"
+        "print(json.dumps(run(names, Path(sys.argv[1]), fork=True, most_failures=5)))"
+    )
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+        timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [r["status"] for r in json.loads(done.stdout)] == ["pass", "hang", "error", "died", "pass"]
+
+
+# The cases
+
+#: As the table of trust names them.
+FAMILIES = {line.partition(":")[0] for line in ops.explain_trust(90).splitlines()}
+ON_HOPPER = {*FAMILIES, cases.TORCH}
+
+
+def kernels_of(numbers, large=False):
+    kernels = collections.defaultdict(set)
+    for case in cases.cuda_cases(numbers, large):
+        kernels[case["family"]].add(case["kernel"])
+    return kernels
+
+
+def test_every_family_has_cases_where_it_runs():
+    assert set(kernels_of(GPUS["h200"])) == ON_HOPPER
+    of_ampere = set(kernels_of(GPUS["a100"]))
+    assert of_ampere == {family for family in ON_HOPPER if not family.startswith("sm90")}
+    refused = cases.refused(GPUS["a100"], cases.cuda_cases(GPUS["a100"], large=False))
+    assert set(refused) == ON_HOPPER - of_ampere
+    assert all("the GPU is sm_80" in why for why in refused.values())
+
+
+def test_every_tile_dtype_and_mode_has_a_case():
+    """The names that the engine variable takes, by every kind of numbers that tensor cores have."""
+    kernels = kernels_of(GPUS["h200"])
+    for tile in ("128x128", "128x64", "64x64"):
+        for kind in cases.TENSOR_CORE_KINDS:
+            for mode in ("plain", "prologue", "projection", "projection prologue"):
+                for cut in ("", " split"):
+                    assert f"sm80/conv_fwd {tile} {kind} {mode}{cut}" in kernels["sm80/conv_fwd"]
+            for mode in ("statistics", "prologue statistics"):
+                assert f"sm80/conv_stats {tile} {kind} {mode}" in kernels["sm80/conv_stats"]
+            assert f"sm80/conv_gradient {tile} {kind} gradient sums" in kernels["sm80/conv_gradient"]
+    for tile in ("256x128", "256x64", "128x128"):
+        assert {f"sm90/conv_sm90 {tile} {kind} plain" for kind in ("float16", "bfloat16")} <= kernels["sm90/conv_sm90"]
+    assert len(kernels["sm90/conv_rows"]) == 10
+    assert len(kernels["sm90/block_fwd"]) == 4
+
+
+def test_a_case_is_its_problem_again():
+    for case in cases.cuda_cases(GPUS["h200"]) + cases.cpu_cases(large=False):
+        problem = cases.problem_of(json.loads(json.dumps(case)))
+        assert case["case"] == f"{case['engine'] or 'planned'} {problem.name}"
+    names = [case["case"] for case in cases.cuda_cases(GPUS["h200"])]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_arguments_are_the_definitions(kind):
+    """Each op's arguments fit its definition, are the same every time, and give what the op gives."""
+    of = [p for op, mode in problems.PASSES for p in problems.passes(op, mode, kind, False)[:1]]
+    of += [p for op, mode in problems.CONV_MODES for p in problems.convolutions(op, mode, kind, False)[:1]]
+    for problem in [*of, problems.blocks(kind, False)[0]]:
+        args, again = problem.arguments(), problem.arguments()
+        assert all(torch.equal(a, b) for a, b in zip(args, again, strict=True) if isinstance(a, torch.Tensor))
+        results = truth.outputs_of(getattr(reference, problem.op)(*args))
+        shapes = [y.shape for y in truth.outputs_of(getattr(ops, problem.op)(*args, *problem.how()))]
+        assert [y.shape for y in results] == shapes, problem.name
+
+
+def test_a_truth_allows_eager_and_little_more():
+    problem = problems.convolutions("conv_bn_act", "residual", "bfloat16", False)[0]
+    known = truth.compute(problem, CPU)
+    eager = reference.conv_bn_act(*problem.arguments())
+    error = (eager.double() - known.outputs[0]).abs().max().item()
+    assert 0 < error < known.allowed[0] < 50 * error
+
+
+def test_a_truth_of_tf32_allows_its_rounding():
+    args = ("conv_bn_act", "plain")
+    exact, rounded = (truth.compute(problems.convolutions(*args, k, False)[0], CPU) for k in ("float32", "tf32"))
+    assert 20 * exact.allowed[0] < rounded.allowed[0] < 0.05
+
+
+# The report
+
+
+def result(family, status, **more):
+    return {"family": family, "kernel": f"{family} a", "case": "a case", "status": status, **more}
+
+
+def test_the_verdict():
+    assert report.verdict([result("a", "pass"), result("b", "pass")]) == "right"
+    assert report.verdict([result("a", "pass"), result("b", "not run")]) == "incomplete"
+    assert report.verdict([]) == "incomplete"
+    for bad in ("wrong", "error", "hang", "died"):
+        assert report.verdict([result("a", "pass"), result("b", bad), result("c", "not run")]) == "wrong"
+
+
+def test_the_table():
+    timed = result("a", "pass", ours_us=10.0, torch_us=25.0)
+    results = [result("a", "pass"), result("a", "pass"), timed, result("b", "hang"), result("b", "not run")]
+    head, *rows = report.table(report.families(results, {"c": "the GPU is sm_80"}))
+    assert head == ("kernels", "compiled", "cases", "right", "wrong", "not run", "against torch")
+    assert rows[0] == ("a", "1", "2", "2", "", "", "2.50x")
+    assert rows[1][3:6] == ("0", "1 hang", "1")
+    assert rows[2][-1] == "refused: the GPU is sm_80"
+    assert report.failures([result("b", "hang", why="nothing after 2 s")]) == ["hang: b a, a case: nothing after 2 s"]
+
+
+# The command
+
+
+def verify(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "resnet_fused", "verify", *map(str, arguments)],
+        cwd=ROOT, env={**os.environ, "COLUMNS": "200", **environment}, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+
+
+def test_the_cpu(tmp_path):
+    done = verify("--device", "cpu", "--quick", "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "right; " in done.stdout.splitlines()[-1]
+    full = json.loads((tmp_path / "report.json").read_text())
+    assert full["verdict"] == "right"
+    families = {row["family"] for row in full["families"]}
+    assert {"cpu/composed", "cpu/onednn", "cpu/basic_block", "cpu/bn_relu_max_pool"} <= families
+    assert full["environment"]["torch"] == torch.__version__
+
+
+def test_only_some_kernels(tmp_path):
+    done = verify("--device", "cpu", "--quick", "--only", "bn_stats float32", "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    full = json.loads((tmp_path / "report.json").read_text())
+    assert {r["kernel"] for r in full["results"]} == {"cpu/bn_stats float32"}
+    done = verify("--device", "cpu", "--only", "tensor cores")
+    assert done.returncode == 2
+    assert "--only 'tensor cores': no kernel's name contains it" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there():
+    done = verify("--device", "cuda")
+    assert done.returncode == 2
+    assert done.stderr.startswith("resnet_fused: --device cuda: ")
