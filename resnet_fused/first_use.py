@@ -17,7 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from . import _library, reference
+from . import (
+    _library,  # noqa: F401  has the schemas
+    reference,
+)
 from .criterion import FLOAT64, TF32Factors, allowed_error
 
 #: The ops that CUDA has kernels for. Each takes its definition's arguments, and those that say how.
@@ -42,12 +45,6 @@ def outcomes() -> dict[str, str]:
     """What this process has checked: device and kernel -> "right", or in which way it was wrong."""
     with _lock:
         return dict(_outcomes)
-
-
-def forget() -> None:
-    """As in a new process, but for what C++ keeps: for tests."""
-    with _lock:
-        _outcomes.clear()
 
 
 class Difference(NamedTuple):
@@ -283,5 +280,4 @@ def _register() -> torch.library.Library:
     return library
 
 
-assert _library is not None  # the schemas are there
 _REGISTERED = _register()

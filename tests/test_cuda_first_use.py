@@ -26,7 +26,7 @@ __all__ = ["layer", "library"]
 @pytest.fixture(autouse=True)
 def _new_process(library):
     """Nothing has been checked, and whatever a kernel does is right until a test says otherwise."""
-    first_use.forget()
+    first_use._outcomes.clear()
     library.set_verified([])
     library.set_check("first")
     yield
@@ -242,7 +242,7 @@ def test_a_wrong_value_that_is_not_finite_is_wrong():
         with pytest.warns(RuntimeWarning, match=r"error inf where \S+ is allowed, output 0, first at \[1, 2, 0, 1\]"):
             verdict = first_use._compare("bn_add_act", got, "a kernel", x, *[None] * 4, 0.0, None, False, False)
         assert verdict == first_use.WRONG
-        first_use.forget()
+        first_use._outcomes.clear()
 
 
 def test_a_pass_within_a_convolution_is_found_wrong(layer, library):
@@ -358,6 +358,40 @@ def test_numbers_that_show_nothing_are_no_evidence(layer, library, hidden):
     assert first_use.outcomes() == {}
     with pytest.warns(RuntimeWarning):
         on.conv_bn_act(*args)
+
+
+@pytest.mark.parametrize("op", ["bn_add_act", "bn_stats", "bn_act_backward_reduce", "bn_relu_max_pool"])
+def test_an_empty_batch_is_eagers(layer, op):
+    x, bn = torch.randn(0, 8, 6, 6), batch_norm(8)
+    args = {
+        "bn_add_act": [x, *bn, None, True],
+        "bn_stats": [x],
+        "bn_act_backward_reduce": [x, x, *bn, None, True],
+        "bn_relu_max_pool": [x, *bn, [3, 3], [2, 2], [1, 1]],
+    }[op]
+    on = layer()
+    on.may_give_up = True
+    found, expected = getattr(on, op)(*args), getattr(ops, op)(*args)
+    for a, b in zip(*map(first_use._list, (found, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+        assert a.dtype == b.dtype
+    assert first_use.outcomes() == {}
+
+
+def test_arguments_that_require_gradients_and_other_modes(layer, compared):
+    """As below an autograd formula of torch's own, under autocast and in inference mode."""
+    on, args = layer("a100", "sm80:64x64:1"), convolution()
+    for tensor in args[:2]:
+        tensor.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.float16):
+        on.library.begin(op_layer.buffers(args), "stay", 1)
+        found = torch.ops.resnet_fused_on_cpu.conv_bn_act(*args)
+        assert not on.library.end()["errors"]
+    assert found.dtype is torch.bfloat16
+    with torch.inference_mode():
+        on.bn_add_act(*addition())
+    assert compared == ["conv_bn_act", "bn_add_act"]
+    assert set(first_use.outcomes().values()) == {"right"}
 
 
 def test_elements_near_a_kink_are_no_error(layer):

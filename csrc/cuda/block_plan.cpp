@@ -48,8 +48,9 @@ BlockPlan make_block_plan(const BlockProblem& problem, const Device& device, con
     if (notes) notes->push_back(sentence("sm90 block: ", words...));
   };
   BlockPlan two;
-  const bool asked = choice.kind == EngineChoice::kAll || (choice.kind == EngineChoice::kSm90 && !choice.tile_m) ||
-                     (choice.kind == EngineChoice::kModel && verified_on(KernelFamily::kBlockFwd, device.arch));
+  const bool asked =
+      choice.kind == EngineChoice::kAll || (choice.kind == EngineChoice::kSm90 && !choice.tile_m) ||
+      (choice.kind == EngineChoice::kModel && is_planned_by_default(KernelFamily::kBlockFwd, device.arch));
   if (!asked && !notes) return two;
   std::string why;
   const BlockFwdShape* shape = shape_for(problem, device, notes ? &why : nullptr);

@@ -118,7 +118,7 @@ KernelFamily sm90_family(const ConvProblem& p) {
 // Whether a family of sm90 takes part: where somebody asks for it, or a committed run shows that it is right and ends.
 bool considers(const EngineChoice& choice, KernelFamily family, const Device& device) {
   return choice.kind == EngineChoice::kSm90 || choice.kind == EngineChoice::kAll ||
-         (choice.kind == EngineChoice::kModel && verified_on(family, device.arch));
+         (choice.kind == EngineChoice::kModel && is_planned_by_default(family, device.arch));
 }
 
 // The plan of sm90/conv_sm90 if it takes part, or else a note on what it would do.

@@ -88,6 +88,10 @@ const Verified* verified_on(KernelFamily family, int32_t arch) {
   return nullptr;
 }
 
+bool is_planned_by_default(KernelFamily family, int32_t arch) {
+  return !waits_on_mbarriers(family) || verified_on(family, arch);
+}
+
 std::string verified_words(KernelFamily family, int32_t arch) {
   if (const Verified* v = verified_on(family, arch))
     return sentence("verified on sm_", arch, ", ", v->date, ", commit ", v->commit, ", ", v->report);

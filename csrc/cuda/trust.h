@@ -37,8 +37,7 @@ constexpr int32_t kKernelFamilies = 13;
 
 const char* name_of(KernelFamily family);  // "sm80/conv_fwd"
 
-// A check of its result cannot end a kernel that waits for ever, as one can that waits on mbarriers: the plan leaves
-// such a family out until the table says that it is verified.
+// Such a kernel can wait for ever, and no check of its result ends it.
 constexpr bool waits_on_mbarriers(KernelFamily family) {
   return family >= KernelFamily::kConvSm90 && family <= KernelFamily::kBlockFwd;
 }
@@ -55,6 +54,8 @@ struct Verified {
 const std::vector<Verified>& verified_kernels();  // trust_table.cpp
 
 const Verified* verified_on(KernelFamily family, int32_t arch);  // null: not verified there
+// Whether it is planned without being asked for: one that waits on mbarriers is where it is verified.
+bool is_planned_by_default(KernelFamily family, int32_t arch);
 // "no GPU has run it yet", "verified on sm_90, 2026-12-01, commit ..., benchmarks/results/..."
 std::string verified_words(KernelFamily family, int32_t arch);
 
