@@ -17,6 +17,7 @@ Case = dict[str, Any]
 CUDA_ENGINE, CPU_ENGINE, CPU_ISA = "RESNET_FUSED_CUDA_ENGINE", "RESNET_FUSED_CPU_ENGINE", "RESNET_FUSED_CPU_ISA"
 TENSOR_CORE_KINDS = ("float16", "bfloat16", "tf32")
 SCALAR_KINDS = ("float32", "float16", "bfloat16", "float64")
+CPU_TIMED = ("float32",)
 #: Of each kernel and engine so many shapes run, small ones and large ones.
 MOST_SMALL, MOST_LARGE = 3, 2
 PASS_FAMILIES = tuple(dict.fromkeys(file for _, file in PASSES.values()))
@@ -200,20 +201,27 @@ def refused(numbers: list[int], found: Iterable[Case]) -> dict[str, str]:
 def cpu_cases(large: bool = True) -> list[Case]:
     """Of this processor: what each engine takes. An engine is named as RESNET_FUSED_CPU_ENGINE has it."""
     found: dict[tuple[str, str], Case] = {}
-    sizes = (False, True) if large else (False,)
     for engine in ("", "direct", "onednn", "composed"):
         with _environment({CPU_ENGINE: engine}):
-            for op, mode in CONV_MODES:
-                for kind in SCALAR_KINDS:
-                    for p in (p for size in sizes for p in problems.convolutions(op, mode, kind, size)):
-                        name = cpu_engine(p)
-                        found.setdefault((name, p.name), case_of(p, engine, f"cpu/{name} {kind} {mode}", f"cpu/{name}"))
-    return [*found.values(), *_cpu_passes(sizes)]
+            for p in _cpu_convolutions(large):
+                name = cpu_engine(p)
+                kernel = f"cpu/{name} {p.kind_name} {p.mode}"
+                found.setdefault((name, p.name), case_of(p, engine, kernel, f"cpu/{name}"))
+    return [*found.values(), *_cpu_passes(large)]
 
 
-def _cpu_passes(sizes: Iterable[bool]) -> Iterator[Case]:
+def _cpu_convolutions(large: bool) -> Iterator[Problem]:
+    """float64 convolutions of large shapes take a CPU minutes: one shape shows the time."""
+    for (op, mode), kind in ((m, k) for m in CONV_MODES for k in SCALAR_KINDS):
+        yield from problems.convolutions(op, mode, kind, large=False)
+        if large and mode == "residual" and kind in CPU_TIMED:
+            yield problems.convolutions(op, mode, kind, large=True)[0]
+
+
+def _cpu_passes(large: bool) -> Iterator[Case]:
     for kind in SCALAR_KINDS:
-        of = [p for size in sizes for p in problems.blocks(kind, size)]
+        sizes = (False, True) if large and kind in CPU_TIMED else (False,)
+        of = problems.blocks(kind, large=False)
         of += [p for size in sizes for op, mode in PASSES for p in problems.passes(op, mode, kind, size)]
         yield from (case_of(p, "", f"cpu/{p.op} {kind}", f"cpu/{p.op}") for p in of)
 
