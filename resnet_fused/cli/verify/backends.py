@@ -51,10 +51,22 @@ class Cpu:
         return {"device": "cpu", "name": cpu_name()}
 
 
+#: Bytes, and how many: free blocks that torch's allocator serves results and workspaces from, small and large ones.
+POISONED = ((1 << 20, 16), (16 << 20, 8), (256 << 20, 2))
+
+
 class Cuda(Cpu):
     """torch's current GPU."""
 
     device = torch.device("cuda")
+
+    def poisoned(self) -> contextlib.AbstractContextManager[None]:
+        """What torch.empty fills; and NaN in the blocks that it and others take memory from."""
+        blocks = [
+            torch.full((size,), 0xFF, dtype=torch.uint8, device=self.device) for size, n in POISONED for _ in range(n)
+        ]
+        del blocks
+        return nan_in_new_memory()
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()
