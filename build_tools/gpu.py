@@ -6,8 +6,8 @@
 
 Needs Python with torch (CUDA) and numpy; no make, no git, no network. Uses libraries that --prepare left where they
 load and are of these sources, else it builds (nvcc). Everything runs in processes of its own with limits: a hang, a
-crash or a CUDA error costs one case. Results are packed into at most eight files after every stage, so that a run that
-is cut short has lost nothing: summary.txt says how each stage went. docs/gpu.md tells what to do with them.
+crash or a CUDA error costs one case. Each result is written at once, and after every stage all are packed into at most
+eight files; summary.txt says how each stage went. docs/gpu.md tells what to do with them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tarfile
 import tempfile
@@ -27,14 +28,15 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from build_tools import gpu_stages, sources  # noqa: E402
+from build_tools import gpu_setup, gpu_stages, sources  # noqa: E402
 
 CUDA = "resnet_fused.cli.verify.backends:Cuda"
-#: Stages by name, each with its seconds of a run of 540; a longer run scales them.
-SETUP = {"machine": 20, "library": 90}
-CORRECTNESS = {"primitives": 40, "kernels": 110, "tests": 60}
-TIME = {"layers": 70, "peers": 40, "networks": 70, "training": 50, "compiled": 100, "profile": 60, "sanitizer": 30}
+#: Stages by name, each with its share of the time that is left when it begins.
+SETUP = {"machine": 10, "library": 90}
+CORRECTNESS = {"primitives": 40, "kernels": 140, "tests": 70}
+TIME = {"layers": 70, "peers": 50, "networks": 70, "training": 60, "compiled": 90, "profile": 40, "sanitizer": 40}
 DEFAULT_SECONDS, LEAST_SECONDS = 540, 30
+KEPT_S = 20  # of the end, to pack what is there
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,9 +52,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--backend", default=CUDA, help="module:class of a stand-in, to rehearse without a GPU")
     args = parser.parse_args(argv)
     if args.prepare:
-        return gpu_stages.prepare(args.arch)
+        return gpu_setup.prepare(args.arch)
     if args.seconds < LEAST_SECONDS:
         parser.error(f"--seconds is {args.seconds:g}; {LEAST_SECONDS} at least, and {DEFAULT_SECONDS} for everything")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as time limits send: processes end, results are packed
     with tempfile.TemporaryDirectory(prefix="resnet_fused-gpu-") as work:
         return Run(args, Path(work)).run()
 
@@ -68,9 +71,15 @@ class Run:
             if file.is_file() and file.name in gpu_stages.FILES:
                 file.unlink()
         self.end = time.monotonic() + args.seconds
-        self.failed: list[str] = []
+        self.ends: dict[str, str] = {}  # of stages
         self.facts: dict[str, Any] = {}
         self.verification: Any = None  # once the library has loaded
+
+    def folder(self, name: str) -> Path:
+        """One of the run's own, which is gone afterwards."""
+        folder = self.work / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def say(self, line: str) -> None:
         print(line, flush=True)
@@ -79,51 +88,53 @@ class Run:
 
     def run(self) -> int:
         chosen = {"correctness": CORRECTNESS, "time": TIME, "all": {**CORRECTNESS, **TIME}}[self.args.stage]
-        names = {**SETUP, **chosen}
-        scale = self.args.seconds / sum(names.values())
+        shares = {**SETUP, **chosen}
         commit = sources.git_commit() or sources.built()[1] or "of an unknown commit"
         self.say(f"resnet_fused {commit}, sources {sources.digest()[:12]}")
-        for name, seconds in names.items():
-            if name in TIME and self.failed and self.args.stage == "all":
-                self.say(f"not timed, as these stages failed: {', '.join(self.failed)}; --stage time does it anyway")
-                break
-            if not self._stage(name, seconds * scale):
-                break
-        self.say("passed" if not self.failed else f"FAILED: {', '.join(self.failed)}")
-        self._pack()
-        return 1 if self.failed else 0
-
-    def _stage(self, name: str, seconds: float) -> bool:
-        """Whether the run goes on: without a device or a library there is nothing to do."""
-        left, begin = self.end - time.monotonic(), time.monotonic()
-        if left <= 1:
-            self.say(f"{name}: not run, no time was left")
-            self.failed.append(name)
-            return True
-        self.say(f"-- {name}, {min(seconds, left):.0f} s at most")
-        if self.verification is not None:
-            self.verification.end = begin + min(seconds, left)
-        stage: Callable[[Run, float], bool] = getattr(gpu_stages, name)
         try:
-            right = stage(self, min(seconds, left))
+            while shares:
+                name = next(iter(shares))
+                wrong = [n for n, how in self.ends.items() if how == "wrong" and n in CORRECTNESS]
+                if name in TIME and wrong:
+                    self.say(f"not timed, as this is wrong: {', '.join(wrong)}; --stage time does it anyway")
+                    break
+                left = self.end - KEPT_S - time.monotonic()
+                self.ends[name] = self._stage(name, max(0.0, left * shares[name] / sum(shares.values())))
+                if name in SETUP and self.ends[name] != "right":
+                    break
+                del shares[name]
+        finally:  # however it ends
+            bad = {name: how for name, how in self.ends.items() if how != "right"}
+            words = ", ".join(f"{name} {how}" for name, how in bad.items())
+            self.say("passed" if not bad and not shares else f"FAILED: {words or 'interrupted'}")
+            self._pack()
+        return 1 if bad or shares else 0
+
+    def _stage(self, name: str, seconds: float) -> str:
+        """ "right", "wrong", or "incomplete"."""
+        begin = time.monotonic()
+        self.say(f"-- {name}, {seconds:.0f} s")
+        if self.verification is not None:
+            self.verification.end = begin + seconds
+        stage: Callable[[Run, float], str] = getattr(gpu_stages, name)
+        try:
+            how = stage(self, seconds)
         except Exception as error:  # a mistake of this script must not cost the stages after it
             self.say(f"{name}: {type(error).__name__}: {error}")
-            right = False
-        if not right:
-            self.failed.append(name)
-        self.say(f"{name}: {'passed' if right else 'FAILED'} after {time.monotonic() - begin:.0f} s")
+            how = "incomplete"
+        self.say(f"{name}: {how} after {time.monotonic() - begin:.0f} s")
         self._pack()
-        return right or name not in SETUP
+        return how
 
     def _pack(self) -> None:
         """What the stages have left so far, in a few files, each complete or not there."""
-        for file in [*self.work.glob("results.jsonl"), *self.work.glob("keep/*")]:
+        for file in self.work.glob("keep/*"):
             shutil.copy2(file, self.out / f"{file.name}.part")
             os.replace(self.out / f"{file.name}.part", self.out / file.name)
         for folder, name in gpu_stages.ARCHIVES.items():
             if any((self.work / folder).rglob("*")):
                 part = self.out / f"{name}.part"
-                with tarfile.open(part, "w:gz") as archive:
+                with tarfile.open(part, "w:gz", compresslevel=1) as archive:
                     archive.add(self.work / folder, arcname=folder)
                 os.replace(part, self.out / name)
 

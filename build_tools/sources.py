@@ -7,18 +7,19 @@ import runpy
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILED = ("csrc", "setup.py", "build_tools/ninja_file.py")
 
 
-def digest(root: Path = ROOT) -> str:
-    """SHA-256 of every file that the libraries are made from, names included."""
+def digest(root: Path = ROOT, names: tuple[str, ...] = COMPILED) -> str:
+    """SHA-256 of every file that the libraries are made from, or of other ``names``; their names included."""
     h = hashlib.sha256()
-    for name in COMPILED:
+    for name in names:
         path = root / name
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
+            if file.is_file() and "__pycache__" not in file.parts:
                 h.update(f"{file.relative_to(root).as_posix()}\0{file.stat().st_size}\0".encode())
                 h.update(file.read_bytes())
     return h.hexdigest()
@@ -37,6 +38,16 @@ def git_commit(root: Path = ROOT) -> str | None:
 
 def built() -> tuple[str | None, str | None]:
     """The digest and the commit that the libraries in place were compiled from, as far as they say so."""
-    file = ROOT / "resnet_fused" / "_build_info.py"
-    info = runpy.run_path(str(file)) if file.exists() else {}  # importing the package would load the libraries
+    info = _build_info()
     return info.get("SOURCE_DIGEST"), info.get("GIT_COMMIT")
+
+
+def archs() -> tuple[str, ...]:
+    """The GPUs that they were compiled for: "sm_90a", "ptx_80"."""
+    found: tuple[str, ...] = _build_info().get("CUDA_ARCHS", ())
+    return found
+
+
+def _build_info() -> dict[str, Any]:
+    file = ROOT / "resnet_fused" / "_build_info.py"
+    return runpy.run_path(str(file)) if file.exists() else {}  # importing the package would load the libraries

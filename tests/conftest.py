@@ -12,6 +12,9 @@ from resnet_fused import ops
 
 torchvision_shim.install()
 
+# A kernel that is wrong shall fail its test, and not be replaced by eager PyTorch. CUDA reads it once a process.
+os.environ.setdefault("RESNET_FUSED_CUDA_CHECK", "0")
+
 # The same examples on every run: a red test is a change's doing. HYPOTHESIS_PROFILE=explore looks for new ones.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)

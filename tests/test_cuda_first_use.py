@@ -27,6 +27,7 @@ __all__ = ["layer", "library"]
 def _new_process(library):
     """Nothing has been checked, and whatever a kernel does is right until a test says otherwise."""
     first_use._outcomes.clear()
+    first_use._tries.clear()
     library.set_verified([])
     library.set_check("first")
     yield
@@ -243,6 +244,7 @@ def test_a_wrong_value_that_is_not_finite_is_wrong():
             verdict = first_use._compare("bn_add_act", got, "a kernel", x, *[None] * 4, 0.0, None, False, False)
         assert verdict == first_use.WRONG
         first_use._outcomes.clear()
+        first_use._tries.clear()
 
 
 def test_a_pass_within_a_convolution_is_found_wrong(layer, library):
@@ -338,6 +340,39 @@ def test_out_of_memory_is_tried_again(layer, library, monkeypatch):
     monkeypatch.setattr(first_use, "judge", judge)
     on.conv_bn_act(*args)
     assert set(first_use.outcomes().values()) == {"right"}
+
+
+def test_a_process_without_memory_to_spare_pays_for_some_tries(layer, library, monkeypatch):
+    on, args, tries = layer("a100", "sm80:64x64:1"), convolution(), []
+
+    def out_of_memory(*_):
+        tries.append(1)
+        raise RuntimeError("CUDNN_STATUS_ALLOC_FAILED")
+
+    monkeypatch.setattr(first_use, "judge", out_of_memory)
+    for _ in range(first_use.MOST_TRIES - 1):
+        assert torch.equal(on.conv_bn_act(*args), eager_conv(args))
+    with pytest.warns(RuntimeWarning, match="could not be compared .* in 3 calls of conv_bn_act .CUDNN_STATUS_ALLOC"):
+        assert torch.equal(on.conv_bn_act(*args), eager_conv(args))
+    on.conv_bn_act(*args)
+    # The convolution is not tried again; the pass that follows torch's has tries of its own.
+    assert launched(on) == ["bn_add_act"]
+    assert len(tries) == first_use.MOST_TRIES + 1
+
+
+def test_a_kernel_may_be_finite_where_eager_overflows():
+    """Sums beyond float16's range that a BatchNorm scales down again."""
+    x, weight = torch.full((1, 64, 4, 4), 100.0).half(), torch.full((8, 64, 3, 3), 4.0).half()
+    weight[:4] /= 256  # eager does not overflow everywhere
+    bn = [torch.ones(8), torch.zeros(8), torch.zeros(8), torch.full((8,), 1e8), 0.0]
+    args = [x, weight, None, *bn[:4], 1.0, [1, 1], [1, 1], [1, 1], 1, None, True, False, False]
+    call = first_use._Call("conv_bn_act", args)
+    exact = reference.conv_bn_act(*call.as64())
+    assert not reference.conv_bn_act(*call.as_eager_takes()).isfinite().all()
+    [right] = first_use.judge(call, [exact.half()])
+    assert right.error <= right.allowed
+    [wrong] = first_use.judge(call, [exact.half() * 2])
+    assert not wrong.error <= wrong.allowed
 
 
 @pytest.mark.parametrize("hidden", ["gamma", "nan", "zeros"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import glob
 import importlib
 import inspect
 import json
@@ -10,6 +11,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +19,7 @@ import cuda_on_cpu
 import pytest
 import torch
 
-from build_tools import gpu_stages, sources
+from build_tools import gpu, gpu_setup, gpu_stages, sources
 
 if reason := cuda_on_cpu.missing():
     pytest.skip(f"the stand-in for a GPU needs a compiler: {reason}", allow_module_level=True)
@@ -52,9 +54,9 @@ def test_a_run_in_which_everything_is_right(tmp_path):
     assert status == 0, text
     assert {r["status"] for r in results} == {"pass"}
     stages = collections.Counter(r["stage"] for r in results)
-    for stage in ("primitives", "truths", "first case of each family", "every case", "tests", "layers", "training"):
+    for stage in ("primitives", "truths", "first cases", "every case", "tests", "layers", "peers", "training"):
         assert stages[stage], stage
-    families = {r["family"] for r in results if r["stage"] == "first case of each family"}
+    families = {r["family"] for r in results if r["stage"] == "first cases"}
     assert {"sm80/conv_fwd", "sm90/conv_sm90", "sm90/conv_rows", "sm90/block_fwd", "pool/bn_pool"} < families
     files = sorted(path.name for path in (tmp_path).iterdir())
     assert len(files) <= 8
@@ -82,9 +84,9 @@ ENDS = {"wrong": "wrong", "unwritten": "wrong", "hang": "hang", "crash": "died",
 def test_a_run_in_which_everything_goes_wrong(tmp_path):
     """Each fault costs its own cases, is named, and is looked into; the rest runs; nothing is timed."""
     environment = {"STAND_IN_FAULTS": json.dumps(FAULTS)}
-    status, text, results = rehearse(tmp_path, "--case-seconds", "6", **environment)
+    status, text, results = rehearse(tmp_path, "--case-seconds", "8", **environment)
     assert status == 1, text
-    first = {f"{r['engine']} {r['op']}": r for r in results if r["stage"] == "first case of each family"}
+    first = {f"{r['engine']} {r['op']}": r for r in results if r["stage"] == "first cases"}
     for call, r in first.items():
         assert r["status"] == ENDS.get(FAULTS.get(call), "pass"), (call, r)
     assert "1 are NaN" in first["sm80 conv_stats"]["why"]
@@ -93,7 +95,7 @@ def test_a_run_in_which_everything_goes_wrong(tmp_path):
     assert "other bits in call" in first[" bn_act_backward"]["why"]
     report = json.loads((tmp_path / "report.json").read_text())
     rest = [r for r in report["results"] if r["family"] == "sm90/conv_sm90" and r["status"] != "hang"]
-    assert {r["why"] for r in rest} == {"the family's first case hung or crashed"}
+    assert {r["why"] for r in rest} == {"the first case of this family and tile hung or crashed"}
     bisected = [r["case"] for r in results if r["stage"] == "bisect"]
     assert any(name.startswith("without overlap: sm90 conv_bn_act") for name in bisected)
     assert report["verdict"] == "wrong"
@@ -113,16 +115,40 @@ def test_a_run_in_which_everything_goes_wrong(tmp_path):
         "test_last": "pass",
     }
     assert not any(r["stage"] == "layers" for r in results)
-    assert "not timed, as these stages failed: kernels, tests" in text
+    assert "not timed, as this is wrong: kernels, tests" in text
+    assert text.splitlines()[-1] == "FAILED: kernels wrong, tests wrong"
 
 
-def test_a_benchmark_that_hangs_costs_itself(tmp_path):
-    environment = {"STAND_IN_FAULTS": json.dumps({"sm80:64x64 benchmark": "hang"})}
+def test_a_benchmark_that_hangs_or_is_wrong_costs_itself(tmp_path):
+    faults = {"sm80:64x64 benchmark": "hang", "sm80:128x64 benchmark": "wrong"}
+    environment = {"STAND_IN_FAULTS": json.dumps(faults)}
     status, text, results = rehearse(tmp_path, "--stage", "time", "--seconds", "100", **environment)
     assert status == 1, text
-    ends = {r["case"]: r["status"] for r in results if r["stage"] in ("layers", "peers", "networks")}
-    assert ends["gpu_kernels sm80:64x64"] in ("hang", "not run")
-    assert ends["gpu_kernels planned"] == ends["gpu_kernels all"] == ends["gpu_models all"] == "pass"
+    ends = {r["case"]: r for r in results if r["stage"] in ("layers", "peers", "networks", "compiled")}
+    assert ends["layers sm80:64x64"]["status"] in ("hang", "not run")
+    assert ends["layers sm80:128x64"]["why"] == "a layer: wrong: by far"
+    for name in ("layers planned", "peers all", "networks all", "compiled planned 4"):
+        assert ends[name]["status"] == "pass", name
+    with tarfile.open(tmp_path / "benchmarks.tar.gz") as archive:
+        files = [name for name in archive.getnames() if name.endswith(".json")]
+    assert len(files) == len(set(files)) > 12  # each call has a folder of its own
+
+
+def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path):
+    """As a time limit stops it: no process is left, and what is known is there."""
+    command = [sys.executable, "build_tools/gpu.py", "--out", tmp_path, "--backend", "stand_in:Hopper"]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    variables["STAND_IN_FAULTS"] = json.dumps({"sm80 conv_bn_act": "hang"})
+    process = subprocess.Popen([*command, "--seconds", "600", "--case-seconds", "300"], cwd=ROOT, env=variables)
+    results, end = tmp_path / "results.jsonl", time.monotonic() + SECONDS
+    while not (results.exists() and '"stage": "first cases"' in results.read_text()) and time.monotonic() < end:
+        time.sleep(0.5)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert (tmp_path / "summary.txt").read_text().splitlines()[-1] == "FAILED: interrupted"
+    assert (tmp_path / "logs.tar.gz").exists()
+    names = [Path(p).read_bytes() for p in glob.glob("/proc/[0-9]*/cmdline") if os.access(p, os.R_OK)]
+    assert not any(str(tmp_path).encode() in name for name in names)
 
 
 def test_a_run_without_time_says_so(tmp_path):
@@ -134,20 +160,25 @@ def test_a_run_without_time_says_so(tmp_path):
     assert "--seconds is 5; 30 at least" in done.stderr
 
 
-def test_benchmarks_take_what_the_stages_ask_of_them(monkeypatch):
+def test_benchmarks_take_what_the_stages_ask_of_them(tmp_path):
     """The stand-in replaces the benchmarks: their functions take these arguments, and know these names."""
     asked = []
-    monkeypatch.setattr(gpu_stages, "_calls", lambda run, stage, seconds, calls: asked.extend(calls) or True)
+    verification = SimpleNamespace(run_units=lambda stage, units, limits, jobs: asked.extend(units) or [])
+    args = SimpleNamespace(backend=gpu.CUDA)
+    run = SimpleNamespace(args=args, verification=verification, folder=lambda name: tmp_path / name, say=print)
     for stage in (gpu_stages.layers, gpu_stages.peers, gpu_stages.networks, gpu_stages.training, gpu_stages.compiled):
-        assert stage(None, 100.0)
+        assert stage(run, 100.0) == "right"
     assert len(asked) > 20
-    for name, call, arguments, environment in asked:
-        module, _, function = call.partition(":")
-        module = importlib.import_module(module)
-        inspect.signature(getattr(module, function)).bind(out=None, **arguments)
-        assert set(arguments["contenders"]) <= set(module.CONTENDERS), name
-        assert set(arguments.get("layers", ())) <= set(getattr(module, "LAYERS", ())), name
-        assert environment["RESNET_FUSED_CUDA_ENGINE"] in ("", arguments["engine"])
+    for unit in asked:
+        [case] = unit.cases
+        module, _, function = case["call"].partition(":")
+        module, arguments = importlib.import_module(module), case["arguments"]
+        inspect.signature(getattr(module, function)).bind(**arguments)
+        assert set(arguments["contenders"]) <= set(module.CONTENDERS), unit.name
+        assert set(arguments.get("layers", ())) <= set(getattr(module, "LAYERS", ())), unit.name
+        assert unit.environment["RESNET_FUSED_CUDA_ENGINE"] in ("", arguments["engine"])
+        assert unit.environment["RESNET_FUSED_CUDA_CHECK"] == "0"
+    assert len({case["arguments"]["out"] for unit in asked for case in unit.cases}) == len(asked)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -159,20 +190,27 @@ def test_without_a_gpu_it_says_so_and_builds_nothing(tmp_path):
     assert done.returncode == 1
     lines = (tmp_path / "summary.txt").read_text().splitlines()
     assert any(line.startswith("no GPU that torch can use: ") for line in lines), lines
-    assert lines[-1] == "FAILED: machine"
+    assert lines[-1] == "FAILED: machine incomplete"
     assert not any("library" in line for line in lines)
 
 
-def test_libraries_of_other_sources_are_not_used(monkeypatch):
+def test_libraries_of_other_sources_or_for_other_gpus_are_not_used(monkeypatch):
     """A digest of the sources decides, as there may be no git."""
     said = []
     run = SimpleNamespace(say=said.append)
+    monkeypatch.setattr(gpu_setup, "_capability", lambda: "9.0")
     monkeypatch.setattr(sources, "built", lambda: ("another digest", "a commit"))
-    assert not gpu_stages._loads(run)
-    assert said == ["no libraries of these sources are here"]
+    assert not gpu_setup._loads(run)
     monkeypatch.setattr(sources, "built", lambda: (sources.digest(), "a commit"))
+    monkeypatch.setattr(sources, "archs", lambda: ("sm_80", "sm_100f"))
+    assert not gpu_setup._loads(run)
+    assert said == [
+        "no libraries of these sources are here",
+        "the libraries here are for sm_80, sm_100f, and this is sm_90",
+    ]
+    monkeypatch.setattr(sources, "archs", lambda: ("sm_90a",))
     if torch.version.cuda is None:
-        assert not gpu_stages._loads(run)
+        assert not gpu_setup._loads(run)
         assert "this torch was built without CUDA" in said[-1]
 
 
@@ -180,11 +218,13 @@ def test_a_command_that_takes_too_long_dies_with_its_children(tmp_path):
     log = tmp_path / "log"
     sleep = "import os, time; print(os.getpid(), flush=True); time.sleep(3600)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleep!r}])"
-    assert gpu_stages.limited([sys.executable, "-c", "print(2)"], 60, log, dict(os.environ)) == 0
+    assert gpu_setup.limited([sys.executable, "-c", "print(2)"], 60, log, dict(os.environ)) == 0
     assert log.read_text() == "2\n"
-    assert gpu_stages.limited([sys.executable, "-c", code], 5, log, dict(os.environ)) is None
-    state = Path(f"/proc/{log.read_text().strip()}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    assert gpu_setup.limited([sys.executable, "-c", code], 5, log, dict(os.environ)) is None
+    state, end = Path(f"/proc/{log.read_text().strip()}/stat"), time.monotonic() + 30
+    while state.exists() and state.read_text().split()[2] != "Z" and time.monotonic() < end:
+        time.sleep(0.1)
+    assert time.monotonic() < end
 
 
 def test_the_digest_is_of_what_is_compiled(tmp_path):

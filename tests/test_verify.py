@@ -217,7 +217,7 @@ def test_the_table():
     timed = result("a", "pass", ours_us=10.0, torch_us=25.0)
     results = [result("a", "pass"), result("a", "pass"), timed, result("b", "hang"), result("b", "not run")]
     head, *rows = report.table(report.families(results, {"c": "the GPU is sm_80"}))
-    assert head == ("kernels", "compiled", "cases", "right", "wrong", "not run", "against torch")
+    assert head == ("kernels", "variants", "cases", "right", "wrong", "not run", "against torch")
     assert rows[0] == ("a", "1", "2", "2", "", "", "2.50x")
     assert rows[1][3:6] == ("0", "1 hang", "1")
     assert rows[2][-1] == "refused: the GPU is sm_80"

@@ -1,4 +1,4 @@
-"""The four commands: ``python -m resnet_fused info | explain | demo | bench``."""
+"""The five commands: ``python -m resnet_fused info | explain | demo | verify | bench``."""
 
 from ._main import main
 

@@ -40,13 +40,15 @@ def _verify(args: argparse.Namespace, folder: Path) -> int:
     from .._errors import CommandError
     from .stages import Verification  # what follows imports torch's ops; --help need not
 
-    backend = args.backend or _backend(args.device)
     limits = Limits(case=args.case_seconds, total=args.seconds)
     jobs = max(1, min(MOST_JOBS, (os.cpu_count() or 1) // 2))
-    run = Verification(backend, folder, args.seconds, jobs, not args.quick, limits=limits, say=_say)
-    device = run.device()
-    if device["status"] != "pass":
-        _say(f"the device cannot be used: {device.get('why', device['status'])}")
+    for backend in [args.backend] if args.backend else _backends(args.device):
+        run = Verification(backend, folder, args.seconds, jobs, not args.quick, limits=limits, say=_say)
+        device = run.device()
+        if device["status"] == "pass":
+            break
+        _say(f"{backend.rpartition(':')[2]}: {device.get('why', device['status'])}")
+    else:
         return 1
     found, refused = _cases(device["facts"], run.large)
     found = [case for case in found if args.only in case["kernel"]]
@@ -58,17 +60,17 @@ def _verify(args: argparse.Namespace, folder: Path) -> int:
     return _report(run, device["facts"], results, refused, keep=args.out is not None)
 
 
-def _backend(device: str) -> str:
-    """The GPU is asked by a process of its own, later: here only whether torch was built for one."""
+def _backends(device: str) -> list[str]:
+    """Those to try in turn. Whether there is a GPU is for a process of its own to find out."""
     from ... import _library
     from .._errors import CommandError
     from .stages import CPU, CUDA
 
     if device == "cuda" and not _library.CUDA_LOADED:
         raise CommandError(f"--device cuda: the CUDA kernels did not load: {_library.CUDA_LOAD_ERROR}")
-    if device == "cpu" or not _library.CUDA_LOADED or not Path("/dev/nvidiactl").exists():
-        return CPU
-    return CUDA
+    if device == "auto" and not _library.CUDA_LOADED:
+        _say(f"CUDA kernels are not loaded ({_library.CUDA_LOAD_ERROR}): the CPU is verified")
+    return {"cpu": [CPU], "cuda": [CUDA], "auto": [CUDA, CPU] if _library.CUDA_LOADED else [CPU]}[device]
 
 
 def _cases(facts: dict[str, Any], large: bool) -> tuple[list[dict[str, Any]], dict[str, str]]:

@@ -52,7 +52,7 @@ class Cpu:
 
 
 #: Bytes, and how many: free blocks that torch's allocator serves results and workspaces from, small and large ones.
-POISONED = ((1 << 20, 16), (16 << 20, 8), (256 << 20, 2))
+POISONED = ((1 << 20, 16), (32 << 20, 3))
 
 
 class Cuda(Cpu):

@@ -19,7 +19,7 @@ TENSOR_CORE_KINDS = ("float16", "bfloat16", "tf32")
 SCALAR_KINDS = ("float32", "float16", "bfloat16", "float64")
 CPU_TIMED = ("float32",)
 #: Of each kernel and engine so many shapes run, small ones and large ones.
-MOST_SMALL, MOST_LARGE = 3, 2
+MOST_SMALL, MOST_LARGE = 3, 3
 PASS_FAMILIES = tuple(dict.fromkeys(file for _, file in PASSES.values()))
 TORCH = "torch + passes"
 

@@ -24,6 +24,8 @@ Case = dict[str, Any]
 Result = dict[str, Any]
 
 ROUNDS = 20  # samples of each contender
+MOST_KEPT = 8 << 20  # bytes of wrong outputs
+NEAR = (1, 32, 8, 8)  # elements of N, C, H, W that are kept on either side of the first wrong one
 BEHIND_EACH_OTHER = 3  # calls without a pause: from sm_90 on their kernels overlap
 
 
@@ -83,6 +85,7 @@ def compute_truths(options: dict[str, Any]) -> Callable[[Case], Result]:
 def run_cases(options: dict[str, Any]) -> Callable[[Case], Result]:
     """Unit of cases: each runs as its engine says (the process's environment) and is compared with its truth."""
     runner = _Runner(backend_of(options), Path(options["truths"]), options.get("mismatches"))
+    torch.backends.cudnn.deterministic = True  # the same algorithm in a graph as before it
 
     def run(case: Case) -> Result:
         with torch.no_grad():
@@ -140,6 +143,7 @@ class _Runner:
         known = truths.load(self.folder, problem)
         if known is None:
             return {"status": "not run", "why": "its truth could not be computed"}
+        torch.backends.cudnn.allow_tf32 = problem.kind.tf32  # of convolutions that are left to torch
         args = truths.on(self.backend.device, problem.arguments())
         known = truths.Truth([t.to(self.backend.device) for t in known.outputs], known.allowed)
 
@@ -148,6 +152,8 @@ class _Runner:
 
         try:
             return self._judge(case, problem, args, known, call)
+        except torch.OutOfMemoryError as error:
+            return {"status": "refused", "why": sentence(error)}
         except Exception as error:
             return {"status": "error", "why": sentence(error), "fatal": not self.backend.healthy()}
 
@@ -159,7 +165,7 @@ class _Runner:
             self.backend.synchronize()
         wrong = self._compare(problem, args, first, known)
         if wrong:
-            self._keep(case, first, known)
+            self._keep(case, wrong, first, known)
             return {"status": "wrong", **wrong}
         for how, again in self._repetitions(call):
             if not all(torch.equal(a, b) for a, b in zip(first, again, strict=True)):
@@ -168,17 +174,21 @@ class _Runner:
         return {"status": "pass", "of_allowed": round(max(errors), 3)}
 
     def _repetitions(self, call: Callable[[], list[Tensor]]) -> Any:
-        with self.backend.poisoned():
-            several = [call() for _ in range(BEHIND_EACH_OTHER)]
-            self.backend.synchronize()
-        yield from ((f"in call {i + 2}", outputs) for i, outputs in enumerate(several))
-        replay = self.backend.capture(call)
+        """Nothing but our kernels runs between these calls, so that they overlap where they can."""
+
+        def several() -> list[list[Tensor]]:
+            return [call() for _ in range(BEHIND_EACH_OTHER)]
+
+        found = several()
+        self.backend.synchronize()
+        yield from ((f"in call {i + 2}", outputs) for i, outputs in enumerate(found))
+        replay = self.backend.capture(several)
         if replay is not None:
             for _ in range(2):
-                outputs = replay()
+                found = replay()
                 self.backend.synchronize()
-                yield "from a graph", outputs
-                for y in outputs:
+                yield from (("from a graph", outputs) for outputs in found)
+                for y in (y for outputs in found for y in outputs):
                     y.zero_()
 
     def _outputs(self, problem: Problem, args: list[Any], got: list[Tensor], known: truths.Truth) -> Any:
@@ -204,6 +214,9 @@ class _Runner:
         for i, (y, t, allowed) in enumerate(self._outputs(problem, args, got, known)):
             if y.shape != t.shape:
                 return {"why": f"output {i} has shape {list(y.shape)}, not {list(t.shape)}"}
+            sums = problem.op in ("bn_stats", "bn_act_backward_reduce")  # in float32
+            if i == 0 and not sums and y.dtype != problem.kind.dtype:
+                return {"why": f"output 0 is of {y.dtype}, not of {problem.kind.dtype}"}
             off = (y.double() - t).abs()
             bad = ~(off <= allowed)  # NaN is bad
             if not bad.any():
@@ -218,11 +231,18 @@ class _Runner:
                 "error": largest,
                 "allowed": allowed,
                 "first": list(at),
+                "output": i,
             }
         return None
 
-    def _keep(self, case: Case, got: list[Tensor], known: truths.Truth) -> None:
-        if self.mismatches is not None:
-            self.mismatches.mkdir(parents=True, exist_ok=True)
-            file = self.mismatches / f"{case['case'].replace(' ', '_').replace(':', '-')}.pt"
-            torch.save({"case": case, "got": [y.cpu() for y in got], "truth": [t.cpu() for t in known.outputs]}, file)
+    def _keep(self, case: Case, wrong: Result, got: list[Tensor], known: truths.Truth) -> None:
+        """What lies around the first wrong element: a run with everything wrong must not fill a disk."""
+        if self.mismatches is None or "first" not in wrong:
+            return
+        self.mismatches.mkdir(parents=True, exist_ok=True)
+        if sum(file.stat().st_size for file in self.mismatches.iterdir()) > MOST_KEPT:
+            return
+        y, t, at = got[wrong["output"]], known.outputs[wrong["output"]], wrong["first"]
+        near = tuple(slice(max(0, i - reach), i + reach) for i, reach in zip(at, NEAR[-len(at) :], strict=True))
+        file = self.mismatches / f"{case['case'].replace(' ', '_').replace(':', '-')}.pt"
+        torch.save({"case": case, **wrong, "got": y[near].clone().cpu(), "truth": t[near].clone().cpu()}, file)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -74,6 +75,7 @@ SMALL = (
 #: More tiles than any GPU has SMs, so that persistent kernels go round; long sums; the sizes that networks have.
 LARGE = (
     Shape(24, 64, 33, 57, 64, 3, 1, 1),
+    Shape(32, 128, 28, 28, 256, 3, 1, 1),
     Shape(8, 256, 14, 14, 256, 3, 1, 1),
     Shape(64, 512, 7, 7, 512, 3, 1, 1),
     Shape(2, 2048, 7, 7, 512, 1),
@@ -222,9 +224,11 @@ def _stats(draw: Draw, s: Shape) -> list[Any]:
     return [draw.randn(*_activation(s)) + 3]
 
 
-def _reduce(draw: Draw, s: Shape) -> list[Any]:
+def _reduce(draw: Draw, s: Shape, mask: str = "recomputed") -> list[Any]:
+    """``mask``: the ReLU's sign is recomputed from x, read from its output "out", or there is no ReLU ("none")."""
     x, bn = _away_from_zero(draw, _activation(s))
-    return [draw.randn(*_activation(s)), x, *bn, None, True]
+    out = draw.randn(*_activation(s)).relu() if mask == "out" else None
+    return [draw.randn(*_activation(s)), x, *bn, out, mask != "none"]
 
 
 def _add_reduce(draw: Draw, s: Shape) -> list[Any]:
@@ -232,12 +236,12 @@ def _add_reduce(draw: Draw, s: Shape) -> list[Any]:
     return [draw.randn(*_activation(s)), x, *bn, draw.randn(*_activation(s)).relu()]
 
 
-def _backward(draw: Draw, s: Shape) -> list[Any]:
+def _backward(draw: Draw, s: Shape, mask: str = "recomputed") -> list[Any]:
     sums = [draw.randn(s.c).to(draw.kind.vectors) for _ in range(2)]
-    return [*_reduce(draw, s), *sums, float(s.n * s.h * s.w)]
+    return [*_reduce(draw, s, mask), *sums, float(s.n * s.h * s.w)]
 
 
-POOL = [[3, 3], [2, 2], [1, 1]]
+POOL, WIDE_POOL = [[3, 3], [2, 2], [1, 1]], [[5, 2], [1, 1], [2, 0]]  # of ResNets' stem, and of no fast kernel
 
 
 def _whole_numbers(draw: Draw, s: Shape) -> tuple[Tensor, list[Any]]:
@@ -249,24 +253,36 @@ def _whole_numbers(draw: Draw, s: Shape) -> tuple[Tensor, list[Any]]:
     return x, [signs * 2, ones, -ones, 4 * ones - eps, eps]
 
 
-def _pool(draw: Draw, s: Shape) -> list[Any]:
+def _pool(draw: Draw, s: Shape, pool: list[list[int]] = POOL) -> list[Any]:
     x, bn = _whole_numbers(draw, s)
-    return [x, *bn, *POOL]
+    return [x, *bn, *pool]
 
 
-def _pool_backward(draw: Draw, s: Shape) -> list[Any]:
+def _pool_backward(draw: Draw, s: Shape, pool: list[list[int]] = POOL) -> list[Any]:
     x, _ = _whole_numbers(draw, s)
-    out = [(size + 2 - 3) // 2 + 1 for size in (s.h, s.w)]
-    # Any element of the window but those on the padding: the middle is never there. And some closed ReLUs.
-    argmax = torch.where(draw.randn(s.n, s.c, *out) > 1, 255, 4).to(torch.uint8)
-    return [draw.randn(s.n, s.c, *out), argmax.contiguous(memory_format=torch.channels_last), x, *POOL]
+    (height, width), (down, across), (above, left) = pool
+    out = (s.h + 2 * above - height) // down + 1, (s.w + 2 * left - width) // across + 1
+    middle = above * width + left  # of a window: never on the padding. And some closed ReLUs
+    argmax = torch.where(draw.randn(s.n, s.c, *out) > 1, 255, middle).to(torch.uint8)
+    return [draw.randn(s.n, s.c, *out), argmax.contiguous(memory_format=torch.channels_last), x, *pool]
 
 
-def _stem(draw: Draw, s: Shape) -> list[Any]:
-    return [*_conv(draw, s), *POOL]
+def _stem(draw: Draw, s: Shape, pool: list[list[int]] = POOL) -> list[Any]:
+    return [*_conv(draw, s), *pool]
 
 
 Arguments = Callable[[Draw, Shape], list[Any]]
+
+
+def _in_nchw(arguments: Arguments) -> Arguments:
+    """The same in torch's default memory format."""
+
+    def draw_arguments(draw: Draw, s: Shape) -> list[Any]:
+        values = arguments(draw, s)
+        return [v.contiguous() if isinstance(v, Tensor) else v for v in values]
+
+    return draw_arguments
+
 
 #: (op, mode) of those that plan a convolution.
 CONV_MODES: dict[tuple[str, str], Arguments] = {
@@ -279,25 +295,43 @@ CONV_MODES: dict[tuple[str, str], Arguments] = {
     ("conv_stats", "prologue statistics"): _prologue_statistics,
     ("conv_backward_reduce", "gradient sums"): _gradient_sums,
 }
-#: (op, mode) of passes over activations, and the kernel's file in csrc/cuda.
-PASSES: dict[tuple[str, str], tuple[Arguments, str]] = {
+_NHWC_PASSES: dict[tuple[str, str], tuple[Arguments, str]] = {
     ("bn_add_act", ""): (_add_act, "bn/bn_add_act"),
     ("bn_add_act", "residual"): (_add_act_residual, "bn/bn_add_act"),
     ("bn_add_bn_act", ""): (_add_bn_act, "bn/bn_add_act"),
     ("bn_stats", ""): (_stats, "bn/bn_stats"),
-    ("bn_act_backward_reduce", ""): (_reduce, "bn/bn_backward_reduce"),
     ("bn_add_act_backward_reduce", ""): (_add_reduce, "bn/bn_backward_reduce"),
-    ("bn_act_backward", ""): (_backward, "bn/bn_backward"),
-    ("bn_relu_max_pool", ""): (_pool, "pool/bn_pool"),
-    ("bn_relu_max_pool_backward", ""): (_pool_backward, "pool/pool_backward"),
-    ("conv_bn_relu_pool", "stem"): (_stem, "pool/bn_pool"),
+    **{
+        (op, f"mask {mask}"): (partial(draw_arguments, mask=mask), file)
+        for op, draw_arguments, file in (
+            ("bn_act_backward_reduce", _reduce, "bn/bn_backward_reduce"),
+            ("bn_act_backward", _backward, "bn/bn_backward"),
+        )
+        for mask in ("recomputed", "out", "none")
+    },
+}
+_POOLING: dict[tuple[str, str], tuple[Arguments, str]] = {
+    (op, window): (partial(draw_arguments, pool=pool), file)
+    for op, draw_arguments, file in (
+        ("bn_relu_max_pool", _pool, "pool/bn_pool"),
+        ("bn_relu_max_pool_backward", _pool_backward, "pool/pool_backward"),
+        ("conv_bn_relu_pool", _stem, "pool/bn_pool"),
+    )
+    for window, pool in (("3x3", POOL), ("5x2", WIDE_POOL))
+}
+#: (op, mode) of passes over activations, and the kernel's file in csrc/cuda. Those in NCHW have kernels of their own.
+PASSES: dict[tuple[str, str], tuple[Arguments, str]] = {
+    **_NHWC_PASSES,
+    **{(op, f"{mode} NCHW".strip()): (_in_nchw(draw), file) for (op, mode), (draw, file) in _NHWC_PASSES.items()},
+    **_POOLING,
 }
 CONVOLUTIONS = {op for op, _ in CONV_MODES} | {"basic_block", "conv_bn_relu_pool"}
 
 #: Shapes of activations: vectorised and not, channels past one block's, one pixel.
 SMALL_ACTIVATIONS = (Shape(2, 64, 9, 11, 0, 1), Shape(3, 33, 5, 4, 0, 1), Shape(2, 2056, 3, 2, 0, 1))
 LARGE_ACTIVATIONS = (Shape(32, 256, 28, 28, 0, 1), Shape(16, 64, 56, 57, 0, 1))
-SMALL_STEMS, LARGE_STEMS = (Shape(2, 3, 20, 21, 16, 7, 2, 3),), (Shape(16, 3, 224, 224, 64, 7, 2, 3),)
+SMALL_STEMS = (Shape(2, 3, 20, 21, 16, 7, 2, 3), Shape(1, 3, 9, 11, 5, 7, 2, 3))
+LARGE_STEMS = (Shape(16, 3, 224, 224, 64, 7, 2, 3),)
 SMALL_BLOCKS = (Shape(2, 64, 9, 13, 64, 3, 1, 1), Shape(1, 128, 8, 9, 128, 3, 1, 1))
 LARGE_BLOCKS = (Shape(33, 64, 56, 56, 64, 3, 1, 1), Shape(17, 128, 28, 28, 128, 3, 1, 1))
 

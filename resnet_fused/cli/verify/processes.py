@@ -48,6 +48,7 @@ class Unit:
     options: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     most_failures: int = 2  # hangs and crashes after which the rest does not run
+    fork: bool = True  # False where the environment changes what is imported
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class _Running:
         self.started: str | None = None
         self.deadline = time.monotonic() + self.limits.start
         job = {**asdict(self.unit), "cases": self.left, "log": str(self.log)}
-        self.process = (_Forked if self.fork else _Spawned)(job, self.output)
+        self.process = (_Forked if self.fork and self.unit.fork else _Spawned)(job, self.output)
 
     def news(self, out_of_time: bool) -> Iterator[tuple[dict[str, Any], Result]]:
         """What is known since the last call; ends or replaces the process where it has come to that."""
@@ -234,10 +235,11 @@ class _Forked:
 class _Spawned:
     def __init__(self, job: dict[str, Any], output: Path) -> None:
         code = f"import json, sys; from {__name__} import _work; _work(json.loads(sys.stdin.read()))"
+        environment = {**os.environ, **job["environment"], "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         with output.open("ab") as to:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=to, stderr=to, text=True,
-                start_new_session=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                start_new_session=True, env=environment,
             )  # fmt: skip
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(job))

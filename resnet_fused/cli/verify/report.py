@@ -58,7 +58,7 @@ def verdict(results: Iterable[Result]) -> str:
 
 def table(rows: Iterable[Result]) -> list[tuple[str, ...]]:
     """Cells of the printed table, its head first."""
-    head = ("kernels", "compiled", "cases", "right", "wrong", "not run", "against torch")
+    head = ("kernels", "variants", "cases", "right", "wrong", "not run", "against torch")
     cells: list[tuple[str, ...]] = [head]
     for row in rows:
         if "refused" in row:

@@ -46,11 +46,13 @@ class Verification:
     limits: Limits = field(default_factory=Limits)
     say: Callable[[str], None] = lambda line: None
     results: list[Result] = field(default_factory=list)
+    log: Path | None = None  # by default folder/results.jsonl
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.log = self.folder / "results.jsonl"
+        self.log = self.log or self.folder / "results.jsonl"
         self.log.write_text("")
+        self.kind = "cpu"  # of device: "cpu" or "cuda"
         self.end = time.monotonic() + self.seconds  # no unit runs beyond it
 
     def run_units(self, stage: str, units: list[Unit], limits: Limits | None = None, jobs: int = 0) -> list[Result]:
@@ -60,6 +62,7 @@ class Verification:
         within = Limits(limits.start, limits.case, left)
 
         def emit(result: Result) -> None:
+            assert self.log is not None
             with self.log.open("a") as log:
                 log.write(json.dumps({"stage": stage, **result}) + "\n")
 
@@ -76,14 +79,16 @@ class Verification:
         if result["status"] != "pass" and self.fork:
             self.fork = False
             [result] = self.run_units("device, in a new process", [unit])
+        if result["status"] == "pass":
+            self.kind = result["facts"]["device"]
         return result
 
     def run(self, found: list[Case], bisect: bool = False) -> list[Result]:
-        """The cases' results. A family whose first case hangs or crashes gets no other.
+        """The cases' results. A family's engine (a tile) whose first case hangs or crashes gets no other.
 
         ``bisect`` runs what failed again in other circumstances, for those who mend it.
         """
-        device = "cuda" if any(case["family"].startswith("sm") for case in found) else "cpu"
+        device = self.kind
         with _shared_folder() as truths:
             options = {
                 "backend": self.backend,
@@ -91,14 +96,14 @@ class Verification:
                 "mismatches": str(self.folder / "mismatches"),
             }
             self._compute_truths(found, options)
-            first = list({case["family"]: case for case in reversed(found)}.values())
-            self.results = self._first_light(first, device, options)
-            broken = {r["family"] for r in self.results if r["status"] in ("hang", "died")}
+            first = list({_tile(case): case for case in reversed(found)}.values())
+            self.results = self._first_cases(first, device, options)
+            broken = {_tile(r) for r in self.results if r["status"] in ("hang", "died")}
             rest = [case for case in found if case not in first]
-            units = _by_environment([c for c in rest if c["family"] not in broken], device, options)
+            units = _by_environment([c for c in rest if _tile(c) not in broken], device, options)
             self.results += self.run_units("every case", units)
-            why = "the family's first case hung or crashed"
-            self.results += [{**c, "status": "not run", "why": why} for c in rest if c["family"] in broken]
+            why = "the first case of this family and tile hung or crashed"
+            self.results += [{**c, "status": "not run", "why": why} for c in rest if _tile(c) in broken]
             if bisect:
                 self._bisect(device, options)
         return self.results
@@ -113,7 +118,9 @@ class Verification:
                 other = {**other, "case": f"{name}: {other['case']}"}
                 alone += [other] if other["shape"] != case["shape"] else []
                 variables = {**cases.environment(case, device), **variables}
-                units.append(Unit(f"bisect {len(units)}", f"{EXECUTE}:run_cases", (other,), options, variables))
+                fork = "RESNET_FUSED_CUDA_LIBRARY" not in variables  # which is read at import
+                name = f"bisect {len(units)}"
+                units.append(Unit(name, f"{EXECUTE}:run_cases", (other,), options, variables, fork=fork))
         if units:
             truths = Unit("truths of smaller cases", f"{EXECUTE}:compute_truths", tuple(alone), options)
             self.run_units(truths.name, [truths])
@@ -133,19 +140,19 @@ class Verification:
         for result in missing[:MOST_SAID]:
             self.say(f"  no truth of {result['case']}: {result.get('why')}")
 
-    def _first_light(self, first: list[Case], device: str, options: dict[str, Any]) -> list[Result]:
+    def _first_cases(self, first: list[Case], device: str, options: dict[str, Any]) -> list[Result]:
         units = [
-            Unit(f"first {case['family']}", f"{EXECUTE}:run_cases", (case,), options,
+            Unit(f"first {' '.join(_tile(case))}", f"{EXECUTE}:run_cases", (case,), options,
                  {**cases.environment(case, device), **NO_OVERLAP})
             for case in first
         ]  # fmt: skip
-        return self.run_units("first case of each family", units)
+        return self.run_units("first cases", units)
 
     def time(self, budget_s: float = 60.0) -> list[Result]:
         """Of each family that is right, a large case against eager PyTorch."""
         bad = {r["family"] for r in self.results if r["status"] != "pass"}
         chosen = {r["family"]: r for r in sorted(self.results, key=_worth_timing) if r["family"] not in bad}
-        device = "cuda" if any(r["family"].startswith("sm") for r in self.results) else "cpu"
+        device = self.kind
         units = [
             Unit(f"time {r['family']}", f"{EXECUTE}:time_cases", ({k: r[k] for k in CASE_KEYS},),
                  {"backend": self.backend}, cases.environment(r, device))
@@ -155,6 +162,11 @@ class Verification:
         timed = self.run_units("time", units, limits, jobs=1)
         self.results += [r for r in timed if r["status"] == "pass"]
         return timed
+
+
+def _tile(case: Case) -> tuple[str, str]:
+    """The family, and which of its tiles: what hangs together."""
+    return case["family"], case["engine"].removesuffix(":1").removesuffix(":3")
 
 
 def _variants(case: Case) -> Iterator[tuple[str, Case, dict[str, str]]]:
