@@ -17,9 +17,13 @@ from types import SimpleNamespace
 
 import cuda_on_cpu
 import pytest
+import stand_in
 import torch
 
 from build_tools import gpu, gpu_setup, gpu_stages, sources
+from resnet_fused import first_use
+from resnet_fused.cli._gpus import GPUS
+from resnet_fused.cli.verify import cases
 
 if reason := cuda_on_cpu.missing():
     pytest.skip(f"the stand-in for a GPU needs a compiler: {reason}", allow_module_level=True)
@@ -239,3 +243,40 @@ def test_the_digest_is_of_what_is_compiled(tmp_path):
     changed = sources.digest(tmp_path)
     (tmp_path / "csrc/a.cu").rename(tmp_path / "csrc/b.cu")
     assert len({before, changed, sources.digest(tmp_path)}) == 3
+
+
+def test_verify_reaches_every_compiled_kernel():
+    """By the trust table's names. Beyond it are merges of more parts than 132 SMs make of a pass, and of tiles."""
+    library = op_layer.load()
+    compiled = {name for _, name in library.variants()}
+    reached = {in_words_of_trust(case) for case in cases.cuda_cases(GPUS["h200"], large=False)}
+    never = {name for name in compiled - reached if not name.startswith(("bn/", "pool/"))}
+    assert {name for name in never if not name.endswith(", in parts")} == set()
+    assert {name.split()[0] for name in never} <= {"sm80/conv_stats", "sm80/conv_gradient", "sm90/conv_sm90_stats"}
+
+    layer = op_layer.Layer(library, stand_in.NUMBERS)
+    library.set_check("always")
+    first_use._outcomes.clear()
+    for case in cases.cuda_cases(stand_in.NUMBERS, large=False):
+        if case["family"] in cases.PASS_FAMILIES:
+            problem = cases.problem_of(case)
+            layer.call(layer_op(problem.op), *problem.arguments(), *problem.how())
+    library.set_check("0")
+    outcomes = {name.partition(" ")[2]: how for name, how in first_use.outcomes().items()}
+    assert set(outcomes.values()) == {"right"}
+    never = {name for name in compiled if name.startswith(("bn/", "pool/"))} - set(outcomes)
+    assert {name for name in never if not name.endswith(", in parts")} == set()
+
+
+def layer_op(name):
+    return getattr(getattr(torch.ops, op_layer.NAME), name).default
+
+
+def in_words_of_trust(case):
+    """What csrc/cuda/trust.cpp calls the kernel of a convolution's case."""
+    family, *rest = case["kernel"].removesuffix(" split").split(" ")
+    dtype = "float32" if case["kind"] == "tf32" else case["kind"]
+    parts = ", in parts" if case["kernel"].endswith(" split") else ""
+    if family == "sm90/block_fwd":
+        return f"{family} {dtype} {rest[0]} channels"
+    return f"{family} {dtype} {rest[0]} {' '.join(rest[2:])}{parts}"

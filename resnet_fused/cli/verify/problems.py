@@ -328,7 +328,7 @@ PASSES: dict[tuple[str, str], tuple[Arguments, str]] = {
 CONVOLUTIONS = {op for op, _ in CONV_MODES} | {"basic_block", "conv_bn_relu_pool"}
 
 #: Shapes of activations: vectorised and not, channels past one block's, one pixel.
-SMALL_ACTIVATIONS = (Shape(2, 64, 9, 11, 0, 1), Shape(3, 33, 5, 4, 0, 1), Shape(2, 2056, 3, 2, 0, 1))
+SMALL_ACTIVATIONS = (Shape(2, 64, 8, 11, 0, 1), Shape(3, 33, 5, 4, 0, 1), Shape(2, 2056, 3, 2, 0, 1))
 LARGE_ACTIVATIONS = (Shape(32, 256, 28, 28, 0, 1), Shape(16, 64, 56, 57, 0, 1))
 SMALL_STEMS = (Shape(2, 3, 20, 21, 16, 7, 2, 3), Shape(1, 3, 9, 11, 5, 7, 2, 3))
 LARGE_STEMS = (Shape(16, 3, 224, 224, 64, 7, 2, 3),)
