@@ -4,7 +4,7 @@ import pytest
 import torch
 from op_case import pre_args
 
-from resnet_fused import ops
+from resnet_fused import first_use, ops
 
 C, K, N, SIZE = 8, 16, 2, 9
 ONE, NO_NORM = [1, 1], (None, None, None, None, 0.0)
@@ -94,8 +94,9 @@ def test_every_op_of_the_library_is_here():
              if name.startswith("resnet_fused::")}  # fmt: skip
     others = {"forget_packed", "freeze_packed", "packed_bytes", "release_memory"}  # below, or without arguments
     others |= {"watch_packed", "storage_ended", "in_format", "sum_over_processes"}  # Python's and the cache's own
-    others |= {"cuda_engines", "predict_cuda"}  # their own tests
+    others |= {"cuda_engines", "predict_cuda", "explain_trust"}  # their own tests
     others |= {name for name in known if name.startswith(("explain_cuda", "check_", "train_chain"))}
+    others |= {f"{how}_{op}" for op in first_use.OPS for how in ("eager", "compare")}  # behind CUDA's ops
     assert known - others == set(CALLS)
 
 
