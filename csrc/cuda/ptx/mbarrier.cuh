@@ -2,9 +2,6 @@
 // 8. Its phase ends when `count` threads have arrived and all expected bytes are there; phases are numbered from 0.
 #pragma once
 #include <cstdint>
-#ifdef RESNET_FUSED_WATCHDOG
-#include <cstdio>
-#endif
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
@@ -56,13 +53,16 @@ __device__ __forceinline__ void mbarrier_wait_parity(uint32_t barrier, uint32_t 
 constexpr long long kWatchdogClocks = 1 << 28;  // a tenth of a second
 static __device__ int watchdog_barks = 0;
 
+extern "C" __device__ int vprintf(const char* format, const void* arguments);  // what printf in a kernel becomes
+
 __device__ __noinline__ void watchdog_bark(uint32_t barrier, uint32_t parity) {
   constexpr int kMost = 64;  // lines of a kernel
   if (atomicAdd(&watchdog_barks, 1) >= kMost) return;
   uint32_t low, high;
   asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(low), "=r"(high) : "r"(barrier));
-  printf("watchdog: block (%u, %u, %u), thread %u waits at barrier 0x%x for parity %u; its 8 bytes are %08x %08x\n",
-         blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, barrier, parity, high, low);
+  const uint32_t numbers[] = {blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, barrier, parity, high, low};
+  vprintf("watchdog: block (%u, %u, %u), thread %u waits at barrier 0x%x for parity %u; its 8 bytes are %08x %08x\n",
+          numbers);
 }
 
 __device__ __forceinline__ void mbarrier_wait_parity(uint32_t barrier, uint32_t parity) {
