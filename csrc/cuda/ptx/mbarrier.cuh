@@ -51,13 +51,13 @@ __device__ __forceinline__ void mbarrier_wait_parity(uint32_t barrier, uint32_t 
 // The flavour "watchdog": a wait that does not end prints who waits for what, and lets go, as then do all others. So a
 // kernel that would hang ends, with a wrong result.
 constexpr long long kWatchdogClocks = 1 << 28;  // a tenth of a second
-static __device__ int watchdog_barks = 0;
+static __device__ int watchdog_reports = 0;
 
 extern "C" __device__ int vprintf(const char* format, const void* arguments);  // what printf in a kernel becomes
 
-__device__ __noinline__ void watchdog_bark(uint32_t barrier, uint32_t parity) {
+__device__ __noinline__ void watchdog_report(uint32_t barrier, uint32_t parity) {
   constexpr int kMost = 64;  // lines of a kernel
-  if (atomicAdd(&watchdog_barks, 1) >= kMost) return;
+  if (atomicAdd(&watchdog_reports, 1) >= kMost) return;
   uint32_t low, high;
   asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(low), "=r"(high) : "r"(barrier));
   const uint32_t numbers[] = {blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, barrier, parity, high, low};
@@ -79,8 +79,8 @@ __device__ __forceinline__ void mbarrier_wait_parity(uint32_t barrier, uint32_t 
         : "r"(barrier), "r"(parity)
         : "memory");
     if (done) return;
-    if (*reinterpret_cast<volatile int*>(&watchdog_barks) != 0 || clock64() - start > kWatchdogClocks)
-      return watchdog_bark(barrier, parity);
+    if (*reinterpret_cast<volatile int*>(&watchdog_reports) != 0 || clock64() - start > kWatchdogClocks)
+      return watchdog_report(barrier, parity);
   }
 }
 
