@@ -55,7 +55,7 @@ static __device__ int watchdog_reports = 0;
 
 extern "C" __device__ int vprintf(const char* format, const void* arguments);  // what printf in a kernel becomes
 
-__device__ __noinline__ void watchdog_report(uint32_t barrier, uint32_t parity) {
+static __device__ __noinline__ void watchdog_report(uint32_t barrier, uint32_t parity) {
   constexpr int kMost = 64;  // lines of a kernel
   if (atomicAdd(&watchdog_reports, 1) >= kMost) return;
   uint32_t low, high;
