@@ -9,10 +9,9 @@ as it reads; torch.compile's follows a pass that does; torch's own also writes 6
 """
 
 import argparse
-import os
 import re
 from collections.abc import Iterable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 
 import torch
@@ -23,10 +22,9 @@ from resnet_fused.cli import _gpus
 from resnet_fused.cli._cuda_plans import cuda_plan
 from resnet_fused.cli._shapes import ConvCall, conv_calls
 
-from . import model_constants
+from . import gpu, model_constants
 
 DTYPE = "bfloat16"
-ENGINE = "RESNET_FUSED_CUDA_ENGINE"
 GPU = "h200"
 GPU_ARCH, GPU_SMS = _gpus.GPUS[GPU][:2]
 MODEL = model_constants.family(GPU_ARCH).values
@@ -61,18 +59,9 @@ def size(shape: Iterable[int]) -> int:
     return int(torch.Size(shape).numel())
 
 
-@contextmanager
-def engine(name: str):
+def engine(name: str) -> AbstractContextManager[None]:
     """The environment's choice for the plans within."""
-    before = os.environ.pop(ENGINE, None)
-    if name:
-        os.environ[ENGINE] = name
-    try:
-        yield
-    finally:
-        os.environ.pop(ENGINE, None)
-        if before is not None:
-            os.environ[ENGINE] = before
+    return gpu.engine(name or gpu.PLANNED, torch.device("cpu"))
 
 
 class Network:
