@@ -6,6 +6,7 @@ import gpu_guard
 import pytest
 import torch
 import torchvision_shim
+from cuda_cases import fixtures
 from hypothesis import settings
 
 from resnet_fused import ops
@@ -25,6 +26,7 @@ DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.
 
 def pytest_configure(config):
     config.pluginmanager.register(gpu_guard)
+    config.pluginmanager.register(fixtures)
 
 
 # "": what the plan prefers, with all that the processor has

@@ -3,6 +3,7 @@
 import pytest
 
 SCHEDULES = ["stay", "rotate", "random"]
+by_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 
 
 def assert_caught(kernels, exercise, *args):

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import cuda_on_cpu
 import pytest
 import torch
 from criterion import assert_close
-from test_cuda_op_layer import DTYPES, FORMATS, batch_norm, layer, library, randn
-from test_training_blocks import away_from_kinks
-from training import CLASSES, WITH_SHORTCUT, assert_trains_as_eager, identity, in_channels, one_thread, projected
+from cuda_cases.op_layer import HALVES, as64, away_from_kink, batch_norm, by_dtype, by_format, put_on_cpu, randn
+from training import (
+    CLASSES,
+    WITH_SHORTCUT,
+    assert_trains_as_eager,
+    away_from_kinks,
+    identity,
+    in_channels,
+    one_thread,
+    projected,
+)
 
-from resnet_fused import autograd, ops, reference
+from resnet_fused import autograd, reference
 from resnet_fused.autograd import forward
 from resnet_fused.autograd import input_gradient as gradients
 from resnet_fused.autograd.input_gradient import is_convolution
 
-if reason := cuda_on_cpu.missing():
-    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
-
-from cuda_on_cpu import op_layer
-
-__all__ = ["layer", "library", "one_thread"]
+__all__ = ["one_thread"]
 
 # n, c, h, w, k, filter, padding, dilation of the forward convolution, of stride 1
 SHAPES = [
@@ -29,11 +31,9 @@ SHAPES = [
     (1, 64, 9, 8, 64, 3, 2, 2),
     (1, 64, 7, 6, 8, 3, 0, 1),
 ]
-HALVES = [torch.float16, torch.bfloat16]
 ENGINES = [("a100", "torch"), ("a100", "sm80:64x64"), ("h200", "sm80:128x64")]
 
 by_engine = pytest.mark.parametrize(("gpu", "engine"), ENGINES, ids=[f"{g}-{e}" for g, e in ENGINES])
-by_format = pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "nhwc"])
 
 
 def call(shape, dtype, memory_format=torch.channels_last, beside=False, bn_dtype=None):
@@ -41,8 +41,7 @@ def call(shape, dtype, memory_format=torch.channels_last, beside=False, bn_dtype
     n, c, h, w, k, r, padding, dilation = shape
     x = randn(n, c, h, w, dtype=dtype, memory_format=memory_format)
     bn = batch_norm(c, bn_dtype or (torch.float64 if dtype is torch.float64 else torch.float32))
-    before = reference.bn_add_act(x.double(), *(v.double() for v in bn[:4]), bn[4], relu=False)
-    x[before.abs() < 0.04] = 4
+    x = away_from_kink(x, bn)
     weight = (randn(k, c, r, r) / (c * r * r) ** 0.5).to(dtype).contiguous(memory_format=memory_format)
     grad = torch.randn_like(torch.nn.functional.conv2d(x, weight, None, 1, padding, dilation))
     return [grad, weight, [padding] * 2, [dilation] * 2, x, *bn, torch.randn_like(x) if beside else None]
@@ -51,10 +50,6 @@ def call(shape, dtype, memory_format=torch.channels_last, beside=False, bn_dtype
 def gradient(*args):
     """What is the op's first result by definition; `beside` is added after a rounding, as in eager."""
     return reference.conv_backward_reduce(*args)[0]
-
-
-def as64(values):
-    return [v.double() if isinstance(v, torch.Tensor) else v for v in values]
 
 
 def check(found, args):
@@ -100,7 +95,7 @@ def test_float32_is_tf32_only_where_it_may(layer, tf32):
     torch.testing.assert_close(found[0], gradient(*args), rtol=5e-3, atol=5e-3)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@by_dtype
 @by_format
 def test_what_no_kernel_takes(layer, dtype, memory_format):
     """Odd channels, float64, padding beyond the filter's reach: torch's gradient and a pass."""
@@ -149,10 +144,7 @@ def as_on_cuda(monkeypatch):
     """Chains call the emulated CUDA ops, and treat CPU tensors as they treat CUDA's."""
 
     def install(on):
-        has = torch._C._dispatch_has_kernel_for_dispatch_key
-        for name in vars(ops):
-            if torch._C._dispatch_has_kernel(f"{op_layer.NAME}::{name}") and has(f"{op_layer.NAME}::{name}", "CPU"):
-                monkeypatch.setattr(ops, name, getattr(on, name))
+        put_on_cpu(monkeypatch, on)
         for module in (forward, autograd.backward):
             monkeypatch.setattr(module, "sums_while_convolving", lambda _x, after: after is not None and after.trains)
         monkeypatch.setattr(gradients, "_saves_a_pass", lambda _grad, beside: beside is not None)

@@ -9,32 +9,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 from criterion import assert_close
+from cuda_cases.batch_norm import batch_norm, batch_norm_kinds
+from cuda_cases.convolution import assert_same_nonfinite, randn
+from cuda_cases.sm90 import DTYPES, by_dtype
 from cuda_on_cpu.block_fwd import Block, run
 from cuda_on_cpu.conv_fwd import Conv
 from cuda_on_cpu.conv_fwd import run as run_conv
 from cuda_on_cpu.tensors import DTYPES as ALL_DTYPES
 from cuda_on_cpu.tensors import BatchNorm
-from planting import SCHEDULES, assert_caught
-from test_cuda_conv import batch_norm, randn
+from planting import assert_caught, by_schedule
 
 from resnet_fused import reference
 
-if reason := cuda_on_cpu.missing():
-    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
-
-DTYPES = [torch.float16, torch.bfloat16]
 CHANNELS = [64, 128]
 # More tiles than teams, the last ones of a row and of a column ragged; of 128 channels a tile too few for all clusters.
 SIZE = {64: (19, 21), 128: (17, 20)}
 
-by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 by_channels = pytest.mark.parametrize("channels", CHANNELS)
-by_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
-
-
-@pytest.fixture(scope="module")
-def kernels():
-    return cuda_on_cpu.load()
 
 
 def block_of(dtype, channels, n, h, w, seed=0, **bn) -> Block:
@@ -43,7 +34,7 @@ def block_of(dtype, channels, n, h, w, seed=0, **bn) -> Block:
         return values.contiguous(memory_format=torch.channels_last)
 
     x = randn((n, channels, h, w), dtype, seed)
-    bns = (batch_norm(channels, seed + i, **bn) for i in (3, 4))
+    bns = (batch_norm(channels, seed=seed + i, **bn) for i in (3, 4))
     return Block(x, weight(seed + 1), next(bns), weight(seed + 2), next(bns))
 
 
@@ -141,15 +132,7 @@ def test_same_bits_as_two_launches(kernels, dtype, channels):
 @by_channels
 def test_batch_norms_of_every_kind(kernels, dtype, channels):
     block = block_of(dtype, channels, 1, 5, 6)
-    one, wide = block.bn1, batch_norm(2 * channels, 5)
-    kinds = [
-        BatchNorm(),
-        BatchNorm(bias=torch.linspace(-1, 1, channels).to(dtype)),
-        one._replace(gamma=None, beta=None, bias=torch.linspace(-1, 1, channels)),
-        BatchNorm(*(v[::2] for v in wide[:4])),
-        one._replace(gamma=torch.zeros(channels)),
-        batch_norm(channels, 6, dtype),
-    ]
+    kinds = batch_norm_kinds(channels, dtype)
     for first, second in zip(kinds, kinds[1:] + kinds[:1], strict=True):
         check(kernels, block._replace(bn1=first, bn2=second))
 
@@ -169,9 +152,7 @@ def test_nonfinite_values(kernels, dtype, channels):
     block.x[0, 3, 0, 0], block.x[0, 5, -1, -1], block.x[1, 7, 4, 8] = torch.nan, torch.inf, -torch.inf
     out, report = run(kernels, block)
     assert report["errors"] == []
-    want = eager(block)
-    assert torch.equal(torch.isnan(out), torch.isnan(want))
-    assert torch.equal(torch.isinf(out), torch.isinf(want))
+    assert_same_nonfinite(out, eager(block))
 
 
 @by_dtype

@@ -8,28 +8,28 @@ import cuda_on_cpu
 import pytest
 import torch
 from criterion import assert_close
+from cuda_cases.batch_norm import (
+    WIDTHS,
+    activation,
+    batch_norm,
+    by_dtype,
+    by_format,
+    in_float64,
+    move_from_kink,
+    normalised,
+)
+from cuda_cases.convolution import assert_same_bits
 from cuda_on_cpu import bn_add_act
 from cuda_on_cpu.bn_train import MASKS, Gradient, backward, finish, poisoned, reduce, stats, wide
 from cuda_on_cpu.bn_train import shape as numbers_of
 from cuda_on_cpu.tensors import DTYPES
-from planting import SCHEDULES, assert_caught
+from planting import assert_caught, by_schedule
 from support import zero_eps
-from test_cuda_kernels import activation, batch_norm, in_float64
 
 from resnet_fused import reference
 
-if reason := cuda_on_cpu.missing():
-    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
-
-FORMATS = pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
-WIDTHS = [(d, v) for d in DTYPES for v in (16 // d.itemsize, 1) if d != torch.float64 or v == 1]
 KINDS = [(d, v, c) for (d, v), c in itertools.product(WIDTHS, (True, False))]
 each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda k: f"{str(k[0])[6:]}x{k[1]}-{'nhwc' if k[2] else 'nchw'}")
-
-
-@pytest.fixture(scope="module")
-def kernels():
-    return cuda_on_cpu.load()
 
 
 def shape_for(vector, channels_last):
@@ -57,9 +57,8 @@ def case(shape, dtype, channels_last, mask="recompute", seed=0, misalign=0, bn_d
     vectors = batch_norm(shape[1], bn_dtype or wide(dtype), **bn)
     x, grad = (activation(shape, dtype, channels_last, s, misalign) for s in (seed, seed + 1))
     if mask == "recompute":
-        n = in_float64(vectors)
-        x[reference.bn_add_act(x.double(), *n[:4], n.eps, relu=False).abs() < 0.04] = 3
-        assert (reference.bn_add_act(x.double(), *n[:4], n.eps, relu=False).abs() >= 0.04).all()
+        move_from_kink(x, vectors)
+        assert (normalised(x, vectors).abs() >= 0.04).all()
     out = activation(shape, dtype, channels_last, seed + 2, misalign).relu_() if mask == "out" else None
     return Gradient(grad, x, vectors, out, mask != "none")
 
@@ -124,7 +123,7 @@ def test_the_menu_is_what_is_compiled(kernels):
 
 
 @each_kind
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@by_schedule
 def test_every_statistic(kernels, kind, schedule):
     dtype, vector, last = kind
     x = activation(shape_for(vector, last), dtype, last)
@@ -138,7 +137,7 @@ def test_every_statistic(kernels, kind, schedule):
 
 
 @each_kind
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@by_schedule
 def test_what_is_kept(kernels, kind, schedule):
     dtype, vector, last = kind
     check_kept(kernels, case(shape_for(vector, last), dtype, last, "out"), last, schedule=schedule)
@@ -146,7 +145,7 @@ def test_what_is_kept(kernels, kind, schedule):
 
 @each_kind
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@by_schedule
 def test_every_gradient(kernels, kind, mask, schedule):
     dtype, vector, last = kind
     g = case(shape_for(vector, last), dtype, last, mask)
@@ -163,7 +162,7 @@ def test_every_gradient(kernels, kind, mask, schedule):
 SHAPES = [(1, 64, 1, 1), (1, 8, 1, 7), (7, 8, 1, 1), (1, 1, 1, 1), (5, 64, 7, 7), (2, 16, 30, 31), (2, 300, 3, 5)]
 
 
-@FORMATS
+@by_format
 @pytest.mark.parametrize("shape", [*SHAPES, (2, 2056, 2, 3)], ids=str)
 @pytest.mark.parametrize("sm_count", [1, 132, 300])
 def test_shapes(kernels, shape, channels_last, sm_count):
@@ -174,8 +173,8 @@ def test_shapes(kernels, shape, channels_last, sm_count):
     check_backward(kernels, g, channels_last, sm_count=sm_count)
 
 
-@FORMATS
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@by_format
+@by_dtype
 @pytest.mark.parametrize("mean", [1e3, -1e5])
 @pytest.mark.parametrize("sm_count", [1, 40])
 def test_a_large_mean_does_not_cancel(kernels, channels_last, dtype, mean, sm_count):
@@ -189,7 +188,7 @@ def test_a_large_mean_does_not_cancel(kernels, channels_last, dtype, mean, sm_co
         torch.testing.assert_close(a.double(), t, rtol=2**-22 if dtype != torch.float64 else 1e-12, atol=0)
 
 
-@FORMATS
+@by_format
 def test_a_mean_that_moves_does_not_cancel(kernels, channels_last):
     """Images of very different brightness, and a first row that is like no other."""
     x = activation((16, 24, 30, 30), torch.float32, channels_last)
@@ -201,8 +200,8 @@ def test_a_mean_that_moves_does_not_cancel(kernels, channels_last):
         torch.testing.assert_close(a.double(), t, rtol=2**-21, atol=0)
 
 
-@FORMATS
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@by_format
+@by_dtype
 def test_a_constant_has_no_variance(kernels, dtype, channels_last):
     x = activation((3, 20, 11, 13), dtype, channels_last).fill_(0.1)
     (mean, var), _ = stats(kernels, x, channels_last, sm_count=7)
@@ -210,8 +209,8 @@ def test_a_constant_has_no_variance(kernels, dtype, channels_last):
     assert torch.equal(mean, x[0, :, 0, 0].to(mean.dtype))
 
 
-@FORMATS
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@by_format
+@by_dtype
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
 @pytest.mark.parametrize("where", [(0, 0, 0), (1, 3, 4), (2, 6, 7)], ids=["first", "middle", "last"])
 def test_statistics_that_are_not_finite(kernels, dtype, channels_last, value, where):
@@ -267,7 +266,7 @@ def test_zero_eps(kernels, dtype, mask):
     check_backward(kernels, g, frozen=True)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@by_dtype
 def test_vectors_of_the_tensors_dtype(kernels, dtype):
     g = case((3, 24, 9, 5), dtype, True, bn_dtype=dtype)
     assert g.bn.var.dtype == dtype
@@ -278,8 +277,8 @@ def test_vectors_of_the_tensors_dtype(kernels, dtype):
 NEAR_ZERO = [0.0, *(2.0**-e for e in (24, 25, 26, 126, 127, 133, 134, 135, 149))]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@FORMATS
+@by_dtype
+@by_format
 def test_a_relu_is_open_exactly_where_the_forward_pass_left_it(kernels, dtype, channels_last):
     """Also where bn(x) is above 0 and what is stored of it is not."""
     beta = torch.tensor([sign * v for v in NEAR_ZERO for sign in (1, -1)] * 2, dtype=torch.float64)
@@ -294,7 +293,7 @@ def test_a_relu_is_open_exactly_where_the_forward_pass_left_it(kernels, dtype, c
 
 
 @pytest.mark.parametrize("misaligned", ["grad", "x", "out"])
-@FORMATS
+@by_format
 def test_misaligned(kernels, channels_last, misaligned):
     """Aligned neighbours do not make a misaligned tensor safe."""
     g = case((2, 8, 4, 4), torch.bfloat16, channels_last, "out")
@@ -339,7 +338,7 @@ def test_the_parts_cover_every_item_once(kernels, vector, sm_count):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("count", [1, 31, 257, 1024, 1025, 2600])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@by_schedule
 def test_parts_are_put_together(kernels, dtype, count, schedule):
     """Moments of 64 pixels each, the last of fewer; sums. More than 1024 are merged first."""
     g = torch.Generator().manual_seed(count)
@@ -365,13 +364,8 @@ def test_parts_are_put_together(kernels, dtype, count, schedule):
 
 def test_the_same_bits_whatever_the_order_of_threads(kernels):
     g = case((3, 72, 20, 20), torch.bfloat16, True)
-    found = []
-    for schedule, seed in (("stay", 1), ("rotate", 1), ("random", 1), ("random", 2)):
-        found.append(
-            [*stats(kernels, g.x, True, 3, schedule, seed)[0], *reduce(kernels, g, True, 3, schedule, seed)[0]]
-        )
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    order = (("stay", 1), ("rotate", 1), ("random", 1), ("random", 2))
+    assert_same_bits([[*stats(kernels, g.x, True, 3, *how)[0], *reduce(kernels, g, True, 3, *how)[0]] for how in order])
 
 
 STATS, PARTS, MOMENTS, REDUCE, GRADIENT, APPLY, FINISH, FOLD, HOST, WALK = (
@@ -459,7 +453,7 @@ def exercise(kernels, schedule):
     check_reduce(kernels, g._replace(out=moved.copy_(g.out)), schedule=schedule)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@by_schedule
 def test_planted_bugs_have_something_to_break(kernels, schedule):
     exercise(kernels, schedule)
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import cuda_on_cpu
 import pytest
 import torch
+from cuda_cases.convolution import check, convolution, randn, small_case
+from cuda_on_cpu.conv_fwd import MODES, Variant
 from planting import SCHEDULES, assert_caught
-from test_cuda_conv import MODES, Variant, check, convolution, randn, small_case
-
-if reason := cuda_on_cpu.missing():
-    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
 
 LOOP, EPILOGUE, KERNEL, FINISH, HOST, IM2COL, MMA = (
     "cuda/sm80/conv_mainloop.cuh",
@@ -136,8 +134,8 @@ def exercise(kernels, schedule, dtype=torch.bfloat16):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_planted_bugs_have_something_to_break(schedule):
-    exercise(cuda_on_cpu.load(), schedule)
+def test_planted_bugs_have_something_to_break(kernels, schedule):
+    exercise(kernels, schedule)
 
 
 def plant(bug):

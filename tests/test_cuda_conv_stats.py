@@ -7,51 +7,31 @@ import itertools
 import cuda_on_cpu
 import pytest
 import torch
-from criterion import assert_close
+from cuda_cases.convolution import (
+    DTYPES,
+    GEOMETRIES,
+    TILES,
+    assert_same_bits,
+    by_dtype,
+    by_nonfinite,
+    check_statistics,
+    raw_convolution,
+    small_convolution,
+)
 from cuda_on_cpu.conv_fwd import STATISTICS, Variant, run_statistics
-from cuda_on_cpu.tensors import BatchNorm
-from planting import SCHEDULES, assert_caught
-from test_cuda_conv import DTYPES, GEOMETRIES, TILES, by_dtype, by_schedule, convolution, eager
+from planting import SCHEDULES, assert_caught, by_schedule
 
 from resnet_fused import reference
-
-if reason := cuda_on_cpu.missing():
-    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
 
 VARIANTS = [Variant(*v) for v in itertools.product(DTYPES, TILES, STATISTICS)]
 by_variant = pytest.mark.parametrize("v", VARIANTS, ids=str)
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    return cuda_on_cpu.load()
-
-
-def raw_convolution(*args, bias=None, **options):
-    return convolution(*args, **options)._replace(bn=BatchNorm(bias=bias))
-
-
-def check(kernels, tile, conv, **options):
-    out, moments, report = run_statistics(kernels, tile, conv, **options)
-    assert report["errors"] == []
-    assert_close(out, eager(conv, relu=False), eager(conv, relu=False, dtype=torch.float64))
-    # The statistics are of what was stored, whatever its own error.
-    for a, e, t in zip(moments, reference.bn_stats(out), reference.bn_stats(out.double()), strict=True):
-        assert_close(a, e, t)
-    return report
-
-
-def small_case(v: Variant, n=3):
-    """Two tiles of pixels and of channels, ragged in every direction; the last has rows for one of its warps only."""
-    h, w = (10, 9) if v.tile[0] == 128 else (6, 7)
-    return raw_convolution(v.dtype, n, 24, h, w, v.tile[1] + 8, 3, 3, padding=1, prologue=v.mode.startswith("prologue"))
-
-
 @by_variant
 @by_schedule
 def test_every_variant(kernels, v, schedule):
-    conv = small_case(v)
-    report = check(kernels, v.tile, conv, schedule=schedule)
+    conv = small_convolution(v, make=raw_convolution, prologue=v.mode.startswith("prologue"))
+    report = check_statistics(kernels, v.tile, conv, schedule=schedule)
     n, k, p, q = conv.output_shape()
     parts = -(-n * p * q // v.tile[0])
     assert report["bytes_stored"] == n * k * p * q * v.dtype.itemsize + parts * 3 * k * 4
@@ -61,7 +41,7 @@ def test_every_variant(kernels, v, schedule):
 @pytest.mark.parametrize("geometry", ["1x1", "1x1, stride 2", "3x3, stride 2", "one pixel", "deep"])
 def test_geometries(kernels, dtype, geometry):
     for prologue in (False, True):
-        check(kernels, (64, 64), raw_convolution(dtype, *GEOMETRIES[geometry], prologue=prologue))
+        check_statistics(kernels, (64, 64), raw_convolution(dtype, *GEOMETRIES[geometry], prologue=prologue))
 
 
 @by_dtype
@@ -76,7 +56,7 @@ def test_a_bias_moves_the_mean(kernels, dtype):
 
 
 @by_dtype
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+@by_nonfinite
 def test_what_is_not_finite(kernels, dtype, value):
     """A 1x1 filter spreads it to all channels of one pixel: the first of a tile, of its second half, and another."""
     for pixel in (0, 32, 41):
@@ -93,14 +73,13 @@ def test_what_is_not_finite(kernels, dtype, value):
 def test_many_tiles_are_merged(kernels):
     """More parts than one block of bn_finish adds up."""
     conv = raw_convolution(torch.bfloat16, 17, 8, 64, 62, 8, 1, 1)
-    check(kernels, (64, 64), conv)
+    check_statistics(kernels, (64, 64), conv)
 
 
 def test_the_same_bits_in_every_order_of_blocks(kernels):
     conv = raw_convolution(torch.bfloat16, 2, 16, 12, 12, 72, 3, 3, 1, 1)
-    runs = [run_statistics(kernels, (64, 64), conv, schedule=s, seed=seed)[1] for s in SCHEDULES for seed in (1, 2)]
-    for other in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+    order = [dict(schedule=s, seed=seed) for s in SCHEDULES for seed in (1, 2)]
+    assert_same_bits([run_statistics(kernels, (64, 64), conv, **how)[1] for how in order])
 
 
 MOMENTS, FINISH, FOLD = (
@@ -138,10 +117,10 @@ def exercise(kernels, schedule):
         conv = raw_convolution(
             torch.bfloat16, 3, 24, 6, 7, 72, 3, 3, padding=1, prologue=prologue, bias=torch.linspace(2, 30, 72)
         )
-        check(kernels, (64, 64), conv, schedule=schedule)
+        check_statistics(kernels, (64, 64), conv, schedule=schedule)
     # 37 rows in the last tile, more parts than rows of bn_finish's block, and a channel that begins with infinity
     conv = raw_convolution(torch.bfloat16, 1, 8, 63, 67, 8, 1, 1)
-    check(kernels, (64, 64), conv, schedule=schedule)
+    check_statistics(kernels, (64, 64), conv, schedule=schedule)
     conv.x[0, :, 0, 0] = torch.inf
     conv.weight.abs_()
     _, moments, report = run_statistics(kernels, (64, 64), conv, schedule=schedule)

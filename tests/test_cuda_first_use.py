@@ -6,21 +6,19 @@ import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
-import cuda_on_cpu
 import pytest
 import torch
-from test_cuda_op_layer import NO_PRE, ONE, SHAPES, batch_norm, conv_args, layer, library, randn
-
-from resnet_fused import first_use, ops, reference
-from resnet_fused.cli._gpus import GPUS
-
-if reason := cuda_on_cpu.missing():
-    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
-
+from cuda_cases.op_layer import (
+    args_of_every_op,
+    batch_norm,
+    conv_bn_act_args,
+    randn,
+)
 from cuda_on_cpu import op_layer
 from cuda_on_cpu.host_calls import calls
 
-__all__ = ["layer", "library"]
+from resnet_fused import first_use, ops, reference
+from resnet_fused.cli._gpus import GPUS
 
 
 @pytest.fixture(autouse=True)
@@ -45,13 +43,6 @@ def compared(monkeypatch):
     return seen
 
 
-def convolution(dtype=torch.bfloat16, residual=True, tf32=False, shape=SHAPES[0]):
-    """Arguments of conv_bn_act."""
-    args, out = conv_args(*shape, dtype)
-    side = randn(*out, dtype=dtype, memory_format=torch.channels_last) if residual else None
-    return [*args, side, True, False, tf32]
-
-
 def eager_conv(args):
     return reference.conv_bn_act(*args[:14])
 
@@ -63,39 +54,6 @@ def addition(dtype=torch.float32):
 
 def launched(on):
     return [name.removesuffix("_kernel<Config>") for name in on.reports[-1]["launched"]]
-
-
-def ops_and_arguments(dtype=torch.bfloat16):
-    """Every op that CUDA has kernels for, with arguments of the sizes that kernels take."""
-    conv = convolution(dtype)
-    x, weight, bias, *bn = conv[:8]
-    out = [*reference.conv_bn_act(*conv[:14]).shape]
-    like_out = randn(*out, dtype=dtype, memory_format=torch.channels_last)
-    projection = [randn(2, 64, 6, 5, dtype=dtype), randn(72, 64, 1, 1, dtype=dtype) / 8, None, *batch_norm(72), [1, 1]]
-    block = [randn(64, 64, 3, 3, dtype=dtype) / 24, None, *batch_norm(64)]
-    norm, pool = batch_norm(64), ([3, 3], [2, 2], [1, 1])
-    apart = x.clone()
-    apart[reference.bn_add_act(x.double(), *(v.double() for v in norm[:4]), norm[4], relu=False).abs() < 0.04] = 4
-    pooled, taken = reference.bn_relu_max_pool(x, *norm, *pool)
-    how, grad = [False, False], torch.randn_like(x)
-    sums = [*reference.bn_act_backward_reduce(grad, apart, *norm), float(2 * 6 * 5)]
-    return {
-        "conv_bn_act": conv,
-        "bn_relu_conv_bn_act": [x, *norm, weight, bias, *bn, *ONE, like_out, True, *how],
-        "conv_bn_proj_act": [x, weight, bias, *bn, *ONE, *projection, *NO_PRE, True, *how],
-        "basic_block": [x, *block, *block, *how],
-        "conv_bn_relu_pool": [*conv[:12], *pool, *how],
-        "bn_add_act": [x, *norm, grad, True],
-        "bn_stats": [x],
-        "conv_stats": [x, *norm, weight, bias, *ONE, *how],
-        "bn_add_bn_act": [x, *norm, grad, *batch_norm(64), True],
-        "bn_act_backward_reduce": [grad, apart, *norm, None, True],
-        "bn_add_act_backward_reduce": [grad, apart, *norm, torch.randn_like(x).relu()],
-        "conv_backward_reduce": [like_out, weight, [1, 1], [1, 1], apart, *norm, None, False],
-        "bn_act_backward": [grad, apart, *norm, None, True, *sums],
-        "bn_relu_max_pool": [x, *norm, *pool],
-        "bn_relu_max_pool_backward": [torch.randn_like(pooled), taken, x, *pool],
-    }
 
 
 # ---- which ops, which kernels ----
@@ -125,7 +83,7 @@ def test_every_compiled_kernel_has_a_state_of_its_own(library):
 @pytest.mark.parametrize("op", first_use.OPS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_right_kernels_pass_once(layer, compared, op, dtype):
-    args = ops_and_arguments(torch.float32 if dtype is torch.float64 else dtype)[op]
+    args = args_of_every_op(torch.float32 if dtype is torch.float64 else dtype)[op]
     if dtype is torch.float64:
         args = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
     on = layer("a100", "sm80:64x64:1")
@@ -144,7 +102,7 @@ def test_right_kernels_pass_once(layer, compared, op, dtype):
 @pytest.mark.parametrize("engine", ["sm90:128x128", "sm90:rows", "sm90:block", "sm80:64x64:3"])
 def test_kernels_of_hopper_pass(layer, compared, engine):
     on = layer("h200", engine)
-    args = convolution(shape=(2, 64, 9, 8, 64, 3, 1, 1, 1))
+    args = conv_bn_act_args(shape=(2, 64, 9, 8, 64, 3, 1, 1, 1))
     on.conv_bn_act(*args)
     on.conv_bn_act(*args)
     block = [randn(64, 64, 3, 3, dtype=torch.bfloat16) / 24, None, *batch_norm(64)]
@@ -155,14 +113,14 @@ def test_kernels_of_hopper_pass(layer, compared, engine):
 
 def test_each_dtype_tile_and_mode_is_checked(layer, compared):
     on = layer("a100", "sm80:64x64:1")
-    on.conv_bn_act(*convolution(torch.bfloat16))
-    on.conv_bn_act(*convolution(torch.bfloat16, residual=False))
+    on.conv_bn_act(*conv_bn_act_args(torch.bfloat16))
+    on.conv_bn_act(*conv_bn_act_args(torch.bfloat16, residual=False))
     assert len(compared) == 1
-    on.conv_bn_act(*convolution(torch.float16))
+    on.conv_bn_act(*conv_bn_act_args(torch.float16))
     on = layer("a100", "sm80:128x64:1")
-    on.conv_bn_act(*convolution(torch.bfloat16))
+    on.conv_bn_act(*conv_bn_act_args(torch.bfloat16))
     on = layer("a100", "sm80:128x64:3")
-    on.conv_bn_act(*convolution(torch.bfloat16))
+    on.conv_bn_act(*conv_bn_act_args(torch.bfloat16))
     assert len(compared) == 4
     assert list(first_use.outcomes()) == [
         "cpu sm80/conv_fwd bfloat16 64x64 plain",
@@ -174,7 +132,7 @@ def test_each_dtype_tile_and_mode_is_checked(layer, compared):
 
 def test_tf32_is_judged_as_tf32(layer, compared):
     """Eager here multiplies float32 exactly, as cuDNN may; a kernel that may use TF32 is held to TF32."""
-    on, args = layer("a100", "sm80:64x64:1"), convolution(torch.float32, tf32=True)
+    on, args = layer("a100", "sm80:64x64:1"), conv_bn_act_args(torch.float32, tf32=True)
     got = on.conv_bn_act(*args)
     assert launched(on) == ["conv_fwd"]
     assert (got - eager_conv(args)).abs().max() > 1e-5, "it was TF32"
@@ -186,7 +144,7 @@ def test_tf32_is_judged_as_tf32(layer, compared):
 
 @pytest.mark.parametrize(("gpu", "engine", "kernel"), [("a100", "", "conv_fwd"), ("h200", "sm90", "conv_sm90")])
 def test_a_wrong_convolution_is_not_used_again(layer, library, gpu, engine, kernel):
-    on, args = layer(gpu, engine), convolution()
+    on, args = layer(gpu, engine), conv_bn_act_args()
     library.set_fault(kernel)
     with pytest.warns(RuntimeWarning) as warned:
         got = on.conv_bn_act(*args)
@@ -236,7 +194,7 @@ def test_a_wrong_pass_gives_way_to_eager(layer, library, kernel, op):
 
 
 def test_a_pass_within_a_convolution_is_found_wrong(layer, library):
-    on, args = layer("a100", "torch"), convolution()
+    on, args = layer("a100", "torch"), conv_bn_act_args()
     library.set_fault("bn_add_act")
     with pytest.warns(RuntimeWarning, match="bn/bn_add_act bfloat16 16 bytes an access NHWC shortcut gave a wrong"):
         assert torch.equal(on.conv_bn_act(*args), eager_conv(args))
@@ -265,7 +223,7 @@ def test_results_of_eager_have_the_ops_strides(layer, library):
 def test_0_trusts_everything(layer, library, compared):
     library.set_check("0")
     library.set_fault("conv_fwd")
-    on, args = layer("a100", "sm80"), convolution()
+    on, args = layer("a100", "sm80"), conv_bn_act_args()
     assert not torch.equal(on.conv_bn_act(*args), eager_conv(args))
     assert compared == []
 
@@ -273,7 +231,7 @@ def test_0_trusts_everything(layer, library, compared):
 def test_always_checks_every_call(layer, library, compared):
     library.set_check("always")
     library.set_verified([("sm80/conv_fwd", 80)])
-    on, args = layer("a100", "sm80"), convolution()
+    on, args = layer("a100", "sm80"), conv_bn_act_args()
     for _ in range(3):
         on.conv_bn_act(*args)
     assert len(compared) == 3
@@ -284,9 +242,9 @@ def test_always_checks_every_call(layer, library, compared):
 
 def test_a_verified_family_is_not_compared(layer, library, compared):
     library.set_verified([("sm80/conv_fwd", 80)])
-    layer("a100", "sm80").conv_bn_act(*convolution())
+    layer("a100", "sm80").conv_bn_act(*conv_bn_act_args())
     assert compared == []
-    layer("h200", "sm80").conv_bn_act(*convolution(torch.float16))
+    layer("h200", "sm80").conv_bn_act(*conv_bn_act_args(torch.float16))
     assert len(compared) == 1, "another GPU has proven it"
 
 
@@ -297,7 +255,7 @@ def test_another_value_is_refused(library, text):
 
 
 def test_nothing_unchecked_goes_into_a_graph(layer, library, compared):
-    on, args = layer("a100", "sm80:64x64:1"), convolution()
+    on, args = layer("a100", "sm80:64x64:1"), conv_bn_act_args()
     library.set_capturing(True)
     assert torch.equal(on.conv_bn_act(*args), eager_conv(args))
     assert launched(on) == []
@@ -316,7 +274,7 @@ def test_nothing_unchecked_goes_into_a_graph(layer, library, compared):
 
 
 def test_out_of_memory_is_tried_again(layer, library, monkeypatch):
-    on, args, judge = layer("a100", "sm80:64x64:1"), convolution(), first_use.judge
+    on, args, judge = layer("a100", "sm80:64x64:1"), conv_bn_act_args(), first_use.judge
 
     def out_of_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -331,7 +289,7 @@ def test_out_of_memory_is_tried_again(layer, library, monkeypatch):
 
 
 def test_a_process_without_memory_to_spare_pays_for_some_tries(layer, library, monkeypatch):
-    on, args, tries = layer("a100", "sm80:64x64:1"), convolution(), []
+    on, args, tries = layer("a100", "sm80:64x64:1"), conv_bn_act_args(), []
 
     def out_of_memory(*_):
         tries.append(1)
@@ -351,7 +309,7 @@ def test_a_process_without_memory_to_spare_pays_for_some_tries(layer, library, m
 @pytest.mark.parametrize("hidden", ["gamma", "nan", "zeros"])
 def test_numbers_that_show_nothing_are_no_evidence(layer, library, hidden):
     """A scale of zeros hides the convolution, and so does an input of NaN or a ReLU that is closed everywhere."""
-    on, args = layer("a100", "sm80:64x64:1"), convolution()
+    on, args = layer("a100", "sm80:64x64:1"), conv_bn_act_args()
     library.set_fault("conv_fwd")
     blind = list(args)
     if hidden == "gamma":
@@ -388,7 +346,7 @@ def test_an_empty_batch_is_eagers(layer, op):
 
 def test_arguments_that_require_gradients_and_other_modes(layer, compared):
     """As below an autograd formula of torch's own, under autocast and in inference mode."""
-    on, args = layer("a100", "sm80:64x64:1"), convolution()
+    on, args = layer("a100", "sm80:64x64:1"), conv_bn_act_args()
     for tensor in args[:2]:
         tensor.requires_grad_()
     with torch.autocast("cpu", dtype=torch.float16):
@@ -417,9 +375,8 @@ def test_elements_near_a_kink_are_no_error(layer):
     assert set(first_use.outcomes().values()) == {"right"}
 
 
-def test_threads_warn_once_and_all_return_eagers_result():
+def test_threads_warn_once_and_all_return_eagers_result(host):
     """Launches do nothing in this build of the op layer, so every kernel is wrong."""
-    host = op_layer.load_host()
     host.set_device(*GPUS["h200"])
     host.set_engine("sm80:64x64:1")
     host.set_verified([])

@@ -8,35 +8,32 @@ import cuda_on_cpu
 import pytest
 import torch
 from criterion import assert_close
+from cuda_cases.batch_norm import batch_norm, in_float64, move_from_kink
+from cuda_cases.convolution import (
+    DTYPES,
+    GEOMETRIES,
+    TILES,
+    assert_same_bits,
+    by_dtype,
+    by_nonfinite,
+    convolution,
+    eager,
+    randn,
+    small_convolution,
+)
 from cuda_on_cpu.conv_fwd import GRADIENT, Variant, run_gradient
 from cuda_on_cpu.tensors import BatchNorm
-from planting import SCHEDULES, assert_caught
-from test_cuda_conv import DTYPES, GEOMETRIES, TILES, batch_norm, by_dtype, by_schedule, convolution, eager, randn
+from planting import SCHEDULES, assert_caught, by_schedule
 
 from resnet_fused import reference
-
-if reason := cuda_on_cpu.missing():
-    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
 
 VARIANTS = [Variant(*v) for v in itertools.product(DTYPES, TILES, [GRADIENT])]
 by_variant = pytest.mark.parametrize("v", VARIANTS, ids=str)
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    return cuda_on_cpu.load()
-
-
 def raw_of(conv, seed=40):
     """What the BatchNorm read: no input of its ReLU is so near 0 that rounding decides which side it is on."""
-    raw, bn = randn(conv.output_shape(), conv.x.dtype, seed), conv.bn
-    vectors = [None if v is None else v.double() for v in bn[:4]]
-    raw[reference.bn_add_act(raw.double(), *vectors, bn.eps, relu=False).abs() < 0.04] = 3
-    return raw
-
-
-def double(values):
-    return [v.double() if isinstance(v, torch.Tensor) else v for v in values]
+    return move_from_kink(randn(conv.output_shape(), conv.x.dtype, seed), conv.bn)
 
 
 def check(kernels, tile, conv, raw=None, beside=None, **options):
@@ -48,21 +45,15 @@ def check(kernels, tile, conv, raw=None, beside=None, **options):
     assert_close(out, eager(plain, beside, relu=False), eager(plain, beside, relu=False, dtype=torch.float64))
     args = (out, raw, *conv.bn[:4], conv.bn.eps)
     want = reference.bn_act_backward_reduce
-    for a, e, t in zip(sums, want(*args), want(*double(args)), strict=True):
+    for a, e, t in zip(sums, want(*args), want(*map(in_float64, args)), strict=True):
         assert_close(a, e, t)
     return report
-
-
-def small_case(v: Variant):
-    """Two tiles of pixels and of channels, ragged in every direction; the last has rows for one of its warps only."""
-    h, w = (10, 9) if v.tile[0] == 128 else (6, 7)
-    return convolution(v.dtype, 3, 24, h, w, v.tile[1] + 8, 3, 3, padding=1)
 
 
 @by_variant
 @by_schedule
 def test_every_variant(kernels, v, schedule):
-    conv = small_case(v)
+    conv = small_convolution(v)
     n, k, p, q = conv.output_shape()
     size, parts = n * k * p * q * v.dtype.itemsize, -(-n * p * q // v.tile[0])
     for beside in (None, randn(conv.output_shape(), v.dtype, 20)):
@@ -82,7 +73,7 @@ def test_geometries(kernels, dtype, geometry):
 def test_batch_norms_of_every_kind(kernels, dtype):
     """Absent vectors, strides, vectors in the activations' dtype, zero gamma, a mean of many deviations."""
     conv = convolution(dtype, 1, 16, 6, 6, 32, 3, 3, padding=1)
-    wide = batch_norm(64, 5)
+    wide = batch_norm(64, seed=5)
     kinds = [
         conv.bn._replace(gamma=None, beta=None),
         BatchNorm(*(v[::2] for v in wide[:4])),
@@ -91,13 +82,13 @@ def test_batch_norms_of_every_kind(kernels, dtype):
         conv.bn._replace(mean=conv.bn.mean + 100, eps=0.5),
     ]
     if dtype != torch.float32:
-        kinds.append(batch_norm(32, 6, dtype))
+        kinds.append(batch_norm(32, dtype, seed=6))
     for bn in kinds:
         check(kernels, (64, 64), conv._replace(bn=bn))
 
 
 @by_dtype
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+@by_nonfinite
 def test_what_is_not_finite(kernels, dtype, value):
     """In the raw tensor: NaN lets the gradient through, as in torch."""
     conv = convolution(dtype, 1, 16, 6, 12, 24, 1, 1)
@@ -131,9 +122,8 @@ def test_many_tiles_are_merged(kernels):
 def test_the_same_bits_in_every_order_of_blocks(kernels):
     conv = convolution(torch.bfloat16, 2, 16, 12, 12, 72, 3, 3, padding=1)
     raw = raw_of(conv)
-    runs = [run_gradient(kernels, (64, 64), conv, raw, schedule=s, seed=seed)[1] for s in SCHEDULES for seed in (1, 2)]
-    for other in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+    order = [dict(schedule=s, seed=seed) for s in SCHEDULES for seed in (1, 2)]
+    assert_same_bits([run_gradient(kernels, (64, 64), conv, raw, **how)[1] for how in order])
 
 
 EPILOGUE, ROWS = "cuda/sm80/conv_gradient_sums.cuh", "cuda/sm80/conv_moments.cuh"

@@ -8,41 +8,13 @@ import cuda_on_cpu
 import pytest
 import torch
 from criterion import assert_close
+from cuda_cases.batch_norm import REDUCED, WIDTHS, activation, batch_norm, by_dtype, by_format, in_float64
 from cuda_on_cpu.bn_add_act import Variant, parameters, run
-from cuda_on_cpu.tensors import DTYPES, BatchNorm
-from planting import SCHEDULES, assert_caught
+from cuda_on_cpu.tensors import BatchNorm
+from planting import assert_caught, by_schedule
 from support import zero_eps
 
 from resnet_fused import reference
-
-if reason := cuda_on_cpu.missing():
-    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
-
-REDUCED = [torch.float16, torch.bfloat16]
-
-
-@pytest.fixture(scope="module")
-def kernels():
-    return cuda_on_cpu.load()
-
-
-def activation(shape, dtype, channels_last, seed=0, misalign=0):
-    """Dense in the format, ``misalign`` elements past a 16-byte boundary."""
-    n, c, h, w = shape
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    room = torch.zeros(n * c * h * w + misalign, dtype=dtype)
-    strides = (c * h * w, 1, w * c, c) if channels_last else (c * h * w, h * w, w, 1)
-    return room.as_strided(shape, strides, misalign).copy_(values)
-
-
-def batch_norm(c, dtype, seed=1, stride=1, **changes):
-    g = torch.Generator().manual_seed(seed)
-
-    def vector(low, high):
-        return (torch.rand(c, generator=g) * (high - low) + low).to(dtype).repeat_interleave(stride)[::stride]
-
-    bn = BatchNorm(vector(0.5, 1.5), vector(-1, 1), vector(-1, 1), vector(0.5, 2), None)
-    return bn._replace(**changes)
 
 
 def eager(x, bn, shortcut=None, shortcut_bn=None, relu=True):
@@ -58,12 +30,6 @@ def eager(x, bn, shortcut=None, shortcut_bn=None, relu=True):
     return apply(x, bn, shortcut, relu)
 
 
-def in_float64(value):
-    if isinstance(value, BatchNorm):
-        return BatchNorm(*(in_float64(v) for v in value))
-    return value.double() if isinstance(value, torch.Tensor) else value
-
-
 def check(kernels, x, bn, shortcut=None, shortcut_bn=None, relu=True, channels_last=True, **options):
     want = eager(x, bn, shortcut, shortcut_bn, relu)
     truth = eager(*map(in_float64, (x, bn, shortcut, shortcut_bn)), relu)
@@ -73,15 +39,10 @@ def check(kernels, x, bn, shortcut=None, shortcut_bn=None, relu=True, channels_l
     return report
 
 
-def compiled_variants():
-    # 42 names are wanted before anything is compiled; test_the_menu_is_what_is_compiled compares them with the library.
-    widths = [(d, v) for d in DTYPES for v in (16 // d.itemsize, 1) if d != torch.float64 or v == 1]
-    return [
-        Variant(d, v, c, s) for (d, v), c, s in itertools.product(widths, (True, False), ("none", "add", "projected"))
-    ]
-
-
-VARIANTS = compiled_variants()
+# test_the_menu_is_what_is_compiled compares them with the library.
+VARIANTS = [
+    Variant(d, v, c, s) for (d, v), c, s in itertools.product(WIDTHS, (True, False), ("none", "add", "projected"))
+]
 each_variant = pytest.mark.parametrize(
     "v", VARIANTS, ids=lambda v: f"{str(v.dtype)[6:]}x{v.vector}-{'nhwc' if v.channels_last else 'nchw'}-{v.shortcut}"
 )
@@ -129,14 +90,14 @@ def test_every_variant(kernels, v, param_dtype):
 
 
 @each_variant
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@by_schedule
 def test_in_place_in_any_order_of_threads(kernels, v, schedule):
     shape = (2, 16, 8, 8) if v.vector > 1 else (2, 5, 7, 3)
     args = arguments(v, shape, torch.float32)
     check(kernels, *args, channels_last=v.channels_last, in_place=True, schedule=schedule)
 
 
-@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+@by_format
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("c", [1, 3, 8, 64, 72, 300, 2056])
 def test_channel_counts(kernels, c, dtype, channels_last):
@@ -145,7 +106,7 @@ def test_channel_counts(kernels, c, dtype, channels_last):
     check(kernels, x, batch_norm(c, torch.float32), x.clone(), channels_last=channels_last)
 
 
-@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+@by_format
 @pytest.mark.parametrize(
     "shape", [(1, 64, 1, 1), (1, 8, 1, 7), (7, 8, 1, 1), (1, 1, 1, 1), (5, 64, 7, 7), (2, 16, 30, 31)], ids=str
 )
@@ -165,7 +126,7 @@ def test_empty(kernels, shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *REDUCED], ids=str)
-@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
+@by_format
 def test_misaligned(kernels, dtype, channels_last):
     """An aligned x does not make a misaligned shortcut safe, nor the other way round."""
     bn = batch_norm(8, torch.float32)
@@ -177,7 +138,7 @@ def test_misaligned(kernels, dtype, channels_last):
 @pytest.mark.parametrize(
     "absent", [("gamma",), ("beta",), ("gamma", "beta"), ("gamma", "beta", "mean", "var")], ids="+".join
 )
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@by_dtype
 def test_absent_vectors(kernels, dtype, absent):
     x = activation((2, 8, 4, 4), dtype, True)
     bn = batch_norm(8, torch.float32 if dtype in REDUCED else dtype, **dict.fromkeys(absent))
@@ -185,7 +146,7 @@ def test_absent_vectors(kernels, dtype, absent):
     check(kernels, x, bn._replace(bias=torch.linspace(-1, 1, 8).to(dtype)), x.clone())
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@by_dtype
 def test_bias_strides_and_mixed_dtypes(kernels, dtype):
     """Each vector brings its own dtype and stride: here a bias in x's dtype beside a float32 BatchNorm."""
     param_dtype = torch.float32 if dtype in REDUCED else dtype
@@ -196,8 +157,8 @@ def test_bias_strides_and_mixed_dtypes(kernels, dtype):
     check(kernels, x, bn, p, shortcut_bn)
 
 
-@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@by_format
+@by_dtype
 def test_zero_gamma_and_zero_variance(kernels, dtype, channels_last):
     x = activation((2, 8, 4, 4), dtype, channels_last)
     param_dtype = torch.float32 if dtype in REDUCED else dtype
@@ -208,8 +169,8 @@ def test_zero_gamma_and_zero_variance(kernels, dtype, channels_last):
 
 
 @zero_eps
-@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@by_format
+@by_dtype
 def test_zero_variance_and_zero_eps(kernels, dtype, channels_last):
     """Infinities, and NaN where they meet, at the places where eager has them."""
     x = activation((2, 8, 4, 4), dtype, channels_last)
@@ -219,8 +180,8 @@ def test_zero_variance_and_zero_eps(kernels, dtype, channels_last):
         check(kernels, x, bn, relu=relu, channels_last=channels_last)
 
 
-@pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc", "nchw"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@by_format
+@by_dtype
 @pytest.mark.parametrize("shortcut", ["none", "add", "projected"])
 def test_nonfinite_inputs(kernels, dtype, channels_last, shortcut):
     v = Variant(dtype, 0, channels_last, shortcut)
@@ -305,7 +266,7 @@ def exercise(kernels, schedule):
     check(kernels, x, batch_norm(8, torch.float32), misaligned, schedule=schedule)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@by_schedule
 def test_planted_bugs_have_something_to_break(kernels, schedule):
     exercise(kernels, schedule)
 

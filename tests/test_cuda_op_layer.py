@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import copy
 
-import cuda_on_cpu
 import pytest
 import torch
 import torch.nn.functional as F
 from criterion import assert_close
+from cuda_cases.op_layer import (
+    ENGINES,
+    FORMATS,
+    HALVES,
+    NO_PRE,
+    ONE,
+    SHAPES,
+    as64,
+    batch_norm,
+    by_dtype,
+    by_format,
+    check,
+    check_refusals,
+    conv_args,
+    put_on_cpu,
+    randn,
+)
+from cuda_on_cpu import op_layer
 from op_case import layout_of
 from support import randomise
 from torch import nn
@@ -16,98 +33,7 @@ from torch import nn
 from resnet_fused import convert, functional, models, modules, ops, reference
 from resnet_fused.cli._gpus import GPUS
 
-if reason := cuda_on_cpu.missing():
-    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
-
-from cuda_on_cpu import op_layer
-
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-FORMATS = [torch.contiguous_format, torch.channels_last]
-# A GPU, what RESNET_FUSED_CUDA_ENGINE says there, and the kernel that a convolution of 64 channels ends with.
-ENGINES = [
-    ("a100", "torch", "bn_add_act_kernel"),
-    ("a100", "sm80:64x64:1", "conv_fwd_kernel"),
-    ("h200", "sm80:128x64:3", "conv_finish_kernel"),
-    ("h200", "sm90:128x128:1", "conv_sm90_kernel"),
-    ("h200", "sm90:128x128:3", "conv_sm90_"),  # a depth of one step has no parts, and nothing to finish
-]
-HALVES = [torch.float16, torch.bfloat16]
-NO_PRE = [None, None, None, None, 0.0]
-ONE = ([1, 1], [1, 1], [1, 1], 1)  # stride, padding, dilation, groups
-
 by_engine = pytest.mark.parametrize(("gpu", "engine", "last"), ENGINES, ids=[f"{g}-{e}" for g, e, _ in ENGINES])
-by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-by_format = pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "nhwc"])
-
-
-@pytest.fixture(scope="module")
-def library():
-    return op_layer.load()
-
-
-@pytest.fixture
-def layer(library):
-    return lambda gpu="h200", engine="", schedule="stay": op_layer.Layer(library, GPUS[gpu], engine, schedule)
-
-
-def randn(*shape, dtype=torch.float32, memory_format=torch.contiguous_format):
-    return torch.randn(shape).to(dtype).contiguous(memory_format=memory_format)
-
-
-def batch_norm(c, dtype=torch.float32):
-    """gamma, beta, mean, var, eps"""
-    low_high = [(0.5, 1.5), (-1, 1), (-1, 1), (0.5, 2)]
-    return [(torch.rand(c) * (b - a) + a).to(dtype) for a, b in low_high] + [1e-3]
-
-
-def as64(values):
-    return [v.double() if isinstance(v, torch.Tensor) else v for v in values]
-
-
-def rounded_to_tf32(x):
-    bits = x.float().contiguous().view(torch.int32)
-    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32).to(x.dtype)
-
-
-def in_tf32(expected, args):
-    """What eager computes with TF32 factors and otherwise exactly."""
-    conv2d = F.conv2d
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(F, "conv2d", lambda x, w, *rest: conv2d(rounded_to_tf32(x), rounded_to_tf32(w), *rest))
-        return expected(*as64(args)).float()
-
-
-def check(op, expected, args, tf32=False):
-    """The op's answer against its definition's, in value, dtype and memory format."""
-    name = op.args[0].name()
-    got = op(*args) if name.endswith("::bn_add_act") else op(*args, False, tf32)
-    eager, truth = expected(*args), expected(*as64(args))
-    assert layout_of(got) == layout_of(eager)
-    if tf32:
-        eager = max(eager, in_tf32(expected, args), key=lambda y: (y - truth).abs().max())
-    if got.dtype == torch.float64:
-        torch.testing.assert_close(got, truth, rtol=1e-12, atol=1e-12, equal_nan=True)
-    else:
-        assert_close(got, eager, truth)
-    return got
-
-
-def conv_args(n, c, h, w, k, r, stride, padding, dilation, dtype, memory_format=torch.channels_last):
-    """Up to groups, of conv_bn_act; and the output's shape."""
-    x = randn(n, c, h, w, dtype=dtype, memory_format=memory_format)
-    weight = (randn(k, c, r, r) / (c * r * r) ** 0.5).to(dtype).contiguous(memory_format=memory_format)
-    out = [(size + 2 * padding - dilation * (r - 1) - 1) // stride + 1 for size in (h, w)]
-    geometry = ([stride] * 2, [padding] * 2, [dilation] * 2, 1)
-    return [x, weight, randn(k, dtype=dtype), *batch_norm(k), *geometry], (n, k, *out)
-
-
-# n, c, h, w, k, r, stride, padding, dilation. Dtypes take turns: the op layer does the same for both.
-SHAPES = [
-    (2, 64, 6, 5, 72, 3, 1, 1, 1),
-    (1, 64, 9, 7, 64, 3, 2, 1, 1),
-    (3, 128, 4, 3, 64, 1, 2, 0, 1),
-    (1, 64, 9, 8, 8, 3, 1, 2, 2),
-]
 by_shape = pytest.mark.parametrize(
     ("shape", "dtype"), list(zip(SHAPES, HALVES * 2, strict=True)), ids=lambda v: str(v).replace(", ", "-").strip("()")
 )
@@ -263,18 +189,10 @@ def test_pooling_of_views(layer):
 
 def test_pooling_refuses_what_the_cpu_refuses(layer):
     x, bn = randn(2, 8, 20, 20), batch_norm(8)
-    for args in ((x, *bn, [16, 16], [1, 1], [0, 0]), (x, *bn[:2], None, None, 0.0, *POOLS[0]), (x[0], *bn, *POOLS[0])):
-        with pytest.raises(RuntimeError) as cpu:
-            ops.bn_relu_max_pool(*args)
-        with pytest.raises(RuntimeError) as ours:
-            layer().bn_relu_max_pool(*args)
-        assert str(ours.value) == str(cpu.value)
-    args = (x, torch.zeros(2, 8, 10, 10), x, *POOLS[0])
-    with pytest.raises(RuntimeError) as cpu:
-        ops.bn_relu_max_pool_backward(*args)
-    with pytest.raises(RuntimeError) as ours:
-        layer().bn_relu_max_pool_backward(*args)
-    assert str(ours.value) == str(cpu.value)
+    forward = [(x, *bn, [16, 16], [1, 1], [0, 0]), (x, *bn[:2], None, None, 0.0, *POOLS[0]), (x[0], *bn, *POOLS[0])]
+    check_refusals(layer().bn_relu_max_pool, ops.bn_relu_max_pool, forward)
+    backward = [(x, torch.zeros(2, 8, 10, 10), x, *POOLS[0])]
+    check_refusals(layer().bn_relu_max_pool_backward, ops.bn_relu_max_pool_backward, backward)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
@@ -384,12 +302,7 @@ def test_refusals_are_the_cpus(layer):
         (x, weight, None, *bn, [1, 1], [1, 1], [1, 1], 3, None, True),
         (x, weight, None, bn[0], None, None, None, 0.0, *ONE, None, True),
     ]
-    for args in bad:
-        with pytest.raises(RuntimeError) as cpu:
-            ops.conv_bn_act(*args, False, False)
-        with pytest.raises(RuntimeError) as ours:
-            layer().conv_bn_act(*args, False, False)
-        assert str(ours.value) == str(cpu.value)
+    check_refusals(layer().conv_bn_act, ops.conv_bn_act, [(*args, False, False) for args in bad])
 
 
 def test_an_unknown_engine_is_refused(layer):
@@ -415,10 +328,7 @@ def on_cuda(monkeypatch):
     """Modules call the emulated CUDA ops, and treat CPU tensors as they treat CUDA's."""
 
     def install(layer):
-        has = torch._C._dispatch_has_kernel_for_dispatch_key
-        for name in vars(ops):
-            if torch._C._dispatch_has_kernel(f"{op_layer.NAME}::{name}") and has(f"{op_layer.NAME}::{name}", "CPU"):
-                monkeypatch.setattr(ops, name, getattr(layer, name))
+        put_on_cpu(monkeypatch, layer)
         for module in (functional, modules.preact, modules.plain):
             monkeypatch.setattr(module, "pre_activates_on_reading", lambda x: True)
         return layer

@@ -5,13 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import cuda_on_cpu
 import pytest
 import torch
-
-if reason := cuda_on_cpu.missing():
-    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
-
 from cuda_on_cpu import Plant, bn_add_act, conv_fwd
 from cuda_on_cpu.tensors import BatchNorm
 
@@ -55,8 +50,8 @@ def test_a_forgotten_wait_is_found(planted, bug):
 
 
 @pytest.mark.parametrize("source", ["bn_add_act", "conv_fwd_bf16", "conv_finish", "conv_sm90_bf16"])
-def test_with_it_nothing_is_found(source):
-    assert run(cuda_on_cpu.load(), source)["errors"] == []
+def test_with_it_nothing_is_found(kernels, source):
+    assert run(kernels, source)["errors"] == []
 
 
 def test_every_kernel_that_is_launched_dependent_waits():

@@ -9,37 +9,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from criterion import assert_close
+from cuda_cases.batch_norm import WIDTHS, activation, batch_norm, by_dtype, normalised
 from cuda_on_cpu import pool as emulated
 from cuda_on_cpu.bn_train import wide
 from cuda_on_cpu.tensors import DTYPES, BatchNorm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planting import SCHEDULES, assert_caught
+from planting import assert_caught, by_schedule
 from support import TINY_EPS
-from test_cuda_kernels import activation, batch_norm, in_float64
-
-from resnet_fused import reference
-
-if reason := cuda_on_cpu.missing():
-    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
 
 NONE_TAKEN = 255
 STEM = ((3, 3), (2, 2), (1, 1))
 # The stem's; 3x3 with more windows a pixel and with gaps between them; what is not 3x3 and not square.
 POOLS = [STEM, ((3, 3), (1, 1), (1, 1)), ((3, 3), (4, 5), (0, 1)), ((2, 2), (2, 2), (0, 0)), ((5, 2), (3, 1), (2, 1))]
 POOLS += [((1, 1), (2, 2), (0, 0)), ((4, 3), (1, 2), (2, 0))]
-WIDTHS = [(d, v) for d in DTYPES for v in (16 // d.itemsize, 1) if d != torch.float64 or v == 1]
 FORWARD = [(d, v, s, argmax) for d, v in WIDTHS for s in ((0, 3) if v > 1 else (0,)) for argmax in (True, False)]
 BACKWARD = [(d, v, s, True) for d, v in WIDTHS for s in ((0, 2) if v > 1 else (0,))]
 
 by_width = pytest.mark.parametrize(("dtype", "vector"), WIDTHS, ids=lambda v: str(v).replace("torch.", ""))
 by_pool = pytest.mark.parametrize("pool", POOLS, ids=str)
-by_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
-
-
-@pytest.fixture(scope="module")
-def kernels():
-    return cuda_on_cpu.load()
 
 
 def channels_of(vector):
@@ -66,12 +54,6 @@ def definition(v, pool):
     value = torch.where(nan.any(2), torch.nan, finite.amax(2)).relu()
     taken = torch.where(value == 0, NONE_TAKEN, taken)
     return value.view(size), taken.to(torch.uint8).view(size)
-
-
-def normalised(x, bn):
-    n = in_float64(bn)
-    y = x.double() if bn.bias is None else x.double() + n.bias.view(-1, 1, 1)
-    return y if bn.mean is None else reference.bn_add_act(y, *n[:4], n.eps, relu=False)
 
 
 def check_forward(kernels, x, bn, pool, exact=False, **options):
@@ -284,7 +266,7 @@ def test_misaligned(kernels, misalign):
     check_backward(kernels, *gradient(size, STEM, torch.bfloat16, 0, misalign), size, STEM, misalign=misalign)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@by_dtype
 def test_vectors_of_the_tensors_dtype(kernels, dtype):
     """Every third value of them; and none but the statistics."""
     x = activation((2, 24, 7, 6), dtype, True)
@@ -292,7 +274,7 @@ def test_vectors_of_the_tensors_dtype(kernels, dtype):
     check_forward(kernels, x, batch_norm(24, wide(dtype), gamma=None, beta=None), STEM)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@by_dtype
 @pytest.mark.parametrize("pool", [STEM, ((2, 2), (2, 2), (0, 0))], ids=str)
 def test_a_convolutions_bias(kernels, dtype, pool):
     """Inside a BatchNorm, by itself, and neither: what a convolution left raw, and what it has normalised."""

@@ -5,25 +5,14 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-import cuda_on_cpu
 import pytest
-from cuda_primitives import golden
+from cuda_primitives import emulator, golden
 from cuda_primitives.cases import all_cases
-
-if reason := cuda_on_cpu.missing():
-    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
-
-from cuda_primitives import emulator
 
 CASES = {case.name: case for case in all_cases()}
 GOLDEN = {path.stem: path for path in sorted((Path(__file__).parent / "golden").glob("primitives-*.npz"))}
 NEVER = "no GPU has run the primitives yet: tests/golden has no file, so nothing is compared with silicon"
 ON_GPUS = [(gpu, name) for gpu in GOLDEN for name in CASES] or [pytest.param("", "", marks=pytest.mark.skip(NEVER))]
-
-
-@pytest.fixture(scope="module")
-def primitives():
-    return emulator.load()
 
 
 def test_every_primitive_has_a_case(primitives):

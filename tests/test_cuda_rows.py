@@ -8,29 +8,20 @@ import math
 import cuda_on_cpu
 import pytest
 import torch
+from cuda_cases.batch_norm import batch_norm_kinds
+from cuda_cases.convolution import check, check_nonfinite, convolution, plant_nonfinite, randn
+from cuda_cases.sm90 import DTYPES, by_dtype
 from cuda_on_cpu.conv_fwd import Variant, run
 from cuda_on_cpu.tensors import BatchNorm
-from planting import SCHEDULES, assert_caught
-from test_cuda_conv import batch_norm, check, convolution, eager, randn
+from planting import assert_caught, by_schedule
 
-if reason := cuda_on_cpu.missing():
-    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
-
-DTYPES = [torch.float16, torch.bfloat16]
 TILES = [(4, 56), (7, 32), (8, 32), (16, 16), (8, 8)]  # rows, columns
 VARIANTS = [Variant(d, t, "plain") for d, t in itertools.product(DTYPES, TILES)]
 # Two blocks: each has tiles for both of its consumers, and again.
 ON_HOPPER = dict(family="conv_rows", sm_count=2)
 
-by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-by_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 by_tile = pytest.mark.parametrize("tile", TILES, ids=str)
 by_variant = pytest.mark.parametrize("v", VARIANTS, ids=str)
-
-
-@pytest.fixture(scope="module")
-def kernels():
-    return cuda_on_cpu.load()
 
 
 def conv3x3(dtype, n, h, w, **changes):
@@ -124,16 +115,7 @@ def test_random_schedules(kernels, seed):
 @by_dtype
 def test_batch_norms_of_every_kind(kernels, dtype):
     conv = conv3x3(dtype, 1, 6, 6)
-    bn, wide = conv.bn, batch_norm(128, 5)
-    kinds = [
-        BatchNorm(),
-        BatchNorm(bias=torch.linspace(-1, 1, 64).to(dtype)),
-        bn._replace(gamma=None, beta=None, bias=torch.linspace(-1, 1, 64)),
-        BatchNorm(*(v[::2] for v in wide[:4])),
-        bn._replace(gamma=torch.zeros(64)),
-        batch_norm(64, 6, dtype),
-    ]
-    for kind in kinds:
+    for kind in batch_norm_kinds(64, dtype):
         check(kernels, (16, 16), conv._replace(bn=kind), **ON_HOPPER)
 
 
@@ -141,13 +123,8 @@ def test_batch_norms_of_every_kind(kernels, dtype):
 def test_nonfinite_values(kernels, dtype):
     """They stay at the pixels that read them: what lies beside an image in a tile is not stored."""
     case = small_case(Variant(dtype, (16, 16), "plain"))
-    for target in (case["conv"].x, case["residual"]):
-        target[0, 3, 0, 0], target[0, 5, -1, -1] = torch.nan, torch.inf
-    out, report = run(kernels, **case, **ON_HOPPER)
-    assert report["errors"] == []
-    want = eager(case["conv"], case["residual"])
-    assert torch.equal(torch.isnan(out), torch.isnan(want))
-    assert torch.equal(torch.isinf(out), torch.isinf(want))
+    plant_nonfinite(case["conv"].x, case["residual"])
+    check_nonfinite(kernels, case, **ON_HOPPER)
 
 
 @by_dtype

@@ -2,50 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import cuda_on_cpu
 import pytest
 import torch
+from cuda_cases.batch_norm import batch_norm_kinds
+from cuda_cases.convolution import (
+    check,
+    check_nonfinite,
+    convolution,
+    identity,
+    plant_nonfinite,
+    randn,
+    shifted_prologue,
+)
+from cuda_cases.sm90 import GEOMETRIES, ON_HOPPER, TILES, VARIANTS, by_dtype, by_variant, small_case
 from cuda_on_cpu.conv_fwd import MODES, STATISTICS, Variant, run
-from cuda_on_cpu.tensors import BatchNorm
-from planting import SCHEDULES, assert_caught
-from test_cuda_conv import batch_norm, check, convolution, eager, randn
-
-if reason := cuda_on_cpu.missing():
-    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
-
-DTYPES = [torch.float16, torch.bfloat16]
-# 256 pixels of 64 channels a warpgroup leave no registers for a projection's sums or a prologue's warpgroup. In plain
-# mode 256x64 is ping-pong: a tile is one warpgroup's, the next the other's.
-TILES = {(256, 128): ["plain"], (256, 64): MODES, (128, 128): MODES}
-VARIANTS = [Variant(d, t, m) for d, (t, modes) in itertools.product(DTYPES, TILES.items()) for m in modes]
-ON_HOPPER = dict(family="conv_sm90", sm_count=2)
-
-by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-by_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
-by_variant = pytest.mark.parametrize("v", VARIANTS, ids=str)
-
-
-@pytest.fixture(scope="module")
-def kernels():
-    return cuda_on_cpu.load()
-
-
-def small_case(v: Variant) -> dict:
-    """More tiles than blocks, ragged in pixels and channels; a depth of more steps than the ring has stages."""
-    h, w = (10, 9) if v.tile[0] == 128 else (13, 12)
-    k = v.tile[1] + 8
-    conv = convolution(v.dtype, 3, 64, h, w, k, 3, 3, padding=1, prologue=v.mode == "prologue")
-    case = dict(tile=v.tile, conv=conv)
-    if v.mode.startswith("projection"):
-        case["projection"] = convolution(
-            v.dtype, 3, 128, 2 * h - 1, 2 * w, k, 1, 1, 2, seed=10, prologue=v.mode.endswith("prologue")
-        )
-    else:
-        case["residual"] = randn(conv.output_shape(), v.dtype, 20)
-    return case
+from planting import assert_caught, by_schedule
 
 
 def test_the_menu_is_what_is_compiled(kernels):
@@ -80,22 +54,6 @@ def test_without_a_residual(kernels, dtype, tile, relu):
     check(kernels, tile, convolution(dtype, 2, 64, 9, 9, 64, 1, 1), relu=relu, **ON_HOPPER)
 
 
-# n, c, h, w, k, r, s, stride, padding, dilation
-GEOMETRIES = {
-    "1x1": (2, 128, 5, 7, 72, 1, 1),
-    "1x1, stride 2": (2, 64, 9, 8, 64, 1, 1, 2),
-    "3x3, stride 2": (2, 64, 13, 11, 24, 3, 3, 2, 1),
-    "3x3, dilation 2": (1, 64, 9, 10, 16, 3, 3, 1, 2, 2),
-    "3x3, no padding": (2, 64, 6, 6, 8, 3, 3),
-    "7x7, stride 2": (1, 64, 17, 15, 64, 7, 7, 2, 3),
-    "5x3, each axis its own": (2, 64, 14, 11, 16, 5, 3, (3, 2), (2, 1), (1, 3)),
-    "1x7": (1, 64, 5, 16, 8, 1, 7, 1, (0, 3)),
-    "one pixel": (1, 64, 1, 1, 8, 3, 3, 1, 1),
-    "filter larger than the image": (2, 64, 3, 3, 8, 7, 7, 1, 3),
-    "deep": (1, 512, 3, 3, 16, 3, 3, 1, 1),
-}
-
-
 @by_dtype
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
 def test_geometries(kernels, dtype, geometry):
@@ -106,24 +64,14 @@ def test_geometries(kernels, dtype, geometry):
 @pytest.mark.parametrize("geometry", ["1x1, stride 2", "3x3, stride 2", "3x3, dilation 2", "7x7, stride 2"])
 def test_prologue_geometries(kernels, dtype, geometry):
     """Padding stays zero after BatchNorm and ReLU, whatever they make of a zero."""
-    conv = convolution(dtype, *GEOMETRIES[geometry], prologue=True)
-    shifted = conv.pre._replace(beta=conv.pre.beta + 3)
-    check(kernels, (128, 128), conv._replace(pre=shifted), **ON_HOPPER)
+    conv = shifted_prologue(convolution(dtype, *GEOMETRIES[geometry], prologue=True))
+    check(kernels, (128, 128), conv, **ON_HOPPER)
 
 
 @by_dtype
 def test_batch_norms_of_every_kind(kernels, dtype):
     conv = convolution(dtype, 1, 64, 6, 6, 32, 1, 1)
-    bn, wide = conv.bn, batch_norm(64, 5)
-    kinds = [
-        BatchNorm(),
-        BatchNorm(bias=torch.linspace(-1, 1, 32).to(dtype)),
-        bn._replace(gamma=None, beta=None, bias=torch.linspace(-1, 1, 32)),
-        BatchNorm(*(v[::2] for v in wide[:4])),
-        bn._replace(gamma=torch.zeros(32)),
-        batch_norm(32, 6, dtype),
-    ]
-    for kind in kinds:
+    for kind in batch_norm_kinds(32, dtype):
         check(kernels, (256, 64), conv._replace(bn=kind), **ON_HOPPER)
 
 
@@ -131,24 +79,16 @@ def test_batch_norms_of_every_kind(kernels, dtype):
 @pytest.mark.parametrize("mode", MODES)
 def test_nonfinite_values(kernels, dtype, mode):
     case = small_case(Variant(dtype, (128, 128), mode))
-    for target in (case["conv"].x, case["projection"].x if "projection" in case else case["residual"]):
-        target[0, 3, 0, 0], target[0, 5, -1, -1] = torch.nan, torch.inf
-    out, report = run(kernels, **case, **ON_HOPPER)
-    assert report["errors"] == []
-    want = eager(case["conv"], case.get("residual"), case.get("projection"))
-    assert torch.equal(torch.isnan(out), torch.isnan(want))
-    assert torch.equal(torch.isinf(out), torch.isinf(want))
+    plant_nonfinite(case["conv"].x, case["projection"].x if "projection" in case else case["residual"])
+    check_nonfinite(kernels, case, **ON_HOPPER)
 
 
 @by_dtype
 def test_one_rounding(kernels, dtype):
     """Identity weights, no BatchNorm: the exact sum with the residual, rounded once."""
-    case = convolution(dtype, 1, 64, 8, 8, 64, 1, 1)
-    weight = torch.eye(64, dtype=dtype)[:, :, None, None].contiguous(memory_format=torch.channels_last)
-    residual = randn((1, 64, 8, 8), dtype, 1)
-    conv = case._replace(weight=weight, bn=BatchNorm())
+    conv, residual = identity(dtype, 8, 8), randn((1, 64, 8, 8), dtype, 1)
     out, _ = run(kernels, (256, 64), conv, residual=residual, relu=False, **ON_HOPPER)
-    torch.testing.assert_close(out, (case.x.float() + residual.float()).to(dtype), rtol=0, atol=0)
+    torch.testing.assert_close(out, (conv.x.float() + residual.float()).to(dtype), rtol=0, atol=0)
 
 
 CONFIG, WORK, ROLES, KERNEL, HOST = (

@@ -5,21 +5,21 @@ from __future__ import annotations
 import cuda_on_cpu
 import pytest
 import torch
+from cuda_cases.convolution import (
+    assert_same_bits,
+    check,
+    check_nonfinite,
+    convolution,
+    plant_nonfinite,
+    randn,
+    shifted_prologue,
+)
+from cuda_cases.sm90 import ON_HOPPER, by_dtype, by_variant, small_case
 from cuda_on_cpu.conv_fwd import MODES, Variant, run
-from planting import assert_caught
-from test_cuda_conv import check, convolution, eager, randn
-from test_cuda_sm90 import ON_HOPPER, by_dtype, by_schedule, by_variant, small_case
-
-if reason := cuda_on_cpu.missing():
-    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
+from planting import assert_caught, by_schedule
 
 # Of four or six tiles: a block has a whole one and shares, and no share but the last ends with a tile.
 UNEVEN = dict(whole=1, shares=7)
-
-
-@pytest.fixture(scope="module")
-def kernels():
-    return cuda_on_cpu.load()
 
 
 def pieces(case, whole, shares):
@@ -90,7 +90,7 @@ def test_a_share_begins_within_a_tap(kernels, dtype):
 def test_a_prologue_begins_within_a_tap(kernels, dtype):
     """Padding stays zero, whatever BatchNorm and ReLU make of a zero."""
     conv = convolution(dtype, 1, 128, 9, 8, 24, 3, 3, 2, 1, prologue=True)
-    case = dict(tile=(128, 128), conv=conv._replace(pre=conv.pre._replace(beta=conv.pre.beta + 3)))
+    case = dict(tile=(128, 128), conv=shifted_prologue(conv))
     for shares in (5, 9):
         check_shares(kernels, case, 0, shares)
 
@@ -109,24 +109,17 @@ def test_few_pixels_and_channels(kernels, dtype, h, w, k):
 @pytest.mark.parametrize("mode", MODES)
 def test_the_same_bits_in_every_run(kernels, mode):
     case = small_case(Variant(torch.bfloat16, (128, 128), mode))
-    outputs = [
-        run(kernels, **case, **UNEVEN, **{**ON_HOPPER, "sm_count": sms}, schedule=schedule, seed=seed)[0]
-        for sms, schedule, seed in [(2, "stay", 1), (3, "random", 2), (6, "random", 3)]
-    ]
-    assert all(torch.equal(out, outputs[0]) for out in outputs)
+    order = [(2, "stay", 1), (3, "random", 2), (6, "random", 3)]
+    order = [dict(family="conv_sm90", sm_count=sms, schedule=schedule, seed=seed) for sms, schedule, seed in order]
+    assert_same_bits([[run(kernels, **case, **UNEVEN, **how)[0]] for how in order])
 
 
 @by_dtype
 @pytest.mark.parametrize("mode", MODES)
 def test_nonfinite_values(kernels, dtype, mode):
     case = small_case(Variant(dtype, (128, 128), mode))
-    for target in (case["conv"].x, case["projection"].x if "projection" in case else case["residual"]):
-        target[0, 3, 0, 0], target[0, 5, -1, -1] = torch.nan, torch.inf
-    out, report = run(kernels, **case, **UNEVEN, **ON_HOPPER)
-    assert report["errors"] == []
-    want = eager(case["conv"], case.get("residual"), case.get("projection"))
-    assert torch.equal(torch.isnan(out), torch.isnan(want))
-    assert torch.equal(torch.isinf(out), torch.isinf(want))
+    plant_nonfinite(case["conv"].x, case["projection"].x if "projection" in case else case["residual"])
+    check_nonfinite(kernels, case, **UNEVEN, **ON_HOPPER)
 
 
 MENU, WORK, ROLES, FINISH = (f"cuda/sm90/conv_sm90{name}" for name in (".h", "_work.cuh", "_roles.cuh", "_finish.cuh"))

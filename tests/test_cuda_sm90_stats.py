@@ -2,58 +2,41 @@
 
 from __future__ import annotations
 
-import itertools
-
 import cuda_on_cpu
 import pytest
 import torch
-from criterion import assert_close
+from cuda_cases.convolution import (
+    assert_same_bits,
+    by_nonfinite,
+    check_moments,
+    check_statistics,
+    raw_convolution,
+    shifted_prologue,
+)
+from cuda_cases.sm90 import (
+    GEOMETRIES,
+    ON_HOPPER,
+    STATISTICS_VARIANTS,
+    TILES_WITH_STATISTICS,
+    by_dtype,
+    small_convolution,
+)
 from cuda_on_cpu.conv_fwd import STATISTICS, Variant, part_pixels, run_statistics
-from planting import SCHEDULES, assert_caught
-from test_cuda_conv import eager
-from test_cuda_conv_stats import raw_convolution
-from test_cuda_sm90 import DTYPES, GEOMETRIES, by_dtype, by_schedule
+from planting import SCHEDULES, assert_caught, by_schedule
 
 from resnet_fused import reference
 
-if reason := cuda_on_cpu.missing():
-    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
-
-# In mode statistics 256x64 is ping-pong. 256 pixels a warpgroup leave a prologue's warpgroup no registers.
-TILES = {(256, 128): STATISTICS[:1], (256, 64): STATISTICS, (128, 128): STATISTICS}
-VARIANTS = [Variant(d, t, m) for d, (t, modes) in itertools.product(DTYPES, TILES.items()) for m in modes]
-by_variant = pytest.mark.parametrize("v", VARIANTS, ids=str)
-CASES = [(t, m.startswith("prologue")) for t, modes in TILES.items() for m in modes]
+by_variant = pytest.mark.parametrize("v", STATISTICS_VARIANTS, ids=str)
+CASES = [(t, m.startswith("prologue")) for t, modes in TILES_WITH_STATISTICS.items() for m in modes]
 by_tile = pytest.mark.parametrize(("tile", "prologue"), CASES, ids=str)
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    return cuda_on_cpu.load()
-
-
-def run(kernels, tile, conv, *, sm_count=2, **options):
-    return run_statistics(kernels, tile, conv, family="conv_sm90", sm_count=sm_count, **options)
-
-
-def check_moments(out, moments):
-    """They are of what was stored, whatever its own error."""
-    for a, e, t in zip(moments, reference.bn_stats(out), reference.bn_stats(out.double()), strict=True):
-        assert_close(a, e, t)
+def run(kernels, tile, conv, **options):
+    return run_statistics(kernels, tile, conv, **ON_HOPPER | options)
 
 
 def check(kernels, tile, conv, **options):
-    out, moments, report = run(kernels, tile, conv, **options)
-    assert report["errors"] == []
-    assert_close(out, eager(conv, relu=False), eager(conv, relu=False, dtype=torch.float64))
-    check_moments(out, moments)
-    return report
-
-
-def small_case(v: Variant):
-    """More tiles than blocks, ragged in pixels and channels; more steps than the ring has stages."""
-    h, w = (10, 9) if v.tile[0] == 128 else (13, 12)
-    return raw_convolution(v.dtype, 3, 64, h, w, v.tile[1] + 8, 3, 3, padding=1, prologue=v.mode.startswith("prologue"))
+    return check_statistics(kernels, tile, conv, **ON_HOPPER | options)
 
 
 def copied(values):
@@ -66,13 +49,13 @@ def copied(values):
 
 def test_the_menu_is_what_is_compiled(kernels):
     compiled = [Variant.of(raw) for raw in kernels.compiled_conv_sm90()]
-    assert {v for v in compiled if v.mode in STATISTICS} == set(VARIANTS)
+    assert {v for v in compiled if v.mode in STATISTICS} == set(STATISTICS_VARIANTS)
 
 
 @by_variant
 @by_schedule
 def test_every_variant(kernels, v, schedule):
-    conv = small_case(v)
+    conv = small_convolution(v, make=raw_convolution, prologue=v.mode.startswith("prologue"))
     report = check(kernels, v.tile, conv, schedule=schedule)
     n, k, p, q = conv.output_shape()
     parts = -(-n * p * q // part_pixels("conv_sm90", v.tile, conv.pre is not None))
@@ -89,9 +72,7 @@ def test_geometries(kernels, dtype, geometry):
 @pytest.mark.parametrize("geometry", ["1x1, stride 2", "3x3, stride 2", "3x3, dilation 2", "7x7, stride 2"])
 def test_prologue_geometries(kernels, dtype, geometry):
     """Padding stays zero after BatchNorm and ReLU, whatever they make of a zero."""
-    conv = raw_convolution(dtype, *GEOMETRIES[geometry], prologue=True)
-    shifted = conv.pre._replace(beta=conv.pre.beta + 3)
-    check(kernels, (256, 64), conv._replace(pre=shifted))
+    check(kernels, (256, 64), shifted_prologue(raw_convolution(dtype, *GEOMETRIES[geometry], prologue=True)))
 
 
 @by_tile
@@ -131,7 +112,7 @@ def test_a_mean_of_a_thousand_deviations(kernels, tile, prologue):
     torch.testing.assert_close(moments[1].double(), var, rtol=2**-21, atol=0)
 
 
-@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("tile", TILES_WITH_STATISTICS, ids=str)
 @pytest.mark.parametrize("pixels", [1024, 1100], ids=["whole parts", "a ragged part"])
 @pytest.mark.parametrize("at", [0, 1, -1], ids=["first", "second", "last"])
 def test_an_outlier(kernels, tile, pixels, at):
@@ -145,7 +126,7 @@ def test_an_outlier(kernels, tile, pixels, at):
 
 
 @by_tile
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+@by_nonfinite
 def test_what_is_not_finite(kernels, tile, prologue, value):
     """A 1x1 filter spreads it to all channels of one pixel: the first of a part, its middle, its last, and another."""
     for pixel in (0, 128, 248, 41):
@@ -161,13 +142,8 @@ def test_what_is_not_finite(kernels, tile, prologue, value):
 @by_tile
 def test_the_same_bits_in_every_order_of_blocks(kernels, tile, prologue):
     conv = raw_convolution(torch.bfloat16, 2, 64, 12, 12, 72, 3, 3, 1, 1, prologue=prologue)
-    runs = [
-        run(kernels, tile, conv, schedule=s, seed=seed, sm_count=sms)[1]
-        for s in SCHEDULES
-        for seed, sms in ((1, 2), (2, 3))
-    ]
-    for other in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+    order = [dict(schedule=s, seed=seed, sm_count=sms) for s in SCHEDULES for seed, sms in ((1, 2), (2, 3))]
+    assert_same_bits([run(kernels, tile, conv, **how)[1] for how in order])
 
 
 MOMENTS, ROLES, CENTERS = "cuda/sm90/conv_sm90_moments.cuh", "cuda/sm90/conv_sm90_roles.cuh", "cuda/bn/moments.cuh"

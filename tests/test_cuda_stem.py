@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import cuda_on_cpu
 import pytest
 import torch
-from test_cuda_op_layer import DTYPES, ENGINES, FORMATS, batch_norm, check, layer, library, randn
+from cuda_cases.op_layer import ENGINES, batch_norm, by_dtype, by_format, check, check_refusals, randn
 
 from resnet_fused import ops, reference
 
-if reason := cuda_on_cpu.missing():
-    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
-
-__all__ = ["layer", "library"]
-
 IMAGENET = ([7, 7], 2, 3, [3, 3], [2, 2], [1, 1])  # filter, stride, padding; the pooling's window, stride, padding
-by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-by_format = pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "nhwc"])
 
 
 def stem(x, k, geometry=IMAGENET, *, biased=False, normed=True):
@@ -135,10 +127,5 @@ def test_other_schedules(layer, schedule):
 
 def test_refusals_are_the_cpus(layer):
     args = stem(randn(1, 3, 12, 12), 8)
-    for pool in (([3, 3], [2, 2], [2, 2]), ([9, 9], [1, 1], [1, 1]), ([3, 3], [0, 1], [1, 1])):
-        bad = [*args[:-3], *pool, False, False]
-        with pytest.raises(RuntimeError) as cpu:
-            ops.conv_bn_relu_pool(*bad)
-        with pytest.raises(RuntimeError) as ours:
-            layer().conv_bn_relu_pool(*bad)
-        assert str(ours.value) == str(cpu.value)
+    pools = (([3, 3], [2, 2], [2, 2]), ([9, 9], [1, 1], [1, 1]), ([3, 3], [0, 1], [1, 1]))
+    check_refusals(layer().conv_bn_relu_pool, ops.conv_bn_relu_pool, [(*args[:-3], *p, False, False) for p in pools])

@@ -6,9 +6,16 @@ import pytest
 import torch
 from criterion import assert_close
 from op_case import lay_out
-from test_training_blocks import away_from_kinks
 from test_training_pool import POOLS, stem_gradients
-from training import CLASSES, WITH_SHORTCUT, assert_trains_as_eager, identity, in_channels, projected
+from training import (
+    CLASSES,
+    WITH_SHORTCUT,
+    assert_trains_as_eager,
+    away_from_kinks,
+    identity,
+    in_channels,
+    projected,
+)
 
 from resnet_fused import autograd, convert, models, ops, reference
 

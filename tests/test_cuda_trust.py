@@ -5,22 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import cuda_on_cpu
 import pytest
 import torch
-from test_cuda_op_layer import library
+from cuda_on_cpu import op_layer
+from cuda_on_cpu.host_calls import calls
 
 from resnet_fused import ops
 from resnet_fused.cli import info
 from resnet_fused.cli._gpus import GPUS
-
-if reason := cuda_on_cpu.missing():
-    pytest.skip(f"the op layer is compiled here and needs a compiler: {reason}", allow_module_level=True)
-
-from cuda_on_cpu import op_layer
-from cuda_on_cpu.host_calls import calls
-
-__all__ = ["library"]
 
 ROOT = Path(__file__).parents[1]
 CUDA = ROOT / "csrc" / "cuda"
@@ -144,8 +136,7 @@ def test_no_op_launches_around_the_check():
 
 @pytest.mark.parametrize("check", ["first", "0"])
 @torch.no_grad()
-def test_a_trusted_kernel_costs_no_allocation(check):
-    host = op_layer.load_host()
+def test_a_trusted_kernel_costs_no_allocation(host, check):
     families = [line.split(":")[0] for line in ops.explain_trust(90).splitlines()]
     host.set_device(*GPUS["h200"])
     host.set_verified([(family, 90) for family in families])

@@ -6,8 +6,7 @@ import re
 
 import pytest
 import torch
-from test_cuda_first_use import ops_and_arguments
-from test_cuda_op_layer import batch_norm
+from cuda_cases.op_layer import args_of_every_op, batch_norm
 
 from resnet_fused import first_use, reference
 
@@ -62,7 +61,7 @@ def test_either_side_of_a_kink_is_right():
 
 def test_statistics_are_of_what_was_stored():
     """Not of what the convolution would be without rounding: their error is float32's, not bfloat16's."""
-    args = ops_and_arguments()["conv_stats"]
+    args = args_of_every_op()["conv_stats"]
     raw, mean, var = reference.conv_stats(*args[:-2])
     assert first_use._compare("conv_stats", raw, mean, var, "right", *args) == first_use.RIGHT
     mean[3] += 5e-5
