@@ -5,13 +5,12 @@ import itertools
 import pytest
 import torch
 from criterion import assert_close
-from op_case import Case, layout_of
+from op_case import DTYPES, Case, layout_of
 from support import randomise
 
 from resnet_fused import functional, modules, ops, reference
 
 SAME = ([1, 1], [1, 1], [1, 1], 1)  # stride, padding, dilation, groups
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
 def case_of(dtype=torch.float32, layout="contiguous", n=2, c=16, h=9, w=7, bias=True):

@@ -8,19 +8,11 @@ from criterion import assert_close
 from support import randomise, truth, zero_eps
 from torch import nn
 from torch.nn.utils import prune
+from training import average_projection, projection, wide_projection
 
 import resnet_fused
 from resnet_fused import modules, ops, reference
 from resnet_fused.modules import plain, preact
-
-
-def projection(inplanes, planes, stride):
-    return nn.Sequential(nn.Conv2d(inplanes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
-
-
-def average_projection(inplanes, planes, stride):  # ResNet-D
-    conv = nn.Conv2d(inplanes, planes, 1, bias=False)
-    return nn.Sequential(nn.AvgPool2d(stride, stride), conv, nn.BatchNorm2d(planes))
 
 
 def conv_only(inplanes, planes, stride):
@@ -29,10 +21,6 @@ def conv_only(inplanes, planes, stride):
 
 def wrapped_conv(inplanes, planes, stride):
     return nn.Sequential(conv_only(inplanes, planes, stride))
-
-
-def wide_projection(inplanes, planes, stride):
-    return nn.Sequential(nn.Conv2d(inplanes, planes, 3, stride, 1, bias=False), nn.BatchNorm2d(planes))
 
 
 TWO, THREE = (8, 8), (16, 4)  # (inplanes, planes) of an identity block

@@ -5,9 +5,8 @@ import torch
 from criterion import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_case import has_kernels, lay_out, plan_of
+from op_case import DTYPES, has_kernels, lay_out, plan_of
 from relu_sides import assert_trains_as_computed
-from test_conv_stats import DTYPES
 from training import CLASSES, assert_trains_as_eager, identity, in_channels
 
 from resnet_fused import autograd, ops

@@ -3,19 +3,26 @@
 import pytest
 import torch
 from criterion import assert_close
-from op_case import lay_out
+from op_case import DTYPES, lay_out
+from support import RecordedOps
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from training import CLASSES, WITH_SHORTCUT, assert_trains_as_eager, identity, in_channels, one_thread, projected
+from training import (
+    CLASSES,
+    FROZEN,
+    WITH_SHORTCUT,
+    assert_trains_as_eager,
+    freeze,
+    identity,
+    in_channels,
+    one_thread,  # noqa: F401  autouse
+    projected,
+)
 
 from resnet_fused import autograd, ops
 from resnet_fused.autograd import forward
 from resnet_fused.autograd import input_gradient as gradients
 from resnet_fused.autograd.layout import ConvSlots, unpack
 
-__all__ = ["one_thread"]
-
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 # kernel, stride, padding, dilation, groups; the second of enough pixels to be our own convolution in float32
 GEOMETRIES = [(1, 1, 0, 1, 1), (3, 1, 1, 1, 1), (3, 2, 1, 1, 1), (3, 1, 2, 2, 4)]
 
@@ -125,9 +132,6 @@ def test_the_same_bits_with_and_without(cls, as_on_cuda, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(found, gradients(), strict=True))
 
 
-FROZEN = {"nothing": [], "weights": ["conv", "downsample.0"], "norms": ["bn", "downsample.1"]}
-
-
 def as_it_does_on_cuda(_grad, beside):
     return beside is not None
 
@@ -174,8 +178,7 @@ def test_chains_that_add_the_shortcuts_gradient_so(cls, frozen, as_on_cuda, monk
     monkeypatch.setattr(autograd.backward, "input_gradient", counted)
     has_shortcut = cls in WITH_SHORTCUT
     for block in [identity(cls), projected(cls)] if has_shortcut else [identity(cls)]:
-        for name, parameter in block.named_parameters():
-            parameter.requires_grad_(not any(part in name for part in FROZEN[frozen]))
+        freeze(block, frozen)
         x = torch.randn(3, in_channels(block), 9, 9, requires_grad=True)
         assert_trains_as_eager(block, x)
     # An identity block joins at x, where its first convolution reads x; bottlenecks at their projections too.
@@ -185,17 +188,11 @@ def test_chains_that_add_the_shortcuts_gradient_so(cls, frozen, as_on_cuda, monk
 
 def forward_on_cuda(stride, norms, frozen=False):
     """The chain of two convolutions on tensors without data, which need no GPU, and the ops that it called."""
-    called = []
-
-    class Record(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            called.append(func)
-            return func(*args, **(kwargs or {}))
 
     def made(*shape, dtype=torch.bfloat16):
         return torch.empty(shape, device="cuda", dtype=dtype)
 
-    with FakeTensorMode(), Record():
+    with FakeTensorMode(), RecordedOps() as recorded:
         x, vector = made(4, 16, 9, 9).to(memory_format=torch.channels_last), made(16, dtype=torch.float32)
         weight, narrow = made(16, 16, 3, 3), made(16, 16, 1, 1)
         convs = [autograd.Conv(weight, None, (s, s), (1, 1), (1, 1), 1) for s in (1, stride)]
@@ -209,7 +206,7 @@ def forward_on_cuda(stride, norms, frozen=False):
     assert out.device.type == "cuda"
     assert out.shape == (4, 16, 9 // stride + stride - 1, 9 // stride + stride - 1)
     assert all(t.dtype == torch.bfloat16 for t in raws.values())
-    return called, raws, found
+    return recorded.called, raws, found
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -10,8 +10,8 @@ import sys
 import pytest
 import torch
 from criterion import assert_close
+from gpu_case import by_kind, less_exact
 from support import randomise
-from tf32 import by_kind, less_exact
 
 from resnet_fused import convert, models
 

@@ -8,13 +8,15 @@ import sys
 
 import pytest
 import torch
+from gpu_case import block_of, conv_args, each_block, randn
 from support import randomise
-from test_cuda_blocks import block_of, each_block
-from test_cuda_ops import conv_args, randn
 from torch import nn
 
 from resnet_fused import modules
 from resnet_fused.cli import _gpus
+
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA device", allow_module_level=True)
 
 ops = torch.ops.resnet_fused
 pytestmark = [

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from criterion import assert_close
-from tf32 import by_kind, less_exact
+from gpu_case import batch_norm, by_format, by_kind, conv_args, less_exact, randn
 
 from resnet_fused import reference
 
@@ -23,19 +23,7 @@ if not torch.cuda.is_available():
 pytestmark = pytest.mark.gpu
 ops = torch.ops.resnet_fused
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-FORMATS = [torch.contiguous_format, torch.channels_last]
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-by_format = pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "nhwc"])
-
-
-def randn(*shape, dtype=torch.float32, memory_format=torch.contiguous_format, device="cuda"):
-    return torch.randn(shape, device=device).to(dtype).contiguous(memory_format=memory_format)
-
-
-def batch_norm(c, dtype, device="cuda"):
-    """gamma, beta, mean, var, eps"""
-    low_high = [(0.5, 1.5), (-1, 1), (-1, 1), (0.5, 2)]
-    return [(torch.rand(c, device=device) * (b - a) + a).to(dtype) for a, b in low_high] + [1e-3]
 
 
 def vectors_dtype(dtype):
@@ -144,16 +132,6 @@ SHAPES = [
     (2, 2048, 7, 7, 512, 1, 1, 0, 1),
 ]
 by_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "-".join(map(str, s)))
-
-
-def conv_args(shape, dtype, memory_format):
-    """Up to groups, of conv_bn_act; and the output's shape."""
-    n, c, h, w, k, r, stride, padding, dilation = shape
-    x = randn(n, c, h, w, dtype=dtype, memory_format=memory_format)
-    weight = randn(k, c, r, r, dtype=dtype, memory_format=memory_format) / (c * r * r) ** 0.5
-    bias, bn = randn(k, dtype=dtype), batch_norm(k, torch.float32)
-    out = [(size + 2 * padding - dilation * (r - 1) - 1) // stride + 1 for size in (h, w)]
-    return [x, weight, bias, *bn, [stride] * 2, [padding] * 2, [dilation] * 2, 1], (n, k, *out)
 
 
 @by_kind

@@ -5,10 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from criterion import assert_close
-from op_case import lay_out
-from test_training_blocks import away_from_kinks
-from test_training_pool import POOLS, stem_gradients
-from training import CLASSES, WITH_SHORTCUT, assert_trains_as_eager, identity, in_channels, projected
+from op_case import DTYPES, lay_out
+from relu_sides import away_from_kinks
+from training import (
+    CLASSES,
+    POOLS,
+    WITH_SHORTCUT,
+    assert_trains_as_eager,
+    identity,
+    in_channels,
+    projected,
+    stem_gradients,
+)
 
 from resnet_fused import autograd, convert, models, ops, reference
 
@@ -16,7 +24,6 @@ if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 
 pytestmark = pytest.mark.gpu
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 LAYOUTS = ["contiguous", "channels_last"]
 SHAPES = [(4, 72, 9, 14), (1, 1, 5, 3), (3, 33, 1, 1), (2, 130, 20, 21), (32, 256, 28, 28), (2, 2056, 3, 3)]
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -2,26 +2,12 @@
 
 import pytest
 import torch
-from support import randomise
+from support import RecordedOps, randomise
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from resnet_fused import _indexing, functional, modules
 from resnet_fused._indexing import indexable, window
 from resnet_fused.functional import BatchNorm, Projection
-
-
-class Called(TorchDispatchMode):
-    """The names of this library's ops that were called."""
-
-    def __init__(self):
-        super().__init__()
-        self.ops = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "resnet_fused":
-            self.ops.append(func.name())
-        return func(*args, **(kwargs or {}))
 
 
 def test_the_limit_is_of_31_bits():
@@ -79,9 +65,9 @@ def test_blocks(which, training, monkeypatch):
     outputs = []
     for limit, fused in ((most, True), (most - 1, False)):
         monkeypatch.setattr(_indexing, "MOST_ELEMENTS", limit)
-        with Called() as called, torch.set_grad_enabled(training):
+        with RecordedOps() as recorded, torch.set_grad_enabled(training):
             outputs.append(made(x))
-        assert bool(called.ops) == fused
+        assert bool(recorded.ours) == fused
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
 
 
@@ -113,9 +99,9 @@ def test_the_users_functions(monkeypatch):
         for limit in (most, most - 1):
             monkeypatch.setattr(_indexing, "MOST_ELEMENTS", limit)
             torch.manual_seed(1)  # for the BatchNorms
-            with Called() as called, torch.no_grad():
+            with RecordedOps() as recorded, torch.no_grad():
                 outputs.append(call())
-            ops_called.append(set(called.ops))
+            ops_called.append(set(recorded.ours))
         # of a projection that is too large, the sum with the small convolution may be fused
         assert ops_called[0] and ops_called[0].isdisjoint(ops_called[1])
         torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)

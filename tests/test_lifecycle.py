@@ -12,6 +12,7 @@ import torch
 from criterion import assert_close
 from support import randomise, truth
 from torch import nn
+from training import eager_twin
 
 import resnet_fused
 from resnet_fused import models, ops
@@ -32,10 +33,6 @@ def x(device):
 
 def classes(model):
     return [type(m) for m in model.modules()]
-
-
-def eager_twin(model):
-    return resnet_fused.revert(copy.deepcopy(model))
 
 
 def assert_matches_eager(model, x, call=None):

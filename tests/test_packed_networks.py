@@ -7,6 +7,7 @@ import pytest
 import torch
 from criterion import assert_close
 from torch import nn
+from training import eager_twin
 
 import resnet_fused
 from resnet_fused import models, ops
@@ -31,10 +32,6 @@ def kept():
 def logits(model, x):
     with torch.no_grad():
         return model(x)
-
-
-def eager_twin(model):
-    return resnet_fused.revert(copy.deepcopy(model))
 
 
 def check(model, x):

@@ -5,14 +5,11 @@ import torch
 import torch.nn.functional as F
 from support import randomise
 from torch import nn
+from training import projection
 
 from resnet_fused import reference
 
 tv = pytest.importorskip("torchvision.models.resnet")
-
-
-def projection(inplanes, planes, stride):
-    return nn.Sequential(nn.Conv2d(inplanes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
 
 
 PAIRS = [(reference.BasicBlock, tv.BasicBlock), (reference.Bottleneck, tv.Bottleneck)]

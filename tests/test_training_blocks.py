@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from criterion import assert_close
-from relu_sides import assert_trains_as_computed
+from relu_sides import assert_trains_as_computed, away_from_kinks
 from support import randomise
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -53,21 +53,6 @@ def blocks():
 def x_for(block, dtype=torch.float32, n=4, h=8, w=6, memory_format=torch.contiguous_format):
     x = torch.randn(n, in_channels(block), h, w).to(dtype)
     return x.contiguous(memory_format=memory_format).requires_grad_()
-
-
-def away_from_kinks(block, x):
-    """Makes every channel pass its ReLUs or stay behind them as a whole, and returns an x for it.
-
-    Near zero, one rounding decides whether a gradient passes, and float64 is no yardstick (:mod:`relu_sides` has one).
-    """
-    for name, norm in block.named_modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            signs = torch.arange(norm.num_features) % 2 * 2 - 1
-            nn.init.uniform_(norm.weight, 0.05, 0.15)
-            with torch.no_grad():
-                norm.bias.copy_(signs * (4 if name.startswith("downsample") else 1))
-    signs = torch.arange(x.shape[1]).view(-1, 1, 1) // 2 % 2 * 8 - 4
-    return (0.2 * x.detach() + signs).to(x.dtype).requires_grad_()
 
 
 @pytest.mark.parametrize("build", list(blocks()))

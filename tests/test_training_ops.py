@@ -7,12 +7,11 @@ import torch
 from criterion import assert_close
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_case import lay_out, layout_of
+from op_case import DTYPES, lay_out, layout_of
 from support import zero_eps
 
 from resnet_fused import ops, reference
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 LAYOUTS = ["contiguous", "channels_last", "sliced", "expanded"]
 DENSE = LAYOUTS[:2]
 SHAPES = [(4, 72, 9, 14), (1, 1, 5, 3), (3, 33, 1, 1), (1, 16, 1, 1), (2, 130, 20, 21), (20, 3, 33, 17)]

@@ -6,14 +6,12 @@ import torch.nn.functional as F
 from criterion import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_case import lay_out
-from training import one_thread  # noqa: F401  autouse
+from op_case import DTYPES, lay_out
+from training import POOLS, one_thread, stem_gradients  # noqa: F401  one_thread: autouse
 
 from resnet_fused import autograd, convert, functional, models, ops, reference
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 LAYOUTS = ["contiguous", "channels_last"]
-POOLS = [((3, 3), (2, 2), (1, 1)), ((2, 2), (2, 2), (0, 0)), ((3, 2), (1, 3), (0, 1)), ((1, 1), (2, 2), (0, 0))]
 CLOSED = 255
 
 
@@ -169,13 +167,6 @@ def test_the_gradient_knows_no_larger_windows_either():
     grad, taken = torch.empty(1, 8, 5, 5), torch.empty(1, 8, 5, 5, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match=r"bn_relu_max_pool_backward: pool_kernel \[16, 16\] has 256 elements"):
         ops.bn_relu_max_pool_backward(grad, taken, x, (16, 16), (1, 1), (0, 0))
-
-
-def stem_gradients(net, x):
-    net.zero_grad()
-    y = net._stem(x)
-    y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y))
-    return y.detach(), [net.conv1.weight.grad, net.bn1.weight.grad, net.bn1.bias.grad]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

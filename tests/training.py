@@ -59,6 +59,15 @@ def projected(cls, shortcut=projection, scale=1):
     return randomise(cls(inplanes, 2 * planes, 2, shortcut(inplanes, 2 * planes * cls.expansion, 2)))
 
 
+# What is frozen, and which parameters those are: by parts of their names.
+FROZEN = {"nothing": [], "weights": ["conv", "downsample.0"], "norms": ["bn", "downsample.1"]}
+
+
+def freeze(block, what):
+    for name, parameter in block.named_parameters():
+        parameter.requires_grad_(not any(part in name for part in FROZEN[what]))
+
+
 def in_channels(block):
     first = block.bn1 if isinstance(block, (reference.PreActBlock, reference.PreActBottleneck)) else block.conv1
     return first.num_features if isinstance(first, nn.modules.batchnorm._BatchNorm) else first.in_channels
@@ -83,6 +92,18 @@ def step(block, x, direction, **autocast):
     y.backward(direction.to(y.dtype))
     named = [("x", inputs), *block.named_parameters()]
     return y, {name: t.grad for name, t in named if t.grad is not None}, dict(block.named_buffers())
+
+
+# kernel, stride, padding
+POOLS = [((3, 3), (2, 2), (1, 1)), ((2, 2), (2, 2), (0, 0)), ((3, 2), (1, 3), (0, 1)), ((1, 1), (2, 2), (0, 0))]
+
+
+def stem_gradients(net, x):
+    """Output of a network's stem, and the gradients of its parameters for one random direction."""
+    net.zero_grad()
+    y = net._stem(x)
+    y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y))
+    return y.detach(), [net.conv1.weight.grad, net.bn1.weight.grad, net.bn1.bias.grad]
 
 
 def assert_trains_as_eager(block, x, *, fused=True, **autocast):
