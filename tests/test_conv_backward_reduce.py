@@ -43,7 +43,7 @@ def call(dtype=torch.float32, layout="channels_last", geometry=GEOMETRIES[1], be
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
-def test_it_is_the_separate_ops(dtype, layout, geometry, beside):
+def test_op_equals_its_separate_ops_bitwise(dtype, layout, geometry, beside):
     args = call(dtype, layout, geometry, beside)
     grad, weight, padding, dilation, x, *norm, eps, other, _ = args
     conv = ConvSlots(0, None, (1, 1), tuple(padding), tuple(dilation), 1)
@@ -110,7 +110,7 @@ def convolutions(block):
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_chains(cls, recompute, as_on_cuda, monkeypatch):
+def test_chains_match_eager_and_separate_ops(cls, recompute, as_on_cuda, monkeypatch):
     """Eager's gradients; and on the CPU, where the op is the ops themselves, the bits of a chain without it."""
     for block in [identity(cls), projected(cls)] if cls in WITH_SHORTCUT else [identity(cls)]:
         block.recompute = recompute
@@ -127,7 +127,7 @@ def test_chains(cls, recompute, as_on_cuda, monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_a_projection_joins_where_a_block_pre_activates(as_on_cuda):
+def test_preact_projection_gradient_is_added_in_the_op(as_on_cuda):
     """Its gradient of what both of them read is what is added."""
     block = projected(next(cls for cls in WITH_SHORTCUT if cls.__name__ == "FusedPreActBottleneck"))
     gradients(block, torch.randn(3, in_channels(block), 9, 9))
@@ -152,7 +152,7 @@ def test_frozen_statistics(learns, as_on_cuda):
     assert len(as_on_cuda) == learns
 
 
-def test_grouped_convolutions_go_back_by_torchs_own():
+def test_grouped_convolutions_use_torchs_gradient():
     conv = ConvSlots(0, None, (1, 1), (1, 1), (1, 1), 2)
     with FakeTensorMode():
         grad, weight = torch.empty(2, 8, 4, 4, device="cuda"), torch.empty(8, 4, 3, 3, device="cuda")
@@ -161,7 +161,7 @@ def test_grouped_convolutions_go_back_by_torchs_own():
     assert not gradient_sums.sums_with_the_gradient(torch.empty(2, 8, 4, 4), weight, conv._replace(groups=1))
 
 
-def test_shapes_of_a_chain_on_cuda():
+def test_ops_of_a_backward_pass_on_cuda():
     """Tensors without data need no GPU: the first BatchNorm's sums come with its gradient, the last one's by a pass."""
 
     def made(*shape, dtype=torch.bfloat16):
@@ -184,7 +184,7 @@ def test_shapes_of_a_chain_on_cuda():
     assert recorded.called.count(ops.bn_act_backward) == 2
 
 
-def test_a_compiled_step(as_on_cuda):
+def test_compiled_step_calls_the_op(as_on_cuda):
     block = identity(next(cls for cls in WITH_SHORTCUT if cls.__name__ == "FusedBottleneck"))
     x = torch.randn(3, in_channels(block), 9, 9)
     expected = gradients(block, x)

@@ -10,7 +10,7 @@ from resnet_fused._indexing import indexable, window
 from resnet_fused.functional import BatchNorm, Projection
 
 
-def test_the_limit_is_of_31_bits():
+def test_index_limit_is_31_bits():
     x = torch.empty(1, 1, 1, 1).expand(2**10, 64, 2**7, 2**7)  # no memory behind it
     narrow, wide = torch.empty(127, 64, 1, 1), torch.empty(1, 1, 1, 1).expand(128, 64, 1, 1)
     assert indexable(x, [window(narrow, 1, 0, 1)])
@@ -58,7 +58,7 @@ BLOCKS = {
 
 @pytest.mark.parametrize("which", BLOCKS)
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-def test_blocks(which, training, monkeypatch):
+def test_blocks_past_the_limit_run_eagerly(which, training, monkeypatch):
     kind, change, most = BLOCKS[which]
     made = block(kind, change).train(training)
     x = torch.randn(1, 64, 8, 8).contiguous(memory_format=torch.channels_last)
@@ -75,7 +75,7 @@ def norm(channels):
     return BatchNorm.of(randomise(nn.BatchNorm2d(channels)).eval())
 
 
-def test_the_users_functions(monkeypatch):
+def test_functions_past_the_limit_run_eagerly(monkeypatch):
     x, wide = torch.randn(1, 4, 8, 8), torch.randn(1, 16, 16, 16)
     w1, w3, to_wide = torch.randn(4, 4, 1, 1), torch.randn(4, 4, 3, 3), torch.randn(4, 16, 1, 1)
     for call, most, eager in (
