@@ -6,6 +6,8 @@ from criterion import assert_close
 
 from resnet_fused import ops, reference
 
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
 
 class Case:
     """One random conv_bn_act call: its arguments, its eager value and its truth."""

@@ -1,4 +1,4 @@
-"""What several test files need: eager twins with realistic BatchNorms, and the truth in float64."""
+"""What several test files need: realistic BatchNorms, the truth in float64, and which ops a call runs."""
 
 import copy
 from typing import Any
@@ -47,19 +47,24 @@ def truth(model: nn.Module, x: Tensor) -> Tensor:
         return copy.deepcopy(model).double()(x.double())
 
 
-class _Recorder(TorchDispatchMode):
+class RecordedOps(TorchDispatchMode):
+    """Every op that runs, of torch and of this package."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.ops: list[Any] = []
+        self.called: list[Any] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "resnet_fused":
-            self.ops.append(func)
+        self.called.append(func)
         return func(*args, **(kwargs or {}))
+
+    @property
+    def ours(self) -> list[Any]:
+        return [op for op in self.called if op.namespace == "resnet_fused"]
 
 
 def ops_of(model: nn.Module, x: Tensor) -> list[Any]:
     """The ops of this package that a call without gradients runs."""
-    with _Recorder() as recorder, torch.no_grad():
+    with RecordedOps() as recorded, torch.no_grad():
         model(x)
-    return recorder.ops
+    return recorded.ours

@@ -1,4 +1,4 @@
-"""Dependencies run one way, as docs/architecture.md draws them."""
+"""Dependencies run one way, as docs/architecture.md draws them; test files are independent and their names short."""
 
 import ast
 import inspect
@@ -77,7 +77,7 @@ def test_reference_imports_torch_only():
     assert roots <= {"torch", "typing", "collections"}
 
 
-def test_the_package_imports_neither_torchvision_nor_a_cli_dependency():
+def test_import_loads_no_torchvision_or_cli_dependency():
     code = (
         "import sys, resnet_fused; "
         "print([m for m in ('torchvision', 'rich', 'sklearn', 'matplotlib', 'PIL') if m in sys.modules])"
@@ -152,9 +152,36 @@ def test_no_module_has_a_method_that_timm_calls_on_any_child(cls):
         assert not hasattr(cls, name), f"{cls.__name__}.{name} would be called by timm"
 
 
-def test_no_path_of_a_developers_machine():
+def test_sources_hold_no_home_directory_paths():
     for path in python_files():
         assert not re.search(r"""["'](/home/|/Users/)""", path.read_text()), path
+
+
+TEST_FILES = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "tests").glob("test_*.py"))}
+
+
+def imported_modules(tree):
+    """The modules that a file imports, also inside functions, by their last names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.rpartition(".")[2] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").rpartition(".")[2]
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("name", TEST_FILES)
+def test_no_test_file_imports_another(name):
+    """What tests share is in modules of helpers, such as tests/support.py and tests/op_case.py."""
+    imported = TEST_FILES.keys() & set(imported_modules(TEST_FILES[name]))
+    assert not imported, f"{name}.py imports {', '.join(sorted(imported))}"
+
+
+@pytest.mark.parametrize("name", TEST_FILES)
+def test_test_names_have_at_most_60_characters(name):
+    functions = (node for node in ast.walk(TEST_FILES[name]) if isinstance(node, ast.FunctionDef))
+    long = [f.name for f in functions if f.name.startswith("test_") and len(f.name) > 60]
+    assert not long, f"{name}.py has names of more than 60 characters: {', '.join(long)}"
 
 
 CUDA = ROOT / "csrc" / "cuda"

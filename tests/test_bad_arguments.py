@@ -89,7 +89,7 @@ def call(op, **change):
     return getattr(ops, op)(*(arguments | change).values())
 
 
-def test_every_op_of_the_library_is_here():
+def test_every_op_has_a_call_in_this_file():
     known = {name.removeprefix("resnet_fused::") for name in torch._C._dispatch_get_all_op_names()
              if name.startswith("resnet_fused::")}  # fmt: skip
     others = {"forget_packed", "freeze_packed", "packed_bytes", "release_memory"}  # below, or without arguments
@@ -101,7 +101,7 @@ def test_every_op_of_the_library_is_here():
 
 
 @pytest.mark.parametrize("op", CALLS)
-def test_they_are_right_as_they_are(op):
+def test_unchanged_arguments_are_accepted(op):
     call(op)
 
 
@@ -237,12 +237,12 @@ BLOCK = [
 
 
 @pytest.mark.parametrize(("change", "sentence"), BLOCK)
-def test_bad_arguments_of_a_block(change, sentence):
+def test_bad_arguments_of_basic_block(change, sentence):
     with pytest.raises(RuntimeError, match=f"^basic_block, {sentence}"):
         call("basic_block", **change)
 
 
-def test_a_convolution_says_what_torchs_own_does():
+def test_channel_error_contains_torchs_sentence():
     """What people search for, of the network that has been given one channel instead of three."""
     x, weight = randn(2, 1, 64, 64), randn(64, 3, 7, 7)
     with pytest.raises(RuntimeError) as torchs:
@@ -259,13 +259,13 @@ def freed():
     return weight
 
 
-def test_weights_that_cannot_be_frozen():
+def test_freezing_unusable_weights_is_refused():
     with pytest.raises(RuntimeError, match=r"a weight of shape \[4, 4, 3, 3\] is not on the CPU"):
         ops.freeze_packed([randn(4, 4, 3, 3).to("meta")])
     with pytest.raises(RuntimeError, match="needs 576 bytes but its storage has 0"):
         ops.freeze_packed([freed()])
 
 
-def test_weights_of_which_nothing_is_packed_are_forgotten_in_peace():
+def test_forgetting_unpacked_weights_is_no_error():
     ops.forget_packed([randn(4, 4, 3, 3), freed(), randn(0, 4, 3, 3), torch.tensor(1.0)])
     ops.freeze_packed([randn(0, 4, 3, 3)])

@@ -69,7 +69,7 @@ def test_winner_is_bold_and_loss_is_marked(results_file: Path) -> None:
     assert tables.losses(results) == ["ResNet-18 bf16 batch 8: OpenVINO is 1.25 times as fast"]
 
 
-def test_report_says_where_it_comes_from_and_what_is_missing(results_file: Path) -> None:
+def test_report_names_its_source_and_missing_contenders(results_file: Path) -> None:
     [results] = load([results_file])
     text = bench.report(results, ["models-fp32.png"], notes="Because of the tail.")
     for expected in (
@@ -85,14 +85,14 @@ def test_report_says_where_it_comes_from_and_what_is_missing(results_file: Path)
         assert expected in text
 
 
-def test_no_losses_is_said(tmp_path: Path) -> None:
+def test_report_says_when_there_are_no_losses(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text(json.dumps(_document(*_three("fp32", 0.2, 0.15, 0.1))))
     [results] = load([path])
     assert "Nowhere in this run." in bench.report(results, [])
 
 
-def test_busy_machine_is_said(results_file: Path) -> None:
+def test_report_says_when_the_machine_was_busy(results_file: Path) -> None:
     [results] = load([results_file])
     assert bench.BUSY not in bench.report(results, [])
     results.runs[0]["load_before"] = 1.5  # of 2 threads
@@ -138,7 +138,7 @@ def test_command_writes_report_and_charts(
     assert all(f"]({chart})" in text for chart in charts)
 
 
-def test_newest_results_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_results_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CommandError, match="no results under"):
         bench.main(_parse("--out", str(tmp_path)))

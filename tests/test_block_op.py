@@ -5,13 +5,12 @@ import itertools
 import pytest
 import torch
 from criterion import assert_close
-from op_case import Case, layout_of
+from op_case import DTYPES, Case, layout_of
 from support import randomise
 
 from resnet_fused import functional, modules, ops, reference
 
 SAME = ([1, 1], [1, 1], [1, 1], 1)  # stride, padding, dilation, groups
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
 def case_of(dtype=torch.float32, layout="contiguous", n=2, c=16, h=9, w=7, bias=True):
@@ -35,7 +34,7 @@ def two_calls(x, first, second):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "expanded"])
 @pytest.mark.parametrize("shape", [(2, 16, 9, 7), (1, 64, 14, 14), (1, 3, 1, 1)], ids=str)
-def test_same_bits_as_two_calls(dtype, layout, shape, engine):
+def test_basic_block_equals_two_calls_bitwise(dtype, layout, shape, engine):
     args = case_of(dtype, layout, *shape)
     got, want = call(*args), two_calls(*args)
     assert torch.equal(got, want)
@@ -58,7 +57,7 @@ def test_matches_eager(dtype):
     list(itertools.product([False, True], repeat=3)),
     ids=lambda last: "nhwc" * last or "nchw",
 )
-def test_memory_format_is_that_of_two_calls(x_last, w1_last, w2_last):
+def test_memory_format_equals_that_of_two_calls(x_last, w1_last, w2_last):
     x, first, second = case_of()
     formats = [torch.channels_last if last else torch.contiguous_format for last in (x_last, w1_last, w2_last)]
     x, w1, w2 = (t.contiguous(memory_format=f) for t, f in zip((x, first[0], second[0]), formats, strict=True))
@@ -172,7 +171,7 @@ def test_other_blocks_are_two_calls(calls, change, want):
 
 
 @torch.no_grad()
-def test_the_function_is_one_call_too(calls):
+def test_functional_basic_block_is_one_call(calls):
     x, first, second = case_of(bias=False)
     bns = [functional.BatchNorm(mean, var, gamma, beta, eps) for _, _, gamma, beta, mean, var, eps in (first, second)]
     y = functional.basic_block(x, first[0], bns[0], second[0], bns[1])

@@ -8,19 +8,11 @@ from criterion import assert_close
 from support import randomise, truth, zero_eps
 from torch import nn
 from torch.nn.utils import prune
+from training import average_projection, projection, wide_projection
 
 import resnet_fused
 from resnet_fused import modules, ops, reference
 from resnet_fused.modules import plain, preact
-
-
-def projection(inplanes, planes, stride):
-    return nn.Sequential(nn.Conv2d(inplanes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
-
-
-def average_projection(inplanes, planes, stride):  # ResNet-D
-    conv = nn.Conv2d(inplanes, planes, 1, bias=False)
-    return nn.Sequential(nn.AvgPool2d(stride, stride), conv, nn.BatchNorm2d(planes))
 
 
 def conv_only(inplanes, planes, stride):
@@ -29,10 +21,6 @@ def conv_only(inplanes, planes, stride):
 
 def wrapped_conv(inplanes, planes, stride):
     return nn.Sequential(conv_only(inplanes, planes, stride))
-
-
-def wide_projection(inplanes, planes, stride):
-    return nn.Sequential(nn.Conv2d(inplanes, planes, 3, stride, 1, bias=False), nn.BatchNorm2d(planes))
 
 
 TWO, THREE = (8, 8), (16, 4)  # (inplanes, planes) of an identity block
@@ -103,7 +91,7 @@ def pre_activated_variants():
 
 @pytest.mark.parametrize("build", pre_activated_variants())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_pre_activation_on_reading(build, dtype, device, calls, monkeypatch, request):
+def test_preact_convolutions_normalise_on_read(build, dtype, device, calls, monkeypatch, request):
     """As on CUDA: nothing but a shortcut that is a module of its own has relu(bn1(x)) made for it."""
     for module in (preact, plain):
         monkeypatch.setattr(module, "pre_activates_on_reading", lambda x: True)
@@ -124,7 +112,7 @@ def test_pre_activation_on_reading(build, dtype, device, calls, monkeypatch, req
 @pytest.mark.parametrize(("cls", "shape"), CLASSES)
 @pytest.mark.parametrize("x_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("weight_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_memory_format_is_eagers(cls, shape, x_format, weight_format, device):
+def test_memory_format_matches_eager(cls, shape, x_format, weight_format, device):
     block = randomise(cls(*shape)).eval().to(device, memory_format=weight_format)
     x = torch.randn(2, shape[0], 6, 6, device=device).to(memory_format=x_format)
     with torch.no_grad():
@@ -132,7 +120,7 @@ def test_memory_format_is_eagers(cls, shape, x_format, weight_format, device):
 
 
 @pytest.mark.parametrize(("cls", "shape"), CLASSES)
-def test_strided_views_and_expanded_inputs(cls, shape, device):
+def test_strided_and_expanded_inputs_match_eager(cls, shape, device):
     block = randomise(cls(*shape)).eval().to(device)
     whole = torch.randn(4, shape[0], 12, 12, device=device)
     views = [whole[::2, :, 1:9, ::2], whole.transpose(2, 3), whole[:1].expand(3, -1, -1, -1), whole[:0]]
@@ -142,7 +130,7 @@ def test_strided_views_and_expanded_inputs(cls, shape, device):
 
 
 @pytest.mark.parametrize(("cls", "shape"), CLASSES)
-def test_training_that_is_not_fused_is_eagers_to_the_bit(cls, shape, device):
+def test_fused_training_off_is_bitwise_eager(cls, shape, device):
     fused = randomise(cls(*shape)).to(device)
     fused.fused_training = False
     plain = resnet_fused.revert(copy.deepcopy(fused))
@@ -159,7 +147,7 @@ def test_training_that_is_not_fused_is_eagers_to_the_bit(cls, shape, device):
 
 
 @pytest.mark.parametrize(("cls", "shape"), CLASSES)
-def test_construction_is_the_eager_classes(cls, shape):
+def test_constructor_matches_the_eager_class(cls, shape):
     torch.manual_seed(1)
     fused = cls(*shape)
     torch.manual_seed(1)
@@ -267,7 +255,7 @@ CHANGES = [
 
 @pytest.mark.parametrize("cls", [modules.FusedBasicBlock, modules.FusedBottleneck, modules.FusedPreActBlock])
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_kernels_would_miss_runs_eagerly(cls, change, device, calls):
+def test_unsupported_changes_run_eagerly(cls, change, device, calls):
     block = randomise(identity_block(cls)).eval().to(device)
     block.fused_training = False  # test_training_blocks.py: what that path would miss
     x = torch.randn(2, block.conv1.in_channels, 6, 6, device=device)
@@ -295,7 +283,7 @@ def test_frozen_parameters_fuse_without_no_grad(device, calls):
     assert not y.requires_grad
 
 
-def test_norms_decide_not_the_block(device, calls):
+def test_training_mode_of_norms_decides_the_path(device, calls):
     block = modules.FusedBasicBlock(8, 8).to(device)
     x = torch.randn(2, 8, 4, 4, device=device)
     block.train()
@@ -313,7 +301,7 @@ def test_norms_decide_not_the_block(device, calls):
     assert block.bn1.num_batches_tracked == before + 1
 
 
-def test_hooks_on_every_module_fire(device, calls):
+def test_global_hooks_run_eagerly_and_fire(device, calls):
     block = modules.FusedBasicBlock(8, 8).eval().to(device)
     seen = []
     handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module).__name__))
@@ -326,7 +314,7 @@ def test_hooks_on_every_module_fire(device, calls):
     assert seen == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d", "ReLU", "FusedBasicBlock"]
 
 
-def test_hooks_on_the_block_fire_on_the_fused_path(device, calls):
+def test_block_hooks_fire_on_the_fused_path(device, calls):
     block = modules.FusedBasicBlock(8, 8).eval().to(device)
     seen = []
     block.register_forward_pre_hook(lambda module, inputs: seen.append("before"))
@@ -340,7 +328,7 @@ def test_hooks_on_the_block_fire_on_the_fused_path(device, calls):
 @pytest.mark.parametrize(("cls", "shape"), CLASSES)
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_autocast_is_eagers(cls, shape, x_dtype, weight_dtype, device):
+def test_autocast_matches_eager(cls, shape, x_dtype, weight_dtype, device):
     block = randomise(cls(*shape)).eval().to(device, weight_dtype)
     if weight_dtype is torch.bfloat16 and x_dtype is torch.float32:
         for bn in (m for m in block.modules() if isinstance(m, nn.BatchNorm2d)):
@@ -389,7 +377,7 @@ def test_wrong_inputs_raise_as_eager_does(x):
     assert errors[0] is errors[1]
 
 
-def test_eager_broadcasts_a_one_channel_shortcut():
+def test_one_channel_shortcut_is_broadcast():
     block = randomise(modules.FusedBasicBlock(1, 8)).eval()
     x = torch.randn(2, 1, 5, 5)
     with torch.no_grad():
@@ -411,7 +399,7 @@ def test_extreme_batch_norms(device):
         assert torch.equal(expected.isnan(), actual.isnan())
 
 
-def test_norm_variants(device):
+def test_norm_without_affine_or_momentum(device):
     def norm(planes):
         return nn.BatchNorm2d(planes, affine=False, momentum=None)
 
@@ -421,7 +409,7 @@ def test_norm_variants(device):
         assert_close(block(x), eager(block, x), eager(copy.deepcopy(block).double(), x.double()))
 
 
-def test_transforms_run_eagerly(device):
+def test_func_transforms_run_eagerly(device):
     block = randomise(modules.FusedBasicBlock(8, 8)).eval().to(device)
     x = torch.randn(3, 8, 4, 4, device=device)
     with torch.no_grad():
@@ -458,7 +446,7 @@ def test_tensor_subclasses_run_eagerly(calls):
     assert not calls
 
 
-def test_a_failed_constructor_is_quiet(recwarn):
+def test_failed_constructor_emits_no_warning(recwarn):
     with pytest.raises(ValueError, match="FusedBasicBlock supports groups=1"):
         modules.FusedBasicBlock(8, 8, groups=2)
     assert not recwarn.list

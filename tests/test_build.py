@@ -31,7 +31,7 @@ def test_default_architectures():
     ]
 
 
-def test_default_drops_what_an_older_nvcc_does_not_know():
+def test_default_drops_archs_unknown_to_old_nvcc():
     assert [arch.label for arch in archs.choose(None, (70, 80, 89, 90), (12, 4))] == [
         "sm_80",
         "ptx_80",
@@ -51,7 +51,7 @@ def test_arch_list_in_torchs_syntax(text):
     ]
 
 
-def test_a_plain_hopper_gets_its_tensor_core_code_and_portable_ptx():
+def test_hopper_gets_sm_90a_code_and_portable_ptx():
     assert flags("9.0+PTX") == ["arch=compute_90a,code=sm_90a", "arch=compute_90,code=compute_90"]
     assert flags("Hopper") == flags("9.0+PTX")
 
@@ -71,7 +71,7 @@ def test_architectures_too_old_for_the_kernels_are_dropped():
         ),
     ],
 )
-def test_arch_list_sentences(text, sentence):
+def test_bad_arch_lists_are_refused(text, sentence):
     with pytest.raises(BuildError, match=sentence):
         archs.choose(text, CUDA_13, (13, 0))
 
@@ -101,7 +101,7 @@ def find(environ, default=Path("absent"), packages=()):
 
 
 @pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH"])
-def test_toolkit_in_the_named_place(tmp_path, variable):
+def test_toolkit_from_cuda_home_or_cuda_path(tmp_path, variable):
     make_toolkit(tmp_path / "named")
     make_toolkit(tmp_path / "other", release="12.9.1")
     found, where = find({variable: str(tmp_path / "named"), "PATH": str(tmp_path / "other/bin")})
@@ -110,7 +110,7 @@ def test_toolkit_in_the_named_place(tmp_path, variable):
     assert where == f"{variable}={tmp_path}/named: nvcc 13.0.88"
 
 
-def test_a_named_place_without_a_toolkit_is_not_replaced_by_another(tmp_path):
+def test_cuda_home_without_nvcc_has_no_fallback(tmp_path):
     make_toolkit(tmp_path / "other")
     found, why = find({"CUDA_HOME": str(tmp_path), "PATH": str(tmp_path / "other/bin")})
     assert (found, why) == (None, f"CUDA_HOME={tmp_path}: no nvcc there")
@@ -130,7 +130,7 @@ def test_toolkit_in_the_default_place(tmp_path):
     assert find({}, default=tmp_path)[1] == f"{tmp_path}: nvcc 13.0.88"
 
 
-def test_toolkit_from_packages_the_newest_first(tmp_path):
+def test_newest_toolkit_package_is_taken(tmp_path):
     make_toolkit(tmp_path / "nvidia/cu12", release="12.9.1")
     make_toolkit(tmp_path / "nvidia/cu13", lib="lib")
     found, where = find({}, packages=["", str(tmp_path)])
@@ -139,7 +139,7 @@ def test_toolkit_from_packages_the_newest_first(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["include/cuda_runtime.h", "lib64/libcudart_static.a"])
-def test_half_a_toolkit_is_none_and_says_what_is_missing(tmp_path, missing):
+def test_incomplete_toolkit_names_the_missing_file(tmp_path, missing):
     make_toolkit(tmp_path)
     (tmp_path / missing).unlink()
     found, why = find({"CUDA_HOME": str(tmp_path)})
@@ -148,14 +148,14 @@ def test_half_a_toolkit_is_none_and_says_what_is_missing(tmp_path, missing):
 
 
 @pytest.mark.parametrize("body", ["exit 1", "echo hello"])
-def test_an_nvcc_that_does_not_compile_is_none(tmp_path, body):
+def test_broken_nvcc_is_not_taken(tmp_path, body):
     make_script(tmp_path / "bin/nvcc", body)
     found, why = find({"PATH": str(tmp_path / "bin")})
     assert found is None
     assert f"{tmp_path}/bin/nvcc does not work as a compiler" in why
 
 
-def test_every_place_that_was_tried_is_named():
+def test_error_names_every_place_searched():
     found, why = find({"PATH": "", "CUDA_HOME": ""})
     assert (found, why) == (None, "PATH: no nvcc there; absent: no nvcc there")
 
@@ -182,14 +182,14 @@ LIBM = {
 }
 
 
-def test_too_new_symbols_get_the_newest_old_version_where_it_used_to_live():
+def test_new_glibc_symbols_map_to_old_versions():
     assert glibc.plan(["ours", *LIBC], LIBC, LIBM) == {
         "libdl.so.2": {"GLIBC_2.2.5": ["dlopen"]},
         "libpthread.so.0": {"GLIBC_2.2.5": ["pthread_create"], "GLIBC_2.28": ["thrd_create"]},
     }
 
 
-def test_libm_is_replaced_whole_or_not_at_all():
+def test_libm_symbols_are_replaced_all_or_none():
     assert glibc.plan(["exp", "sqrt"], LIBC, LIBM) == {"libm.so.6": {"GLIBC_2.4": ["exp"], "GLIBC_2.2.5": ["sqrt"]}}
     # no old version: it must still be found
     assert glibc.plan(["fmaximum"], LIBC, LIBM) == {"libm.so.6": {"GLIBC_2.35": ["fmaximum"]}}
@@ -200,7 +200,7 @@ def test_libm_is_replaced_whole_or_not_at_all():
     ("version", "answer"),
     [("GLIBC_2.28", False), ("GLIBC_2.29", True), ("GLIBC_2.2.5", False), ("GLIBC_PRIVATE", False), ("FOO_9", False)],
 )
-def test_too_new(version, answer):
+def test_too_new_glibc_versions_are_recognised(version, answer):
     assert glibc.too_new(version) is answer
 
 
@@ -258,7 +258,7 @@ def edge(text, output):
     return found
 
 
-def test_each_source_once_in_its_libraries(plan, tmp_path):
+def test_each_source_is_built_once_for_its_libraries(plan, tmp_path):
     cuda = with_cuda(plan, tmp_path)
     cpu_names = {str(path) for path in ninja_file.sources(cuda, "_C")}
     cuda_names = {str(path) for path in ninja_file.sources(cuda, "_C_cuda")}
@@ -276,7 +276,7 @@ def test_each_source_once_in_its_libraries(plan, tmp_path):
     assert "-DRF_MODULE=_C_cuda\n" in edge(text, "/_C_cuda.c.o")
 
 
-def test_avx512_flags_are_for_that_folder_and_x86_64_only(plan):
+def test_avx512_flags_only_in_its_folder_on_x86_64(plan):
     text = ninja_file.render(replace(plan, machine="x86_64"))
     assert "-mavx512f" in edge(text, "conv_fp32.cpp.o")
     assert "-mavx512bf16" not in edge(text, "conv_fp32.cpp.o")
@@ -286,7 +286,7 @@ def test_avx512_flags_are_for_that_folder_and_x86_64_only(plan):
     assert "avx512" not in ninja_file.render(replace(plan, machine="aarch64"))
 
 
-def test_cuda_library_links_a_stub_beside_a_cpu_torch_and_the_real_one_beside_cuda(plan, tmp_path):
+def test_cuda_library_links_a_stub_without_cuda_torch(plan, tmp_path):
     torch = tmp_path / "torch"
     link = edge(ninja_file.render(with_cuda(plan, torch)), "_C_cuda.abi3.so")
     assert "stub/libtorch_cuda.so" in link
@@ -374,7 +374,7 @@ extern "C" void PyInit_more(double x, int n) {
 """
 
 
-def test_the_library_needs_symbols_of_old_systems_only(plan, tree):
+def test_library_needs_only_manylinux_2_28_symbols(plan, tree):
     (tree / "csrc/cpu/modern.cpp").write_text(MODERN)
     command.run_ninja(plan)
     needed = subprocess.check_output(["readelf", "--version-info", "--wide", tree / plan.library("_C")], text=True)
@@ -399,7 +399,7 @@ def assert_one_sentence(result, sentence):
     assert result.stderr.strip().splitlines()[-1].startswith(sentence), result.stderr
 
 
-def test_asking_for_cuda_without_a_compiler_stops_the_build(tmp_path):
+def test_required_cuda_without_nvcc_stops_the_build(tmp_path):
     result = run_setup(RESNET_FUSED_CUDA="1", CUDA_HOME=str(tmp_path))
     assert_one_sentence(
         result,
@@ -415,7 +415,7 @@ def test_asking_for_cuda_without_a_compiler_stops_the_build(tmp_path):
         ({"RESNET_FUSED_CUDA": "0", "CXX": "no-such-compiler"}, "no compiler 'no-such-compiler' on PATH; install g++"),
     ],
 )
-def test_wishes_that_cannot_be_met_stop_the_build(environ, sentence):
+def test_bad_build_variables_stop_the_build(environ, sentence):
     assert_one_sentence(run_setup(**environ), sentence)
 
 
@@ -427,12 +427,12 @@ def bare_site(tmp_path):
     return tmp_path
 
 
-def test_without_torch_the_build_stops(bare_site):
+def test_build_stops_without_torch(bare_site):
     result = run_setup("-S", PYTHONPATH=str(bare_site))
     assert_one_sentence(result, f"torch is not importable from {sys.executable}; run '{sys.executable} -m pip install")
 
 
-def test_an_old_torch_stops_the_build(bare_site):
+def test_build_stops_with_an_old_torch(bare_site):
     (bare_site / "torch").mkdir()
     (bare_site / "torch/__init__.py").touch()
     (bare_site / "torch/version.py").write_text("__version__ = '2.9.1+cu128'\n")
@@ -442,7 +442,7 @@ def test_an_old_torch_stops_the_build(bare_site):
 # make
 
 
-def test_a_changed_requirements_file_is_installed_again(tmp_path):
+def test_changed_requirements_are_installed_again(tmp_path):
     for name in ("Makefile", "setup.py", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
@@ -464,7 +464,7 @@ def test_a_changed_requirements_file_is_installed_again(tmp_path):
 # Flavours
 
 
-def test_a_flavour_is_of_one_library(plan, tmp_path):
+def test_a_flavour_builds_one_library(plan, tmp_path):
     emulated, watchdog = (flavours.FLAVOURS[name] for name in ("emulated-avx512", "watchdog"))
     text = ninja_file.render(replace(plan, flavour=emulated))
     assert "_C.abi3.so" in text

@@ -35,7 +35,7 @@ def test_bare_call_prints_help(capsys):
     assert all(command in out for command in ("info", "explain", "demo", "bench"))
 
 
-def test_module_runs_in_a_process_of_its_own():
+def test_module_entry_point_reports_errors():
     done = subprocess.run(
         [sys.executable, "-m", "resnet_fused", "explain", "nosuchnet"],
         capture_output=True,
@@ -54,13 +54,13 @@ def test_info(capsys):
         assert expected in out
 
 
-def test_info_shows_what_changes_the_plan(capsys, monkeypatch):
+def test_info_shows_plan_variables(capsys, monkeypatch):
     monkeypatch.setenv("RESNET_FUSED_CPU_ISA", "avx2")
     assert cli.main(["info"]) == 0
     assert re.search(r"^RESNET_FUSED_CPU_ISA +avx2 *$", capsys.readouterr().out, re.M)
 
 
-def test_a_variable_without_a_meaning_is_one_sentence(capsys, monkeypatch):
+def test_info_refuses_a_bad_variable(capsys, monkeypatch):
     monkeypatch.setenv("RESNET_FUSED_CPU_ISA", "garbage")
     assert "RESNET_FUSED_CPU_ISA is garbage; one of" in fails(capsys, "info")
 
@@ -133,7 +133,7 @@ def test_explain_for_a_gpu_knows_projections_and_prologues(capsys, tmp_path, mon
     assert plans["1.downsample.1"] == "torch: a shortcut that is no single 1x1 convolution, runs as it is"
 
 
-def test_explain_for_a_gpu_knows_blocks_of_one_launch(capsys, tmp_path, monkeypatch):
+def test_explain_for_a_gpu_knows_one_launch_blocks(capsys, tmp_path, monkeypatch):
     (tmp_path / "one_block.py").write_text(
         "from torch import nn\n"
         "from resnet_fused.reference import BasicBlock\n"
@@ -155,13 +155,13 @@ def test_explain_for_a_gpu_knows_blocks_of_one_launch(capsys, tmp_path, monkeypa
     assert re.match(r"sm90 \d+x\d+: ", plans["1.conv2"])
 
 
-def test_explain_for_the_gpu_that_is_not_here(capsys, monkeypatch):
+def test_explain_gpu_auto_needs_a_gpu(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     error = fails(capsys, "explain", "resnet18", "--gpu", "auto")
     assert "--gpu auto: torch finds no CUDA device here; name one of a100, a10" in error
 
 
-def test_explain_marks_what_stays_torchs(capsys, tmp_path, monkeypatch):
+def test_explain_marks_layers_left_to_torch(capsys, tmp_path, monkeypatch):
     (tmp_path / "their_model.py").write_text(
         "from torch import nn\n"
         "from resnet_fused.reference import BasicBlock\n"
@@ -201,7 +201,7 @@ def test_explain_errors(capsys, argv, expected):
     assert expected in fails(capsys, "explain", *argv)
 
 
-def test_recorded_shapes_are_those_of_a_real_forward_pass():
+def test_recorded_shapes_match_a_forward_pass():
     model = models.resnet18().eval()
     calls = conv_calls(model, [2, 3, 65, 33], torch.float32, channels_last=True)
     real = {}
@@ -219,7 +219,7 @@ def test_explain_leaves_no_hooks_behind():
     assert not any(m._forward_hooks for m in model.modules())
 
 
-def test_missing_torchvision_names_the_command(monkeypatch):
+def test_missing_torchvision_names_pip_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CommandError, match="pip install torchvision"):
         _torchvision.import_torchvision_models()
@@ -232,7 +232,7 @@ def test_torchvision_imports_in_a_fresh_process():
     assert "resnet18" in done.stdout, done.stderr
 
 
-def test_missing_package_names_the_command(capsys, monkeypatch, tmp_path):
+def test_missing_package_names_pip_install(capsys, monkeypatch, tmp_path):
     for name in [n for n in sys.modules if n.startswith(("resnet_fused.cli.demo", "sklearn"))]:
         monkeypatch.delitem(sys.modules, name)
     for name in ("sklearn", "sklearn.datasets"):
@@ -263,7 +263,7 @@ def test_machine_record_names_machine_and_commit():
     assert record["commit"] and record["commit_from"] in ("git", "the build")
 
 
-def test_without_git_the_commit_is_the_builds(monkeypatch):
+def test_commit_falls_back_to_build_info(monkeypatch):
     from resnet_fused import _build_info
 
     def absent(*args, **kwargs):

@@ -2,19 +2,26 @@
 
 import pytest
 import torch
-from op_case import lay_out
-from test_conv_stats import DTYPES, FROZEN
+from op_case import DTYPES, lay_out
+from support import RecordedOps
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from training import CLASSES, WITH_SHORTCUT, assert_trains_as_eager, identity, in_channels, one_thread, projected
+from training import (
+    CLASSES,
+    FROZEN,
+    WITH_SHORTCUT,
+    assert_trains_as_eager,
+    freeze,
+    identity,
+    in_channels,
+    one_thread,  # noqa: F401  autouse
+    projected,
+)
 
 from resnet_fused import autograd, ops
 from resnet_fused.autograd import forward, gradient_sums
 from resnet_fused.autograd.backward import Backward
 from resnet_fused.autograd.input_gradient import input_gradient, is_convolution
 from resnet_fused.autograd.layout import ConvSlots, unpack
-
-__all__ = ["one_thread"]
 
 # kernel, padding, dilation, pixels a side; the last of enough pixels to be our own convolution in float32
 GEOMETRIES = [(1, 0, 1, 7), (3, 1, 1, 9), (3, 2, 2, 9), (3, 3, 1, 6), (3, 1, 1, 40)]
@@ -36,7 +43,7 @@ def call(dtype=torch.float32, layout="channels_last", geometry=GEOMETRIES[1], be
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
-def test_it_is_the_separate_ops(dtype, layout, geometry, beside):
+def test_op_equals_its_separate_ops_bitwise(dtype, layout, geometry, beside):
     args = call(dtype, layout, geometry, beside)
     grad, weight, padding, dilation, x, *norm, eps, other, _ = args
     conv = ConvSlots(0, None, (1, 1), tuple(padding), tuple(dilation), 1)
@@ -103,7 +110,7 @@ def convolutions(block):
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_chains(cls, recompute, as_on_cuda, monkeypatch):
+def test_chains_match_eager_and_separate_ops(cls, recompute, as_on_cuda, monkeypatch):
     """Eager's gradients; and on the CPU, where the op is the ops themselves, the bits of a chain without it."""
     for block in [identity(cls), projected(cls)] if cls in WITH_SHORTCUT else [identity(cls)]:
         block.recompute = recompute
@@ -120,7 +127,7 @@ def test_chains(cls, recompute, as_on_cuda, monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_a_projection_joins_where_a_block_pre_activates(as_on_cuda):
+def test_preact_projection_gradient_is_added_in_the_op(as_on_cuda):
     """Its gradient of what both of them read is what is added."""
     block = projected(next(cls for cls in WITH_SHORTCUT if cls.__name__ == "FusedPreActBottleneck"))
     gradients(block, torch.randn(3, in_channels(block), 9, 9))
@@ -131,8 +138,7 @@ def test_a_projection_joins_where_a_block_pre_activates(as_on_cuda):
 @pytest.mark.parametrize("frozen", FROZEN)
 def test_frozen_parameters(cls, frozen, as_on_cuda):
     for block in [identity(cls), projected(cls)] if cls in WITH_SHORTCUT else [identity(cls)]:
-        for name, parameter in block.named_parameters():
-            parameter.requires_grad_(not any(part in name for part in FROZEN[frozen]))
+        freeze(block, frozen)
         assert_trains_as_eager(block, torch.randn(3, in_channels(block), 9, 9, requires_grad=True))
         assert as_on_cuda
 
@@ -146,7 +152,7 @@ def test_frozen_statistics(learns, as_on_cuda):
     assert len(as_on_cuda) == learns
 
 
-def test_grouped_convolutions_go_back_by_torchs_own():
+def test_grouped_convolutions_use_torchs_gradient():
     conv = ConvSlots(0, None, (1, 1), (1, 1), (1, 1), 2)
     with FakeTensorMode():
         grad, weight = torch.empty(2, 8, 4, 4, device="cuda"), torch.empty(8, 4, 3, 3, device="cuda")
@@ -155,36 +161,30 @@ def test_grouped_convolutions_go_back_by_torchs_own():
     assert not gradient_sums.sums_with_the_gradient(torch.empty(2, 8, 4, 4), weight, conv._replace(groups=1))
 
 
-def test_shapes_of_a_chain_on_cuda():
+def test_ops_of_a_backward_pass_on_cuda():
     """Tensors without data need no GPU: the first BatchNorm's sums come with its gradient, the last one's by a pass."""
-    called = []
-
-    class Record(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            called.append(func)
-            return func(*args, **(kwargs or {}))
 
     def made(*shape, dtype=torch.bfloat16):
         return torch.empty(shape, device="cuda", dtype=dtype)
 
-    with FakeTensorMode(), Record():
+    with FakeTensorMode(), RecordedOps() as recorded:
         x, vector = made(4, 16, 9, 9).to(memory_format=torch.channels_last), made(16, dtype=torch.float32)
         conv = autograd.Conv(made(16, 16, 3, 3), None, (1, 1), (1, 1), (1, 1), 1)
         norm = autograd.Norm(vector, vector, None, None, 1e-5)
         tensors, *numbers = autograd.pack([conv, conv], [None, norm, norm])
         layout = unpack(*numbers)
         out, _, raws, statistics = forward.forward(x, tensors, layout, "")
-        called.clear()
+        recorded.called.clear()
         needs = True, [True] * len(tensors)
         to_x, grads = Backward(x, tensors, layout, "", None, None, raws, statistics, needs).run(torch.empty_like(out))
     assert to_x.shape == x.shape
     assert [g.shape for g in grads] == [t.shape for t in tensors]
-    assert called.count(ops.conv_backward_reduce) == 1
-    assert called.count(ops.bn_act_backward_reduce) == 1
-    assert called.count(ops.bn_act_backward) == 2
+    assert recorded.called.count(ops.conv_backward_reduce) == 1
+    assert recorded.called.count(ops.bn_act_backward_reduce) == 1
+    assert recorded.called.count(ops.bn_act_backward) == 2
 
 
-def test_a_compiled_step(as_on_cuda):
+def test_compiled_step_calls_the_op(as_on_cuda):
     block = identity(next(cls for cls in WITH_SHORTCUT if cls.__name__ == "FusedBottleneck"))
     x = torch.randn(3, in_channels(block), 9, 9)
     expected = gradients(block, x)

@@ -5,9 +5,8 @@ import torch
 from criterion import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_case import has_kernels, lay_out, plan_of
+from op_case import DTYPES, has_kernels, lay_out, plan_of
 from relu_sides import assert_trains_as_computed
-from test_conv_stats import DTYPES
 from training import CLASSES, assert_trains_as_eager, identity, in_channels
 
 from resnet_fused import autograd, ops
@@ -95,7 +94,7 @@ def test_any_shape(sizes, padding, pre):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("geometry", [(1, 1, 1, 1), (3, 2, 1, 1), (3, 1, 2, 1), (3, 1, 1, 4)], ids=str)
 @pytest.mark.parametrize("pre", [False, True], ids=["plain", "pre"])
-def test_others_are_torchs(dtype, geometry, pre):
+def test_other_geometries_use_torchs_gradient(dtype, geometry, pre):
     kernel, stride, dilation, groups = geometry
     shape = (2, 32, 9, 10, 48, (1, 1))
     args = call(shape, pre=pre, dtype=dtype, kernel=kernel, stride=stride, dilation=dilation, groups=groups)
@@ -103,7 +102,7 @@ def test_others_are_torchs(dtype, geometry, pre):
 
 
 @pytest.mark.parametrize(("dtype", "shape"), [(torch.float32, SHAPES[0]), (torch.bfloat16, LARGER[0])], ids=str)
-def test_what_is_normalised_as_it_is_read(dtype, shape):
+def test_prologue_equals_a_separate_activation_bitwise(dtype, shape):
     """The bits of an activation that a pass makes."""
     args = call(shape, pre=True, dtype=dtype)
     grad, x, *norm, eps, weight, stride, padding, dilation, groups = args
@@ -117,7 +116,7 @@ def test_what_is_normalised_as_it_is_read(dtype, shape):
 @pytest.mark.parametrize("where", ["grad", "x"])
 @pytest.mark.parametrize("pre", [False, True], ids=["plain", "pre"])
 @pytest.mark.parametrize(("dtype", "shape"), [(torch.float32, SHAPES[0]), (torch.bfloat16, LARGER[0])], ids=str)
-def test_values_that_are_not_finite(value, where, pre, dtype, shape):
+def test_non_finite_values_match_torch(value, where, pre, dtype, shape):
     """Where torch has them, and nowhere else."""
     args = call(shape, pre=pre, dtype=dtype)
     args[where == "x"][1, 3, 4, 5] = value
@@ -144,7 +143,7 @@ def test_every_number_of_threads_gives_the_same_bits(dtype, shape):
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 
-def test_no_image():
+def test_empty_batch_has_zero_gradient():
     args = call((0, 32, 9, 9, 32, (1, 1)))
     assert torch.equal(ops.conv_backward_weight(*args), torch.zeros_like(args[7]))
 
@@ -179,7 +178,7 @@ def calls(monkeypatch):
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_chains(cls, calls):
+def test_chains_use_winograd_gradients(cls, calls):
     block = identity(cls, scale=8)
     convs = [m for m in block.modules() if isinstance(m, torch.nn.Conv2d)]
     x = torch.randn(3, in_channels(block), 24, 24).to(memory_format=torch.channels_last).requires_grad_()
@@ -200,7 +199,7 @@ def test_chains_in_bfloat16(cls, autocast, calls):
     assert sum(found is not None for found in calls) == ours
 
 
-def test_small_images_in_bfloat16_are_torchs(calls):
+def test_small_bfloat16_images_use_torchs_gradient(calls):
     """Their tiles of 4x4 are a quarter empty."""
     block = identity(next(iter(CLASSES)), scale=8).bfloat16()
     x = torch.randn(80, in_channels(block), 7, 7).bfloat16().to(memory_format=torch.channels_last)
@@ -209,7 +208,7 @@ def test_small_images_in_bfloat16_are_torchs(calls):
     assert not any(found is not None for found in calls)
 
 
-def test_frozen_weights_cost_nothing(calls):
+def test_frozen_weights_have_no_gradient_computed(calls):
     block = identity(next(iter(CLASSES)), scale=8)
     block.conv2.weight.requires_grad_(False)
     x = torch.randn(3, in_channels(block), 24, 24).to(memory_format=torch.channels_last)

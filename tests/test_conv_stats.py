@@ -3,19 +3,26 @@
 import pytest
 import torch
 from criterion import assert_close
-from op_case import lay_out
+from op_case import DTYPES, lay_out
+from support import RecordedOps
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from training import CLASSES, WITH_SHORTCUT, assert_trains_as_eager, identity, in_channels, one_thread, projected
+from training import (
+    CLASSES,
+    FROZEN,
+    WITH_SHORTCUT,
+    assert_trains_as_eager,
+    freeze,
+    identity,
+    in_channels,
+    one_thread,  # noqa: F401  autouse
+    projected,
+)
 
 from resnet_fused import autograd, ops
 from resnet_fused.autograd import forward
 from resnet_fused.autograd import input_gradient as gradients
 from resnet_fused.autograd.layout import ConvSlots, unpack
 
-__all__ = ["one_thread"]
-
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 # kernel, stride, padding, dilation, groups; the second of enough pixels to be our own convolution in float32
 GEOMETRIES = [(1, 1, 0, 1, 1), (3, 1, 1, 1, 1), (3, 2, 1, 1, 1), (3, 1, 2, 2, 4)]
 
@@ -36,7 +43,7 @@ def call(dtype=torch.float32, layout="channels_last", geometry=GEOMETRIES[1], pr
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("pre", [False, True], ids=["plain", "pre"])
-def test_it_is_the_separate_ops(dtype, layout, geometry, pre):
+def test_op_equals_its_separate_ops_bitwise(dtype, layout, geometry, pre):
     args = call(dtype, layout, geometry, pre)
     x, *norm, eps, weight, bias, stride, padding, dilation, groups, _, _ = args
     activated = ops.bn_add_act(x, *norm, eps, None, True) if pre else x
@@ -82,7 +89,7 @@ def as_on_cuda(monkeypatch):
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_chains_of_conv_stats(cls, recompute, as_on_cuda):
+def test_chains_of_conv_stats_match_eager(cls, recompute, as_on_cuda):
     blocks = [identity(cls), projected(cls)] if cls in WITH_SHORTCUT else [identity(cls)]
     for block in blocks:
         block.recompute = recompute
@@ -92,7 +99,7 @@ def test_chains_of_conv_stats(cls, recompute, as_on_cuda):
 
 
 @pytest.mark.parametrize("frozen", ["first", "last", "all"])
-def test_frozen_batch_norms_among_them(frozen, as_on_cuda):
+def test_only_training_norms_ask_for_statistics(frozen, as_on_cuda):
     """Only what the batch's statistics normalise asks for them."""
     block = identity(next(iter(CLASSES)))
     for name in {"first": ["bn1"], "last": ["bn2"], "all": ["bn1", "bn2"]}[frozen]:
@@ -102,7 +109,7 @@ def test_frozen_batch_norms_among_them(frozen, as_on_cuda):
 
 
 @pytest.mark.parametrize("cls", WITH_SHORTCUT, ids=lambda cls: cls.__name__)
-def test_the_same_bits_with_and_without(cls, as_on_cuda, monkeypatch):
+def test_chain_with_conv_stats_is_bitwise_the_same(cls, as_on_cuda, monkeypatch):
     """On the CPU conv_stats is the ops themselves: a whole block, forward and backward.
 
     Convolutions that no conv_stats makes are this library's on one side and torch's on the other: both torch's here.
@@ -125,9 +132,6 @@ def test_the_same_bits_with_and_without(cls, as_on_cuda, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(found, gradients(), strict=True))
 
 
-FROZEN = {"nothing": [], "weights": ["conv", "downsample.0"], "norms": ["bn", "downsample.1"]}
-
-
 def as_it_does_on_cuda(_grad, beside):
     return beside is not None
 
@@ -137,7 +141,7 @@ ROTATED = [(1, 1, 0, 1), (3, 1, 1, 1), (3, 1, 0, 1), (3, 1, 2, 2), (5, 1, 1, 1)]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("geometry", ROTATED, ids=str)
-def test_the_input_gradient_is_a_convolution(dtype, geometry, monkeypatch):
+def test_input_gradient_as_convolution_matches_eager(dtype, geometry, monkeypatch):
     monkeypatch.setattr(gradients, "_saves_a_pass", as_it_does_on_cuda)
     kernel, stride, padding, dilation = geometry
     slots = ConvSlots(0, None, (stride, stride), (padding, padding), (dilation, dilation), 1)
@@ -155,7 +159,7 @@ def test_the_input_gradient_is_a_convolution(dtype, geometry, monkeypatch):
 
 
 @pytest.mark.parametrize("slots", [(2, 1, 1, 1), (1, 3, 1, 1), (1, 1, 1, 4)], ids=["stride", "padding", "groups"])
-def test_what_is_no_such_convolution(slots):
+def test_strided_or_grouped_gradients_are_no_convolution(slots):
     stride, padding, dilation, groups = slots
     conv = ConvSlots(0, None, (stride, stride), (padding, padding), (dilation, dilation), groups)
     assert not gradients.is_convolution(torch.empty(8, 8, 3, 3), conv)
@@ -163,7 +167,7 @@ def test_what_is_no_such_convolution(slots):
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 @pytest.mark.parametrize("frozen", FROZEN)
-def test_chains_that_add_the_shortcuts_gradient_so(cls, frozen, as_on_cuda, monkeypatch):
+def test_shortcut_gradient_is_added_in_the_convolution(cls, frozen, as_on_cuda, monkeypatch):
     calls = []
 
     def counted(*args):
@@ -174,8 +178,7 @@ def test_chains_that_add_the_shortcuts_gradient_so(cls, frozen, as_on_cuda, monk
     monkeypatch.setattr(autograd.backward, "input_gradient", counted)
     has_shortcut = cls in WITH_SHORTCUT
     for block in [identity(cls), projected(cls)] if has_shortcut else [identity(cls)]:
-        for name, parameter in block.named_parameters():
-            parameter.requires_grad_(not any(part in name for part in FROZEN[frozen]))
+        freeze(block, frozen)
         x = torch.randn(3, in_channels(block), 9, 9, requires_grad=True)
         assert_trains_as_eager(block, x)
     # An identity block joins at x, where its first convolution reads x; bottlenecks at their projections too.
@@ -185,17 +188,11 @@ def test_chains_that_add_the_shortcuts_gradient_so(cls, frozen, as_on_cuda, monk
 
 def forward_on_cuda(stride, norms, frozen=False):
     """The chain of two convolutions on tensors without data, which need no GPU, and the ops that it called."""
-    called = []
-
-    class Record(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            called.append(func)
-            return func(*args, **(kwargs or {}))
 
     def made(*shape, dtype=torch.bfloat16):
         return torch.empty(shape, device="cuda", dtype=dtype)
 
-    with FakeTensorMode(), Record():
+    with FakeTensorMode(), RecordedOps() as recorded:
         x, vector = made(4, 16, 9, 9).to(memory_format=torch.channels_last), made(16, dtype=torch.float32)
         weight, narrow = made(16, 16, 3, 3), made(16, 16, 1, 1)
         convs = [autograd.Conv(weight, None, (s, s), (1, 1), (1, 1), 1) for s in (1, stride)]
@@ -209,11 +206,11 @@ def forward_on_cuda(stride, norms, frozen=False):
     assert out.device.type == "cuda"
     assert out.shape == (4, 16, 9 // stride + stride - 1, 9 // stride + stride - 1)
     assert all(t.dtype == torch.bfloat16 for t in raws.values())
-    return called, raws, found
+    return recorded.called, raws, found
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_shapes_of_a_chain_on_cuda(stride):
+def test_ops_of_a_chain_on_cuda(stride):
     """Every BatchNorm's input comes from conv_stats, and no activation is made."""
     called, raws, statistics = forward_on_cuda(stride, [False, True, True])
     assert len(raws) == 1 + stride
@@ -224,7 +221,7 @@ def test_shapes_of_a_chain_on_cuda(stride):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_pre_activation_chain_on_cuda(stride):
+def test_ops_of_a_preact_chain_on_cuda(stride):
     """The last convolution normalises what it reads and adds the shortcut, and no pass but x's statistics is left."""
     called, raws, _ = forward_on_cuda(stride, [True, True, False])
     assert list(raws) == [1]
@@ -233,7 +230,7 @@ def test_a_pre_activation_chain_on_cuda(stride):
     assert not {ops.bn_add_act, ops.bn_add_bn_act, torch.ops.aten.add_.Tensor} & set(called)
 
 
-def test_a_frozen_chain_on_cuda():
+def test_ops_of_a_frozen_chain_on_cuda():
     called, raws, _ = forward_on_cuda(1, [False, True, True], frozen=True)
     assert list(raws) == [1, 2]
     assert ops.conv_stats not in called

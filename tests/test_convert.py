@@ -108,7 +108,7 @@ def test_converting_twice_changes_nothing():
     assert type(model) is models.CifarResNet
 
 
-def test_a_block_alone_and_a_block_in_two_places():
+def test_single_and_shared_blocks_convert():
     block = reference.BasicBlock(8, 8)
     model = nn.Sequential(block, nn.Identity(), block)
     resnet_fused.convert(model)
@@ -120,14 +120,14 @@ def test_a_block_alone_and_a_block_in_two_places():
     assert list(resnet_fused.report(alone)) == [""]
 
 
-def test_training_mode_of_every_module_survives():
+def test_conversion_keeps_the_training_mode_of_modules():
     model = models.small_resnet().train()
     model.layer1[0].bn1.eval()
     flags = [m.training for m in model.modules()]
     assert [m.training for m in resnet_fused.convert(model).modules()] == flags
 
 
-def test_training_that_is_not_fused_is_eagers_to_the_bit(device):
+def test_fused_training_off_is_bitwise_eager(device):
     eager = randomise(models.ResNet(reference.Bottleneck, [1, 1, 1, 1], 10)).to(device)
     fused = resnet_fused.convert(copy.deepcopy(eager))
     for module in fused.modules():
@@ -145,7 +145,7 @@ def test_training_that_is_not_fused_is_eagers_to_the_bit(device):
         assert torch.equal(a.grad, b.grad), name
 
 
-def test_filter_fn_decides():
+def test_filter_fn_selects_what_converts():
     model = models.small_resnet()
     seen = []
 
@@ -260,7 +260,7 @@ def test_refusals_give_the_reason(change, reason):
     assert refusal(change) == reason
 
 
-def test_a_users_subclass_of_a_fused_block_stays():
+def test_subclass_of_a_fused_block_keeps_its_class():
     class Mine(modules.FusedBasicBlock):
         pass
 
@@ -270,7 +270,7 @@ def test_a_users_subclass_of_a_fused_block_stays():
 
 
 @pytest.mark.parametrize("pool", [nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.AvgPool2d(3)], ids=["ceil_mode", "average"])
-def test_a_stem_that_cannot_fuse_stays_and_its_blocks_convert(pool, device):
+def test_unfusable_stem_stays_and_blocks_convert(pool, device):
     model = randomise(models.resnet18(10)).eval().to(device)
     model.maxpool = pool
     resnet_fused.convert(model)
@@ -281,7 +281,7 @@ def test_a_stem_that_cannot_fuse_stays_and_its_blocks_convert(pool, device):
     assert report.count("converted") == 8
 
 
-def test_a_stem_without_pooling(device):
+def test_stem_without_pooling_converts(device):
     model = randomise(models.resnet18(CLASSES)).eval().to(device)
     model.maxpool = nn.Identity()
     x = torch.randn(1, 3, 20, 20, device=device)
@@ -315,6 +315,6 @@ def test_a_wrapped_model_is_refused(build):
 
 
 @pytest.mark.parametrize("function", [resnet_fused.convert, resnet_fused.revert, resnet_fused.report])
-def test_what_is_no_module_is_refused(function):
+def test_non_modules_are_refused(function):
     with pytest.raises(TypeError, match=rf"resnet_fused.{function.__name__} takes a torch.nn.Module, got dict"):
         function({})

@@ -53,12 +53,12 @@ def test_a_wrapped_part_stays_and_the_rest_converts(wrap):
         resnet_fused.convert(model, strict=True)
 
 
-def test_a_wrapped_part_without_convolutions_is_no_refusal():
+def test_wrapped_part_without_convolutions_is_not_reported():
     model = nn.ModuleDict({"scripted": torch.jit.script(nn.Linear(2, 2)), "bare": models.small_resnet()})
     assert "scripted" not in resnet_fused.report(resnet_fused.convert(model, strict=True))
 
 
-def test_a_part_converted_before_it_was_wrapped_is_reported_as_it_is():
+def test_part_converted_before_wrapping_is_reported():
     part = models.small_resnet()
     resnet_fused.convert(part, filter_fn=lambda module, name: name != "layer2.0")
     report = resnet_fused.report(resnet_fused.convert(nn.Sequential(torch.compile(part))))
@@ -81,7 +81,7 @@ def test_a_part_converted_before_it_was_wrapped_is_reported_as_it_is():
     ],
     ids=lambda value: None if isinstance(value, str) else type(value).__name__,
 )
-def test_what_is_no_model_has_a_hint(value, message):
+def test_type_errors_hint_at_the_fix(value, message):
     for function in (resnet_fused.convert, resnet_fused.revert, resnet_fused.report):
         with pytest.raises(TypeError) as error:
             function(value)

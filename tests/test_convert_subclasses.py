@@ -75,7 +75,7 @@ SUBCLASSES = {
 }
 
 
-def test_a_class_derived_from_a_converted_subclass_as_fsdp_does_is_left_alone():
+def test_class_derived_as_by_fsdp_is_left_alone():
     block = resnet_fused.convert(MyBlock(8, 8))
     block.__class__ = kind = type("Sharded", (type(block),), {})
     assert resnet_fused.report(block)[""] == resnet_fused.Entry("basic block", "converted")
@@ -87,7 +87,7 @@ def input_of(model):
 
 
 @pytest.mark.parametrize("kind", SUBCLASSES)
-def test_a_subclass_that_leaves_the_computation_alone_converts(kind):
+def test_subclass_with_the_same_computation_converts(kind):
     model = randomise(SUBCLASSES[kind]()).eval()
     base = kind.__mro__[1]
     x = input_of(model)
@@ -153,7 +153,7 @@ def hooked(module, args, output):
     return output
 
 
-def test_a_pickle_of_a_subclass_that_has_changed_loads_eager(monkeypatch):
+def test_pickle_of_a_changed_subclass_loads_eager(monkeypatch):
     saved = pickle.dumps(resnet_fused.convert(MyBlock(8, 8)))
     monkeypatch.setattr(MyBlock, "forward", lambda self, x: x + 1, raising=False)
     block = pickle.loads(saved)
@@ -162,7 +162,7 @@ def test_a_pickle_of_a_subclass_that_has_changed_loads_eager(monkeypatch):
     assert torch.equal(block(x), x + 1)
 
 
-def test_a_forward_given_to_a_converted_subclass_runs(monkeypatch):
+def test_forward_set_on_a_converted_subclass_runs(monkeypatch):
     block = resnet_fused.convert(MyBlock(8, 8).eval())
     x = torch.randn(1, 8, 4, 4)
     monkeypatch.setattr(MyBlock, "forward", lambda self, x: x + 1, raising=False)
@@ -205,7 +205,7 @@ OVERRIDES = {
 
 
 @pytest.mark.parametrize("name", OVERRIDES)
-def test_a_subclass_that_may_compute_something_else_is_refused(name):
+def test_subclass_with_overridden_computation_is_refused(name):
     kind = OVERRIDES[name]
     block = kind(8, 8).eval()
     resnet_fused.convert(block)
@@ -219,14 +219,14 @@ def test_a_subclass_that_may_compute_something_else_is_refused(name):
         resnet_fused.convert(block, strict=True)
 
 
-def test_a_subclass_with_a_metaclass_of_its_own_is_refused():
+def test_subclass_with_its_own_metaclass_is_refused():
     kind = Meta("Theirs", (reference.BasicBlock,), {})
     entry = resnet_fused.report(resnet_fused.convert(kind(8, 8)))[""]
     assert entry.reason.endswith("Theirs has the metaclass test_convert_subclasses.Meta")
     assert not Registered.known
 
 
-def test_a_subclass_that_no_fused_class_can_derive_from_is_refused():
+def test_subclass_with_conflicting_bases_is_refused():
     kind = type("Both", (resnet.BasicBlock, reference.BasicBlock), {"__init__": lambda self: nn.Module.__init__(self)})
     block = resnet_fused.convert(kind())
     assert type(block) is kind
@@ -237,7 +237,7 @@ def test_a_subclass_that_no_fused_class_can_derive_from_is_refused():
     )
 
 
-def test_a_mixin_before_the_block_counts_and_one_behind_it_does_not():
+def test_only_mixins_before_the_block_count():
     class Forward:
         def forward(self, x):
             return x
@@ -248,7 +248,7 @@ def test_a_mixin_before_the_block_counts_and_one_behind_it_does_not():
     assert resnet_fused.report(resnet_fused.convert(behind))[""].status == "converted"
 
 
-def test_a_subclass_of_a_fused_block_with_another_forward_says_so():
+def test_fused_subclass_with_its_own_forward_is_reported():
     class Mine(modules.FusedBasicBlock):
         def forward(self, x):
             return super().forward(x)
@@ -258,7 +258,7 @@ def test_a_subclass_of_a_fused_block_with_another_forward_says_so():
     assert "Mine overrides forward of resnet_fused.modules.basic.FusedBasicBlock" in entry.reason
 
 
-def test_a_subclass_of_a_fused_block_with_its_forward_is_fused():
+def test_fused_subclass_with_the_same_forward_is_fused():
     class Mine(modules.FusedBasicBlock):
         def __reduce__(self):
             return super().__reduce__()

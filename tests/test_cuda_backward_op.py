@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from criterion import assert_close
-from cuda_cases.op_layer import HALVES, as64, away_from_kink, batch_norm, by_dtype, by_format, put_on_cpu, randn
+from cuda_cases.op_layer import HALVES, as64, away_from_kink, batch_norm, by_dtype, put_on_cpu, randn
+from gpu_case import by_format
+from relu_sides import away_from_kinks
 from training import (
     CLASSES,
     WITH_SHORTCUT,
     assert_trains_as_eager,
-    away_from_kinks,
     identity,
     in_channels,
     one_thread,

@@ -22,7 +22,7 @@ def explain(n=1, c=64, h=56, w=56, dtype="bfloat16", gpu="h200", aligned=True):
 
 @pytest.mark.parametrize("n", [1, 8, 32])
 @pytest.mark.parametrize("channels", SHAPES)
-def test_no_gpu_has_run_it_so_it_runs_only_where_it_is_asked_for(monkeypatch, channels, n):
+def test_block_kernel_is_not_picked_by_default(monkeypatch, channels, n):
     monkeypatch.delenv(ENGINE, raising=False)
     plan, why = explain(n, channels)
     assert plan == "two launches"
@@ -34,7 +34,7 @@ def test_no_gpu_has_run_it_so_it_runs_only_where_it_is_asked_for(monkeypatch, ch
 
 
 @pytest.mark.parametrize("channels", SHAPES)
-def test_asked_for_it_wins_at_batch_1(monkeypatch, channels):
+def test_block_kernel_wins_at_batch_1_with_sm90(monkeypatch, channels):
     monkeypatch.setenv(ENGINE, "sm90")
     plan, why = explain(c=channels, h=28, w=28)
     size, pixels = 2, 28 * 28
@@ -58,14 +58,14 @@ def test_asked_for_it_wins_at_batch_1(monkeypatch, channels):
     ],
 )
 @pytest.mark.parametrize("engine", ["sm90", "sm90:block"])
-def test_what_it_does_not_take_has_a_reason(monkeypatch, change, sentence, engine):
+def test_unsupported_blocks_have_a_reason(monkeypatch, change, sentence, engine):
     monkeypatch.setenv(ENGINE, engine)
     plan, why = explain(**change)
     assert plan == "two launches"
     assert why.startswith(f"sm90 block: {sentence}")
 
 
-def test_other_engines_leave_it_out(monkeypatch):
+def test_other_engines_leave_out_the_block_kernel(monkeypatch):
     for engine in ("torch", "sm80", "sm80:64x64", "sm90:256x64"):
         monkeypatch.setenv(ENGINE, engine)
         assert explain() == ["two launches", "sm90 block: RESNET_FUSED_CUDA_ENGINE names another engine"]
@@ -88,7 +88,7 @@ def tiling(monkeypatch, n, c, h, w):
 
 
 @pytest.mark.parametrize("channels", SHAPES)
-def test_tiles_cover_the_image_and_fit_their_place(monkeypatch, channels):
+def test_tiles_cover_the_image_and_fit_in_memory(monkeypatch, channels):
     _, first, second, patch, middle, *_ = SHAPES[channels]
     for h in (1, 2, 7, 14, 28, 33, 56, 100):
         for w in (1, 3, 7, 14, 28, 31, 56, 224):
@@ -102,6 +102,6 @@ def test_tiles_cover_the_image_and_fit_their_place(monkeypatch, channels):
             assert smem <= 227 << 10
 
 
-def test_imagenets_stages_are_cut_evenly(monkeypatch):
+def test_imagenet_stages_are_tiled_evenly(monkeypatch):
     assert tiling(monkeypatch, 1, 64, 56, 56)[:3] == (48, 7, 10)
     assert tiling(monkeypatch, 1, 128, 28, 28)[:3] == (20, 6, 7)

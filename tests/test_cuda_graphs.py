@@ -10,8 +10,8 @@ import sys
 import pytest
 import torch
 from criterion import assert_close
+from gpu_case import by_kind, less_exact
 from support import randomise
-from tf32 import by_kind, less_exact
 
 from resnet_fused import convert, models
 
@@ -60,7 +60,7 @@ def test_resnet18_replays_with_a_new_input(dtype, tf32, batch):
 
 
 @pytest.mark.skipif(os.environ.get("RESNET_FUSED_CUDA_OVERLAP") == "0", reason="this is the run without")
-def test_the_same_without_overlap():
+def test_replay_without_overlap():
     """RESNET_FUSED_CUDA_OVERLAP=0 launches kernels one after another; it is read once a process."""
     environment = {**os.environ, "RESNET_FUSED_CUDA_OVERLAP": "0"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", f"{__file__}::test_resnet18_replays_with_a_new_input"]

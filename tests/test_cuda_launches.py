@@ -8,13 +8,15 @@ import sys
 
 import pytest
 import torch
+from gpu_case import block_of, conv_args, each_block, randn
 from support import randomise
-from test_cuda_blocks import block_of, each_block
-from test_cuda_ops import conv_args, randn
 from torch import nn
 
 from resnet_fused import modules
 from resnet_fused.cli import _gpus
+
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA device", allow_module_level=True)
 
 ops = torch.ops.resnet_fused
 pytestmark = [
@@ -36,7 +38,7 @@ def kernels_of(call):
     return [name for name in names if "Memset" not in name]
 
 
-def test_the_plan_is_what_runs():
+def test_launches_are_those_of_the_plan():
     args, _ = conv_args((1, 512, 7, 7, 512, 3, 1, 1, 1), torch.bfloat16, torch.channels_last)
     geometry = ([1, 512, 7, 7], [512, 512, 3, 3], [1, 1], [1, 1], [1, 1], 1, "bfloat16", "plain", [], [1, 1])
     plan = ops.explain_cuda(*geometry, False, True, True, _gpus.numbers("auto"))
@@ -57,14 +59,14 @@ def assert_one_launch_a_convolution(block, x, convolutions):
 
 
 @each_block
-def test_blocks(cls, planes, convolutions, stride):
+def test_blocks_are_one_launch_a_convolution(cls, planes, convolutions, stride):
     """The projection and the pre-activation have no launch of their own."""
     block = block_of(cls, planes, stride).to(torch.bfloat16)
     x = randn(32, planes[0], 28, 28, dtype=torch.bfloat16, memory_format=torch.channels_last)
     assert_one_launch_a_convolution(block, x, convolutions)
 
 
-def test_a_pre_activation_block_whose_projection_has_a_batch_norm():
+def test_preact_block_with_projection_norm_is_two_launches():
     side = nn.Sequential(nn.Conv2d(64, 128, 1, bias=False), nn.BatchNorm2d(128))
     block = randomise(modules.FusedPreActBlock(64, 128, 1, side)).eval().cuda()
     x = randn(8, 64, 28, 28, dtype=torch.bfloat16, memory_format=torch.channels_last)

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from criterion import assert_close
 from cuda_cases.op_layer import (
     ENGINES,
-    FORMATS,
     HALVES,
     NO_PRE,
     ONE,
@@ -18,7 +17,6 @@ from cuda_cases.op_layer import (
     as64,
     batch_norm,
     by_dtype,
-    by_format,
     check,
     check_refusals,
     conv_args,
@@ -26,9 +24,9 @@ from cuda_cases.op_layer import (
     randn,
 )
 from cuda_on_cpu import op_layer
+from gpu_case import FORMATS, block_of, by_format, each_block
 from op_case import layout_of
 from support import randomise
-from torch import nn
 
 from resnet_fused import convert, functional, models, modules, ops, reference
 from resnet_fused.cli._gpus import GPUS
@@ -336,29 +334,15 @@ def on_cuda(monkeypatch):
     return install
 
 
-BLOCKS = [
-    (modules.FusedBasicBlock, (64, 64), 2),
-    (modules.FusedBottleneck, (256, 64), 3),
-    (modules.FusedPreActBlock, (64, 64), 2),
-    (modules.FusedPreActBottleneck, (256, 64), 3),
-]
-
-
-@pytest.mark.parametrize(("cls", "planes", "convolutions"), BLOCKS, ids=[b[0].__name__ for b in BLOCKS])
-@pytest.mark.parametrize("stride", [1, 2], ids=["identity", "projection"])
+@each_block
 @pytest.mark.parametrize(
     ("gpu", "engine", "kernel"), [("a100", "sm80:64x64:1", "conv_fwd"), ("h200", "sm90:128x128:1", "conv_sm90")]
 )
 @torch.no_grad()
 def test_blocks(layer, on_cuda, cls, planes, convolutions, stride, gpu, engine, kernel):
     """Eager's answer, in one launch a convolution: neither projection nor pre-activation has one of its own."""
-    inplanes, width = planes
-    downsample = None
-    if stride > 1:
-        norms = [] if "PreAct" in cls.__name__ else [nn.BatchNorm2d(width * cls.expansion)]
-        downsample = nn.Sequential(nn.Conv2d(inplanes, width * cls.expansion, 1, stride, bias=False), *norms)
-    block = randomise(cls(inplanes, width, stride, downsample)).eval().bfloat16().to(memory_format=torch.channels_last)
-    x = randn(2, inplanes, 7, 6, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    block = block_of(cls, planes, stride, "cpu").bfloat16()
+    x = randn(2, planes[0], 7, 6, dtype=torch.bfloat16, memory_format=torch.channels_last)
     eager = cls._eager_class.forward(block, x)
     on = on_cuda(layer(gpu, engine))
     got = block(x)

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from criterion import assert_close
-from tf32 import by_kind, less_exact
+from gpu_case import batch_norm, by_format, by_kind, conv_args, less_exact, randn
 
 from resnet_fused import reference
 
@@ -23,19 +23,7 @@ if not torch.cuda.is_available():
 pytestmark = pytest.mark.gpu
 ops = torch.ops.resnet_fused
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-FORMATS = [torch.contiguous_format, torch.channels_last]
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-by_format = pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "nhwc"])
-
-
-def randn(*shape, dtype=torch.float32, memory_format=torch.contiguous_format, device="cuda"):
-    return torch.randn(shape, device=device).to(dtype).contiguous(memory_format=memory_format)
-
-
-def batch_norm(c, dtype, device="cuda"):
-    """gamma, beta, mean, var, eps"""
-    low_high = [(0.5, 1.5), (-1, 1), (-1, 1), (0.5, 2)]
-    return [(torch.rand(c, device=device) * (b - a) + a).to(dtype) for a, b in low_high] + [1e-3]
 
 
 def vectors_dtype(dtype):
@@ -146,20 +134,10 @@ SHAPES = [
 by_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "-".join(map(str, s)))
 
 
-def conv_args(shape, dtype, memory_format):
-    """Up to groups, of conv_bn_act; and the output's shape."""
-    n, c, h, w, k, r, stride, padding, dilation = shape
-    x = randn(n, c, h, w, dtype=dtype, memory_format=memory_format)
-    weight = randn(k, c, r, r, dtype=dtype, memory_format=memory_format) / (c * r * r) ** 0.5
-    bias, bn = randn(k, dtype=dtype), batch_norm(k, torch.float32)
-    out = [(size + 2 * padding - dilation * (r - 1) - 1) // stride + 1 for size in (h, w)]
-    return [x, weight, bias, *bn, [stride] * 2, [padding] * 2, [dilation] * 2, 1], (n, k, *out)
-
-
 @by_kind
 @by_format
 @by_shape
-def test_shapes_that_kernels_take(dtype, tf32, memory_format, shape):
+def test_conv_bn_act_of_every_kernel_shape(dtype, tf32, memory_format, shape):
     args, out = conv_args(shape, dtype, memory_format)
     residual = randn(*out, dtype=dtype, memory_format=memory_format)
     for rest in ([None, False], [residual, True]):
@@ -226,14 +204,14 @@ def test_an_unknown_engine_is_refused():
     assert "RESNET_FUSED_CUDA_ENGINE is cutlass; one of all, torch, sm80" in done.stderr
 
 
-def test_channels_last_weight_decides_too():
+def test_channels_last_weight_gives_channels_last_output():
     x, weight = randn(2, 8, 6, 6), randn(16, 8, 3, 3, memory_format=torch.channels_last)
     bn = batch_norm(16, torch.float32)
     y = ops.conv_bn_act(x, weight, None, *bn, [1, 1], [1, 1], [1, 1], 1, None, True, False, False)
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_strided_misaligned_and_foreign_inputs():
+def test_strided_misaligned_and_mixed_dtype_inputs():
     base = randn(4, 20, 9, 11, dtype=torch.bfloat16, memory_format=torch.channels_last)
     x = base[1:, 3:19, 1:, 2:]
     bn = [v[::2] for v in batch_norm(32, torch.float16)[:4]]
@@ -244,7 +222,7 @@ def test_strided_misaligned_and_foreign_inputs():
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 4, 4), (2, 8, 0, 4)], ids=str)
-def test_empty(shape):
+def test_empty_inputs(shape):
     x, bn = torch.empty(shape, device="cuda"), batch_norm(8, torch.float32)
     assert ops.bn_add_act(x, *bn, None, True).shape == shape
     if shape[2]:
@@ -291,7 +269,7 @@ def test_runs_on_the_current_stream():
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device only")
-def test_other_device():
+def test_second_device():
     x, bn = randn(2, 8, 4, 4, device="cuda:1"), batch_norm(8, torch.float32, device="cuda:1")
     weight = randn(16, 8, 3, 3, device="cuda:1")
     wide = batch_norm(16, torch.float32, device="cuda:1")
@@ -302,7 +280,7 @@ def test_other_device():
     assert_close(got, reference.bn_add_act(x, *bn), reference.bn_add_act(*as64([x, *bn])))
 
 
-def test_refusals_name_the_devices():
+def test_mixed_device_error_names_the_devices():
     x, bn = randn(2, 8, 4, 4), batch_norm(8, torch.float32)
     with pytest.raises(RuntimeError, match=r"gamma is on cpu but x is on cuda:0; move both to one device"):
         ops.bn_add_act(x, bn[0].cpu(), *bn[1:], None, True)

@@ -94,7 +94,7 @@ def plan(**problem):
     return read(explain(**problem))
 
 
-def test_what_is_selected_is_what_is_compiled():
+def test_selected_kernels_are_the_compiled_ones():
     """Each problem gets a kernel of the menu that fits the GPU, and no kernel of the menu is compiled for nobody."""
     modes = [*MODES, *STATISTICS, GRADIENT]
     menu = {(dtype, (t.m, t.n), mode) for dtype in DTYPES for t in compiled_tiles() for mode in modes}
@@ -138,7 +138,7 @@ HARD = [
 
 
 @pytest.mark.parametrize(("problem", "reason"), HARD, ids=[reason for _, reason in HARD])
-def test_what_the_kernel_cannot_run_goes_to_torch(problem, reason):
+def test_unsupported_convolutions_go_to_torch(problem, reason):
     p = plan(**problem)
     assert p.engine == "torch"
     (why,) = p.rejected
@@ -147,7 +147,7 @@ def test_what_the_kernel_cannot_run_goes_to_torch(problem, reason):
     assert p.microseconds is None, "there is no choice to predict anything for"
 
 
-def test_a_tile_past_the_devices_shared_memory_is_not_picked():
+def test_tiles_past_shared_memory_are_not_picked():
     """8 bytes for each channel that a prologue prepares: 512 of them push the largest tile past an A10's blocks."""
     assert not any(
         "bytes of shared memory, and may have" in why for why in plan(gpu="a10", c=128, mode="prologue").rejected
@@ -164,7 +164,7 @@ def test_a_tile_past_the_devices_shared_memory_is_not_picked():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize(("r", "stride", "hw"), [(1, 1, 56), (1, 2, 56), (3, 1, 7), (3, 2, 56)])
-def test_bytes_are_inputs_and_outputs_once(dtype, mode, residual, r, stride, hw):
+def test_bytes_count_each_tensor_once(dtype, mode, residual, r, stride, hw):
     n, c, k, proj_c = 2, 128, 64, 32
     p = plan(n=n, hw=hw, c=c, k=k, r=r, stride=stride, dtype=dtype, mode=mode, residual=residual, proj_c=proj_c)
     out = (hw + 2 * (r // 2) - r) // stride + 1
@@ -184,7 +184,7 @@ def test_bytes_are_inputs_and_outputs_once(dtype, mode, residual, r, stride, hw)
 
 
 @pytest.mark.parametrize("gpu", ["a100", "h200"])
-def test_depth_is_split_where_few_tiles_would_leave_the_gpu_idle(gpu):
+def test_depth_is_split_where_tiles_are_few(gpu):
     for n, r, c in [(1, 3, 512), (2, 3, 512), (1, 1, 2048)]:
         p = plan(n=n, hw=7, c=c, k=512, r=r, gpu=gpu, residual=True)
         assert p.engine == "sm80"
@@ -195,7 +195,7 @@ def test_depth_is_split_where_few_tiles_would_leave_the_gpu_idle(gpu):
 
 @pytest.mark.parametrize("gpu", GPUS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_splits_are_never_more_than_steps_and_never_needless(gpu, dtype):
+def test_depth_is_split_no_more_than_needed(gpu, dtype):
     depth = 128 // DTYPES[dtype]
     for n, hw, c, r in itertools.product([1, 4, 64], [1, 7, 28], [8, 64, 512], [1, 3]):
         p = plan(n=n, hw=hw, c=c, k=64, r=r, gpu=gpu, dtype=dtype)
@@ -207,7 +207,7 @@ def test_splits_are_never_more_than_steps_and_never_needless(gpu, dtype):
 
 @pytest.mark.parametrize("gpu", ["a100", "h200"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_depth_with_statistics_is_whole(gpu, dtype):
+def test_statistics_do_not_split_the_depth(gpu, dtype):
     """Where a plain convolution of few pixels is split; and the price of the moments is in the prediction."""
     for mode, plain in zip(STATISTICS, MODES, strict=False):
         p = plan(n=1, hw=7, c=512, k=512, dtype=dtype, mode=mode, gpu=gpu)
@@ -217,7 +217,7 @@ def test_a_depth_with_statistics_is_whole(gpu, dtype):
         assert plan(mode=mode, **large).microseconds > plan(mode=plain, **large).microseconds
 
 
-def test_statistics_of_torchs_convolution_are_a_pass():
+def test_statistics_after_torchs_convolution_cost_a_pass():
     """Of reading what the convolution wrote, and with a prologue of making the activation."""
     shape = dict(n=64, hw=14, c=256, k=256, groups=2)
     elements = 64 * 14 * 14 * 256
@@ -231,7 +231,7 @@ def test_statistics_of_torchs_convolution_are_a_pass():
     assert "convolution, then bn_add_act, " in explain(**shape)
 
 
-def test_sm90_with_statistics_is_whole(monkeypatch):
+def test_sm90_statistics_do_not_split_the_depth(monkeypatch):
     """Also where a plain convolution is in shares, and where shares are asked for; the moments have their price."""
     deep = dict(n=256, hw=7, c=512, k=512)
     for choice in ("sm90", "sm90:128x128:4", "sm90:256x64"):
@@ -244,7 +244,7 @@ def test_sm90_with_statistics_is_whole(monkeypatch):
     assert "no tile of that size has this mode" in p.sm90
 
 
-def test_statistics_are_taken_where_they_are_predicted_to_be_fastest(monkeypatch):
+def test_statistics_run_on_the_fastest_predicted_engine(monkeypatch):
     """Not by sm90 unless it is allowed; then where sm80 is slower, and torch's convolution with its passes."""
     layers = [(56, 64, 256, 1), (56, 64, 64, 3), (28, 128, 128, 3), (14, 1024, 256, 1), (7, 512, 512, 3)]
     for (hw, c, k, r), mode in itertools.product(layers, STATISTICS):
@@ -260,7 +260,7 @@ def test_statistics_are_taken_where_they_are_predicted_to_be_fastest(monkeypatch
 
 @pytest.mark.parametrize("gpu", ["a100", "h200"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_gradients_depth_is_whole(gpu, dtype):
+def test_gradient_sums_do_not_split_the_depth(gpu, dtype):
     """Where a plain convolution of few pixels is split; the raw tensor and the turned weight are in the prediction."""
     few = dict(n=1, hw=7, c=512, k=512, dtype=dtype, gpu=gpu)
     assert plan(mode=GRADIENT, **few).splits == 1
@@ -273,7 +273,7 @@ def test_a_gradients_depth_is_whole(gpu, dtype):
 
 
 @pytest.mark.parametrize("residual", [False, True])
-def test_sums_of_torchs_gradient_are_a_pass(residual):
+def test_sums_after_torchs_gradient_cost_a_pass(residual):
     """Of reading what the convolution wrote; the sum of two gradients is another, which reads and writes it."""
     shape = dict(n=64, hw=14, c=256, k=256, groups=2, residual=residual)
     tensor = 64 * 14 * 14 * 256 * 2
@@ -283,7 +283,7 @@ def test_sums_of_torchs_gradient_are_a_pass(residual):
     assert "convolution, then bn_backward_reduce, " in explain(mode=GRADIENT, **shape)
 
 
-def test_sm90_takes_no_sums_of_a_gradient():
+def test_sm90_has_no_gradient_sums():
     assert plan(gpu="h200", mode=GRADIENT, n=64).sm90 == "sm90: its epilogue takes no sums of a gradient"
 
 
@@ -306,7 +306,7 @@ def test_each_rejected_candidate_has_its_reason_in_numbers():
     assert re.search(r"\d+ blocks, \d+ on the busiest of 108 SMs", plan(n=64).rejected[0])
 
 
-def test_torch_is_picked_where_its_instructions_outweigh_its_passes():
+def test_torch_is_picked_where_wgmma_is_faster():
     """wgmma, which mma.sync cannot reach: a 3x3 of many channels at a large batch is bound by multiplications."""
     p = plan(n=256, hw=14, c=256, k=256, gpu="h200", residual=True)
     assert p.engine == "torch"
@@ -316,7 +316,7 @@ def test_torch_is_picked_where_its_instructions_outweigh_its_passes():
     assert plan(n=256, hw=56, c=64, k=256, r=1, gpu="h200", residual=True).engine == "sm80", "bound by memory"
 
 
-def test_the_environment_can_force_either_engine(monkeypatch):
+def test_environment_forces_an_engine_or_tile(monkeypatch):
     compute_bound = dict(n=256, hw=14, c=256, k=256, gpu="h200")
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm80")
     p = plan(**compute_bound)
@@ -344,7 +344,7 @@ def test_the_environment_can_force_either_engine(monkeypatch):
         plan()
 
 
-def test_sm90_runs_only_where_it_is_asked_for(monkeypatch):
+def test_sm90_runs_only_on_request(monkeypatch):
     """No GPU has run it yet; what it would take is told."""
     layer = dict(n=32, hw=28, c=128, k=128, dtype="bfloat16", gpu="h200", residual=True)
     assert re.fullmatch(
@@ -390,7 +390,7 @@ def test_sm90_stays_within_the_window_of_a_tensor_map(monkeypatch):
         assert "past the window of a tensor map" in p.sm90
 
 
-def test_sm90_is_the_faster_of_its_two_kernels(monkeypatch):
+def test_sm90_picks_the_faster_of_its_two_kernels(monkeypatch):
     """64 channels kept in shared memory for all taps, where the tile fits the image."""
     layer = dict(n=256, hw=56, c=64, k=64, dtype="bfloat16", gpu="h200", residual=True)
     why = plan(**layer).rows
@@ -413,7 +413,7 @@ def test_sm90_is_the_faster_of_its_two_kernels(monkeypatch):
     assert "RESNET_FUSED_CUDA_ENGINE names another tile" in named.rows
 
 
-def test_sm90_rows_can_be_asked_for(monkeypatch):
+def test_sm90_rows_runs_on_request(monkeypatch):
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90:rows")
     layer = dict(n=8, hw=7, c=64, k=64, dtype="bfloat16", gpu="h200")
     assert plan(**layer).engine == "sm90 rows"
@@ -444,7 +444,7 @@ def test_sm90_rows_can_be_asked_for(monkeypatch):
             plan()
 
 
-def test_what_sm90_rows_selects_is_what_is_compiled(monkeypatch):
+def test_sm90_rows_selects_the_compiled_kernels(monkeypatch):
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90:rows")
     selected = set()
     for dtype, hw in itertools.product(["float16", "bfloat16"], [8, 14, 16, 28, 32, 56, 64, 112]):
@@ -460,7 +460,7 @@ def sm90_plan(monkeypatch, choice, **layer):
     return plan(**{**dict(r=3, dtype="bfloat16", gpu="h200", residual=True), **layer})
 
 
-def test_sm90_shares_the_tail_where_it_would_leave_sms_idle(monkeypatch):
+def test_sm90_splits_the_tail_to_fill_idle_sms(monkeypatch):
     """512@7 at batch 256 is 196 tiles: 132 whole, one an SM, and the other 64 in halves."""
     deep = dict(hw=7, c=512, k=512)
     p = sm90_plan(monkeypatch, "sm90:256x128", n=256, **deep)
@@ -479,7 +479,7 @@ def test_sm90_shares_the_tail_where_it_would_leave_sms_idle(monkeypatch):
     assert p.shares == 0
 
 
-def test_sm90_may_be_told_in_how_many_parts(monkeypatch):
+def test_sm90_takes_the_requested_number_of_parts(monkeypatch):
     shape = dict(n=32, hw=7, c=512, k=512)
     p = sm90_plan(monkeypatch, "sm90:256x128:4", **shape)
     assert (p.tiles, p.whole, p.shares, p.workspace) == (28, 0, 112, (112 + 28 - 1) * 256 * 128 * 4)
@@ -493,7 +493,7 @@ def test_sm90_may_be_told_in_how_many_parts(monkeypatch):
         sm90_plan(monkeypatch, "sm90:256x64:x", **shape)
 
 
-def test_what_sm90_selects_is_what_is_compiled(monkeypatch):
+def test_sm90_selects_the_compiled_kernels(monkeypatch):
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
     modes = [*MODES, *STATISTICS]
     lean = {(256, 128), (256, 64), (128, 128)}
@@ -524,7 +524,7 @@ def test_what_sm90_selects_is_what_is_compiled(monkeypatch):
         ({13: [80, 108]}, r"device is \[80, 108\]; 4 integers"),
     ],
 )
-def test_bad_questions_are_refused_with_a_sentence(change, sentence):
+def test_bad_arguments_are_refused(change, sentence):
     arguments = [
         [1, 8, 8, 8],
         [8, 8, 1, 1],
@@ -551,7 +551,7 @@ def test_bad_questions_are_refused_with_a_sentence(change, sentence):
     "layer", [(256, 56, 64), (256, 14, 256), (256, 7, 512), (32, 28, 128), (1, 56, 64), (1, 7, 512)]
 )
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_all_is_the_fastest_prediction(layer, dtype, monkeypatch):
+def test_engine_all_picks_the_fastest_prediction(layer, dtype, monkeypatch):
     n, hw, c = layer
     shape = dict(n=n, hw=hw, c=c, k=c, dtype=dtype, gpu="h200", residual=True)
     ours = plan(**shape)

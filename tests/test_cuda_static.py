@@ -114,7 +114,7 @@ def test_registers_leave_room_to_hide_latency():
 
 
 @compiled
-def test_the_menu_is_what_the_gpu_gets():
+def test_library_holds_the_listed_variants():
     if reason := cuda_on_cpu.missing():
         pytest.skip(f"the kernel emulator, which lists the menu, needs a compiler: {reason}")
     emulated = cuda_on_cpu.load()
@@ -254,7 +254,7 @@ GLOBAL_ACCESS = re.compile(r"LDG|STG|LD\.|ST\.|ATOM|RED\.|UTMALDG|UTMASTG|UTMAPF
 
 @compiled
 @each_arch
-def test_nothing_touches_global_memory_before_the_wait(arch):
+def test_no_global_access_before_the_grid_wait(arch):
     """ptxas may move a load of read-only memory across what it does not depend on: here it has not."""
     for name, code in sass.code(LIBRARY, arch).items():
         if "ACQBULK" in code:
@@ -369,13 +369,13 @@ def declarations(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("twin", sorted(p.name for p in (CUDA / "ptx").glob("*.cuh")))
-def test_every_instruction_has_an_emulated_twin(twin):
+def test_every_instruction_is_emulated(twin):
     ours, theirs = declarations(CUDA / "ptx" / twin), declarations(EMULATOR / "ptx" / twin)
     assert ours
     assert ours == theirs
 
 
-def test_kernel_sources_are_free_of_the_cuda_runtime():
+def test_kernel_sources_include_no_cuda_runtime():
     """Kernels include our own headers only, launch through LAUNCH, and keep assembly below ptx/."""
     standard = {"<algorithm>", "<cstdint>", "<stdexcept>", "<type_traits>", "<utility>", "<vector>"}
     for path in [*CUDA.rglob("*.cuh"), *CUDA.rglob("*.cu"), CUDA / "kernels.h"]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cuda_cases.op_layer import ENGINES, batch_norm, by_dtype, by_format, check, check_refusals, randn
+from cuda_cases.op_layer import ENGINES, batch_norm, by_dtype, check, check_refusals, randn
+from gpu_case import by_format
 
 from resnet_fused import ops, reference
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from criterion import assert_close
-from op_case import lay_out
-from test_training_pool import POOLS, stem_gradients
+from op_case import DTYPES, lay_out
+from relu_sides import away_from_kinks
 from training import (
     CLASSES,
+    POOLS,
     WITH_SHORTCUT,
     assert_trains_as_eager,
-    away_from_kinks,
     identity,
     in_channels,
     projected,
+    stem_gradients,
 )
 
 from resnet_fused import autograd, convert, models, ops, reference
@@ -23,7 +24,6 @@ if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 
 pytestmark = pytest.mark.gpu
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 LAYOUTS = ["contiguous", "channels_last"]
 SHAPES = [(4, 72, 9, 14), (1, 1, 5, 3), (3, 33, 1, 1), (2, 130, 20, 21), (32, 256, 28, 28), (2, 2056, 3, 3)]
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -96,7 +96,7 @@ def test_ops(dtype, layout, shape, mask):
 
 @by_layout
 @pytest.mark.parametrize("mean", [1e3, -1e5])
-def test_a_large_mean_does_not_cancel(layout, mean):
+def test_large_means_do_not_cancel(layout, mean):
     x = (torch.randn(32, 40, 56, 56) + mean).contiguous(memory_format=FORMATS[layout])
     for a, t in zip(ops.bn_stats(x.cuda()), reference.bn_stats(x.double()), strict=True):
         torch.testing.assert_close(a.cpu().double(), t, rtol=2**-22, atol=0)
@@ -153,7 +153,7 @@ def test_pooling(dtype, layout, pool, shape):
     assert torch.equal(dx.cpu(), ops.bn_relu_max_pool_backward(grad, taken.cpu(), x, *pool)), "sums in one order"
 
 
-def test_pooling_knows_ties_and_nan():
+def test_pooling_ties_and_nan_match_the_cpu():
     """The first of equals, the last NaN, nothing where the ReLU is closed."""
     nan, inf = float("nan"), float("inf")
     values = torch.tensor([1, 3, 3, -1, -2, nan, inf, -inf, 0, -0.0])
@@ -166,7 +166,7 @@ def test_pooling_knows_ties_and_nan():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_networks_stem_trains_with_its_pooling(dtype):
+def test_network_stem_trains_with_fused_pooling(dtype):
     """One op on CUDA too: a byte is kept for a pooled value; gradients as eager's in float64."""
     net = convert(models.resnet18()).train()
     wide = models.resnet18().train().double()
@@ -254,7 +254,7 @@ def test_autocast(cls, dtype):
     assert_trains_as_eager(block, x, enabled=True, dtype=dtype)
 
 
-def test_nothing_waits_for_the_device():
+def test_backward_ops_can_be_captured_in_a_graph():
     """The backward ops can be captured in a graph."""
     case = Backward((4, 64, 14, 14), torch.bfloat16, "channels_last")
     args = on_gpu(case.args)

@@ -62,7 +62,7 @@ def test_machine_is_recorded(tiny_run):
     assert {"date", "device", "torch", "python", "onednn", "commit"} <= machine.keys()
 
 
-def test_untrained_digits_fail_and_threads_are_as_before():
+def test_untrained_digits_fail_and_threads_are_restored():
     torch.set_num_threads(2)
     result = digits.run(CPU, epochs=1)
     assert torch.get_num_threads() == 2
@@ -131,7 +131,7 @@ def test_network_has_statistics_of_its_input():
     torch.testing.assert_close(model.bn1.running_mean, y.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
 
 
-def test_error_and_bound():
+def test_relative_error_and_its_bound():
     reference = torch.tensor([[1.0, -4.0]], dtype=torch.float64)
     assert numerics.relative_error(torch.tensor([[1.0, -3.0]]), reference) == 0.25
     assert math.isnan(numerics.relative_error(torch.tensor([[1.0, math.nan]]), reference))
@@ -150,7 +150,7 @@ def test_unexplained_flips_counts_clear_ones_only():
     assert numerics.unexplained_flips(eager, eager, 0.1) == 0
 
 
-def test_quick_leaves_out_what_it_says():
+def test_quick_omits_what_it_reports():
     assert set(quick(CPU).models) < set(full(CPU).models)
     assert full(CPU).compile
     assert not quick(CPU).compile

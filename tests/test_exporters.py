@@ -43,7 +43,7 @@ def ops_of_export(model, x):
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-def test_a_trace_is_eagers_and_passes_its_own_check(eager, fused, x, gradients):
+def test_trace_is_eager_and_passes_trace_check(eager, fused, x, gradients):
     with torch.set_grad_enabled(gradients), warnings.catch_warnings():
         warnings.simplefilter("error", torch.jit.TracerWarning)
         traced = torch.jit.trace(fused, x)
@@ -55,7 +55,7 @@ def test_a_trace_is_eagers_and_passes_its_own_check(eager, fused, x, gradients):
         assert torch.equal(torch.jit.load(file)(x), eager(x))
 
 
-def test_a_trace_with_a_mismatching_fused_output_passes_its_own_check(monkeypatch, x):
+def test_trace_check_compares_eager_with_eager(monkeypatch, x):
     """The check runs the module again, which must be the eager one then too: rounding differs."""
     block = resnet_fused.convert(randomise(reference.BasicBlock(3, 3)).eval())
     fused = type(block)._fused
@@ -78,7 +78,7 @@ def test_functions_are_traced_as_their_definitions(x):
     assert torch.equal(traced(x), reference.conv_bn_act(x, weight, residual=residual))
 
 
-def test_after_a_trace_the_model_is_fused_again(fused, x):
+def test_model_is_fused_again_after_a_trace(fused, x):
     torch.jit.trace(fused, x)
     assert ops_of_export(fused, x)
 
@@ -89,7 +89,7 @@ def test_export_is_fused_except_for_onnx(fused, x, monkeypatch):
     assert not ops_of_export(fused, x)
 
 
-def test_scripting_says_what_to_do_and_changes_nothing(eager, fused, x):
+def test_scripting_is_refused_and_changes_nothing(eager, fused, x):
     before = [(name, id(module), type(module)) for name, module in fused.named_modules()]
     with pytest.raises(RuntimeError, match=r"torch.jit.script cannot compile fused modules: .*revert\(model\)"):
         torch.jit.script(fused)

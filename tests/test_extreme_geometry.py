@@ -70,7 +70,7 @@ def test_conv_bn_act(geometry, dtype, layout):
 
 @with_every_engine
 @pytest.mark.parametrize("far", [2**31, 2**32, MOST])
-def test_what_no_output_depends_on_may_be_anything(far):
+def test_ineffective_stride_and_dilation_may_be_huge(far):
     """The dilation of a kernel of one tap, and a stride after which there is no window."""
     Case(2, 8, 9, 9, 8, 1, 1, (1, 1), (0, 0), (far, far)).check()
     once = Case(1, 8, 9, 9, 8, 3, 3, (far, far), (1, 1), (1, 1))
@@ -171,14 +171,14 @@ def calls(geometry):
 
 
 @pytest.mark.parametrize("geometry", [*REFUSED, *OURS], **ids)
-def test_what_is_refused_says_why(geometry):
+def test_impossible_geometry_is_refused(geometry):
     for op, call in calls(geometry).items():
         with pytest.raises(RuntimeError, match=f"^{op}: {(REFUSED | OURS)[geometry]}"):
             call()
 
 
 @pytest.mark.parametrize("geometry", REFUSED, **ids)
-def test_eager_refuses_it_too(geometry):
+def test_eager_refuses_the_same_geometry(geometry):
     with pytest.raises(RuntimeError):
         F.conv2d(torch.randn(2, 8, 9, 9), torch.randn(8, 8, 3, 3), None, *geometry)
 
@@ -202,14 +202,14 @@ NO_POOL = {
 @with_every_engine
 @pytest.mark.parametrize("pool", POOLED, **ids)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_windows(pool, dtype):
+def test_extreme_pooling_windows(pool, dtype):
     call = case((1, 1, 1), dtype)
     windows = [[value, value] for value in pool]
     found = ops.conv_bn_relu_pool(*call.args()[:-2], *windows, False, False)
     assert_close(found, *(F.max_pool2d(call.eager(to), *pool) for to in (dtype, torch.float64)))
 
 
-def test_one_window_in_training():
+def test_single_pooling_window_in_training():
     call, windows = case((1, 1, 1)), ([3, 3], [2**31 - 1, 2**31 - 1], [1, 1])
     norm = (*call.bn, call.eps)
     out, taken = ops.bn_relu_max_pool(call.x, *norm, *windows)
@@ -219,7 +219,7 @@ def test_one_window_in_training():
 
 
 @pytest.mark.parametrize("pool", NO_POOL, **ids)
-def test_windows_that_are_refused(pool):
+def test_impossible_pooling_windows_are_refused(pool):
     call = case((1, 1, 1))
     windows = [[value, value] for value in pool]
     like = torch.empty(2, 8, 5, 5)
@@ -234,7 +234,7 @@ def test_windows_that_are_refused(pool):
         F.max_pool2d(call.x, *pool)
 
 
-def test_sizes_of_what_is_empty_are_multiplied_in_64_bits():
+def test_sizes_of_empty_tensors_do_not_overflow():
     x = torch.empty(0, 8, 2**20, 2**20)
     assert ops.bn_add_act(x, *NO_NORM, None, True).shape == x.shape
     assert ops.bn_stats(x)[0].isnan().all()
@@ -269,7 +269,7 @@ print(raised, "raised")
 """
 
 
-def test_memory_that_runs_out_raises(monkeypatch):
+def test_out_of_memory_raises_an_error(monkeypatch):
     """Also in a thread of a parallel loop: an error, and the next call computes."""
     monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", "direct")
     plan = ops.explain_cpu([2, 32, 8, 20000], [32, 32, 3, 3], [2, 2], [1, 1], [1, 1], 1, "float32")

@@ -66,11 +66,11 @@ def write_run(folder, truth, engines=ENGINES, *, gpu="NVIDIA H200", date=DAY, no
     return folder
 
 
-def test_the_shipped_constants_are_those_of_the_newest_committed_run():
+def test_constants_are_fitted_to_the_newest_run():
     assert fit_model.outdated(gpu_runs.RESULTS, HEADER) == []
 
 
-def test_the_header_is_what_is_compiled():
+def test_header_constants_are_the_compiled_ones():
     """Each row's numbers, given to the model, change nothing: names and order here are the struct's."""
     fields = re.findall(r"^  (?:double|int32_t|const char\*) (\w+);", HEADER, re.M)
     rows = model_constants.families(HEADER)
@@ -89,7 +89,7 @@ def test_the_header_is_what_is_compiled():
         assert compiled != problem.microseconds(device, list((values | {"launch": 1}).values()))
 
 
-def test_predict_cuda_is_what_explain_cuda_says(monkeypatch):
+def test_predict_cuda_agrees_with_explain_cuda(monkeypatch):
     for engine in TILES:
         monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", engine)
         shape = ([32, 64, 56, 56], [64, 64, 3, 3], [1, 1], [1, 1])
@@ -109,7 +109,7 @@ def test_predict_cuda_is_what_explain_cuda_says(monkeypatch):
         (dict(constants=[1.0]), "constants has 1 numbers; the 10 of model_constants.h"),
     ],
 )
-def test_bad_questions_are_refused_with_a_sentence(change, sentence):
+def test_bad_arguments_are_refused(change, sentence):
     arguments = dict(x=[1, 64, 8, 8], weight=[64, 64, 3, 3], engine="sm80", constants=[]) | change
     with pytest.raises(RuntimeError, match=sentence):
         ops.predict_cuda(
@@ -118,7 +118,7 @@ def test_bad_questions_are_refused_with_a_sentence(change, sentence):
         )  # fmt: skip
 
 
-def test_a_run_gives_its_constants_back(tmp_path):
+def test_fit_recovers_the_constants_of_a_run(tmp_path):
     run = gpu_runs.read(write_run(tmp_path / "h200", TRUTH, noise=0.03))
     fitted = fit_model.fit(run, H200)
     assert set(fitted.values) == set(fit_model.FITTED)
@@ -128,7 +128,7 @@ def test_a_run_gives_its_constants_back(tmp_path):
     assert np.median(np.abs(fitted.after - 1)) < 0.04 < np.median(np.abs(fitted.before - 1))
 
 
-def test_of_rates_that_explain_a_run_as_well_the_lowest_is_taken(tmp_path):
+def test_lowest_of_equally_good_rates_is_taken(tmp_path):
     """With L2 at 33 bytes a clock a convolution in tiles of 256 x 128 reaches 0.69 of the multipliers, and no more."""
     truth = TRUTH | {"torch_share": 0.9}
     run = gpu_runs.read(write_run(tmp_path / "h200", truth, ["torch", "sm80:64x64"], noise=0.02))
@@ -145,7 +145,7 @@ def test_outliers_do_not_move_the_fit(tmp_path):
         assert value == pytest.approx(TRUTH[name], rel=0.05), name
 
 
-def test_what_a_run_does_not_determine_stays(tmp_path):
+def test_undetermined_constants_keep_their_values(tmp_path):
     run = gpu_runs.read(write_run(tmp_path / "h200", TRUTH, ["sm80:128x128"], noise=0.02, batches=(256,)))
     fitted = fit_model.fit(run, H200)
     assert {"sm90_share", "rows_share", "launch"} <= set(fitted.undetermined)
@@ -162,7 +162,7 @@ def header(tmp_path):
     return path
 
 
-def test_a_newer_run_and_a_constant_that_was_edited_are_noticed(tmp_path, header, capsys):
+def test_newer_runs_and_edited_constants_are_noticed(tmp_path, header, capsys):
     results = tmp_path / "results"
     folder = write_run(results / "h200", TRUTH, FEW, noise=0.02, batches=(1, 256))
     (reason,) = fit_model.outdated(results, HEADER)
@@ -202,7 +202,7 @@ def test_a_newer_run_and_a_constant_that_was_edited_are_noticed(tmp_path, header
     assert reason == f"sm_90: fitted to h200, of which {results} has nothing"
 
 
-def test_a_folder_without_a_run_is_refused_with_a_sentence(tmp_path, header, capsys):
+def test_folders_without_a_usable_run_are_refused(tmp_path, header, capsys):
     def refused(*argv):
         with pytest.raises(SystemExit):
             fit_model.main([str(a) for a in argv], header, tmp_path / "results")
@@ -223,6 +223,6 @@ def test_a_folder_without_a_run_is_refused_with_a_sentence(tmp_path, header, cap
 
 
 @pytest.mark.parametrize("name", ["NVIDIA A100-SXM4-80GB", "NVIDIA A10", "NVIDIA GeForce RTX 4090", "NVIDIA L4"])
-def test_gpus_are_known_by_the_names_that_cuda_gives_them(name):
+def test_gpus_are_known_by_their_cuda_names(name):
     short = {"NVIDIA A100-SXM4-80GB": "a100", "NVIDIA A10": "a10", "NVIDIA L4": "l4"}.get(name, "rtx4090")
     assert gpu_runs.device_of(name) == GPUS[short]

@@ -33,7 +33,7 @@ def wait_for(child):
 # torch's convolutions may not be called in a child of a process that has used OpenMP, with more than one thread: what
 # is asked here is whether our own locks are free.
 @pytest.mark.parametrize("what", ["packed", "memory"])
-def test_children_of_a_process_that_infers(what):
+def test_forked_children_do_not_deadlock(what):
     threads_before = torch.get_num_threads()
     torch.set_num_threads(1)
     stop = threading.Event()

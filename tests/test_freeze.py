@@ -51,7 +51,7 @@ def packs():
     )
 
 
-def test_a_frozen_model_computes_the_same_and_is_not_compared(model, x):
+def test_frozen_model_is_the_same_and_skips_the_digest(model, x):
     before = logits(model, x)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     assert not is_frozen(model, x)
@@ -118,14 +118,14 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("end", ENDINGS)
-def test_what_ends_it(model, x, end):
+def test_replacing_weights_ends_the_freeze(model, x, end):
     resnet_fused.freeze(model)
     logits(model, x)
     model = ENDINGS[end](model)
     assert not is_frozen(model, x)
 
 
-def test_another_weight_at_the_address_of_a_frozen_one_is_not_frozen():
+def test_other_weight_at_a_frozen_address_is_not_frozen():
     """As where a storage's memory is freed while the storage lives on, and the next weight gets it."""
     memory = bytearray(64 * 64 * 3 * 3 * 4)
 
@@ -146,7 +146,7 @@ def test_another_weight_at_the_address_of_a_frozen_one_is_not_frozen():
     torch.testing.assert_close(logits(other, x), logits(eager, x))
 
 
-def test_views_that_count_their_own_versions_are_right(model, x):
+def test_data_views_of_frozen_weights_are_right(model, x):
     with torch.no_grad():
         a_weight(model).mul_(1.5)  # the Parameter's version is above that of its .data
     resnet_fused.freeze(model)
@@ -156,7 +156,7 @@ def test_views_that_count_their_own_versions_are_right(model, x):
         assert torch.equal(torch.func.functional_call(model, views, (x,)), want)
 
 
-def test_memory_swapped_out_edited_and_swapped_in_again(model, x):
+def test_edits_of_swapped_out_memory_are_seen(model, x):
     resnet_fused.freeze(model)
     before = logits(model, x)
     weight = a_weight(model)
@@ -168,7 +168,7 @@ def test_memory_swapped_out_edited_and_swapped_in_again(model, x):
     torch.testing.assert_close(logits(model, x), logits(resnet_fused.revert(copy.deepcopy(model)), x))
 
 
-def test_an_address_that_comes_back_is_not_frozen(x):
+def test_reused_address_is_not_frozen(x):
     """Frozen or not is a property of a storage, not of its address; also where nothing was ever packed of it."""
     addresses = set()
     for i in range(30):
@@ -213,7 +213,7 @@ def test_a_compiled_model_may_be_frozen(model, x):
 
 
 @pytest.mark.parametrize("function", [resnet_fused.freeze, resnet_fused.unfreeze])
-def test_errors(function):
+def test_wrong_arguments_are_refused(function):
     with pytest.raises(TypeError, match=f"resnet_fused.{function.__name__} takes a torch.nn.Module, got NoneType"):
         function(None)
     with pytest.raises(ValueError, match=r"Sequential has no converted block; call resnet_fused.convert first"):

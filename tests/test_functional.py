@@ -50,7 +50,7 @@ BLOCKS = [
 @pytest.mark.parametrize(("function", "cls", "names"), BLOCKS)
 @pytest.mark.parametrize("projected", [False, True])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_block_functions_are_the_blocks(function, cls, names, projected, autocast, device, block_of):
+def test_block_functions_match_the_blocks(function, cls, names, projected, autocast, device, block_of):
     block, options = block_of(cls, 16, 16 // cls.expansion, 2 if projected else 1, device, projected)
     x = torch.randn(2, 16, 7, 7, device=device)
     exact = block.double()(x.double())
@@ -62,7 +62,7 @@ def test_block_functions_are_the_blocks(function, cls, names, projected, autocas
 @pytest.mark.parametrize(("function", "cls", "names"), BLOCKS[2:])
 @pytest.mark.parametrize("projected", [False, True])
 @pytest.mark.parametrize("grad", [False, True])
-def test_pre_activation_on_reading(function, cls, names, projected, grad, device, block_of, monkeypatch):
+def test_preact_convolutions_normalise_on_read(function, cls, names, projected, grad, device, block_of, monkeypatch):
     """As on CUDA: the first convolution and the projection read x, not relu(bn1(x))."""
     monkeypatch.setattr(functional, "pre_activates_on_reading", lambda x: True)
     block, options = block_of(cls, 16, 16 // cls.expansion, 2 if projected else 1, device, projected)
@@ -75,7 +75,7 @@ def test_pre_activation_on_reading(function, cls, names, projected, grad, device
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_bn_relu_conv_bn_act_is_its_docstring(autocast, device):
+def test_bn_relu_conv_bn_act_matches_its_docstring(autocast, device):
     x, weight = torch.randn(2, 8, 9, 8, device=device), torch.randn(16, 8, 3, 3, device=device)
     pre, bn, residual = norm_of(8, device), norm_of(16, device), torch.randn(2, 16, 5, 4, device=device)
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
@@ -87,7 +87,7 @@ def test_bn_relu_conv_bn_act_is_its_docstring(autocast, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
-def test_conv_bn_act_is_its_docstring(dtype, device):
+def test_conv_bn_act_matches_its_docstring(dtype, device):
     bn = norm_of(6, device)
     x, weight = torch.randn(2, 4, 9, 8, device=device).to(dtype), torch.randn(6, 2, 3, 2, device=device).to(dtype)
     residual, bias = torch.randn(2, 6, 5, 9, device=device).to(dtype), torch.randn(6, device=device).to(dtype)
@@ -103,14 +103,14 @@ def test_conv_bn_act_is_its_docstring(dtype, device):
     assert_close(actual, equivalent(dtype), equivalent(torch.float64))
 
 
-def test_steps_can_be_left_out(device):
+def test_norm_and_relu_are_optional(device):
     x, weight = torch.randn(1, 3, 5, 5, device=device), torch.randn(4, 3, 3, 3, device=device)
     torch.testing.assert_close(functional.conv_bn_act(x, weight, relu=False), F.conv2d(x, weight))
     torch.testing.assert_close(functional.conv_bn_act(x, weight), F.relu(F.conv2d(x, weight)))
     torch.testing.assert_close(functional.bn_add_act(x, None, residual=x, relu=False), 2 * x)
 
 
-def test_conv_bn_relu_pool_is_its_docstring(device):
+def test_conv_bn_relu_pool_matches_its_docstring(device):
     x, weight = torch.randn(1, 3, 32, 32, device=device), torch.randn(8, 3, 7, 7, device=device)
     bn = norm_of(8, device)
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_conv_bn_relu_pool_is_its_docstring(device):
 
 @pytest.mark.parametrize("pre", [False, True])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_conv_bn_proj_act_is_its_docstring(pre, autocast, device):
+def test_conv_bn_proj_act_matches_its_docstring(pre, autocast, device):
     x, weight = torch.randn(1, 8, 4, 4, device=device), torch.randn(8, 8, 3, 3, device=device)
     side_x, side = torch.randn(1, 5, 8, 8, device=device), torch.randn(8, 5, 1, 1, device=device)
     bn, side_bn = norm_of(8, device), norm_of(8, device)
@@ -183,7 +183,7 @@ def with_gradients(call, leaves):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", list(differentiable_calls("cpu")[1]))
-def test_gradients_are_the_equivalents(name, dtype, device, monkeypatch):
+def test_gradients_match_eager(name, dtype, device, monkeypatch):
     """By the criterion, as one differentiable op where the device has it."""
     leaves, calls = differentiable_calls(device, dtype)
     trained, found = with_gradients(calls[name], leaves)
@@ -215,7 +215,7 @@ def test_gradients_by_finite_differences(name, device):
 
 
 @pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
-def test_a_block_keeps_no_activation_between_its_convolutions():
+def test_basic_block_saves_no_inner_activation():
     leaves, calls = differentiable_calls("cpu")
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -225,7 +225,7 @@ def test_a_block_keeps_no_activation_between_its_convolutions():
     assert {leaves[0].data_ptr(), y.data_ptr()} <= activations
 
 
-def test_one_gradient_is_enough(device):
+def test_one_learning_input_makes_outputs_differentiable(device):
     x, weight = torch.randn(1, 4, 6, 6, device=device), torch.randn(4, 4, 1, 1, device=device)
     bn = BatchNorm(*(torch.ones(4, device=device) for _ in range(3)), torch.zeros(4, device=device, requires_grad=True))
     assert functional.conv_bn_act(x, weight, bn).requires_grad
@@ -234,7 +234,7 @@ def test_one_gradient_is_enough(device):
     assert functional.conv_bn_proj_act(x, weight, None, x.clone().requires_grad_(), Projection(weight)).requires_grad
 
 
-def test_statistics_that_are_differentiated_are_refused_as_eager_does(device):
+def test_differentiable_statistics_are_refused(device):
     x, weight = torch.randn(1, 4, 6, 6, device=device), torch.randn(4, 4, 1, 1, device=device, requires_grad=True)
     mean, var = (torch.ones(4, device=device, requires_grad=True) for _ in range(2))
     with pytest.raises(RuntimeError, match="not differentiable with respect to argument 'running_mean'"):
@@ -271,7 +271,7 @@ def test_autocast_follows_eager(device):
         assert functional.conv_bn_act(x.double(), weight.double()).dtype is torch.float64
 
 
-def test_wrong_arguments_say_what_is_wrong():
+def test_wrong_arguments_are_refused():
     x, weight = torch.randn(1, 4, 6, 6), torch.randn(8, 4, 3, 3)
     with pytest.raises(ValueError, match=r"stride is \(1, 2, 3\); an int or two ints"):
         functional.conv_bn_act(x, weight, stride=(1, 2, 3))
@@ -310,7 +310,7 @@ def test_tf32_follows_torchs_switch():
 
 @pytest.mark.usefixtures("_switch_of_tf32")
 @pytest.mark.parametrize("allowed", [False, True])
-def test_compile_and_export_take_tf32_as_it_is_while_they_trace(allowed):
+def test_compile_and_export_read_tf32_while_tracing(allowed):
     class Network(nn.Module):
         def forward(self, x):
             return x + 1 if functional.torch_allows_tf32() else x - 1

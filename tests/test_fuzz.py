@@ -24,7 +24,7 @@ def _surroundings(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def test_two_hundred_problems():
+def test_first_200_problems_pass():
     done = subprocess.run(COMMAND, cwd=TESTS.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "200 problems from 1 on, 0 failed"
@@ -32,7 +32,7 @@ def test_two_hundred_problems():
 
 @pytest.mark.usefixtures("_surroundings")
 @pytest.mark.parametrize("kind", problems.KINDS, ids=lambda kind: kind.__name__)
-def test_a_wrong_result_of_every_kind_is_seen(kind, monkeypatch):
+def test_wrong_results_of_every_kind_fail(kind, monkeypatch):
     """Results too large by a tenth."""
 
     def wrong(op):
@@ -55,7 +55,7 @@ def test_a_wrong_result_of_every_kind_is_seen(kind, monkeypatch):
     assert failed > 0
 
 
-def test_a_process_that_dies_is_a_failure_and_the_others_go_on(capfd):
+def test_dying_process_fails_one_problem_only(capfd):
     """Of five problems the second ends its process, as an access out of bounds does."""
     code = """if True:
         import os, pathlib, sys
@@ -75,7 +75,7 @@ def test_a_process_that_dies_is_a_failure_and_the_others_go_on(capfd):
     ["flat[size]", "flat[-1 - (-size % 1024)]", "flat.__setitem__(0, 1.0)"],
     ids=["behind", "before the page", "a write"],
 )
-def test_an_access_that_is_not_allowed_ends_the_process(access):
+def test_forbidden_access_ends_the_process(access):
     code = f"""if True:
         import sys
         sys.path.insert(0, {str(TESTS)!r})
@@ -100,7 +100,7 @@ def test_an_access_that_is_not_allowed_ends_the_process(access):
 
 @pytest.mark.parametrize("at_end", [True, False])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_guarded_copy_is_the_tensor(at_end, layout):
+def test_guarded_copy_equals_the_tensor(at_end, layout):
     t = torch.randn(2, 3, 5, 7).to(memory_format=layout)
     copy = guarded(t, at_end)
     assert torch.equal(copy, t)

@@ -38,7 +38,7 @@ class KeepsBlocks(torch.fx.Tracer):
         return isinstance(m, modules.FusedBlock) or super().is_leaf_module(m, module_qualified_name)
 
 
-def test_without_leaves_features_are_eagers_and_a_warning_says_so(eager):
+def test_features_without_leaves_are_eager_and_warn(eager):
     x = torch.randn(1, 3, 64, 64)
     model = resnet_fused.convert(copy.deepcopy(eager))
     with pytest.warns(UserWarning, match=r"leaf_modules': \[resnet_fused.modules.FusedBlock\]") as warned:
@@ -50,7 +50,7 @@ def test_without_leaves_features_are_eagers_and_a_warning_says_so(eager):
             assert torch.equal(features(x)[name], expected), name
 
 
-def test_with_leaves_features_are_fused_under_the_same_names(eager):
+def test_features_with_leaves_are_fused(eager):
     x = torch.randn(1, 3, 64, 64)
     model = resnet_fused.convert(copy.deepcopy(eager), strict=True)
     with warnings.catch_warnings():
@@ -67,7 +67,7 @@ def test_with_leaves_features_are_fused_under_the_same_names(eager):
     assert resnet_fused.report(features).count("converted") == 5
 
 
-def test_features_that_are_fused_train(eager):
+def test_fused_features_train(eager):
     features = extractor(resnet_fused.convert(eager), tracer_kwargs=dict(LEAVES)).train()
     sum(feature.square().mean() for feature in features(torch.randn(2, 3, 64, 64)).values()).backward()
     assert all(p.grad is not None for name, p in features.named_parameters() if not name.startswith("fc"))

@@ -49,7 +49,7 @@ def test_ours_and_eager_compute_the_same_layer(name, dtype):
             assert ours[part].abs().max() <= 2 * eager[part].abs().max() + 4 * torch.finfo(torch.float32).eps
 
 
-def test_statistics_are_those_of_the_convolution():
+def test_wrong_statistics_exceed_the_error_limit():
     layer = SMALL["stats"](2, torch.float32, CPU)
     y, mean, variance = layer.ours()
     wrong = {
@@ -59,7 +59,7 @@ def test_statistics_are_those_of_the_convolution():
     assert all(error > 100 * gpu_layers.ulps(layer, part, y) for part, error in wrong.items())
 
 
-def test_work_is_each_tensor_moved_once():
+def test_work_counts_each_tensor_once():
     activation, weight = 2 * 16 * 7 * 7, 16 * 16 * 3 * 3
     layer = SMALL["conv"](2, torch.float32, CPU)
     assert layer.work() == (2 * activation * 16 * 9, (3 * activation + weight) * 4)
@@ -71,7 +71,7 @@ def test_work_is_each_tensor_moved_once():
     assert (flops, moved) == (2 * convolved * 3 * 49, (image + pooled + 8 * 3 * 49) * 4)
 
 
-def test_the_listed_layers_are_those_of_the_networks():
+def test_layers_cover_resnet50():
     """Shapes only: every convolution of ResNet-50 in eval mode has its layer, strided ones aside."""
     listed = {name: make(1, torch.bfloat16, torch.device("cpu")) for name, make in gpu_layers.LAYERS.items()}
     shapes = {(tuple(layer.x.shape[1:]), tuple(layer.weight.shape)) for layer in listed.values()}
@@ -126,7 +126,7 @@ def test_layers_are_timed_cold_and_warm(tmp_path, small_layers, monkeypatch):
             assert row["error"] == row["errors"]["y"] < 1e-4
 
 
-def test_every_layer_is_compiled_though_all_share_their_code(tmp_path, small_layers, monkeypatch):
+def test_every_layer_is_compiled_past_the_recompile_limit(tmp_path, small_layers, monkeypatch):
     def compiled(layer):
         return torch.compile(layer.eager, backend="eager", dynamic=False, fullgraph=True)
 
@@ -151,12 +151,12 @@ def test_a_process_has_one_engine_on_a_gpu(monkeypatch):
         assert gpu.engine_asked_for() == "sm90"
 
 
-def test_only_who_is_asked_for_is_timed(tmp_path, small_layers):
+def test_only_named_contenders_are_timed(tmp_path, small_layers):
     report = kernels(tmp_path, contenders=("ours",), layers=("conv",))
     assert set(report["layers"]["conv batch 2 float32"]["contenders"]) == {"resnet_fused"}
 
 
-def test_a_run_without_time_says_what_it_left_out(tmp_path, small_layers):
+def test_run_without_time_lists_what_it_left_out(tmp_path, small_layers):
     report = kernels(tmp_path, seconds=0.0)
     assert report["layers"] == {}
     assert report["left_out"] == ["conv batch 2 float32", "stats batch 2 float32"]
@@ -168,7 +168,7 @@ def test_a_run_without_time_says_what_it_left_out(tmp_path, small_layers):
     ("stats", "mean", lambda result: (result[0], result[1] + 1e-4, result[2])),
     ("stats", "variance", lambda result: (result[0], result[1], result[2] * 1.001)),
 ])  # fmt: skip
-def test_a_wrong_layer_of_ours_is_not_timed(tmp_path, small_layers, monkeypatch, kind, part, spoil):
+def test_wrong_layers_are_not_timed(tmp_path, small_layers, monkeypatch, kind, part, spoil):
     cls = gpu_layers.Stats if kind == "stats" else gpu_layers.Layer
     right = cls.ours
     monkeypatch.setattr(cls, "ours", lambda self: spoil(right(self)))
@@ -177,14 +177,14 @@ def test_a_wrong_layer_of_ours_is_not_timed(tmp_path, small_layers, monkeypatch,
     assert set(result["contenders"]) == {"eager"}
 
 
-def test_a_peer_that_cannot_run_has_a_reason(tmp_path, small_layers):
+def test_peers_that_cannot_run_have_a_reason(tmp_path, small_layers):
     result = kernels(tmp_path, contenders=("ours", "cudnn", "cudnn_graph"), layers=("stats",))
     failed = result["layers"]["stats batch 2 float32"]["failed"]
     assert failed["cudnn_convolution_add_relu"] == "Unavailable: torch exposes no kernel of cuDNN that does this"
     assert failed["cuDNN graph API"].startswith("Unavailable: ")
 
 
-def test_names_that_mean_nothing_are_refused(tmp_path, small_layers):
+def test_unknown_names_are_refused(tmp_path, small_layers):
     with pytest.raises(ValueError, match="--layers names 65@57; any of conv, 1x1, "):
         kernels(tmp_path, layers=("65@57",))
     with pytest.raises(ValueError, match="--contenders names tvm; any of ours, "):
@@ -208,7 +208,7 @@ def test_networks_are_verified_and_timed():
         assert row["images_per_s"] == pytest.approx(2e6 / row["median_us"])
 
 
-def test_who_cannot_be_captured_is_timed_and_says_so():
+def test_networks_without_graph_capture_are_timed():
     def refused(call):
         raise RuntimeError("operation not permitted when stream is capturing")
 
@@ -216,7 +216,7 @@ def test_who_cannot_be_captured_is_timed_and_says_so():
     assert all(row["note"].startswith("not captured: RuntimeError: operation not") for row in rows.values())
 
 
-def test_a_wrong_answer_of_ours_is_not_timed():
+def test_wrong_networks_are_not_timed():
     def wrong(workload, device):
         right = peers.ours(workload, device)
         return peers.Contender(lambda: right.call() * 1.01, right.output)
@@ -231,7 +231,7 @@ def test_a_wrong_answer_of_ours_is_not_timed():
     assert result["failed"]["JAX"] == "Unavailable: not installed"
 
 
-def test_the_table_compares_with_eager_and_with_the_best_compiled(tmp_path):
+def test_table_has_ratios_to_eager_and_best_compiled(tmp_path):
     def row(us, note=""):
         return {"median_us": us, "note": note}
 
@@ -289,7 +289,7 @@ def test_batch_statistics_are_timed_and_running_ones_restored():
 
 
 @torch.no_grad()
-def test_batch_statistics_are_verified_against_batch_statistics():
+def test_batch_statistics_are_verified_in_train_mode():
     oracle, forgotten = Oracle(forgot_eval()), peers.channels_last(forgot_eval(), CPU)
     error = oracle.error(forgotten.output(forgotten.call()))
     assert error < 1e-4
@@ -299,7 +299,7 @@ def test_batch_statistics_are_verified_against_batch_statistics():
         peers.frozen(forgot_eval(), CPU)
 
 
-def test_the_cpus_benchmarks_measure_batch_statistics_too():
+def test_cpu_benchmarks_measure_batch_statistics():
     titles = {w.title: w for w in workloads("cpu", quick=False)}
     assert titles["ResNet-50 batch statistics"].module().training
     assert not titles["ResNet-50"].module().training
@@ -309,7 +309,7 @@ def test_the_cpus_benchmarks_measure_batch_statistics_too():
     assert set(result.samples) == {"eager", "ours"}
 
 
-def test_networks_have_their_files_after_each_row(tmp_path, monkeypatch):
+def test_network_results_are_written_to_files(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_models, "model", lambda *a: replace(small(), batch_statistics=a[4], title=a[0] + f"{a[4]}"))
     monkeypatch.setattr(gpu_models, "CONTENDERS", CONTENDERS)
     report = gpu_models.run(
@@ -342,7 +342,7 @@ def in_torch():
 
 @pytest.mark.parametrize("make", [models.resnet18, models.resnet50], ids=["basic", "bottleneck"])
 @torch.no_grad()
-def test_the_network_that_jax_gets_is_the_same(make):
+def test_network_given_to_jax_is_the_same(make):
     wanted = small(make)
     model, x = wanted.module(), wanted.input()
     got = jax_models.forward(model, in_torch())(x.permute(0, 2, 3, 1))
@@ -362,7 +362,7 @@ def test_jax_computes_the_same_network(dtype):
         )
 
 
-def test_without_jax_there_is_a_reason(monkeypatch):
+def test_missing_jax_has_a_reason(monkeypatch):
     def missing(name):
         raise ImportError(f"No module named {name!r}")
 

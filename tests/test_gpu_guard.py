@@ -52,7 +52,7 @@ def run(tmp_path, planted):
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
 
 
-def test_a_hang_is_reported_with_all_before_it(tmp_path):
+def test_hang_is_reported_with_earlier_results(tmp_path):
     done = run(tmp_path, "print('.'); time.sleep(60)")
     assert done.returncode == gpu_guard.HUNG, done.stdout + done.stderr
     assert "test_it.py::test_planted has not ended within 1 s" in done.stdout
@@ -63,7 +63,7 @@ def test_a_hang_is_reported_with_all_before_it(tmp_path):
     assert "test_planted has not ended" in xml and "found before" in xml
 
 
-def test_a_hang_that_holds_pythons_lock_ends_too(tmp_path):
+def test_hang_that_holds_the_gil_ends(tmp_path):
     done = run(tmp_path, "ctypes.PyDLL(None).sleep(60)")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Timeout" in done.stderr and "in test_planted" in done.stderr
@@ -80,14 +80,14 @@ def test_a_broken_device_ends_the_process(tmp_path, planted):
     assert (tmp_path / "found.xml").exists()
 
 
-def test_a_test_that_fails_is_not_the_last(tmp_path):
+def test_failing_test_does_not_stop_the_run(tmp_path):
     done = run(tmp_path, "raise RuntimeError('CUDA error: invalid argument')")
     assert done.returncode == 1, done.stdout + done.stderr
     assert (tmp_path / "after").exists()
 
 
 @pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("test_cuda_*.py")), ids=lambda file: file.stem)
-def test_processes_that_gpu_tests_start_have_a_limit(file):
+def test_subprocesses_of_gpu_tests_have_a_timeout(file):
     for call in ast.walk(ast.parse(file.read_text())):
         if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("subprocess."):
             assert "timeout" in [keyword.arg for keyword in call.keywords], f"{file.name}:{call.lineno}"

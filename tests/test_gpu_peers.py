@@ -27,7 +27,7 @@ def pretend(monkeypatch, name, module):
     return module
 
 
-def test_folded_weights_are_the_convolution_and_its_batch_norm():
+def test_folded_weights_equal_convolution_and_norm():
     layer = gpu_layers.conv(16, 24, 7, 3, False)(2, torch.float32, CPU)
     weight, bias = folding.folded(layer.weight, layer.bn)
     folded = F.relu(F.conv2d(layer.x.double(), weight, bias, padding=1))
@@ -37,7 +37,7 @@ def test_folded_weights_are_the_convolution_and_its_batch_norm():
 
 @pytest.mark.parametrize("make", [models.resnet18, models.resnet50], ids=["basic", "bottleneck"])
 @torch.no_grad()
-def test_the_network_that_is_calibrated_is_the_same(make):
+def test_calibrated_network_is_the_same(make):
     wanted = small(make)
     observed, x = tensorrt_models.Observed(), wanted.input().float()
     exact = wanted.module().double()
@@ -134,7 +134,7 @@ def through_tensorrt(wanted, largest):
 
 @pytest.mark.parametrize("make", [models.resnet18, models.resnet50], ids=["basic", "bottleneck"])
 @torch.no_grad()
-def test_the_network_that_tensorrt_gets_is_the_same(make):
+def test_network_given_to_tensorrt_is_the_same(make):
     wanted = small(make)
     truth = wanted.module().double()(wanted.input().double())
     error = (through_tensorrt(wanted, None) - truth).abs().max() / truth.abs().max()
@@ -143,7 +143,7 @@ def test_the_network_that_tensorrt_gets_is_the_same(make):
 
 @pytest.mark.parametrize("make", [models.resnet18, models.resnet50], ids=["basic", "bottleneck"])
 @torch.no_grad()
-def test_int8_is_off_by_its_rounding(make):
+def test_int8_error_is_its_rounding(make):
     wanted = small(make)
     truth = wanted.module().double()(wanted.input().double())
     largest = tensorrt_models.ranges(wanted.module(), wanted.input(), CPU)
@@ -153,7 +153,7 @@ def test_int8_is_off_by_its_rounding(make):
     assert halved > 2 * error, "values beyond the range are cut off"
 
 
-def test_the_error_of_int8_is_stated_and_not_judged(monkeypatch):
+def test_int8_error_is_reported_and_not_judged(monkeypatch):
     def rough(workload, device):
         right = peers.channels_last(workload, device)
         return peers.Contender(lambda: right.call() * 1.5, right.output, "in int8", quantises=True)
@@ -178,13 +178,13 @@ def test_the_error_of_int8_is_stated_and_not_judged(monkeypatch):
     ("name", "package"),
     [("TensorRT fp16", "tensorrt"), ("TensorRT int8", "tensorrt"), ("Torch-TensorRT fp16", "torch-tensorrt")],
 )
-def test_without_the_package_there_is_a_reason(monkeypatch, name, package):
+def test_missing_package_has_a_reason(monkeypatch, name, package):
     monkeypatch.setattr(tensorrt_models.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(peers.Unavailable, match=f"the package {package} is not installed"):
         gpu_models.CONTENDERS[name][0](small(), CPU)
 
 
-def test_peers_of_other_packages_are_in_no_usual_run():
+def test_peers_of_other_packages_run_on_request_only():
     assert set(gpu_models.APART) == {"TensorRT fp16", "TensorRT int8", "Torch-TensorRT fp16"}
     assert not set(gpu_models.APART) & set(gpu_models.USUAL)
     assert not set(gpu_kernels.APART) & set(gpu_kernels.USUAL)
@@ -302,7 +302,7 @@ def cudnn(monkeypatch):
 
 @pytest.mark.parametrize("residual", [True, False])
 @torch.no_grad()
-def test_the_graph_that_cudnn_gets_is_the_layer(cudnn, residual):
+def test_cudnn_graph_equals_the_layer(cudnn, residual):
     layer = gpu_layers.conv(16, 24, 7, 3, residual)(2, torch.float16, CPU)
     times = iter([3.0, 2.0])
 
@@ -317,7 +317,7 @@ def test_the_graph_that_cudnn_gets_is_the_layer(cudnn, residual):
     assert_close(y, layer.eager(), layer.expected([0, 1])["y"])
 
 
-def test_cudnn_says_why_it_cannot(cudnn):
+def test_unsupported_cudnn_layers_have_a_reason(cudnn):
     stats = gpu_layers.conv(16, 16, 7, 3, False, gpu_layers.Stats)(2, torch.float16, CPU)
     with pytest.raises(peers.Unavailable, match="single convolutions, not on a Stats"):
         cudnn_graph.fused(stats)
@@ -328,7 +328,7 @@ def test_cudnn_says_why_it_cannot(cudnn):
         cudnn_graph.fused(gpu_layers.conv(16, 16, 7, 3, False)(2, torch.float16, CPU), lambda call: call())
 
 
-def test_without_cudnns_package_there_is_a_reason(monkeypatch):
+def test_missing_cudnn_frontend_has_a_reason(monkeypatch):
     monkeypatch.setattr(cudnn_graph.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(peers.Unavailable, match="nvidia-cudnn-frontend is not installed"):
         cudnn_graph.fused(gpu_layers.conv(16, 16, 7, 3, False)(2, torch.float16, CPU))

@@ -53,7 +53,7 @@ def rehearse(out, *arguments, **environment):
     return done.returncode, done.stdout + done.stderr, [json.loads(line) for line in lines]
 
 
-def test_a_run_in_which_everything_is_right(tmp_path):
+def test_run_without_faults_passes(tmp_path):
     status, text, results = rehearse(tmp_path, STAND_IN_TESTS="tests/rehearsal.py::test_right")
     assert status == 0, text
     assert {r["status"] for r in results} == {"pass"}
@@ -85,7 +85,7 @@ FAULTS = {
 ENDS = {"wrong": "wrong", "unwritten": "wrong", "hang": "hang", "crash": "died", "sticky": "error", "unsteady": "wrong"}
 
 
-def test_a_run_in_which_everything_goes_wrong(tmp_path):
+def test_run_with_every_fault_reports_each(tmp_path):
     """Each fault costs its own cases, is named, and is looked into; the rest runs; nothing is timed."""
     environment = {"STAND_IN_FAULTS": json.dumps(FAULTS)}
     status, text, results = rehearse(tmp_path, "--case-seconds", "8", **environment)
@@ -123,7 +123,7 @@ def test_a_run_in_which_everything_goes_wrong(tmp_path):
     assert text.splitlines()[-1] == "FAILED: kernels wrong, tests wrong"
 
 
-def test_a_benchmark_that_hangs_or_is_wrong_costs_itself(tmp_path):
+def test_failing_benchmark_leaves_the_others(tmp_path):
     faults = {"sm80:64x64 benchmark": "hang", "sm80:128x64 benchmark": "wrong"}
     environment = {"STAND_IN_FAULTS": json.dumps(faults)}
     status, text, results = rehearse(tmp_path, "--stage", "time", "--seconds", "100", **environment)
@@ -138,7 +138,7 @@ def test_a_benchmark_that_hangs_or_is_wrong_costs_itself(tmp_path):
     assert len(files) == len(set(files)) > 12  # each call has a folder of its own
 
 
-def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path):
+def test_stopped_run_keeps_its_results(tmp_path):
     """As a time limit stops it: no process is left, and what is known is there."""
     command = [sys.executable, "build_tools/gpu.py", "--out", tmp_path, "--backend", "stand_in:Hopper"]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
@@ -155,7 +155,7 @@ def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path):
     assert not any(str(tmp_path).encode() in name for name in names)
 
 
-def test_a_run_without_time_says_so(tmp_path):
+def test_too_short_time_limit_is_refused(tmp_path):
     done = subprocess.run(
         [sys.executable, "build_tools/gpu.py", "--seconds", "5", "--out", tmp_path],
         cwd=ROOT, capture_output=True, text=True, timeout=SECONDS,
@@ -164,7 +164,7 @@ def test_a_run_without_time_says_so(tmp_path):
     assert "--seconds is 5; 30 at least" in done.stderr
 
 
-def test_benchmarks_take_what_the_stages_ask_of_them(tmp_path):
+def test_stages_call_benchmarks_with_valid_arguments(tmp_path):
     """The stand-in replaces the benchmarks: their functions take these arguments, and know these names."""
     asked = []
     verification = SimpleNamespace(run_units=lambda stage, units, limits, jobs: asked.extend(units) or [])
@@ -186,7 +186,7 @@ def test_benchmarks_take_what_the_stages_ask_of_them(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_it_says_so_and_builds_nothing(tmp_path):
+def test_run_without_a_gpu_builds_nothing(tmp_path):
     done = subprocess.run(
         [sys.executable, "build_tools/gpu.py", "--seconds", "300", "--out", tmp_path],
         cwd=ROOT, capture_output=True, text=True, timeout=SECONDS,
@@ -198,7 +198,7 @@ def test_without_a_gpu_it_says_so_and_builds_nothing(tmp_path):
     assert not any("library" in line for line in lines)
 
 
-def test_libraries_of_other_sources_or_for_other_gpus_are_not_used(monkeypatch):
+def test_outdated_or_mismatched_libraries_are_not_used(monkeypatch):
     """A digest of the sources decides, as there may be no git."""
     said = []
     run = SimpleNamespace(say=said.append)
@@ -218,7 +218,7 @@ def test_libraries_of_other_sources_or_for_other_gpus_are_not_used(monkeypatch):
         assert "this torch was built without CUDA" in said[-1]
 
 
-def test_a_command_that_takes_too_long_dies_with_its_children(tmp_path):
+def test_timed_out_command_dies_with_its_children(tmp_path):
     log = tmp_path / "log"
     sleep = "import os, time; print(os.getpid(), flush=True); time.sleep(3600)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleep!r}])"
@@ -231,7 +231,7 @@ def test_a_command_that_takes_too_long_dies_with_its_children(tmp_path):
     assert time.monotonic() < end
 
 
-def test_the_digest_is_of_what_is_compiled(tmp_path):
+def test_digest_covers_compiled_sources_only(tmp_path):
     (tmp_path / "csrc").mkdir()
     (tmp_path / "build_tools").mkdir()
     for name in ("csrc/a.cu", "setup.py", "build_tools/ninja_file.py"):

@@ -20,7 +20,7 @@ class Accesses(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_flush_ends_by_reading_memory_that_it_did_not_write():
+def test_cache_flush_ends_by_reading_other_memory():
     flush = timing.Flush(L2_BYTES, torch.device("cpu"))
     with Accesses() as accesses:
         flush()

@@ -2,29 +2,15 @@
 
 import pytest
 import torch
-from support import randomise
+from support import RecordedOps, randomise
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from resnet_fused import _indexing, functional, modules
 from resnet_fused._indexing import indexable, window
 from resnet_fused.functional import BatchNorm, Projection
 
 
-class Called(TorchDispatchMode):
-    """The names of this library's ops that were called."""
-
-    def __init__(self):
-        super().__init__()
-        self.ops = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "resnet_fused":
-            self.ops.append(func.name())
-        return func(*args, **(kwargs or {}))
-
-
-def test_the_limit_is_of_31_bits():
+def test_index_limit_is_31_bits():
     x = torch.empty(1, 1, 1, 1).expand(2**10, 64, 2**7, 2**7)  # no memory behind it
     narrow, wide = torch.empty(127, 64, 1, 1), torch.empty(1, 1, 1, 1).expand(128, 64, 1, 1)
     assert indexable(x, [window(narrow, 1, 0, 1)])
@@ -72,16 +58,16 @@ BLOCKS = {
 
 @pytest.mark.parametrize("which", BLOCKS)
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-def test_blocks(which, training, monkeypatch):
+def test_blocks_past_the_limit_run_eagerly(which, training, monkeypatch):
     kind, change, most = BLOCKS[which]
     made = block(kind, change).train(training)
     x = torch.randn(1, 64, 8, 8).contiguous(memory_format=torch.channels_last)
     outputs = []
     for limit, fused in ((most, True), (most - 1, False)):
         monkeypatch.setattr(_indexing, "MOST_ELEMENTS", limit)
-        with Called() as called, torch.set_grad_enabled(training):
+        with RecordedOps() as recorded, torch.set_grad_enabled(training):
             outputs.append(made(x))
-        assert bool(called.ops) == fused
+        assert bool(recorded.ours) == fused
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
 
 
@@ -89,7 +75,7 @@ def norm(channels):
     return BatchNorm.of(randomise(nn.BatchNorm2d(channels)).eval())
 
 
-def test_the_users_functions(monkeypatch):
+def test_functions_past_the_limit_run_eagerly(monkeypatch):
     x, wide = torch.randn(1, 4, 8, 8), torch.randn(1, 16, 16, 16)
     w1, w3, to_wide = torch.randn(4, 4, 1, 1), torch.randn(4, 4, 3, 3), torch.randn(4, 16, 1, 1)
     for call, most, eager in (
@@ -113,9 +99,9 @@ def test_the_users_functions(monkeypatch):
         for limit in (most, most - 1):
             monkeypatch.setattr(_indexing, "MOST_ELEMENTS", limit)
             torch.manual_seed(1)  # for the BatchNorms
-            with Called() as called, torch.no_grad():
+            with RecordedOps() as recorded, torch.no_grad():
                 outputs.append(call())
-            ops_called.append(set(called.ops))
+            ops_called.append(set(recorded.ours))
         # of a projection that is too large, the sum with the small convolution may be fused
         assert ops_called[0] and ops_called[0].isdisjoint(ops_called[1])
         torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)

@@ -22,7 +22,7 @@ def plan(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_cap_above_the_processor_changes_nothing(monkeypatch, dtype):
+def test_isa_above_the_processor_changes_nothing(monkeypatch, dtype):
     monkeypatch.delenv("RESNET_FUSED_CPU_ISA", raising=False)
     uncapped = plan(dtype)
     monkeypatch.setenv("RESNET_FUSED_CPU_ISA", "amx")
@@ -30,14 +30,14 @@ def test_a_cap_above_the_processor_changes_nothing(monkeypatch, dtype):
 
 
 @pytest.mark.parametrize(("dtype", "engine"), [("float32", "onednn"), ("bfloat16", "composed")])
-def test_a_cap_below_the_processor_is_the_plan_of_that_processor(monkeypatch, dtype, engine):
+def test_lower_isa_gives_that_processors_plan(monkeypatch, dtype, engine):
     """Torch itself runs no oneDNN in bfloat16 on AVX2: calling it was an error there."""
     monkeypatch.setenv("RESNET_FUSED_CPU_ISA", "avx2")
     assert plan(dtype).startswith(f"{engine}: ")
     Case(2, 32, 13, 13, 40, 3, 3, (1, 1), (1, 1), (1, 1), dtype=getattr(torch, dtype), residual=True).check()
 
 
-def test_a_cap_is_read_on_every_call(monkeypatch):
+def test_isa_is_read_on_every_call(monkeypatch):
     found = []
     for isa in ("avx2", "amx", "avx2", ""):
         monkeypatch.setenv("RESNET_FUSED_CPU_ISA", isa)
@@ -53,7 +53,7 @@ def test_a_cap_is_read_on_every_call(monkeypatch):
         ("RESNET_FUSED_CPU_ENGINE", "is garbage; one of winograd, direct, onednn, composed expected, or unset it"),
     ],
 )
-def test_a_value_without_a_meaning_is_refused(monkeypatch, variable, sentence):
+def test_unknown_isa_or_engine_is_refused(monkeypatch, variable, sentence):
     monkeypatch.setenv(variable, "garbage")
     case = Case(2, 32, 13, 13, 40, 3, 3, (1, 1), (1, 1), (1, 1))
     calls = [case.fused, lambda: plan("float32"), lambda: ops.bn_add_act(case.x, *[None] * 4, 1e-5, None, True)]
@@ -64,7 +64,7 @@ def test_a_value_without_a_meaning_is_refused(monkeypatch, variable, sentence):
     case.check()
 
 
-def test_a_pool_without_a_size_is_refused_where_it_is_first_used():
+def test_bad_pool_size_is_refused_on_first_use():
     """By every call, until the variable says something: in a process of its own, which has no pool yet."""
     values = ["garbage", "-1", "12MB", "1.5", "99999999999999999999"]
     code = f"""if True:
@@ -102,7 +102,7 @@ emulation = pytest.mark.skipif(
 
 
 @emulation
-def test_kernels_of_other_processors(emulated):
+def test_avx512_kernels_pass_emulated(emulated):
     """Their own tests, of which none may skip."""
     command = [sys.executable, "-m", "pytest", "-q", "-k", CHOSEN, *(str(TESTS / name) for name in TESTED)]
     done = subprocess.run(command, cwd=ROOT, env=emulated, capture_output=True, text=True, check=False)
@@ -112,7 +112,7 @@ def test_kernels_of_other_processors(emulated):
 
 
 @emulation
-def test_random_problems_for_kernels_of_other_processors(emulated):
+def test_random_problems_pass_with_avx512_emulated(emulated):
     command = [sys.executable, "-m", "tests.fuzz", "--problems", "100", "--seed", "1000"]
     done = subprocess.run(command, cwd=ROOT, env=emulated, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -252,7 +252,7 @@ def test_any_shortcut(cls, change, projects, mode):
 
 @pytest.mark.parametrize("mode", ["eval", "eval_no_grad"])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_a_shortcut_that_acts_in_place_changes_the_callers_tensor(mode, memory_format):
+def test_in_place_shortcut_changes_the_callers_tensor(mode, memory_format):
     found = []
     block = identity(modules.FusedBasicBlock).eval()
     block.downsample = nn.Sequential(nn.ReLU(inplace=True))
@@ -268,7 +268,7 @@ def test_a_shortcut_that_acts_in_place_changes_the_callers_tensor(mode, memory_f
 
 @by_mode
 @pytest.mark.parametrize("cls", WITH_SHORTCUT)
-def test_an_identity_that_eager_broadcasts(cls, mode):
+def test_broadcast_identity_matches_eager(cls, mode):
     """A 1x1 image that padding enlarges, and an image of another size, for which eager has words of its own."""
     block = identity(cls)
     for size in (1, 5):

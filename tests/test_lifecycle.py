@@ -12,6 +12,7 @@ import torch
 from criterion import assert_close
 from support import randomise, truth
 from torch import nn
+from training import eager_twin
 
 import resnet_fused
 from resnet_fused import models, ops
@@ -32,10 +33,6 @@ def x(device):
 
 def classes(model):
     return [type(m) for m in model.modules()]
-
-
-def eager_twin(model):
-    return resnet_fused.revert(copy.deepcopy(model))
 
 
 def assert_matches_eager(model, x, call=None):
@@ -175,7 +172,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_nothing_goes_stale(model, x, change):
+def test_changes_are_seen_by_the_next_call(model, x, change):
     with torch.no_grad():
         before = model(x)
         model(x)
@@ -187,7 +184,7 @@ def test_nothing_goes_stale(model, x, change):
 
 
 @pytest.mark.parametrize("change", [step, load, edit_in_place, edit_statistics, train_a_little, round_trip])
-def test_nothing_goes_stale_under_compile(x, device, change):
+def test_changes_are_seen_by_compiled_models(x, device, change):
     model = resnet_fused.convert(randomise(models.small_resnet(CLASSES))).eval().to(device)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
@@ -208,7 +205,7 @@ def test_a_model_made_in_inference_mode(x, device):
         assert_close(second, twin(x), twin.double()(x.double()))
 
 
-def test_packed_weights_go_with_their_block(x, device):
+def test_packed_weights_are_freed_with_their_block(x, device):
     gc.collect()
     before = ops.packed_bytes()
     model = resnet_fused.convert(randomise(models.small_resnet(CLASSES))).eval().to(device)
@@ -230,7 +227,7 @@ def test_packed_weights_go_with_their_block(x, device):
     assert ops.packed_bytes() == before, "deleted"
 
 
-def test_deleting_a_block_while_somebody_traces_leaves_the_graph_alone(device, recwarn):
+def test_deleting_a_block_while_tracing_adds_no_nodes(device, recwarn):
     from torch.fx.experimental.proxy_tensor import make_fx
 
     blocks = [resnet_fused.FusedBasicBlock(8, 8).eval().to(device)]
@@ -289,14 +286,14 @@ def test_compile_traces_the_ops_whole(model, x, dynamic):
     assert len(graphs) == (1 if dynamic else 2)
 
 
-def test_inductor(model, x):
+def test_inductor_matches_eager(model, x):
     compiled = torch.compile(model, fullgraph=True)
     assert_matches_eager(model, x, compiled)
     with torch.autocast(x.device.type, torch.bfloat16), torch.no_grad():
         assert compiled(x).dtype is torch.bfloat16
 
 
-def test_compiled_training_is_eagers(model, x):
+def test_compiled_training_matches_eager(model, x):
     model.train()
     twin = eager_twin(model)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -343,7 +340,7 @@ def process_group(tmp_path):
     torch.distributed.destroy_process_group()
 
 
-def test_ddp_wraps_a_converted_model_and_convert_refuses_a_wrapped_one(process_group):
+def test_convert_works_before_ddp_and_is_refused_after(process_group):
     model = resnet_fused.convert(randomise(models.small_resnet(CLASSES)))
     twin = copy.deepcopy(model)
     wrapped = nn.parallel.DistributedDataParallel(model)
@@ -364,7 +361,7 @@ def test_ddp_wraps_a_converted_model_and_convert_refuses_a_wrapped_one(process_g
     assert type(twice[0].module) is models.CifarResNet
 
 
-def test_fully_sharded_models_run_and_are_refused(process_group):
+def test_fsdp_models_run_and_convert_refuses_them(process_group):
     fsdp = pytest.importorskip("torch.distributed.fsdp")
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -398,7 +395,7 @@ def test_data_parallel_replicas_run_eagerly(x):
         assert torch.equal(replica(y), block(y))
 
 
-def test_checkpointing_and_scripting_of_the_eager_model_still_work(x, device):
+def test_checkpointed_model_trains(x, device):
     model = resnet_fused.convert(randomise(models.small_resnet(CLASSES))).to(device)
     inputs = x.clone().requires_grad_()
     y = torch.utils.checkpoint.checkpoint(model, inputs, use_reentrant=False)
@@ -406,7 +403,7 @@ def test_checkpointing_and_scripting_of_the_eager_model_still_work(x, device):
     assert inputs.grad is not None
 
 
-def test_a_model_on_the_meta_device_can_be_converted_and_filled(x, device):
+def test_meta_device_model_converts_and_fills(x, device):
     with torch.device("meta"):
         model = resnet_fused.convert(models.small_resnet(CLASSES)).eval()
     model.to_empty(device=device)

@@ -132,7 +132,7 @@ def test_features_logits_and_gradients_have_eagers_strides(name, mode, x_format,
 
 
 @by_network
-def test_a_gradient_penalty_of_a_contiguous_network(name):
+def test_gradient_penalty_has_eagers_strides(name):
     network, twin = twins(name)
     x = images()
     found = []
@@ -170,7 +170,7 @@ by_fused_network = pytest.mark.parametrize("name", [name for name in NETWORKS if
 
 @by_fused_network
 @by_mode
-def test_the_switch_gives_eagers_strides_to_all_blocks(name, mode, monkeypatch):
+def test_eager_memory_format_applies_to_all_blocks(name, mode, monkeypatch):
     """As to whoever takes activations by means that nobody can notice: here, by replacing a method of fused blocks."""
     network, twin = twins(name)
     inputs = []
@@ -193,7 +193,7 @@ def test_the_switch_gives_eagers_strides_to_all_blocks(name, mode, monkeypatch):
 
 @by_fused_network
 @by_mode
-def test_between_fused_blocks_that_nobody_watches_nothing_is_copied(name, mode, monkeypatch):
+def test_unobserved_fused_blocks_stay_channels_last(name, mode, monkeypatch):
     network, _ = twins(name)
     inputs = []
     original = modules.FusedBlock.computed
@@ -205,7 +205,7 @@ def test_between_fused_blocks_that_nobody_watches_nothing_is_copied(name, mode, 
 
 @by_mode
 @pytest.mark.parametrize("last", [True, False], ids=["w_nhwc", "w_nchw"])
-def test_one_channels_last_weight_in_the_middle(mode, last):
+def test_one_channels_last_weight_changes_later_strides(mode, last):
     """From there on eager is in channels_last."""
     network, _ = twins(SMALL)
     if last:
@@ -222,7 +222,7 @@ def test_one_channels_last_weight_in_the_middle(mode, last):
 
 
 @by_mode
-def test_a_stage_of_the_users_own(mode):
+def test_custom_stages_get_eagers_strides(mode):
     """A module that is not ours is given eager's format, and may ask for it."""
 
     class Flattens(nn.Module):
@@ -239,7 +239,7 @@ def test_a_stage_of_the_users_own(mode):
 
 
 @by_mode
-def test_a_block_that_trains_eagerly_in_the_middle(mode):
+def test_eager_block_between_fused_ones_keeps_strides(mode):
     network, _ = twins(SMALL)
     network.layer2[0].fused_training = False
     network.layer3[0].bn1 = nn.GroupNorm(4, network.layer3[0].bn1.num_features)
@@ -252,7 +252,7 @@ def test_a_block_that_trains_eagerly_in_the_middle(mode):
 
 
 @by_mode
-def test_what_an_intermediate_layer_getter_returns(mode):
+def test_intermediate_layer_getter_has_eagers_strides(mode):
     getter = pytest.importorskip("torchvision.models._utils").IntermediateLayerGetter
     layers = {"conv1": "a", "maxpool": "b", "layer1": "c", "layer4": "d"}
     found = []
@@ -269,7 +269,7 @@ def test_what_an_intermediate_layer_getter_returns(mode):
 
 
 @by_mode
-def test_backbones_of_segmentation_and_detection(mode):
+def test_torchvision_backbones_have_eagers_strides(mode):
     segmentation = pytest.importorskip("torchvision.models.segmentation")
     intermediate_layer_getter = pytest.importorskip("torchvision.models._utils").IntermediateLayerGetter
     detection = pytest.importorskip("torchvision.models.detection.backbone_utils")
@@ -304,7 +304,7 @@ def test_backbones_of_segmentation_and_detection(mode):
     ],
     ids=str,
 )
-def test_compiled(name, mode, x_format, weight_format):
+def test_compiled_network_has_eagers_strides(name, mode, x_format, weight_format):
     torch._dynamo.reset()
     network, twin = twins(name, weight_format)
     call = torch.compile(lambda x: network._features_of(x, stages_of(network)), fullgraph=True, backend="aot_eager")

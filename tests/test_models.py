@@ -187,7 +187,7 @@ CONVERTED = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", CONVERTED)
-def test_converted_is_as_good_as_eager(name, dtype):
+def test_converted_models_match_eager(name, dtype):
     make, channels = CONVERTED[name]
     eager = randomise_statistics(make()).to(dtype)
     x = torch.randn(2, channels, 33, 35, dtype=dtype)
@@ -199,7 +199,7 @@ def test_converted_is_as_good_as_eager(name, dtype):
 
 
 @pytest.mark.parametrize("name", CONVERTED)
-def test_conversion_keeps_the_state_dict_and_revert_the_class(name):
+def test_conversion_keeps_the_state_dict_and_reverts(name):
     model = CONVERTED[name][0]()
     kinds = [type(m) for m in model.modules()]
     state = {k: (v.data_ptr(), v.shape) for k, v in model.state_dict().items()}

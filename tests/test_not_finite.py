@@ -71,7 +71,7 @@ def test_conv_bn_act(change, kernel):
 
 
 @pytest.mark.parametrize("change", CASES)
-def test_a_copy_of_the_weight_that_is_kept(change):
+def test_packed_weight_under_changing_batch_norms(change):
     """The same weight under a usual BatchNorm before and after."""
     conv, usual = Convolution(CASES[change]), Convolution({})
     conv.weight, conv.x = usual.weight, usual.x
@@ -84,7 +84,7 @@ def test_a_copy_of_the_weight_that_is_kept(change):
 @pytest.mark.parametrize("value", [INF, -INF, NAN])
 @pytest.mark.parametrize(("n", "size"), [(1, 4), (4, 4), (2, 24)], ids=str)
 @pytest.mark.parametrize("keep_packed", [False, True])
-def test_a_weight_that_is_not_finite(value, n, size, keep_packed):
+def test_non_finite_weight_matches_eager(value, n, size, keep_packed):
     """Eager multiplies the padding's zeros by it, or leaves them out, as torch's convolution of that size does."""
     conv = Convolution({})
     conv.x = torch.randn(n, CHANNELS, size, size)

@@ -99,7 +99,7 @@ def test_bad_pre_activation(at, value, sentence):
         ops.conv_bn_proj_act(*projected, False, False)
 
 
-def test_half_a_pre_activation_of_a_projection():
+def test_incomplete_pre_activation_is_refused():
     gamma, beta, mean, var, eps = pre_args(16)
     for pre, sentence in [
         ((gamma, beta, mean, None, eps), "pre_mean without pre_var"),

@@ -83,7 +83,7 @@ def test_small_images_in_bfloat16_are_direct(shape, sentence):
 @pytest.mark.usefixtures("no_amx")
 @pytest.mark.parametrize(("dtype", "n", "c", "size", "k"), CASES)
 @pytest.mark.parametrize("mean", [0, 100])
-def test_winograd_of_pixels_that_differ_in_size(dtype, n, c, size, k, mean):
+def test_winograd_of_pixels_of_mixed_magnitude(dtype, n, c, size, k, mean):
     """Its sums are over whole tiles: rounding errors of the largest pixel of a tile reach all of its outputs."""
     case = Case(n, c, size, size, k, 3, 3, (1, 1), (1, 1), (1, 1), dtype=dtype, layout="channels_last")
     case.x += mean
@@ -111,7 +111,7 @@ def test_resnet_shapes(engine, dtype, n, c, h, w, k, r, stride):
     ("n", "c", "size", "k", "kernel", "padding"),
     [(8, 3, 1, 8, 1, (0, 0)), (64, 3, 1, 8, 3, (1, 2)), (2, 8, 5, 1, 1, (0, 0))],
 )
-def test_outputs_in_both_formats(engine, dtype, layout, n, c, size, k, kernel, padding):
+def test_outputs_dense_in_both_formats(engine, dtype, layout, n, c, size, k, kernel, padding):
     """Contiguous and channels_last at once: torch 2.11's oneDNN takes no such residual."""
     case = Case(n, c, size, size, k, kernel, kernel, (3, 3), padding, (1, 1), dtype=dtype, layout=layout, residual=True)
     assert case.residual.is_contiguous() and case.residual.is_contiguous(memory_format=torch.channels_last)
@@ -294,7 +294,7 @@ def test_bn_add_act(dtype, layout, shape):
             assert layout_of(y) == layout_of(eager)
 
 
-def test_memory_of_results_is_kept_from_step_to_step():
+def test_result_memory_is_reused_across_steps():
     """As much as results have taken at one time: what a training step frees at its end, the next one takes again."""
     x = torch.zeros(1, 16, 1024, 1024).to(memory_format=torch.channels_last)
     ops.release_memory()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from criterion import assert_close
 from torch import nn
+from training import eager_twin
 
 import resnet_fused
 from resnet_fused import models, ops
@@ -33,10 +34,6 @@ def logits(model, x):
         return model(x)
 
 
-def eager_twin(model):
-    return resnet_fused.revert(copy.deepcopy(model))
-
-
 def check(model, x):
     twin = eager_twin(model)
     assert_close(logits(model, x), logits(twin, x), logits(twin.double(), x.double()))
@@ -46,7 +43,7 @@ def convs(model):
     return [m for m in model.modules() if isinstance(m, nn.Conv2d)]
 
 
-def test_one_filter_of_every_layer_edited_through_data(model, x):
+def test_edits_through_data_are_seen_in_every_layer(model, x):
     for conv in convs(model):
         before = logits(model, x)
         conv.weight.data[conv.out_channels // 3] *= -3
@@ -91,7 +88,7 @@ def swap_tensors(model):
 
 
 @pytest.mark.parametrize("exchange", [set_data, set_parameters, set_modules, swap_tensors], ids=lambda f: f.__name__)
-def test_weights_that_are_exchanged_leave_nothing_behind(model, x, exchange):
+def test_replaced_weights_leave_nothing_packed(model, x, exchange):
     logits(model, x)
     before = kept()
     for _ in range(3):
@@ -100,7 +97,7 @@ def test_weights_that_are_exchanged_leave_nothing_behind(model, x, exchange):
     assert kept() == before
 
 
-def test_averaged_weights_swapped_in_and_out_through_data(model, x):
+def test_ema_weights_swapped_through_data_are_right(model, x):
     """As an EMA does for evaluation: both sets are alive, and both may be packed."""
     averaged = {name: p.detach() * 0.5 for name, p in model.named_parameters()}
     logits(model, x)
@@ -114,7 +111,7 @@ def test_averaged_weights_swapped_in_and_out_through_data(model, x):
     assert kept() == before
 
 
-def test_an_exported_program_takes_its_copies_along(model, x):
+def test_exported_program_frees_its_packed_weights(model, x):
     before = kept()
     with torch.no_grad():
         program = torch.export.export(copy.deepcopy(model), (x,)).module()
@@ -125,7 +122,7 @@ def test_an_exported_program_takes_its_copies_along(model, x):
     assert kept() == before
 
 
-def test_storages_that_are_freed_and_filled_again(x):
+def test_refilled_storages_are_packed_again(x):
     """What FSDP does between two forwards."""
     everything = kept()
     model = resnet_fused.convert(models.small_resnet(10).eval())

@@ -112,7 +112,7 @@ WAYS += [sgd, fused_adamw, vector_to_parameters]
 @pytest.mark.parametrize("way", WAYS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("edit", [one_element, one_filter, two_filters_exchanged, everything], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("kind", ["3x3", "dirac", "1x1"])
-def test_no_edit_goes_unseen(engine, kind, edit, way):
+def test_every_edit_is_seen(engine, kind, edit, way):
     case = case_of(kind)
     with torch.no_grad():
         before, _ = case.check(keep_packed=True)
@@ -123,7 +123,7 @@ def test_no_edit_goes_unseen(engine, kind, edit, way):
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda f: f.__name__)
-def test_no_edit_of_a_bfloat16_weight_goes_unseen(engine, way):
+def test_every_edit_of_a_bfloat16_weight_is_seen(engine, way):
     case = case_of("3x3", torch.bfloat16)
     with torch.no_grad():
         before, _ = case.check(keep_packed=True)
@@ -141,7 +141,7 @@ def test_batch_norm_edited_between_calls(engine):
         case.check(keep_packed=True)
 
 
-def test_an_address_that_comes_back(engine):
+def test_reused_address_is_packed_again(engine):
     addresses = set()
     for _ in range(50):
         case = Case(1, 32, 16, 16, 32, 3, 3, (1, 1), (1, 1), (1, 1))
@@ -163,7 +163,7 @@ def test_weights_made_in_inference_mode(engine):
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
-def test_a_weight_that_is_part_of_a_storage(engine, step):
+def test_weight_inside_a_larger_storage(engine, step):
     """With elements of others between its own, more of them than it has from three on: then nothing is kept."""
     case = Case(1, 32, 16, 16, 32, 3, 3, (1, 1), (1, 1), (1, 1))
     around = torch.randn(32, 32 * step, 3, 3)
@@ -180,7 +180,7 @@ def kept_bytes():
     return ops.packed_bytes()
 
 
-def test_forgetting_gives_the_memory_back(engine):
+def test_forget_packed_frees_its_memory(engine):
     before = kept_bytes()
     case = Case(1, 32, 16, 16, 32, 3, 3, (1, 1), (1, 1), (1, 1))
     case.check(keep_packed=False)
@@ -202,7 +202,7 @@ def call(weight, size=16):
         )
 
 
-def test_no_copy_outlives_its_weight():
+def test_packed_copy_dies_with_its_weight():
     before = kept_bytes()
     weight = torch.nn.Parameter(torch.randn(32, 32, 3, 3))
     view = weight.detach()[:]
@@ -222,7 +222,7 @@ def test_no_copy_outlives_its_weight():
     assert kept_bytes() == before
 
 
-def test_a_copy_keeps_no_weight_alive():
+def test_packed_copy_keeps_no_weight_alive():
     weight = torch.randn(32, 32, 3, 3)
     alive = weakref.ref(weight)
     call(weight)
@@ -240,7 +240,7 @@ def test_release_memory_returns_packed_weights():
     assert ops.packed_bytes() > 0
 
 
-def test_the_limit_drops_what_was_used_least_recently(monkeypatch):
+def test_limit_drops_the_least_recently_used(monkeypatch):
     ops.release_memory()
     weights = [torch.randn(256, 256, 3, 3) for _ in range(3)]  # 2.25 MiB each, in any order a little more
     call(weights[0])
@@ -260,7 +260,7 @@ def test_the_limit_drops_what_was_used_least_recently(monkeypatch):
     assert ops.packed_bytes() == one, "what is larger than the limit is not kept, and drops nothing"
 
 
-def test_a_weight_that_meets_many_sizes_keeps_few_copies():
+def test_many_image_sizes_keep_few_copies():
     weight = torch.randn(32, 32, 3, 3)
     before = kept_bytes()
     call(weight, 8)
@@ -273,7 +273,7 @@ def test_a_weight_that_meets_many_sizes_keeps_few_copies():
 
 
 @pytest.mark.parametrize("value", ["garbage", "-1", "1.5", "12 MiB", "9" * 30])
-def test_a_limit_that_means_nothing(monkeypatch, value):
+def test_bad_memory_limit_is_refused(monkeypatch, value):
     monkeypatch.setenv("RESNET_FUSED_CPU_PACKED_MB", value)
     with pytest.raises(RuntimeError, match=f"RESNET_FUSED_CPU_PACKED_MB is {value}; a whole number of MiB"):
         call(torch.randn(32, 32, 3, 3))
@@ -287,7 +287,7 @@ def test_swapped_tensors():
     assert torch.equal(call(other), first)
 
 
-def test_a_storage_that_is_freed_and_filled_again():
+def test_refilled_storage_is_packed_again():
     """As FSDP does. Eager raises RuntimeError too."""
     weight = torch.randn(32, 32, 3, 3)
     values = weight.clone()
@@ -313,7 +313,7 @@ class CallsBack:
         call(self.weight)
 
 
-def test_the_end_of_a_weight_may_call_an_op():
+def test_weight_destructor_may_call_an_op():
     """No lock is held while copies are destroyed or torch is called: this would hang."""
     other = torch.randn(32, 32, 3, 3)
     for _ in range(20):
@@ -325,7 +325,7 @@ def test_the_end_of_a_weight_may_call_an_op():
     ops.release_memory()
 
 
-def test_threads_that_pack_edit_and_forget():
+def test_threads_pack_and_forget_concurrently():
     weights = [torch.randn(32, 32, 3, 3) for _ in range(4)]
     wanted = [call(w) for w in weights]
 

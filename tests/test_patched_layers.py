@@ -93,7 +93,7 @@ INSTANCE_PATCHES = [
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("cls", WITH_SHORTCUT)
 @pytest.mark.parametrize(("name", "patch"), INSTANCE_PATCHES)
-def test_a_patched_module_of_a_block(cls, name, patch, mode):
+def test_patched_module_of_a_block_runs_eagerly(cls, name, patch, mode):
     block = projected(cls)
     twin = eager_twin(block)
     for each in (block, twin):
@@ -104,7 +104,7 @@ def test_a_patched_module_of_a_block(cls, name, patch, mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("build", [models.small_resnet, models.small_preact_resnet])
 @pytest.mark.parametrize(("name", "patch"), [("conv1", standardised), ("bn1", on_instance("forward"))])
-def test_a_patched_module_of_a_stem_or_tail(build, name, patch, mode):
+def test_patched_module_of_a_stem_or_tail_runs_eagerly(build, name, patch, mode):
     network = resnet_fused.convert(randomise(build()))
     twin = eager_twin(network)
     for each in (network, twin):
@@ -138,7 +138,7 @@ CLASS_PATCHES = [
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("cls", list(CLASSES))
 @pytest.mark.parametrize(("owner", "name"), CLASS_PATCHES, ids=lambda v: getattr(v, "__name__", v))
-def test_a_patched_class_or_function(cls, owner, name, mode, monkeypatch):
+def test_patched_class_or_function_runs_eagerly(cls, owner, name, mode, monkeypatch):
     block = projected(cls) if cls in WITH_SHORTCUT else identity(cls)
     twin = eager_twin(block)
     x = torch.randn(2, in_channels(block), 6, 6)
@@ -153,14 +153,14 @@ def test_a_patched_class_or_function(cls, owner, name, mode, monkeypatch):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("owner", "name"), [(nn.Conv2d, "forward"), (nn.MaxPool2d, "forward"), (F, "max_pool2d")])
-def test_a_network_with_a_patched_class_or_function(owner, name, mode, monkeypatch):
+def test_network_with_a_patched_class_runs_eagerly(owner, name, mode, monkeypatch):
     network = resnet_fused.convert(randomise(models.ResNet(modules.FusedBasicBlock, [1, 1, 1, 1], 5)))
     twin = eager_twin(network)
     monkeypatch.setattr(owner, name, doubled(getattr(owner, name)))
     assert_runs_as_eager(network, twin, torch.randn(2, 3, 40, 40), mode)
 
 
-def test_a_class_patched_before_the_import():
+def test_class_patched_before_import_runs_eagerly():
     code = """
 import functools, torch
 from torch import nn
@@ -178,7 +178,7 @@ with torch.no_grad():
 
 
 @pytest.mark.parametrize("cls", _CLASSES)
-def test_a_module_as_it_was_built_is_not_patched(cls):
+def test_unpatched_modules_are_not_taken_for_patched(cls):
     arguments = {nn.Conv2d: (4, 4, 3), nn.MaxPool2d: (3,)}
     built = cls(*arguments.get(cls, (4,) if "Norm" in cls.__name__ else ()))
     built.a_users_own_attribute = 1
@@ -186,7 +186,7 @@ def test_a_module_as_it_was_built_is_not_patched(cls):
     assert not is_patched(built.train())
 
 
-def test_compiled_with_a_patched_class(monkeypatch):
+def test_compiled_block_with_a_patched_class(monkeypatch):
     torch._dynamo.reset()
     block = identity(modules.FusedBasicBlock).eval()
     twin = eager_twin(block)
@@ -196,7 +196,7 @@ def test_compiled_with_a_patched_class(monkeypatch):
         torch.testing.assert_close(torch.compile(block, fullgraph=True, backend="eager")(x), twin(x))
 
 
-def test_torch_compile_has_nothing_to_warn_of():
+def test_torch_compile_emits_no_warning():
     network = resnet_fused.convert(models.resnet18().eval())
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("error")

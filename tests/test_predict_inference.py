@@ -10,7 +10,7 @@ from benchmarks import predict_inference
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "h200.md"
 
 
-def test_the_table_of_the_documentation_is_its_output(monkeypatch, capsys):
+def test_documented_table_is_up_to_date(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["predict_inference"])
     predict_inference.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
@@ -20,7 +20,7 @@ def test_the_table_of_the_documentation_is_its_output(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_eager_has_more_passes_than_a_compiler_and_that_more_than_a_fused_kernel(name):
+def test_predicted_times_fall_from_eager_to_cudnn(name):
     whole, blocks = predict_inference.Network(name, 256).times()
     assert whole.eager > whole.compiled > whole.cudnn > 0
     assert whole.ours > blocks.ours > 0

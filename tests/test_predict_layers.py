@@ -7,7 +7,7 @@ from benchmarks import predict_layers
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "kernels"
 
 
-def test_the_tables_of_the_documentation_are_its_output(capsys):
+def test_documented_tables_are_up_to_date(capsys):
     predict_layers.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(lines) == 2 * 2 + 12 + 8

@@ -12,7 +12,7 @@ from resnet_fused import models
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "training.md"
 
 
-def test_the_tables_of_the_documentation_are_its_output(monkeypatch, capsys):
+def test_documented_tables_are_up_to_date(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["predict_training"])
     predict_training.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
@@ -21,7 +21,7 @@ def test_the_tables_of_the_documentation_are_its_output(monkeypatch, capsys):
     assert [line for line in lines if line not in documented] == []
 
 
-def test_multiplications_and_parameters_are_the_networks():
+def test_flops_and_parameters_match_the_network():
     """ResNet-50 at 224x224: 4.09e9 multiply-adds an image without the classifier's, 25.6 million parameters."""
     blocks, parameters = predict_training.read(models.resnet50(), 1)
     assert sum(c.flops for b in blocks for c in b.convs()) == pytest.approx(2 * 4.09e9, rel=0.005)
@@ -62,7 +62,7 @@ def test_passes_of_a_stem():
     assert count(predict_training.our_backward(block)) == 5 + 1.375
 
 
-def test_sums_come_with_a_gradient_where_multiplications_do_not_cost_more():
+def test_gradient_sums_are_fused_only_where_cheaper():
     conv = Conv(0.0, 1e9, 1e9, 1e6, ours=True, unit_stride=True)
     cheap, dear = (predict_training.gradient_with_sums(conv._replace(flops=flops)) for flops in (1e9, 1e15))
     assert cheap.seconds < 0

@@ -5,14 +5,11 @@ import torch
 import torch.nn.functional as F
 from support import randomise
 from torch import nn
+from training import projection
 
 from resnet_fused import reference
 
 tv = pytest.importorskip("torchvision.models.resnet")
-
-
-def projection(inplanes, planes, stride):
-    return nn.Sequential(nn.Conv2d(inplanes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
 
 
 PAIRS = [(reference.BasicBlock, tv.BasicBlock), (reference.Bottleneck, tv.Bottleneck)]
@@ -41,7 +38,7 @@ def test_blocks_are_torchvisions(ours, theirs, stride, training):
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-def test_bottleneck_takes_groups_width_and_dilation_as_torchvision():
+def test_bottleneck_takes_torchvisions_arguments():
     arguments = (32, 8, 1, None, 4, 16, 2)
     ours, theirs = reference.Bottleneck(*arguments), tv.Bottleneck(*arguments)
     assert str(ours) == str(theirs)
@@ -79,7 +76,7 @@ def test_preact_bottleneck_is_the_papers():
 
 
 @pytest.mark.parametrize("cls", [reference.PlainBlock, reference.PlainPreActBlock])
-def test_plain_blocks_are_the_others_without_the_shortcut(cls):
+def test_plain_blocks_have_no_shortcut(cls):
     base = cls.__mro__[1]
     block = randomise(cls(8, 8)).eval()
     assert list(block.state_dict()) == list(base(8, 8).state_dict())
@@ -114,7 +111,7 @@ def test_zero_pad_shortcut_is_option_a():
         reference.ZeroPadShortcut(8, 4)
 
 
-def test_functions_are_what_the_modules_compute():
+def test_functions_match_the_modules():
     conv, bn = nn.Conv2d(4, 6, 3, 2, 1), nn.BatchNorm2d(6)
     randomise(bn).eval()
     x, residual = torch.randn(2, 4, 9, 9), torch.randn(2, 6, 5, 5)

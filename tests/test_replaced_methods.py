@@ -116,7 +116,7 @@ def test_a_method_replaced_on_an_instance_runs(case, before):
         torch.testing.assert_close(actual, theirs, rtol=1e-3, atol=1e-3)
 
 
-def test_a_replacement_that_goes_away_leaves_the_block_fused(monkeypatch):
+def test_block_is_fused_after_a_replacement_is_undone(monkeypatch):
     block = resnet_fused.convert(randomise(resnet.BasicBlock(8, 8)).eval())
     x = torch.randn(1, 8, 5, 5)
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_a_replacement_that_goes_away_leaves_the_block_fused(monkeypatch):
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_a_library_that_replaced_it_before_we_were_imported_is_noticed(wrapped):
+def test_method_replaced_before_import_is_noticed(wrapped):
     code = f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
@@ -160,7 +160,7 @@ with torch.no_grad():
     assert shown[1] == "refused", "what was replaced when we saw it first stays unknown"
 
 
-def test_compiled_blocks_know_replacements_too(monkeypatch):
+def test_compiled_blocks_run_replaced_methods(monkeypatch):
     block = resnet_fused.convert(randomise(resnet.BasicBlock(8, 8)).eval())
     x = torch.randn(1, 8, 5, 5)
     with torch.no_grad():

@@ -76,7 +76,7 @@ def changed(change):
 
 
 @pytest.mark.parametrize("reason", EAGER)
-def test_a_converted_block_that_runs_eagerly_has_the_reason(reason):
+def test_eager_converted_block_has_a_reason(reason):
     model = changed(EAGER[reason])
     assert not ops_of(model, torch.randn(1, 8, 6, 6))
     report = resnet_fused.report(model)
@@ -86,7 +86,7 @@ def test_a_converted_block_that_runs_eagerly_has_the_reason(reason):
 
 
 @pytest.mark.parametrize("change", FUSED)
-def test_a_converted_block_that_is_fused_all_the_same_has_none(change):
+def test_fused_converted_block_has_no_reason(change):
     model = changed(FUSED[change])
     assert ops_of(model, torch.randn(1, 8, 6, 6))
     report = resnet_fused.report(model)
@@ -94,7 +94,7 @@ def test_a_converted_block_that_is_fused_all_the_same_has_none(change):
     assert not report["0"].runs_eagerly
 
 
-def test_a_hook_for_all_modules_is_said():
+def test_global_hook_is_reported():
     block = resnet_fused.convert(reference.BasicBlock(8, 8).eval())
     handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
     try:
@@ -105,7 +105,7 @@ def test_a_hook_for_all_modules_is_said():
     assert not resnet_fused.report(block)[""].runs_eagerly
 
 
-def test_a_stem_that_runs_eagerly_says_so():
+def test_eager_stem_is_reported():
     model = resnet_fused.convert(randomise(resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1])).eval())
     model.conv1.register_forward_hook(hooked)
     assert resnet_fused.report(model)[""].reason == (
@@ -114,7 +114,7 @@ def test_a_stem_that_runs_eagerly_says_so():
     assert resnet_fused.report(model).count("converted") == 5
 
 
-def test_explain_shows_torch_for_a_converted_block_that_runs_eagerly(capsys, tmp_path, monkeypatch):
+def test_explain_shows_torch_for_an_eager_block(capsys, tmp_path, monkeypatch):
     from resnet_fused import cli
 
     (tmp_path / "changed_model.py").write_text(
@@ -193,7 +193,7 @@ UNKNOWN = [Nested, OfUnits, OfUnitsInASequential, OfConvsWithNorms, OfAList]
 
 
 @pytest.mark.parametrize("kind", UNKNOWN)
-def test_blocks_of_unknown_classes_are_named_and_their_parts_are_not(kind):
+def test_unknown_blocks_are_reported_without_their_parts(kind):
     class Network(nn.Module):
         def __init__(self):
             super().__init__()
@@ -221,7 +221,7 @@ def test_plain_convolutions_and_attention_are_no_blocks():
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_b0", "densenet121", "convnext_tiny", "googlenet"])
-def test_no_network_of_convolutions_and_norms_has_an_empty_report(name):
+def test_reports_of_other_networks_are_not_empty(name):
     import torchvision
 
     options = {"init_weights": False} if name == "googlenet" else {}

@@ -44,14 +44,14 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-def test_results_of_functions(name, last):
+def test_function_results_can_be_resized(name, last):
     weight = torch.randn(64, 64, 3, 3) / 24
     with torch.no_grad():
         assert_resizes(FUNCTIONS[name](large(last), weight))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_results_and_gradients_of_functions_in_training(name):
+def test_function_gradients_can_be_resized(name):
     weight = (torch.randn(64, 64, 3, 3) / 24).requires_grad_()
     x = large(last=True).requires_grad_()
     y = FUNCTIONS[name](x, weight)
@@ -66,7 +66,7 @@ BLOCKS = [resnet_fused.FusedBasicBlock, resnet_fused.FusedPreActBlock, resnet_fu
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda b: b.__name__)
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-def test_a_block_that_stands_alone(block, training, last):
+def test_results_of_a_single_block_can_be_resized(block, training, last):
     module = block(64, 64 // block.expansion).train(training)
     if training:
         x = large(last).requires_grad_()
@@ -79,14 +79,14 @@ def test_a_block_that_stands_alone(block, training, last):
     assert_resizes(y)
 
 
-def test_gradients_of_large_weights():
+def test_large_weight_gradients_can_be_resized():
     block = resnet_fused.FusedBasicBlock(256, 256)
     block(torch.randn(1, 256, 14, 14)).sum().backward()
     assert_resizes(block.conv1.weight.grad)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_a_networks_features(training):
+def test_network_features_can_be_resized(training):
     network = resnet_fused.convert(models.resnet18()).train(training)
     network.layer2 = network.layer3 = network.layer4 = nn.Identity()
     seen = []
@@ -122,7 +122,7 @@ class Shortcut(nn.Module):
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("make", ["shortcut", "eager block", "hook"])
-def test_whoever_stands_between_fused_blocks(training, make):
+def test_tensors_seen_between_fused_blocks_can_be_resized(training, make):
     network = resnet_fused.convert(models.resnet18()).train(training)
     seen = []
     second = network.layer1[1]
@@ -152,7 +152,7 @@ IN_BOTH_FORMATS = {  # dense as contiguous and as channels_last: no copy lies be
 
 @pytest.mark.parametrize("name", IN_BOTH_FORMATS)
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_results_that_are_dense_in_both_formats(name, training):
+def test_results_dense_in_both_formats_can_be_resized(name, training):
     assert_resizes(IN_BOTH_FORMATS[name](lambda *shape: torch.randn(shape, requires_grad=training)))
 
 
@@ -168,7 +168,7 @@ class Conv(nn.Conv2d):
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_a_layer_inside_a_block_that_runs_eagerly(training, compiled):
+def test_inputs_of_layers_in_eager_blocks_can_be_resized(training, compiled):
     network = resnet_fused.convert(models.CifarResNet([2], (64,))).train(training)
     network.layer1[1].conv1 = Conv(64, 64, 3, padding=1, bias=False)
     network.to(memory_format=torch.channels_last)
@@ -180,7 +180,7 @@ def test_a_layer_inside_a_block_that_runs_eagerly(training, compiled):
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_between_fused_blocks_memory_is_kept(training, monkeypatch):
+def test_fused_blocks_pass_internal_results(training, monkeypatch):
     """The speed of it: fresh memory costs a page fault every 4 KiB."""
     network = resnet_fused.convert(models.resnet18()).train(training)
     x = torch.randn(4, 3, 192, 192)
@@ -195,7 +195,7 @@ def test_between_fused_blocks_memory_is_kept(training, monkeypatch):
     assert given.count(True) >= len(given) - 1, "all but the last block's output"
 
 
-def test_an_internal_result_is_the_same():
+def test_internal_result_equals_the_public_one():
     x, weight = large(last=True), torch.randn(64, 64, 3, 3) / 24
     args = (weight, None, None, None, None, None, 0.0, (1, 1), (1, 1), (1, 1), 1, None, True, False, False)
     assert torch.equal(ops.conv_bn_act(x, *args), ops.conv_bn_act(x, *args, True))

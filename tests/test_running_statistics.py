@@ -49,7 +49,7 @@ def assert_same_buffers(module, twin, **tolerance):
 
 @pytest.mark.parametrize("build", [*blocks(), *networks()])
 @pytest.mark.parametrize("momentum", [0.1, None], ids=["momentum", "cumulative"])
-def test_an_empty_batch_counts_and_leaves_the_averages_alone(build, momentum):
+def test_empty_batch_counts_and_keeps_the_averages(build, momentum):
     module, channels = build()
     module.double()
     for norm in module.modules():
@@ -134,7 +134,7 @@ def eval_then_train(module, u, v, wanted):
 
 
 @pytest.mark.parametrize("build", [*blocks(), *networks()])
-def test_a_graph_of_eval_mode_outlives_a_training_step(build):
+def test_eval_graph_is_right_after_a_training_step(build):
     module, channels = build()
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -150,7 +150,7 @@ def test_a_graph_of_eval_mode_outlives_a_training_step(build):
 
 
 @pytest.mark.parametrize("cls", [modules.FusedBasicBlock, modules.FusedPreActBlock])
-def test_second_derivatives_of_a_graph_that_outlives_a_training_step(cls):
+def test_second_derivatives_after_a_training_step(cls):
     block = projected(cls).double()
     twin = eager_twin(block)
     torch.manual_seed(1)
@@ -170,7 +170,7 @@ def test_second_derivatives_of_a_graph_that_outlives_a_training_step(cls):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_unchanged_running_statistics_cost_no_bits(dtype):
+def test_restored_statistics_give_the_same_gradients(dtype):
     block = identity(modules.FusedBasicBlock).to(dtype).eval()
     x = torch.randn(2, 8, 6, 6, dtype=dtype).requires_grad_()
     y = block(x)
@@ -185,7 +185,7 @@ def test_unchanged_running_statistics_cost_no_bits(dtype):
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_versions_are_eagers():
+def test_buffer_versions_match_eager():
     block = identity(modules.FusedBasicBlock)
     twin = eager_twin(block)
     x = torch.randn(2, 8, 6, 6)
@@ -196,7 +196,7 @@ def test_versions_are_eagers():
         assert moved == {"bn1.num_batches_tracked", "bn2.num_batches_tracked"}
 
 
-def test_what_somebody_else_changes_is_still_an_error():
+def test_in_place_change_of_statistics_is_an_error():
     block = identity(modules.FusedBasicBlock).eval()
     y = block(torch.randn(2, 8, 6, 6).requires_grad_())
     block.bn1.running_mean.add_(1)
@@ -233,7 +233,7 @@ def test_a_checkpointed_network(build):
     assert_same_buffers(network, twin)
 
 
-def test_an_error_leaves_nothing_behind():
+def test_failed_step_leaves_no_pending_updates():
     """What was to be done with one block's statistics is not done with another's."""
     block, other = identity(modules.FusedBasicBlock), identity(modules.FusedBasicBlock)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
@@ -247,7 +247,7 @@ def test_an_error_leaves_nothing_behind():
     assert_same_buffers(other, twin)
 
 
-def test_the_averages_of_a_step_keep_the_criterion():
+def test_running_averages_keep_the_criterion():
     block = identity(modules.FusedBasicBlock)
     twin = eager_twin(block)
     exact = copy.deepcopy(twin).double()

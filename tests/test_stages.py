@@ -30,12 +30,12 @@ def check(model, eager, x):
         torch.testing.assert_close(model(x), eager(x))
 
 
-def test_a_subclass_with_a_forward_of_its_own(x):
+def test_subclass_with_its_own_forward_is_called(x):
     model = network(Twice)
     check(resnet_fused.convert(copy.deepcopy(model)), model, x)
 
 
-def test_a_forward_replaced_on_a_fused_class(x, monkeypatch):
+def test_forward_replaced_on_a_fused_class_runs(x, monkeypatch):
     model = resnet_fused.convert(network())
     with torch.no_grad():
         before = model(x)
@@ -64,7 +64,7 @@ def test_a_stage_that_returns_a_pair(x):
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-def test_a_pool_that_is_no_module(x, gradients):
+def test_pooling_may_be_a_function(x, gradients):
     eager = network()
     model = resnet_fused.convert(copy.deepcopy(eager))
     for each in (model, eager):
@@ -77,7 +77,7 @@ def test_a_pool_that_is_no_module(x, gradients):
         model(x)
 
 
-def test_recompute_keeps_the_bits_of_a_network_in_the_default_format(x):
+def test_recompute_keeps_gradients_bitwise(x):
     model = resnet_fused.convert(network()).train()
     twin = copy.deepcopy(model)
     for module in twin.modules():
@@ -91,7 +91,7 @@ def test_recompute_keeps_the_bits_of_a_network_in_the_default_format(x):
 
 
 @pytest.mark.parametrize("what", ["a hook", "a block", "a block that is called otherwise"])
-def test_a_stage_that_changes_while_another_one_runs(x, what):
+def test_stage_changed_during_the_forward_pass(x, what):
     calls = []
 
     def change(module, _inputs, _output):

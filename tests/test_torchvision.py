@@ -123,7 +123,7 @@ def test_dilated_backbone(device):
         assert_close(resnet_fused.convert(model, strict=True)(x), expected, exact)
 
 
-def test_training_that_is_not_fused_is_eagers_to_the_bit(device):
+def test_fused_training_off_is_bitwise_eager(device):
     eager = tv.resnet18(num_classes=CLASSES, zero_init_residual=True).to(device)
     fused = resnet_fused.convert(copy.deepcopy(eager))
     for module in fused.modules():

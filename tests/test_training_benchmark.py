@@ -21,7 +21,7 @@ MACHINE = {"device": "a CPU", "torch": "2.13.0", "load_average": 0.1, "date": "2
 TINY = trainee.Workload("tiny", (8, 8, 9, 9), lambda: reference.BasicBlock(8, 8))
 
 
-def test_a_run_has_speed_memory_and_error_of_every_contender():
+def test_run_measures_speed_memory_and_error():
     names = ["eager", "eager_cl", "ours", "ours_recompute"]
     by_name = training.measure(TINY, "fp32", names, 0.0, CPU)
     assert [row["contender"] for row in by_name.values()] == list(by_name) == names
@@ -51,7 +51,7 @@ def test_wrong_gradients_are_not_timed(monkeypatch):
     assert "median_s" not in rows["ours"]
 
 
-def test_without_eager_nobody_says_what_is_right():
+def test_verification_needs_eager():
     errors, wrong = trainee.verify(TINY, "fp32", {"ours": trainee.Trainee(TINY, "ours", "fp32", CPU)})
     assert set(wrong) == set(errors) == {"ours"}
 
@@ -65,7 +65,7 @@ def run(out, contenders=("ours",), **more):
     return training.run(out, "sm80", 0.0, contenders, ["tiny"], **{"batches": [4], "device": "cpu", **more})
 
 
-def test_a_run_is_on_disk_with_a_yardstick(tmp_path, tiny, monkeypatch):
+def test_run_is_written_with_eager_beside_it(tmp_path, tiny, monkeypatch):
     asked = []
     step = trainee.Trainee.step
     monkeypatch.setattr(trainee.Trainee, "step", lambda self: asked.append(gpu.engine_asked_for()) or step(self))
@@ -82,7 +82,7 @@ def test_a_run_is_on_disk_with_a_yardstick(tmp_path, tiny, monkeypatch):
     assert late["left_out"] == ["tiny bf16 batch 4: eager, ours"]
 
 
-def test_on_a_gpu_who_compiles_comes_after_the_others_are_on_disk(tmp_path, tiny, monkeypatch):
+def test_torch_compile_is_timed_last_on_gpu(tmp_path, tiny, monkeypatch):
     found = []
 
     def measured(workload, dtype, names, budget_s, device):
@@ -107,7 +107,7 @@ def test_on_a_gpu_who_compiles_comes_after_the_others_are_on_disk(tmp_path, tiny
     assert (tmp_path / "training-nvidia-h200-sm80.json").exists()
 
 
-def test_a_contender_that_cannot_be_made_is_a_row_with_a_reason(tiny, monkeypatch):
+def test_failing_contender_has_a_row_with_a_reason(tiny, monkeypatch):
     def made(workload, name, dtype, device):
         if name == "ours":
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 98 GiB")
@@ -121,7 +121,7 @@ def test_a_contender_that_cannot_be_made_is_a_row_with_a_reason(tiny, monkeypatc
         training.main(["--contenders", "ours", "--dtypes", "fp32", "--batch", "4", "--budget", "0.01"])
 
 
-def test_a_workload_that_fails_leaves_the_next_ones(tiny, monkeypatch):
+def test_failing_workload_leaves_the_next_ones(tiny, monkeypatch):
     def failing(workload, dtype, trainees):
         if workload.shape[0] == 4:
             raise RuntimeError("CUDA error: misaligned address")
@@ -134,7 +134,7 @@ def test_a_workload_that_fails_leaves_the_next_ones(tiny, monkeypatch):
 
 @pytest.mark.parametrize("make", [reference.BasicBlock, reference.PreActBlock])
 @pytest.mark.parametrize("name", ["eager", "ours"])
-def test_a_timed_block_stays_what_it_was(make, name):
+def test_timed_weights_stay_bounded(make, name):
     """Weights that run away would time infinities, or outputs that are all zero."""
     block = trainee.Trainee(trainee.Workload("tiny", (8, 8, 9, 9), lambda: make(8, 8)), name, "fp32", CPU)
     before = [p.detach().clone() for p in block.model.parameters()]
@@ -146,7 +146,7 @@ def test_a_timed_block_stays_what_it_was(make, name):
     assert (block.forward(block.x) > 0).float().mean() > 0.2
 
 
-def test_every_kind_of_block_and_both_networks_are_workloads():
+def test_workloads_cover_every_block_and_network():
     titles = " ".join(workload.title for workload in trainee.workloads(2))
     for kind in ("basic 64", "basic proj", "bottleneck 64", "bottleneck proj", "preact 64", "preact bottleneck"):
         assert kind in titles
@@ -154,7 +154,7 @@ def test_every_kind_of_block_and_both_networks_are_workloads():
     assert set(training.QUICK) <= {w.title for w in trainee.workloads(2)}
 
 
-def test_the_report_names_ratios_bytes_and_who_is_missing():
+def test_report_has_ratios_bytes_and_missing_contenders():
     def row(contender, seconds, kept):
         samples = [seconds] * 5
         measured = {"samples_s": samples, "median_s": seconds, "images_per_s": 8 / seconds, "error": 1e-6}

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from criterion import assert_close
-from relu_sides import assert_trains_as_computed
+from relu_sides import assert_trains_as_computed, away_from_kinks
 from support import randomise
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,7 +14,6 @@ from training import (
     WITH_SHORTCUT,
     assert_trains_as_eager,
     average_projection,
-    away_from_kinks,
     conv_only,
     eager_twin,
     identity,
@@ -58,7 +57,7 @@ def x_for(block, dtype=torch.float32, n=4, h=8, w=6, memory_format=torch.contigu
 
 @pytest.mark.parametrize("build", list(blocks()))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_one_step_is_eagers(build, dtype):
+def test_one_step_matches_eager(build, dtype):
     if dtype is torch.float32:
         block = build()
         assert_trains_as_eager(block, x_for(block))
@@ -70,20 +69,20 @@ def test_one_step_is_eagers(build, dtype):
 @pytest.mark.parametrize("build", list(blocks()))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_one_step_of_any_data_is_that_of_the_function_computed(build, dtype, memory_format):
+def test_one_step_of_any_data_matches_float64(build, dtype, memory_format):
     block = build(4).to(dtype)
     assert_trains_as_computed(block, x_for(block, dtype, memory_format=memory_format))
 
 
 @pytest.mark.parametrize("cls", list(CLASSES))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast_of_any_data(cls, dtype):
+def test_autocast_of_any_data_matches_float64(cls, dtype):
     block = identity(cls, 4)
     assert_trains_as_computed(block, x_for(block, dtype), dtype=dtype, enabled=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_a_relu_that_backward_sees_otherwise_than_forward_is_an_error(dtype, monkeypatch):
+def test_relu_mask_differing_in_backward_is_caught(dtype, monkeypatch):
     # Where torch has no bfloat16 instructions to use, eager itself is too coarse for a single one to show.
     share = 0.02 if dtype is torch.bfloat16 else 0
 
@@ -111,7 +110,7 @@ def test_one_step_with_recomputed_convolutions(build):
         assert torch.equal(a, b)
 
 
-def test_a_bottleneck_that_projects_at_its_resolution_convolves_its_first_again(monkeypatch):
+def test_projected_stride_1_bottleneck_convolves_again(monkeypatch):
     block = randomise(modules.FusedBottleneck(16, 16, 1, projection(16, 64, 1)))
     x = x_for(block)
     first = everything(copy.deepcopy(block), x)
@@ -154,7 +153,7 @@ def test_strided_inputs(cls):
 
 
 @pytest.mark.parametrize("cls", [modules.FusedBasicBlock, modules.FusedPreActBlock])
-def test_large_float32_layers_have_our_convolutions(cls, monkeypatch):
+def test_large_float32_layers_use_our_convolutions(cls, monkeypatch):
     block = identity(cls)
     x = x_for(block, n=4, h=17, w=16, memory_format=torch.channels_last)
     assert x[:, 0].numel() >= forward.PIXELS_WORTH_PACKING
@@ -169,7 +168,7 @@ def test_large_float32_layers_have_our_convolutions(cls, monkeypatch):
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
-def test_large_results_of_pointwise_convolutions_are_ours(autocast, monkeypatch):
+def test_large_pointwise_results_use_our_convolutions(autocast, monkeypatch):
     block = projected(modules.FusedBottleneck)
     x = x_for(block, n=4, h=34, w=32, memory_format=torch.channels_last)
     called = []
@@ -186,7 +185,7 @@ def test_large_results_of_pointwise_convolutions_are_ours(autocast, monkeypatch)
 
 @pytest.mark.parametrize("padding", [0, 1, 2, 3])
 @pytest.mark.parametrize("channels", [(16, 16), (20, 33)])
-def test_the_gradient_of_an_input_as_a_convolution(padding, channels, monkeypatch):
+def test_input_gradient_as_convolution_matches_eager(padding, channels, monkeypatch):
     c, k = channels
     weight = torch.randn(k, c, 3, 3).contiguous(memory_format=torch.channels_last)
     slots = layout.ConvSlots(0, None, (1, 1), (padding, padding), (1, 1), 1)
@@ -279,7 +278,7 @@ SETTINGS = [
 @pytest.mark.parametrize("cls", WITH_SHORTCUT)
 @pytest.mark.parametrize("projects", [False, True], ids=["identity", "projection"])
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_settings(cls, projects, setting):
+def test_block_settings_match_eager(cls, projects, setting):
     block = projected(cls) if projects else identity(cls)
     setting(block)
     assert_trains_as_eager(block, x_for(block))
@@ -307,7 +306,7 @@ class Convolutions(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_nothing_is_computed_for_what_does_not_learn():
+def test_frozen_parameters_compute_no_gradients():
     block = identity(modules.FusedBottleneck)
     block.conv1.requires_grad_(False)
     block.bn1.requires_grad_(False)
@@ -343,7 +342,7 @@ def test_running_averages_over_many_steps(cls):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_one_value_a_channel_is_eagers_error():
+def test_one_value_per_channel_raises_eagers_error():
     block = identity(modules.FusedBasicBlock)
     for network in (block, eager_twin(block)):
         with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
@@ -351,7 +350,7 @@ def test_one_value_a_channel_is_eagers_error():
 
 
 @pytest.mark.parametrize("cls", list(CLASSES))
-def test_the_same_bits_every_time(cls):
+def test_steps_are_bitwise_reproducible(cls):
     block = identity(cls, scale=4)
     x = x_for(block, n=8, h=17, w=13)
     torch.set_num_threads(2)
@@ -471,7 +470,7 @@ def callable_shortcut(block):
         switched_off,
     ],
 )
-def test_what_the_op_would_miss_trains_eagerly(cls, change):
+def test_unsupported_changes_train_eagerly(cls, change):
     block = identity(cls)
     change(block)
     x = x_for(block)
@@ -496,7 +495,7 @@ def test_global_hooks_and_subclasses_train_eagerly():
     assert type(block(x.detach().as_subclass(Tagged))) is Tagged
 
 
-def test_transforms_train_eagerly():
+def test_func_transforms_train_eagerly():
     block = identity(modules.FusedBasicBlock).requires_grad_(False)
     block.bn1.track_running_stats = block.bn2.track_running_stats = False
     twin = eager_twin(block)
@@ -508,7 +507,7 @@ def test_transforms_train_eagerly():
 
 
 @pytest.mark.parametrize("build", list(blocks()))
-def test_second_derivatives_are_eagers(build):
+def test_second_derivatives_match_eager(build):
     block = build().double()
     twin = eager_twin(block)
     x = x_for(block, torch.float64)

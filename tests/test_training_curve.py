@@ -92,7 +92,7 @@ def distance(curve, other):
 FACTOR = 2
 
 
-def test_two_hundred_steps(digits, eagers):
+def test_first_200_steps_follow_eagers_curve(digits, eagers):
     amp, eager, spread = eagers
     fused = network()
     curve = train(fused, digits, 1, amp)
@@ -105,7 +105,7 @@ def test_two_hundred_steps(digits, eagers):
     assert accuracy(loaded, digits) == reached
 
 
-def test_a_wrong_gradient_ends_elsewhere(digits, eagers, monkeypatch):
+def test_wrong_gradient_leaves_eagers_curve(digits, eagers, monkeypatch):
     """What goes back through a BatchNorm is half of what it should be; in bfloat16, a coarser measure, it is lost."""
     amp, eager, spread = eagers
     right, share = ops.bn_act_backward, 0.0 if amp else 0.5

@@ -174,5 +174,5 @@ CHECKS = {
 
 
 @pytest.mark.parametrize("world", CHECKS)
-def test_processes(tmp_path, world):
+def test_distributed_checks_pass(tmp_path, world):
     torch.multiprocessing.spawn(worker, (world, str(tmp_path / "init"), CHECKS[world]), nprocs=world)

@@ -25,11 +25,11 @@ def example():
     return module
 
 
-def test_it_learns_with_amp(example):
+def test_example_learns_with_amp(example):
     assert example.main(["--epochs", "2", "--amp", "bfloat16"]) > 0.9
 
 
-def test_a_resumed_run_is_an_unbroken_one_and_eager_loads_its_checkpoint(example, tmp_path, monkeypatch):
+def test_resumed_run_equals_an_unbroken_one(example, tmp_path, monkeypatch):
     whole, broken = tmp_path / "whole.pt", tmp_path / "broken.pt"
     right = example.main(["--epochs", "2", "--checkpoint", str(whole)])
     assert right > 0.9
@@ -89,7 +89,7 @@ def test_a_crash_while_saving_leaves_every_checkpoint_whole(example, tmp_path, m
     assert torch.load(tmp_path / name, weights_only=True)["epoch"] == 1
 
 
-def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_then_the_name_is(example, tmp_path, monkeypatch):
+def test_checkpoint_is_synced_before_it_is_renamed(example, tmp_path, monkeypatch):
     done = []
     fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (done.append(("fsync", os.readlink(f"/proc/self/fd/{fd}"))), fsync(fd)))
@@ -99,7 +99,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_then_the_name_is
     assert done == [("fsync", aside), ("rename", aside, str(tmp_path / "model.pt")), ("fsync", str(tmp_path))]
 
 
-def test_a_checkpoint_with_more_epochs_than_asked_for_is_said(example, tmp_path, capsys):
+def test_checkpoint_with_more_epochs_is_refused(example, tmp_path, capsys):
     file = tmp_path / "model.pt"
     right = example.main(["--epochs", "2", "--checkpoint", str(file)])
     before = file.read_bytes()
@@ -131,7 +131,7 @@ def environment():
     return {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
 
 
-def test_wrong_arguments_are_said(example, capsys):
+def test_wrong_arguments_are_refused(example, capsys):
     with pytest.raises(SystemExit):
         example.main(["--data", "cifar10"])
     assert "--data cifar10 needs --root" in capsys.readouterr().err

@@ -58,7 +58,7 @@ def recomputing(block):
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_bytes_against_eager(name, memory_format):
+def test_saved_bytes_stay_below_the_limit(name, memory_format):
     build, limit = CASES[name]
     block = build()
     x = torch.randn(8, next(block.parameters()).shape[-3 if "pre" not in name else 0], 16, 16)
@@ -67,7 +67,7 @@ def test_bytes_against_eager(name, memory_format):
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_what_is_kept_is_input_raw_outputs_output_and_vectors(autocast):
+def test_saved_tensors_are_the_documented_ones(autocast):
     block = modules.FusedBasicBlock(32, 32)
     x = torch.randn(4, 32, 16, 16).to(torch.bfloat16 if autocast else torch.float32).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -77,12 +77,12 @@ def test_what_is_kept_is_input_raw_outputs_output_and_vectors(autocast):
     assert sorted(kept.values()) == sorted([x.nbytes] * 4 + weights + vectors)
 
 
-def test_nothing_is_kept_without_gradients():
+def test_nothing_is_saved_without_gradients():
     block = modules.FusedBasicBlock(8, 8).requires_grad_(False)
     assert not saved(block, torch.randn(2, 8, 4, 4))
 
 
-def test_a_whole_network_keeps_less():
+def test_networks_save_less_than_eager():
     """A stem keeps its convolution's output alone, and a block's output is the next one's input."""
     network = models.small_resnet(10)
     fused = convert(copy.deepcopy(network))
@@ -91,7 +91,7 @@ def test_a_whole_network_keeps_less():
 
 
 @pytest.mark.parametrize("pools", [False, True])
-def test_the_stem_keeps_its_input_and_raw_output(pools):
+def test_stem_saves_its_input_and_raw_output(pools):
     """And a byte for each pooled value."""
 
     class Stem(modules.FusedStem):

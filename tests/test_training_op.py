@@ -79,14 +79,14 @@ def test_gradients_by_finite_differences(name):
     ],
     ids=str,
 )
-def test_the_contract_of_operators(name, dtype):
+def test_opcheck(name, dtype):
     (convs, norms), options = chains(dtype)[name]
     x = torch.randn(2, 4, 5, 4).to(dtype).requires_grad_()
     torch.library.opcheck(autograd.train_chain, (x, *autograd.pack(convs, norms, **options), ""))
 
 
 @pytest.mark.parametrize("name", chains())
-def test_what_is_packed_comes_out(name):
+def test_unpack_inverts_pack(name):
     (convs, norms), options = chains()[name]
     tensors, ints, eps = autograd.pack(convs, norms, **options)
     read = layout.unpack(ints, eps)
@@ -104,7 +104,7 @@ def test_what_is_packed_comes_out(name):
 
 
 @pytest.mark.parametrize("name", chains())
-def test_the_twin_for_second_derivatives_is_the_same_function(name):
+def test_eager_twin_computes_the_same_function(name):
     (convs, norms), options = chains()[name]
     tensors, ints, eps = autograd.pack(convs, norms, **options)
     x = torch.randn(2, 4, 5, 4, dtype=torch.float64)

@@ -7,12 +7,11 @@ import torch
 from criterion import assert_close
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_case import lay_out, layout_of
+from op_case import DTYPES, lay_out, layout_of
 from support import zero_eps
 
 from resnet_fused import ops, reference
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 LAYOUTS = ["contiguous", "channels_last", "sliced", "expanded"]
 DENSE = LAYOUTS[:2]
 SHAPES = [(4, 72, 9, 14), (1, 1, 5, 3), (3, 33, 1, 1), (1, 16, 1, 1), (2, 130, 20, 21), (20, 3, 33, 17)]
@@ -96,7 +95,7 @@ def test_stats(kernels, dtype, layout, shape):
 @pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("mean", [1e3, -1e5])
 @pytest.mark.parametrize("shape", [(8, 40, 28, 28), (2, 64, 7, 7), (32, 3, 100, 100)])
-def test_a_large_mean_does_not_cancel(kernels, layout, mean, shape):
+def test_large_means_do_not_cancel(kernels, layout, mean, shape):
     """Relative to float64, as good as float32 can say it."""
     x = lay_out(torch.randn(shape) + mean, layout)
     actual, truth = ops.bn_stats(x), reference.bn_stats(x.double())
@@ -105,7 +104,7 @@ def test_a_large_mean_does_not_cancel(kernels, layout, mean, shape):
 
 
 @pytest.mark.parametrize("layout", DENSE)
-def test_a_mean_that_moves_does_not_cancel(kernels, layout):
+def test_varying_means_do_not_cancel(kernels, layout):
     """Images of very different brightness, and a first row that is like no other."""
     x = torch.randn(16, 24, 30, 30) + 1e3 * torch.arange(16).view(-1, 1, 1, 1)
     x[:, :, 0] = -1e4
@@ -153,7 +152,7 @@ NEAR_ZERO = [0.0, *(2.0**-e for e in (24, 25, 26, 126, 127, 133, 134, 135, 149))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("channels", [1, 20, 64])
-def test_the_backward_pass_opens_a_relu_exactly_where_the_forward_pass_did(kernels, dtype, layout, channels):
+def test_backward_relu_mask_matches_forward(kernels, dtype, layout, channels):
     """Also where ``bn(x)`` cancels to an ulp, and where it is above 0 and what is stored of it is not."""
     g = torch.Generator().manual_seed(2)
     gamma, _, mean, var = vectors(channels)
@@ -190,7 +189,7 @@ def test_any_shape(kernels, n, c, h, w, dtype, layout, mask, affine, bn_in_dtype
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", DENSE)
-def test_it_is_the_gradient_of_batch_norm(kernels, dtype, layout):
+def test_ops_are_the_gradient_of_batch_norm(kernels, dtype, layout):
     """The ops together, against autograd of torch's own BatchNorm and ReLU."""
     case = Backward((4, 24, 9, 10), torch.float64, layout)
     gamma, beta = case.bn[:2]
@@ -223,7 +222,7 @@ def test_it_is_the_gradient_of_batch_norm(kernels, dtype, layout):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("shape", [(6, 64, 28, 28), (16, 20, 7, 7)])
-def test_the_same_bits_for_every_run_and_number_of_threads(kernels, dtype, layout, shape):
+def test_results_are_bitwise_equal_on_any_thread_count(kernels, dtype, layout, shape):
     case = Backward(shape, dtype, layout)
     before = torch.get_num_threads()
     runs = []
@@ -314,7 +313,7 @@ def test_backward_not_finite(kernels, dtype, layout, mask, value, where):
     check("bn_act_backward", *case.args, None, None, 0.0)
 
 
-def test_a_nan_passes_the_gradient_as_in_eager():
+def test_nan_passes_the_relu_gradient_as_in_eager():
     x = torch.tensor([float("nan"), 1.0, -1.0, 0.0]).view(1, 1, 2, 2).requires_grad_()
     y = torch.relu(x)
     y.backward(torch.ones_like(y))
@@ -339,7 +338,7 @@ def test_formats_may_differ():
 
 @pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_large_results(layout, dtype):
+def test_large_results_keep_layout_and_values(layout, dtype):
     """2 MiB and more live in pooled memory, whose strides and dtype are ours to get right."""
     case = Backward((5, 64, 60, 60), dtype, layout)
     dx = check("bn_act_backward", *case.args, *case.sums())[0]
@@ -350,7 +349,7 @@ def test_large_results(layout, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_what_passed_the_last_relu(kernels, dtype, layout, shape):
+def test_bn_add_act_backward_reduce_equals_two_passes(kernels, dtype, layout, shape):
     """g is torch's, and the sums are those of two passes, to the bit: infinities, NaN and subnormal numbers too."""
     case = Backward(shape, dtype, layout, "out")
     odd = torch.tensor([torch.nan, torch.inf, 2.0**-130, -(2.0**-24)]).to(dtype)

@@ -6,14 +6,12 @@ import torch.nn.functional as F
 from criterion import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_case import lay_out
-from training import one_thread  # noqa: F401  autouse
+from op_case import DTYPES, lay_out
+from training import POOLS, one_thread, stem_gradients  # noqa: F401  one_thread: autouse
 
 from resnet_fused import autograd, convert, functional, models, ops, reference
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 LAYOUTS = ["contiguous", "channels_last"]
-POOLS = [((3, 3), (2, 2), (1, 1)), ((2, 2), (2, 2), (0, 0)), ((3, 2), (1, 3), (0, 1)), ((1, 1), (2, 2), (0, 0))]
 CLOSED = 255
 
 
@@ -91,7 +89,7 @@ def test_any_window(kernel, stride, data, h, w, channels):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_ties_and_values_that_are_no_numbers(dtype):
+def test_ties_and_nan_follow_torch(dtype):
     """The first of equals, the last NaN, and nothing where the ReLU is closed: torch's rules."""
     nan, inf = float("nan"), float("inf")
     rows = [[1, 3, 3], [-1, -2, -3], [nan, 5, nan], [5, inf, inf], [-inf, -1, -inf], [0, 0, 0], [-inf, nan, 2]]
@@ -105,7 +103,7 @@ def test_ties_and_values_that_are_no_numbers(dtype):
 
 
 @pytest.mark.parametrize(("dtype", "tiny"), [(torch.float16, 2**-26), (torch.bfloat16, 2**-134)], ids=str)
-def test_what_is_stored_as_zero_is_closed(dtype, tiny):
+def test_results_that_round_to_zero_are_closed(dtype, tiny):
     x, one = torch.ones(1, 1, 2, 2).to(dtype), torch.ones(1)
     norm = (torch.tensor([tiny]), torch.zeros(1), torch.zeros(1), one, 0.0)
     out, taken = ops.bn_relu_max_pool(x, *norm, (2, 2), (2, 2), (0, 0))
@@ -113,7 +111,7 @@ def test_what_is_stored_as_zero_is_closed(dtype, tiny):
     assert taken.item() == CLOSED
 
 
-def test_the_same_bits_on_any_number_of_threads():
+def test_results_are_bitwise_equal_on_any_thread_count():
     x, norm = torch.randn(3, 64, 33, 31).to(memory_format=torch.channels_last), vectors(64)
     runs = []
     for threads in (1, 2):
@@ -124,7 +122,7 @@ def test_the_same_bits_on_any_number_of_threads():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_contract_of_operators(layout):
+def test_opcheck(layout):
     x, norm = lay_out(torch.randn(2, 8, 7, 6), layout), vectors(8)
     torch.library.opcheck(ops.bn_relu_max_pool, (x, *norm, 1e-5, *POOLS[0]))
     out, taken = ops.bn_relu_max_pool(x, *norm, 1e-5, *POOLS[0])
@@ -143,7 +141,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("sentence", WRONG)
-def test_errors_name_what_is_wrong(sentence):
+def test_wrong_arguments_are_refused(sentence):
     given = dict(pool=POOLS[0], norm=vectors(8)) | WRONG[sentence]
     with pytest.raises(RuntimeError, match=f"bn_relu_max_pool: {sentence}"):
         ops.bn_relu_max_pool(torch.randn(1, 8, 20, 20), *given["norm"], 1e-5, *given["pool"])
@@ -159,27 +157,20 @@ def test_errors_name_what_is_wrong(sentence):
     ],
     ids=["shape", "dtype", "dimensions", "half"],
 )
-def test_errors_of_the_gradient(grad, taken, sentence):
+def test_wrong_gradient_arguments_are_refused(grad, taken, sentence):
     with pytest.raises(RuntimeError, match=f"bn_relu_max_pool_backward: {sentence}"):
         ops.bn_relu_max_pool_backward(grad, taken, torch.empty(1, 8, 20, 20), *POOLS[0])
 
 
-def test_the_gradient_knows_no_larger_windows_either():
+def test_gradient_refuses_large_windows():
     x = torch.empty(1, 8, 20, 20)
     grad, taken = torch.empty(1, 8, 5, 5), torch.empty(1, 8, 5, 5, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match=r"bn_relu_max_pool_backward: pool_kernel \[16, 16\] has 256 elements"):
         ops.bn_relu_max_pool_backward(grad, taken, x, (16, 16), (1, 1), (0, 0))
 
 
-def stem_gradients(net, x):
-    net.zero_grad()
-    y = net._stem(x)
-    y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y))
-    return y.detach(), [net.conv1.weight.grad, net.bn1.weight.grad, net.bn1.bias.grad]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_networks_stem_trains_with_its_pooling(dtype):
+def test_network_stem_trains_with_fused_pooling(dtype):
     """One op, which keeps a byte for a pooled value; gradients as eager's in float64."""
     torch.manual_seed(0)
     net = convert(models.resnet18()).train()
@@ -205,7 +196,7 @@ def test_a_networks_stem_trains_with_its_pooling(dtype):
     torch.testing.assert_close(net.bn1.running_mean, plain.bn1.running_mean, rtol=1e-2, atol=1e-3)
 
 
-def test_pooling_that_the_op_has_not_stays_a_layer():
+def test_unsupported_pooling_stays_a_layer():
     net = convert(models.resnet18()).train()
     x = torch.randn(2, 3, 32, 32)
     net.maxpool = torch.nn.MaxPool2d(3, 2, 1, dilation=1, ceil_mode=True)
@@ -228,7 +219,7 @@ def node_names(y):
     return {node.name() for node in found}
 
 
-def test_the_function_trains_with_its_pooling():
+def test_conv_bn_relu_pool_trains_with_fused_pooling():
     x, weight = torch.randn(2, 3, 20, 20), (torch.randn(8, 3, 7, 7) / 12).requires_grad_()
     gamma, beta, mean, var = vectors(8)
     bn = functional.BatchNorm(mean, var, gamma, beta)

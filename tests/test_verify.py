@@ -61,7 +61,7 @@ def _importable(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "tests"))
 
 
-def test_results_come_in_order_and_by_one_process(tmp_path):
+def test_results_are_in_order_from_one_process(tmp_path):
     results = run(["pass 1", "raise", "pass 2"], tmp_path)
     assert [r["status"] for r in results] == ["pass", "error", "pass"]
     assert results[0]["pid"] == results[2]["pid"] != os.getpid()
@@ -74,19 +74,19 @@ def test_results_come_in_order_and_by_one_process(tmp_path):
     ("name", "status", "why"),
     [("hang", "hang", "nothing after 2 s"), ("crash", "died", "signal SIGKILL"), ("leave", "died", "exit status 3")],
 )
-def test_what_ends_a_process_costs_its_case(tmp_path, name, status, why):
+def test_dying_process_costs_one_case(tmp_path, name, status, why):
     results = run(["pass 1", name, "pass 2"], tmp_path)
     assert [r["status"] for r in results] == ["pass", status, "pass"]
     assert results[1]["why"].startswith(why)
     assert results[0]["pid"] != results[2]["pid"]
 
 
-def test_a_broken_device_gets_a_new_process_and_costs_no_patience(tmp_path):
+def test_broken_device_gets_a_new_process(tmp_path):
     names = ["sticky 1", "sticky 2", "sticky 3", "pass"]
     assert [r["status"] for r in run(names, tmp_path)] == ["error"] * 3 + ["pass"]
 
 
-def test_after_some_failures_the_rest_of_a_unit_does_not_run(tmp_path):
+def test_unit_stops_after_too_many_failures(tmp_path):
     results = run(["crash 1", "pass", "crash 2", "pass 2"], tmp_path, most_failures=2)
     assert [r["status"] for r in results] == ["died", "pass", "died", "not run"]
     assert results[3]["why"] == "2 cases before it hung or crashed"
@@ -98,7 +98,7 @@ def test_a_process_that_does_not_start_is_a_hang(tmp_path):
     assert results[0]["why"] == "nothing after 1 s of starting"
 
 
-def test_when_the_time_is_over_the_rest_does_not_run(tmp_path):
+def test_time_limit_leaves_out_the_rest(tmp_path):
     begin = time.monotonic()
     units = [Unit(str(i), "test_verify:work", ({"case": "hang"}, {"case": "pass"})) for i in range(3)]
     results = processes.run(units, tmp_path, Limits(60, 60, 8), fork=False)
@@ -107,7 +107,7 @@ def test_when_the_time_is_over_the_rest_does_not_run(tmp_path):
     assert {r["why"] for r in results} <= {"the time ended while it ran", "no time was left"}
 
 
-def test_forked_processes_do_the_same(tmp_path):
+def test_forked_processes_give_the_same_results(tmp_path):
     """In a process that has computed nothing, as verify's own."""
     code = (
         "import json, sys; from pathlib import Path; from test_verify import run\n"
@@ -163,7 +163,7 @@ def test_every_tile_dtype_and_mode_has_a_case():
     assert len(kernels["sm90/block_fwd"]) == 4
 
 
-def test_a_case_is_its_problem_again():
+def test_cases_survive_a_json_round_trip():
     for case in cases.cuda_cases(GPUS["h200"]) + cases.cpu_cases(large=False):
         problem = cases.problem_of(json.loads(json.dumps(case)))
         assert case["case"] == f"{case['engine'] or 'planned'} {problem.name}"
@@ -172,7 +172,7 @@ def test_a_case_is_its_problem_again():
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
-def test_arguments_are_the_definitions(kind):
+def test_arguments_fit_the_definitions(kind):
     """Each op's arguments fit its definition, are the same every time, and give what the op gives."""
     of = [p for op, mode in problems.PASSES for p in problems.passes(op, mode, kind, False)[:1]]
     of += [p for op, mode in problems.CONV_MODES for p in problems.convolutions(op, mode, kind, False)[:1]]
@@ -184,7 +184,7 @@ def test_arguments_are_the_definitions(kind):
         assert [y.shape for y in results] == shapes, problem.name
 
 
-def test_a_truth_allows_eager_and_little_more():
+def test_truth_allows_eagers_error_and_little_more():
     problem = problems.convolutions("conv_bn_act", "residual", "bfloat16", False)[0]
     known = truth.compute(problem, CPU)
     eager = reference.conv_bn_act(*problem.arguments())
@@ -192,7 +192,7 @@ def test_a_truth_allows_eager_and_little_more():
     assert 0 < error < known.allowed[0] < 50 * error
 
 
-def test_a_truth_of_tf32_allows_its_rounding():
+def test_tf32_truth_allows_tf32_rounding():
     args = ("conv_bn_act", "plain")
     exact, rounded = (truth.compute(problems.convolutions(*args, k, False)[0], CPU) for k in ("float32", "tf32"))
     assert 20 * exact.allowed[0] < rounded.allowed[0] < 0.05
@@ -205,7 +205,7 @@ def result(family, status, **more):
     return {"family": family, "kernel": f"{family} a", "case": "a case", "status": status, **more}
 
 
-def test_the_verdict():
+def test_verdict():
     assert report.verdict([result("a", "pass"), result("b", "pass")]) == "right"
     assert report.verdict([result("a", "pass"), result("b", "not run")]) == "incomplete"
     assert report.verdict([]) == "incomplete"
@@ -213,7 +213,7 @@ def test_the_verdict():
         assert report.verdict([result("a", "pass"), result("b", bad), result("c", "not run")]) == "wrong"
 
 
-def test_the_table():
+def test_table():
     timed = result("a", "pass", ours_us=10.0, torch_us=25.0)
     results = [result("a", "pass"), result("a", "pass"), timed, result("b", "hang"), result("b", "not run")]
     head, *rows = report.table(report.families(results, {"c": "the GPU is sm_80"}))
@@ -234,7 +234,7 @@ def verify(*arguments, **environment):
     )  # fmt: skip
 
 
-def test_the_cpu(tmp_path):
+def test_cpu_kernels_are_right(tmp_path):
     done = verify("--device", "cpu", "--quick", "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "right; " in done.stdout.splitlines()[-1]
@@ -245,7 +245,7 @@ def test_the_cpu(tmp_path):
     assert full["environment"]["torch"] == torch.__version__
 
 
-def test_only_some_kernels(tmp_path):
+def test_only_selects_kernels_by_name(tmp_path):
     done = verify("--device", "cpu", "--quick", "--only", "bn_stats float32", "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     full = json.loads((tmp_path / "report.json").read_text())
@@ -256,7 +256,7 @@ def test_only_some_kernels(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_gpu_that_is_not_there():
+def test_missing_gpu_is_refused():
     done = verify("--device", "cuda")
     assert done.returncode == 2
     assert done.stderr.startswith("resnet_fused: --device cuda: ")

@@ -37,7 +37,7 @@ def nvcc():
     return toolchain.choose_toolkit(os.environ)[0] is not None
 
 
-def test_name_says_every_python_from_310_and_old_systems(built):
+def test_wheel_name_is_cp310_abi3_manylinux(built):
     assert built.name == f"resnet_fused-0.1.0-cp310-abi3-{wheel.platform_tag()}.whl"
 
 
@@ -52,7 +52,7 @@ def test_contents_are_the_package_and_nothing_else(built, nvcc):
     assert names - {"resnet_fused-0.1.0.dist-info/top_level.txt"} == package | info
 
 
-def test_metadata_asks_for_torch_and_rich_only(built):
+def test_metadata_requires_torch_and_rich_only(built):
     with zipfile.ZipFile(built) as archive:
         lines = archive.read("resnet_fused-0.1.0.dist-info/METADATA").decode().splitlines()
         license_text = archive.read("resnet_fused-0.1.0.dist-info/licenses/LICENSE").decode()
@@ -71,7 +71,7 @@ def test_audit_is_clean(built, nvcc, capsys):
     assert f"{2 if nvcc else 1} extensions scanned; 0 ABI version mismatches and 0 ABI violations found" in said
 
 
-def test_no_path_of_this_machine_is_in_it(built):
+def test_wheel_holds_no_local_paths(built):
     with zipfile.ZipFile(built) as archive:
         for name in archive.namelist():
             data = archive.read(name)
@@ -103,7 +103,7 @@ print("right")
 """
 
 
-def test_installed_elsewhere_it_computes_what_eager_computes(built, tmp_path):
+def test_installed_wheel_matches_eager(built, tmp_path):
     environment = tmp_path / "environment"
     venv.create(environment, with_pip=False)
     python = environment / "bin/python"
@@ -118,7 +118,7 @@ def test_installed_elsewhere_it_computes_what_eager_computes(built, tmp_path):
     assert (result.returncode, result.stdout) == (0, "right\n"), result.stderr
 
 
-def test_a_wheel_that_needs_an_unknown_library_is_refused(built, monkeypatch):
+def test_wheel_needing_an_unknown_library_is_refused(built, monkeypatch):
     monkeypatch.setattr(wheel, "TORCH_LIBRARIES", ())
     with pytest.raises(SystemExit, match=r"needs libtorch_cpu\.so.*, which nobody promises"):
         wheel.audit(built)

@@ -59,19 +59,13 @@ def projected(cls, shortcut=projection, scale=1):
     return randomise(cls(inplanes, 2 * planes, 2, shortcut(inplanes, 2 * planes * cls.expansion, 2)))
 
 
-def away_from_kinks(block, x):
-    """Makes every channel pass its ReLUs or stay behind them as a whole, and returns an x for it.
+# What is frozen, and which parameters those are: by parts of their names.
+FROZEN = {"nothing": [], "weights": ["conv", "downsample.0"], "norms": ["bn", "downsample.1"]}
 
-    Near zero, one rounding decides whether a gradient passes, and float64 is no yardstick (:mod:`relu_sides` has one).
-    """
-    for name, norm in block.named_modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            signs = torch.arange(norm.num_features) % 2 * 2 - 1
-            nn.init.uniform_(norm.weight, 0.05, 0.15)
-            with torch.no_grad():
-                norm.bias.copy_(signs * (4 if name.startswith("downsample") else 1))
-    signs = torch.arange(x.shape[1]).view(-1, 1, 1) // 2 % 2 * 8 - 4
-    return (0.2 * x.detach() + signs).to(x.dtype).requires_grad_()
+
+def freeze(block, what):
+    for name, parameter in block.named_parameters():
+        parameter.requires_grad_(not any(part in name for part in FROZEN[what]))
 
 
 def in_channels(block):
@@ -98,6 +92,18 @@ def step(block, x, direction, **autocast):
     y.backward(direction.to(y.dtype))
     named = [("x", inputs), *block.named_parameters()]
     return y, {name: t.grad for name, t in named if t.grad is not None}, dict(block.named_buffers())
+
+
+# kernel, stride, padding
+POOLS = [((3, 3), (2, 2), (1, 1)), ((2, 2), (2, 2), (0, 0)), ((3, 2), (1, 3), (0, 1)), ((1, 1), (2, 2), (0, 0))]
+
+
+def stem_gradients(net, x):
+    """Output of a network's stem, and the gradients of its parameters for one random direction."""
+    net.zero_grad()
+    y = net._stem(x)
+    y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y))
+    return y.detach(), [net.conv1.weight.grad, net.bn1.weight.grad, net.bn1.bias.grad]
 
 
 def assert_trains_as_eager(block, x, *, fused=True, **autocast):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
+import gpu_case
 import pytest
 import torch
 from criterion import assert_close
 from cuda_on_cpu import op_layer
 from cuda_on_cpu.tensors import BatchNorm
+from gpu_case import less_exact
 from op_case import layout_of
-from tf32 import less_exact
 
 from resnet_fused import ops, reference
 
@@ -16,7 +19,6 @@ from .batch_norm import move_from_kink
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 HALVES = [torch.float16, torch.bfloat16]
-FORMATS = [torch.contiguous_format, torch.channels_last]
 # A GPU, what RESNET_FUSED_CUDA_ENGINE says there, and the kernel that a convolution of 64 channels ends with.
 ENGINES = [
     ("a100", "torch", "bn_add_act_kernel"),
@@ -36,17 +38,14 @@ SHAPES = [
 ]
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-by_format = pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "nhwc"])
 
 
-def randn(*shape, dtype=torch.float32, memory_format=torch.contiguous_format):
-    return torch.randn(shape).to(dtype).contiguous(memory_format=memory_format)
+randn = functools.partial(gpu_case.randn, device="cpu")
 
 
 def batch_norm(c, dtype=torch.float32):
     """gamma, beta, mean, var, eps"""
-    low_high = [(0.5, 1.5), (-1, 1), (-1, 1), (0.5, 2)]
-    return [(torch.rand(c) * (b - a) + a).to(dtype) for a, b in low_high] + [1e-3]
+    return gpu_case.batch_norm(c, dtype, "cpu")
 
 
 def as64(values):
