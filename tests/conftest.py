@@ -100,14 +100,3 @@ def engine(request, monkeypatch):
 def no_amx(monkeypatch):
     """With AMX the plan leaves bfloat16 to oneDNN: for tests of our own kernels."""
     monkeypatch.setenv("RESNET_FUSED_CPU_ISA", "avx512_bf16")
-
-
-@pytest.fixture(scope="module")
-def planted(request):
-    """The kernels with one of the module's bugs, as its ``plant(bug)`` says. Those to be tested compile together."""
-    import cuda_on_cpu
-
-    of_module = [item for item in request.session.items if item.module is request.module and hasattr(item, "callspec")]
-    wanted = [item.callspec.params["bug"] for item in of_module if "bug" in item.callspec.params]
-    cuda_on_cpu.prepare([request.module.plant(bug) for bug in wanted])
-    return lambda bug: cuda_on_cpu.load(*request.module.plant(bug))

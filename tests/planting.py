@@ -1,12 +1,97 @@
-"""What a planted bug meets: the exercise that passes without it fails with it, in whatever order threads run."""
+"""Bugs planted into the emulated kernels: what a bug is of, what is compiled with it, and how it must be caught.
+
+A module lists its bugs with the exercise that passes without them and fails with each::
+
+    BUGS = {"a slice left out": value("cuda/sm80/conv_finish.cuh", old, new), ...}
+
+    @each_bug(bugs_of(BUGS, fails(exercise), ("conv_finish",)))
+    def test_bug_is_caught(planted, bug):
+        bug.assert_caught(planted)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import pytest
 
 SCHEDULES = ["stay", "rotate", "random"]
 by_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 
+Exercise = Callable[[ModuleType, str], None]  # of the kernels and a schedule; AssertionError where they are wrong
 
-def assert_caught(kernels, exercise, *args):
-    for schedule in SCHEDULES:
+
+class Edit(NamedTuple):
+    """In ``file`` (below csrc/), ``old`` becomes ``new``. What comes of it is found under each of ``schedules``."""
+
+    file: str
+    old: str
+    new: str
+    schedules: tuple[str, ...]
+
+
+def value(file: str, old: str, new: str) -> Edit:
+    """A wrong sum, index, bound or mask: in whatever order threads run, it is the same."""
+    return Edit(file, old, new, ("stay",))
+
+
+def order(file: str, old: str, new: str) -> Edit:
+    """A barrier, wait, fence or parity, the life of a buffer, a read too early: some order may hide what it does."""
+    return Edit(file, old, new, tuple(SCHEDULES))
+
+
+class Plant(NamedTuple):
+    """An edit, the .cu files that are compiled with it (by their stems), and which of their kernels.
+
+    ``variants``: a C++ expression of ``v``, the kernel's variant. The exercise launches no other of these sources.
+    """
+
+    file: str
+    old: str
+    new: str
+    sources: tuple[str, ...]
+    variants: str = "true"
+
+
+class PlantedBug(NamedTuple):
+    name: str
+    path: str  # of the file that is changed, from the root of the repository
+    plant: Any  # what its emulated module is loaded with: a Plant of csrc, or another package's own
+    schedules: tuple[str, ...]
+    check: Exercise  # passes if the bug is caught
+
+    def assert_caught(self, kernels: ModuleType) -> None:
+        for schedule in self.schedules:
+            self.check(kernels, schedule)
+
+
+def fails(exercise: Exercise) -> Exercise:
+    def check(kernels: ModuleType, schedule: str) -> None:
         with pytest.raises(AssertionError):
-            exercise(kernels, schedule, *args)
+            exercise(kernels, schedule)
+
+    return check
+
+
+def bugs_of(
+    edits: dict[str, Edit], check: Exercise, sources: tuple[str, ...], variants: str = "true"
+) -> list[PlantedBug]:
+    """Bugs in ``sources``, each of which ``check`` finds."""
+    return [
+        PlantedBug(name, f"csrc/{e.file}", Plant(e.file, e.old, e.new, sources, variants), e.schedules, check)
+        for name, e in edits.items()
+    ]
+
+
+def each_bug(*groups: Iterable[PlantedBug]) -> pytest.MarkDecorator:
+    """Runs a test for every bug of the groups, each marked ``planted_bug``."""
+    bugs = [bug for group in groups for bug in group]
+    assert len({bug.name for bug in bugs}) == len(bugs), "two bugs have one name"
+    return pytest.mark.parametrize("bug", [pytest.param(b, id=b.name, marks=pytest.mark.planted_bug) for b in bugs])
+
+
+def all_bugs(items: Iterable[pytest.Item]) -> dict[pytest.Item, PlantedBug]:
+    """The bugs of those tests that are about one."""
+    return {item: item.callspec.params["bug"] for item in items if item.get_closest_marker("planted_bug")}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import cuda_on_cpu
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from cuda_on_cpu.conv_fwd import Conv
 from cuda_on_cpu.conv_fwd import run as run_conv
 from cuda_on_cpu.tensors import DTYPES as ALL_DTYPES
 from cuda_on_cpu.tensors import BatchNorm
-from planting import assert_caught, by_schedule
+from planting import bugs_of, by_schedule, each_bug, fails, order, value
 
 from resnet_fused import reference
 
@@ -175,164 +174,168 @@ CONFIG, ROLES, KERNEL, HOST, SHAPES, PLANES = (
     "cuda/sm90/block_fwd.h",
     "cuda/tile/planes.cuh",
 )
-PLANTS = {
-    "padding of the second convolution not zeroed": (
+BUGS = {
+    "padding of the second convolution not zeroed": value(
         ROLES,
         "v[e] = inside ? bn.apply(sum[j * 4 + e], e / 2 % 2) : 0.0f;",
         "v[e] = bn.apply(sum[j * 4 + e], e / 2 % 2);",
     ),
-    "padding tested a pixel off": (
+    "padding tested a pixel off": value(
         ROLES,
         "const int32_t y0 = walk.y() - 1, x0 = walk.x() - 1;",
         "const int32_t y0 = walk.y() - 1, x0 = walk.x();",
     ),
-    "the patch loaded a row off": (ROLES, "const int32_t y0 = walk.y() - 2,", "const int32_t y0 = walk.y() - 1,"),
-    "a halo row too few": (
+    "the patch loaded a row off": value(ROLES, "const int32_t y0 = walk.y() - 2,", "const int32_t y0 = walk.y() - 1,"),
+    "a halo row too few": order(
         ROLES,
         "(walk.tiling.rows + 4) * walk.tiling.pitch",
         "(walk.tiling.rows + 3) * walk.tiling.pitch",
     ),
-    "a halo column too few": (SHAPES, "even_columns, even_columns + 4,", "even_columns, even_columns + 3,"),
-    "the patch not shown to wgmma": (
+    "a halo column too few": order(SHAPES, "even_columns, even_columns + 4,", "even_columns, even_columns + 3,"),
+    "the patch not shown to wgmma": order(
         ROLES,
         "      ptx::fence_proxy_async();  // wgmma reads by another way than cp.async wrote\n",
         "",
     ),
-    "the patch not waited for by its loader": (ROLES, "      ptx::cp_async_wait_group<0>();\n", ""),
-    "the patch not waited for by its reader": (
+    "the patch not waited for by its loader": order(ROLES, "      ptx::cp_async_wait_group<0>();\n", ""),
+    "the patch not waited for by its reader": order(
         ROLES,
         "      ptx::mbarrier_wait_parity(barriers.full(team), parity);\n",
         "",
     ),
-    "a patch refilled while it is read": (
+    "a patch refilled while it is read": order(
         ROLES,
         "      ptx::mbarrier_wait_parity(barriers.empty(team), parity ^ 1);\n",
         "",
     ),
-    "the wrong parity of an empty patch": (ROLES, "barriers.empty(team), parity ^ 1)", "barriers.empty(team), parity)"),
-    "the patch released before the shortcut is read": (
+    "the wrong parity of an empty patch": order(
+        ROLES, "barriers.empty(team), parity ^ 1)", "barriers.empty(team), parity)"
+    ),
+    "the patch released before the shortcut is read": order(
         ROLES,
         "      ptx::bar_warp_sync(~0u);\n      if (lane == 0) ptx::mbarrier_arrive(barriers.empty(team));",
         "      if (lane == 0) ptx::mbarrier_arrive(barriers.empty(team));",
     ),
-    "one warp releases the patch for its team": (
+    "one warp releases the patch for its team": order(
         KERNEL,
         "barriers.empty(team), Config::kTeamThreads / 32)",
         "barriers.empty(team), 1)",
     ),
-    "the middle not shown to wgmma": (
+    "the middle not shown to wgmma": order(
         ROLES,
         "    ptx::fence_proxy_async();  // wgmma reads by another way than stmatrix wrote\n",
         "",
     ),
-    "the middle multiplied before all have written it": (
+    "the middle multiplied before all have written it": order(
         ROLES,
         "    ptx::bar_sync(1 + team, Config::kTeamThreads);\n    float sum",
         "    float sum",
     ),
-    "the output written over the middle that others multiply": (
+    "the output written over the middle that others multiply": order(
         ROLES,
         "    ptx::bar_sync(1 + team, Config::kTeamThreads);  // all have multiplied the middle\n",
         "",
     ),
-    "the output read before the warp has written it": (
+    "the output read before the warp has written it": order(
         ROLES,
         "  ptx::bar_warp_sync(~0u);\n  const PositionGrid grid",
         "  const PositionGrid grid",
     ),
-    "the weights not waited for": (
+    "the weights not waited for": order(
         ROLES,
         "      ptx::mbarrier_wait_parity(barriers.weights(at.stage), at.parity);\n      ptx::wgmma_fence();\n",
         "      ptx::wgmma_fence();\n",
     ),
-    "the second convolution's weights taken for the first's": (
+    "the second convolution's weights taken for the first's": value(
         ROLES,
         "maps.weight[i / Config::kStepsOfConv % 2];",
         "maps.weight[0];",
     ),
-    "too few bytes of weights expected": (
+    "too few bytes of weights expected": order(
         ROLES,
         "arrive_expect_tx(full, Config::kStageBytes)",
         "arrive_expect_tx(full, Config::kStageBytes - 128)",
     ),
-    "no wgmma fence": (ROLES, "      ptx::wgmma_fence();\n", ""),
-    "sums read before they are there": (ROLES, "  ptx::wgmma_wait_group<0>();\n", ""),
-    "a tap's column off by one": (ROLES, "tap / 3 * pitch + tap % 3));", "tap / 3 * pitch + (tap % 3 + 1) % 3));"),
-    "rows and columns of taps swapped": (ROLES, "tap / 3 * pitch + tap % 3));", "tap % 3 * pitch + tap / 3));"),
-    "the pitch of a plane wrong": (
+    "no wgmma fence": order(ROLES, "      ptx::wgmma_fence();\n", ""),
+    "sums read before they are there": order(ROLES, "  ptx::wgmma_wait_group<0>();\n", ""),
+    "a tap's column off by one": value(ROLES, "tap / 3 * pitch + tap % 3));", "tap / 3 * pitch + (tap % 3 + 1) % 3));"),
+    "rows and columns of taps swapped": value(ROLES, "tap / 3 * pitch + tap % 3));", "tap % 3 * pitch + tap / 3));"),
+    "the pitch of a plane wrong": value(
         PLANES,
         "at(chunk, position), kPlaneBytes, 8",
         "at(chunk, position), kPlaneBytes - 16, 8",
     ),
-    "the stride of eight rows wrong": (PLANES, "kPlaneBytes, 8 * kChunkBytes)", "kPlaneBytes, 9 * kChunkBytes)"),
-    "the two strides swapped": (PLANES, "kPlaneBytes, 8 * kChunkBytes)", "8 * kChunkBytes, kPlaneBytes)"),
-    "the shortcut a pixel off": (ROLES, "rows.position + 2 * pitch + 2));", "rows.position + 2 * pitch + 1));"),
-    "the shortcut after ReLU": (
+    "the stride of eight rows wrong": value(PLANES, "kPlaneBytes, 8 * kChunkBytes)", "kPlaneBytes, 9 * kChunkBytes)"),
+    "the two strides swapped": value(PLANES, "kPlaneBytes, 8 * kChunkBytes)", "8 * kChunkBytes, kPlaneBytes)"),
+    "the shortcut a pixel off": value(ROLES, "rows.position + 2 * pitch + 2));", "rows.position + 2 * pitch + 1));"),
+    "the shortcut after ReLU": value(
         ROLES,
         "    for (int e = 0; e < 8; ++e) v[e] = bn.apply(sum[i * 8 + e], e / 2 % 2) + shortcut[i].get(e);\n"
         "    Pair packed;\n    Pair::pack_relu(packed.words, v);",
         "    for (int e = 0; e < 8; ++e) v[e] = relu_of(bn.apply(sum[i * 8 + e], e / 2 % 2)) + shortcut[i].get(e);\n"
         "    Pair packed;\n    Pair::pack(packed.words, v);",
     ),
-    "no shortcut": (ROLES, " + shortcut[i].get(e);", ";"),
-    "columns of the neighbour's tile stored": (ROLES, "column >= walk.tiling.columns ||", ""),
-    "rows below the image stored": (ROLES, " || y >= p.h ||", " ||"),
-    "positions that nobody fills left as they are": (KERNEL, "    ptx::st_shared_v4(smem + at, zeros);", "    ;"),
-    "barriers used before they are made": (
+    "no shortcut": value(ROLES, " + shortcut[i].get(e);", ";"),
+    "columns of the neighbour's tile stored": value(ROLES, "column >= walk.tiling.columns ||", ""),
+    "rows below the image stored": value(ROLES, " || y >= p.h ||", " ||"),
+    "positions that nobody fills left as they are": order(KERNEL, "    ptx::st_shared_v4(smem + at, zeros);", "    ;"),
+    "barriers used before they are made": order(
         KERNEL,
         "  sync_cluster<Config>();\n\n  // Registers go",
         "\n  // Registers go",
     ),
-    "weights of another swizzle": (HOST, "box.swizzle = Swizzle::k128;", "box.swizzle = Swizzle::kNone;"),
-    "a stage refilled while the cluster multiplies it": (
+    "weights of another swizzle": value(HOST, "box.swizzle = Swizzle::k128;", "box.swizzle = Swizzle::kNone;"),
+    "a stage refilled while the cluster multiplies it": order(
         ROLES,
         "ptx::mbarrier_wait_parity(barriers.free(at.stage), at.parity ^ 1);",
         ";",
     ),
-    "a stage released while it is multiplied": (ROLES, "ptx::wgmma_wait_group<1>();", "ptx::wgmma_wait_group<2>();"),
-    "a stage released in the own block alone": (
+    "a stage released while it is multiplied": order(
+        ROLES, "ptx::wgmma_wait_group<1>();", "ptx::wgmma_wait_group<2>();"
+    ),
+    "a stage released in the own block alone": order(
         ROLES,
         "ptx::mapa(barriers.free(stage), lane)",
         "ptx::mapa(barriers.free(stage), ptx::cluster_rank())",
     ),
-    "no arrival at the other block": (
+    "no arrival at the other block": order(
         ROLES,
         "if (lane < Config::kCluster) ptx::mbarrier",
         "if (lane < 1) ptx::mbarrier",
     ),
-    "one block's warps are enough to free a stage": (
+    "one block's warps are enough to free a stage": order(
         KERNEL,
         "ptx::mbarrier_init(barriers.free(i), Config::kCluster * Config::kConsumers / 32);",
         "ptx::mbarrier_init(barriers.free(i), Config::kConsumers / 32);",
     ),
-    "the weights brought to the own block alone": (
+    "the weights brought to the own block alone": order(
         ROLES,
         "rank * kShare, (1 << Config::kCluster) - 1);",
         "rank * kShare, 1 << rank);",
     ),
-    "the weights brought to more blocks than there are": (
+    "the weights brought to more blocks than there are": order(
         ROLES,
         "rank * kShare, (1 << Config::kCluster) - 1);",
         "rank * kShare, (2 << Config::kCluster) - 1);",
     ),
-    "every share put in one place": (ROLES, " + rank * kShare * kRowBytes;", ";"),
-    "every block brings the same share": (ROLES, "depth, rank * kShare,", "depth, 0,"),
-    "a block without a tile ignores the weights": (
+    "every share put in one place": order(ROLES, " + rank * kShare * kRowBytes;", ";"),
+    "every block brings the same share": value(ROLES, "depth, rank * kShare,", "depth, 0,"),
+    "a block without a tile ignores the weights": order(
         ROLES,
         "      if constexpr (!Config::kKeepsWeights) pass_weights<Config>(lane, barriers, at);\n",
         "",
     ),
-    "the cluster's barriers used before they are made": (
+    "the cluster's barriers used before they are made": order(
         KERNEL,
         "  sync_cluster<Config>();\n\n  // Registers go",
         "  ptx::bar_sync_all();\n\n  // Registers go",
     ),
-    "a block leaves before the cluster is done": (
+    "a block leaves before the cluster is done": order(
         KERNEL,
         "    sync_cluster<Config>();\n  }\n",
         "  }\n",
     ),
-    "both teams have the first one's tiles": (
+    "both teams have the first one's tiles": order(
         CONFIG,
         "tile(blockIdx.x + team * gridDim.x) {}",
         "tile(blockIdx.x + team * 0 * gridDim.x) {}",
@@ -352,10 +355,6 @@ def test_planted_bugs_have_something_to_break(kernels, schedule):
     exercise(kernels, schedule)
 
 
-def plant(bug):
-    return cuda_on_cpu.Plant(*PLANTS[bug]), ("block_fwd_bf16",)
-
-
-@pytest.mark.parametrize("bug", PLANTS)
+@each_bug(bugs_of(BUGS, fails(exercise), ("block_fwd_bf16",)))
 def test_planted_bugs_are_caught(planted, bug):
-    assert_caught(planted(bug), exercise)
+    bug.assert_caught(planted)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import cuda_on_cpu
 import pytest
 import torch
 from cuda_cases.convolution import (
@@ -19,7 +18,7 @@ from cuda_cases.convolution import (
     small_convolution,
 )
 from cuda_on_cpu.conv_fwd import STATISTICS, Variant, run_statistics
-from planting import SCHEDULES, assert_caught, by_schedule
+from planting import SCHEDULES, bugs_of, by_schedule, each_bug, fails, order, value
 
 from resnet_fused import reference
 
@@ -87,28 +86,30 @@ MOMENTS, FINISH, FOLD = (
     "cuda/bn/bn_finish.cuh",
     "cuda/bn/fold.cuh",
 )
-PLANTS = {
-    "no barrier before the exchange is read": (MOMENTS, "  ptx::bar_sync_all();\n", ""),
-    "a slab overwritten while it is read": (MOMENTS, "    ptx::bar_warp_sync(~0u);  // before the next", "    //"),
-    "a slab read before it is written": (
+MOMENT_BUGS = {
+    "no barrier before the exchange is read": order(MOMENTS, "  ptx::bar_sync_all();\n", ""),
+    "a slab overwritten while it is read": order(MOMENTS, "    ptx::bar_warp_sync(~0u);  // before the next", "    //"),
+    "a slab read before it is written": order(
         MOMENTS,
         "    slab.write(main.sum[i], place.lane);\n    ptx::bar_warp_sync(~0u);",
         "    slab.write(main.sum[i], place.lane);",
     ),
-    "rows past the last counted": (MOMENTS, "left < 0 ? 0 : left < most ? left : most", "most"),
-    "the lower warps' rows left out": (MOMENTS, "  if (count > 0) {", "  if (count > 1e9f) {"),
-    "two centers taken for one": (MOMENTS, "exchange[place.tile_n + e] - center[e], distances", "0.f, distances"),
-    "a row of lanes left out": (MOMENTS, "by = kLanesARow; by < 32;", "by = kLanesARow; by < 16;"),
-    "moments of what was not rounded": (MOMENTS, "stored.get(e), center[e]);", "v[e], center[e]);"),
-    "an infinite center": (MOMENTS, "is_finite(ptx::mov_f32_b32(first)) ?", "true ?"),
-    "a part in another's place": (MOMENTS, "(m0 / Config::kM)", "(m0 / Config::kM / 2)"),
-    "the bias forgotten": (MOMENTS, "v[e] = add_bias.apply(v[e], e);", "v[e] += 0;"),
-    "the last part as long as the others": (FINISH, "left < parts.each ? left : parts.each", "parts.each"),
-    "parts beyond a batch left out": (FINISH, "part += kFinishRows) {", "part += 2 * kFinishRows) {"),
-    "squares about another center": (FINISH, "d * (2 * distances + count * d)", "d * (distances + count * d)"),
-    "a fold without its barrier": (FOLD, "    ptx::bar_sync_all();\n", ""),
-    "a fold one slot short": (FOLD, "if (slot + half < width)", "if (slot + half + 1 < width)"),
-}  # fmt: skip
+    "rows past the last counted": value(MOMENTS, "left < 0 ? 0 : left < most ? left : most", "most"),
+    "the lower warps' rows left out": value(MOMENTS, "  if (count > 0) {", "  if (count > 1e9f) {"),
+    "two centers taken for one": value(MOMENTS, "exchange[place.tile_n + e] - center[e], distances", "0.f, distances"),
+    "a row of lanes left out": value(MOMENTS, "by = kLanesARow; by < 32;", "by = kLanesARow; by < 16;"),
+    "moments of what was not rounded": value(MOMENTS, "stored.get(e), center[e]);", "v[e], center[e]);"),
+    "an infinite center": value(MOMENTS, "is_finite(ptx::mov_f32_b32(first)) ?", "true ?"),
+    "a part in another's place": order(MOMENTS, "(m0 / Config::kM)", "(m0 / Config::kM / 2)"),
+    "the bias forgotten": value(MOMENTS, "v[e] = add_bias.apply(v[e], e);", "v[e] += 0;"),
+}
+FINISH_BUGS = {
+    "the last part as long as the others": value(FINISH, "left < parts.each ? left : parts.each", "parts.each"),
+    "parts beyond a batch left out": value(FINISH, "part += kFinishRows) {", "part += 2 * kFinishRows) {"),
+    "squares about another center": value(FINISH, "d * (2 * distances + count * d)", "d * (distances + count * d)"),
+    "a fold without its barrier": order(FOLD, "    ptx::bar_sync_all();\n", ""),
+    "a fold one slot short": value(FOLD, "if (slot + half < width)", "if (slot + half + 1 < width)"),
+}
 
 
 def exercise(kernels, schedule):
@@ -129,15 +130,14 @@ def exercise(kernels, schedule):
     assert torch.isnan(moments[1]).all()
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@by_schedule
 def test_planted_bugs_have_something_to_break(kernels, schedule):
     exercise(kernels, schedule)
 
 
-def plant(bug):
-    return cuda_on_cpu.Plant(*PLANTS[bug]), ("conv_stats_bf16" if PLANTS[bug][0] == MOMENTS else "bn_finish",)
-
-
-@pytest.mark.parametrize("bug", PLANTS)
+@each_bug(
+    bugs_of(MOMENT_BUGS, fails(exercise), ("conv_stats_bf16",), "v.tile_m == 64"),
+    bugs_of(FINISH_BUGS, fails(exercise), ("bn_finish",)),
+)
 def test_planted_bugs_are_caught(planted, bug):
-    assert_caught(planted(bug), exercise)
+    bug.assert_caught(planted)

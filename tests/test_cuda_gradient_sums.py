@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import cuda_on_cpu
 import pytest
 import torch
 from criterion import assert_close
@@ -23,7 +22,7 @@ from cuda_cases.convolution import (
 )
 from cuda_on_cpu.conv_fwd import GRADIENT, Variant, run_gradient
 from cuda_on_cpu.tensors import BatchNorm
-from planting import SCHEDULES, assert_caught, by_schedule
+from planting import SCHEDULES, bugs_of, by_schedule, each_bug, fails, order, value
 
 from resnet_fused import reference
 
@@ -127,35 +126,39 @@ def test_the_same_bits_in_every_order_of_blocks(kernels):
 
 
 EPILOGUE, ROWS = "cuda/sm80/conv_gradient_sums.cuh", "cuda/sm80/conv_moments.cuh"
-PLANTS = {
-    "no barrier before the exchange is read": (EPILOGUE, "  ptx::bar_sync_all();\n", ""),
-    "a slab overwritten while it is read": (EPILOGUE, "    ptx::bar_warp_sync(~0u);  // before the next", "    //"),
-    "a slab read before it is written": (
+BUGS = {
+    "no barrier before the exchange is read": order(EPILOGUE, "  ptx::bar_sync_all();\n", ""),
+    "a slab overwritten while it is read": order(
+        EPILOGUE, "    ptx::bar_warp_sync(~0u);  // before the next", "    //"
+    ),
+    "a slab read before it is written": order(
         EPILOGUE,
         "    slab.write(main.sum[i], place.lane);\n    ptx::bar_warp_sync(~0u);",
         "    slab.write(main.sum[i], place.lane);",
     ),
-    "rows past the last": (EPILOGUE, "inside[pass] = m < pixels && ", "inside[pass] = "),
-    "channels past the last": (EPILOGUE, "m < pixels && place.n < k;", "m < pixels;"),
-    "the mask of another channel": (EPILOGUE, "bn.apply(x, e) <=", "bn.apply(x, e ^ 1) <="),
-    "the mask of another row": (EPILOGUE, "raw[pass].get(e)", "raw[Place::kPasses - 1 - pass].get(e)"),
-    "no mask": (EPILOGUE, "closed ? 0 :", "false ? 0 :"),
-    "NaN closes": (EPILOGUE, "= bn.apply(x, e) <= kVanishes<Config::kDtype>;", "= !(bn.apply(x, e) > 0x1p-25f);"),
-    "what vanished is open": (EPILOGUE, "<= kVanishes<Config::kDtype>", "<= 0"),
-    "sums of what was not rounded": (EPILOGUE, "closed ? 0 : stored.get(e)", "closed ? 0 : v[e]"),
-    "the raw value for its distance from the mean": (EPILOGUE, "x - mean[e]", "x"),
-    "the mean of other channels": (EPILOGUE, "p.main.bn.mean, place.n, 0.0f", "p.main.bn.mean, place.tile_n, 0.0f"),
-    "the other gradient forgotten": (EPILOGUE, "v[e] += beside[pass].get(e);", "v[e] += 0;"),
-    "the lower warps' rows left out": (EPILOGUE, "sum_g[e + f] + exchange[place.tile_n + e + f]", "sum_g[e + f]"),
-    "the lower warps' products left out": (
+    "rows past the last": value(EPILOGUE, "inside[pass] = m < pixels && ", "inside[pass] = "),
+    "channels past the last": value(EPILOGUE, "m < pixels && place.n < k;", "m < pixels;"),
+    "the mask of another channel": value(EPILOGUE, "bn.apply(x, e) <=", "bn.apply(x, e ^ 1) <="),
+    "the mask of another row": value(EPILOGUE, "raw[pass].get(e)", "raw[Place::kPasses - 1 - pass].get(e)"),
+    "no mask": value(EPILOGUE, "closed ? 0 :", "false ? 0 :"),
+    "NaN closes": value(EPILOGUE, "= bn.apply(x, e) <= kVanishes<Config::kDtype>;", "= !(bn.apply(x, e) > 0x1p-25f);"),
+    "what vanished is open": value(EPILOGUE, "<= kVanishes<Config::kDtype>", "<= 0"),
+    "sums of what was not rounded": value(EPILOGUE, "closed ? 0 : stored.get(e)", "closed ? 0 : v[e]"),
+    "the raw value for its distance from the mean": value(EPILOGUE, "x - mean[e]", "x"),
+    "the mean of other channels": value(
+        EPILOGUE, "p.main.bn.mean, place.n, 0.0f", "p.main.bn.mean, place.tile_n, 0.0f"
+    ),
+    "the other gradient forgotten": value(EPILOGUE, "v[e] += beside[pass].get(e);", "v[e] += 0;"),
+    "the lower warps' rows left out": value(EPILOGUE, "sum_g[e + f] + exchange[place.tile_n + e + f]", "sum_g[e + f]"),
+    "the lower warps' products left out": value(
         EPILOGUE,
         "sum_g_x[e + f] + exchange[Config::kN + place.tile_n + e + f]",
         "sum_g_x[e + f]",
     ),
-    "the sums exchanged": (EPILOGUE, "(part + e * sizeof(float), both_g)", "(part + e * sizeof(float), both_g_x)"),
-    "a part in another's place": (EPILOGUE, "(m0 / Config::kM)", "(m0 / Config::kM / 2)"),
-    "a row of lanes left out": (ROWS, "by = kLanesARow; by < 32;", "by = kLanesARow; by < 16;"),
-}  # fmt: skip
+    "the sums exchanged": value(EPILOGUE, "(part + e * sizeof(float), both_g)", "(part + e * sizeof(float), both_g_x)"),
+    "a part in another's place": order(EPILOGUE, "(m0 / Config::kM)", "(m0 / Config::kM / 2)"),
+    "a row of lanes left out": value(ROWS, "by = kLanesARow; by < 32;", "by = kLanesARow; by < 16;"),
+}
 
 
 def exercise(kernels, schedule):
@@ -183,15 +186,11 @@ def exercise(kernels, schedule):
         torch.testing.assert_close(a, e, equal_nan=True, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@by_schedule
 def test_planted_bugs_have_something_to_break(kernels, schedule):
     exercise(kernels, schedule)
 
 
-def plant(bug):
-    return cuda_on_cpu.Plant(*PLANTS[bug]), ("conv_gradient_f16",)
-
-
-@pytest.mark.parametrize("bug", PLANTS)
+@each_bug(bugs_of(BUGS, fails(exercise), ("conv_gradient_f16",), "v.tile_m == 64"))
 def test_planted_bugs_are_caught(planted, bug):
-    assert_caught(planted(bug), exercise)
+    bug.assert_caught(planted)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 
-import cuda_on_cpu
 import pytest
 import torch
 from criterion import assert_close
 from cuda_cases.batch_norm import REDUCED, WIDTHS, activation, batch_norm, by_dtype, by_format, in_float64
 from cuda_on_cpu.bn_add_act import Variant, parameters, run
 from cuda_on_cpu.tensors import BatchNorm
-from planting import assert_caught, by_schedule
+from planting import bugs_of, by_schedule, each_bug, fails, order, value
 from support import zero_eps
 
 from resnet_fused import reference
@@ -228,28 +227,32 @@ KERNEL, CONFIG, WALK, AFFINE, ELEMENT = (
     "cuda/tile/scale_shift.cuh",
     "cuda/tile/element.cuh",
 )
-PLANTS = {
-    "reads past the last item": (KERNEL, "i < walk.items; i += step", "i <= walk.items; i += step"),
-    "stops before the last item": (KERNEL, "i < walk.items; i += step", "i + 1 < walk.items; i += step"),
-    "no bounds check on lanes": (KERNEL, "if (lane >= walk.all_lanes) return;", ""),
-    "counts a batch short": (KERNEL, "i += Config::kBatch * step", "i += (Config::kBatch - 1) * step"),
-    "wrong channel": (CONFIG, "kChannels == 1 ? 0 : e;", "kChannels == 1 ? 0 : e ^ 1;"),
-    "wrong lane's vectors": (KERNEL, "const Affine bn(p.bn, lane * Config::kChannels);", "const Affine bn(p.bn, 0);"),
-    "residual dropped": (
+BUGS = {
+    "reads past the last item": value(KERNEL, "i < walk.items; i += step", "i <= walk.items; i += step"),
+    "stops before the last item": value(KERNEL, "i < walk.items; i += step", "i + 1 < walk.items; i += step"),
+    "no bounds check on lanes": value(KERNEL, "if (lane >= walk.all_lanes) return;", ""),
+    "counts a batch short": value(KERNEL, "i += Config::kBatch * step", "i += (Config::kBatch - 1) * step"),
+    "wrong channel": value(CONFIG, "kChannels == 1 ? 0 : e;", "kChannels == 1 ? 0 : e ^ 1;"),
+    "wrong lane's vectors": value(
+        KERNEL, "const Affine bn(p.bn, lane * Config::kChannels);", "const Affine bn(p.bn, 0);"
+    ),
+    "residual dropped": value(
         KERNEL,
         "Config::kShortcut == Shortcut::kAdd) v[e] +=",
         "Config::kShortcut == Shortcut::kAdd) (void)",
     ),
-    "projection's BatchNorm dropped": (KERNEL, "Affine(p.shortcut_bn,", "Affine(p.bn,"),
-    "NaN lost in ReLU": (ELEMENT, "return ptx::max_nan(v, 0.0f);", "return v > 0 ? v : 0;"),
-    "alignment of the shortcut forgotten": (
+    "projection's BatchNorm dropped": value(KERNEL, "Affine(p.shortcut_bn,", "Affine(p.bn,"),
+    "NaN lost in ReLU": value(ELEMENT, "return ptx::max_nan(v, 0.0f);", "return v > 0 ? v : 0;"),
+    "alignment of the shortcut forgotten": value(
         WALK,
         " | reinterpret_cast<uintptr_t>(p.shortcut)",
         "",
     ),
-    "eps forgotten": (AFFINE, "var[i] + static_cast<Acc>(bn.eps)", "var[i]"),
-    "halves swapped": (ELEMENT, "i % 2 ? words[i / 2] & 0xffff0000u", "i % 2 == 0 ? words[i / 2] & 0xffff0000u"),
-    "read-only load of what is written": (KERNEL, "template load<Access::kPlain>", "template load<Access::kReadOnly>"),
+    "eps forgotten": value(AFFINE, "var[i] + static_cast<Acc>(bn.eps)", "var[i]"),
+    "halves swapped": value(ELEMENT, "i % 2 ? words[i / 2] & 0xffff0000u", "i % 2 == 0 ? words[i / 2] & 0xffff0000u"),
+    "read-only load of what is written": order(
+        KERNEL, "template load<Access::kPlain>", "template load<Access::kReadOnly>"
+    ),
 }
 
 
@@ -271,10 +274,13 @@ def test_planted_bugs_have_something_to_break(kernels, schedule):
     exercise(kernels, schedule)
 
 
-def plant(bug):
-    return cuda_on_cpu.Plant(*PLANTS[bug]), ("bn_add_act",)
-
-
-@pytest.mark.parametrize("bug", PLANTS)
+@each_bug(
+    bugs_of(
+        BUGS,
+        fails(exercise),
+        ("bn_add_act",),
+        "v.dtype == Dtype::kBFloat16 && v.layout == Layout::kNHWC && (v.vector == 8 || v.shortcut == Shortcut::kAdd)",
+    )
+)
 def test_planted_bugs_are_caught(planted, bug):
-    assert_caught(planted(bug), exercise)
+    bug.assert_caught(planted)

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from cuda_on_cpu import Plant, bn_add_act, conv_fwd
+from cuda_on_cpu import bn_add_act, conv_fwd
 from cuda_on_cpu.tensors import BatchNorm
+from planting import bugs_of, each_bug, order
 
 CUDA = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
 WAIT = "  ptx::griddepcontrol_wait();\n"
 
 
-# What is planted, and the source that is compiled with it.
-BUGS = {
-    "bn_add_act-forgets": (Plant("cuda/bn/bn_add_act.cuh", WAIT, ""), "bn_add_act"),
-    "conv_fwd-forgets": (Plant("cuda/sm80/conv_fwd.cuh", WAIT, ""), "conv_fwd_bf16"),
-    "conv_finish-forgets": (Plant("cuda/sm80/conv_finish.cuh", WAIT, ""), "conv_finish"),
-    "conv_sm90-forgets": (Plant("cuda/sm90/conv_sm90.cuh", WAIT, ""), "conv_sm90_bf16"),
+FORGETS = {
+    "bn_add_act": order("cuda/bn/bn_add_act.cuh", WAIT, ""),
+    "conv_fwd_bf16": order("cuda/sm80/conv_fwd.cuh", WAIT, ""),
+    "conv_finish": order("cuda/sm80/conv_finish.cuh", WAIT, ""),
+    "conv_sm90_bf16": order("cuda/sm90/conv_sm90.cuh", WAIT, ""),
+}
+VARIANTS = {
+    "bn_add_act": "v.dtype == Dtype::kBFloat16 && v.vector == 8 && v.layout == Layout::kNHWC && "
+    "v.shortcut == Shortcut::kNone",
+    "conv_fwd_bf16": "v.tile_m == 64 && v.mode == ConvFwdMode::kPlain",
+    "conv_finish": "true",
+    "conv_sm90_bf16": "v.tile_m == 128 && v.mode == ConvFwdMode::kPlain",
 }
 
 
-def plant(bug):
-    planted, source = BUGS[bug]
-    return planted, (source,)
-
-
-def run(kernels, source):
+def run(source, kernels, schedule):
+    """The report of one launch of that source's kernel."""
     dtype = torch.bfloat16
 
     def image(*shape):
@@ -36,22 +40,31 @@ def run(kernels, source):
 
     bn = BatchNorm(*(torch.rand(64) + 0.5 for _ in range(4)))
     if source == "bn_add_act":
-        return bn_add_act.run(kernels, image(1, 64, 4, 4), bn, sm_count=2)[1]
+        return bn_add_act.run(kernels, image(1, 64, 4, 4), bn, sm_count=2, schedule=schedule)[1]
     conv = conv_fwd.Conv(image(1, 64, 4, 4), image(64, 64, 3, 3), bn, padding=(1, 1))
     if source == "conv_sm90_bf16":
-        return conv_fwd.run(kernels, (128, 128), conv, family="conv_sm90")[1]
-    return conv_fwd.run(kernels, (64, 64), conv, splits=2 if source == "conv_finish" else 1)[1]
+        return conv_fwd.run(kernels, (128, 128), conv, family="conv_sm90", schedule=schedule)[1]
+    return conv_fwd.run(kernels, (64, 64), conv, splits=2 if source == "conv_finish" else 1, schedule=schedule)[1]
 
 
-@pytest.mark.parametrize("bug", BUGS)
-def test_a_forgotten_wait_is_found(planted, bug):
-    found = {hazard for hazard, _ in run(planted(bug), BUGS[bug][1])["hazards"]}
+def check_found(source, kernels, schedule):
+    found = {hazard for hazard, _ in run(source, kernels, schedule)["hazards"]}
     assert {"global memory before griddepcontrol.wait", "no griddepcontrol.wait"} <= found
 
 
-@pytest.mark.parametrize("source", ["bn_add_act", "conv_fwd_bf16", "conv_finish", "conv_sm90_bf16"])
+@each_bug(
+    *(
+        bugs_of({f"{source}-forgets": edit}, functools.partial(check_found, source), (source,), VARIANTS[source])
+        for source, edit in FORGETS.items()
+    )
+)
+def test_a_forgotten_wait_is_found(planted, bug):
+    bug.assert_caught(planted)
+
+
+@pytest.mark.parametrize("source", FORGETS)
 def test_with_it_nothing_is_found(kernels, source):
-    assert run(kernels, source)["errors"] == []
+    assert run(source, kernels, "stay")["errors"] == []
 
 
 def test_every_kernel_that_is_launched_dependent_waits():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import cuda_on_cpu
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from cuda_on_cpu.bn_train import wide
 from cuda_on_cpu.tensors import DTYPES, BatchNorm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planting import assert_caught, by_schedule
+from planting import bugs_of, by_schedule, each_bug, fails, order, value
 from support import TINY_EPS
 
 NONE_TAKEN = 255
@@ -315,169 +314,183 @@ FORWARD_FILE, BACKWARD_FILE, PIXEL, HOST = (
     "cuda/pool/pixel.cuh",
     "cuda/pool/pool.h",
 )
-PLANTS = {
-    "the last of equals": (
+BYTE_BUGS = {
+    "a byte on its neighbour": value(
+        "cuda/tile/bytes.cuh",
+        "ptx::st_global_u8(address,",
+        "ptx::st_global_u8(address - (reinterpret_cast<uintptr_t>(address) & 1),",
+    )
+}
+FORWARD_BUGS = {
+    "the last of equals": value(
         FORWARD_FILE,
         "const bool takes = v > value[c] || v != v;",
         "const bool takes = v >= value[c] || v != v;",
     ),
-    "a NaN that is no number": (
+    "a NaN that is no number": value(
         FORWARD_FILE,
         "const bool takes = v > value[c] || v != v;",
         "const bool takes = v > value[c];",
     ),
-    "the first NaN": (FORWARD_FILE, "v > value[c] || v != v;", "!(v <= value[c]) && value[c] == value[c];"),
-    "closed ReLUs not marked": (
+    "the first NaN": value(FORWARD_FILE, "v > value[c] || v != v;", "!(v <= value[c]) && value[c] == value[c];"),
+    "closed ReLUs not marked": value(
         FORWARD_FILE,
         "if (value[c] <= Acc(kVanishes",
         "if (false && value[c] <= Acc(kVanishes",
     ),
-    "a vanishing value is open": (FORWARD_FILE, "Acc(kVanishes<Config::kDtype>)", "Acc(0)"),
-    "a number by rows": (
+    "a vanishing value is open": value(FORWARD_FILE, "Acc(kVanishes<Config::kDtype>)", "Acc(0)"),
+    "a number by rows": value(
         FORWARD_FILE,
         "(row - top) * w.kernel + column - left",
         "(row - top) * h.kernel + column - left",
     ),
-    "numbered from the image's edge": (FORWARD_FILE, "(row - top) * w.kernel", "(row - larger(top, 0)) * w.kernel"),
-    "a window's last column": (FORWARD_FILE, "column < right", "column < right - 1"),
-    "a window past its last row": (FORWARD_FILE, "row < bottom", "row <= bottom"),
-    "padding read above": (FORWARD_FILE, "row = larger(top, 0); row", "row = top; row"),
-    "padding read below": (FORWARD_FILE, "smaller(top + h.kernel, h.in)", "top + h.kernel"),
-    "3x3: the last of equals": (
+    "numbered from the image's edge": value(
+        FORWARD_FILE, "(row - top) * w.kernel", "(row - larger(top, 0)) * w.kernel"
+    ),
+    "a window's last column": value(FORWARD_FILE, "column < right", "column < right - 1"),
+    "a window past its last row": value(FORWARD_FILE, "row < bottom", "row <= bottom"),
+    "padding read above": value(FORWARD_FILE, "row = larger(top, 0); row", "row = top; row"),
+    "padding read below": value(FORWARD_FILE, "smaller(top + h.kernel, h.in)", "top + h.kernel"),
+    "3x3: the last of equals": value(
         FORWARD_FILE,
         "for (int t = kTaps - 1; t >= 0; --t) number",
         "for (int t = 0; t < kTaps; ++t) number",
     ),
-    "3x3: the first NaN": (
+    "3x3: the first NaN": value(
         FORWARD_FILE,
         "for (int t = 0; t < kTaps; ++t) number = v[t] != v[t]",
         "for (int t = kTaps - 1; t >= 0; --t) number = v[t] != v[t]",
     ),
-    "3x3: a NaN without a number": (FORWARD_FILE, "if (most != most)", "if (false)"),
-    "3x3: padding by its own number": (FORWARD_FILE, "id[t] = (row - top) * kSide + column - left;", "id[t] = t;"),
-    "3x3: padding read": (
+    "3x3: a NaN without a number": value(FORWARD_FILE, "if (most != most)", "if (false)"),
+    "3x3: padding by its own number": value(FORWARD_FILE, "id[t] = (row - top) * kSide + column - left;", "id[t] = t;"),
+    "3x3: padding read": value(
         FORWARD_FILE,
         "smaller(larger(top + t / kSide, 0), h.in - 1)",
         "smaller(top + t / kSide, h.in - 1)",
     ),
-    "3x3: the last column left out": (
+    "3x3: the last column left out": value(
         FORWARD_FILE,
         "smaller(larger(left + t % kSide, 0), w.in - 1)",
         "smaller(larger(left + t % kSide, 0), w.in - 2)",
     ),
-    "3x3: negative values": (FORWARD_FILE, "Acc v[kTaps], most = 0;", "Acc v[kTaps], most = -1;"),
-    "an argmax that nobody wants": (
+    "3x3: negative values": value(FORWARD_FILE, "Acc v[kTaps], most = 0;", "Acc v[kTaps], most = -1;"),
+    "an argmax that nobody wants": value(
         FORWARD_FILE,
         "    if constexpr (Config::kArgmax) {\n      // What is stored",
         "    {\n      // What is stored",
     ),
-    "an argmax for a kernel without one": (HOST, "p.taken != nullptr", "true"),
-    "another lane's vectors": (FORWARD_FILE, "bn(p.bn, lane * Config::kChannels)", "bn(p.bn, 0)"),
-    "forward: no bounds check on lanes": (FORWARD_FILE, "if (lane >= walk.all_lanes) return;", ""),
-    "forward: an item past the last": (FORWARD_FILE, "i < walk.items;", "i <= walk.items;"),
-    "windows from one too late": (
-        BACKWARD_FILE,
-        "stride.quotient(from - axis.kernel) + 1",
-        "stride.quotient(from - axis.kernel) + 2",
+    "an argmax for a kernel without one": value(HOST, "p.taken != nullptr", "true"),
+    "another lane's vectors": value(FORWARD_FILE, "bn(p.bn, lane * Config::kChannels)", "bn(p.bn, 0)"),
+    "forward: no bounds check on lanes": value(FORWARD_FILE, "if (lane >= walk.all_lanes) return;", ""),
+    "forward: an item past the last": value(FORWARD_FILE, "i < walk.items;", "i <= walk.items;"),
+    "forward: no wait for the grid before": order(FORWARD_FILE, "  ptx::griddepcontrol_wait();\n", ""),
+    "rows of the wrong image": value(
+        PIXEL, "((image * rows + h) * columns + w)", "((image * columns + h) * columns + w)"
     ),
-    "windows that end before the pixel": (BACKWARD_FILE, "from < axis.kernel ? 0", "from < axis.kernel + 1 ? 0"),
-    "windows to one too early": (
-        BACKWARD_FILE,
-        "smaller(stride.quotient(from), axis.out - 1)",
-        "smaller(stride.quotient(from), axis.out - 1) - 1",
-    ),
-    "windows past the last": (BACKWARD_FILE, "smaller(stride.quotient(from), axis.out - 1)", "stride.quotient(from)"),
-    "padding not counted": (BACKWARD_FILE, "from(at + axis.pad)", "from(at)"),
-    "whatever was taken": (BACKWARD_FILE, "if (taken.get(c) == id) sum", "if (taken.get(c) != kNoneTaken) sum"),
-    "the other number": (
-        BACKWARD_FILE,
-        "(h.from - row * s.h.stride) * s.w.kernel",
-        "(h.from - row * s.h.stride) * s.h.kernel",
-    ),
-    "a sum that is replaced": (BACKWARD_FILE, "sum[c] += grad.get(c)", "sum[c] = grad.get(c)"),
-    "few: the last window again": (
-        BACKWARD_FILE,
-        "const int32_t row = h.first + i / kSide, column = w.first + i % kSide;",
-        "const int32_t row = smaller(h.first + i / kSide, h.last), column = smaller(w.first + i % kSide, w.last);",
-    ),
-    "few: windows past the last loaded": (BACKWARD_FILE, "smaller(h.first + i / kSide, h.last)", "h.first + i / kSide"),
-    "any: a column short": (BACKWARD_FILE, "column <= w.last; ++column", "column < w.last; ++column"),
-    "backward: no bounds check on lanes": (BACKWARD_FILE, "if (lane >= walk.all_lanes) return;", ""),
-    "backward: an item short": (BACKWARD_FILE, "i < walk.items;", "i + 1 < walk.items;"),
-    "forward: no wait for the grid before": (FORWARD_FILE, "  ptx::griddepcontrol_wait();\n", ""),
-    "backward: no wait for the grid before": (BACKWARD_FILE, "  ptx::griddepcontrol_wait();\n", ""),
-    "rows of the wrong image": (PIXEL, "((image * rows + h) * columns + w)", "((image * columns + h) * columns + w)"),
-    "bytes as wide as elements": (
+    "bytes as wide as elements": value(
         PIXEL,
         "static_cast<uint64_t>(access) * Config::kVector;",
         "data_at<Config>(access);",
     ),
-    "alignment of taken forgotten": (
+    "alignment of taken forgotten": value(
         HOST,
         "reinterpret_cast<uintptr_t>(p.out) | reinterpret_cast<uintptr_t>(p.taken);",
         "reinterpret_cast<uintptr_t>(p.out);",
     ),
-    "three windows taken for two": (HOST, "(a.kernel - 1) / a.stride < 2", "(a.kernel - 1) / a.stride < 3"),
-    "rows taken for columns": (
+    "rows taken for columns": value(
         HOST,
         "w.columns = Divisor(over_outputs ? s.w.out : s.w.in)",
         "w.columns = Divisor(over_outputs ? s.h.out : s.h.in)",
     ),
 }
+BACKWARD_BUGS = {
+    "windows from one too late": value(
+        BACKWARD_FILE,
+        "stride.quotient(from - axis.kernel) + 1",
+        "stride.quotient(from - axis.kernel) + 2",
+    ),
+    "windows that end before the pixel": value(BACKWARD_FILE, "from < axis.kernel ? 0", "from < axis.kernel + 1 ? 0"),
+    "windows to one too early": value(
+        BACKWARD_FILE,
+        "smaller(stride.quotient(from), axis.out - 1)",
+        "smaller(stride.quotient(from), axis.out - 1) - 1",
+    ),
+    "windows past the last": value(
+        BACKWARD_FILE, "smaller(stride.quotient(from), axis.out - 1)", "stride.quotient(from)"
+    ),
+    "padding not counted": value(BACKWARD_FILE, "from(at + axis.pad)", "from(at)"),
+    "whatever was taken": value(BACKWARD_FILE, "if (taken.get(c) == id) sum", "if (taken.get(c) != kNoneTaken) sum"),
+    "the other number": value(
+        BACKWARD_FILE,
+        "(h.from - row * s.h.stride) * s.w.kernel",
+        "(h.from - row * s.h.stride) * s.h.kernel",
+    ),
+    "a sum that is replaced": value(BACKWARD_FILE, "sum[c] += grad.get(c)", "sum[c] = grad.get(c)"),
+    "few: the last window again": value(
+        BACKWARD_FILE,
+        "const int32_t row = h.first + i / kSide, column = w.first + i % kSide;",
+        "const int32_t row = smaller(h.first + i / kSide, h.last), column = smaller(w.first + i % kSide, w.last);",
+    ),
+    "few: windows past the last loaded": value(
+        BACKWARD_FILE, "smaller(h.first + i / kSide, h.last)", "h.first + i / kSide"
+    ),
+    "any: a column short": value(BACKWARD_FILE, "column <= w.last; ++column", "column < w.last; ++column"),
+    "backward: no bounds check on lanes": value(BACKWARD_FILE, "if (lane >= walk.all_lanes) return;", ""),
+    "backward: an item short": value(BACKWARD_FILE, "i < walk.items;", "i + 1 < walk.items;"),
+    "backward: no wait for the grid before": order(BACKWARD_FILE, "  ptx::griddepcontrol_wait();\n", ""),
+    "three windows taken for two": value(HOST, "(a.kernel - 1) / a.stride < 2", "(a.kernel - 1) / a.stride < 3"),
+}
 
 
-def exercise(kernels, schedule):
-    """What every planted bug must fail."""
-    for pool, size in itertools.product((STEM, ((5, 2), (3, 1), (2, 1)), ((2, 4), (1, 2), (0, 2))), [(2, 24, 8, 9)]):
+EXERCISED = (STEM, ((5, 2), (3, 1), (2, 1)), ((2, 4), (1, 2), (0, 2)))
+
+
+def exercise_forward(kernels, schedule):
+    size = (2, 24, 8, 9)
+    for pool in EXERCISED:
         x, bn = whole_numbers(size, torch.float16)
         check_forward(kernels, x, bn, pool, exact=True, schedule=schedule)
         x[0, 1, 3, 3] = x[0, 1, 3, 4] = x[0, 1, 4, 3] = x[1, 0, 0, 0] = x[1, 2, 7, 8] = torch.nan
         check_forward(kernels, x, bn, pool, exact=True, schedule=schedule)
-        check_forward(
-            kernels, activation(size, torch.float16, True), batch_norm(24, torch.float32), pool, schedule=schedule
-        )
-        check_backward(kernels, *gradient(size, pool, torch.float16), size, pool, schedule=schedule)
+        drawn = activation(size, torch.float16, True)
+        check_forward(kernels, drawn, batch_norm(24), pool, schedule=schedule)
         # 2^-25 in every place: more than 0, and stored as 0
         tiny = BatchNorm(torch.zeros(24), torch.full((24,), 2.0**-25), torch.zeros(24), torch.ones(24), None, 0.0)
         out, taken, _ = emulated.forward(kernels, x.nan_to_num(), tiny, pool, schedule=schedule)
         assert (out == 0).all()
         assert (taken == NONE_TAKEN).all()
     # 257 lanes in two groups: of the last some are past the last
-    size = (1, 2056, 3, 3)
-    check_forward(kernels, *whole_numbers(size, torch.float16), STEM, exact=True, schedule=schedule)
-    check_backward(kernels, *gradient(size, STEM, torch.float16), size, STEM, schedule=schedule)
-    size = (2, 8, 5, 4)
-    x, bn = whole_numbers(size, torch.float16)
+    check_forward(kernels, *whole_numbers((1, 2056, 3, 3), torch.float16), STEM, exact=True, schedule=schedule)
+    x, bn = whole_numbers((2, 8, 5, 4), torch.float16)
     check_forward(kernels, x, bn, STEM, exact=True, schedule=schedule, misalign="taken")
-    grad, taken = gradient(size, ((3, 3), (1, 1), (1, 1)), torch.float16)
-    check_backward(kernels, grad, taken, size, ((3, 3), (1, 1), (1, 1)), schedule=schedule)
 
 
-ON_ITS_NEIGHBOUR = cuda_on_cpu.Plant(
-    "cuda/tile/bytes.cuh",
-    "ptx::st_global_u8(address,",
-    "ptx::st_global_u8(address - (reinterpret_cast<uintptr_t>(address) & 1),",
-)
+def exercise_backward(kernels, schedule):
+    sizes = [(pool, (2, 24, 8, 9)) for pool in EXERCISED]
+    # 257 lanes, as above, and pixels of nine windows
+    for pool, size in [*sizes, (STEM, (1, 2056, 3, 3)), (((3, 3), (1, 1), (1, 1)), (2, 8, 5, 4))]:
+        check_backward(kernels, *gradient(size, pool, torch.float16), size, pool, schedule=schedule)
 
 
-def test_single_bytes_are_told_apart():
+def check_bytes_apart(kernels, schedule):
     """A byte that is stored on its neighbour is written twice, and leaves one that never is."""
     x, bn = whole_numbers((1, 4, 6, 6), torch.float64)
-    found = emulated.forward(cuda_on_cpu.load(ON_ITS_NEIGHBOUR, ("bn_pool",)), x, bn, STEM)[2]["hazards"]
+    found = emulated.forward(kernels, x, bn, STEM, schedule=schedule)[2]["hazards"]
     assert {hazard for hazard, _ in found} == {"global memory written twice", "output never written"}
 
 
 @by_schedule
 def test_planted_bugs_have_something_to_break(kernels, schedule):
-    exercise(kernels, schedule)
+    exercise_forward(kernels, schedule)
+    exercise_backward(kernels, schedule)
 
 
-def plant(bug):
-    file = PLANTS[bug][0]
-    sources = {FORWARD_FILE: ("bn_pool",), BACKWARD_FILE: ("pool_backward",)}
-    return cuda_on_cpu.Plant(*PLANTS[bug]), sources.get(file, ("bn_pool", "pool_backward"))
-
-
-@pytest.mark.parametrize("bug", PLANTS)
+@each_bug(
+    bugs_of(BYTE_BUGS, check_bytes_apart, ("bn_pool",), "v.dtype == Dtype::kFloat64"),
+    bugs_of(
+        FORWARD_BUGS, fails(exercise_forward), ("bn_pool",), "v.dtype == Dtype::kFloat16 && (v.vector == 8 || v.argmax)"
+    ),
+    bugs_of(BACKWARD_BUGS, fails(exercise_backward), ("pool_backward",), "v.dtype == Dtype::kFloat16 && v.vector == 8"),
+)
 def test_planted_bugs_are_caught(planted, bug):
-    assert_caught(planted(bug), exercise)
+    bug.assert_caught(planted)

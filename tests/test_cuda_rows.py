@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 
-import cuda_on_cpu
 import pytest
 import torch
 from cuda_cases.batch_norm import batch_norm_kinds
@@ -13,7 +12,7 @@ from cuda_cases.convolution import check, check_nonfinite, convolution, plant_no
 from cuda_cases.sm90 import DTYPES, by_dtype
 from cuda_on_cpu.conv_fwd import Variant, run
 from cuda_on_cpu.tensors import BatchNorm
-from planting import assert_caught, by_schedule
+from planting import bugs_of, by_schedule, each_bug, fails, order, value
 
 TILES = [(4, 56), (7, 32), (8, 32), (16, 16), (8, 8)]  # rows, columns
 VARIANTS = [Variant(d, t, "plain") for d, t in itertools.product(DTYPES, TILES)]
@@ -148,100 +147,108 @@ ROLES, CONFIG, KERNEL, HOST = (
     "cuda/sm90/conv_rows_variants.cuh",
 )
 TURN = "    ptx::mbarrier_wait_parity(barriers.turn(consumer), consumer == 0 ? parity ^ 1 : parity);"
-PLANTS = {
-    "a stage refilled while it is read": (
+BUGS = {
+    "a stage refilled while it is read": order(
         ROLES,
         "ptx::mbarrier_wait_parity(barriers.empty(stage), Config::parity_of(t) ^ 1);",
         "",
     ),
-    "the wrong parity of an empty stage": (ROLES, "Config::parity_of(t) ^ 1)", "Config::parity_of(t))"),
-    "too few bytes expected": (ROLES, "barriers.full(stage), Config::kPatchBytes)", "barriers.full(stage), 128)"),
-    "too many bytes expected": (
+    "the wrong parity of an empty stage": order(ROLES, "Config::parity_of(t) ^ 1)", "Config::parity_of(t))"),
+    "too few bytes expected": order(ROLES, "barriers.full(stage), Config::kPatchBytes)", "barriers.full(stage), 128)"),
+    "too many bytes expected": order(
         ROLES,
         "barriers.full(stage), Config::kPatchBytes)",
         "barriers.full(stage), Config::kPatchBytes + 128)",
     ),
-    "a tap of the filter too few expected": (
+    "a tap of the filter too few expected": order(
         ROLES,
         "barriers.filter(), kConvRowsFilterBytes)",
         "barriers.filter(), kConvRowsFilterBytes - Config::kTapBytes)",
     ),
-    "the filter read before it has landed": (ROLES, "  ptx::mbarrier_wait_parity(barriers.filter(), 0);\n", ""),
-    "a patch read before it has landed": (
+    "the filter read before it has landed": order(ROLES, "  ptx::mbarrier_wait_parity(barriers.filter(), 0);\n", ""),
+    "a patch read before it has landed": order(
         ROLES,
         "    ptx::mbarrier_wait_parity(barriers.full(first + s), Config::parity_of(t));\n",
         "",
     ),
-    "the other consumer's parity": (
+    "the other consumer's parity": order(
         ROLES,
         "barriers.full(first + s), Config::parity_of(t));",
         "barriers.full(first + s), Config::parity_of(t) ^ 1);",
     ),
-    "no turns": (ROLES, TURN, ""),
-    "nobody begins": (ROLES, "consumer == 0 ? parity ^ 1 : parity", "parity"),
-    "the turn kept": (ROLES, "barriers.turn((t + 1) % 2)", "barriers.turn(t % 2)"),
-    "no wgmma fence": (ROLES, "    ptx::wgmma_fence();\n", ""),
-    "a stage released while it is multiplied": (ROLES, "ptx::wgmma_wait_group<1>();", "ptx::wgmma_wait_group<2>();"),
-    "sums read before they are there": (ROLES, "  ptx::wgmma_wait_group<0>();\n", ""),
-    "the last stage never released": (ROLES, "barriers.empty(first + kConvRowsPatches - 1)", "barriers.empty(first)"),
-    "one warp speaks for four": (
+    "no turns": order(ROLES, TURN, ""),
+    "nobody begins": order(ROLES, "consumer == 0 ? parity ^ 1 : parity", "parity"),
+    "the turn kept": order(ROLES, "barriers.turn((t + 1) % 2)", "barriers.turn(t % 2)"),
+    "no wgmma fence": order(ROLES, "    ptx::wgmma_fence();\n", ""),
+    "a stage released while it is multiplied": order(
+        ROLES, "ptx::wgmma_wait_group<1>();", "ptx::wgmma_wait_group<2>();"
+    ),
+    "sums read before they are there": order(ROLES, "  ptx::wgmma_wait_group<0>();\n", ""),
+    "the last stage never released": order(
+        ROLES, "barriers.empty(first + kConvRowsPatches - 1)", "barriers.empty(first)"
+    ),
+    "one warp speaks for four": order(
         ROLES,
         "const bool speaks = threadIdx.x % 32 == 0;",
         "const bool speaks = threadIdx.x % 128 == 0;",
     ),
-    "one warp speaks for four, and is believed": (KERNEL, "barriers.empty(s), 4)", "barriers.empty(s), 1)"),
-    "rows of taps all alike": (ROLES, "r * Config::kPatchRowBytes", "Config::kPatchRowBytes"),
-    "a pixel's row off": (ROLES, "r * Config::kPatchRowBytes", "r * (Config::kPatchRowBytes + 128)"),
-    "rows and columns of taps swapped": (ROLES, "(r * kConvRowsTaps + s)", "(s * kConvRowsTaps + r)"),
-    "patches without the column before": (ROLES, "walk.column() - 1", "walk.column()"),
-    "the sums of the tile before": (ROLES, "s + r + k > 0", "true"),
-    "both consumers have the same tiles": (ROLES, "blockIdx.x + consumer * gridDim.x", "blockIdx.x"),
-    "the output not shown to TMA": (
+    "one warp speaks for four, and is believed": order(KERNEL, "barriers.empty(s), 4)", "barriers.empty(s), 1)"),
+    "rows of taps all alike": value(ROLES, "r * Config::kPatchRowBytes", "Config::kPatchRowBytes"),
+    "a pixel's row off": value(ROLES, "r * Config::kPatchRowBytes", "r * (Config::kPatchRowBytes + 128)"),
+    "rows and columns of taps swapped": value(ROLES, "(r * kConvRowsTaps + s)", "(s * kConvRowsTaps + r)"),
+    "patches without the column before": value(ROLES, "walk.column() - 1", "walk.column()"),
+    "the sums of the tile before": value(ROLES, "s + r + k > 0", "true"),
+    "both consumers have the same tiles": order(ROLES, "blockIdx.x + consumer * gridDim.x", "blockIdx.x"),
+    "the output not shown to TMA": order(
         ROLES,
         "    ptx::fence_proxy_async();  // TMA reads by another way than stmatrix wrote\n",
         "",
     ),
-    "the output stored too early": (ROLES, "    ptx::mbarrier_wait_parity(barriers.staged(t % 2), t / 2 % 2);\n", ""),
-    "one warp's output is enough": (KERNEL, "barriers.staged(i), 4)", "barriers.staged(i), 1)"),
-    "the residual over a tile that is being stored": (
+    "the output stored too early": order(
+        ROLES, "    ptx::mbarrier_wait_parity(barriers.staged(t % 2), t / 2 % 2);\n", ""
+    ),
+    "one warp's output is enough": order(KERNEL, "barriers.staged(i), 4)", "barriers.staged(i), 1)"),
+    "the residual over a tile that is being stored": order(
         ROLES,
         "    ptx::bulk_wait_group_read<0>();  // the next",
         "    // the next",
     ),
-    "the residual not waited for": (ROLES, "    ptx::mbarrier_wait_parity(barriers.open(consumer), parity);\n", ""),
-    "the output tile open to both": (
+    "the residual not waited for": order(
+        ROLES, "    ptx::mbarrier_wait_parity(barriers.open(consumer), parity);\n", ""
+    ),
+    "the output tile open to both": order(
         CONFIG,
         "return turn(kConvRowsConsumers + consumer);",
         "return turn(kConvRowsConsumers + 0 * consumer);",
     ),
-    "the next tile opened over this one": (ROLES, "kAhead = Config::kSets - 1;", "kAhead = 1;"),
-    "the other set stored": (
+    "the next tile opened over this one": order(ROLES, "kAhead = Config::kSets - 1;", "kAhead = 1;"),
+    "the other set stored": order(
         ROLES,
         "tma_store_4d(maps.out, smem + Config::kOut + Config::set_of(t)",
         "tma_store_4d(maps.out, smem + Config::kOut + Config::set_of(t + 1)",
     ),
-    "the other set's patches": (
+    "the other set's patches": order(
         ROLES,
         "stage = Config::set_of(t) * kConvRowsPatches + s",
         "stage = Config::set_of(t + 1) * kConvRowsPatches + s",
     ),
-    "the phases of one set where there are two": (CONFIG, "return t / kSets % 2;", "return t % 2;"),
-    "barriers used before they are made": (
+    "the phases of one set where there are two": order(CONFIG, "return t / kSets % 2;", "return t % 2;"),
+    "barriers used before they are made": order(
         KERNEL,
         "  ptx::bar_sync_all();\n\n  // Registers go",
         "\n  // Registers go",
     ),
-    "tiles of another swizzle": (
+    "tiles of another swizzle": value(
         HOST,
         "box.box[2] = rows;\n  box.swizzle = Swizzle::k128;",
         "box.box[2] = rows;\n  box.swizzle = Swizzle::kNone;",
     ),
-    "one tap of the filter over another": (
+    "one tap of the filter over another": order(
         ROLES,
         "smem + tap * Config::kTapBytes",
         "smem + tap / 2 * Config::kTapBytes",
     ),
-    "an image's rows run on into the next image": (
+    "an image's rows run on into the next image": value(
         HOST,
         "nhwc_tensor(base, dtype, q.n, q.h, q.w, kConvRowsChannels)",
         "nhwc_tensor(base, dtype, 1, int64_t{q.n} * q.h, q.w, kConvRowsChannels)",
@@ -260,10 +267,6 @@ def test_planted_bugs_have_something_to_break(kernels, schedule):
     exercise(kernels, schedule)
 
 
-def plant(bug):
-    return cuda_on_cpu.Plant(*PLANTS[bug]), ("conv_rows_bf16",)
-
-
-@pytest.mark.parametrize("bug", PLANTS)
+@each_bug(bugs_of(BUGS, fails(exercise), ("conv_rows_bf16",), "v.tile_m == v.tile_n"))
 def test_planted_bugs_are_caught(planted, bug):
-    assert_caught(planted(bug), exercise)
+    bug.assert_caught(planted)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cuda_on_cpu
 import pytest
 import torch
 from cuda_cases.convolution import (
@@ -16,7 +15,7 @@ from cuda_cases.convolution import (
 )
 from cuda_cases.sm90 import ON_HOPPER, by_dtype, by_variant, small_case
 from cuda_on_cpu.conv_fwd import MODES, Variant, run
-from planting import assert_caught, by_schedule
+from planting import bugs_of, by_schedule, each_bug, fails, order, value
 
 # Of four or six tiles: a block has a whole one and shares, and no share but the last ends with a tile.
 UNEVEN = dict(whole=1, shares=7)
@@ -123,62 +122,68 @@ def test_nonfinite_values(kernels, dtype, mode):
 
 
 MENU, WORK, ROLES, FINISH = (f"cuda/sm90/conv_sm90{name}" for name in (".h", "_work.cuh", "_roles.cuh", "_finish.cuh"))
-PLANTS = {
-    "two shares of a tile in one place": (WORK, "partial = item - whole + conv", "partial = conv"),
-    "a tile's main sums in the next one's place": (MENU, "? 2 * tile + main : tile", "? tile + main : tile"),
-    "the share of a step rounded down": (WORK, "((step + 1) * shares - 1) / steps", "step * shares / steps"),
-    "a share too few is added": (FINISH, "last - share + 1, stride", "last - share, stride"),
-    "a share too many is added": (FINISH, "last - share + 1, stride", "last - share + 2, stride"),
-    "partial tiles further apart": (FINISH, "mine + (share + unit) * stride", "mine + (share + unit + 1) * stride"),
-    "projected sums twice": (
+FINISH_BUGS = {
+    "the share of a step rounded down": value(WORK, "((step + 1) * shares - 1) / steps", "step * shares / steps"),
+    "a share too few is added": value(FINISH, "last - share + 1, stride", "last - share, stride"),
+    "a share too many is added": value(FINISH, "last - share + 1, stride", "last - share + 2, stride"),
+    "partial tiles further apart": value(
+        FINISH, "mine + (share + unit) * stride", "mine + (share + unit + 1) * stride"
+    ),
+    "projected sums twice": value(
         FINISH,
         "add(projected, conv_sm90_unit(kMode, index, false), first_step, side_steps);",
         "add(projected, conv_sm90_unit(kMode, index, true), first_step + side_steps, tile_steps - side_steps);",
     ),
-    "a share's weights from the start": (ROLES, "depth = steps.first * kConvSm90Depth;", "depth = 0;"),
-    "a share's pixels from the first tap": (ROLES, "r = tap / shape.s, s = tap % shape.s,", "r = 0, s = 0,"),
-    "a share's pixels from the tap's first channel": (
-        ROLES,
-        "c = steps.first % a_tap * kConvSm90Depth;",
-        "c = 0;",
-    ),
-    "a share's prologue from the first tap": (ROLES, "steps.first * kRowChunks + column", "column"),
-    "a share goes on past its tile": (
-        WORK,
-        "left < tile_steps - first ? left : tile_steps - first};",
-        "left};",
-    ),
-    "a share waits to be stored": (
-        ROLES,
-        "for (WorkWalk<Config> walk(p); walk.finishes(); walk.next(), parity ^= 1) {\n    for (int i",
-        "for (WorkWalk<Config> walk(p); walk.more(); walk.next(), parity ^= 1) {\n    for (int i",
-    ),
-    "sums of pixels past the end": (
-        ROLES,
-        "    if (pixel + j / 2 * kConvSm90FinishPixels >= pixels) break;\n",
-        "",
-    ),
-    "sums of channels past the end": (ROLES, "  if (channel >= p.main.shape.k) return;\n", ""),
-    "sums of the other warpgroup": (ROLES, "? 0 : consumer * (Config", "? 0 : (1 - consumer) * (Config"),
-    "both warpgroups' sums in one place": (ROLES, "? 0 : consumer * (Config", "? 0 : 0 * (Config"),
-    "sums read by other threads": (FINISH, "thread * 4) * 4;", "(thread ^ 1) * 4) * 4;"),
-    "the residual read before it is there": (
+    "sums read by other threads": value(FINISH, "thread * 4) * 4;", "(thread ^ 1) * 4) * 4;"),
+    "the residual read before it is there": order(
         FINISH,
         "shortcut.words);\n    ptx::bar_sync_all();",
         "shortcut.words);",
     ),
-    "the output read before it is there": (
+    "the output read before it is there": order(
         FINISH,
         "  ptx::bar_sync_all();\n  Data out;",
         "  Data out;",
     ),
-    "the output past the end": (FINISH, "  if (inside) ptx::st_global", "  ptx::st_global"),
-    "the residual past the end": (FINISH, "if (residual && inside) shortcut", "if (residual) shortcut"),
-    "a block for pixels that are not there": (
+    "the output past the end": value(FINISH, "  if (inside) ptx::st_global", "  ptx::st_global"),
+    "the residual past the end": value(FINISH, "if (residual && inside) shortcut", "if (residual) shortcut"),
+    "a block for pixels that are not there": value(
         FINISH,
         "if (pixel >= pixels || channel >= shape.k) return;",
         "if (channel >= shape.k) return;",
     ),
+}
+SHARED_BUGS = {
+    "a tile's main sums in the next one's place": order(MENU, "? 2 * tile + main : tile", "? tile + main : tile"),
+}
+BUGS = {
+    "two shares of a tile in one place": order(WORK, "partial = item - whole + conv", "partial = conv"),
+    "a share's weights from the start": value(ROLES, "depth = steps.first * kConvSm90Depth;", "depth = 0;"),
+    "a share's pixels from the first tap": value(ROLES, "r = tap / shape.s, s = tap % shape.s,", "r = 0, s = 0,"),
+    "a share's pixels from the tap's first channel": value(
+        ROLES,
+        "c = steps.first % a_tap * kConvSm90Depth;",
+        "c = 0;",
+    ),
+    "a share's prologue from the first tap": value(ROLES, "steps.first * kRowChunks + column", "column"),
+    "a share goes on past its tile": value(
+        WORK,
+        "left < tile_steps - first ? left : tile_steps - first};",
+        "left};",
+    ),
+    "a share waits to be stored": order(
+        ROLES,
+        "for (WorkWalk<Config> walk(p); walk.finishes(); walk.next(), parity ^= 1) {\n    for (int i",
+        "for (WorkWalk<Config> walk(p); walk.more(); walk.next(), parity ^= 1) {\n    for (int i",
+    ),
+    "sums of pixels past the end": value(
+        ROLES,
+        "    if (pixel + j / 2 * kConvSm90FinishPixels >= pixels) break;\n",
+        "",
+    ),
+    "sums of channels past the end": value(ROLES, "  if (channel >= p.main.shape.k) return;\n", ""),
+    "sums of the other warpgroup": value(ROLES, "? 0 : consumer * (Config", "? 0 : (1 - consumer) * (Config"),
+    "both warpgroups' sums in one place": order(ROLES, "? 0 : consumer * (Config", "? 0 : 0 * (Config"),
 }
 
 
@@ -197,10 +202,23 @@ def test_planted_bugs_have_something_to_break(kernels, schedule):
     exercise(kernels, schedule)
 
 
-def plant(bug):
-    return cuda_on_cpu.Plant(*PLANTS[bug]), ("conv_sm90_bf16", "conv_sm90_finish")
+VARIANTS = "v.tile_m == 128 || (v.tile_n == 64 && v.mode == ConvFwdMode::kPlain)"
 
 
-@pytest.mark.parametrize("bug", PLANTS)
+@each_bug(
+    bugs_of(FINISH_BUGS, fails(exercise), ("conv_sm90_finish",)),
+    bugs_of(
+        SHARED_BUGS,
+        fails(exercise),
+        ("conv_sm90_bf16", "conv_sm90_finish"),
+        VARIANTS,
+    ),
+    bugs_of(
+        BUGS,
+        fails(exercise),
+        ("conv_sm90_bf16",),
+        VARIANTS,
+    ),
+)
 def test_planted_bugs_are_caught(planted, bug):
-    assert_caught(planted(bug), exercise)
+    bug.assert_caught(planted)

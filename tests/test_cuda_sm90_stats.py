@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cuda_on_cpu
 import pytest
 import torch
 from cuda_cases.convolution import (
@@ -22,7 +21,7 @@ from cuda_cases.sm90 import (
     small_convolution,
 )
 from cuda_on_cpu.conv_fwd import STATISTICS, Variant, part_pixels, run_statistics
-from planting import SCHEDULES, assert_caught, by_schedule
+from planting import SCHEDULES, bugs_of, by_schedule, each_bug, fails, order, value
 
 from resnet_fused import reference
 
@@ -153,29 +152,35 @@ OF_SUMS = """
       if ((j + e / 4) * 8 + e % 2 < moments.left) moments.sum[e / 2 % 2] += d, moments.squares[e / 2 % 2] += d * d;
     }
 """
-PLANTS = {
-    "pixels past the last counted": (MOMENTS, "if ((j + e / 4) * 8 + e % 2 < left)", "if (true)"),
-    "every lane begins at the first pixel": (MOMENTS, "count - static_cast<int32_t>(threadIdx.x % 4 * 2)", "count"),
-    "two lanes of a row left out": (MOMENTS, "by = 1; by < 4;", "by = 1; by < 2;"),
-    "moments of what was not rounded": (MOMENTS, "    moments.add(stored, j);\n", OF_SUMS),
-    "moments of another piece": (MOMENTS, "    moments.add(stored, j);\n", "    moments.add(stored, j + 2);\n"),
-    "a run begins with the one before": (MOMENTS, "      run_sum[row] = run_squares[row] = 0;\n", ""),
-    "the end of a run left out": (MOMENTS, "if ((j + 2) % kRun) return;", "if (j % kRun) return;"),
-    "a center of each lane's own": (MOMENTS, "threadIdx.x % 32 / 4 * 4)", "threadIdx.x % 32)"),
-    "an outlier as the center": (MOMENTS, "whole ? stored.get(2 + row) : first", "first"),
-    "an infinite center": (CENTERS, "return is_finite(center) ? center : Acc(0);", "return center;"),
-    "an infinite mean as the center": (MOMENTS, "if (is_finite(mean)) {", "if (true) {"),
-    "sums left at the old center": (MOMENTS, "        move_center(", "        if (false) move_center("),
-    "squares about another center": (CENTERS, "by * (2 * sum - count * by)", "by * (sum - count * by)"),
-    "a lane moves all pixels": (MOMENTS, "squares[row], own,", "squares[row], count,"),
-    "a lane moves pixels that it has not": (MOMENTS, "(left % 8 < 2 ? left % 8 : 2)", "2"),
-    "a part of no pixels": (ROLES, "if (left > 0) moments.store", "moments.store"),
-    "both warpgroups in one part": (ROLES, "pixel / Config::kColumns, channel", "pixel / Config::kPixels, channel"),
-    "channels past the last": (MOMENTS, "which < 3 && at < channels", "which < 3"),
-    "the fourth lane stores too": (MOMENTS, "which < 3 && at < channels", "at < channels"),
-    "the second channel beside the first": (MOMENTS, "at = channel + row * 8;", "at = channel + row;"),
-    "the bias forgotten": (MOMENTS, "v[e] = bias.apply(product[j * 4 + e], e / 2 % 2);", "v[e] = product[j * 4 + e];"),
-}  # fmt: skip
+BUGS = {
+    "pixels past the last counted": value(MOMENTS, "if ((j + e / 4) * 8 + e % 2 < left)", "if (true)"),
+    "every lane begins at the first pixel": value(
+        MOMENTS, "count - static_cast<int32_t>(threadIdx.x % 4 * 2)", "count"
+    ),
+    "two lanes of a row left out": value(MOMENTS, "by = 1; by < 4;", "by = 1; by < 2;"),
+    "moments of what was not rounded": value(MOMENTS, "    moments.add(stored, j);\n", OF_SUMS),
+    "moments of another piece": value(MOMENTS, "    moments.add(stored, j);\n", "    moments.add(stored, j + 2);\n"),
+    "a run begins with the one before": value(MOMENTS, "      run_sum[row] = run_squares[row] = 0;\n", ""),
+    "the end of a run left out": value(MOMENTS, "if ((j + 2) % kRun) return;", "if (j % kRun) return;"),
+    "a center of each lane's own": value(MOMENTS, "threadIdx.x % 32 / 4 * 4)", "threadIdx.x % 32)"),
+    "an outlier as the center": value(MOMENTS, "whole ? stored.get(2 + row) : first", "first"),
+    "an infinite center": value(CENTERS, "return is_finite(center) ? center : Acc(0);", "return center;"),
+    "an infinite mean as the center": value(MOMENTS, "if (is_finite(mean)) {", "if (true) {"),
+    "sums left at the old center": value(MOMENTS, "        move_center(", "        if (false) move_center("),
+    "squares about another center": value(CENTERS, "by * (2 * sum - count * by)", "by * (sum - count * by)"),
+    "a lane moves all pixels": value(MOMENTS, "squares[row], own,", "squares[row], count,"),
+    "a lane moves pixels that it has not": value(MOMENTS, "(left % 8 < 2 ? left % 8 : 2)", "2"),
+    "a part of no pixels": value(ROLES, "if (left > 0) moments.store", "moments.store"),
+    "both warpgroups in one part": order(
+        ROLES, "pixel / Config::kColumns, channel", "pixel / Config::kPixels, channel"
+    ),
+    "channels past the last": value(MOMENTS, "which < 3 && at < channels", "which < 3"),
+    "the fourth lane stores too": value(MOMENTS, "which < 3 && at < channels", "at < channels"),
+    "the second channel beside the first": value(MOMENTS, "at = channel + row * 8;", "at = channel + row;"),
+    "the bias forgotten": value(
+        MOMENTS, "v[e] = bias.apply(product[j * 4 + e], e / 2 % 2);", "v[e] = product[j * 4 + e];"
+    ),
+}
 
 
 def exercise(kernels, schedule):
@@ -202,10 +207,6 @@ def test_planted_bugs_have_something_to_break(kernels, schedule):
     exercise(kernels, schedule)
 
 
-def plant(bug):
-    return cuda_on_cpu.Plant(*PLANTS[bug]), ("conv_sm90_stats_bf16",)
-
-
-@pytest.mark.parametrize("bug", PLANTS)
+@each_bug(bugs_of(BUGS, fails(exercise), ("conv_sm90_stats_bf16",)))
 def test_planted_bugs_are_caught(planted, bug):
-    assert_caught(planted(bug), exercise)
+    bug.assert_caught(planted)

@@ -53,3 +53,26 @@ def primitives(compiler):
     from cuda_primitives import emulator
 
     return emulator.load()
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "planted_bug: the emulator catches the bug that is planted (tests/planting.py)")
+
+
+@pytest.fixture(scope="session")
+def all_planted(request, compiler):
+    """Compiles the kernels with the bugs of all selected tests at once."""
+    import cuda_on_cpu
+    import planting
+
+    bugs = planting.all_bugs(request.session.items).values()
+    plants = [bug.plant for bug in bugs if isinstance(bug.plant, planting.Plant)]
+    cuda_on_cpu.prepare([(cuda_on_cpu.Plant(*p[:3]), p.sources) for p in plants])
+
+
+@pytest.fixture
+def planted(all_planted, bug):
+    """The kernels with the test's bug."""
+    import cuda_on_cpu
+
+    return cuda_on_cpu.load(cuda_on_cpu.Plant(*bug.plant[:3]), bug.plant.sources)

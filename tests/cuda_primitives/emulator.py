@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -39,7 +42,18 @@ def load() -> ModuleType:
     return import_module(build(BUILD / NAME, NAME, OWN, host_objects(), include=[KERNELS]))
 
 
+def prepare(plants: Iterable[Plant]) -> None:
+    """Compiles what ``load_planted`` will be asked for, as many at a time as there are cores."""
+    load()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(_build_planted, plants))
+
+
 def load_planted(plant: Plant) -> ModuleType:
+    return import_module(_build_planted(plant))
+
+
+def _build_planted(plant: Plant) -> Path:
     """Compiles the one file, and links the other objects as they are."""
     text = (KERNELS / plant.file).read_text()
     if text.count(plant.old) != 1:
@@ -53,7 +67,7 @@ def load_planted(plant: Plant) -> ModuleType:
         copy.write_text(text)
     (planted,) = kernels([copy])
     others = [BUILD / NAME / source.object for source in OWN if source.object != planted.object]
-    return import_module(build(folder, NAME, [planted], [*others, *host_objects()], include=[KERNELS]))
+    return build(folder, NAME, [planted], [*others, *host_objects()], include=[KERNELS])
 
 
 def host_objects() -> list[Path]:
