@@ -3,6 +3,7 @@
 import os
 
 import gpu_guard
+import not_run
 import pytest
 import torch
 import torchvision_shim
@@ -26,6 +27,7 @@ DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.
 
 def pytest_configure(config):
     config.pluginmanager.register(gpu_guard)
+    config.pluginmanager.register(not_run)
     config.pluginmanager.register(fixtures)
 
 
