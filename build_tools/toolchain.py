@@ -17,7 +17,7 @@ from . import BuildError
 
 OLDEST_TORCH = (2, 10)
 PYPI_TOOLKIT = "requirements/cuda.txt"
-COMPILERS = {"CC": "gcc", "CXX": "g++"}
+COMPILERS = {"CXX": "g++", "CC": "gcc"}
 
 
 @dataclass(frozen=True)
