@@ -60,6 +60,8 @@ def give_up(item):
     config, plugins = item.config, item.config.pluginmanager
     plugins.getplugin("capturemanager").suspend_global_capture(in_=True)
     faulthandler.dump_traceback(config.stash[_stderr])
+    if hasattr(config, "workeroutput"):  # of pytest-xdist, which reports this process's end and starts another
+        os._exit(HUNG)
     why = f"has not ended within {LIMIT_S:g} s, which ended the process"
     report = pytest.TestReport(item.nodeid, item.location, {}, "failed", f"{item.nodeid} {why}", "call")
     config.hook.pytest_runtest_logreport(report=report)

@@ -1,6 +1,7 @@
 """tests/gpu_guard.py, with a hang and a broken device planted: pytest in a process of its own, without a GPU."""
 
 import ast
+import importlib.util
 import os
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def test_after():
 """
 
 
-def run(tmp_path, planted):
+def run(tmp_path, planted, *arguments):
     (tmp_path / "torch.py").write_text(DEVICE)
     (tmp_path / "gpu_guard.py").write_text(Path(gpu_guard.__file__).read_text())
     (tmp_path / "conftest.py").write_text("import gpu_guard\ndef pytest_configure(config):\n"
@@ -49,7 +50,18 @@ def run(tmp_path, planted):
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--junitxml=found.xml", "test_it.py"]
     ours = {"RESNET_FUSED_GPU_TEST_SECONDS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "COLUMNS": "200"}
     environment = {**os.environ, "PYTEST_ADDOPTS": "", **ours}
-    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("xdist") is None, reason="pytest-xdist is not installed")
+def test_hang_in_one_of_several_processes_fails_one_test(tmp_path):
+    done = run(tmp_path, "time.sleep(60)", "-p", "xdist", "-n", "1")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "crashed while running 'test_it.py::test_planted'" in done.stdout
+    assert "2 failed, 2 passed" in done.stdout
+    assert (tmp_path / "after").exists(), "another process ran what was left"
 
 
 def test_hang_is_reported_with_earlier_results(tmp_path):
