@@ -6,6 +6,7 @@ import gpu_guard
 import pytest
 import torch
 import torchvision_shim
+import verdicts
 from cuda_cases import fixtures
 from hypothesis import settings
 
@@ -24,9 +25,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
 
 
+def pytest_addoption(parser):
+    fixtures.add_options(parser)
+
+
 def pytest_configure(config):
-    config.pluginmanager.register(gpu_guard)
-    config.pluginmanager.register(fixtures)
+    for plugin in (gpu_guard, fixtures, verdicts):
+        config.pluginmanager.register(plugin)
 
 
 # "": what the plan prefers, with all that the processor has

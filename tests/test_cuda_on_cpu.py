@@ -17,7 +17,6 @@ if reason := cuda_on_cpu.missing():
 
 HERE = Path(__file__).resolve().parent
 CHECKS = HERE / "cuda_on_cpu" / "checks"
-OWN = cuda_on_cpu.Own("checks", tuple(sorted(CHECKS.glob("*.cu"))), (CHECKS / "bindings.cpp",), (CHECKS,))
 SCHEDULES = ["stay", "rotate", "random"]
 WORDS = 128  # of in, out and scratch, as in checks/check.h
 
@@ -68,7 +67,7 @@ CASES = [case for path in sorted(CHECKS.glob("*.cu")) for case in cases_of(path)
 
 @pytest.fixture(scope="module")
 def checks():
-    return cuda_on_cpu.load_own(OWN)
+    return cuda_on_cpu.load_own(cuda_on_cpu.CHECKS)
 
 
 def run(checks, name, bug, schedule="stay", seed=1):
