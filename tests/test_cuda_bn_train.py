@@ -98,7 +98,7 @@ def check_backward(kernels, g, channels_last=True, frozen=False, **options):
     return report
 
 
-def test_the_menu_is_what_is_compiled(kernels):
+def test_compiled_variants_are_the_listed_ones(kernels):
     """Everything that can be selected is compiled, and everything that is compiled can be selected."""
     numbers = {(DTYPES.index(d), v, c) for d, v, c in KINDS}
     masked = {(*k, m) for k, m in itertools.product(numbers, range(3))}
@@ -123,7 +123,7 @@ def test_the_menu_is_what_is_compiled(kernels):
 
 @each_kind
 @by_schedule
-def test_every_statistic(kernels, kind, schedule):
+def test_statistics_of_every_variant(kernels, kind, schedule):
     dtype, vector, last = kind
     x = activation(shape_for(vector, last), dtype, last)
     report = check_stats(kernels, x, last, schedule=schedule)
@@ -137,7 +137,7 @@ def test_every_statistic(kernels, kind, schedule):
 
 @each_kind
 @by_schedule
-def test_what_is_kept(kernels, kind, schedule):
+def test_reduce_keeps_masked_gradient(kernels, kind, schedule):
     dtype, vector, last = kind
     check_kept(kernels, case(shape_for(vector, last), dtype, last, "out"), last, schedule=schedule)
 
@@ -145,7 +145,7 @@ def test_what_is_kept(kernels, kind, schedule):
 @each_kind
 @pytest.mark.parametrize("mask", MASKS)
 @by_schedule
-def test_every_gradient(kernels, kind, mask, schedule):
+def test_gradients_of_every_variant(kernels, kind, mask, schedule):
     dtype, vector, last = kind
     g = case(shape_for(vector, last), dtype, last, mask)
     size, tensors = g.x.numel() * g.x.element_size(), 3 if mask == "out" else 2
@@ -164,7 +164,7 @@ SHAPES = [(1, 64, 1, 1), (1, 8, 1, 7), (7, 8, 1, 1), (1, 1, 1, 1), (5, 64, 7, 7)
 @by_format
 @pytest.mark.parametrize("shape", [*SHAPES, (2, 2056, 2, 3)], ids=str)
 @pytest.mark.parametrize("sm_count", [1, 132, 300])
-def test_shapes(kernels, shape, channels_last, sm_count):
+def test_shapes_and_sm_counts(kernels, shape, channels_last, sm_count):
     x = activation(shape, torch.bfloat16, channels_last)
     check_stats(kernels, x, channels_last, sm_count=sm_count)
     g = case(shape, torch.bfloat16, channels_last, "recompute")
@@ -176,7 +176,7 @@ def test_shapes(kernels, shape, channels_last, sm_count):
 @by_dtype
 @pytest.mark.parametrize("mean", [1e3, -1e5])
 @pytest.mark.parametrize("sm_count", [1, 40])
-def test_a_large_mean_does_not_cancel(kernels, channels_last, dtype, mean, sm_count):
+def test_large_mean_does_not_cancel(kernels, channels_last, dtype, mean, sm_count):
     """Against float64 of what the tensor holds, as good as float32 can say it."""
     if dtype == torch.float16 and abs(mean) > 6e4:
         pytest.skip("beyond float16")
@@ -188,7 +188,7 @@ def test_a_large_mean_does_not_cancel(kernels, channels_last, dtype, mean, sm_co
 
 
 @by_format
-def test_a_mean_that_moves_does_not_cancel(kernels, channels_last):
+def test_drifting_mean_does_not_cancel(kernels, channels_last):
     """Images of very different brightness, and a first row that is like no other."""
     x = activation((16, 24, 30, 30), torch.float32, channels_last)
     x += 1e3 * torch.arange(16).view(-1, 1, 1, 1)
@@ -201,7 +201,7 @@ def test_a_mean_that_moves_does_not_cancel(kernels, channels_last):
 
 @by_format
 @by_dtype
-def test_a_constant_has_no_variance(kernels, dtype, channels_last):
+def test_constant_has_zero_variance(kernels, dtype, channels_last):
     x = activation((3, 20, 11, 13), dtype, channels_last).fill_(0.1)
     (mean, var), _ = stats(kernels, x, channels_last, sm_count=7)
     assert torch.equal(var, torch.zeros_like(var))
@@ -212,7 +212,7 @@ def test_a_constant_has_no_variance(kernels, dtype, channels_last):
 @by_dtype
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
 @pytest.mark.parametrize("where", [(0, 0, 0), (1, 3, 4), (2, 6, 7)], ids=["first", "middle", "last"])
-def test_statistics_that_are_not_finite(kernels, dtype, channels_last, value, where):
+def test_nonfinite_statistics(kernels, dtype, channels_last, value, where):
     x = activation((3, 20, 7, 8), dtype, channels_last)
     n, h, w = where
     x[n, 3, h, w] = value
@@ -224,7 +224,7 @@ def test_statistics_that_are_not_finite(kernels, dtype, channels_last, value, wh
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("where", ["grad", "x", "out", "mean", "gamma"])
-def test_gradients_that_are_not_finite(kernels, dtype, mask, where):
+def test_nonfinite_gradients(kernels, dtype, mask, where):
     if where == "out" and mask != "out":
         return
     for nonfinite in (torch.nan, -torch.inf, torch.inf):
@@ -240,7 +240,7 @@ def test_gradients_that_are_not_finite(kernels, dtype, mask, where):
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_corners_of_a_batch_norm(kernels, dtype, mask):
+def test_zero_absent_and_strided_gamma(kernels, dtype, mask):
     zero = torch.zeros(24)
     for change in (dict(gamma=zero, beta=zero + 1), dict(gamma=None, beta=None), dict(stride=3)):
         g = case((3, 24, 9, 5), dtype, True, mask, **change)
@@ -266,7 +266,7 @@ def test_zero_eps(kernels, dtype, mask):
 
 
 @by_dtype
-def test_vectors_of_the_tensors_dtype(kernels, dtype):
+def test_vectors_in_the_tensors_dtype(kernels, dtype):
     g = case((3, 24, 9, 5), dtype, True, bn_dtype=dtype)
     assert g.bn.var.dtype == dtype
     check_reduce(kernels, g)
@@ -278,7 +278,7 @@ NEAR_ZERO = [0.0, *(2.0**-e for e in (24, 25, 26, 126, 127, 133, 134, 135, 149))
 
 @by_dtype
 @by_format
-def test_a_relu_is_open_exactly_where_the_forward_pass_left_it(kernels, dtype, channels_last):
+def test_relu_mask_matches_the_forward_pass(kernels, dtype, channels_last):
     """Also where bn(x) is above 0 and what is stored of it is not."""
     beta = torch.tensor([sign * v for v in NEAR_ZERO for sign in (1, -1)] * 2, dtype=torch.float64)
     bn = batch_norm(len(beta), wide(dtype))._replace(beta=beta.to(wide(dtype)))
@@ -293,7 +293,7 @@ def test_a_relu_is_open_exactly_where_the_forward_pass_left_it(kernels, dtype, c
 
 @pytest.mark.parametrize("misaligned", ["grad", "x", "out"])
 @by_format
-def test_misaligned(kernels, channels_last, misaligned):
+def test_misaligned_tensors(kernels, channels_last, misaligned):
     """Aligned neighbours do not make a misaligned tensor safe."""
     g = case((2, 8, 4, 4), torch.bfloat16, channels_last, "out")
     moved = activation((2, 8, 4, 4), torch.bfloat16, channels_last, misalign=1).copy_(getattr(g, misaligned))
@@ -305,7 +305,7 @@ def test_misaligned(kernels, channels_last, misaligned):
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 4, 4), (2, 8, 0, 4), (2, 0, 4, 4)], ids=str)
-def test_empty(kernels, shape):
+def test_empty_tensors(kernels, shape):
     x = torch.empty(shape)
     check_stats(kernels, x)
     g = Gradient(x, x, batch_norm(shape[1], torch.float32, var=torch.zeros(shape[1]), eps=0.0), None, True)
@@ -320,7 +320,7 @@ def test_empty(kernels, shape):
 
 @pytest.mark.parametrize("vector", [1, 4, 8])
 @pytest.mark.parametrize("sm_count", [1, 132])
-def test_the_parts_cover_every_item_once(kernels, vector, sm_count):
+def test_parts_cover_each_item_once(kernels, vector, sm_count):
     for c, last, (n, area) in itertools.product(
         (vector, 3 * vector, 72 * vector, 513 * vector), (True, False), ((1, vector), (3, 49 * vector), (256, 3136))
     ):
@@ -338,7 +338,7 @@ def test_the_parts_cover_every_item_once(kernels, vector, sm_count):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("count", [1, 31, 257, 1024, 1025, 2600])
 @by_schedule
-def test_parts_are_put_together(kernels, dtype, count, schedule):
+def test_finish_merges_moments_and_sums(kernels, dtype, count, schedule):
     """Moments of 64 pixels each, the last of fewer; sums. More than 1024 are merged first."""
     g = torch.Generator().manual_seed(count)
     channels, each, last = 11, 64, 37
@@ -361,7 +361,7 @@ def test_parts_are_put_together(kernels, dtype, count, schedule):
     torch.testing.assert_close(torch.stack(totals).double(), truth, rtol=rtol, atol=rtol * truth.abs().max().item())
 
 
-def test_the_same_bits_whatever_the_order_of_threads(kernels):
+def test_sums_are_deterministic(kernels):
     g = case((3, 72, 20, 20), torch.bfloat16, True)
     order = (("stay", 1), ("rotate", 1), ("random", 1), ("random", 2))
     assert_same_bits([[*stats(kernels, g.x, True, 3, *how)[0], *reduce(kernels, g, True, 3, *how)[0]] for how in order])
@@ -480,7 +480,7 @@ def exercise_finish(kernels, schedule):
 
 
 @by_schedule
-def test_planted_bugs_have_something_to_break(kernels, schedule):
+def test_exercise_passes(kernels, schedule):
     exercise_statistics(kernels, schedule)
     exercise_sums(kernels, schedule)
     exercise_gradient(kernels, schedule)
@@ -511,5 +511,5 @@ BF16_MASKED = f"{NHWC} && v.dtype == Dtype::kBFloat16 && v.mask != Mask::kNone"
     ),
     bugs_of(FINISH_BUGS, fails(exercise_finish), ("bn_finish",)),
 )
-def test_planted_bugs_are_caught(planted, bug):
+def test_bug_is_caught(planted, bug):
     bug.assert_caught(planted)

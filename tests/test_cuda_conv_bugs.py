@@ -149,7 +149,7 @@ VARIANTS = "v.tile_n == 64 && (v.tile_m == 64 || v.mode == ConvFwdMode::kPrologu
 
 @by_schedule
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_planted_bugs_have_something_to_break(kernels, schedule, dtype):
+def test_exercise_passes(kernels, schedule, dtype):
     exercise(kernels, schedule, dtype)
 
 
@@ -158,5 +158,5 @@ def test_planted_bugs_have_something_to_break(kernels, schedule, dtype):
     bugs_of(FINISH_BUGS, fails(exercise_splits), ("conv_finish",)),
     bugs_of(BUGS, fails(exercise), ("conv_fwd_bf16",), VARIANTS),
 )
-def test_planted_bugs_are_caught(planted, bug):
+def test_bug_is_caught(planted, bug):
     bug.assert_caught(planted)

@@ -164,5 +164,5 @@ def planted(all_planted, bug):
 
 
 @each_bug(PLANTED)
-def test_a_planted_bug_is_caught(planted, bug):
+def test_bug_is_caught(planted, bug):
     bug.assert_caught(planted)

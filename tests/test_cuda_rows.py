@@ -34,7 +34,7 @@ def small_case(v: Variant) -> dict:
     return dict(tile=v.tile, conv=conv, residual=randn(conv.output_shape(), v.dtype, 20))
 
 
-def test_the_menu_is_what_is_compiled(kernels):
+def test_compiled_variants_are_the_listed_ones(kernels):
     compiled = [Variant.of(raw) for raw in kernels.compiled_conv_rows()]
     assert len(compiled) == len(set(compiled))
     assert set(compiled) == set(VARIANTS)
@@ -48,7 +48,7 @@ def test_every_variant(kernels, v, schedule):
     assert report["bytes_stored"] == math.prod(case["conv"].output_shape()) * 2  # each output once
 
 
-def test_a_pixel_is_read_once_for_three_taps(kernels):
+def test_pixels_are_read_once_for_three_taps(kernels):
     """Of each tile three patches, less what lies outside the image; the filter once a block; the residual once."""
     dtype, (rows, columns), blocks = torch.bfloat16, (4, 56), ON_HOPPER["sm_count"]
     n, h, w = 2, 9, 60
@@ -99,7 +99,7 @@ def test_geometries(kernels, dtype, tile, n, h, w):
 
 @pytest.mark.parametrize("blocks", [1, 3, 16], ids=lambda n: f"{n} blocks")
 @by_schedule
-def test_tiles_on_any_number_of_blocks(kernels, blocks, schedule):
+def test_block_counts(kernels, blocks, schedule):
     """All on one, none for the second consumer of the last, a tile each."""
     case = small_case(Variant(torch.bfloat16, (16, 16), "plain"))
     check(kernels, **case, schedule=schedule, family="conv_rows", sm_count=blocks)
@@ -112,7 +112,7 @@ def test_random_schedules(kernels, seed):
 
 
 @by_dtype
-def test_batch_norms_of_every_kind(kernels, dtype):
+def test_batch_norm_kinds(kernels, dtype):
     conv = conv3x3(dtype, 1, 6, 6)
     for kind in batch_norm_kinds(64, dtype):
         check(kernels, (16, 16), conv._replace(bn=kind), **ON_HOPPER)
@@ -128,7 +128,7 @@ def test_nonfinite_values(kernels, dtype):
 
 @by_dtype
 @pytest.mark.parametrize(("r", "s"), list(itertools.product(range(3), range(3))))
-def test_each_tap_and_one_rounding(kernels, dtype, r, s):
+def test_each_tap_is_rounded_once(kernels, dtype, r, s):
     """The identity at one tap, no BatchNorm: the exact sum of the moved image and the residual, rounded once."""
     case = conv3x3(dtype, 1, 9, 12)
     weight = torch.zeros(64, 64, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
@@ -263,10 +263,10 @@ def exercise(kernels, schedule):
 
 
 @by_schedule
-def test_planted_bugs_have_something_to_break(kernels, schedule):
+def test_exercise_passes(kernels, schedule):
     exercise(kernels, schedule)
 
 
 @each_bug(bugs_of(BUGS, fails(exercise), ("conv_rows_bf16",), "v.tile_m == v.tile_n"))
-def test_planted_bugs_are_caught(planted, bug):
+def test_bug_is_caught(planted, bug):
     bug.assert_caught(planted)

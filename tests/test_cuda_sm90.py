@@ -21,7 +21,7 @@ from cuda_on_cpu.conv_fwd import MODES, STATISTICS, Variant, run
 from planting import bugs_of, by_schedule, each_bug, fails, order, value
 
 
-def test_the_menu_is_what_is_compiled(kernels):
+def test_compiled_variants_are_the_listed_ones(kernels):
     compiled = [Variant.of(raw) for raw in kernels.compiled_conv_sm90()]
     assert len(compiled) == len(set(compiled))
     # those with statistics are test_cuda_sm90_stats.py's
@@ -38,7 +38,7 @@ def test_every_variant(kernels, v, schedule):
 
 @by_schedule
 @pytest.mark.parametrize(("tiles", "blocks"), [(1, 2), (3, 1), (4, 3), (5, 2)])
-def test_warpgroups_take_turns(kernels, schedule, tiles, blocks):
+def test_ping_pong_tiles(kernels, schedule, tiles, blocks):
     """One tile, so that a warpgroup has none, and more; depths of one step and of as many as the ring has stages."""
     for c in (64, 256):
         conv = convolution(torch.bfloat16, 1, c, tiles, 250, 64, 1, 1)
@@ -61,14 +61,14 @@ def test_geometries(kernels, dtype, geometry):
 
 @by_dtype
 @pytest.mark.parametrize("geometry", ["1x1, stride 2", "3x3, stride 2", "3x3, dilation 2", "7x7, stride 2"])
-def test_prologue_geometries(kernels, dtype, geometry):
+def test_prologue_keeps_padding_zero(kernels, dtype, geometry):
     """Padding stays zero after BatchNorm and ReLU, whatever they make of a zero."""
     conv = shifted_prologue(convolution(dtype, *GEOMETRIES[geometry], prologue=True))
     check(kernels, (128, 128), conv, **ON_HOPPER)
 
 
 @by_dtype
-def test_batch_norms_of_every_kind(kernels, dtype):
+def test_batch_norm_kinds(kernels, dtype):
     conv = convolution(dtype, 1, 64, 6, 6, 32, 1, 1)
     for kind in batch_norm_kinds(32, dtype):
         check(kernels, (256, 64), conv._replace(bn=kind), **ON_HOPPER)
@@ -83,7 +83,7 @@ def test_nonfinite_values(kernels, dtype, mode):
 
 
 @by_dtype
-def test_one_rounding(kernels, dtype):
+def test_result_is_rounded_once(kernels, dtype):
     """Identity weights, no BatchNorm: the exact sum with the residual, rounded once."""
     conv, residual = identity(dtype, 8, 8), randn((1, 64, 8, 8), dtype, 1)
     out, _ = run(kernels, (256, 64), conv, residual=residual, relu=False, **ON_HOPPER)
@@ -236,7 +236,7 @@ def exercise(kernels, schedule):
 
 
 @by_schedule
-def test_planted_bugs_have_something_to_break(kernels, schedule):
+def test_exercise_passes(kernels, schedule):
     exercise(kernels, schedule)
 
 
@@ -248,5 +248,5 @@ def test_planted_bugs_have_something_to_break(kernels, schedule):
         "v.tile_m == 128 || (v.tile_n == 64 && v.mode == ConvFwdMode::kPlain)",
     )
 )
-def test_planted_bugs_are_caught(planted, bug):
+def test_bug_is_caught(planted, bug):
     bug.assert_caught(planted)

@@ -72,12 +72,12 @@ PARTITIONS = {
 
 @pytest.mark.parametrize("partition", PARTITIONS.values(), ids=PARTITIONS)
 @pytest.mark.parametrize("mode", MODES)
-def test_every_partition(kernels, partition, mode):
+def test_share_partitions(kernels, partition, mode):
     check_shares(kernels, small_case(Variant(torch.bfloat16, (128, 128), mode)), *partition)
 
 
 @by_dtype
-def test_a_share_begins_within_a_tap(kernels, dtype):
+def test_share_begins_within_a_tap(kernels, dtype):
     """Three steps a tap, and a filter whose rows and columns differ."""
     conv = convolution(dtype, 1, 192, 9, 11, 72, 2, 3, (2, 1), (1, 1))
     case = dict(tile=(256, 64), conv=conv, residual=randn(conv.output_shape(), dtype, 20))
@@ -86,7 +86,7 @@ def test_a_share_begins_within_a_tap(kernels, dtype):
 
 
 @by_dtype
-def test_a_prologue_begins_within_a_tap(kernels, dtype):
+def test_share_with_prologue_begins_within_a_tap(kernels, dtype):
     """Padding stays zero, whatever BatchNorm and ReLU make of a zero."""
     conv = convolution(dtype, 1, 128, 9, 8, 24, 3, 3, 2, 1, prologue=True)
     case = dict(tile=(128, 128), conv=shifted_prologue(conv))
@@ -96,7 +96,7 @@ def test_a_prologue_begins_within_a_tap(kernels, dtype):
 
 @by_dtype
 @pytest.mark.parametrize(("h", "w", "k"), [(1, 1, 8), (3, 5, 24), (4, 4, 64), (17, 1, 56)])
-def test_few_pixels_and_channels(kernels, dtype, h, w, k):
+def test_outputs_smaller_than_a_finish_block(kernels, dtype, h, w, k):
     """Fewer than a block of conv_sm90_finish has, as many, and one more."""
     conv = convolution(dtype, 1, 64, h, w, k, 3, 3, 1, 1)
     for tile in ((256, 64), (128, 128)):
@@ -106,7 +106,7 @@ def test_few_pixels_and_channels(kernels, dtype, h, w, k):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_same_bits_in_every_run(kernels, mode):
+def test_shares_are_deterministic(kernels, mode):
     case = small_case(Variant(torch.bfloat16, (128, 128), mode))
     order = [(2, "stay", 1), (3, "random", 2), (6, "random", 3)]
     order = [dict(family="conv_sm90", sm_count=sms, schedule=schedule, seed=seed) for sms, schedule, seed in order]
@@ -198,7 +198,7 @@ def exercise(kernels, schedule):
 
 
 @by_schedule
-def test_planted_bugs_have_something_to_break(kernels, schedule):
+def test_exercise_passes(kernels, schedule):
     exercise(kernels, schedule)
 
 
@@ -220,5 +220,5 @@ VARIANTS = "v.tile_m == 128 || (v.tile_n == 64 && v.mode == ConvFwdMode::kPlain)
         VARIANTS,
     ),
 )
-def test_planted_bugs_are_caught(planted, bug):
+def test_bug_is_caught(planted, bug):
     bug.assert_caught(planted)

@@ -46,7 +46,7 @@ def copied(values):
     return conv
 
 
-def test_the_menu_is_what_is_compiled(kernels):
+def test_compiled_variants_are_the_listed_ones(kernels):
     compiled = [Variant.of(raw) for raw in kernels.compiled_conv_sm90()]
     assert {v for v in compiled if v.mode in STATISTICS} == set(STATISTICS_VARIANTS)
 
@@ -69,14 +69,14 @@ def test_geometries(kernels, dtype, geometry):
 
 @by_dtype
 @pytest.mark.parametrize("geometry", ["1x1, stride 2", "3x3, stride 2", "3x3, dilation 2", "7x7, stride 2"])
-def test_prologue_geometries(kernels, dtype, geometry):
+def test_prologue_keeps_padding_zero(kernels, dtype, geometry):
     """Padding stays zero after BatchNorm and ReLU, whatever they make of a zero."""
     check(kernels, (256, 64), shifted_prologue(raw_convolution(dtype, *GEOMETRIES[geometry], prologue=True)))
 
 
 @by_tile
 @pytest.mark.parametrize("pixels", [1, 7, 127, 128, 129, 255, 256, 257, 385])
-def test_ragged_parts(kernels, tile, prologue, pixels):
+def test_parts_with_few_pixels(kernels, tile, prologue, pixels):
     """A tile with pixels for one warpgroup only, for one more, and none for the second tile's."""
     bias = torch.linspace(-300, 300, 72)
     check(kernels, tile, raw_convolution(torch.bfloat16, 1, 64, 1, pixels, 72, 1, 1, prologue=prologue, bias=bias))
@@ -84,14 +84,14 @@ def test_ragged_parts(kernels, tile, prologue, pixels):
 
 @by_schedule
 @pytest.mark.parametrize(("tiles", "blocks"), [(1, 2), (3, 1), (4, 3), (5, 2)])
-def test_warpgroups_take_turns(kernels, schedule, tiles, blocks):
+def test_ping_pong_tiles(kernels, schedule, tiles, blocks):
     conv = raw_convolution(torch.bfloat16, 1, 64, tiles, 250, 64, 1, 1)
     check(kernels, (256, 64), conv, sm_count=blocks, schedule=schedule)
 
 
 @by_tile
 @by_dtype
-def test_a_bias_moves_the_mean(kernels, tile, prologue, dtype):
+def test_bias_does_not_cost_precision(kernels, tile, prologue, dtype):
     """A mean of 300 deviations: nothing cancels."""
     conv = raw_convolution(dtype, 5, 64, 9, 9, 24, 3, 3, 1, 1, bias=torch.linspace(100, 300, 24), prologue=prologue)
     out, moments, report = run(kernels, tile, conv)
@@ -101,7 +101,7 @@ def test_a_bias_moves_the_mean(kernels, tile, prologue, dtype):
 
 
 @by_tile
-def test_a_mean_of_a_thousand_deviations(kernels, tile, prologue):
+def test_mean_of_a_thousand_deviations(kernels, tile, prologue):
     """In float16, so that the deviations are digits of the sum: 4096 pixels, all of them in whole parts."""
     conv = raw_convolution(torch.float16, 1, 64, 64, 64, 8, 1, 1, bias=torch.full((8,), 1e3), prologue=prologue)
     out, moments, report = run(kernels, tile, conv)
@@ -114,7 +114,7 @@ def test_a_mean_of_a_thousand_deviations(kernels, tile, prologue):
 @pytest.mark.parametrize("tile", TILES_WITH_STATISTICS, ids=str)
 @pytest.mark.parametrize("pixels", [1024, 1100], ids=["whole parts", "a ragged part"])
 @pytest.mark.parametrize("at", [0, 1, -1], ids=["first", "second", "last"])
-def test_an_outlier(kernels, tile, pixels, at):
+def test_outlier_does_not_cost_precision(kernels, tile, pixels, at):
     """It is not the center of a whole part, and costs the others no digits."""
     values = torch.randn(pixels)
     values[at] = 2.0**13
@@ -126,7 +126,7 @@ def test_an_outlier(kernels, tile, pixels, at):
 
 @by_tile
 @by_nonfinite
-def test_what_is_not_finite(kernels, tile, prologue, value):
+def test_statistics_of_nonfinite_values(kernels, tile, prologue, value):
     """A 1x1 filter spreads it to all channels of one pixel: the first of a part, its middle, its last, and another."""
     for pixel in (0, 128, 248, 41):
         conv = raw_convolution(torch.bfloat16, 1, 64, 10, 30, 24, 1, 1, prologue=prologue)
@@ -139,7 +139,7 @@ def test_what_is_not_finite(kernels, tile, prologue, value):
 
 
 @by_tile
-def test_the_same_bits_in_every_order_of_blocks(kernels, tile, prologue):
+def test_sums_are_deterministic(kernels, tile, prologue):
     conv = raw_convolution(torch.bfloat16, 2, 64, 12, 12, 72, 3, 3, 1, 1, prologue=prologue)
     order = [dict(schedule=s, seed=seed, sm_count=sms) for s in SCHEDULES for seed, sms in ((1, 2), (2, 3))]
     assert_same_bits([run(kernels, tile, conv, **how)[1] for how in order])
@@ -203,10 +203,10 @@ def exercise(kernels, schedule):
 
 
 @by_schedule
-def test_planted_bugs_have_something_to_break(kernels, schedule):
+def test_exercise_passes(kernels, schedule):
     exercise(kernels, schedule)
 
 
 @each_bug(bugs_of(BUGS, fails(exercise), ("conv_sm90_stats_bf16",)))
-def test_planted_bugs_are_caught(planted, bug):
+def test_bug_is_caught(planted, bug):
     bug.assert_caught(planted)
