@@ -6,23 +6,14 @@ import itertools
 
 import pytest
 import torch
-from criterion import assert_close
-from cuda_cases.batch_norm import (
-    WIDTHS,
-    activation,
-    batch_norm,
-    by_dtype,
-    by_format,
-    in_float64,
-    move_from_kink,
-    normalised,
-)
+from cuda_cases.batch_norm import WIDTHS, activation, batch_norm, by_dtype, by_format
 from cuda_cases.convolution import assert_same_bits
+from cuda_cases.training import case, check_backward, check_kept, check_reduce, check_stats
 from cuda_on_cpu import bn_add_act
-from cuda_on_cpu.bn_train import MASKS, Gradient, backward, finish, poisoned, reduce, stats, wide
+from cuda_on_cpu.bn_train import MASKS, Gradient, backward, finish, reduce, stats, wide
 from cuda_on_cpu.bn_train import shape as numbers_of
 from cuda_on_cpu.tensors import DTYPES
-from planting import bugs_of, by_schedule, each_bug, fails, order, value
+from planting import by_schedule
 from support import zero_eps
 
 from resnet_fused import reference
@@ -34,68 +25,6 @@ each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda k: f"{str(k[0])[6:
 def shape_for(vector, channels_last):
     """Enough items for several passes of a thread, and some left over; an odd run for the scalar kernels."""
     return (3, 5, 25, 21) if vector == 1 else (3, 72, 20, 20) if channels_last else (3, 2, 64, 64)
-
-
-def agree(actual, eager, truth):
-    for a, e, t in zip(actual, eager, truth, strict=True):
-        if a.dtype == torch.float64:  # where the truth has no more digits than what it judges
-            torch.testing.assert_close(a, t, rtol=1e-12, atol=1e-12, equal_nan=True)
-        else:
-            assert_close(a, e, t)
-
-
-def check_stats(kernels, x, channels_last=True, **options):
-    actual, report = stats(kernels, x, channels_last, **options)
-    assert report["error_count"] == 0, report["errors"]
-    agree(actual, reference.bn_stats(x), reference.bn_stats(x.double()))
-    return report
-
-
-def case(shape, dtype, channels_last, mask="recompute", seed=0, misalign=0, bn_dtype=None, **bn):
-    """A gradient. No input of a ReLU is so near 0 that rounding decides which side it is on."""
-    vectors = batch_norm(shape[1], bn_dtype or wide(dtype), **bn)
-    x, grad = (activation(shape, dtype, channels_last, s, misalign) for s in (seed, seed + 1))
-    if mask == "recompute":
-        move_from_kink(x, vectors)
-        assert (normalised(x, vectors).abs() >= 0.04).all()
-    out = activation(shape, dtype, channels_last, seed + 2, misalign).relu_() if mask == "out" else None
-    return Gradient(grad, x, vectors, out, mask != "none")
-
-
-def eager_args(g, double=False):
-    bn = in_float64(g.bn) if double else g.bn
-    tensors = [t.double() if double and t is not None else t for t in (g.grad, g.x, g.out)]
-    return (tensors[0], tensors[1], *bn[:4], bn.eps, tensors[2], g.relu)
-
-
-def check_reduce(kernels, g, channels_last=True, **options):
-    actual, report = reduce(kernels, g, channels_last, **options)
-    assert report["error_count"] == 0, report["errors"]
-    want = reference.bn_act_backward_reduce
-    agree(actual, want(*eager_args(g)), want(*eager_args(g, True)))
-    return report
-
-
-def check_kept(kernels, g, channels_last=True, kept=None, **options):
-    """The sums, and g: grad where out is open, to the bit."""
-    kept = poisoned(g.x) if kept is None else kept
-    actual, report = reduce(kernels, g, channels_last, kept=kept, **options)
-    assert report["error_count"] == 0, report["errors"]
-    want = reference.bn_act_backward_reduce
-    agree(actual, want(*eager_args(g)), want(*eager_args(g, True)))
-    torch.testing.assert_close(kept, torch.where(g.out <= 0, 0, g.grad), rtol=0, atol=0, equal_nan=True)
-
-
-def check_backward(kernels, g, channels_last=True, frozen=False, **options):
-    count = float(max(1, g.x.numel() // max(1, g.x.shape[1])))
-    sums = None if frozen else reference.bn_act_backward_reduce(*eager_args(g))
-    actual, report = backward(kernels, g, channels_last, sums, count, **options)
-    assert report["error_count"] == 0, report["errors"]
-    rest = (None, None, 0.0) if frozen else (*sums, count)
-    want = reference.bn_act_backward
-    truth = (None, None, 0.0) if frozen else (*(s.double() for s in sums), count)
-    agree([actual], [want(*eager_args(g), *rest)], [want(*eager_args(g, True), *truth)])
-    return report
 
 
 def test_compiled_variants_are_the_listed_ones(kernels):
@@ -365,151 +294,3 @@ def test_sums_are_deterministic(kernels):
     g = case((3, 72, 20, 20), torch.bfloat16, True)
     order = (("stay", 1), ("rotate", 1), ("random", 1), ("random", 2))
     assert_same_bits([[*stats(kernels, g.x, True, 3, *how)[0], *reduce(kernels, g, True, 3, *how)[0]] for how in order])
-
-
-STATS, PARTS, MOMENTS, REDUCE, GRADIENT, APPLY, FINISH, FOLD, HOST, WALK = (
-    "cuda/bn/bn_stats.cuh",
-    "cuda/bn/parts.cuh",
-    "cuda/bn/moments.cuh",
-    "cuda/bn/bn_backward_reduce.cuh",
-    "cuda/bn/bn_gradient.cuh",
-    "cuda/bn/bn_backward.cuh",
-    "cuda/bn/bn_finish.cuh",
-    "cuda/bn/fold.cuh",
-    "cuda/bn/bn_gradient.h",
-    "cuda/bn/reduction.h",
-)
-STATISTICS_BUGS = {
-    "a fold without its barrier": order(FOLD, "    ptx::bar_sync_all();\n", ""),
-    "a fold that forgets the odd slot": value(FOLD, "half = (width + 1) / 2;", "half = width / 2;"),
-    "items past the part's last": value(PARTS, "for (; i < at.end; i += slots)", "for (; i <= at.end; i += slots)"),
-    "a batch short": value(PARTS, "++r, i += kBatch * slots)", "++r, i += (kBatch + 1) * slots)"),
-    "a run left out": value(PARTS, "total[v] += run[v];", "total[v] = run[v];"),
-    "a part in another's place": order(PARTS, "(static_cast<uint64_t>(part) *", "(static_cast<uint64_t>(part / 2) *"),
-    "lanes past the last": value(PARTS, "inside(lane < walk.all_lanes)", "inside(true)"),
-    "the last part as long as the others": value(
-        PARTS,
-        "walk.items - part * walk.each < walk.each ? walk.items : (part + 1) * walk.each",
-        "(part + 1) * walk.each",
-    ),
-    "no center": value(STATS, "add.center[c] = center_of(", "add.center[c] = 0 * center_of("),
-    "an infinite center": value(MOMENTS, "return is_finite(center) ? center : Acc(0);", "return center;"),
-    "squares not moved to the mean": value(MOMENTS, "squares -= by * (2 * sum - count * by);", ""),
-    "parts that overlap": value(
-        WALK, "r.splits = ceil_div(r.items, r.each);", "r.splits = ceil_div(r.items, r.each) + 1;"
-    ),
-}
-SUM_BUGS = {
-    "a NaN closes the mask": value(GRADIENT, "closed = out.get(e) <= Acc(0);", "closed = !(out.get(e) > Acc(0));"),
-    "a NaN closes the recomputed mask": value(
-        GRADIENT,
-        "closed = bn.apply(x.get(e), Config::channel_of(e)) <= Acc(kVanishes<Config::kDtype>);",
-        "closed = !(bn.apply(x.get(e), Config::channel_of(e)) > Acc(kVanishes<Config::kDtype>));",
-    ),
-    "the mean not subtracted": value(REDUCE, "chunk[b].x.get(e) - mean[c]", "chunk[b].x.get(e)"),
-    "another lane's vectors": value(REDUCE, "bn(from.bn, lane * Config::kChannels)", "bn(from.bn, 0)"),
-    "g kept in another's place": value(REDUCE, "kept + at[b]", "kept + at[0]"),
-    "a g that is not kept": value(REDUCE, "if (kept) Config", "if (kept && at[b]) Config"),
-    "alignment of what is kept forgotten": value(HOST, "| reinterpret_cast<uintptr_t>(to);", ";"),
-    "alignment of out forgotten": value(HOST, "reinterpret_cast<uintptr_t>(g.out) |", ""),
-}
-GRADIENT_BUGS = {
-    "the scale inside the difference": value(
-        APPLY,
-        "      if (p.sum_g.data) g -= ",
-        "      if (p.sum_g.data) g = v.bn.scale[c] * g - v.bn.scale[c] * ",
-    ),
-    "frozen statistics that move": value(APPLY, "if (p.sum_g.data) g -=", "if (true) g -="),
-    "no bounds check on lanes": value(APPLY, "if (lane >= walk.all_lanes) return;", ""),
-}
-FINISH_BUGS = {
-    "parts taken to be equally long": value(FINISH, "left < parts.each ? left : parts.each", "parts.each"),
-    "a channel past the last": value(
-        FINISH, "inside = channel < parts.channels;", "inside = channel <= parts.channels;"
-    ),
-    "the deviation forgotten": value(FINISH, "sums.sum[1] * inverse", "sums.sum[1]"),
-}
-
-
-def exercise_statistics(kernels, schedule):
-    # 37 items a thread, more than a run; a channel without a finite center
-    x = activation((3, 256, 20, 20), torch.bfloat16, True)
-    x[0, 1, 0, 0], x[:, 2] = torch.nan, torch.inf
-    check_stats(kernels, x, schedule=schedule)
-    # 67 lanes in 3 groups, and parts of which the last is shorter
-    x = activation((2, 268, 3, 7), torch.float32, True) + 1000
-    check_stats(kernels, x, schedule=schedule, sm_count=3)
-
-
-def gradient_with_nan(mask):
-    g = case((3, 16, 36, 36), torch.bfloat16, True, mask)
-    g.x[0, 3, 5, 5] = torch.nan
-    if mask == "out":
-        g.out[0, 3, 5, 5] = torch.nan
-    return g
-
-
-def many_lanes():
-    """281: of the last group some are past the last, and a part has a few rows."""
-    return case((2, 2248, 2, 3), torch.bfloat16, True, "out")
-
-
-def exercise_sums(kernels, schedule):
-    for mask in ("recompute", "out"):
-        check_reduce(kernels, gradient_with_nan(mask), schedule=schedule)
-    check_kept(kernels, gradient_with_nan("out"), schedule=schedule)
-    check_reduce(kernels, many_lanes(), schedule=schedule, sm_count=30)
-    kept, moved = (activation((2, 8, 4, 4), torch.bfloat16, True, misalign=1) for _ in range(2))
-    g = case((2, 8, 4, 4), torch.bfloat16, True, "out")
-    check_kept(kernels, g, kept=kept, schedule=schedule)
-    check_reduce(kernels, g._replace(out=moved.copy_(g.out)), schedule=schedule)
-
-
-def exercise_gradient(kernels, schedule):
-    for mask, frozen in itertools.product(("recompute", "out"), (False, True)):
-        check_backward(kernels, gradient_with_nan(mask), frozen=frozen, schedule=schedule)
-    g = many_lanes()
-    check_backward(kernels, g, schedule=schedule)
-    g.bn.gamma[4] = torch.inf
-    check_backward(kernels, g, schedule=schedule)
-
-
-def exercise_finish(kernels, schedule):
-    exercise_statistics(kernels, schedule)
-    exercise_sums(kernels, schedule)
-
-
-@by_schedule
-def test_exercise_passes(kernels, schedule):
-    exercise_statistics(kernels, schedule)
-    exercise_sums(kernels, schedule)
-    exercise_gradient(kernels, schedule)
-
-
-NHWC = "v.layout == Layout::kNHWC"
-BF16_MASKED = f"{NHWC} && v.dtype == Dtype::kBFloat16 && v.mask != Mask::kNone"
-
-
-@each_bug(
-    bugs_of(
-        STATISTICS_BUGS,
-        fails(exercise_statistics),
-        ("bn_stats",),
-        f"{NHWC} && (v.dtype == Dtype::kBFloat16 || v.dtype == Dtype::kFloat32) && v.vector > 1",
-    ),
-    bugs_of(
-        SUM_BUGS,
-        fails(exercise_sums),
-        ("bn_backward_reduce",),
-        f"{BF16_MASKED} && (v.vector == 8 || v.mask == Mask::kOut)",
-    ),
-    bugs_of(
-        GRADIENT_BUGS,
-        fails(exercise_gradient),
-        ("bn_backward",),
-        f"{BF16_MASKED} && v.vector == 8",
-    ),
-    bugs_of(FINISH_BUGS, fails(exercise_finish), ("bn_finish",)),
-)
-def test_bug_is_caught(planted, bug):
-    bug.assert_caught(planted)

@@ -75,6 +75,14 @@ def test_prologue_keeps_padding_zero(kernels, dtype, geometry, schedule):
     check(kernels, (64, 64), conv, schedule=schedule)
 
 
+@by_schedule
+def test_deep_prologue(kernels, schedule):
+    """Many more steps than the ring has stages."""
+    conv = convolution(torch.bfloat16, 1, 128, 8, 8, 64, 3, 3, 1, 1, prologue=True)
+    residual = randn(conv.output_shape(), torch.bfloat16, 9)
+    check(kernels, (128, 64), conv, residual=residual, schedule=schedule)
+
+
 @by_dtype
 @pytest.mark.parametrize("c", [8, 16, 24, 64, 72, 200])
 def test_channel_counts(kernels, dtype, c):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -137,18 +138,6 @@ BUGS = {
         "barriers.empty(i), Config::kReaders)",
         "barriers.empty(i), Config::kReaders / 4)",
     ),
-    "the prologue before the stage has landed": order(
-        ROLES,
-        "ptx::mbarrier_wait_parity(barriers.full(at.stage), at.parity);\n    const ChannelRegisters",
-        "const ChannelRegisters",
-    ),
-    "the prologue's stores not shown to wgmma": order(
-        ROLES,
-        "    ptx::fence_proxy_async();  // wgmma reads by another way than these stores\n",
-        "",
-    ),
-    "the prologue in the padding": value(ROLES, "      if (!pixels.valid(i, tap)) continue;\n", ""),
-    "half a prologue": order(KERNEL, "barriers.ready(i), 128)", "barriers.ready(i), 64)"),
     "the output not shown to TMA": order(
         ROLES,
         "    ptx::fence_proxy_async();  // TMA reads by another way than stmatrix wrote\n",
@@ -192,6 +181,22 @@ BUGS = {
         "return shape.r * shape.s * (shape.c / kConvSm90Depth) - 1;",
     ),
     "one BatchNorm for all channels": value(ROLES, "finishes && channel != known", "finishes && known == none"),
+}
+PROLOGUE_BUGS = {
+    "the prologue before the stage has landed": order(
+        ROLES,
+        "ptx::mbarrier_wait_parity(barriers.full(at.stage), at.parity);\n    const ChannelRegisters",
+        "const ChannelRegisters",
+    ),
+    "the prologue's stores not shown to wgmma": order(
+        ROLES,
+        "    ptx::fence_proxy_async();  // wgmma reads by another way than these stores\n",
+        "",
+    ),
+    "the prologue in the padding": value(ROLES, "      if (!pixels.valid(i, tap)) continue;\n", ""),
+    "half a prologue": order(KERNEL, "barriers.ready(i), 128)", "barriers.ready(i), 64)"),
+}
+TURN_BUGS = {
     "a turn taken before it is given": order(
         ROLES,
         "      if (piece > 0) ptx::mbarrier_wait_parity(barriers.turn(consumer), (piece - 1) / 2 & 1);\n",
@@ -224,29 +229,37 @@ BUGS = {
 }
 
 
-def exercise(kernels, schedule):
-    """What every planted bug must fail: every mode, more tiles than blocks, two tiles a warpgroup that takes turns."""
-    for mode in MODES:
-        case = small_case(Variant(torch.bfloat16, (128, 128), mode))
-        check(kernels, **case, schedule=schedule, family="conv_sm90", sm_count=3)
+def exercise(mode, kernels, schedule):
+    """More tiles than blocks."""
+    case = small_case(Variant(torch.bfloat16, (128, 128), mode))
+    check(kernels, **case, schedule=schedule, family="conv_sm90", sm_count=3)
+
+
+def exercise_turns(kernels, schedule):
+    """Two tiles a warpgroup; of nine steps, and of four in a ring of four stages."""
     turns = small_case(Variant(torch.bfloat16, (256, 64), "plain"))
     check(kernels, **turns, schedule=schedule, family="conv_sm90", sm_count=1)
-    once_round = convolution(torch.bfloat16, 1, 256, 3, 250, 64, 1, 1)  # four steps a tile, and a ring of four stages
+    once_round = convolution(torch.bfloat16, 1, 256, 3, 250, 64, 1, 1)
     check(kernels, (256, 64), once_round, schedule=schedule, family="conv_sm90", sm_count=1)
+
+
+def caught(bugs, exercise, variants):
+    return bugs_of(bugs, fails(exercise), ("conv_sm90_bf16",), variants)
 
 
 @by_schedule
 def test_exercise_passes(kernels, schedule):
-    exercise(kernels, schedule)
+    for mode in MODES:
+        exercise(mode, kernels, schedule)
+    exercise_turns(kernels, schedule)
 
 
 @each_bug(
-    bugs_of(
-        BUGS,
-        fails(exercise),
-        ("conv_sm90_bf16",),
-        "v.tile_m == 128 || (v.tile_n == 64 && v.mode == ConvFwdMode::kPlain)",
-    )
+    caught(BUGS, functools.partial(exercise, "plain"), "v.tile_m == 128 && v.mode == ConvFwdMode::kPlain"),
+    caught(
+        PROLOGUE_BUGS, functools.partial(exercise, "prologue"), "v.tile_m == 128 && v.mode == ConvFwdMode::kPrologue"
+    ),
+    caught(TURN_BUGS, exercise_turns, "v.tile_n == 64 && v.mode == ConvFwdMode::kPlain"),
 )
 def test_bug_is_caught(planted, bug):
     bug.assert_caught(planted)

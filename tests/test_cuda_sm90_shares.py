@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from cuda_cases.convolution import (
@@ -153,19 +155,13 @@ FINISH_BUGS = {
         "if (channel >= shape.k) return;",
     ),
 }
-SHARED_BUGS = {
+UNIT_BUGS = {
     "a tile's main sums in the next one's place": order(MENU, "? 2 * tile + main : tile", "? tile + main : tile"),
 }
 BUGS = {
     "two shares of a tile in one place": order(WORK, "partial = item - whole + conv", "partial = conv"),
     "a share's weights from the start": value(ROLES, "depth = steps.first * kConvSm90Depth;", "depth = 0;"),
     "a share's pixels from the first tap": value(ROLES, "r = tap / shape.s, s = tap % shape.s,", "r = 0, s = 0,"),
-    "a share's pixels from the tap's first channel": value(
-        ROLES,
-        "c = steps.first % a_tap * kConvSm90Depth;",
-        "c = 0;",
-    ),
-    "a share's prologue from the first tap": value(ROLES, "steps.first * kRowChunks + column", "column"),
     "a share goes on past its tile": value(
         WORK,
         "left < tile_steps - first ? left : tile_steps - first};",
@@ -185,40 +181,51 @@ BUGS = {
     "sums of the other warpgroup": value(ROLES, "? 0 : consumer * (Config", "? 0 : (1 - consumer) * (Config"),
     "both warpgroups' sums in one place": order(ROLES, "? 0 : consumer * (Config", "? 0 : 0 * (Config"),
 }
+PROLOGUE_BUGS = {
+    "a share's prologue from the first tap": value(ROLES, "steps.first * kRowChunks + column", "column"),
+}
+TAP_BUGS = {
+    "a share's pixels from the tap's first channel": value(
+        ROLES,
+        "c = steps.first % a_tap * kConvSm90Depth;",
+        "c = 0;",
+    ),
+}
 
 
-def exercise(kernels, schedule):
-    """What every planted bug must fail."""
-    for mode in MODES:
-        case = small_case(Variant(torch.bfloat16, (128, 128), mode))
-        check_shares(kernels, case, **UNEVEN, schedule=schedule)
+def exercise(mode, kernels, schedule):
+    check_shares(kernels, small_case(Variant(torch.bfloat16, (128, 128), mode)), **UNEVEN, schedule=schedule)
+
+
+def exercise_turns(kernels, schedule):
+    """Shares of whole tiles; and of an output smaller than a tile, with two steps a tap."""
     check_shares(kernels, small_case(Variant(torch.bfloat16, (256, 64), "plain")), **UNEVEN, schedule=schedule)
     conv = convolution(torch.bfloat16, 1, 128, 5, 5, 24, 3, 3, 1, 1)
     check_shares(kernels, dict(tile=(256, 64), conv=conv), 0, 5, schedule=schedule)
 
 
+def exercise_finish(kernels, schedule):
+    for mode in MODES:
+        exercise(mode, kernels, schedule)
+    exercise_turns(kernels, schedule)
+
+
+def caught(bugs, mode, *others):
+    variants = f"v.tile_m == 128 && v.mode == ConvFwdMode::k{mode.title()}"
+    return bugs_of(bugs, fails(functools.partial(exercise, mode)), ("conv_sm90_bf16", *others), variants)
+
+
 @by_schedule
 def test_exercise_passes(kernels, schedule):
-    exercise(kernels, schedule)
-
-
-VARIANTS = "v.tile_m == 128 || (v.tile_n == 64 && v.mode == ConvFwdMode::kPlain)"
+    exercise_finish(kernels, schedule)
 
 
 @each_bug(
-    bugs_of(FINISH_BUGS, fails(exercise), ("conv_sm90_finish",)),
-    bugs_of(
-        SHARED_BUGS,
-        fails(exercise),
-        ("conv_sm90_bf16", "conv_sm90_finish"),
-        VARIANTS,
-    ),
-    bugs_of(
-        BUGS,
-        fails(exercise),
-        ("conv_sm90_bf16",),
-        VARIANTS,
-    ),
+    caught(BUGS, "plain"),
+    caught(PROLOGUE_BUGS, "prologue"),
+    bugs_of(TAP_BUGS, fails(exercise_turns), ("conv_sm90_bf16",), "v.tile_n == 64 && v.mode == ConvFwdMode::kPlain"),
+    caught(UNIT_BUGS, "projection", "conv_sm90_finish"),
+    bugs_of(FINISH_BUGS, fails(exercise_finish), ("conv_sm90_finish",)),
 )
 def test_bug_is_caught(planted, bug):
     bug.assert_caught(planted)

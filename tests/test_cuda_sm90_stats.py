@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from cuda_cases.convolution import (
@@ -163,17 +165,10 @@ BUGS = {
     "a run begins with the one before": value(MOMENTS, "      run_sum[row] = run_squares[row] = 0;\n", ""),
     "the end of a run left out": value(MOMENTS, "if ((j + 2) % kRun) return;", "if (j % kRun) return;"),
     "a center of each lane's own": value(MOMENTS, "threadIdx.x % 32 / 4 * 4)", "threadIdx.x % 32)"),
-    "an outlier as the center": value(MOMENTS, "whole ? stored.get(2 + row) : first", "first"),
-    "an infinite center": value(CENTERS, "return is_finite(center) ? center : Acc(0);", "return center;"),
-    "an infinite mean as the center": value(MOMENTS, "if (is_finite(mean)) {", "if (true) {"),
     "sums left at the old center": value(MOMENTS, "        move_center(", "        if (false) move_center("),
     "squares about another center": value(CENTERS, "by * (2 * sum - count * by)", "by * (sum - count * by)"),
     "a lane moves all pixels": value(MOMENTS, "squares[row], own,", "squares[row], count,"),
     "a lane moves pixels that it has not": value(MOMENTS, "(left % 8 < 2 ? left % 8 : 2)", "2"),
-    "a part of no pixels": value(ROLES, "if (left > 0) moments.store", "moments.store"),
-    "both warpgroups in one part": order(
-        ROLES, "pixel / Config::kColumns, channel", "pixel / Config::kPixels, channel"
-    ),
     "channels past the last": value(MOMENTS, "which < 3 && at < channels", "which < 3"),
     "the fourth lane stores too": value(MOMENTS, "which < 3 && at < channels", "at < channels"),
     "the second channel beside the first": value(MOMENTS, "at = channel + row * 8;", "at = channel + row;"),
@@ -181,14 +176,28 @@ BUGS = {
         MOMENTS, "v[e] = bias.apply(product[j * 4 + e], e / 2 % 2);", "v[e] = product[j * 4 + e];"
     ),
 }
+CENTER_BUGS = {
+    "an outlier as the center": value(MOMENTS, "whole ? stored.get(2 + row) : first", "first"),
+    "an infinite center": value(CENTERS, "return is_finite(center) ? center : Acc(0);", "return center;"),
+    "an infinite mean as the center": value(MOMENTS, "if (is_finite(mean)) {", "if (true) {"),
+}
+PART_BUGS = {
+    "a part of no pixels": value(ROLES, "if (left > 0) moments.store", "moments.store"),
+    "both warpgroups in one part": order(
+        ROLES, "pixel / Config::kColumns, channel", "pixel / Config::kPixels, channel"
+    ),
+}
 
 
-def exercise(kernels, schedule):
-    """What every planted bug must fail: ragged channels, and 45 pixels in the last part."""
-    for tile, prologue in CASES:
-        bias = torch.linspace(2, 30, tile[1] + 8)
-        conv = raw_convolution(torch.bfloat16, 1, 64, 7, 43, tile[1] + 8, 1, 1, prologue=prologue, bias=bias)
-        check(kernels, tile, conv, schedule=schedule)
+def exercise(tile, prologue, kernels, schedule):
+    """Ragged channels, and 45 pixels in the last part."""
+    bias = torch.linspace(2, 30, tile[1] + 8)
+    conv = raw_convolution(torch.bfloat16, 1, 64, 7, 43, tile[1] + 8, 1, 1, prologue=prologue, bias=bias)
+    check(kernels, tile, conv, schedule=schedule)
+
+
+def exercise_centers(kernels, schedule):
+    """An outlier first, and an infinity."""
     values = torch.randn(512)
     values[0] = 2.0**13
     out, moments, report = run(kernels, (256, 64), copied(values), schedule=schedule)
@@ -202,11 +211,24 @@ def exercise(kernels, schedule):
     assert torch.isnan(moments[1]).all()
 
 
+def caught(bugs, exercise, variants):
+    return bugs_of(bugs, fails(exercise), ("conv_sm90_stats_bf16",), variants)
+
+
 @by_schedule
 def test_exercise_passes(kernels, schedule):
-    exercise(kernels, schedule)
+    for tile, prologue in CASES:
+        exercise(tile, prologue, kernels, schedule)
+    exercise_centers(kernels, schedule)
 
 
-@each_bug(bugs_of(BUGS, fails(exercise), ("conv_sm90_stats_bf16",)))
+MODE = "v.mode == ConvFwdMode::"
+
+
+@each_bug(
+    caught(BUGS, functools.partial(exercise, (128, 128), False), f"v.tile_m == 128 && {MODE}kStatistics"),
+    caught(CENTER_BUGS, exercise_centers, f"v.tile_m == 256 && v.tile_n == 64 && {MODE}kStatistics"),
+    caught(PART_BUGS, functools.partial(exercise, (256, 64), True), f"v.tile_m == 256 && {MODE}kPrologueStatistics"),
+)
 def test_bug_is_caught(planted, bug):
     bug.assert_caught(planted)
