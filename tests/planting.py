@@ -12,15 +12,17 @@ A module lists its bugs with the exercise that passes without them and fails wit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
+from cuda_on_cpu import Kernels, Library, Plant
 
 SCHEDULES = ["stay", "rotate", "random"]
 by_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 
-Exercise = Callable[[ModuleType, str], None]  # of the kernels and a schedule; AssertionError where they are wrong
+Exercise = Callable[
+    [Kernels | Library, str], None
+]  # of the kernels and a schedule; AssertionError where they are wrong
 
 
 class Edit(NamedTuple):
@@ -42,33 +44,20 @@ def order(file: str, old: str, new: str) -> Edit:
     return Edit(file, old, new, tuple(SCHEDULES))
 
 
-class Plant(NamedTuple):
-    """An edit, the .cu files that are compiled with it (by their stems), and which of their kernels.
-
-    ``variants``: a C++ expression of ``v``, the kernel's variant. The exercise launches no other of these sources.
-    """
-
-    file: str
-    old: str
-    new: str
-    sources: tuple[str, ...]
-    variants: str = "true"
-
-
 class PlantedBug(NamedTuple):
     name: str
     path: str  # of the file that is changed, from the root of the repository
-    plant: Any  # what its emulated module is loaded with: a Plant of csrc, or another package's own
+    plant: Plant
     schedules: tuple[str, ...]
     check: Exercise  # passes if the bug is caught
 
-    def assert_caught(self, kernels: ModuleType) -> None:
+    def assert_caught(self, kernels: Kernels | Library) -> None:
         for schedule in self.schedules:
             self.check(kernels, schedule)
 
 
 def fails(exercise: Exercise) -> Exercise:
-    def check(kernels: ModuleType, schedule: str) -> None:
+    def check(kernels: Kernels | Library, schedule: str) -> None:
         with pytest.raises(AssertionError):
             exercise(kernels, schedule)
 

@@ -158,7 +158,7 @@ def pairs(block):
         ({"conv2": torch.nn.Conv2d(16, 16, 3, padding=2, dilation=2)}, TWO),
         ({"conv2": torch.nn.Conv2d(16, 16, 3, padding=1, groups=2)}, TWO),
     ],
-    ids=["projection", "an identity that is a module", "5x5", "dilated", "grouped"],
+    ids=["projection", "identity module", "5x5", "dilated", "grouped"],
 )
 def test_other_blocks_are_two_calls(calls, change, want):
     block = modules.FusedBasicBlock(16, 16, change.pop("stride", 1), change.pop("downsample", None))

@@ -9,12 +9,15 @@ from typing import NamedTuple
 import cuda_on_cpu
 import pytest
 import torch
+from cuda_on_cpu import bn_add_act
+from cuda_on_cpu.tensors import BatchNorm
 
 if reason := cuda_on_cpu.missing():
     pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
 
 HERE = Path(__file__).resolve().parent
 CHECKS = HERE / "cuda_on_cpu" / "checks"
+OWN = cuda_on_cpu.Own("checks", tuple(sorted(CHECKS.glob("*.cu"))), (CHECKS / "bindings.cpp",), (CHECKS,))
 SCHEDULES = ["stay", "rotate", "random"]
 WORDS = 128  # of in, out and scratch, as in checks/check.h
 
@@ -65,7 +68,7 @@ CASES = [case for path in sorted(CHECKS.glob("*.cu")) for case in cases_of(path)
 
 @pytest.fixture(scope="module")
 def checks():
-    return cuda_on_cpu.load_own("checks", sorted(CHECKS.glob("*.cu")), [CHECKS / "bindings.cpp"], [CHECKS])
+    return cuda_on_cpu.load_own(OWN)
 
 
 def run(checks, name, bug, schedule="stay", seed=1):
@@ -143,14 +146,41 @@ def test_counters(checks):
         assert counted == dict(bytes_loaded=512, bytes_copied=512, bytes_stored=512, wide_accesses=0)
 
 
-def test_a_plant_must_fit():
+def test_bug_that_does_not_fit_is_an_error():
+    file, at = "cuda/bn/bn_add_act.cuh", "i < walk.items; i += step"
     with pytest.raises(ValueError, match="occurs 0 times"):
-        cuda_on_cpu.load(cuda_on_cpu.Plant("cuda/bn/bn_add_act.cuh", "not to be found", ""))
+        cuda_on_cpu.load_planted(cuda_on_cpu.Plant(file, "not to be found", "", ("bn_add_act",)))
     with pytest.raises(ValueError, match="no such kernel source"):
-        cuda_on_cpu.load(only=("no_such_kernel",))
+        cuda_on_cpu.load_planted(cuda_on_cpu.Plant(file, at, "", ("no_such_kernel",)))
+    with pytest.raises(ValueError, match="no kernel source is compiled with the bug"):
+        cuda_on_cpu.load_planted(cuda_on_cpu.Plant(file, at, ""))
 
 
-def test_a_plant_compiles_what_reads_it_and_nothing_else():
-    plant = cuda_on_cpu.Plant("cuda/bn/bn_add_act.cuh", "i < walk.items; i += step", "i < walk.items;  i += step")
-    folder = Path(cuda_on_cpu.load(plant).__file__).parent
-    assert [o.name for o in folder.glob("*.o")] == ["kernel_bn_add_act.o"]
+@pytest.fixture
+def planted():
+    """bn_add_act of one variant, with a change that is none."""
+    file, at = "cuda/bn/bn_add_act.cuh", "i < walk.items; i += step"
+    variants = "v.dtype == Dtype::kBFloat16 && v.layout == Layout::kNHWC && v.shortcut == Shortcut::kNone"
+    plant = cuda_on_cpu.Plant(file, at, at.replace("; ", ";  "), ("bn_add_act",), f"{variants} && v.vector == 8")
+    kernels = cuda_on_cpu.load_planted(plant)
+    yield kernels
+    kernels.close()
+
+
+def test_planted_bug_compiles_its_source_and_variants(planted):
+    library = planted["bn_add_act"]
+    folder = Path(library.file).parent
+    assert [o.name for o in folder.glob("*.o")] == ["planted_bn_add_act.o"]
+    assert len(library.compiled_bn_add_act()) == 1
+    x = torch.ones(1, 8, 2, 2, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="bn_add_act: the selected kernel is not compiled in"):
+        bn_add_act.run(planted, x, BatchNorm())
+
+
+def test_closed_library_is_unloaded(planted):
+    library = planted["bn_add_act"]
+    assert str(library.file) in Path("/proc/self/maps").read_text()
+    planted.close()
+    assert str(library.file) not in Path("/proc/self/maps").read_text()
+    with pytest.raises(RuntimeError, match="closed"):
+        library.compiled_bn_add_act()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 
-import pytest
+from cuda_on_cpu import Plant
 from cuda_primitives import emulator
 from cuda_primitives.cases import all_cases
-from cuda_primitives.emulator import Plant
-from planting import PlantedBug, all_bugs, each_bug, order, value
+from planting import PlantedBug, each_bug, order, value
 
 CASES = {case.name: case for case in all_cases()}
 WRONG = "a wrong result"
@@ -146,21 +145,14 @@ def check(caught, case, module, schedule):
 
 PLANTED = [
     PlantedBug(
-        name, f"tests/cuda_primitives/kernels/{e.file}", Plant(*e[:3]), e.schedules, functools.partial(check, *how)
+        name,
+        f"tests/cuda_primitives/kernels/{e.file}",
+        Plant(*e[:3], own=emulator.OWN),
+        e.schedules,
+        functools.partial(check, *how),
     )
     for name, (e, *how) in BUGS.items()
 ]
-
-
-@pytest.fixture(scope="session")
-def all_planted(request, primitives):
-    bugs = all_bugs(request.session.items).values()
-    emulator.prepare([bug.plant for bug in bugs if isinstance(bug.plant, Plant)])
-
-
-@pytest.fixture
-def planted(all_planted, bug):
-    return emulator.load_planted(bug.plant)
 
 
 @each_bug(PLANTED)

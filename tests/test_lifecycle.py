@@ -384,7 +384,7 @@ def test_fsdp_models_run_and_convert_refuses_them(process_group):
     assert {(e.status, e.reason) for e in resnet_fused.report(model).values()} == {("converted", "")}
 
 
-def test_data_parallel_replicas_run_eagerly(x):
+def test_data_parallel_replicas_match_their_block(x):
     model = resnet_fused.convert(randomise(models.small_resnet(CLASSES))).eval()
     block = model.layer1[0]
     replica = block._replicate_for_data_parallel()

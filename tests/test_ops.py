@@ -64,7 +64,7 @@ def test_three_by_three(engine, dtype, n, c, size, k, padding):
 @pytest.mark.parametrize(("dtype", "n", "c", "size", "k"), CASES)
 @pytest.mark.parametrize("padding", [0, 1, 2])
 def test_winograd_is_what_runs(dtype, n, c, size, k, padding):
-    """Guards the test above."""
+    """So the test above runs the kernels that it is for."""
     assert plan_of((n, c, size, size), k, (padding, padding), dtype).startswith("winograd")
 
 

@@ -1,4 +1,4 @@
-"""Running statistics move when eager's do, and only then: empty batches, checkpointing, graphs that are older."""
+"""Running statistics change when eager's do, and only then: empty batches, checkpointing, older graphs."""
 
 import copy
 

@@ -106,7 +106,7 @@ def test_first_200_steps_follow_eagers_curve(digits, eagers):
 
 
 def test_wrong_gradient_leaves_eagers_curve(digits, eagers, monkeypatch):
-    """What goes back through a BatchNorm is half of what it should be; in bfloat16, a coarser measure, it is lost."""
+    """The gradient through a BatchNorm is halved; in bfloat16, a coarser measure, it is zero."""
     amp, eager, spread = eagers
     right, share = ops.bn_act_backward, 0.0 if amp else 0.5
     monkeypatch.setattr(ops, "bn_act_backward", lambda *args, **how: right(*args, **how) * share)

@@ -65,9 +65,7 @@ def all_planted(request, compiler):
     import cuda_on_cpu
     import planting
 
-    bugs = planting.all_bugs(request.session.items).values()
-    plants = [bug.plant for bug in bugs if isinstance(bug.plant, planting.Plant)]
-    cuda_on_cpu.prepare([(cuda_on_cpu.Plant(*p[:3]), p.sources) for p in plants])
+    cuda_on_cpu.prepare([bug.plant for bug in planting.all_bugs(request.session.items).values()])
 
 
 @pytest.fixture
@@ -75,4 +73,6 @@ def planted(all_planted, bug):
     """The kernels with the test's bug."""
     import cuda_on_cpu
 
-    return cuda_on_cpu.load(cuda_on_cpu.Plant(*bug.plant[:3]), bug.plant.sources)
+    kernels = cuda_on_cpu.load_planted(bug.plant)
+    yield kernels
+    kernels.close()

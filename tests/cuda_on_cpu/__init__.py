@@ -1,93 +1,150 @@
 """Runs the CUDA kernels on the CPU, every thread a fiber and every access checked. docs/kernels/emulator.md
 
-``load()`` compiles the kernels' own sources with g++ (ninja rebuilds what changed) and returns the Python module of
-``bindings/``. ``load(Plant(...))`` compiles a copy with a bug in it.
+``load()`` gives the kernels' own sources, compiled with g++ (ninja rebuilds what changed), by library: a library has the
+functions of ``bindings/``. ``load_planted(Plant(...))`` gives them with a bug.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import os
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+import importlib.util
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from .build import BUILD, ROOT, Source, affected, host, import_module, kernels, missing
-from .build import build as build_module
+from . import build, report
+from .build import Own, Planted, missing
+from .libraries import LIBRARIES, ROOT, SOURCES, containing
 
-__all__ = ["Plant", "load", "load_own", "missing", "prepare"]
+__all__ = ["Kernels", "Library", "Plant", "load", "load_own", "load_planted", "missing", "prepare", "used"]
+
+#: Files of the libraries that were asked for a function, since somebody last cleared it: what a test's verdict rests on.
+used: set[Path] = set()
 
 
 class Plant(NamedTuple):
-    """A bug: in ``file`` (below csrc/), ``old`` becomes ``new``."""
+    """A bug: in ``file`` (below csrc/), ``old`` becomes ``new``.
+
+    ``sources``: stems of the .cu files that are compiled with it. ``variants``: which of their kernels, as a C++
+    expression of ``v``, the kernel's variant; others cannot be launched. ``own``: a test's library, of whose kernels
+    ``file`` is the name of one.
+    """
 
     file: str
     old: str
     new: str
+    sources: tuple[str, ...] = ()
+    variants: str = "true"
+    own: Own | None = None
+
+
+class Library:
+    """Functions of C++. What ran kernels returns the emulator's report."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._native = _emulator().Library(str(file))
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return functools.partial(self._call, name)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        used.add(self.file)
+        result = self._native.call(name, *arguments)
+        return report.finish(result, str(self.file)) if isinstance(result, dict) and "findings" in result else result
+
+    def close(self) -> None:
+        self._native.close()
+
+
+class Kernels:
+    """Libraries by name, compiled and loaded when they are first asked for; functions of which any library will do."""
+
+    def __init__(self, planted: Planted | None = None) -> None:
+        self._planted, self._open = planted, dict[str, Library]()
+
+    def __getitem__(self, name: str) -> Library:
+        if name not in self._open:
+            file = build.library(name)
+            if self._planted and name in self._planted.libraries:
+                file = self._planted.library(name)
+            build.build([file], [self._planted] * (self._planted is not None))
+            self._open[name] = Library(file)
+        return self._open[name]
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("compiled_"):
+            return lambda: [variant for library in LIBRARIES for variant in getattr(self[library], name)()]
+        return getattr(self["bn_finish"], name)
+
+    def close(self) -> None:
+        """Unloads what was loaded."""
+        for library in self._open.values():
+            library.close()
+        self._open.clear()
 
 
 @functools.cache
-def load(planted: Plant | None = None, only: tuple[str, ...] = ()) -> ModuleType:
-    """The kernels of csrc/cuda.
-
-    ``only``: stems of the sources that are worth compiling, such as ``("conv_fwd_bf16",)``. All others are linked as
-    they were compiled last, and without the planted bug. By default these are all that need it, or what the
-    environment's CUDA_ON_CPU_ONLY lists, separated by commas.
-    """
-    if planted is not None:
-        return import_module(_build_planted(planted, only))
-    only = only or tuple(filter(None, os.environ.get("CUDA_ON_CPU_ONLY", "").split(",")))
-    return import_module(_build_clean(only))
+def _emulator() -> ModuleType:
+    build.build([build.EMULATOR])
+    spec = importlib.util.spec_from_file_location("emulator", build.EMULATOR)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def prepare(planted: Iterable[tuple[Plant, tuple[str, ...]]]) -> None:
-    """Compiles what ``load(plant, only)`` will be asked for, as many at a time as there are cores."""
-    load()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda arguments: _build_planted(*arguments), planted))
+@functools.cache
+def _clean() -> Kernels:
+    return Kernels()
 
 
-def load_own(name: str, sources: Iterable[Path], bindings: Iterable[Path], include: Iterable[Path] = ()) -> ModuleType:
-    """A module of other kernels, such as a test's: .cu files, and C++ files of bindings (see bindings/python.h)."""
-    own = [s for s in host() if s.rule == "runtime" or s.file.stem == "module"]
-    own += [Source(Path(f), "bindings") for f in bindings]
-    return import_module(build_module(BUILD / name, name, [*kernels(sources), *own], include=include))
+def load() -> Kernels:
+    return _clean()
 
 
-def _build_clean(only: tuple[str, ...]) -> Path:
-    folder, sources = BUILD / "clean", kernels()
-    unknown = set(only) - {s.file.stem for s in sources}
-    if unknown:
-        raise ValueError(f"no such kernel source: {', '.join(sorted(unknown))}")
-    if not only:
-        return build_module(folder, "all", [*sources, *host()])
-    stale = [s for s in sources if s.file.stem not in only and (folder / s.object).exists()]
-    fresh = [s for s in sources if s not in stale]
-    return build_module(folder, "only", [*fresh, *host()], [folder / s.object for s in stale])
+def load_planted(plant: Plant) -> Kernels | Library:
+    """The kernels with a bug; close() when they are no longer needed."""
+    return Kernels(_planted(plant)) if plant.own is None else _own(plant.own, plant)
 
 
-def _build_planted(planted: Plant, only: tuple[str, ...]) -> Path:
-    original = ROOT / "csrc" / planted.file
+@functools.cache
+def load_own(own: Own) -> Library:
+    """A test's own library."""
+    return _own(own)
+
+
+def prepare(plants: Iterable[Plant]) -> None:
+    """Compiles all libraries that have these bugs in one go."""
+    bugs = [_planted(plant) for plant in plants]
+    own = dict.fromkeys(bug.own for bug in bugs if bug.own)
+    build.build([bug.library(name) for bug in bugs for name in bug.libraries], bugs, own)
+
+
+def _own(own: Own, plant: Plant | None = None) -> Library:
+    bugs = [_planted(plant)] if plant else []
+    file = bugs[0].library(own.name) if bugs else build.library(own.name)
+    build.build([file], bugs, [own])
+    return Library(file)
+
+
+def _planted(plant: Plant) -> Planted:
+    """Writes the copy of the source file that has the bug."""
+    own = plant.own
+    by_name = {path.name: path for path in own.kernels} if own else {}
+    original = by_name.get(plant.file, ROOT / "csrc" / plant.file)
     text = original.read_text()
-    if text.count(planted.old) != 1:
-        raise ValueError(f"{planted.old!r} occurs {text.count(planted.old)} times in {planted.file}")
-    clean, sources = BUILD / "clean", kernels()
-    load()
-    compiled = [s for s in affected(clean, "all", sources, original) if not only or s.file.stem in only]
-    if not compiled:
-        raise ValueError(f"no kernel source that is compiled reads {planted.file}")
-    folder = BUILD / ("planted_" + hashlib.sha256(repr((planted, only)).encode()).hexdigest()[:12])
-    copy = folder / "include" / planted.file
-    text = text.replace(planted.old, planted.new)
+    if text.count(plant.old) != 1:
+        raise ValueError(f"{plant.old!r} occurs {text.count(plant.old)} times in {plant.file}")
+    if own is None and not plant.sources:
+        raise ValueError(f"no kernel source is compiled with the bug in {plant.file}; name those that read it")
+    libraries = (own.name,) if own else containing(plant.sources)
+    folder = build.BUILD / ("planted_" + hashlib.sha256(repr(plant).encode()).hexdigest()[:12])
+    copy = folder / "include" / plant.file
+    text = text.replace(plant.old, plant.new)
     if not copy.exists() or copy.read_text() != text:
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(text)
-    if original.suffix == ".cu":
-        compiled = [s._replace(file=copy) for s in compiled]
-    ours = {s.object for s in compiled}
-    return build_module(
-        folder, "all", compiled, [clean / s.object for s in [*sources, *host()] if s.object not in ours]
-    )
+    sources = (copy,) if own else tuple(copy if SOURCES[s] == original else SOURCES[s] for s in plant.sources)
+    return Planted(folder, sources, libraries, plant.variants, own)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .tensors import DTYPES, POISON, BatchNorm, span, vectors
+from . import Kernels
+from .tensors import DTYPES, POISON, SUFFIXES, BatchNorm, span, vectors
 
 
 class Block(NamedTuple):
@@ -22,7 +22,7 @@ class Block(NamedTuple):
 
 
 def run(
-    kernels: ModuleType, block: Block, *, schedule: str = "stay", seed: int = 1, sm_count: int = 2
+    kernels: Kernels, block: Block, *, schedule: str = "stay", seed: int = 1, sm_count: int = 2
 ) -> tuple[Tensor, dict]:
     """The output, channels_last, and the emulator's report."""
     x = block.x
@@ -39,4 +39,5 @@ def run(
     buffers = [(name, *span(t), "read") for name, t in named.items() if t is not None]
     buffers.append(("out", *span(out), "write"))
     variant = (DTYPES.index(x.dtype), channels)
-    return out, kernels.run_block_fwd(buffers, params, variant, sm_count, schedule, seed)
+    library = kernels[f"block_fwd_{SUFFIXES[x.dtype]}"]
+    return out, library.run_block_fwd(buffers, params, variant, sm_count, schedule, seed)

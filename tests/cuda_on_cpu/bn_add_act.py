@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import Kernels
 from .tensors import DTYPES, POISON, BatchNorm, span, vectors
 
 SHORTCUTS = ["none", "add", "projected"]  # in the order of Shortcut in csrc/cuda/bn/bn_add_act.h
@@ -45,7 +45,7 @@ def parameters(
 
 
 def run(
-    kernels: ModuleType,
+    kernels: Kernels,
     x: Tensor,
     bn: BatchNorm,
     shortcut: Tensor | None = None,
@@ -70,4 +70,4 @@ def run(
             named.update({prefix + field: getattr(b, field) for field in BatchNorm._fields[:5]})
     buffers += [(name, *span(t), "read") for name, t in named.items() if t is not None]
     p = parameters(x, out, bn, shortcut, shortcut_bn, relu, channels_last)
-    return out, kernels.run_bn_add_act(buffers, p, sm_count, schedule, 1)
+    return out, kernels["bn_add_act"].run_bn_add_act(buffers, p, sm_count, schedule, 1)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import Kernels
 from .tensors import DTYPES, POISON, BatchNorm, span, vectors
 
 MASKS = ["none", "recompute", "out"]  # in the order of Mask in csrc/cuda/bn/bn_gradient.h
@@ -77,17 +77,17 @@ class Results:
 
 
 def stats(
-    kernels: ModuleType, x: Tensor, channels_last: bool, sm_count: int = 1, schedule: str = "stay", seed: int = 1
+    kernels: Kernels, x: Tensor, channels_last: bool, sm_count: int = 1, schedule: str = "stay", seed: int = 1
 ) -> tuple[list[Tensor], dict]:
     """``[mean, var]``, and the emulator's report."""
     p = dict(x=x.data_ptr()) | shape(x, channels_last)
     results = Results(x.shape[1], x.dtype, kernels.bn_stats_workspace(p, sm_count))
     buffers = [*inputs(dict(x=x)), *results.buffers()]
-    return results.values, kernels.run_bn_stats(buffers, p | results.parameters(), sm_count, schedule, seed)
+    return results.values, kernels["bn_stats"].run_bn_stats(buffers, p | results.parameters(), sm_count, schedule, seed)
 
 
 def reduce(
-    kernels: ModuleType,
+    kernels: Kernels,
     g: Gradient,
     channels_last: bool,
     sm_count: int = 1,
@@ -99,11 +99,13 @@ def reduce(
     p = g.parameters(channels_last) | ({} if kept is None else dict(kept=kept.data_ptr()))
     results = Results(g.x.shape[1], g.x.dtype, kernels.bn_backward_reduce_workspace(p, sm_count))
     buffers = [*g.buffers(), *results.buffers()] + ([] if kept is None else [("kept", *span(kept), "write")])
-    return results.values, kernels.run_bn_backward_reduce(buffers, p | results.parameters(), sm_count, schedule, seed)
+    return results.values, kernels["bn_backward_reduce"].run_bn_backward_reduce(
+        buffers, p | results.parameters(), sm_count, schedule, seed
+    )
 
 
 def backward(
-    kernels: ModuleType,
+    kernels: Kernels,
     g: Gradient,
     channels_last: bool,
     sums: tuple[Tensor, Tensor] | None = None,
@@ -119,11 +121,11 @@ def backward(
     if sums is not None:
         p |= {name: vector(v) for name, v in zip(("sum_g", "sum_g_xhat"), sums, strict=True)}
         buffers += inputs(dict(sum_g=sums[0], sum_g_xhat=sums[1]))
-    return to, kernels.run_bn_backward(buffers, p, sm_count, schedule, seed)
+    return to, kernels["bn_backward"].run_bn_backward(buffers, p, sm_count, schedule, seed)
 
 
 def finish(
-    kernels: ModuleType,
+    kernels: Kernels,
     parts: Tensor,
     each: int,
     total: int,
@@ -155,4 +157,4 @@ def finish(
     if var is not None:
         p["var"] = vector(var)
         buffers += inputs(dict(var=var))
-    return results.values, kernels.run_bn_finish(buffers, p | results.parameters(), 1, schedule, seed)
+    return results.values, kernels["bn_finish"].run_bn_finish(buffers, p | results.parameters(), 1, schedule, seed)

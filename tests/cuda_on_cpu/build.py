@@ -1,31 +1,35 @@
-"""Compiles kernels for the emulator: ninja files, one object a source, a Python module of them.
+"""Compiles the emulator and what it runs: one ninja file, an object a source, and libraries that the emulator loads.
 
-A folder of ``build/cuda_on_cpu`` has the objects and modules of one state of the sources: ``clean``, or
-``planted_...`` with a bug in it.
+``build/cuda_on_cpu`` has the emulator (a Python module), the libraries of kernels (libraries.py), those of tests
+(``own``), the op layer twice (op_layer.py), and a folder for each planted bug.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+from .libraries import HERE, LIBRARIES, ROOT, SOURCES
+
 BUILD = ROOT / "build" / "cuda_on_cpu"
-SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
-KERNELS = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
-RUNTIME = sorted((HERE / "runtime").glob("*.cpp"))
-BINDINGS = sorted((HERE / "bindings").glob("*.cpp"))
+EMULATOR = BUILD / f"emulator{sysconfig.get_config_var('EXT_SUFFIX')}"
 OPS = HERE / "ops"
+CSRC = ROOT / "csrc"
+#: What kernels' launchers need of csrc, beside headers. Its cache is the emulator's, so that all libraries share it.
+HOST = [CSRC / "cuda" / "tensor_map_cache.cpp"]
+#: What asks a GPU, or stands in the table of trust: ops/ has doubles of it.
+DOUBLED = {"runtime", "smem_grants", "tensor_map", "trust_table", "tensor_map_cache"}
 _CUDA = "_ZN12resnet_fused4cuda"
-WRAPPED = {  # by files of ops/
+#: Functions that files of ops/ wrap.
+WRAPPED = {
     "faults": (
         f"{_CUDA}15launch_conv_fwdERKNS0_13ConvFwdParamsERKNS0_14ConvFwdVariantERKNS0_5QueueE",
         f"{_CUDA}16launch_conv_sm90ERKNS0_13ConvFwdParamsERKNS0_14ConvFwdVariantERKNS0_5QueueE",
@@ -35,29 +39,43 @@ WRAPPED = {  # by files of ops/
     "allocations": ("torch_call_dispatcher", "aoti_torch_empty_strided"),
     "news": ("_Znwm",),
 }
-HOST = [ROOT / "csrc" / "cuda" / "tensor_map_cache.cpp"]  # what kernels' launchers need of csrc, beside headers
 
 TORCH_TARGET = "0x020a000000000000ULL"  # as in build_tools/ninja_file.py
-
 MOST_OUTPUT = 6000  # characters of a compiler's complaint
 
-COMMON = "-std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off"
+# gnu_unique would merge a planted bug's variables with those of other libraries, and keep libraries loaded.
+COMMON = "-std=c++17 -fPIC -fno-gnu-unique -ffp-contract=off"
 STRICT = "-Wall -Wextra -Werror"
 # Every plain access calls a hook of runtime/hooks.cpp, and calls keep their return address: reports name the line. The
 # guards of static variables would want hooks for atomics; only the host's code has such. A fiber has 256 KiB of stack.
 CHECKED = (
     "-g1 -fsanitize=thread,alignment --param tsan-instrument-func-entry-exit=0 -fno-optimize-sibling-calls"
-    " -fno-threadsafe-statics -Wno-unknown-pragmas"
+    " -fno-threadsafe-statics -Wno-unknown-pragmas -Wno-psabi"
 )
+# The standard library's headers that kernels read, parsed once.
+PRECOMPILED = HERE / "include" / "precompiled.h"
 
 
-class Source(NamedTuple):
-    file: Path
-    rule: str  # kernel, runtime or bindings; ops: the layer between torch and the kernels; host: what launches them
+class Own(NamedTuple):
+    """A library of a test's own kernels: .cu files, C++ files of bindings (bindings/library.h), where headers are."""
 
-    @property
-    def object(self) -> str:
-        return f"{self.rule}_{self.file.stem}.o"
+    name: str
+    kernels: tuple[Path, ...]
+    bindings: tuple[Path, ...]
+    include: tuple[Path, ...]
+
+
+class Planted(NamedTuple):
+    """A copy of a source file with a bug in it, and the libraries that have the bug."""
+
+    folder: Path  # of the objects; the copy is below include/
+    sources: tuple[Path, ...]  # compiled with it
+    libraries: tuple[str, ...]
+    variants: str
+    own: Own | None = None  # the library, if it is no kernels' own
+
+    def library(self, name: str) -> Path:
+        return self.folder / f"{name}.so"
 
 
 def missing() -> str | None:
@@ -70,99 +88,164 @@ def missing() -> str | None:
     return None if _ninja() else "ninja is not installed"
 
 
-def host() -> list[Source]:
-    return [*(Source(f, "runtime") for f in [*RUNTIME, *HOST]), *(Source(f, "bindings") for f in BINDINGS)]
+def library(name: str) -> Path:
+    return BUILD / "libraries" / f"{name}.so"
 
 
-def op_layer(emulated: bool) -> list[Source]:
-    """csrc/cuda but for what asks a GPU, and the doubles of that; schemas and checks."""
-    csrc, doubled = ROOT / "csrc", {"runtime", "smem_grants", "tensor_map", "trust_table", *(f.stem for f in HOST)}
-    files = [csrc / "library.cpp", csrc / "explain_cuda.cpp", *sorted((csrc / "common").glob("*.cpp"))]
-    files += [f for f in sorted((csrc / "cuda").glob("*.cpp")) if f.stem not in doubled]
-    names = ("device", "faults", "allocations") if emulated else ("device", "news", "parts")
-    doubles = [Source(OPS / f"{name}.cpp", "ops") for name in names]
-    bindings = [HERE / "bindings" / "module.cpp", OPS / "bindings.cpp", *[OPS / "variants.cpp"] * emulated]
-    sources = [*(Source(f, "ops") for f in files), *doubles, *(Source(f, "bindings") for f in bindings)]
-    return [*sources, *(s for s in host() if s.rule == "runtime")]
+def build(targets: Iterable[Path], planted: Iterable[Planted] = (), own: Iterable[Own] = ()) -> None:
+    """Brings files up to date, as many compilers at a time as there are cores. Other processes wait for their turn."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with _locked():
+        file = BUILD / "build.ninja"
+        file.write_text("\n".join([*_rules(), *_everything(), *_own(own), *_planted(planted)]) + "\n")
+        arguments = ["-C", str(ROOT), "-f", str(file), *(str(t) for t in targets)]
+        done = subprocess.run([_ninja(), *arguments], capture_output=True, text=True)
+    if done.returncode:
+        said = done.stdout + done.stderr
+        said = said[max(said.find("FAILED:"), 0) :]
+        raise RuntimeError(f"the emulator does not compile\n{said[:MOST_OUTPUT]}")
 
 
-def kernels(files: Iterable[Path] = KERNELS) -> list[Source]:
-    return [Source(f, "kernel") for f in files]
-
-
-def build(
-    folder: Path, name: str, sources: list[Source], linked: Iterable[Path] = (), include: Iterable[Path] = ()
-) -> Path:
-    """Compiles ``sources`` and links them, and the objects ``linked``, to the module ``folder/name.so``.
-
-    With sources of the op layer the module registers the ops with torch, as ``torch.ops.name``.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    module = f"{name}{SUFFIX}"
-    ours = [s.object for s in sources]
-    # Kernels come first: of inline functions that a planted bug changed, the linker keeps the first copy.
-    rules = [*_rules(folder, include, name), *(f"build {s.object}: {s.rule} {s.file}" for s in sources)]
-    rules += [f"build {module}: link {' '.join([*ours, *map(str, linked)])}", f"default {module}"]
-    if any(s.rule == "ops" for s in sources):
-        wrapped = " ".join(f"-Wl,--wrap={name}" for s in sources for name in WRAPPED.get(s.file.stem, ()))
-        rules.insert(-1, f"  libs = {wrapped} -L{_torch() / 'lib'} -ltorch_cpu")
-    file = folder / f"{name}.ninja"
-    file.write_text("\n".join(rules) + "\n")
-    _run(folder, file.name)
-    return folder / module
-
-
-def affected(folder: Path, name: str, sources: list[Source], header: Path) -> list[Source]:
-    """Those of the sources, compiled by ``build(folder, name, ...)``, that read ``header``."""
-    # A paragraph for each object: its name and ":", then a line for each file that it was compiled from.
-    paragraphs = _run(folder, f"{name}.ninja", "-t", "deps", *(s.object for s in sources)).split("\n\n")
-    reads = {p.split(":")[0]: {Path(line.strip()).resolve() for line in p.splitlines()[1:]} for p in paragraphs}
-    return [s for s in sources if header in reads.get(s.object, ())]
-
-
-def import_module(path: Path) -> ModuleType:
-    # The folder makes the name unique: pybind11 keeps one module a name.
-    spec = importlib.util.spec_from_file_location(f"{path.parent.name}.{path.name.split('.')[0]}.kernels", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@contextlib.contextmanager
+def _locked() -> Iterator[None]:
+    with open(BUILD / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _torch() -> Path:
     return Path(importlib.util.find_spec("torch").origin).parent
 
 
-def _rules(folder: Path, include: Iterable[Path], name: str) -> list[str]:
+def _rules() -> list[str]:
     import pybind11
 
     # The emulator's folder shadows csrc/cuda/launch.h and csrc/cuda/ptx; a planted file shadows both.
-    own = " ".join(f"-I{p}" for p in [folder / "include", HERE / "include", HERE, *include, ROOT / "csrc"])
-    system = f"-isystem {pybind11.get_include()} -isystem {sysconfig.get_paths()['include']}"
-    # A planted bug is run briefly, so that its compilation is what takes time; and it may leave a variable unused.
-    planted = (folder / "include").exists()
-    how = "-O0 -w" if planted else f"-O1 {STRICT} -Wframe-larger-than=65536"
-    # These two are what a GPU's host runs, so they are compiled as for it: no checks, optimised.
-    timed = "-DON_CPU_TIMED" if name.endswith("_host") else ""
-    layer = f"-I{OPS / 'include'} {own} -isystem {_torch() / 'include'}"
-    flags = {
-        "ops": f"-O2 {STRICT} -DTORCH_TARGET_VERSION={TORCH_TARGET} -DON_CPU_LIBRARY={name} {timed} {layer} {system}",
-        "host": f"-O2 {STRICT} -Wno-unknown-pragmas -I{OPS / 'no_launch'} {own}",
-        "kernel": f"{CHECKED} {how} {own}",
-        "runtime": f"-O2 {STRICT} {own}",
-        "bindings": f"-O0 {STRICT} {own} {system}",
+    own = f"-I{HERE / 'include'} -I{HERE} -I{CSRC}"
+    python = f"-isystem {pybind11.get_include()} -isystem {sysconfig.get_paths()['include']}"
+    layer = f"-I{OPS / 'include'} {own} -isystem {_torch() / 'include'} -DTORCH_TARGET_VERSION={TORCH_TARGET}"
+    hidden = "-fvisibility=hidden"
+    rules = {  # $more: of one file
+        "runtime": f"-O2 {STRICT} {own}",  # visible: libraries of kernels call it
+        "module": f"-O0 {STRICT} {hidden} {own} {python}",
+        "bindings": f"-O0 {STRICT} {hidden} $more {own}",
+        "kernel": f"-O1 {CHECKED} {STRICT} -Wframe-larger-than=65536 {hidden} $more {own}",
+        # A bug is run briefly, so that its compilation is what takes time; and it may leave a variable unused.
+        "planted": f"-O0 {CHECKED} -w {hidden} $more {own}",
+        # What a GPU's host runs is compiled as for it: no checks, optimised.
+        "ops": f"-O2 {STRICT} {hidden} $more {layer}",
+        "host": f"-O2 {STRICT} -Wno-unknown-pragmas {hidden} -I{OPS / 'no_launch'} {own}",
     }
-    lines = []
-    for rule, options in flags.items():
-        lines += [f"rule {rule}", f"  command = g++ -MMD -MF $out.d {COMMON} {options} -x c++ -c $in -o $out"]
-        lines += ["  depfile = $out.d", "  deps = gcc"]
+    lines = [f"builddir = {BUILD}"]
+    for rule, flags in rules.items():
+        lines += [f"rule {rule}", f"  command = g++ -MMD -MF $out.d {COMMON} {flags} -x c++ -c $in -o $out"]
+        lines += ["  depfile = $out.d"]
+    for rule in ("kernel", "planted"):
+        lines += [f"rule {rule}_header", f"  command = g++ {COMMON} {rules[rule]} -x c++-header $in -o $out"]
     return [*lines, "rule link", "  command = g++ -shared -pthread -o $out $in $libs"]
 
 
-def _run(folder: Path, file: str, *arguments: str) -> str:
-    done = subprocess.run([_ninja(), "-C", folder, "-f", file, *arguments], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"the emulator does not compile\n{(done.stdout + done.stderr)[:MOST_OUTPUT]}")
-    return done.stdout
+def _compile(rule: str, source: Path, folder: Path, **variables: str) -> tuple[Path, list[str]]:
+    built = folder / f"{rule}_{source.stem}.o"
+    header = f" | {_header(rule)}" if rule in ("kernel", "planted") else ""
+    if header:
+        variables["more"] = f"{variables.get('more', '')} -include {_header(rule).with_suffix('')}"
+    return built, [f"build {built}: {rule} {source}{header}", *(f"  {k} = {v}" for k, v in variables.items())]
+
+
+def _header(rule: str) -> Path:
+    return BUILD / "precompiled" / f"{rule}.h.gch"
+
+
+def _link(target: Path, objects: Iterable[Path], libs: str = "") -> list[str]:
+    return [f"build {target}: link {' '.join(map(str, objects))} | {EMULATOR}", f"  libs = {EMULATOR} {libs}"]
+
+
+def _bindings() -> list[Path]:
+    return [f for f in sorted((HERE / "bindings").glob("*.cpp")) if f.stem not in ("module", "session", "library")]
+
+
+def _everything() -> list[str]:
+    """The emulator, the kernels, the op layer and its twin."""
+    lines: list[str] = []
+
+    def compiled(rule: str, sources: Iterable[Path], folder: str, **variables: str) -> list[Path]:
+        objects = []
+        for source in sources:
+            built, of_object = _compile(rule, source, BUILD / folder, **variables)
+            lines.extend(of_object)
+            objects.append(built)
+        return objects
+
+    for rule in ("kernel", "planted"):
+        lines.append(f"build {_header(rule)}: {rule}_header {PRECOMPILED}")
+    emulator = compiled("runtime", [*sorted((HERE / "runtime").glob("*.cpp")), *HOST], "emulator")
+    emulator += compiled("runtime", [HERE / "bindings" / "session.cpp"], "emulator/bindings")
+    emulator += compiled("module", [HERE / "bindings" / "module.cpp"], "emulator")
+    lines += [f"build {EMULATOR}: link {' '.join(map(str, emulator))}"]
+
+    functions = compiled("bindings", [HERE / "bindings" / "library.cpp"], "libraries")
+    bindings = compiled("bindings", _bindings(), "libraries")
+    kernels = dict(zip(SOURCES, compiled("kernel", SOURCES.values(), "libraries"), strict=True))
+    for name, stems in LIBRARIES.items():
+        lines += _link(library(name), [*(kernels[s] for s in stems), *bindings, *functions])
+
+    files = [CSRC / "library.cpp", CSRC / "explain_cuda.cpp", *sorted((CSRC / "common").glob("*.cpp"))]
+    files += [f for f in sorted((CSRC / "cuda").glob("*.cpp")) if f.stem not in DOUBLED]
+    layer = compiled("ops", [*files, OPS / "device.cpp", OPS / "bindings.cpp"], "ops")
+    host = compiled("host", SOURCES.values(), "ops")
+    twins = {
+        "op_layer": (list(kernels.values()), ["faults", "allocations", "variants"]),
+        "op_host": (host, ["news", "parts"]),
+    }
+    for name, (launchers, beside) in twins.items():
+        named = compiled("ops", [OPS / "name.cpp"], name, more=f"-DON_CPU_LIBRARY={OP_LIBRARIES[name]}")
+        doubles = compiled("ops", [OPS / f"{stem}.cpp" for stem in beside], "ops")
+        wrapped = " ".join(f"-Wl,--wrap={f}" for stem in beside for f in WRAPPED.get(stem, ()))
+        libs = f"{wrapped} -L{_torch() / 'lib'} -ltorch_cpu"
+        lines += _link(library(name), [*layer, *named, *doubles, *launchers, *functions], libs)
+    return lines
+
+
+#: What the op layer and its twin register their ops as with torch.
+OP_LIBRARIES = {"op_layer": "resnet_fused_on_cpu", "op_host": "resnet_fused_on_host"}
+
+
+def _own(own: Iterable[Own]) -> list[str]:
+    lines = []
+    for o in own:
+        objects = []
+        more = " ".join(f"-I{p}" for p in o.include)
+        for rule, sources in (("kernel", o.kernels), ("bindings", o.bindings)):
+            for source in sources:
+                built, of_object = _compile(rule, source, BUILD / o.name, more=more)
+                lines += of_object
+                objects.append(built)
+        lines += _link(library(o.name), [*objects, BUILD / "libraries" / "bindings_library.o"])
+    return lines
+
+
+def _planted(planted: Iterable[Planted]) -> list[str]:
+    lines = []
+    for p in planted:
+        include = [p.folder / "include", *(p.own.include if p.own else ())]
+        more = " ".join(f"-I{path}" for path in include) + f" '-DCOMPILES(v)=({p.variants})'"
+        ours = {}
+        for source in p.sources:
+            ours[source.stem], of_object = _compile("planted", source, p.folder, more=more)
+            lines += of_object
+        for name in p.libraries:
+            if p.own:
+                folder, stems, bindings = BUILD / p.own.name, [s.stem for s in p.own.kernels], p.own.bindings
+            else:
+                folder, stems, bindings = BUILD / "libraries", LIBRARIES[name], _bindings()
+            kernels = [ours.get(s, folder / f"kernel_{s}.o") for s in stems]
+            functions = [
+                *(folder / f"bindings_{b.stem}.o" for b in bindings),
+                BUILD / "libraries" / "bindings_library.o",
+            ]
+            lines += _link(p.library(name), [*kernels, *functions])
+    return lines
 
 
 def _ninja() -> str | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import Kernels
 from .bn_train import finish
-from .tensors import DTYPES, POISON, BatchNorm, span, vectors
+from .tensors import DTYPES, POISON, SUFFIXES, BatchNorm, span, vectors
 
 MODES = ["plain", "prologue", "projection", "projection-prologue"]
 STATISTICS = ["statistics", "prologue-statistics"]
@@ -69,7 +69,7 @@ class Conv(NamedTuple):
 
 
 def run(
-    kernels: ModuleType,
+    kernels: Kernels,
     tile: tuple[int, int],
     conv: Conv,
     *,
@@ -111,9 +111,15 @@ def run(
     side = projection or conv
     mode = ("projection" if projection else "") + ("-" if projection and side.pre else "")
     mode = mode + ("prologue" if side.pre else "") or "plain"
-    variant = Variant(conv.x.dtype, tile, mode)
-    launch = getattr(kernels, f"run_{family}")
-    return out, launch(buffers, params, variant.raw, sm_count, schedule, seed)
+    return out, launch(kernels, family, Variant(conv.x.dtype, tile, mode), buffers, params, sm_count, schedule, seed)
+
+
+def launch(kernels: Kernels, family: str, variant: Variant, buffers: list, params: dict, *how: Any) -> dict:
+    """The emulator's report. ``how``: number of SMs, schedule, seed."""
+    kind = "stats" if variant.mode in STATISTICS else "gradient" if variant.mode == GRADIENT else "fwd"
+    stem = f"conv_{kind}" if family == "conv_fwd" else f"{family}_stats" if kind == "stats" else family
+    library = kernels[f"{stem}_{SUFFIXES[variant.dtype]}"]
+    return getattr(library, f"run_{family}")(buffers, params, variant.raw, *how)
 
 
 def part_pixels(family: str, tile: tuple[int, int], prologue: bool) -> int:
@@ -122,7 +128,7 @@ def part_pixels(family: str, tile: tuple[int, int], prologue: bool) -> int:
 
 
 def run_statistics(
-    kernels: ModuleType,
+    kernels: Kernels,
     tile: tuple[int, int],
     conv: Conv,
     *,
@@ -142,14 +148,14 @@ def run_statistics(
     buffers = [*conv.buffers(), ("out", *span(out), "write"), ("statistics", *span(parts), "write")]
     params = dict(main=conv.operands(), out=out.data_ptr(), relu=False, splits=1, statistics=parts.data_ptr())
     variant = Variant(conv.x.dtype, tile, "prologue-statistics" if conv.pre else "statistics")
-    report = getattr(kernels, f"run_{family}")(buffers, params, variant.raw, sm_count, schedule, seed)
+    report = launch(kernels, family, variant, buffers, params, sm_count, schedule, seed)
     moments, finished = finish(kernels, parts, each, pixels, schedule=schedule, seed=seed)
     report["errors"] += finished["errors"]
     return out, moments, report
 
 
 def run_gradient(
-    kernels: ModuleType,
+    kernels: Kernels,
     tile: tuple[int, int],
     conv: Conv,
     raw: Tensor,
@@ -171,7 +177,8 @@ def run_gradient(
     if beside is not None:
         buffers.append(("beside", *span(beside), "read"))
         params["residual"] = beside.data_ptr()
-    report = kernels.run_conv_fwd(buffers, params, Variant(conv.x.dtype, tile, GRADIENT).raw, 4, schedule, seed)
+    variant = Variant(conv.x.dtype, tile, GRADIENT)
+    report = launch(kernels, "conv_fwd", variant, buffers, params, 4, schedule, seed)
     var = conv.bn.var.float()
     sums, finished = finish(kernels, parts, tile[0], 0, var=var, eps=conv.bn.eps, schedule=schedule, seed=seed)
     report["errors"] += finished["errors"]

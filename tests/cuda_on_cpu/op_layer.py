@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import load as load_kernels
-from .build import BUILD, Source, build, import_module, kernels, op_layer
+from . import Library, build
 from .tensors import span
 
-NAME = "resnet_fused_on_cpu"
-HOST_NAME = "resnet_fused_on_host"
+NAME, HOST_NAME = build.OP_LIBRARIES["op_layer"], build.OP_LIBRARIES["op_host"]
 
 
 class Layer:
@@ -28,7 +25,7 @@ class Layer:
     ``reports`` has the emulator's report of every call; a call in which something was wrong raises AssertionError.
     """
 
-    def __init__(self, library: ModuleType, device: Iterable[int], engine: str = "", schedule: str = "stay") -> None:
+    def __init__(self, library: Library, device: Iterable[int], engine: str = "", schedule: str = "stay") -> None:
         self.library, self.schedule = library, schedule
         self.reports: list[dict] = []
         self.may_give_up = False  # an op has allocated its output when it finds that its kernel may not run
@@ -64,15 +61,16 @@ def buffers(args: Iterable[Any]) -> list[tuple[str, int, int, str]]:
 
 
 @functools.cache
-def load() -> ModuleType:
-    load_kernels()  # so that the kernels' objects are there, and new
-    folder = BUILD / "op_layer"
-    objects = [BUILD / "clean" / s.object for s in kernels()]
-    return import_module(build(folder, NAME, op_layer(emulated=True), objects))
+def load() -> Library:
+    return _load("op_layer")
 
 
 @functools.cache
-def load_host() -> ModuleType:
+def load_host() -> Library:
     """The same as ``torch.ops.resnet_fused_on_host.*``, compiled as for a GPU's host, with launches that do nothing."""
-    sources = [Source(s.file, "host") for s in kernels()]
-    return import_module(build(BUILD / "op_host", HOST_NAME, [*op_layer(emulated=False), *sources]))
+    return _load("op_host")
+
+
+def _load(name: str) -> Library:
+    build.build([build.library(name)])
+    return Library(build.library(name))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
+from . import Kernels
 from .bn_train import inputs, poisoned
 from .tensors import DTYPES, BatchNorm, span, vectors
 
@@ -40,7 +39,7 @@ def forward_parameters(x: Tensor, bn: BatchNorm, pool: Pool, out: Tensor, taken:
 
 
 def forward(
-    kernels: ModuleType,
+    kernels: Kernels,
     x: Tensor,
     bn: BatchNorm,
     pool: Pool,
@@ -56,7 +55,11 @@ def forward(
     buffers = [*inputs(named), ("out", *span(out), "write")]
     if taken is not None:
         buffers.append(("taken", *span(taken), "write bytes"))
-    return out, taken, kernels.run_bn_pool(buffers, forward_parameters(x, bn, pool, out, taken), sm_count, schedule)
+    return (
+        out,
+        taken,
+        kernels["bn_pool"].run_bn_pool(buffers, forward_parameters(x, bn, pool, out, taken), sm_count, schedule),
+    )
 
 
 def backward_parameters(grad: Tensor, taken: Tensor, x: Tensor, pool: Pool) -> dict:
@@ -65,7 +68,7 @@ def backward_parameters(grad: Tensor, taken: Tensor, x: Tensor, pool: Pool) -> d
 
 
 def backward(
-    kernels: ModuleType,
+    kernels: Kernels,
     grad: Tensor,
     taken: Tensor,
     size: tuple[int, ...],
@@ -77,4 +80,6 @@ def backward(
     """The gradient of an input of ``size``, and the emulator's report."""
     to = empty(size, grad.dtype, int(misalign == "to"))
     buffers = [*inputs(dict(grad=grad, taken=taken)), ("to", *span(to), "write")]
-    return to, kernels.run_pool_backward(buffers, backward_parameters(grad, taken, to, pool), sm_count, schedule)
+    return to, kernels["pool_backward"].run_pool_backward(
+        buffers, backward_parameters(grad, taken, to, pool), sm_count, schedule
+    )

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]  # in the order of csrc/cuda/dtype.h
+#: As the names of sources have them.
+SUFFIXES = {torch.float32: "tf32", torch.float16: "f16", torch.bfloat16: "bf16"}
 POISON = 0xA5
 
 

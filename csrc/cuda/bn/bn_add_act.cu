@@ -1,9 +1,8 @@
 #include "cuda/bn/bn_add_act.cuh"
 
-#include <stdexcept>
-
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
+#include "cuda/menu.h"
 
 namespace resnet_fused::cuda {
 
@@ -15,39 +14,49 @@ void launch(const BnAddActParams& p, const Queue& queue) {
   LAUNCH_DEPENDENT(bn_add_act_kernel<Config>, walk.grid(), walk.block(), 0, queue, p, walk);
 }
 
-struct Compiled {
-  BnAddActVariant variant;
-  void (*launch)(const BnAddActParams&, const Queue&);
-};
+using BnAddActMenu = Menu<BnAddActVariant, BnAddActParams>;
 
 // The explicit instantiations: naming a launcher compiles its kernel.
-#define VARIANT(dtype, vector, layout, shortcut) \
-  Compiled { {dtype, vector, layout, shortcut}, &launch<BnAddActConfig<dtype, vector, layout, shortcut>> }
-#define SHORTCUTS(dtype, vector, layout)                                                           \
-  VARIANT(dtype, vector, layout, Shortcut::kNone), VARIANT(dtype, vector, layout, Shortcut::kAdd), \
-      VARIANT(dtype, vector, layout, Shortcut::kProjected)
-#define LAYOUTS(dtype, vector) SHORTCUTS(dtype, vector, Layout::kNHWC), SHORTCUTS(dtype, vector, Layout::kNCHW)
+template <Dtype kDtype, int kVector, Layout kLayout, Shortcut kShortcut>
+void add(BnAddActMenu& all) {
+  constexpr BnAddActVariant kVariant{kDtype, kVector, kLayout, kShortcut};
+  if constexpr (COMPILES(kVariant))
+    all.push_back({kVariant, &launch<BnAddActConfig<kDtype, kVector, kLayout, kShortcut>>});
+}
 
-const Compiled kCompiled[] = {
-    LAYOUTS(Dtype::kFloat32, 4), LAYOUTS(Dtype::kFloat32, 1),  LAYOUTS(Dtype::kFloat16, 8),
-    LAYOUTS(Dtype::kFloat16, 1), LAYOUTS(Dtype::kBFloat16, 8), LAYOUTS(Dtype::kBFloat16, 1),
-    LAYOUTS(Dtype::kFloat64, 1),
-};
+template <Dtype kDtype, int kVector, Layout kLayout>
+void add_shortcuts(BnAddActMenu& all) {
+  add<kDtype, kVector, kLayout, Shortcut::kNone>(all);
+  add<kDtype, kVector, kLayout, Shortcut::kAdd>(all);
+  add<kDtype, kVector, kLayout, Shortcut::kProjected>(all);
+}
+
+template <Dtype kDtype, int... kVector>
+void add_widths(BnAddActMenu& all) {
+  (add_shortcuts<kDtype, kVector, Layout::kNHWC>(all), ...);
+  (add_shortcuts<kDtype, kVector, Layout::kNCHW>(all), ...);
+}
+
+const BnAddActMenu& menu() {
+  static const BnAddActMenu all = [] {
+    BnAddActMenu m;
+    add_widths<Dtype::kFloat32, 4, 1>(m);
+    add_widths<Dtype::kFloat16, 8, 1>(m);
+    add_widths<Dtype::kBFloat16, 8, 1>(m);
+    add_widths<Dtype::kFloat64, 1>(m);
+    return m;
+  }();
+  return all;
+}
 
 }  // namespace
 
 void launch_bn_add_act(const BnAddActParams& params, const Queue& queue) {
   if (params.batch == 0 || params.channels == 0 || params.area == 0) return;
   const BnAddActVariant wanted = select_bn_add_act(params);
-  for (const Compiled& c : kCompiled)
-    if (c.variant == wanted) return c.launch(params, queue);
-  throw std::logic_error("bn_add_act: the selected kernel is not compiled in");  // tests/test_cuda_static.py: never
+  launch_from(menu(), wanted, params, queue, "bn_add_act");
 }
 
-std::vector<BnAddActVariant> compiled_bn_add_act() {
-  std::vector<BnAddActVariant> variants;
-  for (const Compiled& c : kCompiled) variants.push_back(c.variant);
-  return variants;
-}
+std::vector<BnAddActVariant> compiled_bn_add_act() { return variants_of(menu()); }
 
 }  // namespace resnet_fused::cuda

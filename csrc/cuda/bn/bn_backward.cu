@@ -1,7 +1,5 @@
 #include "cuda/bn/bn_backward.cuh"
 
-#include <stdexcept>
-
 #include "cuda/bn/bn_gradient_variants.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
@@ -28,11 +26,9 @@ const BnGradientMenu<BnBackwardParams, Launcher>& menu() {
 void launch_bn_backward(const BnBackwardParams& params, const Queue& queue) {
   const BnShape& shape = params.from.shape;
   if (shape.batch == 0 || shape.channels == 0 || shape.area == 0) return;
-  const auto* found = menu().find(select_bn_gradient(params.from, params.to));
-  if (!found) throw std::logic_error("bn_backward: the selected kernel is not compiled in");  // a test: never
-  found->launch(params, queue);
+  launch_from(menu(), select_bn_gradient(params.from, params.to), params, queue, "bn_backward");
 }
 
-std::vector<BnGradientVariant> compiled_bn_backward() { return menu().variants(); }
+std::vector<BnGradientVariant> compiled_bn_backward() { return variants_of(menu()); }
 
 }  // namespace resnet_fused::cuda

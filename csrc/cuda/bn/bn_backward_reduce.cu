@@ -1,7 +1,5 @@
 #include "cuda/bn/bn_backward_reduce.cuh"
 
-#include <stdexcept>
-
 #include "cuda/bn/bn_gradient_variants.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
@@ -32,14 +30,10 @@ void launch_bn_backward_reduce(const BnBackwardReduceParams& params, const Queue
   last.parts = parts_of(Parts::kSums, params.from.shape, wanted.vector, queue.sm_count, params.workspace);
   last.first = params.sum_g, last.second = params.sum_g_xhat;
   last.var = params.from.bn.var, last.eps = params.from.bn.eps;
-  if (last.parts.parts > 0) {
-    const auto* found = menu().find(wanted);
-    if (!found) throw std::logic_error("bn_backward_reduce: the selected kernel is not compiled in");  // a test: never
-    found->launch(params, queue);
-  }
+  if (last.parts.parts > 0) launch_from(menu(), wanted, params, queue, "bn_backward_reduce");
   launch_bn_finish(last, queue);
 }
 
-std::vector<BnGradientVariant> compiled_bn_backward_reduce() { return menu().variants(); }
+std::vector<BnGradientVariant> compiled_bn_backward_reduce() { return variants_of(menu()); }
 
 }  // namespace resnet_fused::cuda

@@ -1,39 +1,19 @@
 // The explicit instantiations of a kernel over gradients: every variant that select_bn_gradient can ask for.
 #pragma once
-#include <vector>
-
 #include "cuda/bn/bn_gradient.cuh"
-#include "cuda/queue.h"
+#include "cuda/menu.h"
 
 namespace resnet_fused::cuda {
 
-template <typename Params>
-struct CompiledBnGradient {
-  BnGradientVariant variant;
-  void (*launch)(const Params&, const Queue&);
-};
-
 // Launcher<Config>::launch launches its kernel; naming it compiles that.
 template <typename Params, template <typename> class Launcher>
-class BnGradientMenu {
+class BnGradientMenu : public Menu<BnGradientVariant, Params> {
  public:
   BnGradientMenu() {
     widths<Dtype::kFloat32, 4, 1>();
     widths<Dtype::kFloat16, 8, 1>();
     widths<Dtype::kBFloat16, 8, 1>();
     widths<Dtype::kFloat64, 1>();
-  }
-
-  const CompiledBnGradient<Params>* find(const BnGradientVariant& wanted) const {
-    for (const CompiledBnGradient<Params>& c : all_)
-      if (c.variant == wanted) return &c;
-    return nullptr;
-  }
-
-  std::vector<BnGradientVariant> variants() const {
-    std::vector<BnGradientVariant> v;
-    for (const CompiledBnGradient<Params>& c : all_) v.push_back(c.variant);
-    return v;
   }
 
  private:
@@ -50,11 +30,10 @@ class BnGradientMenu {
   }
   template <Dtype kDtype, int kVector, Layout kLayout, Mask kMask>
   void add() {
-    using Config = BnGradientConfig<kDtype, kVector, kLayout, kMask>;
-    all_.push_back({{kDtype, kVector, kLayout, kMask}, &Launcher<Config>::launch});
+    constexpr BnGradientVariant kVariant{kDtype, kVector, kLayout, kMask};
+    if constexpr (COMPILES(kVariant))
+      this->push_back({kVariant, &Launcher<BnGradientConfig<kDtype, kVector, kLayout, kMask>>::launch});
   }
-
-  std::vector<CompiledBnGradient<Params>> all_;
 };
 
 }  // namespace resnet_fused::cuda

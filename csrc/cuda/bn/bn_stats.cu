@@ -1,9 +1,8 @@
 #include "cuda/bn/bn_stats.cuh"
 
-#include <stdexcept>
-
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
+#include "cuda/menu.h"
 
 namespace resnet_fused::cuda {
 
@@ -16,21 +15,32 @@ void launch(const BnStatsParams& p, const Queue& queue) {
   LAUNCH_DEPENDENT(bn_stats_kernel<Config>, walk.grid(), walk.block(), smem, queue, p, walk);
 }
 
-struct Compiled {
-  BnStatsVariant variant;
-  void (*launch)(const BnStatsParams&, const Queue&);
-};
+using BnStatsMenu = Menu<BnStatsVariant, BnStatsParams>;
 
 // The explicit instantiations: naming a launcher compiles its kernel.
-#define VARIANT(dtype, vector, layout) \
-  Compiled { {dtype, vector, layout}, &launch<BnStatsConfig<dtype, vector, layout>> }
-#define LAYOUTS(dtype, vector) VARIANT(dtype, vector, Layout::kNHWC), VARIANT(dtype, vector, Layout::kNCHW)
+template <Dtype kDtype, int kVector, Layout kLayout>
+void add(BnStatsMenu& all) {
+  constexpr BnStatsVariant kVariant{kDtype, kVector, kLayout};
+  if constexpr (COMPILES(kVariant)) all.push_back({kVariant, &launch<BnStatsConfig<kDtype, kVector, kLayout>>});
+}
 
-const Compiled kCompiled[] = {
-    LAYOUTS(Dtype::kFloat32, 4), LAYOUTS(Dtype::kFloat32, 1),  LAYOUTS(Dtype::kFloat16, 8),
-    LAYOUTS(Dtype::kFloat16, 1), LAYOUTS(Dtype::kBFloat16, 8), LAYOUTS(Dtype::kBFloat16, 1),
-    LAYOUTS(Dtype::kFloat64, 1),
-};
+template <Dtype kDtype, int... kVector>
+void add_widths(BnStatsMenu& all) {
+  (add<kDtype, kVector, Layout::kNHWC>(all), ...);
+  (add<kDtype, kVector, Layout::kNCHW>(all), ...);
+}
+
+const BnStatsMenu& menu() {
+  static const BnStatsMenu all = [] {
+    BnStatsMenu m;
+    add_widths<Dtype::kFloat32, 4, 1>(m);
+    add_widths<Dtype::kFloat16, 8, 1>(m);
+    add_widths<Dtype::kBFloat16, 8, 1>(m);
+    add_widths<Dtype::kFloat64, 1>(m);
+    return m;
+  }();
+  return all;
+}
 
 }  // namespace
 
@@ -39,20 +49,10 @@ void launch_bn_stats(const BnStatsParams& params, const Queue& queue) {
   BnFinishParams last;
   last.parts = parts_of(Parts::kMoments, params.shape, wanted.vector, queue.sm_count, params.workspace);
   last.first = params.mean, last.second = params.var;
-  if (last.parts.parts > 0) {
-    const Compiled* found = nullptr;
-    for (const Compiled& c : kCompiled)
-      if (c.variant == wanted) found = &c;
-    if (!found) throw std::logic_error("bn_stats: the selected kernel is not compiled in");  // a test: never
-    found->launch(params, queue);
-  }
+  if (last.parts.parts > 0) launch_from(menu(), wanted, params, queue, "bn_stats");
   launch_bn_finish(last, queue);
 }
 
-std::vector<BnStatsVariant> compiled_bn_stats() {
-  std::vector<BnStatsVariant> variants;
-  for (const Compiled& c : kCompiled) variants.push_back(c.variant);
-  return variants;
-}
+std::vector<BnStatsVariant> compiled_bn_stats() { return variants_of(menu()); }
 
 }  // namespace resnet_fused::cuda

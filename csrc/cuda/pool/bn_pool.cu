@@ -1,9 +1,8 @@
 #include "cuda/pool/bn_pool.cuh"
 
-#include <stdexcept>
-
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
+#include "cuda/menu.h"
 
 namespace resnet_fused::cuda {
 
@@ -15,23 +14,38 @@ void launch(const BnPoolParams& p, const Queue& queue) {
   LAUNCH_DEPENDENT(bn_pool_kernel<Config>, walk.grid(), walk.block(), 0, queue, p, walk);
 }
 
-struct Compiled {
-  PoolVariant variant;
-  void (*launch)(const BnPoolParams&, const Queue&);
-};
+using BnPoolMenu = Menu<PoolVariant, BnPoolParams>;
 
 // The explicit instantiations: naming a launcher compiles its kernel.
-#define VARIANT(dtype, vector, side, argmax) \
-  Compiled { {dtype, vector, side, argmax}, &launch<BnPoolConfig<dtype, vector, side, argmax>> }
-#define VARIANTS(dtype, vector, side) VARIANT(dtype, vector, side, true), VARIANT(dtype, vector, side, false)
-#define WIDTHS(dtype, vector) VARIANTS(dtype, vector, 3), VARIANTS(dtype, vector, 0), VARIANTS(dtype, 1, 0)
+template <Dtype kDtype, int kVector, int kSide, bool kArgmax>
+void add(BnPoolMenu& all) {
+  constexpr PoolVariant kVariant{kDtype, kVector, kSide, kArgmax};
+  if constexpr (COMPILES(kVariant)) all.push_back({kVariant, &launch<BnPoolConfig<kDtype, kVector, kSide, kArgmax>>});
+}
 
-const Compiled kCompiled[] = {
-    WIDTHS(Dtype::kFloat32, 4),
-    WIDTHS(Dtype::kFloat16, 8),
-    WIDTHS(Dtype::kBFloat16, 8),
-    VARIANTS(Dtype::kFloat64, 1, 0),
-};
+template <Dtype kDtype, int kVector, int... kSide>
+void add_sides(BnPoolMenu& all) {
+  (add<kDtype, kVector, kSide, true>(all), ...);
+  (add<kDtype, kVector, kSide, false>(all), ...);
+}
+
+template <Dtype kDtype, int kVector>
+void add_widths(BnPoolMenu& all) {
+  add_sides<kDtype, kVector, 3, 0>(all);
+  add_sides<kDtype, 1, 0>(all);
+}
+
+const BnPoolMenu& menu() {
+  static const BnPoolMenu all = [] {
+    BnPoolMenu m;
+    add_widths<Dtype::kFloat32, 4>(m);
+    add_widths<Dtype::kFloat16, 8>(m);
+    add_widths<Dtype::kBFloat16, 8>(m);
+    add_sides<Dtype::kFloat64, 1, 0>(m);
+    return m;
+  }();
+  return all;
+}
 
 }  // namespace
 
@@ -39,15 +53,9 @@ void launch_bn_pool(const BnPoolParams& params, const Queue& queue) {
   const BnShape walked = outputs_of(params.shape);
   if (walked.batch == 0 || walked.channels == 0 || walked.area == 0) return;
   const PoolVariant wanted = select_bn_pool(params);
-  for (const Compiled& c : kCompiled)
-    if (c.variant == wanted) return c.launch(params, queue);
-  throw std::logic_error("bn_pool: the selected kernel is not compiled in");  // tests/test_cuda_static.py: never
+  launch_from(menu(), wanted, params, queue, "bn_pool");
 }
 
-std::vector<PoolVariant> compiled_bn_pool() {
-  std::vector<PoolVariant> variants;
-  for (const Compiled& c : kCompiled) variants.push_back(c.variant);
-  return variants;
-}
+std::vector<PoolVariant> compiled_bn_pool() { return variants_of(menu()); }
 
 }  // namespace resnet_fused::cuda

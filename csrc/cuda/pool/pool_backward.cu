@@ -1,9 +1,8 @@
 #include "cuda/pool/pool_backward.cuh"
 
-#include <stdexcept>
-
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
+#include "cuda/menu.h"
 
 namespace resnet_fused::cuda {
 
@@ -15,22 +14,33 @@ void launch(const PoolBackwardParams& p, const Queue& queue) {
   LAUNCH_DEPENDENT(pool_backward_kernel<Config>, walk.grid(), walk.block(), 0, queue, p, walk);
 }
 
-struct Compiled {
-  PoolVariant variant;
-  void (*launch)(const PoolBackwardParams&, const Queue&);
-};
+using PoolBackwardMenu = Menu<PoolVariant, PoolBackwardParams>;
 
 // The explicit instantiations: naming a launcher compiles its kernel.
-#define VARIANT(dtype, vector, side) \
-  Compiled { {dtype, vector, side}, &launch<PoolBackwardConfig<dtype, vector, side>> }
-#define WIDTHS(dtype, vector) VARIANT(dtype, vector, 2), VARIANT(dtype, vector, 0), VARIANT(dtype, 1, 0)
+template <Dtype kDtype, int kVector, int kSide>
+void add(PoolBackwardMenu& all) {
+  constexpr PoolVariant kVariant{kDtype, kVector, kSide};
+  if constexpr (COMPILES(kVariant)) all.push_back({kVariant, &launch<PoolBackwardConfig<kDtype, kVector, kSide>>});
+}
 
-const Compiled kCompiled[] = {
-    WIDTHS(Dtype::kFloat32, 4),
-    WIDTHS(Dtype::kFloat16, 8),
-    WIDTHS(Dtype::kBFloat16, 8),
-    VARIANT(Dtype::kFloat64, 1, 0),
-};
+template <Dtype kDtype, int kVector>
+void add_widths(PoolBackwardMenu& all) {
+  add<kDtype, kVector, 2>(all);
+  add<kDtype, kVector, 0>(all);
+  add<kDtype, 1, 0>(all);
+}
+
+const PoolBackwardMenu& menu() {
+  static const PoolBackwardMenu all = [] {
+    PoolBackwardMenu m;
+    add_widths<Dtype::kFloat32, 4>(m);
+    add_widths<Dtype::kFloat16, 8>(m);
+    add_widths<Dtype::kBFloat16, 8>(m);
+    add<Dtype::kFloat64, 1, 0>(m);
+    return m;
+  }();
+  return all;
+}
 
 }  // namespace
 
@@ -38,15 +48,9 @@ void launch_pool_backward(const PoolBackwardParams& params, const Queue& queue) 
   const BnShape walked = inputs_of(params.shape);
   if (walked.batch == 0 || walked.channels == 0 || walked.area == 0) return;
   const PoolVariant wanted = select_pool_backward(params);
-  for (const Compiled& c : kCompiled)
-    if (c.variant == wanted) return c.launch(params, queue);
-  throw std::logic_error("pool_backward: the selected kernel is not compiled in");  // tests/test_cuda_static.py: never
+  launch_from(menu(), wanted, params, queue, "pool_backward");
 }
 
-std::vector<PoolVariant> compiled_pool_backward() {
-  std::vector<PoolVariant> variants;
-  for (const Compiled& c : kCompiled) variants.push_back(c.variant);
-  return variants;
-}
+std::vector<PoolVariant> compiled_pool_backward() { return variants_of(menu()); }
 
 }  // namespace resnet_fused::cuda

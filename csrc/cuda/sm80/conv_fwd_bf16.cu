@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-std::vector<CompiledConvFwd> conv_fwd_bf16() { return compile_inference<Dtype::kBFloat16>(); }
+ConvFwdMenu conv_fwd_bf16() { return compile_inference<Dtype::kBFloat16>(); }
 
 }  // namespace resnet_fused::cuda

@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-std::vector<CompiledConvFwd> conv_fwd_f16() { return compile_inference<Dtype::kFloat16>(); }
+ConvFwdMenu conv_fwd_f16() { return compile_inference<Dtype::kFloat16>(); }
 
 }  // namespace resnet_fused::cuda

@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-std::vector<CompiledConvFwd> conv_fwd_tf32() { return compile_inference<Dtype::kFloat32>(); }
+ConvFwdMenu conv_fwd_tf32() { return compile_inference<Dtype::kFloat32>(); }
 
 }  // namespace resnet_fused::cuda

@@ -20,38 +20,39 @@ void launch_conv_fwd_variant(const ConvFwdParams& p, const Queue& queue) {
 }
 
 template <Dtype kDtype, int kTile, ConvFwdMode kMode>
-CompiledConvFwd compile_conv_fwd() {
-  constexpr ConvFwdTile kShape = kConvFwdTiles[kTile];
-  return {{kDtype, kShape.m, kShape.n, kMode}, &launch_conv_fwd_variant<ConvFwdConfig<kDtype, kTile, kMode>>};
+void add_conv_fwd(ConvFwdMenu& all) {
+  constexpr ConvFwdVariant kVariant{kDtype, kConvFwdTiles[kTile].m, kConvFwdTiles[kTile].n, kMode};
+  if constexpr (COMPILES(kVariant))
+    all.push_back({kVariant, &launch_conv_fwd_variant<ConvFwdConfig<kDtype, kTile, kMode>>});
 }
 
 template <Dtype kDtype, ConvFwdMode kMode, int... kTile>
-void add_conv_fwd_tiles(std::vector<CompiledConvFwd>& all, std::integer_sequence<int, kTile...>) {
-  (all.push_back(compile_conv_fwd<kDtype, kTile, kMode>()), ...);
+void add_conv_fwd_tiles(ConvFwdMenu& all, std::integer_sequence<int, kTile...>) {
+  (add_conv_fwd<kDtype, kTile, kMode>(all), ...);
 }
 
 // Every tile, of these modes.
 template <Dtype kDtype, ConvFwdMode... kMode>
-std::vector<CompiledConvFwd> compile_all_conv_fwd() {
+ConvFwdMenu compile_all_conv_fwd() {
   constexpr int kTiles = sizeof(kConvFwdTiles) / sizeof(kConvFwdTiles[0]);
-  std::vector<CompiledConvFwd> all;
+  ConvFwdMenu all;
   (add_conv_fwd_tiles<kDtype, kMode>(all, std::make_integer_sequence<int, kTiles>()), ...);
   return all;
 }
 
 template <Dtype kDtype>
-std::vector<CompiledConvFwd> compile_inference() {
+ConvFwdMenu compile_inference() {
   return compile_all_conv_fwd<kDtype, ConvFwdMode::kPlain, ConvFwdMode::kPrologue, ConvFwdMode::kProjection,
                               ConvFwdMode::kProjectionPrologue>();
 }
 
 template <Dtype kDtype>
-std::vector<CompiledConvFwd> compile_training() {
+ConvFwdMenu compile_training() {
   return compile_all_conv_fwd<kDtype, ConvFwdMode::kStatistics, ConvFwdMode::kPrologueStatistics>();
 }
 
 template <Dtype kDtype>
-std::vector<CompiledConvFwd> compile_gradient() {
+ConvFwdMenu compile_gradient() {
   return compile_all_conv_fwd<kDtype, ConvFwdMode::kGradientSums>();
 }
 

@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-std::vector<CompiledConvFwd> conv_gradient_bf16() { return compile_gradient<Dtype::kBFloat16>(); }
+ConvFwdMenu conv_gradient_bf16() { return compile_gradient<Dtype::kBFloat16>(); }
 
 }  // namespace resnet_fused::cuda

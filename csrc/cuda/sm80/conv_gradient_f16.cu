@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-std::vector<CompiledConvFwd> conv_gradient_f16() { return compile_gradient<Dtype::kFloat16>(); }
+ConvFwdMenu conv_gradient_f16() { return compile_gradient<Dtype::kFloat16>(); }
 
 }  // namespace resnet_fused::cuda

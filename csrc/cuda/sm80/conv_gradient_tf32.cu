@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-std::vector<CompiledConvFwd> conv_gradient_tf32() { return compile_gradient<Dtype::kFloat32>(); }
+ConvFwdMenu conv_gradient_tf32() { return compile_gradient<Dtype::kFloat32>(); }
 
 }  // namespace resnet_fused::cuda

@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-std::vector<CompiledConvFwd> conv_stats_bf16() { return compile_training<Dtype::kBFloat16>(); }
+ConvFwdMenu conv_stats_bf16() { return compile_training<Dtype::kBFloat16>(); }
 
 }  // namespace resnet_fused::cuda

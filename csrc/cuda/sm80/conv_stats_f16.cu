@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-std::vector<CompiledConvFwd> conv_stats_f16() { return compile_training<Dtype::kFloat16>(); }
+ConvFwdMenu conv_stats_f16() { return compile_training<Dtype::kFloat16>(); }
 
 }  // namespace resnet_fused::cuda

@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-std::vector<CompiledConvFwd> conv_stats_tf32() { return compile_training<Dtype::kFloat32>(); }
+ConvFwdMenu conv_stats_tf32() { return compile_training<Dtype::kFloat32>(); }
 
 }  // namespace resnet_fused::cuda

@@ -1,7 +1,5 @@
 #include "cuda/sm90/block_fwd.h"
 
-#include <stdexcept>
-
 #include "cuda/kernels.h"
 #include "cuda/sm90/block_fwd_kernels.h"
 
@@ -9,12 +7,8 @@ namespace resnet_fused::cuda {
 
 namespace {
 
-const std::vector<CompiledBlockFwd>& menu() {
-  static const std::vector<CompiledBlockFwd> all = [] {
-    std::vector<CompiledBlockFwd> kernels = block_fwd_f16();
-    for (const CompiledBlockFwd& c : block_fwd_bf16()) kernels.push_back(c);
-    return kernels;
-  }();
+const BlockFwdMenu& menu() {
+  static const auto all = menu_of<BlockFwdMenu>(block_fwd_f16, block_fwd_bf16);
   return all;
 }
 
@@ -22,15 +16,9 @@ const std::vector<CompiledBlockFwd>& menu() {
 
 void launch_block_fwd(const BlockFwdParams& params, const BlockFwdVariant& variant, const Queue& queue) {
   if (params.n == 0 || params.h == 0 || params.w == 0) return;
-  for (const CompiledBlockFwd& c : menu())
-    if (c.variant == variant) return c.launch(params, queue);
-  throw std::logic_error("block_fwd: the planned kernel is not compiled in");  // tests/test_cuda_block_plan.py: never
+  launch_from(menu(), variant, params, queue, "block_fwd");
 }
 
-std::vector<BlockFwdVariant> compiled_block_fwd() {
-  std::vector<BlockFwdVariant> variants;
-  for (const CompiledBlockFwd& c : menu()) variants.push_back(c.variant);
-  return variants;
-}
+std::vector<BlockFwdVariant> compiled_block_fwd() { return variants_of(menu()); }
 
 }  // namespace resnet_fused::cuda

@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-std::vector<CompiledBlockFwd> block_fwd_f16() { return compile_all_block_fwd<Dtype::kFloat16>(); }
+BlockFwdMenu block_fwd_f16() { return compile_all_block_fwd<Dtype::kFloat16>(); }
 
 }  // namespace resnet_fused::cuda

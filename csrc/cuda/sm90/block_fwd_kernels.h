@@ -1,18 +1,13 @@
 // The compiled block_fwd kernels of each element type, which sm90/block_fwd.cu makes one menu of.
 #pragma once
-#include <vector>
-
-#include "cuda/queue.h"
+#include "cuda/menu.h"
 #include "cuda/sm90/block_fwd.h"
 
 namespace resnet_fused::cuda {
 
-struct CompiledBlockFwd {
-  BlockFwdVariant variant;
-  void (*launch)(const BlockFwdParams&, const Queue&);
-};
+using BlockFwdMenu = Menu<BlockFwdVariant, BlockFwdParams>;
 
-std::vector<CompiledBlockFwd> block_fwd_f16();
-std::vector<CompiledBlockFwd> block_fwd_bf16();
+BlockFwdMenu block_fwd_f16();
+BlockFwdMenu block_fwd_bf16();
 
 }  // namespace resnet_fused::cuda

@@ -38,13 +38,22 @@ void launch_block_fwd_variant(const BlockFwdParams& p, const Queue& queue) {
     LAUNCH_DEPENDENT(block_fwd_kernel<Config>, dim3(grid), dim3(kBlockFwdThreads), kSmem, queue, p, tiling, maps);
 }
 
+template <Dtype kDtype, int kShape>
+void add_block_fwd(BlockFwdMenu& all) {
+  constexpr BlockFwdVariant kVariant{kDtype, kBlockFwdShapes[kShape].channels};
+  if constexpr (COMPILES(kVariant))
+    all.push_back({kVariant, &launch_block_fwd_variant<BlockFwdConfig<kDtype, kShape>>});
+}
+
 template <Dtype kDtype, int... kShape>
-std::vector<CompiledBlockFwd> compile_block_fwd(std::integer_sequence<int, kShape...>) {
-  return {{{kDtype, kBlockFwdShapes[kShape].channels}, &launch_block_fwd_variant<BlockFwdConfig<kDtype, kShape>>}...};
+BlockFwdMenu compile_block_fwd(std::integer_sequence<int, kShape...>) {
+  BlockFwdMenu all;
+  (add_block_fwd<kDtype, kShape>(all), ...);
+  return all;
 }
 
 template <Dtype kDtype>
-std::vector<CompiledBlockFwd> compile_all_block_fwd() {
+BlockFwdMenu compile_all_block_fwd() {
   constexpr int kShapes = sizeof(kBlockFwdShapes) / sizeof(kBlockFwdShapes[0]);
   return compile_block_fwd<kDtype>(std::make_integer_sequence<int, kShapes>());
 }

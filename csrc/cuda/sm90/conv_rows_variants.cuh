@@ -47,14 +47,22 @@ void launch_conv_rows_variant(const ConvFwdParams& p, const Queue& queue) {
                    p, maps);
 }
 
+template <Dtype kDtype, int kTile>
+void add_conv_rows(ConvRowsMenu& all) {
+  constexpr ConvRowsTile kShape = kConvRowsTiles[kTile];
+  constexpr ConvFwdVariant kVariant{kDtype, kShape.rows, kShape.columns, ConvFwdMode::kPlain};
+  if constexpr (COMPILES(kVariant)) all.push_back({kVariant, &launch_conv_rows_variant<ConvRowsConfig<kDtype, kTile>>});
+}
+
 template <Dtype kDtype, int... kTile>
-std::vector<CompiledConvRows> compile_conv_rows(std::integer_sequence<int, kTile...>) {
-  return {{{kDtype, kConvRowsTiles[kTile].rows, kConvRowsTiles[kTile].columns, ConvFwdMode::kPlain},
-           &launch_conv_rows_variant<ConvRowsConfig<kDtype, kTile>>}...};
+ConvRowsMenu compile_conv_rows(std::integer_sequence<int, kTile...>) {
+  ConvRowsMenu all;
+  (add_conv_rows<kDtype, kTile>(all), ...);
+  return all;
 }
 
 template <Dtype kDtype>
-std::vector<CompiledConvRows> compile_all_conv_rows() {
+ConvRowsMenu compile_all_conv_rows() {
   constexpr int kTiles = sizeof(kConvRowsTiles) / sizeof(kConvRowsTiles[0]);
   return compile_conv_rows<kDtype>(std::make_integer_sequence<int, kTiles>());
 }

@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-std::vector<CompiledConvSm90> conv_sm90_bf16() { return compile_sm90_inference<Dtype::kBFloat16>(); }
+ConvSm90Menu conv_sm90_bf16() { return compile_sm90_inference<Dtype::kBFloat16>(); }
 
 }  // namespace resnet_fused::cuda

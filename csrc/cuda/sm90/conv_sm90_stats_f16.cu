@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-std::vector<CompiledConvSm90> conv_sm90_stats_f16() { return compile_sm90_training<Dtype::kFloat16>(); }
+ConvSm90Menu conv_sm90_stats_f16() { return compile_sm90_training<Dtype::kFloat16>(); }
 
 }  // namespace resnet_fused::cuda

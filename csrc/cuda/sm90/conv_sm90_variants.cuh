@@ -62,35 +62,35 @@ void launch_conv_sm90_variant(const ConvFwdParams& p, const Queue& queue) {
 }
 
 template <Dtype kDtype, int kTile, ConvFwdMode kMode>
-void add_conv_sm90(std::vector<CompiledConvSm90>& all) {
+void add_conv_sm90(ConvSm90Menu& all) {
   constexpr ConvSm90Tile kShape = kConvSm90Tiles[kTile];
-  if constexpr (conv_sm90_takes(kShape, kMode))
-    all.push_back({{kDtype, kShape.pixels, kShape.channels, kMode},
-                   &launch_conv_sm90_variant<ConvSm90Config<kDtype, kTile, kMode>>});
+  constexpr ConvFwdVariant kVariant{kDtype, kShape.pixels, kShape.channels, kMode};
+  if constexpr (conv_sm90_takes(kShape, kMode) && COMPILES(kVariant))
+    all.push_back({kVariant, &launch_conv_sm90_variant<ConvSm90Config<kDtype, kTile, kMode>>});
 }
 
 template <Dtype kDtype, ConvFwdMode kMode, int... kTile>
-void add_conv_sm90_tiles(std::vector<CompiledConvSm90>& all, std::integer_sequence<int, kTile...>) {
+void add_conv_sm90_tiles(ConvSm90Menu& all, std::integer_sequence<int, kTile...>) {
   (add_conv_sm90<kDtype, kTile, kMode>(all), ...);
 }
 
 // Every tile that takes them, of these modes.
 template <Dtype kDtype, ConvFwdMode... kMode>
-std::vector<CompiledConvSm90> compile_conv_sm90() {
+ConvSm90Menu compile_conv_sm90() {
   constexpr int kTiles = sizeof(kConvSm90Tiles) / sizeof(kConvSm90Tiles[0]);
-  std::vector<CompiledConvSm90> all;
+  ConvSm90Menu all;
   (add_conv_sm90_tiles<kDtype, kMode>(all, std::make_integer_sequence<int, kTiles>()), ...);
   return all;
 }
 
 template <Dtype kDtype>
-std::vector<CompiledConvSm90> compile_sm90_inference() {
+ConvSm90Menu compile_sm90_inference() {
   return compile_conv_sm90<kDtype, ConvFwdMode::kPlain, ConvFwdMode::kPrologue, ConvFwdMode::kProjection,
                            ConvFwdMode::kProjectionPrologue>();
 }
 
 template <Dtype kDtype>
-std::vector<CompiledConvSm90> compile_sm90_training() {
+ConvSm90Menu compile_sm90_training() {
   return compile_conv_sm90<kDtype, ConvFwdMode::kStatistics, ConvFwdMode::kPrologueStatistics>();
 }
 

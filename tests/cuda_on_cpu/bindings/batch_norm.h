@@ -1,26 +1,26 @@
 // BatchNormVectors from Python. Tensors arrive as addresses; the caller keeps them alive.
 #pragma once
-#include "bindings/python.h"
+#include "bindings/library.h"
 #include "cuda/batch_norm.h"
 
 namespace cuda_on_cpu::bindings {
 
 // gamma, beta, mean, var, bias, each (address or 0, stride in elements, Dtype); eps
-inline resnet_fused::cuda::BatchNormVectors batch_norm_of(const pybind11::tuple& bn) {
+inline resnet_fused::cuda::BatchNormVectors batch_norm_of(const Value& bn) {
   using namespace resnet_fused::cuda;
   BatchNormVectors v;
   ChannelVector* fields[] = {&v.gamma, &v.beta, &v.mean, &v.var, &v.bias};
   for (size_t i = 0; i < 5; ++i) {
-    const auto [address, stride, dtype] = bn[i].cast<std::tuple<uintptr_t, int64_t, int>>();
+    const auto [address, stride, dtype] = bn[i].as<std::tuple<uintptr_t, int64_t, int>>();
     *fields[i] = {reinterpret_cast<const void*>(address), stride, static_cast<Dtype>(dtype)};
   }
-  v.eps = bn[5].cast<double>();
+  v.eps = bn[5].as<double>();
   return v;
 }
 
 template <typename T>
-T* pointer_of(const pybind11::dict& d, const char* key) {
-  return d.contains(key) ? reinterpret_cast<T*>(d[key].cast<uintptr_t>()) : nullptr;
+T* pointer_of(const Value& d, const char* key) {
+  return d.find(key) ? reinterpret_cast<T*>(d[key].as<uintptr_t>()) : nullptr;
 }
 
 }  // namespace cuda_on_cpu::bindings

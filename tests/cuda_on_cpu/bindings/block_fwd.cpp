@@ -2,7 +2,6 @@
 #include "bindings/batch_norm.h"
 #include "cuda/kernels.h"
 
-namespace py = pybind11;
 using namespace resnet_fused::cuda;
 
 namespace cuda_on_cpu::bindings {
@@ -11,7 +10,7 @@ namespace {
 
 using VariantArg = std::pair<int, int32_t>;  // dtype, channels
 
-BlockFwdParams params_of(const py::dict& d) {
+BlockFwdParams params_of(const Value& d) {
   BlockFwdParams p;
   p.x = pointer_of<const void>(d, "x");
   p.out = pointer_of<void>(d, "out");
@@ -20,14 +19,14 @@ BlockFwdParams params_of(const py::dict& d) {
     p.weight[i] = pointer_of<const void>(d, weights[i]);
     p.bn[i] = batch_norm_of(d[norms[i]]);
   }
-  p.n = d["n"].cast<int32_t>();
-  p.h = d["h"].cast<int32_t>();
-  p.w = d["w"].cast<int32_t>();
+  p.n = d["n"].as<int32_t>();
+  p.h = d["h"].as<int32_t>();
+  p.w = d["w"].as<int32_t>();
   return p;
 }
 
-py::dict run(const std::vector<BufferArg>& buffers, const py::dict& params, const VariantArg& variant, int sm_count,
-             const std::string& schedule, uint32_t seed) {
+Value run(const std::vector<BufferArg>& buffers, const Value& params, const VariantArg& variant, int sm_count,
+          const std::string& schedule, uint32_t seed) {
   const BlockFwdParams p = params_of(params);
   begin_session(buffers, schedule, seed);
   launch_block_fwd(p, {static_cast<Dtype>(variant.first), variant.second}, {nullptr, sm_count});
@@ -50,11 +49,11 @@ std::tuple<int, int, int, int> tiling(int32_t channels, int32_t h, int32_t w) {
   throw std::invalid_argument("no kernel of so many channels");
 }
 
-const Binding binding([](py::module_& m) {
-  m.def("run_block_fwd", &run);
-  m.def("compiled_block_fwd", &compiled);
-  m.def("tiling_of_block_fwd", &tiling);
-});
+const Binding bindings[] = {
+    {"run_block_fwd", &run},
+    {"compiled_block_fwd", &compiled},
+    {"tiling_of_block_fwd", &tiling},
+};
 
 }  // namespace
 

@@ -2,14 +2,13 @@
 #include "bindings/batch_norm.h"
 #include "cuda/kernels.h"
 
-namespace py = pybind11;
 using namespace resnet_fused::cuda;
 
 namespace cuda_on_cpu::bindings {
 
 namespace {
 
-ConvShape shape_of(const py::dict& d) {
+ConvShape shape_of(const Value& d) {
   ConvShape s;
   const std::pair<const char*, int32_t*> fields[] = {{"n", &s.n},
                                                      {"h", &s.h},
@@ -26,32 +25,32 @@ ConvShape shape_of(const py::dict& d) {
                                                      {"pad_w", &s.pad_w},
                                                      {"dil_h", &s.dil_h},
                                                      {"dil_w", &s.dil_w}};
-  for (const auto& [name, field] : fields) *field = d[name].cast<int32_t>();
+  for (const auto& [name, field] : fields) *field = d[name].as<int32_t>();
   return s;
 }
 
-ConvOperands operands_of(const py::dict& d) {
+ConvOperands operands_of(const Value& d) {
   ConvOperands o;
   o.x = pointer_of<const void>(d, "x");
   o.weight = pointer_of<const void>(d, "weight");
   o.shape = shape_of(d["shape"]);
-  if (d.contains("pre")) o.pre = batch_norm_of(d["pre"]);
-  if (d.contains("bn")) o.bn = batch_norm_of(d["bn"]);
+  if (d.find("pre")) o.pre = batch_norm_of(d["pre"]);
+  if (d.find("bn")) o.bn = batch_norm_of(d["bn"]);
   return o;
 }
 
-ConvFwdParams params_of(const py::dict& d) {
+ConvFwdParams params_of(const Value& d) {
   ConvFwdParams p;
   p.main = operands_of(d["main"]);
-  if (d.contains("projection")) p.projection = operands_of(d["projection"]);
+  if (d.find("projection")) p.projection = operands_of(d["projection"]);
   p.residual = pointer_of<const void>(d, "residual");
   p.raw = pointer_of<const void>(d, "raw");
   p.out = pointer_of<void>(d, "out");
   p.partials = pointer_of<float>(d, "partials");
   p.statistics = pointer_of<float>(d, "statistics");
-  p.splits = d["splits"].cast<int32_t>();
-  if (d.contains("shares")) p.whole = d["whole"].cast<int32_t>(), p.shares = d["shares"].cast<int32_t>();
-  p.relu = d["relu"].cast<bool>();
+  p.splits = d["splits"].as<int32_t>();
+  if (d.find("shares")) p.whole = d["whole"].as<int32_t>(), p.shares = d["shares"].as<int32_t>();
+  p.relu = d["relu"].as<bool>();
   return p;
 }
 
@@ -63,8 +62,8 @@ ConvFwdVariant variant_of(const VariantArg& v) {
 }
 
 template <void (*launch)(const ConvFwdParams&, const ConvFwdVariant&, const Queue&)>
-py::dict run(const std::vector<BufferArg>& buffers, const py::dict& params, const VariantArg& variant, int sm_count,
-             const std::string& schedule, uint32_t seed) {
+Value run(const std::vector<BufferArg>& buffers, const Value& params, const VariantArg& variant, int sm_count,
+          const std::string& schedule, uint32_t seed) {
   const ConvFwdParams p = params_of(params);
   begin_session(buffers, schedule, seed);
   launch(p, variant_of(variant), {nullptr, sm_count});
@@ -79,14 +78,11 @@ std::vector<VariantArg> compiled() {
   return l;
 }
 
-const Binding binding([](py::module_& m) {
-  m.def("run_conv_fwd", &run<launch_conv_fwd>);
-  m.def("compiled_conv_fwd", &compiled<compiled_conv_fwd>);
-  m.def("run_conv_sm90", &run<launch_conv_sm90>);
-  m.def("compiled_conv_sm90", &compiled<compiled_conv_sm90>);
-  m.def("run_conv_rows", &run<launch_conv_rows>);
-  m.def("compiled_conv_rows", &compiled<compiled_conv_rows>);
-});
+const Binding bindings[] = {
+    {"run_conv_fwd", &run<launch_conv_fwd>},   {"compiled_conv_fwd", &compiled<compiled_conv_fwd>},
+    {"run_conv_sm90", &run<launch_conv_sm90>}, {"compiled_conv_sm90", &compiled<compiled_conv_sm90>},
+    {"run_conv_rows", &run<launch_conv_rows>}, {"compiled_conv_rows", &compiled<compiled_conv_rows>},
+};
 
 }  // namespace
 

@@ -1,9 +1,8 @@
-// The Python module: whatever bindings were linked into it.
+// The emulator as a Python module: it loads libraries of kernels, and calls their functions.
 #include <dlfcn.h>
+#include <pybind11/pybind11.h>
 
-#include <stdexcept>
-
-#include "bindings/python.h"
+#include "bindings/library.h"
 
 namespace py = pybind11;
 
@@ -11,71 +10,77 @@ namespace cuda_on_cpu::bindings {
 
 namespace {
 
-// Of a function, for bindings are made before main() in any order.
-std::vector<Binding::Define>& defines() {
-  static std::vector<Binding::Define> all;
-  return all;
+Value value_of(const py::handle& object) {
+  if (object.is_none()) return {};
+  if (py::isinstance<py::bool_>(object)) return object.cast<bool>();
+  if (py::isinstance<py::int_>(object)) return object.cast<int64_t>();
+  if (py::isinstance<py::float_>(object)) return object.cast<double>();
+  if (py::isinstance<py::str>(object)) return object.cast<std::string>();
+  if (py::isinstance<py::dict>(object)) {
+    Value::Dict dict;
+    for (const auto& [key, item] : py::reinterpret_borrow<py::dict>(object))
+      dict.emplace_back(key.cast<std::string>(), value_of(item));
+    return dict;
+  }
+  Value::List list;
+  for (const py::handle item : py::reinterpret_borrow<py::sequence>(object)) list.push_back(value_of(item));
+  return list;
 }
 
-template <typename T>
-T one_of(const std::vector<std::pair<const char*, T>>& names, const std::string& name) {
-  for (const auto& [known, value] : names)
-    if (name == known) return value;
-  throw std::invalid_argument("unknown name '" + name + "'");
+py::object object_of(const Value& value) {
+  if (const bool* b = value.get_if<bool>()) return py::bool_(*b);
+  if (const int64_t* i = value.get_if<int64_t>()) return py::int_(*i);
+  if (const double* d = value.get_if<double>()) return py::float_(*d);
+  if (const std::string* text = value.get_if<std::string>()) return py::str(*text);
+  if (const Value::List* items = value.get_if<Value::List>()) {
+    py::list list;
+    for (const Value& item : *items) list.append(object_of(item));
+    return value.is_tuple() ? py::object(py::tuple(list)) : py::object(list);
+  }
+  if (const Value::Dict* items = value.get_if<Value::Dict>()) {
+    py::dict dict;
+    for (const auto& [key, item] : *items) dict[py::str(key)] = object_of(item);
+    return dict;
+  }
+  return py::none();
 }
 
-std::string own_path() {
-  Dl_info info;
-  return dladdr(reinterpret_cast<const void*>(&own_path), &info) ? info.dli_fname : "";
-}
+// A library of kernels, loaded until close().
+class Library {
+ public:
+  explicit Library(const std::string& path) : handle_(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) {
+    if (!handle_) throw std::runtime_error(dlerror());
+    using Entry = const Functions& (*)();
+    functions_ = &reinterpret_cast<Entry>(dlsym(handle_, "cuda_on_cpu_functions"))();
+  }
 
-py::tuple tuple_of(const Index& i) { return py::make_tuple(i.x, i.y, i.z); }
+  py::object call(const std::string& name, const py::args& arguments) const {
+    if (!handle_) throw std::runtime_error("the library is closed");
+    const auto found = functions_->find(name);
+    if (found == functions_->end()) throw py::attribute_error("no function is called " + name);
+    Value::List values;
+    for (const py::handle argument : arguments) values.push_back(value_of(argument));
+    return object_of(found->second(values));
+  }
 
-py::dict dict_of(const Finding& f) {
-  using py::operator""_a;
-  return py::dict("hazard"_a = f.hazard, "detail"_a = f.detail, "place"_a = f.where.place, "other"_a = f.where.other,
-                  "only_if_lines_differ"_a = f.where.only_if_lines_differ, "in_thread"_a = f.in_thread,
-                  "block"_a = tuple_of(f.block), "thread"_a = tuple_of(f.thread), "count"_a = f.count);
-}
+  void close() {
+    if (handle_) dlclose(handle_);
+    handle_ = nullptr;
+  }
+
+ private:
+  void* handle_;
+  const Functions* functions_;
+};
 
 }  // namespace
 
-Binding::Binding(Define define) { defines().push_back(define); }
-
-void begin_session(const std::vector<BufferArg>& buffers, const std::string& schedule, uint32_t seed) {
-  std::vector<Buffer> known;
-  for (const auto& [name, address, bytes, kind] : buffers)
-    known.push_back({name, reinterpret_cast<char*>(address), bytes,
-                     one_of<BufferKind>({{"read", BufferKind::kInput},
-                                         {"write", BufferKind::kOutput},
-                                         {"write bytes", BufferKind::kOutput},
-                                         {"read_write", BufferKind::kInOut},
-                                         {"scratch", BufferKind::kScratch},
-                                         {"working", BufferKind::kWorking}},
-                                        kind),
-                     kind == "write bytes" ? size_t{1} : size_t{2}});
-  Options options;
-  options.schedule = one_of<Schedule>(
-      {{"stay", Schedule::kStay}, {"rotate", Schedule::kRotate}, {"random", Schedule::kRandom}}, schedule);
-  options.seed = seed;
-  begin(std::move(known), options);
-}
-
-py::dict end_session() {
-  using py::operator""_a;
-  const Report report = end();
-  py::list findings;
-  for (const Finding& f : report.findings) findings.append(dict_of(f));
-  const Counters& c = report.counters;
-  const py::dict raw("findings"_a = findings, "given_up"_a = report.given_up, "launched"_a = report.launched,
-                     "bytes_loaded"_a = c.bytes_loaded, "bytes_stored"_a = c.bytes_stored,
-                     "wide_accesses"_a = c.wide_accesses, "bytes_copied"_a = c.bytes_copied,
-                     "collectives"_a = c.collectives);
-  return py::module_::import("cuda_on_cpu.report").attr("finish")(raw, own_path());
-}
-
 }  // namespace cuda_on_cpu::bindings
 
-PYBIND11_MODULE(kernels, m) {
-  for (const auto define : cuda_on_cpu::bindings::defines()) define(m);
+PYBIND11_MODULE(emulator, m) {
+  using cuda_on_cpu::bindings::Library;
+  py::class_<Library>(m, "Library")
+      .def(py::init<const std::string&>())
+      .def("call", &Library::call)
+      .def("close", &Library::close);
 }

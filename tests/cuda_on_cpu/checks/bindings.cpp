@@ -1,4 +1,4 @@
-#include "bindings/python.h"
+#include "bindings/library.h"
 #include "check.h"
 
 namespace cuda_on_cpu::checks {
@@ -11,8 +11,8 @@ std::vector<std::pair<std::string, Registered::Launch>>& registered() {
 }
 
 // in, out, scratch
-pybind11::dict run(const std::string& name, const std::vector<bindings::BufferArg>& buffers, bool bug,
-                   const std::string& schedule, uint32_t seed) {
+bindings::Value run(const std::string& name, const std::vector<bindings::BufferArg>& buffers, bool bug,
+                    const std::string& schedule, uint32_t seed) {
   const auto word = [&](size_t i) { return reinterpret_cast<uint32_t*>(std::get<1>(buffers.at(i))); };
   bindings::begin_session(buffers, schedule, seed);
   for (const auto& [known, launch] : registered())
@@ -26,10 +26,10 @@ std::vector<std::string> names() {
   return all;
 }
 
-const bindings::Binding binding([](pybind11::module_& m) {
-  m.def("run", &run);
-  m.def("names", &names);
-});
+const bindings::Binding bindings[] = {
+    {"run", &run},
+    {"names", &names},
+};
 
 }  // namespace
 

@@ -1,5 +1,5 @@
 // The op layer, as Python sees it beside torch.ops: which GPU there is, and what the kernels of a call did.
-#include "bindings/python.h"
+#include "bindings/library.h"
 #include "cuda/grid_waits.h"
 #include "ops/device.h"
 #include "runtime/tensor_map.h"
@@ -23,18 +23,19 @@ std::pair<std::vector<bool>, int> overlapping_launches(int ptx, int binary, cons
   return {overlaps, kernel_code_asked() - before};
 }
 
-const Binding binding([](pybind11::module_& m) {
-  m.def("set_device", &set_device_numbers);
-  m.def("set_engine", &set_engine);
-  m.def("set_check", &set_check);
-  m.def("set_capturing", &set_capturing);
-  m.def("set_verified", &set_verified);
-  m.def("forget_checks", &forget_checks);
-  m.def("overlapping_launches", &overlapping_launches);
-  m.def("tensor_maps_made", &tensor_maps_made);
-  m.def("begin", &begin_session);
-  m.def("end", &end_session);
-});
+const Binding bindings[] = {
+    {"set_device", &set_device_numbers},
+    {"set_engine", &set_engine},
+    {"set_check", &set_check},
+    {"set_capturing", &set_capturing},
+    {"set_verified", &set_verified},
+    {"forget_checks", &forget_checks},
+    {"overlapping_launches", &overlapping_launches},
+    {"tensor_maps_made", &tensor_maps_made},
+    {"begin", [](const std::vector<BufferArg>& buffers, const std::string& schedule,
+                 uint32_t seed) { begin_session(buffers, schedule, seed); }},
+    {"end", &end_session},
+};
 
 }  // namespace
 

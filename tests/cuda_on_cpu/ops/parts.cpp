@@ -3,7 +3,7 @@
 #include <chrono>
 #include <thread>
 
-#include "bindings/python.h"
+#include "bindings/library.h"
 #include "cuda/exact_cache.h"
 #include "cuda/first_use.h"
 #include "cuda/plan_cache.h"
@@ -44,7 +44,7 @@ TensorShape activation(const void* base) {
 }
 
 // ns each, the mean of so many calls
-pybind11::dict parts(int calls) {
+Value parts(int calls) {
   const Device h200{90, 132, 232448, 233472};
   const EngineChoice sm90 = engine_choice("sm90");
   const ConvProblem problem = layer(64, 56);
@@ -52,13 +52,13 @@ pybind11::dict parts(int calls) {
   Im2colBox box;
   box.lower[0] = box.lower[1] = box.upper[0] = box.upper[1] = -1;
   box.channels = 64, box.pixels = 128, box.swizzle = Swizzle::k128;
-  pybind11::dict d;
-  d["a plan, made"] = time_of(calls, [&] { return make_plan(problem, h200, {}); });
-  d["a plan of sm90, made"] = time_of(calls, [&] { return make_plan(problem, h200, sm90); });
-  d["a plan, found"] = time_of(calls, [&] { return cached_plan(problem, h200, sm90); });
-  d["a plan, found and trusted"] = time_of(calls, [&] { return plan_conv(problem, 0); });
-  d["a tensor map, found"] = time_of(calls, [&] { return encode_im2col(shape, box); });
-  return d;
+  return Value::Dict{
+      {"a plan, made", time_of(calls, [&] { return make_plan(problem, h200, {}); })},
+      {"a plan of sm90, made", time_of(calls, [&] { return make_plan(problem, h200, sm90); })},
+      {"a plan, found", time_of(calls, [&] { return cached_plan(problem, h200, sm90); })},
+      {"a plan, found and trusted", time_of(calls, [&] { return plan_conv(problem, 0); })},
+      {"a tensor map, found", time_of(calls, [&] { return encode_im2col(shape, box); })},
+  };
 }
 
 // Threads that ask one cache for more keys than it holds: how many answers were another key's, and how many were made.
@@ -81,12 +81,12 @@ std::pair<int64_t, int64_t> stress_cache(int threads, int keys, int rounds) {
   return {wrong, made};
 }
 
-const Binding binding([](pybind11::module_& m) {
-  m.def("allocations", &allocations);
-  m.def("nanoseconds_inside", [] { return nanoseconds_inside; });
-  m.def("parts", &parts);
-  m.def("stress_cache", &stress_cache);
-});
+const Binding bindings[] = {
+    {"allocations", &allocations},
+    {"nanoseconds_inside", [] { return nanoseconds_inside; }},
+    {"parts", &parts},
+    {"stress_cache", &stress_cache},
+};
 
 }  // namespace
 

@@ -1,5 +1,5 @@
 // Every kernel that is compiled, as csrc/cuda/trust.h tells them apart.
-#include "bindings/python.h"
+#include "bindings/library.h"
 #include "cuda/kernels.h"
 #include "cuda/trust.h"
 #include "ops/faults.h"
@@ -29,11 +29,11 @@ std::vector<std::pair<int32_t, std::string>> variants() {
   return all;
 }
 
-const Binding binding([](pybind11::module_& m) {
-  m.def("variants", &variants);
-  m.def("most_variants", [] { return KernelVariant::kCount; });
-  m.def("set_fault", &set_fault);
-});
+const Binding bindings[] = {
+    {"variants", &variants},
+    {"most_variants", [] { return KernelVariant::kCount; }},
+    {"set_fault", &set_fault},
+};
 
 }  // namespace
 

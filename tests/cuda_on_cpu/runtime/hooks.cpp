@@ -5,8 +5,6 @@
 #include "runtime/global_memory.h"
 #include "runtime/report.h"
 
-extern "C" __attribute__((visibility("hidden"))) const char _end;  // of this module's image, from the linker
-
 namespace cuda_on_cpu {
 
 namespace {
@@ -33,7 +31,7 @@ bool access_shared(Thread& me, const void* address, size_t bytes, size_t alignme
 
 bool access_global(Thread& me, void* address, size_t bytes, size_t alignment, Kind kind, Place place) {
   const char* a = static_cast<const char*>(address);
-  const bool constant = a >= &__ehdr_start && a < &_end;
+  const bool constant = a >= image.begin && a < image.end;
   if (constant && kind == Kind::kLoad) return true;
   if (stacks.slot(address) < Stacks::kSlots) {
     report("access to another thread's registers", {place});

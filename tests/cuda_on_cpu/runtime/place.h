@@ -3,16 +3,19 @@
 #pragma once
 #include <cstdint>
 
-// The first byte of this module's image; the linker defines it.
-extern "C" __attribute__((visibility("hidden"))) const char __ehdr_start;
-
 namespace cuda_on_cpu {
 
-using Place = uint32_t;  // bytes from the start of the module; 0 for none
+// A library of kernels in memory, from its first byte to behind its last.
+struct Image {
+  const char *begin = nullptr, *end = nullptr;
+};
+extern Image image;  // of the library whose session this is
+
+using Place = uint32_t;  // bytes from the start of the image; 0 for none
 
 // Of a return address, the call before it.
 inline Place place_of(const void* return_address) {
-  return static_cast<Place>(static_cast<const char*>(return_address) - &__ehdr_start) - 1;
+  return static_cast<Place>(static_cast<const char*>(return_address) - image.begin) - 1;
 }
 
 }  // namespace cuda_on_cpu

@@ -61,6 +61,8 @@ bool can_launch(const Launch& launch) {
 
 }  // namespace
 
+Image image;
+
 void Counters::add(const Counters& o) {
   bytes_loaded += o.bytes_loaded;
   bytes_stored += o.bytes_stored;
@@ -69,7 +71,8 @@ void Counters::add(const Counters& o) {
   collectives += o.collectives;
 }
 
-void begin(std::vector<Buffer> buffers, const Options& wanted) {
+void begin(const Image& of_library, std::vector<Buffer> buffers, const Options& wanted) {
+  image = of_library;
   options = wanted;
   launches = 0;
   counters = {};

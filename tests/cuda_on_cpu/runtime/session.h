@@ -56,7 +56,8 @@ struct Report {
   bool given_up = false;              // a launch was abandoned: memory is not what the kernel would have made of it
 };
 
-void begin(std::vector<Buffer> buffers, const Options& options);
+// image: of the library whose kernels are launched, and whose constants they may read.
+void begin(const Image& image, std::vector<Buffer> buffers, const Options& options);
 // Memory that is allocated between launches. What it overlaps has been freed.
 void add_buffer(Buffer buffer);
 Report end();

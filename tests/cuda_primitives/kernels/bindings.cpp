@@ -1,5 +1,5 @@
 // The primitives on the emulator, as Python sees them.
-#include "bindings/python.h"
+#include "bindings/library.h"
 #include "registry.h"
 
 namespace cuda_on_cpu::bindings {
@@ -7,8 +7,8 @@ namespace cuda_on_cpu::bindings {
 namespace {
 
 // The order of buffers is the call's own.
-pybind11::dict run(const std::string& name, const std::vector<BufferArg>& buffers, const std::vector<int64_t>& numbers,
-                   const std::string& schedule, uint32_t seed) {
+Value run(const std::string& name, const std::vector<BufferArg>& buffers, const std::vector<int64_t>& numbers,
+          const std::string& schedule, uint32_t seed) {
   std::vector<void*> addresses;
   for (const BufferArg& b : buffers) addresses.push_back(reinterpret_cast<void*>(std::get<1>(b)));
   begin_session(buffers, schedule, seed);
@@ -16,10 +16,10 @@ pybind11::dict run(const std::string& name, const std::vector<BufferArg>& buffer
   return end_session();
 }
 
-const Binding binding([](pybind11::module_& m) {
-  m.def("run", &run);
-  m.def("names", &cuda_primitives::names);
-});
+const Binding bindings[] = {
+    {"run", &run},
+    {"names", &cuda_primitives::names},
+};
 
 }  // namespace
 

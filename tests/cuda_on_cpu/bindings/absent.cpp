@@ -1,0 +1,64 @@
+// What a library leaves out. A library holds the kernels of one source, not of all: the menus of the other sources are
+// empty in it, and launchers that it does not have say so. Where a library has the real ones, the linker takes those.
+#include <stdexcept>
+
+#include "cuda/kernels.h"
+#include "cuda/sm80/conv_finish.h"
+#include "cuda/sm80/conv_fwd_kernels.h"
+#include "cuda/sm90/block_fwd_kernels.h"
+#include "cuda/sm90/conv_rows_kernels.h"
+#include "cuda/sm90/conv_sm90_finish.h"
+#include "cuda/sm90/conv_sm90_kernels.h"
+
+#define MENU(type, name) \
+  __attribute__((weak)) type name() { return {}; }
+#define VARIANTS(type, name) MENU(std::vector<type>, name)
+#define LAUNCHER(name, ...) \
+  __attribute__((weak)) void name(__VA_ARGS__) { throw std::logic_error(#name " is not in this library"); }
+
+namespace resnet_fused::cuda {
+
+MENU(ConvFwdMenu, conv_fwd_f16)
+MENU(ConvFwdMenu, conv_fwd_bf16)
+MENU(ConvFwdMenu, conv_fwd_tf32)
+MENU(ConvFwdMenu, conv_stats_f16)
+MENU(ConvFwdMenu, conv_stats_bf16)
+MENU(ConvFwdMenu, conv_stats_tf32)
+MENU(ConvFwdMenu, conv_gradient_f16)
+MENU(ConvFwdMenu, conv_gradient_bf16)
+MENU(ConvFwdMenu, conv_gradient_tf32)
+MENU(ConvSm90Menu, conv_sm90_f16)
+MENU(ConvSm90Menu, conv_sm90_bf16)
+MENU(ConvSm90Menu, conv_sm90_stats_f16)
+MENU(ConvSm90Menu, conv_sm90_stats_bf16)
+MENU(ConvRowsMenu, conv_rows_f16)
+MENU(ConvRowsMenu, conv_rows_bf16)
+MENU(BlockFwdMenu, block_fwd_f16)
+MENU(BlockFwdMenu, block_fwd_bf16)
+
+VARIANTS(BnAddActVariant, compiled_bn_add_act)
+VARIANTS(BnStatsVariant, compiled_bn_stats)
+VARIANTS(BnGradientVariant, compiled_bn_backward_reduce)
+VARIANTS(BnGradientVariant, compiled_bn_backward)
+VARIANTS(PoolVariant, compiled_bn_pool)
+VARIANTS(PoolVariant, compiled_pool_backward)
+VARIANTS(ConvFwdVariant, compiled_conv_fwd)
+VARIANTS(ConvFwdVariant, compiled_conv_sm90)
+VARIANTS(ConvFwdVariant, compiled_conv_rows)
+VARIANTS(BlockFwdVariant, compiled_block_fwd)
+
+LAUNCHER(launch_bn_add_act, const BnAddActParams&, const Queue&)
+LAUNCHER(launch_bn_stats, const BnStatsParams&, const Queue&)
+LAUNCHER(launch_bn_backward_reduce, const BnBackwardReduceParams&, const Queue&)
+LAUNCHER(launch_bn_backward, const BnBackwardParams&, const Queue&)
+LAUNCHER(launch_bn_finish, const BnFinishParams&, const Queue&)
+LAUNCHER(launch_bn_pool, const BnPoolParams&, const Queue&)
+LAUNCHER(launch_pool_backward, const PoolBackwardParams&, const Queue&)
+LAUNCHER(launch_conv_fwd, const ConvFwdParams&, const ConvFwdVariant&, const Queue&)
+LAUNCHER(launch_conv_finish, const ConvFwdParams&, const ConvFwdVariant&, const Queue&)
+LAUNCHER(launch_conv_sm90, const ConvFwdParams&, const ConvFwdVariant&, const Queue&)
+LAUNCHER(launch_conv_sm90_finish, const ConvFwdParams&, const ConvFwdVariant&, const Queue&)
+LAUNCHER(launch_conv_rows, const ConvFwdParams&, const ConvFwdVariant&, const Queue&)
+LAUNCHER(launch_block_fwd, const BlockFwdParams&, const BlockFwdVariant&, const Queue&)
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,38 @@
+"""Which libraries of emulated kernels there are: one for each source with kernels, so that an edit compiles little."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CUDA = ROOT / "csrc" / "cuda"
+
+#: Library -> the stems of csrc/cuda/**/*.cu in it: the kernels' own, and what launches them and ends their launches.
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "bn_add_act": ("bn_add_act",),
+    "bn_stats": ("bn_stats", "bn_finish"),
+    "bn_backward_reduce": ("bn_backward_reduce", "bn_finish"),
+    "bn_backward": ("bn_backward",),
+    "bn_finish": ("bn_finish",),
+    "bn_pool": ("bn_pool",),
+    "pool_backward": ("pool_backward",),
+    **{f"conv_fwd_{d}": ("conv_fwd", f"conv_fwd_{d}", "conv_finish") for d in ("f16", "bf16", "tf32")},
+    **{f"conv_stats_{d}": ("conv_fwd", f"conv_stats_{d}") for d in ("f16", "bf16", "tf32")},
+    **{f"conv_gradient_{d}": ("conv_fwd", f"conv_gradient_{d}") for d in ("f16", "bf16", "tf32")},
+    **{f"conv_sm90_{d}": ("conv_sm90", f"conv_sm90_{d}", "conv_sm90_finish") for d in ("f16", "bf16")},
+    **{f"conv_sm90_stats_{d}": ("conv_sm90", f"conv_sm90_stats_{d}") for d in ("f16", "bf16")},
+    **{f"conv_rows_{d}": ("conv_rows", f"conv_rows_{d}") for d in ("f16", "bf16")},
+    **{f"block_fwd_{d}": ("block_fwd", f"block_fwd_{d}") for d in ("f16", "bf16")},
+}
+
+SOURCES = {path.stem: path for path in sorted(CUDA.rglob("*.cu"))}
+
+
+def containing(sources: tuple[str, ...]) -> tuple[str, ...]:
+    """The libraries that a change of these sources is seen in; those of one that has several of them come first."""
+    unknown = set(sources) - set(SOURCES)
+    if unknown:
+        raise ValueError(f"no such kernel source: {', '.join(sorted(unknown))}")
+    most = max(len(set(sources) & set(stems)) for stems in LIBRARIES.values())
+    return tuple(name for name, stems in LIBRARIES.items() if len(set(sources) & set(stems)) == most)
