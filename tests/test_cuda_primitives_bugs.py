@@ -156,5 +156,5 @@ PLANTED = [
 
 
 @each_bug(PLANTED)
-def test_a_planted_bug_is_caught(planted, bug):
+def test_bug_is_caught(planted, bug):
     bug.assert_caught(planted)
