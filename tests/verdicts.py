@@ -22,9 +22,6 @@ from cuda_cases import fixtures
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 VERDICTS = ROOT / "build" / "verdicts"
-#: Fixtures of the emulator: what asks for one is a test of emulated kernels.
-FIXTURES = {"kernels", "library", "layer", "host", "primitives", "checks", "planted"}
-
 _unchanged, _failure = pytest.StashKey[bool](), pytest.StashKey[str | None]()
 # Of fixtures that outlive a test: the libraries that they used.
 _of_fixture: dict[str, set[Path]] = {}
@@ -37,7 +34,7 @@ def pytest_configure(config):
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
     for item in items:
-        if FIXTURES & set(getattr(item, "fixturenames", ())):
+        if "compiler" in getattr(item, "fixturenames", ()):  # which all fixtures of the emulator ask for
             item.add_marker(pytest.mark.emulator)
 
 
@@ -91,7 +88,7 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_report_teststatus(report):
-    if ("unchanged", "1") in report.user_properties and report.when == "setup":
+    if report.when == "setup" and ("unchanged", "1") in report.user_properties:
         return "unchanged", "u", "UNCHANGED"
     return None
 
