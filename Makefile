@@ -9,7 +9,7 @@ OUT ?= benchmarks/results/gpu-out
 CXX_SOURCES = $(shell find csrc tests build_tools -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-avx512 fuzz sanitize bench lint format wheel gpu clean
+.PHONY: help setup build demo test proof test-avx512 fuzz sanitize bench lint format wheel gpu clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -48,8 +48,15 @@ build: $(VENV)/.editable  ## compile what changed
 demo: build  ## the demo
 	$(PY) -m resnet_fused demo $(ARGS)
 
-test: build  ## pytest; ARGS="-k stem -x" is passed on
-	$(PY) -m pytest tests $(ARGS)
+# What `make test` plants into the kernels: a sample that the commit's hash chooses; all; none; or families: sm80,bn.
+PLANTED_BUGS = sample
+
+test: build  ## every test, and a sample of the planted bugs; ARGS="-k stem -x" is passed on
+	$(PY) -m pytest tests -n auto --planted-bugs=$(PLANTED_BUGS) $(ARGS)
+
+proof: PLANTED_BUGS = all
+proof: build  ## every planted bug and every emulated kernel, no verdict of an earlier run (PLANTED_BUGS=sm80,bn)
+	RESNET_FUSED_VERDICTS=0 $(PY) -m pytest tests -n auto -m emulator --planted-bugs=$(PLANTED_BUGS) $(ARGS)
 
 # The tests of what runs on AVX-512. On an AVX2 processor they take minutes, with the instructions emulated.
 CPU_TESTS = $(addprefix tests/test_, ops.py packed_weights.py block_op.py functional.py blocks.py conv_stats.py \

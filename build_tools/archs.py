@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from . import BuildError
 
-# A100; L4 and RTX 4090; H100 and H200 (wgmma needs the "a"); B200 and B300 (one family); RTX 50.
+# What is shipped. A100; L4 and RTX 4090; H100 and H200 (wgmma needs the "a"); B200 and B300 (one family); RTX 50.
 # Anything newer than these compiles the PTX when it first runs.
 DEFAULT = "8.0+PTX;8.9;9.0a;10.0f;12.0"
+# In place on a machine without a GPU: one of each kind of kernels, whose machine code tests read.
+WITHOUT_GPU = "8.0+PTX;9.0a"
 OLDEST = 80
 
 # torch's names for generations, where the kernels run on them.
@@ -71,14 +73,35 @@ def supported(archs: Iterable[Arch], known: Iterable[int], nvcc_version: tuple[i
     return [arch for arch in archs if compiles(arch)]
 
 
-def choose(requested: str | None, known: Iterable[int], nvcc_version: tuple[int, int]) -> list[Arch]:
+def choose(
+    requested: str | None, known: Iterable[int], nvcc_version: tuple[int, int], default: str = DEFAULT
+) -> list[Arch]:
     """The architectures to compile for; ``requested`` is ``TORCH_CUDA_ARCH_LIST``."""
     known = sorted(set(known))
-    archs = supported(parse(requested or DEFAULT), known, nvcc_version)
+    archs = supported(parse(requested or default), known, nvcc_version)
     if not archs:
         raise BuildError(
-            f"TORCH_CUDA_ARCH_LIST={requested or DEFAULT!r} leaves nothing to compile: the kernels need 8.0 or "
+            f"TORCH_CUDA_ARCH_LIST={requested or default!r} leaves nothing to compile: the kernels need 8.0 or "
             f"newer, and nvcc {nvcc_version[0]}.{nvcc_version[1]} knows "
             f"{', '.join(f'{n // 10}.{n % 10}' for n in known)}; name one of those."
         )
     return archs
+
+
+def of_machine(gpus: Iterable[str], known: Iterable[int], nvcc_version: tuple[int, int]) -> str:
+    """The list for a build in place; ``gpus`` are compute capabilities, "9.0".
+
+    GPUs that the kernels do not run on, or that this nvcc does not know, count as none.
+    """
+    known = set(known)
+    return ";".join(gpu for gpu in gpus if supported(parse(gpu), known, nvcc_version)) or WITHOUT_GPU
+
+
+def as_list(labels: Iterable[str]) -> str:
+    """Labels, such as ``CUDA_ARCHS`` of ``_build_info``, as ``TORCH_CUDA_ARCH_LIST``: "8.0;8.0+PTX;9.0a"."""
+    words = []
+    for label in labels:
+        kind, _, code = label.partition("_")
+        major, minor, suffix = re.fullmatch(r"(\d+)(\d)([af]?)", code).groups()  # type: ignore[union-attr]
+        words.append(f"{major}.{minor}{suffix}{'+PTX' if kind == 'ptx' else ''}")
+    return ";".join(words)

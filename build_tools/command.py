@@ -22,8 +22,11 @@ PACKAGE = "resnet_fused"
 EXTENSIONS = [Extension(f"{PACKAGE}.{name}", sources=[], py_limited_api=True) for name in ("_C", "_C_cuda")]
 
 
-def make_plan() -> tuple[ninja_file.Plan, str]:
-    """What this environment asks to be built, and in words where CUDA comes from or why it is left out."""
+def make_plan(inplace: bool) -> tuple[ninja_file.Plan, str]:
+    """What this environment asks to be built, and in words where CUDA comes from or why it is left out.
+
+    In place CUDA kernels are compiled for the GPUs of this machine, for a wheel for all that it is shipped for.
+    """
     if sys.platform != "linux":
         raise BuildError(f"resnet_fused builds on Linux, and this is {sys.platform}; use a Linux machine or container.")
     torch = toolchain.find_torch()
@@ -33,6 +36,12 @@ def make_plan() -> tuple[ninja_file.Plan, str]:
     else:
         toolkit, cuda = toolchain.choose_toolkit({**os.environ, **({"RESNET_FUSED_CUDA": "1"} if flavour else {})})
     machine = platform.machine()
+    chosen: list[archs.Arch] = []
+    if toolkit:
+        known, requested = toolchain.known_archs(toolkit.nvcc), os.environ.get("TORCH_CUDA_ARCH_LIST")
+        of_machine = inplace and not requested
+        default = archs.of_machine(toolchain.gpus(), known, toolkit.version) if of_machine else archs.DEFAULT
+        chosen = archs.choose(requested, known, toolkit.version, default)
     # One folder for each combination, so that going back to an earlier one finds its objects.
     name = f"ninja-{machine}-torch{torch.version}"
     name += f"-cuda{toolkit.release}" if toolkit else ""
@@ -41,14 +50,12 @@ def make_plan() -> tuple[ninja_file.Plan, str]:
         folder=Path("build") / name,
         torch=torch,
         python_include=toolchain.find_python_headers(),
-        cc=toolchain.find_compiler("CC", "gcc"),
-        cxx=toolchain.find_compiler("CXX", "g++"),
+        cxx=toolchain.find_compiler("CXX"),
+        cc=toolchain.find_compiler("CC"),
         python=sys.executable,
         machine=machine,
         toolkit=toolkit,
-        archs=archs.choose(os.environ.get("TORCH_CUDA_ARCH_LIST"), toolchain.known_archs(toolkit.nvcc), toolkit.version)
-        if toolkit
-        else (),
+        archs=chosen,
         flavour=flavour,
         root=ROOT,
     )
@@ -88,6 +95,12 @@ def build_info(plan: ninja_file.Plan, cuda: str) -> str:
     )
 
 
+def is_built() -> bool:
+    """Whether the libraries in place are of these sources. Without a compiler nothing else can be asked of them."""
+    there = (ROOT / PACKAGE / "_C.abi3.so").exists() and not flavours.choose(os.environ)
+    return there and sources.built(ROOT)[0] == sources.digest(ROOT)
+
+
 def write_if_changed(path: Path, text: str) -> None:
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
@@ -105,9 +118,14 @@ def install(source: Path, target: Path) -> None:
 
 class BuildLibraries(build_ext):
     def run(self) -> None:
-        plan, cuda = make_plan()
+        if self.inplace and (missing := toolchain.missing_compiler()) and is_built():
+            print(f"resnet_fused: no compiler {missing!r}, and none is needed: nothing has changed", flush=True)
+            self.extensions = []
+            return
+        plan, cuda = make_plan(self.inplace)
         print(
-            f"resnet_fused: torch {plan.torch.version}, CUDA {'from' if plan.toolkit else 'left out:'} {cuda}",
+            f"resnet_fused: torch {plan.torch.version}, CUDA {'from' if plan.toolkit else 'left out:'} {cuda}"
+            + "".join(f"{', ' if i else ', for '}{arch.label}" for i, arch in enumerate(plan.archs)),
             flush=True,
         )
         run_ninja(plan)

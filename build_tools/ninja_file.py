@@ -48,8 +48,13 @@ class Plan:
             return [self.flavour.module]
         return ["_C", "_C_cuda"] if self.toolkit else ["_C"]
 
+    @property
+    def cuda_folder(self) -> Path:
+        """Of what depends on the GPUs; everything else is the same object for a build in place and for a wheel."""
+        return self.folder / "-".join(arch.label for arch in self.archs)
+
     def library(self, module: str) -> Path:
-        return self.folder / f"{module}.abi3.so"
+        return (self.cuda_folder if module == "_C_cuda" else self.folder) / f"{module}.abi3.so"
 
 
 def sources(plan: Plan, module: str) -> list[Path]:
@@ -90,7 +95,13 @@ def render(plan: Plan) -> str:
 def _object(plan: Plan, module: str, source: Path) -> Path:
     # module.c compiles differently for each library; everything else is the same object in both.
     name = source.name if source.name != "module.c" else f"{module}.c"
-    return plan.folder / source.relative_to("csrc").with_name(f"{name}.o")
+    folder = plan.cuda_folder if source.suffix == ".cu" and not _is_hoppers(source) else plan.folder
+    return folder / source.relative_to("csrc").with_name(f"{name}.o")
+
+
+def _is_hoppers(source: Path) -> bool:
+    """wgmma and im2col TMA exist in the code that is tied to Hopper, and nowhere else."""
+    return "sm90" in source.parts
 
 
 def _rules(plan: Plan) -> list[str]:
@@ -141,8 +152,7 @@ def _compile(plan: Plan, module: str, source: Path, out: Path) -> list[str]:
     if source.suffix == ".c":
         flags = [f"-DRF_MODULE={module}"]
     elif source.suffix == ".cu":
-        # wgmma and im2col TMA exist in the code that is tied to Hopper, and nowhere else.
-        archs = [Arch("90a", ptx=False)] if "sm90" in source.parts else plan.archs
+        archs = [Arch("90a", ptx=False)] if _is_hoppers(source) else plan.archs
         flags = [arch.flag for arch in archs]
     elif "avx512" in source.parts and plan.flavour and plan.flavour.avx512:
         flags = [*plan.flavour.avx512]
@@ -154,7 +164,7 @@ def _compile(plan: Plan, module: str, source: Path, out: Path) -> list[str]:
 
 
 def _link(plan: Plan, module: str, objects: Sequence[Path]) -> list[str]:
-    stubs = plan.folder / f"glibc-{module}" / "stubs.rsp"
+    stubs = plan.library(module).parent / f"glibc-{module}" / "stubs.rsp"
     archives, needs = [], [stubs, Path("csrc/exports.map")]
     libs = [f"-L{plan.torch.root / 'lib'}", "-ltorch_cpu"]
     lines: list[str] = []

@@ -36,18 +36,18 @@ def git_commit(root: Path = ROOT) -> str | None:
     return result.stdout.strip() or None
 
 
-def built() -> tuple[str | None, str | None]:
+def built(root: Path = ROOT) -> tuple[str | None, str | None]:
     """The digest and the commit that the libraries in place were compiled from, as far as they say so."""
-    info = _build_info()
+    info = _build_info(root)
     return info.get("SOURCE_DIGEST"), info.get("GIT_COMMIT")
 
 
 def archs() -> tuple[str, ...]:
     """The GPUs that they were compiled for: "sm_90a", "ptx_80"."""
-    found: tuple[str, ...] = _build_info().get("CUDA_ARCHS", ())
+    found: tuple[str, ...] = _build_info(ROOT).get("CUDA_ARCHS", ())
     return found
 
 
-def _build_info() -> dict[str, Any]:
-    file = ROOT / "resnet_fused" / "_build_info.py"
+def _build_info(root: Path) -> dict[str, Any]:
+    file = root / "resnet_fused" / "_build_info.py"
     return runpy.run_path(str(file)) if file.exists() else {}  # importing the package would load the libraries

@@ -17,6 +17,7 @@ from . import BuildError
 
 OLDEST_TORCH = (2, 10)
 PYPI_TOOLKIT = "requirements/cuda.txt"
+COMPILERS = {"CXX": "g++", "CC": "gcc"}
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,17 @@ def find_torch() -> Torch:
     return Torch(root, version)
 
 
-def find_compiler(variable: str, default: str) -> str:
-    """The compiler in ``CC`` or ``CXX``: one program, because nvcc takes it too."""
-    command = os.environ.get(variable) or default
+def compiler(variable: str) -> str:
+    """The compiler that ``CC`` or ``CXX`` names: one program, because nvcc takes it too."""
+    return os.environ.get(variable) or COMPILERS[variable]
+
+
+def missing_compiler() -> str | None:
+    return next((name for name in map(compiler, COMPILERS) if shutil.which(name) is None), None)
+
+
+def find_compiler(variable: str) -> str:
+    command = compiler(variable)
     if shutil.which(command) is None:
         raise BuildError(f"no compiler {command!r} on PATH; install g++ 10 or newer, or name yours in {variable}.")
     return command
@@ -140,6 +149,19 @@ def inspect_nvcc(nvcc: Path) -> Toolkit | str:
 def known_archs(nvcc: Path) -> list[int]:
     """The architectures, as 80 for 8.0, that this nvcc compiles for."""
     return sorted({int(n) for n in re.findall(r"sm_(\d+)", _output([str(nvcc), "--list-gpu-code"]))})
+
+
+def gpus() -> list[str]:
+    """The compute capabilities of this machine's GPUs, each once, as the driver names them: "9.0"."""
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    if shutil.which(query[0]) is None and Path("/proc/driver/nvidia/gpus").exists():  # a container without the tool
+        listed = "'{}.{}'.format(*torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())"
+        query = [sys.executable, "-c", f"import torch; print(*({listed}))"]
+    try:
+        text = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return list(dict.fromkeys(re.findall(r"\d+\.\d", text)))
 
 
 def _output(command: list[str]) -> str:

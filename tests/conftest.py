@@ -3,6 +3,7 @@
 import os
 
 import gpu_guard
+import not_run
 import pytest
 import torch
 import torchvision_shim
@@ -30,7 +31,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    for plugin in (gpu_guard, fixtures, verdicts):
+    for plugin in (gpu_guard, fixtures, not_run, verdicts):
         config.pluginmanager.register(plugin)
 
 

@@ -11,6 +11,9 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+from support import require_compiler
+
 from build_tools import toolchain
 
 
@@ -22,15 +25,24 @@ class Kernel(NamedTuple):
     local: int
 
 
+def toolkit() -> toolchain.Toolkit:
+    """What compiles for a GPU; without it the test is skipped. nvcc itself needs the host's compiler."""
+    found, why = toolchain.find_toolkit(os.environ)
+    if found is None:
+        pytest.skip(f"no CUDA toolkit: {why}")
+    require_compiler()
+    return found
+
+
 @functools.cache
 def disassembler() -> dict[str, str] | None:
     """An environment whose PATH has cuobjdump and nvdisasm: the toolkit's, ours, or those of PyPI's packages."""
-    toolkit, _ = toolchain.find_toolkit(os.environ)
-    places = [toolkit.include.parent / "bin"] if toolkit else []
+    found, _ = toolchain.find_toolkit(os.environ)
+    places = [found.include.parent / "bin"] if found else []
     places += [p for s in site.getsitepackages() for p in Path(s).glob("nvidia/cu*/bin")]
     path = os.pathsep.join([*map(str, places), os.environ.get("PATH", "")])
-    found = all(shutil.which(tool, path=path) for tool in ("cuobjdump", "nvdisasm"))
-    return {**os.environ, "PATH": path} if found else None
+    complete = all(shutil.which(tool, path=path) for tool in ("cuobjdump", "nvdisasm"))
+    return {**os.environ, "PATH": path} if complete else None
 
 
 def cuobjdump(*arguments: str | Path) -> str:

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from build_tools import toolchain
+
 # 0 in float32, and nothing beside a variance in float64; but not what refusal_of_zero_eps is about.
 TINY_EPS = 1e-300
 
@@ -26,6 +28,16 @@ def refusal_of_zero_eps() -> str:
 _refusal = refusal_of_zero_eps()
 # For tests that compare with eager at eps = 0.
 zero_eps = pytest.mark.skipif(bool(_refusal), reason=f"eager refuses eps = 0: {_refusal}")
+
+_missing = toolchain.missing_compiler()
+NO_COMPILER = f"this needs a compiler: {_missing} is not installed" if _missing else ""
+needs_compiler = pytest.mark.skipif(bool(NO_COMPILER), reason=NO_COMPILER)
+
+
+def require_compiler() -> None:
+    """What ``needs_compiler`` is for tests, for fixtures."""
+    if NO_COMPILER:
+        pytest.skip(NO_COMPILER)
 
 
 def randomise(model: nn.Module) -> nn.Module:

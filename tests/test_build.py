@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from setuptools import Distribution
+from support import needs_compiler, require_compiler
 
 from build_tools import BuildError, archs, command, flavours, glibc, ninja_file, toolchain
 
@@ -74,6 +75,59 @@ def test_architectures_too_old_for_the_kernels_are_dropped():
 def test_bad_arch_lists_are_refused(text, sentence):
     with pytest.raises(BuildError, match=sentence):
         archs.choose(text, CUDA_13, (13, 0))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "expected"),
+    [
+        ([], "8.0+PTX;9.0a"),
+        (["9.0"], "9.0"),
+        (["8.9", "8.0"], "8.9;8.0"),
+        (["7.5"], "8.0+PTX;9.0a"),  # too old for the kernels
+        (["13.0"], "8.0+PTX;9.0a"),  # too new for this nvcc: it compiles the PTX when it first runs
+        (["7.5", "8.6"], "8.6"),
+    ],
+)
+def test_build_in_place_is_for_this_machines_gpus(gpus, expected):
+    assert archs.of_machine(gpus, CUDA_13, (13, 0)) == expected
+
+
+def test_labels_turn_into_the_list_they_came_from():
+    for text in (archs.DEFAULT, archs.WITHOUT_GPU, "9.0+PTX", "9.0a+PTX", "8.6", "10.0"):
+        chosen = archs.choose(text, CUDA_13, (13, 0))
+        assert archs.choose(archs.as_list(arch.label for arch in chosen), CUDA_13, (13, 0)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("inplace", "requested", "expected"),
+    [
+        (True, "", ["sm_90a"]),
+        (False, "", ["sm_80", "ptx_80", "sm_89", "sm_90a", "sm_100f", "sm_120"]),
+        (True, "8.6", ["sm_86"]),
+        (False, "8.6", ["sm_86"]),
+    ],
+)
+def test_wheels_are_for_every_gpu_unless_a_list_is_set(tree, tmp_path, monkeypatch, inplace, requested, expected):
+    nvcc = make_toolkit(tmp_path / "toolkit")
+    monkeypatch.setattr(command, "ROOT", tree)
+    monkeypatch.setattr(toolchain, "find_compiler", lambda variable: "g++")
+    monkeypatch.setattr(toolchain, "gpus", lambda: ["9.0"])
+    monkeypatch.setattr(toolchain, "known_archs", lambda nvcc: CUDA_13)
+    monkeypatch.setenv("CUDA_HOME", str(nvcc.parent.parent))
+    monkeypatch.setenv("RESNET_FUSED_CUDA", "1")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", requested)
+    plan, _ = command.make_plan(inplace)
+    assert [arch.label for arch in plan.archs] == expected
+    assert f"CUDA_ARCHS: tuple[str, ...] = {tuple(expected)!r}" in command.build_info(plan, "")
+
+
+def test_gpus_are_asked_of_the_driver(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert toolchain.gpus() == []
+    make_script(tmp_path / "nvidia-smi", "echo 9.0; echo 8.9; echo 9.0")
+    assert toolchain.gpus() == ["9.0", "8.9"]
+    make_script(tmp_path / "nvidia-smi", "echo NVIDIA-SMI has failed; exit 9")
+    assert toolchain.gpus() == []
 
 
 # Which toolkit
@@ -240,9 +294,10 @@ def tree(tmp_path):
 
 @pytest.fixture
 def plan(tree, monkeypatch):
+    require_compiler()
     monkeypatch.setenv("RESNET_FUSED_CUDA", "0")
     monkeypatch.setattr(command, "ROOT", tree)
-    return command.make_plan()[0]
+    return command.make_plan(inplace=True)[0]
 
 
 def with_cuda(plan, torch_root):
@@ -250,6 +305,24 @@ def with_cuda(plan, torch_root):
     toolkit = toolchain.Toolkit(Path("T/bin/nvcc"), Path("T/include"), Path("T/libcudart_static.a"), (13, 0), "13.0.88")
     torch = toolchain.Torch(torch_root, "2.13.0")
     return replace(plan, toolkit=toolkit, archs=archs.choose(None, CUDA_13, (13, 0)), torch=torch)
+
+
+def test_only_what_depends_on_the_gpus_is_compiled_again(plan, tmp_path):
+    """By a wheel after a build in place, and the other way round: they share every other object."""
+    (tmp_path / "csrc/cuda/sm90").mkdir()
+    (tmp_path / "csrc/cuda/sm90/conv.cu").touch()
+    wheel = with_cuda(plan, tmp_path)
+    place = replace(wheel, archs=archs.choose(archs.WITHOUT_GPU, CUDA_13, (13, 0)))
+    edges = [set(re.findall(r"^build .*\n(?:  .*\n)*", ninja_file.render(p), re.M)) for p in (wheel, place)]
+    own = {re.match(r"build (\S+): (\w+)", found).groups() for found in edges[1] - edges[0]}
+    folder = f"{plan.folder}/sm_80-ptx_80-sm_90a"
+    assert own == {
+        (f"{folder}/cuda/bn/relu.cu.o", "nvcc"),
+        (f"{folder}/glibc-_C_cuda/stubs.rsp", "glibc"),
+        (f"{folder}/_C_cuda.abi3.so", "link"),
+    }
+    outputs = [{re.match(r"build (\S+):", found)[1] for found in found_edges} for found_edges in edges]
+    assert {re.match(r"build (\S+):", found)[1] for found in edges[0] & edges[1]} == outputs[0] & outputs[1]
 
 
 def edge(text, output):
@@ -348,6 +421,27 @@ def test_a_build_without_cuda_removes_an_older_cuda_library(plan, tree):
     assert info["TORCH_BUILD_VERSION"] == plan.torch.version
 
 
+def test_nothing_is_compiled_without_a_compiler_or_a_change(plan, tree, monkeypatch, capsys):
+    """Tests of what is built run there, too; what is not built needs the compiler."""
+    build = command.BuildLibraries(Distribution({"name": "resnet_fused", "ext_modules": command.EXTENSIONS}))
+    build.inplace = True
+    build.ensure_finalized()
+    (tree / "resnet_fused").mkdir()
+    (tree / "setup.py").touch()
+    build.run()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    capsys.readouterr()
+    build.run()
+    assert "no compiler 'no-such-compiler', and none is needed: nothing has changed" in capsys.readouterr().out
+    with pytest.raises(BuildError, match="no compiler 'no-such-compiler' on PATH"):
+        monkeypatch.setenv("RESNET_FUSED_FLAVOUR", "sanitize")
+        build.run()
+    monkeypatch.delenv("RESNET_FUSED_FLAVOUR")
+    (tree / "csrc/cpu/relu.cpp").write_text("int relu() { return 7; }\n")
+    with pytest.raises(BuildError, match="no compiler 'no-such-compiler' on PATH"):
+        build.run()
+
+
 # Each line needs something that came after manylinux_2_28 where glibc and gcc are new.
 MODERN = """
 #include <dlfcn.h>
@@ -411,7 +505,11 @@ def test_required_cuda_without_nvcc_stops_the_build(tmp_path):
     ("environ", "sentence"),
     [
         ({"RESNET_FUSED_CUDA": "yes"}, "RESNET_FUSED_CUDA='yes' is none of auto, 0 and 1; set one of them"),
-        ({"RESNET_FUSED_CUDA": "0", "MAX_JOBS": "many"}, "MAX_JOBS='many' is no number of jobs; set it to 1 or more"),
+        pytest.param(
+            {"RESNET_FUSED_CUDA": "0", "MAX_JOBS": "many"},
+            "MAX_JOBS='many' is no number of jobs; set it to 1 or more",
+            marks=needs_compiler,
+        ),
         ({"RESNET_FUSED_CUDA": "0", "CXX": "no-such-compiler"}, "no compiler 'no-such-compiler' on PATH; install g++"),
     ],
 )
@@ -482,4 +580,4 @@ def test_a_cuda_flavour_needs_nvcc(tree, monkeypatch):
     monkeypatch.setenv("RESNET_FUSED_FLAVOUR", "watchdog")
     monkeypatch.setattr(toolchain, "find_toolkit", lambda environ: (None, "a test"))
     with pytest.raises(BuildError, match="no usable nvcc"):
-        command.make_plan()
+        command.make_plan(inplace=True)

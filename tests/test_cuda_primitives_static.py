@@ -14,8 +14,6 @@ import sass
 from cuda_primitives import gpu
 from cuda_primitives.cases import WIDTHS
 
-from build_tools import toolchain
-
 SOURCES = {
     "sm_80": [name for name in gpu.EVERYWHERE if name.endswith(".cu") and name != "gpu.cu"],
     "sm_90a": [*gpu.FROM_SM_90, *gpu.ON_SM_90A],
@@ -57,15 +55,13 @@ class Compiled(NamedTuple):
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> dict[tuple[str, str], Compiled]:
-    toolkit, why = toolchain.find_toolkit(os.environ)
-    if toolkit is None:
-        pytest.skip(f"no CUDA toolkit: {why}")
+    nvcc = sass.toolkit().nvcc
     folder = tmp_path_factory.mktemp("primitives")
 
     def compile_one(arch: str, source: str) -> Compiled:
         fatbin = folder / f"{source}.{arch}.fatbin"
         code = f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}"
-        command = [toolkit.nvcc, "-fatbin", "-std=c++17", "-O3", f"-I{gpu.ROOT / 'csrc'}", "-Xptxas", "-v", code]
+        command = [nvcc, "-fatbin", "-std=c++17", "-O3", f"-I{gpu.ROOT / 'csrc'}", "-Xptxas", "-v", code]
         done = subprocess.run(
             [*command, gpu.KERNELS / source, "-o", fatbin], capture_output=True, text=True, timeout=300
         )

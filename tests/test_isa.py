@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from op_case import Case, has_kernels
+from support import needs_compiler
 
 from resnet_fused import ops
 
@@ -102,6 +103,7 @@ emulation = pytest.mark.skipif(
 
 
 @emulation
+@needs_compiler
 def test_avx512_kernels_pass_emulated(emulated):
     """Their own tests, of which none may skip."""
     command = [sys.executable, "-m", "pytest", "-q", "-k", CHOSEN, *(str(TESTS / name) for name in TESTED)]
@@ -112,6 +114,7 @@ def test_avx512_kernels_pass_emulated(emulated):
 
 
 @emulation
+@needs_compiler
 def test_random_problems_pass_with_avx512_emulated(emulated):
     command = [sys.executable, "-m", "tests.fuzz", "--problems", "100", "--seed", "1000"]
     done = subprocess.run(command, cwd=ROOT, env=emulated, capture_output=True, text=True, check=False)

@@ -10,7 +10,7 @@ import weakref
 import pytest
 import torch
 from criterion import assert_close
-from support import randomise, truth
+from support import needs_compiler, randomise, truth
 from torch import nn
 from training import eager_twin
 
@@ -286,6 +286,7 @@ def test_compile_traces_the_ops_whole(model, x, dynamic):
     assert len(graphs) == (1 if dynamic else 2)
 
 
+@needs_compiler
 def test_inductor_matches_eager(model, x):
     compiled = torch.compile(model, fullgraph=True)
     assert_matches_eager(model, x, compiled)

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from support import needs_compiler
 from torch import nn
 
 import resnet_fused
@@ -167,7 +168,7 @@ class Conv(nn.Conv2d):
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)], ids=["eager", "compiled"])
 def test_inputs_of_layers_in_eager_blocks_can_be_resized(training, compiled):
     network = resnet_fused.convert(models.CifarResNet([2], (64,))).train(training)
     network.layer1[1].conv1 = Conv(64, 64, 3, padding=1, bias=False)

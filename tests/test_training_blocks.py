@@ -6,7 +6,7 @@ import pytest
 import torch
 from criterion import assert_close
 from relu_sides import assert_trains_as_computed, away_from_kinks
-from support import randomise
+from support import needs_compiler, randomise
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import (
@@ -567,6 +567,7 @@ def test_a_compiled_training_step_of_a_whole_network(preact):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@needs_compiler
 def test_inductor_trains():
     block = identity(modules.FusedBasicBlock)
     twin = copy.deepcopy(block)

@@ -1,8 +1,9 @@
 """The wheel: its name, what is in it and what is not, what it asks of a system, and that it runs where it is installed.
 
-Takes the wheel in RESNET_FUSED_WHEEL, or else builds one; the objects of the last build are used again.
+Takes the wheel in RESNET_FUSED_WHEEL, or else builds one from the objects of the library in place, for the same GPUs.
 """
 
+import fcntl
 import importlib.util
 import os
 import subprocess
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import require_compiler
 
-from build_tools import toolchain, wheel
+from build_tools import archs, sources, toolchain, wheel
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("abi3audit", "auditwheel")
@@ -27,8 +29,20 @@ def built(tmp_path_factory):
         pytest.fail(f"{' and '.join(missing)} not installed, and CI must test the wheel; see requirements/dev.txt")
     if missing:
         pytest.skip(f"{' and '.join(missing)} not installed; 'make setup' installs what the wheel needs")
-    given = os.environ.get("RESNET_FUSED_WHEEL")
-    return Path(given) if given else wheel.build(tmp_path_factory.mktemp("dist"))
+    if given := os.environ.get("RESNET_FUSED_WHEEL"):
+        return Path(given)
+    require_compiler()
+    # The processes of pytest-xdist build one for all: a wheel is built in the working tree.
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "wheel"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock, pytest.MonkeyPatch.context() as environment:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if done := list(folder.glob("*.whl")):
+            return done[0]
+        if in_place := archs.as_list(sources.archs()):
+            environment.setenv("TORCH_CUDA_ARCH_LIST", in_place)
+        return wheel.build(folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,142 @@
+"""CI: which planted bugs and sanitizers a change asks for (build_tools/changes.py); .ci/run hides no failure."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from build_tools import changes
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["csrc/cuda/sm80/conv_mainloop.cuh"], "sm80"),
+        (["csrc/cuda/sm90/conv_sm90.cuh", "csrc/cuda/pool/bn_pool.cu"], "sm90,pool"),
+        (["csrc/cuda/sm80/deleted.cuh"], "sm80"),
+        (["csrc/cuda/bn/moments.cuh"], "sm80,sm90,bn"),  # all three include it
+        (["csrc/cuda/tile/bytes.cuh"], "pool,tile"),
+        (["csrc/cuda/ptx/wgmma.cuh"], "sm90,primitives"),
+        (["csrc/cuda/launch.h"], "sm80,sm90,bn,pool,primitives"),
+        (["tests/test_cuda_pool.py"], "pool,tile"),
+        (["tests/test_cuda_primitives_bugs.py"], "primitives"),
+        (["tests/cuda_primitives/kernels/conv.cu"], "primitives"),
+        (["tests/cuda_primitives/cases.py"], "primitives"),
+        (["tests/test_cuda_deleted.py"], "all"),
+        (["tests/cuda_on_cpu/runtime/device.cpp"], "all"),
+        (["README.md", "tests/planting.py"], "all"),
+        (["tests/cuda_cases/sm90.py"], "all"),
+        (None, "all"),
+        ([], "sample"),
+        (
+            ["README.md", "csrc/cpu/plan.cpp", "csrc/cuda/plan.cpp", "tests/test_ops.py", "tests/test_cuda_plan.py"],
+            "sample",
+        ),
+    ],
+)
+def test_changed_files_choose_planted_bugs(files, expected):
+    assert changes.planted_bugs(files) == expected
+
+
+def test_every_kernel_and_every_planting_test_has_a_family():
+    for path in (ROOT / "csrc/cuda").rglob("*.cu*"):
+        assert changes.planted_bugs([path.relative_to(ROOT).as_posix()]) != "sample", path
+    for path in (ROOT / "tests").glob("test_cuda_*.py"):
+        plants = "@each_bug(" in path.read_text()
+        assert not plants or changes.planted_bugs([f"tests/{path.name}"]) != "sample", path
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["csrc/cpu/avx512/bn.h"], True),
+        (["csrc/library.cpp"], True),
+        (["build_tools/flavours.py"], True),
+        (None, True),
+        (["csrc/cuda/plan.cpp", "tests/test_ops.py", "docs/Makefile"], False),
+        ([], False),
+    ],
+)
+def test_changed_files_choose_the_sanitizers(files, expected):
+    assert changes.sanitizers(files) is expected
+
+
+def test_changes_are_counted_from_where_the_branch_left_main(tmp_path):
+    def git(*arguments):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main")
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    def commit(name):
+        (tmp_path / name).touch()
+        git("add", ".")
+        git("commit", "-m", name)
+
+    assert changes.since_last_green(tmp_path) is None, "no repository"
+    git("init")
+    commit("first")
+    assert changes.since_last_green(tmp_path) is None, "a commit without a parent, as a shallow clone ends with"
+    commit("second")
+    assert changes.since_last_green(tmp_path) == ["second"]
+    git("checkout", "-b", "branch")
+    commit("third")
+    git("mv", "first", "fourth")
+    assert changes.since_last_green(tmp_path) == ["first", "fourth", "third"]
+    git("branch", "-D", "main")
+    assert changes.since_last_green(tmp_path) is None, "no main"
+
+
+# In place of make and of .venv's Python: they say what they were asked for, and fail where FAILS is part of it.
+STUB = """#!/bin/sh
+words="$(basename $0) $*"
+case "$words" in
+  *"build_tools.changes sanitizers"*) echo ${SANITIZERS:-no};;
+  *"build_tools.changes planted-bugs"*) echo sm80,bn;;
+  *archs.DEFAULT*) echo "8.0+PTX;9.0a";;
+  *) echo "ran $words for $TORCH_CUDA_ARCH_LIST";;
+esac
+case "$words" in *"${FAILS:-nothing}"*) echo "$words is broken"; exit 3;; esac
+"""
+
+
+def run_ci(tmp_path, **environment):
+    for name in (".venv/bin/python", "bin/make", ".ci/run", "dist/a.whl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(STUB)
+        (tmp_path / name).chmod(0o755)
+    shutil.copy(ROOT / ".ci/run", tmp_path / ".ci/run")
+    environment = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", **environment}
+    command = [tmp_path / ".ci/run"]
+    return subprocess.run(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+
+
+def test_ci_runs_every_part(tmp_path):
+    done = run_ci(tmp_path, SANITIZERS="yes")
+    assert done.returncode == 0, done.stdout
+    for part in (
+        "make lint", "make setup", "python -m resnet_fused demo --quick", "make wheel", "make sanitize",
+        "make test PLANTED_BUGS=sm80,bn",
+    ):  # fmt: skip
+        assert f"ran {part} for 8.0+PTX;9.0a\n" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("ran make test ")
+    assert "make sanitize" not in run_ci(tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "make .venv/.dev", "make lint", "make setup", "demo --quick", "make wheel", "make sanitize", "make test",
+        "archs.DEFAULT", "changes sanitizers", "changes planted-bugs",
+    ],
+)  # fmt: skip
+def test_ci_fails_with_the_output_of_the_failed_part_last(tmp_path, part):
+    done = run_ci(tmp_path, FAILS=part, SANITIZERS="yes")
+    assert done.returncode == 3, done.stdout
+    # what a substitution says goes to the variable, and what is wrong to stderr
+    if "archs" not in part and "changes" not in part:
+        assert any(f"{part} " in f"{line} " and line.endswith("is broken") for line in done.stdout.splitlines()[-2:])
+    assert part == "make test" or "make test" not in done.stdout
