@@ -1,6 +1,10 @@
 """What several test files need: realistic BatchNorms, the truth in float64, and which ops a call runs."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+ROOT = Path(__file__).parents[1]
 
 # 0 in float32, and nothing beside a variance in float64; but not what refusal_of_zero_eps is about.
 TINY_EPS = 1e-300
@@ -26,6 +32,16 @@ def refusal_of_zero_eps() -> str:
 _refusal = refusal_of_zero_eps()
 # For tests that compare with eager at eps = 0.
 zero_eps = pytest.mark.skipif(bool(_refusal), reason=f"eager refuses eps = 0: {_refusal}")
+
+
+def run_python(*arguments: Any, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, which imports this checkout wherever pytest was started."""
+    # What pytest and its plugins tell their own process would change a pytest in this one.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT, env={**inherited, **environment}, capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
 
 
 def randomise(model: nn.Module) -> nn.Module:
