@@ -14,7 +14,6 @@ from training import (
     freeze,
     identity,
     in_channels,
-    one_thread,  # noqa: F401  autouse
     projected,
 )
 

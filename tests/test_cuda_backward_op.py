@@ -14,7 +14,6 @@ from training import (
     assert_trains_as_eager,
     identity,
     in_channels,
-    one_thread,
     projected,
 )
 
@@ -22,8 +21,6 @@ from resnet_fused import autograd, reference
 from resnet_fused.autograd import forward
 from resnet_fused.autograd import input_gradient as gradients
 from resnet_fused.autograd.input_gradient import is_convolution
-
-__all__ = ["one_thread"]
 
 # n, c, h, w, k, filter, padding, dilation of the forward convolution, of stride 1
 SHAPES = [

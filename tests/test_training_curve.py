@@ -6,7 +6,6 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from training import one_thread  # noqa: F401  autouse
 
 import resnet_fused
 from resnet_fused import autograd, modules, ops
@@ -76,10 +75,7 @@ def eagers(request, digits):
             for weight in networks[seed].parameters():
                 sign = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
                 weight.mul_(1 + torch.finfo(torch.float32).eps * sign)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as one_thread does, which begins later
     curve, *others = (train(eager, digits, 1, amp) for eager in networks)
-    torch.set_num_threads(threads)
     return amp, curve, max(distance(other, curve) for other in others)
 
 
