@@ -111,7 +111,7 @@ def install(source: Path, target: Path) -> None:
     if target.exists() and filecmp.cmp(source, target, shallow=False):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    new = target.with_suffix(".new")
+    new = target.with_suffix(f".{os.getpid()}")  # two builds at once may both install
     shutil.copy2(source, new)
     os.replace(new, target)
 

@@ -7,6 +7,7 @@ import not_run
 import pytest
 import torch
 import torchvision_shim
+import verdicts
 from cuda_cases import fixtures
 from hypothesis import settings
 
@@ -22,13 +23,22 @@ settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
+# Tests that are about threads set how many. A second one doubles or triples the CPU time of tensors this small, which
+# another test needs; GPU tests compute large truths on the CPU.
+THREADS = torch.get_num_threads() if torch.cuda.is_available() else 1
+torch.set_num_threads(THREADS)
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # of the processes that tests start
+
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
 
 
+def pytest_addoption(parser):
+    fixtures.add_options(parser)
+
+
 def pytest_configure(config):
-    config.pluginmanager.register(gpu_guard)
-    config.pluginmanager.register(not_run)
-    config.pluginmanager.register(fixtures)
+    for plugin in (gpu_guard, fixtures, not_run, verdicts):
+        config.pluginmanager.register(plugin)
 
 
 # "": what the plan prefers, with all that the processor has
@@ -70,6 +80,12 @@ def choices_of_cpu():
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    yield
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(autouse=True)

@@ -51,6 +51,12 @@ class PlantedBug(NamedTuple):
     schedules: tuple[str, ...]
     check: Exercise  # passes if the bug is caught
 
+    @property
+    def family(self) -> str:
+        """The folder of csrc/cuda that is changed, or ``primitives``."""
+        folders = self.path.split("/")
+        return folders[2] if folders[0] == "csrc" else "primitives"
+
     def assert_caught(self, kernels: Kernels | Library) -> None:
         for schedule in self.schedules:
             self.check(kernels, schedule)

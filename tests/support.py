@@ -1,6 +1,10 @@
 """What several test files need: realistic BatchNorms, the truth in float64, and which ops a call runs."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from build_tools import toolchain
+
+ROOT = Path(__file__).parents[1]
 
 # 0 in float32, and nothing beside a variance in float64; but not what refusal_of_zero_eps is about.
 TINY_EPS = 1e-300
@@ -38,6 +44,16 @@ def require_compiler() -> None:
     """What ``needs_compiler`` is for tests, for fixtures."""
     if NO_COMPILER:
         pytest.skip(NO_COMPILER)
+
+
+def run_python(*arguments: Any, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, which imports this checkout wherever pytest was started."""
+    # What pytest and its plugins tell their own process would change a pytest in this one.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT, env={**inherited, **environment}, capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
 
 
 def randomise(model: nn.Module) -> nn.Module:

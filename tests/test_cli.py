@@ -2,11 +2,11 @@
 
 import importlib.util
 import re
-import subprocess
 import sys
 
 import pytest
 import torch
+from support import run_python
 from torch import nn
 
 from resnet_fused import cli, models
@@ -36,12 +36,7 @@ def test_bare_call_prints_help(capsys):
 
 
 def test_module_entry_point_reports_errors():
-    done = subprocess.run(
-        [sys.executable, "-m", "resnet_fused", "explain", "nosuchnet"],
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    done = run_python("-m", "resnet_fused", "explain", "nosuchnet")
     assert done.returncode == 2
     assert "there is no model 'nosuchnet'" in done.stderr
     assert "Traceback" not in done.stderr
@@ -228,7 +223,7 @@ def test_missing_torchvision_names_pip_install(monkeypatch):
 def test_torchvision_imports_in_a_fresh_process():
     pytest.importorskip("torchvision")
     code = "from resnet_fused.cli._torchvision import import_torchvision_models as f; print(f().resnet18)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    done = run_python("-c", code)
     assert "resnet18" in done.stdout, done.stderr
 
 

@@ -13,7 +13,6 @@ from training import (
     freeze,
     identity,
     in_channels,
-    one_thread,  # noqa: F401  autouse
     projected,
 )
 
@@ -128,7 +127,7 @@ def test_chains_match_eager_and_separate_ops(cls, recompute, as_on_cuda, monkeyp
 
 
 def test_preact_projection_gradient_is_added_in_the_op(as_on_cuda):
-    """Its gradient of what both of them read is what is added."""
+    """The first convolution reads what the projection reads: the gradients of both are added in its op."""
     block = projected(next(cls for cls in WITH_SHORTCUT if cls.__name__ == "FusedPreActBottleneck"))
     gradients(block, torch.randn(3, in_channels(block), 9, 9))
     assert [args[-1] is not None for args in as_on_cuda] == [False, True]

@@ -64,7 +64,7 @@ def test_winograd(dtype, shape, pre, layout):
 
 @pytest.mark.parametrize(("dtype", "shape"), CASES, ids=str)
 def test_winograd_is_what_runs(dtype, shape):
-    """Guards the test above."""
+    """So the test above runs the kernels that it is for."""
     n, c, h, w, k, padding = shape
     assert plan_of((n, c, h, w), k, padding, dtype).startswith("winograd")
 

@@ -14,7 +14,6 @@ from training import (
     freeze,
     identity,
     in_channels,
-    one_thread,  # noqa: F401  autouse
     projected,
 )
 
@@ -100,7 +99,7 @@ def test_chains_of_conv_stats_match_eager(cls, recompute, as_on_cuda):
 
 @pytest.mark.parametrize("frozen", ["first", "last", "all"])
 def test_only_training_norms_ask_for_statistics(frozen, as_on_cuda):
-    """Only what the batch's statistics normalise asks for them."""
+    """A BatchNorm that normalises by its running statistics needs no others."""
     block = identity(next(iter(CLASSES)))
     for name in {"first": ["bn1"], "last": ["bn2"], "all": ["bn1", "bn2"]}[frozen]:
         getattr(block, name).eval()

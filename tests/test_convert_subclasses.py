@@ -221,8 +221,15 @@ def test_subclass_with_overridden_computation_is_refused(name):
 
 def test_subclass_with_its_own_metaclass_is_refused():
     kind = Meta("Theirs", (reference.BasicBlock,), {})
-    entry = resnet_fused.report(resnet_fused.convert(kind(8, 8)))[""]
+    block = resnet_fused.convert(kind(8, 8))
+    assert type(block) is kind
+    entry = resnet_fused.report(block)[""]
     assert entry.reason.endswith("Theirs has the metaclass test_convert_subclasses.Meta")
+
+
+def test_refused_subclass_is_not_subclassed():
+    """Its bases would hear of a class that nobody wrote."""
+    resnet_fused.convert(Registered(8, 8))
     assert not Registered.known
 
 

@@ -14,7 +14,6 @@ from training import (
     assert_trains_as_eager,
     identity,
     in_channels,
-    one_thread,
     projected,
 )
 
@@ -22,8 +21,6 @@ from resnet_fused import autograd, reference
 from resnet_fused.autograd import forward
 from resnet_fused.autograd import input_gradient as gradients
 from resnet_fused.autograd.input_gradient import is_convolution
-
-__all__ = ["one_thread"]
 
 # n, c, h, w, k, filter, padding, dilation of the forward convolution, of stride 1
 SHAPES = [
@@ -87,7 +84,7 @@ def test_every_engine(layer, gpu, engine, shape, dtype, memory_format):
 
 
 @pytest.mark.parametrize("tf32", [False, True], ids=["float32", "tf32"])
-def test_float32_is_tf32_only_where_it_may(layer, tf32):
+def test_float32_uses_tf32_only_if_allowed(layer, tf32):
     on, args = layer("a100", "sm80"), call(SHAPES[0], torch.float32)
     found = on.conv_backward_reduce(*args, tf32)
     assert ("conv_fwd_kernel<Config>" in on.reports[-1]["launched"]) == tf32
@@ -98,7 +95,7 @@ def test_float32_is_tf32_only_where_it_may(layer, tf32):
 
 @by_dtype
 @by_format
-def test_what_no_kernel_takes(layer, dtype, memory_format):
+def test_unsupported_convolutions(layer, dtype, memory_format):
     """Odd channels, float64, padding beyond the filter's reach: torch's gradient and a pass."""
     on = layer("h200", "sm80")
     for shape in ((2, 12, 7, 6, 9, 3, 1, 1), (1, 64, 5, 4, 64, 3, 3, 1)):
@@ -109,7 +106,7 @@ def test_what_no_kernel_takes(layer, dtype, memory_format):
 
 
 @by_engine
-def test_an_empty_batch(layer, gpu, engine):
+def test_empty_batch(layer, gpu, engine):
     args = call(SHAPES[0], torch.bfloat16)
     args[0], args[4] = args[0][:0], args[4][:0]
     to_x, *sums = layer(gpu, engine).conv_backward_reduce(*args, False)
@@ -126,7 +123,7 @@ def test_views_and_vectors_of_other_dtypes(layer):
     assert on.reports[-1]["launched"][0] == "conv_fwd_kernel<Config>"
 
 
-def test_refusals_are_sentences(layer):
+def test_error_messages(layer):
     args = call(SHAPES[0], torch.bfloat16)
     changes = {
         0: (args[0][:1], r"grad has shape \[1, 64, 6, 5\]; \[2, 64, 6, 5\] expected, the shape of the output"),
@@ -163,7 +160,7 @@ def as_on_cuda(monkeypatch):
 
 @pytest.mark.parametrize(("gpu", "engine"), ENGINES[:2], ids=["torch", "sm80"])
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_blocks(layer, as_on_cuda, cls, gpu, engine):
+def test_block_gradients(layer, as_on_cuda, cls, gpu, engine):
     """Gradients of whole blocks in bfloat16 by the criterion, those of a BatchNorm with its sums."""
     for block in [identity(cls, 8), projected(cls, scale=8)] if cls in WITH_SHORTCUT else [identity(cls, 8)]:
         x = away_from_kinks(block, torch.randn(2, in_channels(block), 6, 6).bfloat16()).detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
@@ -67,7 +68,7 @@ def check(kernels, block, **options):
     return out, report
 
 
-def test_the_menu_is_what_is_compiled(kernels):
+def test_compiled_variants_are_the_listed_ones(kernels):
     compiled = kernels.compiled_block_fwd()
     assert len(compiled) == len(set(compiled))
     assert set(compiled) == {(ALL_DTYPES.index(d), c) for d, c in itertools.product(DTYPES, CHANNELS)}
@@ -76,7 +77,7 @@ def test_the_menu_is_what_is_compiled(kernels):
 @by_dtype
 @by_channels
 @by_schedule
-def test_tiles_with_every_kind_of_neighbour(kernels, dtype, channels, schedule):
+def test_tiles_with_all_neighbours(kernels, dtype, channels, schedule):
     h, w = SIZE[channels]
     block = block_of(dtype, channels, 2, h, w)
     out, report = check(kernels, block, schedule=schedule)
@@ -107,14 +108,14 @@ def test_sizes(kernels, dtype, channels, size):
 
 @by_channels
 @pytest.mark.parametrize("sm_count", [1, 3, 64])
-def test_blocks_share_the_tiles(kernels, channels, sm_count):
+def test_block_counts(kernels, channels, sm_count):
     """One block that has them all, some, and more blocks than tiles."""
     check(kernels, block_of(torch.bfloat16, channels, 1, 17, 20), sm_count=sm_count)
 
 
 @by_dtype
 @by_channels
-def test_same_bits_as_two_launches(kernels, dtype, channels):
+def test_matches_two_launches_bitwise(kernels, dtype, channels):
     """Sums run in the order of conv_sm90, and what lies between the convolutions is rounded as when it was stored."""
     block = block_of(dtype, channels, 1, 10, 13)
     tile = (256, 64) if channels == 64 else (128, 128)
@@ -129,7 +130,7 @@ def test_same_bits_as_two_launches(kernels, dtype, channels):
 
 @by_dtype
 @by_channels
-def test_batch_norms_of_every_kind(kernels, dtype, channels):
+def test_batch_norm_kinds(kernels, dtype, channels):
     block = block_of(dtype, channels, 1, 5, 6)
     kinds = batch_norm_kinds(channels, dtype)
     for first, second in zip(kinds, kinds[1:] + kinds[:1], strict=True):
@@ -138,7 +139,7 @@ def test_batch_norms_of_every_kind(kernels, dtype, channels):
 
 @by_dtype
 @by_channels
-def test_what_pads_the_second_convolution_is_zero(kernels, dtype, channels):
+def test_second_convolution_is_zero_padded(kernels, dtype, channels):
     """And not relu(shift), which is what BatchNorm and ReLU make of a zero."""
     block = block_of(dtype, channels, 1, 9, 10)
     check(kernels, block._replace(bn1=block.bn1._replace(beta=block.bn1.beta + 3)))
@@ -156,7 +157,7 @@ def test_nonfinite_values(kernels, dtype, channels):
 
 @by_dtype
 @by_channels
-def test_one_rounding_of_each(kernels, dtype, channels):
+def test_each_convolution_is_rounded_once(kernels, dtype, channels):
     """Identity weights, no BatchNorm: relu(x) rounded is itself, then the exact sum with x, rounded once."""
     x = randn((1, channels, 9, 9), dtype, 1)
     weight = torch.zeros(channels, channels, 3, 3, dtype=dtype)
@@ -285,6 +286,13 @@ BUGS = {
         "\n  // Registers go",
     ),
     "weights of another swizzle": value(HOST, "box.swizzle = Swizzle::k128;", "box.swizzle = Swizzle::kNone;"),
+    "both teams have the first one's tiles": order(
+        CONFIG,
+        "tile(blockIdx.x + team * gridDim.x) {}",
+        "tile(blockIdx.x + team * 0 * gridDim.x) {}",
+    ),
+}
+CLUSTER_BUGS = {
     "a stage refilled while the cluster multiplies it": order(
         ROLES,
         "ptx::mbarrier_wait_parity(barriers.free(at.stage), at.parity ^ 1);",
@@ -335,26 +343,26 @@ BUGS = {
         "    sync_cluster<Config>();\n  }\n",
         "  }\n",
     ),
-    "both teams have the first one's tiles": order(
-        CONFIG,
-        "tile(blockIdx.x + team * gridDim.x) {}",
-        "tile(blockIdx.x + team * 0 * gridDim.x) {}",
-    ),
 }
 
 
-def exercise(kernels, schedule):
-    """What every planted bug must fail: several tiles a team, every border, a shift that padding would show."""
-    for channels in CHANNELS:
-        block = block_of(torch.bfloat16, channels, 1, *SIZE[channels])
-        check(kernels, block._replace(bn1=block.bn1._replace(beta=block.bn1.beta + 2)), schedule=schedule, sm_count=1)
+def exercise(channels, kernels, schedule):
+    """Several tiles a team, every border, a shift that padding would show."""
+    block = block_of(torch.bfloat16, channels, 1, *SIZE[channels])
+    check(kernels, block._replace(bn1=block.bn1._replace(beta=block.bn1.beta + 2)), schedule=schedule, sm_count=1)
+
+
+def caught(bugs, channels):
+    check = fails(functools.partial(exercise, channels))
+    return bugs_of(bugs, check, ("block_fwd_bf16",), f"v.channels == {channels}")
 
 
 @by_schedule
-def test_planted_bugs_have_something_to_break(kernels, schedule):
-    exercise(kernels, schedule)
+def test_exercise_passes(kernels, schedule):
+    for channels in CHANNELS:
+        exercise(channels, kernels, schedule)
 
 
-@each_bug(bugs_of(BUGS, fails(exercise), ("block_fwd_bf16",)))
-def test_planted_bugs_are_caught(planted, bug):
+@each_bug(caught(BUGS, 64), caught(CLUSTER_BUGS, 128))
+def test_bug_is_caught(planted, bug):
     bug.assert_caught(planted)

@@ -6,23 +6,14 @@ import itertools
 
 import pytest
 import torch
-from criterion import assert_close
-from cuda_cases.batch_norm import (
-    WIDTHS,
-    activation,
-    batch_norm,
-    by_dtype,
-    by_format,
-    in_float64,
-    move_from_kink,
-    normalised,
-)
+from cuda_cases.batch_norm import WIDTHS, activation, batch_norm, by_dtype, by_format
 from cuda_cases.convolution import assert_same_bits
+from cuda_cases.training import case, check_backward, check_kept, check_reduce, check_stats
 from cuda_on_cpu import bn_add_act
-from cuda_on_cpu.bn_train import MASKS, Gradient, backward, finish, poisoned, reduce, stats, wide
+from cuda_on_cpu.bn_train import MASKS, Gradient, backward, finish, reduce, stats, wide
 from cuda_on_cpu.bn_train import shape as numbers_of
 from cuda_on_cpu.tensors import DTYPES
-from planting import bugs_of, by_schedule, each_bug, fails, order, value
+from planting import by_schedule
 from support import zero_eps
 
 from resnet_fused import reference
@@ -36,69 +27,7 @@ def shape_for(vector, channels_last):
     return (3, 5, 25, 21) if vector == 1 else (3, 72, 20, 20) if channels_last else (3, 2, 64, 64)
 
 
-def agree(actual, eager, truth):
-    for a, e, t in zip(actual, eager, truth, strict=True):
-        if a.dtype == torch.float64:  # where the truth has no more digits than what it judges
-            torch.testing.assert_close(a, t, rtol=1e-12, atol=1e-12, equal_nan=True)
-        else:
-            assert_close(a, e, t)
-
-
-def check_stats(kernels, x, channels_last=True, **options):
-    actual, report = stats(kernels, x, channels_last, **options)
-    assert report["error_count"] == 0, report["errors"]
-    agree(actual, reference.bn_stats(x), reference.bn_stats(x.double()))
-    return report
-
-
-def case(shape, dtype, channels_last, mask="recompute", seed=0, misalign=0, bn_dtype=None, **bn):
-    """A gradient. No input of a ReLU is so near 0 that rounding decides which side it is on."""
-    vectors = batch_norm(shape[1], bn_dtype or wide(dtype), **bn)
-    x, grad = (activation(shape, dtype, channels_last, s, misalign) for s in (seed, seed + 1))
-    if mask == "recompute":
-        move_from_kink(x, vectors)
-        assert (normalised(x, vectors).abs() >= 0.04).all()
-    out = activation(shape, dtype, channels_last, seed + 2, misalign).relu_() if mask == "out" else None
-    return Gradient(grad, x, vectors, out, mask != "none")
-
-
-def eager_args(g, double=False):
-    bn = in_float64(g.bn) if double else g.bn
-    tensors = [t.double() if double and t is not None else t for t in (g.grad, g.x, g.out)]
-    return (tensors[0], tensors[1], *bn[:4], bn.eps, tensors[2], g.relu)
-
-
-def check_reduce(kernels, g, channels_last=True, **options):
-    actual, report = reduce(kernels, g, channels_last, **options)
-    assert report["error_count"] == 0, report["errors"]
-    want = reference.bn_act_backward_reduce
-    agree(actual, want(*eager_args(g)), want(*eager_args(g, True)))
-    return report
-
-
-def check_kept(kernels, g, channels_last=True, kept=None, **options):
-    """The sums, and g: grad where out is open, to the bit."""
-    kept = poisoned(g.x) if kept is None else kept
-    actual, report = reduce(kernels, g, channels_last, kept=kept, **options)
-    assert report["error_count"] == 0, report["errors"]
-    want = reference.bn_act_backward_reduce
-    agree(actual, want(*eager_args(g)), want(*eager_args(g, True)))
-    torch.testing.assert_close(kept, torch.where(g.out <= 0, 0, g.grad), rtol=0, atol=0, equal_nan=True)
-
-
-def check_backward(kernels, g, channels_last=True, frozen=False, **options):
-    count = float(max(1, g.x.numel() // max(1, g.x.shape[1])))
-    sums = None if frozen else reference.bn_act_backward_reduce(*eager_args(g))
-    actual, report = backward(kernels, g, channels_last, sums, count, **options)
-    assert report["error_count"] == 0, report["errors"]
-    rest = (None, None, 0.0) if frozen else (*sums, count)
-    want = reference.bn_act_backward
-    truth = (None, None, 0.0) if frozen else (*(s.double() for s in sums), count)
-    agree([actual], [want(*eager_args(g), *rest)], [want(*eager_args(g, True), *truth)])
-    return report
-
-
-def test_the_menu_is_what_is_compiled(kernels):
+def test_compiled_variants_are_the_listed_ones(kernels):
     """Everything that can be selected is compiled, and everything that is compiled can be selected."""
     numbers = {(DTYPES.index(d), v, c) for d, v, c in KINDS}
     masked = {(*k, m) for k, m in itertools.product(numbers, range(3))}
@@ -123,7 +52,7 @@ def test_the_menu_is_what_is_compiled(kernels):
 
 @each_kind
 @by_schedule
-def test_every_statistic(kernels, kind, schedule):
+def test_statistics_of_every_variant(kernels, kind, schedule):
     dtype, vector, last = kind
     x = activation(shape_for(vector, last), dtype, last)
     report = check_stats(kernels, x, last, schedule=schedule)
@@ -137,7 +66,7 @@ def test_every_statistic(kernels, kind, schedule):
 
 @each_kind
 @by_schedule
-def test_what_is_kept(kernels, kind, schedule):
+def test_reduce_keeps_masked_gradient(kernels, kind, schedule):
     dtype, vector, last = kind
     check_kept(kernels, case(shape_for(vector, last), dtype, last, "out"), last, schedule=schedule)
 
@@ -145,7 +74,7 @@ def test_what_is_kept(kernels, kind, schedule):
 @each_kind
 @pytest.mark.parametrize("mask", MASKS)
 @by_schedule
-def test_every_gradient(kernels, kind, mask, schedule):
+def test_gradients_of_every_variant(kernels, kind, mask, schedule):
     dtype, vector, last = kind
     g = case(shape_for(vector, last), dtype, last, mask)
     size, tensors = g.x.numel() * g.x.element_size(), 3 if mask == "out" else 2
@@ -164,7 +93,7 @@ SHAPES = [(1, 64, 1, 1), (1, 8, 1, 7), (7, 8, 1, 1), (1, 1, 1, 1), (5, 64, 7, 7)
 @by_format
 @pytest.mark.parametrize("shape", [*SHAPES, (2, 2056, 2, 3)], ids=str)
 @pytest.mark.parametrize("sm_count", [1, 132, 300])
-def test_shapes(kernels, shape, channels_last, sm_count):
+def test_shapes_and_sm_counts(kernels, shape, channels_last, sm_count):
     x = activation(shape, torch.bfloat16, channels_last)
     check_stats(kernels, x, channels_last, sm_count=sm_count)
     g = case(shape, torch.bfloat16, channels_last, "recompute")
@@ -176,7 +105,7 @@ def test_shapes(kernels, shape, channels_last, sm_count):
 @by_dtype
 @pytest.mark.parametrize("mean", [1e3, -1e5])
 @pytest.mark.parametrize("sm_count", [1, 40])
-def test_a_large_mean_does_not_cancel(kernels, channels_last, dtype, mean, sm_count):
+def test_large_mean_does_not_cancel(kernels, channels_last, dtype, mean, sm_count):
     """Against float64 of what the tensor holds, as good as float32 can say it."""
     if dtype == torch.float16 and abs(mean) > 6e4:
         pytest.skip("beyond float16")
@@ -188,7 +117,7 @@ def test_a_large_mean_does_not_cancel(kernels, channels_last, dtype, mean, sm_co
 
 
 @by_format
-def test_a_mean_that_moves_does_not_cancel(kernels, channels_last):
+def test_drifting_mean_does_not_cancel(kernels, channels_last):
     """Images of very different brightness, and a first row that is like no other."""
     x = activation((16, 24, 30, 30), torch.float32, channels_last)
     x += 1e3 * torch.arange(16).view(-1, 1, 1, 1)
@@ -201,7 +130,7 @@ def test_a_mean_that_moves_does_not_cancel(kernels, channels_last):
 
 @by_format
 @by_dtype
-def test_a_constant_has_no_variance(kernels, dtype, channels_last):
+def test_constant_has_zero_variance(kernels, dtype, channels_last):
     x = activation((3, 20, 11, 13), dtype, channels_last).fill_(0.1)
     (mean, var), _ = stats(kernels, x, channels_last, sm_count=7)
     assert torch.equal(var, torch.zeros_like(var))
@@ -212,7 +141,7 @@ def test_a_constant_has_no_variance(kernels, dtype, channels_last):
 @by_dtype
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
 @pytest.mark.parametrize("where", [(0, 0, 0), (1, 3, 4), (2, 6, 7)], ids=["first", "middle", "last"])
-def test_statistics_that_are_not_finite(kernels, dtype, channels_last, value, where):
+def test_nonfinite_statistics(kernels, dtype, channels_last, value, where):
     x = activation((3, 20, 7, 8), dtype, channels_last)
     n, h, w = where
     x[n, 3, h, w] = value
@@ -224,7 +153,7 @@ def test_statistics_that_are_not_finite(kernels, dtype, channels_last, value, wh
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("where", ["grad", "x", "out", "mean", "gamma"])
-def test_gradients_that_are_not_finite(kernels, dtype, mask, where):
+def test_nonfinite_gradients(kernels, dtype, mask, where):
     if where == "out" and mask != "out":
         return
     for nonfinite in (torch.nan, -torch.inf, torch.inf):
@@ -240,7 +169,7 @@ def test_gradients_that_are_not_finite(kernels, dtype, mask, where):
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_corners_of_a_batch_norm(kernels, dtype, mask):
+def test_zero_absent_and_strided_gamma(kernels, dtype, mask):
     zero = torch.zeros(24)
     for change in (dict(gamma=zero, beta=zero + 1), dict(gamma=None, beta=None), dict(stride=3)):
         g = case((3, 24, 9, 5), dtype, True, mask, **change)
@@ -266,7 +195,7 @@ def test_zero_eps(kernels, dtype, mask):
 
 
 @by_dtype
-def test_vectors_of_the_tensors_dtype(kernels, dtype):
+def test_vectors_in_the_tensors_dtype(kernels, dtype):
     g = case((3, 24, 9, 5), dtype, True, bn_dtype=dtype)
     assert g.bn.var.dtype == dtype
     check_reduce(kernels, g)
@@ -278,7 +207,7 @@ NEAR_ZERO = [0.0, *(2.0**-e for e in (24, 25, 26, 126, 127, 133, 134, 135, 149))
 
 @by_dtype
 @by_format
-def test_a_relu_is_open_exactly_where_the_forward_pass_left_it(kernels, dtype, channels_last):
+def test_relu_mask_matches_the_forward_pass(kernels, dtype, channels_last):
     """Also where bn(x) is above 0 and what is stored of it is not."""
     beta = torch.tensor([sign * v for v in NEAR_ZERO for sign in (1, -1)] * 2, dtype=torch.float64)
     bn = batch_norm(len(beta), wide(dtype))._replace(beta=beta.to(wide(dtype)))
@@ -293,7 +222,7 @@ def test_a_relu_is_open_exactly_where_the_forward_pass_left_it(kernels, dtype, c
 
 @pytest.mark.parametrize("misaligned", ["grad", "x", "out"])
 @by_format
-def test_misaligned(kernels, channels_last, misaligned):
+def test_misaligned_tensors(kernels, channels_last, misaligned):
     """Aligned neighbours do not make a misaligned tensor safe."""
     g = case((2, 8, 4, 4), torch.bfloat16, channels_last, "out")
     moved = activation((2, 8, 4, 4), torch.bfloat16, channels_last, misalign=1).copy_(getattr(g, misaligned))
@@ -305,7 +234,7 @@ def test_misaligned(kernels, channels_last, misaligned):
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 4, 4), (2, 8, 0, 4), (2, 0, 4, 4)], ids=str)
-def test_empty(kernels, shape):
+def test_empty_tensors(kernels, shape):
     x = torch.empty(shape)
     check_stats(kernels, x)
     g = Gradient(x, x, batch_norm(shape[1], torch.float32, var=torch.zeros(shape[1]), eps=0.0), None, True)
@@ -320,7 +249,7 @@ def test_empty(kernels, shape):
 
 @pytest.mark.parametrize("vector", [1, 4, 8])
 @pytest.mark.parametrize("sm_count", [1, 132])
-def test_the_parts_cover_every_item_once(kernels, vector, sm_count):
+def test_parts_cover_each_item_once(kernels, vector, sm_count):
     for c, last, (n, area) in itertools.product(
         (vector, 3 * vector, 72 * vector, 513 * vector), (True, False), ((1, vector), (3, 49 * vector), (256, 3136))
     ):
@@ -338,7 +267,7 @@ def test_the_parts_cover_every_item_once(kernels, vector, sm_count):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("count", [1, 31, 257, 1024, 1025, 2600])
 @by_schedule
-def test_parts_are_put_together(kernels, dtype, count, schedule):
+def test_finish_merges_moments_and_sums(kernels, dtype, count, schedule):
     """Moments of 64 pixels each, the last of fewer; sums. More than 1024 are merged first."""
     g = torch.Generator().manual_seed(count)
     channels, each, last = 11, 64, 37
@@ -361,155 +290,7 @@ def test_parts_are_put_together(kernels, dtype, count, schedule):
     torch.testing.assert_close(torch.stack(totals).double(), truth, rtol=rtol, atol=rtol * truth.abs().max().item())
 
 
-def test_the_same_bits_whatever_the_order_of_threads(kernels):
+def test_sums_are_deterministic(kernels):
     g = case((3, 72, 20, 20), torch.bfloat16, True)
     order = (("stay", 1), ("rotate", 1), ("random", 1), ("random", 2))
     assert_same_bits([[*stats(kernels, g.x, True, 3, *how)[0], *reduce(kernels, g, True, 3, *how)[0]] for how in order])
-
-
-STATS, PARTS, MOMENTS, REDUCE, GRADIENT, APPLY, FINISH, FOLD, HOST, WALK = (
-    "cuda/bn/bn_stats.cuh",
-    "cuda/bn/parts.cuh",
-    "cuda/bn/moments.cuh",
-    "cuda/bn/bn_backward_reduce.cuh",
-    "cuda/bn/bn_gradient.cuh",
-    "cuda/bn/bn_backward.cuh",
-    "cuda/bn/bn_finish.cuh",
-    "cuda/bn/fold.cuh",
-    "cuda/bn/bn_gradient.h",
-    "cuda/bn/reduction.h",
-)
-STATISTICS_BUGS = {
-    "a fold without its barrier": order(FOLD, "    ptx::bar_sync_all();\n", ""),
-    "a fold that forgets the odd slot": value(FOLD, "half = (width + 1) / 2;", "half = width / 2;"),
-    "items past the part's last": value(PARTS, "for (; i < at.end; i += slots)", "for (; i <= at.end; i += slots)"),
-    "a batch short": value(PARTS, "++r, i += kBatch * slots)", "++r, i += (kBatch + 1) * slots)"),
-    "a run left out": value(PARTS, "total[v] += run[v];", "total[v] = run[v];"),
-    "a part in another's place": order(PARTS, "(static_cast<uint64_t>(part) *", "(static_cast<uint64_t>(part / 2) *"),
-    "lanes past the last": value(PARTS, "inside(lane < walk.all_lanes)", "inside(true)"),
-    "the last part as long as the others": value(
-        PARTS,
-        "walk.items - part * walk.each < walk.each ? walk.items : (part + 1) * walk.each",
-        "(part + 1) * walk.each",
-    ),
-    "no center": value(STATS, "add.center[c] = center_of(", "add.center[c] = 0 * center_of("),
-    "an infinite center": value(MOMENTS, "return is_finite(center) ? center : Acc(0);", "return center;"),
-    "squares not moved to the mean": value(MOMENTS, "squares -= by * (2 * sum - count * by);", ""),
-    "parts that overlap": value(
-        WALK, "r.splits = ceil_div(r.items, r.each);", "r.splits = ceil_div(r.items, r.each) + 1;"
-    ),
-}
-SUM_BUGS = {
-    "a NaN closes the mask": value(GRADIENT, "closed = out.get(e) <= Acc(0);", "closed = !(out.get(e) > Acc(0));"),
-    "a NaN closes the recomputed mask": value(
-        GRADIENT,
-        "closed = bn.apply(x.get(e), Config::channel_of(e)) <= Acc(kVanishes<Config::kDtype>);",
-        "closed = !(bn.apply(x.get(e), Config::channel_of(e)) > Acc(kVanishes<Config::kDtype>));",
-    ),
-    "the mean not subtracted": value(REDUCE, "chunk[b].x.get(e) - mean[c]", "chunk[b].x.get(e)"),
-    "another lane's vectors": value(REDUCE, "bn(from.bn, lane * Config::kChannels)", "bn(from.bn, 0)"),
-    "g kept in another's place": value(REDUCE, "kept + at[b]", "kept + at[0]"),
-    "a g that is not kept": value(REDUCE, "if (kept) Config", "if (kept && at[b]) Config"),
-    "alignment of what is kept forgotten": value(HOST, "| reinterpret_cast<uintptr_t>(to);", ";"),
-    "alignment of out forgotten": value(HOST, "reinterpret_cast<uintptr_t>(g.out) |", ""),
-}
-GRADIENT_BUGS = {
-    "the scale inside the difference": value(
-        APPLY,
-        "      if (p.sum_g.data) g -= ",
-        "      if (p.sum_g.data) g = v.bn.scale[c] * g - v.bn.scale[c] * ",
-    ),
-    "frozen statistics that move": value(APPLY, "if (p.sum_g.data) g -=", "if (true) g -="),
-    "no bounds check on lanes": value(APPLY, "if (lane >= walk.all_lanes) return;", ""),
-}
-FINISH_BUGS = {
-    "parts taken to be equally long": value(FINISH, "left < parts.each ? left : parts.each", "parts.each"),
-    "a channel past the last": value(
-        FINISH, "inside = channel < parts.channels;", "inside = channel <= parts.channels;"
-    ),
-    "the deviation forgotten": value(FINISH, "sums.sum[1] * inverse", "sums.sum[1]"),
-}
-
-
-def exercise_statistics(kernels, schedule):
-    # 37 items a thread, more than a run; a channel without a finite center
-    x = activation((3, 256, 20, 20), torch.bfloat16, True)
-    x[0, 1, 0, 0], x[:, 2] = torch.nan, torch.inf
-    check_stats(kernels, x, schedule=schedule)
-    # 67 lanes in 3 groups, and parts of which the last is shorter
-    x = activation((2, 268, 3, 7), torch.float32, True) + 1000
-    check_stats(kernels, x, schedule=schedule, sm_count=3)
-
-
-def gradient_with_nan(mask):
-    g = case((3, 16, 36, 36), torch.bfloat16, True, mask)
-    g.x[0, 3, 5, 5] = torch.nan
-    if mask == "out":
-        g.out[0, 3, 5, 5] = torch.nan
-    return g
-
-
-def many_lanes():
-    """281: of the last group some are past the last, and a part has a few rows."""
-    return case((2, 2248, 2, 3), torch.bfloat16, True, "out")
-
-
-def exercise_sums(kernels, schedule):
-    for mask in ("recompute", "out"):
-        check_reduce(kernels, gradient_with_nan(mask), schedule=schedule)
-    check_kept(kernels, gradient_with_nan("out"), schedule=schedule)
-    check_reduce(kernels, many_lanes(), schedule=schedule, sm_count=30)
-    kept, moved = (activation((2, 8, 4, 4), torch.bfloat16, True, misalign=1) for _ in range(2))
-    g = case((2, 8, 4, 4), torch.bfloat16, True, "out")
-    check_kept(kernels, g, kept=kept, schedule=schedule)
-    check_reduce(kernels, g._replace(out=moved.copy_(g.out)), schedule=schedule)
-
-
-def exercise_gradient(kernels, schedule):
-    for mask, frozen in itertools.product(("recompute", "out"), (False, True)):
-        check_backward(kernels, gradient_with_nan(mask), frozen=frozen, schedule=schedule)
-    g = many_lanes()
-    check_backward(kernels, g, schedule=schedule)
-    g.bn.gamma[4] = torch.inf
-    check_backward(kernels, g, schedule=schedule)
-
-
-def exercise_finish(kernels, schedule):
-    exercise_statistics(kernels, schedule)
-    exercise_sums(kernels, schedule)
-
-
-@by_schedule
-def test_planted_bugs_have_something_to_break(kernels, schedule):
-    exercise_statistics(kernels, schedule)
-    exercise_sums(kernels, schedule)
-    exercise_gradient(kernels, schedule)
-
-
-NHWC = "v.layout == Layout::kNHWC"
-BF16_MASKED = f"{NHWC} && v.dtype == Dtype::kBFloat16 && v.mask != Mask::kNone"
-
-
-@each_bug(
-    bugs_of(
-        STATISTICS_BUGS,
-        fails(exercise_statistics),
-        ("bn_stats",),
-        f"{NHWC} && (v.dtype == Dtype::kBFloat16 || v.dtype == Dtype::kFloat32) && v.vector > 1",
-    ),
-    bugs_of(
-        SUM_BUGS,
-        fails(exercise_sums),
-        ("bn_backward_reduce",),
-        f"{BF16_MASKED} && (v.vector == 8 || v.mask == Mask::kOut)",
-    ),
-    bugs_of(
-        GRADIENT_BUGS,
-        fails(exercise_gradient),
-        ("bn_backward",),
-        f"{BF16_MASKED} && v.vector == 8",
-    ),
-    bugs_of(FINISH_BUGS, fails(exercise_finish), ("bn_finish",)),
-)
-def test_planted_bugs_are_caught(planted, bug):
-    bug.assert_caught(planted)

@@ -30,7 +30,7 @@ VARIANTS = [Variant(*v) for v in itertools.product(DTYPES, TILES, MODES)]
 by_variant = pytest.mark.parametrize("v", VARIANTS, ids=str)
 
 
-def test_the_menu_is_what_is_compiled(kernels):
+def test_compiled_variants_are_the_listed_ones(kernels):
     compiled = [Variant.of(raw) for raw in kernels.compiled_conv_fwd()]
     assert len(compiled) == len(set(compiled))
     # those with statistics are test_cuda_conv_stats.py's, those of gradients test_cuda_gradient_sums.py's
@@ -52,7 +52,7 @@ def test_every_variant(kernels, v, schedule):
 
 @by_variant
 @by_schedule
-def test_every_variant_split(kernels, v, schedule):
+def test_every_variant_with_split_depth(kernels, v, schedule):
     case = small_case(v, n=1)
     report = check(kernels, **case, splits=3, schedule=schedule)
     elements = case["conv"].output_shape()[1] * case["conv"].output_shape()[2] * case["conv"].output_shape()[3]
@@ -69,10 +69,18 @@ def test_geometries(kernels, dtype, geometry):
 @by_dtype
 @pytest.mark.parametrize("geometry", ["1x1, stride 2", "3x3, stride 2", "3x3, dilation 2", "padding past the filter"])
 @by_schedule
-def test_prologue_geometries(kernels, dtype, geometry, schedule):
+def test_prologue_keeps_padding_zero(kernels, dtype, geometry, schedule):
     """Padding stays zero after BatchNorm and ReLU, whatever they make of a zero."""
     conv = shifted_prologue(convolution(dtype, *GEOMETRIES[geometry], prologue=True))
     check(kernels, (64, 64), conv, schedule=schedule)
+
+
+@by_schedule
+def test_deep_prologue(kernels, schedule):
+    """Many more steps than the ring has stages."""
+    conv = convolution(torch.bfloat16, 1, 128, 8, 8, 64, 3, 3, 1, 1, prologue=True)
+    residual = randn(conv.output_shape(), torch.bfloat16, 9)
+    check(kernels, (128, 64), conv, residual=residual, schedule=schedule)
 
 
 @by_dtype
@@ -84,14 +92,14 @@ def test_channel_counts(kernels, dtype, c):
 
 @by_dtype
 @pytest.mark.parametrize("splits", [2, 4, 7])
-def test_splits(kernels, dtype, splits):
+def test_unequal_splits(kernels, dtype, splits):
     """7x7 pixels of 128 channels: the depth, in parts of unequal length."""
     conv = convolution(dtype, 1, 128, 7, 7, 64, 3, 3, 1, 1)
     check(kernels, (64, 64), conv, residual=randn(conv.output_shape(), dtype, 9), splits=splits)
 
 
 @by_dtype
-def test_a_split_sum_is_the_same_in_every_order_of_blocks(kernels, dtype):
+def test_split_sum_is_deterministic(kernels, dtype):
     conv = convolution(dtype, 1, 64, 7, 7, 64, 3, 3, 1, 1)
     order = [dict(schedule=s, seed=seed) for s in SCHEDULES for seed in (1, 2)]
     assert_same_bits([[run(kernels, (64, 64), conv, splits=4, **how)[0]] for how in order])
@@ -99,7 +107,7 @@ def test_a_split_sum_is_the_same_in_every_order_of_blocks(kernels, dtype):
 
 @by_dtype
 @pytest.mark.parametrize("splits", [1, 3])
-def test_batch_norms_of_every_kind(kernels, dtype, splits):
+def test_batch_norm_kinds(kernels, dtype, splits):
     """Absent vectors, a bias, strides, vectors in x's dtype, zero gamma, zero variance."""
     conv = convolution(dtype, 1, 16, 6, 6, 32, 3, 3, 1, 1)
     bn, bias = conv.bn, torch.linspace(-1, 1, 32)
@@ -123,14 +131,14 @@ def test_nonfinite_values(kernels, dtype, mode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_one_rounding(kernels, dtype):
+def test_result_is_rounded_once(kernels, dtype):
     """Identity weights, no BatchNorm: the exact sum with the residual, rounded once."""
     conv, residual = identity(dtype, 8, 8), randn((1, 64, 8, 8), dtype, 1)
     out, _ = run(kernels, (64, 64), conv, residual=residual, relu=False)
     torch.testing.assert_close(out, (conv.x.float() + residual.float()).to(dtype), rtol=0, atol=0)
 
 
-def test_an_absent_output_launches_nothing(kernels):
+def test_empty_output_launches_nothing(kernels):
     conv = convolution(torch.bfloat16, 1, 8, 4, 4, 8, 3, 3)._replace(x=torch.empty(0, 8, 4, 4, dtype=torch.bfloat16))
     out, report = run(kernels, (64, 64), conv)
     assert (out.numel(), report["errors"]) == (0, [])

@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from cuda_cases.convolution import check, convolution, randn, small_case
+from cuda_cases.convolution import check, small_case
 from cuda_on_cpu.conv_fwd import MODES, Variant
 from planting import bugs_of, by_schedule, each_bug, fails, order, value
 
@@ -75,19 +75,10 @@ BUGS = {
         "lane % 8 + lane / 8 % 2 * 8, k * 2 + lane / 16",
     ),
     "shared memory 64 bytes short": value(HOST, "return tile.stages *", "return -64 + tile.stages *"),
-    "padding gets the prologue": value(LOOP, "if (!(rows >> i & 1)) continue;", ""),
-    "the prologue looks at another stage's padding": value(
-        LOOP,
-        "kRowsA * (Config::kStages - 2)));",
-        "kRowsA * (Config::kStages - 3)));",
-    ),
     "the prologue twice, and no barrier after it": order(
         LOOP,
         "    ptx::bar_sync_all();\n    if (step + kStages - 1 < last)",
         "    prologue.apply(a_tile, row, column);\n    if (step + kStages - 1 < last)",
-    ),
-    "the prologue before its table": order(
-        KERNEL, "    ptx::bar_sync_all();  // the first step", "    // the first step"
     ),
     "an epilogue's warp barrier dropped": order(
         EPILOGUE,
@@ -109,11 +100,6 @@ BUGS = {
         "inside[pass] = m < pixels && place.n < k;",
         "inside[pass] = m <= pixels && place.n < k;",
     ),
-    "the projection's own BatchNorm": value(
-        EPILOGUE,
-        "v[e] += projection_bn.apply(shortcut[e], e)",
-        "v[e] += bn.apply(shortcut[e], e)",
-    ),
     "the residual after ReLU": value(
         EPILOGUE,
         "v[e] += residual[pass].get(e);",
@@ -128,35 +114,55 @@ BUGS = {
         KERNEL, "part(slice), part(slice + 1));", "part(slice), part(slice + 1) - (slice == 0));"
     ),
 }
+PROLOGUE_BUGS = {
+    "padding gets the prologue": value(LOOP, "if (!(rows >> i & 1)) continue;", ""),
+    "the prologue looks at another stage's padding": value(
+        LOOP,
+        "kRowsA * (Config::kStages - 2)));",
+        "kRowsA * (Config::kStages - 3)));",
+    ),
+    "the prologue before its table": order(
+        KERNEL, "    ptx::bar_sync_all();  // the first step", "    // the first step"
+    ),
+}
+PROJECTION_BUGS = {
+    "the projection's own BatchNorm": value(
+        EPILOGUE,
+        "v[e] += projection_bn.apply(shortcut[e], e)",
+        "v[e] += bn.apply(shortcut[e], e)",
+    ),
+}
 
 
-def exercise_splits(kernels, schedule, dtype=torch.bfloat16, splits=3):
-    """Every mode on ragged sizes, the depth in slices."""
+def exercise(kernels, schedule, mode="plain", dtype=torch.bfloat16, splits=(1, 3)):
+    """The depth whole and in slices, ragged in every direction."""
+    for n in splits:
+        check(kernels, **small_case(Variant(dtype, (64, 64), mode), n=1), splits=n, schedule=schedule)
+
+
+def exercise_splits(kernels, schedule):
     for mode in MODES:
-        check(kernels, **small_case(Variant(dtype, (64, 64), mode), n=1), splits=splits, schedule=schedule)
+        exercise(kernels, schedule, mode, splits=(3,))
 
 
-def exercise(kernels, schedule, dtype=torch.bfloat16):
-    """What every planted bug must fail: every mode, whole and split, on ragged sizes; and a depth of many steps."""
-    for splits in (1, 3):
-        exercise_splits(kernels, schedule, dtype, splits)
-    deep = convolution(dtype, 1, 128, 8, 8, 64, 3, 3, 1, 1, prologue=True)
-    check(kernels, (128, 64), deep, residual=randn(deep.output_shape(), dtype, 9), schedule=schedule)
-
-
-VARIANTS = "v.tile_n == 64 && (v.tile_m == 64 || v.mode == ConvFwdMode::kPrologue)"
+def caught(bugs, source="conv_fwd_bf16", mode="plain", dtype=torch.bfloat16):
+    variants = f"v.tile_m == 64 && v.mode == ConvFwdMode::k{mode.title()}"
+    return bugs_of(bugs, fails(functools.partial(exercise, mode=mode, dtype=dtype)), (source,), variants)
 
 
 @by_schedule
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_planted_bugs_have_something_to_break(kernels, schedule, dtype):
-    exercise(kernels, schedule, dtype)
+def test_exercise_passes(kernels, schedule, dtype):
+    for mode in MODES:
+        exercise(kernels, schedule, mode, dtype)
 
 
 @each_bug(
-    bugs_of(TF32_BUGS, fails(functools.partial(exercise, dtype=torch.float32)), ("conv_fwd_tf32",), VARIANTS),
+    caught(BUGS),
+    caught(PROLOGUE_BUGS, mode="prologue"),
+    caught(PROJECTION_BUGS, mode="projection"),
+    caught(TF32_BUGS, "conv_fwd_tf32", dtype=torch.float32),
     bugs_of(FINISH_BUGS, fails(exercise_splits), ("conv_finish",)),
-    bugs_of(BUGS, fails(exercise), ("conv_fwd_bf16",), VARIANTS),
 )
-def test_planted_bugs_are_caught(planted, bug):
+def test_bug_is_caught(planted, bug):
     bug.assert_caught(planted)

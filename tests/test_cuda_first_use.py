@@ -59,7 +59,7 @@ def launched(on):
 # ---- which ops, which kernels ----
 
 
-def test_every_op_of_cuda_has_its_eager_twin():
+def test_every_cuda_op_has_an_eager_twin():
     known, has = torch._C._dispatch_has_kernel, torch._C._dispatch_has_kernel_for_dispatch_key
     names = [f"{op_layer.NAME}::{name}" for name in vars(ops)]
     on_cuda = {name.split("::")[1] for name in names if known(name) and has(name, "CPU")}
@@ -70,7 +70,7 @@ def test_every_op_of_cuda_has_its_eager_twin():
         assert str(twin).partition("(")[2] == str(schema).partition("(")[2]
 
 
-def test_every_compiled_kernel_has_a_state_of_its_own(library):
+def test_every_variant_has_its_own_state(library):
     variants = library.variants()
     places, names = [place for place, _ in variants], [name for _, name in variants]
     assert len(variants) > 300
@@ -82,7 +82,7 @@ def test_every_compiled_kernel_has_a_state_of_its_own(library):
 
 @pytest.mark.parametrize("op", first_use.OPS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
-def test_right_kernels_pass_once(layer, compared, op, dtype):
+def test_right_kernels_are_compared_once(layer, compared, op, dtype):
     args = args_of_every_op(torch.float32 if dtype is torch.float64 else dtype)[op]
     if dtype is torch.float64:
         args = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
@@ -100,7 +100,7 @@ def test_right_kernels_pass_once(layer, compared, op, dtype):
 
 
 @pytest.mark.parametrize("engine", ["sm90:128x128", "sm90:rows", "sm90:block", "sm80:64x64:3"])
-def test_kernels_of_hopper_pass(layer, compared, engine):
+def test_hopper_kernels_pass(layer, compared, engine):
     on = layer("h200", engine)
     args = conv_bn_act_args(shape=(2, 64, 9, 8, 64, 3, 1, 1, 1))
     on.conv_bn_act(*args)
@@ -143,7 +143,7 @@ def test_tf32_is_judged_as_tf32(layer, compared):
 
 
 @pytest.mark.parametrize(("gpu", "engine", "kernel"), [("a100", "", "conv_fwd"), ("h200", "sm90", "conv_sm90")])
-def test_a_wrong_convolution_is_not_used_again(layer, library, gpu, engine, kernel):
+def test_wrong_convolution_is_not_used_again(layer, library, gpu, engine, kernel):
     on, args = layer(gpu, engine), conv_bn_act_args()
     library.set_fault(kernel)
     with pytest.warns(RuntimeWarning) as warned:
@@ -175,7 +175,7 @@ def test_a_wrong_convolution_is_not_used_again(layer, library, gpu, engine, kern
 
 
 @pytest.mark.parametrize(("kernel", "op"), [("bn_add_act", "bn_add_act"), ("bn_stats", "bn_stats")])
-def test_a_wrong_pass_gives_way_to_eager(layer, library, kernel, op):
+def test_wrong_pass_is_replaced_by_eager(layer, library, kernel, op):
     on, args = layer(), addition() if op == "bn_add_act" else [addition()[0]]
     on.may_give_up = True
     library.set_fault(kernel)
@@ -193,7 +193,7 @@ def test_a_wrong_pass_gives_way_to_eager(layer, library, kernel, op):
     assert launched(on) == [], "for good"
 
 
-def test_a_pass_within_a_convolution_is_found_wrong(layer, library):
+def test_wrong_pass_inside_a_convolution_is_found(layer, library):
     on, args = layer("a100", "torch"), conv_bn_act_args()
     library.set_fault("bn_add_act")
     with pytest.warns(RuntimeWarning, match="bn/bn_add_act bfloat16 16 bytes an access NHWC shortcut gave a wrong"):
@@ -202,7 +202,7 @@ def test_a_pass_within_a_convolution_is_found_wrong(layer, library):
     assert launched(on) == []
 
 
-def test_results_of_eager_have_the_ops_strides(layer, library):
+def test_eager_results_have_the_ops_strides(layer, library):
     """In either format of x, and never x itself."""
     library.set_fault("bn_add_act")
     on = layer()
@@ -220,7 +220,7 @@ def test_results_of_eager_have_the_ops_strides(layer, library):
 # ---- when it is compared ----
 
 
-def test_0_trusts_everything(layer, library, compared):
+def test_check_0_compares_nothing(layer, library, compared):
     library.set_check("0")
     library.set_fault("conv_fwd")
     on, args = layer("a100", "sm80"), conv_bn_act_args()
@@ -228,7 +228,7 @@ def test_0_trusts_everything(layer, library, compared):
     assert compared == []
 
 
-def test_always_checks_every_call(layer, library, compared):
+def test_check_always_compares_every_call(layer, library, compared):
     library.set_check("always")
     library.set_verified([("sm80/conv_fwd", 80)])
     on, args = layer("a100", "sm80"), conv_bn_act_args()
@@ -240,7 +240,7 @@ def test_always_checks_every_call(layer, library, compared):
         assert torch.equal(on.conv_bn_act(*args), eager_conv(args))
 
 
-def test_a_verified_family_is_not_compared(layer, library, compared):
+def test_verified_family_is_not_compared(layer, library, compared):
     library.set_verified([("sm80/conv_fwd", 80)])
     layer("a100", "sm80").conv_bn_act(*conv_bn_act_args())
     assert compared == []
@@ -249,12 +249,12 @@ def test_a_verified_family_is_not_compared(layer, library, compared):
 
 
 @pytest.mark.parametrize("text", ["1", "never", "first "])
-def test_another_value_is_refused(library, text):
+def test_unknown_check_is_an_error(library, text):
     with pytest.raises(RuntimeError, match=f"RESNET_FUSED_CUDA_CHECK is {text}; one of 0, first, always expected, or"):
         library.set_check(text)
 
 
-def test_nothing_unchecked_goes_into_a_graph(layer, library, compared):
+def test_graph_capture_skips_unchecked_kernels(layer, library, compared):
     on, args = layer("a100", "sm80:64x64:1"), conv_bn_act_args()
     library.set_capturing(True)
     assert torch.equal(on.conv_bn_act(*args), eager_conv(args))
@@ -273,7 +273,7 @@ def test_nothing_unchecked_goes_into_a_graph(layer, library, compared):
     assert len(compared) == 1, "nothing can be compared in a capture"
 
 
-def test_out_of_memory_is_tried_again(layer, library, monkeypatch):
+def test_comparison_out_of_memory_is_retried(layer, library, monkeypatch):
     on, args, judge = layer("a100", "sm80:64x64:1"), conv_bn_act_args(), first_use.judge
 
     def out_of_memory(*_):
@@ -288,7 +288,7 @@ def test_out_of_memory_is_tried_again(layer, library, monkeypatch):
     assert set(first_use.outcomes().values()) == {"right"}
 
 
-def test_a_process_without_memory_to_spare_pays_for_some_tries(layer, library, monkeypatch):
+def test_comparison_out_of_memory_is_retried_a_few_times(layer, library, monkeypatch):
     on, args, tries = layer("a100", "sm80:64x64:1"), conv_bn_act_args(), []
 
     def out_of_memory(*_):
@@ -307,7 +307,7 @@ def test_a_process_without_memory_to_spare_pays_for_some_tries(layer, library, m
 
 
 @pytest.mark.parametrize("hidden", ["gamma", "nan", "zeros"])
-def test_numbers_that_show_nothing_are_no_evidence(layer, library, hidden):
+def test_uninformative_inputs_are_not_judged(layer, library, hidden):
     """A scale of zeros hides the convolution, and so does an input of NaN or a ReLU that is closed everywhere."""
     on, args = layer("a100", "sm80:64x64:1"), conv_bn_act_args()
     library.set_fault("conv_fwd")
@@ -327,7 +327,7 @@ def test_numbers_that_show_nothing_are_no_evidence(layer, library, hidden):
 
 
 @pytest.mark.parametrize("op", ["bn_add_act", "bn_stats", "bn_act_backward_reduce", "bn_relu_max_pool"])
-def test_an_empty_batch_is_eagers(layer, op):
+def test_empty_batch_matches_eager(layer, op):
     x, bn = torch.randn(0, 8, 6, 6), batch_norm(8)
     args = {
         "bn_add_act": [x, *bn, None, True],
@@ -344,7 +344,7 @@ def test_an_empty_batch_is_eagers(layer, op):
     assert first_use.outcomes() == {}
 
 
-def test_arguments_that_require_gradients_and_other_modes(layer, compared):
+def test_requires_grad_autocast_and_inference_mode(layer, compared):
     """As below an autograd formula of torch's own, under autocast and in inference mode."""
     on, args = layer("a100", "sm80:64x64:1"), conv_bn_act_args()
     for tensor in args[:2]:
@@ -360,7 +360,7 @@ def test_arguments_that_require_gradients_and_other_modes(layer, compared):
     assert set(first_use.outcomes().values()) == {"right"}
 
 
-def test_elements_near_a_kink_are_no_error(layer):
+def test_elements_near_a_kink_are_not_errors(layer):
     """Where bn(x) is 0 but for rounding, the kernel, eager and float64 may each see another side of the ReLU."""
     x = randn(4, 64, 8, 8, memory_format=torch.channels_last)
     gamma, beta, mean, var, eps = batch_norm(64)
@@ -375,7 +375,7 @@ def test_elements_near_a_kink_are_no_error(layer):
     assert set(first_use.outcomes().values()) == {"right"}
 
 
-def test_threads_warn_once_and_all_return_eagers_result(host):
+def test_threads_warn_once_and_return_eager(host):
     """Launches do nothing in this build of the op layer, so every kernel is wrong."""
     host.set_device(*GPUS["h200"])
     host.set_engine("sm80:64x64:1")

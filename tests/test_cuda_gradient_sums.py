@@ -69,7 +69,7 @@ def test_geometries(kernels, dtype, geometry):
 
 
 @by_dtype
-def test_batch_norms_of_every_kind(kernels, dtype):
+def test_batch_norm_kinds(kernels, dtype):
     """Absent vectors, strides, vectors in the activations' dtype, zero gamma, a mean of many deviations."""
     conv = convolution(dtype, 1, 16, 6, 6, 32, 3, 3, padding=1)
     wide = batch_norm(64, seed=5)
@@ -88,7 +88,7 @@ def test_batch_norms_of_every_kind(kernels, dtype):
 
 @by_dtype
 @by_nonfinite
-def test_what_is_not_finite(kernels, dtype, value):
+def test_sums_with_nonfinite_raw_values(kernels, dtype, value):
     """In the raw tensor: NaN lets the gradient through, as in torch."""
     conv = convolution(dtype, 1, 16, 6, 12, 24, 1, 1)
     for pixel in (0, 41):
@@ -101,7 +101,7 @@ def test_what_is_not_finite(kernels, dtype, value):
             torch.testing.assert_close(a, e, equal_nan=True, rtol=1e-5, atol=1e-5)
 
 
-def test_what_the_forward_pass_stored_as_zero_is_closed(kernels):
+def test_relu_is_closed_where_output_underflowed(kernels):
     """bn(raw) = 2^-25 is above 0 in float32, and 0 in float16: the ReLU was closed."""
     conv = convolution(torch.float16, 1, 16, 6, 6, 24, 1, 1)
     raw = randn(conv.output_shape(), torch.float16, 3)
@@ -113,12 +113,12 @@ def test_what_the_forward_pass_stored_as_zero_is_closed(kernels):
         torch.testing.assert_close(sums[0].double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_many_tiles_are_merged(kernels):
+def test_finish_merges_many_parts(kernels):
     """More parts than one block of bn_finish adds up."""
     check(kernels, (64, 64), convolution(torch.bfloat16, 17, 8, 64, 62, 8, 1, 1))
 
 
-def test_the_same_bits_in_every_order_of_blocks(kernels):
+def test_sums_are_deterministic(kernels):
     conv = convolution(torch.bfloat16, 2, 16, 12, 12, 72, 3, 3, padding=1)
     raw = raw_of(conv)
     order = [dict(schedule=s, seed=seed) for s in SCHEDULES for seed in (1, 2)]
@@ -187,10 +187,10 @@ def exercise(kernels, schedule):
 
 
 @by_schedule
-def test_planted_bugs_have_something_to_break(kernels, schedule):
+def test_exercise_passes(kernels, schedule):
     exercise(kernels, schedule)
 
 
 @each_bug(bugs_of(BUGS, fails(exercise), ("conv_gradient_f16",), "v.tile_m == 64"))
-def test_planted_bugs_are_caught(planted, bug):
+def test_bug_is_caught(planted, bug):
     bug.assert_caught(planted)

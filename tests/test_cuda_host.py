@@ -5,25 +5,14 @@ benchmarks/host_time.py measures what that leaves.
 
 from __future__ import annotations
 
-import cuda_on_cpu
 import pytest
 import torch
+from cuda_on_cpu.host_calls import calls
 
 from resnet_fused.cli._gpus import GPUS
 
-if reason := cuda_on_cpu.missing():
-    pytest.skip(f"the op layer is compiled here and needs a compiler: {reason}", allow_module_level=True)
-
-from cuda_on_cpu import op_layer
-from cuda_on_cpu.host_calls import calls
-
 OPS = ["conv_bn_act", "bn_relu_conv_bn_act", "conv_bn_proj_act", "bn_add_act", "basic_block"]
 ENGINES = ["sm80:64x64:1", "sm80:64x64:3", "sm90:128x128", "sm90:rows", "sm90:block"]
-
-
-@pytest.fixture(scope="module")
-def host():
-    return op_layer.load_host()
 
 
 def arguments_of(args):

@@ -38,7 +38,7 @@ def check(kernels, x, bn, shortcut=None, shortcut_bn=None, relu=True, channels_l
     return report
 
 
-# test_the_menu_is_what_is_compiled compares them with the library.
+# test_compiled_variants_are_the_listed_ones compares them with the library.
 VARIANTS = [
     Variant(d, v, c, s) for (d, v), c, s in itertools.product(WIDTHS, (True, False), ("none", "add", "projected"))
 ]
@@ -59,7 +59,7 @@ def selected(kernels, v, x, bn, shortcut, shortcut_bn):
     return Variant.of(kernels.select_bn_add_act(p))
 
 
-def test_the_menu_is_what_is_compiled(kernels):
+def test_compiled_variants_are_the_listed_ones(kernels):
     """Everything that can be selected is compiled, and everything that is compiled can be selected."""
     compiled = [Variant.of(v) for v in kernels.compiled_bn_add_act()]
     assert len(compiled) == len(set(compiled))
@@ -90,7 +90,7 @@ def test_every_variant(kernels, v, param_dtype):
 
 @each_variant
 @by_schedule
-def test_in_place_in_any_order_of_threads(kernels, v, schedule):
+def test_in_place(kernels, v, schedule):
     shape = (2, 16, 8, 8) if v.vector > 1 else (2, 5, 7, 3)
     args = arguments(v, shape, torch.float32)
     check(kernels, *args, channels_last=v.channels_last, in_place=True, schedule=schedule)
@@ -110,13 +110,13 @@ def test_channel_counts(kernels, c, dtype, channels_last):
     "shape", [(1, 64, 1, 1), (1, 8, 1, 7), (7, 8, 1, 1), (1, 1, 1, 1), (5, 64, 7, 7), (2, 16, 30, 31)], ids=str
 )
 @pytest.mark.parametrize("sm_count", [1, 132])
-def test_shapes(kernels, shape, channels_last, sm_count):
+def test_shapes_and_sm_counts(kernels, shape, channels_last, sm_count):
     x = activation(shape, torch.bfloat16, channels_last)
     check(kernels, x, batch_norm(shape[1], torch.float32), channels_last=channels_last, sm_count=sm_count)
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 4, 4), (2, 8, 0, 4), (2, 0, 4, 4)], ids=str)
-def test_empty(kernels, shape):
+def test_empty_tensors(kernels, shape):
     x = torch.empty(shape)
     out, report = run(kernels, x, batch_norm(shape[1], torch.float32))
     assert report["errors"] == []
@@ -126,7 +126,7 @@ def test_empty(kernels, shape):
 
 @pytest.mark.parametrize("dtype", [torch.float32, *REDUCED], ids=str)
 @by_format
-def test_misaligned(kernels, dtype, channels_last):
+def test_misaligned_tensors(kernels, dtype, channels_last):
     """An aligned x does not make a misaligned shortcut safe, nor the other way round."""
     bn = batch_norm(8, torch.float32)
     for mx, ms in [(1, 0), (0, 1), (1, 1), (2, 4)]:
@@ -196,7 +196,7 @@ def test_nonfinite_inputs(kernels, dtype, channels_last, shortcut):
 
 
 @pytest.mark.parametrize("dtype", REDUCED, ids=str)
-def test_one_rounding(kernels, dtype):
+def test_result_is_rounded_once(kernels, dtype):
     """Without BatchNorm the result is the exact sum rounded once: nothing else than the store rounds."""
     x, y = (activation((2, 8, 16, 16), dtype, True, seed) for seed in (0, 1))
     out, _ = run(kernels, x, BatchNorm(), y, relu=False)
@@ -205,7 +205,7 @@ def test_one_rounding(kernels, dtype):
 
 @pytest.mark.parametrize("vector", [1, 4, 8])
 @pytest.mark.parametrize("sm_count", [1, 132])
-def test_the_walk_covers_every_item_once(kernels, vector, sm_count):
+def test_walk_covers_each_item_once(kernels, vector, sm_count):
     for c, channels_last, (n, area) in itertools.product(
         (vector, 3 * vector, 72 * vector, 513 * vector), (True, False), ((1, vector), (3, 49 * vector), (256, 3136))
     ):
@@ -270,7 +270,7 @@ def exercise(kernels, schedule):
 
 
 @by_schedule
-def test_planted_bugs_have_something_to_break(kernels, schedule):
+def test_exercise_passes(kernels, schedule):
     exercise(kernels, schedule)
 
 
@@ -282,5 +282,5 @@ def test_planted_bugs_have_something_to_break(kernels, schedule):
         "v.dtype == Dtype::kBFloat16 && v.layout == Layout::kNHWC && (v.vector == 8 || v.shortcut == Shortcut::kAdd)",
     )
 )
-def test_planted_bugs_are_caught(planted, bug):
+def test_bug_is_caught(planted, bug):
     bug.assert_caught(planted)

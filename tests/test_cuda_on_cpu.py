@@ -12,12 +12,8 @@ import torch
 from cuda_on_cpu import bn_add_act
 from cuda_on_cpu.tensors import BatchNorm
 
-if reason := cuda_on_cpu.missing():
-    pytest.skip(f"the kernel emulator needs a compiler: {reason}", allow_module_level=True)
-
 HERE = Path(__file__).resolve().parent
 CHECKS = HERE / "cuda_on_cpu" / "checks"
-OWN = cuda_on_cpu.Own("checks", tuple(sorted(CHECKS.glob("*.cu"))), (CHECKS / "bindings.cpp",), (CHECKS,))
 SCHEDULES = ["stay", "rotate", "random"]
 WORDS = 128  # of in, out and scratch, as in checks/check.h
 
@@ -67,8 +63,8 @@ CASES = [case for path in sorted(CHECKS.glob("*.cu")) for case in cases_of(path)
 
 
 @pytest.fixture(scope="module")
-def checks():
-    return cuda_on_cpu.load_own(OWN)
+def checks(compiler):
+    return cuda_on_cpu.load_own(cuda_on_cpu.CHECKS)
 
 
 def run(checks, name, bug, schedule="stay", seed=1):
@@ -146,7 +142,7 @@ def test_counters(checks):
         assert counted == dict(bytes_loaded=512, bytes_copied=512, bytes_stored=512, wide_accesses=0)
 
 
-def test_bug_that_does_not_fit_is_an_error():
+def test_bug_that_does_not_fit_is_an_error(compiler):
     file, at = "cuda/bn/bn_add_act.cuh", "i < walk.items; i += step"
     with pytest.raises(ValueError, match="occurs 0 times"):
         cuda_on_cpu.load_planted(cuda_on_cpu.Plant(file, "not to be found", "", ("bn_add_act",)))
@@ -157,7 +153,7 @@ def test_bug_that_does_not_fit_is_an_error():
 
 
 @pytest.fixture
-def planted():
+def planted(compiler):
     """bn_add_act of one variant, with a change that is none."""
     file, at = "cuda/bn/bn_add_act.cuh", "i < walk.items; i += step"
     variants = "v.dtype == Dtype::kBFloat16 && v.layout == Layout::kNHWC && v.shortcut == Shortcut::kNone"

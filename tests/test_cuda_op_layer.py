@@ -51,7 +51,7 @@ def test_conv_bn_act(layer, gpu, engine, last, shape, memory_format, dtype):
 
 @pytest.mark.parametrize(("gpu", "engine"), [("a100", "torch"), ("a100", "sm80"), ("h200", "sm80:64x64:4")])
 @pytest.mark.parametrize("tf32", [False, True], ids=["float32", "tf32"])
-def test_float32_is_tf32_only_where_it_may(layer, gpu, engine, tf32):
+def test_float32_uses_tf32_only_if_allowed(layer, gpu, engine, tf32):
     on = layer(gpu, engine)
     args, out = conv_args(*SHAPES[0], torch.float32)
     check(on.conv_bn_act, reference.conv_bn_act, [*args, randn(*out), True], tf32 and engine != "torch")
@@ -120,7 +120,7 @@ def test_conv_stats(layer, gpu, engine, kernel, prepared, shape, dtype, pre):
 
 
 @pytest.mark.parametrize(("groups", "c"), [(2, 64), (1, 72)], ids=["groups", "no multiple of 64"])
-def test_statistics_that_sm90_does_not_take(layer, groups, c):
+def test_statistics_unsupported_by_sm90(layer, groups, c):
     weight = (torch.randn(64, c // groups, 3, 3) / (c * 9) ** 0.5).bfloat16()
     x = randn(2, c, 6, 5, dtype=torch.bfloat16, memory_format=torch.channels_last)
     args = [x, *NO_PRE, weight, None, [1, 1], [1, 1], [1, 1], groups]
@@ -185,7 +185,7 @@ def test_pooling_of_views(layer):
     assert [r["launched"] for r in on.reports[-2:]] == [[], []]
 
 
-def test_pooling_refuses_what_the_cpu_refuses(layer):
+def test_pooling_errors_match_the_cpu_op(layer):
     x, bn = randn(2, 8, 20, 20), batch_norm(8)
     forward = [(x, *bn, [16, 16], [1, 1], [0, 0]), (x, *bn[:2], None, None, 0.0, *POOLS[0]), (x[0], *bn, *POOLS[0])]
     check_refusals(layer().bn_relu_max_pool, ops.bn_relu_max_pool, forward)
@@ -195,7 +195,7 @@ def test_pooling_refuses_what_the_cpu_refuses(layer):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 @by_format
-def test_what_no_kernel_takes(layer, dtype, memory_format):
+def test_unsupported_convolutions(layer, dtype, memory_format):
     """Groups, odd channels, float64: torch's convolution and one launch, whichever engine is named."""
     x = randn(2, 12, 7, 6, dtype=dtype, memory_format=memory_format)
     weight, bn = randn(6, 4, 3, 3, dtype=dtype) / 6, batch_norm(6)
@@ -208,7 +208,7 @@ def test_what_no_kernel_takes(layer, dtype, memory_format):
         assert len(on.reports[-1]["launched"]) == 1
 
 
-def test_torch_engine_works_in_place_and_in_few_launches(layer):
+def test_torch_engine_works_in_place(layer):
     """A residual of another layout costs a copy, the convolution's output none: bn_add_act writes where it reads."""
     on = layer("a100", "torch")
     args, out = conv_args(*SHAPES[0], torch.bfloat16)
@@ -261,7 +261,7 @@ def test_views(layer, gpu, engine, last):
 
 @by_engine
 @pytest.mark.parametrize("shape", [(0, 64, 4, 4), (2, 64, 0, 4)], ids=str)
-def test_empty(layer, gpu, engine, last, shape):
+def test_empty_tensors(layer, gpu, engine, last, shape):
     on, x, bn = layer(gpu, engine), torch.empty(shape, dtype=torch.float16), batch_norm(64)
     assert on.bn_add_act(x, *bn, None, True).shape == shape
     if shape[2]:
@@ -275,7 +275,7 @@ def test_empty(layer, gpu, engine, last, shape):
     assert all(not r["launched"] for r in on.reports)
 
 
-def test_a_channels_last_weight_decides_too(layer):
+def test_channels_last_weight_gives_channels_last_output(layer):
     x, weight = randn(2, 8, 6, 6), randn(16, 8, 3, 3, memory_format=torch.channels_last)
     for engine in ("torch", "sm80"):
         args = [x, weight, None, *batch_norm(16), *ONE, None, True]
@@ -290,7 +290,7 @@ def test_other_schedules(layer, schedule, gpu, engine, last):
     check(layer(gpu, engine, schedule).conv_bn_act, reference.conv_bn_act, [*args, residual, True])
 
 
-def test_refusals_are_the_cpus(layer):
+def test_errors_match_the_cpu_op(layer):
     x, bn = randn(2, 8, 4, 4), batch_norm(8)
     weight = randn(8, 8, 3, 3)
     bad = [
@@ -303,12 +303,12 @@ def test_refusals_are_the_cpus(layer):
     check_refusals(layer().conv_bn_act, ops.conv_bn_act, [(*args, False, False) for args in bad])
 
 
-def test_an_unknown_engine_is_refused(layer):
+def test_unknown_engine_is_an_error(layer):
     with pytest.raises(RuntimeError, match="RESNET_FUSED_CUDA_ENGINE is cutlass; one of all, torch, sm80"):
         layer(engine="cutlass")
 
 
-def test_a_store_past_an_allocation_is_found(library):
+def test_store_past_an_allocation_is_found(library):
     """What the op did not ask for is out of bounds: the emulator knows an op's allocations one by one."""
     x = randn(1, 8, 4, 4, memory_format=torch.channels_last)
     on = op_layer.Layer(library, GPUS["a100"])
@@ -339,7 +339,7 @@ def on_cuda(monkeypatch):
     ("gpu", "engine", "kernel"), [("a100", "sm80:64x64:1", "conv_fwd"), ("h200", "sm90:128x128:1", "conv_sm90")]
 )
 @torch.no_grad()
-def test_blocks(layer, on_cuda, cls, planes, convolutions, stride, gpu, engine, kernel):
+def test_blocks_launch_once_per_convolution(layer, on_cuda, cls, planes, convolutions, stride, gpu, engine, kernel):
     """Eager's answer, in one launch a convolution: neither projection nor pre-activation has one of its own."""
     block = block_of(cls, planes, stride, "cpu").bfloat16()
     x = randn(2, planes[0], 7, 6, dtype=torch.bfloat16, memory_format=torch.channels_last)
@@ -355,7 +355,7 @@ def test_blocks(layer, on_cuda, cls, planes, convolutions, stride, gpu, engine, 
 
 
 @torch.no_grad()
-def test_a_network(layer, on_cuda):
+def test_resnet18_launches(layer, on_cuda):
     """ResNet-18: the stem is torch's convolution and a pooling, every other convolution a launch of ours."""
     model = randomise(models.resnet18(num_classes=4)).eval().bfloat16().to(memory_format=torch.channels_last)
     x = randn(2, 3, 32, 32, dtype=torch.bfloat16, memory_format=torch.channels_last)
@@ -371,7 +371,7 @@ def test_a_network(layer, on_cuda):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_stem_trains_with_its_pooling(layer, on_cuda, dtype):
+def test_stem_trains_with_fused_pooling(layer, on_cuda, dtype):
     """No pass of its own for the activation, forward or backward; as near to float64 as the CPU's ops come."""
     net = randomise(convert(models.resnet18())).train().to(dtype, memory_format=torch.channels_last)
     x = randn(2, 3, 24, 24, dtype=dtype, memory_format=torch.channels_last)

@@ -58,16 +58,16 @@ def check_found(source, kernels, schedule):
         for source, edit in FORGETS.items()
     )
 )
-def test_a_forgotten_wait_is_found(planted, bug):
+def test_missing_wait_is_found(planted, bug):
     bug.assert_caught(planted)
 
 
 @pytest.mark.parametrize("source", FORGETS)
-def test_with_it_nothing_is_found(kernels, source):
+def test_kernels_that_wait_are_clean(kernels, source):
     assert run(source, kernels, "stay")["errors"] == []
 
 
-def test_every_kernel_that_is_launched_dependent_waits():
+def test_dependent_kernels_wait_once():
     """Written down once for each: the include, and the instruction in a file of the kernel's own family."""
     launching = [p for p in CUDA.rglob("*.cu*") if re.search(r"\bLAUNCH_DEPENDENT\(", p.read_text())]
     assert launching

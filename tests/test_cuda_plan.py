@@ -208,7 +208,7 @@ def test_depth_is_split_no_more_than_needed(gpu, dtype):
 @pytest.mark.parametrize("gpu", ["a100", "h200"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_statistics_do_not_split_the_depth(gpu, dtype):
-    """Where a plain convolution of few pixels is split; and the price of the moments is in the prediction."""
+    """A plain convolution of few pixels is split; and the prediction includes the cost of the moments."""
     for mode, plain in zip(STATISTICS, MODES, strict=False):
         p = plan(n=1, hw=7, c=512, k=512, dtype=dtype, mode=mode, gpu=gpu)
         assert p.splits == 1
@@ -218,7 +218,7 @@ def test_statistics_do_not_split_the_depth(gpu, dtype):
 
 
 def test_statistics_after_torchs_convolution_cost_a_pass():
-    """Of reading what the convolution wrote, and with a prologue of making the activation."""
+    """A pass reads what the convolution wrote; with a prologue another one makes the activation."""
     shape = dict(n=64, hw=14, c=256, k=256, groups=2)
     elements = 64 * 14 * 14 * 256
     plain, normalised, sums, both = (
@@ -232,7 +232,7 @@ def test_statistics_after_torchs_convolution_cost_a_pass():
 
 
 def test_sm90_statistics_do_not_split_the_depth(monkeypatch):
-    """Also where a plain convolution is in shares, and where shares are asked for; the moments have their price."""
+    """Also where a plain convolution is in shares, or shares are asked for; the prediction includes the moments."""
     deep = dict(n=256, hw=7, c=512, k=512)
     for choice in ("sm90", "sm90:128x128:4", "sm90:256x64"):
         for mode, plain in zip(STATISTICS, MODES, strict=False):
@@ -245,7 +245,7 @@ def test_sm90_statistics_do_not_split_the_depth(monkeypatch):
 
 
 def test_statistics_run_on_the_fastest_predicted_engine(monkeypatch):
-    """Not by sm90 unless it is allowed; then where sm80 is slower, and torch's convolution with its passes."""
+    """sm90 is left out unless it is allowed; then the fastest of sm90, sm80 and torch with its passes is picked."""
     layers = [(56, 64, 256, 1), (56, 64, 64, 3), (28, 128, 128, 3), (14, 1024, 256, 1), (7, 512, 512, 3)]
     for (hw, c, k, r), mode in itertools.product(layers, STATISTICS):
         layer = dict(n=256, hw=hw, c=c, k=k, r=r, mode=mode)
@@ -261,7 +261,7 @@ def test_statistics_run_on_the_fastest_predicted_engine(monkeypatch):
 @pytest.mark.parametrize("gpu", ["a100", "h200"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gradient_sums_do_not_split_the_depth(gpu, dtype):
-    """Where a plain convolution of few pixels is split; the raw tensor and the turned weight are in the prediction."""
+    """A plain convolution of few pixels is split; the prediction includes the raw tensor and the turned weight."""
     few = dict(n=1, hw=7, c=512, k=512, dtype=dtype, gpu=gpu)
     assert plan(mode=GRADIENT, **few).splits == 1
     assert plan(mode="plain", **few).splits > 1
@@ -274,7 +274,7 @@ def test_gradient_sums_do_not_split_the_depth(gpu, dtype):
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_sums_after_torchs_gradient_cost_a_pass(residual):
-    """Of reading what the convolution wrote; the sum of two gradients is another, which reads and writes it."""
+    """A pass reads what the convolution wrote; adding another gradient is a pass that reads and writes it."""
     shape = dict(n=64, hw=14, c=256, k=256, groups=2, residual=residual)
     tensor = 64 * 14 * 14 * 256 * 2
     torch, plain = plan(mode=GRADIENT, **shape), plan(**shape)
@@ -307,7 +307,7 @@ def test_each_rejected_candidate_has_its_reason_in_numbers():
 
 
 def test_torch_is_picked_where_wgmma_is_faster():
-    """wgmma, which mma.sync cannot reach: a 3x3 of many channels at a large batch is bound by multiplications."""
+    """A 3x3 of many channels at a large batch is bound by multiplications, and mma.sync is slower than wgmma."""
     p = plan(n=256, hw=14, c=256, k=256, gpu="h200", residual=True)
     assert p.engine == "torch"
     predicted = [float(re.search(r"([\d.]+) us predicted", why)[1]) for why in p.rejected]
@@ -345,7 +345,7 @@ def test_environment_forces_an_engine_or_tile(monkeypatch):
 
 
 def test_sm90_runs_only_on_request(monkeypatch):
-    """No GPU has run it yet; what it would take is told."""
+    """No GPU has run it yet; the plan says how fast it is predicted to be."""
     layer = dict(n=32, hw=28, c=128, k=128, dtype="bfloat16", gpu="h200", residual=True)
     assert re.fullmatch(
         r"sm90 \d+x\d+: no GPU has run it yet, RESNET_FUSED_CUDA_ENGINE=sm90 does; [\d.]+ us predicted",

@@ -22,7 +22,7 @@ def test_every_primitive_has_a_case(primitives):
 
 @pytest.mark.parametrize("schedule", emulator.SCHEDULES)
 @pytest.mark.parametrize("name", CASES)
-def test_the_emulator_computes_what_is_defined(primitives, name, schedule):
+def test_emulator_matches_definition(primitives, name, schedule):
     output, report = emulator.run(primitives, CASES[name], schedule)
     assert report["error_count"] == 0, report["errors"]
     assert CASES[name].mismatch(output) is None
@@ -32,7 +32,7 @@ load_golden = functools.cache(golden.load)
 
 
 @pytest.mark.parametrize(("gpu", "name"), ON_GPUS)
-def test_the_emulator_computes_what_a_gpu_did(primitives, gpu, name):
+def test_emulator_matches_gpu(primitives, gpu, name):
     case = CASES[name]
     kept = load_golden(GOLDEN[gpu]).get(f"{name}/{case.digest}")
     if kept is None:
@@ -41,7 +41,7 @@ def test_the_emulator_computes_what_a_gpu_did(primitives, gpu, name):
     assert golden.mismatch(kept, case, output) is None
 
 
-def test_a_golden_file_tells_right_from_wrong(tmp_path):
+def test_golden_file_detects_a_wrong_value(tmp_path):
     """On outputs as they are defined, and with one value changed."""
     names = ["ldmatrix_x4", "cvt_rn_bf16_f32", "mma_f16-random", "wgmma_f16_n64_shared_128-whole-accumulate"]
     right = {name: CASES[name].expected for name in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from cuda_on_cpu import Plant
+from cuda_on_cpu import PRIMITIVES, Plant
 from cuda_primitives import emulator
 from cuda_primitives.cases import all_cases
 from planting import PlantedBug, each_bug, order, value
@@ -147,7 +147,7 @@ PLANTED = [
     PlantedBug(
         name,
         f"tests/cuda_primitives/kernels/{e.file}",
-        Plant(*e[:3], own=emulator.OWN),
+        Plant(*e[:3], own=PRIMITIVES),
         e.schedules,
         functools.partial(check, *how),
     )
@@ -156,5 +156,5 @@ PLANTED = [
 
 
 @each_bug(PLANTED)
-def test_a_planted_bug_is_caught(planted, bug):
+def test_bug_is_caught(planted, bug):
     bug.assert_caught(planted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -21,7 +22,7 @@ from cuda_on_cpu.conv_fwd import MODES, STATISTICS, Variant, run
 from planting import bugs_of, by_schedule, each_bug, fails, order, value
 
 
-def test_the_menu_is_what_is_compiled(kernels):
+def test_compiled_variants_are_the_listed_ones(kernels):
     compiled = [Variant.of(raw) for raw in kernels.compiled_conv_sm90()]
     assert len(compiled) == len(set(compiled))
     # those with statistics are test_cuda_sm90_stats.py's
@@ -38,7 +39,7 @@ def test_every_variant(kernels, v, schedule):
 
 @by_schedule
 @pytest.mark.parametrize(("tiles", "blocks"), [(1, 2), (3, 1), (4, 3), (5, 2)])
-def test_warpgroups_take_turns(kernels, schedule, tiles, blocks):
+def test_ping_pong_tiles(kernels, schedule, tiles, blocks):
     """One tile, so that a warpgroup has none, and more; depths of one step and of as many as the ring has stages."""
     for c in (64, 256):
         conv = convolution(torch.bfloat16, 1, c, tiles, 250, 64, 1, 1)
@@ -61,14 +62,14 @@ def test_geometries(kernels, dtype, geometry):
 
 @by_dtype
 @pytest.mark.parametrize("geometry", ["1x1, stride 2", "3x3, stride 2", "3x3, dilation 2", "7x7, stride 2"])
-def test_prologue_geometries(kernels, dtype, geometry):
+def test_prologue_keeps_padding_zero(kernels, dtype, geometry):
     """Padding stays zero after BatchNorm and ReLU, whatever they make of a zero."""
     conv = shifted_prologue(convolution(dtype, *GEOMETRIES[geometry], prologue=True))
     check(kernels, (128, 128), conv, **ON_HOPPER)
 
 
 @by_dtype
-def test_batch_norms_of_every_kind(kernels, dtype):
+def test_batch_norm_kinds(kernels, dtype):
     conv = convolution(dtype, 1, 64, 6, 6, 32, 1, 1)
     for kind in batch_norm_kinds(32, dtype):
         check(kernels, (256, 64), conv._replace(bn=kind), **ON_HOPPER)
@@ -83,7 +84,7 @@ def test_nonfinite_values(kernels, dtype, mode):
 
 
 @by_dtype
-def test_one_rounding(kernels, dtype):
+def test_result_is_rounded_once(kernels, dtype):
     """Identity weights, no BatchNorm: the exact sum with the residual, rounded once."""
     conv, residual = identity(dtype, 8, 8), randn((1, 64, 8, 8), dtype, 1)
     out, _ = run(kernels, (256, 64), conv, residual=residual, relu=False, **ON_HOPPER)
@@ -137,18 +138,6 @@ BUGS = {
         "barriers.empty(i), Config::kReaders)",
         "barriers.empty(i), Config::kReaders / 4)",
     ),
-    "the prologue before the stage has landed": order(
-        ROLES,
-        "ptx::mbarrier_wait_parity(barriers.full(at.stage), at.parity);\n    const ChannelRegisters",
-        "const ChannelRegisters",
-    ),
-    "the prologue's stores not shown to wgmma": order(
-        ROLES,
-        "    ptx::fence_proxy_async();  // wgmma reads by another way than these stores\n",
-        "",
-    ),
-    "the prologue in the padding": value(ROLES, "      if (!pixels.valid(i, tap)) continue;\n", ""),
-    "half a prologue": order(KERNEL, "barriers.ready(i), 128)", "barriers.ready(i), 64)"),
     "the output not shown to TMA": order(
         ROLES,
         "    ptx::fence_proxy_async();  // TMA reads by another way than stmatrix wrote\n",
@@ -192,6 +181,22 @@ BUGS = {
         "return shape.r * shape.s * (shape.c / kConvSm90Depth) - 1;",
     ),
     "one BatchNorm for all channels": value(ROLES, "finishes && channel != known", "finishes && known == none"),
+}
+PROLOGUE_BUGS = {
+    "the prologue before the stage has landed": order(
+        ROLES,
+        "ptx::mbarrier_wait_parity(barriers.full(at.stage), at.parity);\n    const ChannelRegisters",
+        "const ChannelRegisters",
+    ),
+    "the prologue's stores not shown to wgmma": order(
+        ROLES,
+        "    ptx::fence_proxy_async();  // wgmma reads by another way than these stores\n",
+        "",
+    ),
+    "the prologue in the padding": value(ROLES, "      if (!pixels.valid(i, tap)) continue;\n", ""),
+    "half a prologue": order(KERNEL, "barriers.ready(i), 128)", "barriers.ready(i), 64)"),
+}
+TURN_BUGS = {
     "a turn taken before it is given": order(
         ROLES,
         "      if (piece > 0) ptx::mbarrier_wait_parity(barriers.turn(consumer), (piece - 1) / 2 & 1);\n",
@@ -224,29 +229,37 @@ BUGS = {
 }
 
 
-def exercise(kernels, schedule):
-    """What every planted bug must fail: every mode, more tiles than blocks, two tiles a warpgroup that takes turns."""
-    for mode in MODES:
-        case = small_case(Variant(torch.bfloat16, (128, 128), mode))
-        check(kernels, **case, schedule=schedule, family="conv_sm90", sm_count=3)
+def exercise(mode, kernels, schedule):
+    """More tiles than blocks."""
+    case = small_case(Variant(torch.bfloat16, (128, 128), mode))
+    check(kernels, **case, schedule=schedule, family="conv_sm90", sm_count=3)
+
+
+def exercise_turns(kernels, schedule):
+    """Two tiles a warpgroup; of nine steps, and of four in a ring of four stages."""
     turns = small_case(Variant(torch.bfloat16, (256, 64), "plain"))
     check(kernels, **turns, schedule=schedule, family="conv_sm90", sm_count=1)
-    once_round = convolution(torch.bfloat16, 1, 256, 3, 250, 64, 1, 1)  # four steps a tile, and a ring of four stages
+    once_round = convolution(torch.bfloat16, 1, 256, 3, 250, 64, 1, 1)
     check(kernels, (256, 64), once_round, schedule=schedule, family="conv_sm90", sm_count=1)
 
 
+def caught(bugs, exercise, variants):
+    return bugs_of(bugs, fails(exercise), ("conv_sm90_bf16",), variants)
+
+
 @by_schedule
-def test_planted_bugs_have_something_to_break(kernels, schedule):
-    exercise(kernels, schedule)
+def test_exercise_passes(kernels, schedule):
+    for mode in MODES:
+        exercise(mode, kernels, schedule)
+    exercise_turns(kernels, schedule)
 
 
 @each_bug(
-    bugs_of(
-        BUGS,
-        fails(exercise),
-        ("conv_sm90_bf16",),
-        "v.tile_m == 128 || (v.tile_n == 64 && v.mode == ConvFwdMode::kPlain)",
-    )
+    caught(BUGS, functools.partial(exercise, "plain"), "v.tile_m == 128 && v.mode == ConvFwdMode::kPlain"),
+    caught(
+        PROLOGUE_BUGS, functools.partial(exercise, "prologue"), "v.tile_m == 128 && v.mode == ConvFwdMode::kPrologue"
+    ),
+    caught(TURN_BUGS, exercise_turns, "v.tile_n == 64 && v.mode == ConvFwdMode::kPlain"),
 )
-def test_planted_bugs_are_caught(planted, bug):
+def test_bug_is_caught(planted, bug):
     bug.assert_caught(planted)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from cuda_cases.convolution import (
@@ -72,12 +74,12 @@ PARTITIONS = {
 
 @pytest.mark.parametrize("partition", PARTITIONS.values(), ids=PARTITIONS)
 @pytest.mark.parametrize("mode", MODES)
-def test_every_partition(kernels, partition, mode):
+def test_share_partitions(kernels, partition, mode):
     check_shares(kernels, small_case(Variant(torch.bfloat16, (128, 128), mode)), *partition)
 
 
 @by_dtype
-def test_a_share_begins_within_a_tap(kernels, dtype):
+def test_share_begins_within_a_tap(kernels, dtype):
     """Three steps a tap, and a filter whose rows and columns differ."""
     conv = convolution(dtype, 1, 192, 9, 11, 72, 2, 3, (2, 1), (1, 1))
     case = dict(tile=(256, 64), conv=conv, residual=randn(conv.output_shape(), dtype, 20))
@@ -86,7 +88,7 @@ def test_a_share_begins_within_a_tap(kernels, dtype):
 
 
 @by_dtype
-def test_a_prologue_begins_within_a_tap(kernels, dtype):
+def test_share_with_prologue_begins_within_a_tap(kernels, dtype):
     """Padding stays zero, whatever BatchNorm and ReLU make of a zero."""
     conv = convolution(dtype, 1, 128, 9, 8, 24, 3, 3, 2, 1, prologue=True)
     case = dict(tile=(128, 128), conv=shifted_prologue(conv))
@@ -96,7 +98,7 @@ def test_a_prologue_begins_within_a_tap(kernels, dtype):
 
 @by_dtype
 @pytest.mark.parametrize(("h", "w", "k"), [(1, 1, 8), (3, 5, 24), (4, 4, 64), (17, 1, 56)])
-def test_few_pixels_and_channels(kernels, dtype, h, w, k):
+def test_outputs_smaller_than_a_finish_block(kernels, dtype, h, w, k):
     """Fewer than a block of conv_sm90_finish has, as many, and one more."""
     conv = convolution(dtype, 1, 64, h, w, k, 3, 3, 1, 1)
     for tile in ((256, 64), (128, 128)):
@@ -106,7 +108,7 @@ def test_few_pixels_and_channels(kernels, dtype, h, w, k):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_same_bits_in_every_run(kernels, mode):
+def test_shares_are_deterministic(kernels, mode):
     case = small_case(Variant(torch.bfloat16, (128, 128), mode))
     order = [(2, "stay", 1), (3, "random", 2), (6, "random", 3)]
     order = [dict(family="conv_sm90", sm_count=sms, schedule=schedule, seed=seed) for sms, schedule, seed in order]
@@ -153,19 +155,13 @@ FINISH_BUGS = {
         "if (channel >= shape.k) return;",
     ),
 }
-SHARED_BUGS = {
+UNIT_BUGS = {
     "a tile's main sums in the next one's place": order(MENU, "? 2 * tile + main : tile", "? tile + main : tile"),
 }
 BUGS = {
     "two shares of a tile in one place": order(WORK, "partial = item - whole + conv", "partial = conv"),
     "a share's weights from the start": value(ROLES, "depth = steps.first * kConvSm90Depth;", "depth = 0;"),
     "a share's pixels from the first tap": value(ROLES, "r = tap / shape.s, s = tap % shape.s,", "r = 0, s = 0,"),
-    "a share's pixels from the tap's first channel": value(
-        ROLES,
-        "c = steps.first % a_tap * kConvSm90Depth;",
-        "c = 0;",
-    ),
-    "a share's prologue from the first tap": value(ROLES, "steps.first * kRowChunks + column", "column"),
     "a share goes on past its tile": value(
         WORK,
         "left < tile_steps - first ? left : tile_steps - first};",
@@ -185,40 +181,51 @@ BUGS = {
     "sums of the other warpgroup": value(ROLES, "? 0 : consumer * (Config", "? 0 : (1 - consumer) * (Config"),
     "both warpgroups' sums in one place": order(ROLES, "? 0 : consumer * (Config", "? 0 : 0 * (Config"),
 }
+PROLOGUE_BUGS = {
+    "a share's prologue from the first tap": value(ROLES, "steps.first * kRowChunks + column", "column"),
+}
+TAP_BUGS = {
+    "a share's pixels from the tap's first channel": value(
+        ROLES,
+        "c = steps.first % a_tap * kConvSm90Depth;",
+        "c = 0;",
+    ),
+}
 
 
-def exercise(kernels, schedule):
-    """What every planted bug must fail."""
-    for mode in MODES:
-        case = small_case(Variant(torch.bfloat16, (128, 128), mode))
-        check_shares(kernels, case, **UNEVEN, schedule=schedule)
+def exercise(mode, kernels, schedule):
+    check_shares(kernels, small_case(Variant(torch.bfloat16, (128, 128), mode)), **UNEVEN, schedule=schedule)
+
+
+def exercise_turns(kernels, schedule):
+    """Shares of whole tiles; and of an output smaller than a tile, with two steps a tap."""
     check_shares(kernels, small_case(Variant(torch.bfloat16, (256, 64), "plain")), **UNEVEN, schedule=schedule)
     conv = convolution(torch.bfloat16, 1, 128, 5, 5, 24, 3, 3, 1, 1)
     check_shares(kernels, dict(tile=(256, 64), conv=conv), 0, 5, schedule=schedule)
 
 
+def exercise_finish(kernels, schedule):
+    for mode in MODES:
+        exercise(mode, kernels, schedule)
+    exercise_turns(kernels, schedule)
+
+
+def caught(bugs, mode, *others):
+    variants = f"v.tile_m == 128 && v.mode == ConvFwdMode::k{mode.title()}"
+    return bugs_of(bugs, fails(functools.partial(exercise, mode)), ("conv_sm90_bf16", *others), variants)
+
+
 @by_schedule
-def test_planted_bugs_have_something_to_break(kernels, schedule):
-    exercise(kernels, schedule)
-
-
-VARIANTS = "v.tile_m == 128 || (v.tile_n == 64 && v.mode == ConvFwdMode::kPlain)"
+def test_exercise_passes(kernels, schedule):
+    exercise_finish(kernels, schedule)
 
 
 @each_bug(
-    bugs_of(FINISH_BUGS, fails(exercise), ("conv_sm90_finish",)),
-    bugs_of(
-        SHARED_BUGS,
-        fails(exercise),
-        ("conv_sm90_bf16", "conv_sm90_finish"),
-        VARIANTS,
-    ),
-    bugs_of(
-        BUGS,
-        fails(exercise),
-        ("conv_sm90_bf16",),
-        VARIANTS,
-    ),
+    caught(BUGS, "plain"),
+    caught(PROLOGUE_BUGS, "prologue"),
+    bugs_of(TAP_BUGS, fails(exercise_turns), ("conv_sm90_bf16",), "v.tile_n == 64 && v.mode == ConvFwdMode::kPlain"),
+    caught(UNIT_BUGS, "projection", "conv_sm90_finish"),
+    bugs_of(FINISH_BUGS, fails(exercise_finish), ("conv_sm90_finish",)),
 )
-def test_planted_bugs_are_caught(planted, bug):
+def test_bug_is_caught(planted, bug):
     bug.assert_caught(planted)

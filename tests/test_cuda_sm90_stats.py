@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from cuda_cases.convolution import (
@@ -46,7 +48,7 @@ def copied(values):
     return conv
 
 
-def test_the_menu_is_what_is_compiled(kernels):
+def test_compiled_variants_are_the_listed_ones(kernels):
     compiled = [Variant.of(raw) for raw in kernels.compiled_conv_sm90()]
     assert {v for v in compiled if v.mode in STATISTICS} == set(STATISTICS_VARIANTS)
 
@@ -69,14 +71,14 @@ def test_geometries(kernels, dtype, geometry):
 
 @by_dtype
 @pytest.mark.parametrize("geometry", ["1x1, stride 2", "3x3, stride 2", "3x3, dilation 2", "7x7, stride 2"])
-def test_prologue_geometries(kernels, dtype, geometry):
+def test_prologue_keeps_padding_zero(kernels, dtype, geometry):
     """Padding stays zero after BatchNorm and ReLU, whatever they make of a zero."""
     check(kernels, (256, 64), shifted_prologue(raw_convolution(dtype, *GEOMETRIES[geometry], prologue=True)))
 
 
 @by_tile
 @pytest.mark.parametrize("pixels", [1, 7, 127, 128, 129, 255, 256, 257, 385])
-def test_ragged_parts(kernels, tile, prologue, pixels):
+def test_parts_with_few_pixels(kernels, tile, prologue, pixels):
     """A tile with pixels for one warpgroup only, for one more, and none for the second tile's."""
     bias = torch.linspace(-300, 300, 72)
     check(kernels, tile, raw_convolution(torch.bfloat16, 1, 64, 1, pixels, 72, 1, 1, prologue=prologue, bias=bias))
@@ -84,14 +86,14 @@ def test_ragged_parts(kernels, tile, prologue, pixels):
 
 @by_schedule
 @pytest.mark.parametrize(("tiles", "blocks"), [(1, 2), (3, 1), (4, 3), (5, 2)])
-def test_warpgroups_take_turns(kernels, schedule, tiles, blocks):
+def test_ping_pong_tiles(kernels, schedule, tiles, blocks):
     conv = raw_convolution(torch.bfloat16, 1, 64, tiles, 250, 64, 1, 1)
     check(kernels, (256, 64), conv, sm_count=blocks, schedule=schedule)
 
 
 @by_tile
 @by_dtype
-def test_a_bias_moves_the_mean(kernels, tile, prologue, dtype):
+def test_bias_does_not_cost_precision(kernels, tile, prologue, dtype):
     """A mean of 300 deviations: nothing cancels."""
     conv = raw_convolution(dtype, 5, 64, 9, 9, 24, 3, 3, 1, 1, bias=torch.linspace(100, 300, 24), prologue=prologue)
     out, moments, report = run(kernels, tile, conv)
@@ -101,7 +103,7 @@ def test_a_bias_moves_the_mean(kernels, tile, prologue, dtype):
 
 
 @by_tile
-def test_a_mean_of_a_thousand_deviations(kernels, tile, prologue):
+def test_mean_of_a_thousand_deviations(kernels, tile, prologue):
     """In float16, so that the deviations are digits of the sum: 4096 pixels, all of them in whole parts."""
     conv = raw_convolution(torch.float16, 1, 64, 64, 64, 8, 1, 1, bias=torch.full((8,), 1e3), prologue=prologue)
     out, moments, report = run(kernels, tile, conv)
@@ -114,7 +116,7 @@ def test_a_mean_of_a_thousand_deviations(kernels, tile, prologue):
 @pytest.mark.parametrize("tile", TILES_WITH_STATISTICS, ids=str)
 @pytest.mark.parametrize("pixels", [1024, 1100], ids=["whole parts", "a ragged part"])
 @pytest.mark.parametrize("at", [0, 1, -1], ids=["first", "second", "last"])
-def test_an_outlier(kernels, tile, pixels, at):
+def test_outlier_does_not_cost_precision(kernels, tile, pixels, at):
     """It is not the center of a whole part, and costs the others no digits."""
     values = torch.randn(pixels)
     values[at] = 2.0**13
@@ -126,7 +128,7 @@ def test_an_outlier(kernels, tile, pixels, at):
 
 @by_tile
 @by_nonfinite
-def test_what_is_not_finite(kernels, tile, prologue, value):
+def test_statistics_of_nonfinite_values(kernels, tile, prologue, value):
     """A 1x1 filter spreads it to all channels of one pixel: the first of a part, its middle, its last, and another."""
     for pixel in (0, 128, 248, 41):
         conv = raw_convolution(torch.bfloat16, 1, 64, 10, 30, 24, 1, 1, prologue=prologue)
@@ -139,7 +141,7 @@ def test_what_is_not_finite(kernels, tile, prologue, value):
 
 
 @by_tile
-def test_the_same_bits_in_every_order_of_blocks(kernels, tile, prologue):
+def test_sums_are_deterministic(kernels, tile, prologue):
     conv = raw_convolution(torch.bfloat16, 2, 64, 12, 12, 72, 3, 3, 1, 1, prologue=prologue)
     order = [dict(schedule=s, seed=seed, sm_count=sms) for s in SCHEDULES for seed, sms in ((1, 2), (2, 3))]
     assert_same_bits([run(kernels, tile, conv, **how)[1] for how in order])
@@ -163,17 +165,10 @@ BUGS = {
     "a run begins with the one before": value(MOMENTS, "      run_sum[row] = run_squares[row] = 0;\n", ""),
     "the end of a run left out": value(MOMENTS, "if ((j + 2) % kRun) return;", "if (j % kRun) return;"),
     "a center of each lane's own": value(MOMENTS, "threadIdx.x % 32 / 4 * 4)", "threadIdx.x % 32)"),
-    "an outlier as the center": value(MOMENTS, "whole ? stored.get(2 + row) : first", "first"),
-    "an infinite center": value(CENTERS, "return is_finite(center) ? center : Acc(0);", "return center;"),
-    "an infinite mean as the center": value(MOMENTS, "if (is_finite(mean)) {", "if (true) {"),
     "sums left at the old center": value(MOMENTS, "        move_center(", "        if (false) move_center("),
     "squares about another center": value(CENTERS, "by * (2 * sum - count * by)", "by * (sum - count * by)"),
     "a lane moves all pixels": value(MOMENTS, "squares[row], own,", "squares[row], count,"),
     "a lane moves pixels that it has not": value(MOMENTS, "(left % 8 < 2 ? left % 8 : 2)", "2"),
-    "a part of no pixels": value(ROLES, "if (left > 0) moments.store", "moments.store"),
-    "both warpgroups in one part": order(
-        ROLES, "pixel / Config::kColumns, channel", "pixel / Config::kPixels, channel"
-    ),
     "channels past the last": value(MOMENTS, "which < 3 && at < channels", "which < 3"),
     "the fourth lane stores too": value(MOMENTS, "which < 3 && at < channels", "at < channels"),
     "the second channel beside the first": value(MOMENTS, "at = channel + row * 8;", "at = channel + row;"),
@@ -181,14 +176,28 @@ BUGS = {
         MOMENTS, "v[e] = bias.apply(product[j * 4 + e], e / 2 % 2);", "v[e] = product[j * 4 + e];"
     ),
 }
+CENTER_BUGS = {
+    "an outlier as the center": value(MOMENTS, "whole ? stored.get(2 + row) : first", "first"),
+    "an infinite center": value(CENTERS, "return is_finite(center) ? center : Acc(0);", "return center;"),
+    "an infinite mean as the center": value(MOMENTS, "if (is_finite(mean)) {", "if (true) {"),
+}
+PART_BUGS = {
+    "a part of no pixels": value(ROLES, "if (left > 0) moments.store", "moments.store"),
+    "both warpgroups in one part": order(
+        ROLES, "pixel / Config::kColumns, channel", "pixel / Config::kPixels, channel"
+    ),
+}
 
 
-def exercise(kernels, schedule):
-    """What every planted bug must fail: ragged channels, and 45 pixels in the last part."""
-    for tile, prologue in CASES:
-        bias = torch.linspace(2, 30, tile[1] + 8)
-        conv = raw_convolution(torch.bfloat16, 1, 64, 7, 43, tile[1] + 8, 1, 1, prologue=prologue, bias=bias)
-        check(kernels, tile, conv, schedule=schedule)
+def exercise(tile, prologue, kernels, schedule):
+    """Ragged channels, and 45 pixels in the last part."""
+    bias = torch.linspace(2, 30, tile[1] + 8)
+    conv = raw_convolution(torch.bfloat16, 1, 64, 7, 43, tile[1] + 8, 1, 1, prologue=prologue, bias=bias)
+    check(kernels, tile, conv, schedule=schedule)
+
+
+def exercise_centers(kernels, schedule):
+    """An outlier first, and an infinity."""
     values = torch.randn(512)
     values[0] = 2.0**13
     out, moments, report = run(kernels, (256, 64), copied(values), schedule=schedule)
@@ -202,11 +211,24 @@ def exercise(kernels, schedule):
     assert torch.isnan(moments[1]).all()
 
 
+def caught(bugs, exercise, variants):
+    return bugs_of(bugs, fails(exercise), ("conv_sm90_stats_bf16",), variants)
+
+
 @by_schedule
-def test_planted_bugs_have_something_to_break(kernels, schedule):
-    exercise(kernels, schedule)
+def test_exercise_passes(kernels, schedule):
+    for tile, prologue in CASES:
+        exercise(tile, prologue, kernels, schedule)
+    exercise_centers(kernels, schedule)
 
 
-@each_bug(bugs_of(BUGS, fails(exercise), ("conv_sm90_stats_bf16",)))
-def test_planted_bugs_are_caught(planted, bug):
+MODE = "v.mode == ConvFwdMode::"
+
+
+@each_bug(
+    caught(BUGS, functools.partial(exercise, (128, 128), False), f"v.tile_m == 128 && {MODE}kStatistics"),
+    caught(CENTER_BUGS, exercise_centers, f"v.tile_m == 256 && v.tile_n == 64 && {MODE}kStatistics"),
+    caught(PART_BUGS, functools.partial(exercise, (256, 64), True), f"v.tile_m == 256 && {MODE}kPrologueStatistics"),
+)
+def test_bug_is_caught(planted, bug):
     bug.assert_caught(planted)

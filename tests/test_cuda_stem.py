@@ -36,7 +36,7 @@ def check_stem(on, args, kernels=(), tf32=False):
 @by_format
 @pytest.mark.parametrize("size", [(12, 12), (13, 9), (1, 1)], ids=str)
 @pytest.mark.parametrize("k", [64, 5])
-def test_an_imagenet_stem(layer, dtype, memory_format, size, k):
+def test_imagenet_stem(layer, dtype, memory_format, size, k):
     """Three channels, in every engine torch's convolution: BatchNorm and ReLU are the pooling's."""
     x = randn(2, 3, *size, dtype=dtype, memory_format=memory_format)
     for engine in ("", "sm90"):
@@ -45,7 +45,7 @@ def test_an_imagenet_stem(layer, dtype, memory_format, size, k):
 
 @by_dtype
 @pytest.mark.parametrize("normed", [False, True])
-def test_a_bias(layer, dtype, normed):
+def test_bias(layer, dtype, normed):
     x = randn(2, 3, 11, 10, dtype=dtype)
     check_stem(layer(), stem(x, 16, biased=True, normed=normed))
 
@@ -62,12 +62,12 @@ WINDOWS = [
 @by_dtype
 @by_format
 @pytest.mark.parametrize("pool", WINDOWS, ids=str)
-def test_other_windows(layer, dtype, memory_format, pool):
+def test_pooling_windows(layer, dtype, memory_format, pool):
     x = randn(2, 3, 8, 9, dtype=dtype, memory_format=memory_format)
     check_stem(layer(), stem(x, 8, ([3, 3], 1, 1, *pool)))
 
 
-def test_a_window_whose_elements_a_byte_cannot_number(layer):
+def test_window_of_more_than_255_elements(layer):
     """17 x 17 elements: training, which keeps their numbers, refuses it."""
     x = randn(1, 3, 20, 19, dtype=torch.float16)
     check_stem(layer(), stem(x, 8, ([3, 3], 1, 1, [17, 17], [2, 3], [8, 4])))
@@ -76,7 +76,7 @@ def test_a_window_whose_elements_a_byte_cannot_number(layer):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @by_format
 @pytest.mark.parametrize(("gpu", "engine", "last"), ENGINES[1:4], ids=[f"{g}-{e}" for g, e, _ in ENGINES[1:4]])
-def test_a_convolution_of_ours(layer, dtype, memory_format, gpu, engine, last):
+def test_convolution_by_our_kernels(layer, dtype, memory_format, gpu, engine, last):
     """64 channels: BatchNorm and ReLU are in its epilogue, and nothing is normalised twice."""
     x = randn(2, 64, 9, 7, dtype=dtype, memory_format=memory_format)
     args = stem(x, 72, ([3, 3], 1, 1, *IMAGENET[3:]), biased=True)
@@ -86,7 +86,7 @@ def test_a_convolution_of_ours(layer, dtype, memory_format, gpu, engine, last):
 
 @by_dtype
 @by_format
-def test_values_that_are_no_numbers(layer, dtype, memory_format):
+def test_nonfinite_values(layer, dtype, memory_format):
     """NaN and infinities of the image, and of the BatchNorm, where a window has others beside them."""
     x = randn(2, 3, 17, 15, dtype=dtype, memory_format=memory_format)
     x[0, 0, 3, 4], x[1, 1, 12, 2], x[1, 2, 2, 12] = torch.nan, torch.inf, -torch.inf
@@ -101,7 +101,7 @@ def test_values_that_are_no_numbers(layer, dtype, memory_format):
 
 @pytest.mark.parametrize(("gpu", "engine", "last"), ENGINES[:2])
 @by_format
-def test_no_images(layer, gpu, engine, last, memory_format):
+def test_empty_batch(layer, gpu, engine, last, memory_format):
     for c in (3, 64):
         x = torch.empty(0, c, 12, 12, dtype=torch.float16).contiguous(memory_format=memory_format)
         on = layer(gpu, engine)
@@ -126,7 +126,7 @@ def test_other_schedules(layer, schedule):
     check_stem(layer("a100", "", schedule), stem(x, 64))
 
 
-def test_refusals_are_the_cpus(layer):
+def test_errors_match_the_cpu_op(layer):
     args = stem(randn(1, 3, 12, 12), 8)
     pools = (([3, 3], [2, 2], [2, 2]), ([9, 9], [1, 1], [1, 1]), ([3, 3], [0, 1], [1, 1]))
     check_refusals(layer().conv_bn_relu_pool, ops.conv_bn_relu_pool, [(*args[:-3], *p, False, False) for p in pools])

@@ -27,13 +27,13 @@ def table():
     return ROW.findall(rows)
 
 
-def test_each_row_has_its_report():
+def test_each_row_has_a_report():
     for family, arch, _, commit, report in table():
         assert report.startswith("benchmarks/results/"), (family, arch)
         assert commit in (ROOT / report).read_text(), f"{report} is not of the commit that the table names"
 
 
-def test_the_library_has_the_tables_rows():
+def test_library_has_the_tables_rows():
     archs = {numbers[0] for numbers in GPUS.values()} | {int(row[1]) for row in table()}
     said = [line for arch in archs for line in ops.explain_trust(arch).splitlines() if ": verified on" in line]
     assert sorted(line.rsplit(", ", 1)[1] for line in said) == sorted(row[4] for row in table())
@@ -55,7 +55,7 @@ def explain(library, monkeypatch):
     library.set_verified([])
 
 
-def test_without_a_row_hopper_waits(explain):
+def test_unverified_sm90_is_not_planned(explain):
     text = explain([])
     assert text.startswith("sm80")
     assert re.search(r"not sm90 rows \S+: no GPU has run it yet, RESNET_FUSED_CUDA_ENGINE=sm90:rows does;", text)
@@ -72,7 +72,7 @@ def test_without_a_row_hopper_waits(explain):
         ("sm90/conv_sm90_stats", 256, "statistics", "sm90 ", "sm90 rows"),
     ],
 )
-def test_what_is_verified_takes_part_by_default(explain, family, channels, mode, begin, other):
+def test_verified_family_is_planned_by_default(explain, family, channels, mode, begin, other):
     rows = [(family, 90)]
     text = explain(rows, channels=channels, mode=mode)
     assert text.startswith(begin), text
@@ -86,7 +86,7 @@ def test_what_is_verified_takes_part_by_default(explain, family, channels, mode,
     assert not explain(rows, "torch", channels, mode).startswith("sm90")
 
 
-def test_of_two_the_faster_is_planned_only_where_both_are_verified(explain):
+def test_faster_of_two_verified_families_is_planned(explain):
     both = explain([("sm90/conv_rows", 90), ("sm90/conv_sm90", 90)])
     assert both.startswith("sm90 ")
     won, lost = (float(re.search(pattern, both)[1]) for pattern in (r"([\d.]+) us", r"not sm90 [^:]*: ([\d.]+) us"))
@@ -98,7 +98,7 @@ def test_of_two_the_faster_is_planned_only_where_both_are_verified(explain):
     assert not re.search(r"not sm90 \d", rows), "conv_sm90 does not compete"
 
 
-def test_a_block_in_one_launch_is_planned_where_it_is_verified(library, monkeypatch):
+def test_verified_block_fwd_is_planned(library, monkeypatch):
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "")
     explain = getattr(torch.ops, op_layer.NAME).explain_cuda_block.default
     args = ([1, 64, 56, 56], "bfloat16", True, True, GPUS["h200"])
@@ -114,7 +114,7 @@ def test_a_block_in_one_launch_is_planned_where_it_is_verified(library, monkeypa
         library.set_verified([])
 
 
-def test_no_op_launches_around_the_check():
+def test_ops_launch_through_the_check():
     """Passes are launched by first_use.cpp, and plans are asked for there; convolutions run what was planned."""
     planned = {
         "ops.cpp": {"launch_conv_fwd", "launch_conv_sm90", "launch_conv_rows"},
@@ -136,7 +136,7 @@ def test_no_op_launches_around_the_check():
 
 @pytest.mark.parametrize("check", ["first", "0"])
 @torch.no_grad()
-def test_a_trusted_kernel_costs_no_allocation(host, check):
+def test_trusted_kernel_allocates_nothing(host, check):
     families = [line.split(":")[0] for line in ops.explain_trust(90).splitlines()]
     host.set_device(*GPUS["h200"])
     host.set_verified([(family, 90) for family in families])
@@ -157,7 +157,7 @@ def test_a_trusted_kernel_costs_no_allocation(host, check):
     assert all(first == second for first, second in counts.values()), counts
 
 
-def test_info_says_what_is_verified(monkeypatch):
+def test_info_lists_verified_families(monkeypatch):
     assert info._trust(90) == "none of 13 families of kernels; each kernel's first use is compared"
     lines = [
         "a/b: verified on sm_90, 2026-12-01, commit 0123abc, benchmarks/results/x.json",

@@ -21,15 +21,6 @@ CPU = torch.device("cpu")
 TINY = Settings(CPU, ("resnet18",), batch=4, size=64, compile=False, rounds=2, epochs=6, omitted=("nearly all",))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Threads that wait for each other make tiny tensors slow on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "new"
@@ -66,7 +57,6 @@ def test_untrained_digits_fail_and_threads_are_restored():
     torch.set_num_threads(2)
     result = digits.run(CPU, epochs=1)
     assert torch.get_num_threads() == 2
-    torch.set_num_threads(1)
     assert result.accuracy_eager < digits.TARGET
     assert "97% expected" in result.failures()[0]
 

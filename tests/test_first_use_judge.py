@@ -17,7 +17,7 @@ def _new_process():
     first_use._tries.clear()
 
 
-def test_a_wrong_value_that_is_not_finite_is_wrong():
+def test_nonfinite_error_is_wrong():
     x = torch.linspace(1, 2, 24).view(2, 3, 2, 2)
     for value in (torch.nan, torch.inf):
         got = x.clone()
@@ -29,7 +29,7 @@ def test_a_wrong_value_that_is_not_finite_is_wrong():
         first_use._tries.clear()
 
 
-def test_a_kernel_may_be_finite_where_eager_overflows():
+def test_finite_result_where_eager_overflows_is_right():
     """Sums beyond float16's range that a BatchNorm scales down again."""
     x, weight = torch.full((1, 64, 4, 4), 100.0).half(), torch.full((8, 64, 3, 3), 4.0).half()
     weight[:4] /= 256  # eager does not overflow everywhere
@@ -59,7 +59,7 @@ def test_either_side_of_a_kink_is_right():
     assert first_use._compare("bn_act_backward_reduce", *sums, "a sum", *args) == first_use.RIGHT
 
 
-def test_statistics_are_of_what_was_stored():
+def test_statistics_are_judged_on_the_stored_output():
     """Not of what the convolution would be without rounding: their error is float32's, not bfloat16's."""
     args = args_of_every_op()["conv_stats"]
     raw, mean, var = reference.conv_stats(*args[:-2])
@@ -69,7 +69,7 @@ def test_statistics_are_of_what_was_stored():
         assert first_use._compare("conv_stats", raw, mean, var, "wrong", *args) == first_use.WRONG
 
 
-def test_a_wrong_gradient_beside_a_kink_is_found():
+def test_wrong_gradient_beside_a_kink_is_found():
     x, grad = torch.randn(4, 8, 6, 6), torch.randn(4, 8, 6, 6)
     bn = batch_norm(8)
     dx = reference.bn_act_backward(grad, x, *bn)
@@ -83,7 +83,7 @@ def test_a_wrong_gradient_beside_a_kink_is_found():
         assert first_use._compare("bn_act_backward_reduce", *sums, "a sum", *args[:-4]) == first_use.WRONG
 
 
-def test_a_wrong_place_of_the_largest_is_found():
+def test_wrong_argmax_is_found():
     x, bn, pool = torch.randn(2, 8, 9, 8), batch_norm(8), ([3, 3], [2, 2], [1, 1])
     out, taken = reference.bn_relu_max_pool(x, *bn, *pool)
     args = [x, *bn, *pool, False]

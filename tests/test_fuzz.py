@@ -73,7 +73,7 @@ def test_dying_process_fails_one_problem_only(capfd):
 @pytest.mark.parametrize(
     "access",
     ["flat[size]", "flat[-1 - (-size % 1024)]", "flat.__setitem__(0, 1.0)"],
-    ids=["behind", "before the page", "a write"],
+    ids=["read past the end", "read before the start", "write"],
 )
 def test_forbidden_access_ends_the_process(access):
     code = f"""if True:

@@ -44,15 +44,14 @@ class Stem(modules.stem.FusedStem, nn.Module):
         return self._stem(x)
 
 
-# What is made of 64 channels of 8x8, and the elements of its largest tensor, which is neither its input nor its output
-# except where the last column says so.
+# Blocks of 64 channels of 8x8, by their largest tensor; how many elements that has is the last column.
 BLOCKS = {
-    "a bottleneck's wide middle": (lambda: modules.FusedBottleneck(64, 16, base_width=512), None, 128 * 64),
-    "a pre-activation bottleneck's": (lambda: modules.FusedPreActBottleneck(64, 16, base_width=512), None, 128 * 64),
-    "padding between two convolutions": (lambda: modules.FusedPlainBlock(64, 64), pads_much, 64 * 22 * 22),
-    "the same, pre-activated": (lambda: modules.FusedPlainPreActBlock(64, 64), pads_much, 64 * 22 * 22),
-    "a block's input": (lambda: modules.FusedBasicBlock(64, 64), None, 64 * 64),
-    "a stem's input": (Stem, None, 64 * 64),
+    "bottleneck, middle": (lambda: modules.FusedBottleneck(64, 16, base_width=512), None, 128 * 64),
+    "preact bottleneck, middle": (lambda: modules.FusedPreActBottleneck(64, 16, base_width=512), None, 128 * 64),
+    "plain block, padding": (lambda: modules.FusedPlainBlock(64, 64), pads_much, 64 * 22 * 22),
+    "plain preact block, padding": (lambda: modules.FusedPlainPreActBlock(64, 64), pads_much, 64 * 22 * 22),
+    "basic block, input": (lambda: modules.FusedBasicBlock(64, 64), None, 64 * 64),
+    "stem, input": (Stem, None, 64 * 64),
 }
 
 

@@ -1,20 +1,16 @@
 """Every instruction set's kernels and plans, whatever this processor has; and variables that mean nothing."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from op_case import Case, has_kernels
-from support import needs_compiler
+from support import ROOT, needs_compiler, run_python
 
 from resnet_fused import ops
 
 TESTS = Path(__file__).parent
-ROOT = TESTS.parent
 CONV = ([8, 64, 56, 56], [64, 64, 3, 3], [1, 1], [1, 1], [1, 1], 1)
 
 
@@ -78,8 +74,7 @@ def test_bad_pool_size_is_refused_on_first_use():
             except RuntimeError as error:
                 print(error)
     """
-    environment = {**os.environ, "RESNET_FUSED_CPU_POOL_MB": values[0]}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    done = run_python("-c", code, RESNET_FUSED_CPU_POOL_MB=values[0])
     rest = "a whole number of MiB from 0 to 1073741824 expected, or unset it"
     expected = [f"RESNET_FUSED_CPU_POOL_MB is {value}; {rest}" for value in values]
     assert (done.stdout.splitlines(), done.returncode) == ([*expected, "True"], 0), done.stderr
@@ -93,8 +88,13 @@ CHOSEN += " or (chains_in and autocast)"
 
 @pytest.fixture(scope="module")
 def emulated():
-    """The environment that runs AVX-512's kernels emulated on AVX2 (tests/avx512_on_avx2)."""
-    return {**os.environ, "RESNET_FUSED_LIBRARY": str(build("emulated-avx512"))}
+    """The library that runs AVX-512's kernels emulated on AVX2 (tests/avx512_on_avx2), compiled where that is not done.
+
+    Of two builds at a time the second waits for the first.
+    """
+    done = run_python("setup.py", "--quiet", "build_ext", "--inplace", RESNET_FUSED_FLAVOUR="emulated-avx512")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return str(ROOT / "build/emulated-avx512/_C.abi3.so")
 
 
 emulation = pytest.mark.skipif(
@@ -106,8 +106,8 @@ emulation = pytest.mark.skipif(
 @needs_compiler
 def test_avx512_kernels_pass_emulated(emulated):
     """Their own tests, of which none may skip."""
-    command = [sys.executable, "-m", "pytest", "-q", "-k", CHOSEN, *(str(TESTS / name) for name in TESTED)]
-    done = subprocess.run(command, cwd=ROOT, env=emulated, capture_output=True, text=True, check=False)
+    files = [TESTS / name for name in TESTED]
+    done = run_python("-m", "pytest", "-q", "-k", CHOSEN, *files, timeout=1800, RESNET_FUSED_LIBRARY=emulated)
     assert done.returncode == 0, done.stdout
     summary = done.stdout.splitlines()[-1]
     assert re.match(r"\d{2,} passed", summary) and "skipped" not in summary, done.stdout
@@ -116,15 +116,5 @@ def test_avx512_kernels_pass_emulated(emulated):
 @emulation
 @needs_compiler
 def test_random_problems_pass_with_avx512_emulated(emulated):
-    command = [sys.executable, "-m", "tests.fuzz", "--problems", "100", "--seed", "1000"]
-    done = subprocess.run(command, cwd=ROOT, env=emulated, capture_output=True, text=True, check=False)
+    done = run_python("-m", "tests.fuzz", "--problems", "100", "--seed", "1000", RESNET_FUSED_LIBRARY=emulated)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def build(flavour):
-    """The library of a flavour, compiled where that is not done."""
-    environment = {**os.environ, "RESNET_FUSED_FLAVOUR": flavour}
-    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return ROOT / "build" / flavour / "_C.abi3.so"

@@ -10,7 +10,6 @@ from training import (
     eager_twin,
     identity,
     in_channels,
-    one_thread,  # noqa: F401  autouse
     projected,
     projection,
 )

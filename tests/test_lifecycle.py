@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import copy
+import functools
 import gc
 import io
 import pickle
@@ -385,7 +386,7 @@ def test_fsdp_models_run_and_convert_refuses_them(process_group):
     assert {(e.status, e.reason) for e in resnet_fused.report(model).values()} == {("converted", "")}
 
 
-def test_data_parallel_replicas_run_eagerly(x):
+def test_data_parallel_replicas_match_their_block(x):
     model = resnet_fused.convert(randomise(models.small_resnet(CLASSES))).eval()
     block = model.layer1[0]
     replica = block._replicate_for_data_parallel()
@@ -398,10 +399,13 @@ def test_data_parallel_replicas_run_eagerly(x):
 
 def test_checkpointed_model_trains(x, device):
     model = resnet_fused.convert(randomise(models.small_resnet(CLASSES))).to(device)
-    inputs = x.clone().requires_grad_()
-    y = torch.utils.checkpoint.checkpoint(model, inputs, use_reentrant=False)
-    y.sum().backward()
-    assert inputs.grad is not None
+    plain = copy.deepcopy(model)
+    checkpointed = functools.partial(torch.utils.checkpoint.checkpoint, model, use_reentrant=False)
+    gradients = []
+    for module, call in ((plain, plain), (model, checkpointed)):
+        inputs = x.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(call(inputs).square().sum(), [inputs, *module.parameters()]))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_meta_device_model_converts_and_fills(x, device):

@@ -13,7 +13,6 @@ from training import (
     eager_twin,
     identity,
     in_channels,
-    one_thread,  # noqa: F401  autouse
     projected,
     projection,
 )
@@ -171,7 +170,7 @@ by_fused_network = pytest.mark.parametrize("name", [name for name in NETWORKS if
 @by_fused_network
 @by_mode
 def test_eager_memory_format_applies_to_all_blocks(name, mode, monkeypatch):
-    """As to whoever takes activations by means that nobody can notice: here, by replacing a method of fused blocks."""
+    """For observers that cannot be noticed, such as one that replaces a method of fused blocks."""
     network, twin = twins(name)
     inputs = []
     original = modules.FusedBlock.computed

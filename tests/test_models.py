@@ -150,16 +150,6 @@ def test_small_networks_take_any_size(make, size):
     assert model.layer2[0].conv2.weight.shape == (32, 32, 3, 3)
 
 
-@pytest.fixture
-def one_thread():
-    """Threads that wait for each other make tiny tensors slow on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("make", [models.small_resnet, models.small_preact_resnet])
 def test_small_networks_learn(make):
     model = make()

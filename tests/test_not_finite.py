@@ -1,4 +1,4 @@
-"""Infinities and NaNs that a BatchNorm makes: where eager has them, whoever folds what into what."""
+"""Infinities and NaNs that a BatchNorm makes are where eager has them, however an engine folds it."""
 
 import pytest
 import torch

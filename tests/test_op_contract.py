@@ -1,7 +1,5 @@
 """What the ops promise torch (schemas, fake kernels), and what they say to bad input."""
 
-import os
-
 import pytest
 import torch
 from op_case import Case, pre_args, projection_args
@@ -123,6 +121,5 @@ def test_explain_names_the_engine_and_why_not_the_others(monkeypatch):
     monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", "composed")
     plan = ops.explain_cpu([1, 64, 8, 8], [64, 64, 1, 1], [1, 1], [0, 0], [1, 1], 1, "float32")
     assert plan.startswith("composed") and "RESNET_FUSED_CPU_ENGINE is composed" in plan
-    assert os.environ["RESNET_FUSED_CPU_ENGINE"] == "composed"
     with pytest.raises(RuntimeError, match="int8"):
         ops.explain_cpu([1, 64, 8, 8], [64, 64, 1, 1], [1, 1], [0, 0], [1, 1], 1, "int8")

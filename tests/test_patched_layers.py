@@ -18,7 +18,6 @@ from training import (
     identity,
     in_channels,
     is_trained,
-    one_thread,  # noqa: F401  autouse
     projected,
 )
 

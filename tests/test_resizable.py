@@ -1,4 +1,4 @@
-"""What others can see can be resized, as eager's results can; what they cannot see lies in memory that is kept."""
+"""Tensors that users can see can be resized, as eager's can; internal ones lie in memory that is kept."""
 
 from typing import ClassVar
 
@@ -109,7 +109,7 @@ class Watch(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """Somebody's own: it may do with its input what it likes."""
+    """A user's shortcut, which may do anything with its input."""
 
     def __init__(self, seen):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Running statistics move when eager's do, and only then: empty batches, checkpointing, graphs that are older."""
+"""Running statistics change when eager's do, and only then: empty batches, checkpointing, older graphs."""
 
 import copy
 
@@ -15,7 +15,6 @@ from training import (
     identity,
     in_channels,
     is_trained,
-    one_thread,  # noqa: F401  autouse
     projected,
 )
 

@@ -1,4 +1,4 @@
-"""What a converted network's stages may hold and be: whatever eager calls is called, and sees what eager shows it."""
+"""A converted network calls whatever its stages hold, as eager does, with what eager gives it."""
 
 import copy
 
@@ -90,15 +90,15 @@ def test_recompute_keeps_gradients_bitwise(x):
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
-@pytest.mark.parametrize("what", ["a hook", "a block", "a block that is called otherwise"])
+@pytest.mark.parametrize("what", ["hook added", "block replaced", "forward replaced"])
 def test_stage_changed_during_the_forward_pass(x, what):
     calls = []
 
     def change(module, _inputs, _output):
         following = module.following[0]
-        if what == "a hook":
+        if what == "hook added":
             following.register_forward_hook(lambda *_: calls.append(what))
-        elif what == "a block":
+        elif what == "block replaced":
             following[0] = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(64, 128, 1, bias=False))
         else:
             following[0].forward = lambda y: nn.functional.avg_pool2d(torch.cat([y, y], 1), 2)
@@ -114,4 +114,4 @@ def test_stage_changed_during_the_forward_pass(x, what):
         with torch.no_grad():
             found.append(model(x))
     torch.testing.assert_close(*found)
-    assert len(calls) == (2 if what == "a hook" else 0)
+    assert len(calls) == (2 if what == "hook added" else 0)

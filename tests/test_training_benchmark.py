@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import one_thread  # noqa: F401  autouse
 
 from resnet_fused import autograd, reference
 

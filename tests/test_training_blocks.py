@@ -19,7 +19,6 @@ from training import (
     identity,
     in_channels,
     is_trained,
-    one_thread,  # noqa: F401  autouse
     projected,
     projection,
     step,

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import one_thread  # noqa: F401  autouse
 
 import resnet_fused
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training import one_thread, projection  # noqa: F401  autouse
+from training import projection
 
 from resnet_fused import autograd, modules
 from resnet_fused.autograd import Conv, Norm, layout, twin

@@ -7,7 +7,7 @@ from criterion import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_case import DTYPES, lay_out
-from training import POOLS, one_thread, stem_gradients  # noqa: F401  one_thread: autouse
+from training import POOLS, stem_gradients
 
 from resnet_fused import autograd, convert, functional, models, ops, reference
 

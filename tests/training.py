@@ -2,7 +2,6 @@
 
 import copy
 
-import pytest
 import torch
 from criterion import assert_close
 from support import randomise
@@ -10,15 +9,6 @@ from torch import nn
 
 import resnet_fused
 from resnet_fused import modules, reference
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small gain nothing from a second one, and lose much where another process wants it too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def projection(inplanes, planes, stride):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import subprocess
+from pathlib import Path
+
 import pytest
 
 
@@ -55,24 +60,81 @@ def primitives(compiler):
     return emulator.load()
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "planted_bug: the emulator catches the bug that is planted (tests/planting.py)")
-
-
-@pytest.fixture(scope="session")
-def all_planted(request, compiler):
-    """Compiles the kernels with the bugs of all selected tests at once."""
-    import cuda_on_cpu
-    import planting
-
-    cuda_on_cpu.prepare([bug.plant for bug in planting.all_bugs(request.session.items).values()])
-
-
 @pytest.fixture
-def planted(all_planted, bug):
+def planted(compiler, bug):
     """The kernels with the test's bug."""
     import cuda_on_cpu
 
     kernels = cuda_on_cpu.load_planted(bug.plant)
     yield kernels
     kernels.close()
+
+
+SAMPLED = 8  # of so many planted bugs one is in a sample
+
+
+def add_options(parser):
+    parser.addoption(
+        "--planted-bugs",
+        default="all",
+        metavar="all|sample|none|sm80,sm90,bn,pool,tile,primitives",
+        help="which planted bugs run: all (default), a sample chosen by the commit, none, or those of these folders",
+    )
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "planted_bug: the emulator catches the bug that is planted (tests/planting.py)")
+
+
+def pytest_report_header(config):
+    if (which := config.getoption("planted_bugs")) != "all":
+        more = f": one of {SAMPLED}, by commit {commit()[:12]}" if which == "sample" else ""
+        return f"planted bugs: {which}{more}; make proof runs all"
+    return None
+
+
+def pytest_collection_modifyitems(config, items):
+    import planting
+
+    which = config.getoption("planted_bugs")
+    if which == "all":
+        return
+    left = {item for item, bug in planting.all_bugs(items).items() if not is_chosen(bug, which, item.nodeid)}
+    config.hook.pytest_deselected(items=list(left))
+    items[:] = [item for item in items if item not in left]
+
+
+def is_chosen(bug, which, nodeid):
+    if which == "sample":
+        return hashlib.sha256(f"{commit()} {nodeid}".encode()).digest()[0] % SAMPLED == 0
+    return bug.family in which.split(",")
+
+
+@functools.cache
+def commit():
+    """HEAD, or what a copy without git has instead."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return done.stdout.strip() or "none"
+
+
+def prepare(session, known):
+    """Compiles what the selected tests of the emulator need in one go: ``known`` libraries, and those of fixtures.
+
+    Of a single file's tests nobody knows which libraries they will ask for: those compile when they are loaded.
+    """
+    import cuda_on_cpu
+    import planting
+
+    items = [item for item in session.items if item.get_closest_marker("emulator")]
+    fixtures = {name for item in items for name in item.fixturenames}
+    libraries = set(known)
+    if len({item.path for item in items}) > 1:
+        if fixtures & {"kernels", "planted"}:
+            libraries.update(map(cuda_on_cpu.build.library, cuda_on_cpu.libraries.LIBRARIES))
+        libraries.update(cuda_on_cpu.build.library(name) for f, name in LIBRARIES.items() if f in fixtures)
+    plants = [bug.plant for bug in planting.all_bugs(items).values()]
+    cuda_on_cpu.prepare(sorted(libraries), plants)
+
+
+#: What fixtures load.
+LIBRARIES = {"library": "op_layer", "host": "op_host", "primitives": "primitives", "checks": "checks"}

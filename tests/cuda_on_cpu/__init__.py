@@ -1,7 +1,7 @@
 """Runs the CUDA kernels on the CPU, every thread a fiber and every access checked. docs/kernels/emulator.md
 
-``load()`` gives the kernels' own sources, compiled with g++ (ninja rebuilds what changed), by library: a library has the
-functions of ``bindings/``. ``load_planted(Plant(...))`` gives them with a bug.
+``load()`` gives the kernels' own sources by library, compiled with g++ (ninja rebuilds what changed); a library has
+the functions of ``bindings/``. ``load_planted(Plant(...))`` gives them with a bug.
 """
 
 from __future__ import annotations
@@ -15,12 +15,24 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from . import build, report
-from .build import Own, Planted, missing
-from .libraries import LIBRARIES, ROOT, SOURCES, containing
+from .build import Planted, missing
+from .libraries import CHECKS, LIBRARIES, PRIMITIVES, ROOT, SOURCES, Own, containing
 
-__all__ = ["Kernels", "Library", "Plant", "load", "load_own", "load_planted", "missing", "prepare", "used"]
+__all__ = [
+    "CHECKS",
+    "PRIMITIVES",
+    "Kernels",
+    "Library",
+    "Plant",
+    "load",
+    "load_own",
+    "load_planted",
+    "missing",
+    "prepare",
+    "used",
+]
 
-#: Files of the libraries that were asked for a function, since somebody last cleared it: what a test's verdict rests on.
+#: Files of the libraries whose functions were called, since somebody last cleared it: what a test's verdict rests on.
 used: set[Path] = set()
 
 
@@ -115,17 +127,16 @@ def load_own(own: Own) -> Library:
     return _own(own)
 
 
-def prepare(plants: Iterable[Plant]) -> None:
-    """Compiles all libraries that have these bugs in one go."""
-    bugs = [_planted(plant) for plant in plants]
-    own = dict.fromkeys(bug.own for bug in bugs if bug.own)
-    build.build([bug.library(name) for bug in bugs for name in bug.libraries], bugs, own)
+def prepare(libraries: Iterable[Path], plants: Iterable[Plant] = ()) -> None:
+    """Brings libraries, and those that have these bugs, up to date in one go."""
+    bugs = [_planted(plant) for plant in dict.fromkeys(plants)]  # two tests may plant the same
+    build.build([*libraries, *(bug.library(name) for bug in bugs for name in bug.libraries)], bugs)
 
 
 def _own(own: Own, plant: Plant | None = None) -> Library:
     bugs = [_planted(plant)] if plant else []
     file = bugs[0].library(own.name) if bugs else build.library(own.name)
-    build.build([file], bugs, [own])
+    build.build([file], bugs)
     return Library(file)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .libraries import HERE, LIBRARIES, ROOT, SOURCES
+from .libraries import CHECKS, HERE, LIBRARIES, PRIMITIVES, ROOT, SOURCES, Own
 
 BUILD = ROOT / "build" / "cuda_on_cpu"
 EMULATOR = BUILD / f"emulator{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -56,15 +56,6 @@ CHECKED = (
 PRECOMPILED = HERE / "include" / "precompiled.h"
 
 
-class Own(NamedTuple):
-    """A library of a test's own kernels: .cu files, C++ files of bindings (bindings/library.h), where headers are."""
-
-    name: str
-    kernels: tuple[Path, ...]
-    bindings: tuple[Path, ...]
-    include: tuple[Path, ...]
-
-
 class Planted(NamedTuple):
     """A copy of a source file with a bug in it, and the libraries that have the bug."""
 
@@ -92,12 +83,14 @@ def library(name: str) -> Path:
     return BUILD / "libraries" / f"{name}.so"
 
 
-def build(targets: Iterable[Path], planted: Iterable[Planted] = (), own: Iterable[Own] = ()) -> None:
+def build(targets: Iterable[Path], planted: Iterable[Planted] = ()) -> None:
     """Brings files up to date, as many compilers at a time as there are cores. Other processes wait for their turn."""
     BUILD.mkdir(parents=True, exist_ok=True)
     with _locked():
         file = BUILD / "build.ninja"
-        file.write_text("\n".join([*_rules(), *_everything(), *_own(own), *_planted(planted)]) + "\n")
+        file.write_text(
+            "\n".join([*_rules(), *_everything(), *_own(CHECKS), *_own(PRIMITIVES), *_planted(planted)]) + "\n"
+        )
         arguments = ["-C", str(ROOT), "-f", str(file), *(str(t) for t in targets)]
         done = subprocess.run([_ninja(), *arguments], capture_output=True, text=True)
     if done.returncode:
@@ -211,18 +204,15 @@ def _everything() -> list[str]:
 OP_LIBRARIES = {"op_layer": "resnet_fused_on_cpu", "op_host": "resnet_fused_on_host"}
 
 
-def _own(own: Iterable[Own]) -> list[str]:
-    lines = []
-    for o in own:
-        objects = []
-        more = " ".join(f"-I{p}" for p in o.include)
-        for rule, sources in (("kernel", o.kernels), ("bindings", o.bindings)):
-            for source in sources:
-                built, of_object = _compile(rule, source, BUILD / o.name, more=more)
-                lines += of_object
-                objects.append(built)
-        lines += _link(library(o.name), [*objects, BUILD / "libraries" / "bindings_library.o"])
-    return lines
+def _own(own: Own) -> list[str]:
+    lines, objects = [], []
+    more = " ".join(f"-I{p}" for p in own.include)
+    for rule, sources in (("kernel", own.kernels), ("bindings", own.bindings)):
+        for source in sources:
+            built, of_object = _compile(rule, source, BUILD / own.name, more=more)
+            lines += of_object
+            objects.append(built)
+    return [*lines, *_link(library(own.name), [*objects, BUILD / "libraries" / "bindings_library.o"])]
 
 
 def _planted(planted: Iterable[Planted]) -> list[str]:

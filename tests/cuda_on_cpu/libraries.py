@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -25,6 +26,24 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     **{f"conv_rows_{d}": ("conv_rows", f"conv_rows_{d}") for d in ("f16", "bf16")},
     **{f"block_fwd_{d}": ("block_fwd", f"block_fwd_{d}") for d in ("f16", "bf16")},
 }
+
+
+class Own(NamedTuple):
+    """A library of a test's own kernels: .cu files, C++ files of bindings (bindings/library.h), where headers are."""
+
+    name: str
+    kernels: tuple[Path, ...]
+    bindings: tuple[Path, ...]
+    include: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, name: str, folder: Path, but: str = "") -> Own:
+        kernels = tuple(path for path in sorted(folder.glob("*.cu")) if path.stem != but)
+        return cls(name, kernels, tuple(sorted(folder.glob("*.cpp"))), (folder,))
+
+
+CHECKS = Own.of("checks", HERE / "checks")
+PRIMITIVES = Own.of("primitives", HERE.parent / "cuda_primitives" / "kernels", but="gpu")
 
 SOURCES = {path.stem: path for path in sorted(CUDA.rglob("*.cu"))}
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import cuda_on_cpu
 import numpy as np
-from cuda_on_cpu import Library, Own
+from cuda_on_cpu import Library
 
 from .case import Case
 
-KERNELS = Path(__file__).resolve().parent / "kernels"
-SOURCES = sorted(path for path in KERNELS.glob("*.cu") if path.stem != "gpu")
-OWN = Own("primitives", tuple(SOURCES), tuple(sorted(KERNELS.glob("*.cpp"))), (KERNELS,))
 SCHEDULES = ("stay", "rotate", "random")
 
 
 def load() -> Library:
-    return cuda_on_cpu.load_own(OWN)
+    return cuda_on_cpu.load_own(cuda_on_cpu.PRIMITIVES)
 
 
 def run(module: Library, case: Case, schedule: str = "stay", seed: int = 1) -> tuple[np.ndarray, dict]:

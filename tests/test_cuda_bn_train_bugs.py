@@ -1,0 +1,157 @@
+"""Bugs planted in the training kernels: each is caught."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from cuda_cases.batch_norm import activation
+from cuda_cases.training import case, check_backward, check_kept, check_reduce, check_stats
+from planting import bugs_of, by_schedule, each_bug, fails, order, value
+
+STATS, PARTS, MOMENTS, REDUCE, GRADIENT, APPLY, FINISH, FOLD, HOST, WALK = (
+    "cuda/bn/bn_stats.cuh",
+    "cuda/bn/parts.cuh",
+    "cuda/bn/moments.cuh",
+    "cuda/bn/bn_backward_reduce.cuh",
+    "cuda/bn/bn_gradient.cuh",
+    "cuda/bn/bn_backward.cuh",
+    "cuda/bn/bn_finish.cuh",
+    "cuda/bn/fold.cuh",
+    "cuda/bn/bn_gradient.h",
+    "cuda/bn/reduction.h",
+)
+STATISTICS_BUGS = {
+    "a fold without its barrier": order(FOLD, "    ptx::bar_sync_all();\n", ""),
+    "a fold that forgets the odd slot": value(FOLD, "half = (width + 1) / 2;", "half = width / 2;"),
+    "items past the part's last": value(PARTS, "for (; i < at.end; i += slots)", "for (; i <= at.end; i += slots)"),
+    "a batch short": value(PARTS, "++r, i += kBatch * slots)", "++r, i += (kBatch + 1) * slots)"),
+    "a run left out": value(PARTS, "total[v] += run[v];", "total[v] = run[v];"),
+    "a part in another's place": order(PARTS, "(static_cast<uint64_t>(part) *", "(static_cast<uint64_t>(part / 2) *"),
+    "lanes past the last": value(PARTS, "inside(lane < walk.all_lanes)", "inside(true)"),
+    "the last part as long as the others": value(
+        PARTS,
+        "walk.items - part * walk.each < walk.each ? walk.items : (part + 1) * walk.each",
+        "(part + 1) * walk.each",
+    ),
+    "no center": value(STATS, "add.center[c] = center_of(", "add.center[c] = 0 * center_of("),
+    "an infinite center": value(MOMENTS, "return is_finite(center) ? center : Acc(0);", "return center;"),
+    "squares not moved to the mean": value(MOMENTS, "squares -= by * (2 * sum - count * by);", ""),
+    "parts that overlap": value(
+        WALK, "r.splits = ceil_div(r.items, r.each);", "r.splits = ceil_div(r.items, r.each) + 1;"
+    ),
+}
+SUM_BUGS = {
+    "a NaN closes the mask": value(GRADIENT, "closed = out.get(e) <= Acc(0);", "closed = !(out.get(e) > Acc(0));"),
+    "a NaN closes the recomputed mask": value(
+        GRADIENT,
+        "closed = bn.apply(x.get(e), Config::channel_of(e)) <= Acc(kVanishes<Config::kDtype>);",
+        "closed = !(bn.apply(x.get(e), Config::channel_of(e)) > Acc(kVanishes<Config::kDtype>));",
+    ),
+    "the mean not subtracted": value(REDUCE, "chunk[b].x.get(e) - mean[c]", "chunk[b].x.get(e)"),
+    "another lane's vectors": value(REDUCE, "bn(from.bn, lane * Config::kChannels)", "bn(from.bn, 0)"),
+    "g kept in another's place": value(REDUCE, "kept + at[b]", "kept + at[0]"),
+    "a g that is not kept": value(REDUCE, "if (kept) Config", "if (kept && at[b]) Config"),
+    "alignment of what is kept forgotten": value(HOST, "| reinterpret_cast<uintptr_t>(to);", ";"),
+    "alignment of out forgotten": value(HOST, "reinterpret_cast<uintptr_t>(g.out) |", ""),
+}
+GRADIENT_BUGS = {
+    "the scale inside the difference": value(
+        APPLY,
+        "      if (p.sum_g.data) g -= ",
+        "      if (p.sum_g.data) g = v.bn.scale[c] * g - v.bn.scale[c] * ",
+    ),
+    "frozen statistics that move": value(APPLY, "if (p.sum_g.data) g -=", "if (true) g -="),
+    "no bounds check on lanes": value(APPLY, "if (lane >= walk.all_lanes) return;", ""),
+}
+FINISH_BUGS = {
+    "parts taken to be equally long": value(FINISH, "left < parts.each ? left : parts.each", "parts.each"),
+    "a channel past the last": value(
+        FINISH, "inside = channel < parts.channels;", "inside = channel <= parts.channels;"
+    ),
+    "the deviation forgotten": value(FINISH, "sums.sum[1] * inverse", "sums.sum[1]"),
+}
+
+
+def exercise_statistics(kernels, schedule):
+    # 37 items a thread, more than a run; a channel without a finite center
+    x = activation((3, 256, 20, 20), torch.bfloat16, True)
+    x[0, 1, 0, 0], x[:, 2] = torch.nan, torch.inf
+    check_stats(kernels, x, schedule=schedule)
+    # 67 lanes in 3 groups, and parts of which the last is shorter
+    x = activation((2, 268, 3, 7), torch.float32, True) + 1000
+    check_stats(kernels, x, schedule=schedule, sm_count=3)
+
+
+def gradient_with_nan(mask):
+    g = case((3, 16, 36, 36), torch.bfloat16, True, mask)
+    g.x[0, 3, 5, 5] = torch.nan
+    if mask == "out":
+        g.out[0, 3, 5, 5] = torch.nan
+    return g
+
+
+def many_lanes():
+    """281: of the last group some are past the last, and a part has a few rows."""
+    return case((2, 2248, 2, 3), torch.bfloat16, True, "out")
+
+
+def exercise_sums(kernels, schedule):
+    for mask in ("recompute", "out"):
+        check_reduce(kernels, gradient_with_nan(mask), schedule=schedule)
+    check_kept(kernels, gradient_with_nan("out"), schedule=schedule)
+    check_reduce(kernels, many_lanes(), schedule=schedule, sm_count=30)
+    kept, moved = (activation((2, 8, 4, 4), torch.bfloat16, True, misalign=1) for _ in range(2))
+    g = case((2, 8, 4, 4), torch.bfloat16, True, "out")
+    check_kept(kernels, g, kept=kept, schedule=schedule)
+    check_reduce(kernels, g._replace(out=moved.copy_(g.out)), schedule=schedule)
+
+
+def exercise_gradient(kernels, schedule):
+    for mask, frozen in itertools.product(("recompute", "out"), (False, True)):
+        check_backward(kernels, gradient_with_nan(mask), frozen=frozen, schedule=schedule)
+    g = many_lanes()
+    check_backward(kernels, g, schedule=schedule)
+    g.bn.gamma[4] = torch.inf
+    check_backward(kernels, g, schedule=schedule)
+
+
+def exercise_finish(kernels, schedule):
+    exercise_statistics(kernels, schedule)
+    exercise_sums(kernels, schedule)
+
+
+@by_schedule
+def test_exercise_passes(kernels, schedule):
+    exercise_statistics(kernels, schedule)
+    exercise_sums(kernels, schedule)
+    exercise_gradient(kernels, schedule)
+
+
+NHWC = "v.layout == Layout::kNHWC"
+BF16_MASKED = f"{NHWC} && v.dtype == Dtype::kBFloat16 && v.mask != Mask::kNone"
+
+
+@each_bug(
+    bugs_of(
+        STATISTICS_BUGS,
+        fails(exercise_statistics),
+        ("bn_stats",),
+        f"{NHWC} && (v.dtype == Dtype::kBFloat16 || v.dtype == Dtype::kFloat32) && v.vector > 1",
+    ),
+    bugs_of(
+        SUM_BUGS,
+        fails(exercise_sums),
+        ("bn_backward_reduce",),
+        f"{BF16_MASKED} && (v.vector == 8 || v.mask == Mask::kOut)",
+    ),
+    bugs_of(
+        GRADIENT_BUGS,
+        fails(exercise_gradient),
+        ("bn_backward",),
+        f"{BF16_MASKED} && v.vector == 8",
+    ),
+    bugs_of(FINISH_BUGS, fails(exercise_finish), ("bn_finish",)),
+)
+def test_bug_is_caught(planted, bug):
+    bug.assert_caught(planted)
