@@ -1,9 +1,12 @@
 """What several test files need: realistic BatchNorms, the truth in float64, and which ops a call runs."""
 
+import contextlib
 import copy
+import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,17 @@ def run_python(*arguments: Any, timeout: float = 600, **environment: str) -> sub
         [sys.executable, *map(str, arguments)],
         cwd=ROOT, env={**inherited, **environment}, capture_output=True, text=True, timeout=timeout,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """One for all processes of pytest-xdist, which have it in turn: what one left there, the next need not make."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
 
 
 def randomise(model: nn.Module) -> nn.Module:

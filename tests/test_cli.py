@@ -20,6 +20,11 @@ def _wide_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
 
 
+@pytest.fixture(autouse=True)
+def _planned(monkeypatch):
+    monkeypatch.delenv("RESNET_FUSED_CUDA_ENGINE", raising=False)
+
+
 def fails(capsys, *argv):
     """The one line that the command leaves on stderr."""
     assert cli.main(argv) == 2
@@ -138,7 +143,6 @@ def test_explain_for_a_gpu_knows_one_launch_blocks(capsys, tmp_path, monkeypatch
     )
     monkeypatch.chdir(tmp_path)
     argv = ["explain", "one_block:make", "--input", "1,64,28,28", "--gpu", "h200", "--dtype", "bfloat16", "--why"]
-    monkeypatch.delenv("RESNET_FUSED_CUDA_ENGINE", raising=False)
     assert cli.main(argv) == 0
     out = capsys.readouterr().out
     assert len(re.findall("not sm90 block: no GPU has run it yet", out)) == 2, "both convolutions of the identity block"

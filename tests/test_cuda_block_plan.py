@@ -16,14 +16,18 @@ SHAPES = {int(row[0]): [int(v) for v in row] for row in (r.split(",") for r in r
 ENGINE = "RESNET_FUSED_CUDA_ENGINE"
 
 
+@pytest.fixture(autouse=True)
+def _planned(monkeypatch):
+    monkeypatch.delenv(ENGINE, raising=False)
+
+
 def explain(n=1, c=64, h=56, w=56, dtype="bfloat16", gpu="h200", aligned=True):
     return ops.explain_cuda_block([n, c, h, w], dtype, aligned, True, GPUS[gpu]).split("\n  not ")
 
 
 @pytest.mark.parametrize("n", [1, 8, 32])
 @pytest.mark.parametrize("channels", SHAPES)
-def test_block_kernel_is_not_picked_by_default(monkeypatch, channels, n):
-    monkeypatch.delenv(ENGINE, raising=False)
+def test_block_kernel_is_not_picked_by_default(channels, n):
     plan, why = explain(n, channels)
     assert plan == "two launches"
     assert re.fullmatch(

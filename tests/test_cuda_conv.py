@@ -16,6 +16,7 @@ from cuda_cases.convolution import (
     check,
     check_nonfinite,
     convolution,
+    deep_projection,
     identity,
     plant_nonfinite,
     randn,
@@ -81,6 +82,13 @@ def test_deep_prologue(kernels, schedule):
     conv = convolution(torch.bfloat16, 1, 128, 8, 8, 64, 3, 3, 1, 1, prologue=True)
     residual = randn(conv.output_shape(), torch.bfloat16, 9)
     check(kernels, (128, 64), conv, residual=residual, schedule=schedule)
+
+
+@by_dtype
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("prologue", [False, True], ids=["projection", "prologue"])
+def test_projection_is_deeper_than_main(kernels, dtype, prologue, splits):
+    check(kernels, **deep_projection(dtype, (64, 64), prologue=prologue), splits=splits)
 
 
 @by_dtype

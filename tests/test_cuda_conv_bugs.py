@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from cuda_cases.convolution import check, small_case
+from cuda_cases.convolution import check, deep_projection, small_case
 from cuda_on_cpu.conv_fwd import MODES, Variant
 from planting import bugs_of, by_schedule, each_bug, fails, order, value
 
@@ -132,12 +132,21 @@ PROJECTION_BUGS = {
         "v[e] += bn.apply(shortcut[e], e)",
     ),
 }
+DEPTH_BUGS = {
+    "the projection as deep as the main convolution": value(
+        KERNEL, "steps_of<Config>(p.projection.shape)", "steps_of<Config>(p.main.shape)"
+    ),
+}
 
 
 def exercise(kernels, schedule, mode="plain", dtype=torch.bfloat16, splits=(1, 3)):
     """The depth whole and in slices, ragged in every direction."""
     for n in splits:
         check(kernels, **small_case(Variant(dtype, (64, 64), mode), n=1), splits=n, schedule=schedule)
+
+
+def exercise_depth(kernels, schedule):
+    check(kernels, **deep_projection(torch.bfloat16, (64, 64)), schedule=schedule)
 
 
 def exercise_splits(kernels, schedule):
@@ -155,12 +164,19 @@ def caught(bugs, source="conv_fwd_bf16", mode="plain", dtype=torch.bfloat16):
 def test_exercise_passes(kernels, schedule, dtype):
     for mode in MODES:
         exercise(kernels, schedule, mode, dtype)
+    exercise_depth(kernels, schedule)
 
 
 @each_bug(
     caught(BUGS),
     caught(PROLOGUE_BUGS, mode="prologue"),
     caught(PROJECTION_BUGS, mode="projection"),
+    bugs_of(
+        DEPTH_BUGS,
+        fails(exercise_depth),
+        ("conv_fwd_bf16",),
+        "v.tile_m == 64 && v.mode == ConvFwdMode::kProjection",
+    ),
     caught(TF32_BUGS, "conv_fwd_tf32", dtype=torch.float32),
     bugs_of(FINISH_BUGS, fails(exercise_splits), ("conv_finish",)),
 )

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from criterion import assert_close
 from gpu_case import by_kind, less_exact
-from support import randomise
+from support import randomise, run_python
 
 from resnet_fused import convert, models
 
@@ -62,7 +60,6 @@ def test_resnet18_replays_with_a_new_input(dtype, tf32, batch):
 @pytest.mark.skipif(os.environ.get("RESNET_FUSED_CUDA_OVERLAP") == "0", reason="this is the run without")
 def test_replay_without_overlap():
     """RESNET_FUSED_CUDA_OVERLAP=0 launches kernels one after another; it is read once a process."""
-    environment = {**os.environ, "RESNET_FUSED_CUDA_OVERLAP": "0"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", f"{__file__}::test_resnet18_replays_with_a_new_input"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50)
+    test = f"{__file__}::test_resnet18_replays_with_a_new_input"
+    done = run_python("-m", "pytest", "-q", "-x", test, timeout=50, RESNET_FUSED_CUDA_OVERLAP="0")
     assert done.returncode == 0, done.stdout[-4000:]

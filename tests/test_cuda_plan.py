@@ -19,6 +19,11 @@ GRADIENT = "gradient sums"
 DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
+@pytest.fixture(autouse=True)
+def _planned(monkeypatch):
+    monkeypatch.delenv("RESNET_FUSED_CUDA_ENGINE", raising=False)
+
+
 class Tile(NamedTuple):
     m: int
     n: int

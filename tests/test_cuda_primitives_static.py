@@ -13,7 +13,13 @@ import pytest
 import sass
 from cuda_primitives import gpu
 from cuda_primitives.cases import WIDTHS
+from support import shared_folder
 
+<<<<<<< HEAD
+=======
+from build_tools import command, toolchain
+
+>>>>>>> workers
 SOURCES = {
     "sm_80": [name for name in gpu.EVERYWHERE if name.endswith(".cu") and name != "gpu.cu"],
     "sm_90a": [*gpu.FROM_SM_90, *gpu.ON_SM_90A],
@@ -55,22 +61,37 @@ class Compiled(NamedTuple):
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> dict[tuple[str, str], Compiled]:
+<<<<<<< HEAD
     nvcc = sass.toolkit().nvcc
     folder = tmp_path_factory.mktemp("primitives")
+=======
+    toolkit, why = toolchain.find_toolkit(os.environ)
+    if toolkit is None:
+        pytest.skip(f"no CUDA toolkit: {why}")
+>>>>>>> workers
 
-    def compile_one(arch: str, source: str) -> Compiled:
-        fatbin = folder / f"{source}.{arch}.fatbin"
+    def compile_one(folder: Path, arch: str, source: str) -> Compiled:
+        fatbin, log = (folder / f"{source}.{arch}.{kind}" for kind in ("fatbin", "log"))
+        if log.exists():
+            return Compiled(fatbin, log.read_text())
         code = f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}"
+<<<<<<< HEAD
         command = [nvcc, "-fatbin", "-std=c++17", "-O3", f"-I{gpu.ROOT / 'csrc'}", "-Xptxas", "-v", code]
         done = subprocess.run(
             [*command, gpu.KERNELS / source, "-o", fatbin], capture_output=True, text=True, timeout=300
         )
+=======
+        nvcc = [toolkit.nvcc, "-fatbin", "-std=c++17", "-O3", f"-I{gpu.ROOT / 'csrc'}", "-Xptxas", "-v", code]
+        done = subprocess.run([*nvcc, gpu.KERNELS / source, "-o", fatbin], capture_output=True, text=True, timeout=300)
+>>>>>>> workers
         assert done.returncode == 0, done.stderr
+        log.write_text(done.stderr)
         return Compiled(fatbin, done.stderr)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = {(arch, name): pool.submit(compile_one, arch, name) for arch, names in SOURCES.items() for name in names}
-        return {key: job.result() for key, job in jobs.items()}
+    with shared_folder(tmp_path_factory, "primitives") as folder, ThreadPoolExecutor(command.jobs()) as pool:
+        keys = [(arch, name) for arch, names in SOURCES.items() for name in names]
+        compiled = {key: pool.submit(compile_one, folder, *key) for key in keys}
+        return {key: job.result() for key, job in compiled.items()}
 
 
 def test_ptxas_neither_spills_nor_serialises(compiled):

@@ -12,6 +12,7 @@ from cuda_cases.convolution import (
     check,
     check_nonfinite,
     convolution,
+    deep_projection,
     identity,
     plant_nonfinite,
     randn,
@@ -66,6 +67,13 @@ def test_prologue_keeps_padding_zero(kernels, dtype, geometry):
     """Padding stays zero after BatchNorm and ReLU, whatever they make of a zero."""
     conv = shifted_prologue(convolution(dtype, *GEOMETRIES[geometry], prologue=True))
     check(kernels, (128, 128), conv, **ON_HOPPER)
+
+
+@by_dtype
+@pytest.mark.parametrize("tile", [(256, 64), (128, 128)], ids=str)
+@pytest.mark.parametrize("prologue", [False, True], ids=["projection", "prologue"])
+def test_projection_is_deeper_than_main(kernels, dtype, tile, prologue):
+    check(kernels, **deep_projection(dtype, tile, 64, 320, prologue), **ON_HOPPER)
 
 
 @by_dtype

@@ -1,22 +1,17 @@
 """A method replaced on an eager class, before or after conversion, is what runs."""
 
-import subprocess
-import sys
 from functools import wraps
-from pathlib import Path
 
 import pytest
 import torch
 from criterion import assert_close
-from support import randomise, truth
+from support import ROOT, randomise, run_python, truth
 
 import resnet_fused
 from resnet_fused import models, reference
 
 tv = pytest.importorskip("torchvision.models")
 resnet = tv.resnet
-
-ROOT = Path(__file__).parents[1]
 
 
 def small(network, block):
@@ -155,7 +150,9 @@ with torch.no_grad():
     resnet.BasicBlock.forward = original
     print(resnet_fused.report(model)["layer1.0"].status)
 """
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.splitlines()
     assert shown[0] == "1 torchvision.models.resnet.BasicBlock.forward was replaced by another function"
     assert shown[1] == "refused", "what was replaced when we saw it first stays unknown"
 

@@ -87,6 +87,13 @@ def small_case(v: Variant, n=3, c=24, projected=40) -> dict:
     return case
 
 
+def deep_projection(dtype, tile, c=24, projected=200, prologue=False) -> dict:
+    """A 1x1 convolution beside a projection of more channels, as where a stage of bottlenecks begins."""
+    k = tile[1] + 8
+    projection = convolution(dtype, 1, projected, 11, 14, k, 1, 1, 2, seed=10, prologue=prologue)
+    return dict(tile=tile, conv=convolution(dtype, 1, c, 6, 7, k, 1, 1), projection=projection)
+
+
 def tf32(t):
     """What eager's convolution multiplies with TF32 allowed."""
     return torch.where(torch.isfinite(t), criterion.tf32(t), t)
