@@ -38,6 +38,8 @@ _refusal = refusal_of_zero_eps()
 # For tests that compare with eager at eps = 0.
 zero_eps = pytest.mark.skipif(bool(_refusal), reason=f"eager refuses eps = 0: {_refusal}")
 
+CUDA_13 = (75, 80, 86, 89, 90, 100, 103, 110, 120, 121)  # nvcc 13.0 --list-gpu-code
+
 _missing = toolchain.missing_compiler()
 NO_COMPILER = f"this needs a compiler: {_missing} is not installed" if _missing else ""
 needs_compiler = pytest.mark.skipif(bool(NO_COMPILER), reason=NO_COMPILER)
