@@ -14,17 +14,17 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        (["csrc/cuda/sm80/conv_mainloop.cuh"], "sm80"),
-        (["csrc/cuda/sm90/conv_sm90.cuh", "csrc/cuda/pool/bn_pool.cu"], "sm90,pool"),
-        (["csrc/cuda/sm80/deleted.cuh"], "sm80"),
-        (["csrc/cuda/bn/moments.cuh"], "sm80,sm90,bn"),  # all three include it
-        (["csrc/cuda/tile/bytes.cuh"], "pool,tile"),
-        (["csrc/cuda/ptx/wgmma.cuh"], "sm90,primitives"),
-        (["csrc/cuda/launch.h"], "sm80,sm90,bn,pool,primitives"),
-        (["tests/test_cuda_pool.py"], "pool,tile"),
-        (["tests/test_cuda_primitives_bugs.py"], "primitives"),
-        (["tests/cuda_primitives/kernels/conv.cu"], "primitives"),
-        (["tests/cuda_primitives/cases.py"], "primitives"),
+        (["csrc/cuda/sm80/conv_mainloop.cuh"], "sample,sm80"),
+        (["csrc/cuda/sm90/conv_sm90.cuh", "csrc/cuda/pool/bn_pool.cu"], "sample,sm90,pool"),
+        (["csrc/cuda/sm80/deleted.cuh"], "sample,sm80"),
+        (["csrc/cuda/bn/moments.cuh"], "sample,sm80,sm90,bn"),  # all three include it
+        (["csrc/cuda/tile/bytes.cuh"], "sample,pool,tile"),
+        (["csrc/cuda/ptx/wgmma.cuh"], "sample,sm90,primitives"),
+        (["csrc/cuda/launch.h"], "sample,sm80,sm90,bn,pool,primitives"),
+        (["tests/test_cuda_pool.py"], "sample,pool,tile"),
+        (["tests/test_cuda_primitives_bugs.py"], "sample,primitives"),
+        (["tests/cuda_primitives/kernels/conv.cu"], "sample,primitives"),
+        (["tests/cuda_primitives/cases.py"], "sample,primitives"),
         (["tests/test_cuda_deleted.py"], "all"),
         (["tests/cuda_on_cpu/runtime/device.cpp"], "all"),
         (["README.md", "tests/planting.py"], "all"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +14,8 @@ from cuda_primitives import gpu
 from cuda_primitives.cases import WIDTHS
 from support import shared_folder
 
-<<<<<<< HEAD
-=======
-from build_tools import command, toolchain
+from build_tools import command
 
->>>>>>> workers
 SOURCES = {
     "sm_80": [name for name in gpu.EVERYWHERE if name.endswith(".cu") and name != "gpu.cu"],
     "sm_90a": [*gpu.FROM_SM_90, *gpu.ON_SM_90A],
@@ -61,29 +57,15 @@ class Compiled(NamedTuple):
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> dict[tuple[str, str], Compiled]:
-<<<<<<< HEAD
-    nvcc = sass.toolkit().nvcc
-    folder = tmp_path_factory.mktemp("primitives")
-=======
-    toolkit, why = toolchain.find_toolkit(os.environ)
-    if toolkit is None:
-        pytest.skip(f"no CUDA toolkit: {why}")
->>>>>>> workers
+    toolkit = sass.toolkit()
 
     def compile_one(folder: Path, arch: str, source: str) -> Compiled:
         fatbin, log = (folder / f"{source}.{arch}.{kind}" for kind in ("fatbin", "log"))
         if log.exists():
             return Compiled(fatbin, log.read_text())
         code = f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}"
-<<<<<<< HEAD
-        command = [nvcc, "-fatbin", "-std=c++17", "-O3", f"-I{gpu.ROOT / 'csrc'}", "-Xptxas", "-v", code]
-        done = subprocess.run(
-            [*command, gpu.KERNELS / source, "-o", fatbin], capture_output=True, text=True, timeout=300
-        )
-=======
         nvcc = [toolkit.nvcc, "-fatbin", "-std=c++17", "-O3", f"-I{gpu.ROOT / 'csrc'}", "-Xptxas", "-v", code]
         done = subprocess.run([*nvcc, gpu.KERNELS / source, "-o", fatbin], capture_output=True, text=True, timeout=300)
->>>>>>> workers
         assert done.returncode == 0, done.stderr
         log.write_text(done.stderr)
         return Compiled(fatbin, done.stderr)
