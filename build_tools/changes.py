@@ -30,12 +30,10 @@ SANITIZED = (
 
 
 def since_last_green(root: Path = ROOT) -> list[str] | None:
-    """The files that differ from main where this branch left it, or on main from the commit before; None: who knows."""
+    """The files that differ from main where this branch left it; None where nobody can tell, as on main itself."""
     head = _git(root, "rev-parse", "HEAD")
     base = _git(root, "merge-base", "HEAD", "origin/main") or _git(root, "merge-base", "HEAD", "main")
-    if base is not None and base == head:
-        base = _git(root, "rev-parse", "--verify", "--quiet", "HEAD^")
-    listed = _git(root, "diff", "--name-only", "--no-renames", base) if base else None
+    listed = _git(root, "diff", "--name-only", "--no-renames", base) if base and base != head else None
     return None if listed is None else listed.splitlines()
 
 
