@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import ctypes
 import os
 
 import gpu_guard
@@ -86,6 +87,14 @@ def _seed():
 def _threads():
     yield
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _memory():
+    """What a file's tests have freed goes back to the system: glibc keeps it, and a process grows with every file."""
+    yield
+    ops.release_memory()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(autouse=True)
