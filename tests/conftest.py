@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import ctypes
+import gc
 import os
 
 import gpu_guard
@@ -34,6 +35,12 @@ DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.
 def pytest_configure(config):
     config.pluginmanager.register(gpu_guard)
     config.pluginmanager.register(fixtures)
+
+
+def pytest_collection_finish():
+    """Modules and tests live as long as the process: no garbage collection need go through them."""
+    gc.collect()
+    gc.freeze()
 
 
 # "": what the plan prefers, with all that the processor has
