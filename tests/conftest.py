@@ -4,6 +4,7 @@ import ctypes
 import gc
 import os
 
+import before_torch  # noqa: F401
 import gpu_guard
 import pytest
 import torch
