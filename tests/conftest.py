@@ -1,8 +1,10 @@
 """Fixtures that every test may use."""
 
 import ctypes
+import gc
 import os
 
+import before_torch  # noqa: F401
 import gpu_guard
 import not_run
 import pytest
@@ -40,6 +42,12 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     for plugin in (gpu_guard, fixtures, not_run, verdicts):
         config.pluginmanager.register(plugin)
+
+
+def pytest_collection_finish():
+    """Modules and tests live as long as the process: no garbage collection need go through them."""
+    gc.collect()
+    gc.freeze()
 
 
 # "": what the plan prefers, with all that the processor has

@@ -2,6 +2,7 @@
 
 import copy
 import faulthandler
+import multiprocessing
 import os
 import sys
 
@@ -175,4 +176,6 @@ CHECKS = {
 
 @pytest.mark.parametrize("world", CHECKS)
 def test_distributed_checks_pass(tmp_path, world):
-    torch.multiprocessing.spawn(worker, (world, str(tmp_path / "init"), CHECKS[world]), nprocs=world)
+    multiprocessing.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch._dynamo"])  # imports them once
+    arguments = (world, str(tmp_path / "init"), CHECKS[world])
+    torch.multiprocessing.start_processes(worker, arguments, nprocs=world, start_method="forkserver")

@@ -1,0 +1,6 @@
+"""What libraries read once, as they are loaded: tests/conftest.py imports this before torch."""
+
+import os
+
+# A thread that waits for work sleeps: one that spins takes the core from another test.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
