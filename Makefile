@@ -52,11 +52,11 @@ demo: build  ## the demo
 PLANTED_BUGS = sample
 
 test: build  ## every test, and a sample of the planted bugs; ARGS="-k stem -x" is passed on
-	$(PY) -m pytest tests -n auto --planted-bugs=$(PLANTED_BUGS) $(ARGS)
+	$(PY) -m pytest tests -n auto --dist worksteal --planted-bugs=$(PLANTED_BUGS) $(ARGS)
 
 proof: PLANTED_BUGS = all
 proof: build  ## every planted bug and every emulated kernel, no verdict of an earlier run (PLANTED_BUGS=sm80,bn)
-	RESNET_FUSED_VERDICTS=0 $(PY) -m pytest tests -n auto -m emulator --planted-bugs=$(PLANTED_BUGS) $(ARGS)
+	RESNET_FUSED_VERDICTS=0 $(PY) -m pytest tests -n auto --dist worksteal -m emulator --planted-bugs=$(PLANTED_BUGS) $(ARGS)
 
 # The tests of what runs on AVX-512. On an AVX2 processor they take minutes, with the instructions emulated.
 CPU_TESTS = $(addprefix tests/test_, ops.py packed_weights.py block_op.py functional.py blocks.py conv_stats.py \

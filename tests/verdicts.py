@@ -1,17 +1,23 @@
-"""A pytest plugin: a test of emulated kernels that has passed is not run again while nothing that it rests on changes.
+"""A pytest plugin: a test that has passed is not run again while nothing that it rests on has changed.
 
-It rests on the libraries whose functions it called, byte for byte, on the emulator, on torch, on the package, on its
-file, and on what tests/ has beside test files. A verdict is a file of ``build/verdicts``; ``RESNET_FUSED_VERDICTS=0``
-runs every test. What is not run is reported as "unchanged": neither as passed nor as skipped.
+A test of emulated kernels rests on the libraries whose functions it called, byte for byte; any other on ``_C``, and on
+sources, documents and the CUDA library if its file speaks of such. All rest on the package, the examples, benchmarks/
+and tests/ but for other test files, on the versions of what is installed, the processor and environment variables.
+A verdict is a file of ``build/verdicts``; ``RESNET_FUSED_VERDICTS=0`` runs every test. What is not run is reported as
+"unchanged": neither as passed nor as skipped.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import json
 import os
+import re
+import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,6 +28,13 @@ from cuda_cases import fixtures
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 VERDICTS = ROOT / "build" / "verdicts"
+#: What the text of a test file matches if its tests read sources or documents, or build.
+SOURCES = r"csrc|_C_cuda|\bsass\b|build_tools|cuda_primitives|stand_in|ROOT|README|docs/|subprocess"
+#: Folders of the checkout that any test may use.
+USED = ("resnet_fused", "tests", "examples", "benchmarks", "pyproject.toml")
+#: Beginnings of environment variables that change what tests do.
+OURS = ("RESNET_FUSED_C", "RESNET_FUSED_LIBRARY", "HYPOTHESIS", "OMP_NUM", "CUDA_HOME", "TORCH_CUDA")
+
 _unchanged, _failure = pytest.StashKey[bool](), pytest.StashKey[str | None]()
 # Of fixtures that outlive a test: the libraries that they used.
 _of_fixture: dict[str, set[Path]] = {}
@@ -40,15 +53,17 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("emulator") is None or _cuda_on_cpu().missing():
+    if item.get_closest_marker("gpu") or (_is_emulated(item) and _cuda_on_cpu().missing()):
         return
-    _prepare(item.session)
+    if _is_emulated(item):
+        _prepare(item.session)
     verdict = _read(item)
     asked = verdict and os.environ.get("RESNET_FUSED_VERDICTS") != "0"
     if asked and verdict["digest"] == _digest(item, _libraries(item)):
         item.stash[_unchanged] = True
         pytest.skip("unchanged since it passed")
-    _cuda_on_cpu().used.clear()
+    if _is_emulated(item):
+        _cuda_on_cpu().used.clear()
 
 
 def _prepare(session):
@@ -56,7 +71,7 @@ def _prepare(session):
     if _failure not in session.stash:
         session.stash[_failure] = None
         try:
-            known = {p for item in session.items if item.get_closest_marker("emulator") for p in _libraries(item)}
+            known = {p for item in session.items if _is_emulated(item) for p in _libraries(item)}
             fixtures.prepare(session, {p for p in known if p == _cuda_on_cpu().build.library(p.stem)})
         except RuntimeError as error:
             session.stash[_failure] = str(error)
@@ -82,7 +97,7 @@ def pytest_runtest_makereport(item, call):
     report = yield
     if _unchanged in item.stash and report.when == "setup":
         report.user_properties.append(("unchanged", "1"))
-    elif report.when == "call" and report.passed and item.get_closest_marker("emulator") is not None:
+    elif report.when == "call" and report.passed and not hasattr(report, "wasxfail"):
         _record(item)
     return report
 
@@ -96,19 +111,28 @@ def pytest_report_teststatus(report):
 def pytest_terminal_summary(terminalreporter):
     if count := len(terminalreporter.stats.get("unchanged", ())):
         terminalreporter.write_line(
-            f"{count} tests of emulated kernels passed before with the same libraries and Python, and were not run; "
+            f"{count} tests passed before, nothing that they rest on has changed, and so they were not run; "
             "RESNET_FUSED_VERDICTS=0 runs them"
         )
 
 
+def _is_emulated(item: pytest.Item) -> bool:
+    return item.get_closest_marker("emulator") is not None
+
+
 def _record(item: pytest.Item) -> None:
-    libraries = set(_cuda_on_cpu().used).union(*(_of_fixture.get(name, ()) for name in item.fixturenames))
-    if libraries:  # without one it is not known what the test rests on
-        VERDICTS.mkdir(parents=True, exist_ok=True)
-        passed = {"libraries": sorted(map(str, libraries)), "digest": _digest(item, libraries)}
-        temporary = _file(item).with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(passed))
-        temporary.replace(_file(item))
+    libraries: set[Path] = set()
+    if _is_emulated(item):
+        libraries.update(_cuda_on_cpu().used, *(_of_fixture.get(name, ()) for name in item.fixturenames))
+        if not libraries:  # it is not known what the test rests on
+            return
+    elif item.get_closest_marker("gpu"):
+        return
+    VERDICTS.mkdir(parents=True, exist_ok=True)
+    passed = {"libraries": sorted(map(str, libraries)), "digest": _digest(item, libraries)}
+    temporary = _file(item).with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(passed))
+    temporary.replace(_file(item))
 
 
 def _libraries(item: pytest.Item) -> list[Path]:
@@ -126,11 +150,23 @@ def _file(item: pytest.Item) -> Path:
 
 def _digest(item: pytest.Item, libraries: Iterable[Path]) -> str:
     """Of all that the test rests on."""
-    digest = hashlib.sha256(_digest_of_environment().encode())
-    for path in sorted({item.path, *libraries, _cuda_on_cpu().build.EMULATOR}):
-        known = _digest_of_file(path, path.stat().st_mtime_ns) if path.exists() else "absent"
-        digest.update(f"{path.relative_to(ROOT)} {known}".encode())
+    files = {item.path, *libraries}
+    if _is_emulated(item):
+        files.add(_cuda_on_cpu().build.EMULATOR)
+    digest = hashlib.sha256(_digest_of_checkout(_reads_sources(item.path)).encode())
+    digest.update(_digest_of_files(sorted(files)).encode())
     return digest.hexdigest()
+
+
+@functools.cache
+def _reads_sources(test: Path) -> bool:
+    """Whether the tests of a file may read or compile what the package is made of, and not only use it."""
+    return re.search(SOURCES, test.read_text()) is not None
+
+
+def _digest_of_files(files: Iterable[Path]) -> str:
+    known = [(p, _digest_of_file(p, p.stat().st_mtime_ns) if p.is_file() else "absent") for p in files]
+    return hashlib.sha256("".join(f"{p.relative_to(ROOT)} {d}\n" for p, d in known).encode()).hexdigest()
 
 
 @functools.cache
@@ -139,15 +175,25 @@ def _digest_of_file(path: Path, mtime: int) -> str:
 
 
 @functools.cache
-def _digest_of_environment() -> str:
+def _digest_of_checkout(with_sources: bool) -> str:
+    """Of what tests share, once a session."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        return str(time.time_ns())  # no repository: nothing counts as unchanged
+    files = {ROOT / name for name in listed.stdout.split("\0") if name}
+    files = {p for p in files if not (p.parent == TESTS and p.name.startswith("test_"))}
+    files = {p for p in files if with_sources or p.relative_to(ROOT).parts[0] in USED}
     package = ROOT / "resnet_fused"
-    files = [p for p in sorted(TESTS.rglob("*.py")) if not p.name.startswith("test_")]
-    files += [p for p in sorted((TESTS / "golden").rglob("*")) if p.is_file()]
-    files += [*sorted(package.rglob("*.py")), *sorted(package.glob("_C.*.so"))]
-    digest = hashlib.sha256(f"{sys.version} {torch.__version__} {torch.backends.cpu.get_cpu_capability()}".encode())
-    for path in files:
-        digest.update(f"{path.relative_to(ROOT)} {_digest_of_file(path, path.stat().st_mtime_ns)}".encode())
-    return digest.hexdigest()
+    files |= {*package.glob("_C*.so"), package / "_build_info.py"} if with_sources else {*package.glob("_C.*.so")}
+    ours = {k: v for k, v in os.environ.items() if k.startswith(OURS)}
+    installed = sorted(f"{d.name} {d.version}" for d in importlib.metadata.distributions())
+    machine = [sys.version, torch.backends.cpu.get_cpu_capability(), torch.cuda.is_available(), os.cpu_count()]
+    return hashlib.sha256(f"{_digest_of_files(sorted(files))} {ours} {installed} {machine}".encode()).hexdigest()
 
 
 def _cuda_on_cpu():
