@@ -70,7 +70,7 @@ def test_hang_in_one_of_several_processes_fails_one_test(tmp_path):
 
 
 def test_hang_is_reported_with_earlier_results(tmp_path):
-    done = run(tmp_path, "print('.'); time.sleep(600)", HANGS, without_a_limit=HANGS + 0.5)
+    done = run(tmp_path, "print('.'); time.sleep(600)", seconds=HANGS, without_a_limit=HANGS + 0.5)
     assert done.returncode == gpu_guard.HUNG, done.stdout + done.stderr
     assert "test_it.py::test_planted has not ended within 3 s" in done.stdout
     assert "found before" in done.stdout
@@ -81,7 +81,7 @@ def test_hang_is_reported_with_earlier_results(tmp_path):
 
 
 def test_hang_that_holds_the_gil_ends(tmp_path):
-    done = run(tmp_path, "ctypes.PyDLL(None).sleep(600)", HANGS)
+    done = run(tmp_path, "ctypes.PyDLL(None).sleep(600)", seconds=HANGS)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Timeout" in done.stderr and "in test_planted" in done.stderr
 
