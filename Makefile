@@ -50,13 +50,15 @@ demo: build  ## the demo
 
 # What `make test` plants into the kernels: a sample that the commit's hash chooses; all; none; or families: sm80,bn.
 PLANTED_BUGS = sample
+# What passed and has not changed is not run again; `make test VERDICTS=` runs everything.
+VERDICTS = --verdicts
 
 test: build  ## every test, and a sample of the planted bugs; ARGS="-k stem -x" is passed on
-	$(PY) -m pytest tests -n auto --dist worksteal --planted-bugs=$(PLANTED_BUGS) $(ARGS)
+	$(PY) -m pytest tests -n auto --dist worksteal $(VERDICTS) --planted-bugs=$(PLANTED_BUGS) $(ARGS)
 
 proof: PLANTED_BUGS = all
 proof: build  ## every planted bug and every emulated kernel, no verdict of an earlier run (PLANTED_BUGS=sm80,bn)
-	RESNET_FUSED_VERDICTS=0 $(PY) -m pytest tests -n auto --dist worksteal -m emulator --planted-bugs=$(PLANTED_BUGS) $(ARGS)
+	$(PY) -m pytest tests -n auto --dist worksteal -m emulator --planted-bugs=$(PLANTED_BUGS) $(ARGS)
 
 # The tests of what runs on AVX-512. On an AVX2 processor they take minutes, with the instructions emulated.
 CPU_TESTS = $(addprefix tests/test_, ops.py packed_weights.py block_op.py functional.py blocks.py conv_stats.py \

@@ -37,6 +37,7 @@ DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.
 
 def pytest_addoption(parser):
     fixtures.add_options(parser)
+    verdicts.add_options(parser)
 
 
 def pytest_configure(config):

@@ -119,7 +119,7 @@ def test_ci_runs_every_part(tmp_path):
     assert done.returncode == 0, done.stdout
     for part in (
         "make lint", "make setup", "python -m resnet_fused demo --quick", "make wheel", "make sanitize",
-        "make test PLANTED_BUGS=sm80,bn",
+        "make test VERDICTS= PLANTED_BUGS=sm80,bn",
     ):  # fmt: skip
         assert f"ran {part} for 8.0+PTX;9.0a\n" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("ran make test ")

@@ -3,8 +3,8 @@
 A test of emulated kernels rests on the libraries whose functions it called, byte for byte; any other on ``_C``, and on
 sources, documents and the CUDA library if its file speaks of such. All rest on the package, the examples, benchmarks/
 and tests/ but for other test files, on the versions of what is installed, the processor and environment variables.
-A verdict is a file of ``build/verdicts``; ``RESNET_FUSED_VERDICTS=0`` runs every test. What is not run is reported as
-"unchanged": neither as passed nor as skipped.
+A verdict is a file of ``build/verdicts``; only ``--verdicts``, which `make test` says, writes and reads them. What is
+not run is reported as "unchanged": neither as passed nor as skipped.
 """
 
 from __future__ import annotations
@@ -40,6 +40,12 @@ _unchanged, _failure = pytest.StashKey[bool](), pytest.StashKey[str | None]()
 _of_fixture: dict[str, set[Path]] = {}
 
 
+def add_options(parser):
+    parser.addoption(
+        "--verdicts", action="store_true", help="do not run again what has passed with --verdicts and not changed"
+    )
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "emulator: a test of CUDA kernels on the CPU (docs/kernels/emulator.md)")
 
@@ -57,9 +63,8 @@ def pytest_runtest_setup(item):
         return
     if _is_emulated(item):
         _prepare(item.session)
-    verdict = _read(item)
-    asked = verdict and os.environ.get("RESNET_FUSED_VERDICTS") != "0"
-    if asked and verdict["digest"] == _digest(item, _libraries(item)):
+    verdict = _read(item) if item.config.getoption("verdicts") else {}
+    if verdict and verdict["digest"] == _digest(item, _libraries(item)):
         item.stash[_unchanged] = True
         pytest.skip("unchanged since it passed")
     if _is_emulated(item):
@@ -97,7 +102,7 @@ def pytest_runtest_makereport(item, call):
     report = yield
     if _unchanged in item.stash and report.when == "setup":
         report.user_properties.append(("unchanged", "1"))
-    elif report.when == "call" and report.passed and not hasattr(report, "wasxfail"):
+    elif report.when == "call" and report.passed and item.config.getoption("verdicts"):
         _record(item)
     return report
 
@@ -112,7 +117,7 @@ def pytest_terminal_summary(terminalreporter):
     if count := len(terminalreporter.stats.get("unchanged", ())):
         terminalreporter.write_line(
             f"{count} tests passed before, nothing that they rest on has changed, and so they were not run; "
-            "RESNET_FUSED_VERDICTS=0 runs them"
+            "without --verdicts (make test VERDICTS=) they run"
         )
 
 
