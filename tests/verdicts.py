@@ -37,7 +37,7 @@ OURS = ("RESNET_FUSED_C", "RESNET_FUSED_LIBRARY", "HYPOTHESIS", "OMP_NUM", "CUDA
 
 _unchanged, _failure = pytest.StashKey[bool](), pytest.StashKey[str | None]()
 # Of fixtures that outlive a test: the libraries that they used.
-_of_fixture: dict[str, set[Path]] = {}
+_of_fixture: dict[str, dict[Path, str]] = {}
 
 
 def add_options(parser):
@@ -64,7 +64,7 @@ def pytest_runtest_setup(item):
     if _is_emulated(item):
         _prepare(item.session)
     verdict = _read(item) if item.config.getoption("verdicts") else {}
-    if verdict and verdict["digest"] == _digest(item, _libraries(item)):
+    if verdict and verdict["digest"] == _digest(item) and _are_current(verdict["libraries"]):
         item.stash[_unchanged] = True
         pytest.skip("unchanged since it passed")
     if _is_emulated(item):
@@ -89,12 +89,12 @@ def pytest_fixture_setup(fixturedef):
     if fixturedef.scope == "function" or "cuda_on_cpu" not in sys.modules:
         return (yield)
     used = _cuda_on_cpu().used
-    before, _ = set(used), used.clear()
+    before, _ = dict(used), used.clear()
     try:
         return (yield)
     finally:
-        _of_fixture[fixturedef.argname] = set(used)
-        used |= before
+        _of_fixture[fixturedef.argname] = dict(used)
+        used.update(before)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -126,15 +126,17 @@ def _is_emulated(item: pytest.Item) -> bool:
 
 
 def _record(item: pytest.Item) -> None:
-    libraries: set[Path] = set()
+    libraries: dict[Path, str] = {}
     if _is_emulated(item):
-        libraries.update(_cuda_on_cpu().used, *(_of_fixture.get(name, ()) for name in item.fixturenames))
+        libraries.update(_cuda_on_cpu().used)
+        for name in item.fixturenames:
+            libraries.update(_of_fixture.get(name, {}))
         if not libraries:  # it is not known what the test rests on
             return
     elif item.get_closest_marker("gpu"):
         return
     VERDICTS.mkdir(parents=True, exist_ok=True)
-    passed = {"libraries": sorted(map(str, libraries)), "digest": _digest(item, libraries)}
+    passed = {"libraries": {str(p): digest for p, digest in libraries.items()}, "digest": _digest(item)}
     temporary = _file(item).with_suffix(f".{os.getpid()}")
     temporary.write_text(json.dumps(passed))
     temporary.replace(_file(item))
@@ -153,14 +155,14 @@ def _file(item: pytest.Item) -> Path:
     return VERDICTS / hashlib.sha256(item.nodeid.encode()).hexdigest()[:24]
 
 
-def _digest(item: pytest.Item, libraries: Iterable[Path]) -> str:
-    """Of all that the test rests on."""
-    files = {item.path, *libraries}
-    if _is_emulated(item):
-        files.add(_cuda_on_cpu().build.EMULATOR)
-    digest = hashlib.sha256(_digest_of_checkout(_reads_sources(item.path)).encode())
-    digest.update(_digest_of_files(sorted(files)).encode())
-    return digest.hexdigest()
+def _digest(item: pytest.Item) -> str:
+    """Of all that the test rests on, but for libraries of kernels."""
+    return _digest_of_files([item.path]) + _digest_of_checkout(_reads_sources(item.path))
+
+
+def _are_current(libraries: dict[str, str]) -> bool:
+    files = {Path(p): digest for p, digest in libraries.items()}
+    return all(p.exists() and _digest_of_file(p, p.stat().st_mtime_ns) == digest for p, digest in files.items())
 
 
 @functools.cache

@@ -32,8 +32,9 @@ __all__ = [
     "used",
 ]
 
-#: Files of the libraries whose functions were called, since somebody last cleared it: what a test's verdict rests on.
-used: set[Path] = set()
+#: The libraries whose functions were called, since somebody last cleared it, and the digest of what was loaded: what a
+#: test's verdict rests on. Another process may have compiled the file anew since.
+used: dict[Path, str] = {}
 
 
 class Plant(NamedTuple):
@@ -57,13 +58,14 @@ class Library:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._native = _emulator().Library(str(file))
+        self._native = _emulator()[0].Library(str(file))
+        self._digest = digest_of(file)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return functools.partial(self._call, name)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        used.add(self.file)
+        used.update({self.file: self._digest, build.EMULATOR: _emulator()[1]})
         result = self._native.call(name, *arguments)
         return report.finish(result, str(self.file)) if isinstance(result, dict) and "findings" in result else result
 
@@ -99,12 +101,17 @@ class Kernels:
 
 
 @functools.cache
-def _emulator() -> ModuleType:
+def _emulator() -> tuple[ModuleType, str]:
+    """The module and the digest of its file."""
     build.build([build.EMULATOR])
     spec = importlib.util.spec_from_file_location("emulator", build.EMULATOR)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    return module, digest_of(build.EMULATOR)
+
+
+def digest_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @functools.cache
