@@ -20,9 +20,8 @@ from cuda_on_cpu import Kernels, Library, Plant
 SCHEDULES = ["stay", "rotate", "random"]
 by_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 
-Exercise = Callable[
-    [Kernels | Library, str], None
-]  # of the kernels and a schedule; AssertionError where they are wrong
+# Of the kernels and a schedule: AssertionError where they are wrong.
+Exercise = Callable[[Kernels | Library, str], None]
 
 
 class Edit(NamedTuple):

@@ -1,10 +1,10 @@
 """A pytest plugin: a test that has passed is not run again while nothing that it rests on has changed.
 
-A test of emulated kernels rests on the libraries whose functions it called, byte for byte; any other on ``_C``, and on
-sources, documents and the CUDA library if its file speaks of such. All rest on the package, the examples, benchmarks/
-and tests/ but for other test files, on the versions of what is installed, the processor and environment variables.
-A verdict is a file of ``build/verdicts``; only ``--verdicts``, which `make test` says, writes and reads them. What is
-not run is reported as "unchanged": neither as passed nor as skipped.
+A test of emulated kernels rests on the libraries whose functions it called, byte for byte, and on what any test may
+use (USED). Any other test, and one of those whose file speaks of sources, rests on the whole checkout but other test
+files, and on the built libraries. All rest on what is installed, the processor and environment variables. A verdict is
+a file of ``build/verdicts``; only ``--verdicts``, which `make test` says, writes and reads them. What is not run is
+reported as "unchanged": neither as passed nor as skipped.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from cuda_cases import fixtures
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 VERDICTS = ROOT / "build" / "verdicts"
-#: What the text of a test file matches if its tests read sources or documents, or build.
+#: What the text of an emulator's test file matches if its tests may read sources or documents, too.
 SOURCES = r"csrc|_C_cuda|\bsass\b|build_tools|cuda_primitives|stand_in|ROOT|README|docs/|subprocess"
-#: Folders of the checkout that any test may use.
+#: What of the checkout any test may use.
 USED = ("resnet_fused", "tests", "examples", "benchmarks", "pyproject.toml")
 #: Beginnings of environment variables that change what tests do.
 OURS = ("RESNET_FUSED_C", "RESNET_FUSED_LIBRARY", "HYPOTHESIS", "OMP_NUM", "CUDA_HOME", "TORCH_CUDA")
@@ -157,7 +157,7 @@ def _file(item: pytest.Item) -> Path:
 
 def _digest(item: pytest.Item) -> str:
     """Of all that the test rests on, but for libraries of kernels."""
-    return _digest_of_files([item.path]) + _digest_of_checkout(_reads_sources(item.path))
+    return _digest_of_files([item.path]) + _digest_of_checkout(not _is_emulated(item) or _reads_sources(item.path))
 
 
 def _are_current(libraries: dict[str, str]) -> bool:
@@ -167,7 +167,7 @@ def _are_current(libraries: dict[str, str]) -> bool:
 
 @functools.cache
 def _reads_sources(test: Path) -> bool:
-    """Whether the tests of a file may read or compile what the package is made of, and not only use it."""
+    """Whether the tests of a file may read what the package is made of, and not only use it."""
     return re.search(SOURCES, test.read_text()) is not None
 
 
