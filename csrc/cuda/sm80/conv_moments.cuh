@@ -14,8 +14,9 @@ __device__ __forceinline__ float sum_rows(float v) {
   return v;
 }
 
-// A warp measures from the first value that it stores of each channel. Two warps share a tile's channels: the lower
-// rows' moments go to the upper rows' warp, which moves them to its own center and stores the part.
+// A warp measures from the mean of its first 16 rows, rounded to the dtype that it stores, in which distances of 16-bit
+// values are exact. Two warps share a tile's channels: the lower rows' moments go to the upper rows' warp, which moves
+// them to its own center and stores the part.
 template <typename Config>
 __device__ __forceinline__ void store_tile_and_moments(const typename Config::Warp& main, const ConvFwdParams& p,
                                                        unsigned char* ring, const ChannelTable& bias, int32_t m0,
@@ -33,26 +34,41 @@ __device__ __forceinline__ void store_tile_and_moments(const typename Config::Wa
                 Config::kStages * Config::kStageBytes);
 
   const ChannelRegisters<kPer> add_bias(bias, place.tile_n);
-  float center[kPer], sum[kPer] = {}, squares[kPer] = {};
+  const auto read = [&](float (&v)[kPer], int pass) {
+    slab.read(v, place.row + pass * Place::kRowsAPass, place.col);
+#pragma unroll
+    for (int e = 0; e < kPer; ++e) v[e] = add_bias.apply(v[e], e);
+    Data stored;
+    Data::pack(stored.words, v);
+    return stored;
+  };
+  float center[kPer] = {}, sum[kPer] = {}, squares[kPer] = {};
 #pragma unroll
   for (int i = 0; i < Config::Warp::kFragmentRows; ++i) {
     slab.write(main.sum[i], place.lane);
     ptx::bar_warp_sync(~0u);
+    float v[kPer];
+    if (i == 0) {
+      float rows = 0;
+#pragma unroll
+      for (int pass = 0; pass < Place::kPasses; ++pass) {
+        if (place.m + pass * Place::kRowsAPass >= pixels) continue;
+        const Data stored = read(v, pass);
+        rows += 1;
+#pragma unroll
+        for (int e = 0; e < kPer; ++e) center[e] += stored.get(e);
+      }
+      const float share = ptx::rcp_rn(sum_rows<Place::kLanesARow>(rows));
+#pragma unroll
+      for (int e = 0; e < kPer; ++e) v[e] = sum_rows<Place::kLanesARow>(center[e]) * share;
+      Data rounded;
+      Data::pack(rounded.words, v);
+#pragma unroll
+      for (int e = 0; e < kPer; ++e) center[e] = is_finite(rounded.get(e)) ? rounded.get(e) : 0;
+    }
 #pragma unroll
     for (int pass = 0; pass < Place::kPasses; ++pass) {
-      float v[kPer];
-      slab.read(v, place.row + pass * Place::kRowsAPass, place.col);
-#pragma unroll
-      for (int e = 0; e < kPer; ++e) v[e] = add_bias.apply(v[e], e);
-      Data stored;
-      Data::pack(stored.words, v);
-      if (i == 0 && pass == 0) {
-#pragma unroll
-        for (int e = 0; e < kPer; ++e) {
-          const uint32_t first = ptx::shfl_idx(~0u, ptx::mov_b32_f32(stored.get(e)), place.lane % Place::kLanesARow);
-          center[e] = is_finite(ptx::mov_f32_b32(first)) ? ptx::mov_f32_b32(first) : 0;
-        }
-      }
+      const Data stored = read(v, pass);
       const int32_t m = place.m + i * 16 + pass * Place::kRowsAPass;
       if (m < pixels && place.n < k) {
         const uint64_t at = (static_cast<uint64_t>(m) * k + place.n) * kSizeOf<Config::kDtype>;
