@@ -58,11 +58,11 @@ __device__ __forceinline__ uint32_t cvt_rn_relu_bf16x2_f32(float lo, float hi) {
   return cvt_rn_bf16x2_f32(lo < 0 ? 0.0f : lo, hi < 0 ? 0.0f : hi);
 }
 
-// Ties away from zero: half of the last bit that stays is added to the magnitude. NaN and infinity have none to add.
+// Ties away from zero: half of the last bit that stays is added to the magnitude. As on an H200, NaN and infinity only
+// lose their low bits: a NaN that has no others becomes infinity.
 __device__ __forceinline__ uint32_t cvt_rna_tf32_f32(float v) {
   const uint32_t u = mov_b32_f32(v);
-  if (v != v) return 0x7fffe000;
-  return (std::isinf(v) ? u : u + 0x1000) & 0xffffe000u;
+  return (std::isfinite(v) ? u + 0x1000 : u) & 0xffffe000u;
 }
 
 // Unlike std::fmax, NaN if either is; and +0 is larger than -0.
