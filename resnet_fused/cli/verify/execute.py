@@ -143,7 +143,6 @@ class _Runner:
         known = truths.load(self.folder, problem)
         if known is None:
             return {"status": "not run", "why": "its truth could not be computed"}
-        torch.backends.cudnn.allow_tf32 = problem.kind.tf32  # of convolutions that are left to torch
         args = truths.on(self.backend.device, problem.arguments())
         known = truths.Truth([t.to(self.backend.device) for t in known.outputs], known.allowed)
 
@@ -151,7 +150,8 @@ class _Runner:
             return truths.outputs_of(self.backend.call(problem.op, *args, *problem.how()))
 
         try:
-            return self._judge(case, problem, args, known, call)
+            with truths.torch_convolves(problem):  # those that are left to it
+                return self._judge(case, problem, args, known, call)
         except torch.OutOfMemoryError as error:
             return {"status": "refused", "why": sentence(error)}
         except Exception as error:

@@ -5,8 +5,9 @@ Computed once, by a process that runs no kernel of ours, and read by those that 
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,19 +41,31 @@ def on(device: torch.device, values: Sequence[Any]) -> list[Any]:
     return [v.to(device) if isinstance(v, Tensor) else v for v in values]
 
 
+@contextlib.contextmanager
+def torch_convolves(problem: Problem) -> Iterator[None]:
+    """How cuDNN may: in TF32 where the problem allows it, and always by the same algorithm.
+
+    Memory that is filled (``backends.nan_in_new_memory``) excludes others, and some of those err less: eager's error is
+    compared with that of the same algorithm.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.deterministic
+    cudnn.allow_tf32, cudnn.deterministic = problem.kind.tf32, True
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, cudnn.deterministic = before
+
+
 def compute(problem: Problem, device: torch.device) -> Truth:
     """On that device. float32 convolutions are exact, but where the problem allows TF32: then as cuDNN likes it."""
     args = on(device, problem.arguments())
     define: Callable[..., Any] = getattr(reference, problem.op)
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = problem.kind.tf32
-    try:
+    with torch_convolves(problem):
         truths, eagers = outputs_of(define(*as64(args))), [outputs_of(define(*args))]
         if problem.kind.tf32:  # which cuDNN may have used or not
             with TF32Factors():
                 eagers.append([y.to(e.dtype) for y, e in zip(outputs_of(define(*as64(args))), eagers[0], strict=True)])
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
     limits = [max(allowed(eager[i], t) for eager in eagers) for i, t in enumerate(truths)]
     return Truth([t.cpu() for t in truths], limits)
 
