@@ -129,6 +129,11 @@ def test_conv_stats(dtype, layout, pre, geometry):
         close(a, t, dtype)
 
 
+def meaningful_strides(t):
+    """A dimension of one element has any."""
+    return [stride for stride, size in zip(t.stride(), t.shape, strict=True) if size > 1]
+
+
 @by_dtype
 @by_layout
 @pytest.mark.parametrize("pool", POOLS, ids=str)
@@ -149,7 +154,7 @@ def test_pooling(dtype, layout, pool, shape):
     assert (taken.cpu() != expected_taken).sum() <= 1e-3 * taken.numel() + 1
     grad = lay_out(torch.randn(expected.shape).to(dtype), layout)
     dx = ops.bn_relu_max_pool_backward(grad.cuda(), taken, args[0], *pool)
-    assert dx.stride() == x.stride()
+    assert meaningful_strides(dx) == meaningful_strides(x)
     assert torch.equal(dx.cpu(), ops.bn_relu_max_pool_backward(grad, taken.cpu(), x, *pool)), "sums in one order"
 
 

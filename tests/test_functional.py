@@ -128,11 +128,19 @@ def test_conv_bn_proj_act_matches_its_docstring(pre, autocast, device):
     side_x, side = torch.randn(1, 5, 8, 8, device=device), torch.randn(8, 5, 1, 1, device=device)
     bn, side_bn = norm_of(8, device), norm_of(8, device)
     projection = Projection(side, side_bn, stride=2, pre=norm_of(5, device) if pre else None)
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        actual = functional.conv_bn_proj_act(x, weight, bn, side_x, projection, padding=1)
-        activated = functional.bn_add_act(side_x, projection.pre) if pre else side_x
-        shortcut = functional.conv_bn_act(activated, side, side_bn, stride=2, relu=False)
-        torch.testing.assert_close(actual, functional.conv_bn_act(x, weight, bn, padding=1, residual=shortcut))
+
+    def composed(dtype):
+        norms = [n and BatchNorm(*(t.to(dtype) for t in n[:4]), n.eps) for n in (bn, side_bn, projection.pre)]
+        activated = functional.bn_add_act(side_x.to(dtype), norms[2]) if pre else side_x.to(dtype)
+        shortcut = functional.conv_bn_act(activated, side.to(dtype), norms[1], stride=2, relu=False)
+        return functional.conv_bn_act(x.to(dtype), weight.to(dtype), norms[0], padding=1, residual=shortcut)
+
+    with torch.no_grad():
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            actual = functional.conv_bn_proj_act(x, weight, bn, side_x, projection, padding=1)
+            rounded = composed(torch.float32)
+        assert actual.dtype is rounded.dtype
+        assert_close(actual, rounded, composed(torch.float64))
 
 
 def differentiable_calls(device, dtype=torch.float64):
