@@ -158,7 +158,7 @@ def test_trusted_kernel_allocates_nothing(host, check):
 
 
 def test_info_lists_verified_families(monkeypatch):
-    assert info._trust(90) == "none of 13 families of kernels; each kernel's first use is compared"
+    assert info._trust(80) == "none of 13 families of kernels; each kernel's first use is compared"
     lines = [
         "a/b: verified on sm_90, 2026-12-01, commit 0123abc, benchmarks/results/x.json",
         "c/d: no GPU has run it yet",

@@ -243,12 +243,16 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
     note("sm80: ", why);
     return torch;
   }
+  const Model model(device, problem.dtype);
+  double convolutions = torch_convolution(model, problem.main);
+  if (has_projection(problem.mode)) convolutions += torch_convolution(model, problem.projection);
+  const double passes = torch_passes(model, problem);
+  torch.microseconds = (convolutions + passes) / 1e3;
   if (choice.kind == EngineChoice::kTorch) {
     note("sm80: RESNET_FUSED_CUDA_ENGINE is torch");
     return torch;
   }
 
-  const Model model(device, problem.dtype);
   constexpr int kTiles = sizeof(kConvFwdTiles) / sizeof(kConvFwdTiles[0]);
   Candidate candidates[kTiles];
   // More channels than bytes fit nowhere, and must not overflow on the way to that answer.
@@ -268,13 +272,6 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
     if (candidates[i].ns < candidates[best].ns) best = i;
   }
   const bool fits = candidates[best].ns < std::numeric_limits<double>::infinity();
-  double convolutions = 0, passes = 0;
-  if (fits) {
-    convolutions = torch_convolution(model, problem.main);
-    if (has_projection(problem.mode)) convolutions += torch_convolution(model, problem.projection);
-    passes = torch_passes(model, problem);
-    torch.microseconds = (convolutions + passes) / 1e3;
-  }
   if (notes || considers(choice, KernelFamily::kConvRows, device) || considers(choice, sm90_family(problem), device)) {
     std::optional<ConvPlan> plan = plan_rows(model, problem, choice, channels, compulsory, notes);
     if (!plan && !choice.rows) plan = plan_sm90(model, problem, choice, channels, compulsory, notes);
