@@ -31,10 +31,11 @@ def make_plan(inplace: bool) -> tuple[ninja_file.Plan, str]:
         raise BuildError(f"resnet_fused builds on Linux, and this is {sys.platform}; use a Linux machine or container.")
     torch = toolchain.find_torch()
     flavour = flavours.choose(os.environ)
-    if flavour and not flavour.cuda:
+    if flavour and not flavour.cuda and not flavour.own:
         toolkit, cuda = None, f"the flavour {flavour.name} is one of the CPU library"
     else:
-        toolkit, cuda = toolchain.choose_toolkit({**os.environ, **({"RESNET_FUSED_CUDA": "1"} if flavour else {})})
+        needs_cuda = {"RESNET_FUSED_CUDA": "1"} if flavour and flavour.cuda else {}
+        toolkit, cuda = toolchain.choose_toolkit({**os.environ, **needs_cuda})
     machine = platform.machine()
     chosen: list[archs.Arch] = []
     if toolkit:
@@ -45,7 +46,7 @@ def make_plan(inplace: bool) -> tuple[ninja_file.Plan, str]:
     # One folder for each combination, so that going back to an earlier one finds its objects.
     name = f"ninja-{machine}-torch{torch.version}"
     name += f"-cuda{toolkit.release}" if toolkit else ""
-    name += f"-{flavour.name}" if flavour else ""
+    name += f"-{flavour.name}" if flavour and not flavour.own else ""
     plan = ninja_file.Plan(
         folder=Path("build") / name,
         torch=torch,
@@ -75,8 +76,8 @@ def run_ninja(plan: ninja_file.Plan, *arguments: str) -> None:
     # Two builds at once would write the same objects; the second waits and finds them done.
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        write_if_changed(folder / "build.ninja", ninja_file.render(plan))
-        command = [toolchain.find_ninja(), "-f", str(plan.folder / "build.ninja"), "-j", str(jobs()), *arguments]
+        write_if_changed(plan.root / plan.build_file, ninja_file.render(plan))
+        command = [toolchain.find_ninja(), "-f", str(plan.build_file), "-j", str(jobs()), *arguments]
         status = subprocess.run(command, cwd=plan.root, check=False).returncode
     if status:
         raise BuildError(f"the build failed: the compiler's own message is above; '{' '.join(command)}' repeats it.")

@@ -1,11 +1,12 @@
 """Other builds of one of the libraries, for its tests. ``RESNET_FUSED_FLAVOUR=name`` asks for one.
 
-A flavour has objects of its own, goes to ``build/<flavour>/_C.abi3.so`` (or ``_C_cuda.abi3.so``) and never into the
-package; ``RESNET_FUSED_LIBRARY=<that file>`` (or ``RESNET_FUSED_CUDA_LIBRARY``) makes the package load it.
+A flavour goes to ``build/<flavour>/_C.abi3.so`` (or ``_C_cuda.abi3.so``) and never into the package;
+``RESNET_FUSED_LIBRARY=<that file>`` (or ``RESNET_FUSED_CUDA_LIBRARY``) makes the package load it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from . import BuildError
 
@@ -16,7 +17,8 @@ class Flavour:
 
     name: str
     avx512: tuple[str, ...] = ()  # the kernels of csrc/cpu/avx512: these flags instead of AVX-512's
-    compile: tuple[str, ...] = ()  # every source; an -O among them overrules the usual one
+    compile: tuple[str, ...] = ()  # every source of its own; an -O among them overrules the usual one
+    own: tuple[str, ...] = ()  # patterns of these sources, below csrc; the others are the shipped library's objects
     link: tuple[str, ...] = ()
     strip: bool = True
     cuda: tuple[str, ...] = ()  # nvcc; with any, it is a flavour of the CUDA library
@@ -24,6 +26,10 @@ class Flavour:
     @property
     def module(self) -> str:
         return "_C_cuda" if self.cuda else "_C"
+
+    def owns(self, source: Path) -> bool:
+        """Whether it compiles that source, a path that begins with csrc, otherwise."""
+        return not self.own or any(source.match(pattern) for pattern in self.own)
 
 
 # The kernels run on any processor with AVX2. Unrolled code of 512-bit vectors in two halves takes minutes at -O3.
@@ -40,7 +46,7 @@ LESS = ("-fno-sanitize=null,alignment,object-size,pointer-overflow",)
 FLAVOURS = {
     flavour.name: flavour
     for flavour in (
-        Flavour("emulated-avx512", avx512=EMULATED, compile=(BELIEVES,)),
+        Flavour("emulated-avx512", avx512=EMULATED, compile=(BELIEVES,), own=("cpu/avx512/*", "cpu/plan.cpp")),
         Flavour(
             "sanitize",
             avx512=(*EMULATED, *LESS),

@@ -53,8 +53,18 @@ class Plan:
         """Of what depends on the GPUs; everything else is the same object for a build in place and for a wheel."""
         return self.folder / "-".join(arch.label for arch in self.archs)
 
+    @property
+    def build_file(self) -> Path:
+        """Flavours that share a folder have a file each, and ninja's log in common."""
+        return self.folder / (f"{self.flavour.name}.ninja" if self.flavour else "build.ninja")
+
+    def own_folder(self, source: Path | None = None) -> Path:
+        """Of what a flavour that shares a folder does not share: some objects, and the library."""
+        own = self.flavour and self.flavour.own and (source is None or self.flavour.owns(source))
+        return self.folder / self.flavour.name if own and self.flavour else self.folder
+
     def library(self, module: str) -> Path:
-        return (self.cuda_folder if module == "_C_cuda" else self.folder) / f"{module}.abi3.so"
+        return (self.cuda_folder if module == "_C_cuda" else self.own_folder()) / f"{module}.abi3.so"
 
 
 def sources(plan: Plan, module: str) -> list[Path]:
@@ -95,7 +105,7 @@ def render(plan: Plan) -> str:
 def _object(plan: Plan, module: str, source: Path) -> Path:
     # module.c compiles differently for each library; everything else is the same object in both.
     name = source.name if source.name != "module.c" else f"{module}.c"
-    folder = plan.cuda_folder if source.suffix == ".cu" and not _is_hoppers(source) else plan.folder
+    folder = plan.cuda_folder if source.suffix == ".cu" and not _is_hoppers(source) else plan.own_folder(source)
     return folder / source.relative_to("csrc").with_name(f"{name}.o")
 
 
@@ -110,7 +120,8 @@ def _rules(plan: Plan) -> list[str]:
     # Messages of torch's headers hold their path: the same library from every machine.
     remap = f"-ffile-prefix-map={plan.torch.root}=torch"
     define = f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"
-    common = [*COMPILE, *WARNINGS, remap, *(plan.flavour.compile if plan.flavour else ())]
+    of_all = plan.flavour.compile if plan.flavour and not plan.flavour.own else ()
+    common = [*COMPILE, *WARNINGS, remap, *of_all]
     c = [*common, "-std=c11", f"-DPy_LIMITED_API={PYTHON_TARGET}", *_system(plan.python_include)]
     cxx = [*common, "-std=c++17", define, *include]
     link = [*LINK, *(plan.flavour.link if plan.flavour else ())]
@@ -160,6 +171,8 @@ def _compile(plan: Plan, module: str, source: Path, out: Path) -> list[str]:
         flags = [*AVX512, *(["-mavx512bf16"] if "bf16" in source.stem else [])]
     elif "cuda" in source.parts and source.suffix == ".cpp" and plan.toolkit:
         flags = ["-DUSE_CUDA", *_system(plan.toolkit.include)]
+    if plan.flavour and plan.flavour.own and plan.flavour.owns(source):
+        flags += plan.flavour.compile
     return ["", f"build {_ninja(out)}: {rule} {_ninja(source)}", *([f"  flags = {_shell(flags)}"] if flags else [])]
 
 
