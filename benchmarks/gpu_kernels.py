@@ -59,7 +59,8 @@ def roofline(device: torch.device, capture: gpu.Capture = gpu.captured) -> dict[
     a = torch.randn(256 << 20, device=device)
     b = torch.empty_like(a)
     m = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-    copy, product = capture(lambda: b.copy_(a))[0], capture(lambda: m @ m)[0]
+    # A kernel, as ours are: in a graph, what copies is the copy engine, at two thirds of the rate.
+    copy, product = capture(lambda: torch.neg(a, out=b))[0], capture(lambda: m @ m)[0]
     seconds = interleave({"copy": copy, "product": product}, 1.0, device)
     return {
         "bytes_per_s": 2 * a.numel() * a.element_size() / statistics.median(seconds["copy"]),
