@@ -7,7 +7,7 @@ the run determines and which stay, and the change to ``csrc/cuda/model_constants
 The model itself is not repeated here: ``ops.predict_cuda`` is asked with other constants. What is minimised is the
 logarithm of prediction over measurement, an outlier counting by its size and not its square. Where a launch was
 timed alone, a time that all such samples share is fitted beside: what the replay of a graph costs, which is no part of
-the model. A constant that the measurements leave uncertain by more than 5 % keeps its value. Where a rate explains the
+the model. A constant that the measurements leave uncertain by more than 15 % keeps its value. Where a rate explains the
 run as well as any higher one, since something else is the bound, it is taken.
 """
 
@@ -28,7 +28,7 @@ Vector = np.ndarray
 #: Fitted; the others of a row are facts (macs, l2_size), or come in products with these (clock).
 FITTED = ("launch", "dram", "l2", "sm80_share", "torch_share", "sm90_share", "rows_share")
 REPLAY = "replay"  # microseconds, beside them
-CERTAIN = 0.05  # relative standard error up to which a constant counts as determined
+CERTAIN = 0.15  # relative standard error up to which a constant counts as determined: the model is no better
 OUTLIER = 0.1  # of a logarithm, from which on a residual counts by its size
 NOISE = 0.02  # of a logarithm, the least that a measurement is taken to be wrong by
 L2_STARTS = (20.0, 30.0, 40.0, 55.0)  # bytes a clock: what L2 bounds changes from one to the next

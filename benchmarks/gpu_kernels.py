@@ -153,7 +153,8 @@ def run(
     for what, asked, known in (("contenders", contenders, CONTENDERS), ("layers", layers, LAYERS)):
         gpu.require(what, asked, known)
     gpu.require("dtypes", dtypes, DTYPES)
-    torch.backends.cudnn.benchmark = True  # the peers at their best
+    # The peers at their best. Finding that takes a second a layer: not where nobody else is timed.
+    torch.backends.cudnn.benchmark = list(contenders) != ["ours"] or engine == "torch"
     late, where = gpu.deadline(seconds), torch.device(device)
     environment = gpu.environment(engine if "ours" in contenders else "-".join(contenders), where)
     path = gpu.path(Path(out), "kernels", environment)

@@ -35,6 +35,7 @@ NETWORKS = ("ResNet-50", "ResNet-18")
 USUAL = {"cpu": tuple(CONTENDERS), "cuda": ("eager_cl", "ours", "ours_recompute", "compile")}
 DTYPES = {"cpu": "fp32,bf16", "cuda": "bf16"}
 BATCHES = {"cpu": "32", "cuda": "256,32"}
+PROFILED_STEPS = 3
 Rows = dict[str, dict[str, Any]]  # by contender
 
 
@@ -69,6 +70,38 @@ def measure(workload: Workload, dtype: str, names: Sequence[str], budget_s: floa
             rows[name]["peak_bytes"] = trainees[name].peak_bytes()
         rows[name] |= {"samples_s": samples, "median_s": seconds, "images_per_s": workload.shape[0] / seconds}
     return rows
+
+
+def kernels(
+    out: Path,
+    engine: str = gpu.PLANNED,
+    contenders: Sequence[str] = ("eager_cl", "ours"),
+    titles: Sequence[str] = NETWORKS,
+    *,
+    batches: Sequence[int] = (256,),
+    seconds: float | None = None,
+) -> dict[str, Any]:
+    """What a GPU does in a bf16 step, kernel by kernel, by torch's profiler: a text file in ``out`` for each."""
+    where, late, left_out = torch.device("cuda"), gpu.deadline(seconds), []
+    torch.backends.cudnn.benchmark = True
+    for batch, title, name in itertools.product(batches, titles, contenders):
+        if late():
+            left_out.append(f"{title} batch {batch}: {name}")
+            continue
+        with gpu.engine(engine, where):
+            trainee = Trainee(next(w for w in workloads(batch) if w.title == title), name, "bf16", where)
+            for _ in range(PROFILED_STEPS):
+                trainee.step()
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+                for _ in range(PROFILED_STEPS):
+                    trainee.step()
+                torch.cuda.synchronize(where)
+        table = profile.key_averages().table(sort_by="cuda_time_total", row_limit=60, max_name_column_width=120)
+        Path(out).mkdir(parents=True, exist_ok=True)
+        (Path(out) / f"kernels-of-training-{title}-{batch}-{name}.txt").write_text(
+            f"{gpu.environment(engine, where)}\n{PROFILED_STEPS} steps\n{table}\n"
+        )
+    return {"left_out": left_out}
 
 
 def _measured(workload: Workload, dtype: str, names: Sequence[str], budget_s: float, device: torch.device) -> Rows:

@@ -43,7 +43,7 @@ TESTED_ON_CUDA = ("blocks", "functional", "convert", "lifecycle", "torchvision")
 NEEDED = ("pytest", "hypothesis")  # by tests/conftest.py
 TEST_SECONDS = 70.0  # more than tests/gpu_guard.py gives a test
 NETWORKS = ["ResNet-50", "ResNet-18"]
-STARTING_S = 12.0  # of a benchmark's process, before its first layer
+STARTING_S = 4.0  # of a benchmark's process, before its first layer
 SANITIZED = 4  # cases of the sanitizer, each a family's first
 MOST_SAID = 20
 OURS = "regex:conv_|block_fwd|bn_|pool_"  # kernels, as ncu names them
@@ -151,17 +151,20 @@ def peers(run: Run, seconds: float) -> str:
 
 
 def networks(run: Run, seconds: float) -> str:
-    """Whole networks, with every kernel planned, and as they are planned by default."""
+    """Whole networks."""
     arguments = {"contenders": ["resnet_fused", "eager channels_last"], "networks": NETWORKS, "budget": 1.0}
-    return _benchmarks(run, "networks", seconds, "gpu_models", ["all", ""], [{**arguments, "batches": [256, 32, 1]}])
+    return _benchmarks(run, "networks", seconds, "gpu_models", [""], [{**arguments, "batches": [256, 32, 1]}])
 
 
 def training(run: Run, seconds: float) -> str:
-    """A training step in bfloat16."""
+    """A training step in bfloat16, and which kernels it runs."""
     arguments = {"contenders": ["eager_cl", "ours", "ours_recompute"], "titles": NETWORKS, "dtypes": ["bf16"]}
-    return _benchmarks(
-        run, "training", seconds, "training", ["all", ""], [{**arguments, "batches": [256], "budget": 2.0}]
-    )
+    of_kernels = {"contenders": ["eager_cl", "ours"], "titles": NETWORKS}
+    ends = [
+        _benchmarks(run, "training", seconds * 0.6, "training", [""], [{**arguments, "batches": [256], "budget": 2.0}]),
+        _benchmarks(run, "kernels of training", seconds * 0.4, "training", [""], [of_kernels], "kernels"),
+    ]
+    return next((end for end in (WRONG, INCOMPLETE) if end in ends), RIGHT)
 
 
 def compiled(run: Run, seconds: float) -> str:
@@ -171,8 +174,16 @@ def compiled(run: Run, seconds: float) -> str:
     return _benchmarks(run, "compiled", seconds, "gpu_models", [""], of)
 
 
-def _benchmarks(run: Run, stage: str, seconds: float, module: str, engines: list[str], of: list[dict[str, Any]]) -> str:
-    """A process for each engine and each of ``of``, which are arguments of the module's ``run``.
+def _benchmarks(
+    run: Run,
+    stage: str,
+    seconds: float,
+    module: str,
+    engines: list[str],
+    of: list[dict[str, Any]],
+    function: str = "run",
+) -> str:
+    """A process for each engine and each of ``of``, which are arguments of the module's function.
 
     It ends by itself before its share of the time has passed, and says in its file what it left out.
     """
@@ -184,7 +195,7 @@ def _benchmarks(run: Run, stage: str, seconds: float, module: str, engines: list
     for i, (engine, arguments) in enumerate(calls):
         name = f"{stage} {engine or 'planned'}" + (f" {i + 1}" if len(of) > 1 else "")
         out = run.folder("benchmarks") / name.replace(" ", "-").replace(":", "-")
-        call = _stand_in(run, "BENCHMARK", f"benchmarks.{module}:run")
+        call = _stand_in(run, "BENCHMARK", f"benchmarks.{module}:{function}")
         full = {**arguments, "engine": engine or "planned", "seconds": max(1.0, share - STARTING_S), "out": str(out)}
         environment = {**UNCHECKED, "RESNET_FUSED_CUDA_ENGINE": engine}
         units.append(Unit(name, f"{UNITS}:calls", ({"case": name, "call": call, "arguments": full},), {}, environment))

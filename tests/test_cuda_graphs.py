@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
+import weakref
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from criterion import assert_close
 from gpu_case import by_kind, less_exact
 from support import randomise, run_python
 
+from benchmarks import gpu
 from resnet_fused import convert, models
 
 if not torch.cuda.is_available():
@@ -63,3 +66,13 @@ def test_replay_without_overlap():
     test = f"{__file__}::test_resnet18_replays_with_a_new_input"
     done = run_python("-m", "pytest", "-q", "-x", test, timeout=50, RESNET_FUSED_CUDA_OVERLAP="0")
     assert done.returncode == 0, done.stdout[-4000:]
+
+
+def test_benchmarks_keep_what_their_graphs_read():
+    x = torch.ones(1 << 20, device="cuda")
+    alive = weakref.ref(x)
+    replay, _ = gpu.captured(functools.partial(torch.neg, x))
+    del x
+    assert alive() is not None
+    replay()
+    torch.cuda.synchronize()

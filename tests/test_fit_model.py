@@ -166,14 +166,15 @@ def test_newer_runs_and_edited_constants_are_noticed(tmp_path, header, capsys):
     results = tmp_path / "results"
     folder = write_run(results / "h200", TRUTH, FEW, noise=0.02, batches=(1, 256))
     (reason,) = fit_model.outdated(results, HEADER)
+    before = model_constants.family(90, HEADER).measured_by
     assert reason == (
-        f"sm_90: the newest run is h200 of {DAY}, and the constants are fitted to no run; "
+        f"sm_90: the newest run is h200 of {DAY}, and the constants are fitted to {before}; "
         f"python -m benchmarks.fit_model {folder} --write"
     )
     fit_model.main([str(folder)], header, results)
     assert header.read_text() == HEADER, "without --write"
     shown = capsys.readouterr().out
-    assert re.search(r'^-        "",  +// measured_by\n', shown, re.M)
+    assert re.search(rf'^-        "{before}",  +// measured_by\n', shown, re.M)
     assert '+        "h200",  // measured_by\n' in shown
     assert re.search(r"^\+        3[234][.\d]*, +// l2: fitted$", shown, re.M)
     assert re.search(

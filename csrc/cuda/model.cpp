@@ -1,6 +1,7 @@
 #include "cuda/model.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "cuda/bn/reduction.h"
 #include "cuda/trust.h"

@@ -59,18 +59,18 @@ inline constexpr Family kFamilies[] = {
     },
     // sm_90: H200, and H100 with other memory
     {
-        90,    // oldest
-        "",    // measured_by
-        2500,  // launch: [1] 2.5 us in a stream on an H200, 1.3 us in a CUDA graph
-        1.7,   // clock: estimate: large products on 700 W run below the 1.98 of a data sheet
-        2048,  // macs: data sheet
-        0.46,  // sm80_share: 423 TFLOP/s: mma.sync does 0.62 of wgmma's rate, our loop 0.75 of it
-        0.65,  // torch_share: estimate, 597 TFLOP/s; [2] matrix products 700 to 760, 0.76 to 0.83
-        0.75,  // sm90_share: estimate, 689 TFLOP/s, nine tenths and more of such a product
-        0.75,  // rows_share: estimate, the same
-        40,    // l2: 9.0 TB/s; [1] 9.7 up to 40 MB, 7.5 at 48; [2] 7 in a product
-        28,    // dram: 3.7 TB/s; [1] H200 triad 3.5, read 3.9
-        50,    // l2_size: data sheet
+        90,             // oldest
+        "nvidia-h200",  // measured_by
+        3080,           // launch: fitted
+        1.7,            // clock: estimate: large products on 700 W run below the 1.98 of a data sheet
+        2048,           // macs: data sheet
+        0.321,          // sm80_share: fitted
+        0.65,           // torch_share: estimate, 597 TFLOP/s; [2] matrix products 700 to 760, 0.76 to 0.83
+        0.813,          // sm90_share: fitted
+        0.75,           // rows_share: estimate, the same
+        38.6,           // l2: fitted
+        32.4,           // dram: fitted
+        50,             // l2_size: data sheet
     },
     // sm_89: RTX 4090, L40 and L4
     {

@@ -1,6 +1,7 @@
 // encode_tiled and encode_im2col: a map is a function of the tensor's address and shape and of the box, so an equal one
 // that was made earlier is as good, whatever was freed and allocated at that address in between.
 #include <algorithm>
+#include <iterator>
 
 #include "cuda/exact_cache.h"
 #include "cuda/tensor_map.h"
