@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
+import gzip
+import hashlib
 import os
 import re
 import shutil
@@ -12,9 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from support import require_compiler
+from support import ROOT, require_compiler
 
 from build_tools import toolchain
+
+CACHE = ROOT / "build" / "sass"
 
 
 class Kernel(NamedTuple):
@@ -45,18 +50,32 @@ def disassembler() -> dict[str, str] | None:
     return {**os.environ, "PATH": path} if complete else None
 
 
-def cuobjdump(*arguments: str | Path) -> str:
+def cuobjdump(file: Path, *options: str) -> str:
+    """What it prints, from ``build/sass`` where another process has asked: disassembling the library takes a minute."""
     environment = disassembler()
     assert environment is not None, "ask disassembler() first"
-    tool = shutil.which("cuobjdump", path=environment["PATH"])
-    return subprocess.run([tool, *arguments], env=environment, capture_output=True, text=True, check=True).stdout
+    CACHE.mkdir(parents=True, exist_ok=True)
+    name = f"{file.name}{''.join(options)}"
+    cached = CACHE / f"{name}-{hashlib.sha256(file.read_bytes()).hexdigest()}.gz"
+    with open(CACHE / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if cached.exists():
+            return gzip.decompress(cached.read_bytes()).decode()
+        for earlier in CACHE.glob(f"{name}-*.gz"):
+            earlier.unlink()
+        command = [shutil.which("cuobjdump", path=environment["PATH"]), *options, file]
+        text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        new = cached.with_suffix(".new")
+        new.write_bytes(gzip.compress(text.encode(), 1))
+        new.replace(cached)
+        return text
 
 
 @functools.cache
 def kernels(file: Path) -> list[Kernel]:
     """Every kernel of every architecture in the file."""
     found, arch = [], ""
-    for line in cuobjdump("-res-usage", file).splitlines():
+    for line in cuobjdump(file, "-res-usage").splitlines():
         if match := re.match(r"arch = (sm_\w+)", line):
             arch = match[1]
         elif match := re.match(r" Function (\w+):", line):
@@ -68,7 +87,7 @@ def kernels(file: Path) -> list[Kernel]:
 
 def listings(file: Path, arch: str) -> dict[str, str]:
     """The disassembly of each kernel for one architecture, by mangled name."""
-    functions = re.split(r"\n\s*Function : ", cuobjdump("-arch", arch, "-sass", file))[1:]
+    functions = re.split(r"\n\s*Function : ", cuobjdump(file, "-arch", arch, "-sass"))[1:]
     return {text.split("\n", 1)[0].strip(): text for text in functions}
 
 

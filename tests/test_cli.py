@@ -116,6 +116,7 @@ def test_explain_for_a_gpu_knows_projections_and_prologues(capsys, tmp_path, mon
         "        PreActBlock(64, 128, 2, side), PreActBottleneck(128, 64, 2, pooled), PlainPreActBlock(256, 64))\n"
     )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm80")
     argv = ["explain", "their_blocks:make", "--input", "8,64,28,28", "--gpu", "h200", "--dtype", "bfloat16", "--why"]
     assert cli.main(argv) == 0
     plans = dict(re.findall(r"^(\d\S+): (.*)", capsys.readouterr().out, re.M))

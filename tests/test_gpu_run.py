@@ -126,7 +126,7 @@ def test_run_with_every_fault_reports_each(tmp_path):
 def test_failing_benchmark_leaves_the_others(tmp_path):
     faults = {"sm80:64x64 benchmark": "hang", "sm80:128x64 benchmark": "wrong"}
     environment = {"STAND_IN_FAULTS": json.dumps(faults)}
-    status, text, results = rehearse(tmp_path, "--stage", "time", "--seconds", "150", **environment)
+    status, text, results = rehearse(tmp_path, "--stage", "time", "--seconds", "100", **environment)
     assert status == 1, text
     ends = {r["case"]: r for r in results if r["stage"] in ("layers", "peers", "networks", "compiled")}
     assert ends["layers sm80:64x64"]["status"] in ("hang", "not run")
