@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+# Python compiles what it imports; all of torch takes longer than installing it.
+PIP := $(PY) -m pip install --quiet --no-compile
 # Where `make gpu` writes; relative to the repository.
 OUT ?= benchmarks/results/gpu-out
 
@@ -23,23 +25,23 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt requirements/no-deps.txt $(VENV)/.created
-	$(PY) -m pip install --quiet -r requirements/dev.txt
-	$(PY) -m pip install --quiet --no-deps -r requirements/no-deps.txt
+	$(PIP) -r requirements/dev.txt
+	$(PIP) --no-deps -r requirements/no-deps.txt
 	@touch $@
 
 # A driver but no compiler: take nvcc from PyPI. Elsewhere nothing is installed.
 $(VENV)/.cuda: requirements/cuda.txt $(VENV)/.dev
 	@if [ -e /proc/driver/nvidia ] || command -v nvidia-smi >/dev/null; then \
-	  $(PY) -m build_tools.toolchain || $(PY) -m pip install --quiet -r requirements/cuda.txt; \
+	  $(PY) -m build_tools.toolchain || $(PIP) -r requirements/cuda.txt; \
 	fi
 	@touch $@
 
 $(VENV)/.editable: pyproject.toml setup.py $(VENV)/.cuda
-	$(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
+	$(PIP) --no-build-isolation --no-deps -e .
 	@touch $@
 
 $(VENV)/.bench: requirements/bench.txt $(VENV)/.dev
-	$(PY) -m pip install --quiet -r requirements/bench.txt
+	$(PIP) -r requirements/bench.txt
 	@touch $@
 
 build: $(VENV)/.editable  ## compile what changed
