@@ -2,9 +2,10 @@
 
 A test of emulated kernels rests on the libraries whose functions it called, byte for byte, and on what any test may
 use (USED). Any other test, and one of those whose file speaks of sources, rests on the whole checkout but other test
-files, and on the built libraries. All rest on what is installed, the processor and environment variables. A verdict is
-a file of ``build/verdicts``; only ``--verdicts``, which `make test` says, writes and reads them. What is not run is
-reported as "unchanged": neither as passed nor as skipped.
+files, and on the built libraries. All rest on what is installed, the processor and environment variables: as they are
+when the session begins, for that is what Python has imported. A verdict is a file of ``build/verdicts``. It is written
+only while nothing has changed since, and any failure removes it; only ``--verdicts``, which `make test` says, writes
+and reads them. What is not run is reported as "unchanged": neither as passed nor as skipped.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -30,12 +32,17 @@ ROOT = TESTS.parent
 VERDICTS = ROOT / "build" / "verdicts"
 #: What the text of an emulator's test file matches if its tests may read sources or documents, too.
 SOURCES = r"csrc|_C_cuda|\bsass\b|build_tools|cuda_primitives|stand_in|ROOT|README|docs/|subprocess"
+#: What it matches if they read other tests.
+OTHER_TESTS = r"glob\(\"test_"
 #: What of the checkout any test may use.
 USED = ("resnet_fused", "tests", "examples", "benchmarks", "pyproject.toml")
 #: Beginnings of environment variables that change what tests do.
-OURS = ("RESNET_FUSED_C", "RESNET_FUSED_LIBRARY", "HYPOTHESIS", "OMP_NUM", "CUDA_HOME", "TORCH_CUDA")
+OURS = ("RESNET_FUSED_", "OMP_NUM", "CUDA_HOME", "TORCH_CUDA", "CI", "CC", "CXX", "PATH")
+SECONDS_BETWEEN_CHECKS = 30.0  # that nothing has changed, before what has passed since is written
 
 _unchanged, _failure = pytest.StashKey[bool](), pytest.StashKey[str | None]()
+_digest, _passed = pytest.StashKey[str](), pytest.StashKey[bool]()
+_keeper = pytest.StashKey["_Keeper"]()
 # Of fixtures that outlive a test: the libraries that they used.
 _of_fixture: dict[str, dict[Path, str]] = {}
 
@@ -48,6 +55,9 @@ def add_options(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "emulator: a test of CUDA kernels on the CPU (docs/kernels/emulator.md)")
+    explores = os.environ.get("HYPOTHESIS_PROFILE", "fixed") != "fixed"  # other examples in each run
+    if config.getoption("verdicts") and not explores:
+        config.stash[_keeper] = _Keeper()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
@@ -55,6 +65,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "compiler" in getattr(item, "fixturenames", ()):  # which all fixtures of the emulator ask for
             item.add_marker(pytest.mark.emulator)
+        if keeper := item.config.stash.get(_keeper, None):
+            item.stash[_digest] = keeper.digest(item)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -63,8 +75,8 @@ def pytest_runtest_setup(item):
         return
     if _is_emulated(item):
         _prepare(item.session)
-    verdict = _read(item) if item.config.getoption("verdicts") else {}
-    if verdict and verdict["digest"] == _digest(item) and _are_current(verdict["libraries"]):
+    verdict = _read(item) if _digest in item.stash else {}
+    if verdict and verdict["digest"] == item.stash[_digest] and _are_current(verdict["libraries"]):
         item.stash[_unchanged] = True
         pytest.skip("unchanged since it passed")
     if _is_emulated(item):
@@ -77,9 +89,9 @@ def _prepare(session):
         session.stash[_failure] = None
         try:
             known = {p for item in session.items if _is_emulated(item) for p in _libraries(item)}
-            fixtures.prepare(session, {p for p in known if p == _cuda_on_cpu().build.library(p.stem)})
-        except RuntimeError as error:
-            session.stash[_failure] = str(error)
+            fixtures.prepare(session, known & {_cuda_on_cpu().build.library(n) for n in _cuda_on_cpu().LIBRARIES})
+        except Exception as error:  # of the compiler, or a bug that no longer fits
+            session.stash[_failure] = f"{type(error).__name__}: {error}"
     if session.stash[_failure]:
         pytest.fail(session.stash[_failure], pytrace=False)
 
@@ -102,9 +114,22 @@ def pytest_runtest_makereport(item, call):
     report = yield
     if _unchanged in item.stash and report.when == "setup":
         report.user_properties.append(("unchanged", "1"))
-    elif report.when == "call" and report.passed and item.config.getoption("verdicts"):
-        _record(item)
+    if report.failed:
+        _file(item).unlink(missing_ok=True)
+    elif report.when == "call":
+        item.stash[_passed] = report.passed
+    elif (
+        report.when == "teardown"
+        and item.stash.get(_passed, False)
+        and (keeper := item.config.stash.get(_keeper, None))
+    ):
+        keeper.keep(item)
     return report
+
+
+def pytest_sessionfinish(session):
+    if keeper := session.config.stash.get(_keeper, None):
+        keeper.write()
 
 
 def pytest_report_teststatus(report):
@@ -125,21 +150,49 @@ def _is_emulated(item: pytest.Item) -> bool:
     return item.get_closest_marker("emulator") is not None
 
 
-def _record(item: pytest.Item) -> None:
-    libraries: dict[Path, str] = {}
-    if _is_emulated(item):
-        libraries.update(_cuda_on_cpu().used)
-        for name in item.fixturenames:
-            libraries.update(_of_fixture.get(name, {}))
-        if not libraries:  # it is not known what the test rests on
+class _Keeper:
+    """Of one process: what tests rest on, as the session began, and what has passed since the last check."""
+
+    def __init__(self) -> None:
+        self.surroundings = _surroundings()
+        self.begun = {with_sources: _digest_of_checkout(with_sources) for with_sources in (False, True)}
+        self.test_files: dict[Path, str] = {}
+        self.passed: dict[Path, str] = {}
+        self.checked = time.monotonic()
+
+    def digest(self, item: pytest.Item) -> str:
+        """Of all that the test rests on, but for libraries of kernels."""
+        reads = not _is_emulated(item) or _matches(item.path, SOURCES)
+        files = sorted(TESTS.glob("test_*.py")) if _matches(item.path, OTHER_TESTS) else [item.path]
+        self.test_files |= {p: _digest_of_files([p]) for p in files if p not in self.test_files}
+        return " ".join([*(self.test_files[p] for p in files), self.begun[reads], self.surroundings])
+
+    def keep(self, item: pytest.Item) -> None:
+        libraries: dict[Path, str] = {}
+        if _is_emulated(item):
+            libraries.update(_cuda_on_cpu().used)
+            for name in item.fixturenames:
+                libraries.update(_of_fixture.get(name, {}))
+            if not libraries:  # it is not known what the test rests on
+                return
+        elif item.get_closest_marker("gpu"):
             return
-    elif item.get_closest_marker("gpu"):
-        return
-    VERDICTS.mkdir(parents=True, exist_ok=True)
-    passed = {"libraries": {str(p): digest for p, digest in libraries.items()}, "digest": _digest(item)}
-    temporary = _file(item).with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(passed))
-    temporary.replace(_file(item))
+        known = {str(p): digest for p, digest in libraries.items()}
+        self.passed[_file(item)] = json.dumps({"libraries": known, "digest": item.stash[_digest]})
+        if time.monotonic() > self.checked + SECONDS_BETWEEN_CHECKS:
+            self.write()
+
+    def write(self) -> None:
+        """Nothing, where a file is no longer what the tests that passed were imported from."""
+        same = all(_digest_of_checkout(with_sources) == digest for with_sources, digest in self.begun.items())
+        if same and all(_digest_of_files([p]) == digest for p, digest in self.test_files.items()):
+            VERDICTS.mkdir(parents=True, exist_ok=True)
+            for file, text in self.passed.items():
+                temporary = file.with_suffix(f".{os.getpid()}")
+                temporary.write_text(text)
+                temporary.replace(file)
+        self.passed.clear()
+        self.checked = time.monotonic()
 
 
 def _libraries(item: pytest.Item) -> list[Path]:
@@ -155,20 +208,14 @@ def _file(item: pytest.Item) -> Path:
     return VERDICTS / hashlib.sha256(item.nodeid.encode()).hexdigest()[:24]
 
 
-def _digest(item: pytest.Item) -> str:
-    """Of all that the test rests on, but for libraries of kernels."""
-    return _digest_of_files([item.path]) + _digest_of_checkout(not _is_emulated(item) or _reads_sources(item.path))
-
-
 def _are_current(libraries: dict[str, str]) -> bool:
     files = {Path(p): digest for p, digest in libraries.items()}
     return all(p.exists() and _digest_of_file(p, p.stat().st_mtime_ns) == digest for p, digest in files.items())
 
 
 @functools.cache
-def _reads_sources(test: Path) -> bool:
-    """Whether the tests of a file may read what the package is made of, and not only use it."""
-    return re.search(SOURCES, test.read_text()) is not None
+def _matches(test: Path, pattern: str) -> bool:
+    return re.search(pattern, test.read_text()) is not None
 
 
 def _digest_of_files(files: Iterable[Path]) -> str:
@@ -181,9 +228,8 @@ def _digest_of_file(path: Path, mtime: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@functools.cache
 def _digest_of_checkout(with_sources: bool) -> str:
-    """Of what tests share, once a session."""
+    """Of the files that tests share."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -197,10 +243,19 @@ def _digest_of_checkout(with_sources: bool) -> str:
     files = {p for p in files if with_sources or p.relative_to(ROOT).parts[0] in USED}
     package = ROOT / "resnet_fused"
     files |= {*package.glob("_C*.so"), package / "_build_info.py"} if with_sources else {*package.glob("_C.*.so")}
+    return _digest_of_files(sorted(files))
+
+
+def _surroundings() -> str:
+    """What is no file of the checkout: before any test has changed it."""
     ours = {k: v for k, v in os.environ.items() if k.startswith(OURS)}
+    named = [Path(v).read_bytes() for k, v in ours.items() if k.startswith("RESNET_FUSED_") and Path(v).is_file()]
     installed = sorted(f"{d.name} {d.version}" for d in importlib.metadata.distributions())
-    machine = [sys.version, torch.backends.cpu.get_cpu_capability(), torch.cuda.is_available(), os.cpu_count()]
-    return hashlib.sha256(f"{_digest_of_files(sorted(files))} {ours} {installed} {machine}".encode()).hexdigest()
+    compilers = [shutil.which(ours.get("CXX", "g++")), shutil.which("nvcc")]
+    versions = [subprocess.run([c, "--version"], capture_output=True).stdout for c in compilers if c]
+    processor = re.findall(r"^(?:flags|Features|model name)\s*:.*", Path("/proc/cpuinfo").read_text(), re.M)
+    machine = [sys.version, torch.backends.cpu.get_cpu_capability(), torch.cuda.is_available(), *processor]
+    return hashlib.sha256(repr([ours, named, installed, versions, machine]).encode()).hexdigest()
 
 
 def _cuda_on_cpu():
