@@ -22,7 +22,11 @@ FAMILIES = {
     PRIMITIVES: "tests/cuda_primitives/kernels",
 }
 # What every planted bug is compiled, run and judged with.
-EMULATOR = ("tests/cuda_on_cpu/", "tests/cuda_cases/", "tests/planting.py", "tests/criterion.py")
+EMULATOR = (
+    "tests/cuda_on_cpu/", "tests/cuda_cases/", "tests/planting.py", "tests/criterion.py", "tests/support.py",
+    "tests/conftest.py", "resnet_fused/criterion.py", "resnet_fused/reference.py", "requirements/dev.txt",
+    "csrc/cuda/tensor_map_cache.cpp", "csrc/cuda/exact_cache.h", "csrc/cuda/tensor_map.h",
+)  # fmt: skip
 SANITIZED = (
     "Makefile", "setup.py", "build_tools/", "csrc/common/", "csrc/compat/", "csrc/cpu/", "tests/avx512_on_avx2/",
     "tests/fuzz/",

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import cuda_on_cpu
 import pytest
 
 from build_tools import changes
@@ -39,6 +40,11 @@ ROOT = Path(__file__).resolve().parent.parent
 )
 def test_changed_files_choose_planted_bugs(files, expected):
     assert changes.planted_bugs(files) == expected
+
+
+def test_what_every_bug_is_run_with_proves_all():
+    for path in cuda_on_cpu.build.HOST:
+        assert changes.planted_bugs([path.relative_to(ROOT).as_posix()]) == "all", path
 
 
 def test_every_kernel_and_every_planting_test_has_a_family():
