@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -27,10 +28,18 @@ def table():
     return ROW.findall(rows)
 
 
-def test_each_row_has_a_report():
+def test_each_row_has_a_report_where_all_of_the_family_is_right():
+    enumerators = re.search(r"enum class KernelFamily : int32_t \{(.*?)\}", (CUDA / "trust.h").read_text(), re.S)[1]
+    enumerators = re.findall(r"\w+", enumerators)
+    names = [line.split(":")[0] for line in ops.explain_trust(90).splitlines()]
     for family, arch, _, commit, report in table():
         assert report.startswith("benchmarks/results/"), (family, arch)
-        assert commit in (ROOT / report).read_text(), f"{report} is not of the commit that the table names"
+        found = json.loads((ROOT / report).read_text())
+        assert found["environment"]["built_from"] == commit, f"{report} is not of the commit that the table names"
+        assert found["environment"]["device"]["numbers"][0] == int(arch)
+        name = names[enumerators.index(family)]
+        statuses = {result["status"] for result in found["results"] if result["family"] == name}
+        assert statuses == {"pass"}, f"{report}: {name} is {statuses}"
 
 
 def test_library_has_the_tables_rows():
