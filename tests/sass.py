@@ -50,13 +50,17 @@ def disassembler() -> dict[str, str] | None:
     return {**os.environ, "PATH": path} if complete else None
 
 
+def digest_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def cuobjdump(file: Path, *options: str) -> str:
     """What it prints, from ``build/sass`` where another process has asked: disassembling the library takes a minute."""
     environment = disassembler()
     assert environment is not None, "ask disassembler() first"
     CACHE.mkdir(parents=True, exist_ok=True)
     name = f"{file.name}{''.join(options)}"
-    cached = CACHE / f"{name}-{hashlib.sha256(file.read_bytes()).hexdigest()}.gz"
+    cached = CACHE / f"{name}-{digest_of(file)}.gz"
     with open(CACHE / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if cached.exists():
@@ -65,6 +69,8 @@ def cuobjdump(file: Path, *options: str) -> str:
             earlier.unlink()
         command = [shutil.which("cuobjdump", path=environment["PATH"]), *options, file]
         text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        if digest_of(file) not in cached.name:  # built again meanwhile
+            return text
         new = cached.with_suffix(".new")
         new.write_bytes(gzip.compress(text.encode(), 1))
         new.replace(cached)

@@ -275,8 +275,7 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
   if (notes || considers(choice, KernelFamily::kConvRows, device) || considers(choice, sm90_family(problem), device)) {
     std::optional<ConvPlan> plan = plan_rows(model, problem, choice, channels, compulsory, notes);
     if (!plan && !choice.rows) plan = plan_sm90(model, problem, choice, channels, compulsory, notes);
-    const double others =
-        fits ? std::min(candidates[best].ns / 1e3, torch.microseconds) : std::numeric_limits<double>::infinity();
+    const double others = std::min(candidates[best].ns / 1e3, torch.microseconds);
     if (plan && choice.kind == EngineChoice::kSm90) {
       note("sm80 and torch: RESNET_FUSED_CUDA_ENGINE is sm90", choice.rows ? ":rows" : "");
       return *plan;
