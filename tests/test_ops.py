@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+import os
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from criterion import assert_close
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from op_case import Case, lay_out, layout_of, plan_of, pre_args, projection_args
-from support import zero_eps
+from support import ROOT, run_python, zero_eps
 
 from resnet_fused import ops, reference
 
@@ -317,6 +318,19 @@ def test_result_memory_is_reused_across_steps():
     finally:
         ops.release_memory()
     assert not any(in_memory(address, x.nbytes) for address in first)
+
+
+def test_memory_of_mallocs_heap_is_released_too():
+    """In a process whose malloc takes blocks from its heap, and keeps there what is freed."""
+    code = """if True:
+        import ctypes
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            assert ctypes.CDLL(None).mallopt(parameter, 1 << 30)
+        import test_ops
+        test_ops.test_result_memory_is_reused_across_steps()
+    """
+    done = run_python("-c", code, PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+    assert done.returncode == 0, done.stderr
 
 
 def in_memory(address, size):

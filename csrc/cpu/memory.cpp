@@ -8,6 +8,9 @@
 #include "cpu/environment.h"
 #include "cpu/fork_safe.h"
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -175,6 +178,11 @@ Loan::~Loan() {
     std::free(data_);
 }
 
-void release_memory() { pool.release(); }
+void release_memory() {
+  pool.release();
+#if defined(__GLIBC__)
+  malloc_trim(0);  // a block that came from the heap, and not from the system, stays there when it is freed
+#endif
+}
 
 }  // namespace resnet_fused::cpu
