@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         [w.title for w in workloads(1) if args.only in w.title and (not args.quick or w.title in QUICK)],
         batches=[int(batch) for batch in (args.batch or ("8" if args.quick else BATCHES[kind])).split(",")],
         dtypes=(args.dtypes or DTYPES[kind]).split(","), seconds=args.seconds, device=args.device,
-        options={k: v if isinstance(v, int | float) else str(v) for k, v in vars(args).items()},
+        options={k: v if isinstance(v, int | float) else str(v) for k, v in vars(args).items() if k != "out"},
     )  # fmt: skip
     print(report(result))
     if broken := [r for r in result["rows"] if "unavailable" in r and r["contender"] in ("ours", "ours_recompute")]:

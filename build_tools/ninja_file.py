@@ -60,8 +60,9 @@ class Plan:
 
     def own_folder(self, source: Path | None = None) -> Path:
         """Of what a flavour that shares a folder does not share: some objects, and the library."""
-        own = self.flavour and self.flavour.own and (source is None or self.flavour.owns(source))
-        return self.folder / self.flavour.name if own and self.flavour else self.folder
+        if self.flavour and self.flavour.own and (source is None or self.flavour.owns(source)):
+            return self.folder / self.flavour.name
+        return self.folder
 
     def library(self, module: str) -> Path:
         return (self.cuda_folder if module == "_C_cuda" else self.own_folder()) / f"{module}.abi3.so"
