@@ -48,8 +48,7 @@ def chain(
     args = autograd.pack(
         read, own_norms, projection=projected, residual=residual, identity=identity, relu=relu, pool=pool
     )
-    out: Tensor = autograd.train_chain(x.to(dtype), *args, "")[0]
-    return out
+    return autograd.run_chain(x.to(dtype), *args, "")
 
 
 def _is_absent(norm: tuple[Any, ...]) -> bool:

@@ -5,7 +5,7 @@ import torch
 from .cast import conv_in, norm_in
 from .layout import ALONE, Conv, Norm, Pair, Place, Pool, pack
 from .memory_format import in_format, is_channels_last
-from .op import train_chain, train_chain_and
+from .op import run_chain, train_chain
 from .statistics import update_running
 
 
@@ -49,7 +49,7 @@ __all__ = [
     "norm_in",
     "pack",
     "pool_in",
+    "run_chain",
     "train_chain",
-    "train_chain_and",
     "update_running",
 ]

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from .. import ops
 
 
-def batch_statistics(x: Tensor, group: str, moments: Sequence[Tensor] | None = None) -> list[Tensor]:
-    """``[mean, var, count]`` of each channel over N, H, W; with a group's name over all of its processes.
+def batch_statistics(x: Tensor, group: str, moments: Sequence[Tensor] | None = None) -> list[Any]:
+    """``[mean, var, count]`` of each channel over N, H, W; with a group's name, over all of its processes.
 
-    ``moments``: mean and variance of x, where whoever made it has taken them.
+    ``count`` is a number, with a group a tensor of shape (). ``moments``: mean and variance of x, if they are known.
 
     Means and squared deviations of the processes are combined as Chan, Golub and LeVeque 1979 (Updating formulae and
     a pairwise algorithm for computing sample variances, equation 2.1) combine two samples: nothing cancels, batches
@@ -21,7 +21,7 @@ def batch_statistics(x: Tensor, group: str, moments: Sequence[Tensor] | None = N
     channels = x.shape[1]
     if not group:
         mean, var = moments or ops.bn_stats(x)
-        return [mean, var, mean.new_full((), x.numel() // channels)]
+        return [mean, var, x.numel() // channels]
     if x.numel():
         mean, var = moments or ops.bn_stats(x)
     else:
@@ -70,25 +70,70 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-def update_running(norm: nn.Module, mean: Tensor, var: Tensor, count: Tensor) -> None:
-    """``nn.BatchNorm2d``'s rule for its buffers, given the batch's mean and biased variance over ``count`` values.
+def update_running(norms: Sequence[nn.Module], statistics: Sequence[Sequence[Any]]) -> None:
+    """Updates the running statistics of BatchNorms as ``nn.BatchNorm2d`` does, all in four kernels on a GPU.
 
+    ``statistics``: ``[mean, biased variance, count]`` of each, see :func:`batch_statistics`.
     ``running = momentum * batch + (1 - momentum) * running``, the variance unbiased (Ioffe and Szegedy 2015,
-    arXiv:1502.03167, section 3.1); ``momentum=None`` is the cumulative average. Nothing happens without tracking.
-    A batch without values counts and leaves the averages alone.
+    arXiv:1502.03167, section 3.1); ``momentum=None`` is the cumulative average. Without tracking nothing changes.
+    A batch without values counts as a batch and leaves the averages alone.
     """
-    buffers: Any = norm._buffers
-    if not (norm.training and norm.track_running_stats) or buffers["running_mean"] is None:
-        return
+    tracking: list[tuple[Any, Sequence[Any]]] = [
+        (norm, batch) for norm, batch in zip(norms, statistics, strict=True) if _tracks(norm)
+    ]
     with torch.no_grad():
-        batches = buffers["num_batches_tracked"]
-        batches.add_(1)
-        momentum: Any = norm.momentum
-        if momentum is None:
-            momentum = batches.double().reciprocal()
-        unbiased = var * (count / (count - 1))
-        for running, batch in ((buffers["running_mean"], mean), (buffers["running_var"], unbiased)):
-            average = batch * momentum + running * (1 - momentum)
-            # Through .data, because eager's kernel leaves the version alone too: a graph of an earlier forward pass in
-            # eval mode, which keeps these buffers, stays valid.
-            running.data.copy_(torch.where(count > 0, average, running))
+        if len({id(norm) for norm, _ in tracking}) < len(tracking):  # a foreach kernel would race with itself
+            for norm, batch in tracking:
+                norm._buffers["num_batches_tracked"].add_(1)
+                _update_one(norm, *batch)
+            return
+        if tracking:
+            torch._foreach_add_([norm._buffers["num_batches_tracked"] for norm, _ in tracking], 1)
+        _update_together([each for each in tracking if _has_numbers(*each)])
+        for norm, batch in tracking:
+            if not _has_numbers(norm, batch):
+                _update_one(norm, *batch)
+
+
+def _tracks(norm: Any) -> bool:
+    return bool(norm.training and norm.track_running_stats) and norm._buffers["running_mean"] is not None
+
+
+def _has_numbers(norm: Any, batch: Sequence[Any]) -> bool:
+    """Whether the factors are numbers, and the averages have the dtype of the batch's statistics."""
+    mean, _, count = batch
+    known = not isinstance(count, Tensor) and norm.momentum is not None
+    return known and norm._buffers["running_mean"].dtype is mean.dtype
+
+
+# Averages are written through .data: eager's kernel does not count a new version either, so a graph of an earlier
+# forward pass in eval mode, which saved these buffers, stays valid.
+
+
+def _update_together(tracking: Sequence[tuple[Any, Sequence[Any]]]) -> None:
+    running: list[Tensor] = []
+    batches: list[Tensor] = []
+    old: list[float] = []
+    new: list[float] = []
+    for norm, (mean, var, count) in tracking:
+        if count == 0:
+            continue
+        running += norm._buffers["running_mean"].data, norm._buffers["running_var"].data
+        batches += mean, var
+        old += [1 - norm.momentum] * 2
+        new += norm.momentum, norm.momentum * (count / (count - 1))
+    if running:
+        torch._foreach_mul_(running, old)
+        torch._foreach_add_(running, torch._foreach_mul(batches, new))
+
+
+def _update_one(norm: Any, mean: Tensor, var: Tensor, count: Any) -> None:
+    buffers = norm._buffers
+    count = count if isinstance(count, Tensor) else mean.new_full((), count)
+    momentum: Any = norm.momentum
+    if momentum is None:
+        momentum = buffers["num_batches_tracked"].double().reciprocal()
+    unbiased = var * (count / (count - 1))
+    for running, batch in ((buffers["running_mean"], mean), (buffers["running_var"], unbiased)):
+        average = batch * momentum + running * (1 - momentum)
+        running.data.copy_(torch.where(count > 0, average, running))
