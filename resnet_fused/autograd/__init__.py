@@ -6,7 +6,7 @@ from .cast import conv_in, norm_in
 from .layout import ALONE, Conv, Norm, Pair, Place, Pool, pack
 from .memory_format import in_format, is_channels_last
 from .op import run_chain, train_chain
-from .statistics import update_running
+from .statistics import batch_statistics, update_running
 
 
 def _with_kernels(*ops: str) -> frozenset[str]:
@@ -43,6 +43,7 @@ __all__ = [
     "Norm",
     "Place",
     "Pool",
+    "batch_statistics",
     "conv_in",
     "in_format",
     "is_channels_last",
