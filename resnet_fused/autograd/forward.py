@@ -160,7 +160,7 @@ def conv_of_normalised(
     """``act(conv(relu(bn(x))) + shortcut)`` with the BatchNorm's arguments: the same bits for the same arguments."""
     assert pre is not None
     weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
-    after = (weight, bias, *NO_NORM, *conv[2:], shortcut, relu, False, allow_tf32())
+    after = (weight, bias, *NO_NORM, *conv[2:], shortcut, relu, False, allow_tf32(x))
     return ops.bn_relu_conv_bn_act(x, *pre, *after)
 
 
@@ -177,12 +177,12 @@ def conv_stats(
     The same bits for the same arguments, so that a backward pass may ask again.
     """
     weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
-    return ops.conv_stats(x, *(pre or NO_NORM), weight, bias, *conv[2:], False, allow_tf32())
+    return ops.conv_stats(x, *(pre or NO_NORM), weight, bias, *conv[2:], False, allow_tf32(x))
 
 
-def allow_tf32() -> bool:
-    """As torch's own convolutions: its switch is read while the chain runs."""
-    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
+def allow_tf32(x: Tensor) -> bool:
+    """Whether x is float32 and torch's own convolutions may use TF32; the switch is read while the chain runs."""
+    return x.dtype is torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
 @torch.library.impl("resnet_fused::conv_stats", "CPU")

@@ -78,56 +78,43 @@ def update_running(norms: Sequence[nn.Module], statistics: Sequence[Sequence[Any
     arXiv:1502.03167, section 3.1); ``momentum=None`` is the cumulative average. Without tracking nothing changes.
     A batch without values counts as a batch and leaves the averages alone.
     """
-    tracking: list[tuple[Any, Sequence[Any]]] = [
-        (norm, batch) for norm, batch in zip(norms, statistics, strict=True) if _tracks(norm)
-    ]
-    with torch.no_grad():
-        if len({id(norm) for norm, _ in tracking}) < len(tracking):  # a foreach kernel would race with itself
-            for norm, batch in tracking:
-                norm._buffers["num_batches_tracked"].add_(1)
-                _update_one(norm, *batch)
-            return
-        if tracking:
-            torch._foreach_add_([norm._buffers["num_batches_tracked"] for norm, _ in tracking], 1)
-        _update_together([each for each in tracking if _has_numbers(*each)])
-        for norm, batch in tracking:
-            if not _has_numbers(norm, batch):
-                _update_one(norm, *batch)
-
-
-def _tracks(norm: Any) -> bool:
-    return bool(norm.training and norm.track_running_stats) and norm._buffers["running_mean"] is not None
-
-
-def _has_numbers(norm: Any, batch: Sequence[Any]) -> bool:
-    """Whether the factors are numbers, and the averages have the dtype of the batch's statistics."""
-    mean, _, count = batch
-    known = not isinstance(count, Tensor) and norm.momentum is not None
-    return known and norm._buffers["running_mean"].dtype is mean.dtype
-
-
-# Averages are written through .data: eager's kernel does not count a new version either, so a graph of an earlier
-# forward pass in eval mode, which saved these buffers, stays valid.
-
-
-def _update_together(tracking: Sequence[tuple[Any, Sequence[Any]]]) -> None:
+    counters: list[Tensor] = []
     running: list[Tensor] = []
     batches: list[Tensor] = []
     old: list[float] = []
     new: list[float] = []
-    for norm, (mean, var, count) in tracking:
-        if count == 0:
+    rest: list[tuple[Any, Sequence[Any]]] = []  # factors are tensors, or another dtype than the averages'
+    for norm, batch in zip(norms, statistics, strict=True):
+        buffers: Any = norm._buffers
+        if not (norm.training and norm.track_running_stats) or buffers["running_mean"] is None:
             continue
-        running += norm._buffers["running_mean"].data, norm._buffers["running_var"].data
-        batches += mean, var
-        old += [1 - norm.momentum] * 2
-        new += norm.momentum, norm.momentum * (count / (count - 1))
-    if running:
-        torch._foreach_mul_(running, old)
-        torch._foreach_add_(running, torch._foreach_mul(batches, new))
+        counters.append(buffers["num_batches_tracked"])
+        mean, var, count = batch
+        momentum: Any = norm.momentum
+        if momentum is None or isinstance(count, Tensor) or buffers["running_mean"].dtype is not mean.dtype:
+            rest.append((norm, batch))
+        elif count > 0:
+            # Through .data: eager's kernel does not count a new version either, so a graph of an earlier forward pass
+            # in eval mode, which saved these buffers, stays valid.
+            running += buffers["running_mean"].data, buffers["running_var"].data
+            batches += mean, var
+            old += 1 - momentum, 1 - momentum
+            new += momentum, momentum * (count / (count - 1))
+    if len(set(map(id, counters))) < len(counters):  # a foreach kernel would race with itself
+        for norm, batch in zip(norms, statistics, strict=True):
+            update_running([norm], [batch])
+        return
+    with torch.no_grad():
+        if counters:
+            torch._foreach_add_(counters, 1)
+        if running:
+            torch._foreach_mul_(running, old)
+            torch._foreach_add_(running, torch._foreach_mul(batches, new))
+        for norm, batch in rest:
+            _update(norm, *batch)
 
 
-def _update_one(norm: Any, mean: Tensor, var: Tensor, count: Any) -> None:
+def _update(norm: Any, mean: Tensor, var: Tensor, count: Any) -> None:
     buffers = norm._buffers
     count = count if isinstance(count, Tensor) else mean.new_full((), count)
     momentum: Any = norm.momentum

@@ -10,6 +10,8 @@ Pair = tuple[int, int]
 
 def pair(value: Any, least: int) -> Pair | None:
     """An int, one int or two, none below ``least``; None for what torch refuses, or reads in a way of its own."""
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int and min(value) >= least:
+        return value  # what nn.Conv2d makes of every argument
     values = (value,) if isinstance(value, int) else value
     if not isinstance(values, tuple | list) or not 1 <= len(values) <= 2:
         return None

@@ -35,7 +35,7 @@ def train(
     ``downsample``, ``relu`` follows the last BatchNorm or the addition, ``pool`` the ReLU."""
     dtype = training_dtype(x)
     children = block._modules
-    if dtype is None or not trains_fused(block, x) or not is_relu(children.get("relu")):
+    if dtype is None or not getattr(block, "fused_training", True) or not is_relu(children.get("relu")):
         return None
     pre_activates = norms[0] is not None
     if pre_activates and x.dtype is not dtype:  # eager would normalise x before it rounds
