@@ -91,11 +91,12 @@ bench: build $(VENV)/.bench  ## time the kernels and whole networks
 	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)
 	$(PY) -m resnet_fused bench
 
-lint: $(VENV)/.dev  ## ruff, clang-format and mypy; changes nothing
+lint: $(VENV)/.dev  ## ruff, clang-format, mypy and codespell; changes nothing
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_SOURCES)
 	$(PY) -m mypy
+	$(VENV)/bin/codespell
 
 format: $(VENV)/.dev  ## let ruff and clang-format rewrite
 	$(PY) -m ruff check --fix .

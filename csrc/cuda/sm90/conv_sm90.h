@@ -1,4 +1,4 @@
-// sm90/conv_fwd on the host: which kernels are compiled, what they need of shared memory. Pure: no torch, no CUDA.
+// sm90/conv_sm90 on the host: which kernels are compiled, what they need of shared memory. Pure: no torch, no CUDA.
 #pragma once
 #include <cstdint>
 

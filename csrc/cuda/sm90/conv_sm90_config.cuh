@@ -1,4 +1,4 @@
-// What one compiled sm90/conv_fwd kernel is made of.
+// What one compiled sm90/conv_sm90 kernel is made of.
 #pragma once
 #include "cuda/sm90/conv_sm90.h"
 #include "cuda/tile/element.cuh"
