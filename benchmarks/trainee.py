@@ -10,6 +10,8 @@ from torch import Tensor, nn
 import resnet_fused
 from resnet_fused import models, reference
 
+from . import gpu
+
 STAGES = ((64, 56), (128, 28), (256, 14), (512, 7))
 
 
@@ -66,7 +68,10 @@ CONTENDERS: dict[str, tuple[bool, bool, Callable[[nn.Module], nn.Module]]] = {  
     "ours": (True, False, resnet_fused.convert),
     "ours_recompute": (True, False, _recompute),
     "ours_compile": (True, True, resnet_fused.convert),
+    "eager_cl_graph": (True, False, lambda model: model),
+    "ours_graph": (True, False, resnet_fused.convert),
 }
+GRAPHED = ("eager_cl_graph", "ours_graph")  # their whole step is captured in a CUDA graph
 
 
 YARDSTICKS = ("eager", "eager_cl")  # of correctness: one of them always runs
@@ -77,6 +82,7 @@ class Trainee:
 
     def __init__(self, workload: Workload, name: str, dtype: str, device: torch.device) -> None:
         self.last, compiled, make = CONTENDERS[name]
+        self.name = name
         torch.manual_seed(0)
         self.model = make(workload.make().train()).to(device)
         self.x = self._format(torch.randn(workload.shape).to(device))
@@ -123,6 +129,10 @@ class Trainee:
         self.x.grad = None
         self.backward(self.forward(self.x))
         self.optimiser.step()
+
+    def timed_call(self) -> Callable[[], object]:
+        """A step, or the replay of the CUDA graph of one."""
+        return gpu.captured(self.step)[0] if self.name in GRAPHED else self.step
 
     def peak_bytes(self) -> int:
         """Of a step, beyond what was allocated before it (CUDA)."""

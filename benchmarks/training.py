@@ -27,12 +27,15 @@ from resnet_fused.cli import _machine
 
 from . import gpu
 from .timing import Call, interleave
-from .trainee import CONTENDERS, YARDSTICKS, Trainee, Workload, verify, workloads
+from .trainee import CONTENDERS, GRAPHED, YARDSTICKS, Trainee, Workload, verify, workloads
 from .training_report import report
 
 QUICK = ("basic 128@28", "bottleneck 128@28", "preact 128@28", "preact bottleneck 128@28", "ResNet-18")
 NETWORKS = ("ResNet-50", "ResNet-18")
-USUAL = {"cpu": tuple(CONTENDERS), "cuda": ("eager_cl", "ours", "ours_recompute", "compile")}
+USUAL = {
+    "cpu": tuple(name for name in CONTENDERS if name not in GRAPHED),
+    "cuda": ("eager_cl", "eager_cl_graph", "ours", "ours_graph", "ours_recompute", "compile"),
+}
 DTYPES = {"cpu": "fp32,bf16", "cuda": "bf16"}
 BATCHES = {"cpu": "32", "cuda": "256,32"}
 PROFILED_STEPS = 3
@@ -63,7 +66,10 @@ def measure(workload: Workload, dtype: str, names: Sequence[str], budget_s: floa
             continue
         if not _compiles(name):  # a compiled step decides for itself what it keeps
             rows[name]["kept_bytes"] = trainee.saved_bytes()
-        calls[name] = trainee.step
+        try:
+            calls[name] = trainee.timed_call()
+        except Exception as error:
+            rows[name]["unavailable"] = gpu.sentence(error)
     for name, samples in interleave(calls, budget_s, device).items() if calls else ():
         seconds = statistics.median(samples)
         if device.type == "cuda":
@@ -81,7 +87,7 @@ def kernels(
     batches: Sequence[int] = (256,),
     seconds: float | None = None,
 ) -> dict[str, Any]:
-    """What a GPU does in a bf16 step, kernel by kernel, by torch's profiler: a text file in ``out`` for each."""
+    """What a bf16 step takes of the host and of the GPU, by torch's profiler kernel by kernel: a text file for each."""
     where, late, left_out = torch.device("cuda"), gpu.deadline(seconds), []
     torch.backends.cudnn.benchmark = True
     for batch, title, name in itertools.product(batches, titles, contenders):
@@ -92,6 +98,13 @@ def kernels(
             trainee = Trainee(next(w for w in workloads(batch) if w.title == title), name, "bf16", where)
             for _ in range(PROFILED_STEPS):
                 trainee.step()
+            torch.cuda.synchronize(where)
+            start = time.perf_counter()
+            for _ in range(PROFILED_STEPS):
+                trainee.step()
+            host = time.perf_counter() - start
+            torch.cuda.synchronize(where)
+            both = time.perf_counter() - start
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
                 for _ in range(PROFILED_STEPS):
                     trainee.step()
@@ -99,7 +112,8 @@ def kernels(
         table = profile.key_averages().table(sort_by="cuda_time_total", row_limit=60, max_name_column_width=120)
         Path(out).mkdir(parents=True, exist_ok=True)
         (Path(out) / f"kernels-of-training-{title}-{batch}-{name}.txt").write_text(
-            f"{gpu.environment(engine, where)}\n{PROFILED_STEPS} steps\n{table}\n"
+            f"{gpu.environment(engine, where)}\n"
+            f"{PROFILED_STEPS} steps, not profiled: {1e3 * both:.1f} ms, the host's part {1e3 * host:.1f} ms\n{table}\n"
         )
     return {"left_out": left_out}
 

@@ -6,8 +6,10 @@ from typing import Any
 LABELS = {
     "eager": "eager",
     "eager_cl": "eager channels_last",
+    "eager_cl_graph": "eager channels_last, CUDA graph",
     "compile": "torch.compile",
     "ours": "resnet_fused",
+    "ours_graph": "resnet_fused, CUDA graph",
     "ours_recompute": "resnet_fused, recompute",
     "ours_compile": "resnet_fused + torch.compile",
 }

@@ -34,7 +34,7 @@ CUDA = "resnet_fused.cli.verify.backends:Cuda"
 #: Stages by name, each with its share of the time that is left when it begins.
 SETUP = {"machine": 10, "library": 90}
 CORRECTNESS = {"primitives": 40, "kernels": 140, "tests": 70}
-TIME = {"layers": 140, "peers": 60, "networks": 60, "training": 60, "compiled": 90, "profile": 40, "sanitizer": 40}
+TIME = {"training": 70, "networks": 60, "peers": 60, "layers": 130, "compiled": 90, "profile": 40, "sanitizer": 40}
 DEFAULT_SECONDS, LEAST_SECONDS = 540, 30
 KEPT_S = 20  # of the end, to pack what is there
 

@@ -167,7 +167,8 @@ def networks(run: Run, seconds: float) -> str:
 
 def training(run: Run, seconds: float) -> str:
     """A training step in bfloat16, and which kernels it runs."""
-    arguments = {"contenders": ["eager_cl", "ours", "ours_recompute"], "titles": NETWORKS, "dtypes": ["bf16"]}
+    contenders = ["eager_cl", "eager_cl_graph", "ours", "ours_graph", "ours_recompute"]
+    arguments = {"contenders": contenders, "titles": NETWORKS, "dtypes": ["bf16"]}
     of_kernels = {"contenders": ["eager_cl", "ours"], "titles": NETWORKS}
     ends = [
         _benchmarks(run, "training", seconds * 0.6, "training", [""], [{**arguments, "batches": [256], "budget": 2.0}]),

@@ -53,8 +53,7 @@ def chain(
         relu=relu,
         pool=pool,
     )
-    out: Tensor = autograd.train_chain(x.to(dtype), *args, "")[0]
-    return out
+    return autograd.run_chain(x.to(dtype), *args, "")
 
 
 def _is_absent(norm: tuple[Any, ...]) -> bool:

@@ -255,3 +255,38 @@ def test_running_averages_keep_the_criterion():
     for (name, a), b, truth in zip(block.named_buffers(), twin.buffers(), exact.buffers(), strict=True):
         if "batches" not in name:
             assert_close(a, b, truth)
+
+
+@pytest.mark.parametrize("momenta", [(0.1, 0.3), (None, None), (0.1, None), (1.0, 0.0)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_running_averages_of_several_norms(momenta, dtype):
+    torch.manual_seed(0)
+    norms = [nn.BatchNorm2d(channels, momentum=m).to(dtype) for channels, m in zip((5, 8), momenta, strict=True)]
+    expected, exact = copy.deepcopy(norms), [copy.deepcopy(norm).double() for norm in norms]
+    for _ in range(3):
+        batches = [5 + torch.randn(3, norm.num_features, 4, 2, dtype=dtype) for norm in norms]
+        autograd.update_running(norms, [autograd.batch_statistics(x, "") for x in batches])
+        for norm, double, x in zip(expected, exact, batches, strict=True):
+            norm(x), double(x.double())
+    for ours, eager, truth in zip(norms, expected, exact, strict=True):
+        assert_close(ours.running_mean, eager.running_mean, truth.running_mean)
+        assert_close(ours.running_var, eager.running_var, truth.running_var)
+        assert ours.num_batches_tracked == eager.num_batches_tracked == 3
+
+
+def test_norm_that_a_block_uses_twice_updates_twice():
+    norm = nn.BatchNorm2d(8)
+    twin = copy.deepcopy(norm)
+    batches = [torch.randn(2, 8, 3, 3), 5 + torch.randn(2, 8, 3, 3)]
+    autograd.update_running([norm, norm], [autograd.batch_statistics(x, "") for x in batches])
+    for x in batches:
+        twin(x)
+    torch.testing.assert_close(norm.state_dict(), twin.state_dict())
+
+
+def test_infinite_average_stays_infinite():
+    """As in eager: a difference of the two averages would be NaN."""
+    norm = nn.BatchNorm2d(2)
+    norm.running_var.fill_(float("inf"))
+    autograd.update_running([norm], [autograd.batch_statistics(torch.randn(2, 2, 3, 3), "")])
+    assert norm.running_var.isinf().all()

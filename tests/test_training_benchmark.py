@@ -29,6 +29,29 @@ def test_run_measures_speed_memory_and_error():
     assert by_name["ours"]["error"] < 1e-2
 
 
+def test_graph_contenders_are_timed_by_replays(monkeypatch):
+    replays = []
+
+    def captured(call):
+        call()
+        return lambda: replays.append(call), None
+
+    monkeypatch.setattr(gpu, "captured", captured)
+    rows = training.measure(TINY, "fp32", ["eager_cl", "ours", "ours_graph"], 0.0, CPU)
+    assert len(replays) >= len(rows["ours_graph"]["samples_s"]) >= 5
+    assert all("median_s" in row for row in rows.values())
+
+
+def test_refused_capture_leaves_the_others():
+    def refused(call):
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "captured", refused)
+        rows = training.measure(TINY, "fp32", ["eager_cl", "ours_graph"], 0.0, CPU)
+    assert "not permitted" in rows["ours_graph"]["unavailable"] and "median_s" in rows["eager_cl"]
+
+
 class Mistaken(trainee.Trainee):
     def forward(self, x):
         return (1 if self.dtype == "fp64" else 1.01) * super().forward(x)

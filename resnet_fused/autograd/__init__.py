@@ -5,8 +5,8 @@ import torch
 from .cast import conv_in, norm_in
 from .layout import ALONE, Conv, Norm, Pair, Place, Pool, pack
 from .memory_format import in_format, is_channels_last
-from .op import train_chain, train_chain_and
-from .statistics import update_running
+from .op import run_chain, train_chain
+from .statistics import batch_statistics, update_running
 
 
 def _with_kernels(*ops: str) -> frozenset[str]:
@@ -43,13 +43,14 @@ __all__ = [
     "Norm",
     "Place",
     "Pool",
+    "batch_statistics",
     "conv_in",
     "in_format",
     "is_channels_last",
     "norm_in",
     "pack",
     "pool_in",
+    "run_chain",
     "train_chain",
-    "train_chain_and",
     "update_running",
 ]

@@ -16,7 +16,7 @@ def conv_in(
     groups: int,
 ) -> Conv | None:
     """A convolution with its weight and bias in ``dtype``, which is autocast's or their own; None of another dtype."""
-    if any(t.dtype is not dtype for t in (weight, bias) if t is not None):
+    if weight.dtype is not dtype or (bias is not None and bias.dtype is not dtype):
         if not torch.is_autocast_enabled(weight.device.type) or weight.dtype is torch.float64:
             return None
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)

@@ -11,7 +11,7 @@ from .. import ops
 from .layout import ConvSlots, Layout, NormSlots
 from .statistics import batch_statistics
 
-Statistics = dict[int, list[Tensor]]  # norm's key -> mean, var, count
+Statistics = dict[int, list[Any]]  # norm's key -> mean, var, count (see batch_statistics)
 Raws = dict[int, Tensor]  # norm's key -> what it normalises
 
 NO_NORM = (None, None, None, None, 0.0)  # gamma, beta, mean, var, eps
@@ -24,9 +24,20 @@ class Result(NamedTuple):
     statistics: Statistics
 
     def tensors(self) -> list[Tensor]:
-        """All of them, in one order."""
+        """All of them in one order, counts as tensors: what an op may return."""
         taken = [] if self.taken is None else [self.taken]
-        return [self.out, *taken, *self.raws.values(), *(t for each in self.statistics.values() for t in each)]
+        statistics: list[Tensor] = []
+        for mean, var, count in self.statistics.values():
+            statistics += mean, var, count if isinstance(count, Tensor) else mean.new_full((), count)
+        return [self.out, *taken, *self.raws.values(), *statistics]
+
+    @staticmethod
+    def of(tensors: Sequence[Tensor], layout: Layout, read: Sequence[Tensor]) -> "Result":
+        """From :meth:`tensors` of the chain that reads ``read``."""
+        left = iter(tensors)
+        out, taken = next(left), None if layout.pool is None else next(left)
+        raws = {key: next(left) for key in kept(layout, read)}
+        return Result(out, taken, raws, {key: [next(left) for _ in range(3)] for key in trained(layout)})
 
 
 def forward(x: Tensor, tensors: Sequence[Tensor], layout: Layout, group: str) -> Result:
@@ -79,8 +90,13 @@ def forward(x: Tensor, tensors: Sequence[Tensor], layout: Layout, group: str) ->
         out = ops.bn_add_act(shortcut, *norm(count + 1, side_norm), raws[count], layout.relu, internal=internal)
     else:
         out = raws[count]
-    in_order = {key: statistics[key] for key, slots in layout.all_norms() if slots.trains}
+    in_order = {key: statistics[key] for key in trained(layout)}
     return Result(out, taken, {key: raws[key] for key in kept(layout, tensors)}, in_order)
+
+
+def trained(layout: Layout) -> list[int]:
+    """Keys of the BatchNorms that use the batch's statistics, in the order of ``Result.statistics``."""
+    return [key for key, norm in layout.all_norms() if norm.trains]
 
 
 def kept(layout: Layout, tensors: Sequence[Tensor]) -> list[int]:
@@ -144,7 +160,7 @@ def conv_of_normalised(
     """``act(conv(relu(bn(x))) + shortcut)`` with the BatchNorm's arguments: the same bits for the same arguments."""
     assert pre is not None
     weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
-    after = (weight, bias, *NO_NORM, *conv[2:], shortcut, relu, False, allow_tf32())
+    after = (weight, bias, *NO_NORM, *conv[2:], shortcut, relu, False, allow_tf32(x))
     return ops.bn_relu_conv_bn_act(x, *pre, *after)
 
 
@@ -161,12 +177,12 @@ def conv_stats(
     The same bits for the same arguments, so that a backward pass may ask again.
     """
     weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
-    return ops.conv_stats(x, *(pre or NO_NORM), weight, bias, *conv[2:], False, allow_tf32())
+    return ops.conv_stats(x, *(pre or NO_NORM), weight, bias, *conv[2:], False, allow_tf32(x))
 
 
-def allow_tf32() -> bool:
-    """As torch's own convolutions: its switch is read while the chain runs."""
-    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
+def allow_tf32(x: Tensor) -> bool:
+    """Whether x is float32 and torch's own convolutions may use TF32; the switch is read while the chain runs."""
+    return x.dtype is torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
 @torch.library.impl("resnet_fused::conv_stats", "CPU")
@@ -279,7 +295,7 @@ def _shortcut(x: Tensor, tensors: Sequence[Tensor], layout: Layout, raws: Raws) 
     return raws.get(len(layout.convs) + 1)
 
 
-def _of_batch(x: Tensor, group: str, moments: Sequence[Tensor] | None = None) -> list[Tensor]:
+def _of_batch(x: Tensor, group: str, moments: Sequence[Tensor] | None = None) -> list[Any]:
     if not group and x.numel() == x.shape[1]:  # nn.BatchNorm2d's own error
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
     return batch_statistics(x, group, moments)

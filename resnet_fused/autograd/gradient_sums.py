@@ -25,7 +25,9 @@ def conv_backward_reduce(
 
     ``norm``: the BatchNorm's arguments.
     """
-    to_x, *sums = ops.conv_backward_reduce(grad, weight, conv.padding, conv.dilation, raw, *norm, beside, allow_tf32())
+    to_x, *sums = ops.conv_backward_reduce(
+        grad, weight, conv.padding, conv.dilation, raw, *norm, beside, allow_tf32(grad)
+    )
     return to_x, (sums[0], sums[1])
 
 

@@ -29,7 +29,9 @@ def input_gradient(
     padding = [r - p for r, p in zip(_reach(weight, conv), conv.padding, strict=True)]
     no_norm = (None, None, None, None, 0.0)
     shape = ((1, 1), padding, conv.dilation, 1)
-    return ops.conv_bn_act(grad, turned, None, *no_norm, *shape, beside, False, False, allow_tf32(), internal=internal)
+    return ops.conv_bn_act(
+        grad, turned, None, *no_norm, *shape, beside, False, False, allow_tf32(grad), internal=internal
+    )
 
 
 def is_convolution(weight: Tensor, conv: ConvSlots) -> bool:

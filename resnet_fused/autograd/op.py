@@ -1,5 +1,6 @@
 """``resnet_fused::train_chain``: a chain as one op with one autograd formula."""
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from . import twin
 from .backward import Backward
-from .forward import Statistics, forward, kept
+from .forward import Result, Statistics, forward, trained
 from .layout import Layout, running_slots, unpack
 from .memory_format import is_channels_last
 
@@ -38,76 +39,122 @@ def _fake(x: Tensor, tensors: list[Tensor], layout: list[int], eps: list[float],
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, tensors, ints, eps, ctx.group = inputs
-    ctx.layout = layout = unpack(ints, eps)
+    x, tensors, ints, eps, group = inputs
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
-    ctx.raws = kept(layout, tensors)
-    # A residual is added and forgotten; it is the last of the tensors.
     ctx.count = len(tensors)
-    read = tensors if layout.residual is None else tensors[:-1]
-    # The running statistics that were used, which training may change before the backward pass (see Backward._norm).
-    used = [tensors[slot].clone() for slots in running_slots(layout).values() for slot in slots]
+    layout = unpack(ints, eps)
+    result = Result.of(output, layout, tensors)
     if _first.do is not None:
         do, _first.do = _first.do, None
-        do(output)
-    ctx.save_for_backward(x, *read, *(output if layout.reads_output else output[1:]), *used)
-
-
-class _First(threading.local):
-    do: Callable[[list[Tensor]], None] | None = None
-
-
-_first = _First()
-
-
-def train_chain_and(
-    do: Callable[[list[Tensor]], None],
-    x: Tensor,
-    tensors: list[Tensor],
-    layout: list[int],
-    eps: list[float],
-    group: str,
-) -> Tensor:
-    """``train_chain``'s ``out``; ``do`` is called with all that the op returned, before autograd keeps anything of it.
-
-    ``torch.utils.checkpoint`` stops a forward pass that runs again at the last tensor that was kept the first time,
-    by an exception that comes out of this call. Eager's BatchNorms, too, have updated their averages by then.
-    """
-    if torch.compiler.is_compiling():
-        outputs = train_chain(x, tensors, layout, eps, group)
-        do(outputs)
-        return outputs[0]
-    _first.do = do
-    try:
-        outputs = train_chain(x, tensors, layout, eps, group)
-        nothing_kept = _first.do is not None
-    finally:
-        _first.do = None
-    if nothing_kept:
-        do(outputs)
-    return outputs[0]
+        do(list(result.statistics.values()))
+    _save(ctx, x, tensors, layout, group, result)
 
 
 def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     nothing = None, None, None
     if grads[0] is None:
         return None, [None] * ctx.count, *nothing
+    return *_gradients(ctx, grads[0], ctx.needs_input_grad[:2]), *nothing
+
+
+train_chain.register_autograd(_backward, setup_context=_setup_context)
+
+
+class TrainChain(torch.autograd.Function):
+    """``train_chain`` without the dispatch of ``torch.library``, whose Python outlasts a block's kernels on a GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, do: Any, x: Tensor, layout: Layout, group: str, *tensors: Tensor) -> Tensor:  # type: ignore[override]
+        result = forward(x, tensors, layout, group)
+        if do is not None:
+            do(list(result.statistics.values()))
+        _save(ctx, x, tensors, layout, group, result)
+        return result.out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        _, needs_x, _, _, *needs = ctx.needs_input_grad
+        to_x, to_tensors = _gradients(ctx, grad, (needs_x, needs))
+        return None, to_x, None, None, *to_tensors
+
+
+_unpacked = functools.lru_cache(maxsize=1024)(unpack)
+
+
+class _First(threading.local):
+    do: Callable[[list[Any]], None] | None = None
+
+
+_first = _First()
+
+
+def run_chain(
+    x: Tensor,
+    tensors: list[Tensor],
+    layout: list[int],
+    eps: list[float],
+    group: str,
+    do: Callable[[list[Any]], None] | None = None,
+) -> Tensor:
+    """``train_chain``'s ``out``. ``do`` is called with ``[mean, var, count]`` of each BatchNorm in training mode,
+    before autograd saves a tensor.
+
+    ``torch.utils.checkpoint`` stops a forward pass that runs again at the last tensor that was saved the first time,
+    by an exception that comes out of this call. Eager's BatchNorms, too, have updated their averages by then.
+    """
+    compiling = torch.compiler.is_compiling()
+    if not compiling and torch._C._len_torch_dispatch_stack() == 0:
+        out: Tensor = TrainChain.apply(do, x, _unpacked(tuple(layout), tuple(eps)), group, *tensors)
+        return out
+    # Compilers and dispatch modes see one op.
+    if compiling:
+        outputs = train_chain(x, tensors, layout, eps, group)
+        if do is not None:
+            do(list(Result.of(outputs, unpack(layout, eps), tensors).statistics.values()))
+        return outputs[0]
+    _first.do = do
+    try:
+        outputs = train_chain(x, tensors, layout, eps, group)
+        saved_nothing = _first.do is not None
+    finally:
+        _first.do = None
+    if saved_nothing and do is not None:
+        do(list(Result.of(outputs, unpack(layout, eps), tensors).statistics.values()))
+    return outputs[0]
+
+
+def _save(ctx: Any, x: Tensor, tensors: Sequence[Tensor], layout: Layout, group: str, result: Result) -> None:
+    ctx.layout, ctx.group, ctx.raws = layout, group, list(result.raws)
+    # A residual is added and forgotten; it is the last of the tensors.
+    read = tensors if layout.residual is None else tensors[:-1]
+    ctx.read = len(read)
+    # The running statistics that were used, which training may change before the backward pass (see Backward._norm).
+    used = [tensors[slot].clone() for slots in running_slots(layout).values() for slot in slots]
+    out = [result.out] if layout.reads_output else []
+    taken = [] if result.taken is None else [result.taken]
+    by_norm = [[t for t in each if isinstance(t, Tensor)] for each in result.statistics.values()]
+    statistics = [t for each in by_norm for t in each]
+    ctx.sizes = [len(each) for each in by_norm]
+    ctx.save_for_backward(x, *read, *out, *taken, *result.raws.values(), *statistics, *used)
+
+
+def _gradients(ctx: Any, grad: Tensor, needs: tuple[bool, Sequence[bool]]) -> tuple[Tensor | None, list[Tensor | None]]:
     layout: Layout = ctx.layout
     saved = iter(ctx.saved_tensors)
     x = next(saved)
-    tensors = [next(saved) for _ in range(ctx.count - (layout.residual is not None))]
+    tensors = [next(saved) for _ in range(ctx.read)]
     out = next(saved) if layout.reads_output else None
-    needs = ctx.needs_input_grad[:2]
     taken = None if layout.pool is None else next(saved)
     raws = {key: next(saved) for key in ctx.raws}
-    statistics: Statistics = {key: [next(saved) for _ in range(3)] for key, norm in layout.all_norms() if norm.trains}
+    sizes = zip(trained(layout), ctx.sizes, strict=True)
+    statistics: Statistics = {key: [next(saved) for _ in range(size)] for key, size in sizes}
     statistics |= {key: [next(saved) for _ in range(2)] for key in running_slots(layout)}
     if torch.is_grad_enabled():  # create_graph=True
-        to_x, to_tensors = _differentiable(grads[0], x, tensors, layout, out, statistics, needs)
-        return to_x, _of_eagers_strides(to_tensors, x, tensors, layout), *nothing
-    to_x, to_tensors = Backward(x, tensors, layout, ctx.group, out, taken, raws, statistics, needs).run(grads[0])
-    return to_x, _of_eagers_strides(to_tensors, x, tensors, layout), *nothing
+        to_x, to_tensors = _differentiable(grad, x, tensors, layout, out, statistics, needs)
+    else:
+        to_x, to_tensors = Backward(x, tensors, layout, ctx.group, out, taken, raws, statistics, needs).run(grad)
+    return to_x, _of_eagers_strides(to_tensors, x, tensors, layout)
 
 
 def _of_eagers_strides(
@@ -162,6 +209,3 @@ def _differentiable(
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
     to_x = next(found) if needs[0] else None
     return to_x, [next(found) if need else None for need in needs[1]]
-
-
-train_chain.register_autograd(_backward, setup_context=_setup_context)

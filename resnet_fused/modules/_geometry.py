@@ -10,6 +10,8 @@ Pair = tuple[int, int]
 
 def pair(value: Any, least: int) -> Pair | None:
     """``value`` as a pair of ints, each at least ``least``; None if torch rejects it or interprets it differently."""
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int and min(value) >= least:
+        return value  # fast path: nn.Conv2d stores every argument in this form
     values = (value,) if isinstance(value, int) else value
     if not isinstance(values, tuple | list) or not 1 <= len(values) <= 2:
         return None

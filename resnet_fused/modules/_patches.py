@@ -25,16 +25,16 @@ def _methods() -> list[tuple[type, str, Any]]:
 
 
 _METHODS = _methods()
-_OPERATIONS = [(name, getattr(F, name)) for name in _FUNCTIONS]
+_OWNERS = [*(cls for cls, _, _ in _METHODS), *(F for _ in _FUNCTIONS)]
+_NAMES = [*(name for _, name, _ in _METHODS), *_FUNCTIONS]
+_ORIGINALS = [*(function for _, _, function in _METHODS), *(getattr(F, name) for name in _FUNCTIONS)]
 _CALLS = [(name, getattr(nn.Module, name)) for name in ("__call__", "_call_impl", "__getattr__")]
 
 
 # torch.compile uses the value at trace time.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _torch_layers_patched() -> bool:
-    return any(getattr(cls, name) is not function for cls, name, function in _METHODS) or any(
-        getattr(F, name) is not function for name, function in _OPERATIONS
-    )
+    return list(map(getattr, _OWNERS, _NAMES)) != _ORIGINALS
 
 
 def layers_are_patched() -> bool:

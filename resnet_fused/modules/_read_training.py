@@ -45,7 +45,7 @@ def conv_of(conv: Any, dtype: torch.dtype) -> autograd.Conv | None:
     weight: Any = conv._parameters.get("weight")
     bias: Any = conv._parameters.get("bias")
     given = [weight] if bias is None else [weight, bias]
-    if any(type(t) not in PLAIN_TENSORS for t in given):  # pruned, sharded or quantised
+    if not PLAIN_TENSORS.issuperset(map(type, given)):  # pruned, sharded or quantised
         return None
     return autograd.conv_in(dtype, weight, bias, *geometry)
 
@@ -64,7 +64,7 @@ def norm_of(norm: Any, dtype: torch.dtype) -> autograd.Norm | None:
     if norm.training and norm.track_running_stats and (mean is None or buffers.get("num_batches_tracked") is None):
         return None
     given = [t for t in (gamma, beta, mean, var) if t is not None]
-    if any(type(t) not in PLAIN_TENSORS for t in given):
+    if not PLAIN_TENSORS.issuperset(map(type, given)):
         return None
     if not has_plain_numbers(norm):
         return None

@@ -35,7 +35,7 @@ def train(
     ``downsample``, ``relu`` follows the last BatchNorm or the addition, ``pool`` the ReLU."""
     dtype = training_dtype(x)
     children = block._modules
-    if dtype is None or not trains_fused(block, x) or not is_relu(children.get("relu")):
+    if dtype is None or not getattr(block, "fused_training", True) or not is_relu(children.get("relu")):
         return None
     pre_activates = norms[0] is not None
     if pre_activates and x.dtype is not dtype:  # eager would normalise x before it rounds
@@ -78,12 +78,7 @@ def train(
     read_norms.append(None if side.projection is None else side.projection[1])
     learning = [m for m, norm in zip(modules, read_norms, strict=True) if norm is not None and norm.mean is None]
 
-    def update_averages(outputs: list[Tensor]) -> None:
-        statistics = outputs[len(outputs) - 3 * len(learning) :]
-        for i, module in enumerate(learning):
-            autograd.update_running(module, *statistics[3 * i : 3 * i + 3])
-
-    y = autograd.train_chain_and(update_averages, x.to(dtype), *args, group)
+    y = autograd.run_chain(x.to(dtype), *args, group, lambda batches: autograd.update_running(learning, batches))
     if beside:
         y += residual  # eager broadcasts, or says why not
         y = y.relu() if relu else y
