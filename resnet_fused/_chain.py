@@ -31,9 +31,9 @@ def chain(
     all_norms = (*norms, projection_norm)
     if any(_norm_requires_eager(norm) for norm in all_norms):
         return None
-    cast_convs = [conv for conv in (autograd.conv_in(dtype, *conv) for conv in convs) if conv is not None]
-    cast_projection = None if projection_conv is None else autograd.conv_in(dtype, *projection_conv)
-    cast_norms = [None if _is_absent(norm) else autograd.norm_in(dtype, *norm) for norm in all_norms]
+    cast_convs = [conv for conv in (autograd.cast_conv(dtype, *conv) for conv in convs) if conv is not None]
+    cast_projection = None if projection_conv is None else autograd.cast_conv(dtype, *projection_conv)
+    cast_norms = [None if _is_absent(norm) else autograd.cast_norm(dtype, *norm) for norm in all_norms]
     if len(cast_convs) < len(convs) or (cast_projection is None) != (projection_conv is None):
         return None
     if any(norm is None and not _is_absent(given) for norm, given in zip(cast_norms, all_norms, strict=True)):

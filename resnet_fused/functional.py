@@ -317,7 +317,7 @@ def conv_bn_relu_pool(
     pool = (_pair("pool_kernel", pool_kernel), _pair("pool_stride", pool_stride), _pair("pool_padding", pool_padding))
     cast = _caster(x, _windows((weight, *args[5:8]), pool=pool), weight, bias, *args[:4])
     if cast is None:
-        fused_pool = None if bn is None else autograd.pool_in(x.device, *pool)
+        fused_pool = None if bn is None else autograd.fusable_pool(x.device, *pool)
         result = _differentiable(x, [(weight, bias, *args[5:])], [NO_NORM, args[:5]], pool=fused_pool)
         if result is None:
             eager: tuple[Any, ...] = (x, weight, bias, *args, *pool)

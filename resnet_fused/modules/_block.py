@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from .. import ops
-from ..autograd import ALONE, Place, is_channels_last
+from ..autograd import ALL_VISIBLE, Visibility, is_channels_last
 from ..functional import PLAIN_TENSORS, ConvOptions
 from ._eager import Methods
 from ._format import contiguous, has_channels_last_weight
@@ -44,12 +44,12 @@ class FusedBlock(OwnsPackedWeights):
             _warn_about_fx_tracing()
         return self._eager_class.forward(self, x)
 
-    def fused_forward(self, x: Tensor, place: Place = ALONE) -> Tensor | None:
+    def fused_forward(self, x: Tensor, visibility: Visibility = ALL_VISIBLE) -> Tensor | None:
         """The output of a fused path in any memory format, or None if the eager block must run."""
         if self._eager_class.forward is not self._eager_methods["forward"]:
             return None  # the eager class's forward was monkey-patched: run the replacement
-        y = self._fused_inference(x, place.internal_output)
-        return self._fused_train(x, place) if y is None else y
+        y = self._fused_inference(x, visibility.internal_output)
+        return self._fused_train(x, visibility) if y is None else y
 
     def outputs_channels_last(self) -> bool:
         """Whether a channels_last weight makes the eager block return channels_last for a contiguous x."""
@@ -62,7 +62,7 @@ class FusedBlock(OwnsPackedWeights):
         """
         raise NotImplementedError
 
-    def _fused_train(self, x: Tensor, place: Place) -> Tensor | None:
+    def _fused_train(self, x: Tensor, visibility: Visibility) -> Tensor | None:
         """The block's output with batch statistics or gradients, or None if the eager block must run."""
         raise NotImplementedError
 

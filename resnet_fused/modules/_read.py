@@ -58,7 +58,7 @@ def all_convs_indexable(x: Tensor, *convs: tuple[Any, ...], then: Window | None 
 
 def batch_norm(norm: nn.Module | None) -> tuple[Any, ...] | None:
     """``(gamma, beta, mean, var, eps)`` of a BatchNorm that uses its running statistics."""
-    if type(norm) is not nn.BatchNorm2d or norm.training or touched(norm):
+    if type(norm) is not nn.BatchNorm2d or norm.training or has_hooks_or_patches(norm):
         return None
     parameters, buffers = norm._parameters, norm._buffers
     gamma, beta = parameters.get("weight"), parameters.get("bias")
@@ -67,21 +67,21 @@ def batch_norm(norm: nn.Module | None) -> tuple[Any, ...] | None:
         return None
     if norm.affine and (gamma is None or type(gamma) not in PLAIN_TENSORS):
         return None
-    if not has_plain_numbers(norm) or (beta is not None and type(beta) not in PLAIN_TENSORS):
+    if not has_valid_numbers(norm) or (beta is not None and type(beta) not in PLAIN_TENSORS):
         return None
     if torch.is_grad_enabled() and (_requires_grad(gamma) or _requires_grad(beta)):
         return None
     return gamma, beta, mean, var, float(norm.eps)
 
 
-def has_plain_numbers(norm: Any) -> bool:
+def has_valid_numbers(norm: Any) -> bool:
     """Whether a BatchNorm's eps and momentum are valid for training too; for others, eager raises the error."""
     eps, momentum = norm.eps, norm.momentum
     return isinstance(eps, int | float) and eps > 0 and (momentum is None or isinstance(momentum, int | float))
 
 
 def is_relu(module: nn.Module | None) -> bool:
-    return type(module) is nn.ReLU and not touched(module)
+    return type(module) is nn.ReLU and not has_hooks_or_patches(module)
 
 
 def shortcut_args(
@@ -112,7 +112,7 @@ def shortcut_args(
         if (args[0].shape[0], *convolved_size(x.shape[2:], args[0], args[7], (0, 0), (1, 1))) != (channels, *size):
             return None
         return (x.to(dtype), *args, *((None, None, None, None, 0.0) if pre is None else pre))
-    if may_run_first(down) and x.dtype is dtype and not _any_requires_grad(down):
+    if can_precompute(down) and x.dtype is dtype and not _any_requires_grad(down):
         return (down(x if pre is None else ops.bn_add_act(x, *pre, None, True)),)
     return None
 
@@ -120,7 +120,7 @@ def shortcut_args(
 def projection_args(down: Any, dtype: torch.dtype) -> tuple[Any, ...] | None:
     """``(proj_weight ... proj_stride)`` if the shortcut is a 1x1 convolution with or without BatchNorm, else None."""
     conv, norm = down, None
-    if type(down) is nn.Sequential and not touched(down):
+    if type(down) is nn.Sequential and not has_hooks_or_patches(down):
         children = tuple(down._modules.values())
         if not 1 <= len(children) <= 2:
             return None
@@ -131,7 +131,7 @@ def projection_args(down: Any, dtype: torch.dtype) -> tuple[Any, ...] | None:
     return args[:8]  # up to and including the stride
 
 
-def touched(module: nn.Module) -> bool:
+def has_hooks_or_patches(module: nn.Module) -> bool:
     """Whether calling the module may run more than its class's ``forward``: it has hooks or instance patches.
 
     :func:`layers_are_patched` covers patches of whole classes.
@@ -156,7 +156,7 @@ def shortcut_of(block: nn.Module) -> Any:
     return attributes["downsample"] if "downsample" in attributes else block._modules.get("downsample")
 
 
-def may_run_first(down: Any) -> bool:
+def can_precompute(down: Any) -> bool:
     """Whether a shortcut without a kernel can be evaluated before the block's convolutions and added afterwards.
 
     It must not modify the input in place, and user code must not observe the input, whose memory format may differ from
@@ -166,7 +166,7 @@ def may_run_first(down: Any) -> bool:
         return False
     return all(
         (type(part) is ZeroPadShortcut or type(part).__module__.startswith("torch.nn.modules."))
-        and not touched(part)
+        and not has_hooks_or_patches(part)
         and not getattr(part, "inplace", False)
         for part in down.modules()
     )
@@ -174,12 +174,12 @@ def may_run_first(down: Any) -> bool:
 
 def is_read_only(down: Any) -> bool:
     """Whether a shortcut is known to leave its input and the input's storage unchanged."""
-    return down is None or (type(down) is nn.Conv2d and not touched(down)) or may_run_first(down)
+    return down is None or (type(down) is nn.Conv2d and not has_hooks_or_patches(down)) or can_precompute(down)
 
 
 def _conv(conv: nn.Module | None, dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor | None], tuple[Any, ...]] | None:
     """``(weight, bias), (stride, padding, dilation, groups)``, or None."""
-    if type(conv) is not nn.Conv2d or touched(conv):
+    if type(conv) is not nn.Conv2d or has_hooks_or_patches(conv):
         return None
     weight: Any = conv._parameters.get("weight")
     bias = conv._parameters.get("bias")

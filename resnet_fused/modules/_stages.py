@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from ..autograd import Place, is_channels_last
+from ..autograd import Visibility, is_channels_last
 from ..functional import PLAIN_TENSORS, is_exporting
 from ._block import FusedBlock
 from ._format import contiguous, nhwc_with_contiguous_grad
 from ._patches import layers_are_patched
-from ._read import is_read_only, shortcut_of, touched
+from ._read import has_hooks_or_patches, is_read_only, shortcut_of
 from ._train import trains_fused
 
 _FORWARD, _CALL = FusedBlock.forward, nn.Module.__call__
@@ -32,8 +32,8 @@ def run_stages(x: Tensor, channels_last: bool, stages: Iterable[nn.Module]) -> t
         if isinstance(block, FusedBlock) and _has_default_call(block):
             hidden = not channels_last and trains_fused(block, x)
             for_next = _is_internal_to(after)
-            place = Place(hidden, internal, for_next)
-            y = block.fused_forward(nhwc_with_contiguous_grad(x) if hidden else x, place)
+            visibility = Visibility(hidden, internal, for_next)
+            y = block.fused_forward(nhwc_with_contiguous_grad(x) if hidden else x, visibility)
         if y is None:
             if internal:
                 x = x.clone()  # the eager block may resize its input, so it must not be in pooled memory
@@ -54,7 +54,7 @@ def is_observed(x: Tensor) -> bool:
 def _has_default_call(block: FusedBlock) -> bool:
     """Whether calling the block runs :meth:`FusedBlock.forward` and nothing else (no override, patch or hook)."""
     cls = type(block)
-    return cls.forward is _FORWARD and cls.__call__ is _CALL and not touched(block)
+    return cls.forward is _FORWARD and cls.__call__ is _CALL and not has_hooks_or_patches(block)
 
 
 def _is_internal_to(after: Any) -> bool:
@@ -77,7 +77,7 @@ def _blocks_with_next(stages: Iterable[nn.Module]) -> Iterator[tuple[Any, Any]]:
 
 
 def _is_plain(stage: Any) -> bool:
-    return type(stage) is nn.Sequential and not touched(stage)
+    return type(stage) is nn.Sequential and not has_hooks_or_patches(stage)
 
 
 def _first_block(stage: Any) -> Any:

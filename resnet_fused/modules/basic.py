@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import ops, reference
-from ..autograd import Place
+from ..autograd import Visibility
 from ._block import FusedBlock, conv_add
 from ._eager import original_methods
 from ._format import nhwc
@@ -29,8 +29,8 @@ class FusedBasicBlock(FusedBlock, reference.BasicBlock):
     _eager_methods = original_methods(reference.BasicBlock, "forward")
     _convs = ("conv1", "conv2")
 
-    def _fused_train(self, x: Tensor, place: Place) -> Tensor | None:
-        return train(self, x, self._convs, (None, "bn1", "bn2"), relu=True, shortcut=True, place=place)
+    def _fused_train(self, x: Tensor, visibility: Visibility) -> Tensor | None:
+        return train(self, x, self._convs, (None, "bn1", "bn2"), relu=True, shortcut=True, visibility=visibility)
 
     def _fused_inference(self, x: Tensor, internal: bool) -> Tensor | None:
         dtype, options = kernel_dtype(x)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .. import ops, reference
-from ..autograd import Place
+from ..autograd import Visibility
 from ._block import FusedBlock, conv_add
 from ._eager import original_methods
 from ._format import nhwc
@@ -24,8 +24,8 @@ class FusedBottleneck(FusedBlock, reference.Bottleneck):
     _eager_methods = original_methods(reference.Bottleneck, "forward")
     _convs = ("conv1", "conv2", "conv3")
 
-    def _fused_train(self, x: Tensor, place: Place) -> Tensor | None:
-        return train(self, x, self._convs, (None, "bn1", "bn2", "bn3"), relu=True, shortcut=True, place=place)
+    def _fused_train(self, x: Tensor, visibility: Visibility) -> Tensor | None:
+        return train(self, x, self._convs, (None, "bn1", "bn2", "bn3"), relu=True, shortcut=True, visibility=visibility)
 
     def _fused_inference(self, x: Tensor, internal: bool) -> Tensor | None:
         dtype, options = kernel_dtype(x)

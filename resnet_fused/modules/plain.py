@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .. import ops, reference
-from ..autograd import Place
+from ..autograd import Visibility
 from ..functional import pre_activates_on_reading
 from ._block import FusedBlock
 from ._eager import original_methods
@@ -19,8 +19,8 @@ class FusedPlainBlock(FusedBlock, reference.PlainBlock):
     _eager_methods = original_methods(reference.PlainBlock, "forward")
     _convs = ("conv1", "conv2")
 
-    def _fused_train(self, x: Tensor, place: Place) -> Tensor | None:
-        return train(self, x, self._convs, (None, "bn1", "bn2"), relu=True, shortcut=False, place=place)
+    def _fused_train(self, x: Tensor, visibility: Visibility) -> Tensor | None:
+        return train(self, x, self._convs, (None, "bn1", "bn2"), relu=True, shortcut=False, visibility=visibility)
 
     def _fused_inference(self, x: Tensor, internal: bool) -> Tensor | None:
         dtype, options = kernel_dtype(x)
@@ -44,8 +44,8 @@ class FusedPlainPreActBlock(FusedBlock, reference.PlainPreActBlock):
     _eager_methods = original_methods(reference.PlainPreActBlock, "forward")
     _convs = ("conv1", "conv2")
 
-    def _fused_train(self, x: Tensor, place: Place) -> Tensor | None:
-        return train(self, x, self._convs, ("bn1", "bn2", None), relu=False, shortcut=False, place=place)
+    def _fused_train(self, x: Tensor, visibility: Visibility) -> Tensor | None:
+        return train(self, x, self._convs, ("bn1", "bn2", None), relu=False, shortcut=False, visibility=visibility)
 
     def _fused_inference(self, x: Tensor, internal: bool) -> Tensor | None:
         dtype, options = kernel_dtype(x)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import ops, reference
-from ..autograd import Place
+from ..autograd import Visibility
 from ..functional import ConvOptions, pre_activates_on_reading
 from ._block import FusedBlock, conv_add
 from ._eager import original_methods
@@ -37,8 +37,8 @@ class FusedPreActBlock(FusedBlock, reference.PreActBlock):
     _eager_methods = original_methods(reference.PreActBlock, "forward")
     _convs = ("conv1", "conv2")
 
-    def _fused_train(self, x: Tensor, place: Place) -> Tensor | None:
-        return train(self, x, self._convs, ("bn1", "bn2", None), relu=False, shortcut=True, place=place)
+    def _fused_train(self, x: Tensor, visibility: Visibility) -> Tensor | None:
+        return train(self, x, self._convs, ("bn1", "bn2", None), relu=False, shortcut=True, visibility=visibility)
 
     def _fused_inference(self, x: Tensor, internal: bool) -> Tensor | None:
         dtype, options = kernel_dtype(x)
@@ -70,8 +70,10 @@ class FusedPreActBottleneck(FusedBlock, reference.PreActBottleneck):
     _eager_methods = original_methods(reference.PreActBottleneck, "forward")
     _convs = ("conv1", "conv2", "conv3")
 
-    def _fused_train(self, x: Tensor, place: Place) -> Tensor | None:
-        return train(self, x, self._convs, ("bn1", "bn2", "bn3", None), relu=False, shortcut=True, place=place)
+    def _fused_train(self, x: Tensor, visibility: Visibility) -> Tensor | None:
+        return train(
+            self, x, self._convs, ("bn1", "bn2", "bn3", None), relu=False, shortcut=True, visibility=visibility
+        )
 
     def _fused_inference(self, x: Tensor, internal: bool) -> Tensor | None:
         dtype, options = kernel_dtype(x)

@@ -16,10 +16,10 @@ from ._read import (
     batch_norm,
     conv_norm,
     conv_without_norm,
+    has_hooks_or_patches,
     indexable,
     is_relu,
     kernel_dtype,
-    touched,
 )
 from ._stages import is_observed, run_stages
 from ._train import train, trains_fused
@@ -91,13 +91,13 @@ class FusedStem(RunsStages):
     def _apply_pool(self, y: Tensor, last: bool) -> Tensor:
         """Pools y, made contiguous first if eager's y is contiguous (not ``last``) and user code can observe it."""
         pool = self.maxpool
-        unobserved = last or (type(pool) in (nn.MaxPool2d, nn.Identity) and not touched(pool))
+        unobserved = last or (type(pool) in (nn.MaxPool2d, nn.Identity) and not has_hooks_or_patches(pool))
         return pool(y if unobserved else contiguous(y))
 
     def _training_pool(self, x: Tensor) -> autograd.Pool | None:
         pool = self._modules.get("maxpool")
-        geometry = of_pool(pool) if type(pool) is nn.MaxPool2d and not touched(pool) else None
-        return None if geometry is None else autograd.pool_in(x.device, *geometry)
+        geometry = of_pool(pool) if type(pool) is nn.MaxPool2d and not has_hooks_or_patches(pool) else None
+        return None if geometry is None else autograd.fusable_pool(x.device, *geometry)
 
     def _fused_stem(self, x: Tensor) -> Tensor | None:
         dtype, options = kernel_dtype(x)
@@ -170,13 +170,13 @@ def _train_in_nhwc(
         return None
     last = conv_outputs_channels_last(x, network._modules.get("conv1"))
     z = nhwc(x) if last else nhwc_with_contiguous_grad(x)
-    place = autograd.Place(hidden=not last)
-    return train(network, z, ("conv1",), (None, norm), relu=relu, shortcut=False, place=place, pool=pool)
+    visibility = autograd.Visibility(hidden=not last)
+    return train(network, z, ("conv1",), (None, norm), relu=relu, shortcut=False, visibility=visibility, pool=pool)
 
 
 def is_plain_pool(pool: nn.Module) -> bool:
     """Whether the stem's kernel can apply this pooling module; ``nn.Identity`` means no pooling."""
-    if touched(pool):
+    if has_hooks_or_patches(pool):
         return False
     if type(pool) is nn.Identity:
         return True

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..modules._read import may_run_first, touched
+from ..modules._read import can_precompute, has_hooks_or_patches
 from ..modules.stem import is_plain_pool
 from ..reference import ZeroPadShortcut
 
@@ -65,7 +65,7 @@ def shortcut(owner: nn.Module, path: str, converted: bool = False) -> str | None
         return f"{full} is {class_name(type(module))}; {kinds} or None expected"
     if converted and type(module) is nn.Conv2d:
         return conv(owner, "downsample", path)
-    if converted and may_run_first(module):  # runs as a module, not in a kernel
+    if converted and can_precompute(module):  # runs as a module, not in a kernel
         return None
     for child_name, child in module.named_modules():
         child_path = _join(full, child_name)
@@ -116,7 +116,7 @@ def _hook(module: nn.Module, full: str) -> str | None:
     for kind, hooks in kinds.items():
         if hooks:
             return f"a {kind} is registered on {full}"
-    if touched(module):
+    if has_hooks_or_patches(module):
         return f"forward, weight or bias of {full} was replaced by a plain attribute"
     return None
 
