@@ -20,7 +20,7 @@ NO_NORM = (None, None, None, None, 0.0)  # gamma, beta, mean, var, eps
 class Result(NamedTuple):
     out: Tensor
     argmax: Tensor | None  # of the max-pooling: position in the window for each output
-    pre_bns: PreBNs  # outputs of convolutions that are followed by a BatchNorm, as far as they are saved
+    pre_bns: PreBNs  # saved outputs of convolutions that are followed by a BatchNorm
     statistics: Statistics
 
     def tensors(self) -> list[Tensor]:

@@ -23,7 +23,8 @@ def train_chain(x: Tensor, tensors: list[Tensor], layout: list[int], eps: list[f
 
     Args:
         x: (N, C, H, W) in float32, bfloat16, float16 or float64.
-        tensors: the chain's other tensors (see :mod:`.layout`). Convolution weights have x's dtype.
+        tensors: the chain's other tensors (see :mod:`.layout`). Convolution weights have x's dtype; BatchNorm tensors
+            may have another.
         layout: the packed :class:`.layout.Layout`.
         eps: the eps of every norm.
         group: name of the process group that shares statistics, "" for none.

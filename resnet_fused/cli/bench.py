@@ -18,7 +18,7 @@ AUTOSAVED = Path(".benchmarks")  # output folder of pytest-benchmark's --benchma
 REPORT, NOTES = "README.md", "notes.md"
 BUSY = (
     "**The machine was busy: do not trust these numbers.** Load does not slow all contenders equally: OpenMP "
-    "waits for its slowest thread, and some peers do not use OpenMP."
+    "waits for its slowest thread, while the thread pools of some peers do not."
 )
 FILE_WIDTH = 140  # columns; rich's default of 80 for files would wrap every header
 

@@ -27,7 +27,7 @@ class FusedBlock(OwnsPackedWeights):
     Attributes that can be set on a block:
 
     - ``recompute = True`` recomputes the outputs of 1x1 convolutions in backward (bit-identical, slower, less memory).
-    - ``fused_training = False`` trains with the eager code. It also works on a network with a fused stem.
+    - ``fused_training = False`` trains with the eager code. Set on a network, it applies to its fused stem.
     """
 
     _eager_class: ClassVar[type[nn.Module]]

@@ -54,29 +54,29 @@ def train(
         windows.append((channels, *pool[0], pool[1], pool[2], 1))
     if not indexable(x, windows):
         return None
-    added = read_shortcut(block, x, dtype, read_convs, pre_activates) if shortcut else NO_SHORTCUT
-    if added is None:
+    block_shortcut = read_shortcut(block, x, dtype, read_convs, pre_activates) if shortcut else NO_SHORTCUT
+    if block_shortcut is None:
         return None
-    modules.append(added.norm)
+    modules.append(block_shortcut.norm)
     group = process_group(modules)
     if group is None:
         return None
     # From here on there is no fallback to eager: the shortcut's module must be called only once.
-    residual: Any = None if added.module is None else added.module(x)
+    residual: Any = None if block_shortcut.module is None else block_shortcut.module(x)
     fuses_residual = residual is not None and _is_fusable_residual(residual, x, dtype, read_convs)
     adds_residual = residual is not None and not fuses_residual
     args = autograd.pack(
         read_convs,
         read_norms,
-        projection=added.projection,
+        projection=block_shortcut.projection,
         residual=residual if fuses_residual else None,
-        identity=added.identity,
+        identity=block_shortcut.identity,
         relu=relu and not adds_residual,
         recompute=getattr(block, "recompute", False),
         visibility=visibility,
         pool=pool,
     )
-    read_norms.append(None if added.projection is None else added.projection[1])
+    read_norms.append(None if block_shortcut.projection is None else block_shortcut.projection[1])
     batch_norms = [m for m, norm in zip(modules, read_norms, strict=True) if norm is not None and norm.mean is None]
 
     y = autograd.run_chain(x.to(dtype), *args, group, lambda batches: autograd.update_running(batch_norms, batches))

@@ -44,13 +44,13 @@ class FusedBasicBlock(FusedBlock, reference.BasicBlock):
         if not all_convs_indexable(x, first, last):
             return None
         z = nhwc(x)
-        added = shortcut_args(self, z, dtype, (first, last))
-        if added is None:
+        shortcut = shortcut_args(self, z, dtype, (first, last))
+        if shortcut is None:
             return None
-        if len(added) == 1 and added[0] is z and _keeps_shape(first, z) and _keeps_shape(last, z):
+        if len(shortcut) == 1 and shortcut[0] is z and _keeps_shape(first, z) and _keeps_shape(last, z):
             return ops.basic_block(z, *first[:_GEOMETRY], *last[:_GEOMETRY], *options, internal=internal)
         y = ops.conv_bn_act(z.to(dtype), *first, None, True, *options, internal=True)
-        return conv_add(y, last, added, True, options, internal)
+        return conv_add(y, last, shortcut, True, options, internal)
 
 
 def _keeps_shape(conv: tuple[Any, ...], x: Tensor) -> bool:

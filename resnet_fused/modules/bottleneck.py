@@ -40,9 +40,9 @@ class FusedBottleneck(FusedBlock, reference.Bottleneck):
         if not all_convs_indexable(x, first, middle, last):
             return None
         z = nhwc(x)
-        added = shortcut_args(self, z, dtype, (first, middle, last))
-        if added is None:
+        shortcut = shortcut_args(self, z, dtype, (first, middle, last))
+        if shortcut is None:
             return None
         y = ops.conv_bn_act(z.to(dtype), *first, None, True, *options, internal=True)
         y = ops.conv_bn_act(y, *middle, None, True, *options, internal=True)
-        return conv_add(y, last, added, True, options, internal)
+        return conv_add(y, last, shortcut, True, options, internal)

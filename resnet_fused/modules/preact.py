@@ -55,8 +55,8 @@ class FusedPreActBlock(FusedBlock, reference.PreActBlock):
         started = _first_conv(self, nhwc(x), norm, (first, last), options)
         if started is None:
             return None
-        y, added = started
-        return conv_add(y, last, added, False, options, internal)
+        y, shortcut = started
+        return conv_add(y, last, shortcut, False, options, internal)
 
 
 class FusedPreActBottleneck(FusedBlock, reference.PreActBottleneck):
@@ -91,9 +91,9 @@ class FusedPreActBottleneck(FusedBlock, reference.PreActBottleneck):
         started = _first_conv(self, nhwc(x), norm, (first, middle, last), options)
         if started is None:
             return None
-        y, added = started
+        y, shortcut = started
         y = ops.conv_bn_act(y, *middle, None, True, *options, internal=True)
-        return conv_add(y, last, added, False, options, internal)
+        return conv_add(y, last, shortcut, False, options, internal)
 
 
 def _first_conv(
@@ -105,12 +105,12 @@ def _first_conv(
 ) -> tuple[Tensor, tuple[Any, ...]] | None:
     """The first convolution's output and the shortcut for :func:`conv_add`; None if the eager block must run."""
     if pre_activates_on_reading(x):
-        added = shortcut_args(block, x, x.dtype, convs, norm)
-        if added is None:
+        shortcut = shortcut_args(block, x, x.dtype, convs, norm)
+        if shortcut is None:
             return None
-        return ops.bn_relu_conv_bn_act(x, *norm, *convs[0], None, True, *options, internal=True), added
+        return ops.bn_relu_conv_bn_act(x, *norm, *convs[0], None, True, *options, internal=True), shortcut
     activated = ops.bn_add_act(x, *norm, None, True, internal=is_read_only(shortcut_of(block)))
-    added = shortcut_args(block, x if shortcut_of(block) is None else activated, x.dtype, convs)
-    if added is None:
+    shortcut = shortcut_args(block, x if shortcut_of(block) is None else activated, x.dtype, convs)
+    if shortcut is None:
         return None
-    return ops.conv_bn_act(activated, *convs[0], None, True, *options, internal=True), added
+    return ops.conv_bn_act(activated, *convs[0], None, True, *options, internal=True), shortcut

@@ -141,9 +141,9 @@ class FusedPreActEnds(RunsStages):
         if override is not None:
             return override(self, x)
         dtype, options = kernel_dtype(x)
-        read = None if dtype is None else conv_without_norm(self._modules.get("conv1"), dtype)
-        if dtype is not None and read is not None and all_convs_indexable(x, read):
-            return nhwc(ops.conv_bn_act(nhwc(x.to(dtype)), *read, None, False, *options))
+        conv = None if dtype is None else conv_without_norm(self._modules.get("conv1"), dtype)
+        if dtype is not None and conv is not None and all_convs_indexable(x, conv):
+            return nhwc(ops.conv_bn_act(nhwc(x.to(dtype)), *conv, None, False, *options))
         y = _train_in_nhwc(self, x, None, relu=False)
         return self.conv1(x) if y is None else y
 
