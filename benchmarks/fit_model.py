@@ -239,7 +239,7 @@ def main(
     print("".join(difflib.unified_diff(text.splitlines(True), new.splitlines(True), *names)), end="")
     if args.write:
         header.write_text(new)
-        print("\nwritten; build again, then put the new predictions into docs/ (docs/h200.md names the commands)")
+        print("\nwritten; build again, then python -m benchmarks.predict --write")
 
 
 if __name__ == "__main__":

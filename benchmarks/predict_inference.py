@@ -1,4 +1,4 @@
-"""Predicts whole ResNets on an H200: ``python -m benchmarks.predict_inference``. NOTHING IN IT IS MEASURED.
+"""Predicts inference of whole ResNets on an H200. Nothing in it is measured.
 
 Each convolution's time is the plan's own (``csrc/cuda``), ours with every kernel allowed. Peers run torch's
 convolutions, as the plan models them, and passes over memory between them: torch.compile one pass a convolution,
@@ -8,7 +8,6 @@ the network's end are PyTorch's on all sides and counted alike. Our pooling behi
 as it reads; torch.compile's follows a pass that does; torch's own also writes 64-bit indices.
 """
 
-import argparse
 import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -26,6 +25,7 @@ from . import gpu, model_constants
 
 DTYPE = "bfloat16"
 GPU = "h200"
+MODELS, BATCHES = ("resnet18", "resnet34", "resnet50"), (1, 32, 256)
 GPU_ARCH, GPU_SMS = _gpus.GPUS[GPU][:2]
 MODEL = model_constants.family(GPU_ARCH).values
 # Of the whole GPU, as csrc/cuda's model has it: ns a launch, bytes a ns of memory and of L2, bytes of L2, FLOP a ns.
@@ -144,29 +144,21 @@ class Network:
         return whole, blocks
 
 
-def main() -> None:
-    """Prints a markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", default="resnet18,resnet34,resnet50", help="(%(default)s)")
-    parser.add_argument("--batches", default="1,32,256", help="(%(default)s)")
-    args = parser.parse_args()
-    print(f"PREDICTION, {GPU}, {DTYPE}, CUDA graphs on all sides, us:\n")
-    print(
+def tables() -> str:
+    """In Markdown."""
+    lines = [
         "| network, batch | ours | torch.compile | eager | compile / ours | eager / ours | blocks: cuDNN fused / ours "
-        "| fused pooling saves |"
-    )
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
-    for name in args.models.split(","):
-        for batch in map(int, args.batches.split(",")):
+        "| fused pooling saves |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name in MODELS:
+        for batch in BATCHES:
             network = Network(name, batch)
             whole, blocks = network.times()
             saved = network.fused_pooling_saves()
-            print(
+            lines.append(
                 f"| {name}, {batch} | {whole.ours:.0f} | {whole.compiled:.0f} | {whole.eager:.0f} "
                 f"| {whole.compiled / whole.ours:.2f} | {whole.eager / whole.ours:.2f} "
                 f"| {blocks.cudnn / blocks.ours:.2f} | {saved:.0f}, {saved / (whole.ours + saved):.0%} |"
             )
-
-
-if __name__ == "__main__":
-    main()
+    return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""Predicts single convolutions on an H200: ``python -m benchmarks.predict_layers``. NOTHING IN IT IS MEASURED.
+"""Predicts single convolutions on an H200. Nothing in it is measured.
 
-The plan's own times (``csrc/cuda``) at batch 256 with statistics, the table of docs/kernels/bn_train_cuda.md, and of
-sm90/conv_sm90 at small batches, whole and in shares, that of docs/kernels/sm90_conv_fwd.md.
+The cost model's times (``csrc/cuda/model.cpp``): convolutions with batch statistics at batch 256, and sm90/conv_sm90 at
+small batches, data-parallel and stream-K.
 """
 
 import re
@@ -67,14 +67,13 @@ def small_row(batch: int, width: int, size: int) -> str:
     return f"| {batch} | {width}@{size} | {cell} | {shares} |"
 
 
-def main() -> None:
-    """Prints both tables in markdown."""
-    print(f"PREDICTION, {GPU}, {DTYPE}, batch {BATCH}, us:\n")
-    print("| layer | `sm80/conv_fwd` | torch's convolution and passes | `sm90/conv_sm90` |\n|---|---:|---:|---:|")
-    print(*(statistics_row(*layer) for layer in BOTTLENECKS), sep="\n")
-    print("\nsm90/conv_sm90, 3x3 with residual:\n\n| batch | stage | whole | in shares |\n|---|---|---|---|")
-    print(*(small_row(*layer) for layer in SMALL), sep="\n")
-
-
-if __name__ == "__main__":
-    main()
+def tables() -> str:
+    """Both, in Markdown."""
+    lines = [
+        "| layer | `sm80/conv_fwd` | PyTorch's convolution and passes | `sm90/conv_sm90` |",
+        "|---|---:|---:|---:|",
+    ]
+    lines += [statistics_row(*layer) for layer in BOTTLENECKS]
+    lines += ["", "| batch | stage | data-parallel | stream-K |", "|---|---|---|---|"]
+    lines += [small_row(*layer) for layer in SMALL]
+    return "\n".join(lines)

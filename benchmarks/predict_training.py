@@ -1,13 +1,9 @@
-"""PREDICTS a training step on an H200 from the layers of a network: bytes moved, multiplications, and their times.
+"""Predicts a training step on an H200 from the layers of a network: bytes moved, multiplications, and their times.
 
-    python -m benchmarks.predict_training                 # the tables of docs/training.md
-    python -m benchmarks.predict_training --batch 128
-
-Nothing here is measured. A pass over tensors takes its bytes over the bandwidth; a convolution the longer of that and
+Nothing in it is measured. A pass over tensors takes its bytes over the bandwidth; a convolution the longer of that and
 its multiplications over a rate; kernels follow each other without a gap. bf16 under autocast, channels_last.
 """
 
-import argparse
 from typing import NamedTuple
 
 import torch
@@ -192,16 +188,17 @@ def milliseconds(cost: Cost) -> str:
     return f"{1e3 * cost.seconds:.2f}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=256)
-    batch = parser.parse_args().batch
-    print(f"PREDICTION, H200, bf16, channels_last, batch {batch}; ms, and GB moved by what is no convolution\n")
+def tables(batch: int = 256) -> str:
+    """Networks, then blocks, in Markdown."""
+    blocks_of: list[str] = []
     rows = []
     for title, make in (("ResNet-18", models.resnet18), ("ResNet-50", models.resnet50)):
         blocks, parameters = read(make(), batch)
-        print(f"| {title}: block | times | eager fwd | ours | ours, all | eager bwd | ours | GB eager | GB ours |")
-        print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+        blocks_of += [
+            "",
+            f"| {title}: block | times | eager fwd | ours | ours, all | eager bwd | ours | GB eager | GB ours |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        ]
         for name in dict.fromkeys(b.title for b in blocks):
             same = [b for b in blocks if b.title == name]
             b = same[0]
@@ -209,8 +206,7 @@ def main() -> None:
             costs = [eager_forward(b), *ours, eager_backward(b), our_backward(b)]
             moved = [costs[0].passes + costs[3].passes, costs[1].passes + costs[4].passes]
             cells = [*map(milliseconds, costs), *(f"{m / 1e9:.2f}" for m in moved)]
-            print(f"| {name} | {len(same)} | {' | '.join(cells)} |")
-        print()
+            blocks_of.append(f"| {name} | {len(same)} | {' | '.join(cells)} |")
         backward = total([our_backward(b) for b in blocks])
         for kind, cost in (
             ("eager AMP", total([eager_forward(b) + eager_backward(b) for b in blocks])),
@@ -218,16 +214,15 @@ def main() -> None:
             ("ours, all", total([our_forward(b, SM80, SM90) for b in blocks]) + backward),
         ):
             rows.append((title, kind, cost + rest(parameters)))
-    print("| network | | convolutions, ms | passes, GB | passes, ms | step, ms | images/s | to eager |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    lines = [
+        "| network | | convolutions, ms | passes, GB | passes, ms | step, ms | images/s | to eager |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for title, kind, cost in rows:
         eager = next(c for t, k, c in rows if t == title and k == "eager AMP")
-        print(
+        lines.append(
             f"| {title} | {kind} | {1e3 * cost.convs:.1f} | {cost.passes / 1e9:.1f} "
             f"| {1e3 * cost.passes / BANDWIDTH:.1f} | {1e3 * cost.seconds:.1f} | {batch / cost.seconds:.0f} "
             f"| {eager.seconds / cost.seconds:.2f} |"
         )
-
-
-if __name__ == "__main__":
-    main()
+    return "\n".join([*lines, *blocks_of])

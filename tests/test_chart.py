@@ -1,13 +1,11 @@
 """README's chart shows what the committed results say."""
 
 import re
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
 from benchmarks import chart
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_chart_shows_the_committed_results(tmp_path):
