@@ -1,9 +1,9 @@
-"""Builds resnet_fused; everything that can be said as data is in pyproject.toml.
+"""Builds resnet_fused. Declarative settings are in pyproject.toml.
 
-RESNET_FUSED_CUDA=auto|0|1   with CUDA kernels where nvcc is found (auto), never, or not without
-TORCH_CUDA_ARCH_LIST=9.0     GPUs to compile for, in torch's syntax
-CUDA_HOME, CC, CXX           which toolkit and compilers
-MAX_JOBS=4                   how many compilers at a time
+RESNET_FUSED_CUDA=auto|0|1   build CUDA kernels: if nvcc is found (auto), never (0), or required (1)
+TORCH_CUDA_ARCH_LIST=9.0     GPU architectures, in torch's syntax
+CUDA_HOME, CC, CXX           CUDA toolkit and compilers
+MAX_JOBS=4                   number of parallel compiler processes
 """
 
 import sys
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # a build front end does not put it there
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # build front ends do not add it
 
 from build_tools.command import EXTENSIONS, BuildLibraries, BuildPython
 

@@ -122,7 +122,7 @@ def tests(run: Run, seconds: float) -> str:
             uncollected = True
     jobs = run.args.jobs
     units = [
-        Unit(f"tests {i + 1}", f"{UNITS}:tests", tuple({"case": node} for node in part), {}, UNCHECKED, most_failures=8)
+        Unit(f"tests {i + 1}", f"{UNITS}:tests", tuple({"case": node} for node in part), {}, UNCHECKED, max_failures=8)
         for i in range(jobs)
         if (part := nodes[i::jobs])
     ]

@@ -79,7 +79,7 @@ def verified_once(case: str) -> None:
 
     problem, backend = problem_of(json.loads(case)), Cuda()
     with torch.no_grad():
-        backend.call(problem.op, *truth.on(backend.device, problem.arguments()), *problem.how())
+        backend.call(problem.op, *truth.on(backend.device, problem.arguments()), *problem.options())
         backend.synchronize()
 
 

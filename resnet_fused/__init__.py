@@ -1,11 +1,11 @@
-"""Fused conv + BatchNorm + ReLU + residual for ResNets: ``model = resnet_fused.convert(model)``."""
+"""Fused conv + BatchNorm + ReLU + residual blocks for ResNets: ``model = resnet_fused.convert(model)``."""
 
 try:
     from . import _library  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "resnet_fused's compiled library (resnet_fused/_C) is missing or does not load: "
-        f"{error}. In a source checkout build it with: python setup.py build_ext --inplace"
+        f"cannot load the compiled library resnet_fused/_C: {error}. "
+        "In a source checkout, build it with: python setup.py build_ext --inplace"
     ) from error
 
 from . import functional, models

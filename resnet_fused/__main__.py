@@ -1,4 +1,4 @@
-"""``python -m resnet_fused``."""
+"""Entry point of ``python -m resnet_fused``."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""The user's functions with gradients, as one differentiable op each: their tensors, read into a chain.
+"""Packs tensors of :mod:`resnet_fused.functional` calls that need gradients into one differentiable op.
 
-A convolution is ``weight, bias, stride, padding, dilation, groups`` here, a BatchNorm with its statistics
-``gamma, beta, mean, var, eps`` as in the ops, and all None but eps where there is none.
+A convolution is ``(weight, bias, stride, padding, dilation, groups)``. A BatchNorm is ``(gamma, beta, mean, var, eps)``
+as in the ops; :data:`NO_NORM` stands for no BatchNorm.
 """
 
 from collections.abc import Sequence
@@ -26,27 +26,32 @@ def chain(
     relu: bool,
     pool: autograd.Pool | None = None,
 ) -> Tensor | None:
-    """What :mod:`resnet_fused.autograd.layout` describes, convolved in ``dtype``; None where only eager is right."""
-    side_conv, side_norm = (None, NO_NORM) if projection is None else projection
-    all_norms = (*norms, side_norm)
-    if any(_is_only_eagers(norm) for norm in all_norms):
+    """Runs the chain of :mod:`resnet_fused.autograd.layout` with convolutions in ``dtype``; None if eager must run."""
+    projection_conv, projection_norm = (None, NO_NORM) if projection is None else projection
+    all_norms = (*norms, projection_norm)
+    if any(_norm_requires_eager(norm) for norm in all_norms):
         return None
-    read = [conv for conv in (autograd.conv_in(dtype, *conv) for conv in convs) if conv is not None]
-    side = None if side_conv is None else autograd.conv_in(dtype, *side_conv)
-    read_norms = [None if _is_absent(norm) else autograd.norm_in(dtype, *norm) for norm in all_norms]
-    if len(read) < len(convs) or (side is None) != (side_conv is None):
+    cast_convs = [conv for conv in (autograd.cast_conv(dtype, *conv) for conv in convs) if conv is not None]
+    cast_projection = None if projection_conv is None else autograd.cast_conv(dtype, *projection_conv)
+    cast_norms = [None if _is_absent(norm) else autograd.cast_norm(dtype, *norm) for norm in all_norms]
+    if len(cast_convs) < len(convs) or (cast_projection is None) != (projection_conv is None):
         return None
-    if any(norm is None and not _is_absent(given) for norm, given in zip(read_norms, all_norms, strict=True)):
+    if any(norm is None and not _is_absent(given) for norm, given in zip(cast_norms, all_norms, strict=True)):
         return None
-    # Eager adds, and normalises what it is given, before it rounds to autocast's dtype.
-    if (identity or read_norms[0] is not None) and x.dtype is not dtype:
+    # Under autocast, eager normalises and adds in x's own dtype, before any rounding to autocast's dtype.
+    if (identity or cast_norms[0] is not None) and x.dtype is not dtype:
         return None
     if residual is not None and residual.dtype is not dtype:
         return None
-    *own_norms, norm = read_norms
-    projected = None if side is None else (side, norm)
+    *chain_norms, last_norm = cast_norms
     args = autograd.pack(
-        read, own_norms, projection=projected, residual=residual, identity=identity, relu=relu, pool=pool
+        cast_convs,
+        chain_norms,
+        projection=None if cast_projection is None else (cast_projection, last_norm),
+        residual=residual,
+        identity=identity,
+        relu=relu,
+        pool=pool,
     )
     return autograd.run_chain(x.to(dtype), *args, "")
 
@@ -55,8 +60,8 @@ def _is_absent(norm: tuple[Any, ...]) -> bool:
     return norm[2] is None
 
 
-def _is_only_eagers(norm: tuple[Any, ...]) -> bool:
-    """A BatchNorm whose statistics are absent in part, or are themselves differentiated."""
+def _norm_requires_eager(norm: tuple[Any, ...]) -> bool:
+    """Whether only one of the two statistics is given, or one of them requires a gradient."""
     gamma, beta, mean, var, _ = norm
     if mean is None or var is None:
         return any(t is not None for t in (gamma, beta, mean, var))

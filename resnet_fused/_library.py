@@ -1,14 +1,14 @@
-"""Loads the compiled libraries; ``torch.ops.resnet_fused.*`` exists afterwards.
+"""Loads the compiled libraries and registers ``torch.ops.resnet_fused.*``.
 
-``_C`` holds the schemas and the CPU kernels and must load. ``_C_cuda`` is imported only beside a CUDA
-build of torch; where it does not load, :data:`CUDA_LOAD_ERROR` says why and CUDA tensors are refused.
+``_C`` holds the schemas and the CPU kernels and is required. ``_C_cuda`` is imported only with a CUDA build of torch.
+If that import fails, :data:`CUDA_LOAD_ERROR` holds the reason, and the ops reject CUDA tensors.
 """
 
 import os
 
 import torch
 
-# For those who develop: other builds of the libraries than the package's own (CONTRIBUTING.md, "Flavours").
+# For development: load these files instead of the package's own libraries (CONTRIBUTING.md, "Flavours").
 LIBRARY = os.environ.get("RESNET_FUSED_LIBRARY") or None
 CUDA_LIBRARY = os.environ.get("RESNET_FUSED_CUDA_LIBRARY") or None
 
@@ -18,7 +18,7 @@ def _load(variable: str, path: str) -> None:
         torch.ops.load_library(path)
     except OSError as error:
         raise ImportError(
-            f"{variable}={path!r} does not load ({error}); build it (CONTRIBUTING.md, Flavours), or unset the variable."
+            f"cannot load {variable}={path!r}: {error}. Build it (CONTRIBUTING.md, Flavours) or unset the variable."
         ) from error
 
 

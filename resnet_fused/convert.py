@@ -1,4 +1,4 @@
-"""``convert``, ``revert`` and ``report``: eager blocks become fused ones in place, and back."""
+"""``convert``, ``revert`` and ``report``: switch eager blocks to fused blocks in place, and back."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ from . import recognise
 from .modules._packing import OwnsPackedWeights
 
 CONVERTED, CONVERTIBLE, REFUSED = "converted", "convertible", "refused"
-UNKNOWN, STEM, WRAPPED = "unknown", "stem", "wrapped"  # kinds; a block's kind is its recogniser's
+UNKNOWN, STEM, WRAPPED = "unknown", "stem", "wrapped"  # kinds; other kinds are named by the recogniser
 
 Filter = Callable[[nn.Module, str], bool]
 Model = TypeVar("Model", bound=nn.Module)
@@ -21,9 +21,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Entry:
-    """One module of a report. ``kind`` says what it is, ``reason`` why it is not fused (empty if it is).
+    """One module of a report: its ``kind``, its ``status``, and the ``reason`` if it is not fused.
 
-    A converted module may run eagerly because of what happened to it since; then it has a reason too.
+    A converted module has a reason if it currently runs eagerly, for example because a hook was added.
     """
 
     kind: str
@@ -32,13 +32,13 @@ class Entry:
 
     @property
     def runs_eagerly(self) -> bool:
-        """Whether it is converted, and runs as it would if it were not."""
+        """Whether the module is converted but currently runs the eager code."""
         return self.status == CONVERTED and bool(self.reason)
 
 
 @dataclass(frozen=True)
 class Report(Mapping[str, Entry]):
-    """Fully qualified name -> :class:`Entry`; ``str()`` is a table. The root's name is ""."""
+    """Maps fully qualified module names to :class:`Entry`; ``str()`` gives a table. The root's name is ""."""
 
     entries: dict[str, Entry]
 
@@ -52,7 +52,7 @@ class Report(Mapping[str, Entry]):
         return len(self.entries)
 
     def count(self, status: str) -> int:
-        """How many entries are "converted", "convertible" or "refused"."""
+        """The number of entries with this status: "converted", "convertible" or "refused"."""
         return sum(entry.status == status for entry in self.entries.values())
 
     def __str__(self) -> str:
@@ -68,28 +68,33 @@ class Report(Mapping[str, Entry]):
         return "\n".join([*lines, ", ".join(counts)])
 
     def counted(self, status: str) -> str:
-        """:meth:`count` in words, with how many of the converted ones run eagerly."""
+        """:meth:`count` as text, including how many converted modules run eagerly."""
         eager = sum(entry.runs_eagerly for entry in self.entries.values()) if status == CONVERTED else 0
         return f"{self.count(status)} {status}" + (f" ({eager} of them eager)" if eager else "")
 
 
 def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = False) -> Model:
-    """Makes the residual blocks and the stem of ``model`` fused, in place, and returns the model.
+    """Converts the residual blocks and the stem of ``model`` to fused ones, in place, and returns the model.
 
-    A block changes its class, nothing else: submodules, Parameters, buffers, hooks, the state_dict, ``.training``
-    and every reference to it stay. Blocks are recognised by class: torchvision's ResNet family,
-    :mod:`resnet_fused.reference`, :mod:`resnet_fused.models`, and subclasses of these that leave the computation alone
-    (they keep being instances of their class). Others stay eager, and so do parts of the model that are wrapped by
-    DDP, FSDP, ``torch.compile`` or TorchScript; :func:`report` says why. Converting twice changes nothing.
+    Only the class of a block changes. Submodules, Parameters, buffers, hooks, the state_dict, ``.training`` and all
+    references to the block stay the same. Blocks are recognised by class: torchvision's ResNet family,
+    :mod:`resnet_fused.reference`, :mod:`resnet_fused.models`, and subclasses of these that do not override the
+    computation (``isinstance`` with the subclass still holds). All other modules stay eager, as do parts of the model
+    that are wrapped by DDP, FSDP, ``torch.compile`` or TorchScript. :func:`report` gives the reasons. Converting twice
+    has no effect.
 
     Args:
-        filter_fn: ``filter_fn(module, name) -> bool``; False leaves a module as it is.
-        strict: raise ``ValueError`` if anything that :func:`report` would refuse passes ``filter_fn``. Nothing has
-            changed then.
+        model: any module, in any mode, on any device.
+        filter_fn: ``filter_fn(module, name) -> bool``; modules for which it returns False are not converted.
+        strict: raise ``ValueError`` if a module that passes ``filter_fn`` is refused. The model is unchanged then.
+
+    Returns:
+        The same ``model``.
 
     Raises:
-        TypeError: ``model`` is no module.
-        ValueError: ``model`` itself is wrapped by DDP, FSDP, torch.compile or TorchScript; or ``strict``.
+        TypeError: ``model`` is not a ``torch.nn.Module``.
+        ValueError: ``model`` itself is wrapped by DDP, FSDP, torch.compile or TorchScript, or ``strict`` found refused
+            modules.
     """
     _check_model(model, "convert")
     wrapper = _wrapper(model)
@@ -113,9 +118,13 @@ def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = Fal
 
 
 def revert(model: Model) -> Model:
-    """Undoes :func:`convert` in place: every fused module has its eager class again, with the same Parameters.
+    """Undoes :func:`convert` in place: restores the eager class of every fused module, with the same Parameters.
 
-    A block built as ``FusedBasicBlock`` becomes a :class:`resnet_fused.reference.BasicBlock`. Returns the model.
+    A block that was built as ``FusedBasicBlock`` becomes a :class:`resnet_fused.reference.BasicBlock`. Returns the same
+    ``model``.
+
+    Raises:
+        TypeError: ``model`` is not a ``torch.nn.Module``.
     """
     _check_model(model, "revert")
     for module in model.modules():
@@ -128,10 +137,13 @@ def revert(model: Model) -> Model:
 
 
 def report(model: nn.Module) -> Report:
-    """What of ``model`` is converted, what :func:`convert` would convert, and why it would not the rest.
+    """Lists what is converted, what :func:`convert` would convert, and what it would refuse, with reasons.
 
-    Lists blocks and stems of known classes, subclasses of those, and modules of unknown classes that look like blocks
-    because they have convolutions and norms. What is converted and runs eagerly all the same has the reason.
+    The report covers blocks and stems of known classes, their subclasses, and modules of unknown classes that contain
+    convolutions and norms. A converted module that runs eagerly has a reason.
+
+    Raises:
+        TypeError: ``model`` is not a ``torch.nn.Module``.
     """
     _check_model(model, "report")
     return Report({name: entry for name, _, entry in _candidates(model)})
@@ -139,7 +151,7 @@ def report(model: nn.Module) -> Report:
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, Entry]]:
     wrappers, untouched = _wrapped_modules(model)
-    inside: set[nn.Module] = set()  # parts of something already listed
+    inside: set[nn.Module] = set()  # submodules of modules already listed
     for name, module in model.named_modules():
         if module in inside:
             continue
@@ -166,10 +178,10 @@ def _judge(module: nn.Module, path: str) -> Entry | None:
         if reason is not None:
             return Entry(recogniser.kind, REFUSED, reason)
         return Entry(recogniser.kind, CONVERTIBLE, "not converted yet; call resnet_fused.convert")
-    base = recognise.near_miss(module)
+    base = recognise.find_base(module)
     if base is not None:
         reason = recognise.overridden(type(module), base)
-        if isinstance(module, base.fused):  # somebody's subclass of what is fused, or FSDP's
+        if isinstance(module, base.fused):  # a user's subclass of a fused class, or FSDP's
             return _converted(base.kind, reason or base.reason(module, path, converted=True))
         return Entry(base.kind, REFUSED, reason or "")
     if recognise.looks_like_a_block(module):
@@ -182,11 +194,11 @@ def _converted(kind: str, reason: str | None) -> Entry:
     return Entry(kind, CONVERTED, "" if reason is None else f"converted, but runs eagerly: {reason}")
 
 
-_INSTEAD: dict[type, str] = {
-    type(None): "some libraries' eval() and train() return nothing: pass the model itself",
-    str: "load the file first, and pass the model",
-    Path: "load the file first, and pass the model",
-    dict: "load a state_dict into a model, and pass the model",
+_HINTS: dict[type, str] = {
+    type(None): "some libraries' eval() and train() return None: pass the model itself",
+    str: "load the file first and pass the model",
+    Path: "load the file first and pass the model",
+    dict: "load the state_dict into a model and pass the model",
     list: "pass one model at a time",
     tuple: "pass one model at a time",
     type: "pass an instance of it",
@@ -196,12 +208,15 @@ _INSTEAD: dict[type, str] = {
 def _check_model(model: object, function: str) -> None:
     if not isinstance(model, nn.Module):
         what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
-        hint = next((f"; {text}" for kind, text in _INSTEAD.items() if isinstance(model, kind)), "")
-        raise TypeError(f"resnet_fused.{function} takes a torch.nn.Module, got {what}{hint}")
+        hint = next((f"; {text}" for kind, text in _HINTS.items() if isinstance(model, kind)), "")
+        raise TypeError(f"resnet_fused.{function} expects a torch.nn.Module, but got {what}{hint}")
 
 
 def _wrapped_modules(model: nn.Module) -> tuple[dict[nn.Module, str], set[nn.Module]]:
-    """Every module in a wrapper -> the wrapper, and the wrapped modules that hold convolutions and nothing fused."""
+    """A map from each module inside a wrapper to the wrapper's name, and the wrapped modules to report as refused.
+
+    The latter contain convolutions and no fused module.
+    """
     wrappers: dict[nn.Module, str] = {}
     untouched: set[nn.Module] = set()
     for module in model.modules():
@@ -215,7 +230,7 @@ def _wrapped_modules(model: nn.Module) -> tuple[dict[nn.Module, str], set[nn.Mod
 
 
 def _is_convolution(module: nn.Module) -> bool:
-    # TorchScript's modules have a class of their own.
+    # TorchScript replaces the class of modules.
     return isinstance(module, nn.Conv2d) or getattr(module, "original_name", None) == "Conv2d"
 
 
@@ -230,7 +245,7 @@ def _wrapper(module: nn.Module) -> str | None:
         return "TorchScript"
     if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
         return "torch.compile"
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # imported wherever something is wrapped by it
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # already imported if anything is wrapped by FSDP
     if fsdp is not None and isinstance(module, (fsdp.FullyShardedDataParallel, fsdp.FSDPModule)):
         return "FSDP"
     return None

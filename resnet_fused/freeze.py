@@ -1,4 +1,4 @@
-"""``freeze`` and ``unfreeze``: a promise not to change weights, which spares reading them at every call."""
+"""``freeze`` and ``unfreeze``: skip the per-call check that weights are unchanged."""
 
 from typing import TypeVar
 
@@ -11,27 +11,30 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def freeze(model: Model) -> Model:
-    """Uses the packed weights of a converted ``model`` without checking that the weights are still those.
+    """Uses the packed weights of a converted ``model`` without checking the weights on each call.
 
-    The CPU kernels keep each convolution's weight in an order of their own, and read all of the weight at every call to
-    see whether it has changed: a cost that shows at batch 1. A frozen weight is packed once for each order that its
-    kernels want and not compared. BatchNorm's tensors are read on every call all the same. The state_dict, the
-    Parameters and training stay what they are; only inference looks at packed weights.
+    The CPU kernels keep a packed copy of each convolution's weight. By default, every call computes a digest of the
+    whole weight to detect changes, which is measurable at batch size 1. A frozen weight is packed once for each layout
+    that its kernels need, and no digest is computed. BatchNorm tensors are still read on every call. The state_dict,
+    the Parameters and training are unaffected: only inference uses packed weights.
 
-    What frozen means: the weights' values do not change until :func:`unfreeze`. An in-place operation on a weight, such
-    as an optimiser's step, moves its version, and the next inference raises ``RuntimeError``. An edit that leaves the
-    version alone (``weight.data``, numpy, another process, an optimiser with ``fused=True``) is **not** seen.
+    Do not change the weights until :func:`unfreeze`. An in-place operation on a weight, such as an optimiser step,
+    bumps its version counter, and the next inference raises ``RuntimeError``. Edits that bypass the version counter
+    (``weight.data``, numpy, another process, an optimiser with ``fused=True``) are **not** detected.
 
-    The promise is about the weights' memory. It ends where a block is moved (``.to``, ``.half``), loaded into or
-    reverted, and where the memory is freed. Another tensor that takes a weight's place, and a deep copy, are not
-    frozen. On CUDA nothing is packed, so nothing changes.
+    Freezing applies to the weights' memory. It ends for a block that is moved (``.to``, ``.half``), loaded into or
+    reverted, and when the memory is freed. A tensor that replaces a weight is not frozen, and neither is a deep copy.
+    On CUDA no weights are packed, so ``freeze`` has no effect.
 
     Args:
-        model: a module with converted blocks, in any mode, on any device. Returned as it is.
+        model: a module with converted blocks, in any mode, on any device.
+
+    Returns:
+        The same ``model``.
 
     Raises:
-        TypeError: ``model`` is no module.
-        ValueError: ``model`` holds no converted block or stem.
+        TypeError: ``model`` is not a ``torch.nn.Module``.
+        ValueError: ``model`` contains no converted block or stem.
     """
     weights = _weights(model, "freeze")
     ops.freeze_packed([w for w in weights if w.device.type == "cpu"])
@@ -39,11 +42,11 @@ def freeze(model: Model) -> Model:
 
 
 def unfreeze(model: Model) -> Model:
-    """Undoes :func:`freeze`: weights may change at any time again. Returns the model.
+    """Undoes :func:`freeze`: weights may change at any time again. Returns the same ``model``.
 
     Raises:
-        TypeError: ``model`` is no module.
-        ValueError: ``model`` holds no converted block or stem.
+        TypeError: ``model`` is not a ``torch.nn.Module``.
+        ValueError: ``model`` contains no converted block or stem.
     """
     ops.forget_packed(_weights(model, "unfreeze"))
     return model
@@ -51,7 +54,7 @@ def unfreeze(model: Model) -> Model:
 
 def _weights(model: nn.Module, function: str) -> list[Tensor]:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"resnet_fused.{function} takes a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"resnet_fused.{function} expects a torch.nn.Module, but got {type(model).__name__}")
     owners = [module for module in model.modules() if isinstance(module, OwnsPackedWeights)]
     if not owners:
         raise ValueError(

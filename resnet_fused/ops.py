@@ -1,8 +1,8 @@
-"""Typed wrappers of ``torch.ops.resnet_fused.*`` and their fake kernels (shapes and strides without data).
+"""Typed wrappers of ``torch.ops.resnet_fused.*`` and their fake kernels (shapes and strides only).
 
-Schemas, argument by argument, are in ``csrc/library.cpp``. These wrappers add nothing: no policy, no
-casts, no autograd (that is :mod:`resnet_fused.functional`). Errors come from the compiled checks as
-``RuntimeError`` with the offending values.
+The schemas and their arguments are documented in ``csrc/library.cpp``. The wrappers apply no policy, no casts and no
+autograd; see :mod:`resnet_fused.functional` for those. Invalid arguments raise ``RuntimeError`` from the compiled
+checks.
 """
 
 import sys
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from . import _library, first_use  # noqa: F401  register the ops, and what CUDA kernels are compared with
+from . import _library, first_use  # noqa: F401  registers the ops and the first-use check of CUDA kernels
 
 conv_bn_act = torch.ops.resnet_fused.conv_bn_act.default
 bn_relu_conv_bn_act = torch.ops.resnet_fused.bn_relu_conv_bn_act.default
@@ -52,7 +52,7 @@ def _out(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -
 
 
 def _memory_format(*tensors: Tensor) -> torch.memory_format:
-    """torch's own rule: channels_last if any of the tensors suggests it (c10 ``suggest_memory_format``)."""
+    """channels_last if any of the tensors suggests it (c10 ``suggest_memory_format``), as in torch."""
     suggested = [torch._prims_common.suggest_memory_format(t) for t in tensors]
     return torch.channels_last if torch.channels_last in suggested else torch.contiguous_format
 
@@ -73,7 +73,7 @@ def _conv_output(
     return x.new_empty(shape).to(memory_format=_memory_format(x, weight))
 
 
-# The fake kernels take what the schema says, in its order; only the arguments that decide a shape have names.
+# Positions of the schema arguments that determine output shapes; the fake kernels take all arguments positionally.
 _X, _WEIGHT, _STRIDE, _PADDING, _DILATION = 0, 1, 8, 9, 10
 _PRE = 5  # pre_gamma to pre_eps
 _SECOND = 7  # weight1 to eps1
@@ -93,8 +93,8 @@ def _fake_bn_relu_conv(x: Tensor, *args: Any) -> Tensor:
 @torch.library.register_fake("resnet_fused::basic_block")
 def _fake_basic_block(x: Tensor, *args: Any) -> Tensor:
     weight1, weight2 = args[0], args[_SECOND]
-    same = ([1, 1], [1, 1], [1, 1])  # stride, padding, dilation
-    return _conv_output(_conv_output(x, weight1, *same), weight2, *same)
+    geometry = ([1, 1], [1, 1], [1, 1])  # stride, padding, dilation
+    return _conv_output(_conv_output(x, weight1, *geometry), weight2, *geometry)
 
 
 @torch.library.register_fake("resnet_fused::conv_bn_relu_pool")
@@ -114,7 +114,7 @@ def _fake_bn_relu_max_pool(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.register_fake("resnet_fused::bn_relu_max_pool_backward")
-def _fake_bn_relu_max_pool_backward(_grad: Tensor, _taken: Tensor, x: Tensor, *_: Any) -> Tensor:
+def _fake_bn_relu_max_pool_backward(_grad: Tensor, _argmax: Tensor, x: Tensor, *_: Any) -> Tensor:
     return _fake_like_x(x)
 
 
@@ -165,20 +165,20 @@ def _fake_conv_backward_weight(_grad: Tensor, _x: Tensor, *args: Any) -> Tensor:
 @torch.library.register_fake("resnet_fused::conv_stats")
 def _fake_conv_stats(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     weight, _bias, stride, padding, dilation = args[_PRE : _PRE + 5]
-    raw = _conv_output(x, weight, stride, padding, dilation)
-    return raw, *_statistics(raw)
+    pre_bn = _conv_output(x, weight, stride, padding, dilation)
+    return pre_bn, *_statistics(pre_bn)
 
 
 @torch.library.impl("resnet_fused::watch_packed", "CPU")
 def _watch_packed(weight: Tensor, address: int) -> None:
-    """The cache of packed weights holds no tensor: it is told when a weight's storage is freed."""
-    # The storage, not the tensor: `p.data = new` frees the one and keeps the other, and torch.utils.swap_tensors
-    # refuses tensors that have weak references.
+    """Notifies the cache of packed weights, which holds no tensor, when ``weight``'s storage is freed."""
+    # Watch the storage, not the tensor: `p.data = new` frees the storage and keeps the tensor, and
+    # torch.utils.swap_tensors rejects tensors that have weak references.
     weakref.finalize(weight.untyped_storage(), _storage_ended, address).atexit = False
 
 
 def _storage_ended(address: int) -> None:
     if not sys.is_finalizing():
-        # The garbage collector may call this while somebody traces: stay out of their graph.
+        # The garbage collector may run this during tracing: keep the op out of the traced graph.
         with _disable_current_modes():
             storage_ended(address)

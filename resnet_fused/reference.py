@@ -1,6 +1,7 @@
-"""The eager definition of every op and block: the specification, and what fused blocks fall back to.
+"""Eager definitions of every op and block: the specification, and the fallback of the fused blocks.
 
-Imports torch only. The functions accept any floating dtype; in float64 they are the tests' oracle.
+Imports torch only. The functions accept any floating dtype. Tests evaluate them in float64 as the reference. Arguments
+have the names and the order of the ops' schemas (``csrc/library.cpp``).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 Pair = int | Sequence[int]
 Norm = Callable[[int], nn.Module]
 
-CLOSED = 255  # of bn_relu_max_pool: where the ReLU is closed for the largest of a window
+CLOSED = 255  # argmax value of bn_relu_max_pool for windows whose maximum is zeroed by the ReLU
 
 
 def bn_add_act(
@@ -26,7 +27,7 @@ def bn_add_act(
     residual: Tensor | None = None,
     relu: bool = True,
 ) -> Tensor:
-    """``act(bn(x) + residual)`` with the running statistics; without mean and var, bn is the identity."""
+    """``act(bn(x) + residual)`` with running statistics. Without ``mean`` and ``var``, bn is the identity."""
     if mean is not None:
         x = F.batch_norm(x, mean, var, gamma, beta, training=False, eps=eps)
     if residual is not None:
@@ -76,7 +77,7 @@ def bn_relu_conv_bn_act(
     residual: Tensor | None = None,
     relu: bool = True,
 ) -> Tensor:
-    """``act(bn(conv2d(relu(pre(x)))) + residual)``, pre being a BatchNorm with its running statistics."""
+    """``act(bn(conv2d(relu(pre(x)))) + residual)``, where pre is a BatchNorm with running statistics."""
     x = bn_add_act(x, pre_gamma, pre_beta, pre_mean, pre_var, pre_eps)
     return conv_bn_act(x, weight, bias, gamma, beta, mean, var, eps, stride, padding, dilation, groups, residual, relu)
 
@@ -110,7 +111,7 @@ def conv_bn_proj_act(
     pre_eps: float = 1e-5,
     relu: bool = True,
 ) -> Tensor:
-    """``act(bn(conv2d(x)) + proj_bn(conv2d(proj_x)))``, the projection being 1x1 without padding.
+    """``act(bn(conv2d(x)) + proj_bn(conv2d(proj_x)))``; the projection is 1x1 without padding.
 
     With ``pre_mean`` and ``pre_var`` the projection reads ``relu(pre(proj_x))``.
     """
@@ -163,7 +164,10 @@ def basic_block(
     var2: Tensor | None = None,
     eps2: float = 1e-5,
 ) -> Tensor:
-    """``relu(bn2(conv2(relu(bn1(conv1(x))))) + x)``, both 3x3 of stride 1 and padding 1: an identity BasicBlock."""
+    """``relu(bn2(conv2(relu(bn1(conv1(x))))) + x)``: a BasicBlock with identity shortcut.
+
+    Both convolutions are 3x3 with stride 1 and padding 1.
+    """
     y = conv_bn_act(x, weight1, bias1, gamma1, beta1, mean1, var1, eps1, 1, 1)
     return conv_bn_act(y, weight2, bias2, gamma2, beta2, mean2, var2, eps2, 1, 1, residual=x)
 
@@ -171,7 +175,7 @@ def basic_block(
 def bn_stats(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel over N, H and W (Ioffe & Szegedy 2015, arXiv:1502.03167, section 3).
 
-    float32, or float64 of float64. NaN where there is nothing to average.
+    Shape (C,), in float32, or in float64 if x is float64. NaN if N * H * W is 0.
     """
     wide = _wide(x)
     mean = wide.mean((0, 2, 3))
@@ -192,11 +196,11 @@ def conv_stats(
     dilation: Pair = 1,
     groups: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``raw = conv2d(relu(pre(x)))``, of x itself without ``pre_mean``, and ``bn_stats(raw)``."""
+    """``y = conv2d(relu(pre(x)))`` and ``bn_stats(y)``; without ``pre_mean`` the convolution reads x itself."""
     if pre_mean is not None:
         x = bn_add_act(x, pre_gamma, pre_beta, pre_mean, pre_var, pre_eps)
-    raw = F.conv2d(x, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups)
-    return raw, *bn_stats(raw)
+    pre_bn = F.conv2d(x, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups)
+    return pre_bn, *bn_stats(pre_bn)
 
 
 def bn_add_bn_act(
@@ -214,7 +218,7 @@ def bn_add_bn_act(
     shortcut_eps: float = 1e-5,
     relu: bool = True,
 ) -> Tensor:
-    """``act(bn(x) + shortcut_bn(shortcut))``; each BatchNorm with the statistics given, or none without."""
+    """``act(bn(x) + shortcut_bn(shortcut))``. A BatchNorm without mean and var is the identity."""
     shortcut = bn_add_act(
         shortcut, shortcut_gamma, shortcut_beta, shortcut_mean, shortcut_var, shortcut_eps, relu=False
     )
@@ -232,10 +236,10 @@ def bn_act_backward_reduce(
     out: Tensor | None = None,
     relu: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The sums of g and of g * xhat of each channel: the gradients of beta and of gamma (arXiv:1502.03167, section 3).
+    """Per-channel sums of g and of g * xhat: the gradients of beta and gamma (arXiv:1502.03167, section 3).
 
-    g is ``grad`` where the ReLU passed something on: where ``out``, or without it ``bn(x)`` if ``relu``, is not at
-    most 0. xhat is (x - mean) / sqrt(var + eps).
+    g is ``grad`` masked by the ReLU. The mask is ``out > 0`` if ``out`` is given, else ``bn(x) > 0`` if ``relu``; NaN
+    passes. xhat is (x - mean) / sqrt(var + eps).
     """
     g = _wide(_masked(grad, x, gamma, beta, mean, var, eps, out, relu))
     products = g * (_wide(x) - _per_channel(_wide(mean)))
@@ -252,7 +256,7 @@ def bn_add_act_backward_reduce(
     eps: float,
     out: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """g, and :func:`bn_act_backward_reduce`: g is the gradient of what was added before the ReLU, too."""
+    """g and the sums of :func:`bn_act_backward_reduce`. g is also the gradient of the tensor added before the ReLU."""
     g = _masked(grad, x, gamma, beta, mean, var, eps, out, True)
     return g, *bn_act_backward_reduce(g, x, gamma, beta, mean, var, eps, relu=False)
 
@@ -270,16 +274,17 @@ def conv_backward_reduce(
     eps: float = 1e-5,
     beside: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Backward through ``conv2d(relu(bn(x)))`` of stride 1: the gradient of ``relu(bn(x))``, with ``beside`` added.
+    """Backward through ``conv2d(relu(bn(x)))`` with stride 1: the gradient of ``relu(bn(x))``, and its sums.
 
-    And its sums, which are :func:`bn_act_backward_reduce`'s.
+    ``beside``, another gradient of ``relu(bn(x))`` of the same shape, is added to it. The sums are those of
+    :func:`bn_act_backward_reduce`.
     """
-    shape = ([1, 1], _pair(padding), _pair(dilation), False, [0, 0], 1)
+    geometry = ([1, 1], _pair(padding), _pair(dilation), False, [0, 0], 1)
     mask = [True, False, False]
-    to_x = torch.ops.aten.convolution_backward.default(grad, x, weight, None, *shape, mask)[0]
+    grad_x = torch.ops.aten.convolution_backward.default(grad, x, weight, None, *geometry, mask)[0]
     if beside is not None:
-        to_x = to_x + beside
-    return to_x, *bn_act_backward_reduce(to_x, x, gamma, beta, mean, var, eps)
+        grad_x = grad_x + beside
+    return grad_x, *bn_act_backward_reduce(grad_x, x, gamma, beta, mean, var, eps)
 
 
 def bn_act_backward(
@@ -298,8 +303,8 @@ def bn_act_backward(
 ) -> Tensor:
     """The gradient of x: gamma / sqrt(var + eps) * (g - sum_g / count - xhat * sum_g_xhat / count).
 
-    That is arXiv:1502.03167's chain rule (section 3) with its sums over the batch collected. Without the sums the
-    statistics are constants (running ones), and only the first term remains.
+    This is the chain rule of arXiv:1502.03167, section 3, with the sums over the batch collected. Without ``sum_g`` and
+    ``sum_g_xhat`` the statistics are constants (running statistics), and only the first term remains.
     """
     g = _wide(_masked(grad, x, gamma, beta, mean, var, eps, out, relu))
     if sum_g is not None and sum_g_xhat is not None:
@@ -320,32 +325,37 @@ def bn_relu_max_pool(
     stride: Pair,
     padding: Pair,
 ) -> tuple[Tensor, Tensor]:
-    """``max_pool2d(relu(bn(x)))``, and which of its window's elements each value is, in uint8.
+    """``max_pool2d(relu(bn(x)))`` and its argmax in uint8.
 
-    That is row * width of the window + column, or :data:`CLOSED` where the ReLU lets nothing through.
+    The argmax is the position within the pooling window, row * window width + column, or :data:`CLOSED` where the
+    output is 0.
     """
-    (_, width), (down, across), (above, left) = _pair(kernel), _pair(stride), _pair(padding)
+    (_, width), (stride_h, stride_w), (pad_h, pad_w) = _pair(kernel), _pair(stride), _pair(padding)
     y = bn_add_act(x, gamma, beta, mean, var, eps)
-    out, index = F.max_pool2d(y, _pair(kernel), (down, across), (above, left), return_indices=True)
+    out, index = F.max_pool2d(y, _pair(kernel), (stride_h, stride_w), (pad_h, pad_w), return_indices=True)
     rows, columns = (torch.arange(size, device=x.device) for size in out.shape[2:])
-    row = index // x.shape[3] - (rows * down - above)[:, None]
-    column = index % x.shape[3] - (columns * across - left)
+    row = index // x.shape[3] - (rows * stride_h - pad_h)[:, None]
+    column = index % x.shape[3] - (columns * stride_w - pad_w)
     return out, torch.where(out <= 0, CLOSED, row * width + column).to(torch.uint8)
 
 
 def bn_relu_max_pool_backward(
     grad: Tensor, taken: Tensor, x: Tensor, kernel: Pair, stride: Pair, padding: Pair
 ) -> Tensor:
-    """From the gradient of the pooled values to that of bn(x): each element's is the sum over the windows it won."""
-    (height, width), (down, across), (above, left) = _pair(kernel), _pair(stride), _pair(padding)
+    """The gradient of bn(x) from that of the pooled output: each element sums over the windows whose argmax it is.
+
+    ``taken`` is the argmax of :func:`bn_relu_max_pool`.
+    """
+    (height, width), (stride_h, stride_w), (pad_h, pad_w) = _pair(kernel), _pair(stride), _pair(padding)
     (p, q), (h, w) = grad.shape[2:], x.shape[2:]
-    reach = max(above + h, (p - 1) * down + height), max(left + w, (q - 1) * across + width)
-    sums = _wide(grad).new_zeros((*x.shape[:2], *reach))
+    padded = max(pad_h + h, (p - 1) * stride_h + height), max(pad_w + w, (q - 1) * stride_w + width)
+    sums = _wide(grad).new_zeros((*x.shape[:2], *padded))
     for i in range(height * width):
         row, column = divmod(i, width)
-        won = torch.where(taken == i, _wide(grad), 0)
-        sums[:, :, row : row + (p - 1) * down + 1 : down, column : column + (q - 1) * across + 1 : across] += won
-    return sums[:, :, above : above + h, left : left + w].to(x.dtype)
+        rows = slice(row, row + (p - 1) * stride_h + 1, stride_h)
+        columns = slice(column, column + (q - 1) * stride_w + 1, stride_w)
+        sums[:, :, rows, columns] += torch.where(taken == i, _wide(grad), 0)
+    return sums[:, :, pad_h : pad_h + h, pad_w : pad_w + w].to(x.dtype)
 
 
 def _masked(
@@ -365,7 +375,7 @@ def _masked(
 
 
 def _wide(x: Tensor) -> Tensor:
-    """In the dtype that sums are made in."""
+    """Converts to the dtype that sums are computed in: float64 stays, others become float32."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -385,7 +395,7 @@ def _conv1x1(inplanes: int, planes: int) -> nn.Conv2d:
     return nn.Conv2d(inplanes, planes, 1, bias=False)
 
 
-def _refuse_wide(name: str, groups: int, base_width: int, dilation: int) -> None:
+def _check_basic(name: str, groups: int, base_width: int, dilation: int) -> None:
     if groups != 1 or base_width != 64:
         raise ValueError(f"{name} supports groups=1 and base_width=64 only, got {groups} and {base_width}")
     if dilation > 1:
@@ -395,7 +405,11 @@ def _refuse_wide(name: str, groups: int, base_width: int, dilation: int) -> None
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al. 2015, arXiv:1512.03385, figure 5 left).
 
-    Attributes, their order, initialisation and arguments are ``torchvision.models.resnet.BasicBlock``'s.
+    Arguments, attributes and their order, and initialisation match ``torchvision.models.resnet.BasicBlock``.
+
+    Raises:
+        ValueError: ``groups != 1`` or ``base_width != 64``.
+        NotImplementedError: ``dilation > 1``.
     """
 
     expansion: ClassVar[int] = 1
@@ -412,7 +426,7 @@ class BasicBlock(nn.Module):
         norm_layer: Norm | None = None,
     ) -> None:
         super().__init__()
-        _refuse_wide(type(self).__name__, groups, base_width, dilation)
+        _check_basic(type(self).__name__, groups, base_width, dilation)
         norm = nn.BatchNorm2d if norm_layer is None else norm_layer
         self.conv1 = _conv3x3(inplanes, planes, stride)
         self.bn1 = norm(planes)
@@ -430,9 +444,9 @@ class BasicBlock(nn.Module):
 
 
 class PlainBlock(BasicBlock):
-    """A BasicBlock without its shortcut: the plain networks of He et al. 2015, section 3.3.
+    """A BasicBlock without shortcut: the plain networks of He et al. 2015 (arXiv:1512.03385), section 3.3.
 
-    Parameters are a BasicBlock's; a ``downsample`` is not used, so pass none.
+    The parameters are those of a BasicBlock. ``downsample`` is not used; do not pass one.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -443,8 +457,8 @@ class PlainBlock(BasicBlock):
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions and a shortcut (He et al. 2015, arXiv:1512.03385, figure 5 right).
 
-    The stride sits on the 3x3 ("v1.5"). ``groups`` and ``base_width`` give ResNeXt (arXiv:1611.05431) and
-    wide (arXiv:1605.07146) variants. Attributes, order, initialisation and arguments are torchvision's.
+    The 3x3 convolution has the stride ("v1.5"). ``groups`` and ``base_width`` give the ResNeXt (arXiv:1611.05431) and
+    wide (arXiv:1605.07146) variants. Arguments, attributes and their order, and initialisation match torchvision's.
     """
 
     expansion: ClassVar[int] = 4
@@ -484,8 +498,8 @@ class Bottleneck(nn.Module):
 class PreActBlock(nn.Module):
     """BatchNorm and ReLU before each of two 3x3 convolutions (He et al. 2016, arXiv:1603.05027, figure 4e).
 
-    A ``downsample`` reads the pre-activated tensor ``relu(bn1(x))``; without one the shortcut is ``x``.
-    Nothing follows the addition: the network ends in a BatchNorm and a ReLU of its own.
+    ``downsample`` reads the pre-activated tensor ``relu(bn1(x))``; without it the shortcut is ``x``. Nothing follows
+    the addition: the network ends with its own BatchNorm and ReLU. Raises the errors of :class:`BasicBlock`.
     """
 
     expansion: ClassVar[int] = 1
@@ -502,7 +516,7 @@ class PreActBlock(nn.Module):
         norm_layer: Norm | None = None,
     ) -> None:
         super().__init__()
-        _refuse_wide(type(self).__name__, groups, base_width, dilation)
+        _check_basic(type(self).__name__, groups, base_width, dilation)
         norm = nn.BatchNorm2d if norm_layer is None else norm_layer
         self.bn1 = norm(inplanes)
         self.relu = nn.ReLU(inplace=True)
@@ -521,7 +535,7 @@ class PreActBlock(nn.Module):
 
 
 class PlainPreActBlock(PreActBlock):
-    """A PreActBlock without its shortcut; a ``downsample`` is not used, so pass none."""
+    """A PreActBlock without shortcut. ``downsample`` is not used; do not pass one."""
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn2(self.conv1(self.relu(self.bn1(x)))))
@@ -529,9 +543,9 @@ class PlainPreActBlock(PreActBlock):
 
 
 class PreActBottleneck(nn.Module):
-    """BatchNorm and ReLU before each of 1x1, 3x3 and 1x1 convolutions (He et al. 2016, arXiv:1603.05027).
+    """BatchNorm and ReLU before each of 1x1, 3x3 and 1x1 convolutions (He et al. 2016, arXiv:1603.05027, section 4.2).
 
-    The shortcut is :class:`PreActBlock`'s, the arguments are :class:`Bottleneck`'s.
+    The shortcut is as in :class:`PreActBlock`, the arguments are as in :class:`Bottleneck`.
     """
 
     expansion: ClassVar[int] = 4
@@ -570,10 +584,10 @@ class PreActBottleneck(nn.Module):
 
 
 class ZeroPadShortcut(nn.Module):
-    """The shortcut without parameters: every ``stride``-th pixel, missing channels zero.
+    """A shortcut without parameters: subsamples pixels by ``stride`` and pads new channels with zeros.
 
-    Option A of He et al. 2015 (arXiv:1512.03385, sections 3.3 and 4.2). Half of the new channels come
-    before the old ones, the rest after.
+    Option A of He et al. 2015 (arXiv:1512.03385, sections 3.3 and 4.2). Half of the new channels come before the
+    existing ones, the rest after.
     """
 
     def __init__(self, inplanes: int, planes: int, stride: int = 1) -> None:

@@ -43,7 +43,7 @@ def test_bare_call_prints_help(capsys):
 def test_module_entry_point_reports_errors():
     done = run_python("-m", "resnet_fused", "explain", "nosuchnet")
     assert done.returncode == 2
-    assert "there is no model 'nosuchnet'" in done.stderr
+    assert "unknown model 'nosuchnet'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -80,7 +80,7 @@ def test_explain(capsys, dtype):
     assert all(name in out for name in ("layer1.0", "basic block", *convs))
     assert "3x64x64 -> 64x32x32, 7x7 /2" in out
     assert "channels_last input" in out
-    assert "--gpu NAME shows what a GPU would run" in out
+    assert "--gpu NAME shows the plan for a GPU" in out
 
 
 def test_explain_why_names_the_kernels_not_picked(capsys):
@@ -94,7 +94,7 @@ def test_explain_for_a_gpu(capsys, dtype):
     assert cli.main(argv) == 0
     out = capsys.readouterr().out
     assert f"a100, batch 8, {dtype}" in out
-    assert "predictions of a model that no measurement has corrected" in out
+    assert "predictions of a cost model" in out
     rows = {row[0]: row for row in map(str.split, out.splitlines()) if row}
     assert "torch" in rows["conv1"], "3 channels"
     assert "sm80" in rows["layer1.0.conv1"]
@@ -130,8 +130,8 @@ def test_explain_for_a_gpu_knows_projections_and_prologues(capsys, tmp_path, mon
         "2.conv1": "prologue",
         "2.conv2": "plain",
     }
-    assert plans["0.downsample.0"] == "in conv2: a projection, which the plan of 0.conv2 includes"
-    assert plans["1.downsample.1"] == "torch: a shortcut that is no single 1x1 convolution, runs as it is"
+    assert plans["0.downsample.0"] == "in conv2: a projection, included in the plan of 0.conv2"
+    assert plans["1.downsample.1"] == "torch: a shortcut that is not a single 1x1 convolution, not fused"
 
 
 def test_explain_for_a_gpu_knows_one_launch_blocks(capsys, tmp_path, monkeypatch):
@@ -153,14 +153,14 @@ def test_explain_for_a_gpu_knows_one_launch_blocks(capsys, tmp_path, monkeypatch
     assert cli.main(argv) == 0
     plans = dict(re.findall(r"^(\d\S+): (.*)", capsys.readouterr().out, re.M))
     assert plans["0.conv1"].startswith("sm90 block 64: bfloat16, ")
-    assert plans["0.conv2"] == "in conv1: the launch that is 0 as a whole"
+    assert plans["0.conv2"] == "in conv1: one launch computes all of 0"
     assert re.match(r"sm90 \d+x\d+: ", plans["1.conv2"])
 
 
 def test_explain_gpu_auto_needs_a_gpu(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     error = fails(capsys, "explain", "resnet18", "--gpu", "auto")
-    assert "--gpu auto: torch finds no CUDA device here; name one of a100, a10" in error
+    assert "--gpu auto: torch finds no CUDA device; choose one of a100, a10" in error
 
 
 def test_explain_marks_layers_left_to_torch(capsys, tmp_path, monkeypatch):
@@ -190,13 +190,13 @@ def test_explain_torchvision_models(capsys, name):
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["resnet19"], "there is no model 'resnet19': give one of resnet18"),
-        (["no_such_module:f"], "no_such_module:f gives no model: ModuleNotFoundError"),
-        (["resnet_fused.models:resnet19"], "gives no model: AttributeError"),
-        (["math:pi"], "gives no model: it is a float"),
-        (["resnet18", "--input", "224"], "--input takes four positive sizes such as 1,3,224,224, got '224'"),
+        (["resnet19"], "unknown model 'resnet19': use one of resnet18"),
+        (["no_such_module:f"], "cannot load a model from no_such_module:f: ModuleNotFoundError"),
+        (["resnet_fused.models:resnet19"], "cannot load a model from resnet_fused.models:resnet19: AttributeError"),
+        (["math:pi"], "math:pi is not a model: expected a torch.nn.Module, but got float"),
+        (["resnet18", "--input", "224"], "--input expects four positive sizes such as 1,3,224,224, but got '224'"),
         (["resnet18", "--input", "1,3,0,8"], "four positive sizes"),
-        (["resnet18", "--input", "1,4,64,64"], "does not take an input of shape [1, 4, 64, 64]"),
+        (["resnet18", "--input", "1,4,64,64"], "does not accept an input of shape [1, 4, 64, 64]"),
     ],
 )
 def test_explain_errors(capsys, argv, expected):

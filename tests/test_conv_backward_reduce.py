@@ -84,7 +84,7 @@ def as_on_cuda(monkeypatch):
         return gradient_sums.conv_backward_reduce(*args)
 
     monkeypatch.setattr(
-        autograd.backward, "sums_with_the_gradient", lambda _grad, weight, conv: is_convolution(weight, conv)
+        autograd.backward, "fuses_gradient_sums", lambda _grad, weight, conv: is_convolution(weight, conv)
     )
     monkeypatch.setattr(autograd.backward, "conv_backward_reduce", counted)
     return calls
@@ -119,7 +119,7 @@ def test_chains_match_eager_and_separate_ops(cls, recompute, as_on_cuda, monkeyp
         assert len(as_on_cuda) == is_asked_for(block) > 0
         found = gradients(block, x.detach())
         with monkeypatch.context() as patch:
-            patch.setattr(autograd.backward, "sums_with_the_gradient", lambda *_: False)
+            patch.setattr(autograd.backward, "fuses_gradient_sums", lambda *_: False)
             before = len(as_on_cuda)
             expected = gradients(block, x.detach())
             assert len(as_on_cuda) == before
@@ -155,9 +155,9 @@ def test_grouped_convolutions_use_torchs_gradient():
     conv = ConvSlots(0, None, (1, 1), (1, 1), (1, 1), 2)
     with FakeTensorMode():
         grad, weight = torch.empty(2, 8, 4, 4, device="cuda"), torch.empty(8, 4, 3, 3, device="cuda")
-    assert not gradient_sums.sums_with_the_gradient(grad, weight, conv)
-    assert gradient_sums.sums_with_the_gradient(grad, weight, conv._replace(groups=1))
-    assert not gradient_sums.sums_with_the_gradient(torch.empty(2, 8, 4, 4), weight, conv._replace(groups=1))
+    assert not gradient_sums.fuses_gradient_sums(grad, weight, conv)
+    assert gradient_sums.fuses_gradient_sums(grad, weight, conv._replace(groups=1))
+    assert not gradient_sums.fuses_gradient_sums(torch.empty(2, 8, 4, 4), weight, conv._replace(groups=1))
 
 
 def test_ops_of_a_backward_pass_on_cuda():

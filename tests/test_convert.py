@@ -227,7 +227,7 @@ REFUSALS = [
     (setting("bn2", nn.SyncBatchNorm(8)), "bn2 is torch.nn.SyncBatchNorm, not torch.nn.BatchNorm2d"),
     (
         setting("bn2", nn.BatchNorm2d(8, track_running_stats=False)),
-        "bn2 keeps no running statistics (track_running_stats=False), so eval mode normalises by the batch",
+        "bn2 has no running statistics (track_running_stats=False), so eval mode uses batch statistics",
     ),
     (setting("relu", nn.ReLU6()), "relu is torch.nn.ReLU6, not torch.nn.ReLU"),
     (setting("conv1", MyConv(8, 8, 3)), "conv1 is test_convert.MyConv, not torch.nn.Conv2d"),
@@ -235,7 +235,7 @@ REFUSALS = [
         setting("conv2", nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")),
         "conv2 has padding_mode 'reflect', not 'zeros'",
     ),
-    (setting("conv2", nn.Conv2d(8, 8, 3, padding="same")), "conv2 has padding 'same', not a number of pixels"),
+    (setting("conv2", nn.Conv2d(8, 8, 3, padding="same")), "conv2 has padding 'same', not an int or a pair of ints"),
     (parametrise, "conv1 is parametrised (torch.nn.utils.parametrize)"),
     (lambda b: b.conv1.register_forward_hook(print), "a forward hook is registered on conv1"),
     (lambda b: b.bn1.register_forward_pre_hook(print), "a forward pre-hook is registered on bn1"),
@@ -316,5 +316,5 @@ def test_a_wrapped_model_is_refused(build):
 
 @pytest.mark.parametrize("function", [resnet_fused.convert, resnet_fused.revert, resnet_fused.report])
 def test_non_modules_are_refused(function):
-    with pytest.raises(TypeError, match=rf"resnet_fused.{function.__name__} takes a torch.nn.Module, got dict"):
+    with pytest.raises(TypeError, match=rf"resnet_fused.{function.__name__} expects a torch.nn.Module, but got dict"):
         function({})

@@ -70,14 +70,14 @@ def test_part_converted_before_wrapping_is_reported():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (None, "got NoneType; some libraries' eval() and train() return nothing: pass the model itself"),
+        (None, "got NoneType; some libraries' eval() and train() return None: pass the model itself"),
         ((nn.Linear(1, 1), 1), "got tuple; pass one model at a time"),
         ([nn.Linear(1, 1)], "got list; pass one model at a time"),
-        (nn.Linear(1, 1).state_dict(), "got OrderedDict; load a state_dict into a model, and pass the model"),
-        ("resnet18.pt", "got str; load the file first, and pass the model"),
-        (Path("resnet18.pt"), f"got {type(Path()).__name__}; load the file first, and pass the model"),
+        (nn.Linear(1, 1).state_dict(), "got OrderedDict; load the state_dict into a model and pass the model"),
+        ("resnet18.pt", "got str; load the file first and pass the model"),
+        (Path("resnet18.pt"), f"got {type(Path()).__name__}; load the file first and pass the model"),
         (nn.Linear, "got the class Linear; pass an instance of it"),
-        (3, "takes a torch.nn.Module, got int"),
+        (3, "expects a torch.nn.Module, but got int"),
     ],
     ids=lambda value: None if isinstance(value, str) else type(value).__name__,
 )
@@ -85,5 +85,5 @@ def test_type_errors_hint_at_the_fix(value, message):
     for function in (resnet_fused.convert, resnet_fused.revert, resnet_fused.report):
         with pytest.raises(TypeError) as error:
             function(value)
-        assert str(error.value).startswith(f"resnet_fused.{function.__name__} takes a torch.nn.Module, got ")
+        assert str(error.value).startswith(f"resnet_fused.{function.__name__} expects a torch.nn.Module, but got ")
         assert str(error.value).endswith(message)

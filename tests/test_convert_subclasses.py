@@ -199,7 +199,7 @@ OVERRIDES = {
     "downsample": subclass(downsample=None),
     "relu": subclass(relu=nn.ReLU6()),
     "__reduce__": subclass(__reduce__=lambda self: (reference.BasicBlock, (8, 8))),
-    "_fused": subclass(_fused=True),
+    "_fused_inference": subclass(_fused_inference=True),
     "__init_subclass__": Registered,
 }
 

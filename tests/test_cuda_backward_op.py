@@ -144,15 +144,15 @@ def as_on_cuda(monkeypatch):
     def install(on):
         put_on_cpu(monkeypatch, on)
         for module in (forward, autograd.backward):
-            monkeypatch.setattr(module, "sums_while_convolving", lambda _x, after: after is not None and after.trains)
-        monkeypatch.setattr(gradients, "_saves_a_pass", lambda _grad, beside: beside is not None)
+            monkeypatch.setattr(module, "fuses_statistics", lambda _x, after: after is not None and after.trains)
+        monkeypatch.setattr(gradients, "_fuses_addend", lambda _grad, beside: beside is not None)
         called = []
 
-        def sums_with_the_gradient(_grad, weight, conv):
+        def fuses_gradient_sums(_grad, weight, conv):
             called.append(is_convolution(weight, conv))
             return called[-1]
 
-        monkeypatch.setattr(autograd.backward, "sums_with_the_gradient", sums_with_the_gradient)
+        monkeypatch.setattr(autograd.backward, "fuses_gradient_sums", fuses_gradient_sums)
         return called
 
     return install

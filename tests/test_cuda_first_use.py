@@ -156,7 +156,7 @@ def test_wrong_convolution_is_not_used_again(layer, library, gpu, engine, kernel
         r"resnet_fused: sm\d0/conv_\w+ bfloat16 \d+x\d+ plain(, in parts)? gave a wrong result in conv_bn_act on cpu ",
         r"error \S+ where \S+ is allowed, output 0, first at \[0, \d+, \d+, \d+\]; torch.bfloat16, x \[2, 64, 6, 5\], ",
         r"weight \[72, 64, 3, 3\], residual \[2, 72, 6, 5\]",
-        r"`python -m resnet_fused verify` and send its report with this message to the project's issue tracker",
+        r"`python -m resnet_fused verify` and post its report and this message on the project's issue tracker",
     ):
         assert re.search(part, text), (part, text)
     found = re.search(r"error (\S+) where (\S+) is", text)
@@ -296,14 +296,14 @@ def test_comparison_out_of_memory_is_retried_a_few_times(layer, library, monkeyp
         raise RuntimeError("CUDNN_STATUS_ALLOC_FAILED")
 
     monkeypatch.setattr(first_use, "judge", out_of_memory)
-    for _ in range(first_use.MOST_TRIES - 1):
+    for _ in range(first_use.MAX_TRIES - 1):
         assert torch.equal(on.conv_bn_act(*args), eager_conv(args))
     with pytest.warns(RuntimeWarning, match="could not be compared .* in 3 calls of conv_bn_act .CUDNN_STATUS_ALLOC"):
         assert torch.equal(on.conv_bn_act(*args), eager_conv(args))
     on.conv_bn_act(*args)
     # The convolution is not tried again; the pass that follows torch's has tries of its own.
     assert launched(on) == ["bn_add_act"]
-    assert len(tries) == first_use.MOST_TRIES + 1
+    assert len(tries) == first_use.MAX_TRIES + 1
 
 
 @pytest.mark.parametrize("hidden", ["gamma", "nan", "zeros"])

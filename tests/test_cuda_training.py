@@ -229,7 +229,7 @@ def test_conv_backward_reduce(dtype, layout, beside, tf32, geometry):
 
 def test_cuda_trains_fused():
     assert "cuda" in autograd.DEVICES
-    assert autograd.pool_in(torch.device("cuda"), (3, 3), (2, 2), (1, 1)) is not None
+    assert autograd.fusable_pool(torch.device("cuda"), (3, 3), (2, 2), (1, 1)) is not None
 
 
 @by_layout

@@ -169,12 +169,12 @@ def test_trusted_kernel_allocates_nothing(host, check):
 
 
 def test_info_lists_verified_families(monkeypatch):
-    assert info._trust(80) == "none of 13 families of kernels; each kernel's first use is compared"
+    assert info._trust(80) == "none of 13 kernel families; the first use of each kernel is checked against eager"
     lines = [
         "a/b: verified on sm_90, 2026-12-01, commit 0123abc, benchmarks/results/x.json",
         "c/d: no GPU has run it yet",
     ]
     monkeypatch.setattr(info.ops, "explain_trust", lambda arch: "\n".join(lines))
-    assert info._trust(90) == "a/b; of the others (c/d) each kernel's first use is compared"
+    assert info._trust(90) == "a/b; for the others (c/d) the first use is checked against eager"
     monkeypatch.setattr(info.ops, "explain_trust", lambda arch: lines[0])
-    assert info._trust(90) == "all of 1 families of kernels"
+    assert info._trust(90) == "all 1 kernel families"

@@ -92,8 +92,8 @@ def test_torch_compile_is_left_out_when_late():
     settings = Settings(CPU, rounds=1, compile_within=10)
     x, model = photos.crops(2, 32), models.small_resnet().eval()
     rows = speed.compare("small", model, x, settings, lambda done: None, elapsed=11)
-    assert report.cells(rows, 2)[2][2:4] == ("torch.compile", "left out")
-    assert report.notes(rows) == ["torch.compile, small float32: left out: 11 s had passed"]
+    assert report.cells(rows, 2)[2][2:4] == ("torch.compile", "omitted")
+    assert report.notes(rows) == ["torch.compile, small float32: omitted: 11 s had passed"]
 
 
 def test_time_budget_ends_the_rounds():

@@ -36,8 +36,8 @@ def test_finite_result_where_eager_overflows_is_right():
     bn = [torch.ones(8), torch.zeros(8), torch.zeros(8), torch.full((8,), 1e8), 0.0]
     args = [x, weight, None, *bn[:4], 1.0, [1, 1], [1, 1], [1, 1], 1, None, True, False, False]
     call = first_use._Call("conv_bn_act", args)
-    exact = reference.conv_bn_act(*call.as64())
-    assert not reference.conv_bn_act(*call.as_eager_takes()).isfinite().all()
+    exact = reference.conv_bn_act(*call.float64_args())
+    assert not reference.conv_bn_act(*call.eager_args()).isfinite().all()
     [right] = first_use.judge(call, [exact.half()])
     assert right.error <= right.allowed
     [wrong] = first_use.judge(call, [exact.half() * 2])

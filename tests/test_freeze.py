@@ -214,7 +214,9 @@ def test_a_compiled_model_may_be_frozen(model, x):
 
 @pytest.mark.parametrize("function", [resnet_fused.freeze, resnet_fused.unfreeze])
 def test_wrong_arguments_are_refused(function):
-    with pytest.raises(TypeError, match=f"resnet_fused.{function.__name__} takes a torch.nn.Module, got NoneType"):
+    with pytest.raises(
+        TypeError, match=f"resnet_fused.{function.__name__} expects a torch.nn.Module, but got NoneType"
+    ):
         function(None)
     with pytest.raises(ValueError, match=r"Sequential has no converted block; call resnet_fused.convert first"):
         function(torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1)))

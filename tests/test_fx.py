@@ -21,7 +21,7 @@ LEAVES = {"leaf_modules": [modules.FusedBlock]}
 
 @pytest.fixture(autouse=True)
 def _warns_again():
-    _block._say_that_fx_looks_inside.cache_clear()
+    _block._warn_about_fx_tracing.cache_clear()
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_symbolic_trace(build):
         graph = torch.fx.symbolic_trace(model)
     with torch.no_grad():
         assert torch.equal(graph(x), eager(x))
-        _block._say_that_fx_looks_inside.cache_clear()
+        _block._warn_about_fx_tracing.cache_clear()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             graph = torch.fx.GraphModule(model, KeepsBlocks().trace(model))

@@ -261,7 +261,7 @@ def test_verify_reaches_every_compiled_kernel(monkeypatch):
         for case in cases.cuda_cases(stand_in.NUMBERS, large=False):
             if case["family"] in cases.PASS_FAMILIES:
                 problem = cases.problem_of(case)
-                layer.call(layer_op(problem.op), *problem.arguments(), *problem.how())
+                layer.call(layer_op(problem.op), *problem.arguments(), *problem.options())
     finally:
         library.set_check("0")
     outcomes = {name.partition(" ")[2]: how for name, how in first_use.outcomes().items()}

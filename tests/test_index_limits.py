@@ -63,7 +63,7 @@ def test_blocks_past_the_limit_run_eagerly(which, training, monkeypatch):
     x = torch.randn(1, 64, 8, 8).contiguous(memory_format=torch.channels_last)
     outputs = []
     for limit, fused in ((most, True), (most - 1, False)):
-        monkeypatch.setattr(_indexing, "MOST_ELEMENTS", limit)
+        monkeypatch.setattr(_indexing, "MAX_ELEMENTS", limit)
         with RecordedOps() as recorded, torch.set_grad_enabled(training):
             outputs.append(made(x))
         assert bool(recorded.ours) == fused
@@ -96,7 +96,7 @@ def test_functions_past_the_limit_run_eagerly(monkeypatch):
     ):
         outputs, ops_called = [], []
         for limit in (most, most - 1):
-            monkeypatch.setattr(_indexing, "MOST_ELEMENTS", limit)
+            monkeypatch.setattr(_indexing, "MAX_ELEMENTS", limit)
             torch.manual_seed(1)  # for the BatchNorms
             with RecordedOps() as recorded, torch.no_grad():
                 outputs.append(call())

@@ -173,9 +173,9 @@ def test_eager_memory_format_applies_to_all_blocks(name, mode, monkeypatch):
     """For observers that cannot be noticed, such as one that replaces a method of fused blocks."""
     network, twin = twins(name)
     inputs = []
-    original = modules.FusedBlock.computed
+    original = modules.FusedBlock.fused_forward
     monkeypatch.setattr(
-        modules.FusedBlock, "computed", lambda m, x, *a: (inputs.append(strides(x)), original(m, x, *a))[1]
+        modules.FusedBlock, "fused_forward", lambda m, x, *a: (inputs.append(strides(x)), original(m, x, *a))[1]
     )
     run(network, images(), mode)
     assert all(each[0][1] == 1 for each in inputs), "blocks are given channels_last where nobody sees it"
@@ -195,8 +195,8 @@ def test_eager_memory_format_applies_to_all_blocks(name, mode, monkeypatch):
 def test_unobserved_fused_blocks_stay_channels_last(name, mode, monkeypatch):
     network, _ = twins(name)
     inputs = []
-    original = modules.FusedBlock.computed
-    monkeypatch.setattr(modules.FusedBlock, "computed", lambda m, x, *a: (inputs.append(x), original(m, x, *a))[1])
+    original = modules.FusedBlock.fused_forward
+    monkeypatch.setattr(modules.FusedBlock, "fused_forward", lambda m, x, *a: (inputs.append(x), original(m, x, *a))[1])
     run(network, images(), mode)
     assert len(inputs) == sum(isinstance(m, modules.FusedBlock) for m in network.modules())
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in inputs)

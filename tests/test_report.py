@@ -51,7 +51,7 @@ EAGER = {
     "a forward hook is registered on 0.conv2": hook_in("conv2"),
     "a forward hook is registered on 0.bn1": hook_in("bn1"),
     "a forward hook is registered on 0.downsample.0": hook_in_shortcut,
-    "0.downsample may act in place or holds a module that is not torch's own": exchanging(
+    "0.downsample may modify its input in place or contains a module that is not torch's own": exchanging(
         "downsample", lambda: nn.Sequential(nn.ReLU(inplace=True))
     ),
     "0.conv1 is parametrised (torch.nn.utils.parametrize)": weight_norm,
@@ -98,7 +98,7 @@ def test_global_hook_is_reported():
     block = resnet_fused.convert(reference.BasicBlock(8, 8).eval())
     handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
     try:
-        assert "a hook for all modules is registered" in resnet_fused.report(block)[""].reason
+        assert "a global module hook is registered" in resnet_fused.report(block)[""].reason
         assert not ops_of(block, torch.randn(1, 8, 6, 6))
     finally:
         handle.remove()

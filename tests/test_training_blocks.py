@@ -120,7 +120,7 @@ def test_projected_stride_1_bottleneck_convolves_again(monkeypatch):
     )
     again = everything(copy.deepcopy(block), x)
     assert len(convolved) == 1
-    monkeypatch.setattr(forward, "_runs_again", lambda *_: False)
+    monkeypatch.setattr(forward, "_is_recomputed", lambda *_: False)
     kept = everything(copy.deepcopy(block), x)
     assert len(convolved) == 1
     for a, b, c in zip(first, again, kept, strict=True):
@@ -155,9 +155,9 @@ def test_strided_inputs(cls):
 def test_large_float32_layers_use_our_convolutions(cls, monkeypatch):
     block = identity(cls)
     x = x_for(block, n=4, h=17, w=16, memory_format=torch.channels_last)
-    assert x[:, 0].numel() >= forward.PIXELS_WORTH_PACKING
+    assert x[:, 0].numel() >= forward.MIN_PIXELS_TO_PACK
     called = []
-    monkeypatch.setattr(gradients, "PIXELS_WORTH_TURNING", 0)
+    monkeypatch.setattr(gradients, "MIN_SAVED_PIXELS_TO_FLIP", 0)
     ours = ops.conv_bn_act
     monkeypatch.setattr(ops, "conv_bn_act", lambda *args, **how: (called.append(args), ours(*args, **how))[1])
     assert_trains_as_eager(block, x)
@@ -176,7 +176,7 @@ def test_large_pointwise_results_use_our_convolutions(autocast, monkeypatch):
     how = {"enabled": autocast, "dtype": torch.bfloat16}
     assert_trains_as_eager(block, x, **how)
     assert not any(tuple(shape[2:]) == (1, 1) for shape in called)
-    monkeypatch.setattr(forward, "BYTES_WORTH_KEEPING", 1)
+    monkeypatch.setattr(forward, "MIN_BYTES_TO_POOL", 1)
     assert_trains_as_eager(block, x, **how)
     pointwise = [shape for shape in called if tuple(shape[2:]) == (1, 1)]
     assert len(pointwise) == 5, "three forward, and two gradients of inputs: the projection has a stride of 2"
@@ -188,7 +188,7 @@ def test_input_gradient_as_convolution_matches_eager(padding, channels, monkeypa
     c, k = channels
     weight = torch.randn(k, c, 3, 3).contiguous(memory_format=torch.channels_last)
     slots = layout.ConvSlots(0, None, (1, 1), (padding, padding), (1, 1), 1)
-    monkeypatch.setattr(gradients, "PIXELS_WORTH_TURNING", 0)
+    monkeypatch.setattr(gradients, "MIN_SAVED_PIXELS_TO_FLIP", 0)
     x = torch.randn(4, c, 20, 19).contiguous(memory_format=torch.channels_last).requires_grad_()
     y = nn.functional.conv2d(x, weight, None, 1, padding)
     grad = torch.randn_like(y)

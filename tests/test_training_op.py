@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from training import projection
 
 from resnet_fused import autograd, modules
-from resnet_fused.autograd import Conv, Norm, layout, twin
+from resnet_fused.autograd import Conv, Norm, eager_chain, layout
 
 pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
 
@@ -108,7 +108,7 @@ def test_eager_twin_computes_the_same_function(name):
     (convs, norms), options = chains()[name]
     tensors, ints, eps = autograd.pack(convs, norms, **options)
     x = torch.randn(2, 4, 5, 4, dtype=torch.float64)
-    y = twin.chain(x, tensors, layout.unpack(ints, eps))
+    y = eager_chain.chain(x, tensors, layout.unpack(ints, eps))
     torch.testing.assert_close(autograd.train_chain(x, tensors, ints, eps, "")[0], y)
 
 

@@ -203,7 +203,7 @@ def test_unsupported_pooling_stays_a_layer():
     names = node_names(net._stem(x))
     assert "MaxPool2DWithIndicesBackward0" in names
     net.maxpool = torch.nn.MaxPool2d(16, 1, 0)
-    assert autograd.pool_in(x.device, (16, 16), (1, 1), (0, 0)) is None
+    assert autograd.fusable_pool(x.device, (16, 16), (1, 1), (0, 0)) is None
     net.maxpool = torch.nn.MaxPool2d(3, 2, 1)
     names = node_names(net._stem(x))
     assert not any("MaxPool2D" in name for name in names)

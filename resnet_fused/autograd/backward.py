@@ -1,6 +1,6 @@
-"""A chain backward: activations are made again from what the convolutions returned, gradients where one is wanted.
+"""Backward pass of a chain: recomputes activations from pre-BN outputs and computes the gradients that are needed.
 
-The formulas are in docs/training.md; those of BatchNorm are Ioffe and Szegedy 2015 (arXiv:1502.03167), section 3.
+The formulas are in docs/training.md; those of BatchNorm are from Ioffe and Szegedy 2015 (arXiv:1502.03167), section 3.
 """
 
 from collections.abc import Sequence
@@ -11,25 +11,25 @@ from torch import Tensor
 
 from .. import ops
 from .forward import (
-    Raws,
+    PreBNs,
     Statistics,
-    conv_of_normalised,
     conv_stats,
+    conv_with_prologue,
     convolve,
+    fuses_norm_prologue,
+    fuses_statistics,
     norm_args,
-    normalises_while_convolving,
-    sums_while_convolving,
 )
-from .gradient_sums import Sums, conv_backward_reduce, sums_with_the_gradient
+from .gradient_sums import Sums, conv_backward_reduce, fuses_gradient_sums
 from .input_gradient import input_gradient
 from .layout import ConvSlots, Layout, NormSlots
-from .running import Change, change
+from .running import Change, statistics_change
 from .statistics import sum_over_processes
 from .weight_gradient import weight_gradient
 
 
 class Backward:
-    """One backward pass. ``needs[0]`` is whether x needs a gradient, ``needs[1][i]`` whether ``tensors[i]`` does."""
+    """One backward pass. ``needs``: whether x needs a gradient, and whether each of ``tensors`` does."""
 
     def __init__(
         self,
@@ -38,241 +38,244 @@ class Backward:
         layout: Layout,
         group: str,
         out: Tensor | None,
-        taken: Tensor | None,
-        raws: Raws,
+        argmax: Tensor | None,
+        pre_bns: PreBNs,
         statistics: Statistics,
         needs: tuple[bool, Sequence[bool]],
     ) -> None:
-        self.tensors, self.layout, self.group, self.out, self.taken = tensors, layout, group, out, taken
-        self.raws, self.statistics = {0: x, **raws}, statistics
+        self.tensors, self.layout, self.group, self.out, self.argmax = tensors, layout, group, out, argmax
+        self.pre_bns, self.statistics = {0: x, **pre_bns}, statistics
         self.needs_x, self.needs = needs
         self.grads: list[Tensor | None] = [None] * len(self.needs)
-        self.activations: Raws = {}
+        self.activations: PreBNs = {}
         self._find_needs()
 
     def _find_needs(self) -> None:
-        """Which raw outputs (``raw``) and activations (``act``) lie between the output and something that learns."""
+        """Determines which pre-BN outputs (``needs_pre_bn``) and activations (``needs_act``) need a gradient."""
         layout = self.layout
-        self.raw, self.act = [self.needs_x], []
+        self.needs_pre_bn, self.needs_act = [self.needs_x], []
         for i, conv in enumerate(layout.convs):
             norm = layout.norms[i]
-            self.act.append(self.raw[i] or (norm is not None and self._learns(norm.gamma, norm.beta)))
-            self.raw.append(self.act[i] or self._learns(conv.weight, conv.bias))
+            self.needs_act.append(
+                self.needs_pre_bn[i] or (norm is not None and self._any_needs_grad(norm.gamma, norm.beta))
+            )
+            self.needs_pre_bn.append(self.needs_act[i] or self._any_needs_grad(conv.weight, conv.bias))
         if layout.projection is not None:
-            side = layout.projection
-            self.raw.append(self.act[0] or self._learns(side.weight, side.bias))
+            projection = layout.projection
+            self.needs_pre_bn.append(self.needs_act[0] or self._any_needs_grad(projection.weight, projection.bias))
 
-    def _learns(self, *slots: int | None) -> bool:
+    def _any_needs_grad(self, *slots: int | None) -> bool:
         return any(slot is not None and self.needs[slot] for slot in slots)
 
     def run(self, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
-        """The gradients of x and of each of ``tensors``, None where none is needed."""
+        """The gradients of x and of each of ``tensors``; None where no gradient is needed."""
         layout = self.layout
         count = len(layout.convs)
         relu = layout.relu
         last = layout.norms[count]
-        sums: Sums | None = None  # of a gradient, where whoever makes it takes them
-        if self.out is not None:  # what passed the ReLU has several readers
-            if last is not None and self._wants_sums(count, last):
+        sums: Sums | None = None  # BatchNorm's sums over a gradient, if computed together with it
+        if self.out is not None:  # apply the last ReLU's mask once: the masked gradient has several readers
+            if last is not None and self._needs_sums(count, last):
                 args = norm_args(last, self.tensors, self.statistics.get(count))
-                # It is the gradient of a residual too, or of x where nothing learns between the two.
-                internal = layout.residual is None and (layout.place.internal_input or not layout.identity)
-                raw = self._raw(count)
-                grad, sum_g, sum_g_xhat = ops.bn_add_act_backward_reduce(grad, raw, *args, self.out, internal=internal)
+                # The masked gradient may be returned: for the residual, or for x if no parameter in between learns.
+                internal = layout.residual is None and (layout.visibility.internal_input or not layout.identity)
+                pre_bn = self._pre_bn(count)
+                grad, sum_g, sum_g_xhat = ops.bn_add_act_backward_reduce(
+                    grad, pre_bn, *args, self.out, internal=internal
+                )
                 sums = sum_g, sum_g_xhat
             else:
                 grad = torch.ops.aten.threshold_backward.default(grad, self.out, 0)
             relu = False
-        if layout.pool is not None and self.taken is not None:  # what was taken had passed the ReLU
-            grad = ops.bn_relu_max_pool_backward(grad, self.taken, self._raw(count), *layout.pool, internal=True)
+        if layout.pool is not None and self.argmax is not None:  # the argmax includes the ReLU's mask
+            grad = ops.bn_relu_max_pool_backward(grad, self.argmax, self._pre_bn(count), *layout.pool, internal=True)
             relu = False
         if layout.residual is not None and self.needs[layout.residual]:
             self.grads[layout.residual] = grad
 
-        flowing: Tensor | None = grad
+        main_grad: Tensor | None = grad
         if last is not None:
-            flowing = self._norm(grad, count, last, relu, sums)
-        joins_x = layout.identity and bool(layout.convs) and layout.norms[0] is None and self.needs_x
+            main_grad = self._norm(grad, count, last, relu, sums)
+        adds_identity = layout.identity and bool(layout.convs) and layout.norms[0] is None and self.needs_x
         for i in reversed(range(count)):
-            beside: Tensor | None = None  # another gradient of what this convolution read
+            grad_addend: Tensor | None = None  # the shortcut's gradient of this convolution's input
             if i == 0 and layout.projection is not None:
-                beside = self._projection(grad, layout.projection)
-            elif i == 0 and joins_x:
-                beside = grad
+                grad_addend = self._projection(grad, layout.projection)
+            elif i == 0 and adds_identity:
+                grad_addend = grad
             norm = layout.norms[i]
             sums = None
-            if flowing is not None and norm is not None and self._sums_too(flowing, i, norm):
-                flowing, sums = self._conv_and_sums(flowing, i, norm, beside)
+            if main_grad is not None and norm is not None and self._fuses_sums(main_grad, i, norm):
+                main_grad, sums = self._conv_and_sums(main_grad, i, norm, grad_addend)
             else:
-                flowing = beside if flowing is None else self._conv(flowing, i, layout.convs[i], beside)
-            if flowing is not None and beside is not None:
-                flowing = _laid_out_as(flowing, beside)
-            if norm is not None and flowing is not None:
-                flowing = self._norm(flowing, i, norm, True, sums)
+                main_grad = grad_addend if main_grad is None else self._conv(main_grad, i, layout.convs[i], grad_addend)
+            if main_grad is not None and grad_addend is not None:
+                main_grad = _match_strides(main_grad, grad_addend)
+            if norm is not None and main_grad is not None:
+                main_grad = self._norm(main_grad, i, norm, True, sums)
         if not self.needs_x:
             return None, self.grads
-        return _identity_sum(grad, flowing) if layout.identity and not joins_x else flowing, self.grads
+        return _identity_sum(grad, main_grad) if layout.identity and not adds_identity else main_grad, self.grads
 
     def _projection(self, grad: Tensor, conv: ConvSlots) -> Tensor | None:
         key, norm = len(self.layout.convs) + 1, self.layout.projection_norm
-        side = grad if norm is None else self._norm(grad, key, norm, False)
-        return None if side is None else self._conv(side, 0, conv)
+        grad_pre_bn = grad if norm is None else self._norm(grad, key, norm, False)
+        return None if grad_pre_bn is None else self._conv(grad_pre_bn, 0, conv)
 
-    def _wants_sums(self, key: int, norm: NormSlots) -> bool:
-        return self._learns(norm.gamma, norm.beta) or (norm.trains and self.raw[key])
+    def _needs_sums(self, key: int, norm: NormSlots) -> bool:
+        return self._any_needs_grad(norm.gamma, norm.beta) or (norm.trains and self.needs_pre_bn[key])
 
-    def _sums_too(self, grad: Tensor, i: int, norm: NormSlots) -> bool:
-        """Whether the gradient of ``act[i]`` comes with the sums that ``norm`` asks for."""
+    def _fuses_sums(self, grad: Tensor, i: int, norm: NormSlots) -> bool:
+        """Whether one op computes the gradient of ``act[i]`` and the sums that ``norm`` needs."""
         conv = self.layout.convs[i]
-        return self._wants_sums(i, norm) and sums_with_the_gradient(grad, self.tensors[conv.weight], conv)
+        return self._needs_sums(i, norm) and fuses_gradient_sums(grad, self.tensors[conv.weight], conv)
 
-    def _conv_and_sums(self, grad: Tensor, i: int, norm: NormSlots, beside: Tensor | None) -> tuple[Tensor, Sums]:
-        """What :meth:`_conv` does, with the sums for ``norm``, whose gradient it is."""
+    def _conv_and_sums(self, grad: Tensor, i: int, norm: NormSlots, grad_addend: Tensor | None) -> tuple[Tensor, Sums]:
+        """:meth:`_conv`, plus the sums for ``norm`` over the resulting gradient."""
         conv = self.layout.convs[i]
         args = norm_args(norm, self.tensors, self.statistics.get(i))
-        found = conv_backward_reduce(grad, self.tensors[conv.weight], conv, self._raw(i), args, beside)
-        self._conv_backward(grad, i, conv, [False, self._learns(conv.weight), self._learns(conv.bias)])
+        found = conv_backward_reduce(grad, self.tensors[conv.weight], conv, self._pre_bn(i), args, grad_addend)
+        self._conv_backward(grad, i, conv, [False, self._any_needs_grad(conv.weight), self._any_needs_grad(conv.bias)])
         return found
 
     def _norm(self, grad: Tensor, key: int, norm: NormSlots, relu: bool, sums: Sums | None = None) -> Tensor | None:
-        """From the gradient of ``[relu](norm(raw[key]))`` to that of ``raw[key]``; gamma's and beta's on the way.
+        """Backward through ``[relu](norm(pre_bn[key]))``: returns pre_bn's gradient, stores gamma's and beta's.
 
-        ``sums``: what ``bn_act_backward_reduce`` would return, where whoever made the gradient has taken them.
+        ``sums``: the result of ``bn_act_backward_reduce``, if already computed together with ``grad``.
         """
-        learns, flows = self._learns(norm.gamma, norm.beta), self.raw[key]
-        if not (learns or flows):
+        if not (self._any_needs_grad(norm.gamma, norm.beta) or self.needs_pre_bn[key]):
             return None
-        raw = self._raw(key)
+        pre_bn = self._pre_bn(key)
         statistics = self.statistics.get(key)
         args = norm_args(norm, self.tensors, statistics)
-        now = self._change(norm, args)
-        if not self._wants_sums(key, norm):
-            return self._through_constants(grad, raw, args, relu, now, self._is_internal(key))
-        sum_g, sum_g_xhat = sums or ops.bn_act_backward_reduce(grad, raw, *args, None, relu)
+        change = self._change(norm, args)
+        if not self._needs_sums(key, norm):
+            return self._norm_with_constants(grad, pre_bn, args, relu, change, self._is_internal(key))
+        sum_g, sum_g_xhat = sums or ops.bn_act_backward_reduce(grad, pre_bn, *args, None, relu)
         for slot, total in (
-            (norm.gamma, sum_g_xhat if now is None else now.of_sum(sum_g_xhat, sum_g)),
+            (norm.gamma, sum_g_xhat if change is None else change.of_sum(sum_g_xhat, sum_g)),
             (norm.beta, sum_g),
         ):
             if slot is not None and self.needs[slot]:
                 self.grads[slot] = total.to(self.tensors[slot].dtype)
-        if not flows:
+        if not self.needs_pre_bn[key]:
             return None
         if statistics is None or not norm.trains:
-            return self._through_constants(grad, raw, args, relu, now, self._is_internal(key))
-        count = torch.sym_float(raw.shape[0] * raw.shape[2] * raw.shape[3])
-        if norm.sync:  # gamma and beta learn from this process's share, as DistributedDataParallel expects
+            return self._norm_with_constants(grad, pre_bn, args, relu, change, self._is_internal(key))
+        count = torch.sym_float(pre_bn.shape[0] * pre_bn.shape[2] * pre_bn.shape[3])
+        if norm.sync:  # gamma and beta get this process's share only, which DistributedDataParallel averages
             totals = sum_over_processes(torch.stack([sum_g, sum_g_xhat]), self.group) / statistics[2]
             (sum_g, sum_g_xhat), count = totals.unbind(), 1.0
         return ops.bn_act_backward(
-            grad, raw, *args, None, relu, sum_g, sum_g_xhat, count, internal=self._is_internal(key)
+            grad, pre_bn, *args, None, relu, sum_g, sum_g_xhat, count, internal=self._is_internal(key)
         )
 
-    def _through_constants(
-        self, grad: Tensor, raw: Tensor, args: tuple[Any, ...], relu: bool, now: Change | None, internal: bool
+    def _norm_with_constants(
+        self, grad: Tensor, pre_bn: Tensor, args: tuple[Any, ...], relu: bool, change: Change | None, internal: bool
     ) -> Tensor:
-        """The gradient of ``raw`` through a BatchNorm that used running statistics."""
+        """The gradient of ``pre_bn`` through a BatchNorm that used running statistics."""
         gamma, beta, *rest = args
-        if now is not None:
-            gamma, beta = now.of_affine(gamma, beta)
-        return ops.bn_act_backward(grad, raw, gamma, beta, *rest, None, relu, None, None, 1.0, internal=internal)
+        if change is not None:
+            gamma, beta = change.of_affine(gamma, beta)
+        return ops.bn_act_backward(grad, pre_bn, gamma, beta, *rest, None, relu, None, None, 1.0, internal=internal)
 
     def _is_internal(self, key: int) -> bool:
-        """Whether nobody but chains sees the gradient of ``raw[key]``."""
-        return key > 0 or self.layout.place.internal_input
+        """Whether only chains see the gradient of ``pre_bn[key]``."""
+        return key > 0 or self.layout.visibility.internal_input
 
     def _change(self, norm: NormSlots, args: tuple[Any, ...]) -> Change | None:
-        """What has become of the statistics of ``args`` since they were used; None where they cannot have changed."""
+        """The change of the running statistics since the forward pass; None if batch statistics were used."""
         if norm.mean is None or norm.var is None:
             return None
-        return change(args[2:4], (self.tensors[norm.mean], self.tensors[norm.var]), norm.eps)
+        return statistics_change(args[2:4], (self.tensors[norm.mean], self.tensors[norm.var]), norm.eps)
 
-    def _conv(self, grad: Tensor, i: int, conv: ConvSlots, beside: Tensor | None = None) -> Tensor | None:
-        """From the gradient of a convolution of ``act[i]`` to that of ``act[i]``; weight's and bias's on the way.
+    def _conv(self, grad: Tensor, i: int, conv: ConvSlots, grad_addend: Tensor | None = None) -> Tensor | None:
+        """Backward through a convolution of ``act[i]``: returns the gradient of ``act[i]``, stores weight's and bias's.
 
-        ``beside``: another gradient of ``act[i]``, which is added.
+        ``grad_addend``: another gradient of ``act[i]``, added to the result.
         """
         weight = self.tensors[conv.weight]
-        mask = [self.act[i], self._learns(conv.weight), self._learns(conv.bias)]
+        mask = [self.needs_act[i], self._any_needs_grad(conv.weight), self._any_needs_grad(conv.bias)]
         if not any(mask):
-            return beside
+            return grad_addend
         internal = self.layout.norms[i] is not None or self._is_internal(i)
-        to_x = input_gradient(grad, weight, conv, beside, internal) if mask[0] else None
-        if to_x is not None:
+        grad_x = input_gradient(grad, weight, conv, grad_addend, internal) if mask[0] else None
+        if grad_x is not None:
             self._conv_backward(grad, i, conv, [False, *mask[1:]])
-            return to_x
-        return _sum(self._conv_backward(grad, i, conv, mask), beside)
+            return grad_x
+        return _sum(self._conv_backward(grad, i, conv, mask), grad_addend)
 
     def _conv_backward(self, grad: Tensor, i: int, conv: ConvSlots, mask: list[bool]) -> Tensor | None:
-        """The input's gradient if ``mask[0]``; the weight's and bias's, into their places, if the others."""
-        to_x, to_weight, to_bias = None, None, None
+        """Returns the input's gradient if ``mask[0]``; stores the weight's (``mask[1]``) and bias's (``mask[2]``)."""
+        grad_x, grad_weight, grad_bias = None, None, None
         if mask[1]:
             norm = self.layout.norms[i]
             args = None if norm is None else norm_args(norm, self.tensors, self.statistics.get(i))
-            to_weight = weight_gradient(grad, self._raw(i), args, self.tensors[conv.weight], conv)
-        rest = [mask[0], mask[1] and to_weight is None, mask[2]]
+            grad_weight = weight_gradient(grad, self._pre_bn(i), args, self.tensors[conv.weight], conv)
+        rest = [mask[0], mask[1] and grad_weight is None, mask[2]]
         if any(rest):
-            to_x, by_torch, to_bias = self._torchs_gradients(grad, i, conv, rest)
-            to_weight = by_torch if rest[1] else to_weight
+            grad_x, aten_grad_weight, grad_bias = self._aten_conv_backward(grad, i, conv, rest)
+            grad_weight = aten_grad_weight if rest[1] else grad_weight
         if mask[1]:
-            self.grads[conv.weight] = to_weight
+            self.grads[conv.weight] = grad_weight
         if mask[2] and conv.bias is not None:
-            self.grads[conv.bias] = to_bias
-        if i > 0:  # a projection may still want the first
+            self.grads[conv.bias] = grad_bias
+        if i > 0:  # a projection may still need act[0]
             self.activations.pop(i, None)
-        return to_x
+        return grad_x
 
-    def _torchs_gradients(self, grad: Tensor, i: int, conv: ConvSlots, mask: list[bool]) -> list[Tensor | None]:
-        """Those of the input, the weight and the bias that the mask asks for."""
-        # The gradient of the input asks for the input's shape only.
-        x = self._activation(i) if mask[1] else self._raw(i)
+    def _aten_conv_backward(self, grad: Tensor, i: int, conv: ConvSlots, mask: list[bool]) -> list[Tensor | None]:
+        """The gradients of input, weight and bias from ``aten::convolution_backward``, None where ``mask`` is False."""
+        # The input's gradient needs only the input's shape, so the activation is not recomputed for it.
+        x = self._activation(i) if mask[1] else self._pre_bn(i)
         weight = self.tensors[conv.weight]
         sizes = None if conv.bias is None else [weight.shape[0]]
-        shape = (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
-        found = torch.ops.aten.convolution_backward.default(grad, x, weight, sizes, *shape, mask)
-        return [each if asked else None for each, asked in zip(found, mask, strict=True)]
+        geometry = (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
+        grads = torch.ops.aten.convolution_backward.default(grad, x, weight, sizes, *geometry, mask)
+        return [each if needed else None for each, needed in zip(grads, mask, strict=True)]
 
     def _activation(self, i: int) -> Tensor:
         norm = self.layout.norms[i]
         if norm is None:
-            return self._raw(i)
+            return self._pre_bn(i)
         if i not in self.activations:
             args = norm_args(norm, self.tensors, self.statistics.get(i))
-            self.activations[i] = ops.bn_add_act(self._raw(i), *args, None, True, internal=True)
+            self.activations[i] = ops.bn_add_act(self._pre_bn(i), *args, None, True, internal=True)
         return self.activations[i]
 
-    def _raw(self, key: int) -> Tensor:
-        if key not in self.raws:
+    def _pre_bn(self, key: int) -> Tensor:
+        if key not in self.pre_bns:
             convs = (*self.layout.convs, self.layout.projection)
-            is_side = key == len(convs)
+            is_projection = key == len(convs)
             conv = convs[key - 1]
             assert conv is not None
-            source = 0 if is_side else key - 1
+            source = 0 if is_projection else key - 1
             before = self.layout.norms[source]
             pre = None if before is None else norm_args(before, self.tensors, self.statistics.get(source))
-            # the forward pass's call, for its bits
-            if sums_while_convolving(self.raws[0], self.layout.norm_of(key)):
-                self.raws[key] = conv_stats(self._raw(source), pre, self.tensors, conv)[0]
-            elif normalises_while_convolving(self.raws[0], before):
-                self.raws[key] = conv_of_normalised(self._raw(source), pre, self.tensors, conv)
+            # Recompute with the call of the forward pass, for bit-identical results.
+            if fuses_statistics(self.pre_bns[0], self.layout.norm_of(key)):
+                self.pre_bns[key] = conv_stats(self._pre_bn(source), pre, self.tensors, conv)[0]
+            elif fuses_norm_prologue(self.pre_bns[0], before):
+                self.pre_bns[key] = conv_with_prologue(self._pre_bn(source), pre, self.tensors, conv)
             else:
-                self.raws[key] = convolve(self._activation(source), self.tensors, conv, internal=True)
-        return self.raws[key]
+                self.pre_bns[key] = convolve(self._activation(source), self.tensors, conv, internal=True)
+        return self.pre_bns[key]
 
 
-def _laid_out_as(total: Tensor, beside: Tensor) -> Tensor:
-    """The sum of two gradients in the format of the shortcut's, which autograd has first and adds the other one to."""
-    return total if total.stride() == beside.stride() else torch.empty_like(beside).copy_(total)
+def _match_strides(total: Tensor, grad_addend: Tensor) -> Tensor:
+    """``total`` in the strides of ``grad_addend``: eager computes the shortcut's gradient first and adds to it."""
+    return total if total.stride() == grad_addend.stride() else torch.empty_like(grad_addend).copy_(total)
 
 
-def _identity_sum(grad: Tensor, flowing: Tensor | None) -> Tensor:
-    """The gradient of x from the shortcut's and the convolutions', in the format that eager's sum of the two has."""
-    if flowing is None:
+def _identity_sum(grad: Tensor, main_grad: Tensor | None) -> Tensor:
+    """The gradient of x: the sum of the shortcut's and the main path's, in the format of eager's sum."""
+    if main_grad is None:
         return grad
-    return flowing.add_(grad) if flowing.stride() == grad.stride() else grad + flowing
+    return main_grad.add_(grad) if main_grad.stride() == grad.stride() else grad + main_grad
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """a + b in a's memory, which nobody else reads."""
+    """a + b, in place in a, which has no other reader."""
     if a is None or b is None:
         return b if a is None else a
     return a.add_(b)

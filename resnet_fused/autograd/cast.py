@@ -1,4 +1,4 @@
-"""Tensors as a chain takes them: in the dtype that eager would compute in, or not at all."""
+"""Casts the tensors of a chain to the dtype that eager would compute in, if there is one."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 from .layout import Conv, Norm, Pair
 
 
-def conv_in(
+def cast_conv(
     dtype: torch.dtype,
     weight: Tensor,
     bias: Tensor | None,
@@ -15,7 +15,7 @@ def conv_in(
     dilation: Pair,
     groups: int,
 ) -> Conv | None:
-    """A convolution with its weight and bias in ``dtype``, which is autocast's or their own; None of another dtype."""
+    """A convolution with weight and bias in ``dtype`` (autocast's or their own); None if eager would not cast to it."""
     if weight.dtype is not dtype or (bias is not None and bias.dtype is not dtype):
         if not torch.is_autocast_enabled(weight.device.type) or weight.dtype is torch.float64:
             return None
@@ -23,7 +23,7 @@ def conv_in(
     return Conv(weight, bias, stride, padding, dilation, groups)
 
 
-def norm_in(
+def cast_norm(
     dtype: torch.dtype,
     gamma: Tensor | None,
     beta: Tensor | None,
@@ -32,13 +32,13 @@ def norm_in(
     eps: float,
     sync: bool = False,
 ) -> Norm | None:
-    """A BatchNorm of activations in ``dtype``; None where eager would not normalise them by these tensors' dtypes."""
+    """A BatchNorm for activations in ``dtype``; None if eager does not support these tensors' dtypes with it."""
     given = [t for t in (gamma, beta, mean, var) if t is not None]
-    if any(not _takes(dtype, t.dtype, given[0].dtype) for t in given):
+    if any(not _is_supported(dtype, t.dtype, given[0].dtype) for t in given):
         return None
     return Norm(gamma, beta, mean, var, eps, sync)
 
 
-def _takes(x: torch.dtype, own: torch.dtype, first: torch.dtype) -> bool:
-    """Whether eager normalises x by this dtype: x's own or, where that is narrower, float32; one for all tensors."""
+def _is_supported(x: torch.dtype, own: torch.dtype, first: torch.dtype) -> bool:
+    """Whether eager supports a BatchNorm tensor of dtype ``own``: x's dtype or float32, the same for all tensors."""
     return own is first and (own is x or (own is torch.float32 and x is not torch.float64))

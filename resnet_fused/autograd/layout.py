@@ -1,14 +1,16 @@
-"""What a training op computes, as numbers that an op's schema can carry.
+"""Describes a training op (a chain) by lists of numbers that an op's schema can carry.
 
-A chain is ``raw[0] = x``, ``raw[i + 1] = conv[i](act[i])`` with ``act[i] = relu(norm[i](raw[i]))``, or ``raw[i]`` where
-``norm[i]`` is absent, and at its end ``act(norm[n](raw[n]) + shortcut)``. The shortcut is x itself, a tensor that the
-caller computed, or a projection ``norm(conv(act[0]))``. With ``norm[0]`` absent that is a block of He et al. 2015
-(arXiv:1512.03385, figure 5) or a network's stem; with ``norm[n]`` absent a pre-activation block of He et al. 2016
-(arXiv:1603.05027, figure 4e); without convolutions the BatchNorm and ReLU that end a pre-activation network. A chain
-with a BatchNorm and a ReLU at its end and no shortcut may be max-pooled: an ImageNet ResNet's stem.
+A chain computes ``pre_bn[0] = x`` and ``pre_bn[i + 1] = conv[i](act[i])``, where ``act[i] = relu(norm[i](pre_bn[i]))``,
+or ``act[i] = pre_bn[i]`` if ``norm[i]`` is absent. Its output is ``act(norm[n](pre_bn[n]) + shortcut)``. The shortcut
+is x itself, a tensor that the caller computed, or a projection ``norm(conv(act[0]))``.
 
-All tensors but x travel in one list, because that is what ``torch.library`` differentiates. :class:`Layout` says which
-of them is what; it is packed into a list of ints and a list of floats (every eps).
+- ``norm[0]`` absent: a block of He et al. 2015 (arXiv:1512.03385, figure 5), or a network's stem.
+- ``norm[n]`` absent: a pre-activation block of He et al. 2016 (arXiv:1603.05027, figure 4e).
+- No convolutions: the BatchNorm and ReLU at the end of a pre-activation network.
+- No shortcut, with BatchNorm and ReLU at the end: may be followed by max-pooling, as in an ImageNet ResNet's stem.
+
+All tensors except x are passed in one list, since ``torch.library`` differentiates lists. :class:`Layout` holds each
+tensor's index in it. The layout is packed into a list of ints and a list of floats (the eps of every norm).
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +23,7 @@ Pool = tuple[Pair, Pair, Pair]  # kernel, stride, padding
 
 
 class Conv(NamedTuple):
-    """A convolution: the tensors, or in a :class:`Layout` their places in the list."""
+    """A convolution of a chain: its tensors and geometry."""
 
     weight: Tensor
     bias: Tensor | None
@@ -32,7 +34,7 @@ class Conv(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """A BatchNorm. Without mean and var it takes the batch's own, with ``sync`` that of all processes."""
+    """A BatchNorm of a chain. Without mean and var it uses batch statistics, with ``sync`` those of all processes."""
 
     gamma: Tensor | None
     beta: Tensor | None
@@ -43,6 +45,8 @@ class Norm(NamedTuple):
 
 
 class ConvSlots(NamedTuple):
+    """A convolution of a :class:`Layout`: indices of its tensors, and its geometry."""
+
     weight: int
     bias: int | None
     stride: Pair
@@ -52,6 +56,8 @@ class ConvSlots(NamedTuple):
 
 
 class NormSlots(NamedTuple):
+    """A BatchNorm of a :class:`Layout`: indices of its tensors, and its eps."""
+
     gamma: int | None
     beta: int | None
     mean: int | None
@@ -61,31 +67,33 @@ class NormSlots(NamedTuple):
 
     @property
     def trains(self) -> bool:
-        """Whether it normalises by the batch's own statistics."""
+        """Whether it uses batch statistics."""
         return self.mean is None
 
 
-class Place(NamedTuple):
-    """What nobody but fused blocks can see of a chain's input and output."""
+class Visibility(NamedTuple):
+    """Which tensors of a chain only fused blocks can see."""
 
-    hidden: bool = False  # x is channels_last where eager's would be contiguous
-    internal_input: bool = False  # x was made for this chain alone, which returns its gradient to whoever made it
-    internal_output: bool = False  # the output is for the next chain alone
+    hidden: bool = False  # x is channels_last, but eager's x would be contiguous
+    internal_input: bool = False  # only this chain reads x, and only the chain that produced x reads its gradient
+    internal_output: bool = False  # only the next chain reads the output
 
 
-ALONE = Place()
+ALL_VISIBLE = Visibility()
 
 
 class Layout(NamedTuple):
+    """The structure of a chain, with indices into its list of tensors."""
+
     convs: tuple[ConvSlots, ...]
-    norms: tuple[NormSlots | None, ...]  # one more than convs: before each, and after the last
+    norms: tuple[NormSlots | None, ...]  # len(convs) + 1: one before each convolution, one after the last
     projection: ConvSlots | None
     projection_norm: NormSlots | None
     residual: int | None
     identity: bool
     relu: bool
     recompute: bool
-    place: Place
+    visibility: Visibility
     pool: Pool | None = None
 
     @property
@@ -94,22 +102,22 @@ class Layout(NamedTuple):
 
     @property
     def reads_output(self) -> bool:
-        """Whether the last ReLU's mask is the output's: elsewhere the last BatchNorm's input tells it."""
+        """Whether backward takes the last ReLU's mask from the output; otherwise from the last pre-BN output."""
         return self.relu and (self.has_shortcut or self.norms[-1] is None)
 
     def norm_of(self, key: int) -> NormSlots | None:
-        """The BatchNorm that reads ``raw[key]``, the projection's being the last."""
+        """The BatchNorm that reads ``pre_bn[key]``; the last key is the projection's."""
         return self.norms[key] if key < len(self.norms) else self.projection_norm
 
     def all_norms(self) -> Iterator[tuple[int, NormSlots]]:
-        """``(key, norm)`` of every BatchNorm there is, the projection's last; keys are indices of ``norms``."""
+        """``(key, norm)`` of every BatchNorm, the projection's last; keys are indices of ``norms``."""
         for key, norm in enumerate((*self.norms, self.projection_norm)):
             if norm is not None:
                 yield key, norm
 
 
 def running_slots(layout: Layout) -> dict[int, tuple[int, int]]:
-    """Where the running mean and variance are of each BatchNorm, by key, that normalises by them."""
+    """Indices of the running mean and variance of each BatchNorm that uses them, by key."""
     norms = layout.all_norms()
     return {key: (norm.mean, norm.var) for key, norm in norms if norm.mean is not None and norm.var is not None}
 
@@ -127,12 +135,12 @@ def pack(
     identity: bool = False,
     relu: bool = True,
     recompute: bool = False,
-    place: Place = ALONE,
+    visibility: Visibility = ALL_VISIBLE,
     pool: Pool | None = None,
 ) -> tuple[list[Tensor], list[int], list[float]]:
-    """``tensors, layout, eps``, the op's arguments after x."""
+    """``(tensors, layout, eps)``: the op's arguments after x."""
     tensors: list[Tensor] = []
-    flags = [identity, relu, recompute, *place, projection is not None, residual is not None]
+    flags = [identity, relu, recompute, *visibility, projection is not None, residual is not None]
     ints = [len(convs), *map(int, flags), *(size for pair in pool or _NO_POOL for size in pair)]
     eps: list[float] = []
     for conv in (*convs, *(() if projection is None else (projection[0],))):
@@ -155,33 +163,34 @@ def pack(
 
 
 def unpack(ints: Sequence[int], eps: Sequence[float]) -> Layout:
-    """The layout that :func:`pack` wrote."""
-    count, identity, relu, recompute, hidden, made, makes, projected, has_residual, *pool = ints[:_HEADER]
-    place = iter(range(5 * (count + 1) * 2))  # more places than there can be tensors
+    """The inverse of :func:`pack`."""
+    count, identity, relu, recompute, *rest = ints[:_HEADER]
+    hidden, internal_input, internal_output, has_projection, has_residual, *pool = rest
+    slots = iter(range(5 * (count + 1) * 2))  # an upper bound of the number of tensors
 
     def conv(at: int) -> ConvSlots:
         a, b, c, d, e, f, groups, bias = ints[at : at + _CONV]
-        return ConvSlots(next(place), next(place) if bias else None, (a, b), (c, d), (e, f), groups)
+        return ConvSlots(next(slots), next(slots) if bias else None, (a, b), (c, d), (e, f), groups)
 
     def norm(at: int, eps: float) -> NormSlots | None:
         present, gamma, beta, statistics, sync = ints[at : at + _NORM]
         if not present:
             return None
-        tensors = [next(place) if each else None for each in (gamma, beta, statistics, statistics)]
+        tensors = [next(slots) if each else None for each in (gamma, beta, statistics, statistics)]
         return NormSlots(tensors[0], tensors[1], tensors[2], tensors[3], eps, bool(sync))
 
-    convs = [conv(_HEADER + i * _CONV) for i in range(count + projected)]
+    convs = [conv(_HEADER + i * _CONV) for i in range(count + has_projection)]
     at = _HEADER + len(convs) * _CONV
     norms = [norm(at + i * _NORM, each) for i, each in enumerate(eps)]
     return Layout(
         tuple(convs[:count]),
         tuple(norms[: count + 1]),
-        convs[count] if projected else None,
-        norms[count + 1] if projected else None,
-        next(place) if has_residual else None,
+        convs[count] if has_projection else None,
+        norms[count + 1] if has_projection else None,
+        next(slots) if has_residual else None,
         bool(identity),
         bool(relu),
         bool(recompute),
-        Place(bool(hidden), bool(made), bool(makes)),
+        Visibility(bool(hidden), bool(internal_input), bool(internal_output)),
         ((pool[0], pool[1]), (pool[2], pool[3]), (pool[4], pool[5])) if pool[0] else None,
     )

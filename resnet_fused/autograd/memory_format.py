@@ -1,4 +1,4 @@
-"""Memory formats: which one torch would go on in, and activations in another one whose gradients keep theirs."""
+"""Memory format helpers: the format that torch's layers propagate, and conversions that keep gradients' formats."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether torch's layers go on in channels_last from here: c10's ``suggest_memory_format``."""
+    """Whether torch's layers treat x as channels_last (c10's ``suggest_memory_format``)."""
     if x.dim() != 4:
         return False
     last = x.is_contiguous(memory_format=torch.channels_last)
@@ -15,12 +15,12 @@ def is_channels_last(x: Tensor) -> bool:
         return last
     if torch.compiler.is_compiling():
         return torch._prims_common.suggest_memory_format(x) == torch.channels_last
-    # Both, where a dimension is 1, or neither: torch goes by the order of the strides.
+    # Contiguous in both formats (a dimension is 1) or in neither: torch compares the order of the strides.
     return _is_ordered_as_channels_last(x.shape, x.stride())
 
 
 def _is_ordered_as_channels_last(shape: torch.Size, strides: tuple[int, ...]) -> bool:
-    """c10's ``is_channels_last_strides_2d``; torch has it in Python too, ten times as slow."""
+    """c10's ``is_channels_last_strides_2d``; torch's Python version takes ten times as long."""
     least = 0
     if strides[1] == 0:
         return False
@@ -33,9 +33,9 @@ def _is_ordered_as_channels_last(shape: torch.Size, strides: tuple[int, ...]) ->
 
 @torch.library.custom_op("resnet_fused::in_format", mutates_args=())
 def in_format(x: Tensor, channels_last: bool) -> Tensor:
-    """A copy of x in channels_last or, if not ``channels_last``, contiguous; the gradient goes back in the other one.
+    """A copy of x in channels_last or contiguous format, whose gradient is returned in the other format.
 
-    ``Tensor.contiguous`` would hand the gradient on in the format that the copy has.
+    ``Tensor.contiguous`` would return the gradient in the copy's format.
     """
     return x.clone(memory_format=_FORMATS[channels_last])
 

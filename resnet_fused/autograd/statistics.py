@@ -1,4 +1,4 @@
-"""Batch statistics: of one process, of all processes of a group, and what running averages make of them."""
+"""Batch statistics of one process or of a process group, and the update of running statistics."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,13 +10,14 @@ from .. import ops
 
 
 def batch_statistics(x: Tensor, group: str, moments: Sequence[Tensor] | None = None) -> list[Any]:
-    """``[mean, var, count]`` of each channel over N, H, W; with a group's name, over all of its processes.
+    """``[mean, var, count]`` over N, H, W for each channel, across all processes of ``group`` if it is not "".
 
-    ``count`` is a number, with a group a tensor of shape (). ``moments``: mean and variance of x, if they are known.
+    mean and (biased) var have shape (C). ``count`` is an int, or with a group a tensor of shape (). ``moments``: mean
+    and variance of x, if already computed.
 
-    Means and squared deviations of the processes are combined as Chan, Golub and LeVeque 1979 (Updating formulae and
-    a pairwise algorithm for computing sample variances, equation 2.1) combine two samples: nothing cancels, batches
-    may differ in size, one may be empty. One all-gather; every process computes the same bits.
+    The processes' means and squared deviations are combined by Chan, Golub and LeVeque 1979 (Updating formulae and a
+    pairwise algorithm for computing sample variances, equation 2.1): no cancellation, and batches may differ in size or
+    be empty. One all-gather; all processes compute the same bits.
     """
     channels = x.shape[1]
     if not group:
@@ -27,8 +28,8 @@ def batch_statistics(x: Tensor, group: str, moments: Sequence[Tensor] | None = N
     else:
         mean = var = torch.zeros(channels, dtype=statistics_dtype(x.dtype), device=x.device)
     count = mean.new_full((1,), x.numel() // channels)
-    everywhere = _gather(torch.cat([mean, var, count]), group)
-    means, variances, counts = everywhere.split([channels, channels, 1], 1)
+    gathered = _gather(torch.cat([mean, var, count]), group)
+    means, variances, counts = gathered.split([channels, channels, 1], 1)
     total = counts.sum()
     mean = (means * counts).sum(0) / total
     var = ((variances + (means - mean).square()) * counts).sum(0) / total
@@ -52,7 +53,7 @@ def _resolve(group: str) -> Any:
 
 @torch.library.custom_op("resnet_fused::sum_over_processes", mutates_args=())
 def sum_over_processes(x: Tensor, group: str) -> Tensor:
-    """The sum of x over the processes of a group."""
+    """The sum of x over the processes of ``group``."""
     from torch.distributed import all_reduce
 
     total = x.clone()
@@ -66,24 +67,24 @@ def _(x: Tensor, group: str) -> Tensor:
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What ``bn_stats`` returns for activations of this dtype."""
+    """The dtype of ``bn_stats``'s results for activations of this dtype."""
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def update_running(norms: Sequence[nn.Module], statistics: Sequence[Sequence[Any]]) -> None:
-    """Updates the running statistics of BatchNorms as ``nn.BatchNorm2d`` does, all in four kernels on a GPU.
+    """Updates the running statistics of BatchNorms as ``nn.BatchNorm2d`` does, with four kernels in total on a GPU.
 
-    ``statistics``: ``[mean, biased variance, count]`` of each, see :func:`batch_statistics`.
-    ``running = momentum * batch + (1 - momentum) * running``, the variance unbiased (Ioffe and Szegedy 2015,
-    arXiv:1502.03167, section 3.1); ``momentum=None`` is the cumulative average. Without tracking nothing changes.
-    A batch without values counts as a batch and leaves the averages alone.
+    ``statistics`` has ``[mean, biased variance, count]`` for each, as returned by :func:`batch_statistics`. The rule is
+    ``running = momentum * batch + (1 - momentum) * running`` with the unbiased variance (Ioffe and Szegedy 2015,
+    arXiv:1502.03167, section 3.1). ``momentum=None`` means a cumulative average. Without ``track_running_stats``
+    nothing changes. A batch without values increments ``num_batches_tracked`` but leaves the averages unchanged.
     """
     counters: list[Tensor] = []
     running: list[Tensor] = []
     batches: list[Tensor] = []
     old: list[float] = []
     new: list[float] = []
-    rest: list[tuple[Any, Sequence[Any]]] = []  # factors are tensors, or another dtype than the averages'
+    rest: list[tuple[Any, Sequence[Any]]] = []  # norms whose factors are tensors or whose dtypes differ
     for norm, batch in zip(norms, statistics, strict=True):
         buffers: Any = norm._buffers
         if not (norm.training and norm.track_running_stats) or buffers["running_mean"] is None:
@@ -94,7 +95,7 @@ def update_running(norms: Sequence[nn.Module], statistics: Sequence[Sequence[Any
         if momentum is None or isinstance(count, Tensor) or buffers["running_mean"].dtype is not mean.dtype:
             rest.append((norm, batch))
         elif count > 0:
-            # Through .data: eager's kernel does not count a new version either, so a graph of an earlier forward pass
+            # Through .data, because eager's kernel does not bump the version either: a graph of an earlier forward pass
             # in eval mode, which saved these buffers, stays valid.
             running += buffers["running_mean"].data, buffers["running_var"].data
             batches += mean, var

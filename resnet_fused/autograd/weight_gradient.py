@@ -1,21 +1,22 @@
-"""A convolution's gradient with respect to its weight, where a kernel of our own computes it faster."""
+"""The weight gradient of a convolution, computed by our own kernel where it is faster."""
 
 from typing import Any
 
 from torch import Tensor
 
 from .. import ops
-from .forward import NO_NORM, winograd_is_faster
+from .forward import NO_NORM, prefers_winograd
 from .layout import ConvSlots
 
 
 def weight_gradient(
-    grad: Tensor, raw: Tensor, norm: tuple[Any, ...] | None, weight: Tensor, conv: ConvSlots
+    grad: Tensor, pre_bn: Tensor, norm: tuple[Any, ...] | None, weight: Tensor, conv: ConvSlots
 ) -> Tensor | None:
-    """From the gradient of ``conv(relu(bn(raw)))``, or of ``conv(raw)`` without ``norm``, the BatchNorm's arguments.
+    """The weight's gradient from that of ``conv(relu(bn(pre_bn)))``, or without ``norm`` from that of ``conv(pre_bn)``.
 
-    None where ``convolution_backward`` is to compute it. The BatchNorm and ReLU are applied as raw is read.
+    ``norm``: the BatchNorm's arguments; BatchNorm and ReLU are applied while pre_bn is read. None if
+    ``aten::convolution_backward`` should compute the gradient.
     """
-    if not winograd_is_faster(grad, weight, conv):
+    if not prefers_winograd(grad, weight, conv):
         return None
-    return ops.conv_backward_weight(grad, raw, *(norm or NO_NORM), weight, *conv[2:])
+    return ops.conv_backward_weight(grad, pre_bn, *(norm or NO_NORM), weight, *conv[2:])

@@ -1,4 +1,4 @@
-"""Reads the JSON of ``pytest benchmarks`` into rows of one workload each."""
+"""Reads the JSON of ``pytest benchmarks`` into one :class:`Row` per workload."""
 
 import json
 import re
@@ -10,12 +10,12 @@ from typing import Any
 from ._errors import CommandError
 
 OURS = "ours"
-VARIANTS = ("ours_compile",)  # of ours: measured beside it, not peers
+VARIANTS = ("ours_compile",)  # variants of ours, not peers
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One contender at one workload. Times in milliseconds, memory in MiB."""
+    """One contender on one workload. Times in milliseconds, memory in MiB."""
 
     label: str
     median_ms: float
@@ -33,7 +33,7 @@ class Entry:
 
 @dataclass
 class Row:
-    """One workload: who ran, and why the others did not (label -> reason)."""
+    """One workload: the contenders that ran, and the reasons why others did not (label -> reason)."""
 
     kind: str  # "block" or "model"
     workload: str
@@ -50,7 +50,7 @@ class Row:
         return min(self.entries, key=lambda name: self.entries[name].median_ms)
 
     def ratio(self, peer: str) -> float | None:
-        """How many times as fast as ``peer`` ours is; None where one of the two did not run."""
+        """Speed of ours relative to ``peer`` (peer's median time / ours); None if either did not run."""
         if OURS not in self.entries or peer not in self.entries:
             return None
         return self.entries[peer].median_ms / self.entries[OURS].median_ms
@@ -66,15 +66,15 @@ class Results:
 
     @property
     def slug(self) -> str:
-        """The machine's name as a folder's."""
+        """The machine's name as a folder name."""
         return re.sub(r"[^a-z0-9]+", "-", self.device.lower()).strip("-")
 
     def labels(self, rows: Iterable[Row]) -> dict[str, str]:
-        """Contender -> label, of those that ran in any of ``rows``."""
+        """Contender -> label, for those that ran in any of ``rows``."""
         return {name: entry.label for row in rows for name, entry in row.entries.items()}
 
     def peers(self, rows: Iterable[Row]) -> dict[str, str]:
-        """:meth:`labels` of what ours is compared with."""
+        """:meth:`labels` without ours and its variants."""
         labels = self.labels(rows)
         return {name: label for name, label in labels.items() if name not in (OURS, *VARIANTS)}
 
@@ -83,14 +83,14 @@ class Results:
         return any(OURS in row.entries for row in self.rows)
 
     def sections(self) -> list[tuple[str, str, list[Row]]]:
-        """(kind, dtype, rows), models first."""
+        """``(kind, dtype, rows)`` for each kind and dtype, models first."""
         keys = list(dict.fromkeys((row.kind, row.dtype) for row in self.rows))
         keys.sort(key=lambda key: key[0] != "model")
         return [(k, d, [r for r in self.rows if (r.kind, r.dtype) == (k, d)]) for k, d in keys]
 
 
 def load(paths: Sequence[Path]) -> list[Results]:
-    """One :class:`Results` a machine. Of a workload that several files hold, the latest counts."""
+    """One :class:`Results` per machine. If several files contain the same workload, the latest counts."""
     machines: dict[str, list[dict[str, Any]]] = {}
     for path in paths:
         document = _read(path)
@@ -102,7 +102,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CommandError(f"{path} cannot be read: {error}") from error
+        raise CommandError(f"cannot read {path}: {error}") from error
     if not isinstance(document, dict) or "resnet_fused" not in document.get("machine_info", {}):
         raise CommandError(f"{path} is not a results file of `pytest benchmarks --benchmark-json`")
     return document
@@ -112,7 +112,7 @@ def _merge(device: str, documents: list[dict[str, Any]]) -> Results:
     documents = sorted(documents, key=lambda document: document["datetime"])
     rows: dict[tuple[str, str, str, int], Row] = {}
     for document in documents:
-        rows.update(_rows(document["benchmarks"]))  # whole rows: contenders compare only within a run
+        rows.update(_rows(document["benchmarks"]))  # whole rows: contenders are comparable only within a run
     return Results(
         device,
         [document["machine_info"]["resnet_fused"] for document in documents],

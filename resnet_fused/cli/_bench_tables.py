@@ -1,4 +1,4 @@
-"""Tables of benchmark results: made once, then written as Markdown or shown in a terminal."""
+"""Tables of benchmark results, rendered as Markdown or in a terminal."""
 
 import math
 import statistics
@@ -11,7 +11,7 @@ from rich.text import Text
 from ._bench_results import OURS, Entry, Results, Row
 
 MISSING = "n/a"
-LOSS = "▼ "  # in front of a ratio below 1, so that a loss is seen without reading the number
+LOSS = "▼ "  # marks a ratio below 1
 NAMES = {"model": "Models", "block": "Blocks"}
 
 
@@ -44,7 +44,7 @@ class Grid:
 
 
 def speed_grids(results: Results) -> list[Grid]:
-    """For each kind and dtype: what everyone does, then ours against each."""
+    """For each kind and dtype: the speed of all contenders, then ours relative to each peer."""
     grids = []
     for kind, dtype, rows in results.sections():
         grids.append(_speed(results, kind, dtype, rows))
@@ -82,7 +82,7 @@ def _ratio_cell(ratio: float | None) -> Cell:
 
 
 def detail_grid(results: Results) -> Grid:
-    """What ours does to the hardware, to memory and to the numbers."""
+    """Throughput, bandwidth, spread, peak memory and errors of ours for each workload."""
     header = [
         "workload", "TFLOP/s", "GB/s", "IQR, % of median", "rounds",
         "peak MiB, eager", "peak MiB, eager channels_last", "peak MiB, ours",
@@ -115,7 +115,7 @@ def _peak(entry: Entry | None) -> str:
 
 
 def losses(results: Results) -> list[str]:
-    """One sentence for each peer that is faster than ours somewhere, the worst first."""
+    """One sentence for each workload and peer where the peer is faster, the largest loss first."""
     found = []
     for row in results.rows:
         for name, label in results.peers([row]).items():
@@ -126,7 +126,7 @@ def losses(results: Results) -> list[str]:
 
 
 def not_measured(results: Results) -> list[str]:
-    """Each reason once, with the number of workloads it holds for."""
+    """Each reason once, with the number of workloads it applies to."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in results.rows:
         for label, reason in row.unavailable.items():
@@ -143,7 +143,7 @@ def spread(results: Results) -> float:
 
 
 def notes(results: Results) -> list[str]:
-    """What the contenders' builders want said about how they ran."""
+    """The contenders' notes on how they ran."""
     found = {f"{e.label}, {row.dtype}: {e.note}" for row in results.rows for e in row.entries.values() if e.note}
     return sorted(found)
 

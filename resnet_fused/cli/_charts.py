@@ -18,7 +18,7 @@ PEER_COLOURS = ("#9aa3ad", "#5f6b78", "#8fb8de", "#3b7dbd", "#7bc47f", "#e0a63c"
 
 
 def write(results: Results, folder: Path) -> list[Path]:
-    """A chart of images per second for each dtype, and one of ratios for each kind and dtype."""
+    """Writes a chart of images per second for each dtype and a chart of ratios for each kind and dtype."""
     written = []
     colours = _colours(results)
     for kind, dtype, rows in results.sections():
@@ -30,7 +30,7 @@ def write(results: Results, folder: Path) -> list[Path]:
 
 
 def _colours(results: Results) -> dict[str, str]:
-    """One colour a contender, the same in every chart."""
+    """One colour per contender, the same in every chart."""
     peers = {n: PEER_COLOURS[i % len(PEER_COLOURS)] for i, n in enumerate(results.peers(results.rows))}
     return OURS_COLOURS | peers
 
@@ -44,7 +44,7 @@ def _throughput(results: Results, dtype: str, rows: list[Row], colours: dict[str
         axis.set_title(f"{model}, {dtype}")
     axes[0][0].set_ylabel("images per second")
     handles, names = axes[0][0].get_legend_handles_labels()
-    columns = 2 * len(models)  # as many as fit into the width
+    columns = 2 * len(models)  # as many as fit the width
     figure.legend(handles, names, loc="lower center", ncols=columns, frameon=False)
     figure.suptitle(results.device, fontsize=10, color="#555555")
     figure.tight_layout(rect=(0, 0.05 * math.ceil(len(names) / columns) + 0.03, 1, 1))

@@ -1,5 +1,5 @@
-"""The one exception that the commands raise on purpose."""
+"""The exception that the commands raise for expected failures."""
 
 
 class CommandError(Exception):
-    """An expected failure. ``main`` prints its sentence on stderr and exits with status 2."""
+    """An expected failure. ``main`` prints its message on stderr and exits with status 2."""

@@ -1,4 +1,4 @@
-"""GPUs by name, as numbers that a plan is made from."""
+"""GPUs by name, described by the numbers that the CUDA plan needs."""
 
 import torch
 
@@ -6,7 +6,7 @@ from ._errors import CommandError
 
 AUTO = "auto"
 
-# What ops.explain_cuda takes: compute capability, SMs, shared memory a block may have, shared memory of an SM.
+# The argument of ops.explain_cuda: compute capability, number of SMs, shared memory in bytes per block and per SM.
 GPUS = {
     "a100": [80, 108, 166912, 167936],
     "a10": [86, 72, 101376, 102400],
@@ -21,11 +21,11 @@ GPUS = {
 
 
 def numbers(name: str) -> list[int]:
-    """Of a GPU in :data:`GPUS`, or for "auto" of the one that torch uses here."""
+    """The numbers of a GPU in :data:`GPUS`, or with "auto" of torch's current GPU."""
     if name != AUTO:
         return GPUS[name]
     if not torch.cuda.is_available():
-        raise CommandError(f"--gpu auto: torch finds no CUDA device here; name one of {', '.join(GPUS)}")
+        raise CommandError(f"--gpu auto: torch finds no CUDA device; choose one of {', '.join(GPUS)}")
     p = torch.cuda.get_device_properties(torch.cuda.current_device())
     arch = 10 * p.major + p.minor
     block = p.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stub lacks it

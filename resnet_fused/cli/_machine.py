@@ -1,4 +1,4 @@
-"""What this machine and its software are called, for reports. Reads only; nothing here computes."""
+"""Names and versions of this machine's hardware and software, for reports. Read-only."""
 
 import datetime
 import importlib
@@ -13,7 +13,7 @@ import torch
 
 
 def package_version(name: str) -> str:
-    """The installed version, if any: the source tree works without being installed."""
+    """The installed version, or "not installed": the source tree works without being installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -21,7 +21,7 @@ def package_version(name: str) -> str:
 
 
 def cpu_name() -> str:
-    """The CPU's model name as the system gives it, and how many threads torch uses."""
+    """The CPU's model name as reported by the system, and torch's number of threads."""
     return f"{_cpu_model()}, {torch.get_num_threads()} threads"
 
 
@@ -34,7 +34,7 @@ def _cpu_model() -> str:
 
 
 def onednn_version() -> str:
-    """The oneDNN inside torch, which the CPU kernels call."""
+    """The version of oneDNN in torch, which the CPU kernels use."""
     if not torch.backends.mkldnn.is_available():
         return "not in this torch"
     match = re.search(r"MKL-DNN v([\d.]+)", torch.__config__.show())
@@ -42,15 +42,15 @@ def onednn_version() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """The processor that a device stands for."""
+    """The name of the GPU or CPU behind a torch device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def commit() -> dict[str, str | None]:
-    """The source tree's commit, and the one that the libraries were compiled from, which the build wrote down.
+    """The commit of the source tree and the commit that the libraries were built from.
 
-    ``commit`` is git's answer ("-dirty" if files differ from it), or where there is no git or no checkout the
-    build's; ``commit_from`` says whose it is. None is what nobody knows.
+    ``commit`` is from git ("-dirty" if files are modified), or without git or a checkout from the build.
+    ``commit_from`` says which. Unknown values are None.
     """
     described, built = _described(), built_from()
     source = "git" if described else "the build" if built else None
@@ -58,7 +58,7 @@ def commit() -> dict[str, str | None]:
 
 
 def built_from() -> str | None:
-    """The commit in ``resnet_fused/_build_info.py``; "+" if files differed from it."""
+    """The commit in ``resnet_fused/_build_info.py``, with "+" if files were modified."""
     try:
         found: str | None = importlib.import_module("resnet_fused._build_info").GIT_COMMIT
     except ModuleNotFoundError:
@@ -68,7 +68,7 @@ def built_from() -> str | None:
 
 def _described() -> str | None:
     tree = Path(__file__).resolve().parents[2]
-    if not (tree / ".git").exists():  # an installed package inside someone else's repository is not ours
+    if not (tree / ".git").exists():  # do not report another repository that contains an installed package
         return None
     try:
         described = subprocess.run(
@@ -81,14 +81,14 @@ def _described() -> str | None:
 
 
 def record(device: torch.device) -> dict[str, str | float | None]:
-    """What a stored measurement must say about where it comes from."""
+    """Provenance to store with a measurement."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "device": device_name(device),
         "cpu": cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "load_average": round(os.getloadavg()[0], 1),  # of the last minute: who else was running
+        "load_average": round(os.getloadavg()[0], 1),  # over the last minute: detects other processes
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "onednn": onednn_version(),

@@ -1,6 +1,6 @@
 """Parses the command line and runs one command.
 
-Expected failures are one sentence on stderr and status 2.
+Expected failures print one sentence on stderr and exit with status 2.
 """
 
 import argparse
@@ -10,16 +10,16 @@ from collections.abc import Sequence
 
 from ._errors import CommandError
 
-# Each is a module of its name here, with ``add_arguments(parser)`` and ``main(args) -> status``.
+# Each command is a module of the same name with ``add_arguments(parser)`` and ``main(args) -> status``.
 COMMANDS = {
-    "info": "versions, processors and libraries, and what runs on them",
-    "explain": "what convert() does to a model, and the kernel that each convolution gets",
-    "demo": "train, convert, compare accuracy and speed; writes a table and a chart",
-    "verify": "run every kernel on this machine, and compare it with PyTorch in float64",
-    "bench": "measure the fused ops and models against what else one could use",
+    "info": "show versions, processors, loaded libraries, and which engines run",
+    "explain": "show what convert() does to a model and which kernel each convolution uses",
+    "demo": "train, convert, and compare accuracy and speed; writes a table and a chart",
+    "verify": "run every kernel on this machine and compare it with PyTorch in float64",
+    "bench": "compare the fused ops and models with other libraries; writes tables and charts",
 }
 
-# Import name -> name to install, where they differ.
+# Import name -> distribution name, where they differ.
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}
 
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         sentence = _missing(error)
     except RuntimeError as error:
-        if not str(error).startswith("RESNET_FUSED_"):  # a variable with a value that means nothing
+        if not str(error).startswith("RESNET_FUSED_"):  # an environment variable with an invalid value
             raise
         sentence = str(error)
     except KeyboardInterrupt:
@@ -48,7 +48,7 @@ def _run(argv: Sequence[str]) -> int:
     command = None
     for name, purpose in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=purpose, description=f"{name}: {purpose}.")
-        if argv and argv[0] == name:  # the other commands' dependencies may be missing
+        if argv and argv[0] == name:  # dependencies of the other commands may not be installed
             command = importlib.import_module(f".{name}", __package__)
             command.add_arguments(subparser)
     args = parser.parse_args(argv)

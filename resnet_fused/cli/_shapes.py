@@ -1,4 +1,4 @@
-"""The shapes that the convolutions of a model see, found without computing anything."""
+"""Shapes of a model's convolutions, found with fake tensors (nothing is computed)."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from ._errors import CommandError
 
 @dataclass(frozen=True)
 class ConvCall:
-    """One call of a convolution: what ``ops.explain_cpu`` asks for."""
+    """One call of a convolution: the arguments of ``ops.explain_cpu``."""
 
     name: str  # fully qualified
     input: list[int]
@@ -32,7 +32,11 @@ class ConvCall:
 
 
 def conv_calls(model: nn.Module, shape: list[int], dtype: torch.dtype, channels_last: bool) -> list[ConvCall]:
-    """Every convolution that one forward pass of the eager ``model`` calls, in order."""
+    """Every convolution that one forward pass of the eager ``model`` calls, in order.
+
+    Raises:
+        CommandError: the model does not accept an input of this shape.
+    """
     calls: list[ConvCall] = []
     model = model.to(dtype)
     hooks = [
@@ -46,9 +50,9 @@ def conv_calls(model: nn.Module, shape: list[int], dtype: torch.dtype, channels_
             if channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
             model(x)
-    except Exception as error:  # any model, any shape: what it raises is not ours to foresee
+    except Exception as error:  # an arbitrary model may raise anything
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CommandError(f"the model does not take an input of shape {shape}: {reason[0]}") from error
+        raise CommandError(f"the model does not accept an input of shape {shape}: {reason[0]}") from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -75,7 +79,7 @@ def _recorder(name: str, calls: list[ConvCall]):  # type: ignore[no-untyped-def]
 
 
 def _padding(conv: nn.Conv2d) -> list[int]:
-    """In pixels, also where the module has "same" or "valid"."""
+    """The padding in pixels, also for "same" and "valid"."""
     if isinstance(conv.padding, str):
         same = conv.padding == "same"
         return [d * (k - 1) // 2 if same else 0 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]

@@ -1,7 +1,4 @@
-"""Imports torchvision, also where its compiled part does not load.
-
-PyPI's wheel beside a CPU-only torch is such a case.
-"""
+"""Imports torchvision even if its compiled part does not load, as with PyPI's wheel and a CPU-only torch."""
 
 import importlib
 import importlib.util
@@ -11,29 +8,33 @@ import torch
 
 from ._errors import CommandError
 
-_kept_alive: list[torch.library.Library] = []  # a Library that is collected takes its definitions along
+_libraries: list[torch.library.Library] = []  # keeps the definitions registered
 
 
 def import_torchvision_models() -> ModuleType:
-    """The module ``torchvision.models``; raises :class:`CommandError` where it cannot be had."""
+    """The module ``torchvision.models``.
+
+    Raises:
+        CommandError: torchvision is not installed or does not import.
+    """
     if importlib.util.find_spec("torchvision") is None:
         raise CommandError("torchvision is not installed; install it with: pip install torchvision")
     try:
         return importlib.import_module("torchvision.models")
     except RuntimeError as error:
         if "does not exist" not in str(error):
-            raise CommandError(f"torchvision does not import: {error}") from error
+            raise CommandError(f"cannot import torchvision: {error}") from error
     _define_missing_ops()
     try:
         return importlib.import_module("torchvision.models")
     except (RuntimeError, ImportError) as error:
-        raise CommandError(f"torchvision does not import: {error}") from error
+        raise CommandError(f"cannot import torchvision: {error}") from error
 
 
 def _define_missing_ops() -> None:
-    """Its import registers fake kernels of these, or dies: "operator ... does not exist"."""
+    """Defines the ops whose fake kernels torchvision registers; without them its import fails ("does not exist")."""
     library = torch.library.Library("torchvision", "FRAGMENT")
-    _kept_alive.append(library)
+    _libraries.append(library)
     for name in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, name):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -1,4 +1,4 @@
-"""``bench``: turns results of ``pytest benchmarks`` into tables and charts; runs it if asked to."""
+"""``bench``: turns results of ``pytest benchmarks`` into tables and charts, and optionally runs it first."""
 
 import argparse
 import datetime
@@ -14,76 +14,76 @@ from ._bench_results import Results, load
 from ._errors import CommandError
 
 DEFAULT_OUT = Path("benchmarks/results")
-AUTOSAVED = Path(".benchmarks")  # where pytest-benchmark's --benchmark-autosave puts its files
+AUTOSAVED = Path(".benchmarks")  # output folder of pytest-benchmark's --benchmark-autosave
 REPORT, NOTES = "README.md", "notes.md"
 BUSY = (
-    "**The machine was busy: do not trust these numbers.** It is no even handicap, because OpenMP "
-    "waits for the slowest of its threads and some peers do not."
+    "**The machine was busy: do not trust these numbers.** Load does not slow all contenders equally: OpenMP "
+    "waits for its slowest thread, while the thread pools of some peers do not."
 )
-WIDTH_IN_A_FILE = 140  # rich takes 80 where the output is no terminal, which folds every header
+FILE_WIDTH = 140  # columns; rich's default of 80 for files would wrap every header
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Adds the command's options."""
     parser.add_argument(
         "--json", nargs="+", type=Path, metavar="FILE",
         help="results of pytest --benchmark-json (default: the newest under --out or .benchmarks)",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, default=DEFAULT_OUT, metavar="FOLDER",
-        help="tables and charts go to FOLDER/<machine> (default: %(default)s)",
+        help="write tables and charts to FOLDER/<machine> (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--run", nargs=argparse.REMAINDER, metavar="OPTION",
-        help="run pytest benchmarks first; everything after --run goes to it: bench --run --quick",
+        help="run pytest benchmarks first, with all options that follow --run: bench --run --quick",
     )  # fmt: skip
 
 
 def main(args: argparse.Namespace) -> int:
-    """Writes a report for each machine, shows its tables; returns pytest's status if it ran."""
+    """Writes a report for each machine and shows its tables; returns pytest's exit status if it ran."""
     if args.run is not None and args.json:
-        raise CommandError("--run makes its own results file: leave --json out")
+        raise CommandError("--run writes its own results file: omit --json")
     status, paths = 0, args.json
     if args.run is not None:
         status, path = run(args.run, args.out)
         paths = [path]
     console = Console()
     if not console.is_terminal:
-        console.width = WIDTH_IN_A_FILE
+        console.width = FILE_WIDTH
     for results in load(paths or [newest(args.out)]):
         for grid in tables.speed_grids(results):
             console.print(grid.table())
-        console.print(f"Wrote {write(results, args.out)}: the same, charts, memory and accuracy.")
+        console.print(f"Wrote {write(results, args.out)}: these tables, charts, memory and accuracy.")
     return status
 
 
 def run(options: list[str], out: Path) -> tuple[int, Path]:
-    """``pytest benchmarks``, and the file it wrote."""
+    """Runs ``pytest benchmarks``; returns its exit status and results file."""
     if not Path("benchmarks/conftest.py").exists():
-        raise CommandError("there is no benchmarks/ here: --run works in the source tree of resnet_fused")
+        raise CommandError("benchmarks/ not found: --run works only in a source checkout of resnet_fused")
     stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     path = out / "runs" / f"{stamp}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     command = ["pytest", "benchmarks", "--benchmark-only", f"--benchmark-json={path}", *options]
     done = subprocess.run([sys.executable, "-m", *command], check=False)
     if not path.exists() or not path.stat().st_size:
-        raise CommandError(f"`{' '.join(command)}` ended with status {done.returncode} and without results")
+        raise CommandError(f"`{' '.join(command)}` exited with status {done.returncode} and wrote no results")
     return done.returncode, path
 
 
 def newest(out: Path) -> Path:
-    """The results file that was written last."""
+    """The most recently written results file."""
     found = [path for folder in (out, AUTOSAVED) if folder.is_dir() for path in folder.rglob("*.json")]
     if not found:
         raise CommandError(
-            f"no results under {out} or {AUTOSAVED}; measure with "
-            "`python -m resnet_fused bench --run`, or name a file with --json"
+            f"no results under {out} or {AUTOSAVED}; run "
+            "`python -m resnet_fused bench --run`, or pass a file with --json"
         )
     return max(found, key=lambda path: path.stat().st_mtime)
 
 
 def write(results: Results, out: Path) -> Path:
-    """Charts and the report, in the machine's folder. ``notes.md`` there is people's, and part of it."""
+    """Writes the charts and the report to the machine's folder, including the hand-written ``notes.md`` there."""
     folder = out / results.slug
     folder.mkdir(parents=True, exist_ok=True)
     charts = _charts.write(results, folder)
@@ -94,7 +94,7 @@ def write(results: Results, out: Path) -> Path:
 
 
 def report(results: Results, charts: list[str], notes: str = "") -> str:
-    """The whole page in Markdown."""
+    """The report in Markdown."""
     parts = [f"# Benchmarks on {results.device}", _header(results), _reading(results)]
     parts += [f"![{Path(chart).stem}]({chart})" for chart in charts]
     parts += [grid.markdown() for grid in tables.speed_grids(results)]

@@ -1,4 +1,4 @@
-"""``explain``: what convert() does to a model, and the kernel that runs each convolution."""
+"""``explain``: shows what convert() does to a model, and the kernel that runs each convolution."""
 
 import argparse
 import re
@@ -19,21 +19,21 @@ from ._load_model import load_model
 from ._shapes import ConvCall, conv_calls
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FOR_CPU = "This is for the CPU here; --gpu NAME shows what a GPU would run."
-FOR_GPU = "Times are predictions of a model that no measurement has corrected yet; bytes are counted."
+FOR_CPU = "This is the plan for this CPU; --gpu NAME shows the plan for a GPU."
+FOR_GPU = "Times are predictions of a cost model; bytes are counted."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """``MODEL [--input N,C,H,W] [--dtype DTYPE] [--channels-last] [--gpu NAME] [--why]``."""
-    parser.add_argument("model", metavar="MODEL", help="resnet50, another of torchvision or ours, or module:callable")
-    parser.add_argument("--input", default="1,3,224,224", metavar="N,C,H,W", help="the input's shape (%(default)s)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(%(default)s)")
-    parser.add_argument("--channels-last", action="store_true", help="the input's memory format")
-    gpus = (
-        f"the kernels for this GPU instead of the CPU here: {', '.join(_gpus.GPUS)}, or auto for the one that is here"
+    parser.add_argument(
+        "model", metavar="MODEL", help="resnet50, another model of ours or torchvision, module:callable"
     )
+    parser.add_argument("--input", default="1,3,224,224", metavar="N,C,H,W", help="input shape (default: %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
+    parser.add_argument("--channels-last", action="store_true", help="use a channels_last input")
+    gpus = f"show the plan for a GPU instead of this CPU: {', '.join(_gpus.GPUS)}, or auto for this machine's GPU"
     parser.add_argument("--gpu", choices=[*_gpus.GPUS, _gpus.AUTO], metavar="NAME", help=gpus)
-    parser.add_argument("--why", action="store_true", help="also say why each other kernel was not picked")
+    parser.add_argument("--why", action="store_true", help="also show why the other kernels were rejected")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -72,15 +72,15 @@ def _shape(text: str) -> list[int]:
     except ValueError:
         shape = []
     if len(shape) != 4 or min(shape) < 1:
-        raise CommandError(f"--input takes four positive sizes such as 1,3,224,224, got {text!r}")
+        raise CommandError(f"--input expects four positive sizes such as 1,3,224,224, but got {text!r}")
     return shape
 
 
-NOT_FUSED = "torch: not in a converted module, runs as it is"
+NOT_FUSED = "torch: not in a converted module, not fused"
 
 
 def _cpu_plan(call: ConvCall, report: resnet_fused.Report, dtype: str) -> str:
-    """The kernel's name, a colon, what it is; further lines say why not another."""
+    """The kernel's name, a colon and its description; further lines give the reasons against other kernels."""
     if _owner(call.name, report) is None:
         return NOT_FUSED
     return ops.explain_cpu(call.input, call.weight, call.stride, call.padding, call.dilation, call.groups, dtype)
@@ -99,14 +99,14 @@ def _gpu_plan(
 
 
 def _owner(name: str, report: resnet_fused.Report) -> str | None:
-    """The nearest module of the report that holds this convolution, if it is converted."""
+    """The nearest module of the report that contains this convolution, if it is converted and runs fused."""
     parent = name.rpartition(".")[0]
     while parent not in report and parent:
         parent = parent.rpartition(".")[0]
     entry = report.get(parent)
     if entry is None or entry.status != "converted" or entry.runs_eagerly:
         return None
-    if entry.kind == "stem" and name.rpartition(".")[0] != parent:  # a stem owns its own conv only
+    if entry.kind == "stem" and name.rpartition(".")[0] != parent:  # a stem owns only its own convolution
         return None
     return parent
 
@@ -142,6 +142,6 @@ def _table(*columns: str, title: str) -> Table:
 
 
 def _number(pattern: str, plan: str) -> str:
-    """Of a plan that says it; else nothing."""
+    """The first group of ``pattern`` in a plan, or ""."""
     found = re.search(pattern, plan)
     return found[1] if found else ""

@@ -1,4 +1,4 @@
-"""``info``: versions, processors and libraries, and which engines run here."""
+"""``info``: shows versions, processors and libraries, and which engines run."""
 
 import argparse
 import importlib
@@ -14,12 +14,12 @@ from rich.table import Table
 from .. import _library, ops
 from ._machine import cpu_name, onednn_version, package_version
 
-# What changes which kernels run
+# Environment variables that change which kernels run
 VARIABLES = ("RESNET_FUSED_CPU_ISA", "RESNET_FUSED_CPU_ENGINE", "RESNET_FUSED_CUDA_ENGINE", "RESNET_FUSED_CUDA_CHECK")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``info`` takes no arguments."""
+    """``info`` has no arguments."""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -48,7 +48,7 @@ def facts() -> dict[str, str]:
         **{name: os.environ[name] for name in VARIABLES if os.environ.get(name)},
         "GPUs": _gpus(),
         **{f"verified on sm_{arch}": _trust(arch) for arch in _archs()},
-        # importing the package fails without it
+        # always loaded: importing the package fails without it
         "CPU library": f"loaded: RESNET_FUSED_LIBRARY={_library.LIBRARY}" if _library.LIBRARY else "loaded",
         "CUDA library": "loaded" if _library.CUDA_LOADED else f"not loaded: {_library.CUDA_LOAD_ERROR}",
         **_build(),
@@ -57,13 +57,13 @@ def facts() -> dict[str, str]:
 
 
 def _engine(dtype: str) -> str:
-    """Whether the library's own kernels run, in the plan's words."""
+    """Whether one of the library's own CPU kernels runs, with the plan's reason if not."""
     reason = re.search(r"not direct: (.*)", _typical_plan(dtype))
     return f"does not run: {reason[1]}" if reason else "runs"
 
 
 def _typical_plan(dtype: str) -> str:
-    """What the library itself picks for the conv that a ResNet has most of: 64 -> 64 at 56x56."""
+    """The CPU plan for the most common convolution of a ResNet: 64 -> 64 channels at 56x56."""
     return ops.explain_cpu([8, 64, 56, 56], [64, 64, 3, 3], [1, 1], [1, 1], [1, 1], 1, dtype)
 
 
@@ -75,25 +75,25 @@ def _gpus() -> str:
 
 
 def _archs() -> list[int]:
-    """Compute capabilities of the GPUs that are here."""
+    """Compute capabilities of this machine's GPUs."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return sorted({10 * major + minor for major, minor in map(torch.cuda.get_device_capability, range(count))})
 
 
 def _trust(arch: int) -> str:
-    """Which kernels a committed run has shown to be right there (docs/architecture.md, Trust)."""
+    """Which kernel families are verified on this compute capability (docs/architecture.md, Trust)."""
     words = dict(line.split(": ", 1) for line in ops.explain_trust(arch).splitlines())
     verified = [family for family, said in words.items() if said.startswith("verified")]
     others = [family for family in words if family not in verified]
     if not others:
-        return f"all of {len(words)} families of kernels"
+        return f"all {len(words)} kernel families"
     if not verified:
-        return f"none of {len(words)} families of kernels; each kernel's first use is compared"
-    return f"{', '.join(verified)}; of the others ({', '.join(others)}) each kernel's first use is compared"
+        return f"none of {len(words)} kernel families; the first use of each kernel is checked against eager"
+    return f"{', '.join(verified)}; for the others ({', '.join(others)}) the first use is checked against eager"
 
 
 def _build() -> dict[str, str]:
-    """From the file that the build writes beside the libraries."""
+    """Facts from the file that the build writes next to the libraries."""
     try:
         build = importlib.import_module("resnet_fused._build_info")
     except ModuleNotFoundError:
@@ -101,6 +101,6 @@ def _build() -> dict[str, str]:
     archs = ", ".join(build.CUDA_ARCHS) or f"no CUDA: {build.CUDA_OMITTED}"
     return {
         "commit": build.GIT_COMMIT or "unknown",
-        "built beside": f"torch {build.TORCH_BUILD_VERSION}",
+        "built with": f"torch {build.TORCH_BUILD_VERSION}",
         "compiled for": f"{archs} (nvcc {build.NVCC_VERSION})" if build.CUDA_ARCHS else archs,
     }

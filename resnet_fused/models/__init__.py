@@ -1,7 +1,7 @@
-"""Eager networks made of :mod:`resnet_fused.reference` blocks; ``resnet_fused.convert`` fuses them.
+"""Eager networks built from :mod:`resnet_fused.reference` blocks; ``resnet_fused.convert`` fuses them.
 
-ImageNet: ``resnet18`` ... ``resnet152`` (torchvision's parameter names). CIFAR-sized images:
-``cifar_resnet(depth, ...)``. For experiments: ``small_resnet``, ``small_preact_resnet``.
+ImageNet: ``resnet18`` ... ``resnet152`` (torchvision's parameter names). CIFAR-sized images: ``cifar_resnet(depth,
+...)``. Small networks for experiments: ``small_resnet``, ``small_preact_resnet``.
 """
 
 from .cifar import CifarPreActResNet, CifarResNet, cifar_resnet

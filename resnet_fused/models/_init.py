@@ -1,13 +1,13 @@
-"""Weight initialisation that every network here shares (torchvision's)."""
+"""Weight initialisation shared by all networks (torchvision's)."""
 
 from torch import nn
 
 
 def initialise(model: nn.Module, zero_init_residual: bool = False) -> None:
-    """He-normal convs, unit norms; with ``zero_init_residual`` each block starts as the identity.
+    """He-normal convolutions, norms with weight 1 and bias 0.
 
-    The latter zeroes the weight of the norm that ends each residual branch (arXiv:1706.02677,
-    section 5.1).
+    With ``zero_init_residual`` the weight of the last norm of each residual branch is zero, so that each block starts
+    as the identity (arXiv:1706.02677, section 5.1).
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

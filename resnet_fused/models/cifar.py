@@ -1,7 +1,7 @@
 """ResNets for small images (He et al. 2015, arXiv:1512.03385, section 4.2; v2: arXiv:1603.05027).
 
-A 3x3 stem at full resolution, then stages of two-conv blocks, each stage but the first halving the
-resolution; global average pooling takes any input size.
+A 3x3 stem at full resolution, then stages of two-convolution blocks; each stage except the first halves the resolution.
+Global average pooling accepts any input size.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,14 @@ CIFAR_WIDTHS = (16, 32, 64)
 
 
 class CifarResNet(nn.Module):
-    """``(N, in_channels, H, W)``, any floating dtype -> ``(N, num_classes)`` logits of that dtype.
+    """``(N, in_channels, H, W)`` in any floating dtype -> ``(N, num_classes)`` logits in that dtype.
 
-    ``blocks[i]`` blocks of ``widths[i]`` channels make the stage ``layer<i + 1>``. ``shortcut`` says
-    what joins blocks of different shapes: "A", subsample and pad with zero channels, or "B", a 1x1
-    conv and a norm. ``residual=False`` leaves every shortcut out: the plain network that the paper
-    compares with.
+    Stage ``layer<i + 1>`` has ``blocks[i]`` blocks of ``widths[i]`` channels. ``shortcut`` selects how blocks of
+    different shapes are joined: "A" subsamples and pads channels with zeros, "B" uses a 1x1 convolution and a norm.
+    ``residual=False`` omits all shortcuts: the plain network that the paper compares with.
+
+    Raises:
+        ValueError: ``shortcut`` is neither "A" nor "B".
     """
 
     def __init__(
@@ -58,9 +60,8 @@ class CifarResNet(nn.Module):
 class CifarPreActResNet(nn.Module):
     """The pre-activation (v2) form of :class:`CifarResNet`, with the same arguments.
 
-    Norm and ReLU come before each conv, so that the stem is a conv alone and ``bn1`` and ``relu``
-    come after the last stage, before pooling. The projection of ``shortcut="B"`` is a 1x1 conv
-    without a norm.
+    Norm and ReLU precede each convolution. The stem is a convolution alone, and ``bn1`` and ``relu`` follow the last
+    stage, before pooling. The projection of ``shortcut="B"`` is a 1x1 convolution without a norm.
     """
 
     def __init__(
@@ -105,10 +106,12 @@ def cifar_resnet(
     num_classes: int = 10,
     in_channels: int = 3,
 ) -> CifarResNet | CifarPreActResNet:
-    """The paper's network of ``depth`` = 6n + 2 layers: stages of n blocks, 16, 32 and 64 channels.
+    """The paper's network of ``depth`` = 6n + 2 layers: three stages of n blocks with 16, 32 and 64 channels.
 
-    ``cifar_resnet(20)`` has 0.27 M parameters, ``cifar_resnet(110)`` 1.7 M; ``shortcut="A"`` adds
-    none.
+    ``cifar_resnet(20)`` has 0.27 M parameters, ``cifar_resnet(110)`` has 1.7 M. ``shortcut="A"`` adds no parameters.
+
+    Raises:
+        ValueError: ``depth`` is not 6n + 2 with n >= 1, or ``shortcut`` is neither "A" nor "B".
     """
     n, rest = divmod(depth - 2, 6)
     if rest or n < 1:
@@ -123,7 +126,7 @@ Block = type[BasicBlock] | type[PreActBlock]
 def _add_stages(
     model: nn.Module, block: Block, blocks: Sequence[int], widths: Sequence[int], shortcut: str
 ) -> list[str]:
-    """Makes ``model.layer1``, ``model.layer2``, ...; returns their names."""
+    """Adds ``model.layer1``, ``model.layer2``, ...; returns their names."""
     names = []
     channels = widths[0]
     for i, (count, width) in enumerate(zip(blocks, widths, strict=True)):

@@ -1,7 +1,6 @@
-"""ResNet-18 to -152 for 224x224 images (He et al. 2015, arXiv:1512.03385, table 1), v1.5 strides.
+"""ResNet-18 to -152 for 224x224 images (He et al. 2015, arXiv:1512.03385, table 1), with v1.5 strides.
 
-Parameter names, buffers, initialisation and arguments are torchvision's: a state_dict loads either
-way.
+Parameter names, buffers, initialisation and arguments match torchvision's, so a state_dict loads in both directions.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +16,13 @@ WIDTHS = (64, 128, 256, 512)
 
 
 class ResNet(nn.Module):
-    """``(N, 3, H, W)`` images of any floating dtype -> ``(N, num_classes)`` logits of that dtype.
+    """``(N, 3, H, W)`` images in any floating dtype -> ``(N, num_classes)`` logits in that dtype.
 
-    ``norm_layer`` is called with a channel count; ``replace_stride_with_dilation`` holds one flag
-    for each of layer2, layer3 and layer4 (dilated networks for segmentation).
+    ``norm_layer`` is called with the number of channels. ``replace_stride_with_dilation`` has one flag each for layer2,
+    layer3 and layer4 (dilated networks for segmentation).
+
+    Raises:
+        ValueError: ``replace_stride_with_dilation`` does not have 3 flags.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class ResNet(nn.Module):
 
 
 class _StageBuilder:
-    """Makes one stage after another, carrying the channel count and the dilation along."""
+    """Builds the stages in order and tracks the number of channels and the dilation."""
 
     def __init__(
         self,
@@ -85,7 +87,7 @@ class _StageBuilder:
         self.dilation = 1
 
     def __call__(self, planes: int, blocks: int, stride: int, dilate: bool) -> nn.Sequential:
-        # The first block of a dilated stage reads input of the stage before: it keeps its dilation.
+        # The first block of a dilated stage keeps the previous stage's dilation, as in torchvision.
         first_dilation = self.dilation
         if dilate:
             self.dilation *= stride
@@ -116,25 +118,25 @@ class _StageBuilder:
 
 
 def resnet18(num_classes: int = 1000, **kwargs: Any) -> ResNet:
-    """11.7 M parameters at 1000 classes."""
+    """ResNet-18: 11.7 M parameters with 1000 classes."""
     return ResNet(BasicBlock, [2, 2, 2, 2], num_classes, **kwargs)
 
 
 def resnet34(num_classes: int = 1000, **kwargs: Any) -> ResNet:
-    """21.8 M parameters at 1000 classes."""
+    """ResNet-34: 21.8 M parameters with 1000 classes."""
     return ResNet(BasicBlock, [3, 4, 6, 3], num_classes, **kwargs)
 
 
 def resnet50(num_classes: int = 1000, **kwargs: Any) -> ResNet:
-    """25.6 M parameters at 1000 classes; the stride of a stage sits on its first 3x3 (v1.5)."""
+    """ResNet-50: 25.6 M parameters with 1000 classes. The first 3x3 convolution of a stage has the stride (v1.5)."""
     return ResNet(Bottleneck, [3, 4, 6, 3], num_classes, **kwargs)
 
 
 def resnet101(num_classes: int = 1000, **kwargs: Any) -> ResNet:
-    """44.5 M parameters at 1000 classes."""
+    """ResNet-101: 44.5 M parameters with 1000 classes."""
     return ResNet(Bottleneck, [3, 4, 23, 3], num_classes, **kwargs)
 
 
 def resnet152(num_classes: int = 1000, **kwargs: Any) -> ResNet:
-    """60.2 M parameters at 1000 classes."""
+    """ResNet-152: 60.2 M parameters with 1000 classes."""
     return ResNet(Bottleneck, [3, 8, 36, 3], num_classes, **kwargs)

@@ -1,4 +1,4 @@
-"""Fused residual blocks: the eager block's submodules and Parameters, one kernel for each convolution."""
+"""Fused residual blocks: the eager block's submodules and Parameters, with one kernel per convolution."""
 
 from ._block import FusedBlock
 from .basic import FusedBasicBlock

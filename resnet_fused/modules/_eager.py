@@ -1,4 +1,4 @@
-"""Notices where somebody replaced a method of an eager class, for all of its instances: then theirs is what runs."""
+"""Detects methods of an eager class that were monkey-patched: the replacement must run instead of the fused code."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -10,30 +10,30 @@ from torch import nn
 Methods = Mapping[str, Callable[..., Any] | None]
 
 
-def as_defined(eager: type[nn.Module], *names: str) -> Methods:
-    """The methods of an eager class that fused classes stand in for; None for one that is not its library's own.
+def original_methods(eager: type[nn.Module], *names: str) -> Methods:
+    """The named methods of ``eager``, which its fused class reimplements; None for a method that is already patched.
 
-    Called when the fused class is made, which may be after somebody replaced a method. ``functools.wraps`` copies
-    names onto a replacement, but not the globals that it was defined in.
+    This runs when the fused class is created, which may be after a method was monkey-patched. ``functools.wraps``
+    copies ``__name__`` and ``__qualname__`` to a replacement but not ``__globals__``, so the globals are compared too.
     """
     methods: dict[str, Callable[..., Any] | None] = {}
     for name in names:
         function = getattr(eager, name)
-        its_own = (
+        is_original = (
             isinstance(function, FunctionType)
             and function.__globals__ is vars(sys.modules[eager.__module__])
             and function.__qualname__ == f"{eager.__qualname__}.{name}"
         )
-        methods[name] = function if its_own else None
+        methods[name] = function if is_original else None
     return methods
 
 
 def replacement(module: Any, name: str) -> Callable[..., Any] | None:
-    """What now stands where the eager class of a fused module had the method that fusing knows; None if that does."""
-    now = getattr(module._eager_class, name)
-    return None if now is module._eager_methods[name] else now
+    """The function that replaces method ``name`` of the eager class, or None if the method is the original."""
+    current = getattr(module._eager_class, name)
+    return None if current is module._eager_methods[name] else current
 
 
-def replaced(eager: type[nn.Module], known: Methods) -> str | None:
-    """The first of the ``known`` methods that ``eager`` has another function for."""
+def first_replaced_method(eager: type[nn.Module], known: Methods) -> str | None:
+    """The name of the first method in ``known`` that ``eager`` now implements by another function, or None."""
     return next((name for name, function in known.items() if getattr(eager, name) is not function), None)

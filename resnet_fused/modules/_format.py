@@ -1,4 +1,4 @@
-"""Memory formats: kernels work in channels_last, and what others see has the format that eager's would have."""
+"""Memory format helpers: kernels run in channels_last, while tensors visible to user code have eager's format."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from .. import autograd
 from ..autograd import is_channels_last
 
 
-def convolves_to_channels_last(x: Tensor, conv: nn.Module | None) -> bool:
-    """Whether eager's convolution of x would return channels_last: if x or the weight is."""
+def conv_outputs_channels_last(x: Tensor, conv: nn.Module | None) -> bool:
+    """Whether eager's convolution of x returns channels_last: if x or the weight is channels_last."""
     return is_channels_last(x) or has_channels_last_weight(conv)
 
 
@@ -20,21 +20,21 @@ def has_channels_last_weight(conv: nn.Module | None) -> bool:
 
 
 def nhwc(x: Tensor) -> Tensor:
-    """x in channels_last, where kernels work: between a block's convolutions nothing changes its format."""
+    """x in channels_last, the layout of the kernels. Nothing between a block's convolutions changes the layout."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def nhwc_of_contiguous(x: Tensor) -> Tensor:
-    """:func:`nhwc`, the gradient coming back contiguous, as it would if x had stayed so."""
+def nhwc_with_contiguous_grad(x: Tensor) -> Tensor:
+    """:func:`nhwc`, but the gradient of a contiguous x is contiguous, as in eager."""
     if _needs_gradient(x) and not x.is_contiguous(memory_format=torch.channels_last):
         return autograd.in_format(x, True)
     return nhwc(x)
 
 
 def contiguous(x: Any) -> Any:
-    """x contiguous, with a contiguous tensor's strides even where a dimension of 0 or 1 leaves them free.
+    """x in contiguous format with exactly the default strides, even for dimensions of size 0 or 1.
 
-    What a stage returns that is no activation (N, C, H, W) is left as it is.
+    Anything that is not a 4-d tensor is returned unchanged.
     """
     if not isinstance(x, Tensor) or x.dim() != 4:
         return x

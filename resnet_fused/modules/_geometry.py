@@ -1,4 +1,4 @@
-"""Strides, paddings and the like as torch reads them from a layer's attributes, which anyone may set by hand."""
+"""Parses stride, padding and similar layer attributes, which users may have modified, as torch interprets them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,9 +9,9 @@ Pair = tuple[int, int]
 
 
 def pair(value: Any, least: int) -> Pair | None:
-    """An int, one int or two, none below ``least``; None for what torch refuses, or reads in a way of its own."""
+    """``value`` as a pair of ints, each at least ``least``; None if torch rejects it or interprets it differently."""
     if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int and min(value) >= least:
-        return value  # what nn.Conv2d makes of every argument
+        return value  # fast path: nn.Conv2d stores every argument in this form
     values = (value,) if isinstance(value, int) else value
     if not isinstance(values, tuple | list) or not 1 <= len(values) <= 2:
         return None
@@ -21,7 +21,7 @@ def pair(value: Any, least: int) -> Pair | None:
 
 
 def of_conv(conv: Any) -> tuple[Pair, Pair, Pair, int] | None:
-    """``stride, padding, dilation, groups``, None where only eager knows what they mean."""
+    """``(stride, padding, dilation, groups)`` of a convolution, or None if eager must run."""
     if conv.padding_mode != "zeros":
         return None
     stride, padding, dilation = pair(conv.stride, 1), pair(conv.padding, 0), pair(conv.dilation, 1)
@@ -32,7 +32,7 @@ def of_conv(conv: Any) -> tuple[Pair, Pair, Pair, int] | None:
 
 
 def of_pool(pool: Any) -> tuple[Pair, Pair, Pair] | None:
-    """``kernel, stride, padding`` of a max-pooling without dilation, ceil_mode or indices, None of any other."""
+    """``(kernel, stride, padding)`` of a max-pooling, or None if it uses dilation, ceil_mode or return_indices."""
     kernel, padding, dilation = pair(pool.kernel_size, 1), pair(pool.padding, 0), pair(pool.dilation, 1)
     stride = kernel if pool.stride is None or pool.stride == () else pair(pool.stride, 1)
     if kernel is None or stride is None or padding is None or dilation != (1, 1):
@@ -43,9 +43,9 @@ def of_pool(pool: Any) -> tuple[Pair, Pair, Pair] | None:
 
 
 def convolved_size(size: Iterable[Any], weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> tuple[Any, ...]:
-    """Height and width behind a convolution."""
+    """Output height and width of a convolution."""
     sizes = zip(size, weight.shape[2:], stride, padding, dilation, strict=True)
-    # What stays as it is stays the same symbol while torch.compile traces.
+    # A size that does not change must stay the same symbol under torch.compile.
     return tuple(
         n if s == 1 and 2 * p == d * (k - 1) else (n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes
     )

@@ -1,4 +1,4 @@
-"""Who drops the weights that kernels keep in their own order: the block that the weights belong to."""
+"""Mixin that frees the packed copies of a module's weights."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,24 +10,24 @@ from .. import ops
 
 
 class OwnsPackedWeights(nn.Module):
-    """Forgets packed copies when the module is moved, loaded into or reverted.
+    """Drops packed copies when the module is moved, loaded into or reverted.
 
-    A weight that is freed takes its copies along, with or without its module. A copy is used only while the weight's
-    bytes are those it was made of, so forgetting is about memory, never about results. Nothing is stored on the
-    instance: class swap, deepcopy and pickle have nothing to carry over.
+    Freeing a weight also frees its packed copies. A copy is used only while the weight's bytes match those it was
+    packed from, so dropping it only frees memory and never changes a result. The instance stores nothing, so class
+    swaps, deepcopy and pickle need no special handling.
     """
 
     def forget_packed(self) -> None:
-        """Frees the reordered weights kept for this module; the next call makes them again."""
+        """Frees the packed weights of this module; the next call packs them again."""
         weights = self.packable_weights()
         if weights:
-            # A model may be moved while somebody traces: stay out of their graph.
+            # A model may be moved during tracing: keep the op out of the traced graph.
             with _disable_current_modes():
                 ops.forget_packed(weights)
 
     def packable_weights(self) -> list[Tensor]:
-        """The weights of this module's convolutions that kernels may keep in their own order."""
-        # Not fake ones, which have no bytes: a model may be moved while somebody traces.
+        """The weights of this module's convolutions, for which kernels may cache packed copies."""
+        # Skip fake tensors, which have no data: a model may be moved during tracing.
         return [w for w in self._kernel_weights() if type(w) in (Tensor, nn.Parameter) and not w.is_meta]
 
     def _kernel_weights(self) -> Iterator[Any]:
@@ -38,9 +38,9 @@ class OwnsPackedWeights(nn.Module):
                 yield module._parameters.get("weight")
 
     def __prepare_scriptable__(self) -> Any:
-        """Called by torch.jit.script, which compiles Python and finds none that it understands."""
+        """Raises an error when torch.jit.script is called on a fused module."""
         raise RuntimeError(
-            "torch.jit.script cannot compile fused modules: script what resnet_fused.revert(model) returns, "
+            "torch.jit.script cannot compile fused modules: call resnet_fused.revert(model), script the result, "
             "then convert the model again"
         )
 
@@ -49,5 +49,5 @@ class OwnsPackedWeights(nn.Module):
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.forget_packed()  # before load_state_dict(assign=True) puts other tensors in their place
+        self.forget_packed()  # before load_state_dict(assign=True) replaces the tensors
         super()._load_from_state_dict(*args, **kwargs)

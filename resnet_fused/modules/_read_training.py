@@ -1,6 +1,6 @@
-"""Reads convolutions, BatchNorms and shortcuts into what the training op takes, on every call.
+"""Reads convolutions, BatchNorms and shortcuts into the training op's arguments, on every call.
 
-As in :mod:`._read`, a reader returns None where calling the modules would do something that the op would not.
+As in :mod:`._read`, a reader returns None if calling the modules would compute something that the op does not.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from .. import autograd
 from ..functional import PLAIN_TENSORS
 from ._geometry import convolved_size, of_conv
-from ._read import has_plain_numbers, has_shortcut, may_run_first, shortcut_of, touched
+from ._read import can_precompute, has_hooks_or_patches, has_shortcut, has_valid_numbers, shortcut_of
 
 
-class Side(NamedTuple):
-    """A block's shortcut: x itself, a projection, or a module that is called for what is to be added."""
+class Shortcut(NamedTuple):
+    """A block's shortcut: x itself, a projection, or a module whose output is added."""
 
     identity: bool = False
     projection: tuple[autograd.Conv, autograd.Norm | None] | None = None
@@ -24,20 +24,20 @@ class Side(NamedTuple):
     module: nn.Module | None = None
 
 
-NO_SIDE = Side()
+NO_SHORTCUT = Shortcut()
 
 
-def shape_behind(x: Tensor, convs: Sequence[autograd.Conv]) -> tuple[Any, ...]:
-    """The shape of what the convolutions make of x, one after another."""
+def output_shape(x: Tensor, convs: Sequence[autograd.Conv]) -> tuple[Any, ...]:
+    """The output shape of a sequence of convolutions of x."""
     size = tuple(x.shape[2:])
     for conv in convs:
         size = convolved_size(size, conv.weight, conv.stride, conv.padding, conv.dilation)
     return x.shape[0], convs[-1].weight.shape[0], *size
 
 
-def conv_of(conv: Any, dtype: torch.dtype) -> autograd.Conv | None:
-    """A convolution with its weight and bias in ``dtype``, which is autocast's or their own."""
-    if type(conv) is not nn.Conv2d or touched(conv):
+def read_conv(conv: Any, dtype: torch.dtype) -> autograd.Conv | None:
+    """A convolution with weight and bias in ``dtype`` (autocast's or their own), or None."""
+    if type(conv) is not nn.Conv2d or has_hooks_or_patches(conv):
         return None
     geometry = of_conv(conv)
     if geometry is None:
@@ -45,14 +45,14 @@ def conv_of(conv: Any, dtype: torch.dtype) -> autograd.Conv | None:
     weight: Any = conv._parameters.get("weight")
     bias: Any = conv._parameters.get("bias")
     given = [weight] if bias is None else [weight, bias]
-    if not PLAIN_TENSORS.issuperset(map(type, given)):  # pruned, sharded or quantised
+    if not PLAIN_TENSORS.issuperset(map(type, given)):  # e.g. pruned, sharded or quantised
         return None
-    return autograd.conv_in(dtype, weight, bias, *geometry)
+    return autograd.cast_conv(dtype, weight, bias, *geometry)
 
 
-def norm_of(norm: Any, dtype: torch.dtype) -> autograd.Norm | None:
-    """A BatchNorm of activations in ``dtype``, with its statistics where it does not use the batch's."""
-    if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or touched(norm):
+def read_norm(norm: Any, dtype: torch.dtype) -> autograd.Norm | None:
+    """A BatchNorm for activations in ``dtype``, with running statistics unless it uses batch statistics, or None."""
+    if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or has_hooks_or_patches(norm):
         return None
     parameters, buffers = norm._parameters, norm._buffers
     gamma: Any = parameters.get("weight")
@@ -66,16 +66,16 @@ def norm_of(norm: Any, dtype: torch.dtype) -> autograd.Norm | None:
     given = [t for t in (gamma, beta, mean, var) if t is not None]
     if not PLAIN_TENSORS.issuperset(map(type, given)):
         return None
-    if not has_plain_numbers(norm):
+    if not has_valid_numbers(norm):
         return None
-    read = autograd.norm_in(dtype, gamma, beta, mean, var, float(norm.eps))
+    read = autograd.cast_norm(dtype, gamma, beta, mean, var, float(norm.eps))
     if read is None or not (norm.training or mean is None):
         return read
     return read._replace(mean=None, var=None, sync=_synchronises(norm))
 
 
 def _synchronises(norm: Any) -> bool:
-    """Whether batch statistics are those of several processes: ``nn.SyncBatchNorm``'s own condition."""
+    """Whether batch statistics span several processes, by the condition of ``nn.SyncBatchNorm``."""
     distributed = torch.distributed
     if type(norm) is not nn.SyncBatchNorm or not norm.training:
         return False
@@ -85,7 +85,7 @@ def _synchronises(norm: Any) -> bool:
 
 
 def process_group(norms: Sequence[Any]) -> str | None:
-    """The name of the group whose processes all of these BatchNorms share, "" for none, None where groups differ."""
+    """The name of the process group that all of these BatchNorms share, "" for none, None if the groups differ."""
     groups: list[Any] = [norm.process_group or torch.distributed.group.WORLD for norm in norms if _synchronises(norm)]
     names = {str(group.group_name) for group in groups}
     if len(names) > 1:
@@ -93,24 +93,27 @@ def process_group(norms: Sequence[Any]) -> str | None:
     return names.pop() if names else ""
 
 
-def side_of(
+def read_shortcut(
     block: nn.Module, x: Tensor, dtype: torch.dtype, convs: Sequence[autograd.Conv], pre_activates: bool
-) -> Side | None:
-    """What the block adds; where it ``pre_activates``, every shortcut but the identity reads ``relu(bn(x))``."""
+) -> Shortcut | None:
+    """The block's shortcut, or None if eager must run.
+
+    If the block ``pre_activates``, every shortcut except the identity reads ``relu(bn(x))``.
+    """
     if not has_shortcut(block):
         return None
     down: Any = shortcut_of(block)
-    out = shape_behind(x, convs)
+    out = output_shape(x, convs)
     if down is None:
-        # Eager broadcasts, or says why not, and adds without rounding to autocast's dtype.
-        return Side(identity=True) if x.dtype is dtype and tuple(x.shape) == out else None
+        # Other shapes broadcast or raise in eager, and eager adds before rounding to autocast's dtype.
+        return Shortcut(identity=True) if x.dtype is dtype and tuple(x.shape) == out else None
     conv, norm = down, None
-    if type(down) is nn.Sequential and not touched(down) and 1 <= len(down) <= 2:
+    if type(down) is nn.Sequential and not has_hooks_or_patches(down) and 1 <= len(down) <= 2:
         children = tuple(down._modules.values())
         conv, norm = children[0], children[1] if len(children) == 2 else None
-    read, read_norm = conv_of(conv, dtype), norm_of(norm, dtype)
-    if read is not None and (norm is None) == (read_norm is None) and shape_behind(x, (read,)) == out:
-        return Side(projection=(read, read_norm), norm=norm)
-    if not pre_activates and x.dtype is dtype and may_run_first(down):
-        return Side(module=down)
+    conv_args, norm_args = read_conv(conv, dtype), read_norm(norm, dtype)
+    if conv_args is not None and (norm is None) == (norm_args is None) and output_shape(x, (conv_args,)) == out:
+        return Shortcut(projection=(conv_args, norm_args), norm=norm)
+    if not pre_activates and x.dtype is dtype and can_precompute(down):
+        return Shortcut(module=down)
     return None

@@ -1,4 +1,4 @@
-"""A network's stages: fused blocks hand each other channels_last, everybody else sees eager's memory format."""
+"""Runs a network's stages: fused blocks pass channels_last to each other, other code sees eager's memory format."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -7,63 +7,65 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from ..autograd import Place, is_channels_last
-from ..functional import PLAIN_TENSORS, is_exporting_elsewhere
+from ..autograd import Visibility, is_channels_last
+from ..functional import PLAIN_TENSORS, is_exporting
 from ._block import FusedBlock
-from ._format import contiguous, nhwc_of_contiguous
+from ._format import contiguous, nhwc_with_contiguous_grad
 from ._patches import layers_are_patched
-from ._read import only_reads, shortcut_of, touched
+from ._read import has_hooks_or_patches, is_read_only, shortcut_of
 from ._train import trains_fused
 
 _FORWARD, _CALL = FusedBlock.forward, nn.Module.__call__
 
 
-def run_stages(x: Tensor, last: bool, stages: Iterable[nn.Module]) -> tuple[Tensor, bool]:
-    """What the stages make of x, and whether eager would have it in channels_last; it may be so in any case.
+def run_stages(x: Tensor, channels_last: bool, stages: Iterable[nn.Module]) -> tuple[Tensor, bool]:
+    """Runs the stages; returns the output and whether eager's output would be channels_last.
 
-    ``last``: the same of x. Where eager would be contiguous, x is copied for whoever is not a fused block, or is
-    watched: called through hooks, compiled by itself, or with another forward than its class's.
+    ``channels_last``: whether eager's x would be channels_last. The actual format of x and of the output may be
+    channels_last in either case. Where eager's tensor would be contiguous, x is copied to contiguous for every module
+    that is not a fused block or that user code can observe: a module with hooks, with its own ``compile()``, or with a
+    replaced ``forward``.
     """
-    internal = False  # x was made for the next part alone
-    for part, after in _parts(stages):
+    internal = False  # whether only the next block reads x
+    for block, after in _blocks_with_next(stages):
         y, for_next = None, False
-        if isinstance(part, FusedBlock) and _is_called_as_known(part):
-            hidden = not last and trains_fused(part, x)
-            for_next = _is_read_by(after)
-            place = Place(hidden, internal, for_next)
-            y = part.computed(nhwc_of_contiguous(x) if hidden else x, place)
+        if isinstance(block, FusedBlock) and _has_default_call(block):
+            hidden = not channels_last and trains_fused(block, x)
+            for_next = _is_internal_to(after)
+            visibility = Visibility(hidden, internal, for_next)
+            y = block.fused_forward(nhwc_with_contiguous_grad(x) if hidden else x, visibility)
         if y is None:
             if internal:
-                x = x.clone()  # into memory that the eager block may resize
-            x, internal = part(x if last else contiguous(x)), False
-            last = isinstance(x, Tensor) and is_channels_last(x)
+                x = x.clone()  # the eager block may resize its input, so it must not be in pooled memory
+            x, internal = block(x if channels_last else contiguous(x)), False
+            channels_last = isinstance(x, Tensor) and is_channels_last(x)
         else:
-            x, last, internal = y, last or part.turns_channels_last(), for_next
-    return x, last
+            x, channels_last, internal = y, channels_last or block.outputs_channels_last(), for_next
+    return x, channels_last
 
 
-def anybody_looks_on(x: Tensor) -> bool:
-    """Whether to call every module as eager does: for tracers, and hooks and patches that are on all modules."""
+def is_observed(x: Tensor) -> bool:
+    """Whether every module must be called as in eager: under tracers, or with global hooks or patches."""
     if type(x) not in PLAIN_TENSORS or x.dim() != 4 or _has_any_global_hook():
         return True
-    return layers_are_patched() or is_exporting_elsewhere()
+    return layers_are_patched() or is_exporting()
 
 
-def _is_called_as_known(block: FusedBlock) -> bool:
-    """Whether calling the block is :meth:`FusedBlock.forward`, which a subclass or a patch may have replaced."""
+def _has_default_call(block: FusedBlock) -> bool:
+    """Whether calling the block runs :meth:`FusedBlock.forward` and nothing else (no override, patch or hook)."""
     cls = type(block)
-    return cls.forward is _FORWARD and cls.__call__ is _CALL and not touched(block)
+    return cls.forward is _FORWARD and cls.__call__ is _CALL and not has_hooks_or_patches(block)
 
 
-def _is_read_by(after: Any) -> bool:
-    """Whether what is made for ``after`` meets nobody but fused blocks, unless the eager block runs: it has a copy."""
-    if torch.compiler.is_compiling():  # a compiler leaves out a copy that changes no value
+def _is_internal_to(after: Any) -> bool:
+    """Whether only fused blocks read the output passed to ``after``; if its eager block runs, it gets a copy."""
+    if torch.compiler.is_compiling():  # the compiler would remove the copy
         return False
-    return isinstance(after, FusedBlock) and _is_called_as_known(after) and only_reads(shortcut_of(after))
+    return isinstance(after, FusedBlock) and _has_default_call(after) and is_read_only(shortcut_of(after))
 
 
-def _parts(stages: Iterable[nn.Module]) -> Iterator[tuple[Any, Any]]:
-    """Each part when its turn comes, since hooks may exchange it until then; and what is to follow, or None."""
+def _blocks_with_next(stages: Iterable[nn.Module]) -> Iterator[tuple[Any, Any]]:
+    """Yields each block and the one after it, or None. Lazy: hooks may replace a block before its turn."""
     stages = list(stages)
     for stage, after in zip(stages, [*stages[1:], None], strict=True):
         if not _is_plain(stage):
@@ -71,12 +73,12 @@ def _parts(stages: Iterable[nn.Module]) -> Iterator[tuple[Any, Any]]:
             continue
         names = list(stage._modules)
         for name, next_name in zip(names, [*names[1:], None], strict=True):
-            yield stage._modules[name], _first_of(after) if next_name is None else stage._modules[next_name]
+            yield stage._modules[name], _first_block(after) if next_name is None else stage._modules[next_name]
 
 
 def _is_plain(stage: Any) -> bool:
-    return type(stage) is nn.Sequential and not touched(stage)
+    return type(stage) is nn.Sequential and not has_hooks_or_patches(stage)
 
 
-def _first_of(stage: Any) -> Any:
+def _first_block(stage: Any) -> Any:
     return next(iter(stage._modules.values()), None) if _is_plain(stage) else None

@@ -1,33 +1,34 @@
-"""The bottleneck block: three fused convolutions."""
+"""The fused bottleneck block: three convolution kernels."""
 
 from torch import Tensor
 
 from .. import ops, reference
-from ..autograd import Place
+from ..autograd import Visibility
 from ._block import FusedBlock, conv_add
-from ._eager import as_defined
+from ._eager import original_methods
 from ._format import nhwc
-from ._read import all_indexable, conv_norm, is_relu, kernel_dtype, shortcut
+from ._read import all_convs_indexable, conv_norm, is_relu, kernel_dtype, shortcut_args
 from ._train import train
 
 
 class FusedBottleneck(FusedBlock, reference.Bottleneck):
-    """``torchvision.models.resnet.Bottleneck`` (same arguments, state_dict, numerics), three kernels in eval mode.
+    """``torchvision.models.resnet.Bottleneck`` with three kernels in eval mode.
 
-    He et al. 2015 (arXiv:1512.03385), figure 5; ResNeXt (arXiv:1611.05431) through ``groups``, wide networks
-    (arXiv:1605.07146) through ``base_width``. ``torchvision.models.ResNet(FusedBottleneck, [3, 4, 6, 3])``
-    works; for its ``zero_init_residual`` see :class:`FusedBasicBlock`.
+    Arguments, state_dict and numerics match torchvision's. He et al. 2015 (arXiv:1512.03385), figure 5 right.
+    ``groups`` gives ResNeXt (arXiv:1611.05431), ``base_width`` gives wide networks (arXiv:1605.07146).
+    ``torchvision.models.ResNet(FusedBottleneck, [3, 4, 6, 3])`` works; for its ``zero_init_residual`` see
+    :class:`FusedBasicBlock`.
     """
 
     _eager_class = reference.Bottleneck
-    _eager_methods = as_defined(reference.Bottleneck, "forward")
+    _eager_methods = original_methods(reference.Bottleneck, "forward")
     _convs = ("conv1", "conv2", "conv3")
 
-    def _trained(self, x: Tensor, place: Place) -> Tensor | None:
-        return train(self, x, self._convs, (None, "bn1", "bn2", "bn3"), relu=True, shortcut=True, place=place)
+    def _fused_train(self, x: Tensor, visibility: Visibility) -> Tensor | None:
+        return train(self, x, self._convs, (None, "bn1", "bn2", "bn3"), relu=True, shortcut=True, visibility=visibility)
 
-    def _fused(self, x: Tensor, internal: bool) -> Tensor | None:
-        dtype, how = kernel_dtype(x)
+    def _fused_inference(self, x: Tensor, internal: bool) -> Tensor | None:
+        dtype, options = kernel_dtype(x)
         if dtype is None:
             return None
         children = self._modules
@@ -36,12 +37,12 @@ class FusedBottleneck(FusedBlock, reference.Bottleneck):
         last = conv_norm(children.get("conv3"), children.get("bn3"), dtype)
         if first is None or middle is None or last is None or not is_relu(children.get("relu")):
             return None
-        if not all_indexable(x, first, middle, last):
+        if not all_convs_indexable(x, first, middle, last):
             return None
         z = nhwc(x)
-        added = shortcut(self, z, dtype, (first, middle, last))
-        if added is None:
+        shortcut = shortcut_args(self, z, dtype, (first, middle, last))
+        if shortcut is None:
             return None
-        y = ops.conv_bn_act(z.to(dtype), *first, None, True, *how, internal=True)
-        y = ops.conv_bn_act(y, *middle, None, True, *how, internal=True)
-        return conv_add(y, last, added, True, how, internal)
+        y = ops.conv_bn_act(z.to(dtype), *first, None, True, *options, internal=True)
+        y = ops.conv_bn_act(y, *middle, None, True, *options, internal=True)
+        return conv_add(y, last, shortcut, True, options, internal)

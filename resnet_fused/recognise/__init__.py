@@ -1,4 +1,7 @@
-"""Exact types, and subclasses that compute the same -> how to fuse them, or the reason why not. One file a library."""
+"""Maps module classes, by exact type or by equivalent subclass, to a recogniser: how to fuse, or why not.
+
+There is one file per library.
+"""
 
 import sys
 
@@ -7,7 +10,7 @@ from torch import nn
 from . import own
 from ._blocks import Recogniser
 from ._reasons import class_name
-from ._subclasses import MadeOfSubclass, overridden, recogniser_of
+from ._subclasses import DynamicFusedClass, overridden, recogniser_of
 from ._unknown import looks_like_a_block, parts_of
 
 __all__ = [
@@ -15,41 +18,41 @@ __all__ = [
     "by_fused_class",
     "class_name",
     "find",
+    "find_base",
     "find_class",
     "looks_like_a_block",
-    "near_miss",
     "overridden",
     "parts_of",
 ]
 
 
 def find(module: nn.Module) -> Recogniser | None:
-    """The recogniser of the module's class, eager or already fused."""
+    """The recogniser of the module's class, eager or fused, or None."""
     return find_class(type(module))
 
 
 def find_class(kind: type[nn.Module]) -> Recogniser | None:
-    """The recogniser of a class, of its exact base, or of the base that it leaves alone."""
+    """The recogniser of a class: known exactly, or through a base class whose computation it does not override."""
     exact = next((r for r in _recognisers() if kind in (r.eager, r.fused)), None)
     if exact is not None:
         return exact
     base = _nearest(kind)
-    if base is not None and issubclass(kind, MadeOfSubclass) and MadeOfSubclass in kind.__bases__:
+    if base is not None and issubclass(kind, DynamicFusedClass) and DynamicFusedClass in kind.__bases__:
         return recogniser_of(kind._eager_class, base)
     if base is None or not issubclass(kind, base.eager) or issubclass(kind, base.fused):
         return None
     return recogniser_of(kind, base) if overridden(kind, base) is None else None
 
 
-def near_miss(module: nn.Module) -> Recogniser | None:
-    """The recogniser of the nearest class that the module's class derives from: it may mean something else."""
+def find_base(module: nn.Module) -> Recogniser | None:
+    """The recogniser of the nearest known base class; the subclass itself may compute something else."""
     return _nearest(type(module))
 
 
 def by_fused_class(module: nn.Module) -> Recogniser | None:
-    """The recogniser that made this converted module, None for an eager one."""
+    """The recogniser that converted this module, or None for an eager module."""
     kind = type(module)
-    if MadeOfSubclass in kind.__bases__:
+    if DynamicFusedClass in kind.__bases__:
         return find_class(kind)
     return next((r for r in _recognisers() if kind is r.fused), None)
 
@@ -60,7 +63,7 @@ def _nearest(kind: type[nn.Module]) -> Recogniser | None:
 
 
 def _recognisers() -> tuple[Recogniser, ...]:
-    # A model that holds torchvision's blocks has imported them; nothing else should pay for it.
+    # A model with torchvision blocks has already imported torchvision; do not import it for other models.
     if "torchvision.models.resnet" in sys.modules:
         from . import torchvision
 

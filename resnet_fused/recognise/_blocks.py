@@ -1,4 +1,4 @@
-"""What the blocks of every library share: which children a block has, and what each must be."""
+"""Checks shared by all libraries' blocks: which children a block has, and what each must be."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from ..modules._eager import replaced
+from ..modules._eager import first_replaced_method
 from . import _reasons
 
 
@@ -17,7 +17,7 @@ class Refusal(Protocol):
 
 @dataclass(frozen=True)
 class Recogniser:
-    """``eager`` (by exact type) becomes ``fused`` unless :meth:`reason` has one. kind is for the report."""
+    """``eager`` (by exact type) becomes ``fused`` unless :meth:`reason` gives a reason. ``kind`` is for the report."""
 
     kind: str
     eager: type[nn.Module]
@@ -25,15 +25,15 @@ class Recogniser:
     refusal: Refusal
 
     def reason(self, module: nn.Module, path: str, converted: bool = False) -> str | None:
-        """Why the module at ``path`` cannot be fused, or why it runs eagerly where it is fused; None if it is right."""
-        method = replaced(self.eager, self.fused._eager_methods)
+        """Why the module at ``path`` cannot be fused or, if ``converted``, why it runs eagerly; else None."""
+        method = first_replaced_method(self.eager, self.fused._eager_methods)
         if method is not None:
             return f"{_reasons.class_name(self.eager)}.{method} was replaced by another function"
         if converted and _has_any_global_hook():
-            return "a hook for all modules is registered (torch.nn.modules.module.register_module_...)"
-        its_own = next((name for name in self.fused._eager_methods if name in module.__dict__), None)
-        if its_own is not None:
-            return f"its {its_own} was replaced on this instance"
+            return "a global module hook is registered (torch.nn.modules.module.register_module_...)"
+        replaced = next((name for name in self.fused._eager_methods if name in module.__dict__), None)
+        if replaced is not None:
+            return f"its {replaced} was replaced on this instance"
         return self.refusal(module, path, converted)
 
 
@@ -57,13 +57,13 @@ def _refuse_stem(pool: str | None, network: nn.Module, path: str, converted: boo
             _reasons.conv(network, "conv1", path),
             _reasons.batch_norm(network, "bn1", path, converted),
             _reasons.relu(network, path),
-            # A fused stem calls a pool that it cannot take in.
+            # A fused stem calls the pooling module if its kernel cannot pool.
             None if pool is None or converted else _reasons.pool(network, pool, path),
         )
     )
 
 
-# Pre-activation blocks have the same children as the others, in another order.
+# Pre-activation blocks have the same children as post-activation blocks, in another order.
 refuse_two_convs: Refusal = partial(_refuse_block, 2, True)
 refuse_two_plain_convs: Refusal = partial(_refuse_block, 2, False)
 refuse_three_convs: Refusal = partial(_refuse_block, 3, True)

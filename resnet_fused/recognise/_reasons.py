@@ -1,7 +1,7 @@
-"""Why a module cannot be fused, in plain words with the offending values; None where it can.
+"""Reasons why a module cannot be fused, with the offending values; None if it can.
 
-``path`` is the owner's name in the model. With ``converted`` the question is why a module that is fused already runs
-eagerly: it does more than :func:`resnet_fused.convert` would begin with.
+``path`` is the owner's name in the model. With ``converted`` the functions explain why a fused module runs eagerly,
+which is the case less often than :func:`resnet_fused.convert` refuses a module.
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..modules._read import may_run_first, touched
+from ..modules._read import can_precompute, has_hooks_or_patches
 from ..modules.stem import is_plain_pool
 from ..reference import ZeroPadShortcut
 
@@ -21,7 +21,7 @@ def first(reasons: Iterable[str | None]) -> str | None:
 
 
 def class_name(kind: type) -> str:
-    """With its package, as people import it: ``torch.nn.Conv2d``, not ``torch.nn.modules.conv.Conv2d``."""
+    """The class name with its package as users import it: ``torch.nn.Conv2d``, not ``torch.nn.modules.conv.Conv2d``."""
     if getattr(nn, kind.__name__, None) is kind:
         return f"torch.nn.{kind.__name__}"
     return f"{kind.__module__}.{kind.__qualname__}"
@@ -36,7 +36,7 @@ def conv(owner: nn.Module, name: str, path: str) -> str | None:
     if module.padding_mode != "zeros":  # type: ignore[union-attr]
         return f"{full} has padding_mode {module.padding_mode!r}, not 'zeros'"  # type: ignore[union-attr]
     if isinstance(module.padding, str):  # type: ignore[union-attr]
-        return f"{full} has padding {module.padding!r}, not a number of pixels"  # type: ignore[union-attr]
+        return f"{full} has padding {module.padding!r}, not an int or a pair of ints"  # type: ignore[union-attr]
     return None
 
 
@@ -47,7 +47,7 @@ def batch_norm(owner: nn.Module, name: str, path: str, converted: bool = False) 
     if reason is not None or converted:
         return reason
     if module.running_mean is None or module.running_var is None:  # type: ignore[union-attr]
-        return f"{full} keeps no running statistics (track_running_stats=False), so eval mode normalises by the batch"
+        return f"{full} has no running statistics (track_running_stats=False), so eval mode uses batch statistics"
     return None
 
 
@@ -65,7 +65,7 @@ def shortcut(owner: nn.Module, path: str, converted: bool = False) -> str | None
         return f"{full} is {class_name(type(module))}; {kinds} or None expected"
     if converted and type(module) is nn.Conv2d:
         return conv(owner, "downsample", path)
-    if converted and may_run_first(module):  # where no kernel takes it
+    if converted and can_precompute(module):  # runs as a module, not in a kernel
         return None
     for child_name, child in module.named_modules():
         child_path = _join(full, child_name)
@@ -77,7 +77,7 @@ def shortcut(owner: nn.Module, path: str, converted: bool = False) -> str | None
             reason = _exactly(child, child_path, exact)
             if reason is not None:
                 return reason
-    return f"{full} may act in place or holds a module that is not torch's own" if converted else None
+    return f"{full} may modify its input in place or contains a module that is not torch's own" if converted else None
 
 
 def pool(owner: nn.Module, name: str, path: str) -> str | None:
@@ -87,7 +87,7 @@ def pool(owner: nn.Module, name: str, path: str) -> str | None:
         return _exactly(module, full, nn.Identity)
     reason = _exactly(module, full, nn.MaxPool2d)
     if reason is None and not is_plain_pool(module):  # type: ignore[arg-type]
-        return f"{full} is {module}; the fused stem pools without dilation, ceil_mode or return_indices"
+        return f"{full} is {module}; the fused stem does not support dilation, ceil_mode or return_indices"
     return reason
 
 
@@ -116,7 +116,7 @@ def _hook(module: nn.Module, full: str) -> str | None:
     for kind, hooks in kinds.items():
         if hooks:
             return f"a {kind} is registered on {full}"
-    if touched(module):
+    if has_hooks_or_patches(module):
         return f"forward, weight or bias of {full} was replaced by a plain attribute"
     return None
 

@@ -1,4 +1,4 @@
-"""Subclasses of known blocks and networks that leave the computation alone get a fused class, made at run time."""
+"""Creates fused classes at run time for subclasses of known classes that do not override the computation."""
 
 import abc
 import inspect
@@ -13,19 +13,19 @@ from ..modules._packing import OwnsPackedWeights
 from ._blocks import Recogniser
 from ._reasons import class_name
 
-# What a call goes through, and what making, copying and deleting an instance does.
+# Methods involved in calling, creating, copying and deleting an instance.
 _CALL = ("__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__getattribute__")
 _INSTANCE = ("__new__", "__del__", "__copy__", "__deepcopy__", "__reduce__", "__reduce_ex__")
 _ARGUMENTS = ("__getnewargs__", "__getnewargs_ex__", "__init_subclass__")
-# Layers are registered modules; a class attribute of such a name would hide one.
+# Layers are registered modules; a class attribute of the same name would shadow one.
 _LAYERS = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "relu", "downsample", "maxpool")
-# Fused classes have these too, and call the next class's.
+# Fused classes define these too, but cooperate through super() or only set a default.
 _SHARED = ("_apply", "_load_from_state_dict", "recompute", "fused_training")
 _ABSENT = object()
 
 
-class MadeOfSubclass(nn.Module):
-    """The first base of classes made here. No import finds them, so an instance is pickled by its eager class."""
+class DynamicFusedClass(nn.Module):
+    """First base of the classes created here, which cannot be imported: instances are pickled by eager class."""
 
     _eager_class: ClassVar[type[nn.Module]]
 
@@ -35,21 +35,21 @@ class MadeOfSubclass(nn.Module):
 
 
 def overridden(kind: type[nn.Module], base: Recogniser) -> str | None:
-    """Why a subclass of a known class may compute something else, or cannot be made a fused class; else None.
+    """Why a subclass of a known class may compute something else or cannot be fused; None if it can be fused.
 
-    Of a subclass of the fused class, which exists already, the first matters only.
+    For a subclass of an already fused class only the first is checked.
     """
     computes = (*base.fused._eager_methods, *_CALL, *_LAYERS)
     if issubclass(kind, base.fused):
         return _first_override(kind, base.fused, computes)
     if type(kind) not in (type, abc.ABCMeta):
         return f"{class_name(kind)} has the metaclass {class_name(type(kind))}"
-    reason = _first_override(kind, base.eager, (*computes, *_INSTANCE, *_ARGUMENTS, *_of_fusing(base)))
+    reason = _first_override(kind, base.eager, (*computes, *_INSTANCE, *_ARGUMENTS, *_fusing_attributes(base)))
     if reason is not None:
         return reason
     try:
         recogniser_of(kind, base)
-    except TypeError as error:  # bases in an order that no class can have
+    except TypeError as error:  # inconsistent method resolution order
         return f"{class_name(kind)} cannot be combined with {class_name(base.fused)}: {' '.join(str(error).split())}"
     return None
 
@@ -62,30 +62,30 @@ def _first_override(kind: type, base: type, names: Iterable[str]) -> str | None:
 
 
 def recogniser_of(kind: type[nn.Module], base: Recogniser) -> Recogniser:
-    """``base`` for its subclass ``kind``: the fused class derives from both, first from ``kind``."""
-    # Python keeps a class's subclasses as long as somebody else does; a table of our own would keep them for ever.
-    made: Any = next((c for c in kind.__subclasses__() if MadeOfSubclass in c.__bases__), None)
+    """``base`` for its subclass ``kind``. The fused class derives from ``kind`` first, then from the fused base."""
+    # Look in __subclasses__, which holds weak references; a cache here would keep the classes alive forever.
+    made: Any = next((c for c in kind.__subclasses__() if DynamicFusedClass in c.__bases__), None)
     if made is None:
         attributes = {
             "_eager_class": kind,
             "__module__": kind.__module__,
             "__doc__": f":class:`{class_name(kind)}`, converted.",
         }
-        bases = (MadeOfSubclass, kind, base.fused)
+        bases = (DynamicFusedClass, kind, base.fused)
         made = types.new_class(f"Fused{kind.__name__}", bases, exec_body=lambda namespace: namespace.update(attributes))
     return replace(base, eager=kind, fused=made)
 
 
-def _of_fusing(base: Recogniser) -> Iterator[str]:
-    """The names that fused classes use for themselves."""
+def _fusing_attributes(base: Recogniser) -> Iterator[str]:
+    """Names of the attributes that the fused classes define."""
     for kind in base.fused.__mro__:
         if issubclass(kind, OwnsPackedWeights):
             yield from (name for name in vars(kind) if not name.startswith("__") and name not in _SHARED)
 
 
 def _new(kind: type[nn.Module]) -> nn.Module:
-    """Called by pickle: a fused instance of ``kind`` without state, an eager one where it can no longer be fused."""
-    from . import find_class  # imports this file
+    """Called by pickle: an instance without state of ``kind``'s fused class, or of ``kind`` if it cannot be fused."""
+    from . import find_class  # here to avoid a circular import
 
     recogniser = find_class(kind)
     made = kind if recogniser is None else recogniser.fused

@@ -1,18 +1,18 @@
-"""Which modules of unknown classes look like residual blocks, so that a report can name them."""
+"""Detects modules of unknown classes that look like residual blocks, so that a report can name them."""
 
 from collections.abc import Iterator
 
 from torch import nn
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # by exact type: a subclass has a name worth reporting
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # by exact type: a subclass has a meaningful name
 
 
 def looks_like_a_block(module: nn.Module) -> bool:
-    """Whether a module has convolutions and norms: of its own, in plain containers, or in units of one convolution.
+    """Whether a module has convolutions and norms: directly, in plain containers, or in units of one convolution.
 
-    Some libraries' convolutions hold their norm.
+    Some libraries' convolution classes contain their norm.
     """
-    is_container = type(module) in _CONTAINERS  # whose own name says nothing: as little of it as there is a reason for
+    is_container = type(module) in _CONTAINERS  # its name means nothing: count only its direct children
     parts = list(module.children() if is_container else _children(module))
     convs = [part for part in parts if _is_conv(part)]
     norms = [part for part in (*parts, *(child for conv in convs for child in conv.children())) if _is_norm(part)]
@@ -21,7 +21,7 @@ def looks_like_a_block(module: nn.Module) -> bool:
 
 
 def parts_of(block: nn.Module) -> Iterator[nn.Module]:
-    """What belongs to a block and is none of its own: plain containers, and units of one convolution."""
+    """Submodules that belong to a block and are not blocks themselves: containers and units of one convolution."""
     if type(block) in _CONTAINERS:
         return
     for child in _children(block, containers=True):
@@ -32,7 +32,7 @@ def parts_of(block: nn.Module) -> Iterator[nn.Module]:
 
 
 def _children(module: nn.Module, containers: bool = False) -> Iterator[nn.Module]:
-    """The children, and in place of (or beside) a plain container what it holds."""
+    """The children, with plain containers replaced by their contents, or followed by them if ``containers``."""
     for child in module.children():
         is_container = type(child) in _CONTAINERS
         if containers or not is_container:
@@ -42,7 +42,7 @@ def _children(module: nn.Module, containers: bool = False) -> Iterator[nn.Module
 
 
 def _is_unit(module: nn.Module) -> bool:
-    """One convolution with its norm, as ``ConvNormAct`` modules of many libraries are. With more it is a block."""
+    """Whether a module is one convolution with its norm, like the ``ConvNormAct`` of many libraries."""
     if type(module) in _CONTAINERS or _is_conv(module):
         return False
     inside = list(module.modules())
@@ -56,6 +56,6 @@ def _is_conv(module: nn.Module) -> bool:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """By name, as frozen norms and other libraries' share no base; not ``ConvNorm``, nor ``Normalize`` of images."""
+    """Whether the class name says so: norms share no base class. Not ``ConvNorm``, nor ``Normalize`` of images."""
     name = type(module).__name__.lower().replace("normal", "")
     return "norm" in name and not any(map(_is_conv, module.modules()))

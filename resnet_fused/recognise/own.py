@@ -1,11 +1,11 @@
-"""The eager blocks of :mod:`resnet_fused.reference` and the networks of :mod:`resnet_fused.models`."""
+"""Recognisers of the blocks in :mod:`resnet_fused.reference` and the networks in :mod:`resnet_fused.models`."""
 
 from torch import Tensor
 
 from .. import modules, reference
 from ..models import cifar, resnet
 from ..modules import FusedPreActEnds, FusedStem
-from ..modules._eager import as_defined, replacement
+from ..modules._eager import original_methods, replacement
 from ._blocks import (
     Recogniser,
     refuse_pooled_stem,
@@ -17,50 +17,50 @@ from ._blocks import (
 
 
 class _OwnStem(FusedStem):
-    """The stem of a network that has it as a method, which somebody may replace."""
+    """A fused stem for a network whose stem is the method ``_stem``, which may be overridden or patched."""
 
     def _stem(self, x: Tensor) -> Tensor:
-        theirs = replacement(self, "_stem")
-        return super()._stem(x) if theirs is None else theirs(self, x)
+        override = replacement(self, "_stem")
+        return super()._stem(x) if override is None else override(self, x)
 
 
 class FusedResNet(_OwnStem, resnet.ResNet):
     """:class:`resnet_fused.models.ResNet` with a fused stem."""
 
     _eager_class = resnet.ResNet
-    _eager_methods = as_defined(resnet.ResNet, "forward", "_features", "_stem")
+    _eager_methods = original_methods(resnet.ResNet, "forward", "_features", "_stem")
 
     def _features(self, x: Tensor) -> Tensor:
-        theirs = replacement(self, "_features")
-        if theirs is not None:
-            return theirs(self, x)
+        override = replacement(self, "_features")
+        if override is not None:
+            return override(self, x)
         return self._features_of(x, (self.layer1, self.layer2, self.layer3, self.layer4))
 
 
 class FusedCifarResNet(_OwnStem, cifar.CifarResNet):
-    """:class:`resnet_fused.models.CifarResNet` with a fused stem; there is no pooling in it."""
+    """:class:`resnet_fused.models.CifarResNet` with a fused stem (without pooling)."""
 
     _pools = False
     _eager_class = cifar.CifarResNet
-    _eager_methods = as_defined(cifar.CifarResNet, "forward", "_features", "_stem")
+    _eager_methods = original_methods(cifar.CifarResNet, "forward", "_features", "_stem")
 
     def _features(self, x: Tensor) -> Tensor:
-        theirs = replacement(self, "_features")
-        if theirs is not None:
-            return theirs(self, x)
+        override = replacement(self, "_features")
+        if override is not None:
+            return override(self, x)
         return self._features_of(x, [getattr(self, stage) for stage in self.stages])
 
 
 class FusedCifarPreActResNet(FusedPreActEnds, cifar.CifarPreActResNet):
-    """:class:`resnet_fused.models.CifarPreActResNet` with a fused BatchNorm and ReLU at its end."""
+    """:class:`resnet_fused.models.CifarPreActResNet` with a fused final BatchNorm and ReLU."""
 
     _eager_class = cifar.CifarPreActResNet
-    _eager_methods = as_defined(cifar.CifarPreActResNet, "forward", "_features", "_stem", "_tail")
+    _eager_methods = original_methods(cifar.CifarPreActResNet, "forward", "_features", "_stem", "_tail")
 
     def _features(self, x: Tensor) -> Tensor:
-        theirs = replacement(self, "_features")
-        if theirs is not None:
-            return theirs(self, x)
+        override = replacement(self, "_features")
+        if override is not None:
+            return override(self, x)
         return self._features_of(x, [getattr(self, stage) for stage in self.stages])
 
 

@@ -1,33 +1,33 @@
-"""torchvision's ResNet, ResNeXt and Wide ResNet. Imported only where torchvision already is."""
+"""Recognisers of torchvision's ResNet, ResNeXt and Wide ResNet. Imported only if torchvision already is."""
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet
 
 from ..modules import FusedBasicBlock, FusedBottleneck, FusedStem
-from ..modules._eager import as_defined, replacement
+from ..modules._eager import original_methods, replacement
 from ._blocks import Recogniser, refuse_pooled_stem, refuse_three_convs, refuse_two_convs
 
 
 class FusedTorchvisionBasicBlock(FusedBasicBlock, resnet.BasicBlock):
-    """A converted BasicBlock; still an instance of torchvision's, for code that asks."""
+    """A converted BasicBlock; ``isinstance`` with torchvision's class still holds."""
 
     _eager_class = resnet.BasicBlock
-    _eager_methods = as_defined(resnet.BasicBlock, "forward")
+    _eager_methods = original_methods(resnet.BasicBlock, "forward")
 
 
 class FusedTorchvisionBottleneck(FusedBottleneck, resnet.Bottleneck):
-    """A converted Bottleneck; still an instance of torchvision's, for code that asks."""
+    """A converted Bottleneck; ``isinstance`` with torchvision's class still holds."""
 
     _eager_class = resnet.Bottleneck
-    _eager_methods = as_defined(resnet.Bottleneck, "forward")
+    _eager_methods = original_methods(resnet.Bottleneck, "forward")
 
 
 class FusedTorchvisionResNet(FusedStem, resnet.ResNet):
-    """A ResNet with a fused stem; everything after its stages runs as in eager."""
+    """A ResNet with a fused stem; the layers after its stages run as in eager."""
 
     _eager_class = resnet.ResNet
-    _eager_methods = as_defined(resnet.ResNet, "forward", "_forward_impl")
+    _eager_methods = original_methods(resnet.ResNet, "forward", "_forward_impl")
     layer1: nn.Module
     layer2: nn.Module
     layer3: nn.Module
@@ -36,9 +36,9 @@ class FusedTorchvisionResNet(FusedStem, resnet.ResNet):
     fc: nn.Module
 
     def _forward_impl(self, x: Tensor) -> Tensor:
-        theirs = replacement(self, "_forward_impl")
-        if theirs is not None:
-            return theirs(self, x)
+        override = replacement(self, "_forward_impl")
+        if override is not None:
+            return override(self, x)
         x = self._features_of(x, (self.layer1, self.layer2, self.layer3, self.layer4))
         return self.fc(torch.flatten(self.avgpool(x), 1))
 

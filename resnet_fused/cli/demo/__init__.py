@@ -1,7 +1,6 @@
-"""``demo``: a network trained here keeps its predictions when converted, and ResNets run faster.
+"""``demo``: trains and converts a small network, then compares the speed of ResNets.
 
-Writes demo.md, demo.json and demo.png. Status 1 where accuracy, predictions or errors are not as
-they must be.
+Writes demo.md, demo.json and demo.png. Exits with status 1 if accuracy, predictions or errors are out of bounds.
 """
 
 import argparse
@@ -31,8 +30,8 @@ DTYPES = (torch.float32, torch.bfloat16)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """``[--quick] [--out DIR] [--device DEVICE]``."""
     parser.add_argument("--quick", action="store_true", help="about 30 s: ResNet-18 only, without torch.compile")
-    parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder to write to (%(default)s)")
-    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ... (a GPU where there is one)")
+    parser.add_argument("--out", type=Path, default=Path("demo-output"), help="output folder (default: %(default)s)")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ... (default: a GPU if available)")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -42,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def run(settings: Settings, out: Path) -> int:
-    """0 where every check passes, else 1."""
+    """Returns 0 if every check passes, else 1."""
     try:
         out.mkdir(parents=True, exist_ok=True)  # before minutes of work, not after
     except OSError as error:
@@ -71,7 +70,7 @@ def run(settings: Settings, out: Path) -> int:
     for note in report.notes(rows):
         console.print(escape(note))
     if settings.omitted:
-        console.print(f"Left out of this short run: {'; '.join(settings.omitted)}.")
+        console.print(f"Omitted from this short run: {'; '.join(settings.omitted)}.")
     for failure in failures:
         console.print(f"[bold red]FAILED[/] {escape(failure)}")
     console.print(f"Wrote demo.md, demo.json and demo.png to {escape(str(out))}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""One PNG: images/s of every variant, one panel a network and dtype."""
+"""One PNG: images/s of every variant, with one panel per network and dtype."""
 
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,18 @@ COLOURS = {EAGER: "#c3c8d0", CHANNELS_LAST: "#9aa3b0", COMPILED: "#6f8fb5", FUSE
 
 
 def draw(path: Path, machine: dict[str, Any], settings: Settings, rows: list[Row]) -> None:
-    """Draws ``rows`` that have a speed; the others are named where their bar would be."""
+    """Draws the rows that have a speed; the others show their status instead of a bar."""
     models = list(dict.fromkeys(r.model for r in rows))
     dtypes = list(dict.fromkeys(r.dtype for r in rows))
     figure = Figure(figsize=(5 * len(dtypes), 0.9 + 2.1 * len(models)), layout="constrained")
-    FigureCanvasAgg(figure)  # no window system, whatever the user's matplotlib is set to
+    FigureCanvasAgg(figure)  # works without a display, whatever matplotlib's backend setting
     panels = figure.subplots(len(models), len(dtypes), squeeze=False)
     for line, model in zip(panels, models, strict=True):
         for axes, dtype in zip(line, dtypes, strict=True):
             _panel(axes, [r for r in rows if (r.model, r.dtype) == (model, dtype)])
             axes.set_title(f"{model}, {dtype}", fontsize=10, loc="left")
     for axes in panels[-1]:
-        axes.set_xlabel(f"images/s (batch {settings.batch}, {settings.size}x{settings.size}); more is better")
+        axes.set_xlabel(f"images/s (batch {settings.batch}, {settings.size}x{settings.size}); higher is better")
     figure.suptitle(f"Inference on {machine['device']}, torch {machine['torch']}", fontsize=11)
     figure.savefig(path, dpi=150)
 

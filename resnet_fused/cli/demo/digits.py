@@ -17,25 +17,25 @@ from resnet_fused.models import small_resnet
 from . import numerics
 
 SEED = 0
-TARGET = 0.97  # held-out accuracy that the demo must reach
+TARGET = 0.97  # required held-out accuracy
 
 
 @dataclass(frozen=True)
 class DigitsResult:
-    """Held-out accuracy before and after convert(), and whether predictions agree."""
+    """Held-out accuracy before and after convert(), and agreement of the predictions."""
 
     accuracy_eager: float
     accuracy_fused: float
     same_predictions: int
     images: int
-    unexplained: int  # predictions that differ although eager's two best logits are well apart
+    unexplained: int  # predictions that differ by more than rounding can explain
     error_eager: float
     error_fused: float
     error_bound: float
     seconds: float  # of training
 
     def failures(self) -> list[str]:
-        """What is wrong, in sentences; empty where all is well."""
+        """One sentence per failed check; empty if all passed."""
         found = []
         if not min(self.accuracy_eager, self.accuracy_fused) >= TARGET:
             found.append(
@@ -77,7 +77,7 @@ def run(device: torch.device, epochs: int, advance: Callable[[], None] = lambda:
 
 
 def _load() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training and test images, (N, 1, 8, 8) float32 in [-1, 1], then their (N) int64 labels."""
+    """Training images, test images, (N, 1, 8, 8) float32 in [-1, 1], then their labels, (N) int64."""
     digits = load_digits()
     x = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 8 - 1  # pixels are 0 ... 16
     y = torch.tensor(digits.target)
@@ -87,7 +87,7 @@ def _load() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """On 64 images of 8x8 a second thread costs more than it brings, ten times more on a busy CPU."""
+    """One torch thread: for 64 images of 8x8 a second thread costs more than it gains, ten times more on a busy CPU."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -105,7 +105,7 @@ def _train(x: Tensor, y: Tensor, epochs: int, advance: Callable[[], None], batch
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.01, total_steps=epochs * steps)
         for _ in range(epochs):
             order = torch.randperm(len(x), device=x.device)
-            for i in range(steps):  # the last, smaller batch is left out; shuffling makes it another one each time
+            for i in range(steps):  # drops the last partial batch, a different one each epoch
                 chosen = order[i * batch : (i + 1) * batch]
                 loss = nn.functional.cross_entropy(model(x[chosen]), y[chosen])
                 optimiser.zero_grad()

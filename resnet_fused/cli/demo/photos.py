@@ -1,4 +1,4 @@
-"""Crops of scikit-learn's two photographs, and networks whose statistics fit them."""
+"""Crops of scikit-learn's two photographs, and networks with matching BatchNorm statistics."""
 
 import random
 
@@ -13,7 +13,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def crops(count: int, size: int) -> Tensor:
-    """(count, 3, size, size) float32, ImageNet-normalised, cut from each photograph in turn."""
+    """(count, 3, size, size) float32, ImageNet-normalised, cut alternately from the two photographs."""
     photos = [torch.tensor(photo).permute(2, 0, 1) for photo in load_sample_images().images]  # 3 x 427 x 640
     chance = random.Random(SEED)
     cut = []
@@ -27,10 +27,10 @@ def crops(count: int, size: int) -> Tensor:
 
 
 def network(name: str, x: Tensor, batches: int = 2) -> nn.Module:
-    """``resnet_fused.models.<name>`` in eval mode on ``x``'s device, its statistics those of ``x``.
+    """``resnet_fused.models.<name>`` in eval mode on ``x``'s device, with BatchNorm statistics computed on ``x``.
 
-    Weights are random: offline there are no pretrained ones. Statistics that fit keep activations
-    at the scale they have in a trained network, so that errors mean something.
+    Weights are random, since pretrained ones would need a download. Matching statistics keep activations at the scale
+    of a trained network, so that errors are meaningful.
     """
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         torch.manual_seed(SEED)
@@ -38,7 +38,7 @@ def network(name: str, x: Tensor, batches: int = 2) -> nn.Module:
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = None  # the plain average over the batches
+        norm.momentum = None  # cumulative average over the batches
     with torch.no_grad():
         for batch in x.chunk(batches):
             model(batch)

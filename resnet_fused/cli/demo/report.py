@@ -1,4 +1,4 @@
-"""The demo's findings as a rich table, Markdown and JSON."""
+"""The demo's results as a rich table, Markdown and JSON."""
 
 import dataclasses
 import json
@@ -18,14 +18,14 @@ HEADER = ("model", "dtype", "variant", "images/s", "x eager", "error", "agree")
 DIGITS = "A small residual network trained on scikit-learn's handwritten digits, then converted."
 PHOTOS = (
     "Batches of {batch} crops of {size}x{size} pixels from scikit-learn's two photographs. Weights "
-    "are random (offline there are no pretrained ones), BatchNorm statistics are the crops'. Medians "
-    "of {rounds} interleaved rounds. All but the first variant run in channels_last; torch.compile "
-    "is in its default mode."
+    "are random (pretrained weights would need a download); BatchNorm statistics are computed on the crops. Medians "
+    "of {rounds} interleaved rounds. All variants but the first run in channels_last; torch.compile "
+    "uses its default mode."
 )
 ERROR = (
-    "Error is max|y - reference| / max|reference| of the logits, the reference being fp64 from the "
-    "same rounded parameters; the fused error may be twice eager's and 4 ulps. Agree counts the "
-    "images whose arg max is eager's."
+    "Error is max|y - reference| / max|reference| of the logits; the reference is fp64 with the "
+    "same rounded parameters. The fused error may be at most twice eager's plus 4 ulps. Agree counts the "
+    "images whose argmax equals eager's."
 )
 
 
@@ -51,7 +51,7 @@ def cells(rows: list[Row], batch: int) -> list[tuple[str, ...]]:
 
 
 def table(rows: list[Row], batch: int) -> Table:
-    """For the terminal: a rule between networks and dtypes."""
+    """The table for the terminal, with a rule between networks and dtypes."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(HEADER):
         shown.add_column(name, justify="left" if i < 3 else "right", no_wrap=True)
@@ -65,12 +65,12 @@ def table(rows: list[Row], batch: int) -> Table:
 
 
 def notes(rows: list[Row]) -> list[str]:
-    """Why a row has no speed."""
+    """The reasons why rows have no speed."""
     return [f"{r.variant}, {r.model} {r.dtype}: {r.note}" for r in rows if r.note]
 
 
 def digits_sentence(digits: DigitsResult) -> str:
-    """Accuracy before and after."""
+    """Accuracy before and after conversion, in one sentence."""
     return (
         f"Held-out accuracy {digits.accuracy_eager:.2%} eager, {digits.accuracy_fused:.2%} fused; "
         f"{digits.same_predictions} of {digits.images} predictions are the same "
@@ -85,7 +85,7 @@ def markdown(
     rows: list[Row],
     failures: list[str],
 ) -> str:
-    """The whole report."""
+    """The report in Markdown."""
     lines = [
         "# resnet_fused demo",
         "",
@@ -110,7 +110,7 @@ def markdown(
     for note in notes(rows):
         lines += [note, ""]
     if settings.omitted:
-        lines += [f"Left out of this short run: {'; '.join(settings.omitted)}.", ""]
+        lines += [f"Omitted from this short run: {'; '.join(settings.omitted)}.", ""]
     lines += [f"**FAILED** {failure}." for failure in failures] or ["All checks passed."]
     return "\n".join(lines) + "\n"
 
@@ -128,7 +128,7 @@ def write(
     rows: list[Row],
     failures: list[str],
 ) -> None:
-    """``demo.md`` and ``demo.json`` in ``out``."""
+    """Writes ``demo.md`` and ``demo.json`` to ``out``."""
     (out / "demo.md").write_text(markdown(machine, settings, digits, rows, failures))
     content = {
         "machine": machine,

@@ -1,7 +1,7 @@
 """Speed and error of one network in one dtype: eager, eager in channels_last, torch.compile, fused.
 
-Variants run in turn, round after round, so that a busy moment of the machine hits all of them; the
-median of the rounds is what counts.
+Each round runs every variant once, so that load from other processes affects all of them. Speeds are medians over the
+rounds.
 """
 
 import copy
@@ -24,7 +24,7 @@ VARIANTS = (EAGER, CHANNELS_LAST, COMPILED, FUSED)
 
 @dataclass(frozen=True)
 class Row:
-    """One variant of one network in one dtype. Without a speed, ``note`` says why there is none."""
+    """One variant of one network in one dtype. Without a speed, ``note`` gives the reason."""
 
     model: str
     dtype: str
@@ -33,16 +33,16 @@ class Row:
     rounds: int = 0
     error: float | None = None  # numerics.relative_error of the logits
     error_bound: float | None = None  # for the fused variant
-    same_predictions: int | None = None  # arg max as eager's, of the batch
-    note: str = ""  # "failed: why", "left out: why"
+    same_predictions: int | None = None  # images of the batch whose argmax equals eager's
+    note: str = ""  # "failed: <reason>" or "omitted: <reason>"
 
     @property
     def status(self) -> str:
-        """The note in a word or two; empty where there is a speed."""
+        """The first word of the note; empty if there is a speed."""
         return self.note.partition(":")[0]
 
     def failures(self) -> list[str]:
-        """What is wrong, in sentences; empty where all is well."""
+        """One sentence per failed check; empty if all passed."""
         if self.error is None or self.error_bound is None or self.error <= self.error_bound:
             return []
         return [f"{self.model} {self.dtype}: the fused error {self.error:.2e} exceeds {self.error_bound:.2e}"]
@@ -66,8 +66,8 @@ def compare(
 ) -> list[Row]:
     """Rows for ``model``, whose parameters and ``x`` have the dtype to compare in.
 
-    ``advance`` is called with what has just been done: once a variant, then once a round. The demo
-    has been running for ``elapsed`` seconds.
+    ``advance`` is called with a description after each variant is prepared and after each round. ``elapsed`` is how
+    many seconds the demo has been running.
     """
     dtype = str(x.dtype).removeprefix("torch.")
     expected = numerics.reference(model, x)
@@ -77,11 +77,11 @@ def compare(
         if variant == COMPILED and not settings.compile:
             continue
         if variant == COMPILED and elapsed > settings.compile_within:
-            rows[variant] = Row(name, dtype, variant, note=f"left out: {elapsed:.0f} s had passed")
+            rows[variant] = Row(name, dtype, variant, note=f"omitted: {elapsed:.0f} s had passed")
             continue
         try:
             variants.append(_prepare(variant, model, x))
-        except Exception as error:  # torch.compile fails in many ways: no compiler, an old one, ...
+        except Exception as error:  # torch.compile can fail in many ways, e.g. without a compiler
             if variant != COMPILED:
                 raise
             rows[variant] = Row(name, dtype, variant, note=f"failed: {str(error).strip().splitlines()[0]}")
@@ -105,7 +105,7 @@ def compare(
 
 
 def _prepare(variant: str, model: nn.Module, x: Tensor) -> _Variant:
-    """The variant after two forward passes: compiled, packed, caches warm."""
+    """The variant after two forward passes, with code compiled, weights packed and caches warm."""
     model = copy.deepcopy(model)
     if variant != EAGER:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -114,7 +114,7 @@ def _prepare(variant: str, model: nn.Module, x: Tensor) -> _Variant:
     if variant == FUSED:
         forward = resnet_fused.convert(model)
     if variant == COMPILED:
-        torch._dynamo.reset()  # or a second dtype would count as a recompilation
+        torch._dynamo.reset()  # otherwise a second dtype counts as a recompilation
         forward = torch.compile(model)
     with torch.no_grad():
         forward(x)
@@ -122,13 +122,13 @@ def _prepare(variant: str, model: nn.Module, x: Tensor) -> _Variant:
 
 
 def _interleaved(variants: list[_Variant], settings: Settings, advance: Callable[[], None]) -> dict[str, list[float]]:
-    """Seconds of each variant's forward pass, one a round."""
+    """Seconds per forward pass of each variant, one per round."""
     seconds: dict[str, list[float]] = {v.name: [] for v in variants}
     deadline = time.perf_counter() + settings.seconds
     for i in range(settings.rounds):
         if i and time.perf_counter() > deadline:
             break
-        first = i % len(variants)  # no variant always runs after the same other one
+        first = i % len(variants)  # rotate the order
         for v in variants[first:] + variants[:first]:
             seconds[v.name].append(_time(v.forward, v.x))
         advance()

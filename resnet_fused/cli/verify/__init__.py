@@ -1,4 +1,4 @@
-"""``verify``: runs every kernel on this machine's GPU, or every CPU engine, and compares it with PyTorch in float64."""
+"""``verify``: runs every CUDA kernel, or every CPU engine, on this machine and compares it with PyTorch in float64."""
 
 from __future__ import annotations
 
@@ -13,23 +13,28 @@ from .processes import Limits
 
 DEVICES = ("auto", "cuda", "cpu")
 STATUS = {"right": 0, "wrong": 1, "incomplete": 1}
-#: Processes at a time: kernels of several are time-sliced, and their contexts isolated.
-MOST_JOBS = 4
+#: Concurrent processes: the GPU time-slices their kernels, and their contexts are isolated.
+MAX_JOBS = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All of them optional."""
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto: the GPU, or the CPU where none is")
-    parser.add_argument("--quick", action="store_true", help="small shapes only, and no times")
-    parser.add_argument("--only", default="", help='kernels whose name contains this, such as "sm90/conv_rows 4x56"')
-    parser.add_argument("--seconds", type=float, default=240.0, help="for everything (%(default)g)")
-    parser.add_argument("--case-seconds", type=float, default=20.0, help="a case that takes longer hangs (%(default)g)")
-    parser.add_argument("--out", type=Path, help="folder for report.json and what the processes print")
-    parser.add_argument("--backend", help=argparse.SUPPRESS)  # "module:class" of a stand-in for a device
+    """Adds the command's options; all are optional."""
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto: the GPU, or the CPU without one")
+    parser.add_argument("--quick", action="store_true", help="small shapes only, without timing")
+    parser.add_argument("--only", default="", help='kernels whose name contains this, e.g. "sm90/conv_rows 4x56"')
+    parser.add_argument("--seconds", type=float, default=240.0, help="time limit of the run (default: %(default)g)")
+    parser.add_argument(
+        "--case-seconds",
+        type=float,
+        default=20.0,
+        help="a case counts as hanging after this time (default: %(default)g)",
+    )
+    parser.add_argument("--out", type=Path, help="folder for report.json and the output of the processes")
+    parser.add_argument("--backend", help=argparse.SUPPRESS)  # "module:class" of a replacement for the device
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prints a table; status 0 if everything is right, 1 if not."""
+    """Prints a table; returns 0 if every result is right, else 1."""
     if args.out is not None:
         return _verify(args, args.out)
     with tempfile.TemporaryDirectory(prefix="resnet_fused-verify-") as folder:
@@ -38,10 +43,10 @@ def main(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace, folder: Path) -> int:
     from .._errors import CommandError
-    from .stages import Verification  # what follows imports torch's ops; --help need not
+    from .stages import Verification  # imported here to keep --help fast
 
     limits = Limits(case=args.case_seconds, total=args.seconds)
-    jobs = max(1, min(MOST_JOBS, (os.cpu_count() or 1) // 2))
+    jobs = max(1, min(MAX_JOBS, (os.cpu_count() or 1) // 2))
     for backend in [args.backend] if args.backend else _backends(args.device):
         run = Verification(backend, folder, args.seconds, jobs, not args.quick, limits=limits, say=_say)
         device = run.device()
@@ -53,7 +58,7 @@ def _verify(args: argparse.Namespace, folder: Path) -> int:
     found, refused = _cases(device["facts"], run.large)
     found = [case for case in found if args.only in case["kernel"]]
     if not found:
-        raise CommandError(f"--only {args.only!r}: no kernel's name contains it; the table without --only names them")
+        raise CommandError(f"--only {args.only!r} matches no kernel; run without --only to list the kernels")
     results = run.run(found)
     if not args.quick:
         run.time()
@@ -61,7 +66,7 @@ def _verify(args: argparse.Namespace, folder: Path) -> int:
 
 
 def _backends(device: str) -> list[str]:
-    """Those to try in turn. Whether there is a GPU is for a process of its own to find out."""
+    """The backends to try in order. A separate process checks whether the GPU works."""
     from ... import _library
     from .._errors import CommandError
     from .stages import CPU, CUDA
@@ -69,7 +74,7 @@ def _backends(device: str) -> list[str]:
     if device == "cuda" and not _library.CUDA_LOADED:
         raise CommandError(f"--device cuda: the CUDA kernels did not load: {_library.CUDA_LOAD_ERROR}")
     if device == "auto" and not _library.CUDA_LOADED:
-        _say(f"CUDA kernels are not loaded ({_library.CUDA_LOAD_ERROR}): the CPU is verified")
+        _say(f"The CUDA kernels are not loaded ({_library.CUDA_LOAD_ERROR}); verifying the CPU.")
     return {"cpu": [CPU], "cuda": [CUDA], "auto": [CUDA, CPU] if _library.CUDA_LOADED else [CPU]}[device]
 
 

@@ -1,4 +1,4 @@
-"""The devices that are verified: this machine's GPU, and its CPU."""
+"""The devices that ``verify`` supports: this machine's GPU and its CPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .._machine import cpu_name
 
 @contextlib.contextmanager
 def nan_in_new_memory() -> Iterator[None]:
-    """torch.empty fills what it allocates: a kernel that leaves a value out shows."""
+    """Makes torch.empty fill new memory with NaN, so that values that a kernel does not write are detected."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -24,7 +24,7 @@ def nan_in_new_memory() -> Iterator[None]:
 
 
 class Cpu:
-    """This processor, with the engine that the environment asks for."""
+    """This CPU, with the engine that the environment selects."""
 
     device = torch.device("cpu")
 
@@ -32,10 +32,10 @@ class Cpu:
         return getattr(torch.ops.resnet_fused, op)(*args)
 
     def synchronize(self) -> None:
-        """CPU ops return when they have ended."""
+        """CPU ops are synchronous."""
 
     def capture(self, call: Callable[[], Any]) -> Callable[[], Any] | None:
-        """A CPU has no graphs."""
+        """The CPU has no graphs."""
         return None
 
     def poisoned(self) -> contextlib.AbstractContextManager[None]:
@@ -44,14 +44,14 @@ class Cpu:
     def healthy(self) -> bool:
         try:
             return (torch.ones(8, device=self.device) + 1).sum().item() == 16
-        except RuntimeError:  # a CUDA error, which every later call repeats
+        except RuntimeError:  # a sticky CUDA error
             return False
 
     def facts(self) -> dict[str, Any]:
         return {"device": "cpu", "name": cpu_name()}
 
 
-#: Bytes, and how many: free blocks that torch's allocator serves results and workspaces from, small and large ones.
+#: (bytes, count) of the blocks to poison, from which torch's caching allocator serves results and workspaces.
 POISONED = ((1 << 20, 16), (32 << 20, 3))
 
 
@@ -61,7 +61,7 @@ class Cuda(Cpu):
     device = torch.device("cuda")
 
     def poisoned(self) -> contextlib.AbstractContextManager[None]:
-        """What torch.empty fills; and NaN in the blocks that it and others take memory from."""
+        """Like :func:`nan_in_new_memory`; also fills free blocks of the caching allocator with NaN."""
         blocks = [
             torch.full((size,), 0xFF, dtype=torch.uint8, device=self.device) for size, n in POISONED for _ in range(n)
         ]

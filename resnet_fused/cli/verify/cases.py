@@ -1,4 +1,4 @@
-"""Which cases reach every kernel: problems, the engine that is asked for, and the kernel that the plan then names."""
+"""The cases that reach every kernel: a problem, the requested engine, and the kernel that the plan selects for it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ CUDA_ENGINE, CPU_ENGINE, CPU_ISA = "RESNET_FUSED_CUDA_ENGINE", "RESNET_FUSED_CPU
 TENSOR_CORE_KINDS = ("float16", "bfloat16", "tf32")
 SCALAR_KINDS = ("float32", "float16", "bfloat16", "float64")
 CPU_TIMED = ("float32",)
-#: Of each kernel and engine so many shapes run, small ones and large ones.
-MOST_SMALL, MOST_LARGE = 3, 3
+#: Maximum number of small and large shapes for each kernel and engine.
+MAX_SMALL, MAX_LARGE = 3, 3
 PASS_FAMILIES = tuple(dict.fromkeys(file for _, file in PASSES.values()))
 TORCH = "torch + passes"
 
 
 def case_of(problem: Problem, engine: str, kernel: str, family: str) -> Case:
-    """JSON: what a process needs to run the problem, and what the report calls it."""
+    """A JSON object: what a process needs to run the problem, and its names in the report."""
     return {
         "case": f"{engine or 'planned'} {problem.name}",
         "op": problem.op,
@@ -39,7 +39,7 @@ def case_of(problem: Problem, engine: str, kernel: str, family: str) -> Case:
 
 
 def problem_of(case: Case) -> Problem:
-    """The problem that a case was made of."""
+    """The problem of a case."""
     op, mode, shape, kind = case["op"], case["mode"], Shape(*case["shape"]), case["kind"]
     if (op, mode) in CONV_MODES:
         return Problem(op, mode, shape, kind, CONV_MODES[op, mode])
@@ -63,7 +63,7 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def environment(case: Case, device: str) -> dict[str, str]:
-    """The variables under which the case runs."""
+    """The environment variables for running the case."""
     if device == "cuda":
         return {CUDA_ENGINE: case["engine"], "RESNET_FUSED_CUDA_CHECK": "0"}
     engine, _, isa = case["engine"].partition("-")
@@ -74,12 +74,12 @@ def environment(case: Case, device: str) -> dict[str, str]:
 
 
 def engine_names() -> list[str]:
-    """Every kernel by name, and torch."""
+    """The names of all engines, including torch."""
     return [name for name in ops.cuda_engines().split(", ") if name != "all"]
 
 
 def cuda_engines() -> list[str]:
-    """The same, each tile with its depth whole and in three parts where it can be cut."""
+    """:func:`engine_names`, with each tile both unsplit (":1") and with its depth split in three (":3")."""
     engines = []
     for name in engine_names():
         tile = re.fullmatch(r"sm\d+:\d+x\d+", name)
@@ -88,7 +88,7 @@ def cuda_engines() -> list[str]:
 
 
 def cuda_cases(numbers: list[int], large: bool = True) -> list[Case]:
-    """Of a GPU as ``explain --gpu`` describes it: compute capability, SMs, shared memory of a block and of an SM."""
+    """All cases for a GPU. ``numbers``: compute capability, SMs, shared memory per block and per SM."""
     found: list[Case] = []
     for engine in cuda_engines():
         with _environment({CUDA_ENGINE: engine}):
@@ -105,31 +105,31 @@ def cuda_cases(numbers: list[int], large: bool = True) -> list[Case]:
 
 def _of_engine(engine: str, numbers: list[int], large: bool) -> Iterator[Case]:
     for (op, mode), kind in ((m, k) for m in CONV_MODES for k in _kinds(engine)):
-        for size, most in ((False, MOST_SMALL), (True, MOST_LARGE if large else 0)):
-            yield from _few(engine, most, numbers, problems.convolutions(op, mode, kind, size))
+        for size, limit in ((False, MAX_SMALL), (True, MAX_LARGE if large else 0)):
+            yield from _limit_per_kernel(engine, limit, numbers, problems.convolutions(op, mode, kind, size))
     for kind in ("float16", "bfloat16"):
         for size in (False, True) if large else (False,):
-            yield from _few(engine, MOST_SMALL, numbers, problems.blocks(kind, size))
+            yield from _limit_per_kernel(engine, MAX_SMALL, numbers, problems.blocks(kind, size))
 
 
 def _kinds(engine: str) -> tuple[str, ...]:
     return tuple(problems.KINDS) if engine == "torch" else TENSOR_CORE_KINDS
 
 
-def _few(engine: str, most: int, numbers: list[int], of: Iterable[Problem]) -> Iterator[Case]:
-    """Those problems for which the plan takes the engine's own kernel, so many of each kernel."""
+def _limit_per_kernel(engine: str, limit: int, numbers: list[int], candidates: Iterable[Problem]) -> Iterator[Case]:
+    """Cases for which the plan selects a kernel of the engine, at most ``limit`` for each kernel."""
     count: dict[str, int] = {}
-    for problem in of:
+    for problem in candidates:
         kernel, family = cuda_kernel(problem, numbers)
         if _engine_family(engine, problem) != family:
             continue
         count[kernel] = count.get(kernel, 0) + 1
-        if count[kernel] <= most:
+        if count[kernel] <= limit:
             yield case_of(problem, engine, kernel, family)
 
 
 def _engine_family(engine: str, problem: Problem) -> str:
-    """The family that an engine's name means for a problem."""
+    """The kernel family that an engine's name selects for a problem, or ""."""
     if engine.startswith("torch"):
         return TORCH
     if engine.startswith("sm90"):
@@ -150,20 +150,20 @@ def _sm90_file(mode: str) -> str:
 
 
 def explain(problem: Problem, numbers: list[int]) -> str:
-    """The plan for a problem on that GPU, and why not another, in the words of ``explain --gpu``."""
+    """The plan for a problem on that GPU and the reasons against other kernels, as in ``explain --gpu``."""
     s = problem.shape
     dtype, tf32 = str(problem.kind.dtype).removeprefix("torch."), problem.kind.tf32
     if problem.op == "basic_block":
         return ops.explain_cuda_block([s.n, s.c, s.h, s.w], dtype, True, tf32, numbers)
     mode = "plain" if problem.mode == "residual" else problem.mode
-    side = (problems.projected(s), [problems.PROJECTED_STRIDE] * 2) if "projection" in mode else ([], [1, 1])
+    projection = (problems.projected(s), [problems.PROJECTED_STRIDE] * 2) if "projection" in mode else ([], [1, 1])
     residual = problem.mode in ("residual", "prologue", "gradient sums")
     geometry = ([s.n, s.c, s.h, s.w], [s.k, s.c, s.r, s.r], *s.pairs(), 1)
-    return ops.explain_cuda(*geometry, dtype, mode, *side, residual, True, tf32, numbers)
+    return ops.explain_cuda(*geometry, dtype, mode, *projection, residual, True, tf32, numbers)
 
 
 def cuda_kernel(problem: Problem, numbers: list[int]) -> tuple[str, str]:
-    """The kernel that the plan takes, as the report calls it, and its family."""
+    """The kernel that the plan selects, as named in the report, and its family."""
     plan = explain(problem, numbers).splitlines()[0]
     kind = problem.kind_name
     if plan.startswith("sm90 block"):
@@ -171,15 +171,15 @@ def cuda_kernel(problem: Problem, numbers: list[int]) -> tuple[str, str]:
     match = re.match(r"(sm80|sm90 rows|sm90) (\d+x\d+):", plan)
     if match is None:
         return f"{TORCH} {kind} {problem.mode}", TORCH
-    cut = " split" if re.search(r" [1-9]\d* bytes of partial sums", plan) else ""
+    split = " split" if re.search(r" [1-9]\d* bytes of partial sums", plan) else ""
     mode = "plain" if problem.mode == "residual" else problem.mode
     file = {"sm80": _sm80_file(mode), "sm90 rows": "conv_rows", "sm90": _sm90_file(mode)}[match[1]]
     family = f"{match[1].split()[0]}/{file}"
-    return f"{family} {match[2]} {kind} {mode}{cut}", family
+    return f"{family} {match[2]} {kind} {mode}{split}", family
 
 
 def refused(numbers: list[int], found: Iterable[Case]) -> dict[str, str]:
-    """The families that none of the cases reaches on that GPU, and the plan's reason."""
+    """The families that no case reaches on that GPU, with the plan's reason."""
     reached = {case["family"] for case in found}
     tried = [problems.convolutions(op, mode, "bfloat16", large=False)[0] for op, mode in CONV_MODES]
     reasons: dict[str, str] = {}
@@ -199,7 +199,7 @@ def refused(numbers: list[int], found: Iterable[Case]) -> dict[str, str]:
 
 
 def cpu_cases(large: bool = True) -> list[Case]:
-    """Of this processor: what each engine takes. An engine is named as RESNET_FUSED_CPU_ENGINE has it."""
+    """All cases for this CPU. Engines are named as in RESNET_FUSED_CPU_ENGINE."""
     found: dict[tuple[str, str], Case] = {}
     for engine in ("", "direct", "onednn", "composed"):
         with _environment({CPU_ENGINE: engine}):
@@ -211,7 +211,7 @@ def cpu_cases(large: bool = True) -> list[Case]:
 
 
 def _cpu_convolutions(large: bool) -> Iterator[Problem]:
-    """float64 convolutions of large shapes take a CPU minutes: one shape shows the time."""
+    """Small convolutions of all dtypes, and one large one for timing: large float64 ones take minutes on a CPU."""
     for (op, mode), kind in ((m, k) for m in CONV_MODES for k in SCALAR_KINDS):
         yield from problems.convolutions(op, mode, kind, large=False)
         if large and mode == "residual" and kind in CPU_TIMED:
@@ -221,13 +221,13 @@ def _cpu_convolutions(large: bool) -> Iterator[Problem]:
 def _cpu_passes(large: bool) -> Iterator[Case]:
     for kind in SCALAR_KINDS:
         sizes = (False, True) if large and kind in CPU_TIMED else (False,)
-        of = problems.blocks(kind, large=False)
-        of += [p for size in sizes for op, mode in PASSES for p in problems.passes(op, mode, kind, size)]
-        yield from (case_of(p, "", f"cpu/{p.op} {kind}", f"cpu/{p.op}") for p in of)
+        found = problems.blocks(kind, large=False)
+        found += [p for size in sizes for op, mode in PASSES for p in problems.passes(op, mode, kind, size)]
+        yield from (case_of(p, "", f"cpu/{p.op} {kind}", f"cpu/{p.op}") for p in found)
 
 
 def cpu_engine(problem: Problem) -> str:
-    """The engine that the plan takes for a convolution."""
+    """The engine that the plan selects for a convolution."""
     s = problem.shape
     dtype = str(problem.kind.dtype).removeprefix("torch.")
     plan = ops.explain_cpu([s.n, s.c, s.h, s.w], [s.k, s.c, s.r, s.r], *s.pairs(), 1, dtype)

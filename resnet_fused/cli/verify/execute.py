@@ -1,4 +1,4 @@
-"""What a process of ``verify`` does: computes truths, or runs a unit's cases on a backend and judges the results."""
+"""Work functions of the ``verify`` processes: compute truths, run and judge cases on a backend, or time them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ... import reference
-from ...first_use import SUMS_FIRST, held_by
+from ...first_use import SUMS_FIRST, results_of_first
 from . import truth as truths
 from .cases import problem_of
 from .problems import Problem
@@ -23,44 +23,44 @@ from .processes import sentence
 Case = dict[str, Any]
 Result = dict[str, Any]
 
-ROUNDS = 20  # samples of each contender
-MOST_KEPT = 8 << 20  # bytes of wrong outputs
-NEAR = (1, 32, 8, 8)  # elements of N, C, H, W that are kept on either side of the first wrong one
-BEHIND_EACH_OTHER = 3  # calls without a pause: from sm_90 on their kernels overlap
+ROUNDS = 20  # samples per contender
+MAX_SAVED_BYTES = 8 << 20  # of mismatching outputs
+SAVED_RADIUS = (1, 32, 8, 8)  # elements in N, C, H, W saved on either side of the first wrong element
+BACK_TO_BACK_CALLS = 3  # calls without synchronisation: from sm_90 on their kernels overlap
 
 
 class Backend(Protocol):
-    """A device, and the ops on it."""
+    """A device and the ops on it."""
 
     device: torch.device
 
     def call(self, op: str, *args: Any) -> Any:
-        """The op's result; of kernels that may still run."""
+        """The op's result; its kernels may still be running."""
 
     def synchronize(self) -> None:
-        """Until all calls have ended; raises what went wrong in one."""
+        """Waits until all calls have finished; raises their errors."""
 
     def capture(self, call: Callable[[], Any]) -> Callable[[], Any] | None:
-        """Replays the call from a graph, and returns the same output tensors each time; None without graphs."""
+        """Captures ``call`` in a graph; returns a function that replays it into the same outputs, or None."""
 
     def poisoned(self) -> AbstractContextManager[None]:
-        """New memory is filled with NaN, as far as the backend can."""
+        """Fills new memory with NaN, as far as the backend can."""
 
     def healthy(self) -> bool:
-        """Whether the device still computes for this process: after a CUDA error it does not."""
+        """Whether the device still works in this process: after a CUDA error it does not."""
 
     def facts(self) -> dict[str, Any]:
-        """What the device is called, and what a plan reads of it."""
+        """The device's name and the properties that a plan needs."""
 
 
 def backend_of(options: dict[str, Any]) -> Backend:
-    """The one that ``options`` names as "module:class"."""
+    """The backend that ``options["backend"]`` names as "module:class"."""
     module, _, name = options["backend"].partition(":")
     return getattr(importlib.import_module(module), name)()
 
 
 def facts(options: dict[str, Any]) -> Callable[[Case], Result]:
-    """Unit of one case: what the backend is; nothing else may touch the device before."""
+    """Work of a unit with one case: describes the backend. Nothing else may use the device before."""
 
     def run(case: Case) -> Result:
         backend = backend_of(options)
@@ -70,7 +70,7 @@ def facts(options: dict[str, Any]) -> Callable[[Case], Result]:
 
 
 def compute_truths(options: dict[str, Any]) -> Callable[[Case], Result]:
-    """Unit of problems: leaves each one's truth in ``options["truths"]``."""
+    """Work of a unit of problems: saves each problem's truth to ``options["truths"]``."""
     device, folder = backend_of(options).device, Path(options["truths"])
 
     def run(case: Case) -> Result:
@@ -83,9 +83,9 @@ def compute_truths(options: dict[str, Any]) -> Callable[[Case], Result]:
 
 
 def run_cases(options: dict[str, Any]) -> Callable[[Case], Result]:
-    """Unit of cases: each runs as its engine says (the process's environment) and is compared with its truth."""
+    """Work of a unit of cases: runs each with the process's environment and compares it with its truth."""
     runner = _Runner(backend_of(options), Path(options["truths"]), options.get("mismatches"))
-    torch.backends.cudnn.deterministic = True  # the same algorithm in a graph as before it
+    torch.backends.cudnn.deterministic = True  # the same algorithm inside and outside of graphs
 
     def run(case: Case) -> Result:
         with torch.no_grad():
@@ -95,14 +95,14 @@ def run_cases(options: dict[str, Any]) -> Callable[[Case], Result]:
 
 
 def time_cases(options: dict[str, Any]) -> Callable[[Case], Result]:
-    """Unit of cases that passed: the op's time and eager PyTorch's, in turn; medians."""
+    """Work of a unit of cases that passed: median times of the op and of eager PyTorch, interleaved."""
     backend = backend_of(options)
 
     def run(case: Case) -> Result:
         problem = problem_of(case)
         args = truths.on(backend.device, problem.arguments())
         contenders: dict[str, Callable[[], Any]] = {
-            "ours": lambda: backend.call(problem.op, *args, *problem.how()),
+            "ours": lambda: backend.call(problem.op, *args, *problem.options()),
             "torch": lambda: getattr(reference, problem.op)(*args),
         }
         torch.backends.cudnn.allow_tf32 = problem.kind.tf32
@@ -147,10 +147,10 @@ class _Runner:
         known = truths.Truth([t.to(self.backend.device) for t in known.outputs], known.allowed)
 
         def call() -> list[Tensor]:
-            return truths.outputs_of(self.backend.call(problem.op, *args, *problem.how()))
+            return truths.outputs_of(self.backend.call(problem.op, *args, *problem.options()))
 
         try:
-            with truths.torch_convolves(problem):  # those that are left to it
+            with truths.torch_convolves(problem):  # for convolutions that fall back to torch
                 return self._judge(case, problem, args, known, call)
         except torch.OutOfMemoryError as error:
             return {"status": "refused", "why": sentence(error)}
@@ -165,19 +165,19 @@ class _Runner:
             self.backend.synchronize()
         wrong = self._compare(problem, args, first, known)
         if wrong:
-            self._keep(case, wrong, first, known)
+            self._save_mismatch(case, wrong, first, known)
             return {"status": "wrong", **wrong}
-        for how, again in self._repetitions(call):
+        for run_kind, again in self._repetitions(call):
             if not all(torch.equal(a, b) for a, b in zip(first, again, strict=True)):
-                return {"status": "wrong", "why": f"other bits {how}"}
+                return {"status": "wrong", "why": f"other bits {run_kind}"}
         errors = self._errors(problem, args, first, known)
         return {"status": "pass", "of_allowed": round(max(errors), 3)}
 
     def _repetitions(self, call: Callable[[], list[Tensor]]) -> Any:
-        """Nothing but our kernels runs between these calls, so that they overlap where they can."""
+        """Repeats the call without other kernels in between, so that consecutive launches overlap where they can."""
 
         def several() -> list[list[Tensor]]:
-            return [call() for _ in range(BEHIND_EACH_OTHER)]
+            return [call() for _ in range(BACK_TO_BACK_CALLS)]
 
         found = several()
         self.backend.synchronize()
@@ -192,41 +192,41 @@ class _Runner:
                     y.zero_()
 
     def _outputs(self, problem: Problem, args: list[Any], got: list[Tensor], known: truths.Truth) -> Any:
-        """Each output with its truth and the error that is allowed."""
+        """Yields each output with its truth and the allowed error."""
         yield got[0], known.outputs[0], known.allowed[0]
         if problem.op not in SUMS_FIRST:
             yield from zip(got[1:], known.outputs[1:], known.allowed[1:], strict=True)
             return
-        eagers = held_by(problem.op, args, got[0])
-        exact = held_by(problem.op, truths.as64(args), got[0].double())
+        eagers = results_of_first(problem.op, args, got[0])
+        exact = results_of_first(problem.op, truths.as64(args), got[0].double())
         for y, eager, t in zip(got[1:], eagers, exact, strict=True):
             yield y, t, truths.allowed(eager, t)
 
     def _errors(self, problem: Problem, args: list[Any], got: list[Tensor], known: truths.Truth) -> list[float]:
-        """Each output's largest error as a share of what is allowed."""
+        """Each output's largest error relative to the allowed error."""
         return [
             (y.double() - t).abs().max().item() / allowed if allowed else 0.0
             for y, t, allowed in self._outputs(problem, args, got, known)
         ]
 
     def _compare(self, problem: Problem, args: list[Any], got: list[Tensor], known: truths.Truth) -> Result | None:
-        """Where the first output that is wrong is so, and by how much; None if none is."""
+        """Describes the first output that is wrong, or None."""
         for i, (y, t, allowed) in enumerate(self._outputs(problem, args, got, known)):
             if y.shape != t.shape:
                 return {"why": f"output {i} has shape {list(y.shape)}, not {list(t.shape)}"}
             sums = problem.op in ("bn_stats", "bn_act_backward_reduce")  # in float32
             if i == 0 and not sums and y.dtype != problem.kind.dtype:
-                return {"why": f"output 0 is of {y.dtype}, not of {problem.kind.dtype}"}
-            off = (y.double() - t).abs()
-            bad = ~(off <= allowed)  # NaN is bad
+                return {"why": f"output 0 has dtype {y.dtype}, not {problem.kind.dtype}"}
+            error = (y.double() - t).abs()
+            bad = ~(error <= allowed)  # NaN counts as bad
             if not bad.any():
                 continue
             at = tuple(int(v) for v in bad.nonzero()[0])
             count, nans = int(bad.sum()), int(torch.isnan(y).sum())
-            largest = torch.where(torch.isfinite(off), off, 0).max().item()
+            largest = torch.where(torch.isfinite(error), error, 0).max().item()
             return {
                 "why": f"output {i}: {count} of {y.numel()} elements are wrong, the first at {list(at)}: "
-                f"{y[at].item():.6g} and not {t[at].item():.6g}; {nans} are NaN, {int((y == 0).sum())} are 0; the "
+                f"{y[at].item():.6g} instead of {t[at].item():.6g}; {nans} are NaN, {int((y == 0).sum())} are 0; the "
                 f"largest error is {largest:.3g}, {allowed:.3g} is allowed",
                 "error": largest,
                 "allowed": allowed,
@@ -235,14 +235,14 @@ class _Runner:
             }
         return None
 
-    def _keep(self, case: Case, wrong: Result, got: list[Tensor], known: truths.Truth) -> None:
-        """What lies around the first wrong element: a run with everything wrong must not fill a disk."""
+    def _save_mismatch(self, case: Case, wrong: Result, got: list[Tensor], known: truths.Truth) -> None:
+        """Saves the neighbourhood of the first wrong element, up to :data:`MAX_SAVED_BYTES` in total."""
         if self.mismatches is None or "first" not in wrong:
             return
         self.mismatches.mkdir(parents=True, exist_ok=True)
-        if sum(file.stat().st_size for file in self.mismatches.iterdir()) > MOST_KEPT:
+        if sum(file.stat().st_size for file in self.mismatches.iterdir()) > MAX_SAVED_BYTES:
             return
         y, t, at = got[wrong["output"]], known.outputs[wrong["output"]], wrong["first"]
-        near = tuple(slice(max(0, i - reach), i + reach) for i, reach in zip(at, NEAR[-len(at) :], strict=True))
+        near = tuple(slice(max(0, i - reach), i + reach) for i, reach in zip(at, SAVED_RADIUS[-len(at) :], strict=True))
         file = self.mismatches / f"{case['case'].replace(' ', '_').replace(':', '-')}.pt"
         torch.save({"case": case, **wrong, "got": y[near].clone().cpu(), "truth": t[near].clone().cpu()}, file)

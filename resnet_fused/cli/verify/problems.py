@@ -1,7 +1,7 @@
-"""The calls that are verified: an op, a geometry, a kind of numbers; arguments from a seed, the same on every machine.
+"""The calls to verify: an op, a geometry, and a kind of numbers, with seeded arguments that are equal on all machines.
 
-An op's definition is the function of the same name in :mod:`resnet_fused.reference`; every op takes that function's
-arguments, and then some that say how (``how``). Activations are channels_last, as kernels want them.
+The definition of an op is the function of the same name in :mod:`resnet_fused.reference`. The op takes the arguments of
+its definition, followed by :meth:`Problem.options`. Activations are channels_last, the kernels' layout.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 
 EPS = 1e-3
-#: What a ReLU's input keeps away from 0, where the sign decides about a gradient and rounding about the sign.
-AWAY_FROM_ZERO = 0.04
+#: Minimum distance of a ReLU's input from 0, so that rounding cannot change the gradient's mask.
+RELU_MARGIN = 0.04
 
 
 class Kind(NamedTuple):
-    """Of numbers: the activations' dtype, and whether float32 may be multiplied as TF32."""
+    """A kind of numbers: the activations' dtype, and whether float32 may use TF32."""
 
     dtype: torch.dtype
     tf32: bool
 
     @property
     def vectors(self) -> torch.dtype:
-        """The dtype of BatchNorm's tensors: eager has float32 ones beside 16-bit activations."""
+        """The dtype of BatchNorm tensors: in eager PyTorch float32 for 16-bit activations."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
 
@@ -42,7 +42,7 @@ KINDS = {
 
 
 class Shape(NamedTuple):
-    """A convolution's: input N, C, H, W; K filters of R x R; stride, padding, dilation."""
+    """A convolution: input N, C, H, W; K filters of R x R; stride, padding, dilation."""
 
     n: int
     c: int
@@ -55,14 +55,14 @@ class Shape(NamedTuple):
     dilation: int = 1
 
     def out(self) -> tuple[int, int]:
-        reach = self.dilation * (self.r - 1)
-        return tuple((size + 2 * self.padding - reach - 1) // self.stride + 1 for size in (self.h, self.w))  # type: ignore[return-value]
+        extent = self.dilation * (self.r - 1)
+        return tuple((size + 2 * self.padding - extent - 1) // self.stride + 1 for size in (self.h, self.w))  # type: ignore[return-value]
 
     def pairs(self) -> tuple[list[int], list[int], list[int]]:
         return [self.stride] * 2, [self.padding] * 2, [self.dilation] * 2
 
 
-#: Small enough for the emulator: every filter and stride, ragged tiles, channels that fill none, depth of many steps.
+#: Small enough for the emulator: all filter sizes and strides, partial tiles, few channels, many steps in depth.
 SMALL = (
     Shape(2, 64, 14, 14, 64, 3, 1, 1),
     Shape(3, 200, 9, 7, 72, 1, 2),
@@ -72,7 +72,7 @@ SMALL = (
     Shape(2, 128, 9, 7, 128, 3, 2, 1),
     Shape(1, 256, 7, 7, 264, 1),
 )
-#: More tiles than any GPU has SMs, so that persistent kernels go round; long sums; the sizes that networks have.
+#: More tiles than any GPU has SMs, so that persistent kernels loop; long sums; sizes found in networks.
 LARGE = (
     Shape(24, 64, 33, 57, 64, 3, 1, 1),
     Shape(32, 128, 28, 28, 256, 3, 1, 1),
@@ -107,7 +107,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Problem:
-    """One call. ``mode`` is what csrc/cuda calls the convolution's mode, or what else tells calls of one op apart."""
+    """One call. ``mode`` is the convolution's mode as in csrc/cuda, or distinguishes calls of the same op."""
 
     op: str
     mode: str
@@ -124,11 +124,11 @@ class Problem:
         return f"{self.op} {self.mode} {self.kind_name} {'-'.join(map(str, self.shape))}".replace("  ", " ")
 
     def arguments(self) -> list[Any]:
-        """As the op's definition takes them, on the CPU."""
+        """The arguments of the op's definition, on the CPU."""
         return self.draw_arguments(Draw(self.name, self.kind), self.shape)
 
-    def how(self) -> list[bool]:
-        """What the op takes besides: keep_packed and allow_tf32, or allow_tf32 alone, or nothing."""
+    def options(self) -> list[bool]:
+        """The op's further arguments: keep_packed and allow_tf32, allow_tf32 alone, or none."""
         if self.op == "conv_backward_reduce":
             return [self.kind.tf32]
         return [False, self.kind.tf32] if self.op in CONVOLUTIONS else []
@@ -162,9 +162,14 @@ def projected(s: Shape) -> list[int]:
 
 
 def _projection(draw: Draw, s: Shape, pre: bool = False) -> list[Any]:
-    side = [draw.randn(*projected(s)), draw.weight(s.k, PROJECTED_CHANNELS, 1), draw.randn(s.k), *draw.batch_norm(s.k)]
-    before = draw.batch_norm(PROJECTED_CHANNELS) if pre else [None, None, None, None, 0.0]
-    return [*_conv(draw, s), *side, [PROJECTED_STRIDE] * 2, *before, True]
+    projection = [
+        draw.randn(*projected(s)),
+        draw.weight(s.k, PROJECTED_CHANNELS, 1),
+        draw.randn(s.k),
+        *draw.batch_norm(s.k),
+    ]
+    pre_args = draw.batch_norm(PROJECTED_CHANNELS) if pre else [None, None, None, None, 0.0]
+    return [*_conv(draw, s), *projection, [PROJECTED_STRIDE] * 2, *pre_args, True]
 
 
 def _projection_prologue(draw: Draw, s: Shape) -> list[Any]:
@@ -172,8 +177,8 @@ def _projection_prologue(draw: Draw, s: Shape) -> list[Any]:
 
 
 def _statistics(draw: Draw, s: Shape, pre: bool = False) -> list[Any]:
-    before = draw.batch_norm(s.c) if pre else [None, None, None, None, 0.0]
-    return [draw.randn(s.n, s.c, s.h, s.w), *before, draw.weight(s.k, s.c, s.r), None, *s.pairs(), 1]
+    pre_args = draw.batch_norm(s.c) if pre else [None, None, None, None, 0.0]
+    return [draw.randn(s.n, s.c, s.h, s.w), *pre_args, draw.weight(s.k, s.c, s.r), None, *s.pairs(), 1]
 
 
 def _prologue_statistics(draw: Draw, s: Shape) -> list[Any]:
@@ -181,12 +186,12 @@ def _prologue_statistics(draw: Draw, s: Shape) -> list[Any]:
 
 
 def _gradient_sums(draw: Draw, s: Shape) -> list[Any]:
-    """Backward through a convolution whose gradient, seen as a forward convolution, has shape ``s``."""
+    """Backward through a convolution whose input gradient, as a forward convolution, has shape ``s``."""
     grad, weight = draw.randn(s.n, s.c, s.h, s.w), draw.weight(s.c, s.k, s.r)
     forward_padding = s.dilation * (s.r - 1) - s.padding
     x, bn = _away_from_zero(draw, (s.n, s.k, *s.out()))
-    beside = draw.randn(*x.shape)
-    return [grad, weight, [forward_padding] * 2, [s.dilation] * 2, x, *bn, beside]
+    grad_addend = draw.randn(*x.shape)
+    return [grad, weight, [forward_padding] * 2, [s.dilation] * 2, x, *bn, grad_addend]
 
 
 def _block(draw: Draw, s: Shape) -> list[Any]:
@@ -195,11 +200,11 @@ def _block(draw: Draw, s: Shape) -> list[Any]:
 
 
 def _away_from_zero(draw: Draw, shape: tuple[int, ...]) -> tuple[Tensor, list[Any]]:
-    """An activation and a BatchNorm whose result has no element near 0."""
+    """An activation and a BatchNorm whose output has no element within :data:`RELU_MARGIN` of 0."""
     x, bn = draw.randn(*shape), draw.batch_norm(shape[1])
     gamma, beta, mean, var = (v.double()[:, None, None] for v in bn[:4])
     normalised = (x.double() - mean) * gamma / (var + EPS).sqrt() + beta
-    x[normalised.abs() < AWAY_FROM_ZERO] = 4
+    x[normalised.abs() < RELU_MARGIN] = 4
     return x, bn
 
 
@@ -225,7 +230,7 @@ def _stats(draw: Draw, s: Shape) -> list[Any]:
 
 
 def _reduce(draw: Draw, s: Shape, mask: str = "recomputed") -> list[Any]:
-    """``mask``: the ReLU's sign is recomputed from x, read from its output "out", or there is no ReLU ("none")."""
+    """``mask``: the ReLU mask is "recomputed" from x, read from the output "out", or absent ("none")."""
     x, bn = _away_from_zero(draw, _activation(s))
     out = draw.randn(*_activation(s)).relu() if mask == "out" else None
     return [draw.randn(*_activation(s)), x, *bn, out, mask != "none"]
@@ -241,15 +246,18 @@ def _backward(draw: Draw, s: Shape, mask: str = "recomputed") -> list[Any]:
     return [*_reduce(draw, s, mask), *sums, float(s.n * s.h * s.w)]
 
 
-POOL, WIDE_POOL = [[3, 3], [2, 2], [1, 1]], [[5, 2], [1, 1], [2, 0]]  # of ResNets' stem, and of no fast kernel
+POOL, WIDE_POOL = (
+    [[3, 3], [2, 2], [1, 1]],
+    [[5, 2], [1, 1], [2, 0]],
+)  # the ResNet stem's window, and one without a fast kernel
 
 
 def _whole_numbers(draw: Draw, s: Shape) -> tuple[Tensor, list[Any]]:
-    """A BatchNorm and values for which it is exact in every dtype: of equals and of the ReLU's zeros there are many."""
+    """Integers and a BatchNorm that is exact in every dtype: many ties, and many zeros after the ReLU."""
     x = (draw.randn(*_activation(s)) * 2).round()
     ones = torch.ones(s.c, dtype=draw.kind.vectors)
     signs = torch.where(torch.arange(s.c) % 3 == 0, -1.0, 1.0).to(ones)
-    eps = 2**-10  # so that var + eps is 4 in every dtype
+    eps = 2**-10  # var + eps is 4 in every dtype
     return x, [signs * 2, ones, -ones, 4 * ones - eps, eps]
 
 
@@ -260,10 +268,10 @@ def _pool(draw: Draw, s: Shape, pool: list[list[int]] = POOL) -> list[Any]:
 
 def _pool_backward(draw: Draw, s: Shape, pool: list[list[int]] = POOL) -> list[Any]:
     x, _ = _whole_numbers(draw, s)
-    (height, width), (down, across), (above, left) = pool
-    out = (s.h + 2 * above - height) // down + 1, (s.w + 2 * left - width) // across + 1
-    middle = above * width + left  # of a window: never on the padding. And some closed ReLUs
-    argmax = torch.where(draw.randn(s.n, s.c, *out) > 1, 255, middle).to(torch.uint8)
+    (height, width), (stride_h, stride_w), (pad_h, pad_w) = pool
+    out = (s.h + 2 * pad_h - height) // stride_h + 1, (s.w + 2 * pad_w - width) // stride_w + 1
+    inside = pad_h * width + pad_w  # a position in the window that is never padding
+    argmax = torch.where(draw.randn(s.n, s.c, *out) > 1, 255, inside).to(torch.uint8)  # 255: zeroed by the ReLU
     return [draw.randn(s.n, s.c, *out), argmax.contiguous(memory_format=torch.channels_last), x, *pool]
 
 
@@ -275,7 +283,7 @@ Arguments = Callable[[Draw, Shape], list[Any]]
 
 
 def _in_nchw(arguments: Arguments) -> Arguments:
-    """The same in torch's default memory format."""
+    """The same arguments in torch's default memory format."""
 
     def draw_arguments(draw: Draw, s: Shape) -> list[Any]:
         values = arguments(draw, s)
@@ -284,7 +292,7 @@ def _in_nchw(arguments: Arguments) -> Arguments:
     return draw_arguments
 
 
-#: (op, mode) of those that plan a convolution.
+#: (op, mode) of the ops that plan a convolution.
 CONV_MODES: dict[tuple[str, str], Arguments] = {
     ("conv_bn_act", "plain"): _plain,
     ("conv_bn_act", "residual"): _residual,
@@ -319,7 +327,7 @@ _POOLING: dict[tuple[str, str], tuple[Arguments, str]] = {
     )
     for window, pool in (("3x3", POOL), ("5x2", WIDE_POOL))
 }
-#: (op, mode) of passes over activations, and the kernel's file in csrc/cuda. Those in NCHW have kernels of their own.
+#: (op, mode) of passes over activations -> arguments and the kernel's file in csrc/cuda. NCHW has separate kernels.
 PASSES: dict[tuple[str, str], tuple[Arguments, str]] = {
     **_NHWC_PASSES,
     **{(op, f"{mode} NCHW".strip()): (_in_nchw(draw), file) for (op, mode), (draw, file) in _NHWC_PASSES.items()},
@@ -327,7 +335,7 @@ PASSES: dict[tuple[str, str], tuple[Arguments, str]] = {
 }
 CONVOLUTIONS = {op for op, _ in CONV_MODES} | {"basic_block", "conv_bn_relu_pool"}
 
-#: Shapes of activations: vectorised and not, channels past one block's, one pixel.
+#: Activation shapes: vectorised and not, and more channels than one thread block handles.
 SMALL_ACTIVATIONS = (Shape(2, 64, 8, 11, 0, 1), Shape(3, 33, 5, 4, 0, 1), Shape(2, 2056, 3, 2, 0, 1))
 LARGE_ACTIVATIONS = (Shape(32, 256, 28, 28, 0, 1), Shape(16, 64, 56, 57, 0, 1))
 SMALL_STEMS = (Shape(2, 3, 20, 21, 16, 7, 2, 3), Shape(1, 3, 9, 11, 5, 7, 2, 3))
@@ -337,13 +345,13 @@ LARGE_BLOCKS = (Shape(33, 64, 56, 56, 64, 3, 1, 1), Shape(17, 128, 28, 28, 128, 
 
 
 def convolutions(op: str, mode: str, kind: str, large: bool) -> list[Problem]:
-    """Of one op and mode; a gradient's sums are of strides of 1."""
+    """Problems of one op and mode; conv_backward_reduce supports stride 1 only."""
     shapes = [s for s in (LARGE if large else SMALL) if op != "conv_backward_reduce" or s.stride == 1]
     return [Problem(op, mode, s, kind, CONV_MODES[op, mode]) for s in shapes]
 
 
 def passes(op: str, mode: str, kind: str, large: bool) -> list[Problem]:
-    """Of one op that is a pass, or ends with one."""
+    """Problems of one op that is a pass over activations or ends with one."""
     shapes: tuple[Shape, ...]
     if op == "conv_bn_relu_pool":
         shapes = LARGE_STEMS if large else SMALL_STEMS
@@ -353,5 +361,5 @@ def passes(op: str, mode: str, kind: str, large: bool) -> list[Problem]:
 
 
 def blocks(kind: str, large: bool) -> list[Problem]:
-    """Identity BasicBlocks."""
+    """Problems for BasicBlocks with identity shortcut."""
     return [Problem("basic_block", "block", s, kind, _block) for s in (LARGE_BLOCKS if large else SMALL_BLOCKS)]

@@ -1,8 +1,8 @@
-"""Runs cases in processes of their own, so that a hang, a crash or a broken CUDA context costs one case and no more.
+"""Runs cases in separate processes, so that a hang, a crash or a broken CUDA context costs one case only.
 
-A :class:`Unit` is what one process does: cases, one after another. Its process writes a JSON line before each case and
-another after it. The parent reads them, kills a process whose case takes too long, and starts another one for the cases
-that are left. The parent itself never touches the device: a hung kernel can be killed only from outside.
+A :class:`Unit` is a list of cases that one process runs in order. The process writes a JSON line before and after each
+case. The parent reads the lines, kills a process whose case takes too long, and starts another one for the remaining
+cases. The parent never uses the device: a hung kernel can only be killed from another process.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import Any
 
 Result = dict[str, Any]
 
-#: How a case can end. ``hang``: killed after its time; ``died``: the process ended by itself, as by a signal.
+#: Outcomes of a case. ``hang``: killed after its time limit; ``died``: the process exited or crashed.
 STATUSES = ("pass", "wrong", "refused", "error", "hang", "died", "not run")
 
-DONE, FATAL = 0, 70  # a process's exit status: all cases ran; the device is of no more use to this process
-SECONDS_TO_DIE = 5.0
+DONE, FATAL = 0, 70  # exit statuses of a process: all cases ran; the device is unusable in this process
+KILL_TIMEOUT_S = 5.0
 POLL_S = 0.02
 
 
@@ -35,11 +35,13 @@ POLL_S = 0.02
 class Unit:
     """The cases of one process.
 
-    ``work`` names a function as "package.module:function". The process calls it once with ``options``; it returns a
-    function that takes a case (a JSON object with a unique "case") and returns its result: a JSON object with one of
-    :data:`STATUSES` as "status". ``"fatal": true`` in a result ends the process, and another one takes what is left.
-    Where one call runs all cases, the function has an attribute ``run_all`` that takes them and a function that writes:
-    ``{"started": name}`` before each, its result after it, or with "case" for one that never started.
+    ``work`` names a function as "package.module:function". The process calls it once with ``options``, and it returns
+    ``run_case``. ``run_case`` takes a case (a JSON object with a unique "case") and returns its result: a JSON object
+    whose "status" is one of :data:`STATUSES`. ``"fatal": true`` in a result ends the process, and a new process runs
+    the remaining cases.
+
+    If one call runs all cases, ``run_case`` has an attribute ``run_all(cases, write)`` instead. It writes ``{"started":
+    name}`` before each case and its result after it, or a result with "case" for a case that never started.
     """
 
     name: str
@@ -47,13 +49,13 @@ class Unit:
     cases: tuple[dict[str, Any], ...]
     options: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
-    most_failures: int = 2  # hangs and crashes after which the rest does not run
-    fork: bool = True  # False where the environment changes what is imported
+    max_failures: int = 2  # number of hangs and crashes after which the remaining cases are skipped
+    fork: bool = True  # False if the environment changes what is imported
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds. ``start``: until a process begins its first case; ``case``: of each; ``total``: of all units."""
+    """Time limits in seconds. ``start``: until a process starts its first case; ``case``: per case; ``total``: all."""
 
     start: float = 60.0
     case: float = 20.0
@@ -68,18 +70,18 @@ def run(
     fork: bool = True,
     emit: Callable[[Result], None] = lambda result: None,
 ) -> list[Result]:
-    """Every case's result, in the order of the units; ``emit`` gets each as soon as it is known.
+    """Runs all cases and returns their results in the order of the units; ``emit`` gets each result at once.
 
-    ``folder`` receives what the processes write: ``<unit>.jsonl``, and ``<unit>.txt`` with their output. ``fork``
-    starts processes without importing torch again, in a second rather than in ten; it needs a parent that has neither
-    used the device nor run anything in parallel.
+    ``folder`` receives ``<unit>.jsonl`` with the results and ``<unit>.txt`` with the output of the processes. ``fork``
+    starts processes without importing torch again (about 1 s instead of 10 s). It requires a parent that has neither
+    used the device nor started parallel work.
     """
     folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + limits.total
     results: dict[str, Result] = {}
     waiting, running = list(reversed(units)), list[_Running]()
 
-    def know(unit: Unit, case: dict[str, Any], result: Result) -> None:
+    def record(unit: Unit, case: dict[str, Any], result: Result) -> None:
         results[_key(unit, case)] = full = {"unit": unit.name, **case, **result}
         emit(full)
 
@@ -91,8 +93,8 @@ def run(
                 break
             time.sleep(POLL_S)
             for process in list(running):
-                for case, result in process.news(out_of_time=time.monotonic() >= end):
-                    know(process.unit, case, result)
+                for case, result in process.poll_results(out_of_time=time.monotonic() >= end):
+                    record(process.unit, case, result)
                 if process.ended:
                     running.remove(process)
     finally:
@@ -100,7 +102,7 @@ def run(
             process.kill()
     for unit in waiting:
         for case in unit.cases:
-            know(unit, case, {"status": "not run", "why": "no time was left"})
+            record(unit, case, {"status": "not run", "why": "out of time"})
     return [results[_key(unit, case)] for unit in units for case in unit.cases]
 
 
@@ -109,7 +111,7 @@ def _stem(name: str) -> str:
 
 
 def printed(folder: Path, unit: str, beginning: str) -> list[str]:
-    """The lines that a unit's processes printed and that begin so."""
+    """The lines of a unit's output that start with ``beginning``."""
     text = (folder / f"{_stem(unit)}.txt").read_text(errors="replace")
     return [line for line in text.splitlines() if line.startswith(beginning)]
 
@@ -119,14 +121,14 @@ def _key(unit: Unit, case: dict[str, Any]) -> str:
 
 
 class _Running:
-    """A unit, and the process that runs what is left of it."""
+    """A unit and the process that runs its remaining cases."""
 
     def __init__(self, unit: Unit, folder: Path, limits: Limits, fork: bool) -> None:
         self.unit, self.limits, self.fork = unit, limits, fork
         self.log, self.output = (folder / f"{_stem(unit.name)}.{kind}" for kind in ("jsonl", "txt"))
         self.log.write_bytes(b"")
         self.output.write_bytes(b"")
-        self.left = list(unit.cases)
+        self.remaining = list(unit.cases)
         self.read = self.failures = 0
         self.ended = False
         self._start()
@@ -134,49 +136,52 @@ class _Running:
     def _start(self) -> None:
         self.started: str | None = None
         self.deadline = time.monotonic() + self.limits.start
-        job = {**asdict(self.unit), "cases": self.left, "log": str(self.log)}
+        job = {**asdict(self.unit), "cases": self.remaining, "log": str(self.log)}
         self.process = (_Forked if self.fork and self.unit.fork else _Spawned)(job, self.output)
 
-    def news(self, out_of_time: bool) -> Iterator[tuple[dict[str, Any], Result]]:
-        """What is known since the last call; ends or replaces the process where it has come to that."""
+    def poll_results(self, out_of_time: bool) -> Iterator[tuple[dict[str, Any], Result]]:
+        """Yields results since the last call; kills or replaces the process if needed."""
         status = self.process.poll()  # before the log is read, which is then complete
         yield from self._read()
         if status is None and time.monotonic() < self.deadline and not out_of_time:
             return
         if status is None:
             self.kill()
-        if not self.left:
+        if not self.remaining:
             self.ended = True
             return
         if status != FATAL or self.started is not None:
             yield self._failed(status, out_of_time)
-        if self.failures >= self.unit.most_failures or out_of_time:
-            why = "no time was left" if out_of_time else f"{self.failures} cases before it hung or crashed"
-            yield from ((case, {"status": "not run", "why": why}) for case in self.left)
-            self.left.clear()
-        if self.left:
+        if self.failures >= self.unit.max_failures or out_of_time:
+            why = "out of time" if out_of_time else f"{self.failures} cases before it hung or crashed"
+            yield from ((case, {"status": "not run", "why": why}) for case in self.remaining)
+            self.remaining.clear()
+        if self.remaining:
             self._start()
         else:
             self.ended = True
 
     def _failed(self, status: int | None, out_of_time: bool) -> tuple[dict[str, Any], Result]:
-        """The case that the process was at, or was about to begin, when it ended."""
-        begun, case = self.started is not None, self._take(self.started)
+        """The case that the process was running, or was about to start, when it ended."""
+        started, case = self.started is not None, self._take(self.started)
         self.failures += 1
         if status is None and out_of_time:
-            return case, {"status": "not run", "why": "the time ended while it ran" if begun else "no time was left"}
+            return case, {
+                "status": "not run",
+                "why": "out of time while it ran" if started else "out of time",
+            }
         if status is None:
-            seconds = self.limits.case if begun else self.limits.start
-            return case, {"status": "hang", "why": f"nothing after {seconds:g} s{'' if begun else ' of starting'}"}
-        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+            seconds = self.limits.case if started else self.limits.start
+            return case, {"status": "hang", "why": f"no result after {seconds:g} s{'' if started else ' of start-up'}"}
+        cause = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         last = self.output.read_text(errors="replace").strip().splitlines()[-1:]
-        return case, {"status": "died", "why": ": ".join([how, *last])}
+        return case, {"status": "died", "why": ": ".join([cause, *last])}
 
     def _read(self) -> Iterator[tuple[dict[str, Any], Result]]:
         with self.log.open("rb") as file:
             file.seek(self.read)
             lines = file.read().split(b"\n")
-        for line in lines[:-1]:  # the last one may be half written
+        for line in lines[:-1]:  # the last one may be incomplete
             self.read += len(line) + 1
             event = json.loads(line)
             self.deadline = time.monotonic() + self.limits.case
@@ -188,14 +193,14 @@ class _Running:
             yield case, event
 
     def _take(self, name: str | None) -> dict[str, Any]:
-        """The case of that name, the next one without, which is no longer left."""
-        case = next((case for case in self.left if case["case"] == name), self.left[0])
-        self.left.remove(case)
+        """Removes and returns the remaining case of that name, or the next one if there is none."""
+        case = next((case for case in self.remaining if case["case"] == name), self.remaining[0])
+        self.remaining.remove(case)
         return case
 
     def kill(self) -> None:
         self.process.kill()
-        end = time.monotonic() + SECONDS_TO_DIE  # never longer: a process in the driver may not die at all
+        end = time.monotonic() + KILL_TIMEOUT_S  # bounded: a process stuck in the driver may never die
         while self.process.poll() is None and time.monotonic() < end:
             time.sleep(POLL_S)
 
@@ -228,7 +233,7 @@ class _Forked:
     def kill(self) -> None:
         try:
             os.killpg(self.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # it has ended, or has not made its group yet
+        except (ProcessLookupError, PermissionError):  # it has ended, or has not created its process group yet
             os.kill(self.pid, signal.SIGKILL)
 
 
@@ -254,23 +259,23 @@ class _Spawned:
 
 
 def _work(job: dict[str, Any]) -> None:
-    """The process of a unit; it does not return."""
+    """Main function of a unit's process; does not return."""
     os.environ.update(job["environment"])
     log = os.open(job["log"], os.O_WRONLY | os.O_APPEND)
 
     def write(event: dict[str, Any]) -> None:
-        os.write(log, json.dumps(event).encode() + b"\n")  # one write: complete, whatever comes next
+        os.write(log, json.dumps(event).encode() + b"\n")  # a single write, so that a crash cannot leave a partial line
 
-    def leave(status: int) -> None:
+    def exit_with(status: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)  # nothing here is worth finalising, and a broken device may hang there
+        os._exit(status)  # skip finalisation, which may hang on a broken device
 
     module, _, name = job["work"].partition(":")
     run_case = getattr(importlib.import_module(module), name)(job["options"])
     if hasattr(run_case, "run_all"):
         run_case.run_all(job["cases"], write)
-        leave(DONE)
+        exit_with(DONE)
     for case in job["cases"]:
         write({"started": case["case"]})
         begin = time.monotonic()
@@ -281,10 +286,10 @@ def _work(job: dict[str, Any]) -> None:
             result = {"status": "error", "why": sentence(error)}
         write({**result, "seconds": round(time.monotonic() - begin, 3)})
         if result.get("fatal"):
-            leave(FATAL)
-    leave(DONE)
+            exit_with(FATAL)
+    exit_with(DONE)
 
 
 def sentence(error: BaseException) -> str:
-    """An exception in a line."""
+    """An exception as one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"

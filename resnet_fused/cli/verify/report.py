@@ -1,4 +1,4 @@
-"""The report of a verification: a row for each family of kernels, and JSON fit for a bug report."""
+"""The report of a verification: one row per kernel family, and JSON for bug reports."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .._machine import commit, cpu_name, package_version
 Result = dict[str, Any]
 
 BAD = ("wrong", "error", "hang", "died")
-MOST_FAILURES = 20  # that are printed; the JSON has all
+MAX_FAILURES = 20  # to print; the JSON has all
 
 
 def environment(facts: Result) -> Result:
-    """What was verified, and where."""
+    """What was verified, and on which machine."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "device": facts,
@@ -35,7 +35,7 @@ def environment(facts: Result) -> Result:
 
 
 def families(results: Iterable[Result], refused: dict[str, str]) -> list[Result]:
-    """A row for each family: its kernels, how its cases ended, and its time against eager PyTorch's."""
+    """One row per family: its kernels, its cases by status, and its time and eager PyTorch's."""
     rows: dict[str, Result] = {}
     for r in results:
         row = rows.setdefault(r["family"], {"family": r["family"], "kernels": set(), "statuses": collections.Counter()})
@@ -49,7 +49,7 @@ def families(results: Iterable[Result], refused: dict[str, str]) -> list[Result]
 
 
 def verdict(results: Iterable[Result]) -> str:
-    """``right``; ``wrong`` where a case was; ``incomplete`` where one did not run."""
+    """ "wrong" if a case failed, "incomplete" if one did not run, else "right"."""
     statuses = {r["status"] for r in results}
     if statuses & set(BAD):
         return "wrong"
@@ -57,7 +57,7 @@ def verdict(results: Iterable[Result]) -> str:
 
 
 def table(rows: Iterable[Result]) -> list[tuple[str, ...]]:
-    """Cells of the printed table, its head first."""
+    """Cells of the printed table, header first."""
     head = ("kernels", "variants", "cases", "right", "wrong", "not run", "against torch")
     cells: list[tuple[str, ...]] = [head]
     for row in rows:
@@ -76,7 +76,7 @@ def table(rows: Iterable[Result]) -> list[tuple[str, ...]]:
 
 
 def failures(results: Iterable[Result]) -> list[str]:
-    """A line for each case that is not right, the first ones."""
+    """One line for each of the first :data:`MAX_FAILURES` failed cases."""
     bad = [r for r in results if r["status"] in BAD]
-    lines = [f"{r['status']}: {r['kernel']}, {r['case']}: {r.get('why', '')}" for r in bad[:MOST_FAILURES]]
-    return lines + ([f"and {len(bad) - MOST_FAILURES} more"] if len(bad) > MOST_FAILURES else [])
+    lines = [f"{r['status']}: {r['kernel']}, {r['case']}: {r.get('why', '')}" for r in bad[:MAX_FAILURES]]
+    return lines + ([f"and {len(bad) - MAX_FAILURES} more"] if len(bad) > MAX_FAILURES else [])

@@ -1,4 +1,4 @@
-"""The stages of a verification, each a set of units: the device, truths, first light, every case, the time."""
+"""The stages of a verification: device, truths, first cases, all cases, timing. Each runs a set of units."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ Result = dict[str, Any]
 EXECUTE = f"{__package__}.execute"
 CUDA, CPU = f"{__package__}.backends:Cuda", f"{__package__}.backends:Cpu"
 CASE_KEYS = ("case", "op", "mode", "kind", "shape", "engine", "kernel", "family")
-MOST_BISECTED, BISECT_S = 6, 60.0  # families, seconds for all of them
-MOST_SAID = 5  # lines of one kind that are printed
-ROOM = 6 << 30  # bytes that truths may take
-#: Names a build of _C_cuda whose waits end and say where they were (CONTRIBUTING.md, "Flavours").
+MAX_BISECTED, BISECT_S = 6, 60.0  # number of families, seconds in total
+MAX_LINES = 5  # printed lines of one kind
+MIN_FREE_BYTES = 6 << 30  # free space required in /dev/shm to store the truths there
+#: Environment variable with the path of a _C_cuda whose waits time out and report (CONTRIBUTING.md, "Flavours").
 WATCHDOG = "RESNET_FUSED_WATCHDOG_LIBRARY"
 NO_OVERLAP = {"RESNET_FUSED_CUDA_OVERLAP": "0"}
-#: What is timed of a family: a large case in this kind of numbers, or else in the next.
+#: Kinds of numbers to time, in order of preference.
 TIMED_KINDS = ("bfloat16", "float16", "tf32", "float32")
 
 
 @dataclass
 class Verification:
-    """One device's. ``log``: a JSON line for each result, as soon as it is known; ``seconds``: for all stages."""
+    """Verification of one device. ``log``: one JSON line per result, at once. ``seconds``: limit for all stages."""
 
     backend: str
     folder: Path
@@ -46,17 +46,17 @@ class Verification:
     limits: Limits = field(default_factory=Limits)
     say: Callable[[str], None] = lambda line: None
     results: list[Result] = field(default_factory=list)
-    log: Path | None = None  # by default folder/results.jsonl
+    log: Path | None = None  # default: folder/results.jsonl
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = self.log or self.folder / "results.jsonl"
         self.log.write_text("")
-        self.kind = "cpu"  # of device: "cpu" or "cuda"
-        self.end = time.monotonic() + self.seconds  # no unit runs beyond it
+        self.kind = "cpu"  # device type: "cpu" or "cuda"
+        self.end = time.monotonic() + self.seconds  # deadline of all units
 
     def run_units(self, stage: str, units: list[Unit], limits: Limits | None = None, jobs: int = 0) -> list[Result]:
-        """Runs them, writes their results to the log, and says how the stage went."""
+        """Runs units, writes their results to the log, and prints a summary of the stage."""
         limits, begin = limits or self.limits, time.monotonic()
         left = max(0.0, min(limits.total, self.end - begin))
         within = Limits(limits.start, limits.case, left)
@@ -73,7 +73,7 @@ class Verification:
         return found
 
     def device(self) -> Result:
-        """What is verified. Falls back to processes that import everything anew where forked ones cannot use it."""
+        """Describes the device. Switches from forked to spawned processes if forked ones cannot use it."""
         unit = Unit("device", f"{EXECUTE}:facts", ({"case": "device"},), {"backend": self.backend})
         [result] = self.run_units("device", [unit])
         if result["status"] != "pass" and self.fork:
@@ -84,9 +84,9 @@ class Verification:
         return result
 
     def run(self, found: list[Case], bisect: bool = False) -> list[Result]:
-        """The cases' results. A family's engine (a tile) whose first case hangs or crashes gets no other.
+        """Runs the cases. If the first case of a family and tile hangs or crashes, its other cases are skipped.
 
-        ``bisect`` runs what failed again in other circumstances, for those who mend it.
+        ``bisect`` reruns failed cases under other conditions, to help find the cause.
         """
         device = self.kind
         with _shared_folder() as truths:
@@ -109,16 +109,16 @@ class Verification:
         return self.results
 
     def _bisect(self, device: str, options: dict[str, Any]) -> None:
-        """What else happens to a case that failed, the first of each family: it narrows the cause down."""
+        """Reruns the first failed case of each family under other conditions, to narrow down the cause."""
         failed = list({r["family"]: r for r in reversed(self.results) if r["status"] in BAD}.values())
-        failed.sort(key=lambda r: r["family"], reverse=True)  # Hopper's first: they have most to go wrong
+        failed.sort(key=lambda r: r["family"], reverse=True)  # sm90 first: the most complex kernels
         units, alone = list[Unit](), list[Case]()
-        for case in [{k: r[k] for k in CASE_KEYS} for r in failed[:MOST_BISECTED]]:
+        for case in [{k: r[k] for k in CASE_KEYS} for r in failed[:MAX_BISECTED]]:
             for name, other, variables in _variants(case):
                 other = {**other, "case": f"{name}: {other['case']}"}
                 alone += [other] if other["shape"] != case["shape"] else []
                 variables = {**cases.environment(case, device), **variables}
-                fork = "RESNET_FUSED_CUDA_LIBRARY" not in variables  # which is read at import
+                fork = "RESNET_FUSED_CUDA_LIBRARY" not in variables  # read at import, so a fork would ignore it
                 name = f"bisect {len(units)}"
                 units.append(Unit(name, f"{EXECUTE}:run_cases", (other,), options, variables, fork=fork))
         if units:
@@ -126,7 +126,7 @@ class Verification:
             self.run_units(truths.name, [truths])
             for r in self.run_units("bisect", units, Limits(self.limits.start, self.limits.case, BISECT_S)):
                 self.say(f"  {r['status']}: {r['case']}{': ' + r['why'] if 'why' in r else ''}")
-                for line in processes.printed(self.folder / "processes", r["unit"], "watchdog:")[:MOST_SAID]:
+                for line in processes.printed(self.folder / "processes", r["unit"], "watchdog:")[:MAX_LINES]:
                     self.say(f"    {line}")
 
     def _compute_truths(self, found: list[Case], options: dict[str, Any]) -> None:
@@ -137,7 +137,7 @@ class Verification:
             if (part := list(problems.values())[i :: self.jobs])
         ]
         missing = [r for r in self.run_units("truths", units) if r["status"] != "pass"]
-        for result in missing[:MOST_SAID]:
+        for result in missing[:MAX_LINES]:
             self.say(f"  no truth of {result['case']}: {result.get('why')}")
 
     def _first_cases(self, first: list[Case], device: str, options: dict[str, Any]) -> list[Result]:
@@ -149,9 +149,9 @@ class Verification:
         return self.run_units("first cases", units)
 
     def time(self, budget_s: float = 60.0) -> list[Result]:
-        """Of each family that is right, a large case against eager PyTorch."""
+        """Times a large case of each family without failures against eager PyTorch."""
         bad = {r["family"] for r in self.results if r["status"] != "pass"}
-        chosen = {r["family"]: r for r in sorted(self.results, key=_worth_timing) if r["family"] not in bad}
+        chosen = {r["family"]: r for r in sorted(self.results, key=_timing_order) if r["family"] not in bad}
         device = self.kind
         units = [
             Unit(f"time {r['family']}", f"{EXECUTE}:time_cases", ({k: r[k] for k in CASE_KEYS},),
@@ -165,12 +165,12 @@ class Verification:
 
 
 def _tile(case: Case) -> tuple[str, str]:
-    """The family, and which of its tiles: what hangs together."""
+    """The family and tile of a case: cases that share them are likely to hang together."""
     return case["family"], case["engine"].removesuffix(":1").removesuffix(":3")
 
 
 def _variants(case: Case) -> Iterator[tuple[str, Case, dict[str, str]]]:
-    """The case again; without overlapping kernels; one image alone; under a library whose waits give up."""
+    """Variants of a case for bisecting: repeated, without overlap, one image, with the watchdog library."""
     yield "again", case, {}
     yield "without overlap", case, NO_OVERLAP
     if case["shape"][0] > 1:
@@ -180,15 +180,15 @@ def _variants(case: Case) -> Iterator[tuple[str, Case, dict[str, str]]]:
         yield "with waits that give up", case, {"RESNET_FUSED_CUDA_LIBRARY": watchdog}
 
 
-def _worth_timing(result: Result) -> tuple[int, int]:
-    """The last in this order is timed: of the preferred kind of numbers the one with the most of them."""
+def _timing_order(result: Result) -> tuple[int, int]:
+    """Sort key; the last case is timed: preferred kind of numbers first, then the largest input."""
     kind = result["kind"]
     n, c, h, w = result["shape"][:4]
     return -TIMED_KINDS.index(kind) if kind in TIMED_KINDS else -len(TIMED_KINDS), n * c * h * w
 
 
 def _by_environment(found: Iterable[Case], device: str, options: dict[str, Any]) -> list[Unit]:
-    """A unit for each engine and kind of numbers: a process reads its environment once."""
+    """One unit per engine and kind of numbers, since a process reads its environment once."""
     units: dict[str, list[Case]] = {}
     for case in found:
         units.setdefault(f"{case['engine'] or 'planned'} {case['kind']}", []).append(case)
@@ -200,8 +200,8 @@ def _by_environment(found: Iterable[Case], device: str, options: dict[str, Any])
 
 @contextmanager
 def _shared_folder() -> Iterator[Path]:
-    """In memory where there is room, gone afterwards."""
+    """A temporary folder, in memory (/dev/shm) if there is space."""
     memory = Path("/dev/shm")
-    roomy = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ROOM
+    roomy = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > MIN_FREE_BYTES
     with tempfile.TemporaryDirectory(prefix="resnet_fused-verify-", dir=memory if roomy else None) as folder:
         yield Path(folder)

@@ -1,6 +1,6 @@
-"""What a problem's outputs must be: the definition in float64, and the error that eager PyTorch makes.
+"""The truth of a problem: its definition in float64, and the allowed error derived from eager PyTorch's.
 
-Computed once, by a process that runs no kernel of ours, and read by those that do.
+Computed once, in a process that runs none of our kernels, and loaded by the processes that do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .problems import Problem
 
 
 class Truth(NamedTuple):
-    """For each output: its values in float64, and how far off the op's may be (0: the same values)."""
+    """For each output: its values in float64, and the allowed absolute error (0: must be equal)."""
 
     outputs: list[Tensor]
     allowed: list[float]
@@ -32,21 +32,21 @@ def outputs_of(result: Any) -> list[Tensor]:
 
 
 def as64(values: Sequence[Any]) -> list[Any]:
-    """Floating tensors in float64; all else as it is."""
+    """Converts floating-point tensors to float64; other values are unchanged."""
     return [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values]
 
 
 def on(device: torch.device, values: Sequence[Any]) -> list[Any]:
-    """Tensors on the device, in their own memory format."""
+    """Moves tensors to the device in their own memory format."""
     return [v.to(device) if isinstance(v, Tensor) else v for v in values]
 
 
 @contextlib.contextmanager
 def torch_convolves(problem: Problem) -> Iterator[None]:
-    """How cuDNN may: in TF32 where the problem allows it, and always by the same algorithm.
+    """Settings of torch's own convolutions: TF32 if the problem allows it, and deterministic algorithms.
 
-    Memory that is filled (``backends.nan_in_new_memory``) excludes others, and some of those err less: eager's error is
-    compared with that of the same algorithm.
+    Deterministic mode (``backends.nan_in_new_memory``) excludes some cuDNN algorithms, and some of those err less.
+    Eager's error must come from the same algorithm.
     """
     cudnn = torch.backends.cudnn
     before = cudnn.allow_tf32, cudnn.deterministic
@@ -58,12 +58,15 @@ def torch_convolves(problem: Problem) -> Iterator[None]:
 
 
 def compute(problem: Problem, device: torch.device) -> Truth:
-    """On that device. float32 convolutions are exact, but where the problem allows TF32: then as cuDNN likes it."""
+    """The truth of a problem, computed on ``device``.
+
+    float32 convolutions are exact unless the problem allows TF32; then cuDNN may use TF32 or not.
+    """
     args = on(device, problem.arguments())
     define: Callable[..., Any] = getattr(reference, problem.op)
     with torch_convolves(problem):
         truths, eagers = outputs_of(define(*as64(args))), [outputs_of(define(*args))]
-        if problem.kind.tf32:  # which cuDNN may have used or not
+        if problem.kind.tf32:  # cuDNN may or may not have used TF32
             with TF32Factors():
                 eagers.append([y.to(e.dtype) for y, e in zip(outputs_of(define(*as64(args))), eagers[0], strict=True)])
     limits = [max(allowed(eager[i], t) for eager in eagers) for i, t in enumerate(truths)]
@@ -71,18 +74,18 @@ def compute(problem: Problem, device: torch.device) -> Truth:
 
 
 def allowed(eager: Tensor, truth: Tensor) -> float:
-    """The error that passes; 0 of whole numbers."""
+    """The allowed error of one output; 0 for integers."""
     if not eager.is_floating_point():
         return 0.0
     if not torch.isfinite(truth).all() or not torch.isfinite(eager).all():
-        raise ArithmeticError("eager PyTorch's result is not finite here, and cannot judge another")
+        raise ArithmeticError("eager PyTorch's result is not finite, so no error bound can be derived from it")
     if eager.dtype == torch.float64:
         return FLOAT64 * truth.abs().max().item()
     return allowed_error(eager, truth, torch.isfinite(truth), truth)
 
 
 def save(truth: Truth, folder: Path, problem: Problem) -> None:
-    """Complete or not at all."""
+    """Saves atomically: the file is complete or absent."""
     path = _path(folder, problem)
     part = path.with_suffix(f".{os.getpid()}")
     torch.save((truth.outputs, truth.allowed), part)
@@ -90,7 +93,7 @@ def save(truth: Truth, folder: Path, problem: Problem) -> None:
 
 
 def load(folder: Path, problem: Problem) -> Truth | None:
-    """None where nobody has computed it."""
+    """The saved truth, or None if it was not computed."""
     try:
         return Truth(*torch.load(_path(folder, problem), weights_only=True))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A chain in plain torch, differentiable any number of times: what a second derivative is taken of."""
+"""A chain in plain torch ops, differentiable any number of times; used for second derivatives."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from .layout import ConvSlots, Layout, NormSlots
 
 
 def chain(x: Tensor, tensors: Sequence[Tensor], layout: Layout) -> Tensor:
-    """What :mod:`.forward` computes, without synchronised statistics."""
+    """Computes the same as :mod:`.forward`, without synchronised statistics."""
 
     def get(slot: int | None) -> Tensor | None:
         return None if slot is None else tensors[slot]
@@ -22,12 +22,12 @@ def chain(x: Tensor, tensors: Sequence[Tensor], layout: Layout) -> Tensor:
             return y
         return F.batch_norm(y, get(n.mean), get(n.var), get(n.gamma), get(n.beta), training=n.trains, eps=n.eps)
 
-    y, first = x, x
+    y, act0 = x, x
     for i, each in enumerate(layout.convs):
         if layout.norms[i] is not None:
             y = F.relu(normalise(y, layout.norms[i]))
         if i == 0:
-            first = y
+            act0 = y
         y = conv(y, each)
     y = normalise(y, layout.norms[-1])
     if layout.identity:
@@ -35,6 +35,6 @@ def chain(x: Tensor, tensors: Sequence[Tensor], layout: Layout) -> Tensor:
     elif layout.residual is not None:
         y = y + tensors[layout.residual]
     elif layout.projection is not None:
-        y = y + normalise(conv(first, layout.projection), layout.projection_norm)
+        y = y + normalise(conv(act0, layout.projection), layout.projection_norm)
     y = F.relu(y) if layout.relu else y
     return y if layout.pool is None else F.max_pool2d(y, *layout.pool)
