@@ -1,5 +1,5 @@
-// explain_cuda: the plan for a GPU in words. predict_cuda: what its model says of one kernel, with any constants. They
-// belong to the library that loads everywhere, so that a machine without a GPU can ask.
+// explain_cuda: the plan for a GPU as text. predict_cuda: the cost model's time of one kernel, with any constants. Part
+// of the library that loads everywhere, so they work without a GPU.
 #include <algorithm>
 #include <cstdlib>
 #include <limits>

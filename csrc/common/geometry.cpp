@@ -16,7 +16,7 @@ void check_pair(const char* op, const char* name, IntView v, int64_t least, int6
   fail(op, ": ", name, " is ", to_string(v), "; two integers of at least ", least, " expected");
 }
 
-// Pixels that a padded input has, and that a dilated kernel spans, along one axis. False: 64 bits do not count them.
+// Extents along one axis of the padded input and of the dilated kernel. False if they overflow 64 bits.
 bool extents(int64_t in, int64_t kernel, int64_t padding, int64_t dilation, int64_t* padded, int64_t* reach) {
   return !__builtin_add_overflow(in, 2 * padding, padded) && !__builtin_mul_overflow(dilation, kernel - 1, reach) &&
          !__builtin_add_overflow(*reach, 1, reach);
@@ -31,7 +31,7 @@ std::string to_string(IntView sizes) {
 }
 
 void check_32bit_indexing(const char* op, const char* name, IntView sizes) {
-  // Of an empty tensor the other sizes are multiplied too, by whoever counts rows or pixels.
+  // Other code multiplies the remaining sizes of an empty tensor to count rows or pixels, so they must not overflow.
   const bool empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
   int64_t numel = 1;
   for (int64_t s : sizes) {
@@ -49,7 +49,7 @@ Geometry check_geometry(const char* op, IntView x, IntView weight, IntView strid
   const int64_t c = x[1], k = weight[0], cg = weight[1], r = weight[2], s = weight[3];
   RF_CHECK(groups >= 1, op, ": groups is ", groups, "; at least 1 expected");
   int64_t channels = 0;
-  // torch's own words, which people search for
+  // torch's wording, which users search for
   RF_CHECK(!__builtin_mul_overflow(cg, groups, &channels) && channels == c, op, ": Given groups=", groups,
            ", weight of size ", to_string(weight), ", expected input", to_string(x), " to have ", channels,
            " channels, but got ", c, " channels instead; weight must be (K, C / groups, R, S), C being x's channels");

@@ -11,26 +11,26 @@ struct Geometry {
   Pair stride, padding, dilation, out;
 };
 
-// Throws std::runtime_error unless an x of these sizes, (N, C, H, W), can be convolved with a weight of those,
-// (K, C / groups, R, S), all of them at least 0. Sizes of the output are exact, or refused: nothing overflows. A stride
-// or dilation beyond the padded input is returned as the padded input's size, which gives the same output.
+// Throws std::runtime_error unless x (N, C, H, W) can be convolved with weight (K, C / groups, R, S), all sizes at
+// least 0. Output sizes never overflow: they are exact or an error. A stride or dilation beyond the padded input is
+// clamped to its size, which gives the same output.
 Geometry check_geometry(const char* op, IntView x, IntView weight, IntView stride, IntView padding, IntView dilation,
                         int64_t groups);
 
-// Windows of what has these sizes, numbers that torch's own pooling takes.
+// Checks a pooling's arguments as torch's own pooling does.
 void check_pool(const char* op, IntView sizes, const Ints& kernel, const Ints& stride, const Ints& padding);
 Ints pooled_sizes(IntView sizes, const Ints& kernel, const Ints& stride, const Ints& padding);
 
 void check_32bit_indexing(const char* op, const char* name, IntView sizes);
 
-// Of numbers that one of the checks let through.
+// Output sizes. The arguments must have passed a check above.
 inline int64_t conv_out(int64_t in, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
   return (in + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
 }
 
 std::string to_string(IntView sizes);
 
-// v in 32 bits, where a plan or a check has promised that it fits: the promise broken is an error, never another value.
+// v as 32 bits, which a plan or a check has guaranteed; throws if it does not fit.
 inline int32_t narrow(int64_t v) {
   RF_CHECK(v >= std::numeric_limits<int32_t>::min() && v <= std::numeric_limits<int32_t>::max(), "resnet_fused: ", v,
            " does not fit into 32 bits, which a kernel counts with; please report this");

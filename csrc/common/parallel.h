@@ -1,4 +1,4 @@
-// torch's parallel_for, out of which a task's exception comes as it was thrown.
+// torch's parallel_for, rethrowing a task's exception unchanged.
 #pragma once
 #include <exception>
 #include <mutex>
@@ -7,8 +7,8 @@
 
 namespace resnet_fused {
 
-// run(begin, end) on parts of [begin, end). The stable ABI carries an exception over as an error code, with the place
-// in torch's headers for a message; so none is let out, and the first is thrown again here.
+// Calls run(begin, end) on parts of [begin, end). The stable ABI turns an exception into an error code whose message is
+// a place in torch's headers, so exceptions are caught inside and the first is rethrown here.
 template <typename Run>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const Run& run) {
   std::exception_ptr first;

@@ -213,7 +213,7 @@ void check_projection(const char* op, const Conv& conv, const Conv& projection) 
 
 namespace {
 
-// Windows whose elements a byte can number; 255 says that none was taken.
+// The argmax is a byte; 255 means that the ReLU was closed.
 void check_numbered_pool(const char* op, const Tensor& x, const Ints& kernel, const Ints& stride, const Ints& padding) {
   check_pool(op, x.sizes(), kernel, stride, padding);
   RF_CHECK(kernel[0] * kernel[1] <= 255, op, ": pool_kernel ", to_string(kernel), " has ", kernel[0] * kernel[1],

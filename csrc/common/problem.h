@@ -1,4 +1,4 @@
-// What a call asks for, checked once: plain numbers and the tensors they describe. Every backend starts here.
+// Arguments of an op after validation: tensors and plain numbers. Every backend starts here.
 #pragma once
 #include "common/geometry.h"
 
@@ -26,17 +26,17 @@ struct Conv {
   Sizes output_sizes() const { return {n, k, oh, ow}; }
 };
 
-// Each throws std::runtime_error with the offending values when the call is not a valid one. prefix is what the names
-// of weight, bias and bn begin with in the op's schema.
+// Each throws std::runtime_error with the offending values if the arguments are invalid. prefix: of the names of
+// weight, bias and bn in the op's schema.
 Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn, IntView stride, IntView padding,
                IntView dilation, int64_t groups, BatchNorm pre = {}, const char* prefix = "");
 void check_activation(const char* op, const Tensor& x);
-// FSDP and others free a tensor's memory and keep the tensor.
+// FSDP and others free a tensor's storage but keep the tensor.
 void check_allocated(const char* op, const char* prefix, const char* name, const Tensor& t);
 
 // relu(bn2(conv2(relu(bn1(conv1(x))))) + x): two 3x3 convolutions of stride 1 that keep x's shape.
 struct BasicBlock {
-  Conv first, second;  // second's x is first's too, until of_middle() puts there what first gave
+  Conv first, second;  // second.x is first.x until of_middle() sets first's output
   Conv of_middle(Tensor middle) const;
 };
 BasicBlock make_basic_block(Tensor x, Tensor weight1, OptTensor bias1, BatchNorm bn1, Tensor weight2, OptTensor bias2,

@@ -9,7 +9,7 @@ using torch::headeronly::MemoryFormat;
 constexpr Pair kNoPadding{0, 0}, kNoDilation{1, 1};
 
 namespace {
-// Whether x is packed in that order; dimensions of one element have no say. Asking torch costs a dispatch.
+// Whether x is dense in that order, ignoring dimensions of one element. Asking torch would cost a dispatch.
 bool is_dense(const Tensor& x, bool channels_last) {
   constexpr int kNchw[4] = {3, 2, 1, 0}, kNhwc[4] = {1, 3, 2, 0};
   if (x.dim() != 4) return false;

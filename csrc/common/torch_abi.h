@@ -1,4 +1,4 @@
-// The LibTorch stable ABI, and the two things it leaves to us: calling an ATen op, and reporting why one failed.
+// The LibTorch stable ABI, plus what it lacks: calls of ATen ops, and error messages.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
@@ -40,7 +40,7 @@ inline void check_shim(AOTITorchError code, const char* what) {
   throw std::runtime_error(std::string(what) + ": " + why);
 }
 
-// RF_CHECK(condition, sentence...): what a user reads is the sentence alone, without our file and line.
+// RF_CHECK(condition, sentence...): the user sees only the sentence, without file and line.
 template <typename... Args>
 [[noreturn]] void fail(const Args&... args) {
   std::ostringstream sentence;
@@ -56,25 +56,25 @@ void call_aten(const char* op, const char* overload, std::array<StableIValue, N>
   check_shim(torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION), op);
 }
 
-// t.scalar_type(), which asks libtorch for the number of every type that there is, in turn.
+// Faster than t.scalar_type(), which queries libtorch for every dtype in turn.
 ScalarType scalar_type_of(const Tensor& t);
 
 // Bytes from the tensor's first element to the end of its last one.
 int64_t span_bytes(const Tensor& t);
 
-// The ATen ops that the kernels lean on.
+// ATen ops used by the engines.
 Tensor aten_convolution(const Tensor& x, const Tensor& weight, const OptTensor& bias, IntView stride, IntView padding,
                         IntView dilation, int64_t groups);
-// The gradient of a convolution's input, or of its weight, alone.
+// The gradient of either a convolution's input or its weight.
 enum class GradientOf { kInput, kWeight };
 Tensor aten_convolution_backward(GradientOf which, const Tensor& grad, const Tensor& x, const Tensor& weight,
                                  IntView stride, IntView padding, IntView dilation, int64_t groups);
-// (K, C, R, S) -> (C, K, R, S), each filter turned around: a view, or a copy of the weight's layout.
+// (K, C, R, S) -> (C, K, R, S) with flipped filters: a view, or a copy in the weight's layout.
 Tensor aten_turned(const Tensor& weight);
 Tensor aten_max_pool2d(const Tensor& x, IntView kernel, IntView stride, IntView padding);
 Tensor aten_to(const Tensor& x, ScalarType dtype);
-// Dense, in the layout that is asked for where there are four sizes; like's dtype, or one of those that we know. Does
-// not go by the dispatcher.
+// A dense tensor of like's dtype (or the given one), channels_last on request if it has four dimensions. Bypasses the
+// dispatcher.
 Tensor aten_empty(IntView sizes, const Tensor& like, bool channels_last, std::optional<ScalarType> dtype = {});
 Tensor aten_contiguous(const Tensor& x, bool channels_last);
 int64_t aten_version(const Tensor& x);

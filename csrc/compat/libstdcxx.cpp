@@ -1,5 +1,5 @@
-// What code built with a new gcc and glibc expects of the system but manylinux_2_28 (glibc 2.28, libstdc++ of gcc 8)
-// does not have. Our own copies, which csrc/exports.map shows to nobody. See also build_tools/glibc.py.
+// Symbols that code built with a newer gcc and glibc needs but manylinux_2_28 (glibc 2.28, libstdc++ of gcc 8) lacks.
+// Our copies are hidden by csrc/exports.map. See also build_tools/glibc.py.
 #include <condition_variable>
 #include <mutex>
 #include <new>

@@ -119,7 +119,7 @@ INLINE void center_body(const T* const* rows, int64_t count, int64_t channels, A
       spread = std::max(spread, std::abs(d));
     }
     const Acc coarse = spread * round_at<Acc>, mean = (x + share * sum + coarse) - coarse;
-    center[c] = mean - mean == Acc(0) ? mean : Acc(0);  // an Inf among the samples is no place to measure from
+    center[c] = mean - mean == Acc(0) ? mean : Acc(0);  // Inf cannot be a center
   }
 }
 

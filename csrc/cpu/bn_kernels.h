@@ -21,11 +21,11 @@ struct Sum {
   bool relu;
 };
 
-// Where a ReLU lets the gradient through: wherever its input is not at most 0, which takes NaN in, as torch's does.
+// Where the ReLU passes the gradient: where its input is not <= 0, so NaN passes, as in torch.
 enum class Mask {
-  kNone,      // there was no ReLU
-  kOut,       // out, the ReLU's result, is at hand
-  kOutKept,   // likewise, and sum_gradient keeps g
+  kNone,      // no ReLU
+  kOut,       // from out, the ReLU's output
+  kOutKept,   // likewise, and sum_gradient stores g
   kRecompute  // x * scale + shift is what it read; open where that is stored as more than 0
 };
 
@@ -58,7 +58,7 @@ extern const BnKernels<float, float> bn_kernels_fp32;
 extern const BnKernels<BFloat16, float> bn_kernels_bf16;
 }  // namespace avx512
 
-// Of the processor at hand. T is how elements are stored, Acc what they are computed in.
+// The loops for this processor. T: storage type; Acc: arithmetic type.
 template <typename T, typename Acc>
 const BnKernels<T, Acc>& bn_kernels();
 

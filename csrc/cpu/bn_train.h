@@ -19,7 +19,7 @@ struct BnGradient {
 // Of each channel, float32 or float64 of float64: mean and biased variance; NaN of nothing.
 std::tuple<Tensor, Tensor> batch_moments(const Tensor& x, bool channels_last);
 
-// The sums of g and of g * xhat. g itself goes to `kept`, if that is given; q.out is then, too.
+// The sums of g and of g * xhat. If `kept` is given (then q.out is too), g is stored there.
 std::tuple<Tensor, Tensor> gradient_sums(const BnGradient& q, const OptTensor& kept = {});
 
 // gamma / sqrt(var + eps) * (g - sum_g / count - xhat * sum_g_xhat / count); without sums, g's factor alone.

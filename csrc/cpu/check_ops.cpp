@@ -1,4 +1,5 @@
-// What the ops refuse that are written in Python on the CPU (resnet_fused/autograd): the checks of their CUDA kernels.
+// Argument checks of the ops that are implemented in Python on the CPU (resnet_fused/autograd), as for their CUDA
+// kernels.
 #include "common/problem.h"
 
 namespace resnet_fused::cpu {

@@ -1,4 +1,4 @@
-// A 512-bit digest of a weight's bytes: what tells whether a copy in another order is still a copy of it.
+// A 512-bit digest of a weight's bytes, to detect edits that make a packed copy stale.
 //
 // Not cryptographic. The accumulation is that of XXH3 (https://github.com/Cyan4973/xxHash, doc/xxhash_spec.md): a sum
 // of 32x32-bit products, at the speed of memory. All eight accumulators are kept, so that an edit within one aligned
@@ -12,11 +12,10 @@ namespace resnet_fused::cpu {
 
 using Digest = std::array<uint64_t, 8>;
 
-// Of the bytes from the first element to the last one, whatever lies between them included; on all threads where there
-// is much of it.
+// Digest of all bytes from the first to the last element, gaps included; multithreaded if large.
 Digest digest_of(const Tensor& t);
 
-// Of the first 4 KiB and the last: tells one weight from another, not from itself edited.
+// Digest of the first and last 4 KiB: distinguishes weights, does not detect edits.
 Digest sample_of(const Tensor& t);
 
 }  // namespace resnet_fused::cpu

@@ -1,4 +1,4 @@
-// The AVX-512 engines behind one door. Both write into a dense NHWC buffer of conv's output (or pooled) shape.
+// Interface of the AVX-512 engines. Both write into a dense NHWC buffer of conv's output (or pooled) shape.
 #pragma once
 #include "common/problem.h"
 #include "cpu/plan.h"
@@ -9,11 +9,10 @@ struct Pool {
   Ints kernel, stride, padding;
 };
 
-// What the plan picks for conv, followed by a pool or not (null).
+// The plan for conv, followed by an optional pool.
 Engine engine_of(const Conv& conv, const Pool* pool = nullptr);
 
-// The same convolution of relu(pre(x)), where there is a pre. A convolution reads its input many times: it is made
-// once.
+// Replaces x by relu(pre(x)) if conv has a pre: a convolution reads its input many times, so it is computed once.
 Conv without_pre(Conv conv);
 
 // out = [max_pool](act(bn(conv(x)) + residual)). residual and out are channels_last and dense, and may be the same

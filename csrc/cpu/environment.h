@@ -1,5 +1,4 @@
-// What the user's environment variables say. A value that means nothing is an error, never a default: whoever misspells
-// an engine would otherwise test another one.
+// Environment variables. An unknown value is an error, never a default: a misspelt engine would test another one.
 #pragma once
 #include <cstdint>
 #include <optional>

@@ -4,9 +4,9 @@
 
 namespace resnet_fused::cpu {
 
-// fork() copies one thread and every mutex as it is: one that another thread held would never be released in the
-// child. So the thread that forks takes all of these first and releases them on both sides. Instances are never
-// destroyed, and none is locked while another one is.
+// fork() copies one thread and every mutex in its current state, so a mutex held by another thread would stay locked in
+// the child. The forking thread therefore locks all of these first and releases them on both sides. Instances are never
+// destroyed, and no two are locked at once.
 class ForkSafeMutex {
  public:
   ForkSafeMutex();

@@ -27,7 +27,7 @@ namespace {
 
 constexpr size_t kHugePage = 2 << 20;
 
-// A refusal changes nothing but speed.
+// Failure only costs speed.
 void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__)
   const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
@@ -91,7 +91,7 @@ class Pool {
   }
 
  private:
-  // At the first call that wants memory, not while the library loads, where nobody could catch a refusal.
+  // On first use, not at load, where an exception could not be caught.
   void configure() {
     const auto asked = mebibytes_from_environment("RESNET_FUSED_CPU_POOL_MB");
     std::lock_guard<ForkSafeMutex> lock(mutex_);
@@ -107,8 +107,8 @@ class Pool {
     trim();
   }
 
-  // A training step frees nearly all of its results before the next one begins: what results have taken at one time
-  // may be kept, less what they take now, and the limit for blocks that do not fit.
+  // A training step frees nearly all of its results before the next one begins, so free blocks may take up to
+  // (peak - current) + limit.
   void trim() {
     const size_t may = fixed_ ? limit_ : limit_ + most_ - used_;
     while (kept_ > may) drop_oldest();
@@ -144,7 +144,7 @@ void no_memory(size_t bytes) {
 Tensor output_buffer(IntView sizes, const Tensor& like, bool internal, bool channels_last) {
   const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
   const size_t bytes = sizes[0] * c * h * w * like.element_size();
-  if (!pool.takes(bytes) || !internal || !torch_from_blob) {  // a limit that means nothing is refused in any case
+  if (!pool.takes(bytes) || !internal || !torch_from_blob) {  // an invalid limit is an error in any case
     Tensor out = aten_empty(sizes, like, channels_last);
     if (bytes >= 2 * kHugePage) prefer_huge_pages(out.mutable_data_ptr(), bytes);
     return out;

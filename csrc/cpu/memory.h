@@ -1,16 +1,15 @@
-// Where results go.
+// Memory of results: the pool.
 //
 // A fresh 100 MB activation is 25,000 page faults, or their worth in zeroed memory, before the first useful byte: as
-// much time as a convolution. glibc returns blocks of that size to the system at every free, so large results that
-// nobody else sees live in memory that this file keeps: freed by the last tensor that uses it, taken again by the next
-// call. Torch cannot resize a tensor over such memory. What others see is torch's own allocation, from 4 MiB
-// on in huge pages, which take a quarter of the time of small ones.
+// much time as a convolution. glibc returns blocks of that size to the system at every free, so large internal results
+// come from a pool. Torch cannot resize a tensor over such memory, so visible results are torch's own allocations, from
+// 4 MiB on in huge pages, which take a quarter of the time of small ones.
 #pragma once
 #include "common/problem.h"
 
 namespace resnet_fused::cpu {
 
-// A new dense tensor of like's dtype; `internal`: nobody but this library will see it.
+// A new dense tensor of like's dtype. `internal`: only this library sees it, so it may come from the pool.
 Tensor output_buffer(IntView sizes, const Tensor& like, bool internal, bool channels_last = true);
 
 // Whether a channels_last tensor of these sizes is copied on its way to that format: if not, it is itself the result.
@@ -32,7 +31,7 @@ class Loan {
   size_t capacity_;  // 0: not kept
 };
 
-// Returns to the system what no tensor uses.
+// Returns unused memory to the system.
 void release_memory();
 
 }  // namespace resnet_fused::cpu

@@ -11,9 +11,8 @@
 #include "cpu/packed_cache.h"
 #include "cpu/scale_shift.h"
 
-// AOTInductor's C shims. They are the only way to these kernels that leaks nothing: through the boxed dispatcher every
-// `str` argument leaks on torch <= 2.13. torch's own header for them cannot be included beside the stable ABI, and
-// builds without oneDNN lack the symbols: declared weak here, null there.
+// AOTInductor's C shims: the boxed dispatcher leaks every `str` argument on torch <= 2.13. Their header cannot be
+// included with the stable ABI, and builds without oneDNN lack the symbols, so they are declared weak here.
 extern "C" {
 __attribute__((weak)) AOTITorchError aoti_torch_cpu_mkldnn__convolution_pointwise(
     AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle* bias, const int64_t* padding, int64_t padding_len,

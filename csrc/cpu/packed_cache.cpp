@@ -47,7 +47,7 @@ struct Entry {
   Digest digest;
   std::shared_ptr<const Packed> packed;
 };
-// What a weight was when its owner promised not to change it.
+// A frozen weight: its state when its owner promised not to change it.
 struct Frozen {
   int64_t version;
   Digest sample, digest;
@@ -171,7 +171,7 @@ void watch(const Tensor& weight) {
     cache.unwatch(address);
 }
 
-// A weight that is a few elements of a large storage is not worth reading all that lies between them.
+// For a few elements of a large storage, digesting everything between them does not pay.
 bool worth_keeping(const Tensor& weight) {
   return weight.numel() > 0 && span_bytes(weight) <= 2 * weight.numel() * static_cast<int64_t>(weight.element_size());
 }

@@ -1,11 +1,11 @@
 // Weights in a kernel's own order, kept between calls.
 //
-// A kept copy is used while the digest of the weight's bytes is that of the bytes it was made from: every call reads
-// them all. So it does not matter how a weight was edited (`.data`, numpy, another process, a fused optimiser), nor
-// whether its address was another weight's before. The cache holds no tensor: a weight can be freed, resized or
-// swapped as if there were no copy, and its copies go when its storage does (resnet_fused/ops.py watches).
-// What is left is bounded: of one weight the last four copies are kept, and beyond RESNET_FUSED_CPU_PACKED_MB those
-// used least recently go first.
+// A packed copy is used only while the digest of the weight's bytes, taken on every call, is unchanged. So edits by any
+// means
+// (`.data`, numpy, another process, a fused optimiser) and reused addresses are safe. The cache holds no tensor: a
+// weight can be freed, resized or swapped as if there were no copy, and its copies go when its storage does
+// (resnet_fused/ops.py watches). What is left is bounded: of one weight the last four copies are kept, and beyond
+// RESNET_FUSED_CPU_PACKED_MB those used least recently go first.
 //
 // A frozen weight's digest is not taken: its owner has promised not to change it. Its version is compared, and a sample
 // of its bytes, by which another weight at its address is told from it.

@@ -9,13 +9,13 @@ struct PoolShape {
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
 };
 
-// What `taken` says where the ReLU is closed for the largest element of a window.
+// The argmax where the ReLU is closed for the largest element of a window.
 constexpr uint8_t kNoneTaken = 255;
 
 template <typename T, typename Acc>
 struct PoolKernels {
   // Rows [begin, end) of the output, those of all images in one sequence: out = max(relu(x * scale + shift)), and
-  // taken.
+  // its argmax.
   void (*forward)(T* out, uint8_t* taken, const T* x, const Acc* scale, const Acc* shift, const PoolShape& shape,
                   int64_t begin, int64_t end);
   // Rows [begin, end) of the input's gradient, likewise.

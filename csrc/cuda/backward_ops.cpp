@@ -1,4 +1,4 @@
-// The CUDA kernels of the op that goes back through a convolution and sums for the BatchNorm before it.
+// conv_backward_reduce on CUDA: a convolution's input gradient with the sums of the BatchNorm before it.
 #include <torch/csrc/stable/accelerator.h>
 
 #include <algorithm>
@@ -20,7 +20,7 @@ using torch::stable::accelerator::DeviceGuard;
 constexpr const char* kOp = "conv_backward_reduce";
 constexpr Pair kOne{1, 1};
 
-// What an op asks for: the forward convolution of relu(bn(x)), and the gradients.
+// Arguments: the forward convolution of relu(bn(x)), and the gradients.
 struct Call {
   const Conv& forward;
   const BatchNorm& bn;
@@ -29,13 +29,13 @@ struct Call {
   bool allow_tf32;
 };
 
-// What pads the output's gradient: what the filter reaches beyond the forward padding.
+// Padding of the output's gradient: the filter's reach beyond the forward padding.
 Pair turned_padding(const Conv& forward) {
   return {forward.dilation[0] * (forward.r - 1) - forward.padding[0],
           forward.dilation[1] * (forward.s - 1) - forward.padding[1]};
 }
 
-// The gradient of x is a convolution of the output's, with the weight turned around.
+// The input gradient is a convolution of the output's gradient with the flipped filter.
 ConvProblem problem_of(const Call& call) {
   const Conv& forward = call.forward;
   const Pair padding = turned_padding(forward);
@@ -54,7 +54,7 @@ ConvProblem problem_of(const Call& call) {
   return p;
 }
 
-// The gradient and its parts of the sums from one kernel, and the parts put together by a small one.
+// One kernel for the gradient and partial sums, and bn_finish for the totals.
 std::tuple<Tensor, Tensor, Tensor> run_kernel(const Call& call, const ConvPlan& plan, const Queue& queue) {
   const Conv& forward = call.forward;
   const Conv turned = make_conv(kOp, call.grad, aten_turned(forward.weight), {}, call.bn, kOne, turned_padding(forward),

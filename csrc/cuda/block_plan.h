@@ -18,8 +18,8 @@ struct BlockPlan {
   BlockFwdTiling tiling;
   int64_t tiles = 0;
   int32_t smem = 0;  // bytes a block
-  // Input, output and weights once, and a PREDICTION of the model in block_plan.cpp. Of two launches the sums of
-  // theirs, where they were compared.
+  // Bytes of input, output and weights once, and the time predicted by the model in block_plan.cpp. For two launches:
+  // their sums, if they were compared.
   int64_t bytes = 0;
   double microseconds = 0;
 };

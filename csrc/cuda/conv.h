@@ -1,4 +1,4 @@
-// A convolution as kernels receive it, whatever family they are of. Pure: no torch, no CUDA.
+// Parameters of convolution kernels of all families. Pure: no torch, no CUDA.
 #pragma once
 #include <cstdint>
 

@@ -1,4 +1,4 @@
-// What a plan asks of a GPU. Pure.
+// The properties of a GPU that plans depend on. Pure.
 #pragma once
 #include <cstdint>
 

@@ -1,4 +1,4 @@
-// The element types that kernels know, free of torch and of CUDA.
+// Element types of kernels, without torch or CUDA.
 #pragma once
 #include <cstdint>
 

@@ -1,15 +1,15 @@
-// RESNET_FUSED_CUDA_ENGINE, which overrules the plan. Pure.
+// RESNET_FUSED_CUDA_ENGINE, which overrides the plan. Pure.
 #pragma once
 #include <cstdint>
 #include <string>
 
 namespace resnet_fused::cuda {
 
-// What a person asks for over the model's head: to compare, to measure, to run every kernel once on a new GPU.
+// Manual override of the cost model: to compare, to measure, to run every kernel once on a new GPU.
 struct EngineChoice {
   enum Kind : int32_t { kModel, kAll, kSm90, kSm80, kTorch };
 
-  // kModel: what is predicted to be fastest, of sm90/ what is verified (trust.h). kAll: with all of sm90/. kSm90,
+  // kModel: the fastest by prediction; of sm90/ only verified kernels (trust.h). kAll: all of sm90/ compete. kSm90,
   // kSm80: a kernel of that folder wherever one can run. kTorch: no kernel.
   Kind kind = kModel;
   bool rows = false;               // kSm90: conv_rows only

@@ -1,4 +1,4 @@
-// Values kept by exact keys: bounded, safe from any thread, and without an allocation.
+// A bounded, thread-safe, allocation-free cache with exact keys.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -7,8 +7,8 @@
 
 namespace resnet_fused::cuda {
 
-// kSets * kWays entries. A key belongs to one set, where it takes the place of the one that came longest ago. Keys are
-// compared byte by byte, so they must consist of nothing but their values, and be multiples of 8 bytes.
+// Set-associative, kSets * kWays entries; the oldest entry of a set is evicted. Keys are compared bytewise, so they
+// must have no padding and a size that is a multiple of 8.
 template <typename Key, typename Value, int kSets, int kWays = 4>
 class ExactCache {
   static_assert(std::has_unique_object_representations_v<Key> && sizeof(Key) % 8 == 0);

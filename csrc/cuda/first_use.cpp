@@ -24,7 +24,7 @@ void note(const KernelVariant& v, int device) {
   launched.device = device;
 }
 
-// What is not known to be right. Cold: once for each kernel, but while a graph is captured.
+// Handles an unchecked kernel. Cold: once per kernel, except during graph capture.
 bool may_launch_unknown(const KernelVariant& v, int device, CheckMode mode) {
   const Device& numbers = device_numbers(device);
   KernelStates& states = *numbers.states;

@@ -1,5 +1,5 @@
-// The first use of a kernel that no GPU has proven right: the op's result is compared with eager PyTorch's, once for
-// each compiled variant, device and process, and a wrong kernel is not used again (docs/architecture.md, Trust).
+// First-use check of unverified kernels: the op's result is compared with eager PyTorch's, once per compiled variant,
+// device and process, and a wrong kernel is not used again (docs/architecture.md, Trust).
 //
 // An op asks before it launches (plan_conv, plan_block, launch_checked), which costs an atomic load once a kernel is
 // trusted. FirstUse wraps the op: it compares where a kernel was launched that is not, and where none may be it runs
@@ -18,8 +18,7 @@
 
 namespace resnet_fused::cuda {
 
-// The plan that may run now: while a graph is captured nothing can be compared, and a kernel that is unchecked gives
-// way to torch.
+// The plan to run now. During graph capture nothing can be compared, so an unchecked kernel gives way to torch.
 ConvPlan plan_conv(const ConvProblem& problem, int device);
 BlockPlan plan_block(const BlockProblem& problem, int device);
 
@@ -33,11 +32,11 @@ void launch_checked(const BnBackwardParams& params, const Queue& queue, int devi
 void launch_checked(const BnPoolParams& params, const Queue& queue, int device);
 void launch_checked(const PoolBackwardParams& params, const Queue& queue, int device);
 
-// What an op has launched on this thread and may not return before it is compared.
+// Unchecked kernels that the op has launched on this thread; its result must be compared.
 void begin_op();
 bool must_compare();
 std::string launched_kernels();  // a line each
-// By what Python says: 0, it could not compare; 1, right; 2, wrong. Whether the result may be returned.
+// Python's verdict: 0, could not compare; 1, right; 2, wrong. Returns whether the result may be returned.
 bool judge(int64_t verdict);
 
 inline StableIValue boxed(const Ints& ints) { return from(IntView(ints)); }

@@ -1,4 +1,4 @@
-// Which kernels may start while the kernel ahead of them ends: those whose code, as loaded, waits for it.
+// Which kernels may overlap the previous one: those whose loaded code waits for it.
 #pragma once
 #include <atomic>
 

@@ -1,5 +1,4 @@
-// The menu: every kernel that can be launched. launch_* picks the compiled variant, launches it on queue.stream, and
-// returns without waiting; it allocates nothing.
+// Every launcher. launch_* picks the compiled variant and launches it on queue.stream; it neither waits nor allocates.
 #pragma once
 #include <vector>
 

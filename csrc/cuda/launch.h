@@ -29,7 +29,7 @@ cudaError_t launch_dependent(GridWaits& waits, void (*kernel)(Params...), dim3 g
 
 }  // namespace resnet_fused::cuda
 
-// A kernel that wants more than 48 KiB of shared memory must have said so, once on each device.
+// More than 48 KiB of shared memory must be requested once per device.
 #define LAUNCH(kernel, grid, block, smem, stream, ...)                         \
   do {                                                                         \
     static ::resnet_fused::cuda::SmemGrants grants;                            \

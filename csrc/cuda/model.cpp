@@ -20,7 +20,7 @@ constexpr int32_t kSplits[] = {2, 3, 4, 6, 8, 12, 16};
 // Numbers that a tile of pixels leaves of each channel.
 int64_t part_values(ConvFwdMode mode) { return values_of(has_statistics(mode) ? Parts::kMoments : Parts::kSums); }
 
-// The forward filter is turned around, which a 1x1 need not be, and its two channel dimensions are exchanged.
+// Copies of the forward filter: flipped (not for 1x1), and its channel dimensions transposed.
 double turning(const Model& model, const ConvProblem& p) {
   const int copies = p.main.r == 1 && p.main.s == 1 ? 1 : 2;
   return copies * model.pass(2 * weights(p.main, 1) * size_of(p.dtype));
@@ -56,8 +56,8 @@ double finish_parts(const Model& model, const ConvProblem& p, int64_t part) {
   return model.finish(part_values(p.mode) * ceil_div(pixels(p.main), part) * p.main.k * 4);
 }
 
-// Tiles beyond the last full round of all SMs are the tail, in as many shares as there are SMs or in a few whole parts
-// a tile. Forced: every tile in that many parts.
+// Stream-K: tiles beyond the last full wave are the tail, cut into one share per SM or a few parts per tile. Forced:
+// every tile in that many parts (split-K).
 template <typename Body>
 void for_each_share(int64_t tiles, int64_t depth, int32_t sm_count, int32_t forced, const Body& body) {
   const auto cut = [&](int64_t whole, int64_t shares) {

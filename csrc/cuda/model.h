@@ -1,4 +1,4 @@
-// How long each kernel takes and how many bytes it moves, as a model of GPUs has it: what plan.cpp chooses by. Pure.
+// The cost model: predicted time and bytes of each kernel, by which plan.cpp chooses. Pure.
 #pragma once
 #include <cstdint>
 #include <limits>

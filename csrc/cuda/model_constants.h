@@ -1,6 +1,5 @@
-// What the plan's model (model.cpp) believes of GPUs and of kernels on them: numbers, each with its unit and its
-// source. `python -m benchmarks.fit_model` reads kFamilies, and writes into a row what a run says; a value of a row is
-// a line, "value,  // field: source".
+// Constants of the cost model (model.cpp), each with unit and source. `python -m benchmarks.fit_model` parses kFamilies
+// and rewrites the values that a run determines; a value is a line, "value,  // field: source".
 #pragma once
 #include <cstdint>
 

@@ -1,4 +1,4 @@
-// What dtypes and modes are called in sentences. Pure.
+// Names of dtypes and modes in messages. Pure.
 #pragma once
 #include "cuda/conv.h"
 

@@ -1,4 +1,4 @@
-// torch's tensors as the kernels' plain structs, and what those point into.
+// Converts torch tensors to the kernels' plain structs, and owns what those point to.
 #pragma once
 #include "common/problem.h"
 #include "cuda/conv.h"

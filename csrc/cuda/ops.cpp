@@ -16,7 +16,7 @@ namespace {
 
 using torch::stable::accelerator::DeviceGuard;
 
-// What an op asks for: act(bn(conv(x)) + residual), or the sum with a projection.
+// Arguments of an op: act(bn(conv(x)) + residual), or with a projection.
 struct Call {
   const Conv& conv;
   const Conv* projection = nullptr;
@@ -25,7 +25,7 @@ struct Call {
   bool allow_tf32;
 };
 
-// The raw convolution: its bias is left to the kernel that follows.
+// The plain convolution; the following kernel adds its bias.
 Tensor convolve(const Conv& conv, bool channels_last) {
   const Tensor prepared =
       conv.pre.present() ? normalise(conv.x, conv.pre, std::nullopt, /*relu=*/true, channels_last) : conv.x;
@@ -36,7 +36,7 @@ Tensor convolve(const Conv& conv, bool channels_last) {
       channels_last);
 }
 
-// The engine that takes everything: torch's convolutions, then one launch in place on their output.
+// The fallback engine: torch's convolutions, then one launch in place on their output.
 Tensor run_torch(const Call& call) {
   const Conv& conv = call.conv;
   const Tensor y = convolve(conv, conv.channels_last);

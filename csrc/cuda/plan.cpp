@@ -25,7 +25,7 @@ constexpr int32_t kChannelMultiple = 8;
 
 int32_t prologue_channels(const ConvProblem& p) { return has_projection(p.mode) ? p.projection.c : p.main.c; }
 
-// What torch's convolution leaves to a pass of ours.
+// Whether a pass of ours follows torch's convolution.
 const char* pass_after(ConvFwdMode mode) {
   return has_statistics(mode) ? "bn_stats" : mode == ConvFwdMode::kGradientSums ? "bn_backward_reduce" : "bn_add_act";
 }
@@ -115,7 +115,7 @@ KernelFamily sm90_family(const ConvProblem& p) {
   return has_statistics(p.mode) ? KernelFamily::kConvSm90Stats : KernelFamily::kConvSm90;
 }
 
-// Whether a family of sm90 takes part: where somebody asks for it, or a committed run shows that it is right and ends.
+// Whether a family of sm90 competes: on request, or where it is verified.
 bool considers(const EngineChoice& choice, KernelFamily family, const Device& device) {
   return choice.kind == EngineChoice::kSm90 || choice.kind == EngineChoice::kAll ||
          (choice.kind == EngineChoice::kModel && is_planned_by_default(family, device.arch));

@@ -11,7 +11,7 @@
 
 namespace resnet_fused::cuda {
 
-// What is asked for, beyond ConvFwdParams: enough to choose without a tensor at hand.
+// A convolution without its tensors: all that the plan depends on.
 struct ConvProblem {
   Dtype dtype = Dtype::kFloat32;
   ConvShape main;
@@ -40,7 +40,7 @@ struct ConvPlan {
   double microseconds = 0;  // PREDICTION of model.cpp; 0: none, the kernel cannot run
 };
 
-// Why the candidates that lost did: "sm80 128x128: 4 blocks leave 104 of 108 SMs idle, ...", in the order tried.
+// Why the other candidates lost: "sm80 128x128: 4 blocks leave 104 of 108 SMs idle, ...", in the order tried.
 using Notes = std::vector<std::string>;
 
 // notes may be null: nothing is formatted then.

@@ -1,4 +1,4 @@
-// Plans found again by what they were made from: a model of every candidate takes longer than a kernel's launch.
+// A cache of plans: evaluating the model for every candidate takes longer than a launch.
 #pragma once
 #include "cuda/block_plan.h"
 #include "cuda/plan.h"

@@ -19,7 +19,7 @@ int attribute(cudaDeviceAttr which, int device, const char* what) {
   return value;
 }
 
-// RESNET_FUSED_CUDA_OVERLAP=0: to compare, and to see whether an error is the overlap's.
+// RESNET_FUSED_CUDA_OVERLAP=0: to compare, and to see whether overlap causes an error.
 bool overlap_wanted() {
   static const char* const text = std::getenv("RESNET_FUSED_CUDA_OVERLAP");
   static const bool wanted = !text || std::string(text) != "0";

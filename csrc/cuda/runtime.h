@@ -1,4 +1,4 @@
-// What host code needs of the CUDA runtime: errors as sentences, the device's numbers, and where to launch.
+// The CUDA runtime for host code: errors as sentences, device properties, the current stream.
 #pragma once
 #include <cuda_runtime_api.h>
 

@@ -4,8 +4,7 @@
 
 namespace resnet_fused::cuda {
 
-// What one kernel has been granted on each device: asking CUDA costs more than a launch should, so it is asked only
-// for more than before.
+// Shared memory granted to a kernel on each device. Asking CUDA is slow, so it is asked only for more than before.
 class SmemGrants {
  public:
   void ask(const void* kernel, int bytes);

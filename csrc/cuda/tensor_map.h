@@ -1,4 +1,4 @@
-// What TMA is told of a tensor in global memory: its shape, and the box or the pixels that one instruction moves.
+// TMA descriptors: a tensor's shape in global memory, and the box or pixels that one instruction moves.
 // Host code encodes a map and passes it to the kernel as `const __grid_constant__ TensorMap`.
 #pragma once
 #include <cstdint>

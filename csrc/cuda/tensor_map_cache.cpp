@@ -1,5 +1,5 @@
-// encode_tiled and encode_im2col: a map is a function of the tensor's address and shape and of the box, so an equal one
-// that was made earlier is as good, whatever was freed and allocated at that address in between.
+// encode_tiled and encode_im2col with a cache: a map depends only on address, shape and box, so an earlier equal one is
+// valid even if memory was freed and allocated again in between.
 #include <algorithm>
 #include <iterator>
 

@@ -33,7 +33,7 @@ ConvProblem problem_of(const Conv& conv, bool allow_tf32) {
   return p;
 }
 
-// The raw output and its moments from one kernel, and the moments of its tiles put together by a small one.
+// One kernel for the pre-BN output and the moments of its tiles, and bn_finish for the totals.
 std::tuple<Tensor, Tensor, Tensor> run_kernel(const Conv& conv, const ConvPlan& plan, const Queue& queue) {
   const Operands main(conv);
   const Tensor out = aten_empty(conv.output_sizes(), conv.x, /*channels_last=*/true);

@@ -1,5 +1,5 @@
-// Which kernels a GPU has proven right: by a committed run (trust_table.cpp), or in this process by a check of their
-// first use (first_use.h). Pure: no torch, no CUDA.
+// Which kernels are known to be right: verified by a committed run (trust_table.cpp), or checked on first use in this
+// process (first_use.h). Pure: no torch, no CUDA.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -37,7 +37,7 @@ constexpr int32_t kKernelFamilies = 13;
 
 const char* name_of(KernelFamily family);  // "sm80/conv_fwd"
 
-// Such a kernel can wait for ever, and no check of its result ends it.
+// Such a kernel can hang, which no check of its result would end.
 constexpr bool waits_on_mbarriers(KernelFamily family) {
   return family >= KernelFamily::kConvSm90 && family <= KernelFamily::kBlockFwd;
 }

@@ -13,8 +13,7 @@ namespace {
 
 constexpr int64_t kWide = 16;  // lanes of a register
 
-// Which lanes of a register are elements: all of them, or the first few. A mask that is not needed costs as much as the
-// arithmetic.
+// Which lanes hold elements: all, or the first few. An unneeded mask costs as much as the arithmetic.
 struct All {};
 using Some = __mmask16;
 
@@ -107,7 +106,7 @@ enum class Other { kNone, kPlain, kScaled };
 
 template <typename A, Other kOther>
 void apply_sum(typename A::Elem* to, const Sum<typename A::Elem, float>& s, Block block) {
-  // What is below 0 becomes 0, or with no ReLU what is below -Inf; NaN is below nothing.
+  // ReLU, or max with -Inf without one; NaN passes.
   const __m512 zero = _mm512_setzero_ps(), floor = s.relu ? zero : _mm512_set1_ps(-__builtin_inff());
   for_each(block, [&](int64_t at, auto m, const auto& per_channel) ALWAYS {
     __m512 y = _mm512_fmadd_ps(A::load(s.x + at, m), per_channel(s.scale), per_channel(s.shift));
@@ -331,7 +330,7 @@ void center(const typename A::Elem* const* rows, int64_t count, int64_t channels
     }
     const __m512 coarse = _mm512_mul_ps(spread, _mm512_set1_ps(round_at<float>));
     const __m512 mean = _mm512_sub_ps(_mm512_add_ps(_mm512_fmadd_ps(sum, share, x), coarse), coarse);
-    // an Inf among the samples is no place to measure from
+    // Inf cannot be a center
     const __mmask16 finite = _mm512_cmp_ps_mask(_mm512_sub_ps(mean, mean), _mm512_setzero_ps(), _CMP_EQ_OQ);
     Fp32::store(to + c, _mm512_maskz_mov_ps(finite, mean), lanes);
   });

@@ -26,7 +26,7 @@ inline int round_up(int a, int b) { return (a + b - 1) / b * b; }
 
 inline bool nhwc(const DirectConv& q) { return q.xc == 1 && q.xw == q.c && q.xh == static_cast<int64_t>(q.w) * q.c; }
 
-// Neighbouring pixels a multiple of 4 KiB apart share one set of L1: 14 of them would evict each other at every step.
+// Neighbouring pixels a multiple of 4 KiB apart map to one set of L1 and would evict each other at every step.
 template <typename A>
 bool aliases(const DirectConv& q, int64_t channels) {
   return channels * q.stride_w * sizeof(typename A::Elem) % 4096 == 0;
@@ -63,7 +63,7 @@ template <typename A, int MR, int NV>
 void run_tile(const Tile& t, const typename A::Elem* x, const typename A::Elem* w, const typename A::Elem* residual,
               typename A::Elem* out) {
   using Elem = typename A::Elem;
-  // What the epilogue will touch starts its way from memory now; the reduction takes long enough to hide it.
+  // Prefetch what the epilogue will touch; the reduction hides the latency.
   constexpr int kLine = 64 / sizeof(Elem);
   for (int m = 0; m < MR; ++m)
     for (int at = 0; at < NV * kLanes; at += kLine) {
@@ -92,7 +92,7 @@ template <typename A>
 using TileFn = void (*)(const Tile&, const typename A::Elem*, const typename A::Elem*, const typename A::Elem*,
                         typename A::Elem*);
 
-// run_tile for every shape that can be asked for: at most 14 pixels with one or two registers across, 7 with four.
+// run_tile for every shape: at most 14 pixels with one or two registers of channels, 7 with four.
 template <typename A>
 TileFn<A> tile_fn(int mr, int nv) {
 #define ROW7(NV)                                                                                      \

@@ -1,5 +1,4 @@
-// bn_add_act on the host: what a launch asks for, which kernel runs it, how the grid covers it. Pure: no torch, no
-// CUDA.
+// bn_add_act on the host: parameters, variant selection, grid. Pure: no torch, no CUDA.
 #pragma once
 #include <cstdint>
 
@@ -18,7 +17,7 @@ struct BnAddActParams {
   void* out = nullptr;
   BatchNormVectors bn;
   BatchNormVectors shortcut_bn;  // read if `projected`
-  bool projected = false;        // the shortcut is a projection's raw output
+  bool projected = false;        // the shortcut is a projection's pre-BN output
   bool relu = false;
   Dtype dtype = Dtype::kFloat32;
   Layout layout = Layout::kNHWC;

@@ -1,4 +1,4 @@
-// The gradient of what a BatchNorm read, each tensor read once and the result written once.
+// The gradient of a BatchNorm's input: each tensor read once, the result written once.
 #pragma once
 #include "cuda/bn/bn_gradient.cuh"
 #include "cuda/ptx/grid.cuh"

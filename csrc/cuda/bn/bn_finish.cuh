@@ -1,4 +1,4 @@
-// Puts the parts of each channel's sums together, in float64, in an order that their number decides.
+// Adds the partial sums of each channel in float64, in a fixed order.
 #pragma once
 #include "cuda/bn/bn_finish.h"
 #include "cuda/bn/fold.cuh"

@@ -1,4 +1,4 @@
-// bn_finish: what blocks left of each channel, put together. Pure: no torch, no CUDA.
+// bn_finish: adds the partial sums of all blocks. Pure: no torch, no CUDA.
 #pragma once
 #include "cuda/batch_norm.h"
 #include "cuda/bn/reduction.h"
@@ -19,7 +19,7 @@ constexpr int32_t kFinishChannels = 8, kFinishRows = 32;  // a block: 32 bytes o
 constexpr int32_t kMostParts = 1024;                      // that one block adds up
 constexpr int32_t kMergedParts = 256;                     // of more, so many become one first
 
-// Room for the parts and for what they are merged to on the way.
+// Bytes for the parts and for intermediate merges.
 inline int64_t finish_workspace(BnParts p) {
   int64_t bytes = p.bytes();
   while (p.parts > kMostParts) {

@@ -5,11 +5,11 @@
 
 namespace resnet_fused::cuda {
 
-// Where a ReLU lets the gradient through: wherever its input is not at most 0, which takes NaN in, as torch's does.
+// Where the ReLU passes the gradient: where its input is not <= 0, so NaN passes, as in torch.
 enum class Mask : int32_t {
-  kNone,       // there was no ReLU
-  kRecompute,  // bn(x) is what it read
-  kOut,        // out, the ReLU's result, is at hand
+  kNone,       // no ReLU
+  kRecompute,  // its input is bn(x)
+  kOut,        // from out, the ReLU's output
 };
 
 // g: grad where the mask is open, else 0. All tensors dense, of one dtype and layout.
@@ -30,7 +30,7 @@ struct BnBackwardReduceParams {
   void* workspace = nullptr;  // bn_backward_reduce_workspace() bytes
   void* sum_g = nullptr;      // (channels), float32, or float64 of float64
   void* sum_g_xhat = nullptr;
-  void* kept = nullptr;  // null, or where g goes, out being at hand; overlaps no other
+  void* kept = nullptr;  // null, or the destination of g (needs out); overlaps no other
 };
 
 // to = gamma / sqrt(var + eps) * (g - sum_g / count - xhat * sum_g_xhat / count), without sums the factor and g alone.

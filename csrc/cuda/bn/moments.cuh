@@ -9,8 +9,7 @@ __device__ __forceinline__ bool is_finite(Acc v) {
   return v - v == Acc(0);
 }
 
-// The median of three: one value that is like no other does not become the center. An infinite one would be at no
-// distance from anything; of NaN nothing comes either way.
+// The median of three, so that an outlier is not the center. A center that is not finite is replaced by 0.
 template <typename Acc>
 __device__ __forceinline__ Acc center_of(Acc a, Acc b, Acc c) {
   const Acc low = a < b ? a : b, high = a < b ? b : a, next = high < c ? high : c;

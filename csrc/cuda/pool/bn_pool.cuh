@@ -46,7 +46,7 @@ struct Largest {
   }
 };
 
-// Any window, element after element: of those on the padding, none.
+// Any window, element by element, skipping the padding.
 template <typename Config>
 __device__ __forceinline__ void any_window(Largest<Config>& largest, const BnPoolParams& p, const PoolWalk& walk,
                                            const typename Config::Affine& bn, const Pixel& out, uint32_t lane) {
@@ -87,7 +87,7 @@ __device__ __forceinline__ void small_window(Largest<Config>& largest, const BnP
   }
 #pragma unroll
   for (int c = 0; c < Config::kVector; ++c) {
-    // The largest first, then who it is, from the last to the first: fewer instructions than both at once.
+    // First the largest, then its position, from last to first: fewer instructions than both at once.
     Acc v[kTaps], most = 0;
 #pragma unroll
     for (int t = 0; t < kTaps; ++t) most = ptx::max_nan(most, v[t] = bn.apply(x[t].get(c), c));

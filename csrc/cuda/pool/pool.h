@@ -1,4 +1,4 @@
-// Max-pooling on the host: what a launch asks for, which kernel runs it, how the grid covers it. NHWC.
+// Max-pooling on the host: parameters, variant selection, grid. NHWC.
 // Pure: no torch, no CUDA.
 #pragma once
 #include <cstdint>
@@ -21,11 +21,10 @@ struct PoolShape {
   PoolAxis h, w;  // N * C * H * W < 2^31 before and after
 };
 
-// What `taken` says where the ReLU is closed for the largest element of a window; elements are numbered below it.
+// The argmax where the ReLU is closed for the largest element of a window; positions are below it.
 constexpr uint32_t kNoneTaken = 255;
 
-// out = max of each window of relu(bn(x)), and in `taken`, unless it is null, which of the window's elements it is, its
-// argmax: row * width + column.
+// out = max of each window of relu(bn(x)); `taken`, unless null, is its argmax: row * width + column.
 struct BnPoolParams {
   const void* x = nullptr;
   BatchNormVectors bn;
@@ -34,7 +33,7 @@ struct BnPoolParams {
   void* taken = nullptr;  // uint8; null in inference
 };
 
-// to = the gradient of relu(bn(x))'s input: for each element the sum of grad over the windows that took it.
+// to = the gradient of bn(x): for each element the sum of grad over the windows whose argmax it is.
 struct PoolBackwardParams {
   const void* grad = nullptr;
   const void* taken = nullptr;

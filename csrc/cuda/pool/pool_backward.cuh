@@ -1,5 +1,5 @@
-// The gradient of what was max-pooled: every pixel gathers from the windows that hold it, in a fixed order. Nothing is
-// zeroed first, and no two threads write one element. docs/kernels/bn_train_cuda.md
+// Max-pooling backward: every pixel gathers from the windows that contain it, in a fixed order, without atomics or
+// zeroing. docs/kernels/bn_train_cuda.md
 #pragma once
 #include "cuda/pool/pixel.cuh"
 #include "cuda/ptx/grid.cuh"

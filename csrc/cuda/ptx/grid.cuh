@@ -1,5 +1,5 @@
-// Grids that overlap: a kernel's blocks may start while the kernel before it ends (sm_90). Before sm_90 they do not,
-// and there is nothing to wait for.
+// Programmatic dependent launch: a kernel's blocks may start while the previous kernel ends (sm_90). No-ops before
+// sm_90.
 #pragma once
 
 namespace resnet_fused::cuda::ptx {

@@ -48,8 +48,8 @@ __device__ __forceinline__ void mbarrier_wait_parity(uint32_t barrier, uint32_t 
 
 #else
 
-// The flavour "watchdog": a wait that does not end prints who waits for what, and lets go, as then do all others. So a
-// kernel that would hang ends, with a wrong result.
+// The flavour "watchdog": a wait that does not end prints who waits for what and gives up, as do all others then, so a
+// kernel that would hang ends with a wrong result.
 constexpr long long kWatchdogClocks = 1 << 28;  // a tenth of a second
 static __device__ int watchdog_reports = 0;
 

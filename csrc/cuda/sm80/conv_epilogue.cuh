@@ -1,4 +1,4 @@
-// What happens to a finished tile: BatchNorm, shortcut, ReLU, one rounding, 16-byte stores.
+// The epilogue: BatchNorm, shortcut, ReLU, one rounding, 16-byte stores.
 #pragma once
 #include "cuda/ptx/sync.cuh"
 #include "cuda/sm80/conv_config.cuh"

@@ -1,4 +1,4 @@
-// Adds the slices of a split convolution and does what conv_fwd's epilogue would have done.
+// Adds the split-K slices of a convolution and runs the epilogue of conv_fwd.
 #pragma once
 #include "cuda/bn/bn_add_act.h"
 #include "cuda/ptx/grid.cuh"

@@ -1,4 +1,4 @@
-// conv_finish: the second kernel of a convolution whose depth is split among blocks.
+// conv_finish: the second kernel of a split-K convolution.
 #pragma once
 #include "cuda/queue.h"
 #include "cuda/sm80/conv_fwd.h"

@@ -1,5 +1,5 @@
-// What each warp of a block does. A block's tiles go to its two consumers in turn: one multiplies while the other
-// finishes. docs/kernels/sm90_conv_rows.md has the order of things.
+// The roles of a block's warps. Tiles alternate between two consumers: one multiplies while the other runs its
+// epilogue. docs/kernels/sm90_conv_rows.md has the order of things.
 #pragma once
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/sync.cuh"

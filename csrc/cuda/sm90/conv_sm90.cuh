@@ -1,4 +1,4 @@
-// act(bn(conv(x)) + shortcut) on Hopper: TMA feeds shared memory, wgmma multiplies, warps specialise, blocks stay.
+// act(bn(conv(x)) + shortcut) on Hopper: a persistent, warp-specialised kernel with TMA and wgmma.
 // docs/kernels/sm90_conv_fwd.md has the tiling, the roles and the predictions.
 #pragma once
 #include "cuda/ptx/control.cuh"

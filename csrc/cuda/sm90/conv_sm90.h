@@ -58,9 +58,9 @@ constexpr int32_t conv_sm90_smem(const ConvSm90Tile& tile, ConvFwdMode mode, int
          (has_prologue(mode) ? prologue_channels * 8 : 0);
 }
 
-// Shares. Tiles that would leave SMs idle, the tail, have their steps cut into equal parts, one a block, which write
-// sums for conv_sm90_finish to add. A unit is one convolution of one tile of the tail: its projection, then the main
-// one.
+// Stream-K. The steps of tiles that would leave SMs idle, the tail, are cut into equal shares, one per block, which
+// write partial sums for conv_sm90_finish. A unit is one convolution of one tile of the tail: its projection, then the
+// main one.
 constexpr int32_t conv_sm90_unit(ConvFwdMode mode, int32_t tile, bool main) {
   return has_projection(mode) ? 2 * tile + main : tile;
 }

@@ -1,4 +1,4 @@
-// Adds what the shares of a tile summed, and does what conv_sm90's epilogue would have done.
+// Adds the partial sums of a tile's shares (stream-K) and runs conv_sm90's epilogue.
 #pragma once
 #include "cuda/ptx/grid.cuh"
 #include "cuda/sm90/conv_sm90_roles.cuh"

@@ -1,4 +1,4 @@
-// conv_sm90_finish: the second kernel where tiles are cut into shares.
+// conv_sm90_finish: the second kernel of stream-K.
 #pragma once
 #include "cuda/queue.h"
 #include "cuda/sm90/conv_sm90.h"

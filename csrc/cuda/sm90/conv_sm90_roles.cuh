@@ -1,5 +1,4 @@
-// What each warp of a block does. All walk over the same tiles and steps, in one order; barriers in shared memory are
-// all they have in common.
+// The roles of a block's warps. All walk over the same tiles and steps in one order and share only barriers.
 #pragma once
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/shared.cuh"

@@ -1,5 +1,4 @@
-// What a block has to do, one piece after another, as every warp of it sees it. docs/kernels/sm90_conv_fwd.md,
-// "Shares".
+// The work of a persistent block, piece by piece. docs/kernels/sm90_conv_fwd.md, "Stream-K".
 #pragma once
 #include "cuda/sm90/conv_sm90.h"
 

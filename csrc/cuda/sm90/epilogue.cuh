@@ -1,5 +1,4 @@
-// What becomes of a warpgroup's sums, whose rows are channels and whose columns are pixels, on the way to shared
-// memory.
+// The epilogue of a warp group, whose accumulators have channels as rows and pixels as columns.
 #pragma once
 #include "cuda/ptx/mma.cuh"
 #include "cuda/ptx/stmatrix.cuh"

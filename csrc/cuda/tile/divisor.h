@@ -1,4 +1,4 @@
-// Division by a number that the host knows: a multiplication and a shift. Pure: no torch, no CUDA.
+// Division by a host-known number: a multiplication and a shift. Pure: no torch, no CUDA.
 #pragma once
 #include <cstdint>
 
