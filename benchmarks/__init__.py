@@ -1,1 +1,1 @@
-"""Fused blocks and whole models against what else one could use. README.md has the rules."""
+"""Benchmarks of fused blocks and whole models against their alternatives. README.md has the rules."""

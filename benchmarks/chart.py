@@ -53,7 +53,7 @@ def on_cpu(results: Path = ROOT / "benchmarks" / "results") -> Speeds:
 
 
 def draw(file: Path) -> None:
-    """The same bytes for the same results."""
+    """Writes the chart; equal results give equal bytes."""
     style = {"svg.fonttype": "none", "svg.hashsalt": "resnet_fused", "font.size": 9, "text.color": TEXT}
     style |= {f"{part}.color": TEXT for part in ("xtick", "ytick")} | {"axes.labelcolor": TEXT, "axes.edgecolor": TEXT}
     with plt.rc_context(style):

@@ -1,4 +1,4 @@
-"""Options, one test a contender and workload, and what a results file says about the machine.
+"""pytest options, one test per contender and workload, and the machine's description in results.
 
 Interleaving needs all contenders of a workload in one loop; pytest-benchmark wants one test each.
 So the first test of a workload measures all of them, and every test hands its own samples to
@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class Session:
-    """The options, understood, and the measurements so far."""
+    """Parsed options and the measurements so far."""
 
     def __init__(self, config: pytest.Config) -> None:
         option = config.getoption
@@ -121,7 +121,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def replay(
     request: pytest.FixtureRequest, benchmark: BenchmarkFixture, workload: str, contender: str
 ) -> Callable[[], None]:
-    """Measures unless that is done, then gives pytest-benchmark this contender's samples."""
+    """Measures the workload on first use, then passes this contender's samples to pytest-benchmark."""
     session = request.config.stash[_SESSION]
     clock = request.node.get_closest_marker("benchmark").kwargs["timer"]
 

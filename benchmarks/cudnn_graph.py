@@ -1,7 +1,7 @@
 """A layer as one operation graph of NVIDIA's cuDNN: convolution, scale, shift, residual, ReLU.
 
-Needs the Python package ``cudnn`` (nvidia-cudnn-frontend). cuDNN proposes plans and the fastest is taken. Written from
-its documentation; version 1.32 accepts the description of the graph, and nothing has run yet.
+Needs the Python package ``cudnn`` (nvidia-cudnn-frontend). The fastest of cuDNN's plans is used. Written from its
+documentation; version 1.32 accepts the graph, but nothing has run yet.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def describe(cudnn: ModuleType, handle: Any, layer: Layer) -> tuple[Any, dict[An
 
 
 def fastest(planned: Callable[[int], Callable[[], Tensor]], count: int, time: Time) -> Callable[[], Tensor]:
-    """Of the plans that build and run."""
+    """The fastest plan among those that build and run."""
     found: list[tuple[float, Callable[[], Tensor]]] = []
     why: Exception | None = None
     for index in range(count):

@@ -1,14 +1,14 @@
 """Fits the constants of the CUDA plan's model to a GPU run: ``python -m benchmarks.fit_model FOLDER [--write]``.
 
-FOLDER has what ``benchmarks.gpu_kernels`` wrote on one GPU, ``kernels-*.json``; the more engines and tiles were named,
-the more constants are determined. Prints each layer's prediction over its measurement before and after, which constants
-the run determines and which stay, and the change to ``csrc/cuda/model_constants.h`` as a diff; ``--write`` makes it.
+FOLDER has the ``kernels-*.json`` that ``benchmarks.gpu_kernels`` wrote on one GPU; the more engines and tiles it
+covers, the more constants it determines. Prints each layer's prediction over its measurement before and after, which
+constants the run determines, and the change to ``csrc/cuda/model_constants.h`` as a diff; ``--write`` applies it.
 
-The model itself is not repeated here: ``ops.predict_cuda`` is asked with other constants. What is minimised is the
-logarithm of prediction over measurement, an outlier counting by its size and not its square. Where a launch was
-timed alone, a time that all such samples share is fitted beside: what the replay of a graph costs, which is no part of
-the model. A constant that the measurements leave uncertain by more than 15 % keeps its value. Where a rate explains the
-run as well as any higher one, since something else is the bound, it is taken.
+The model is evaluated by ``ops.predict_cuda`` with varied constants. The fit minimises the absolute logarithm of
+prediction over measurement, robust to outliers. For launches that were timed alone, a common offset (the cost of a
+graph replay) is fitted too; it is not part of the model. A constant that stays uncertain by more than 15 % keeps its
+value. If a rate and all higher ones explain the run equally well, because something else is the bound, the lowest is
+taken.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Objective:
         self.names = [*(name for name in FITTED if row[name] > 0), REPLAY]
 
     def start(self, l2: float) -> Vector:
-        """From the run alone, so that the same run gives the same constants whatever they were."""
+        """Starting values from the run alone, so that a run always gives the same constants."""
         guess = {name: np.log(0.5) for name in FITTED if name.endswith("_share")}
         guess |= {"launch": np.log(2000.0), "l2": np.log(l2), REPLAY: 0.0}
         guess["dram"] = np.log(1e-9 * np.median(self._copies) / self._run.device[1])
@@ -167,7 +167,7 @@ def fit(run: Run, row: dict[str, float]) -> Fit:
 
 
 def outdated(results: Path, text: str) -> list[str]:
-    """Why the header's constants are not those of the newest run of each family; nothing where they are."""
+    """Why the header's constants are not those of the newest run of each family; empty if they are."""
     found, runs = [], gpu_runs.runs(results)
     for row in model_constants.families(text):
         own = [run for run in runs if model_constants.family(run.arch, text).oldest == row.oldest]

@@ -1,6 +1,6 @@
-"""What the GPU benchmarks share: CUDA graphs, the engine asked for, what a file says of its run, and limits of time.
+"""Shared by the GPU benchmarks: CUDA graphs, engine selection, run metadata, time limits.
 
-Nothing here touches CUDA when it is imported.
+Importing it does not initialise CUDA.
 """
 
 import datetime
@@ -26,7 +26,7 @@ Capture = Callable[..., tuple[Call, Any]]
 
 
 def captured(call: Call, launches: int = 1) -> tuple[Call, Any]:
-    """So many calls one after another as a CUDA graph, warmed up before, and the last one's output."""
+    """Captures ``launches`` calls in a CUDA graph after a warm-up; returns its replay and the last output."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -40,7 +40,7 @@ def captured(call: Call, launches: int = 1) -> tuple[Call, Any]:
     graph.replay()
 
     def replay(_alive: Call = call) -> None:
-        """The graph reads what the call does (weights, inputs), and does not keep it."""
+        """Keeps the call alive: the graph reads its weights and inputs but does not own them."""
         graph.replay()
 
     return replay, out
@@ -51,9 +51,9 @@ _engine_of_process: str | None = None
 
 @contextmanager
 def engine(name: str, device: torch.device) -> Iterator[None]:
-    """``RESNET_FUSED_CUDA_ENGINE`` is ``name`` meanwhile, and unset for ``planned``.
+    """Sets ``RESNET_FUSED_CUDA_ENGINE`` to ``name``, or unsets it for ``planned``.
 
-    On CUDA the library reads it once in a process, so that a second name is refused: it would be timed as the first.
+    On CUDA the library reads it once per process, so a second name raises ``RuntimeError``.
     """
     global _engine_of_process
     if device.type == "cuda":
@@ -72,12 +72,12 @@ def engine(name: str, device: torch.device) -> Iterator[None]:
 
 
 def engine_asked_for() -> str:
-    """By the environment."""
+    """The engine that the environment selects."""
     return os.environ.get(ENGINE) or PLANNED
 
 
 def environment(engine: str, device: torch.device) -> dict[str, str | None]:
-    """What the numbers belong to."""
+    """GPU, engine, date, versions and commit of a run."""
     return {
         "gpu": _machine.device_name(device),
         "engine": engine,
@@ -97,7 +97,7 @@ def path(out: Path, what: str, known: Mapping[str, Any]) -> Path:
 
 
 def write(path: Path, report: dict[str, Any]) -> None:
-    """At once: whoever is killed while writing leaves the file before."""
+    """Writes JSON atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
     new.write_text(json.dumps(report, indent=1))
@@ -105,7 +105,7 @@ def write(path: Path, report: dict[str, Any]) -> None:
 
 
 def deadline(seconds: float | None) -> Callable[[], bool]:
-    """Whether ``seconds`` from now are over; never, of None."""
+    """A function that tells whether ``seconds`` have passed; None: never."""
     end = None if seconds is None else time.monotonic() + seconds
     return lambda: end is not None and time.monotonic() >= end
 
@@ -116,6 +116,6 @@ def sentence(error: BaseException) -> str:
 
 
 def require(what: str, asked: Iterable[str], known: Iterable[str]) -> None:
-    """ValueError for names that mean nothing."""
+    """Raises ValueError for unknown names."""
     if unknown := set(asked) - set(known):
         raise ValueError(f"--{what} names {', '.join(sorted(unknown))}; any of {', '.join(known)} expected")

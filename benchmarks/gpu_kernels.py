@@ -2,11 +2,11 @@
 
 The convolutions of ResNet with all that is fused into them (``gpu_layers.py`` has the list); batch 1, 32 and 256; fp16
 and bf16. Every contender is verified against fp64, then timed twice, in turn with the others: a launch with L2 flushed
-before it (``median_us``), and a launch of twenty, one right after another (``warm_us``), both in CUDA graphs and by
-events. Bytes and FLOPs are the fewest possible, so that the share of the roofline, measured in the same run by a copy
-and a matrix product, is a lower bound. ``RESNET_FUSED_CUDA_ENGINE`` says which kernel is ours. Writes
-``OUT/kernels-<gpu>-<engine>.json`` after each layer, so that a run cut short is not lost. Peers of other packages
-(``--contenders cudnn_graph``) are for a run of their own, whose file has their names in place of the engine's.
+before it (``median_us``), and one of twenty back-to-back launches (``warm_us``), both in CUDA graphs and by events.
+Bytes and FLOPs are minimal, so the share of the roofline (measured in the same run by a pass over memory and a matrix
+product) is a lower bound. ``RESNET_FUSED_CUDA_ENGINE`` selects our kernel. Writes ``OUT/kernels-<gpu>-<engine>.json``
+after each layer. Peers in other packages (``--contenders cudnn_graph``) need a run of their own, whose file is named
+after them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ OURS, EAGER = CONTENDERS["ours"][0], CONTENDERS["eager"][0]
 
 
 def roofline(device: torch.device, capture: gpu.Capture = gpu.captured) -> dict[str, float]:
-    """What this GPU reaches: bytes a second of a large copy, FLOP a second of a large matrix product."""
+    """Measured peaks: bytes/s of a pass over memory, FLOP/s of a large matrix product."""
     a = torch.randn(256 << 20, device=device)
     b = torch.empty_like(a)
     m = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
@@ -69,7 +69,7 @@ def roofline(device: torch.device, capture: gpu.Capture = gpu.captured) -> dict[
 
 
 def errors_of(layer: Layer, result: Any, picked: list[int], expected: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The largest absolute error of each part of a result; infinite of what is not finite."""
+    """The largest absolute error of each part of a result; inf if it is not finite."""
     parts = layer.parts(result, picked)
     errors = {part: (parts[part].double() - truth).abs().max().item() for part, truth in expected.items()}
     return {part: error if error == error else float("inf") for part, error in errors.items()}
@@ -83,7 +83,7 @@ def measure(
     budget_s: float,
     capture: gpu.Capture = gpu.captured,
 ) -> dict[str, Any]:
-    """Medians, rates and errors of every contender; who fails has the reason instead."""
+    """Medians, rates and errors of every contender, or the reason why it failed."""
     torch._dynamo.reset()  # all layers share their code: past its limit of recompiling, eager would run
     flops, moved = layer.work()
     floor = max(flops / peak["flop_per_s"], moved / peak["bytes_per_s"])

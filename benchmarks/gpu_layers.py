@@ -1,4 +1,4 @@
-"""The layers that ``gpu_kernels`` times, by name: their tensors, what computes them, and their truth in float64.
+"""The layers of ``gpu_kernels`` by name: tensors, contenders, and the float64 reference.
 
 ``64@56`` is the 3x3 convolution of 64 channels at 56x56 with BatchNorm, residual and ReLU; ``1x1 64-256@56`` a
 bottleneck's, with a residual where it widens; ``downsample`` the last convolution of a block together with the
@@ -172,7 +172,7 @@ class Stats(Layer):
         return None
 
     def parts(self, result: Any, picked: list[int]) -> Parts:
-        """Statistics are judged by what they are statistics of: less those of the contender's own output."""
+        """Statistics are compared with those of the contender's own output."""
         y, mean, variance, *inverted = result
         if inverted:
             variance = variance.double().pow(-2)
@@ -186,7 +186,7 @@ class Stats(Layer):
 
 
 def ulps(layer: Layer, part: str, expected: Tensor) -> float:
-    """Four ulps of the largest value, of what a contender rounds to: x's dtype, or float32 of statistics near 1."""
+    """Four ulps of the largest value in the output's dtype; statistics near 1 are float32."""
     if part == "y":
         return 4 * torch.finfo(layer.x.dtype).eps * expected.abs().max().item()
     return 4 * torch.finfo(torch.float32).eps

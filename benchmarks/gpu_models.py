@@ -1,12 +1,13 @@
 """Times whole networks on a GPU: ``python -m benchmarks.gpu_models OUT``.
 
 ResNet-18, 34 and 50 at 224x224, bfloat16 (or ``--dtypes fp16``), batch 1, 32 and 256; in eval mode, and with batch
-statistics under ``no_grad``, which is what runs where somebody forgot ``eval()``. Ours, eager channels_last, and
+statistics under ``no_grad``, which is what runs if ``eval()`` was forgotten. Ours, eager channels_last, and
 torch.compile's default and freezing modes are captured in a CUDA graph each; max-autotune brings its own; JAX is
-jitted. Who cannot be captured is timed as it is, and says so. Everyone is verified against fp64 first (running
-statistics are restored after it), then timed in turn by events with L2 flushed before each sample; medians. Writes
-``OUT/models-<gpu>-<engine>.json`` and ``.md`` after each network and batch. TensorRT and Torch-TensorRT are for a run
-of their own (``--contenders "TensorRT fp16,TensorRT int8"``), whose files have their names in place of the engine's.
+jitted. A contender that cannot be captured is timed without a graph, with a note. All are verified against fp64
+(running statistics are restored), then interleaved and timed by events with L2 flushed before each sample; medians.
+Writes ``OUT/models-<gpu>-<engine>.json`` and ``.md`` after each network and batch. TensorRT and Torch-TensorRT are for
+a run of their own (``--contenders "TensorRT fp16,TensorRT int8"``), whose files have their names in place of the
+engine's.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def measure(
     device: torch.device,
     capture: gpu.Capture = gpu.captured,
 ) -> dict[str, Any]:
-    """Medians and errors of every contender; who fails has the reason instead, and so has who is wrong."""
+    """Medians and errors of every contender, or why it failed or was wrong."""
     torch._dynamo.reset()
     oracle = Oracle(wanted, device)
     running, notes, errors, failed = {}, {}, {}, {}
@@ -106,7 +107,7 @@ def measure(
 
 
 class WrongAnswer(Exception):
-    """Not to be timed."""
+    """A contender's result is wrong: it is not timed."""
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""GPU runs in ``benchmarks/results``: the times in their ``kernels-*.json`` that the plan's model predicts."""
+"""Reads GPU runs in ``benchmarks/results``: the times that the cost model predicts."""
 
 import json
 import re
@@ -18,7 +18,7 @@ LEAST_MEMORY = 0.25
 
 
 class Problem(NamedTuple):
-    """What ``ops.predict_cuda`` is asked, but for the constants."""
+    """Arguments of ``ops.predict_cuda`` except the constants."""
 
     x: tuple[int, ...]
     weight: tuple[int, ...]

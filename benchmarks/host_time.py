@@ -1,9 +1,9 @@
-"""What an op of csrc/cuda costs the host: ``python -m benchmarks.host_time``. Needs a compiler and no GPU.
+"""Host time of the ops of csrc/cuda: ``python -m benchmarks.host_time``. Needs a compiler, no GPU.
 
 The op layer is compiled as for a GPU's host, and its launches do nothing (``tests/cuda_on_cpu/op_layer.py``). Calls
-from Python and the time inside the op, from torch's boxed call to its return, are taken in the same rounds; what lies
-between them is Python and torch. Left out is what needs a GPU: cudaLaunchKernelEx, the device guard, the stream, the
-driver's encoding of a tensor map. Rounds interleave everything that is compared; medians are printed.
+from Python and the time inside the op, from torch's boxed call to its return, are measured in the same rounds; the
+difference is Python and torch. Not included, because it needs a GPU: cudaLaunchKernelEx, the device guard, the stream,
+the driver's encoding of a tensor map. Rounds interleave everything that is compared; medians are printed.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from .workloads import Workload
 
 @dataclass
 class Measurement:
-    """What one workload's contenders did. Who has no samples has a reason in ``unavailable``."""
+    """The contenders' samples for one workload; ``unavailable`` has the reason for each one without samples."""
 
     samples: dict[str, list[float]] = field(default_factory=dict)  # seconds
     errors: dict[str, float] = field(default_factory=dict)  # largest absolute, against fp64

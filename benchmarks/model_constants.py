@@ -29,7 +29,7 @@ def families(text: str) -> list[Family]:
 
 
 def family(arch: int, text: str | None = None) -> Family:
-    """What the model believes of a GPU of this compute capability, as ``family_of`` in ``csrc/cuda/model.cpp``."""
+    """The model's constants for a GPU of this compute capability, as ``family_of`` in ``csrc/cuda/model.cpp``."""
     rows = families(HEADER.read_text() if text is None else text)
     return next((row for row in rows if arch >= row.oldest), rows[-1])
 

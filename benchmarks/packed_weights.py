@@ -1,8 +1,8 @@
-"""What it costs to compare packed weights with the Parameters on every call: time and memory of a whole network.
+"""Time and memory that checking packed weights costs on every call of a whole network.
 
     python -m benchmarks.packed_weights --before CHECKOUT --out benchmarks/results/packed_weights/<machine>
 
-Each contender is a process of its own that infers when it is told to: eager channels_last, resnet_fused, resnet_fused
+Each contender runs in its own process: eager channels_last, resnet_fused, resnet_fused
 after ``freeze``, resnet_fused that packs on the fly and keeps nothing, and, with ``--before``, resnet_fused of another
 checkout, whose library is built. A sample of each in turn, the order rotating by one each round; medians, and the
 medians of each round's own ratios.

@@ -24,7 +24,7 @@ class Unavailable(Exception):
 class Contender:
     """``call`` is what is timed; ``output`` turns its result into a tensor like eager's.
 
-    ``restore`` undoes what calls do to running statistics. The error of who ``quantises`` is stated and not judged.
+    ``restore`` undoes changes of running statistics. With ``quantises`` the error is reported, not judged.
     """
 
     call: Callable[[], object]
@@ -38,7 +38,7 @@ Builder = Callable[[Workload, torch.device], Contender]
 
 
 def eager(workload: Workload, device: torch.device) -> Contender:
-    """What one has before doing anything: default (contiguous) layout."""
+    """Unmodified PyTorch in the default (contiguous) layout."""
     return _of_module(workload.module().to(device), workload.input().to(device))
 
 
@@ -85,7 +85,7 @@ def ours_compiled(workload: Workload, device: torch.device) -> Contender:
 
 
 def require_running_statistics(workload: Workload) -> None:
-    """For who folds BatchNorm into weights."""
+    """Raises Unavailable unless BatchNorms use running statistics, for peers that fold them."""
     if workload.batch_statistics:
         raise Unavailable("takes running statistics only")
 
@@ -149,6 +149,6 @@ def _graphs() -> int:
 
 
 def as_tensor(result: object) -> Tensor:
-    """For who returns one."""
+    """The result itself: it is a tensor."""
     assert isinstance(result, Tensor)
     return result

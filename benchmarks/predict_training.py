@@ -99,7 +99,7 @@ def eager_backward(b: Block) -> Cost:
 
 
 def our_forward(b: Block, *rates: float) -> Cost:
-    """Each convolution the fastest way: a kernel of ours, or cuDNN's with passes of its own for what it does not do."""
+    """Each convolution by the faster of our kernel and cuDNN's with extra passes."""
     found = []
     for c in b.convs():
         prepared = c is not b.main[0] and c is not b.side  # reads relu(bn(raw))
@@ -110,10 +110,10 @@ def our_forward(b: Block, *rates: float) -> Cost:
 
 
 def gradient_with_sums(c: Conv) -> Cost:
-    """What it adds to cuDNN's gradient of c's input and a pass for the sums where it is the faster way; else nothing.
+    """The cost of conv_backward_reduce less that of cuDNN's input gradient and a pass for the sums; at most zero.
 
-    The pass reads two tensors; the convolution reads one more, leaves the parts of the sums twice over, and wants its
-    weight turned around, by two copies.
+    The pass reads two tensors. The convolution reads one more, writes and reads partial sums, and needs a flipped
+    filter (two copies).
     """
     saved, turned = tensors(-2, c.x), tensors(4, c.weight)
     ours = Cost(0, c.seconds(SM80, c.x + 2 * SUMS * c.x) - c.seconds(CUDNN))

@@ -1,4 +1,4 @@
-"""Times contenders in turn, so that a slow minute of the machine falls on all of them alike."""
+"""Interleaved timing, so that a slow minute of the machine hits all contenders alike."""
 
 import gc
 import time
@@ -87,7 +87,7 @@ def _cpu_sample(call: Call) -> float:
 
 
 class Flush:
-    """Leaves nothing of the last call in a GPU's L2, and no line that the next one would have to write back.
+    """Flushes a GPU's L2 and leaves only clean lines.
 
     Zeroing a buffer of four times its size replaces all of its lines by dirty ones; reading another as large replaces
     those by clean ones, and their write-back is over when the read is.

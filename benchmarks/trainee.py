@@ -1,4 +1,4 @@
-"""What is trained in the training benchmark, by whom, and whether they do it right."""
+"""Workloads and contenders of the training benchmark, and the check of their gradients."""
 
 import copy
 from collections.abc import Callable
@@ -108,9 +108,9 @@ class Trainee:
 
     @torch.no_grad()
     def _gradient(self) -> Tensor:
-        """What would come from a block's successors: random, of the size that a mean loss gives.
+        """A random gradient of a block's output, of a mean loss's magnitude.
 
-        The sum of a block's outputs is nothing to descend: in ten steps its weights are infinite, or its outputs zero.
+        The sum of the outputs is not a usable loss: within ten steps the weights are infinite or the outputs zero.
         """
         y = self.model.eval()(self.x.float())
         self.model.train()
@@ -160,11 +160,10 @@ class Trainee:
 
 
 def verify(workload: Workload, dtype: str, trainees: dict[str, Trainee]) -> tuple[dict[str, float], dict[str, str]]:
-    """Relative L2 errors of all gradients of two images against float64, and whose of ours are wrong, in words.
+    """Relative L2 errors of all gradients of two images against float64, and which of ours are wrong, with reasons.
 
-    Ours may have twice eager's, which is the larger of its two layouts': oneDNN sums each in another order, and ours is
-    channels_last. Near zero one rounding decides whether a ReLU passes a gradient, for eager as for us: that luck
-    changes with the images, which a mistake survives. So up to three pairs of images are tried.
+    The limit is twice eager's error in its worse layout. Near zero one rounding decides whether a ReLU passes a
+    gradient; that changes with the images, a bug does not, so up to three pairs of images are tried.
     """
     for start in range(0, max(1, min(6, workload.shape[0] - 1)), 2):
         errors = {name: _error(trainee, slice(start, start + 2), dtype) for name, trainee in trainees.items()}

@@ -7,8 +7,8 @@
 
 Writes ``training.json`` and ``training.md`` to ``--out`` (on CUDA ``training-<gpu>-<engine>``) after every workload,
 and prints the tables at the end: images per second, and the bytes that autograd keeps (counted, parameters left out).
-On CUDA steps are timed by events, whoever compiles nothing is on disk before anybody compiles, and the peak of a step's
-memory is told too. bf16 is autocast's. Rules are README.md's: one seed, verified before timed, interleaved, medians; a
+On CUDA steps are timed by events, contenders that compile nothing are measured and written first, and peak memory is
+reported. bf16 means autocast. README.md has the rules: one seed, verified before timed, interleaved, medians; a
 contender that fails is named with its reason.
 """
 
@@ -43,7 +43,7 @@ Rows = dict[str, dict[str, Any]]  # by contender
 
 
 def measure(workload: Workload, dtype: str, names: Sequence[str], budget_s: float, device: torch.device) -> Rows:
-    """A row for each contender: its samples, what it keeps, its gradients' error, or why there are none."""
+    """A row for each contender: samples, saved bytes, gradient error, or why there are none."""
     torch._dynamo.reset()
     trainees: dict[str, Trainee] = {}
     rows: Rows = {}
@@ -119,7 +119,7 @@ def kernels(
 
 
 def _measured(workload: Workload, dtype: str, names: Sequence[str], budget_s: float, device: torch.device) -> Rows:
-    """Or why not: what comes later is measured even so."""
+    """The rows, with a reason if measuring failed, so that later workloads still run."""
     try:
         return measure(workload, dtype, names, budget_s, device)
     except Exception as error:
@@ -132,7 +132,7 @@ def _compiles(name: str) -> bool:
 
 
 def _passes(names: Sequence[str], device: torch.device) -> list[Sequence[str]]:
-    """Who is measured together. A GPU is lent for minutes: what needs no compiler is on disk before one runs."""
+    """Groups measured together. On CUDA, contenders without a compiler come first: GPU time is scarce."""
     plain = [name for name in names if not _compiles(name)]
     return [plain, names] if device.type == "cuda" and len(plain) < len(names) else [names]
 

@@ -16,7 +16,7 @@ LABELS = {
 
 
 def report(run: dict[str, Any]) -> str:
-    """The tables, and what a reader must know of the run."""
+    """The tables and the run's conditions."""
     rows = run["rows"]
     names = [name for name in LABELS if any(row["contender"] == name for row in rows)]
     cases: dict[tuple[str, str, int], dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Is the answer right? Asked before anything is timed."""
+"""Checks results against fp64 before they are timed."""
 
 import math
 

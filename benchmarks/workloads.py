@@ -1,4 +1,4 @@
-"""What is measured: eager modules, their inputs and their work, the same in every process."""
+"""Workloads: eager modules, inputs and work, identical in every process."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ struct Conv {
   Tensor x, weight;
   OptTensor bias;
   BatchNorm bn;
-  BatchNorm pre;                   // of x's channels: where present, relu(pre(x)) is convolved
+  BatchNorm pre;                   // of x's channels: if present, the input is relu(pre(x))
   Pair stride, padding, dilation;  // height, width
   int64_t groups = 1;
 
