@@ -62,7 +62,7 @@ def parse(text: str) -> list[Arch]:
 
 
 def supported(archs: Iterable[Arch], known: Iterable[int], nvcc_version: tuple[int, int]) -> list[Arch]:
-    """Those that the kernels run on and this nvcc can compile; ``known`` is ``nvcc --list-gpu-code``."""
+    """The architectures that the kernels support and this nvcc compiles; ``known`` is ``nvcc --list-gpu-code``."""
     known = set(known)
 
     def compiles(arch: Arch) -> bool:

@@ -1,8 +1,8 @@
-"""What ``.ci/run`` has to prove of the changes since the last green run, which is what main was when the branch began.
+"""What ``.ci/run`` has to prove for the changes since main, the last green state.
 
 ``python -m build_tools.changes planted-bugs`` prints the argument of pytest's ``--planted-bugs``: the kernel families
-whose sources or tests changed, and the sample of the others; "all" where the emulator changed or nobody can tell.
-``python -m build_tools.changes sanitizers`` prints "yes" where what they watch may have changed, else "no".
+whose sources or tests changed, and a sample of the others; "all" if the emulator changed or it is unknown.
+``python -m build_tools.changes sanitizers`` prints "yes" if their sources may have changed, else "no".
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SANITIZED = (
 
 
 def since_last_green(root: Path = ROOT) -> list[str] | None:
-    """The files that differ from main where this branch left it; None where nobody can tell, as on main itself."""
+    """The files that differ from the merge base with main; None if unknown, as on main itself."""
     head = _git(root, "rev-parse", "HEAD")
     base = _git(root, "merge-base", "HEAD", "origin/main") or _git(root, "merge-base", "HEAD", "main")
     listed = _git(root, "diff", "--name-only", "--no-renames", base) if base and base != head else None
@@ -67,7 +67,7 @@ def sanitizers(changed: Iterable[str] | None) -> bool:
 
 
 def _families_of_test(text: str) -> set[str]:
-    """Those that a test file plants bugs in: it names the files."""
+    """The families in whose files a test file plants bugs."""
     if "planting" not in text:
         return set()
     found = {family for family, folder in FAMILIES.items() if f'"{folder.removeprefix("csrc/")}/' in text}

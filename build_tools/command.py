@@ -23,9 +23,9 @@ EXTENSIONS = [Extension(f"{PACKAGE}.{name}", sources=[], py_limited_api=True) fo
 
 
 def make_plan(inplace: bool) -> tuple[ninja_file.Plan, str]:
-    """What this environment asks to be built, and in words where CUDA comes from or why it is left out.
+    """The build plan for this environment, and a sentence on where CUDA comes from or why it is left out.
 
-    In place CUDA kernels are compiled for the GPUs of this machine, for a wheel for all that it is shipped for.
+    In-place builds target this machine's GPUs, wheels all supported ones.
     """
     if sys.platform != "linux":
         raise BuildError(f"resnet_fused builds on Linux, and this is {sys.platform}; use a Linux machine or container.")
@@ -97,7 +97,7 @@ def build_info(plan: ninja_file.Plan, cuda: str) -> str:
 
 
 def is_built() -> bool:
-    """Whether the libraries in place are of these sources. Without a compiler nothing else can be asked of them."""
+    """Whether the in-place libraries match the sources, by digest."""
     there = (ROOT / PACKAGE / "_C.abi3.so").exists() and not flavours.choose(os.environ)
     return there and sources.built(ROOT)[0] == sources.digest(ROOT)
 
@@ -108,7 +108,7 @@ def write_if_changed(path: Path, text: str) -> None:
 
 
 def install(source: Path, target: Path) -> None:
-    """Copies by renaming: a process that has the old library loaded keeps it."""
+    """Copies atomically: a process that has the old library loaded keeps it."""
     if target.exists() and filecmp.cmp(source, target, shallow=False):
         return
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Other builds of one of the libraries, for its tests. ``RESNET_FUSED_FLAVOUR=name`` asks for one.
+"""Other builds of a library for its tests, selected by ``RESNET_FUSED_FLAVOUR=name``.
 
 A flavour goes to ``build/<flavour>/_C.abi3.so`` (or ``_C_cuda.abi3.so``) and never into the package;
 ``RESNET_FUSED_LIBRARY=<that file>`` (or ``RESNET_FUSED_CUDA_LIBRARY``) makes the package load it.
@@ -13,7 +13,7 @@ from . import BuildError
 
 @dataclass(frozen=True)
 class Flavour:
-    """What is compiled and linked otherwise than in the library that is shipped."""
+    """How a flavour's compilation and linking differ from the shipped library's."""
 
     name: str
     avx512: tuple[str, ...] = ()  # the kernels of csrc/cpu/avx512: these flags instead of AVX-512's
@@ -28,7 +28,7 @@ class Flavour:
         return "_C_cuda" if self.cuda else "_C"
 
     def owns(self, source: Path) -> bool:
-        """Whether it compiles that source, a path that begins with csrc, otherwise."""
+        """Whether the flavour compiles this source (a path from csrc on) differently."""
         return not self.own or any(source.match(pattern) for pattern in self.own)
 
 
@@ -61,7 +61,7 @@ FLAVOURS = {
 
 
 def choose(environ: Mapping[str, str]) -> Flavour | None:
-    """The flavour that ``RESNET_FUSED_FLAVOUR`` asks for; None for the library that is shipped."""
+    """The flavour that ``RESNET_FUSED_FLAVOUR`` selects; None for the shipped library."""
     name = environ.get("RESNET_FUSED_FLAVOUR")
     if not name:
         return None

@@ -1,13 +1,13 @@
-"""Everything that only a GPU can tell, in ten minutes: is every kernel right, and how fast is it?
+"""Verifies and times everything on a GPU in ten minutes.
 
-    python build_tools/gpu.py --prepare --arch 9.0            # anywhere with nvcc: builds what the GPU machine need not
+    python build_tools/gpu.py --prepare --arch 9.0            # anywhere with nvcc: builds ahead of time
     python build_tools/gpu.py --stage all --seconds 540 --out results
     python build_tools/gpu.py --stage correctness --out results        # or time
 
-Needs Python with torch (CUDA) and numpy; no make, no git, no network. Uses libraries that --prepare left where they
-load and are of these sources, else it builds (nvcc). Everything runs in processes of its own with limits: a hang, a
-crash or a CUDA error costs one case. Each result is written at once, and after every stage all are packed into at most
-eight files; summary.txt says how each stage went. docs/gpu.md tells what to do with them.
+Needs Python with torch (CUDA) and numpy; no make, git or network. Uses the libraries of --prepare if they load and
+match the sources, else builds with nvcc. Everything runs in separate processes with time limits: a hang, a crash or a
+CUDA error costs one case. Each result is written at once and packed after every stage into at most eight files;
+summary.txt says how each stage went. docs/gpu.md says what to do with them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ KEPT_S = 20  # of the end, to pack what is there
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Status 0 where everything that ran is right."""
+    """Returns status 0 if everything that ran is right."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=("correctness", "time", "all"), default="all")
     parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS, help="for everything (%(default)s)")
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class Run:
-    """One call: its folders, its clock, what has failed."""
+    """One run: folders, clock, failures."""
 
     def __init__(self, args: argparse.Namespace, work: Path) -> None:
         self.args, self.work = args, work
@@ -76,7 +76,7 @@ class Run:
         self.verification: Any = None  # once the library has loaded
 
     def folder(self, name: str) -> Path:
-        """One of the run's own, which is gone afterwards."""
+        """A temporary folder of the run."""
         folder = self.work / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -127,7 +127,7 @@ class Run:
         return how
 
     def _pack(self) -> None:
-        """What the stages have left so far, in a few files, each complete or not there."""
+        """Packs the results so far into a few files, atomically."""
         for file in self.work.glob("keep/*"):
             shutil.copy2(file, self.out / f"{file.name}.part")
             os.replace(self.out / f"{file.name}.part", self.out / file.name)

@@ -1,4 +1,4 @@
-"""The first stages of ``build_tools/gpu.py``: which machine it is, and libraries that load on it."""
+"""The first stages of ``build_tools/gpu.py``: the machine, and libraries that load on it."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ def machine(run: Run, seconds: float) -> str:
 
 
 def is_stand_in(run: Run) -> bool:
-    """Whether there is no GPU, by intention."""
+    """Whether the backend is a stand-in without a GPU."""
     return not run.args.backend.startswith("resnet_fused.")
 
 
 def _has_gpu(run: Run) -> bool:
-    """In a process of its own: this one does not touch CUDA, so that it can fork."""
+    """Checked in another process: this one must not initialise CUDA, so that it can fork."""
     code = "import torch; print(torch.__version__, torch.version.cuda, torch.cuda.get_device_properties(0))"
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS_TO_IMPORT)
@@ -100,7 +100,7 @@ def _has_gpu(run: Run) -> bool:
 
 
 def library(run: Run, seconds: float) -> str:
-    """The libraries that were carried, if they are of these sources and load; else they are built, however long."""
+    """Uses the prebuilt libraries if they match the sources and load; else builds them without a time limit."""
     if not is_stand_in(run) and not _loads(run) and not _builds(run):
         return INCOMPLETE
     import torch._dynamo  # noqa: F401  once, instead of in every process of a benchmark
@@ -127,7 +127,7 @@ def library(run: Run, seconds: float) -> str:
 
 
 def _builds(run: Run) -> bool:
-    """Without a library there is nothing to do: all of the time may go into it."""
+    """Builds; all remaining time may be spent, as nothing runs without a library."""
     capability = _capability()
     run.say(f"building for compute capability {capability or 'as the environment says'}")
     environment = {**os.environ, "RESNET_FUSED_CUDA": "1"}
@@ -144,7 +144,7 @@ def _builds(run: Run) -> bool:
 
 
 def limited(command: list[str], seconds: float, log: Path, environment: dict[str, str]) -> int | None:
-    """The exit status; None where it took longer, when it is killed with all that it has started."""
+    """Runs a command; returns its exit status, or None if it timed out and its process group was killed."""
     with log.open("w") as to:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=to, stderr=to, start_new_session=True)
     try:
@@ -156,13 +156,13 @@ def limited(command: list[str], seconds: float, log: Path, environment: dict[str
 
 
 def of_these_sources(library: Path) -> bool:
-    """Whether --prepare built it from what lies here, for this GPU."""
+    """Whether --prepare built it from these sources for this GPU."""
     digest = CARRIED / "digest"
     return library.exists() and digest.exists() and digest.read_text() == sources.digest(names=DIGESTED)
 
 
 def _loads(run: Run) -> bool:
-    """In a process of its own, as a library that does not load may end it."""
+    """Checked in another process, which a faulty library may crash."""
     known, archs = sources.built(), sources.archs()
     if known[0] != sources.digest():
         run.say("no libraries of these sources are here")
@@ -182,5 +182,5 @@ def _loads(run: Run) -> bool:
 
 
 def _capability() -> str | None:
-    """As the driver names it: this process does not touch CUDA."""
+    """The driver's answer: this process must not initialise CUDA."""
     return next(iter(toolchain.gpus()), None)

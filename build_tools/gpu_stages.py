@@ -1,6 +1,6 @@
-"""The stages of ``build_tools/gpu.py`` after its setup. Each takes the run and its seconds, and says how it ended.
+"""The stages of ``build_tools/gpu.py`` after its setup. Each takes the run and its seconds and returns how it ended:
 
-"right"; "wrong" where something was; "incomplete" where time, memory or a tool was missing.
+"right"; "wrong" if something was; "incomplete" if time, memory or a tool was missing.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ NCU += ["--filter-mode", "per-launch-config", "--launch-count", "1"]
 
 
 def primitives(run: Run, seconds: float) -> str:
-    """Every instruction by itself; what the GPU makes of them is golden data for the emulator."""
+    """Every PTX primitive alone; the outputs become golden data for the emulator."""
     from resnet_fused.cli.verify.processes import Limits
     from tests.cuda_primitives import gpu
 
@@ -82,7 +82,7 @@ def _primitives_of_gpu(run: Run, folder: Path) -> list[Any]:
 
 
 def kernels(run: Run, seconds: float) -> str:
-    """Every kernel, as ``python -m resnet_fused verify`` runs them; what fails is run again in other circumstances."""
+    """Every kernel, as in ``python -m resnet_fused verify``; failed cases are rerun under other conditions."""
     from resnet_fused.cli.verify import cases, report
 
     verification = run.verification
@@ -193,9 +193,9 @@ def _benchmarks(
     of: list[dict[str, Any]],
     function: str = "run",
 ) -> str:
-    """A process for each engine and each of ``of``, which are arguments of the module's function.
+    """Runs the module's function in a process for each engine and each arguments of ``of``.
 
-    It ends by itself before its share of the time has passed, and says in its file what it left out.
+    Each ends before its share of the time has passed and lists in its file what it left out.
     """
     from resnet_fused.cli.verify.processes import Limits, Unit
 
@@ -239,7 +239,7 @@ def sanitizer(run: Run, seconds: float) -> str:
 
 
 def _tools(run: Run, stage: str, seconds: float, of: list[tuple[str, list[str], dict[str, str]]]) -> str:
-    """A tool that is missing, or that may not count, makes nothing wrong; the sanitizer's own status (9) does."""
+    """Runs tools. A missing or unprivileged tool is no failure; the sanitizer's status 9 is."""
     from resnet_fused.cli.verify.processes import Limits, Unit
 
     if shutil.which(of[0][1][0]) is None:
@@ -254,7 +254,7 @@ def _tools(run: Run, stage: str, seconds: float, of: list[tuple[str, list[str], 
 
 
 def _stand_in(run: Run, name: str, usual: Any) -> Any:
-    """What a stand-in for the device has to say about a stage, or what is usual."""
+    """A stand-in's replacement for ``usual``, if it has one."""
     return getattr(importlib.import_module(run.args.backend.partition(":")[0]), name, usual)
 
 

@@ -1,4 +1,4 @@
-"""What the processes of ``build_tools/gpu.py`` do, a function a stage; see resnet_fused/cli/verify/processes.py."""
+"""The functions that run in the processes of ``build_tools/gpu.py``; see resnet_fused/cli/verify/processes.py."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def calls(options: dict[str, Any]) -> Work:
 
 
 def _wrong(report: Any, where: str = "") -> Iterator[str]:
-    """Where a benchmark found ours wrong, or failing: it does not time that, and goes on."""
+    """Cases that a benchmark did not time because ours was wrong or failed."""
     if isinstance(report, dict):
         if "unavailable" in report and str(report.get("contender")).startswith("ours"):
             yield f"{report.get('workload')} {report['contender']}: {report['unavailable']}"

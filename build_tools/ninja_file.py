@@ -1,4 +1,4 @@
-"""Writes the build down for ninja: one object a source, one link a library. Pure but for the globbing of csrc."""
+"""Writes the ninja file: one object per source, one link per library. Pure except for globbing csrc."""
 
 import shlex
 from collections.abc import Iterable, Sequence
@@ -28,7 +28,7 @@ LINK = (
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides what is built. Paths of ours are relative to the repository, where ninja runs."""
+    """Everything that determines the build. Our paths are relative to the repository, where ninja runs."""
 
     folder: Path  # where objects go: build/ninja-...
     torch: Torch
@@ -111,7 +111,7 @@ def _object(plan: Plan, module: str, source: Path) -> Path:
 
 
 def _is_hoppers(source: Path) -> bool:
-    """wgmma and im2col TMA exist in the code that is tied to Hopper, and nowhere else."""
+    """Whether a source is for Hopper only: wgmma and im2col TMA exist only in sm_90a code."""
     return "sm90" in source.parts
 
 
@@ -208,7 +208,7 @@ def _link(plan: Plan, module: str, objects: Sequence[Path]) -> list[str]:
 
 
 def _system(folder: Path) -> list[str]:
-    """Headers of others: found, but not warned about, and not tracked."""
+    """System include flags for third-party headers: no warnings, not tracked."""
     return ["-isystem", str(folder)]
 
 

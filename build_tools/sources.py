@@ -1,4 +1,4 @@
-"""Which state of the sources a library was compiled from, also where there is no git."""
+"""Identifies the sources that a library was compiled from, even without git."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def git_commit(root: Path = ROOT) -> str | None:
 
 
 def built(root: Path = ROOT) -> tuple[str | None, str | None]:
-    """The digest and the commit that the libraries in place were compiled from, as far as they say so."""
+    """The digest and the commit of the sources of the in-place libraries, where recorded."""
     info = _build_info(root)
     return info.get("SOURCE_DIGEST"), info.get("GIT_COMMIT")
 

@@ -92,9 +92,9 @@ def find_ninja() -> str:
 def find_toolkit(
     environ: Mapping[str, str], default: Path = Path("/usr/local/cuda"), packages: list[str] | None = None
 ) -> tuple[Toolkit | None, str]:
-    """The first usable toolkit, and in words where it is or why there is none.
+    """The first usable toolkit, and a sentence on where it is or why there is none.
 
-    ``CUDA_HOME``, or else ``CUDA_PATH``, is the user's own word: where set, nothing else is tried.
+    If ``CUDA_HOME`` (or ``CUDA_PATH``) is set, nothing else is tried.
     """
     reasons = []
     for place, nvcc in _candidates(environ, default, packages):
@@ -169,7 +169,7 @@ def _output(command: list[str]) -> str:
 
 
 def choose_toolkit(environ: Mapping[str, str]) -> tuple[Toolkit | None, str]:
-    """What ``RESNET_FUSED_CUDA`` asks for: the toolkit to build ``_C_cuda`` with, or why it is left out."""
+    """The toolkit for ``_C_cuda`` according to ``RESNET_FUSED_CUDA``, or why CUDA is left out."""
     wish = environ.get("RESNET_FUSED_CUDA") or "auto"
     if wish not in ("auto", "0", "1"):
         raise BuildError(f"RESNET_FUSED_CUDA={wish!r} is none of auto, 0 and 1; set one of them, or unset it for auto.")

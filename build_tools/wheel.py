@@ -22,7 +22,7 @@ def platform_tag() -> str:
 
 
 def build(out: Path) -> Path:
-    """Builds, gives the wheel the tag of old systems, and returns its path."""
+    """Builds the wheel, tags it for manylinux_2_28, and returns its path."""
     with tempfile.TemporaryDirectory() as folder:
         _run("pip", "wheel", str(ROOT), "--no-build-isolation", "--no-deps", "--quiet", "--wheel-dir", folder)
         (built,) = Path(folder).glob("*.whl")
@@ -37,12 +37,12 @@ def build(out: Path) -> Path:
 
 
 def audit(wheel: Path) -> None:
-    """Stops with a sentence if the wheel needs more than its file name promises."""
+    """Raises BuildError if the wheel needs more than its tags promise."""
     print(_run("abi3audit", "--strict", "--summary", str(wheel)).strip())
     shown = json.loads(_run("auditwheel", "show", "--json", str(wheel)))
     missing = sorted(set(shown["external_libs"]) - set(TORCH_LIBRARIES))
     if missing:
-        raise BuildError(f"{wheel.name} needs {', '.join(missing)}, which nobody promises; link them statically.")
+        raise BuildError(f"{wheel.name} needs {', '.join(missing)}, which its tags do not allow; link them statically.")
     # The oldest system that has every versioned symbol, "manylinux_2_24_x86_64"; torch's own libraries aside.
     oldest = re.match(r"manylinux_2_(\d+)_", shown["sym_tag"])
     if oldest is None or int(oldest[1]) > NEWEST["GLIBC"][1]:
