@@ -51,7 +51,7 @@ class Session:
         self.names = self._chosen(option("--contenders"))
         found = workloads(self.device.type, quick=self.quick)
         self.workloads = {workload.name: workload for workload in found}
-        self.load_before = os.getloadavg()[0]  # whoever else ran here disturbs the times
+        self.load_before = os.getloadavg()[0]  # other load disturbs the times
         self._measured: dict[str, Measurement] = {}
 
     def _chosen(self, text: str | None) -> list[str]:
@@ -168,7 +168,7 @@ def _extra_info(session: Session, workload: Workload, contender: str, result: Me
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
     session = config.stash[_SESSION]
-    machine_info.pop("node", None)  # a host's name is nobody's business
+    machine_info.pop("node", None)  # the host name is private
     machine_info["resnet_fused"] = {
         **_machine.record(session.device),
         "command": shlex.join(["pytest", *config.invocation_params.args]),

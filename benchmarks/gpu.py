@@ -19,7 +19,7 @@ import torch
 from resnet_fused.cli import _machine
 
 ENGINE = "RESNET_FUSED_CUDA_ENGINE"
-PLANNED = "planned"  # the engine's name where nobody overrules the plan
+PLANNED = "planned"  # the engine name without an override
 
 Call = Callable[[], Any]
 Capture = Callable[..., tuple[Call, Any]]

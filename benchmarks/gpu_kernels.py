@@ -153,7 +153,7 @@ def run(
     for what, asked, known in (("contenders", contenders, CONTENDERS), ("layers", layers, LAYERS)):
         gpu.require(what, asked, known)
     gpu.require("dtypes", dtypes, DTYPES)
-    # The peers at their best. Finding that takes a second a layer: not where nobody else is timed.
+    # The peers at their best; searching takes a second per layer, so only if peers are timed.
     torch.backends.cudnn.benchmark = list(contenders) != ["ours"] or engine == "torch"
     late, where = gpu.deadline(seconds), torch.device(device)
     environment = gpu.environment(engine if "ours" in contenders else "-".join(contenders), where)

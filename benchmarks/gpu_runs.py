@@ -105,7 +105,7 @@ def runs(results: Path) -> list[Run]:
 
 def _samples(report: dict[str, Any], device: list[int]) -> list[Sample]:
     named = report["environment"]["engine"]
-    ours = named if re.match(r"(sm[89]0|torch)\b", named) else None  # else nobody knows which kernel it was
+    ours = named if re.match(r"(sm[89]0|torch)\b", named) else None  # else the kernel is unknown
     found = []
     for title, layer in report["layers"].items():
         if layer.get("kind") != "Layer":

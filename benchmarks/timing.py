@@ -56,7 +56,7 @@ def interleave(
     gc.disable()
     try:
         for i in range(rounds):
-            start = i % len(names)  # nobody always follows the same neighbour
+            start = i % len(names)  # rotate, so that no contender always follows the same one
             for name in names[start:] + names[:start]:
                 if device.type == "cpu":
                     time.sleep(SETTLE_S)

@@ -51,7 +51,7 @@ def measure(workload: Workload, dtype: str, names: Sequence[str], budget_s: floa
         rows[name] = {"workload": workload.title, "dtype": dtype, "contender": name, "batch": workload.shape[0]}
         try:
             trainees[name] = Trainee(workload, name, dtype, device)
-            trainees[name].step()  # compiles; and who cannot take it leaves the others alone
+            trainees[name].step()  # compiles; a failure leaves the others alone
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
         except Exception as error:
@@ -152,14 +152,14 @@ def run(
 ) -> dict[str, Any]:
     """Measures the workloads called ``titles`` with our kernels from ``engine``; the report, in ``out`` after each.
 
-    ``budget`` is seconds of timing a workload, batch and dtype (with somebody to compile, twice on CUDA). After
+    ``budget`` is seconds of timing a workload, batch and dtype (twice on CUDA if a contender compiles). After
     ``seconds`` none of these begins; the report's ``left_out`` names the rest.
     """
     gpu.require("contenders", contenders, CONTENDERS)
     known = {w.title: w for w in workloads(1)}
     gpu.require("titles", titles, known)
     where, late, start = torch.device(device), gpu.deadline(seconds), time.monotonic()
-    # Who is right is eager's to say: in the layout that is the faster on a GPU, in the default one elsewhere.
+    # Eager is the yardstick of correctness: channels_last on a GPU, the default layout elsewhere.
     yardstick = [] if set(YARDSTICKS) & set(contenders) else [YARDSTICKS[where.type == "cuda"]]
     names = [*yardstick, *dict.fromkeys(contenders)]
     name = engine if any(n.startswith("ours") for n in names) else " ".join(contenders)

@@ -26,7 +26,7 @@ class Workload:
     shape: tuple[int, int, int, int]  # of the input, (N, C, H, W)
     dtype: str  # a key of DTYPES
     make: Callable[[], nn.Module]
-    batch_statistics: bool = False  # train() under no_grad, as where somebody forgot eval()
+    batch_statistics: bool = False  # train() under no_grad: eval() was forgotten
 
     @property
     def name(self) -> str:

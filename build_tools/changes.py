@@ -55,7 +55,7 @@ def planted_bugs(changed: Iterable[str] | None, root: Path = ROOT) -> str:
             found.add(PRIMITIVES)
         if re.match(r"tests/test_\w+\.py$", file) and (root / file).exists():
             found |= _families_of_test((root / file).read_text())
-        elif file.startswith("tests/test_cuda_"):  # deleted: nobody can tell what it tested
+        elif file.startswith("tests/test_cuda_"):  # deleted: what it tested is unknown
             return "all"
     return ",".join(["sample", *(family for family in FAMILIES if family in found)])
 

@@ -131,7 +131,7 @@ class BuildLibraries(build_ext):
         )
         run_ninja(plan)
         if plan.flavour:
-            # Not what the package ships: RESNET_FUSED_LIBRARY or _CUDA_LIBRARY names it to those who want it.
+            # Not shipped: loaded through RESNET_FUSED_LIBRARY or _CUDA_LIBRARY.
             library = plan.library(plan.flavour.module)
             install(ROOT / library, ROOT / "build" / plan.flavour.name / library.name)
             self.extensions = []

@@ -21,7 +21,7 @@ AVX512 = (
 )  # fmt: skip
 LINK = (
     "-shared", "-Wl,-O1", "-Wl,--build-id=none", "-Wl,-z,relro,-z,now", "-Wl,--gc-sections",
-    "-Wl,-z,defs",  # a symbol that nobody defines is an error here, not for the user
+    "-Wl,-z,defs",  # undefined symbols fail at link time, not at the user
     "-Wl,--as-needed",
 )  # fmt: skip
 

@@ -162,7 +162,7 @@ class Cache {
 Cache& cache = *new Cache;
 
 // Asks Python to report the end of the weight's storage, through the dispatcher: the stable ABI has no weak reference.
-// A program without Python has nobody to ask; there the limit bounds what is kept.
+// Without Python there is no such report; then only the limit bounds the cache.
 void watch(const Tensor& weight) {
   const void* address = weight.const_data_ptr();
   if (!cache.is_new_watch(address)) return;
@@ -245,7 +245,7 @@ void freeze_packed(const Tensor& weight) {
            " is not on the CPU, where weights are packed; leave it out");
   check_allocated("freeze_packed", "", "a weight", weight);
   watch(weight);
-  cache.forget(weight.const_data_ptr());  // a copy that nobody has compared since the last edit
+  cache.forget(weight.const_data_ptr());  // its copy was not compared since the last edit
   cache.freeze(weight.const_data_ptr(), {version_of(weight), sample_of(weight), digest_of(weight)});
 }
 

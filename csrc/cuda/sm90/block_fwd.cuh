@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kBlockFwdThreads, 1)
     }
     ptx::fence_mbarrier_init();
   }
-  // Columns beyond a tile's last pixel are multiplied too, from positions that nobody fills.
+  // Columns beyond a tile's last pixel are multiplied too, from uninitialised positions, and ignored.
   const uint32_t zeros[4] = {};
   for (uint32_t at = Config::kPixels + threadIdx.x * kChunkBytes; at < Config::kBarriers;
        at += kBlockFwdThreads * kChunkBytes)
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kBlockFwdThreads, 1)
   ptx::griddepcontrol_launch_dependents();
   sync_cluster<Config>();
 
-  // Registers go from those who copy to those who multiply.
+  // Registers move from the producers to the consumers.
   if (threadIdx.x < Config::kConsumers) {
     ptx::setmaxnreg_inc<232>();
     consume<Config>(p, tiling, smem, barriers);

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kConvRowsThreads, 1)
   ptx::griddepcontrol_launch_dependents();
   ptx::bar_sync_all();
 
-  // Registers go from those who copy to those who multiply.
+  // Registers move from the producers to the consumers.
   if (group == kConvRowsConsumers) {
     ptx::setmaxnreg_dec<40>();
     if (threadIdx.x % 128 == 0) load_patches<Config>(p, maps, smem, barriers);

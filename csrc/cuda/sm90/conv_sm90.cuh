@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   }
   ptx::bar_sync_all();
 
-  // Registers go from those who copy to those who multiply.
+  // Registers move from the producers to the consumers.
   if (group == kConvSm90Consumers) {
     ptx::setmaxnreg_dec<Config::kPrepares ? 64 : 56>();
     if (threadIdx.x % 128 == 0) produce<Config>(p, maps, smem, barriers);
