@@ -31,7 +31,7 @@ def pytest_runtest_protocol(item):
     alarm = threading.Timer(LIMIT_S, give_up, [item])
     alarm.daemon = True
     alarm.start()
-    # Where the alarm cannot do its work: whoever hangs holds Python's lock, or the report hangs too.
+    # Fallback if the alarm has no effect: the hung thread holds the GIL, or the report hangs too.
     faulthandler.dump_traceback_later(LIMIT_S + GRACE_S, exit=True, file=item.config.stash[_stderr])
     try:
         result = yield

@@ -222,7 +222,7 @@ def plan(tree, monkeypatch):
 
 
 def with_cuda(plan, torch_root):
-    """The same plan beside a CPU torch and a toolkit that nobody runs."""
+    """The same plan with a CPU torch and a toolkit that is never run."""
     toolkit = toolchain.Toolkit(Path("T/bin/nvcc"), Path("T/include"), Path("T/libcudart_static.a"), (13, 0), "13.0.88")
     torch = toolchain.Torch(torch_root, "2.13.0")
     return replace(plan, toolkit=toolkit, archs=archs.choose(None, CUDA_13, (13, 0)), torch=torch)

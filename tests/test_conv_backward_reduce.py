@@ -144,7 +144,7 @@ def test_frozen_parameters(cls, frozen, as_on_cuda):
 
 @pytest.mark.parametrize("learns", [False, True])
 def test_frozen_statistics(learns, as_on_cuda):
-    """The sums are gamma's and beta's gradients then, and nobody asks for them where those are frozen too."""
+    """The sums are then only gamma's and beta's gradients, and are not computed if those are frozen too."""
     block = identity(next(iter(CLASSES)))
     block.bn1.eval().requires_grad_(learns)
     assert_trains_as_eager(block, torch.randn(3, in_channels(block), 9, 9, requires_grad=True))

@@ -228,7 +228,7 @@ def test_subclass_with_its_own_metaclass_is_refused():
 
 
 def test_refused_subclass_is_not_subclassed():
-    """Its bases would hear of a class that nobody wrote."""
+    """``__init_subclass__`` of its bases would see a generated class."""
     resnet_fused.convert(Registered(8, 8))
     assert not Registered.known
 

@@ -282,8 +282,8 @@ BUGS = {
     "positions that nobody fills left as they are": order(KERNEL, "    ptx::st_shared_v4(smem + at, zeros);", "    ;"),
     "barriers used before they are made": order(
         KERNEL,
-        "  sync_cluster<Config>();\n\n  // Registers go",
-        "\n  // Registers go",
+        "  sync_cluster<Config>();\n\n  // Registers move",
+        "\n  // Registers move",
     ),
     "weights of another swizzle": value(HOST, "box.swizzle = Swizzle::k128;", "box.swizzle = Swizzle::kNone;"),
     "both teams have the first one's tiles": order(
@@ -335,8 +335,8 @@ CLUSTER_BUGS = {
     ),
     "the cluster's barriers used before they are made": order(
         KERNEL,
-        "  sync_cluster<Config>();\n\n  // Registers go",
-        "  ptx::bar_sync_all();\n\n  // Registers go",
+        "  sync_cluster<Config>();\n\n  // Registers move",
+        "  ptx::bar_sync_all();\n\n  // Registers move",
     ),
     "a block leaves before the cluster is done": order(
         KERNEL,

@@ -225,8 +225,8 @@ BUGS = {
     "the next tile opened over this one": order(ROLES, "kAhead = Config::kSets - 1;", "kAhead = 1;"),
     "barriers used before they are made": order(
         KERNEL,
-        "  ptx::bar_sync_all();\n\n  // Registers go",
-        "\n  // Registers go",
+        "  ptx::bar_sync_all();\n\n  // Registers move",
+        "\n  // Registers move",
     ),
     "tiles of another swizzle": value(
         HOST,

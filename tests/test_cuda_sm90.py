@@ -165,8 +165,8 @@ BUGS = {
     ),
     "barriers used before they are made": order(
         KERNEL,
-        "  ptx::bar_sync_all();\n\n  // Registers go",
-        "\n  // Registers go",
+        "  ptx::bar_sync_all();\n\n  // Registers move",
+        "\n  // Registers move",
     ),
     "tiles of another swizzle": value(
         HOST,

@@ -201,7 +201,7 @@ def test_network_stem_trains_with_fused_pooling(dtype):
 @pytest.mark.parametrize("tf32", [False, True], ids=["exact", "tf32"])
 @pytest.mark.parametrize("geometry", [(64, 72, 3, 1), (256, 64, 1, 0), (33, 64, 3, 1), (64, 64, 3, 3)], ids=str)
 def test_conv_backward_reduce(dtype, layout, beside, tf32, geometry):
-    """The gradient by the criterion (TF32's is nobody's here); the sums are of what it holds. Twice the same bits."""
+    """The gradient meets the criterion, the sums match the stored gradient, and a repeat is bit-identical."""
     c, k, kernel, padding = geometry
     case = Backward((8, c, 28, 28), dtype, layout)
     weight = lay_out((torch.randn(k, c, kernel, kernel) / (c * kernel**2) ** 0.5).to(dtype), layout)

@@ -1,4 +1,4 @@
-"""Tools that make a graph of a converted model for somebody without our ops get the eager one."""
+"""Exporters whose graph must run without our ops get the eager layers of a converted model."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""Whatever somebody can see of a converted network has the strides that it has in eager: activations and gradients."""
+"""Visible activations and gradients of a converted network have eager's strides."""
 
 import copy
 
@@ -178,7 +178,7 @@ def test_eager_memory_format_applies_to_all_blocks(name, mode, monkeypatch):
         modules.FusedBlock, "fused_forward", lambda m, x, *a: (inputs.append(strides(x)), original(m, x, *a))[1]
     )
     run(network, images(), mode)
-    assert all(each[0][1] == 1 for each in inputs), "blocks are given channels_last where nobody sees it"
+    assert all(each[0][1] == 1 for each in inputs), "blocks get channels_last where it is not visible"
     inputs.clear()
     network.eager_memory_format = True
     run(network, images(), mode)

@@ -1,4 +1,4 @@
-"""Layers that somebody has patched run as patched: on one module, on a class, in torch.nn.functional."""
+"""Patched layers run as patched: on one module, on a class, in torch.nn.functional."""
 
 import functools
 import subprocess

@@ -1,4 +1,4 @@
-"""A report says which converted modules run eagerly, and names blocks of classes that nobody knows."""
+"""A report says which converted modules run eagerly, and names blocks of unknown classes."""
 
 import pytest
 import torch

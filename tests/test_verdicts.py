@@ -70,7 +70,7 @@ def run(project, *arguments, **environment):
 
 def test_only_what_passed_unchanged_is_not_run_again(project):
     assert run(project, "--verdicts") == "....E"
-    assert run(project, FAILS="1") == ".F..E", "nobody asked for verdicts"
+    assert run(project, FAILS="1") == ".F..E", "verdicts are off by default"
     assert run(project, "--verdicts") == "u.u.E", "a failure removes a verdict, and an error in a teardown is none"
     (project / "tests/test_right.py").write_text("def test_right(): assert 1\n")
     assert run(project, "--verdicts", EDITS="1") == "uu..E", "other tests are no part of one"

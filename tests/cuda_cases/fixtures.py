@@ -119,7 +119,7 @@ def commit():
 def prepare(session, known):
     """Compiles what the selected tests of the emulator need in one go: ``known`` libraries, and those of fixtures.
 
-    Of a single file's tests nobody knows which libraries they will ask for: those compile when they are loaded.
+    For a single file the libraries are unknown in advance: they compile when they are loaded.
     """
     import cuda_on_cpu
     import planting

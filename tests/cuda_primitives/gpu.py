@@ -123,7 +123,7 @@ def main(out: Path) -> int:
     if toolkit is None:
         print(f"no nvcc: {why}")
         return 1
-    # This process may ask the GPU who it is, as it starts others anew instead of forking.
+    # This process may initialise CUDA: it spawns others instead of forking.
     gpu, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

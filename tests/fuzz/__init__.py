@@ -2,5 +2,5 @@
 
 ``python -m tests.fuzz --problems 5000 --seed 1`` solves problems 1 to 5000. A problem is all that its number says: what
 is called, shapes, layouts, values, engine, instruction set and threads. Inputs lie in read-only memory against pages
-that nobody may touch, so an access out of bounds ends the process; the parent says which problem it was.
+without access rights, so an access out of bounds ends the process; the parent says which problem it was.
 """

@@ -1,4 +1,4 @@
-"""Tensors in read-only memory between pages that nobody may touch."""
+"""Tensors in read-only memory between guard pages."""
 
 import ctypes
 import mmap

@@ -1,4 +1,4 @@
-// Barriers of the block and of a warp: who comes, who does not, and with whom it counts.
+// Barriers of the block and of a warp: arrivals, missing arrivals, thread counts.
 #include "check.h"
 
 namespace cuda_on_cpu::checks {

@@ -1,4 +1,4 @@
-// Blocks of a cluster: who arrives at whose barrier, who writes into whose shared memory, and who has left by then.
+// Clusters: remote arrivals, writes to other blocks' shared memory, and blocks that have exited.
 #include "cuda/ptx/cluster.cuh"
 
 #include "check.h"
@@ -60,7 +60,7 @@ __global__ void waits_without_arriving(const Check c) {
 }
 CHECK_CLUSTER(waits_without_arriving);
 
-// Whoever has exited is not waited for; who waits elsewhere is.
+// Exited blocks are not waited for; blocks that wait elsewhere are.
 __global__ void one_block_waits_elsewhere(const Check c) {
   write_output(c);
   if (threadIdx.x == 5) return;

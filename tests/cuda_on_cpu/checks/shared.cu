@@ -55,7 +55,7 @@ __global__ void write_after_read_by_many(const Check c) {
 }
 CHECK(write_after_read_by_many);
 
-// The same 16 bytes, but other words of them, are nobody else's business.
+// Other words of the same 16 bytes are independent.
 __global__ void race_within_a_cell(const Check c) {
   DYNAMIC_SMEM(smem);
   auto* words = reinterpret_cast<uint32_t*>(smem);

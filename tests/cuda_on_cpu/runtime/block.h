@@ -52,7 +52,7 @@ class Block {
   // On a fiber: stops the running thread until wake() is called with it.
   void park(Wait wait) { cluster_.park(wait); }
   void wake(Thread& thread) { cluster_.wake(thread); }
-  // On a fiber: lets the schedule choose who goes on, after the warp did something together.
+  // On a fiber, after a collective: lets the schedule choose the next lane.
   void yield() { cluster_.yield(); }
   // On a fiber: the launch cannot go on. Threads that have not finished are dropped as they are.
   [[noreturn]] void give_up() { cluster_.give_up(); }

@@ -64,10 +64,10 @@ void Cluster::thread_main() {
   me.block->thread_exits(me);
   cluster.barrier.thread_exits(me);
   cluster.switch_to(cluster.next());
-  abort();  // nobody switches to a thread that has exited
+  abort();  // an exited thread is never resumed
 }
 
-// ---- who runs next
+// ---- scheduling
 // ---------------------------------------------------------------------------------------------------
 
 uint32_t Cluster::random() {
@@ -135,7 +135,7 @@ Thread* Cluster::lane_of(Warp& warp) {
   return &warp.threads[__builtin_ctz(lanes)];
 }
 
-// Null: nobody can run, now or ever.
+// Null: no thread can run any more.
 Thread* Cluster::next() {
   for (;;) {
     if (!current_->ready) {

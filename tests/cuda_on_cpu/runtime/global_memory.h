@@ -1,4 +1,4 @@
-// Global memory as buffers, and for each byte that may be written, who wrote and read it.
+// Global memory as buffers, with the last writer and readers of each writable byte.
 //
 // Within a launch nothing orders the threads of different blocks; within a block the clocks do. A launch comes after
 // all of the one before. Any worker may call anything here.
@@ -31,7 +31,7 @@ class GlobalMemory {
   bool owns(const void* address) const;
 
  private:
-  // Who touched a cell: launch, block, thread and its step in one word, so that workers can swap it. 0: nobody.
+  // An access to a cell: launch, block, thread and its step in one word, so that workers can swap it. 0: none.
   using Access = std::atomic<uint64_t>;
   static constexpr int kReaders = 2;  // remembered a cell; of more, the earliest is forgotten
 

@@ -22,7 +22,7 @@ class Mbarriers : public Module {
   // For TMA. bind() is what the instruction checks of its barrier; false if there is none. Later land() marks bytes of
   // shared memory as written in the barrier's current phase, and complete() counts them.
   bool bind(Thread& thread, uint32_t address, Place place);
-  Agent land(uint32_t address, uint32_t destination, size_t bytes);  // who wrote them
+  Agent land(uint32_t address, uint32_t destination, size_t bytes);  // the writer
   void complete(uint32_t address, size_t bytes, Place place);
 
  private:
@@ -32,7 +32,7 @@ class Mbarriers : public Module {
     uint32_t phase = 0;
     Agent initialiser = 0;
     bool alive = false, shown_to_tma = false;
-    Past arrived, passed;  // of all who have arrived so far; of those in phases that ended
+    Past arrived, passed;  // of all arrivals so far; of those in completed phases
     std::vector<Agent> waiting;
     int agent = -1;  // TMA's copies that count here; kept when the barrier is initialised again
   };

@@ -10,7 +10,7 @@
 
 namespace cuda_on_cpu {
 
-// Who goes on when there is a choice. Checks do not depend on it; what a wrong kernel computes does.
+// Which thread runs next. Checks do not depend on it; the results of a wrong kernel do.
 //   kStay    a warp runs as long as it can; blocks in order
 //   kRotate  another warp after every instruction that a warp executes as one; blocks and lanes backwards
 //   kRandom  warps, lanes, blocks, and when copies land: from a seed

@@ -174,7 +174,7 @@ uint16_t SharedMemory::new_crowd() {
 
 void SharedMemory::read(uint32_t address, size_t bytes, const Actor& actor, Place place, Proxy proxy) {
   each_cell(address, bytes, [&](Cell& c, uint32_t offset) {
-    // Read by the same thread since it last released: all has been checked, and nobody has written in between.
+    // Read by the same thread since it last released: already checked, and not written since.
     if (c.reader[0] == actor.agent && c.read_step[0] == actor.step && c.read_place[0] == place) return true;
     if (!may_read(c, offset, actor, place, proxy)) return false;
     note_read(c, actor, place);

@@ -1,4 +1,4 @@
-// A block's shared memory and, for each of its bytes, who wrote and read it last.
+// A block's shared memory, with the last writer and readers of each byte.
 //
 // A cell describes 16 bytes: what cp.async copies, what a row of ldmatrix is. A smaller access splits its cell into
 // eight parts of 2 bytes, until the next write of all 16.
@@ -13,7 +13,7 @@
 
 namespace cuda_on_cpu {
 
-// Addresses, as instructions take them, start here, as on a GPU whose system keeps the first KiB: 0 is nobody's.
+// Addresses, as instructions take them, start here, as on a GPU whose system reserves the first KiB: 0 is invalid.
 constexpr uint32_t kSharedBase = 1024;
 constexpr size_t kMostSharedBytes = 227 << 10;  // that a launch may ask for on sm_90
 
@@ -57,7 +57,7 @@ class SharedMemory {
   void read(uint32_t address, size_t bytes, const Actor& actor, Place place, Proxy proxy = Proxy::kGeneric);
   void write(uint32_t address, size_t bytes, const Actor& actor, Place place, Proxy proxy = Proxy::kGeneric);
 
-  // An asynchronous write: from begin_copy() on nobody may touch the bytes, which are poisoned; land() makes them
+  // An asynchronous write: from begin_copy() on the bytes are poisoned and must not be touched; land() makes them
   // valid, written at actor.step by actor.agent. A part of a copy can land alone.
   void begin_copy(uint32_t address, size_t bytes, const Actor& actor, Place place);
   void land(uint32_t address, size_t bytes, const Actor& actor, Proxy proxy = Proxy::kGeneric);

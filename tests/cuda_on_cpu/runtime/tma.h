@@ -1,4 +1,4 @@
-// The tensor memory accelerator: boxes that are copied later, by nobody's thread.
+// The tensor memory accelerator: asynchronous copies of boxes.
 #pragma once
 #include <cstdint>
 #include <deque>

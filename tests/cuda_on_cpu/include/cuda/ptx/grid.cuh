@@ -1,4 +1,4 @@
-// The emulated twin of csrc/cuda/ptx/grid.cuh. Grids run one after another here; who has not waited is remembered.
+// The emulated twin of csrc/cuda/ptx/grid.cuh. Grids run one after another; threads that have not waited are recorded.
 #pragma once
 #include "cuda_on_cpu.h"
 #include "runtime/instructions_sm90.h"
