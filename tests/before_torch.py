@@ -1,4 +1,4 @@
-"""What libraries read once, as they are loaded: tests/conftest.py imports this before torch."""
+"""Environment that libraries read at load time; tests/conftest.py imports this before torch."""
 
 import os
 

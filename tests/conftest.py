@@ -46,7 +46,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    """Modules and tests live as long as the process: no garbage collection need go through them."""
+    """Freezes modules and tests, which live as long as the process, to speed up garbage collection."""
     gc.collect()
     gc.freeze()
 
@@ -57,7 +57,7 @@ CPU_ISAS = ["", "avx512_bf16", "avx512", "avx2"]
 
 
 def plans(engine, isa):
-    """What the plan makes of convolutions that the engines tell apart."""
+    """The plans of convolutions that distinguish the engines."""
     with pytest.MonkeyPatch.context() as environment:
         set_cpu(environment, engine, isa)
         calls = [(dtype, kernel) for dtype in ("float32", "bfloat16") for kernel in (1, 3)]
@@ -76,7 +76,7 @@ def set_cpu(monkeypatch, engine, isa):
 
 
 def choices_of_cpu():
-    """(engine, ISA) until every plan that some choice leads to has been seen: the others would test one again."""
+    """(engine, ISA) choices that together cover every distinct plan."""
     seen, chosen = set(), []
     for isa in CPU_ISAS if not os.environ.get("RESNET_FUSED_CPU_ISA") else [""]:
         for engine in CPU_ENGINES:
@@ -100,7 +100,7 @@ def _threads():
 
 @pytest.fixture(autouse=True, scope="module")
 def _memory():
-    """What a file's tests have freed goes back to the system: glibc keeps it, and a process grows with every file."""
+    """Returns a file's freed memory to the system, which glibc would keep."""
     yield
     ops.release_memory()
     ctypes.CDLL(None).malloc_trim(0)
@@ -108,8 +108,7 @@ def _memory():
 
 @pytest.fixture(autouse=True)
 def _exact_cudnn(request):
-    """On a GPU torch's own convolutions, too, multiply float32 as float32, but where a test says otherwise; and give
-    the same bits in every run, which some of cuDNN's gradients do only where they are asked to."""
+    """On a GPU: torch's convolutions use float32 (not TF32) and deterministic algorithms unless a test says otherwise."""
     if request.node.get_closest_marker("gpu") is None:
         yield
         return
@@ -127,7 +126,7 @@ def device(request):
 
 @pytest.fixture(params=choices_of_cpu(), ids=lambda choice: "-".join(filter(None, choice)) or "preferred")
 def engine(request, monkeypatch):
-    """Leaves out every CPU engine that the plan prefers to this one, or instructions that the processor has."""
+    """Disables the CPU engines that the plan prefers to this one, or some of the processor's instructions."""
     set_cpu(monkeypatch, *request.param)
     return request.param[0]
 

@@ -1,4 +1,4 @@
-"""What the tests on a GPU are about: random arguments of the ops, blocks, and eager's results with TF32 factors."""
+"""Shared by the GPU tests: random arguments of ops, blocks, and eager results with TF32 factors."""
 
 import pytest
 import torch

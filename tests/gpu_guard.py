@@ -1,7 +1,7 @@
-"""A pytest plugin: a hang, or an error after which CUDA is of no more use, costs one test marked ``gpu``, not the rest.
+"""A pytest plugin: a hang or a sticky CUDA error costs one test marked ``gpu``, not the rest.
 
-A kernel that does not end cannot be stopped, and after an illegal access every later call of the process fails too. So
-both end the process: with the test's name and with what was found before. Another process can run what is left.
+A hung kernel cannot be stopped, and after an illegal access every later CUDA call fails. So both end the process, after
+reporting the test's name and the results so far; another process can run the rest.
 """
 
 import faulthandler
@@ -45,7 +45,7 @@ def pytest_runtest_protocol(item):
 
 
 def broken_by():
-    """The error that every call has from now on, if there is one."""
+    """The sticky CUDA error, if there is one."""
     if not torch.cuda.is_initialized():
         return None
     try:

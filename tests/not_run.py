@@ -1,4 +1,4 @@
-"""A pytest plugin: the last lines say what could not run here and why, each reason once with a count."""
+"""A pytest plugin: lists at the end what could not run here, each reason once with a count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bugs planted into the emulated kernels: what a bug is of, what is compiled with it, and how it must be caught.
+"""Bugs planted in the emulated kernels: the edit, what is compiled with it, and how it must be caught.
 
 A module lists its bugs with the exercise that passes without them and fails with each::
 
@@ -25,7 +25,7 @@ Exercise = Callable[[Kernels | Library, str], None]
 
 
 class Edit(NamedTuple):
-    """In ``file`` (below csrc/), ``old`` becomes ``new``. What comes of it is found under each of ``schedules``."""
+    """Replaces ``old`` by ``new`` in ``file`` (below csrc/); must be caught under each of ``schedules``."""
 
     file: str
     old: str
@@ -34,12 +34,12 @@ class Edit(NamedTuple):
 
 
 def value(file: str, old: str, new: str) -> Edit:
-    """A wrong sum, index, bound or mask: in whatever order threads run, it is the same."""
+    """A wrong sum, index, bound or mask, independent of the order of threads."""
     return Edit(file, old, new, ("stay",))
 
 
 def order(file: str, old: str, new: str) -> Edit:
-    """A barrier, wait, fence or parity, the life of a buffer, a read too early: some order may hide what it does."""
+    """A wrong barrier, wait, fence, parity or buffer lifetime, which some schedules may hide."""
     return Edit(file, old, new, tuple(SCHEDULES))
 
 
@@ -87,5 +87,5 @@ def each_bug(*groups: Iterable[PlantedBug]) -> pytest.MarkDecorator:
 
 
 def all_bugs(items: Iterable[pytest.Item]) -> dict[pytest.Item, PlantedBug]:
-    """The bugs of those tests that are about one."""
+    """Maps tests to their planted bug."""
     return {item: item.callspec.params["bug"] for item in items if item.get_closest_marker("planted_bug")}

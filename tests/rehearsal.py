@@ -1,4 +1,4 @@
-"""Tests that go wrong in every way: what build_tools/gpu.py must survive. pytest does not find them by itself."""
+"""Tests that fail in every way that build_tools/gpu.py must survive; not collected by default."""
 
 import os
 import signal

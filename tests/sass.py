@@ -1,4 +1,4 @@
-"""Reads what nvcc made of the kernels out of a compiled file, without a GPU."""
+"""Reads the machine code of compiled kernels, without a GPU."""
 
 from __future__ import annotations
 

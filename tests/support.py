@@ -1,4 +1,4 @@
-"""What several test files need: realistic BatchNorms, the truth in float64, and which ops a call runs."""
+"""Shared helpers: realistic BatchNorms, float64 references, recording of ops."""
 
 import contextlib
 import copy
@@ -63,7 +63,7 @@ def run_python(*arguments: Any, timeout: float = 600, **environment: str) -> sub
 
 @contextlib.contextmanager
 def shared_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
-    """One for all processes of pytest-xdist, which have it in turn: what one left there, the next need not make."""
+    """A folder that all processes of pytest-xdist share under a lock."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     folder.mkdir(exist_ok=True)
@@ -73,7 +73,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterat
 
 
 def randomise(model: nn.Module) -> nn.Module:
-    """Gives every BatchNorm statistics and parameters that show when one is left out, swapped or read late."""
+    """Randomises every BatchNorm, so that omitted, swapped or stale ones show."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             if module.running_mean is not None:

@@ -1,4 +1,4 @@
-"""Every op on the CPU with arguments that cannot be right: one sentence that begins with the op's name, no crash."""
+"""Invalid arguments of every CPU op give one sentence that begins with the op's name, never a crash."""
 
 import pytest
 import torch
@@ -243,7 +243,7 @@ def test_bad_arguments_of_basic_block(change, sentence):
 
 
 def test_channel_error_contains_torchs_sentence():
-    """What people search for, of the network that has been given one channel instead of three."""
+    """torch's wording, which users search for."""
     x, weight = randn(2, 1, 64, 64), randn(64, 3, 7, 7)
     with pytest.raises(RuntimeError) as torchs:
         torch.conv2d(x, weight)

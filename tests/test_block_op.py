@@ -1,4 +1,4 @@
-"""The op basic_block: an identity BasicBlock in one call, bit by bit what its two convolutions give."""
+"""The op basic_block: an identity BasicBlock in one call, bit-identical to its two convolutions."""
 
 import gc
 import itertools

@@ -98,7 +98,7 @@ def gradients(block, x):
 
 
 def is_asked_for(block):
-    """How often: by each BatchNorm that a convolution of stride 1 reads, the projection's own being none of them."""
+    """The expected number of calls: one per BatchNorm before a convolution of stride 1, the projection's excluded."""
     pre_activates, strides = "PreAct" in type(block).__name__, [m.stride for m in convolutions(block)]
     return sum(stride == (1, 1) for stride in (strides if pre_activates else strides[1:]))
 

@@ -166,7 +166,7 @@ def test_bad_input():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What chains asked weight_gradient for, and whether it had an answer."""
+    """Calls of weight_gradient, and whether each returned a gradient."""
     answers = []
 
     def counted(*args):

@@ -1,4 +1,4 @@
-"""convert, revert and report: what changes, what stays, and what is refused in which words."""
+"""convert, revert and report: what changes, what stays, and why modules are refused."""
 
 import copy
 

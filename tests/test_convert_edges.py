@@ -1,4 +1,4 @@
-"""Conversion at its edges: parts of a model that are wrapped, and what is no model."""
+"""Conversion of models with wrapped parts, and of objects that are not models."""
 
 from pathlib import Path
 

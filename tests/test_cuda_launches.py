@@ -1,4 +1,4 @@
-"""Which kernels a call launches on a GPU, by name: what the plan says, and as few as the README says."""
+"""The kernels that a call launches on a GPU: those of the plan, and as few as documented."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernel emulator itself: kernels that are wrong in one way each, and whether it says so, and where."""
+"""The kernel emulator itself: each faulty kernel is reported with its line."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_hazards_are_found_where_they_are(checks, case, schedule):
 
 
 def test_all_hazards_have_a_case():
-    """What runtime/*.cpp can report is what some kernel provokes. TMA and wgmma have tests of their own."""
+    """Every hazard in runtime/*.cpp is provoked by a kernel. TMA and wgmma have their own tests."""
     others = {"mbarrier", "tma", "wgmma", "stmatrix", "control", "tensor_map"}
     call = re.compile(r'(?:report|fail|finding_of)\((?:\*\w+[.\w>-]*, )?\s*"([^"]+)"')
     reported = set()

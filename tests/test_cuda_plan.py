@@ -1,4 +1,4 @@
-"""Which kernel the plan picks on which GPU, what it says of the others, and what it counts. Needs no GPU."""
+"""The plan's choices, reasons and byte counts for several GPUs. Needs no GPU."""
 
 from __future__ import annotations
 

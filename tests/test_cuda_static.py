@@ -1,4 +1,4 @@
-"""What the compilers made of the CUDA kernels: of the library as built, for every architecture in it. No GPU needed."""
+"""Machine code of the CUDA kernels in the built library, for every architecture. Needs no GPU."""
 
 from __future__ import annotations
 

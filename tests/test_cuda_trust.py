@@ -1,4 +1,4 @@
-"""The table of what is verified on silicon: its rows, what the plan makes of it, and that no op launches around it."""
+"""The trust table: its rows, its effect on plans, and that no op bypasses it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frozen models: packed once, not compared again, and what ends that."""
+"""Frozen models: packed once, not compared again, and what unfreezes them."""
 
 import copy
 import gc

@@ -1,4 +1,4 @@
-"""The standing attack (tests/fuzz), and that it sees what it is there for."""
+"""Fuzzing (tests/fuzz): the first problems pass, and planted faults are found."""
 
 import subprocess
 import sys

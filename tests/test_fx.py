@@ -1,4 +1,4 @@
-"""torch.fx of a converted model: its graph is eager, which is said, or the blocks are leaves, which are fused."""
+"""torch.fx of a converted model: an eager graph with a warning, or fused blocks as leaves."""
 
 import copy
 import warnings

@@ -1,4 +1,4 @@
-"""What the GPU benchmarks time, on the CPU as far as that goes."""
+"""The GPU benchmarks, tested on the CPU as far as possible."""
 
 import importlib.util
 import json

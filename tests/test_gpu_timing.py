@@ -1,4 +1,4 @@
-"""What surrounds a sample on a GPU, on the CPU as far as that goes."""
+"""GPU timing (flushes, events), tested on the CPU as far as possible."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode

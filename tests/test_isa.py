@@ -1,4 +1,4 @@
-"""Every instruction set's kernels and plans, whatever this processor has; and variables that mean nothing."""
+"""Kernels and plans of every instruction set, whatever this processor has; and invalid variables."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Our networks are what they say: torchvision's, the papers', any input size, and convertible."""
+"""Our networks match torchvision and the papers, take any input size, and convert."""
 
 import copy
 

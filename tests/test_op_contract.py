@@ -1,4 +1,4 @@
-"""What the ops promise torch (schemas, fake kernels), and what they say to bad input."""
+"""The ops' contracts with torch (schemas, fake kernels) and their errors."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""torch.ops.resnet_fused.* against the reference in float64, every CPU engine, every shape that breaks kernels."""
+"""torch.ops.resnet_fused.* against the float64 reference, on every CPU engine and edge-case shape."""
 
 import ctypes
 import mmap

@@ -1,4 +1,4 @@
-"""Packed weights of whole converted networks: right after any edit, and gone with the weights they were made of."""
+"""Packed weights of whole networks: right after any edit, and freed with their weights."""
 
 import copy
 import gc

@@ -1,4 +1,4 @@
-"""Weights that kernels keep in their own order are never stale, and the memory comes back."""
+"""Packed weights are never stale, and their memory is freed."""
 
 import concurrent.futures
 import ctypes

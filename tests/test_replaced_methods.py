@@ -1,4 +1,4 @@
-"""A method replaced on an eager class, before or after conversion, is what runs."""
+"""A method replaced on an eager class runs, before and after conversion."""
 
 from functools import wraps
 

@@ -1,4 +1,4 @@
-"""Tensors that users can see can be resized, as eager's can; internal ones lie in memory that is kept."""
+"""Visible tensors can be resized as in eager; internal ones come from the pool."""
 
 from typing import ClassVar
 

@@ -1,4 +1,4 @@
-"""A converted network calls whatever its stages hold, as eager does, with what eager gives it."""
+"""A converted network calls the modules in its stages as eager does, with the same inputs."""
 
 import copy
 

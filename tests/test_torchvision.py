@@ -1,4 +1,4 @@
-"""torchvision's ResNet family converts whole, matches, and stays torchvision's."""
+"""torchvision's ResNet family converts completely, matches, and keeps its classes."""
 
 import copy
 

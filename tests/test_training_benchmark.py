@@ -1,4 +1,4 @@
-"""benchmarks/training.py measures what it says, of a block small enough for a test, and its report shows every row."""
+"""benchmarks/training.py on a small block: measurements, failures, report."""
 
 import json
 import sys

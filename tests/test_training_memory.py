@@ -1,4 +1,4 @@
-"""What a block keeps for its backward pass, counted by autograd's own hooks on both sides."""
+"""Bytes that a block saves for backward, counted by autograd's hooks, against eager."""
 
 import copy
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the libra
 
 
 def saved(module, x):
-    """Storages that autograd keeps for ``module(x)``, as address -> bytes, without the module's own parameters."""
+    """Storages that autograd saves for ``module(x)``, address -> bytes, excluding the module's parameters."""
     own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
     found = {}
 

@@ -1,4 +1,4 @@
-"""Max-pooling in training: values, what they were taken from, gradients, and whole stems."""
+"""Max-pooling in training: values, argmax, gradients, and whole stems."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A verdict is kept of what passed, as it was when it passed, and of nothing else: on a project in miniature."""
+"""Verdicts are kept only for tests that passed with unchanged inputs, on a small project."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""``python -m resnet_fused verify``: its processes, its cases, and what it makes of the results."""
+"""``python -m resnet_fused verify``: processes, cases, and the verdict."""
 
 from __future__ import annotations
 

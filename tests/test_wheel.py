@@ -1,4 +1,4 @@
-"""The wheel: its name, what is in it and what is not, what it asks of a system, and that it runs where it is installed.
+"""The wheel: name, contents, system requirements, and that it runs once installed.
 
 Takes the wheel in RESNET_FUSED_WHEEL, or else builds one from the objects of the library in place, for the same GPUs.
 """

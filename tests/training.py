@@ -1,4 +1,4 @@
-"""What the tests of training share: one step of a block and of its eager twin, both judged by float64."""
+"""Shared by the training tests: a step of a block and of its eager twin, both compared with float64."""
 
 import copy
 

@@ -1,1 +1,1 @@
-"""What the tests of the emulated CUDA kernels share: inputs, geometries, eager twins, and checks against float64."""
+"""Shared by the tests of emulated CUDA kernels: inputs, geometries, eager references, checks against float64."""

@@ -1,4 +1,4 @@
-"""Convolutions for the emulated kernels, the same in eager PyTorch, and the check of one against the other."""
+"""Convolutions for the emulated kernels, their eager references, and checks."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def identity(dtype, h, w, channels=64) -> Conv:
 
 
 def shifted_prologue(conv: Conv) -> Conv:
-    """Its BatchNorm and ReLU make 3 or so of a zero: padding that they reach shows."""
+    """Maps zero to about 3, so that normalised padding shows."""
     return conv._replace(pre=conv.pre._replace(beta=conv.pre.beta + 3))
 
 
@@ -161,7 +161,7 @@ def check_statistics(kernels, tile, conv, **options):
 
 
 def check_moments(out, moments):
-    """They are of what was stored, whatever its own error."""
+    """The moments match the stored output, whatever its error."""
     for a, e, t in zip(moments, reference.bn_stats(out), reference.bn_stats(out.double()), strict=True):
         assert_close(a, e, t)
 

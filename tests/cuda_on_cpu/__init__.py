@@ -54,7 +54,7 @@ class Plant(NamedTuple):
 
 
 class Library:
-    """Functions of C++. What ran kernels returns the emulator's report."""
+    """C++ functions; those that run kernels return the emulator's report."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -74,7 +74,7 @@ class Library:
 
 
 class Kernels:
-    """Libraries by name, compiled and loaded when they are first asked for; functions of which any library will do."""
+    """Libraries by name, compiled and loaded on first use; also the functions that every library has."""
 
     def __init__(self, planted: Planted | None = None) -> None:
         self._planted, self._open = planted, dict[str, Library]()
@@ -135,7 +135,7 @@ def load_own(own: Own) -> Library:
 
 
 def prepare(libraries: Iterable[Path], plants: Iterable[Plant] = ()) -> None:
-    """Brings libraries, and those that have these bugs, up to date in one go."""
+    """Builds libraries, and those with these bugs, in one ninja run."""
     bugs = [_planted(plant) for plant in dict.fromkeys(plants)]  # two tests may plant the same
     build.build([*libraries, *(bug.library(name) for bug in bugs for name in bug.libraries)], bugs)
 

@@ -134,7 +134,7 @@ def finish(
     schedule: str = "stay",
     seed: int = 1,
 ) -> tuple[list[Tensor], dict]:
-    """What bn_finish makes of parts (parts, 3, channels) of moments, or with ``var`` (parts, 2, channels) of sums."""
+    """bn_finish of moments (parts, 3, channels), or with ``var`` of sums (parts, 2, channels)."""
     count, _, channels = parts.shape
     p = dict(
         parts=count,

@@ -86,7 +86,7 @@ def run(
 ) -> tuple[Tensor, dict]:
     """The output, channels_last, and the emulator's report. ``family``: conv_fwd (sm80) or conv_sm90.
 
-    ``whole``, ``shares``: conv_sm90's tiles from ``whole`` on have their steps cut into ``shares`` parts.
+    ``whole``, ``shares``: stream-K of conv_sm90; the steps of tiles from ``whole`` on are cut into ``shares`` parts.
     """
     shape = conv.output_shape()
     out = torch.empty(shape, dtype=conv.x.dtype, memory_format=torch.channels_last)
@@ -123,7 +123,7 @@ def launch(kernels: Kernels, family: str, variant: Variant, buffers: list, param
 
 
 def part_pixels(family: str, tile: tuple[int, int], prologue: bool) -> int:
-    """Of which a part of the statistics is: a tile's, or those of a warpgroup that shares a tile's pixels."""
+    """Pixels of one part of the statistics: a tile's, or a warp group's share of them."""
     return 128 if (family, tile, prologue) == ("conv_sm90", (256, 64), True) else tile[0]
 
 

@@ -1,4 +1,4 @@
-"""Turns what the emulator found into sentences that name lines of the kernel."""
+"""Turns the emulator's findings into sentences with the kernel's lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST_ERRORS = 8  # told in words; all are counted
 
 
 def finish(raw: dict, module: str) -> dict:
-    """What ``run_*`` returns, of what bindings/module.cpp collected.
+    """The report that ``run_*`` returns.
 
     errors       sentences, the first few
     error_count  how often something was wrong
@@ -66,7 +66,7 @@ def _lines(module: str, places: frozenset[int]) -> dict[int, str]:
 
 
 def _own(frames: list[str]) -> str:
-    """A kernel is not interested in the instruction that it used, nor in how that is emulated."""
+    """Whether a line is the kernel's own, not the emulator's or an instruction's."""
     for frame in frames:
         name, _, line = frame.rpartition(":")
         path = Path(name)

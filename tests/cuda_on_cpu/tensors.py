@@ -1,4 +1,4 @@
-"""torch tensors as the emulator takes them: addresses, strides, numbers for dtypes."""
+"""Converts torch tensors for the emulator: addresses, strides, dtype numbers."""
 
 from __future__ import annotations
 

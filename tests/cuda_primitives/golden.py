@@ -1,4 +1,4 @@
-"""Golden files: what a GPU made of the cases. tests/golden/README.md says how they come about."""
+"""Golden files: a GPU's outputs of the cases. See tests/golden/README.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ABOUT = "about"  # the one key that is no case's
 
 
 def save(path: Path, about: str, outputs: dict[str, np.ndarray], cases: dict[str, Case]) -> None:
-    """Of an output whose every bit is defined, and right, a digest will do."""
+    """Writes a golden file; outputs that are fully defined and right are stored as digests."""
     kept = {ABOUT: np.array(about)}
     for name, output in outputs.items():
         case = cases[name]

@@ -34,7 +34,7 @@ LIMITS, JOBS = Limits(start=60, case=10, total=300), 4
 
 
 def levels(capability: tuple[int, int]) -> list[str]:
-    """What of ``Case.needs`` a GPU has; sm_90a is Hopper's alone."""
+    """Which of ``Case.needs`` a GPU supports; sm_90a is Hopper only."""
     found = ["sm_80"] if capability >= (8, 0) else []
     found += ["sm_90"] if capability >= (9, 0) else []
     return found + (["sm_90a"] if capability == (9, 0) else [])
@@ -110,7 +110,7 @@ def run_cases(options: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, A
 
 
 def save_golden(folder: Path, out: Path, gpu: str, about: str) -> Path:
-    """What the GPU made of the cases, as one file."""
+    """Saves the GPU's outputs of the cases in one file."""
     cases = {case.name: case for case in all_cases()}
     outputs = {name: np.load(file) for name in cases if (file := folder / f"{name}.npy").exists()}
     file = out / f"primitives-{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.npz"

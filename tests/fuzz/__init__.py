@@ -1,4 +1,4 @@
-"""A standing attack: random calls of the CPU's ops, blocks and networks against float64.
+"""Fuzzing: random calls of the CPU ops, blocks and networks, checked against float64.
 
 ``python -m tests.fuzz --problems 5000 --seed 1`` solves problems 1 to 5000. A problem is all that its number says: what
 is called, shapes, layouts, values, engine, instruction set and threads. Inputs lie in read-only memory against pages

@@ -27,7 +27,7 @@ def main() -> int:
 
 
 def work(numbers: range, at_hand: Path) -> int:
-    """Solves them in this process; the number of the one at hand is in a file, should the process die of it."""
+    """Solves problems in this process; the current number is in a file in case the process dies."""
     from .problems import solve
 
     faulthandler.enable()
@@ -44,7 +44,7 @@ def work(numbers: range, at_hand: Path) -> int:
 
 
 def attack(numbers: range, worker: list[str]) -> int:
-    """Solves them in a process that may die, after which another takes the rest. How many failed."""
+    """Solves problems in a subprocess, restarting it when it dies; returns the number of failures."""
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         at_hand = Path(folder, "at-hand")

@@ -1,4 +1,4 @@
-"""What a problem's number says, drawn bit by bit."""
+"""Draws a problem's random choices from its number."""
 
 import os
 import random
