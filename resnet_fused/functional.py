@@ -116,7 +116,7 @@ def torch_allows_tf32() -> bool:
     return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
 
 
-def pre_activates_on_reading(x: Tensor) -> bool:
+def fuses_pre_activation(x: Tensor) -> bool:
     """Whether convolutions of x apply the preceding BatchNorm and ReLU in their prologue, as the CUDA kernels do.
 
     CPU kernels read an activation several times, so on the CPU ``relu(bn(x))`` is computed once for all its readers.
@@ -478,7 +478,7 @@ def _pre_activate(
     first: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Projection | None]:
     """``relu(bn2(conv1(relu(bn1(x)))))``, then the shortcut's input and projection for :func:`_conv_add`."""
-    if pre_activates_on_reading(x):
+    if fuses_pre_activation(x):
         projection = None if projection is None else projection._replace(pre=bn1)
         return bn_relu_conv_bn_act(x, bn1, conv1, bn2, **first), x, projection
     a = bn_add_act(x, bn1)

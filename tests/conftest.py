@@ -108,7 +108,7 @@ def _memory():
 
 @pytest.fixture(autouse=True)
 def _exact_cudnn(request):
-    """On a GPU: torch's convolutions use float32 (not TF32) and deterministic algorithms unless a test says otherwise."""
+    """On a GPU: torch uses float32 (not TF32) and deterministic algorithms unless a test says otherwise."""
     if request.node.get_closest_marker("gpu") is None:
         yield
         return

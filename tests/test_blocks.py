@@ -94,7 +94,7 @@ def pre_activated_variants():
 def test_preact_convolutions_normalise_on_read(build, dtype, device, calls, monkeypatch, request):
     """As on CUDA: nothing but a shortcut that is a module of its own has relu(bn1(x)) made for it."""
     for module in (preact, plain):
-        monkeypatch.setattr(module, "pre_activates_on_reading", lambda x: True)
+        monkeypatch.setattr(module, "fuses_pre_activation", lambda x: True)
     block = randomise(build()).eval().to(device, dtype)
     x = torch.randn(2, block.get_submodule("conv1").in_channels, 8, 8).to(device, dtype)
     with torch.no_grad():

@@ -328,7 +328,7 @@ def on_cuda(monkeypatch):
     def install(layer):
         put_on_cpu(monkeypatch, layer)
         for module in (functional, modules.preact, modules.plain):
-            monkeypatch.setattr(module, "pre_activates_on_reading", lambda x: True)
+            monkeypatch.setattr(module, "fuses_pre_activation", lambda x: True)
         return layer
 
     return install

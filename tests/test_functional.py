@@ -66,7 +66,7 @@ def test_block_functions_match_the_blocks(function, cls, names, projected, autoc
 @pytest.mark.parametrize("grad", [False, True])
 def test_preact_convolutions_normalise_on_read(function, cls, names, projected, grad, device, block_of, monkeypatch):
     """As on CUDA: the first convolution and the projection read x, not relu(bn1(x))."""
-    monkeypatch.setattr(functional, "pre_activates_on_reading", lambda x: True)
+    monkeypatch.setattr(functional, "fuses_pre_activation", lambda x: True)
     block, options = block_of(cls, 16, 16 // cls.expansion, 2 if projected else 1, device, projected)
     x = torch.randn(2, 16, 7, 7, device=device, requires_grad=grad)
     exact = block.double()(x.double())

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from .. import ops, reference
 from ..autograd import Visibility
-from ..functional import pre_activates_on_reading
+from ..functional import fuses_pre_activation
 from ._block import FusedBlock
 from ._eager import original_methods
 from ._format import nhwc
@@ -60,7 +60,7 @@ class FusedPlainPreActBlock(FusedBlock, reference.PlainPreActBlock):
         if not all_convs_indexable(x, first, last):
             return None
         z = nhwc(x)
-        if pre_activates_on_reading(z):
+        if fuses_pre_activation(z):
             y = ops.bn_relu_conv_bn_act(z, *norm, *first, None, True, *options, internal=True)
         else:
             activated = ops.bn_add_act(z, *norm, None, True, internal=True)

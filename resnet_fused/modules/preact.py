@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import ops, reference
 from ..autograd import Visibility
-from ..functional import ConvOptions, pre_activates_on_reading
+from ..functional import ConvOptions, fuses_pre_activation
 from ._block import FusedBlock, conv_add
 from ._eager import original_methods
 from ._format import nhwc
@@ -104,7 +104,7 @@ def _first_conv(
     options: ConvOptions,
 ) -> tuple[Tensor, tuple[Any, ...]] | None:
     """The first convolution's output and the shortcut for :func:`conv_add`; None if the eager block must run."""
-    if pre_activates_on_reading(x):
+    if fuses_pre_activation(x):
         shortcut = shortcut_args(block, x, x.dtype, convs, norm)
         if shortcut is None:
             return None
