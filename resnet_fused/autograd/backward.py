@@ -46,6 +46,8 @@ class Backward:
         self.tensors, self.layout, self.group, self.out, self.argmax = tensors, layout, group, out, argmax
         self.pre_bns, self.statistics = {0: x, **pre_bns}, statistics
         self.needs_x, self.needs = needs
+        self.learning = {slot for slot, need in enumerate(self.needs) if need}
+        self.norm_args: dict[int, tuple[Any, ...]] = {}
         self.grads: list[Tensor | None] = [None] * len(self.needs)
         self.activations: PreBNs = {}
         self._find_needs()
@@ -64,8 +66,14 @@ class Backward:
             projection = layout.projection
             self.needs_pre_bn.append(self.needs_act[0] or self._any_needs_grad(projection.weight, projection.bias))
 
-    def _any_needs_grad(self, *slots: int | None) -> bool:
-        return any(slot is not None and self.needs[slot] for slot in slots)
+    def _any_needs_grad(self, slot: int | None, other: int | None = None) -> bool:
+        return slot in self.learning or other in self.learning
+
+    def _norm_args(self, key: int, norm: NormSlots) -> tuple[Any, ...]:
+        args = self.norm_args.get(key)
+        if args is None:
+            args = self.norm_args[key] = norm_args(norm, self.tensors, self.statistics.get(key))
+        return args
 
     def run(self, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
         """The gradients of x and of each of ``tensors``; None where no gradient is needed."""
@@ -76,7 +84,7 @@ class Backward:
         sums: Sums | None = None  # BatchNorm's sums over a gradient, if computed together with it
         if self.out is not None:  # apply the last ReLU's mask once: the masked gradient has several readers
             if last is not None and self._needs_sums(count, last):
-                args = norm_args(last, self.tensors, self.statistics.get(count))
+                args = self._norm_args(count, last)
                 # The masked gradient may be returned: for the residual, or for x if no parameter in between learns.
                 internal = layout.residual is None and (layout.visibility.internal_input or not layout.identity)
                 pre_bn = self._pre_bn(count)
@@ -133,7 +141,7 @@ class Backward:
     def _conv_and_sums(self, grad: Tensor, i: int, norm: NormSlots, grad_addend: Tensor | None) -> tuple[Tensor, Sums]:
         """:meth:`_conv`, plus the sums for ``norm`` over the resulting gradient."""
         conv = self.layout.convs[i]
-        args = norm_args(norm, self.tensors, self.statistics.get(i))
+        args = self._norm_args(i, norm)
         found = conv_backward_reduce(grad, self.tensors[conv.weight], conv, self._pre_bn(i), args, grad_addend)
         self._conv_backward(grad, i, conv, [False, self._any_needs_grad(conv.weight), self._any_needs_grad(conv.bias)])
         return found
@@ -147,7 +155,7 @@ class Backward:
             return None
         pre_bn = self._pre_bn(key)
         statistics = self.statistics.get(key)
-        args = norm_args(norm, self.tensors, statistics)
+        args = self._norm_args(key, norm)
         change = self._change(norm, args)
         if not self._needs_sums(key, norm):
             return self._norm_with_constants(grad, pre_bn, args, relu, change, self._is_internal(key))
@@ -210,7 +218,7 @@ class Backward:
         grad_x, grad_weight, grad_bias = None, None, None
         if mask[1]:
             norm = self.layout.norms[i]
-            args = None if norm is None else norm_args(norm, self.tensors, self.statistics.get(i))
+            args = None if norm is None else self._norm_args(i, norm)
             grad_weight = weight_gradient(grad, self._pre_bn(i), args, self.tensors[conv.weight], conv)
         rest = [mask[0], mask[1] and grad_weight is None, mask[2]]
         if any(rest):
@@ -239,7 +247,7 @@ class Backward:
         if norm is None:
             return self._pre_bn(i)
         if i not in self.activations:
-            args = norm_args(norm, self.tensors, self.statistics.get(i))
+            args = self._norm_args(i, norm)
             self.activations[i] = ops.bn_add_act(self._pre_bn(i), *args, None, True, internal=True)
         return self.activations[i]
 
@@ -251,7 +259,7 @@ class Backward:
             assert conv is not None
             source = 0 if is_projection else key - 1
             before = self.layout.norms[source]
-            pre = None if before is None else norm_args(before, self.tensors, self.statistics.get(source))
+            pre = None if before is None else self._norm_args(source, before)
             # Recompute with the call of the forward pass, for bit-identical results.
             if fuses_statistics(self.pre_bns[0], self.layout.norm_of(key)):
                 self.pre_bns[key] = conv_stats(self._pre_bn(source), pre, self.tensors, conv)[0]
