@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import RecordedOps
 from training import projection
 
 from resnet_fused import autograd, modules
@@ -138,3 +139,25 @@ def test_any_shape(n, h, w, channels, stride, projects, pre, memory_format):
         gradients.append([y, *torch.autograd.grad((y * direction).sum(), [x, *block.parameters()])])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8 * max(1.0, b.abs().max().item()))
+
+
+@pytest.mark.parametrize("name", chains(torch.float32))
+def test_eager_mode_equals_the_op_bitwise(name):
+    """Without a dispatch mode an autograd.Function runs the chain; with one, the op."""
+    (convs, norms), options = chains(torch.float32)[name]
+    tensors, ints, eps = autograd.pack(convs, norms, **options)
+    x = torch.randn(2, 4, 5, 4, requires_grad=True)
+    learning = [t for t in (x, *tensors) if t.requires_grad]
+
+    def trained():
+        seen = []
+        y = autograd.run_chain(x, tensors, ints, eps, "", seen.extend)
+        statistics = [torch.as_tensor(value, dtype=torch.float32) for each in seen for value in each]
+        return [y, *statistics, *torch.autograd.grad(y.square().sum(), learning)], y.grad_fn
+
+    eager, function = trained()
+    with RecordedOps() as recorded:
+        traced, op = trained()
+    assert type(function).__name__ == "TrainChainBackward" != type(op).__name__
+    assert [op.name() for op in recorded.ours].count("resnet_fused::train_chain") == 1
+    assert all(torch.equal(a, b) for a, b in zip(eager, traced, strict=True))
