@@ -96,7 +96,7 @@ lint: $(VENV)/.dev  ## ruff, clang-format, mypy and codespell; changes nothing
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_SOURCES)
 	$(PY) -m mypy
-	$(VENV)/bin/codespell
+	git ls-files -z | xargs -0 $(VENV)/bin/codespell --check-hidden
 
 format: $(VENV)/.dev  ## let ruff and clang-format rewrite
 	$(PY) -m ruff check --fix .

@@ -1,8 +1,8 @@
-"""pytest options, one test per contender and workload, and the machine's description in results.
+"""pytest options, one test per contender and workload, and the machine description in the results.
 
-Interleaving needs all contenders of a workload in one loop; pytest-benchmark wants one test each.
-So the first test of a workload measures all of them, and every test hands its own samples to
-pytest-benchmark, whose timer is a clock that shows them.
+Interleaving needs all contenders of a workload in one loop, but pytest-benchmark expects one test per contender.
+The first test of a workload therefore measures all of them. Each test then replays its own samples to
+pytest-benchmark through a custom timer.
 """
 
 import os

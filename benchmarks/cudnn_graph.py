@@ -1,7 +1,7 @@
-"""A layer as one operation graph of NVIDIA's cuDNN: convolution, scale, shift, residual, ReLU.
+"""A layer as one cuDNN operation graph: convolution, scale, shift, residual, ReLU.
 
-Needs the Python package ``cudnn`` (nvidia-cudnn-frontend). The fastest of cuDNN's plans is used. Written from its
-documentation; version 1.32 accepts the graph, but nothing has run yet.
+Needs the Python package ``cudnn`` (nvidia-cudnn-frontend). Uses the fastest of cuDNN's execution plans. Written from
+the documentation; version 1.32 accepts the graph, but nothing has run yet.
 """
 
 from __future__ import annotations

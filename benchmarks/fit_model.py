@@ -1,14 +1,15 @@
-"""Fits the constants of the CUDA plan's model to a GPU run: ``python -m benchmarks.fit_model FOLDER [--write]``.
+"""Fits the constants of the CUDA cost model to a GPU run: ``python -m benchmarks.fit_model FOLDER [--write]``.
 
-FOLDER has the ``kernels-*.json`` that ``benchmarks.gpu_kernels`` wrote on one GPU; the more engines and tiles it
-covers, the more constants it determines. Prints each layer's prediction over its measurement before and after, which
-constants the run determines, and the change to ``csrc/cuda/model_constants.h`` as a diff; ``--write`` applies it.
+FOLDER holds the ``kernels-*.json`` files that ``benchmarks.gpu_kernels`` wrote on one GPU. A run that covers more
+engines and tiles determines more constants. Prints the ratio of prediction to measurement for each layer before and
+after the fit, the constants that the run determines, and a diff of ``csrc/cuda/model_constants.h``. ``--write``
+applies the diff.
 
 The model is evaluated by ``ops.predict_cuda`` with varied constants. The fit minimises the absolute logarithm of
 prediction over measurement, robust to outliers. For launches that were timed alone, a common offset (the cost of a
 graph replay) is fitted too; it is not part of the model. A constant that stays uncertain by more than 15 % keeps its
-value. If a rate and all higher ones explain the run equally well, because something else is the bound, the lowest is
-taken.
+value. If something else is the bottleneck, a rate and all higher ones explain the run equally well; the fit then takes
+the lowest.
 """
 
 from __future__ import annotations

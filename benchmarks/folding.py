@@ -1,4 +1,4 @@
-"""BatchNorm with running statistics as numbers that other libraries take: a scale and a shift, or folded weights."""
+"""Converts BatchNorm with running statistics for other libraries: to a scale and a shift, or to folded weights."""
 
 from typing import Any
 

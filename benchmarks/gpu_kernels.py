@@ -1,12 +1,12 @@
-"""Times single layers on a GPU against their peers: ``python -m benchmarks.gpu_kernels OUT``.
+"""Times single layers on a GPU against other libraries: ``python -m benchmarks.gpu_kernels OUT``.
 
-The convolutions of ResNet with all that is fused into them (``gpu_layers.py`` has the list); batch 1, 32 and 256; fp16
-and bf16. Every contender is verified against fp64, then timed twice, in turn with the others: a launch with L2 flushed
-before it (``median_us``), and one of twenty back-to-back launches (``warm_us``), both in CUDA graphs and by events.
-Bytes and FLOPs are minimal, so the share of the roofline (measured in the same run by a pass over memory and a matrix
-product) is a lower bound. ``RESNET_FUSED_CUDA_ENGINE`` selects our kernel. Writes ``OUT/kernels-<gpu>-<engine>.json``
-after each layer. Peers in other packages (``--contenders cudnn_graph``) need a run of their own, whose file is named
-after them.
+Covers the ResNet convolutions with everything fused into them (listed in ``gpu_layers.py``) at batch 1, 32 and 256 in
+fp16 and bf16. Every contender is verified against fp64, then timed interleaved with the others in two ways: a single
+launch after an L2 flush (``median_us``), and one of twenty back-to-back launches (``warm_us``). Both use CUDA graphs
+and events. Byte and FLOP counts are minimal, so the share of the roofline is a lower bound. The roofline itself is
+measured in the same run, by a pass over memory and a matrix product. ``RESNET_FUSED_CUDA_ENGINE``
+selects the resnet_fused kernel. Writes ``OUT/kernels-<gpu>-<engine>.json`` after each layer. Contenders from other
+packages (``--contenders cudnn_graph``) need a separate run; its file is named after them.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def measure(
     allowance = {part: ulps(layer, part, truth) for part, truth in expected.items()}
     running, warm, failed = {}, {}, {}
     errors: dict[str, dict[str, float]] = {}
-    for key in dict.fromkeys(["eager", *names]):  # eager always, as the yardstick of correctness
+    for key in dict.fromkeys(["eager", *names]):  # eager is always the correctness reference
         name, make = CONTENDERS[key]
         try:
             call = make(layer)

@@ -1,9 +1,9 @@
 """The layers of ``gpu_kernels`` by name: tensors, contenders, and the float64 reference.
 
 ``64@56`` is the 3x3 convolution of 64 channels at 56x56 with BatchNorm, residual and ReLU; ``1x1 64-256@56`` a
-bottleneck's, with a residual where it widens; ``downsample`` the last convolution of a block together with the
-projection of its shortcut; ``stem`` the first convolution with its max-pooling; ``stats`` a convolution of training,
-which leaves the mean and variance of its output.
+bottleneck's, with a residual where it widens; ``downsample`` the last convolution of a block fused with the shortcut
+projection; ``stem`` the first convolution with its max-pooling; ``stats`` a training convolution that also computes the
+mean and variance of its output.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Times whole networks on a GPU: ``python -m benchmarks.gpu_models OUT``.
 
 ResNet-18, 34 and 50 at 224x224, bfloat16 (or ``--dtypes fp16``), batch 1, 32 and 256; in eval mode, and with batch
-statistics under ``no_grad``, which is what runs if ``eval()`` was forgotten. Ours, eager channels_last, and
+statistics under ``no_grad`` (the result of a forgotten ``eval()``). resnet_fused, eager channels_last, and
 torch.compile's default and freezing modes are captured in a CUDA graph each; max-autotune brings its own; JAX is
 jitted. A contender that cannot be captured is timed without a graph, with a note. All are verified against fp64
 (running statistics are restored), then interleaved and timed by events with L2 flushed before each sample; medians.
-Writes ``OUT/models-<gpu>-<engine>.json`` and ``.md`` after each network and batch. TensorRT and Torch-TensorRT are for
-a run of their own (``--contenders "TensorRT fp16,TensorRT int8"``), whose files have their names in place of the
-engine's.
+Writes ``OUT/models-<gpu>-<engine>.json`` and ``.md`` after each network and batch. TensorRT and Torch-TensorRT
+need a separate run (``--contenders "TensorRT fp16,TensorRT int8"``); its files are named after them instead of the
+engine.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def measure(
     oracle = Oracle(wanted, device)
     running, notes, errors, failed = {}, {}, {}, {}
     restored = []
-    for name, (builder, graph) in {EAGER: contenders[EAGER], **contenders}.items():  # the yardstick first
+    for name, (builder, graph) in {EAGER: contenders[EAGER], **contenders}.items():  # the reference first
         try:
             contender = builder(wanted, device)
             call, result, note = contender.call, None, contender.note

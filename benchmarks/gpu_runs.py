@@ -1,4 +1,4 @@
-"""Reads GPU runs in ``benchmarks/results``: the times that the cost model predicts."""
+"""Reads the measured times from GPU runs in ``benchmarks/results``, for comparison with the cost model."""
 
 import json
 import re

@@ -1,8 +1,8 @@
 """Host time of the ops of csrc/cuda: ``python -m benchmarks.host_time``. Needs a compiler, no GPU.
 
-The op layer is compiled as for a GPU's host, and its launches do nothing (``tests/cuda_on_cpu/op_layer.py``). Calls
-from Python and the time inside the op, from torch's boxed call to its return, are measured in the same rounds; the
-difference is Python and torch. Not included, because it needs a GPU: cudaLaunchKernelEx, the device guard, the stream,
+Compiles the op layer as host code with empty kernel launches (``tests/cuda_on_cpu/op_layer.py``). Each round measures
+the call from Python and the time inside the op (from torch's boxed call to its return); the difference is the overhead
+of Python and torch. Not included, because it needs a GPU: cudaLaunchKernelEx, the device guard, the stream,
 the driver's encoding of a tensor map. Rounds interleave everything that is compared; medians are printed.
 """
 

@@ -1,6 +1,6 @@
-"""A torch ResNet as a JAX function: what XLA makes of the same weights, in NHWC, jitted.
+"""A torch ResNet as a jitted JAX function (XLA) with the same weights, in NHWC.
 
-The network is ``resnet_walk``'s, over the few operations of ``Library``; ``xla()`` is the one that is measured.
+``resnet_walk`` builds the network from the operations of ``Library``. The benchmark measures ``xla()``.
 """
 
 from __future__ import annotations

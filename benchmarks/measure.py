@@ -1,4 +1,4 @@
-"""One workload: build every contender, verify each, time them in turn, keep the numbers only."""
+"""Measures one workload: builds and verifies every contender, times them interleaved, keeps only the numbers."""
 
 import statistics
 from collections.abc import Collection
@@ -40,7 +40,7 @@ def measure(
     *,
     memory: bool,
 ) -> Measurement:
-    """Measures the named contenders; eager always, as the yardstick of correctness."""
+    """Measures the named contenders. Eager always runs, as the correctness reference."""
     torch._dynamo.reset()  # or the last workload's code counts against recompile limits
     result = Measurement()
     result.flops, result.bytes = workload.work()

@@ -1,7 +1,7 @@
-"""Peak memory of a forward beyond weights and input, each in a process that has run nothing else.
+"""Peak memory of a forward beyond weights and input, each measured in a fresh process.
 
-As a program: ``python -m benchmarks.memory WORKLOAD CONTENDER DEVICE`` prints the bytes. Two
-forwards run, so that what a contender keeps between calls (packed weights, caches) counts.
+``python -m benchmarks.memory WORKLOAD CONTENDER DEVICE`` prints the bytes. It runs two forwards, so memory that a
+contender keeps between calls (packed weights, caches) counts.
 """
 
 import ctypes

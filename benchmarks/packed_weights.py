@@ -2,10 +2,10 @@
 
     python -m benchmarks.packed_weights --before CHECKOUT --out benchmarks/results/packed_weights/<machine>
 
-Each contender runs in its own process: eager channels_last, resnet_fused, resnet_fused
-after ``freeze``, resnet_fused that packs on the fly and keeps nothing, and, with ``--before``, resnet_fused of another
-checkout, whose library is built. A sample of each in turn, the order rotating by one each round; medians, and the
-medians of each round's own ratios.
+Each contender runs in its own process: eager channels_last, resnet_fused, resnet_fused after ``freeze``, resnet_fused
+packing on the fly without a cache, and, with ``--before``, resnet_fused from another checkout with a built library.
+Each round takes one sample of each contender and rotates the order by one. Reports medians of the times and of the
+per-round ratios.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The contenders: how each runs a workload, at its own best layout, from the same weights.
+"""The contenders. Each runs a workload from the same weights, in its own best layout.
 
 A builder takes the workload and returns a :class:`Contender`, or raises :class:`Unavailable` with
 the reason.

@@ -1,4 +1,4 @@
-"""Writes docs/predictions.md, all that the cost model predicts for an H200: ``python -m benchmarks.predict --write``.
+"""Writes docs/predictions.md, the predictions of the cost model for an H200: ``python -m benchmarks.predict --write``.
 
 Without ``--write`` it prints the page. Run it after ``benchmarks.fit_model --write`` and a build.
 """

@@ -12,7 +12,7 @@ Function = Callable[[Array], Array]
 
 
 class Operations(Protocol):
-    """What a ResNet is made of. Modules become functions of one array."""
+    """The operations of a ResNet. Modules become functions of one array."""
 
     def conv_bn(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Function: ...
 

@@ -1,10 +1,10 @@
-"""ResNets by TensorRT, in fp16 and in int8, and by Torch-TensorRT in fp16.
+"""ResNets in TensorRT (fp16 and int8) and in Torch-TensorRT (fp16).
 
-Written from NVIDIA's documentation, for versions 10 and 11; none of it has run yet. A network is defined through
-TensorRT's own API with BatchNorm folded into the weights, strongly typed, so that no exporter stands between: the types
-are those written here. int8 is explicit quantisation (pairs of quantise and dequantise, as the documentation places
-them): inputs and weights of all convolutions and the shortcuts of additions, symmetric, a weight's scale by output
-channel, an activation's by the largest value of the input that is timed; pooling and the classifier stay fp16.
+Written from NVIDIA's documentation for versions 10 and 11; none of it has run yet. The network is defined through the
+TensorRT API, strongly typed, with BatchNorm folded into the weights. No exporter is involved, so the types are exactly
+those written here. int8 uses explicit quantisation (quantise/dequantise pairs, placed as documented) for inputs and
+weights of all convolutions and for the shortcuts of additions. It is symmetric: per output channel for weights; for
+activations, by the largest value of the timed input. Pooling and the classifier stay fp16.
 """
 
 from __future__ import annotations

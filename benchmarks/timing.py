@@ -1,4 +1,4 @@
-"""Interleaved timing, so that a slow minute of the machine hits all contenders alike."""
+"""Interleaved timing, so that a temporary slowdown of the machine affects all contenders equally."""
 
 import gc
 import time
@@ -19,7 +19,7 @@ REWARM_BELOW_S = 0.2
 
 
 class SampleClock:
-    """A timer that shows recorded samples to pytest-benchmark, whose own loop cannot interleave."""
+    """A timer that replays recorded samples to pytest-benchmark, which cannot interleave contenders."""
 
     def __init__(self) -> None:
         self._now = 0.0

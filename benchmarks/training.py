@@ -5,11 +5,11 @@
     python -m benchmarks.training --device cuda --only ResNet --batch 256,32 --out results
     python -m benchmarks.training --only "ResNet-18" --dtypes fp32 --contenders eager_cl,ours --budget 60
 
-Writes ``training.json`` and ``training.md`` to ``--out`` (on CUDA ``training-<gpu>-<engine>``) after every workload,
-and prints the tables at the end: images per second, and the bytes that autograd keeps (counted, parameters left out).
-On CUDA steps are timed by events, contenders that compile nothing are measured and written first, and peak memory is
-reported. bf16 means autocast. README.md has the rules: one seed, verified before timed, interleaved, medians; a
-contender that fails is named with its reason.
+Writes ``training.json`` and ``training.md`` to ``--out`` (on CUDA ``training-<gpu>-<engine>``) after every workload.
+Prints the tables at the end: images per second, and bytes saved by autograd (counted, without parameters). On CUDA,
+events time the steps, contenders without compilation are measured and written first, and peak memory is reported.
+bf16 means autocast. README.md has the rules: one seed, verification before timing, interleaving, medians. A failed
+contender is listed with the reason.
 """
 
 import argparse
@@ -159,7 +159,7 @@ def run(
     known = {w.title: w for w in workloads(1)}
     gpu.require("titles", titles, known)
     where, late, start = torch.device(device), gpu.deadline(seconds), time.monotonic()
-    # Eager is the yardstick of correctness: channels_last on a GPU, the default layout elsewhere.
+    # Eager is the correctness reference: channels_last on a GPU, the default layout elsewhere.
     yardstick = [] if set(YARDSTICKS) & set(contenders) else [YARDSTICKS[where.type == "cuda"]]
     names = [*yardstick, *dict.fromkeys(contenders)]
     name = engine if any(n.startswith("ours") for n in names) else " ".join(contenders)

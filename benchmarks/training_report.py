@@ -1,4 +1,4 @@
-"""A training run's JSON as Markdown: images per second beside each other, then the bytes that autograd keeps."""
+"""Formats the JSON of a training run as Markdown: images per second, then the bytes that autograd saves."""
 
 import statistics
 from typing import Any

@@ -9,7 +9,7 @@ from . import BuildError
 # What is shipped. A100; L4 and RTX 4090; H100 and H200 (wgmma needs the "a"); B200 and B300 (one family); RTX 50.
 # Anything newer than these compiles the PTX when it first runs.
 DEFAULT = "8.0+PTX;8.9;9.0a;10.0f;12.0"
-# In place on a machine without a GPU: one of each kind of kernels, whose machine code tests read.
+# For in-place builds without a GPU: one architecture per kind of kernel, because tests read the machine code.
 WITHOUT_GPU = "8.0+PTX;9.0a"
 OLDEST = 80
 

@@ -1,7 +1,7 @@
-"""What ``.ci/run`` has to prove for the changes since main, the last green state.
+"""Selects what ``.ci/run`` checks, from the changes since main (the last green state).
 
 ``python -m build_tools.changes planted-bugs`` prints the argument of pytest's ``--planted-bugs``: the kernel families
-whose sources or tests changed, and a sample of the others; "all" if the emulator changed or it is unknown.
+with changed sources or tests, and a sample of the others; "all" if the emulator changed or the changes are unknown.
 ``python -m build_tools.changes sanitizers`` prints "yes" if their sources may have changed, else "no".
 """
 
@@ -67,7 +67,7 @@ def sanitizers(changed: Iterable[str] | None) -> bool:
 
 
 def _families_of_test(text: str) -> set[str]:
-    """The families in whose files a test file plants bugs."""
+    """The kernel families in which a test file plants bugs."""
     if "planting" not in text:
         return set()
     found = {family for family, folder in FAMILIES.items() if f'"{folder.removeprefix("csrc/")}/' in text}

@@ -1,4 +1,4 @@
-"""Says in one sentence why this Python cannot make .venv. Runs on any Python 3, and imports nothing of ours."""
+"""Prints one sentence if this Python cannot create .venv. Runs on any Python 3 and needs no packages."""
 
 import sys
 

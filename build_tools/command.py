@@ -1,4 +1,4 @@
-"""The ``build_ext`` and ``build_py`` commands: setuptools asks, ninja builds."""
+"""The ``build_ext`` and ``build_py`` commands: setuptools calls them, ninja builds."""
 
 import fcntl
 import filecmp

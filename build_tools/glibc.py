@@ -1,9 +1,9 @@
-"""Lets a machine with a new glibc link libraries that load beside an old one (manylinux_2_28).
+"""Links libraries on a machine with a new glibc so that they load with an old one (manylinux_2_28).
 
 glibc keeps every old version of a symbol, but the linker always takes the newest. So stub libraries that define
 the symbols in the newest version of the old system are linked first. The stubs are never loaded; they only decide
-which versions are recorded. A symbol without an old version keeps
-the new one, for ``auditwheel`` to report; csrc/compat has our own copies of a few.
+which versions are recorded. A symbol without an old version keeps the new one, and ``auditwheel`` reports it.
+csrc/compat has copies of a few.
 
 Run as a script by ninja: ``python build_tools/glibc.py OUT.rsp OBJECT...`` writes stubs beside OUT.rsp and their
 paths into it.

@@ -5,9 +5,9 @@
     python build_tools/gpu.py --stage correctness --out results        # or time
 
 Needs Python with torch (CUDA) and numpy; no make, git or network. Uses the libraries of --prepare if they load and
-match the sources, else builds with nvcc. Everything runs in separate processes with time limits: a hang, a crash or a
-CUDA error costs one case. Each result is written at once and packed after every stage into at most eight files;
-summary.txt says how each stage went. docs/gpu.md says what to do with them.
+match the sources, else builds with nvcc. Everything runs in separate processes with time limits, so a hang, a crash or
+a CUDA error fails only one case. Each result is written immediately. After every stage the results are packed into at
+most eight files; summary.txt has the status of each stage. docs/gpu.md explains how to use them.
 """
 
 from __future__ import annotations

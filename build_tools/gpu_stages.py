@@ -1,6 +1,7 @@
-"""The stages of ``build_tools/gpu.py`` after its setup. Each takes the run and its seconds and returns how it ended:
+"""The stages of ``build_tools/gpu.py`` after its setup.
 
-"right"; "wrong" if something was; "incomplete" if time, memory or a tool was missing.
+Each takes the run and a time limit in seconds and returns a status: "right"; "wrong"
+if a result was wrong; "incomplete" if time, memory or a tool was missing.
 """
 
 from __future__ import annotations

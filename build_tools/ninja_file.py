@@ -71,7 +71,7 @@ class Plan:
 def sources(plan: Plan, module: str) -> list[Path]:
     csrc = plan.root / "csrc"
     patterns = {
-        # A plan for a GPU is made of numbers alone: it is explained where no CUDA library loads, too.
+        # Planning for a GPU is pure arithmetic, so plans can be explained without a CUDA library.
         "_C": ("module.c", "library.cpp", "explain_cuda.cpp", "common/*.cpp", "compat/*.cpp", "cpu/**/*.cpp",
                "cuda/block_plan.cpp", "cuda/engine_choice.cpp", "cuda/model.cpp", "cuda/plan.cpp", "cuda/trust.cpp",
                "cuda/trust_table.cpp"),

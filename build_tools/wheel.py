@@ -1,4 +1,4 @@
-"""``python -m build_tools.wheel OUT``: the wheel that is shipped, audited. One serves CPython 3.10 and later."""
+"""``python -m build_tools.wheel OUT``: builds and audits the release wheel. One wheel serves CPython 3.10 and later."""
 
 import argparse
 import json
