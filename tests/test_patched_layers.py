@@ -200,3 +200,29 @@ def test_torch_compile_emits_no_warning():
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("error")
         torch.compile(network, fullgraph=True, backend="eager")(torch.randn(1, 3, 64, 64))
+
+
+class Proxy:
+    """As wrapt's: equal to what it wraps."""
+
+    def __init__(self, wrapped):
+        self.wrapped, self.calls = wrapped, 0
+
+    def __eq__(self, other):
+        return self.wrapped == other
+
+    def __hash__(self):
+        return hash(self.wrapped)
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        return self.wrapped(*args, **kwargs)
+
+
+def test_wrapper_that_compares_equal_is_a_patch(monkeypatch):
+    block = modules.FusedBasicBlock(4, 4).eval()
+    proxy = Proxy(torch.nn.functional.batch_norm)
+    monkeypatch.setattr(torch.nn.functional, "batch_norm", proxy)
+    with torch.no_grad():
+        block(torch.randn(1, 4, 5, 5))
+    assert proxy.calls == 2

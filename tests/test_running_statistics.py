@@ -290,3 +290,15 @@ def test_infinite_average_stays_infinite():
     norm.running_var.fill_(float("inf"))
     autograd.update_running([norm], [autograd.batch_statistics(torch.randn(2, 2, 3, 3), "")])
     assert norm.running_var.isinf().all()
+
+
+def test_norms_that_share_buffers_update_them_in_turn():
+    norms = [nn.BatchNorm2d(8), nn.BatchNorm2d(8)]
+    norms[1].running_mean, norms[1].running_var = norms[0].running_mean, norms[0].running_var
+    twins = copy.deepcopy(norms)
+    batches = [torch.randn(2, 8, 3, 3), 5 + torch.randn(2, 8, 3, 3)]
+    autograd.update_running(norms, [autograd.batch_statistics(x, "") for x in batches])
+    for twin, x in zip(twins, batches, strict=True):
+        twin(x)
+    torch.testing.assert_close(norms[1].running_mean, twins[1].running_mean)
+    torch.testing.assert_close(norms[1].running_var, twins[1].running_var)

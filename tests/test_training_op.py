@@ -1,13 +1,17 @@
 """The op behind the blocks: its contract with PyTorch, and its gradients by finite differences, of any shape."""
 
+import contextlib
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import RecordedOps
+from torch.utils.checkpoint import checkpoint
 from training import projection
 
-from resnet_fused import autograd, modules
+from resnet_fused import autograd, modules, revert
 from resnet_fused.autograd import Conv, Norm, eager_chain, layout
 
 pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
@@ -161,3 +165,45 @@ def test_eager_mode_equals_the_op_bitwise(name):
     assert type(function).__name__ == "TrainChainBackward" != type(op).__name__
     assert [op.name() for op in recorded.ours].count("resnet_fused::train_chain") == 1
     assert all(torch.equal(a, b) for a, b in zip(eager, traced, strict=True))
+
+
+class NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+def test_undefined_gradient_stays_undefined():
+    """As in eager: zeros would let weight decay and momentum move the parameters."""
+    block = modules.FusedBasicBlock(4, 4)
+    x = torch.randn(2, 4, 5, 5, requires_grad=True)
+    NoGradient.apply(block(x)).sum().backward()
+    assert x.grad is None and all(p.grad is None for p in block.parameters())
+
+
+@pytest.mark.parametrize("observed", ["forward", "backward"])
+def test_checkpoint_under_a_dispatch_mode_on_one_side(observed):
+    block = modules.FusedBasicBlock(4, 4)
+    x = torch.randn(2, 4, 5, 5, requires_grad=True)
+    with RecordedOps() if observed == "forward" else contextlib.nullcontext():
+        y = checkpoint(block, x, use_reentrant=False)
+    with RecordedOps() if observed == "backward" else contextlib.nullcontext():
+        y.sum().backward()
+    assert x.grad is not None
+
+
+def test_second_derivatives_of_a_block_that_uses_its_layers_twice():
+    block = modules.FusedBasicBlock(4, 4).double()
+    block.conv2, block.bn2 = block.conv1, block.bn1
+    twin = revert(copy.deepcopy(block))
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64, requires_grad=True)
+
+    def penalty(module):
+        grads = torch.autograd.grad(module(x).square().sum(), [x, *module.parameters()], create_graph=True)
+        return [*grads, *torch.autograd.grad(sum(g.square().sum() for g in grads), [x, *module.parameters()])]
+
+    torch.testing.assert_close(penalty(block), penalty(twin))

@@ -75,6 +75,7 @@ class TrainChain(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, on_statistics: Any, x: Tensor, layout: Layout, group: str, *tensors: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.set_materialize_grads(False)
         result = forward(x, tensors, layout, group)
         if on_statistics is not None:
             on_statistics(list(result.statistics.values()))
@@ -82,7 +83,9 @@ class TrainChain(torch.autograd.Function):
         return result.out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
         _, needs_x, _, _, *needs = ctx.needs_input_grad
         grad_x, grad_tensors = _gradients(ctx, grad, (needs_x, needs))
         return None, grad_x, None, None, *grad_tensors
@@ -142,10 +145,18 @@ def _save(ctx: Any, x: Tensor, tensors: Sequence[Tensor], layout: Layout, group:
     used = [tensors[slot].clone() for slots in running_slots(layout).values() for slot in slots]
     out = [result.out] if layout.reads_output else []
     argmax = [] if result.argmax is None else [result.argmax]
-    by_norm = [[t for t in each if isinstance(t, Tensor)] for each in result.statistics.values()]
-    statistics = [t for each in by_norm for t in each]
-    ctx.statistics_sizes = [len(each) for each in by_norm]
+    statistics: list[Tensor] = []
+    for key, (mean, var, count) in result.statistics.items():
+        statistics += mean, var
+        if _saves_count(layout, key):
+            statistics.append(count if isinstance(count, Tensor) else mean.new_full((), count))
     ctx.save_for_backward(x, *read, *out, *argmax, *result.pre_bns.values(), *statistics, *used)
+
+
+def _saves_count(layout: Layout, key: int) -> bool:
+    """Whether backward needs the number of values, which other processes contribute to."""
+    norm = layout.norm_of(key)
+    return norm is not None and norm.sync
 
 
 def _gradients(ctx: Any, grad: Tensor, needs: tuple[bool, Sequence[bool]]) -> tuple[Tensor | None, list[Tensor | None]]:
@@ -156,8 +167,10 @@ def _gradients(ctx: Any, grad: Tensor, needs: tuple[bool, Sequence[bool]]) -> tu
     out = next(saved) if layout.reads_output else None
     argmax = None if layout.pool is None else next(saved)
     pre_bns = {key: next(saved) for key in ctx.pre_bn_keys}
-    sizes = zip(batch_statistics_keys(layout), ctx.statistics_sizes, strict=True)
-    statistics: Statistics = {key: [next(saved) for _ in range(size)] for key, size in sizes}
+    statistics: Statistics = {
+        key: [next(saved) for _ in range(3 if _saves_count(layout, key) else 2)]
+        for key in batch_statistics_keys(layout)
+    }
     statistics |= {key: [next(saved) for _ in range(2)] for key in running_slots(layout)}
     if torch.is_grad_enabled():  # create_graph=True
         grad_x, grad_tensors = _differentiable(grad, x, tensors, layout, out, statistics, needs)
@@ -206,6 +219,8 @@ def _differentiable(
     if layout.residual is not None:  # only the ReLU's mask depends on its value, and the mask is taken from out
         residual = torch.zeros_like(grad) if out is None else torch.zeros_like(out)
         tensors = [*tensors, residual.requires_grad_()]
+    # A block may use one module twice: each use gets the gradient of its own alias.
+    x, tensors = x.view_as(x), [t.view_as(t) for t in tensors]
     read = list(tensors)
     for key, slots in running_slots(layout).items():
         for slot, saved in zip(slots, statistics[key], strict=True):

@@ -80,6 +80,7 @@ def update_running(norms: Sequence[nn.Module], statistics: Sequence[Sequence[Any
     nothing changes. A batch without values increments ``num_batches_tracked`` but leaves the averages unchanged.
     """
     counters: list[Tensor] = []
+    written: list[int] = []
     running: list[Tensor] = []
     batches: list[Tensor] = []
     old: list[float] = []
@@ -90,6 +91,7 @@ def update_running(norms: Sequence[nn.Module], statistics: Sequence[Sequence[Any
         if not (norm.training and norm.track_running_stats) or buffers["running_mean"] is None:
             continue
         counters.append(buffers["num_batches_tracked"])
+        written += map(id, (buffers["num_batches_tracked"], buffers["running_mean"], buffers["running_var"]))
         mean, var, count = batch
         momentum: Any = norm.momentum
         if momentum is None or isinstance(count, Tensor) or buffers["running_mean"].dtype is not mean.dtype:
@@ -101,7 +103,7 @@ def update_running(norms: Sequence[nn.Module], statistics: Sequence[Sequence[Any
             batches += mean, var
             old += 1 - momentum, 1 - momentum
             new += momentum, momentum * (count / (count - 1))
-    if len(set(map(id, counters))) < len(counters):  # a foreach kernel would race with itself
+    if len(set(written)) < len(written) and len(norms) > 1:  # a foreach kernel would race with itself
         for norm, batch in zip(norms, statistics, strict=True):
             update_running([norm], [batch])
         return

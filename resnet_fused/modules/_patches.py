@@ -1,6 +1,7 @@
 """Detects monkey-patched torch layers: fused blocks read layers without calling them, so a patch would be ignored."""
 
 import functools
+import operator
 from types import FunctionType
 from typing import Any
 
@@ -34,7 +35,8 @@ _CALLS = [(name, getattr(nn.Module, name)) for name in ("__call__", "_call_impl"
 # torch.compile uses the value at trace time.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _torch_layers_patched() -> bool:
-    return list(map(getattr, _OWNERS, _NAMES)) != _ORIGINALS
+    # Identity, not ==: wrappers such as wrapt's compare equal to what they wrap.
+    return any(map(operator.is_not, map(getattr, _OWNERS, _NAMES), _ORIGINALS))
 
 
 def layers_are_patched() -> bool:
