@@ -72,6 +72,7 @@ CONTENDERS: dict[str, tuple[bool, bool, Callable[[nn.Module], nn.Module]]] = {  
     "ours_graph": (True, False, resnet_fused.convert),
 }
 GRAPHED = ("eager_cl_graph", "ours_graph")  # their whole step is captured in a CUDA graph
+OTHER_UPDATE = 0.5  # relative: other roundings of bf16 move a network's gradients by a third, wrong memory by more
 
 
 YARDSTICKS = ("eager", "eager_cl")  # of correctness: one of them always runs
@@ -131,8 +132,30 @@ class Trainee:
         self.optimiser.step()
 
     def timed_call(self) -> Callable[[], object]:
-        """A step, or the replay of the CUDA graph of one."""
-        return gpu.captured(self.step)[0] if self.name in GRAPHED else self.step
+        """A step, or the replay of the CUDA graph of one; RuntimeError if the replay does something else."""
+        if self.name not in GRAPHED:
+            return self.step
+        replay, _ = gpu.captured(self.step)
+        before = [t.clone() for t in (*self.model.state_dict().values(), *self._momenta())]
+        by_graph, by_step = self._update(replay, before), self._update(self.step, before)
+        error = ((by_graph - by_step).norm() / by_step.norm()).item()
+        if not error <= OTHER_UPDATE:
+            raise RuntimeError(f"a replay's update of the weights differs from a step's by {error:.1e}")
+        return replay
+
+    def _momenta(self) -> list[Tensor]:
+        return [state["momentum_buffer"] for state in self.optimiser.state.values()]
+
+    @torch.no_grad()
+    def _update(self, call: Callable[[], object], before: list[Tensor]) -> Tensor:
+        """What a call adds to the parameters, which are restored to the state ``before`` it first."""
+        for t, old in zip([*self.model.state_dict().values(), *self._momenta()], before, strict=True):
+            t.copy_(old)
+        old_parameters = [p.detach().clone() for p in self.model.parameters()]
+        with torch.enable_grad():
+            call()
+        changes = zip(self.model.parameters(), old_parameters, strict=True)
+        return torch.cat([(p.detach() - old).double().flatten() for p, old in changes])
 
     def peak_bytes(self) -> int:
         """Of a step, beyond what was allocated before it (CUDA)."""

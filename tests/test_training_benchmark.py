@@ -33,13 +33,23 @@ def test_graph_contenders_are_timed_by_replays(monkeypatch):
     replays = []
 
     def captured(call):
+        def replay():
+            replays.append(call)
+            call()
+
         call()
-        return lambda: replays.append(call), None
+        return replay, None
 
     monkeypatch.setattr(gpu, "captured", captured)
     rows = training.measure(TINY, "fp32", ["eager_cl", "ours", "ours_graph"], 0.0, CPU)
     assert len(replays) >= len(rows["ours_graph"]["samples_s"]) >= 5
     assert all("median_s" in row for row in rows.values())
+
+
+def test_graph_that_does_not_train_is_not_timed(monkeypatch):
+    monkeypatch.setattr(gpu, "captured", lambda call: (call() or (lambda: None), None))
+    rows = training.measure(TINY, "fp32", ["eager_cl", "ours_graph"], 0.0, CPU)
+    assert "differs from a step's by 1.0e+00" in rows["ours_graph"]["unavailable"]
 
 
 def test_refused_capture_leaves_the_others():
