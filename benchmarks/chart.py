@@ -58,7 +58,7 @@ def draw(file: Path) -> None:
     style |= {f"{part}.color": TEXT for part in ("xtick", "ytick")} | {"axes.labelcolor": TEXT, "axes.edgecolor": TEXT}
     with plt.rc_context(style):
         figure, (left, right) = plt.subplots(1, 2, figsize=(12, 3.7), sharey=True)
-        _panel(left, on_gpu(), "NVIDIA H200, bf16, inference")
+        _panel(left, on_gpu(), "NVIDIA H200, bf16, inference in CUDA graphs")
         _panel(right, on_cpu(), "AMD EPYC (Zen 4), 2 threads, ResNet-50, inference")
         left.set_ylabel("times as fast as eager PyTorch")
         handles, labels = right.get_legend_handles_labels()
