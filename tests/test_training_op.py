@@ -196,7 +196,7 @@ def test_checkpoint_under_a_dispatch_mode_on_one_side(observed):
     assert x.grad is not None
 
 
-def test_second_derivatives_of_a_block_that_uses_its_layers_twice():
+def test_second_derivatives_of_layers_used_twice():
     block = modules.FusedBasicBlock(4, 4).double()
     block.conv2, block.bn2 = block.conv1, block.bn1
     twin = revert(copy.deepcopy(block))
