@@ -13,8 +13,8 @@ std::vector<Acc> per_channel(const OptTensor& t, int64_t channels, Acc absent);
 template <typename Acc>
 struct ScaleShift {
   std::vector<Acc> scale, shift;  // [K]
-  // False: folding the bias would not reproduce eager's infinities and NaNs, because eager adds the bias first. For
-  // example, an infinite scale makes -bias NaN.
+  // False: the bias must be added before the BatchNorm to get infinities and NaNs where eager has them. With an
+  // infinite scale, for example, a convolution output of -bias would become NaN.
   bool bias_folds = true;
 };
 
