@@ -1,9 +1,9 @@
 // Memory for results: the pool.
 //
-// A fresh 100 MB activation costs 25,000 page faults, including zeroing, as much time as a convolution. glibc returns
-// blocks of that size to the system on every free, so large internal results come from a pool. torch cannot resize a
-// tensor over such memory, so visible results are torch's own allocations; from 4 MiB on they use huge pages, which
-// take a quarter of the time of small ones.
+// A fresh 100 MB activation costs 25,000 page faults, or the equivalent zeroing, before the first useful byte: as much
+// time as a convolution. glibc returns blocks of that size to the system on every free, so large internal results come
+// from a pool. torch cannot resize a tensor over such memory, so visible results are torch's own allocations; from 4
+// MiB on they use huge pages, which take a quarter of the time of small ones.
 #pragma once
 #include "common/problem.h"
 

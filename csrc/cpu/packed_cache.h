@@ -27,7 +27,7 @@ struct Packed {
   int64_t bytes = 0;
 };
 
-// 64-byte aligned memory; comes from the pool if the copy is not kept.
+// 64-byte aligned memory; a Loan if the copy is not kept.
 struct PackedBuffer final : Packed {
   PackedBuffer(int64_t size, bool keep);
   ~PackedBuffer() override;
