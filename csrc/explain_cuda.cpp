@@ -1,5 +1,5 @@
-// explain_cuda: the plan for a GPU as text. predict_cuda: the cost model's time of one kernel, with any constants. Part
-// of the library that loads everywhere, so they work without a GPU.
+// explain_cuda: the plan for a GPU as text. predict_cuda: the cost model's time of one kernel, with any constants. Both
+// are in the library that loads everywhere, so they work without a GPU.
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
@@ -54,7 +54,7 @@ void check_sizes(const char* what, const Ints& sizes, size_t count, int64_t leas
            " to 2147483647 expected");
 }
 
-// Sizes whose product 64 bits count: the plan says what 32 bits do not.
+// Checks sizes up to a 64-bit element count; the plan reports what exceeds 32 bits.
 void check_shape(const char* what, const Ints& sizes, int64_t least) {
   check_sizes(what, sizes, 4, least);
   int64_t numel = 1;
@@ -75,7 +75,7 @@ ConvShape shape_of(const Ints& x, const Ints& weight, const Ints& stride, const 
           i(q),    i(stride[0]), i(stride[1]), i(padding[0]), i(padding[1]), i(dilation[0]), i(dilation[1])};
 }
 
-// A plan for this device and environment, and why the others lost.
+// The plan for this device and environment, and why the other kernels lost.
 template <typename Plan, typename Problem>
 std::string in_words(Plan (*plan)(const Problem&, const Device&, const EngineChoice&, Notes*), const Problem& problem,
                      const Ints& device) {
@@ -130,14 +130,14 @@ std::string explain_cuda_block(Ints x, std::string dtype, bool aligned, bool all
   return in_words(make_block_plan, problem, device);
 }
 
-// A row of kFamilies from its numbers, in the struct's order.
+// A row of kFamilies from its numbers, in the order of the struct's members.
 Family family_from(const std::vector<double>& v) {
   RF_CHECK(v.size() == 10, kPredict, ": constants has ", v.size(),
            " numbers; the 10 of model_constants.h's Family, from ", "launch to l2_size, or none expected");
   return {0, "", v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9]};
 }
 
-// ns of the fastest kernel of those that the engine names.
+// Time in ns of the fastest kernel that the engine name allows.
 double time_of(const Model& model, const ConvProblem& p, const EngineChoice& choice) {
   const int64_t compulsory = compulsory_bytes(p);
   double ns = kNever;

@@ -1,4 +1,4 @@
-// The geometry of convolutions and poolings in plain numbers, checked before anything is computed with them.
+// Geometry of convolutions and poolings as plain numbers, validated before use.
 #pragma once
 #include <limits>
 
@@ -6,18 +6,18 @@
 
 namespace resnet_fused {
 
-// What a convolution does along height and width.
+// Stride, padding and dilation of a convolution, along height and width.
 struct Geometry {
   Pair stride, padding, dilation, out;
 };
 
 // Throws std::runtime_error unless x (N, C, H, W) can be convolved with weight (K, C / groups, R, S), all sizes at
-// least 0. Output sizes never overflow: they are exact or an error. A stride or dilation beyond the padded input is
-// clamped to its size, which gives the same output.
+// least 0. Output sizes are exact; overflow is an error. A stride or dilation larger than the padded input is clamped
+// to its size, which gives the same output.
 Geometry check_geometry(const char* op, IntView x, IntView weight, IntView stride, IntView padding, IntView dilation,
                         int64_t groups);
 
-// Checks a pooling's arguments as torch's own pooling does.
+// Checks pooling arguments by torch's rules.
 void check_pool(const char* op, IntView sizes, const Ints& kernel, const Ints& stride, const Ints& padding);
 Ints pooled_sizes(IntView sizes, const Ints& kernel, const Ints& stride, const Ints& padding);
 
@@ -30,7 +30,7 @@ inline int64_t conv_out(int64_t in, int64_t kernel, int64_t stride, int64_t padd
 
 std::string to_string(IntView sizes);
 
-// v as 32 bits, which a plan or a check has guaranteed; throws if it does not fit.
+// Narrows v to 32 bits. The plan or an earlier check guarantees that it fits; throws if it does not.
 inline int32_t narrow(int64_t v) {
   RF_CHECK(v >= std::numeric_limits<int32_t>::min() && v <= std::numeric_limits<int32_t>::max(), "resnet_fused: ", v,
            " does not fit into 32 bits, which a kernel counts with; please report this");

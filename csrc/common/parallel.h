@@ -7,8 +7,8 @@
 
 namespace resnet_fused {
 
-// Calls run(begin, end) on parts of [begin, end). The stable ABI turns an exception into an error code whose message is
-// a place in torch's headers, so exceptions are caught inside and the first is rethrown here.
+// Calls run(begin, end) on parts of [begin, end). The stable ABI turns an exception into an error code and loses its
+// message, so each task catches its exceptions here and the first one is rethrown.
 template <typename Run>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const Run& run) {
   std::exception_ptr first;

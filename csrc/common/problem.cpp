@@ -40,7 +40,7 @@ void check_vector(const char* op, const char* prefix, const char* name, const Op
   check_same_device(op, prefix, name, *v, x);
 }
 
-// A tensor of the output's sizes, of x's dtype and device.
+// A tensor with the output's sizes and x's dtype and device.
 void check_output_like(const char* op, const char* name, const Tensor& t, IntView sizes, const Tensor& x) {
   RF_CHECK(equal(t.sizes(), sizes), op, ": ", name, " has shape ", to_string(t.sizes()), "; ", to_string(sizes),
            " expected, the shape of the output");
@@ -57,7 +57,7 @@ bool suggests_channels_last(const Tensor& x) {
   int64_t least = 0;
   for (int d : {1, 3, 2, 0}) {
     if (x.size(d) == 0 || x.stride(d) < least) return false;
-    // N111 and N11W tensors fit both formats; torch calls them contiguous
+    // N111 and N11W tensors match both formats; torch calls them contiguous
     if (d == 0 && least == x.stride(1)) return false;
     least = x.stride(d);
     if (x.size(d) > 1) least *= x.size(d);
@@ -213,7 +213,7 @@ void check_projection(const char* op, const Conv& conv, const Conv& projection) 
 
 namespace {
 
-// The argmax is a byte; 255 means that the ReLU was closed.
+// The argmax is stored as a byte; 255 means that the ReLU was closed.
 void check_numbered_pool(const char* op, const Tensor& x, const Ints& kernel, const Ints& stride, const Ints& padding) {
   check_pool(op, x.sizes(), kernel, stride, padding);
   RF_CHECK(kernel[0] * kernel[1] <= 255, op, ": pool_kernel ", to_string(kernel), " has ", kernel[0] * kernel[1],

@@ -16,7 +16,7 @@ struct Conv {
   Tensor x, weight;
   OptTensor bias;
   BatchNorm bn;
-  BatchNorm pre;                   // of x's channels: if present, the input is relu(pre(x))
+  BatchNorm pre;                   // over x's channels: if present, the convolution reads relu(pre(x))
   Pair stride, padding, dilation;  // height, width
   int64_t groups = 1;
 
@@ -26,43 +26,43 @@ struct Conv {
   Sizes output_sizes() const { return {n, k, oh, ow}; }
 };
 
-// Each throws std::runtime_error with the offending values if the arguments are invalid. prefix: of the names of
-// weight, bias and bn in the op's schema.
+// Each throws std::runtime_error with the offending values if the arguments are invalid. prefix: prepended to the names
+// of weight, bias and bn in error messages, as in the op's schema.
 Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn, IntView stride, IntView padding,
                IntView dilation, int64_t groups, BatchNorm pre = {}, const char* prefix = "");
 void check_activation(const char* op, const Tensor& x);
-// FSDP and others free a tensor's storage but keep the tensor.
+// Throws if a tensor's storage has been freed (FSDP and others free the storage but keep the tensor).
 void check_allocated(const char* op, const char* prefix, const char* name, const Tensor& t);
 
 // relu(bn2(conv2(relu(bn1(conv1(x))))) + x): two 3x3 convolutions of stride 1 that keep x's shape.
 struct BasicBlock {
-  Conv first, second;  // second.x is first.x until of_middle() sets first's output
+  Conv first, second;  // second.x is first.x until of_middle() replaces it with first's output
   Conv of_middle(Tensor middle) const;
 };
 BasicBlock make_basic_block(Tensor x, Tensor weight1, OptTensor bias1, BatchNorm bn1, Tensor weight2, OptTensor bias2,
                             BatchNorm bn2);
 
-// prefix is what the names of bn's tensors begin with in the op's schema.
+// prefix: prepended to the names of bn's tensors, as in the op's schema.
 void check_batch_norm(const char* op, const BatchNorm& bn, int64_t channels, const Tensor& x, const char* prefix = "");
 void check_residual(const char* op, const OptTensor& residual, IntView sizes, const Tensor& x);
 // A tensor of x's shape, dtype and device.
 void check_like(const char* op, const char* name, const Tensor& t, const Tensor& x);
-// The arguments that bn_act_backward and bn_act_backward_reduce share.
+// The arguments shared by bn_act_backward and bn_act_backward_reduce.
 void check_gradient(const char* op, const Tensor& grad, const Tensor& x, const BatchNorm& bn, const OptTensor& out);
 void check_sums(const char* op, const OptTensor& sum_g, const OptTensor& sum_g_xhat, double count, const Tensor& x);
-// The arguments of bn_relu_max_pool and of its gradient.
+// The arguments of bn_relu_max_pool and its backward.
 void check_pooled(const char* op, const Tensor& x, const BatchNorm& bn, const Ints& kernel, const Ints& stride,
                   const Ints& padding);
 void check_pooled_gradient(const char* op, const Tensor& grad, const Tensor& taken, const Tensor& x, const Ints& kernel,
                            const Ints& stride, const Ints& padding);
-// The gradient of a convolution's output.
+// The gradient of a convolution's output (dy).
 void check_output_gradient(const char* op, const Tensor& grad, const Conv& forward);
-// The arguments of conv_backward_reduce, of a convolution of relu(bn(x)).
+// The arguments of conv_backward_reduce, for a convolution that reads relu(bn(x)).
 void check_conv_gradient(const char* op, const Tensor& grad, const Conv& forward, const BatchNorm& bn,
                          const OptTensor& beside);
 void check_projection(const char* op, const Conv& conv, const Conv& projection);
 
-// c10's suggest_memory_format() == ChannelsLast, which decides what torch's own convolution returns.
+// c10's suggest_memory_format() == ChannelsLast: torch's rule for the output format of a convolution.
 bool suggests_channels_last(const Tensor& x);
 
 inline Ints sizes_of(const Tensor& x) { return Ints(x.sizes().begin(), x.sizes().end()); }

@@ -9,7 +9,8 @@ using torch::headeronly::MemoryFormat;
 constexpr Pair kNoPadding{0, 0}, kNoDilation{1, 1};
 
 namespace {
-// Whether x is dense in that order, ignoring dimensions of one element. Asking torch would cost a dispatch.
+// True if x is dense in the given dimension order, ignoring dimensions of size 1. A call to torch would cost a
+// dispatch.
 bool is_dense(const Tensor& x, bool channels_last) {
   constexpr int kNchw[4] = {3, 2, 1, 0}, kNhwc[4] = {1, 3, 2, 0};
   if (x.dim() != 4) return false;
@@ -51,7 +52,7 @@ Tensor aten_convolution_backward(GradientOf which, const Tensor& grad, const Ten
                                      from(groups),
                                      from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask))};
   call_aten("aten::convolution_backward", "", stack);
-  const Tensor all[] = {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};  // absent ones are freed too
+  const Tensor all[] = {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};  // free undefined ones too
   return all[input ? 0 : 1];
 }
 

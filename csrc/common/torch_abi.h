@@ -1,4 +1,4 @@
-// The LibTorch stable ABI, plus what it lacks: calls of ATen ops, and error messages.
+// The LibTorch stable ABI, plus what it lacks: ATen op calls and error messages.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-// torch >= 2.13 keeps the message of the last failed shim call; before that libtorch prints it to stderr.
+// torch >= 2.13 keeps the message of the last failed shim call; older libtorch prints it to stderr.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
 namespace resnet_fused {
@@ -25,10 +25,10 @@ using OptTensor = std::optional<Tensor>;
 using Ints = std::vector<int64_t>;
 using Sizes = std::array<int64_t, 4>;
 using Pair = std::array<int64_t, 2>;
-using IntView = torch::headeronly::IntHeaderOnlyArrayRef;  // of either, or of braces; owns nothing
+using IntView = torch::headeronly::IntHeaderOnlyArrayRef;  // non-owning view of either, or of a braced list
 
-// For arguments and results of call_aten. library.h also declares from and to in the global namespace, so
-// these names may only be used qualified or from inside this namespace.
+// Convert the arguments and results of call_aten. library.h also declares from and to in the global namespace, so use
+// these qualified or from inside this namespace.
 using torch::stable::detail::from;
 using torch::stable::detail::to;
 inline StableIValue from(const Pair& pair) { return from(IntView(pair)); }
@@ -40,7 +40,7 @@ inline void check_shim(AOTITorchError code, const char* what) {
   throw std::runtime_error(std::string(what) + ": " + why);
 }
 
-// RF_CHECK(condition, sentence...): the user sees only the sentence, without file and line.
+// RF_CHECK(condition, sentence...): the error shows only the sentence, without file and line.
 template <typename... Args>
 [[noreturn]] void fail(const Args&... args) {
   std::ostringstream sentence;
@@ -52,7 +52,7 @@ template <typename... Args>
 
 template <size_t N>
 void call_aten(const char* op, const char* overload, std::array<StableIValue, N>& stack) {
-  // The version we were built with, not the one we target: it tells libtorch the layout of our arguments.
+  // The torch version of the build, not the target version: it tells libtorch the layout of our arguments.
   check_shim(torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION), op);
 }
 
@@ -65,7 +65,7 @@ int64_t span_bytes(const Tensor& t);
 // ATen ops used by the engines.
 Tensor aten_convolution(const Tensor& x, const Tensor& weight, const OptTensor& bias, IntView stride, IntView padding,
                         IntView dilation, int64_t groups);
-// The gradient of either a convolution's input or its weight.
+// The gradient of a convolution's input or of its weight.
 enum class GradientOf { kInput, kWeight };
 Tensor aten_convolution_backward(GradientOf which, const Tensor& grad, const Tensor& x, const Tensor& weight,
                                  IntView stride, IntView padding, IntView dilation, int64_t groups);
@@ -73,7 +73,7 @@ Tensor aten_convolution_backward(GradientOf which, const Tensor& grad, const Ten
 Tensor aten_turned(const Tensor& weight);
 Tensor aten_max_pool2d(const Tensor& x, IntView kernel, IntView stride, IntView padding);
 Tensor aten_to(const Tensor& x, ScalarType dtype);
-// A dense tensor of like's dtype (or the given one), channels_last on request if it has four dimensions. Bypasses the
+// A dense tensor with like's dtype (or the given one), channels_last if requested and four-dimensional. Bypasses the
 // dispatcher.
 Tensor aten_empty(IntView sizes, const Tensor& like, bool channels_last, std::optional<ScalarType> dtype = {});
 Tensor aten_contiguous(const Tensor& x, bool channels_last);

@@ -5,14 +5,14 @@
 #include <new>
 #include <sstream>
 
-// GLIBC_2.32. shared_ptr asks whether it may skip atomics; "no" is always right.
+// GLIBC_2.32. shared_ptr reads it to skip atomics in single-threaded processes; false is always safe.
 extern "C" {
 extern char __libc_single_threaded;
 char __libc_single_threaded = 0;
 }
 
 namespace std {
-// GLIBCXX_3.4.29: new T[n] of a negative or enormous n.
+// GLIBCXX_3.4.29: new T[n] with a negative or huge n.
 [[noreturn]] void __throw_bad_array_new_length();  // declared since gcc 12
 void __throw_bad_array_new_length() { throw bad_array_new_length(); }
 

@@ -1,4 +1,4 @@
-// The CPU kernel of the op that makes a weight's gradient: check, pick an engine, run it.
+// CPU kernel of the weight-gradient op: check, pick an engine, run it.
 #include "common/problem.h"
 #include "cpu/engines.h"
 

@@ -1,4 +1,4 @@
-// The loops of bn_kernels.h as plain C++, which the compiler vectorises for each instruction set; and which to run.
+// Portable loops for bn_kernels.h, vectorised by the compiler for each instruction set, and the choice of loops.
 #include "cpu/bn_kernels.h"
 
 #include <algorithm>
@@ -21,7 +21,7 @@ INLINE Acc act(Acc v, bool relu) {
   return relu && v < Acc(0) ? Acc(0) : v;
 }
 
-// value(at, channel) into every element
+// Writes value(at, channel) to every element.
 template <typename T, typename Value>
 INLINE void fill(T* to, Block block, const Value& value) {
   if (block.planes)
@@ -59,7 +59,7 @@ INLINE Acc masked(const Masked<T, Acc>& g, int64_t at, int64_t channel) {
   return v;
 }
 
-// add(at, channel, first, second) adds element `at` to two sums.
+// add(at, channel, first, second) adds element `at` to the two sums.
 template <typename Acc, typename Add>
 INLINE void sum_rows(const Add& add, Block block, double* first, double* second) {
   for (int64_t r = 0; r < block.pixels; r += kRows)
@@ -155,7 +155,7 @@ INLINE void apply_gradient_body(T* to, const Masked<T, Acc>& g, const Acc* a, co
          [=](int64_t at, int64_t k) __attribute__((always_inline)) { return a[k] * masked<kMask>(g, at, k); });
 }
 
-// target_clones wants plain functions: one set a storage type.
+// target_clones does not work on templates: one set of functions per storage type.
 #define DEFINE_KERNELS(T, Acc)                                                                                \
   FOR_EVERY_ISA void apply(T* to, const Sum<T, Acc>& s, Block block) { apply_body(to, s, block); }            \
   FOR_EVERY_ISA void center(const T* const* rows, int64_t count, int64_t channels, Acc* to) {                 \
@@ -195,7 +195,7 @@ DEFINE_KERNELS(BFloat16, float)
 template <typename T, typename Acc>
 const BnKernels<T, Acc>& bn_kernels() {
 #if defined(__x86_64__)
-  // RESNET_FUSED_CPU_ENGINE leaves out the AVX-512 engines, and so these, for tests.
+  // Tests disable the AVX-512 engines through RESNET_FUSED_CPU_ENGINE; that disables these loops too.
   const CpuFeatures cpu = cpu_features();
   if (own_kernels_allowed()) {
     if constexpr (std::is_same_v<T, float>)

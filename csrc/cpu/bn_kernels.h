@@ -1,5 +1,5 @@
-// The inner loops of BatchNorm: applied, summed over pixels, and its gradient. Plain pointers: this header is what the
-// instruction-set specific files share with the rest, and it includes no library.
+// Inner loops of BatchNorm: apply, per-channel sums, gradient. Plain pointers only: the ISA-specific files share this
+// header with the rest, so it includes no library.
 #pragma once
 #include <cstdint>
 
@@ -21,12 +21,12 @@ struct Sum {
   bool relu;
 };
 
-// Where the ReLU passes the gradient: where its input is not <= 0, so NaN passes, as in torch.
+// Source of the ReLU mask. The gradient passes unless the ReLU's input is <= 0, so NaN passes, as in torch.
 enum class Mask {
   kNone,      // no ReLU
   kOut,       // from out, the ReLU's output
-  kOutKept,   // likewise, and sum_gradient stores g
-  kRecompute  // x * scale + shift is what it read; open where that is stored as more than 0
+  kOutKept,   // as kOut, and sum_gradient also stores g
+  kRecompute  // recompute x * scale + shift; open where it rounds to more than 0 in the storage type
 };
 
 // g: grad where the mask is open, else 0
@@ -41,13 +41,13 @@ struct Masked {
 template <typename T, typename Acc>
 struct BnKernels {
   void (*apply)(T* to, const Sum<T, Acc>& sum, Block block);
-  // About the mean of each channel: that of the given rows, rounded to a kGrid-th of their spread. Distances from a
-  // number with more digits would round the same way over and over, and the error of their sum would grow with their
-  // count. Exact where all rows are equal.
+  // A provisional mean of each channel over the given rows, rounded to 1/kGrid of their spread. With more digits, the
+  // distances from it would round in the same direction each time, and the error of their sum would grow with the
+  // count. Exact if all rows are equal.
   void (*center)(const T* const* rows, int64_t count, int64_t channels, Acc* center);
-  // Adds the sums of x - center and of its square, each channel's to its own.
+  // Adds x - center and (x - center)^2 to the two sums of each channel.
   void (*sum_squares)(const T* x, const Acc* center, Block block, double* sum, double* squares);
-  // Adds the sums of g and of g * (x - mean).
+  // Adds g and g * (x - mean) to the two sums of each channel.
   void (*sum_gradient)(const Masked<T, Acc>& g, Block block, double* sum, double* products);
   // to = a * (g - c - b * (x - mean)); without b, a * g.
   void (*apply_gradient)(T* to, const Masked<T, Acc>& g, const Acc* a, const Acc* b, const Acc* c, Block block);
@@ -62,14 +62,14 @@ extern const BnKernels<BFloat16, float> bn_kernels_bf16;
 template <typename T, typename Acc>
 const BnKernels<T, Acc>& bn_kernels();
 
-// Sums leave float32 for float64 every kRows pixels: a long running sum in float32 loses what it has no digits for.
+// Sums move from float32 to float64 every kRows pixels: a long running sum in float32 drops low-order bits.
 constexpr int64_t kRows = 32;
-// The same for a plane, whose sum is spread over kPlaneLanes lanes.
+// The same for an NCHW plane, whose sum is spread over kPlaneLanes lanes.
 constexpr int64_t kPlaneRows = 64, kPlaneLanes = 64;
-// Rows are read front to back, so many channels at a time at most: their sums are in L1.
+// At most this many channels at a time: rows are read front to back and the sums stay in L1.
 constexpr int64_t kSpan = 1024;
 
-// 1 / kGrid of the spread as the distance of neighbours: v + spread * round_at<Acc> has no finer digits.
+// spread / kGrid as the distance between neighbouring floats: v + spread * round_at<Acc> keeps no finer digits.
 constexpr int64_t kGrid = 4096;
 template <typename Acc>
 constexpr Acc round_at = static_cast<Acc>((int64_t{1} << (sizeof(Acc) == 4 ? 24 : 53)) / kGrid);

@@ -12,7 +12,7 @@ namespace resnet_fused::cpu {
 
 namespace {
 
-// One value a channel, in the dtype of statistics
+// One value per channel, in the dtype of the statistics
 template <typename Acc>
 Tensor vector_of(const std::vector<double>& values, const Tensor& like) {
   Tensor t = torch::stable::empty({static_cast<int64_t>(values.size())},
@@ -23,7 +23,7 @@ Tensor vector_of(const std::vector<double>& values, const Tensor& like) {
   return t;
 }
 
-// Two sums of every channel of every segment, in float64
+// Two float64 sums for every channel of every segment
 struct Partials {
   explicit Partials(const Segments& s) : channels(s.channels()), values(2 * s.count() * channels) {}
   double* first(int64_t segment) { return values.data() + 2 * segment * channels; }
@@ -47,8 +47,8 @@ void moments_of_channel(const T* x, const Segments& s, int64_t channel, double* 
   *var = sum([&](double v) { return (v - *mean) * (v - *mean); });
 }
 
-// Segments' means and sums of squared deviations, joined in order (Chan, Golub, LeVeque 1979): exact for any
-// number of them, and without the difference of large numbers that makes E[x^2] - E[x]^2 lose its digits.
+// Joins the segments' means and sums of squared deviations in order (Chan, Golub, LeVeque 1979). Exact for any number
+// of segments, and free of the cancellation in E[x^2] - E[x]^2.
 void join(const Segments& s, Partials& parts, int64_t begin, int64_t end, double* mean, double* var) {
   double pixels = 0;
   for (int64_t i = 0; i < s.count(); ++i) {
@@ -65,7 +65,7 @@ void join(const Segments& s, Partials& parts, int64_t begin, int64_t end, double
   if (pixels == 0) std::fill(mean + begin, mean + end, std::nan(""));
 }
 
-// Some values of each channel of a segment: four neighbours at four places, in NCHW of the first image. They lie as
+// Sample values of each channel of a segment: four neighbours at four places (NCHW: from the first image). Stored as
 // rows of channels, as in NHWC.
 template <typename T>
 class Samples {
@@ -113,14 +113,14 @@ std::tuple<Tensor, Tensor> moments(const Tensor& x, const Segments& s) {
   std::vector<double> mean(s.channels()), var(s.channels());
   parallel_for(0, s.channels(), 256, [&](int64_t begin, int64_t end) {
     join(s, parts, begin, end, mean.data(), var.data());
-    // Infinities, and float32's overflow on the way: not worth a test in the loops, and rare enough to begin again.
+    // Recompute channels with infinities or a float32 overflow: rare, so not worth a test in the loops.
     for (int64_t c = begin; c < end && s.count(); ++c)
       if (!std::isfinite(mean[c]) || !std::isfinite(var[c])) moments_of_channel(px, s, c, &mean[c], &var[c]);
   });
   return {vector_of<Acc>(mean, x), vector_of<Acc>(var, x)};
 }
 
-// The gradient's pointers, and what they point into
+// Pointers of the gradient, and the per-channel vectors that they point into
 template <typename T, typename Acc>
 struct Source {
   explicit Source(const BnGradient& q) : affine(scale_shift<Acc>(q.bn, std::nullopt, q.x.size(1))) {
@@ -131,7 +131,7 @@ struct Source {
     x = data<T>(q.x);
     out = q.out ? data<T>(*q.out) : nullptr;
   }
-  // From element `at` of channel `channel` on
+  // Pointers advanced to element `at` and to `channel`
   Masked<T, Acc> from(int64_t at, int64_t channel) const {
     return {grad + at,
             x + at,
@@ -203,8 +203,8 @@ void gradient_into(const Tensor& to, const BnGradient& q, const OptTensor& sum_g
     const int64_t channels = q.x.size(1);
     const Source<T, Acc> source(q);
     const BnKernels<T, Acc>& k = bn_kernels<T, Acc>();
-    // a * (g - c - b * (x - mean)), with a the BatchNorm's scale. It stays outside, as in torch: an infinite one makes
-    // infinities, not their differences.
+    // a * (g - c - b * (x - mean)), where a is the BatchNorm scale. a stays outside the parentheses, as in torch: with
+    // an infinite scale, multiplying it in would subtract infinities.
     const std::vector<Acc>& a = source.affine.scale;
     std::vector<Acc> b, c;
     if (sum_g) {

@@ -1,5 +1,5 @@
-// BatchNorm in training: the batch's own statistics, and the backward pass. Tensors are dense, of one dtype and one
-// memory format. Results are the same bits for every number of threads.
+// BatchNorm in training: batch statistics and backward. Tensors are dense and have the same dtype and memory format.
+// Results are bit-identical for any number of threads.
 #pragma once
 #include <tuple>
 
@@ -7,7 +7,7 @@
 
 namespace resnet_fused::cpu {
 
-// Where a gradient comes from: through the ReLU, if any, that followed bn(x) or made out.
+// Inputs of the backward pass. The gradient passes through the ReLU, if any, that follows bn(x) or produced out.
 struct BnGradient {
   Tensor grad, x;
   BatchNorm bn;  // mean and var are present
@@ -16,13 +16,14 @@ struct BnGradient {
   bool channels_last;
 };
 
-// Of each channel, float32 or float64 of float64: mean and biased variance; NaN of nothing.
+// Per-channel mean and biased variance, in float32 (float64 for float64 input); NaN for an empty batch.
 std::tuple<Tensor, Tensor> batch_moments(const Tensor& x, bool channels_last);
 
-// The sums of g and of g * xhat. If `kept` is given (then q.out is too), g is stored there.
+// Per-channel sums of g and g * xhat. If `kept` is given (q.out must be present), also stores g there.
 std::tuple<Tensor, Tensor> gradient_sums(const BnGradient& q, const OptTensor& kept = {});
 
-// gamma / sqrt(var + eps) * (g - sum_g / count - xhat * sum_g_xhat / count); without sums, g's factor alone.
+// gamma / sqrt(var + eps) * (g - sum_g / count - xhat * sum_g_xhat / count); without sums, only gamma / sqrt(var + eps)
+// * g.
 void gradient_into(const Tensor& to, const BnGradient& q, const OptTensor& sum_g, const OptTensor& sum_g_xhat,
                    double count);
 

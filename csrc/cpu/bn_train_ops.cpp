@@ -1,4 +1,4 @@
-// The CPU kernels of the training ops: check, bring to one memory format, run.
+// CPU kernels of the training ops: check, convert to one memory format, run.
 #include "common/problem.h"
 #include "cpu/bn_add_act.h"
 #include "cpu/bn_train.h"
@@ -34,7 +34,7 @@ Tensor bn_add_bn_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, 
   return out;
 }
 
-// Brought to x's memory format.
+// Converted to x's memory format.
 BnGradient make_gradient(const Tensor& grad, const Tensor& x, BatchNorm bn, const OptTensor& out, bool relu) {
   const bool channels_last = suggests_channels_last(x);
   OptTensor dense_out;

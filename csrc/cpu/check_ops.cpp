@@ -1,4 +1,4 @@
-// Argument checks of the ops that are implemented in Python on the CPU (resnet_fused/autograd), as for their CUDA
+// Argument checks of the ops that the CPU implements in Python (resnet_fused/autograd), the same as for their CUDA
 // kernels.
 #include "common/problem.h"
 

@@ -11,17 +11,17 @@ namespace resnet_fused::cpu {
 
 namespace {
 
-constexpr int kLanes = 8, kStripe = kLanes * 8;  // bytes that one step takes
+constexpr int kLanes = 8, kStripe = kLanes * 8;  // bytes per step
 constexpr int kStripesOfBlock = 16;              // between two scrambles of the accumulators
-constexpr int64_t kChunk = 256 << 10;            // bytes of a task
+constexpr int64_t kChunk = 256 << 10;            // bytes per task
 
-// Any numbers would do: these are digits of pi.
+// Arbitrary numbers: digits of pi.
 constexpr uint64_t kStart[kLanes] = {0x243f6a8885a308d3, 0x13198a2e03707345, 0xa4093822299f31d1, 0x082efa98ec4e6c89,
                                      0x452821e638d01377, 0xbe5466cf34e90c6d, 0xc0ac29b7c97c50dd, 0x3f84d5b5b5470917};
 constexpr uint64_t kPrime = 0x9e3779b1;
 
-// A stripe's key depends on its place in the block, so that exchanged stripes are seen; the scramble at the end of each
-// block does the same for blocks. 16 + 8 words: stripe s takes words s to s + 7.
+// A stripe's key depends on its position in the block, so swapped stripes change the digest; the scramble after each
+// block does the same for blocks. 16 + 8 words: stripe s uses words s to s + 7.
 struct Keys {
   uint64_t word[kStripesOfBlock + kLanes];
   constexpr Keys() : word() {
@@ -53,7 +53,7 @@ void add_stripes(Digest& acc, const unsigned char* p, int64_t stripes) {
 }
 
 #if defined(__x86_64__)
-// The same, bit for bit.
+// The AVX2 version, bit-identical.
 __attribute__((target("avx2"))) void add_stripes_avx2(Digest& out, const unsigned char* p, int64_t stripes) {
   __m256i acc[2], prime = _mm256_set1_epi64x(kPrime);
   for (int i = 0; i < 2; ++i) acc[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(&out[4 * i]));

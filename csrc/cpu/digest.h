@@ -1,8 +1,8 @@
 // A 512-bit digest of a weight's bytes, to detect edits that make a packed copy stale.
 //
-// Not cryptographic. The accumulation is that of XXH3 (https://github.com/Cyan4973/xxHash, doc/xxhash_spec.md): a sum
-// of 32x32-bit products, at the speed of memory. All eight accumulators are kept, so that an edit within one aligned
-// 8-byte word always changes the digest of its 256 KiB; any other goes unseen with a probability of about 2^-64.
+// Not cryptographic. It accumulates as XXH3 does (https://github.com/Cyan4973/xxHash, doc/xxhash_spec.md): sums of
+// 32x32-bit products, at memory speed. All eight accumulators are kept, so an edit within one aligned 8-byte word
+// always changes the digest of its 256 KiB; any other edit is missed with a probability of about 2^-64.
 #pragma once
 #include <array>
 

@@ -1,6 +1,6 @@
-// Direct convolution for AVX-512: a block of output pixels by a block of output channels stays in registers over
-// the whole reduction, then leaves finished (scale, shift, residual, ReLU, one rounding). Plain numbers and pointers:
-// this header is what the instruction-set specific files share with the rest, and it includes no library.
+// Direct convolution for AVX-512. A block of output pixels by output channels stays in registers for the whole
+// reduction; the epilogue applies scale, shift, residual and ReLU and rounds once. Plain numbers and pointers only: the
+// ISA-specific files share this header with the rest, so it includes no library.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -9,7 +9,7 @@ namespace resnet_fused::cpu {
 
 constexpr int kLanes = 16;  // fp32 accumulators in one register
 
-// Throws: a thread's scratch memory of so many bytes could not be had. Compiled for every processor, unlike its
+// Throws: a thread's scratch buffer of this many bytes could not be allocated. Compiled without AVX-512, unlike its
 // callers.
 [[noreturn]] void no_memory(size_t bytes);
 
@@ -18,22 +18,22 @@ struct DirectConv {
   int64_t xn, xc, xh, xw;      // strides of x: image, channel, row, column
   const void* packed;          // direct_pack's layout
   const float *scale, *shift;  // [K rounded up to kLanes]
-  const void* residual;        // (N, OH, OW, K) dense, or null; may be out itself
+  const void* residual;        // (N, OH, OW, K) dense, or null; may alias out
   void* out;                   // (N, OH, OW, K) dense; (N, PH, PW, K) with a pool
   int n, c, h, w, k, r, s, oh, ow;
   int stride_h, stride_w, pad_h, pad_w, dil_h, dil_w;
   bool relu;
-  // max_pool2d of the result, never leaving the cache between; pool_r == 0: none
+  // fused max_pool2d of the result, through cache; pool_r == 0: none
   int pool_r, pool_s, pool_stride_h, pool_stride_w, pool_pad_h, pool_pad_w, ph, pw;
 };
 
-// How one convolution is cut into tasks; threads take ranges of tasks.
+// How a convolution is split into tasks; each thread takes a range of tasks.
 struct DirectTiling {
   int vectors;    // registers across channels in the main block: 2 (14 pixels) or 4 (7 pixels)
   int64_t units;  // output rows of an image, pooled rows with a pool, or 14-pixel pieces of a flattened 1x1
-  int blocks;     // tasks that share the units of an image
-  int k_groups;   // tasks that share the channels
-  bool flat;      // 1x1, stride 1, NHWC: all pixels of all images are one row
+  int blocks;     // tasks that an image's units are split into
+  int k_groups;   // tasks that the output channels are split into
+  bool flat;      // 1x1, stride 1, NHWC: all pixels of all images form one row
   int64_t tasks;
 };
 

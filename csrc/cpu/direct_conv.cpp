@@ -16,7 +16,7 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
   const bool bf16 = conv.x.scalar_type() == ScalarType::BFloat16;
   auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
   if (!bn.bias_folds) return false;
-  // whole registers are read
+  // the kernel reads whole registers
   bn.scale.resize((conv.k + kLanes - 1) / kLanes * kLanes);
   bn.shift.resize(bn.scale.size());
 

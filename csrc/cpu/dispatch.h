@@ -16,7 +16,7 @@ auto dispatch(ScalarType dtype, F&& f) {
       return f(_Float16{});
     case ScalarType::BFloat16:
       return f(BFloat16{});
-    default:  // make_conv and bn_add_act let no fifth type through
+    default:  // make_conv and bn_add_act reject every other type
       return f(float{});
   }
 }

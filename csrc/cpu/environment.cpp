@@ -32,7 +32,7 @@ std::optional<size_t> index_from_environment(const char* variable, const std::ve
 std::optional<size_t> mebibytes_from_environment(const char* variable) {
   const char* value = value_of(variable);
   if (!value) return std::nullopt;
-  constexpr size_t kMost = size_t{1} << 30;  // a PiB: any more and the number of bytes could wrap
+  constexpr size_t kMost = size_t{1} << 30;  // 1 PiB; above that the byte count could overflow
   const std::string text = value;
   const bool digits = text.find_first_not_of("0123456789") == std::string::npos;
   if (!digits || text.size() > 10 || std::stoull(text) > kMost)

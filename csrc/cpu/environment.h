@@ -1,4 +1,4 @@
-// Environment variables. An unknown value is an error, never a default: a misspelt engine would test another one.
+// Environment variables. An unknown value is an error: with a default, a misspelt engine would silently select another.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -7,11 +7,11 @@
 
 namespace resnet_fused::cpu {
 
-// The index among `names` of what `variable` is set to; nothing where it is unset or empty. Read anew on every call.
-// Throws std::runtime_error with the value and the valid ones.
+// The index in `names` of the value of `variable`; empty if unset or empty. Read on every call. Throws
+// std::runtime_error with the value and the valid ones.
 std::optional<size_t> index_from_environment(const char* variable, const std::vector<std::string>& names);
 
-// Whole MiB in bytes, likewise.
+// A size in whole MiB, returned in bytes; otherwise the same.
 std::optional<size_t> mebibytes_from_environment(const char* variable);
 
 }  // namespace resnet_fused::cpu

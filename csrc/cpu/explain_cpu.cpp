@@ -1,4 +1,4 @@
-// explain_cpu: the plan for this processor in words.
+// explain_cpu: the plan for this processor as text.
 #include <algorithm>
 
 #include "common/geometry.h"

@@ -9,7 +9,7 @@ namespace resnet_fused::cpu {
 
 namespace {
 
-// An exponent of all ones is an infinity or a NaN. Counted without a branch, so that it vectorises.
+// An exponent of all ones is an infinity or a NaN. Counts without a branch, so the loop vectorises.
 FOR_EVERY_ISA int64_t count_not_finite(const uint32_t* x, int64_t n) {
   int64_t found = 0;
   for (int64_t i = 0; i < n; ++i) found += (x[i] & 0x7f800000) == 0x7f800000;

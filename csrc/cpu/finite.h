@@ -1,4 +1,4 @@
-// Whether a tensor holds an infinity or a NaN: one read of it.
+// Tests whether a tensor is free of infinities and NaNs, in one read.
 #pragma once
 #include "common/torch_abi.h"
 

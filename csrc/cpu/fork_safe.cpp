@@ -32,7 +32,7 @@ void after_fork() {
 
 ForkSafeMutex::ForkSafeMutex() {
   static const int registered = pthread_atfork(before_fork, after_fork, after_fork);
-  (void)registered;  // out of memory: as a plain mutex
+  (void)registered;  // on failure (out of memory) it acts as a plain mutex
   std::lock_guard<std::mutex> lock(registry().mutex);
   registry().all.push_back(this);
 }

@@ -4,9 +4,9 @@
 
 namespace resnet_fused::cpu {
 
-// fork() copies one thread and every mutex in its current state, so a mutex held by another thread would stay locked in
-// the child. The forking thread therefore locks all of these first and releases them on both sides. Instances are never
-// destroyed, and no two are locked at once.
+// fork() copies only the calling thread and every mutex in its current state, so a mutex held by another thread would
+// stay locked in the child. A handler therefore locks all of these before a fork and releases them on both sides.
+// Instances are never destroyed, and no thread holds two at once.
 class ForkSafeMutex {
  public:
   ForkSafeMutex();

@@ -1,4 +1,4 @@
-// One function body, compiled for three instruction sets; the loader picks the one that the machine has.
+// Compiles one function body for three instruction sets; the loader picks the best one for the machine.
 #pragma once
 
 #if defined(__x86_64__)

@@ -15,7 +15,7 @@
 #include <sys/mman.h>
 #endif
 
-// In torch from 2.11 on; null in 2.10, where every result is torch's own allocation.
+// Available from torch 2.11; null in 2.10, where torch allocates every result.
 extern "C" __attribute__((weak)) AOTITorchError
 torch_from_blob(void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset,
                 int32_t dtype, int32_t device_type, int32_t device_index, AtenTensorHandle* out, int32_t layout,
@@ -27,7 +27,7 @@ namespace {
 
 constexpr size_t kHugePage = 2 << 20;
 
-// Failure only costs speed.
+// A failure costs only speed.
 void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__)
   const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
@@ -42,10 +42,10 @@ struct Block {
   size_t capacity;
 };
 
-// Free blocks, the one freed last at the end.
+// Free blocks, the most recently freed last.
 class Pool {
  public:
-  // The smallest block that fits and is not more than twice as large; else a new one.
+  // Returns the smallest block that fits and is at most twice as large, else a new one.
   Block take(size_t bytes) {
     {
       std::lock_guard<ForkSafeMutex> lock(mutex_);
@@ -91,7 +91,7 @@ class Pool {
   }
 
  private:
-  // On first use, not at load, where an exception could not be caught.
+  // Read on first use: an exception at load time could not be caught.
   void configure() {
     const auto asked = mebibytes_from_environment("RESNET_FUSED_CPU_POOL_MB");
     std::lock_guard<ForkSafeMutex> lock(mutex_);
@@ -122,14 +122,14 @@ class Pool {
 
   ForkSafeMutex mutex_;
   std::vector<Block> free_;
-  size_t kept_ = 0, used_ = 0, most_ = 0;  // bytes: free, in use, and the most that were in use
+  size_t kept_ = 0, used_ = 0, most_ = 0;  // bytes: free, in use, peak in use
   std::atomic<bool> configured_{false};
   bool fixed_ = false;        // RESNET_FUSED_CPU_POOL_MB is set
   size_t limit_ = 384 << 20;  // bytes
 };
 
-// Never destroyed: tensors may outlive static destructors. Made at load, not at the first call, which a fork could
-// interrupt.
+// Never destroyed: tensors may outlive static destructors. Constructed at load: a fork could interrupt construction on
+// the first call.
 Pool& pool = *new Pool;
 
 void give_back(void* data, void* capacity) { pool.give_back({data, reinterpret_cast<size_t>(capacity)}); }
@@ -144,7 +144,7 @@ void no_memory(size_t bytes) {
 Tensor output_buffer(IntView sizes, const Tensor& like, bool internal, bool channels_last) {
   const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
   const size_t bytes = sizes[0] * c * h * w * like.element_size();
-  if (!pool.takes(bytes) || !internal || !torch_from_blob) {  // an invalid limit is an error in any case
+  if (!pool.takes(bytes) || !internal || !torch_from_blob) {  // report an invalid limit in every case
     Tensor out = aten_empty(sizes, like, channels_last);
     if (bytes >= 2 * kHugePage) prefer_huge_pages(out.mutable_data_ptr(), bytes);
     return out;
@@ -181,7 +181,7 @@ Loan::~Loan() {
 void release_memory() {
   pool.release();
 #if defined(__GLIBC__)
-  malloc_trim(0);  // a block that came from the heap, and not from the system, stays there when it is freed
+  malloc_trim(0);  // a freed block that came from the heap, not from the system, stays there until trimmed
 #endif
 }
 

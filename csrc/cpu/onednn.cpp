@@ -11,8 +11,8 @@
 #include "cpu/packed_cache.h"
 #include "cpu/scale_shift.h"
 
-// AOTInductor's C shims: the boxed dispatcher leaks every `str` argument on torch <= 2.13. Their header cannot be
-// included with the stable ABI, and builds without oneDNN lack the symbols, so they are declared weak here.
+// AOTInductor's C shims, because the boxed dispatcher leaks every `str` argument on torch <= 2.13. Declared here as
+// weak symbols: their header conflicts with the stable ABI, and builds without oneDNN lack them.
 extern "C" {
 __attribute__((weak)) AOTITorchError aoti_torch_cpu_mkldnn__convolution_pointwise(
     AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle* bias, const int64_t* padding, int64_t padding_len,
@@ -29,16 +29,16 @@ namespace resnet_fused::cpu {
 
 namespace {
 
-// A weight in oneDNN's order; multiplied by BatchNorm's scale where that is folded in.
+// A weight in oneDNN's layout, multiplied by BatchNorm's scale if that is folded in.
 struct Reordered final : Packed {
-  ScaleShift<float> bn;  // what was folded in: a copy is current while BatchNorm still gives these
+  ScaleShift<float> bn;  // folded into the copy, which is current only while BatchNorm gives the same values
   Tensor weight;
   OptTensor bias;
   bool finite = true;
 };
 
-// Folding saves a pass over the outputs, and costs the first call a second copy of the weight: not worth it where the
-// weight is the larger of the two, as in the deep layers of a small batch. In bfloat16 it also saves a rounding.
+// Folding saves a pass over the outputs and costs a second copy of the weight on the first call. Not worth it if the
+// weight is larger than the output, as in the deep layers of a small batch. In bfloat16 it also saves a rounding.
 bool is_worth_folding(const Conv& conv) {
   return conv.x.scalar_type() != ScalarType::Float || conv.n * conv.k * conv.oh * conv.ow >= conv.weight.numel();
 }
@@ -51,11 +51,11 @@ void scale_row(T* to, const T* from, int64_t stride, int64_t count, float scale)
     for (int64_t i = 0; i < count; ++i) store(to + i, load(from[i * stride]) * scale);
 }
 
-// From channels_last, which is faster by more than a copy: torch itself makes one more of any other order.
+// Reorders from channels_last: torch first copies any other layout, which costs more than our copy.
 Tensor reorder_weight(const Tensor& weight, const Conv& conv) {
   // _reorder_convolution_weight(Tensor self, SymInt[2] padding, stride, dilation, SymInt groups, SymInt[]? input_size)
-  // oneDNN's order depends on the input's size. Without it a guess is made, and where the guess is wrong every call
-  // reorders again by oneDNN's slowest way: 77 ms of a convolution of 2 (512 channels, 7x7, AVX2).
+  // oneDNN's layout depends on the input size. Without it torch guesses, and after a wrong guess every call reorders
+  // again by oneDNN's slowest path: 77 ms for a convolution of 2 (512 channels, 7x7, AVX2).
   const Sizes input{conv.n, conv.c, conv.h, conv.w};
   std::array<StableIValue, 6> stack{from(weight),        from(conv.padding), from(conv.stride),
                                     from(conv.dilation), from(conv.groups),  from(std::optional<IntView>(input))};
@@ -63,8 +63,8 @@ Tensor reorder_weight(const Tensor& weight, const Conv& conv) {
   return to<Tensor>(stack[0]);
 }
 
-// weight[k] * scale[k] in fp32 until the one rounding, in channels_last. Read with the weight's own strides, so that
-// this is the only copy: two would be the first call's peak memory.
+// weight[k] * scale[k], computed in fp32 and rounded once, in channels_last. Reads the weight with its own strides, so
+// this is the only copy: two would set the peak memory of the first call.
 Tensor scaled_weight(const Conv& conv, const std::vector<float>& scale) {
   const Tensor& w = conv.weight;
   const int64_t c = w.size(1), r = w.size(2), s = w.size(3);
@@ -108,13 +108,13 @@ std::shared_ptr<const Reordered> fold(const Conv& conv, ScaleShift<float> bn) {
 std::shared_ptr<const Reordered> reorder(const Conv& conv) {
   auto reordered = std::make_shared<Reordered>();
   const Tensor weight = aten_contiguous(conv.weight, /*channels_last=*/true);
-  reordered->finite = all_finite(weight);  // eager may multiply the padding's zeros by an infinity; oneDNN never does
+  reordered->finite = all_finite(weight);  // eager may multiply padding zeros by an infinity; oneDNN never does
   reordered->bytes = bytes_of(weight);
   reordered->weight = reorder_weight(weight, conv);
   return reordered;
 }
 
-// oneDNN's kernel, whose post-ops may be nothing. The output's format is torch's choice.
+// Runs oneDNN's kernel, with or without post-ops. torch chooses the output format.
 Tensor convolve(const Conv& conv, const Tensor& x, const Reordered& packed, const OptTensor& residual, bool relu) {
   AtenTensorHandle bias = packed.bias ? packed.bias->get() : nullptr, out = nullptr;
   AtenTensorHandle* const maybe_bias = packed.bias ? &bias : nullptr;
@@ -142,7 +142,7 @@ bool onednn_available() {
 OptTensor onednn_conv(const Conv& conv, const OptTensor& residual, bool relu, bool keep_packed) {
   auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
   if (!bn.bias_folds) return std::nullopt;
-  // A product with a scale beyond this could overflow on the way to a sum that, scaled afterwards, would not.
+  // With a larger scale, folded products could overflow where a sum scaled afterwards would not.
   constexpr float kMostScale = 0x1p64f;
   for (int64_t k = 0; k < conv.k; ++k)
     if (!(std::abs(bn.scale[k]) <= kMostScale) || !std::isfinite(bn.shift[k])) return std::nullopt;
@@ -161,13 +161,14 @@ OptTensor onednn_conv(const Conv& conv, const OptTensor& residual, bool relu, bo
   const Tensor x = aten_contiguous(conv.x, conv.channels_last);
   OptTensor r;
   if (residual) r = aten_contiguous(*residual, conv.channels_last);
-  // oneDNN's ReLU makes a NaN 0; torch's fallback for groups knows no bf16; and torch 2.11 has an error for a residual
-  // that is contiguous and channels_last at once ("could not create a memory"): there one pass of ours follows too.
+  // One pass of ours follows in three cases: oneDNN's ReLU turns NaN into 0; torch's fallback for groups does not
+  // support bf16; torch 2.11 fails ("could not create a memory") on a residual that is both contiguous and
+  // channels_last.
   const bool both_formats = conv.k == 1 || conv.oh * conv.ow == 1;
   const bool after =
       !folds || (relu && !(all_finite(x) && (!r || all_finite(*r)))) || (r && (conv.groups > 1 || both_formats));
   const Tensor out = convolve(conv, x, *packed, after ? std::nullopt : r, relu && !after);
-  // torch picks the layout by its own rule, which ours follows; the exceptions cost a copy
+  // torch applies its own layout rule, which ours follows; exceptions cost a copy
   const Tensor y = aten_contiguous(out, conv.channels_last);
   if (after)
     bn_add_act_into(y, y, folds ? std::nullopt : conv.bias, folds ? BatchNorm{} : conv.bn, r, relu, conv.channels_last);

@@ -1,5 +1,5 @@
-// oneDNN's convolution, through torch's own copy of it. BatchNorm is folded into the reordered weight, residual and
-// ReLU are post-ops; where the weight is larger than the output, in float32, one pass of ours does all three.
+// oneDNN's convolution, as bundled with torch. BatchNorm is folded into the reordered weight; residual and ReLU are
+// post-ops. If, in float32, the weight is larger than the output, one pass of ours does all three instead.
 #pragma once
 #include "common/problem.h"
 
@@ -7,8 +7,8 @@ namespace resnet_fused::cpu {
 
 bool onednn_available();
 
-// act(bn(conv(x)) + residual) as a new tensor in conv's memory format. Nothing where the weight, BatchNorm's scale or
-// shift, or what is folded of them is not finite: oneDNN's infinities and NaNs would not be where eager's are.
+// act(bn(conv(x)) + residual) as a new tensor in conv's memory format. Empty if the weight, BatchNorm's scale or shift,
+// or their folded product is not finite: oneDNN would place infinities and NaNs differently from eager.
 OptTensor onednn_conv(const Conv& conv, const OptTensor& residual, bool relu, bool keep_packed);
 
 }  // namespace resnet_fused::cpu

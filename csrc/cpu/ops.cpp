@@ -1,4 +1,4 @@
-// The CPU kernels of every op: check, pick an engine, run it.
+// CPU kernels of the convolution ops, bn_add_act and the memory ops: check, pick an engine, run it.
 #include <functional>
 
 #include "common/problem.h"
@@ -13,15 +13,15 @@ namespace resnet_fused::cpu {
 
 namespace {
 
-// What a convolution adds, made when it is wanted, and again if a first engine gives up. `out` is where the sum will
-// go, channels_last, or null: what is added may be put there, where the convolution reads it before it writes.
+// Computes the residual of a convolution lazily, and again if the first engine gives up. `out` is the channels_last
+// output, or null; the residual may be written there, because the convolution reads each value before it overwrites it.
 using Residual = std::function<OptTensor(const Tensor* out)>;
 
 OptTensor no_residual(const Tensor*) { return std::nullopt; }
 
-// The engine that takes everything: torch's convolution, then one pass for the rest.
+// The engine that supports everything: torch's convolution, then one pass for the rest.
 Tensor composed(const Conv& conv, const OptTensor& residual, bool relu) {
-  OptTensor first, later;  // where the bias is added
+  OptTensor first, later;  // bias added before or after the convolution returns
   if (conv.bias && !bias_folds(conv))
     first = aten_to(*conv.bias, conv.x.scalar_type());
   else

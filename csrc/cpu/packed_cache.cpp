@@ -17,14 +17,14 @@ namespace resnet_fused::cpu {
 
 namespace {
 
-constexpr int64_t kUntracked = -1;  // the version of an inference tensor, which has none
+constexpr int64_t kUntracked = -1;  // stands for the version of an inference tensor, which has none
 constexpr int64_t kDefaultLimit = int64_t{4} << 30;
-// oneDNN's order depends on the size of the image and the batch: a weight that meets many keeps the last few.
+// oneDNN's layout depends on image and batch size, so a weight keeps copies for the last few.
 constexpr size_t kMostCopiesOfAWeight = 4;
 
 int64_t version_of(const Tensor& t) { return aten_is_inference(t) ? kUntracked : aten_version(t); }
 
-// Everything but its bytes that says which weight a copy is of.
+// Identifies a weight and layout by everything except the weight's bytes.
 struct Key {
   const void* address;
   PackedLayout layout;
@@ -47,17 +47,17 @@ struct Entry {
   Digest digest;
   std::shared_ptr<const Packed> packed;
 };
-// A frozen weight: its state when its owner promised not to change it.
+// A frozen weight's state when freeze was called.
 struct Frozen {
   int64_t version;
   Digest sample, digest;
 };
 
-using Entries = std::list<Entry>;  // the one used last at the front
+using Entries = std::list<Entry>;  // most recently used first
 
 class Cache {
  public:
-  // The copy and the digest that it was made of, or nothing.
+  // The cached copy and the digest of the weight that it was made from, or empty.
   std::optional<std::pair<std::shared_ptr<const Packed>, Digest>> find(const Key& key) {
     std::lock_guard<ForkSafeMutex> lock(mutex_);
     const auto it = place_of(key);
@@ -66,10 +66,10 @@ class Cache {
     return std::pair(it->second->packed, it->second->digest);
   }
 
-  // Not of a weight that was frozen or thawed since its bytes were looked at.
+  // Does nothing if the weight was frozen or thawed since it was digested.
   void insert(const Key& key, const Digest& digest, std::shared_ptr<const Packed> packed, bool frozen) {
     const int64_t limit = mebibytes_from_environment("RESNET_FUSED_CPU_PACKED_MB").value_or(kDefaultLimit);
-    Entries gone;  // destroyed after the lock is released, as everywhere here
+    Entries gone;  // destroyed after the lock is released, here and below
     std::lock_guard<ForkSafeMutex> lock(mutex_);
     if (const auto it = place_of(key); it != by_address_.end()) remove(it, gone);
     if (packed->bytes > limit || frozen_.count(key.address) != frozen) return;
@@ -93,7 +93,7 @@ class Cache {
     for (auto it = by_address_.find(address); it != by_address_.end(); it = by_address_.find(address)) remove(it, gone);
   }
 
-  // True for the first to ask since the last unwatch().
+  // True for the first call with this address since its last unwatch().
   bool is_new_watch(const void* address) {
     std::lock_guard<ForkSafeMutex> lock(mutex_);
     return watched_.insert(address).second;
@@ -152,17 +152,17 @@ class Cache {
   ForkSafeMutex mutex_;
   Entries entries_;
   ByAddress by_address_;                            // a weight has at most kMostCopiesOfAWeight
-  std::unordered_map<const void*, Frozen> frozen_;  // by address, too
-  std::unordered_set<const void*> watched_;         // whose storage's end will be reported
+  std::unordered_map<const void*, Frozen> frozen_;  // also by address
+  std::unordered_set<const void*> watched_;         // storages whose end will be reported
   int64_t bytes_ = 0;
 };
 
-// Never destroyed: at exit, threads and torch's own statics may outlive ours. Made at load, not at the first call,
-// which a fork could interrupt.
+// Never destroyed: at exit, threads and torch's own statics may outlive ours. Constructed at load: a fork could
+// interrupt construction on the first call.
 Cache& cache = *new Cache;
 
-// Asks Python to report the end of the weight's storage, through the dispatcher: the stable ABI has no weak reference.
-// Without Python there is no such report; then only the limit bounds the cache.
+// Registers a Python weak reference to the weight's storage through the dispatcher: the stable ABI has none. Without
+// Python nothing reports the storage's end, and only the size limit bounds the cache.
 void watch(const Tensor& weight) {
   const void* address = weight.const_data_ptr();
   if (!cache.is_new_watch(address)) return;
@@ -171,19 +171,19 @@ void watch(const Tensor& weight) {
     cache.unwatch(address);
 }
 
-// For a few elements of a large storage, digesting everything between them does not pay.
+// Not worth it for a few elements of a large storage: the digest covers all bytes between them.
 bool worth_keeping(const Tensor& weight) {
   return weight.numel() > 0 && span_bytes(weight) <= 2 * weight.numel() * static_cast<int64_t>(weight.element_size());
 }
 
-// Whether the weight is to be taken for what it was when it was frozen. Throws where it is seen to be another one.
+// Whether the weight is frozen and unchanged since. Throws if its version and its contents have changed.
 bool is_frozen(const Tensor& weight) {
   const void* address = weight.const_data_ptr();
   const std::optional<Frozen> frozen = cache.frozen(address);
   if (!frozen) return false;
   const int64_t version = version_of(weight);
   if (version != frozen->version) {
-    // Of a view that counts for itself, such as weight.data, a version says nothing.
+    // The version of a view with its own counter, such as weight.data, proves nothing, so compare the contents.
     RF_CHECK(digest_of(weight) == frozen->digest, "a frozen weight of shape ", to_string(weight.sizes()),
              " has changed: its version is ", version, " and was ", frozen->version,
              " when resnet_fused.freeze was called; call resnet_fused.unfreeze(model), or ",
@@ -191,7 +191,7 @@ bool is_frozen(const Tensor& weight) {
     return false;
   }
   if (sample_of(weight) == frozen->sample) return true;
-  // Another weight, at the address of one whose memory was freed while its storage lives on.
+  // Another weight at the same address: the frozen one's memory was freed while its storage lives on.
   cache.thaw(address);
   return false;
 }
@@ -223,9 +223,9 @@ std::shared_ptr<const Packed> packed_weight(const Tensor& weight, const PackedLa
   const Digest digest = digest_of(weight);
   if (kept && kept->second == digest && (!current || current(*kept->first))) return kept->first;
   auto packed = make();
-  // Edited meanwhile, by another thread or process: right for this call as anything else is, but of unknown bytes.
+  // Edited during packing by another thread or process: usable for this call, but its digest is unknown, so not cached.
   if (digest_of(weight) != digest) return packed;
-  // Two threads may both have packed; the later one's copy stays.
+  // If two threads pack the same weight, the later copy stays.
   watch(weight);
   cache.insert(key, digest, packed, frozen);
   return packed;
@@ -245,7 +245,7 @@ void freeze_packed(const Tensor& weight) {
            " is not on the CPU, where weights are packed; leave it out");
   check_allocated("freeze_packed", "", "a weight", weight);
   watch(weight);
-  cache.forget(weight.const_data_ptr());  // its copy was not compared since the last edit
+  cache.forget(weight.const_data_ptr());  // the cached copy was not compared since the last edit
   cache.freeze(weight.const_data_ptr(), {version_of(weight), sample_of(weight), digest_of(weight)});
 }
 

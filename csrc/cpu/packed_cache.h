@@ -1,14 +1,13 @@
-// Weights in a kernel's own order, kept between calls.
+// Cache of weights packed in a kernel's own layout.
 //
-// A packed copy is used only while the digest of the weight's bytes, taken on every call, is unchanged. So edits by any
-// means
-// (`.data`, numpy, another process, a fused optimiser) and reused addresses are safe. The cache holds no tensor: a
-// weight can be freed, resized or swapped as if there were no copy, and its copies go when its storage does
-// (resnet_fused/ops.py watches). What is left is bounded: of one weight the last four copies are kept, and beyond
-// RESNET_FUSED_CPU_PACKED_MB those used least recently go first.
+// A packed copy is used only while the digest of the weight's bytes, computed on every call, is unchanged. So edits by
+// any means (`.data`, numpy, another process, a fused optimiser) and reused addresses are safe. The cache holds no
+// tensor: a weight can be freed, resized or swapped as if it had no copy, and its copies are dropped with its storage
+// (watched by resnet_fused/ops.py). The cache keeps at most four copies per weight, and beyond
+// RESNET_FUSED_CPU_PACKED_MB evicts the least recently used.
 //
-// A frozen weight's digest is not taken: its owner has promised not to change it. Its version is compared, and a sample
-// of its bytes, by which another weight at its address is told from it.
+// A frozen weight is not digested: its owner has promised not to change it. Its version and a sample of its bytes are
+// compared; the sample detects another weight at the same address.
 #pragma once
 #include <array>
 #include <functional>
@@ -19,7 +18,7 @@
 
 namespace resnet_fused::cpu {
 
-// What the copy was made for: one of these, and the numbers that its order depends on.
+// The layout of a copy: one of these, plus the numbers that it depends on.
 enum PackedKind : int64_t { kPackedDirect = 1, kPackedOneDnn, kPackedWinograd };
 using PackedLayout = std::array<int64_t, 12>;
 
@@ -28,7 +27,7 @@ struct Packed {
   int64_t bytes = 0;
 };
 
-// 64-byte aligned memory, of what is lent to calls where the copy is not kept.
+// 64-byte aligned memory; a Loan if the copy is not kept.
 struct PackedBuffer final : Packed {
   PackedBuffer(int64_t size, bool keep);
   ~PackedBuffer() override;
@@ -36,20 +35,21 @@ struct PackedBuffer final : Packed {
   PackedBuffer& operator=(const PackedBuffer&) = delete;
   void* data = nullptr;
   std::unique_ptr<Loan> loan;
-  // Engines that pad with zeros multiply them: only right while every weight is finite.
+  // Engines that multiply zero padding are exact only if every weight is finite.
   bool finite = true;
 };
 
-// The copy for this weight and layout: the kept one if it is current, else make()'s, kept if `keep`. Any thread.
-// current(packed) may refuse a copy for reasons of its own. Throws where a frozen weight's version has moved.
+// The packed copy of this weight in this layout: the cached one if current, else the result of make(), cached if
+// `keep`. Thread-safe. current(packed) may reject a cached copy for other reasons. Throws if a frozen weight's version
+// has changed.
 std::shared_ptr<const Packed> packed_weight(const Tensor& weight, const PackedLayout& layout, bool keep,
                                             const std::function<std::shared_ptr<const Packed>()>& make,
                                             const std::function<bool(const Packed&)>& current = nullptr);
 
-// No lock is held while copies are destroyed or torch is called: a destructor may come back here.
+// No lock is held while copies are destroyed or torch is called: a destructor may re-enter the cache.
 void forget_packed(const Tensor& weight);
 void forget_all_packed();
-void storage_ended(int64_t address);  // what watch_packed is to report
+void storage_ended(int64_t address);  // called when a storage watched through watch_packed ends
 void freeze_packed(const Tensor& weight);
 int64_t packed_bytes();
 

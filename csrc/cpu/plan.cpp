@@ -29,7 +29,7 @@ std::string without(const CpuFeatures& cpu, const char* what) {
 int64_t padded_h(const ConvShape& q) { return q.h + 2 * q.pad_h; }
 int64_t padded_w(const ConvShape& q) { return q.w + 2 * q.pad_w; }
 
-// What engines count with 32 bits: places in a padded image, and channels rounded up.
+// Limits of 32-bit indices in the engines: coordinates in a padded image, and rounded-up channel counts.
 std::string past_32_bits(const ConvShape& q) {
   constexpr int64_t kMostPlaces = std::numeric_limits<int32_t>::max(), kMostChannels = 1 << 24;
   if (std::max(padded_h(q), padded_w(q)) > kMostPlaces)
@@ -39,23 +39,23 @@ std::string past_32_bits(const ConvShape& q) {
   return "";
 }
 
-// Bytes, or somewhat more, of the padded copy of its input that a task of the direct convolution makes at most
-// (direct_kernel.h): sizes that 64 bits do not count among them.
+// Upper bound in bytes on the padded input slab of a direct convolution task (direct_kernel.h). double, because the
+// size may exceed 64 bits.
 double slab_bytes(const ConvShape& q) {
-  constexpr int64_t kTaskBytes = 256 << 10, kMostMoreChannels = 32;  // kSlabBytes; against aliasing
+  constexpr int64_t kTaskBytes = 256 << 10, kMostMoreChannels = 32;  // kSlabBytes; padding against aliasing
   const int64_t size = q.element == Element::kFloat32 ? 4 : 2;
   const int64_t row = std::max<int64_t>(1, q.w * q.c * size);
   const int64_t units = std::max<int64_t>(1, kTaskBytes / row / q.stride_h / q.pool_stride_h);
   const double rows = static_cast<double>(units - 1) * static_cast<double>(q.pool_stride_h) +
-                      static_cast<double>(std::max<int64_t>(1, q.pool_r));  // of the convolution's output
+                      static_cast<double>(std::max<int64_t>(1, q.pool_r));  // convolution output rows
   const double inputs = (rows - 1) * static_cast<double>(q.stride_h) + static_cast<double>(q.dil_h * (q.r - 1) + 1);
-  const double width = static_cast<double>(std::max(padded_w(q), q.ow * q.s));  // or a patch for each output
+  const double width = static_cast<double>(std::max(padded_w(q), q.ow * q.s));  // or one patch per output
   return std::min(inputs, static_cast<double>(padded_h(q))) * width * static_cast<double>(q.c + kMostMoreChannels) *
          static_cast<double>(size);
 }
 
 std::string too_much_scratch(const ConvShape& q) {
-  constexpr double kMost = 64 << 20;  // bytes that each thread keeps
+  constexpr double kMost = 64 << 20;  // bytes kept per thread
   const auto says = [](const char* what, double bytes) {
     return std::string(what) + (bytes < 1e15 ? std::to_string(static_cast<int64_t>(bytes)) + " bytes" : "petabytes") +
            ", more than 67108864";
@@ -81,14 +81,14 @@ std::string no_direct(const ConvShape& q, const CpuFeatures& cpu) {
 
 std::string no_tiles_of_2(const ConvShape& q) {
   const int64_t tiles = q.n * ((q.oh + 1) / 2) * ((q.ow + 1) / 2);
-  // fewer tiles than this do not pay for reading transformed weights, 16/9 the size
+  // with fewer tiles, reading the transformed weights (16/9 of the size) costs more than it saves
   constexpr int64_t kLeastTiles = 28;
   if (tiles >= kLeastTiles) return "";
   return "only " + std::to_string(tiles) + " tiles of 2x2 outputs, fewer than " + std::to_string(kLeastTiles);
 }
 
-// A pixel takes 0.7 of the direct form's time, those that fill up tiles included; and weights of 8 times the size, in
-// float32, come from memory in the time of 300.
+// Cost per pixel, partial tiles counted as full: 0.7 of the direct form's. Loading the fp32 transformed weights, 8
+// times the size, costs as much as 300 pixels.
 std::string no_tiles_of_4(const ConvShape& q) {
   const int64_t pixels = q.n * q.oh * q.ow, filled = q.n * ((q.oh + 3) / 4 * 4) * ((q.ow + 3) / 4 * 4);
   if (10 * pixels - 7 * filled >= 10 * 300) return "";
@@ -113,7 +113,7 @@ std::string no_onednn(const ConvShape& q, const CpuFeatures& cpu) {
   if (q.element == Element::kBFloat16 && !cpu.onednn_bf16)
     return without(cpu, "AVX-512 and no AVX-NE-CONVERT, without which torch runs no oneDNN in bfloat16");
   if (q.n * q.oh * q.ow == 0) return "the output is empty";
-  // outputs whose whole window is padding crash oneDNN 3.12
+  // oneDNN 3.12 crashes on outputs whose whole window is padding
   if (q.pad_h > q.dil_h * (q.r - 1) || q.pad_w > q.dil_w * (q.s - 1))
     return "a padding of " + times(q.pad_h, q.pad_w) + " is wider than the kernel reaches";
   if ((q.pad_h && q.dil_h > q.h) || (q.pad_w && q.dil_w > q.w))
@@ -128,7 +128,7 @@ constexpr Candidate kCandidates[] = {
     {Engine::kComposed, "composed", [](const ConvShape&, const CpuFeatures&) { return std::string(); }},
 };
 
-// RESNET_FUSED_CPU_ENGINE=NAME leaves out what is preferred to NAME: for tests and for comparing engines.
+// RESNET_FUSED_CPU_ENGINE=NAME skips the engines preferred to NAME: for tests and comparisons.
 size_t first_candidate() {
   std::vector<std::string> names;
   for (const Candidate& c : kCandidates) names.push_back(c.name);
@@ -157,7 +157,7 @@ const char* sentence_of(Engine engine) {
 }
 
 #if defined(__x86_64__)
-bool has_avx_ne_convert() {  // gcc knows its name from 13 on
+bool has_avx_ne_convert() {  // __builtin_cpu_supports has it only from gcc 13
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __builtin_cpu_supports("avx2") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (d >> 5 & 1);
 }
@@ -186,7 +186,7 @@ CpuFeatures features_of_this_processor() {
 CpuFeatures cpu_features() {
   static const CpuFeatures of_processor = features_of_this_processor();
   CpuFeatures f = of_processor;
-  enum { kAvx2, kAvx512, kAvx512Bf16, kAmx };  // each has what the one before has
+  enum { kAvx2, kAvx512, kAvx512Bf16, kAmx };  // each includes the one before
   const size_t most =
       index_from_environment("RESNET_FUSED_CPU_ISA", {"avx2", "avx512", "avx512_bf16", "amx"}).value_or(kAmx);
   f.avx512 = f.avx512 && most >= kAvx512;

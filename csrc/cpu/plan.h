@@ -1,5 +1,6 @@
-// Which engine computes a convolution on this processor, and why not the others. Pure: shapes and processor
-// features in, a plan out; no torch and no memory is touched, so it prints and tests without running anything.
+// Selects the engine for a convolution on this processor and gives the reasons against the others. Pure: shapes and
+// processor features in, a plan out. Needs neither torch nor memory, so it can be printed and tested without running
+// anything.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -15,15 +16,15 @@ struct CpuFeatures {
   bool avx512_bf16 = false;  // VDPBF16PS
   bool amx_bf16 = false;     // tile registers: oneDNN's bf16 beats ours there
   bool onednn = false;       // torch was built with it
-  bool onednn_bf16 = false;  // and runs it in bfloat16 on this processor
-  bool capped = false;       // RESNET_FUSED_CPU_ISA took some of these away
+  bool onednn_bf16 = false;  // and runs bfloat16 with it on this processor
+  bool capped = false;       // RESNET_FUSED_CPU_ISA disabled some of these
 };
 
 struct ConvShape {
   int64_t n, c, h, w, k, r, s, oh, ow;
   int64_t stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, groups;
   Element element;
-  int64_t pool_r = 0, pool_s = 0, pool_stride_h = 1;  // of a max-pool that follows in the same kernel; 0: none
+  int64_t pool_r = 0, pool_s = 0, pool_stride_h = 1;  // max-pool fused into the same kernel; 0: none
 };
 
 struct Plan {
@@ -31,9 +32,9 @@ struct Plan {
   std::vector<std::string> rejected;  // "winograd: the kernel is 1x1, not 3x3", in order of preference
 };
 
-// Of this processor, those that RESNET_FUSED_CPU_ISA leaves.
+// Features of this processor, capped by RESNET_FUSED_CPU_ISA.
 CpuFeatures cpu_features();
-// Whether RESNET_FUSED_CPU_ENGINE leaves our own kernels in.
+// Whether RESNET_FUSED_CPU_ENGINE allows our own kernels.
 bool own_kernels_allowed();
 Plan make_plan(const ConvShape& shape, const CpuFeatures& cpu);
 std::string to_string(const Plan& plan);

@@ -1,4 +1,4 @@
-// The loops of pool_kernels.h as plain C++, which the compiler vectorises over channels for each instruction set.
+// Portable loops for pool_kernels.h, vectorised over channels by the compiler for each instruction set.
 #include "cpu/pool_kernels.h"
 
 #include <algorithm>
@@ -14,13 +14,13 @@ namespace {
 
 #define INLINE inline __attribute__((always_inline))
 
-constexpr int64_t kSpan = 64;  // channels at a time: what the loops carry from window element to element stays near
+constexpr int64_t kSpan = 64;  // channels at a time; the state carried over the window stays in cache
 
-// Indices as wide as what is compared, so that one mask serves both.
+// Indices as wide as the compared values, so one mask serves both.
 template <typename Acc>
 using Index = std::conditional_t<sizeof(Acc) == 8, int64_t, int32_t>;
 
-// Of one window and `width` channels from c on, the window's first pixel being (h, w) of the image, perhaps outside.
+// Pools one window for `width` channels from c on. (h, w) is the window's first pixel, which may lie outside the image.
 template <typename T, typename Acc>
 INLINE void pool_window(T* out, uint8_t* taken, const T* image, const Acc* scale, const Acc* shift, const PoolShape& s,
                         int64_t h, int64_t w, int64_t c, int64_t width) {
@@ -34,7 +34,7 @@ INLINE void pool_window(T* out, uint8_t* taken, const T* image, const Acc* scale
       const Index<Acc> id = static_cast<Index<Acc>>(i * s.kernel_w + j);
       for (int64_t k = 0; k < width; ++k) {
         const Acc v = load(x[k]) * scale[c + k] + shift[c + k];
-        const bool takes = v > most[k] || v != v;  // the first of equals; NaN over everything, as in torch
+        const bool takes = v > most[k] || v != v;  // the first maximum wins; NaN wins over everything, as in torch
         most[k] = takes ? v : most[k];
         tap[k] = takes ? id : tap[k];
       }
@@ -59,9 +59,9 @@ INLINE void forward_body(T* out, uint8_t* taken, const T* x, const Acc* scale, c
   }
 }
 
-// The windows that hold position `at`: outputs [first, last].
+// The windows that contain position `at`: outputs [first, last].
 INLINE void windows_of(int64_t at, int64_t kernel, int64_t stride, int64_t out, int64_t* first, int64_t* last) {
-  *first = std::max<int64_t>(0, (at - kernel + stride) / stride);  // at - kernel + 1, divided upwards; negative: 0
+  *first = std::max<int64_t>(0, (at - kernel + stride) / stride);  // ceil((at - kernel + 1) / stride), at least 0
   *last = std::min(out - 1, at / stride);
 }
 
@@ -94,7 +94,7 @@ INLINE void backward_body(T* to, const T* grad, const uint8_t* taken, const Pool
   }
 }
 
-// target_clones wants plain functions: one set a storage type.
+// target_clones does not work on templates: one set of functions per storage type.
 #define DEFINE_KERNELS(T, Acc)                                                                           \
   FOR_EVERY_ISA void forward(T* out, uint8_t* taken, const T* x, const Acc* scale, const Acc* shift,     \
                              const PoolShape& shape, int64_t begin, int64_t end) {                       \

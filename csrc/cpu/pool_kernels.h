@@ -1,4 +1,4 @@
-// The loops of max-pooling in training, NHWC. Plain pointers, as in bn_kernels.h.
+// Max-pooling loops for training, NHWC. Plain pointers, as in bn_kernels.h.
 #pragma once
 #include <cstdint>
 
@@ -9,16 +9,15 @@ struct PoolShape {
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
 };
 
-// The argmax where the ReLU is closed for the largest element of a window.
+// Stored instead of the argmax if the ReLU is closed at a window's maximum.
 constexpr uint8_t kNoneTaken = 255;
 
 template <typename T, typename Acc>
 struct PoolKernels {
-  // Rows [begin, end) of the output, those of all images in one sequence: out = max(relu(x * scale + shift)), and
-  // its argmax.
+  // Rows [begin, end) of the output, counted over all images: out = max(relu(x * scale + shift)), and its argmax.
   void (*forward)(T* out, uint8_t* taken, const T* x, const Acc* scale, const Acc* shift, const PoolShape& shape,
                   int64_t begin, int64_t end);
-  // Rows [begin, end) of the input's gradient, likewise.
+  // Rows [begin, end) of the input gradient, counted the same way.
   void (*backward)(T* to, const T* grad, const uint8_t* taken, const PoolShape& shape, int64_t begin, int64_t end);
 };
 

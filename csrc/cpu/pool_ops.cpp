@@ -1,4 +1,4 @@
-// max_pool2d(relu(bn(x))) in training, and its gradient: check, bring to NHWC, run.
+// max_pool2d(relu(bn(x))) in training, and its gradient: check, convert to NHWC, run.
 #include "common/parallel.h"
 #include "common/problem.h"
 #include "cpu/dispatch.h"
@@ -15,10 +15,10 @@ PoolShape shape_of(const Tensor& x, IntView pooled, const Ints& kernel, const In
           kernel[1], stride[0], stride[1], padding[0], padding[1]};
 }
 
-// run(begin, end) over rows of `width` pixels, in parallel.
+// Calls run(begin, end) in parallel over rows of `width` pixels.
 template <typename Run>
 void for_rows(int64_t rows, int64_t width, int64_t channels, const Run& run) {
-  constexpr int64_t kGrain = 16384;  // elements a thread takes at least
+  constexpr int64_t kGrain = 16384;  // minimum elements per thread
   const int64_t row = std::max<int64_t>(1, width * channels);
   if (rows) parallel_for(0, rows, std::max<int64_t>(1, kGrain / row), run);
 }

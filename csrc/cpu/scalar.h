@@ -29,8 +29,8 @@ inline void store(BFloat16* p, float v) {
   p->bits = static_cast<uint16_t>(v != v ? 0x7fc0 : rounded);
 }
 
-// The largest value that store() makes 0. What a ReLU lets through is above it: the backward pass, which has the value
-// in more digits than were stored, then sees every ReLU as open as the forward pass left it.
+// The largest value that store() rounds to 0. A ReLU is open above it. The backward pass recomputes the value with more
+// digits than were stored, and this threshold makes it agree with the forward pass on which ReLUs are open.
 template <typename T>
 constexpr double vanishes = 0;
 template <>

@@ -1,4 +1,4 @@
-// BatchNorm as y * scale + shift, per channel, computed from its tensors on every call: nothing to go stale.
+// BatchNorm as y * scale + shift per channel, computed from its tensors on every call, so it is never stale.
 #pragma once
 #include <vector>
 
@@ -6,18 +6,19 @@
 
 namespace resnet_fused::cpu {
 
-// A per-channel tensor of any floating dtype and stride as a vector.
+// Copies a per-channel tensor of any floating dtype and stride to a vector.
 template <typename Acc>
 std::vector<Acc> per_channel(const OptTensor& t, int64_t channels, Acc absent);
 
 template <typename Acc>
 struct ScaleShift {
   std::vector<Acc> scale, shift;  // [K]
-  // False: eager adds the bias first, and has its infinities and NaNs elsewhere. An infinite scale makes NaN of -bias.
+  // False: the bias must be added before the BatchNorm to get infinities and NaNs where eager has them. With an
+  // infinite scale, for example, a convolution output of -bias would become NaN.
   bool bias_folds = true;
 };
 
-// scale = gamma / sqrt(var + eps), shift = beta + (bias - mean) * scale; 1 and bias without BatchNorm.
+// scale = gamma / sqrt(var + eps), shift = beta + (bias - mean) * scale; without BatchNorm, 1 and bias.
 template <typename Acc>
 ScaleShift<Acc> scale_shift(const BatchNorm& bn, const OptTensor& bias, int64_t channels);
 

@@ -1,5 +1,5 @@
-// How a sum over N, H and W is cut: by its shape alone, so that any number of threads adds the same parts in the same
-// order and gets the same bits.
+// Splits a sum over N, H and W into segments. The split depends only on the shape, so any number of threads adds the
+// same parts in the same order and the result is bit-identical.
 #pragma once
 #include <algorithm>
 
@@ -9,13 +9,13 @@
 
 namespace resnet_fused::cpu {
 
-// Segments of a dense tensor: some pixels (NHWC) or images (NCHW), with all of their channels.
+// Segments of a dense tensor: groups of pixels (NHWC) or images (NCHW), with all of their channels.
 class Segments {
  public:
   Segments(const Tensor& x, bool channels_last) : channels_(x.size(1)), area_(x.size(2) * x.size(3)) {
     planes_ = !channels_last && area_ != 1;
     units_ = planes_ ? x.size(0) : x.size(0) * area_;
-    // Many enough to occupy the threads, too few for adding them up to take long
+    // Enough segments to occupy the threads, few enough that adding them up is cheap
     if (planes_)
       each_ = std::max(ceil(kLeastPlane, std::max<int64_t>(area_, 1)), ceil(units_, kMost));
     else
@@ -28,14 +28,14 @@ class Segments {
   int64_t count() const { return area_ == 0 || channels_ == 0 ? 0 : ceil(units_, each_); }
   int64_t pixels(int64_t segment) const { return (end(segment) - begin(segment)) * (planes_ ? area_ : 1); }
 
-  // Where a pixel of a segment has its values of `channel`, and in NHWC of those that follow
+  // Offset of `channel` (in NHWC, and of the channels after it) at a pixel of a segment
   int64_t offset(int64_t segment, int64_t channel, int64_t pixel) const {
     if (!planes_) return (begin(segment) + pixel) * channels_ + channel;
     return ((begin(segment) + pixel / area_) * channels_ + channel) * area_ + pixel % area_;
   }
 
-  // visit(segment, channel, width): in parallel, channels [channel, channel + width) of every segment. How many at a
-  // time changes nothing about any sum.
+  // Calls visit(segment, channel, width) in parallel, for channels [channel, channel + width) of every segment. The
+  // width does not affect any sum.
   template <typename Visit>
   void for_each(const Visit& visit) const {
     if (count() == 0) return;
@@ -68,17 +68,17 @@ class Segments {
   bool planes_;
 };
 
-// The blocks of a dense tensor that is computed element by element. run(offset, channel, block), in parallel.
+// Blocks of a dense tensor for elementwise work. Calls run(offset, channel, block) in parallel.
 template <typename Run>
 void for_each_block(const Tensor& x, bool channels_last, const Run& run) {
-  constexpr int64_t kGrain = 16384;  // elements a thread takes at least
+  constexpr int64_t kGrain = 16384;  // minimum elements per thread
   const int64_t channels = x.size(1), area = x.size(2) * x.size(3);
   if (x.numel() == 0) return;
   const bool planes = !channels_last && area != 1;
   const int64_t step = planes ? area : channels;
   parallel_for(0, x.numel() / step, std::max<int64_t>(1, kGrain / step), [&](int64_t begin, int64_t end) {
     if (!planes) return run(begin * channels, int64_t{0}, Block{end - begin, channels, false});
-    while (begin < end) {  // to the end of an image at most
+    while (begin < end) {  // at most to the end of an image
       const int64_t channel = begin % channels, width = std::min(end - begin, channels - channel);
       run(begin * area, channel, Block{area, width, true});
       begin += width;

@@ -1,20 +1,20 @@
-// The AVX-512 instructions that csrc/cpu/avx512 uses, on a processor with AVX2, FMA and F16C: the same bits, slowly.
+// Emulates the AVX-512 instructions of csrc/cpu/avx512 on a processor with AVX2, FMA and F16C: bit-exact, slow.
 //
-// This folder comes first on the include path, and -mavx2 -mfma -mf16c stand where AVX-512's flags do. The types are
-// the compiler's own. The functions lie in the kernels' namespace, where they hide the compiler's: those could not be
-// inlined without AVX-512, so an instruction that is used and missing here is an error of compilation.
+// This folder comes first on the include path, and -mavx2 -mfma -mf16c replace AVX-512's flags. The types are the
+// compiler's own. The functions are in the kernels' namespace, where they hide the compiler's intrinsics, which cannot
+// be inlined without AVX-512; so using an instruction that is missing here is a compile error.
 //
-// A masked access touches the memory of its lanes only, and an aligned one traps where the processor would.
+// A masked access touches only the memory of its lanes, and an aligned access traps where the processor would.
 #pragma once
 #include_next <immintrin.h>
 
 #include <cstdint>
 
-// The kernels ask for bfloat16 by it. The compiler's headers, above, must not see it.
+// The kernels test this macro for bfloat16 support. The compiler's headers, included above, must not see it.
 #define __AVX512BF16__ 1
 
 #define INSTRUCTION static inline __attribute__((always_inline, unused))
-// Many operations for one: as a call, a file of kernels that are unrolled 14 times compiles in seconds.
+// Not inlined: each takes many operations, and kernels unrolled 14 times compile in seconds if it is a call.
 #define LONG_INSTRUCTION static inline __attribute__((noinline, unused))
 
 namespace resnet_fused::cpu::avx512 {
@@ -50,7 +50,7 @@ INSTRUCTION void check_aligned(const void* p) {
   if (reinterpret_cast<uintptr_t>(p) % 64) __builtin_trap();
 }
 
-// The lanes of `mask` from memory, the others 0.
+// Loads the lanes of `mask` from memory; the others are 0.
 template <typename Vector, typename Elem>
 INSTRUCTION Vector load_lanes(uint32_t mask, const Elem* p) {
   constexpr int kCount = sizeof(Vector) / sizeof(Elem);
@@ -89,7 +89,7 @@ INSTRUCTION Int lanes_of(__mmask16 mask) {
   return (bit & static_cast<int32_t>(mask)) != 0;
 }
 
-// the lanes that are all ones
+// mask of the lanes that are all ones
 INSTRUCTION __mmask16 mask_of(Int lanes) {
   const __m512 v = bits_of<__m512>(lanes);
   return static_cast<__mmask16>(_mm256_movemask_ps(half(v, 0)) | _mm256_movemask_ps(half(v, 1)) << 8);
@@ -99,19 +99,19 @@ INSTRUCTION __m512 select(Int where, __m512 yes, __m512 no) { return where ? yes
 
 constexpr uint32_t kSign = 1u << 31, kInf = 0x7f800000, kQuiet = 1u << 22;
 
-// v with subnormal numbers as zeros of their sign
+// v with subnormals flushed to zeros of their sign
 INSTRUCTION __m512 without_subnormal(__m512 v) {
   const Bits bits = bits_of<Bits>(v);
   return bits_of<__m512>((bits & kInf) == 0 ? bits & kSign : bits);
 }
 
-// the even or odd one (which: 0 or 1) of each pair of bfloat16
+// the even or odd element (which: 0 or 1) of each bfloat16 pair
 INSTRUCTION __m512 widen(__m512bh v, int which) {
   const Bits bits = bits_of<Bits>(v);
   return bits_of<__m512>(which ? bits & 0xffff0000u : bits << 16);
 }
 
-// VFPCLASS's categories of one number, by the bits of its immediate
+// VFPCLASS's categories of one number, as the bits of its immediate
 INSTRUCTION int class_of(uint32_t bits) {
   const uint32_t size = bits & ~kSign;
   const bool negative = bits & kSign;
@@ -157,7 +157,7 @@ INSTRUCTION void _mm256_mask_storeu_epi16(void* p, __mmask16 m, __m256i v) {
   emulated::store_lanes(static_cast<uint16_t*>(p), m, v);
 }
 
-// the same bits as another type, or a part of them
+// casts: the same bits as another type, or part of them
 
 INSTRUCTION __m512i _mm512_castps_si512(__m512 v) { return emulated::bits_of<__m512i>(v); }
 INSTRUCTION __m512 _mm512_castsi512_ps(__m512i v) { return emulated::bits_of<__m512>(v); }
@@ -176,7 +176,7 @@ INSTRUCTION __m512 _mm512_add_ps(__m512 a, __m512 b) { return a + b; }
 INSTRUCTION __m512d _mm512_add_pd(__m512d a, __m512d b) { return a + b; }
 INSTRUCTION __m512 _mm512_sub_ps(__m512 a, __m512 b) { return a - b; }
 INSTRUCTION __m512 _mm512_mul_ps(__m512 a, __m512 b) { return a * b; }
-// of two zeros, or where one is NaN, the second
+// returns the second operand if both are zero or either is NaN
 INSTRUCTION __m512 _mm512_max_ps(__m512 a, __m512 b) { return emulated::select(a > b, a, b); }
 INSTRUCTION __m512 _mm512_abs_ps(__m512 v) {
   return emulated::bits_of<__m512>(emulated::bits_of<emulated::Bits>(v) & ~emulated::kSign);
@@ -247,17 +247,17 @@ INSTRUCTION __m512i _mm512_cvtepu16_epi32(__m256i v) {
 INSTRUCTION __m256i _mm512_cvtepi32_epi16(__m512i v) {  // the low halves
   return emulated::bits_of<__m256i>(__builtin_convertvector(emulated::bits_of<emulated::Bits>(v), emulated::Short));
 }
-// To nearest, ties to even, whatever MXCSR says; subnormal numbers become zeros, and a NaN a quiet one.
+// Rounds to nearest even, whatever MXCSR says; subnormals become zeros, and every NaN quiet.
 LONG_INSTRUCTION __m256bh _mm512_cvtneps_pbh(__m512 v) {
   using emulated::Bits;
   const Bits bits = emulated::bits_of<Bits>(emulated::without_subnormal(v));
   const Bits rounded = bits + (0x7fff + (bits >> 16 & 1)), nan = bits | emulated::kQuiet;
   const Bits size = bits & ~emulated::kSign;
-  const Bits upper = size > emulated::kInf ? nan : rounded;  // Inf stays what it is: its low bits are 0
+  const Bits upper = size > emulated::kInf ? nan : rounded;  // Inf is unchanged: its low bits are 0
   return emulated::bits_of<__m256bh>(__builtin_convertvector(upper >> 16, emulated::Short));
 }
-// Two fused multiply-adds, the odd elements' first. Each rounds to nearest, takes subnormal numbers for zeros and makes
-// zeros of them, whatever MXCSR says (Intel's manual, VDPBF16PS).
+// Two fused multiply-adds, the odd elements first. Each rounds to nearest and flushes subnormal inputs and outputs to
+// zero, whatever MXCSR says (Intel's manual, VDPBF16PS).
 LONG_INSTRUCTION __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
   using emulated::without_subnormal;
   for (int which = 1; which >= 0; --which)

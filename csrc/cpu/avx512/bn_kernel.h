@@ -1,5 +1,5 @@
-// The loops of bn_kernels.h in AVX-512, for a storage type of 16 lanes a register. Everything here is static:
-// files below avx512/ must not leave AVX-512 code in symbols that the linker could share with the rest of the library.
+// AVX-512 loops for bn_kernels.h, 16 lanes per register. Everything here is static: files below avx512/ must not leave
+// AVX-512 code in symbols that the linker could share with the rest of the library.
 #pragma once
 #include <immintrin.h>
 
@@ -11,13 +11,14 @@
 namespace resnet_fused::cpu::avx512 {
 namespace {
 
-constexpr int64_t kWide = 16;  // lanes of a register
+constexpr int64_t kWide = 16;  // lanes per register
 
-// Which lanes hold elements: all, or the first few. An unneeded mask costs as much as the arithmetic.
+// Which lanes hold elements: all, or the first few. All avoids the mask: an unneeded one costs as much as the
+// arithmetic.
 struct All {};
 using Some = __mmask16;
 
-// kVanishes: the largest value that store() makes 0 (scalar.h).
+// kVanishes: the largest value that store() rounds to 0 (scalar.h).
 struct Fp32 {
   using Elem = float;
   static constexpr float kVanishes = 0;
@@ -25,7 +26,7 @@ struct Fp32 {
   static inline __m512 load(const float* p, Some m) { return _mm512_maskz_loadu_ps(m, p); }
   static inline void store(float* p, __m512 v, All) { _mm512_storeu_ps(p, v); }
   static inline void store(float* p, __m512 v, Some m) { _mm512_mask_storeu_ps(p, m, v); }
-  // of what was loaded in this type
+  // Stores values that were loaded as this type, so no rounding is needed.
   template <typename Lanes>
   static inline void store_again(float* p, __m512 v, Lanes m) {
     store(p, v, m);
@@ -35,7 +36,7 @@ struct Fp32 {
 #ifdef __AVX512BF16__
 struct Bf16 {
   using Elem = BFloat16;
-  static constexpr float kVanishes = 0x1.fffffcp-127f;  // the conversion makes 0 of every subnormal number
+  static constexpr float kVanishes = 0x1.fffffcp-127f;  // the conversion flushes subnormals to 0
   static inline __m512 wide(__m256i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)); }
   static inline __m512 load(const BFloat16* p, All) {
     return wide(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -62,11 +63,11 @@ struct Bf16 {
 
 INLINE Some first_lanes(int64_t n) { return static_cast<Some>((1u << n) - 1); }  // n < 16
 
-// Lanes that hold no element are 0, whatever is subtracted.
+// Lanes outside the mask are 0, whatever is subtracted.
 INLINE __m512 minus(__m512 a, __m512 b, All) { return _mm512_sub_ps(a, b); }
 INLINE __m512 minus(__m512 a, __m512 b, Some m) { return _mm512_maskz_sub_ps(m, a, b); }
 
-// visit(i, lanes) for 0, 16, 32, ... below count
+// Calls visit(i, lanes) for i = 0, 16, 32, ... below count.
 template <typename Visit>
 INLINE void for_vectors(int64_t count, const Visit& visit) {
   int64_t i = 0;
@@ -81,12 +82,12 @@ INLINE __m512 masked(const Masked<typename A::Elem, float>& g, int64_t at, __m51
   if (kMask == Mask::kNone) return v;
   const __m512 y = kMask == Mask::kRecompute ? _mm512_fmadd_ps(x, scale, shift) : A::load(g.out + at, m);
   const __m512 closed = _mm512_set1_ps(kMask == Mask::kRecompute ? A::kVanishes : 0);
-  // not (y <= closed): NaN lets the gradient through
+  // not (y <= closed), so NaN passes the gradient
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y, closed, _CMP_NLE_UQ), v);
 }
 
-// visit(at, channel, lanes, per_channel) for every 16 elements of the block, front to back; per_channel(p) is what p
-// holds for their channels.
+// Calls visit(at, channel, lanes, per_channel) for every 16 elements of the block, front to back; per_channel(p) loads
+// p for their channels.
 template <typename Visit>
 INLINE void for_each(Block block, const Visit& visit) {
   int64_t at = 0;
@@ -133,13 +134,13 @@ INLINE void prefetch_vectors(const T* p, int vectors) {
   for (int64_t i = 0; i < vectors * kWide; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p + i);
 }
 
-// What a reduction adds up: the center's distances and their squares
+// Terms of the statistics sums: x - center and its square
 template <typename A>
 struct Squares {
   const typename A::Elem* x;
   const float* center;
 
-  struct Channels {  // what does not change from pixel to pixel
+  struct Channels {  // loop-invariant per-channel values
     __m512 center;
   };
   template <typename PerChannel>
@@ -155,7 +156,7 @@ struct Squares {
   }
 };
 
-// The masked gradient, and its products with the mean's distances
+// Terms of the gradient sums: the masked gradient g, and g * (x - mean)
 template <typename A, Mask kMask>
 struct Products {
   const Masked<typename A::Elem, float>& g;
@@ -226,7 +227,7 @@ INLINE void sum_planes(const Q& q, Block block, double* first, double* second) {
   }
 }
 
-// R rows of up to kSpan channels, added to sums in L1
+// R rows of up to kSpan channels, accumulated into sums in L1
 template <int R, typename Q>
 INLINE void sum_few_rows(const Q& q, int64_t at, int64_t step, int64_t c, int64_t width, float* a, float* b) {
   for_vectors(width, [&](int64_t i, auto lanes) ALWAYS {

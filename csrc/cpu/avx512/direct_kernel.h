@@ -1,11 +1,10 @@
 // The direct convolution, for one element type A (Fp32 or Bf16 of micro_kernel.h).
 //
-// A task is a few output rows of one image and all, or a group, of the output channels:
-//   1. copy the input rows it needs into a zero-padded slab in L2 (NHWC, any input layout; skipped where there is
-//      neither padding nor a foreign layout), so that the inner loops have no edges and a row of the kernel, S * C
-//      values, is one contiguous run;
-//   2. for each block of output channels, whose weights stay in L1/L2 over the task, for each tile of a row: reduce
-//      in registers, then scale, shift, residual, ReLU, store.
+// A task computes a few output rows of one image and all, or a group, of the output channels:
+//   1. Copy the input rows it needs into a zero-padded slab in L2 (NHWC, from any input layout). The inner loops then
+//      have no edges, and a kernel row, S * C values, is one contiguous run. Skipped if x is usable as it is.
+//   2. For each block of output channels, whose weights stay in L1/L2 for the whole task, and each tile of a row:
+//      reduce in registers, then apply scale, shift, residual and ReLU, and store.
 #pragma once
 #include <cstdlib>
 #include <cstring>
@@ -18,15 +17,15 @@ namespace resnet_fused::cpu::avx512 {
 namespace {
 
 constexpr int64_t kSlabBytes = 256 << 10;  // a quarter of a 1 MiB L2; the weights of a channel block take another
-constexpr int kFlatUnit = 14;              // pixels of a flattened 1x1 that stay together
-constexpr int kMaxKernel = 64;             // R * S runs at most
+constexpr int kFlatUnit = 14;              // pixels per unit of a flattened 1x1
+constexpr int kMaxKernel = 64;             // at most this many runs (R * S)
 
 inline int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 inline int round_up(int a, int b) { return (a + b - 1) / b * b; }
 
 inline bool nhwc(const DirectConv& q) { return q.xc == 1 && q.xw == q.c && q.xh == static_cast<int64_t>(q.w) * q.c; }
 
-// Neighbouring pixels a multiple of 4 KiB apart map to one set of L1 and would evict each other at every step.
+// Neighbouring pixels a multiple of 4 KiB apart map to the same L1 set and would evict each other at every step.
 template <typename A>
 bool aliases(const DirectConv& q, int64_t channels) {
   return channels * q.stride_w * sizeof(typename A::Elem) % 4096 == 0;
@@ -37,14 +36,14 @@ bool needs_slab(const DirectConv& q) {
   return q.pad_h || q.pad_w || !nhwc(q) || q.c % A::kPack || aliases<A>(q, q.c);
 }
 
-// With an odd number of channels and steps of two, each output column gets its own copy of the S * C values under it,
-// padded once, instead of padding every pixel: 22 values for the 7x3 of an RGB stem where 28 would be.
+// If C is odd and a step takes two channels, each output column gets its own copy of the S * C values under it, padded
+// once, instead of padding every pixel: 22 values instead of 28 for the 7x3 of an RGB stem.
 template <typename A>
 constexpr bool patches(int c, int s) {
   return c % A::kPack && s > 1;
 }
 
-// Values of one kernel row, as steps see them.
+// Values of one kernel row, padding to whole steps included.
 template <typename A>
 int row_values(int c, int s) {
   return patches<A>(c, s) ? round_up(s * c, A::kPack) : s * round_up(c, A::kPack);
@@ -54,7 +53,7 @@ int row_values(int c, int s) {
 struct Tile {
   int64_t pixel_step;  // elements between neighbouring output pixels in the input
   Runs runs;
-  const float *scale, *shift;  // at this channel block
+  const float *scale, *shift;  // of this channel block
   int k, channels_left;        // row length of out; channels of this block that exist
   bool relu;
 };
@@ -63,7 +62,7 @@ template <typename A, int MR, int NV>
 void run_tile(const Tile& t, const typename A::Elem* x, const typename A::Elem* w, const typename A::Elem* residual,
               typename A::Elem* out) {
   using Elem = typename A::Elem;
-  // Prefetch what the epilogue will touch; the reduction hides the latency.
+  // Prefetch the epilogue's operands; the reduction hides the latency.
   constexpr int kLine = 64 / sizeof(Elem);
   for (int m = 0; m < MR; ++m)
     for (int at = 0; at < NV * kLanes; at += kLine) {
@@ -92,7 +91,7 @@ template <typename A>
 using TileFn = void (*)(const Tile&, const typename A::Elem*, const typename A::Elem*, const typename A::Elem*,
                         typename A::Elem*);
 
-// run_tile for every shape: at most 14 pixels with one or two registers of channels, 7 with four.
+// Instances of run_tile: up to 14 pixels with one or two registers of channels, up to 7 with four.
 template <typename A>
 TileFn<A> tile_fn(int mr, int nv) {
 #define ROW7(NV)                                                                                      \
@@ -123,13 +122,13 @@ DirectTiling tiling(const DirectConv& q, int threads) {
            q.c % A::kPack == 0 && q.xn == static_cast<int64_t>(q.h) * q.xh;
   t.vectors = !t.flat && q.ow <= 7 && q.k >= 4 * kLanes ? 4 : 2;
   t.units = t.flat ? ceil_div(static_cast<int64_t>(q.n) * q.oh * q.ow, kFlatUnit) : q.pool_r ? q.ph : q.oh;
-  // of input that a unit brings; the plan knows what the slab of a task then takes (plan.cpp: slab_bytes)
+  // input bytes per unit; plan.cpp (slab_bytes) bounds the slab of the resulting task
   const int64_t row = t.flat ? kFlatUnit * q.c * kSize : q.w * q.c * kSize;
   const int64_t fit =
       row ? t.flat ? kSlabBytes / row : kSlabBytes / row / q.stride_h / (q.pool_r ? q.pool_stride_h : 1) : 0;
   t.blocks = ceil_div(t.units, fit ? fit : 1);
   t.k_groups = 1;
-  // even work: where there are few tasks, a multiple of the threads
+  // balance the load: with few tasks, make their number a multiple of the threads
   const int64_t tasks = static_cast<int64_t>(t.flat ? 1 : q.n) * t.blocks;
   if (tasks < 4 * threads && tasks % threads) {
     const int more = round_up(t.blocks, threads);
@@ -143,7 +142,7 @@ DirectTiling tiling(const DirectConv& q, int threads) {
   return t;
 }
 
-// `count` pixels of a row into NHWC order, `step` elements apart, zero where channels do not exist.
+// Copies `count` pixels of a row to NHWC, `step` elements apart, with zeros for missing channels.
 template <typename A>
 void copy_pixels(const DirectConv& q, const typename A::Elem* from, int count, int64_t step, typename A::Elem* to) {
   using Elem = typename A::Elem;
@@ -161,7 +160,7 @@ void copy_pixels(const DirectConv& q, const typename A::Elem* from, int count, i
   }
 }
 
-// The input rows [first, first + count) of one image, zero-padded: (count, width) pixels, `step` elements apart.
+// Copies input rows [first, first + count) of one image, zero-padded: (count, width) pixels, `step` elements apart.
 template <typename A>
 void copy_slab(const DirectConv& q, int image, int first, int count, int width, int64_t step, typename A::Elem* slab) {
   using Elem = typename A::Elem;
@@ -180,20 +179,20 @@ void copy_slab(const DirectConv& q, int image, int first, int count, int width, 
   }
 }
 
-// One pooled row. conv holds the last pool_r rows of the convolution, row i at i % pool_r.
+// Pools one output row. conv holds the last pool_r rows of the convolution, row i at i % pool_r.
 template <typename A>
 void max_pool_row(const DirectConv& q, const typename A::Elem* conv, int p, typename A::Elem* out) {
   for (int j = 0; j < q.pw; ++j)
     for (int k = 0; k < q.k; k += kLanes) {
       const __mmask16 mask = lanes_left(q.k - k);
-      // every window meets at least one pixel (check_pool), and after ReLU the least value is 0
+      // every window covers at least one pixel (check_pool), and after ReLU the minimum is 0
       __m512 best = _mm512_setzero_ps();
       for (int a = 0; a < q.pool_r; ++a)
         for (int b = 0; b < q.pool_s; ++b) {
           const int i = p * q.pool_stride_h - q.pool_pad_h + a, x = j * q.pool_stride_w - q.pool_pad_w + b;
           if (i < 0 || i >= q.oh || x < 0 || x >= q.ow) continue;
           const __m512 v = A::load(conv + (static_cast<int64_t>(i % q.pool_r) * q.ow + x) * q.k + k, mask);
-          // keeps a NaN that is already there, and takes a new one
+          // keeps a NaN already there, and propagates a new one
           best = _mm512_mask_blend_ps(_mm512_cmp_ps_mask(v, best, _CMP_GT_OQ) | _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q),
                                       best, v);
         }
@@ -213,7 +212,7 @@ class DirectTask {
     width_ = patches_ ? q.ow : padded_;
     step_ = patches_ ? row_values<A>(q.c, q.s) : channels + (slab_ && aliases<A>(q, channels) ? kLanes * A::kPack : 0);
     const int64_t row = int64_t{width_} * step_;
-    // where pixels touch, a kernel row is one run of S * C values
+    // if pixels are adjacent, a kernel row is one run of S * C values
     const bool whole_rows = patches_ || (q.dil_w == 1 && step_ == channels);
     runs_.count = whole_rows ? q.r : q.r * q.s;
     runs_.steps = (whole_rows ? row_values<A>(q.c, q.s) : channels) / A::kPack;
@@ -262,7 +261,7 @@ class DirectTask {
          static_cast<Elem*>(q_.out) + at * q_.k, top(first));
   }
 
-  // Pooled rows [first, last) of an image: each conv row is made when the first window asks for it.
+  // Pooled rows [first, last) of an image; computes each conv row when the first window needs it.
   void pooled(int image, int first, int last) {
     const auto begin = [&](int p) {
       return p * q_.pool_stride_h > q_.pool_pad_h ? p * q_.pool_stride_h - q_.pool_pad_h : 0;
@@ -285,13 +284,13 @@ class DirectTask {
     }
   }
 
-  int top(int row) const { return row * q_.stride_h - q_.pad_h; }  // the input row under its first tap
+  int top(int row) const { return row * q_.stride_h - q_.pad_h; }  // the input row under the output row's first tap
   int64_t input_row_step() const { return int64_t{q_.stride_h} * width_ * step_; }
   const Elem* residual(int64_t pixel) const {
     return q_.residual ? static_cast<const Elem*>(q_.residual) + pixel * q_.k : nullptr;
   }
 
-  // What output rows [first, last) of an image read, from the first one's first tap on.
+  // The input of output rows [first, last) of an image, starting at the first row's first tap.
   const Elem* input_rows(int image, int first, int last) {
     if (!slab_) return static_cast<const Elem*>(q_.x) + image * q_.xn + top(first) * q_.xh;
     const int count = (last - first - 1) * q_.stride_h + (q_.r - 1) * q_.dil_h + 1;
@@ -317,10 +316,10 @@ class DirectTask {
     return slab;
   }
 
-  // Output rows of `width` pixels; `top` is the input row under the first one's first tap.
+  // Computes output rows of `width` pixels; `top` is the input row under the first row's first tap.
   void rows(const Elem* x, int64_t row_step, int count, int width, const Elem* residual, Elem* out, int top) {
-    // Weights that fit in L2 beside the slab are read again for each tile, so that the output is written, and the
-    // residual read, front to back. Larger ones stay for all tiles of the task instead.
+    // Weights that fit in L2 beside the slab are re-read for each tile, so that output and residual are accessed front
+    // to back. Larger weights are the outer loop instead: each block stays for all tiles of the task.
     const bool channels_inside = reduction_ * (k1_ - k0_) * static_cast<int64_t>(sizeof(Elem)) <= kSlabBytes;
     if (channels_inside) {
       const int tiles = ceil_div(width, widest_tile(t_.vectors));
@@ -337,13 +336,13 @@ class DirectTask {
     }
   }
 
-  // Tile j of row i, for the channel block at k. Tiles have nearly one width: 15 pixels are 8 + 7, not 14 + 1.
+  // Tile j of row i, for the channel block at k. Tiles have nearly equal widths: 15 pixels are 8 + 7, not 14 + 1.
   void tile(const Elem* x, int64_t row_step, int i, int width, int j, int tiles, int k, const Elem* residual, Elem* out,
             int top) {
     const int nv = block_vectors(q_.k, k, t_.vectors);
     const int from = static_cast<int>(static_cast<int64_t>(width) * j / tiles);
     const int mr = static_cast<int>(static_cast<int64_t>(width) * (j + 1) / tiles) - from;
-    // kernel rows that lie in the padding add nothing: at 7x7 they are a tenth of the work
+    // skip kernel rows in the padding: at 7x7 they are a tenth of the work
     const int above = top + i * q_.stride_h;
     int tap0 = 0, tap1 = q_.r;
     while (tap0 < tap1 && above + tap0 * q_.dil_h < 0) ++tap0;
@@ -366,8 +365,8 @@ class DirectTask {
   const DirectConv& q_;
   const DirectTiling& t_;
   const bool slab_, patches_;
-  int padded_, width_;  // columns of a padded input row; pixels that a row of the slab, or of x, has
-  int64_t step_;        // elements between them
+  int padded_, width_;  // columns of a padded input row; pixels in a row of the slab, or of x
+  int64_t step_;        // elements between pixels
   int k0_, k1_;         // the task's output channels
   int64_t reduction_;
   Runs runs_;
@@ -382,8 +381,8 @@ thread_local Scratch DirectTask<A>::slab_scratch_;
 template <typename A>
 thread_local Scratch DirectTask<A>::pool_scratch_;
 
-// (K, C, R, S) of any strides -> channel blocks, each [R][values of a kernel row / kPack][16 * vectors][kPack], zero
-// where a channel does not exist.
+// Packs (K, C, R, S) of any strides into channel blocks, each [R][values of a kernel row / kPack][16 * vectors][kPack],
+// with zeros for missing channels.
 template <typename A>
 void pack(typename A::Elem* packed, const typename A::Elem* weight, const int64_t strides[4], int c, int k, int r,
           int s, int vectors) {

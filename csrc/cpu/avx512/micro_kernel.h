@@ -1,6 +1,6 @@
-// The register block: MR output pixels by NV * 16 output channels, accumulated over a list of contiguous runs of
-// the input. Everything here is static: files below avx512/ must not leave AVX-512 code in symbols that the linker
-// could share with the rest of the library.
+// The register block: MR output pixels by NV * 16 output channels, accumulated over contiguous runs of the input.
+// Everything here is static: files below avx512/ must not leave AVX-512 code in symbols that the linker could share
+// with the rest of the library.
 #pragma once
 #include <immintrin.h>
 
@@ -11,8 +11,8 @@
 namespace resnet_fused::cpu::avx512 {
 namespace {
 
-// One step of the reduction: kPack channels of a pixel, broadcast, times kPack rows of 16 channels. kPart: how many
-// steps one running sum takes, 0 for all.
+// One reduction step multiplies kPack broadcast channels of a pixel by kPack rows of 16 channels. kPart: steps per
+// running sum, 0 for one sum over all.
 struct Fp32 {
   using Elem = float;
   static constexpr int kPack = 1;
@@ -30,7 +30,7 @@ struct Fp32 {
 struct Bf16 {
   using Elem = uint16_t;
   static constexpr int kPack = 2;
-  static constexpr int kPart = 0;  // one running sum: the rounding to bf16 at the end is 65,000 times coarser
+  static constexpr int kPart = 0;  // one running sum: the final rounding to bf16 is 65,000 times coarser
   static inline __m512 broadcast(const uint16_t* p) {
     int pair;
     __builtin_memcpy(&pair, p, 4);
@@ -58,16 +58,17 @@ struct Bf16 {
 };
 #endif
 
-// Contiguous runs that make up the reduction: run i starts offset[i] elements after the pixel and is `steps` long.
+// The contiguous runs of a reduction: run i starts offset[i] elements after the pixel and takes `steps` steps.
 struct Runs {
   const int64_t* offset;
   int count;
   int steps;
 };
 
-// acc[i][v] = sum over runs and steps of x[i * pixel_step + ...] * w[...]; w advances by NV * 16 * kPack a step.
+// acc[i][v] = sum over runs and steps of x[i * pixel_step + ...] * w[...]; w advances by NV * 16 * kPack per step.
 //
-// A long sum is cut into parts of kPart steps, added up in memory: the rounding error of one running sum grows with its
+// A long sum is split into parts of kPart steps, added up in memory: the rounding error of a running sum grows with its
+// length, and a plain loop over 4,608 products has ten times the error of torch's own NCHW convolution.
 // length, and a plain loop over 4,608 products loses ten times what torch's own NCHW convolution does.
 template <typename A, int MR, int NV>
 inline __attribute__((always_inline)) void accumulate(__m512 (&acc)[MR][NV], const typename A::Elem* x,
@@ -81,8 +82,8 @@ inline __attribute__((always_inline)) void accumulate(__m512 (&acc)[MR][NV], con
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) acc[m][v] = _mm512_setzero_ps();
   for (int i = 0; i < runs.count; ++i) {
-    // Pixels in groups of three off one pointer: [p], [p + step], [p + 2 step] are single x86 addresses, so that 14
-    // pixels need five pointers and nothing spills.
+    // Three pixels share a pointer: [p], [p + step] and [p + 2 step] are single x86 addresses, so 14 pixels need five
+    // pointers and nothing spills.
     const Elem* p[(MR + 2) / 3];
     for (int g = 0; g < (MR + 2) / 3; ++g) p[g] = x + runs.offset[i] + 3 * g * pixel_step;
     for (int left = runs.steps; left > 0;) {
@@ -128,10 +129,10 @@ inline __mmask16 lanes_left(int left) {
   return left >= kLanes ? 0xffff : static_cast<__mmask16>((1u << (left > 0 ? left : 0)) - 1);
 }
 
-// relu(NaN) is NaN: max returns its second operand when either is NaN.
+// Propagates NaN: max returns its second operand if either is NaN.
 inline __m512 relu(__m512 v) { return _mm512_max_ps(_mm512_setzero_ps(), v); }
 
-// 64-byte aligned memory that a thread keeps and grows.
+// 64-byte aligned scratch memory of a thread, grown as needed.
 class Scratch {
  public:
   ~Scratch() { __builtin_free(p_); }

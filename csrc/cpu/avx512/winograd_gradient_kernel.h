@@ -1,6 +1,6 @@
-// The weight's gradient by Winograd's algorithm: A says what the tensors' elements are (micro_kernel.h), F the size of
-// the tiles (winograd_transforms.h). Transformed values and their sums are float32. Everything here is static: files
-// below avx512/ must not leave AVX-512 code in symbols that the linker could share with the rest of the library.
+// The Winograd weight gradient. A is the element type of the tensors (micro_kernel.h), F the tile size
+// (winograd_transforms.h). Transformed values and their sums are float32. Everything here is static: files below
+// avx512/ must not leave AVX-512 code in symbols that the linker could share with the rest of the library.
 #pragma once
 #include "cpu/avx512/micro_kernel.h"
 #include "cpu/avx512/winograd_tile.h"
@@ -10,12 +10,12 @@ namespace resnet_fused::cpu::avx512 {
 
 namespace {
 
-constexpr int kRows = 8;     // channels of x in registers
-constexpr int kVectors = 2;  // registers across those of grad
+constexpr int kRows = 8;     // channels of x per register block
+constexpr int kVectors = 2;  // registers across the channels of grad
 constexpr int kBlock = kVectors * kLanes;
 
-// Transformed values lie as [point][16 channels][tile of the chunk][16]: a product reads its operands front to back.
-// One more vector a point, so that the 16 stores of a tile go to different sets of L1.
+// Transformed values are stored as [point][16 channels][tile of the chunk][16], so products read their operands front
+// to back. Each point has one extra vector, so that the 16 stores of a tile go to different L1 sets.
 inline int64_t point_step(int channels, int chunk) { return static_cast<int64_t>(channels) * chunk + kLanes; }
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -33,7 +33,7 @@ void input_tile(const WinogradGradient& q, int64_t tile, float* to) {
   for (int i = 0; i < kTile; ++i)
     for (int j = 0; j < kTile; ++j) {
       inside[i][j] = p[i][j] ? 0xffff : 0;
-      if (!p[i][j]) p[i][j] = static_cast<const Elem*>(q.x);  // a masked load from no memory takes hundreds of cycles
+      if (!p[i][j]) p[i][j] = static_cast<const Elem*>(q.x);  // a masked load from null takes hundreds of cycles
     }
   for (int c = 0; c < q.c; c += kLanes, to += static_cast<int64_t>(q.chunk) * kLanes) {
     const auto store = [&](int point, __m512 v) { _mm512_storeu_ps(to + point * step, v); };
@@ -45,14 +45,14 @@ void input_tile(const WinogradGradient& q, int64_t tile, float* to) {
     transform_tile<F>(
         [&](int i, int j) {
           const __m512 v = A::round(_mm512_fmadd_ps(A::load(p[i][j] + c, inside[i][j]), scale, shift));
-          // relu(NaN) is NaN: max returns its second operand when either is NaN.
+          // Propagates NaN: max returns its second operand if either is NaN.
           return _mm512_maskz_max_ps(inside[i][j], _mm512_setzero_ps(), v);
         },
         store);
   }
 }
 
-// Channels from k on, `width` of them
+// Transforms `width` channels from k on
 template <typename A, typename F>
 void grad_tile(const WinogradGradient& q, int64_t tile, int k, int width, float* to) {
   constexpr int kOut = F::kOut, kTile = F::kTile;
@@ -68,7 +68,7 @@ void grad_tile(const WinogradGradient& q, int64_t tile, int k, int width, float*
       from[i][j] = is ? ((at.image * q.oh + at.y + i) * q.ow + at.x + j) * q.k + k : 0;
     }
   for (int c = 0; c < width; c += kLanes, to += static_cast<int64_t>(q.chunk) * kLanes) {
-    __m512 half[kTile][kOut];  // dy A^T, one column of it each
+    __m512 half[kTile][kOut];  // dy A^T, one column at a time
 #pragma GCC unroll 4
     for (int i = 0; i < kOut; ++i) {
       __m512 dy[kOut], m[kTile];
@@ -88,8 +88,8 @@ void grad_tile(const WinogradGradient& q, int64_t tile, int k, int width, float*
   }
 }
 
-// sums[8 channels of x][NV * 16 of grad] += the products' sum over `count` tiles. Summed by itself first: the rounding
-// error of one running sum grows with its length.
+// sums[8 channels of x][NV * 16 of grad] += sum of products over `count` tiles. Accumulates in registers first: the
+// rounding error of a running sum grows with its length.
 template <int NV>
 void multiply(const float* x, const float* grad, int64_t next, int count, bool first, float* sums) {
   __m512 acc[kRows][NV];
@@ -117,12 +117,13 @@ void multiply(const float* x, const float* grad, int64_t next, int count, bool f
     }
 }
 
-// The sums of a part lie as [point][32 channels of grad][channel of x][32].
+// The sums of a part are stored as [point][32 channels of grad][channel of x][32].
 inline float* sums_of(const WinogradGradient& q, int part, int point, int block) {
   return q.sums + part * q.part_floats + (static_cast<int64_t>(point) * blocks_of(q) + block) * q.c * kBlock;
 }
 
-// Adds the products of `count` transformed tiles, the first of the part or not, to the sums of blocks b0 ... b1.
+// Adds the products of `count` transformed tiles to the sums of blocks [b0, b1). first: these are the part's first
+// tiles.
 template <typename F>
 void multiply_chunk(const WinogradGradient& q, const float* inputs, const float* grads, int part, int count, bool first,
                     int b0, int b1, int width) {
@@ -162,7 +163,7 @@ void run_task(const WinogradGradient& q, int64_t task) {
   }
 }
 
-// A point's sums over all parts, 16 channels of grad from lane `at` of a block on
+// Total of a point over all parts, for the 16 sums at offset `at` of a block
 inline __m512 total(const WinogradGradient& q, int point, int block, int64_t at) {
   __m512 v = _mm512_loadu_ps(sums_of(q, 0, point, block) + at);
   for (int part = 1; part < q.parts; ++part) v = _mm512_add_ps(v, _mm512_loadu_ps(sums_of(q, part, point, block) + at));
@@ -173,19 +174,19 @@ template <typename F>
 void winograd_gradient_tiling(WinogradGradient& q, int threads) {
   count_tiles<F>(q);
   q.part_floats = static_cast<int64_t>(kPoints<F>) * blocks_of(q) * q.c * kBlock;
-  // Parts, runs and chunks say in which order is summed. They go by the shape alone, so that every number of threads
-  // gives the same bits. A part has to be worth writing its sums and reading them again.
+  // Parts, runs and chunks fix the order of summation. They depend only on the shape, so results are bit-identical for
+  // any number of threads. A part must be large enough to justify writing and re-reading its sums.
   constexpr int64_t kSumBytes = 16 << 20, kMostParts = 16, kTilesOfPart = 768;
   const int64_t fit = kSumBytes / (q.part_floats * static_cast<int64_t>(sizeof(float)));
   const int64_t worth = smaller(smaller(fit, kMostParts), q.tiles / kTilesOfPart);
   for (q.parts = 1; 2 * q.parts <= worth;) q.parts *= 2;
   const int64_t of_part = (q.tiles + q.parts - 1) / q.parts;
   q.run = of_part < 1024 ? 32 : 64;
-  // What a chunk's products read stays in L2, unless that takes so few tiles that the sums are what is read.
+  // The operands of a chunk stay in L2, unless the chunk would be so small that reading the sums dominates.
   constexpr int64_t kBytes = 512 << 10, kLeast = 64;
   const int64_t most = kBytes / (kPoints<F> * static_cast<int64_t>(sizeof(float)) * (q.c + q.k));
   q.chunk = static_cast<int>(smaller(of_part, most < kLeast ? kLeast : most / kLeast * kLeast));
-  // Each group transforms the inputs again: only as many as it takes to keep all threads busy.
+  // Each group repeats the input transform, so use only enough groups to keep all threads busy.
   q.groups = 1;
   while (q.parts * q.groups < 4 * threads && q.parts * q.groups % threads && q.groups < blocks_of(q)) ++q.groups;
   q.tasks = static_cast<int64_t>(q.parts) * q.groups;

@@ -1,6 +1,6 @@
-// The convolution by Winograd's algorithm: A says what the tensors' elements are (micro_kernel.h), F the size of the
-// tiles (winograd_transforms.h). Transformed values and their products are float32. Everything here is static: files
-// below avx512/ must not leave AVX-512 code in symbols that the linker could share with the rest of the library.
+// The Winograd convolution. A is the element type of the tensors (micro_kernel.h), F the tile size
+// (winograd_transforms.h). Transformed values and their products are float32. Everything here is static: files below
+// avx512/ must not leave AVX-512 code in symbols that the linker could share with the rest of the library.
 #pragma once
 #include <cstdlib>
 
@@ -14,13 +14,13 @@ namespace {
 
 constexpr int kVectors = 2;  // registers across channels
 constexpr int kBlock = kVectors * kLanes;
-constexpr int kMr = 14;                     // tiles in registers
-constexpr int64_t kInputBytes = 256 << 10;  // transformed inputs of a task; weights and products share L2 with them
+constexpr int kMr = 14;                     // tiles per register block
+constexpr int64_t kInputBytes = 256 << 10;  // transformed inputs per task; they share L2 with weights and products
 
-// Rows a multiple of 1 KiB apart crowd into few sets of L1; one more vector between them spreads them.
+// Rows a multiple of 1 KiB apart map to few L1 sets; one extra vector per row spreads them.
 inline int row_step(int c) { return c % 256 ? c : c + kLanes; }
 
-// The inputs of tile t, zero outside the image, as B^T d B into v[point][tile][channel].
+// Transforms tile t, zero outside the image: B^T d B into v[point][tile][channel].
 template <typename A, typename F>
 void input_tile(const WinogradConv& q, int64_t t, const typename A::Elem* zeros, float* v, int64_t point_step) {
   const typename A::Elem* p[F::kTile][F::kTile];
@@ -49,8 +49,8 @@ constexpr MultiplyFn kMultiply[kMr] = {multiply<1>,  multiply<2>,  multiply<3>, 
                                        multiply<6>,  multiply<7>,  multiply<8>,  multiply<9>, multiply<10>,
                                        multiply<11>, multiply<12>, multiply<13>, multiply<14>};
 
-// A^T m A of one tile and 16 channels, then scale, shift, residual, ReLU, store. Lanes that are not finite are
-// returned.
+// A^T m A for one tile and 16 channels, then scale, shift, residual, ReLU, store. Returns the mask of lanes that are
+// not finite.
 template <typename A, typename F>
 inline __mmask16 output_tile(const WinogradConv& q, int64_t t, const float* m, int64_t point_step, int k,
                              __mmask16 lanes) {
@@ -149,7 +149,7 @@ void winograd_tiling(WinogradConv& q, int threads) {
   q.tasks = (q.tiles + q.chunk - 1) / q.chunk * q.k_groups;
 }
 
-// G g, for one row or column of three, of a block of filters
+// G g along one axis (three taps), for a block of filters
 template <typename F>
 inline void transform_filters(const typename F::Weight (&g)[3][kBlock], typename F::Weight (&to)[F::kTile][kBlock]) {
   for (int i = 0; i < kBlock; ++i) {
@@ -159,7 +159,7 @@ inline void transform_filters(const typename F::Weight (&g)[3][kBlock], typename
   }
 }
 
-// (K, C, 3, 3) of any strides -> G g G^T as [block of kBlock channels][point][C][kBlock]
+// Packs (K, C, 3, 3) of any strides: G g G^T as [block of kBlock channels][point][C][kBlock]
 template <typename A, typename F>
 void winograd_pack(float* packed, const void* weight, const int64_t strides[4], int c, int k, int64_t begin,
                    int64_t end) {

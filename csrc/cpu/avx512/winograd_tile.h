@@ -1,5 +1,5 @@
-// The pixels that a tile of Winograd's algorithm reads, and their transform. Everything here is static: files below
-// avx512/ must not leave AVX-512 code in symbols that the linker could share with the rest of the library.
+// The input pixels of a Winograd tile, and their transform. Everything here is static: files below avx512/ must not
+// leave AVX-512 code in symbols that the linker could share with the rest of the library.
 #pragma once
 #include <immintrin.h>
 
@@ -12,9 +12,9 @@ namespace resnet_fused::cpu::avx512 {
 namespace {
 
 template <typename F>
-constexpr int kPoints = F::kTile * F::kTile;  // transformed values of a tile
+constexpr int kPoints = F::kTile * F::kTile;  // transformed values per tile
 
-// Where a tile's upper left output is.
+// Position of a tile's upper left output.
 struct Place {
   int64_t image;
   int y, x;
@@ -33,7 +33,7 @@ inline Place place_of(const Conv& q, int64_t tile) {
           static_cast<int>(F::kOut * (tile % q.tiles_w))};
 }
 
-// A tile's pixels; a null pointer is one of the padding.
+// Pointers to a tile's pixels; null in the padding.
 template <typename F, typename Elem, typename Conv>
 inline void pixels_of(const Conv& q, int64_t tile, const Elem* (&p)[F::kTile][F::kTile]) {
   const Place at = place_of<F>(q, tile);
@@ -46,10 +46,10 @@ inline void pixels_of(const Conv& q, int64_t tile, const Elem* (&p)[F::kTile][F:
     }
 }
 
-// store(point, B^T d B at that point) of 16 channels, whose pixels load(i, j) gives.
+// Calls store(point, value) with B^T d B for 16 channels; load(i, j) gives their pixels.
 template <typename F, typename Load, typename Store>
 inline __attribute__((always_inline)) void transform_tile(const Load& load, const Store& store) {
-  __m512 half[F::kTile][F::kTile];  // d B, one column of it each
+  __m512 half[F::kTile][F::kTile];  // d B, one column at a time
 #pragma GCC unroll 6
   for (int i = 0; i < F::kTile; ++i) {
     __m512 d[F::kTile], v[F::kTile];

@@ -14,11 +14,11 @@ inline __m512 sub(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
 inline __m512 mul(float a, __m512 b) { return _mm512_mul_ps(_mm512_set1_ps(a), b); }
 inline __m512 add_scaled(__m512 to, float a, __m512 b) { return _mm512_fmadd_ps(_mm512_set1_ps(a), b, to); }
 
-// Additions alone: as exact as the direct form.
+// Input and output transforms only add, so it is as accurate as the direct form.
 struct F2x3 {
-  static constexpr int kOut = 2;   // outputs of a tile along one axis
-  static constexpr int kTile = 4;  // inputs of a tile, and its transformed values
-  using Weight = double;           // of G g, so that every weight is rounded once
+  static constexpr int kOut = 2;   // outputs per tile along one axis
+  static constexpr int kTile = 4;  // inputs per tile, and transformed values
+  using Weight = double;           // type of G g: each weight is rounded once
 
   // B^T d
   static inline void input(const __m512 (&d)[4], __m512 (&v)[4]) {
@@ -59,7 +59,8 @@ struct F2x3 {
   }
 };
 
-// Points 0, 1, -1, 2, -2 and infinity. It loses three bits or four of float32: for tensors that keep 8.
+// Points 0, 1, -1, 2, -2 and infinity. Loses three or four bits of float32, so only for tensors with 8-bit
+// significands.
 struct F4x3 {
   static constexpr int kOut = 4;
   static constexpr int kTile = 6;
