@@ -1,14 +1,14 @@
-"""Training judged near the kinks of ReLUs, where rounding decides which of two gradients is an element's own.
+"""Checks training near the kinks of ReLUs, where rounding decides whether an element passes its gradient.
 
-Within a rounding of zero it is luck on which side a ReLU's input falls, in eager as here: eager's luck and float64's
-are no yardsticks for ours. But a forward pass leaves every ReLU open or closed, and between the kinks all is smooth. So
+If the input of a ReLU is within rounding error of zero, float64, eager and the fused block may disagree about its sign.
+Their gradients of that element then cannot be compared. But a forward pass fixes the mask of every ReLU, and for fixed
+masks the block is a smooth function. So the tests check two things:
 
-- what every ReLU lets through is held to float64's (an input that fell on the other side was within the allowed error);
-- gradients are held to float64's of the function that was computed: each ReLU as that forward pass, ours or eager's,
-  had left it. A backward pass that sees one of them otherwise than its forward pass did is an error of that element's
-  whole gradient.
+- The output of every ReLU is close to the float64 output. An input with the other sign is within the allowed error.
+- Gradients are close to float64 gradients that use the masks of the same forward pass, ours or eager's. A backward pass
+  that uses another mask than its forward pass is off by the whole gradient of that element.
 
-Or data is kept away from the kinks.
+Alternatively, ``away_from_kinks`` keeps the data away from the kinks.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from resnet_fused import ops
 
 
 def assert_trains_as_computed(block, x, **autocast):
-    """One step of ``block`` by the criterion, for any data."""
+    """Checks one training step of ``block`` by the criterion. Works for any data."""
     twin = eager_twin(block)
     exact = copy.deepcopy(twin).double()
     double = x.detach().double().requires_grad_(x.requires_grad)
@@ -36,7 +36,7 @@ def assert_trains_as_computed(block, x, **autocast):
         with outputs_of_relus(network) as outputs:
             y, gradients, _ = step(network, x, direction, **autocast)
         assert is_trained(y) == (network is block)
-        del outputs[len(true_outputs) :]  # the backward pass makes ours again
+        del outputs[len(true_outputs) :]  # the backward pass recomputes the ReLU output
         as_left = copy.deepcopy(exact)
         as_left.relu = AsLeft(outputs)
         found.append((outputs, gradients, step(as_left, double, direction)[1]))
@@ -50,13 +50,13 @@ def assert_trains_as_computed(block, x, **autocast):
 
 @contextlib.contextmanager
 def outputs_of_relus(block):
-    """What the block's ReLUs let through, in order: a list that fills while the block runs, eagerly or fused."""
+    """Returns a list that collects the outputs of the block's ReLUs, in order, when the block runs (eager or fused)."""
     outputs = []
     with pytest.MonkeyPatch.context() as patch:
         for name in ("bn_add_act", "bn_add_bn_act"):
             patch.setattr(ops, name, keeping(getattr(ops, name), outputs))
         hook = lambda module, inputs, y: outputs.append(y.detach().clone())  # noqa: E731
-        # A fused block with hooks inside would run eagerly.
+        # A fused block whose submodules have hooks would run eagerly.
         handle = None if hasattr(block, "_eager_class") else block.relu.register_forward_hook(hook)
         yield outputs
         if handle is not None:
@@ -66,7 +66,7 @@ def outputs_of_relus(block):
 def keeping(op, outputs):
     def call(*args, **how):
         y = op(*args, **how)
-        if args[-1]:  # its ReLU
+        if args[-1]:  # whether the op applies ReLU
             outputs.append(y.clone())
         return y
 
@@ -74,7 +74,7 @@ def keeping(op, outputs):
 
 
 class AsLeft(nn.Module):
-    """The ReLUs of a block, open where they once let something through."""
+    """Replaces the ReLUs of a block by the recorded masks of an earlier forward pass."""
 
     def __init__(self, outputs):
         super().__init__()
@@ -85,9 +85,9 @@ class AsLeft(nn.Module):
 
 
 def away_from_kinks(block, x):
-    """Makes every channel pass its ReLUs or stay behind them as a whole, and returns an x for it.
+    """Shifts every channel so that its ReLU passes all of it or none of it; returns a matching x.
 
-    Near zero, one rounding decides whether a gradient passes, and float64 is no yardstick.
+    Near zero, rounding decides whether a gradient passes, so float64 is no reference there.
     """
     for name, norm in block.named_modules():
         if isinstance(norm, nn.BatchNorm2d):

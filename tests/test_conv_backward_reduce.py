@@ -1,4 +1,5 @@
-"""conv_backward_reduce on the CPU: the ops that a chain is made of, to the bit; and chains that call it, as on CUDA."""
+"""conv_backward_reduce on the CPU: bit-identical to the ops that it replaces; and the chains that call it, as on CUDA.
+"""
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from resnet_fused.autograd.backward import Backward
 from resnet_fused.autograd.input_gradient import input_gradient, is_convolution
 from resnet_fused.autograd.layout import ConvSlots, unpack
 
-# kernel, padding, dilation, pixels a side; the last of enough pixels to be our own convolution in float32
+# kernel, padding, dilation, image size; the last is large enough for our own float32 convolution
 GEOMETRIES = [(1, 0, 1, 7), (3, 1, 1, 9), (3, 2, 2, 9), (3, 3, 1, 6), (3, 1, 1, 40)]
 
 
@@ -76,7 +77,7 @@ def test_bad_input():
 
 @pytest.fixture
 def as_on_cuda(monkeypatch):
-    """The chain goes back by conv_backward_reduce, as on CUDA, wherever it can; has the arguments of the calls."""
+    """Makes backward call conv_backward_reduce wherever it can, as on CUDA; returns the arguments of the calls."""
     calls = []
 
     def counted(*args):
@@ -98,7 +99,7 @@ def gradients(block, x):
 
 
 def is_asked_for(block):
-    """The expected number of calls: one per BatchNorm before a convolution of stride 1, the projection's excluded."""
+    """Returns the expected number of calls: one per BatchNorm before a convolution of stride 1, except projections."""
     pre_activates, strides = "PreAct" in type(block).__name__, [m.stride for m in convolutions(block)]
     return sum(stride == (1, 1) for stride in (strides if pre_activates else strides[1:]))
 
@@ -110,7 +111,10 @@ def convolutions(block):
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_chains_match_eager_and_separate_ops(cls, recompute, as_on_cuda, monkeypatch):
-    """Eager's gradients; and on the CPU, where the op is the ops themselves, the bits of a chain without it."""
+    """Gradients match eager.
+
+    On the CPU, where the op calls the separate ops, they are bit-identical to a chain without it.
+    """
     for block in [identity(cls), projected(cls)] if cls in WITH_SHORTCUT else [identity(cls)]:
         block.recompute = recompute
         x = torch.randn(3, in_channels(block), 9, 9, requires_grad=True)
@@ -127,7 +131,7 @@ def test_chains_match_eager_and_separate_ops(cls, recompute, as_on_cuda, monkeyp
 
 
 def test_preact_projection_gradient_is_added_in_the_op(as_on_cuda):
-    """The first convolution reads what the projection reads: the gradients of both are added in its op."""
+    """The projection and the first convolution read the same tensor, and the op of the latter adds both gradients."""
     block = projected(next(cls for cls in WITH_SHORTCUT if cls.__name__ == "FusedPreActBottleneck"))
     gradients(block, torch.randn(3, in_channels(block), 9, 9))
     assert [args[-1] is not None for args in as_on_cuda] == [False, True]
@@ -144,7 +148,8 @@ def test_frozen_parameters(cls, frozen, as_on_cuda):
 
 @pytest.mark.parametrize("learns", [False, True])
 def test_frozen_statistics(learns, as_on_cuda):
-    """The sums are then only gamma's and beta's gradients, and are not computed if those are frozen too."""
+    """With frozen statistics the sums are only the gradients of gamma and beta; if those are frozen, no sums are computed.
+    """
     block = identity(next(iter(CLASSES)))
     block.bn1.eval().requires_grad_(learns)
     assert_trains_as_eager(block, torch.randn(3, in_channels(block), 9, 9, requires_grad=True))
@@ -161,7 +166,10 @@ def test_grouped_convolutions_use_torchs_gradient():
 
 
 def test_ops_of_a_backward_pass_on_cuda():
-    """Tensors without data need no GPU: the first BatchNorm's sums come with its gradient, the last one's by a pass."""
+    """Fake tensors need no GPU.
+
+    The first BatchNorm gets its sums with its gradient, the last one from a separate pass.
+    """
 
     def made(*shape, dtype=torch.bfloat16):
         return torch.empty(shape, device="cuda", dtype=dtype)

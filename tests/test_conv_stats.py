@@ -1,4 +1,4 @@
-"""conv_stats on the CPU: the ops that a chain is made of, to the bit; and what training on CUDA makes of it."""
+"""conv_stats on the CPU: bit-identical to the ops that it replaces; and the chains that call it, as on CUDA."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ from resnet_fused.autograd import forward
 from resnet_fused.autograd import input_gradient as gradients
 from resnet_fused.autograd.layout import ConvSlots, unpack
 
-# kernel, stride, padding, dilation, groups; the second of enough pixels to be our own convolution in float32
+# kernel, stride, padding, dilation, groups; the second is large enough for our own float32 convolution
 GEOMETRIES = [(1, 1, 0, 1, 1), (3, 1, 1, 1, 1), (3, 2, 1, 1, 1), (3, 1, 2, 2, 4)]
 
 
@@ -69,8 +69,9 @@ def test_bad_input():
 
 @pytest.fixture
 def as_on_cuda(monkeypatch):
-    """The chain calls conv_stats, as it does on CUDA, wherever a BatchNorm follows, and lets the other convolutions
-    normalise what they read; counts the calls of the first.
+    """Makes chains run as on CUDA and returns a counter of the conv_stats calls.
+
+    The chain calls conv_stats before every BatchNorm. Other convolutions normalise their input in the prologue.
     """
     calls = []
     conv_stats = forward.conv_stats
@@ -99,7 +100,7 @@ def test_chains_of_conv_stats_match_eager(cls, recompute, as_on_cuda):
 
 @pytest.mark.parametrize("frozen", ["first", "last", "all"])
 def test_only_training_norms_ask_for_statistics(frozen, as_on_cuda):
-    """A BatchNorm that normalises by its running statistics needs no others."""
+    """A BatchNorm that uses running statistics does not request batch statistics."""
     block = identity(next(iter(CLASSES)))
     for name in {"first": ["bn1"], "last": ["bn2"], "all": ["bn1", "bn2"]}[frozen]:
         getattr(block, name).eval()
@@ -109,9 +110,10 @@ def test_only_training_norms_ask_for_statistics(frozen, as_on_cuda):
 
 @pytest.mark.parametrize("cls", WITH_SHORTCUT, ids=lambda cls: cls.__name__)
 def test_chain_with_conv_stats_is_bitwise_the_same(cls, as_on_cuda, monkeypatch):
-    """On the CPU conv_stats is the ops themselves: a whole block, forward and backward.
+    """A chain with conv_stats is bit-identical to one without: a whole block, forward and backward.
 
-    Convolutions that no conv_stats makes are this library's on one side and torch's on the other: both torch's here.
+    On the CPU conv_stats calls the separate ops. Convolutions without conv_stats would use this library on one side and
+    torch on the other; here both sides use torch.
     """
     monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", "composed")
     block = projected(cls)
@@ -180,13 +182,14 @@ def test_shortcut_gradient_is_added_in_the_convolution(cls, frozen, as_on_cuda, 
         freeze(block, frozen)
         x = torch.randn(3, in_channels(block), 9, 9, requires_grad=True)
         assert_trains_as_eager(block, x)
-    # An identity block joins at x, where its first convolution reads x; bottlenecks at their projections too.
+    # In an identity block the branches join at x, which its first convolution reads. In bottlenecks the projection
+    # reads x too.
     pre_activates, bottleneck = "PreAct" in cls.__name__, "Bottleneck" in cls.__name__
     assert len(calls) == (has_shortcut and not pre_activates) + (has_shortcut and bottleneck)
 
 
 def forward_on_cuda(stride, norms, frozen=False):
-    """The chain of two convolutions on tensors without data, which need no GPU, and the ops that it called."""
+    """Runs a chain of two convolutions on fake tensors, which need no GPU; returns the output and the ops it called."""
 
     def made(*shape, dtype=torch.bfloat16):
         return torch.empty(shape, device="cuda", dtype=dtype)
@@ -210,7 +213,7 @@ def forward_on_cuda(stride, norms, frozen=False):
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_ops_of_a_chain_on_cuda(stride):
-    """Every BatchNorm's input comes from conv_stats, and no activation is made."""
+    """conv_stats computes the input of every BatchNorm, and no activation is materialised."""
     called, raws, statistics = forward_on_cuda(stride, [False, True, True])
     assert len(raws) == 1 + stride
     mean, var, count = statistics[1]
@@ -222,11 +225,14 @@ def test_ops_of_a_chain_on_cuda(stride):
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_ops_of_a_preact_chain_on_cuda(stride):
-    """The last convolution normalises what it reads and adds the shortcut, and no pass but x's statistics is left."""
+    """The last convolution normalises its input and adds the shortcut.
+
+    The only pass left computes the statistics of x.
+    """
     called, raws, _ = forward_on_cuda(stride, [True, True, False])
     assert list(raws) == [1]
     assert called.count(ops.bn_stats) == called.count(ops.conv_stats) == 1
-    assert called.count(ops.bn_relu_conv_bn_act) == stride  # the projection is another
+    assert called.count(ops.bn_relu_conv_bn_act) == stride  # the projection is a separate convolution
     assert not {ops.bn_add_act, ops.bn_add_bn_act, torch.ops.aten.add_.Tensor} & set(called)
 
 

@@ -1,4 +1,4 @@
-"""csrc/cuda/backward_ops.cpp on CPU tensors, with the kernels emulated; and blocks whose gradients come by it."""
+"""csrc/cuda/backward_ops.cpp on CPU tensors with emulated kernels; and the gradients of blocks that call its op."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from resnet_fused.autograd import forward
 from resnet_fused.autograd import input_gradient as gradients
 from resnet_fused.autograd.input_gradient import is_convolution
 
-# n, c, h, w, k, filter, padding, dilation of the forward convolution, of stride 1
+# n, c, h, w, k, filter, padding, dilation of the forward convolution; stride 1
 SHAPES = [
     (2, 72, 6, 5, 64, 3, 1, 1),
     (3, 64, 9, 8, 128, 1, 0, 1),
@@ -35,7 +35,7 @@ by_engine = pytest.mark.parametrize(("gpu", "engine"), ENGINES, ids=[f"{g}-{e}" 
 
 
 def call(shape, dtype, memory_format=torch.channels_last, beside=False, bn_dtype=None):
-    """The op's arguments but the last. No input of the ReLU is so near 0 that rounding decides which side it is on."""
+    """Returns the arguments of the op, except the last. No ReLU input is so near 0 that rounding decides its sign."""
     n, c, h, w, k, r, padding, dilation = shape
     x = randn(n, c, h, w, dtype=dtype, memory_format=memory_format)
     bn = batch_norm(c, bn_dtype or (torch.float64 if dtype is torch.float64 else torch.float32))
@@ -46,12 +46,12 @@ def call(shape, dtype, memory_format=torch.channels_last, beside=False, bn_dtype
 
 
 def gradient(*args):
-    """What is the op's first result by definition; `beside` is added after a rounding, as in eager."""
+    """Returns the first result by definition. `beside` is added after rounding, as in eager."""
     return reference.conv_backward_reduce(*args)[0]
 
 
 def check(found, args):
-    """The gradient by the criterion, and the sums of what it holds; all in the layouts that the fake kernel says."""
+    """Checks the gradient by the criterion, the sums against that gradient, and layouts against the fake kernel."""
     to_x, *sums = found
     x, *bn = args[4:10]
     assert to_x.is_contiguous(memory_format=torch._prims_common.suggest_memory_format(x))
@@ -96,7 +96,7 @@ def test_float32_uses_tf32_only_if_allowed(layer, tf32):
 @by_dtype
 @by_format
 def test_unsupported_convolutions(layer, dtype, memory_format):
-    """Odd channels, float64, padding beyond the filter's reach: torch's gradient and a pass."""
+    """Odd channels, float64, and padding above dilation * (filter - 1) use torch's gradient and a separate pass."""
     on = layer("h200", "sm80")
     for shape in ((2, 12, 7, 6, 9, 3, 1, 1), (1, 64, 5, 4, 64, 3, 3, 1)):
         for beside in (False, True):
@@ -139,7 +139,7 @@ def test_error_messages(layer):
 
 @pytest.fixture
 def as_on_cuda(monkeypatch):
-    """Chains call the emulated CUDA ops, and treat CPU tensors as they treat CUDA's."""
+    """Makes chains call the emulated CUDA ops, and treat CPU tensors like CUDA tensors."""
 
     def install(on):
         put_on_cpu(monkeypatch, on)
@@ -161,7 +161,8 @@ def as_on_cuda(monkeypatch):
 @pytest.mark.parametrize(("gpu", "engine"), ENGINES[:2], ids=["torch", "sm80"])
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_block_gradients(layer, as_on_cuda, cls, gpu, engine):
-    """Gradients of whole blocks in bfloat16 by the criterion, those of a BatchNorm with its sums."""
+    """Gradients of whole blocks in bfloat16 meet the criterion, including BatchNorms that get their sums from the op.
+    """
     for block in [identity(cls, 8), projected(cls, scale=8)] if cls in WITH_SHORTCUT else [identity(cls, 8)]:
         x = away_from_kinks(block, torch.randn(2, in_channels(block), 6, 6).bfloat16()).detach()
         block = block.to(memory_format=torch.channels_last)

@@ -1,4 +1,5 @@
-"""A CUDA kernel's first use, in the op layer on the CPU: when it is compared, and what becomes of a wrong kernel."""
+"""The first use of each CUDA kernel, in the op layer on the CPU: when results are compared, and what a wrong one causes.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from resnet_fused.cli._gpus import GPUS
 
 @pytest.fixture(autouse=True)
 def _new_process(library):
-    """Nothing has been checked, and whatever a kernel does is right until a test says otherwise."""
+    """Clears all records of checks, and treats every kernel as right until the test plants a fault."""
     first_use._outcomes.clear()
     first_use._tries.clear()
     library.set_verified([])
@@ -37,7 +38,7 @@ def _new_process(library):
 
 @pytest.fixture
 def compared(monkeypatch):
-    """The ops that were compared, in order."""
+    """Returns the ops that were compared, in order."""
     seen, judge = [], first_use.judge
     monkeypatch.setattr(first_use, "judge", lambda call, got: (seen.append(call.op), judge(call, got))[1])
     return seen
@@ -131,7 +132,8 @@ def test_each_dtype_tile_and_mode_is_checked(layer, compared):
 
 
 def test_tf32_is_judged_as_tf32(layer, compared):
-    """Eager here multiplies float32 exactly, as cuDNN may; a kernel that may use TF32 is held to TF32."""
+    """Eager multiplies float32 exactly here, as cuDNN may; a kernel that may use TF32 is judged by the error of TF32.
+    """
     on, args = layer("a100", "sm80:64x64:1"), conv_bn_act_args(torch.float32, tf32=True)
     got = on.conv_bn_act(*args)
     assert launched(on) == ["conv_fwd"]
@@ -163,7 +165,7 @@ def test_wrong_convolution_is_not_used_again(layer, library, gpu, engine, kernel
     assert float(found[1]) > float(found[2])
     (refused,) = (name.removeprefix("cpu ") for name, outcome in first_use.outcomes().items() if outcome != "right")
 
-    # The next best: other tiles, until each has been wrong once, then another kernel.
+    # The next best candidate: other tiles, until each has been wrong once, then another kernel.
     with warnings.catch_warnings(record=True) as more:
         warnings.simplefilter("always")
         for _ in range(5):
@@ -203,7 +205,7 @@ def test_wrong_pass_inside_a_convolution_is_found(layer, library):
 
 
 def test_eager_results_have_the_ops_strides(layer, library):
-    """In either format of x, and never x itself."""
+    """Eager results have the same format as x and never alias x."""
     library.set_fault("bn_add_act")
     on = layer()
     on.may_give_up = True
@@ -301,14 +303,15 @@ def test_comparison_out_of_memory_is_retried_a_few_times(layer, library, monkeyp
     with pytest.warns(RuntimeWarning, match="could not be compared .* in 3 calls of conv_bn_act .CUDNN_STATUS_ALLOC"):
         assert torch.equal(on.conv_bn_act(*args), eager_conv(args))
     on.conv_bn_act(*args)
-    # The convolution is not tried again; the pass that follows torch's has tries of its own.
+    # The convolution is not tried again. The pass after torch's convolution has its own attempts.
     assert launched(on) == ["bn_add_act"]
     assert len(tries) == first_use.MAX_TRIES + 1
 
 
 @pytest.mark.parametrize("hidden", ["gamma", "nan", "zeros"])
 def test_uninformative_inputs_are_not_judged(layer, library, hidden):
-    """A scale of zeros hides the convolution, and so does an input of NaN or a ReLU that is closed everywhere."""
+    """Zero scales, NaN inputs and ReLUs that are closed everywhere hide the convolution, so they do not count as a check.
+    """
     on, args = layer("a100", "sm80:64x64:1"), conv_bn_act_args()
     library.set_fault("conv_fwd")
     blind = list(args)
@@ -345,7 +348,7 @@ def test_empty_batch_matches_eager(layer, op):
 
 
 def test_requires_grad_autocast_and_inference_mode(layer, compared):
-    """As below an autograd formula of torch's own, under autocast and in inference mode."""
+    """The check works below torch's autograd formulas, under autocast and in inference mode."""
     on, args = layer("a100", "sm80:64x64:1"), conv_bn_act_args()
     for tensor in args[:2]:
         tensor.requires_grad_()
@@ -361,11 +364,13 @@ def test_requires_grad_autocast_and_inference_mode(layer, compared):
 
 
 def test_elements_near_a_kink_are_not_errors(layer):
-    """Where bn(x) is 0 but for rounding, the kernel, eager and float64 may each see another side of the ReLU."""
+    """Where bn(x) is zero except for rounding, the kernel, eager and float64 may disagree about the sign; that is
+    accepted.
+    """
     x = randn(4, 64, 8, 8, memory_format=torch.channels_last)
     gamma, beta, mean, var, eps = batch_norm(64)
     scale = gamma / torch.sqrt(var + eps)
-    x[:, :, ::2] = (mean - beta / scale)[:, None, None]  # as near to the kink as float32 comes
+    x[:, :, ::2] = (mean - beta / scale)[:, None, None]  # as close to the kink as float32 allows
     grad, on = torch.randn_like(x), layer()
     bn = [gamma, beta, mean, var, eps]
     on.bn_act_backward_reduce(grad, x, *bn, None, True)

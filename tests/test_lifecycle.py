@@ -18,7 +18,7 @@ from training import eager_twin
 import resnet_fused
 from resnet_fused import models, ops
 
-# Enough outputs for the largest error to say something: over ten, eager's may be small by luck.
+# Many outputs make the largest error meaningful: over only ten, eager's may be small by chance.
 CLASSES = 500
 
 
@@ -37,7 +37,7 @@ def classes(model):
 
 
 def assert_matches_eager(model, x, call=None):
-    """The fused path of ``model``, or ``call`` made of it, against its eager twin as it is now."""
+    """Compares the fused path of ``model`` (or ``call``, made from it) with its current eager twin."""
     twin = eager_twin(model)
     with torch.no_grad():
         actual = model(x) if call is None else call(x)
@@ -250,7 +250,7 @@ def test_threads_share_a_model(model, x):
     inputs = [torch.randn(2, 3, 12 + 2 * i, 12, device=x.device) for i in range(8)]
     with torch.no_grad():
         expected = [model(each) for each in inputs]
-        model.to(torch.float64).to(torch.float32)  # nothing is packed: the threads race to do it
+        model.to(torch.float64).to(torch.float32)  # nothing is packed yet: the threads race to pack
 
     def work(i):
         with torch.no_grad():
@@ -266,8 +266,11 @@ def targets(graph):
 
 
 def fused_ops(model):
-    """How many calls the fused model makes: each block and each end of the network has its own, an identity BasicBlock
-    one. On CUDA a pre-activated convolution normalises what it reads, and no call does it before."""
+    """Returns the number of calls of the fused model.
+
+    Each block and each end of the network makes its own calls; an identity BasicBlock makes one. On CUDA a
+    pre-activated convolution normalises its input in the prologue, without a call before it.
+    """
     if type(model).__name__ == "FusedCifarResNet":
         return 4
     return 6 if next(model.parameters()).is_cuda else 8

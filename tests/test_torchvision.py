@@ -13,14 +13,15 @@ import resnet_fused
 tv = pytest.importorskip("torchvision.models")
 resnet = tv.resnet
 
-# Enough outputs for the largest error to say something: over ten, eager's may be small by luck.
+# Many outputs make the largest error meaningful: over only ten, eager's may be small by chance.
 CLASSES = 500
 
 FAMILY = [name for name in resnet.__all__ if name.islower()]
 
 
 def build(constructor, **arguments):
-    """Without torchvision's initialisation, which takes seconds for the large ones: uniform weights of its variance."""
+    """Builds with uniform weights of the same variance as torchvision's initialisation, which is slow for large models.
+    """
     with torch.device("meta"):
         model = constructor(**arguments)
     model = model.to_empty(device="cpu")

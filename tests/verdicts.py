@@ -1,11 +1,12 @@
-"""A pytest plugin: a test that has passed is not run again while nothing that it rests on has changed.
+"""A pytest plugin that does not rerun a test that passed if nothing it depends on has changed since.
 
-A test of emulated kernels rests on the libraries whose functions it called, byte for byte, and on what any test may
-use (USED). Any other test, and one of those whose file speaks of sources, rests on the whole checkout but other test
-files, and on the built libraries. All rest on what is installed, the processor and environment variables: as they are
-when the session begins, for that is what Python has imported. A verdict is a file of ``build/verdicts``. It is written
-only while nothing has changed since, and any failure removes it; only ``--verdicts``, which `make test` says, writes
-and reads them. What is not run is reported as "unchanged": neither as passed nor as skipped.
+A test of emulated kernels depends on the libraries that it called (byte for byte) and on the files that any test may
+use (USED). Any other test depends on the whole checkout except other test files, and on the built libraries; so does a
+test of emulated kernels if its file mentions sources. Every test also depends on installed packages, the processor and
+environment variables. Their state at the start of the session counts, because that is what Python has imported.
+Verdicts are files in ``build/verdicts``. A verdict is written only if nothing has changed since the start, and any
+failure removes it. Only ``--verdicts``, which `make test` passes, reads and writes verdicts. A test that is not rerun
+is reported as "unchanged", neither passed nor skipped.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ from cuda_cases import fixtures
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 VERDICTS = ROOT / "build" / "verdicts"
-#: What the text of an emulator's test file matches if its tests may read sources or documents, too.
+#: Matches the text of an emulator's test file if its tests may also read sources or documents.
 SOURCES = r"csrc|_C_cuda|\bsass\b|build_tools|cuda_primitives|stand_in|ROOT|README|docs/|subprocess"
-#: What it matches if they read other tests.
+#: Matches it if the tests read other tests.
 OTHER_TESTS = r"glob\(\"test_"
-#: What of the checkout any test may use.
+#: The parts of the checkout that any test may use.
 USED = ("resnet_fused", "tests", "examples", "benchmarks", "pyproject.toml")
-#: Beginnings of environment variables that change what tests do.
+#: Prefixes of environment variables that change what tests do.
 OURS = ("RESNET_FUSED_", "OMP_NUM", "CUDA_HOME", "TORCH_CUDA", "CI", "CC", "CXX", "PATH")
-SECONDS_BETWEEN_CHECKS = 30.0  # that nothing has changed, before what has passed since is written
+SECONDS_BETWEEN_CHECKS = 30.0  # between checks that nothing has changed; passed tests are then written
 
 _unchanged, _failure = pytest.StashKey[bool](), pytest.StashKey[str | None]()
 _digest, _passed = pytest.StashKey[str](), pytest.StashKey[bool]()
 _keeper = pytest.StashKey["_Keeper"]()
-# Of fixtures that outlive a test: the libraries that they used.
+# The libraries used by fixtures that outlive a test.
 _of_fixture: dict[str, dict[Path, str]] = {}
 
 
@@ -55,7 +56,7 @@ def add_options(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "emulator: a test of CUDA kernels on the CPU (docs/kernels/emulator.md)")
-    explores = os.environ.get("HYPOTHESIS_PROFILE", "fixed") != "fixed"  # other examples in each run
+    explores = os.environ.get("HYPOTHESIS_PROFILE", "fixed") != "fixed"  # draws new examples in every run
     if config.getoption("verdicts") and not explores:
         config.stash[_keeper] = _Keeper()
 
@@ -63,7 +64,7 @@ def pytest_configure(config):
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "compiler" in getattr(item, "fixturenames", ()):  # which all fixtures of the emulator ask for
+        if "compiler" in getattr(item, "fixturenames", ()):  # every fixture of the emulator requests it
             item.add_marker(pytest.mark.emulator)
         if keeper := item.config.stash.get(_keeper, None):
             item.stash[_digest] = keeper.digest(item)
@@ -84,13 +85,13 @@ def pytest_runtest_setup(item):
 
 
 def _prepare(session):
-    """Once a session, before its first test of the emulator. Where that fails, all of them do."""
+    """Builds once per session, before the first test of the emulator. If the build fails, all of them fail."""
     if _failure not in session.stash:
         session.stash[_failure] = None
         try:
             known = {p for item in session.items if _is_emulated(item) for p in _libraries(item)}
             fixtures.prepare(session, known & {_cuda_on_cpu().build.library(n) for n in _cuda_on_cpu().LIBRARIES})
-        except Exception as error:  # of the compiler, or a bug that no longer fits
+        except Exception as error:  # a compiler error, or a planted bug that no longer applies
             session.stash[_failure] = f"{type(error).__name__}: {error}"
     if session.stash[_failure]:
         pytest.fail(session.stash[_failure], pytrace=False)
@@ -151,7 +152,7 @@ def _is_emulated(item: pytest.Item) -> bool:
 
 
 class _Keeper:
-    """Of one process: what tests rest on, as the session began, and what has passed since the last check."""
+    """State of one process: the dependencies at the start of the session, and what has passed since the last check."""
 
     def __init__(self) -> None:
         self.surroundings = _surroundings()
@@ -161,7 +162,7 @@ class _Keeper:
         self.checked = time.monotonic()
 
     def digest(self, item: pytest.Item) -> str:
-        """Of all that the test rests on, but for libraries of kernels."""
+        """Returns the digest of everything that the test depends on, except kernel libraries."""
         reads = not _is_emulated(item) or _matches(item.path, SOURCES)
         files = sorted(TESTS.glob("test_*.py")) if _matches(item.path, OTHER_TESTS) else [item.path]
         self.test_files |= {p: _digest_of_files([p]) for p in files if p not in self.test_files}
@@ -173,7 +174,7 @@ class _Keeper:
             libraries.update(_cuda_on_cpu().used)
             for name in item.fixturenames:
                 libraries.update(_of_fixture.get(name, {}))
-            if not libraries:  # it is not known what the test rests on
+            if not libraries:  # the dependencies of the test are unknown
                 return
         elif item.get_closest_marker("gpu"):
             return
@@ -183,7 +184,7 @@ class _Keeper:
             self.write()
 
     def write(self) -> None:
-        """Nothing, where a file is no longer what the tests that passed were imported from."""
+        """Writes verdicts, but none if a file differs from what the passed tests imported."""
         same = all(_digest_of_checkout(with_sources) == digest for with_sources, digest in self.begun.items())
         if same and all(_digest_of_files([p]) == digest for p, digest in self.test_files.items()):
             VERDICTS.mkdir(parents=True, exist_ok=True)
@@ -196,7 +197,7 @@ class _Keeper:
 
 
 def _libraries(item: pytest.Item) -> list[Path]:
-    """What the test called when it passed."""
+    """Returns the libraries that the test called when it passed."""
     return [Path(p) for p in _read(item).get("libraries", ())]
 
 
@@ -229,7 +230,7 @@ def _digest_of_file(path: Path, mtime: int) -> str:
 
 
 def _digest_of_checkout(with_sources: bool) -> str:
-    """Of the files that tests share."""
+    """Returns the digest of the files that all tests share."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -237,7 +238,7 @@ def _digest_of_checkout(with_sources: bool) -> str:
         text=True,
     )
     if listed.returncode:
-        return str(time.time_ns())  # no repository: nothing counts as unchanged
+        return str(time.time_ns())  # no repository: everything counts as changed
     files = {ROOT / name for name in listed.stdout.split("\0") if name}
     files = {p for p in files if not (p.parent == TESTS and p.name.startswith("test_"))}
     files = {p for p in files if with_sources or p.relative_to(ROOT).parts[0] in USED}
@@ -247,7 +248,7 @@ def _digest_of_checkout(with_sources: bool) -> str:
 
 
 def _surroundings() -> str:
-    """What is no file of the checkout: before any test has changed it."""
+    """Returns what is not a file of the checkout. Runs before any test can change it."""
     ours = {k: v for k, v in os.environ.items() if k.startswith(OURS)}
     named = [Path(v).read_bytes() for k, v in ours.items() if k.startswith("RESNET_FUSED_") and Path(v).is_file()]
     installed = sorted(f"{d.name} {d.version}" for d in importlib.metadata.distributions())
