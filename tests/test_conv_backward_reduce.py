@@ -1,5 +1,4 @@
-"""conv_backward_reduce on the CPU: bit-identical to the ops that it replaces; and the chains that call it, as on CUDA.
-"""
+"""conv_backward_reduce on the CPU: bit-identical to the ops that it replaces; and chains that call it, as on CUDA."""
 
 import pytest
 import torch
@@ -148,8 +147,7 @@ def test_frozen_parameters(cls, frozen, as_on_cuda):
 
 @pytest.mark.parametrize("learns", [False, True])
 def test_frozen_statistics(learns, as_on_cuda):
-    """With frozen statistics the sums are only the gradients of gamma and beta; if those are frozen, no sums are computed.
-    """
+    """With frozen statistics the sums are only gradients of gamma and beta; if those are frozen, none is computed."""
     block = identity(next(iter(CLASSES)))
     block.bn1.eval().requires_grad_(learns)
     assert_trains_as_eager(block, torch.randn(3, in_channels(block), 9, 9, requires_grad=True))

@@ -161,8 +161,7 @@ def as_on_cuda(monkeypatch):
 @pytest.mark.parametrize(("gpu", "engine"), ENGINES[:2], ids=["torch", "sm80"])
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_block_gradients(layer, as_on_cuda, cls, gpu, engine):
-    """Gradients of whole blocks in bfloat16 meet the criterion, including BatchNorms that get their sums from the op.
-    """
+    """Gradients of blocks in bfloat16 meet the criterion, including BatchNorms that get their sums from the op."""
     for block in [identity(cls, 8), projected(cls, scale=8)] if cls in WITH_SHORTCUT else [identity(cls, 8)]:
         x = away_from_kinks(block, torch.randn(2, in_channels(block), 6, 6).bfloat16()).detach()
         block = block.to(memory_format=torch.channels_last)

@@ -1,5 +1,4 @@
-"""The first use of each CUDA kernel, in the op layer on the CPU: when results are compared, and what a wrong one causes.
-"""
+"""The first use of each CUDA kernel, in the op layer on the CPU: when it is compared, and what a wrong one causes."""
 
 from __future__ import annotations
 
@@ -132,8 +131,7 @@ def test_each_dtype_tile_and_mode_is_checked(layer, compared):
 
 
 def test_tf32_is_judged_as_tf32(layer, compared):
-    """Eager multiplies float32 exactly here, as cuDNN may; a kernel that may use TF32 is judged by the error of TF32.
-    """
+    """Eager multiplies float32 exactly here, as cuDNN may; a kernel that may use TF32 is judged by TF32's error."""
     on, args = layer("a100", "sm80:64x64:1"), conv_bn_act_args(torch.float32, tf32=True)
     got = on.conv_bn_act(*args)
     assert launched(on) == ["conv_fwd"]
@@ -310,8 +308,7 @@ def test_comparison_out_of_memory_is_retried_a_few_times(layer, library, monkeyp
 
 @pytest.mark.parametrize("hidden", ["gamma", "nan", "zeros"])
 def test_uninformative_inputs_are_not_judged(layer, library, hidden):
-    """Zero scales, NaN inputs and ReLUs that are closed everywhere hide the convolution, so they do not count as a check.
-    """
+    """Zero scales, NaN inputs and closed ReLUs hide the convolution, so they do not count as a check."""
     on, args = layer("a100", "sm80:64x64:1"), conv_bn_act_args()
     library.set_fault("conv_fwd")
     blind = list(args)

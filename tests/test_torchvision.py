@@ -20,8 +20,7 @@ FAMILY = [name for name in resnet.__all__ if name.islower()]
 
 
 def build(constructor, **arguments):
-    """Builds with uniform weights of the same variance as torchvision's initialisation, which is slow for large models.
-    """
+    """Builds with uniform weights of the variance of torchvision's initialisation, which is slow for large models."""
     with torch.device("meta"):
         model = constructor(**arguments)
     model = model.to_empty(device="cpu")
