@@ -16,7 +16,7 @@ void launch(const BnAddActParams& p, const Queue& queue) {
 
 using BnAddActMenu = Menu<BnAddActVariant, BnAddActParams>;
 
-// The explicit instantiations: naming a launcher compiles its kernel.
+// Explicit instantiations: taking a launcher's address compiles its kernel.
 template <Dtype kDtype, int kVector, Layout kLayout, Shortcut kShortcut>
 void add(BnAddActMenu& all) {
   constexpr BnAddActVariant kVariant{kDtype, kVector, kLayout, kShortcut};

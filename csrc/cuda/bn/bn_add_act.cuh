@@ -1,4 +1,5 @@
-// out = act(bn(x) + shortcut), each element read once and written once. docs/kernels/bn_add_act.md has the roofline.
+// out = act(bn(x) + shortcut) in one pass: each element is read once and written once. docs/kernels/bn_add_act.md has
+// the roofline.
 #pragma once
 #include "cuda/bn/bn_add_act.h"
 #include "cuda/bn/walk.cuh"
@@ -10,10 +11,10 @@ namespace resnet_fused::cuda {
 template <Dtype kDtype, int kVector, Layout kLayout, Shortcut kShortcut_>
 struct BnAddActConfig : BnConfig<kDtype, kVector, kLayout> {
   static constexpr Shortcut kShortcut = kShortcut_;
-  static constexpr int kBatch = 4;  // independent accesses a thread and tensor
+  static constexpr int kBatch = 4;  // independent accesses per thread and tensor
 };
 
-// Items i, i + step, ... kCount of them, whose loads depend on nothing and can be in flight together.
+// Processes kCount items: i, i + step, ... Their loads are independent, so all can be in flight together.
 template <typename Config, int kCount, typename Affine>
 __device__ __forceinline__ void apply_batch(const BnAddActParams& p, const BnWalk& walk, const Affine& bn,
                                             const Affine& shortcut_bn, uint32_t lane, uint32_t i, uint32_t step) {
@@ -23,7 +24,7 @@ __device__ __forceinline__ void apply_batch(const BnAddActParams& p, const BnWal
 #pragma unroll
   for (int b = 0; b < kCount; ++b) {
     at[b] = offset_of<Config>(walk, lane, i + b * step);
-    x[b].template load<Access::kPlain>(static_cast<const char*>(p.x) + at[b]);  // plain, for out may be x
+    x[b].template load<Access::kPlain>(static_cast<const char*>(p.x) + at[b]);  // plain, since out may alias x
     if constexpr (Config::kShortcut != Shortcut::kNone)
       shortcut[b].template load<Access::kReadOnly>(static_cast<const char*>(p.shortcut) + at[b]);
   }

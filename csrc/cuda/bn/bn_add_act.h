@@ -9,15 +9,15 @@ namespace resnet_fused::cuda {
 
 enum class Shortcut : int32_t { kNone, kAdd, kProjected };
 
-// out = act(bn(x) + shortcut), or act(bn(x) + shortcut_bn(shortcut)). All three dense, of one dtype and layout.
-// out may be x itself; the shortcut overlaps neither.
+// out = act(bn(x) + shortcut), or act(bn(x) + shortcut_bn(shortcut)). All three tensors are dense and share dtype and
+// layout. out may be x itself; the shortcut overlaps neither.
 struct BnAddActParams {
   const void* x = nullptr;
   const void* shortcut = nullptr;  // null: none
   void* out = nullptr;
   BatchNormVectors bn;
-  BatchNormVectors shortcut_bn;  // read if `projected`
-  bool projected = false;        // the shortcut is a projection's pre-BN output
+  BatchNormVectors shortcut_bn;  // used only if `projected`
+  bool projected = false;        // the shortcut is the pre-BN output of a projection
   bool relu = false;
   Dtype dtype = Dtype::kFloat32;
   Layout layout = Layout::kNHWC;
@@ -26,10 +26,10 @@ struct BnAddActParams {
   int32_t area = 0;      // H * W; N * C * H * W < 2^31
 };
 
-// What distinguishes one compiled kernel from another.
+// Identifies a compiled kernel.
 struct BnAddActVariant {
   Dtype dtype;
-  int32_t vector;  // elements an access: 16 bytes, or one element
+  int32_t vector;  // elements per access: 16 bytes, or one element
   Layout layout;
   Shortcut shortcut;
 

@@ -1,12 +1,12 @@
-// The gradient of a BatchNorm's input: each tensor read once, the result written once.
+// Gradient of a BatchNorm's input. Reads each tensor once and writes the result once.
 #pragma once
 #include "cuda/bn/bn_gradient.cuh"
 #include "cuda/ptx/grid.cuh"
 
 namespace resnet_fused::cuda {
 
-// scale * (g - by_g - by_x * (x - mean)). The scale stays outside, as in torch: an infinite one makes infinities, not
-// their differences.
+// Per-channel terms of the result: scale * (g - by_g - by_x * (x - mean)). As in torch, scale multiplies last: an
+// infinite scale then gives Inf, where multiplying each term would subtract infinities.
 template <typename Config>
 struct BackwardVectors {
   using Acc = typename Config::Acc;
@@ -31,7 +31,7 @@ struct BackwardVectors {
   }
 };
 
-// Items i, i + step, ... kCount of them, whose loads depend on nothing and can be in flight together.
+// Processes kCount items: i, i + step, ... Their loads are independent, so all can be in flight together.
 template <typename Config, int kCount>
 __device__ __forceinline__ void apply_gradients(const BnBackwardParams& p, const BnWalk& walk,
                                                 const BackwardVectors<Config>& v, uint32_t lane, uint32_t i,

@@ -1,4 +1,4 @@
-// The mask of the ReLU and both sums of BatchNorm's backward pass, each tensor read once.
+// ReLU mask and both sums of BatchNorm's backward pass. Reads each tensor once.
 #pragma once
 #include "cuda/bn/bn_gradient.cuh"
 #include "cuda/bn/fold.cuh"

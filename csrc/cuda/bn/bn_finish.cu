@@ -7,7 +7,7 @@ namespace resnet_fused::cuda {
 
 namespace {
 
-// kDtype is of what is read: the parts' own type but for the variance's, which sums are divided by.
+// kSum is the dtype of the partial sums. kDtype is the activations' dtype, which `var` of kSums may have.
 template <Dtype kSum, Parts kParts, Dtype kDtype = kSum>
 void finish(BnFinishParams p, const Queue& queue) {
   const auto ceil_div = [](int32_t a, int32_t b) { return (a + b - 1) / b; };

@@ -1,4 +1,4 @@
-// Adds the partial sums of each channel in float64, in a fixed order.
+// Adds the parts of each channel in float64, in a fixed order.
 #pragma once
 #include "cuda/bn/bn_finish.h"
 #include "cuda/bn/fold.cuh"
@@ -12,11 +12,11 @@ namespace resnet_fused::cuda {
 
 template <Dtype kDtype_, Parts kParts_, bool kLast_>
 struct BnFinishConfig {
-  static constexpr Dtype kDtype = kDtype_;  // of vectors that are not float32
+  static constexpr Dtype kDtype = kDtype_;  // of `var`, if not float32
   static constexpr Parts kParts = kParts_;
-  static constexpr bool kLast = kLast_;  // all parts become the results; else kMergedParts of them one part
+  static constexpr bool kLast = kLast_;  // true: all parts to results; false: kMergedParts parts to one part
   static constexpr Dtype kSum = kDtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32;
-  static constexpr int kBatch = 4;  // parts whose loads are in flight
+  static constexpr int kBatch = 4;  // independent parts per thread
 
   static constexpr int kThreads = kFinishChannels * kFinishRows;
   static constexpr uint32_t kSharedBytes = kThreads * 2 * sizeof(double);
@@ -34,11 +34,12 @@ __device__ __forceinline__ void store_sum(void* to, uint64_t at, double v) {
   store_element<Config::kSum>(static_cast<char*>(to) + at * kSizeOf<Config::kSum>, static_cast<Sum>(v));
 }
 
-// A channel's two sums of all parts, about one center.
+// Both sums of a channel over many parts, about one center (0 for kSums).
 struct ChannelSums {
   double center, sum[2];
 
-  // Of `count` elements, about `from`. The distance between two centers is exact enough for its square.
+  // Adds sums of `count` elements about the center `from`. In float64 the distance of the centers is exact enough to be
+  // squared.
   __device__ __forceinline__ void add_moments(double count, double from, double distances, double squares) {
     const double d = from - center;
     sum[0] += distances + count * d;
@@ -46,7 +47,7 @@ struct ChannelSums {
   }
 };
 
-// `merged`: where parts go if this is not the last.
+// `merged`: destination of merged parts; unused if kLast.
 template <typename Config>
 __global__ void __launch_bounds__(Config::kThreads) bn_finish_kernel(const BnFinishParams p, void* merged) {
   ptx::griddepcontrol_wait();
@@ -105,7 +106,7 @@ __global__ void __launch_bounds__(Config::kThreads) bn_finish_kernel(const BnFin
       store_sum<Config>(merged, value_at<Config::kParts>(blockIdx.y, i, parts.channels, channel),
                         values[kMoments ? i : i + 1]);
   } else if constexpr (kMoments) {
-    // Of nothing: NaN.
+    // Without elements, 0 / 0 gives NaN.
     const double count = parts.total, mean = sums.sum[0] / count, var = (sums.sum[1] - sums.sum[0] * mean) / count;
     store_sum<Config>(p.first, channel, sums.center + mean);
     store_sum<Config>(p.second, channel, var < 0 ? 0 : var);  // NaN stays
@@ -114,7 +115,7 @@ __global__ void __launch_bounds__(Config::kThreads) bn_finish_kernel(const BnFin
     read_channels<Config::kDtype>(var, p.var, channel, 1.0);
     const double inverse = ptx::rcp_rn(ptx::sqrt_rn(var[0] + p.eps));
     store_sum<Config>(p.first, channel, sums.sum[0]);
-    store_sum<Config>(p.second, channel, parts.parts > 0 ? sums.sum[1] * inverse : 0);  // of nothing: 0, even if inf
+    store_sum<Config>(p.second, channel, parts.parts > 0 ? sums.sum[1] * inverse : 0);  // no elements: 0, not 0 * Inf
   }
 }
 

@@ -5,19 +5,19 @@
 
 namespace resnet_fused::cuda {
 
-// Of moments the results are the mean and the biased variance; of sums their totals, the second divided by
-// sqrt(var + eps).
+// kMoments: `first` receives the mean, `second` the biased variance.
+// kSums: `first` receives the sum of g, `second` the sum of g * (x - mean) / sqrt(var + eps).
 struct BnFinishParams {
   BnParts parts;
-  void* first = nullptr;  // (channels), float32 or float64 as the parts are
+  void* first = nullptr;  // (channels); float64 if the parts are, else float32
   void* second = nullptr;
-  ChannelVector var;  // of sums
-  double eps = 0;
+  ChannelVector var;  // kSums only
+  double eps = 0;     // kSums only
 };
 
-constexpr int32_t kFinishChannels = 8, kFinishRows = 32;  // a block: 32 bytes of each of 32 parts at a time
-constexpr int32_t kMostParts = 1024;                      // that one block adds up
-constexpr int32_t kMergedParts = 256;                     // of more, so many become one first
+constexpr int32_t kFinishChannels = 8, kFinishRows = 32;  // a block reads 32 bytes of each of 32 parts at a time
+constexpr int32_t kMostParts = 1024;                      // that one block adds, at most
+constexpr int32_t kMergedParts = 256;                     // more parts than that are first merged, so many into one
 
 // Bytes for the parts and for intermediate merges.
 inline int64_t finish_workspace(BnParts p) {

@@ -1,4 +1,4 @@
-// g, the gradient that came through a ReLU: grad where the ReLU was open.
+// g, the gradient of a ReLU's input: grad where the ReLU was open, else 0.
 #pragma once
 #include "cuda/bn/bn_gradient.h"
 #include "cuda/bn/walk.cuh"
@@ -9,8 +9,8 @@ namespace resnet_fused::cuda {
 template <Dtype kDtype, int kVector, Layout kLayout, Mask kMask_>
 struct BnGradientConfig : BnConfig<kDtype, kVector, kLayout> {
   static constexpr Mask kMask = kMask_;
-  static constexpr int kBatch = 2;  // independent accesses a thread and tensor, of two or three tensors
-  static constexpr int kValues = 2 * BnConfig<kDtype, kVector, kLayout>::kChannels;  // sums a thread
+  static constexpr int kBatch = 2;  // independent accesses per thread and tensor, of two or three tensors
+  static constexpr int kValues = 2 * BnConfig<kDtype, kVector, kLayout>::kChannels;  // sums per thread
   using Affine = ScaleShift<kDtype, BnConfig<kDtype, kVector, kLayout>::kChannels>;
 };
 
@@ -28,7 +28,8 @@ struct GradientChunk {
       out.template load<Access::kReadOnly>(static_cast<const char*>(from.out) + at);
   }
 
-  // g of element e. The mask is decided as the forward pass decided, by the same instruction, and by what it stored.
+  // g of element e. The mask matches the forward pass exactly: recomputing uses the same fma, and counts the ReLU as
+  // closed where the forward pass stored 0.
   __device__ __forceinline__ Acc g(const typename Config::Affine& bn, int e) const {
     bool closed = false;
     if constexpr (Config::kMask == Mask::kOut) closed = out.get(e) <= Acc(0);

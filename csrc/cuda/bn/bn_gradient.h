@@ -1,50 +1,51 @@
-// The backward pass of act(bn(x)) where the batch's own statistics normalise. Pure: no torch, no CUDA.
+// Backward pass of act(bn(x)), with batch or frozen statistics. Pure: no torch, no CUDA.
 #pragma once
 #include "cuda/batch_norm.h"
 #include "cuda/bn/bn_finish.h"
 
 namespace resnet_fused::cuda {
 
-// Where the ReLU passes the gradient: where its input is not <= 0, so NaN passes, as in torch.
+// Source of the ReLU's mask. The mask is open unless the ReLU's input is <= 0, so NaN passes, as in torch.
 enum class Mask : int32_t {
   kNone,       // no ReLU
-  kRecompute,  // its input is bn(x)
-  kOut,        // from out, the ReLU's output
+  kRecompute,  // from bn(x), its recomputed input
+  kOut,        // from `out`, its stored output
 };
 
-// g: grad where the mask is open, else 0. All tensors dense, of one dtype and layout.
+// g = grad where the ReLU was open, else 0. All tensors are dense and share dtype and layout.
 struct BnGradient {
   const void* grad = nullptr;
   const void* x = nullptr;
   const void* out = nullptr;  // null: none
   BatchNormVectors bn;        // mean and var are present
-  bool relu = false;          // without out: the mask is recomputed
+  bool relu = false;          // without `out`, recompute the mask
   BnShape shape;
 };
 
 inline Mask mask_of(const BnGradient& g) { return g.out ? Mask::kOut : g.relu ? Mask::kRecompute : Mask::kNone; }
 
-// The sums of g and of g * xhat, xhat = (x - mean) / sqrt(var + eps).
+// Sums of g and of g * xhat, where xhat = (x - mean) / sqrt(var + eps).
 struct BnBackwardReduceParams {
   BnGradient from;
   void* workspace = nullptr;  // bn_backward_reduce_workspace() bytes
-  void* sum_g = nullptr;      // (channels), float32, or float64 of float64
+  void* sum_g = nullptr;      // (channels); float64 for float64 tensors, else float32
   void* sum_g_xhat = nullptr;
-  void* kept = nullptr;  // null, or the destination of g (needs out); overlaps no other
+  void* kept = nullptr;  // destination of g, or null; needs `out`; overlaps no other tensor
 };
 
-// to = gamma / sqrt(var + eps) * (g - sum_g / count - xhat * sum_g_xhat / count), without sums the factor and g alone.
+// to = gamma / sqrt(var + eps) * (g - sum_g / count - xhat * sum_g_xhat / count).
+// Frozen statistics, without sums: to = gamma / sqrt(var + eps) * g.
 struct BnBackwardParams {
   BnGradient from;
-  ChannelVector sum_g, sum_g_xhat;  // absent: frozen statistics
+  ChannelVector sum_g, sum_g_xhat;  // absent for frozen statistics
   double count = 1;
-  void* to = nullptr;  // overlaps no other
+  void* to = nullptr;  // overlaps no other tensor
 };
 
-// What distinguishes one compiled kernel from another, of both.
+// Identifies a compiled kernel of bn_backward_reduce or bn_backward.
 struct BnGradientVariant {
   Dtype dtype;
-  int32_t vector;  // elements an access: 16 bytes, or one element
+  int32_t vector;  // elements per access: 16 bytes, or one element
   Layout layout;
   Mask mask;
 
@@ -53,7 +54,7 @@ struct BnGradientVariant {
   }
 };
 
-// `to` is null where nothing of the tensors' size is written.
+// `to`: the output of the activations' size, or null if there is none.
 inline BnGradientVariant select_bn_gradient(const BnGradient& g, const void* to) {
   const auto addresses = reinterpret_cast<uintptr_t>(g.grad) | reinterpret_cast<uintptr_t>(g.x) |
                          reinterpret_cast<uintptr_t>(g.out) | reinterpret_cast<uintptr_t>(to);

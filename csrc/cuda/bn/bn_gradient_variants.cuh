@@ -1,11 +1,11 @@
-// The explicit instantiations of a kernel over gradients: every variant that select_bn_gradient can ask for.
+// Explicit instantiations of a kernel over gradients: every variant that select_bn_gradient can return.
 #pragma once
 #include "cuda/bn/bn_gradient.cuh"
 #include "cuda/menu.h"
 
 namespace resnet_fused::cuda {
 
-// Launcher<Config>::launch launches its kernel; naming it compiles that.
+// Launcher<Config>::launch launches the kernel; taking its address compiles the kernel.
 template <typename Params, template <typename> class Launcher>
 class BnGradientMenu : public Menu<BnGradientVariant, Params> {
  public:

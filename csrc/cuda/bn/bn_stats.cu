@@ -17,7 +17,7 @@ void launch(const BnStatsParams& p, const Queue& queue) {
 
 using BnStatsMenu = Menu<BnStatsVariant, BnStatsParams>;
 
-// The explicit instantiations: naming a launcher compiles its kernel.
+// Explicit instantiations: taking a launcher's address compiles its kernel.
 template <Dtype kDtype, int kVector, Layout kLayout>
 void add(BnStatsMenu& all) {
   constexpr BnStatsVariant kVariant{kDtype, kVector, kLayout};

@@ -1,4 +1,4 @@
-// Mean and sum of squared deviations of a block's part of each channel, x read once. docs/kernels/bn_train_cuda.md
+// Moments (bn/reduction.h) of a block's part of each channel. Reads x once. See docs/kernels/bn_train_cuda.md.
 #pragma once
 #include "cuda/bn/bn_stats.h"
 #include "cuda/bn/fold.cuh"
@@ -11,8 +11,8 @@ namespace resnet_fused::cuda {
 
 template <Dtype kDtype, int kVector, Layout kLayout>
 struct BnStatsConfig : BnConfig<kDtype, kVector, kLayout> {
-  static constexpr int kBatch = 4;                                                   // independent accesses a thread
-  static constexpr int kValues = 2 * BnConfig<kDtype, kVector, kLayout>::kChannels;  // sums a thread
+  static constexpr int kBatch = 4;                                                   // independent accesses per thread
+  static constexpr int kValues = 2 * BnConfig<kDtype, kVector, kLayout>::kChannels;  // sums per thread
 };
 
 template <typename Config>
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(Config::kThreads, kBnBlocksPerSm)
   AddDistances<Config> add{static_cast<const char*>(p.x), walk, at.lane, {}};
   double sum[Config::kValues] = {};
   if (at.inside) {
-    // Every thread of a lane measures from the same center, so that sums are added as they are.
+    // All threads of a lane use the same center, so their sums can be added directly.
     typename Config::Data sample[3];
 #pragma unroll
     for (int i = 0; i < 3; ++i)

@@ -8,14 +8,14 @@ struct BnStatsParams {
   const void* x = nullptr;  // dense
   BnShape shape;
   void* workspace = nullptr;  // bn_stats_workspace() bytes
-  void* mean = nullptr;       // (channels), float32, or float64 of float64
+  void* mean = nullptr;       // (channels); float64 for float64 x, else float32
   void* var = nullptr;
 };
 
-// What distinguishes one compiled kernel from another.
+// Identifies a compiled kernel.
 struct BnStatsVariant {
   Dtype dtype;
-  int32_t vector;  // elements an access: 16 bytes, or one element
+  int32_t vector;  // elements per access: 16 bytes, or one element
   Layout layout;
 
   bool operator==(const BnStatsVariant& o) const {

@@ -1,12 +1,12 @@
-// Sums of the slots of a block become one, in an order that the number of slots decides.
+// Adds the sums of a block's slots, in an order that depends only on the number of slots.
 #pragma once
 #include "cuda/ptx/sync.cuh"
 
 namespace resnet_fused::cuda {
 
-// Every thread of the block comes here with kCount sums. Thread slot * lanes + lane holds slot `slot`; afterwards those
-// of slot 0 hold everything. `memory` is of kCount values a thread of the block, and each is written once: a value
-// written is read behind the next barrier, and never again.
+// Every thread of the block calls this with kCount sums. Thread slot * lanes + lane passes those of its slot; on return
+// the threads of slot 0 hold the totals. `memory` has kCount values per thread. Each is written at most once and read
+// only after the next barrier, so one barrier per round is enough.
 template <int kCount, typename Acc>
 __device__ __forceinline__ void fold_slots(Acc (&sum)[kCount], Acc* memory, uint32_t lanes, uint32_t slots) {
   const uint32_t thread = threadIdx.x, slot = thread / lanes, threads = lanes * slots;

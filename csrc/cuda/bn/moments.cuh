@@ -1,4 +1,4 @@
-// Sums from which mean and variance come without loss: distances from a center within the sample keep them small.
+// Mean and variance without cancellation: sums of distances from a center within the sample, and of their squares.
 #pragma once
 #include "cuda/ptx/math.cuh"
 
@@ -9,7 +9,7 @@ __device__ __forceinline__ bool is_finite(Acc v) {
   return v - v == Acc(0);
 }
 
-// The median of three, so that an outlier is not the center. A center that is not finite is replaced by 0.
+// Median of three, so that one outlier does not become the center; 0 if the median is not finite.
 template <typename Acc>
 __device__ __forceinline__ Acc center_of(Acc a, Acc b, Acc c) {
   const Acc low = a < b ? a : b, high = a < b ? b : a, next = high < c ? high : c;
@@ -24,14 +24,14 @@ __device__ __forceinline__ void add_distance(Acc& sum, Acc& squares, Acc v, Acc 
   squares = ptx::fma_rn(d, d, squares);
 }
 
-// The same sums of `count` elements about a center that lies `by` higher.
+// Moves the center of the sums of `count` elements up by `by`.
 __device__ __forceinline__ void move_center(double& sum, double& squares, double count, double by) {
   squares -= by * (2 * sum - count * by);
   sum -= count * by;
 }
 
-// The same sums of `count` elements about their mean, as near to it as Acc can say, so that they fit into Acc as well.
-// A mean that is not finite is no center.
+// Moves the center of the sums of `count` elements to their mean, rounded to Acc, so that the sums stay accurate when
+// stored as Acc. Does nothing if the mean is not finite.
 template <typename Acc>
 __device__ __forceinline__ void center_on_mean(double& center, double& sum, double& squares, double count) {
   const double mean = static_cast<Acc>(center + sum / count), by = mean - center;

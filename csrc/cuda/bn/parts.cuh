@@ -1,15 +1,15 @@
-// A block's part of a reduction: which items it sums, and where it leaves the two numbers of each channel.
+// A block's part of a reduction: which items it sums, and where it stores the values of each channel.
 #pragma once
 #include "cuda/bn/reduction.h"
 #include "cuda/bn/walk.cuh"
 
 namespace resnet_fused::cuda {
 
-// A thread's place in a reduction, and its items: begin, begin + slots, ... up to end.
+// A thread's place in a reduction, and its items: begin, begin + slots, ... below end.
 struct PartPlace {
   uint32_t part, lane, slot, begin, end;
-  uint32_t first, last;  // items of the part
-  bool inside;           // the last group may have lanes beyond the last
+  uint32_t first, last;  // first and last item of the part
+  bool inside;           // false for excess lanes of the last group
 
   __device__ __forceinline__ explicit PartPlace(const BnReduction& walk)
       : part(blockIdx.x / walk.groups),
@@ -22,8 +22,8 @@ struct PartPlace {
         inside(lane < walk.all_lanes) {}
 };
 
-// Sums of the thread's items: in float32 of some 32 elements, then in float64. A longer sum in float32 would lose what
-// it has no digits for. add.template items<kCount>(run, i) adds items i, i + slots, ... to `run`.
+// Sums the thread's items: runs of at most 32 elements in Acc (float32), the runs in float64. Longer float32 sums lose
+// digits. add.template items<kCount>(run, i) adds items i, i + slots, ... (kCount of them) to `run`.
 template <typename Config, typename Add>
 __device__ __forceinline__ void sum_items(double (&total)[Config::kValues], const PartPlace& at, uint32_t slots,
                                           const Add& add) {
@@ -43,13 +43,13 @@ __device__ __forceinline__ void sum_items(double (&total)[Config::kValues], cons
   }
 }
 
-// Value `which` of part `part` of channel `channel`.
+// Index of value `which` of part `part` and channel `channel`.
 template <Parts kWhat>
 __device__ __forceinline__ uint64_t value_at(uint32_t part, int32_t which, int32_t channels, int32_t channel) {
   return (static_cast<uint64_t>(part) * values_of(kWhat) + which) * channels + channel;
 }
 
-// v[which * kChannels + c] of the lane's channels.
+// Stores value v[which * kChannels + c] of channel c of the lane.
 template <typename Config, Parts kWhat>
 __device__ __forceinline__ void store_part(void* workspace, const PartPlace& at, int32_t channels,
                                            const double (&v)[values_of(kWhat) * Config::kChannels]) {

@@ -1,18 +1,19 @@
-// How a sum of each channel over N, H and W is shared among blocks: the shape and the GPU alone decide, and every part
-// is added in its place, so that every run gives the same bits. Pure: no torch, no CUDA.
+// Splits a sum of each channel over N, H and W among blocks. The split depends only on the shape and the GPU, and parts
+// are added in a fixed order, so results are bit-reproducible. Pure: no torch, no CUDA.
 #pragma once
 #include "cuda/bn/walk.h"
 
 namespace resnet_fused::cuda {
 
-// A block sums items [split * each, (split + 1) * each) of its lanes: one part of the sums of their channels.
+// A block sums items [split * each, (split + 1) * each) of its lanes: one part of each of their channels.
 struct BnReduction : BnWalk {
   uint32_t each;
 
   uint32_t parts() const { return splits; }
 };
 
-// 512 bytes of a row of channels: wide enough for memory, and the more rows a block has the fewer parts there are.
+// At most 512 contiguous bytes of a pixel's channels: wide enough for memory throughput. A narrower block covers more
+// pixels, so there are fewer parts.
 constexpr uint32_t kBnReductionLanes = 32;
 constexpr uint32_t kBnReductionBlocksPerSm = 4;
 
@@ -25,25 +26,25 @@ inline BnReduction reduce_activations(const BnShape& s, int vector, int sm_count
   return r;
 }
 
-// What a part has of each channel. kMoments: a center within the sample, the sum of the distances from it and of their
-// squares, so that nothing cancels, whatever the mean. kSums: the sums of g and of g * (x - mean).
+// Values of a part per channel. kMoments: a center within the sample, the sum of the distances from it, and the sum of
+// their squares; nothing cancels, whatever the mean. kSums: the sums of g and of g * (x - mean).
 enum class Parts : int32_t { kMoments, kSums };
 
 constexpr int32_t values_of(Parts what) { return what == Parts::kMoments ? 3 : 2; }
 
-// (parts, values, channels), which bn_finish puts together. Part i is of elements [i * each, (i + 1) * each) of a
-// channel's `total`.
+// Partial sums, (parts, values, channels), which bn_finish adds. Part i covers elements [i * each, (i + 1) * each) of
+// the `total` elements of a channel.
 struct BnParts {
-  void* data = nullptr;  // float32, float64 of float64
+  void* data = nullptr;  // float64 for float64 activations, else float32
   Parts what = Parts::kMoments;
   int32_t parts = 0, channels = 0;
   uint32_t each = 0, total = 0;
-  Dtype dtype = Dtype::kFloat32;  // of the activations, and the reduced one that vectors may have
+  Dtype dtype = Dtype::kFloat32;  // of the activations; vectors have it or float32
 
   int64_t bytes() const { return int64_t{values_of(what)} * parts * channels * (dtype == Dtype::kFloat64 ? 8 : 4); }
 };
 
-// The parts of a sum over `s`, which begin at `data`.
+// Describes the parts of a sum over `s`, stored at `data`.
 inline BnParts parts_of(Parts what, const BnShape& s, int vector, int sm_count, void* data = nullptr) {
   BnParts p;
   p.data = data;

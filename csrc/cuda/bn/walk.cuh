@@ -1,11 +1,11 @@
-// Where a thread's items are.
+// Addresses of a thread's items.
 #pragma once
 #include "cuda/bn/walk.h"
 #include "cuda/tile/element.cuh"
 
 namespace resnet_fused::cuda {
 
-// What the kernels over activations have in common.
+// Base configuration of kernels over activations.
 template <Dtype kDtype_, int kVector_, Layout kLayout_>
 struct BnConfig {
   static constexpr Dtype kDtype = kDtype_;
@@ -13,14 +13,14 @@ struct BnConfig {
   static constexpr Layout kLayout = kLayout_;
 
   static constexpr int kThreads = kBnThreads;
-  static constexpr int kChannels = kLayout == Layout::kNHWC ? kVector : 1;  // a thread's own
+  static constexpr int kChannels = kLayout == Layout::kNHWC ? kVector : 1;  // per thread
   using Acc = typename Arithmetic<kDtype>::Type;
   using Data = Chunk<kDtype, kVector>;
 
   static_assert(kVector == 1 || kVector * kSizeOf<kDtype> == 16, "an access is one element or 16 bytes");
   static_assert(kThreads % 32 == 0 && kThreads <= 1024);
 
-  // Of element e of an access, which of the thread's channels it is.
+  // Index, among the thread's channels, of the channel of element e of an access.
   __device__ __forceinline__ static constexpr int channel_of(int e) { return kChannels == 1 ? 0 : e; }
 };
 

@@ -16,7 +16,7 @@ void launch(const BnPoolParams& p, const Queue& queue) {
 
 using BnPoolMenu = Menu<PoolVariant, BnPoolParams>;
 
-// The explicit instantiations: naming a launcher compiles its kernel.
+// Explicit instantiations: taking a launcher's address compiles its kernel.
 template <Dtype kDtype, int kVector, int kSide, bool kArgmax>
 void add(BnPoolMenu& all) {
   constexpr PoolVariant kVariant{kDtype, kVector, kSide, kArgmax};

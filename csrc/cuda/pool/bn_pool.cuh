@@ -1,5 +1,5 @@
-// max_pool2d(relu(bn(x))): x read, the largest of each window written, and in training its argmax, a byte.
-// docs/kernels/bn_train_cuda.md
+// max_pool2d(relu(bn(x))). In training it also stores the argmax, one byte per value. See
+// docs/kernels/bn_train_cuda.md.
 #pragma once
 #include "cuda/pool/pixel.cuh"
 #include "cuda/ptx/grid.cuh"
@@ -9,19 +9,19 @@ namespace resnet_fused::cuda {
 
 template <Dtype kDtype, int kVector, int kSide_, bool kArgmax_>
 struct BnPoolConfig : BnConfig<kDtype, kVector, Layout::kNHWC> {
-  static constexpr int kSide = kSide_;  // a window's rows and columns; 0: any
+  static constexpr int kSide = kSide_;  // rows and columns of a window; 0: any
   static constexpr bool kArgmax = kArgmax_;
   using Affine = ScaleShift<kDtype, kVector>;
 };
 
-// Of some channels the largest element so far, 0 being the least, and its number where an argmax is wanted. Of equals
-// the first is kept; a NaN is larger than everything, and replaces one before it: torch's rules.
+// Running maximum of a thread's channels, starting at 0 (the ReLU), and with kArgmax its position in the window.
+// Torch's rules: the first of equal values wins; NaN is larger than everything, and the last NaN wins.
 template <typename Config>
 struct Largest {
   using Acc = typename Config::Acc;
 
   Acc value[Config::kVector];
-  uint32_t number[Config::kVector];  // never set, and no register, without an argmax
+  uint32_t number[Config::kVector];  // unused without kArgmax, so it takes no registers
 
   __device__ __forceinline__ void begin(int c) {
     value[c] = 0;
@@ -37,7 +37,7 @@ struct Largest {
   __device__ __forceinline__ void store(const BnPoolParams& p, uint32_t access) {
     Config::Data::store(static_cast<char*>(p.out) + data_at<Config>(access), value);
     if constexpr (Config::kArgmax) {
-      // What is stored as 0 was let through by no ReLU.
+      // What is stored as 0 did not pass the ReLU.
 #pragma unroll
       for (int c = 0; c < Config::kVector; ++c)
         if (value[c] <= Acc(kVanishes<Config::kDtype>)) number[c] = kNoneTaken;
@@ -46,7 +46,7 @@ struct Largest {
   }
 };
 
-// Any window, element by element, skipping the padding.
+// Windows of any size: loads one pixel at a time and skips padding.
 template <typename Config>
 __device__ __forceinline__ void any_window(Largest<Config>& largest, const BnPoolParams& p, const PoolWalk& walk,
                                            const typename Config::Affine& bn, const Pixel& out, uint32_t lane) {
@@ -66,8 +66,8 @@ __device__ __forceinline__ void any_window(Largest<Config>& largest, const BnPoo
     }
 }
 
-// A window of kSide x kSide: all loads are in flight together. Where it is on the padding, the nearest pixel stands in,
-// by its own number: a pixel seen twice changes neither the largest nor which is the first, or of NaNs the last.
+// Windows of kSide x kSide: all loads are in flight together. Padding is replaced by the nearest pixel, with that
+// pixel's own position. Seeing a pixel twice changes neither the maximum nor the argmax (first maximum or last NaN).
 template <typename Config>
 __device__ __forceinline__ void small_window(Largest<Config>& largest, const BnPoolParams& p, const PoolWalk& walk,
                                              const typename Config::Affine& bn, const Pixel& out, uint32_t lane) {
@@ -87,7 +87,7 @@ __device__ __forceinline__ void small_window(Largest<Config>& largest, const BnP
   }
 #pragma unroll
   for (int c = 0; c < Config::kVector; ++c) {
-    // First the largest, then its position, from last to first: fewer instructions than both at once.
+    // First the maximum, then its position, from last tap to first: fewer instructions than tracking both at once.
     Acc v[kTaps], most = 0;
 #pragma unroll
     for (int t = 0; t < kTaps; ++t) most = ptx::max_nan(most, v[t] = bn.apply(x[t].get(c), c));

@@ -1,4 +1,4 @@
-// Pixels of both sides of a pooling: which one an item is, and where its channels are.
+// Pixel coordinates of an item, and addresses of its channels, in the input or output of a pooling.
 #pragma once
 #include "cuda/bn/walk.cuh"
 #include "cuda/pool/pool.h"
@@ -17,13 +17,13 @@ struct Pixel {
   }
 };
 
-// The access that lane `lane` has of pixel (h, w) of an image, of a tensor of rows x columns pixels.
+// Index of the access of lane `lane` at pixel (h, w) of image `image`, in a tensor of rows x columns pixels per image.
 __device__ __forceinline__ uint32_t access_of(const PoolWalk& walk, uint32_t lane, int32_t image, int32_t h, int32_t w,
                                               int32_t rows, int32_t columns) {
   return ((image * rows + h) * columns + w) * walk.all_lanes + lane;
 }
 
-// Bytes from the start of a tensor of Config's elements, and of one of uint8.
+// Byte offset of an access, in a tensor of Config's dtype and in one of uint8.
 template <typename Config>
 __device__ __forceinline__ uint64_t data_at(uint32_t access) {
   return static_cast<uint64_t>(access) * (Config::kVector * kSizeOf<Config::kDtype>);

@@ -1,5 +1,4 @@
-// Max-pooling on the host: parameters, variant selection, grid. NHWC.
-// Pure: no torch, no CUDA.
+// Max-pooling on the host: parameters, variant selection, grid. NHWC. Pure: no torch, no CUDA.
 #pragma once
 #include <cstdint>
 
@@ -9,7 +8,7 @@
 
 namespace resnet_fused::cuda {
 
-// Rows, or columns. Every window holds a pixel of the input: pad <= kernel / 2.
+// Rows or columns. pad <= kernel / 2, so every window contains an input pixel.
 struct PoolAxis {
   int32_t in = 0, out = 0;
   int32_t kernel = 1, stride = 1, pad = 0;
@@ -18,13 +17,13 @@ struct PoolAxis {
 struct PoolShape {
   Dtype dtype = Dtype::kFloat32;
   int32_t batch = 0, channels = 0;
-  PoolAxis h, w;  // N * C * H * W < 2^31 before and after
+  PoolAxis h, w;  // N * C * H * W < 2^31 for input and output
 };
 
-// The argmax where the ReLU is closed for the largest element of a window; positions are below it.
+// The argmax of a window whose maximum does not pass the ReLU. Real positions are smaller.
 constexpr uint32_t kNoneTaken = 255;
 
-// out = max of each window of relu(bn(x)); `taken`, unless null, is its argmax: row * width + column.
+// out = max_pool2d(relu(bn(x))). `taken`, unless null, receives the argmax: row * kernel width + column in the window.
 struct BnPoolParams {
   const void* x = nullptr;
   BatchNormVectors bn;
@@ -33,7 +32,7 @@ struct BnPoolParams {
   void* taken = nullptr;  // uint8; null in inference
 };
 
-// to = the gradient of bn(x): for each element the sum of grad over the windows whose argmax it is.
+// to = the gradient of bn(x): each element is the sum of grad over the windows whose argmax it is.
 struct PoolBackwardParams {
   const void* grad = nullptr;
   const void* taken = nullptr;
@@ -41,20 +40,20 @@ struct PoolBackwardParams {
   void* to = nullptr;
 };
 
-// What distinguishes one compiled kernel from another, of both.
+// Identifies a compiled kernel, forward or backward.
 struct PoolVariant {
   Dtype dtype;
-  int32_t vector;  // elements an access: 16 bytes, or one element
-  // Forward: 3 for windows of 3x3. Backward: 2 where no pixel is in more than 2x2 windows. Else 0.
+  int32_t vector;  // elements per access: 16 bytes, or one element
+  // Forward: 3 for 3x3 windows. Backward: 2 if no pixel is in more than 2x2 windows. Otherwise 0: any.
   int32_t side;
-  bool argmax = true;  // Forward: it is written. Backward: it is always read.
+  bool argmax = true;  // forward: whether it is stored; backward: always true
 
   bool operator==(const PoolVariant& o) const {
     return dtype == o.dtype && vector == o.vector && side == o.side && argmax == o.argmax;
   }
 };
 
-// The pixels of one side of the pooling, in the order of memory.
+// The input or output of the pooling, as activations.
 inline BnShape pixels_of(const PoolShape& s, int32_t h, int32_t w) {
   return {s.dtype, Layout::kNHWC, s.batch, s.channels, h * w};
 }
@@ -79,9 +78,9 @@ inline PoolVariant select_pool_backward(const PoolBackwardParams& p) {
 
 constexpr uint32_t kPoolBlocksPerSm = 8;
 
-// A thread owns the channels of one access and walks over pixels: the output's forward, the input's backward.
+// A thread owns the channels of one access and loops over pixels: output pixels in forward, input pixels in backward.
 struct PoolWalk : BnWalk {
-  Divisor rows, columns;  // of what is walked over
+  Divisor rows, columns;  // of the pixels walked over
   Divisor stride_h, stride_w;
 };
 

@@ -16,7 +16,7 @@ void launch(const PoolBackwardParams& p, const Queue& queue) {
 
 using PoolBackwardMenu = Menu<PoolVariant, PoolBackwardParams>;
 
-// The explicit instantiations: naming a launcher compiles its kernel.
+// Explicit instantiations: taking a launcher's address compiles its kernel.
 template <Dtype kDtype, int kVector, int kSide>
 void add(PoolBackwardMenu& all) {
   constexpr PoolVariant kVariant{kDtype, kVector, kSide};

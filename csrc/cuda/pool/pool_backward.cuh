@@ -1,5 +1,5 @@
-// Max-pooling backward: every pixel gathers from the windows that contain it, in a fixed order, without atomics or
-// zeroing. docs/kernels/bn_train_cuda.md
+// Max-pooling backward: each input pixel gathers from the windows that contain it, in a fixed order, without atomics or
+// zeroing. See docs/kernels/bn_train_cuda.md.
 #pragma once
 #include "cuda/pool/pixel.cuh"
 #include "cuda/ptx/grid.cuh"
@@ -8,11 +8,11 @@ namespace resnet_fused::cuda {
 
 template <Dtype kDtype, int kVector, int kSide_>
 struct PoolBackwardConfig : BnConfig<kDtype, kVector, Layout::kNHWC> {
-  static constexpr int kSide = kSide_;  // rows and columns of windows that hold a pixel, at most; 0: any
+  static constexpr int kSide = kSide_;  // at most kSide x kSide windows contain a pixel; 0: any
 };
 
-// The windows along an axis that hold a pixel: [first, last], none where first is larger. `from` is the pixel's
-// distance from the start of window 0.
+// Windows [first, last] along one axis that contain a pixel; none if first > last. `from` is the distance of the pixel
+// from the start of window 0.
 struct Windows {
   int32_t from, first, last;
 
@@ -22,7 +22,7 @@ struct Windows {
   }
 };
 
-// Of one window's gradient and of what it took, one access each.
+// One access each of the windows' gradient and argmax.
 template <typename Config>
 struct Pooled {
   using Acc = typename Config::Acc;
@@ -42,7 +42,7 @@ struct Pooled {
   }
 };
 
-// The number that a pixel has in window (row, column).
+// Position of the pixel within window (row, column), as the argmax counts it.
 __device__ __forceinline__ uint32_t number_in(const PoolShape& s, const Windows& h, const Windows& w, int32_t row,
                                               int32_t column) {
   return (h.from - row * s.h.stride) * s.w.kernel + w.from - column * s.w.stride;
@@ -60,8 +60,8 @@ __device__ __forceinline__ void gather_any(typename Config::Acc (&sum)[Config::k
     }
 }
 
-// At most kSide x kSide windows: all loads are in flight together. For a window that is not there the last one is
-// loaded, and not added.
+// At most kSide x kSide windows: all loads are in flight together. In place of a missing window, the last one is loaded
+// but not added.
 template <typename Config>
 __device__ __forceinline__ void gather_few(typename Config::Acc (&sum)[Config::kVector], const PoolBackwardParams& p,
                                            const PoolWalk& walk, int32_t image, const Windows& h, const Windows& w,

@@ -1,4 +1,4 @@
-// Blocks of a cluster (sm_90): their shared memories as one, barriers of each other, copies to several at once.
+// Thread block clusters (sm_90): distributed shared memory, cluster-wide barriers, multicast copies.
 #pragma once
 #include <cstdint>
 
@@ -8,34 +8,36 @@
 
 namespace resnet_fused::cuda::ptx {
 
-// The block's number in its cluster.
+// The block's rank in its cluster.
 __device__ __forceinline__ uint32_t cluster_rank() {
   uint32_t rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
 
-// An address of this block's shared memory, in that of block `rank`: for the instructions below that say cluster.
+// Maps an address in this block's shared memory to the same place in that of block `rank`, for the cluster instructions
+// below.
 __device__ __forceinline__ uint32_t mapa(uint32_t address, uint32_t rank) {
   uint32_t mapped;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(rank));
   return mapped;
 }
 
-// Every thread of the cluster arrives once, and waits once: then what any did before is seen by all.
+// Every thread of the cluster arrives once and waits once. After the wait, each thread sees all writes that preceded an
+// arrival.
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 
-// mbarrier_arrive for a barrier of any block, as mapa gives its address. It says that this thread is done with what it
-// has read; it shows another block no writes. That would take .release.cluster and a wait with .acquire.cluster, which
-// are a fence of the whole GPU at every arrival and an invalidation of L1 at every wait.
+// mbarrier_arrive on a barrier of any block; mapa gives its address. Signals that this thread has finished reading. It
+// does not make writes visible to other blocks: that needs .release.cluster here and .acquire.cluster in the wait,
+// which compile to a GPU-wide fence at every arrival and an L1 invalidation at every wait.
 __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// tma_load_2d to each block whose bit is set in `blocks`: at the same address of its shared memory, counted at its
-// own barrier of the same address.
+// tma_load_2d to each block whose bit is set in `blocks`, at the same shared memory address in each. The bytes complete
+// on each block's own barrier, also at the same address.
 __device__ __forceinline__ void tma_load_multicast_2d(uint32_t destination, const TensorMap& map, uint32_t barrier,
                                                       int c0, int c1, uint16_t blocks) {
   asm volatile(

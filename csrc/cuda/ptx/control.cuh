@@ -1,4 +1,4 @@
-// Flow of control of sm_90: one thread of a warp, registers of a warpgroup.
+// Control instructions of sm_90: electing a thread of a warp, reallocating registers of a warpgroup.
 #pragma once
 #include <cstdint>
 
@@ -6,7 +6,7 @@
 
 namespace resnet_fused::cuda::ptx {
 
-// True in one lane, always the same one, of a warp whose 32 lanes are here together.
+// True in one lane of the warp, always the same one. All 32 lanes must call it together.
 __device__ __forceinline__ bool elect_one() {
   uint32_t elected;
   asm volatile(
@@ -21,8 +21,8 @@ __device__ __forceinline__ bool elect_one() {
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// All threads of a warpgroup give registers up, or wait for more: then each has kRegisters, a multiple of 8 from 24
-// to 256.
+// Set the registers per thread of a warpgroup to kRegisters, a multiple of 8 from 24 to 256. dec releases registers;
+// inc waits until enough are free. All threads of the warpgroup must call it.
 template <int kRegisters>
 __device__ __forceinline__ void setmaxnreg_dec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));

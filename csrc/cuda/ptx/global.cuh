@@ -1,11 +1,11 @@
-// Global memory, one function an instruction. Addresses are multiples of the access's size. All are volatile, those of
-// read-only memory too: volatile assembly keeps its order, so a load stays behind griddepcontrol_wait.
+// Global memory, one function per instruction. Addresses are multiples of the access size. All are volatile, even loads
+// of read-only memory: the compiler keeps volatile assembly in order, so no load moves ahead of griddepcontrol_wait.
 #pragma once
 #include <cstdint>
 
 namespace resnet_fused::cuda::ptx {
 
-// 16 bytes that are read once: they need not stay in L1.
+// 16 bytes that are read once, so not allocated in L1.
 __device__ __forceinline__ void ld_global_v4(uint32_t (&d)[4], const void* address) {
   asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
@@ -13,14 +13,14 @@ __device__ __forceinline__ void ld_global_v4(uint32_t (&d)[4], const void* addre
                : "memory");
 }
 
-// The same, of memory that no thread writes while the kernel runs.
+// The same for memory that is read-only while the kernel runs.
 __device__ __forceinline__ void ld_global_nc_v4(uint32_t (&d)[4], const void* address) {
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
                : "l"(address));
 }
 
-// The same where other threads of the SM read it too: it stays in L1.
+// The same for data that other threads of the SM read too, so allocated in L1.
 __device__ __forceinline__ void ld_global_nc_cached_v4(uint32_t (&d)[4], const void* address) {
   asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])

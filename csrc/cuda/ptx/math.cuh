@@ -1,4 +1,4 @@
-// Conversions and arithmetic with their rounding in the name: rn is to nearest, ties to even.
+// Conversions and arithmetic. Names give the rounding: rn is to nearest, ties to even.
 #pragma once
 #include <cstdint>
 
@@ -29,7 +29,7 @@ __device__ __forceinline__ uint16_t cvt_rn_bf16_f32(float v) {
   return d;
 }
 
-// Two at once: lo goes to bits 0..15, hi to bits 16..31.
+// Converts and packs two values: lo to bits 0..15, hi to bits 16..31.
 __device__ __forceinline__ uint32_t cvt_rn_f16x2_f32(float lo, float hi) {
   uint32_t d;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
@@ -42,7 +42,7 @@ __device__ __forceinline__ uint32_t cvt_rn_bf16x2_f32(float lo, float hi) {
   return d;
 }
 
-// The same of max(lo, 0) and max(hi, 0); NaN stays NaN.
+// The same for max(lo, 0) and max(hi, 0). NaN stays NaN.
 __device__ __forceinline__ uint32_t cvt_rn_relu_f16x2_f32(float lo, float hi) {
   uint32_t d;
   asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
@@ -55,7 +55,7 @@ __device__ __forceinline__ uint32_t cvt_rn_relu_bf16x2_f32(float lo, float hi) {
   return d;
 }
 
-// The bits of v rounded to tf32 (8 bits of exponent, 10 of fraction), ties away from zero.
+// Bits of v rounded to tf32 (8-bit exponent, 10-bit fraction), ties away from zero.
 __device__ __forceinline__ uint32_t cvt_rna_tf32_f32(float v) {
   uint32_t d;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(d) : "f"(v));
@@ -74,7 +74,7 @@ __device__ __forceinline__ uint32_t mov_b32_f32(float v) {
   return d;
 }
 
-// The larger; NaN if either is.
+// Maximum of a and b; NaN if either is NaN.
 __device__ __forceinline__ float max_nan(float a, float b) {
   float d;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));

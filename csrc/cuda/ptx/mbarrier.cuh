@@ -1,5 +1,5 @@
-// Barriers in shared memory that count arrivals of threads and bytes of TMA (sm_90). A barrier is 8 bytes, aligned to
-// 8. Its phase ends when `count` threads have arrived and all expected bytes are there; phases are numbered from 0.
+// Barriers in shared memory that count thread arrivals and TMA bytes (sm_90). A barrier is 8 bytes, aligned to 8. A
+// phase completes when `count` threads have arrived and all expected bytes have landed. Phases are numbered from 0.
 #pragma once
 #include <cstdint>
 
@@ -11,12 +11,12 @@ __device__ __forceinline__ void mbarrier_init(uint32_t barrier, uint32_t count) 
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }
 
-// The 8 bytes are plain memory again.
+// Makes the 8 bytes plain memory again.
 __device__ __forceinline__ void mbarrier_inval(uint32_t barrier) {
   asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
-// Shows this thread's mbarrier_inits to TMA; other threads need a bar_sync besides.
+// Makes this thread's mbarrier_init visible to TMA. Other threads also need a bar_sync.
 __device__ __forceinline__ void fence_mbarrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -25,15 +25,15 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// Arrives, and makes the phase wait for so many bytes more.
+// Arrives, and adds `bytes` to the bytes that the phase expects.
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
 #ifndef RESNET_FUSED_WATCHDOG
 
-// Until the phase of this parity has ended: of the current phase and the one before, the one whose number is odd (1)
-// or even (0). The loop is part of the instruction, as the hardware may give a try up.
+// Waits until the phase of this parity has completed: of the current phase and the previous one, the one whose number
+// is even (0) or odd (1). Loops, because the hardware may time out a try_wait.
 __device__ __forceinline__ void mbarrier_wait_parity(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n"
@@ -48,15 +48,15 @@ __device__ __forceinline__ void mbarrier_wait_parity(uint32_t barrier, uint32_t 
 
 #else
 
-// The flavour "watchdog": a wait that does not end prints who waits for what and gives up, as do all others then, so a
-// kernel that would hang ends with a wrong result.
-constexpr long long kWatchdogClocks = 1 << 28;  // a tenth of a second
+// Build flavour "watchdog": a wait that takes too long prints its thread and barrier and gives up, and from then on so
+// does every other unfinished wait. A kernel that would hang ends with a wrong result instead.
+constexpr long long kWatchdogClocks = 1 << 28;  // about 0.1 s
 static __device__ int watchdog_reports = 0;
 
-extern "C" __device__ int vprintf(const char* format, const void* arguments);  // what printf in a kernel becomes
+extern "C" __device__ int vprintf(const char* format, const void* arguments);  // what printf compiles to in a kernel
 
 static __device__ __noinline__ void watchdog_report(uint32_t barrier, uint32_t parity) {
-  constexpr int kMost = 64;  // lines of a kernel
+  constexpr int kMost = 64;  // lines printed
   if (atomicAdd(&watchdog_reports, 1) >= kMost) return;
   uint32_t low, high;
   asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(low), "=r"(high) : "r"(barrier));

@@ -1,13 +1,13 @@
-// Shared memory. Kernels have one allocation, whose size the launch gives.
+// Shared memory. A kernel has one allocation, whose size the launch sets.
 #pragma once
 #include <cstdint>
 
-// The block's shared memory, as bytes from which a kernel carves what it needs; aligned for every swizzle.
+// Declares the block's dynamic shared memory as an array of bytes, aligned for every swizzle.
 #define DYNAMIC_SMEM(name) extern __shared__ __align__(1024) unsigned char name[]
 
 namespace resnet_fused::cuda::ptx {
 
-// What instructions take for an address in shared memory.
+// The 32-bit shared memory address that instructions take.
 __device__ __forceinline__ uint32_t smem_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }

@@ -1,4 +1,4 @@
-// A warp's fragments to shared memory (sm_90): the inverse of ldmatrix.
+// Stores a warp's fragments to shared memory (sm_90): the inverse of ldmatrix.
 #pragma once
 #include <cstdint>
 
@@ -6,7 +6,7 @@
 
 namespace resnet_fused::cuda::ptx {
 
-// Four 8x8 matrices of 16-bit elements: lane 8 i + j gives the address of row j (16 bytes) of matrix i.
+// Stores four 8x8 matrices of 16-bit elements. Lane 8 i + j passes the address of row j (16 bytes) of matrix i.
 __device__ __forceinline__ void stmatrix_x4(uint32_t row, const uint32_t (&s)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(s[0]), "r"(s[1]),
                "r"(s[2]), "r"(s[3])

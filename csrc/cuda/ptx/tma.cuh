@@ -1,5 +1,5 @@
-// Copies of boxes between global and shared memory by the tensor memory accelerator (sm_90). One thread starts one.
-// Coordinates are elements of the map's tensor, innermost first; they may lie outside.
+// Box copies between global and shared memory by the tensor memory accelerator (sm_90). One thread issues each copy.
+// Coordinates count elements of the map's tensor, innermost first, and may lie outside it.
 #pragma once
 #include <cstdint>
 
@@ -13,7 +13,7 @@ __device__ __forceinline__ void prefetch_tensormap(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
-// Loads: the bytes count at the mbarrier, zeros outside the tensor included.
+// Loads complete on the mbarrier. Its byte count includes the zeros filled in outside the tensor.
 __device__ __forceinline__ void tma_load_2d(uint32_t destination, const TensorMap& map, uint32_t barrier, int c0,
                                             int c1) {
   asm volatile(
@@ -41,7 +41,7 @@ __device__ __forceinline__ void tma_load_4d(uint32_t destination, const TensorMa
       : "memory");
 }
 
-// The map is one of encode_im2col: from position (w, h) of image n on, each position moved by the offsets.
+// `map` comes from encode_im2col. Loads positions from (w, h) of image n on, each shifted by the offsets.
 __device__ __forceinline__ void tma_load_im2col_4d(uint32_t destination, const TensorMap& map, uint32_t barrier, int c,
                                                    int w, int h, int n, uint16_t offset_w, uint16_t offset_h) {
   asm volatile(
@@ -51,8 +51,8 @@ __device__ __forceinline__ void tma_load_im2col_4d(uint32_t destination, const T
       : "memory");
 }
 
-// Stores belong to the thread's current bulk group. What other instructions wrote to the source needs
-// fence_proxy_async by its writer, and a barrier, first.
+// Stores join the thread's current bulk group. If other instructions wrote the source, each writer must call
+// fence_proxy_async, followed by a barrier, before the store.
 __device__ __forceinline__ void tma_store_2d(const TensorMap& map, uint32_t source, int c0, int c1) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
                "r"(source), "r"(c0), "r"(c1)
@@ -73,19 +73,19 @@ __device__ __forceinline__ void tma_store_4d(const TensorMap& map, uint32_t sour
 
 __device__ __forceinline__ void bulk_commit_group() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 
-// Until all of this thread's bulk groups but the kPending latest are in global memory.
+// Waits until all bulk groups of this thread but the latest kPending are in global memory.
 template <int kPending>
 __device__ __forceinline__ void bulk_wait_group() {
   asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// Until they have read their sources, which may be written again.
+// Waits until they have read their sources, which may then be overwritten.
 template <int kPending>
 __device__ __forceinline__ void bulk_wait_group_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
 }
 
-// Orders what this thread has done to shared memory, or has seen done, before what TMA and wgmma do to it later.
+// Orders this thread's accesses to shared memory, and those it has observed, before later accesses by TMA and wgmma.
 __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 }  // namespace resnet_fused::cuda::ptx

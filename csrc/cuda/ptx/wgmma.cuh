@@ -1,6 +1,6 @@
-// A warpgroup's matrix instructions (sm_90a): d += a * b, 64 x kN x 16, with float32 sums. They run on while the
-// threads do: wgmma_fence first, then instructions, wgmma_commit_group, and before d, a or b is touched again,
-// wgmma_wait_group. Fragment layouts: PTX ISA, "Register Fragments for wgmma.mma_async.m64nNk16".
+// Warpgroup matrix instructions (sm_90a): d += a * b, 64 x kN x 16, with float32 accumulation. They are asynchronous:
+// call wgmma_fence, the instructions, wgmma_commit_group, and wgmma_wait_group before d, a or b is accessed again.
+// Fragment layouts: PTX ISA, "Register Fragments for wgmma.mma_async.m64nNk16".
 #pragma once
 #include <cstdint>
 
@@ -8,20 +8,20 @@
 
 namespace resnet_fused::cuda::ptx {
 
-// Orders this warpgroup's accesses to registers before the wgmmas that follow: needed before the first, and again
-// when d, or an a in registers, has been touched. Shared memory written by threads needs fence_proxy_async besides.
+// Orders the warpgroup's register accesses before the wgmmas that follow. Needed before the first wgmma, and again
+// after d, or an a in registers, has been accessed. Shared memory written by threads also needs fence_proxy_async.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
 __device__ __forceinline__ void wgmma_commit_group() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-// Until all of this warpgroup's groups but the kPending latest have ended.
+// Waits until all groups of this warpgroup but the latest kPending have completed.
 template <int kPending>
 __device__ __forceinline__ void wgmma_wait_group() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
 // clang-format off
-// The operands %0 to %(N/2 - 1) of an instruction, d; those after it are numbered by WGMMA_EVERY_N.
+// Operands %0 to %(N/2 - 1) of an instruction are d. WGMMA_EVERY_N numbers the operands after d.
 #define WGMMA_D_8 "%0, %1, %2, %3"
 #define WGMMA_D_16 WGMMA_D_8 ", %4, %5, %6, %7"
 #define WGMMA_D_24 WGMMA_D_16 ", %8, %9, %10, %11"
@@ -54,7 +54,7 @@ __device__ __forceinline__ void wgmma_wait_group() {
 #define WGMMA_FLOATS_OF_224 WGMMA_FLOATS_OF_192, WGMMA_FLOATS_16(96)
 #define WGMMA_FLOATS_OF_256 WGMMA_FLOATS_OF_224, WGMMA_FLOATS_16(112)
 
-// Both operands in shared memory. The predicate is "add to d"; then the signs of a and b, and neither transposed.
+// a and b in shared memory. After them: predicate "add to d", signs of a and b, transposition of a and b (none).
 #define WGMMA_SHARED(N, TYPE, A, B, P, ...)                                                         \
   asm volatile(                                                                                     \
       "{\n"                                                                                         \
@@ -66,7 +66,7 @@ __device__ __forceinline__ void wgmma_wait_group() {
       : WGMMA_FLOATS_OF_##N                                                                         \
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
 
-// a in registers.
+// a in registers, b in shared memory.
 #define WGMMA_REGISTERS(N, TYPE, A0, A1, A2, A3, B, P)                                              \
   asm volatile(                                                                                     \
       "{\n"                                                                                         \
@@ -78,7 +78,7 @@ __device__ __forceinline__ void wgmma_wait_group() {
       : WGMMA_FLOATS_OF_##N                                                                         \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)))
 
-// INSTRUCTION for the kN of the function it is used in.
+// Expands INSTRUCTION for the kN of the enclosing function.
 #define WGMMA_EVERY_N(INSTRUCTION, TYPE)                                              \
   if constexpr (kN == 8) INSTRUCTION(8, TYPE, 4, 5, 6, 7, 8, 9);                      \
   else if constexpr (kN == 16) INSTRUCTION(16, TYPE, 8, 9, 10, 11, 12, 13);           \
@@ -95,8 +95,8 @@ __device__ __forceinline__ void wgmma_wait_group() {
   else static_assert(kN < 0, "no wgmma of this width is spelled out here")
 // clang-format on
 
-// a and b as tile/smem_descriptor.cuh describes them: K-major, 64 and kN rows of 16 elements. Without accumulate, d is
-// a * b.
+// a and b are descriptors (tile/smem_descriptor.cuh) of K-major operands: 64 and kN rows of 16 elements. Without
+// accumulate, d = a * b.
 template <int kN>
 __device__ __forceinline__ void wgmma_m64k16_f16(float (&d)[kN / 2], uint64_t a, uint64_t b, bool accumulate) {
   WGMMA_EVERY_N(WGMMA_SHARED, "f16");
@@ -107,7 +107,7 @@ __device__ __forceinline__ void wgmma_m64k16_bf16(float (&d)[kN / 2], uint64_t a
   WGMMA_EVERY_N(WGMMA_SHARED, "bf16");
 }
 
-// Each warp holds 16 rows of a, as for mma_m16n8k16.
+// Each warp holds 16 rows of a, laid out as for mma_m16n8k16.
 template <int kN>
 __device__ __forceinline__ void wgmma_m64k16_f16(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b,
                                                  bool accumulate) {

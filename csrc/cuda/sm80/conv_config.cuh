@@ -1,4 +1,4 @@
-// What one compiled conv_fwd kernel is made of.
+// Compile-time configuration of a conv_fwd kernel.
 #pragma once
 #include "cuda/sm80/conv_fwd.h"
 #include "cuda/tile/element.cuh"
@@ -14,8 +14,8 @@ struct ConvFwdConfig {
   static constexpr bool kProjects = has_projection(kMode), kPrepares = has_prologue(kMode);
 
   static constexpr int kM = kTile.m, kN = kTile.n, kStages = kTile.stages, kThreads = kTile.threads;
-  // At least so many blocks an SM; 0: as ptxas likes. Left alone with statistics in a block of four warps, it makes
-  // room for six where shared memory has it for two, and spills.
+  // Minimum blocks per SM for ptxas; 0 leaves the choice to it. For statistics in blocks of four warps it would then
+  // make room for six, although shared memory holds only two, and spill.
   static constexpr int kBlocksPerSm = leaves_parts(kMode) && kThreads == 128 ? 2 : 0;
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kWarpN = 32, kWarpM = kM * kN / kWarps / kWarpN;  // a warp's part of the tile
@@ -23,7 +23,7 @@ struct ConvFwdConfig {
 
   static constexpr int kPerChunk = kChunkBytes / kSizeOf<kDtype>;         // elements
   static constexpr int kCopyRows = kThreads / kRowChunks;                 // rows that the block copies at once
-  static constexpr int kRowsA = kM / kCopyRows, kRowsB = kN / kCopyRows;  // rows a thread copies
+  static constexpr int kRowsA = kM / kCopyRows, kRowsB = kN / kCopyRows;  // rows per thread
   static constexpr uint32_t kBytesA = kM * kRowBytes, kStageBytes = (kM + kN) * kRowBytes;
 
   using Warp = WarpMma<kDtype, kWarpM, kWarpN>;

@@ -1,4 +1,4 @@
-// The epilogue: BatchNorm, shortcut, ReLU, one rounding, 16-byte stores.
+// Epilogue: BatchNorm, shortcut, ReLU, one rounding, 16-byte stores.
 #pragma once
 #include "cuda/ptx/sync.cuh"
 #include "cuda/sm80/conv_config.cuh"
@@ -6,11 +6,11 @@
 
 namespace resnet_fused::cuda {
 
-// Turns a fragment row (16 pixels of a warp's columns) from the tensor cores' layout into one where a lane has whole
-// chunks of 16 bytes of the output, through float32 shared memory that belongs to the warp.
+// Transposes a fragment row (16 pixels x the warp's columns) from the mma layout to one in which a lane holds whole
+// 16-byte chunks of the output. Goes through the warp's own float32 shared memory.
 template <int kCols>
 struct Transpose {
-  // Rows 40 floats apart: the four pixels of a half warp's 8-byte stores are 8 banks apart.
+  // Rows are 40 floats apart, so the four pixels of a half warp's 8-byte stores are 8 banks apart.
   static constexpr int kStride = kCols + 8;
   static constexpr int kBytes = 16 * kStride * 4;
 
@@ -38,7 +38,7 @@ struct Transpose {
   }
 };
 
-// Where a warp's rows and a lane's columns are in the output, for chunks of kPer elements.
+// Position in the output of a warp's rows and a lane's columns, for chunks of kPer elements.
 template <typename Config, int kPer>
 struct WarpPlace {
   static constexpr int kLanesARow = Config::kWarpN / kPer;
@@ -47,7 +47,7 @@ struct WarpPlace {
 
   uint32_t lane = threadIdx.x % 32, part = threadIdx.x / 32;
   uint32_t row = lane / kLanesARow, col = lane % kLanesARow * kPer;
-  int32_t m, tile_n, n;  // of the output, the columns also within the tile
+  int32_t m, tile_n, n;  // output row, column within the tile, output column
 
   __device__ __forceinline__ WarpPlace(int32_t m0, int32_t n0)
       : m(m0 + part / Config::kWarpsN * Config::kWarpM + row),
@@ -114,7 +114,7 @@ __device__ __forceinline__ void store_tile(const typename Config::Warp& main, co
   }
 }
 
-// A slice of a split depth: raw sums, which conv_finish adds to those of the other slices.
+// A slice of a split-K convolution: stores raw sums, which conv_finish adds to those of the other slices.
 template <typename Config>
 __device__ __forceinline__ void store_partial(const typename Config::Warp& warp, const ConvFwdParams& p, int32_t slice,
                                               unsigned char* ring, int32_t m0, int32_t n0) {

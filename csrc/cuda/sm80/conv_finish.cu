@@ -33,7 +33,7 @@ void launch_conv_finish(const ConvFwdParams& params, const ConvFwdVariant& varia
       return launch<Dtype::kFloat16>(params, projects, queue);
     case Dtype::kBFloat16:
       return launch<Dtype::kBFloat16>(params, projects, queue);
-    default:  // conv_fwd has no fourth type
+    default:  // conv_fwd has no other dtype
       return launch<Dtype::kFloat32>(params, projects, queue);
   }
 }

@@ -11,12 +11,12 @@ namespace resnet_fused::cuda {
 template <Dtype kDtype_, bool kProjects_>
 struct ConvFinishConfig {
   static constexpr Dtype kDtype = kDtype_;
-  static constexpr bool kProjects = kProjects_;  // the last slice is a projection's
+  static constexpr bool kProjects = kProjects_;  // the last slice is the projection
   static constexpr int kVector = 16 / kSizeOf<kDtype>;
   static constexpr int kThreads = kBnThreads;
 };
 
-// kCount floats of one slice.
+// Loads kCount floats of one slice.
 template <int kCount>
 __device__ __forceinline__ void load_partial(float (&v)[kCount], const char* address) {
 #pragma unroll
@@ -28,7 +28,7 @@ __device__ __forceinline__ void load_partial(float (&v)[kCount], const char* add
   }
 }
 
-// A thread keeps its channels, and so their scale and shift, and walks over pixels: bn_add_act's walk.
+// Covers the output as bn_add_act does: a thread keeps its channels, so their scale and shift, and loops over pixels.
 template <typename Config>
 __global__ void __launch_bounds__(Config::kThreads) conv_finish_kernel(const ConvFwdParams p, const BnWalk walk) {
   constexpr int kVector = Config::kVector;

@@ -5,7 +5,7 @@
 
 namespace resnet_fused::cuda {
 
-// out = act(bn(sum of the partials) + shortcut), slice after slice: the same sum in every run.
+// out = act(bn(sum of the partials) + shortcut). Slices are added in order, so results are bit-reproducible.
 void launch_conv_finish(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue);
 
 }  // namespace resnet_fused::cuda

@@ -1,5 +1,5 @@
 // act(bn(conv(x)) + shortcut) in one kernel, on the tensor cores of sm_80 and later. docs/kernels/sm80_conv_fwd.md has
-// the tiling, the shared memory's layout and the roofline.
+// the tiling and the shared memory layout.
 #pragma once
 #include <type_traits>
 
@@ -11,15 +11,15 @@
 
 namespace resnet_fused::cuda {
 
-// Steps of the ring that a convolution's depth takes.
+// Main loop steps for a convolution's depth.
 template <typename Config>
 __device__ __forceinline__ int32_t steps_of(const ConvShape& shape) {
   const int32_t chunks = shape.r * shape.s * (shape.c / Config::kPerChunk);
   return (chunks + kRowChunks - 1) / kRowChunks;
 }
 
-// A block computes tile blockIdx.x of slice blockIdx.y. Neighbouring blocks share their pixels: those are the larger
-// operand, and the second block finds them in L2.
+// A block computes tile blockIdx.x of slice blockIdx.y. Neighbouring blocks share their pixels, the larger operand, so
+// that all but the first find them in L2.
 template <typename Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm) conv_fwd_kernel(const ConvFwdParams p) {
   constexpr ConvFwdMode kMode = Config::kMode;
@@ -39,14 +39,15 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm) conv_f
 
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();
-  // The vectors' way through memory is hidden behind the first copies.
+  // Half of the threads have no entry of these tables to fill and go on to the first copies, which hides the latency of
+  // the loads. The main loop's barriers come before the epilogue reads the tables.
   bn.template fill<Config::kDtype>(p.main.bn, n0, Config::kN, k, threadIdx.x, Config::kThreads);
   if constexpr (Config::kProjects)
     projection_bn.template fill<Config::kDtype>(p.projection.bn, n0, Config::kN, k, threadIdx.x, Config::kThreads);
   if constexpr (Config::kPrepares) {
     const int32_t c = prepared.shape.c;
     pre.template fill<Config::kDtype>(prepared.pre, 0, c, c, threadIdx.x, Config::kThreads);
-    ptx::bar_sync_all();  // the first step reads the table before the ring's own barrier
+    ptx::bar_sync_all();  // the first step reads the table before the main loop's first barrier
   }
 
   constexpr bool kPreparesMain = Config::kPrepares && !Config::kProjects;

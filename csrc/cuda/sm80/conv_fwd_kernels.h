@@ -1,5 +1,5 @@
-// The compiled conv_fwd kernels of each element type, which sm80/conv_fwd.cu makes one menu of. A file each, so that
-// they compile side by side.
+// The compiled conv_fwd kernels of each element type, which sm80/conv_fwd.cu joins into one menu. Each function has its
+// own file, so that they compile in parallel.
 #pragma once
 #include "cuda/menu.h"
 #include "cuda/sm80/conv_fwd.h"
@@ -12,12 +12,12 @@ ConvFwdMenu conv_fwd_f16();
 ConvFwdMenu conv_fwd_bf16();
 ConvFwdMenu conv_fwd_tf32();
 
-// With statistics.
+// Forward with batch statistics.
 ConvFwdMenu conv_stats_f16();
 ConvFwdMenu conv_stats_bf16();
 ConvFwdMenu conv_stats_tf32();
 
-// Gradients, with the sums of the BatchNorm that comes next.
+// Input gradients, with the sums that the next BatchNorm's backward pass needs.
 ConvFwdMenu conv_gradient_f16();
 ConvFwdMenu conv_gradient_bf16();
 ConvFwdMenu conv_gradient_tf32();

@@ -1,4 +1,4 @@
-// The explicit instantiations for one element type: naming a launcher compiles its kernel.
+// Explicit instantiations for one element type: taking a launcher's address compiles its kernel.
 #pragma once
 #include <utility>
 
@@ -31,7 +31,7 @@ void add_conv_fwd_tiles(ConvFwdMenu& all, std::integer_sequence<int, kTile...>) 
   (add_conv_fwd<kDtype, kTile, kMode>(all), ...);
 }
 
-// Every tile, of these modes.
+// Every tile in each of these modes.
 template <Dtype kDtype, ConvFwdMode... kMode>
 ConvFwdMenu compile_all_conv_fwd() {
   constexpr int kTiles = sizeof(kConvFwdTiles) / sizeof(kConvFwdTiles[0]);

@@ -1,5 +1,5 @@
-// The epilogue of a convolution that is an input's gradient: the gradient, rounded and stored, and of what was stored
-// the sums that the BatchNorm behind that input's ReLU wants.
+// Epilogue of a convolution that computes the gradient of relu(bn(raw)): rounds and stores it, and sums the stored
+// values for the backward pass of that BatchNorm.
 #pragma once
 #include "cuda/bn/reduction.h"
 #include "cuda/sm80/conv_epilogue.cuh"
@@ -7,9 +7,9 @@
 
 namespace resnet_fused::cuda {
 
-// g is the stored gradient where the ReLU was open, which bn(raw) tells as it does in bn_backward_reduce: by the
-// instruction that made the activation. Two warps share a tile's channels: the lower rows' sums go to the upper rows'
-// warp, which stores the part.
+// g is the stored gradient where the ReLU was open. As in bn_backward_reduce, bn(raw) decides that, computed by the
+// instruction that made the activation. Two warps share a tile's channels: the warp of the lower rows hands its sums to
+// the warp of the upper rows, which stores the part.
 template <typename Config>
 __device__ __forceinline__ void store_tile_and_gradient_sums(const typename Config::Warp& main, const ConvFwdParams& p,
                                                              unsigned char* ring, const ChannelTable& bn_table,
@@ -32,7 +32,7 @@ __device__ __forceinline__ void store_tile_and_gradient_sums(const typename Conf
   if (place.n < k) read_channels<Config::kDtype>(mean, p.main.bn.mean, place.n, 0.0f);
 #pragma unroll
   for (int i = 0; i < Config::Warp::kFragmentRows; ++i) {
-    uint32_t at[Place::kPasses];  // elements: half the registers of bytes
+    uint32_t at[Place::kPasses];  // in elements: 32 bits, half the registers of byte offsets
     bool inside[Place::kPasses];
     Data raw[Place::kPasses], beside[Place::kPasses];
 #pragma unroll
@@ -62,7 +62,7 @@ __device__ __forceinline__ void store_tile_and_gradient_sums(const typename Conf
 #pragma unroll
       for (int e = 0; e < kPer; ++e) {
         const float x = raw[pass].get(e);
-        const bool closed = bn.apply(x, e) <= kVanishes<Config::kDtype>;  // of NaN: open, as in torch
+        const bool closed = bn.apply(x, e) <= kVanishes<Config::kDtype>;  // open for NaN, as in torch
         const float g = closed ? 0 : stored.get(e);
         sum_g[e] += g;
         sum_g_x[e] = ptx::fma_rn(g, x - mean[e], sum_g_x[e]);

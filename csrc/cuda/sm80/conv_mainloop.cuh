@@ -1,4 +1,4 @@
-// The multiplication: a ring of stages in shared memory, filled by cp.async, read by ldmatrix.
+// Main loop: a ring of stages in shared memory, filled by cp.async and read by ldmatrix.
 #pragma once
 #include "cuda/ptx/cp_async.cuh"
 #include "cuda/ptx/shared.cuh"
@@ -9,14 +9,14 @@
 
 namespace resnet_fused::cuda {
 
-// relu(bn(.)) of the chunks that this thread copied, in place, before any other thread may read them. Padding is zero
-// after BatchNorm, not before: the thread that copied a chunk knows whether it was padding, and leaves it alone.
+// Applies relu(bn(.)) in place to the chunks that this thread copied, before any other thread may read them. Padding
+// must stay zero, so chunks of padding are skipped; the thread that copied a chunk knows which it was.
 template <typename Config>
 struct Prologue {
   const ChannelTable& table;
-  int32_t chunks;      // of an input pixel
-  int32_t chunk;       // this thread's, in the stage that is next
-  uint64_t valid = 0;  // kRowsA bits a stage in flight, the oldest on top
+  int32_t chunks;      // per input pixel
+  int32_t chunk;       // of this thread in the next stage
+  uint64_t valid = 0;  // kRowsA bits per stage in flight, the oldest in the highest bits
 
   static_assert(Config::kRowsA * (Config::kStages - 1) <= 64);
 
@@ -51,7 +51,7 @@ struct NoPrologue {
   __device__ __forceinline__ void apply(uint32_t, int32_t, int32_t) {}
 };
 
-// warp.sum = the tile at (m0, n0) of steps [first, last) of the depth. On return the ring is free.
+// warp.sum = the tile at (m0, n0) over steps [first, last) of the depth. On return the ring is free.
 template <typename Config, typename Pro>
 __device__ __forceinline__ void multiply_tile(typename Config::Warp& warp, const ConvOperands& o, uint32_t ring,
                                               const ChannelTable& pre, int32_t m0, int32_t n0, int32_t first,
@@ -66,11 +66,11 @@ __device__ __forceinline__ void multiply_tile(typename Config::Warp& warp, const
   const PixelRows<Config::kRowsA> pixels(shape, m0 + row, Config::kCopyRows);
   Pro prologue(pre, at);
   const char* x = static_cast<const char*>(o.x);
-  const int64_t filter = static_cast<int64_t>(shape.r) * shape.s * shape.c * kSize;  // bytes of one output channel
+  const int64_t filter = static_cast<int64_t>(shape.r) * shape.s * shape.c * kSize;  // bytes per output channel
   const char* weight = static_cast<const char*>(o.weight) + (n0 + row) * filter +
                        (first * static_cast<int64_t>(kRowChunks) + column) * kChunkBytes;
 
-  // An address that is not valid is not read: it may lie anywhere.
+  // Invalid addresses may point anywhere: they are not read.
   const auto copy_step = [&](int32_t stage) {
     const uint32_t a_tile = ring + stage * Config::kStageBytes, b_tile = a_tile + Config::kBytesA;
     const bool inside = at.inside(shape);
@@ -93,8 +93,8 @@ __device__ __forceinline__ void multiply_tile(typename Config::Warp& warp, const
     weight += kRowBytes;
   };
 
-  // Groups are committed even when there is nothing left to copy, so that "all but the last kStages - 2" always
-  // means the step that is next.
+  // Groups are committed even if nothing is left to copy, so that waiting for all but the latest kStages - 2 always
+  // means waiting for the next step.
   for (int i = 0; i < kStages - 1; ++i) {
     if (first + i < last)
       copy_step(i);
@@ -108,7 +108,7 @@ __device__ __forceinline__ void multiply_tile(typename Config::Warp& warp, const
     const uint32_t a_tile = ring + stage * Config::kStageBytes;
     ptx::cp_async_wait_group<kStages - 2>();
     prologue.apply(a_tile, row, column);
-    // What each thread copied is there for all, and the stage read one step ago is free for all.
+    // After this barrier all threads see the whole stage, and the stage read in the previous step is free.
     ptx::bar_sync_all();
     if (step + kStages - 1 < last)
       copy_step(free_stage);

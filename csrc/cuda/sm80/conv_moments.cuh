@@ -1,4 +1,5 @@
-// The epilogue of a convolution in training: the raw output, rounded and stored, and the moments of what was stored.
+// Epilogue of a convolution with batch statistics: rounds and stores the pre-BN output, and computes the moments of the
+// stored values.
 #pragma once
 #include "cuda/bn/moments.cuh"
 #include "cuda/bn/reduction.h"
@@ -6,7 +7,7 @@
 
 namespace resnet_fused::cuda {
 
-// The sum over the lanes that hold the same channels.
+// Sum over the lanes that hold the same channels.
 template <int kLanesARow>
 __device__ __forceinline__ float sum_rows(float v) {
 #pragma unroll
@@ -14,9 +15,9 @@ __device__ __forceinline__ float sum_rows(float v) {
   return v;
 }
 
-// A warp measures from the mean of its first 16 rows, rounded to the dtype that it stores, in which distances of 16-bit
-// values are exact. Two warps share a tile's channels: the lower rows' moments go to the upper rows' warp, which moves
-// them to its own center and stores the part.
+// A warp's center is the mean of its first 16 rows, rounded to the stored dtype, so that distances of 16-bit values are
+// exact. Two warps share a tile's channels: the warp of the lower rows hands its moments to the warp of the upper rows,
+// which moves them to its own center and stores the part.
 template <typename Config>
 __device__ __forceinline__ void store_tile_and_moments(const typename Config::Warp& main, const ConvFwdParams& p,
                                                        unsigned char* ring, const ChannelTable& bias, int32_t m0,

@@ -1,4 +1,4 @@
-// kCount consecutive uint8 in memory, a number each in registers.
+// kCount consecutive uint8, packed in memory and registers. get() and store() take each as a uint32.
 #pragma once
 #include "cuda/ptx/global.cuh"
 
@@ -11,7 +11,7 @@ struct Bytes {
 
   uint32_t words[kWords];
 
-  // Of memory that no thread writes while the kernel runs.
+  // The memory must be read-only while the kernel runs.
   __device__ __forceinline__ void load(const char* address) {
     if constexpr (kCount == 8)
       ptx::ld_global_nc_v2(words, address);

@@ -1,4 +1,4 @@
-// BatchNorm as scale and shift of a run of channels, kept in shared memory for threads whose channels change.
+// BatchNorm as scale and shift of a range of channels, in shared memory, for threads whose channels change.
 #pragma once
 #include "cuda/tile/scale_shift.cuh"
 
@@ -12,7 +12,7 @@ struct ChannelTable {
   __device__ __forceinline__ ChannelTable(unsigned char* memory, int32_t channels)
       : scale(reinterpret_cast<float*>(memory)), shift(scale + channels) {}
 
-  // Entry i is channel first + i of bn, or zero from `end` on. A barrier must follow.
+  // Fills entry i with channel first + i of bn, or with zeros if that is at or past `end`. A barrier must follow.
   template <Dtype kDtype>
   __device__ __forceinline__ void fill(const BatchNormVectors& bn, int32_t first, int32_t channels, int32_t end,
                                        int32_t thread, int32_t threads) const {

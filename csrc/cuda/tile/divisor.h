@@ -1,11 +1,12 @@
-// Division by a host-known number: a multiplication and a shift. Pure: no torch, no CUDA.
+// Division by a number known on the host, as a multiplication and a shift. Pure: no torch, no CUDA.
 #pragma once
 #include <cstdint>
 
 namespace resnet_fused::cuda {
 
-// 2^shift >= divisor, and multiplier is 2^(31 + shift) / divisor rounded up, which is less than 2^32. The product with
-// n < 2^31 is then too large by less than 2^31 / 2^(31 + shift) <= 1 / divisor: too little to reach the next quotient.
+// Exact for n < 2^31. shift is the smallest with 2^shift >= divisor; multiplier is 2^(31 + shift) / divisor rounded up,
+// less than 2^32. Rounding up adds less than n / 2^(31 + shift) < 1 / divisor to the quotient, too little to reach the
+// next integer.
 struct Divisor {
   uint32_t divisor = 1, multiplier = 1u << 31, shift = 0;
 

@@ -1,4 +1,4 @@
-// One element, and 16 bytes of elements, between memory (Dtype) and registers (float, or double for float64).
+// Loads and stores of one element or of 16 bytes of elements: Dtype in memory, float in registers (double for float64).
 #pragma once
 #include "cuda/dtype.h"
 #include "cuda/ptx/global.cuh"
@@ -6,15 +6,15 @@
 
 namespace resnet_fused::cuda {
 
-// kReadOnly: no thread writes it while the kernel runs. kReused: nor that, and other threads of the SM read it too.
+// kReadOnly: read-only while the kernel runs. kReused: the same, and other threads of the SM read the data too.
 enum class Access { kPlain, kReadOnly, kReused };
 
-// NaN passes through, as through torch.relu.
+// NaN passes, as in torch.relu.
 __device__ __forceinline__ float relu_of(float v) { return ptx::max_nan(v, 0.0f); }
 __device__ __forceinline__ double relu_of(double v) { return v < 0 ? 0 : v; }
 
-// The largest value that rounding makes 0. What a ReLU lets through is above it: the backward pass, which has the value
-// in more digits than were stored, then sees every ReLU as open as the forward pass left it.
+// The largest value that rounds to 0 in kDtype. A ReLU counts as open only for larger inputs: the backward pass
+// recomputes them in more digits than were stored, and must agree with the stored output about where the ReLU was open.
 template <Dtype kDtype>
 constexpr float kVanishes = 0;
 template <>
@@ -54,7 +54,7 @@ __device__ __forceinline__ void store_element(char* address, typename Arithmetic
     ptx::st_global_u16(address, kDtype == Dtype::kFloat16 ? ptx::cvt_rn_f16_f32(v) : ptx::cvt_rn_bf16_f32(v));
 }
 
-// kCount consecutive elements, kept as loaded (4 registers for 16 bytes) until get() widens them.
+// kCount consecutive elements, kept as loaded (16 bytes in 4 registers) until get() widens one.
 template <Dtype kDtype, int kCount>
 struct Chunk {
   using Acc = typename Arithmetic<kDtype>::Type;
@@ -78,7 +78,7 @@ struct Chunk {
     if constexpr (kDtype == Dtype::kFloat32) {
       return ptx::mov_f32_b32(words[i]);
     } else if constexpr (kDtype == Dtype::kBFloat16) {
-      // A bfloat16 is the upper half of a float: one instruction, which a conversion of 16 bits would not be.
+      // A bfloat16 is the upper half of a float, so one shift or mask is enough, unlike a conversion of 16 bits.
       return ptx::mov_f32_b32(i % 2 ? words[i / 2] & 0xffff0000u : words[i / 2] << 16);
     } else {
       return ptx::cvt_f32_f16(static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16)));
@@ -97,7 +97,7 @@ struct Chunk {
     }
   }
 
-  // pack of relu_of(v), in one instruction where the type has it.
+  // pack() of relu_of(v). The 16-bit types have ReLU in the conversion instruction.
   __device__ __forceinline__ static void pack_relu(uint32_t (&out)[4], const Acc (&v)[kCount]) {
 #pragma unroll
     for (int w = 0; w < 4; ++w) {

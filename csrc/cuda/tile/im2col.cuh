@@ -1,15 +1,15 @@
-// Implicit GEMM: output pixels are rows, and a row's depth is taps x input channels, gathered on the fly. The depth is
-// cut into chunks of 16 bytes, so that a filter of few channels fills a step with several taps.
+// Implicit GEMM: rows are output pixels, depth is taps x input channels, gathered on the fly. The depth is cut into
+// 16-byte chunks, so that with few channels a step holds several taps.
 #pragma once
 #include "cuda/conv.h"
 
 namespace resnet_fused::cuda {
 
-// Where a thread is in the depth: one chunk of one tap.
+// A thread's position along the depth: one chunk of one tap.
 struct TapCursor {
-  int32_t chunks;    // a tap's, in all
-  int32_t chunk;     // of the tap
-  int32_t row, col;  // the tap's, in the filter; row = r past the end
+  int32_t chunks;    // per tap
+  int32_t chunk;     // within the tap
+  int32_t row, col;  // of the tap in the filter; row >= r past the end
 
   __device__ __forceinline__ TapCursor(const ConvShape& shape, int32_t per_chunk, int32_t at)
       : chunks(shape.c / per_chunk), chunk(at % chunks), row(at / chunks / shape.s), col(at / chunks % shape.s) {}
@@ -23,17 +23,17 @@ struct TapCursor {
   }
   __device__ __forceinline__ bool inside(const ConvShape& shape) const { return row < shape.r; }
 
-  // Elements from a pixel's first tap to here.
+  // Elements from a pixel's first tap to this position.
   __device__ __forceinline__ int32_t offset(const ConvShape& shape, int32_t per_chunk) const {
     return (row * shape.dil_h * shape.w + col * shape.dil_w) * shape.c + chunk * per_chunk;
   }
 };
 
-// The pixels that one thread copies: kRows of them, `step` apart, from `first`.
+// The kRows pixels that one thread copies: first, first + step, ...
 template <int kRows>
 struct PixelRows {
-  int32_t offset[kRows];  // elements from x to the first tap, which may lie in the padding before x
-  uint32_t taps[kRows];   // bit i: row i of taps is inside the image; bit 16 + i: column i is
+  int32_t offset[kRows];  // elements from x to the first tap; negative if that lies in padding before x
+  uint32_t taps[kRows];   // bit r: row r of the filter is inside the image; bit 16 + s: column s is
 
   __device__ __forceinline__ PixelRows(const ConvShape& shape, int32_t first, int32_t step) {
     const int32_t pixels = shape.n * shape.p * shape.q;

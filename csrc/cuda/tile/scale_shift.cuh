@@ -13,8 +13,8 @@ __device__ __forceinline__ void read_channels_as(Acc (&out)[kCount], const Chann
     out[i] = static_cast<Acc>(load_element<kDtype, Access::kReadOnly>(address + i * v.stride * kSizeOf<kDtype>));
 }
 
-// A vector is of x's own dtype or float32. The branch goes the same way for every thread of the grid, and lies outside
-// the loop over channels, so that all loads of one vector are in flight together.
+// A vector has x's dtype or float32; `absent` stands for a missing one. The branch is uniform across the grid and
+// outside the loop over channels, so that all loads of a vector are in flight together.
 template <Dtype kDtype, typename Acc, int kCount>
 __device__ __forceinline__ void read_channels(Acc (&out)[kCount], const ChannelVector& v, int first, Acc absent) {
   if (!v.data) {

@@ -1,5 +1,5 @@
-// The 64-bit word that tells wgmma where an operand lies in shared memory (PTX ISA, "Matrix Descriptor Format").
-// Operands are K-major: a row is consecutive along K.
+// The 64-bit descriptor of a wgmma operand in shared memory (PTX ISA, "Matrix Descriptor Format"). Operands are
+// K-major: a row is contiguous along K.
 #pragma once
 #include <cstdint>
 
@@ -7,11 +7,10 @@
 
 namespace resnet_fused::cuda {
 
-// Rows of width(kSwizzle) bytes, one after another, as TMA writes them with the same swizzle. `address` is that of the
-// first row's first element of the step along K: 32 bytes (16 elements) further for each step. The rows' own start is
-// a multiple of 8 * width.
-// kNone: 8 rows of 16 bytes are one after another, the next 16 bytes of K are `k_stride` bytes further, and the next 8
-// rows are `row_stride` bytes further.
+// Swizzled: contiguous rows of width(kSwizzle) bytes, as TMA writes them with the same swizzle, from a multiple of
+// 8 * width on. `address` is that of the first row plus 32 bytes (16 elements) for each step along K.
+// kNone: 8 rows of 16 bytes are contiguous. The next 16 bytes of K are `k_stride` bytes further, the next 8 rows
+// `row_stride` bytes further.
 template <Swizzle kSwizzle>
 __device__ __forceinline__ uint64_t smem_descriptor(uint32_t address, uint32_t k_stride = 16,
                                                     uint32_t row_stride = 8 * static_cast<uint32_t>(kSwizzle)) {
@@ -23,15 +22,14 @@ __device__ __forceinline__ uint64_t smem_descriptor(uint32_t address, uint32_t k
          static_cast<uint64_t>(row_stride >> 4 & 0x3fff) << 32 | kLayout << 62;
 }
 
-// The operand so many bytes further, a multiple of 16 and within shared memory. The address is the low word's, so that
-// one addition of 32 bits is all.
+// Descriptor of the operand `bytes` further, a multiple of 16; the result must lie within shared memory. The address is
+// in the low word, so one 32-bit addition is enough.
 __device__ __forceinline__ uint64_t moved(uint64_t descriptor, uint32_t bytes) {
   const uint32_t low = static_cast<uint32_t>(descriptor) + (bytes >> 4);
   return descriptor >> 32 << 32 | low;
 }
 
-// The same where the compiler sees that all threads have the same descriptor: their common registers add 64 bits at
-// once.
+// The same if the compiler can prove that all threads have the same descriptor: uniform registers add 64 bits at once.
 __device__ __forceinline__ uint64_t moved_uniform(uint64_t descriptor, uint32_t bytes) {
   return descriptor + (bytes >> 4);
 }

@@ -1,4 +1,4 @@
-// An operand tile in shared memory: rows of 128 bytes, that is eight 16-byte chunks of the GEMM's depth.
+// An operand tile in shared memory: rows of 128 bytes, that is eight 16-byte chunks along the GEMM's depth.
 #pragma once
 #include <cstdint>
 
@@ -8,8 +8,8 @@ constexpr uint32_t kChunkBytes = 16;
 constexpr uint32_t kRowChunks = 8;
 constexpr uint32_t kRowBytes = kRowChunks * kChunkBytes;
 
-// Chunk c of row r lies at place c ^ (r % 8): the eight chunks of one row (a copy) and one chunk of eight rows
-// (ldmatrix) both touch each bank of shared memory once. It is also the 128-byte swizzle of TMA and wgmma.
+// Chunk c of row r lies at place c ^ (r % 8). Eight chunks of one row (a copy) touch each bank once, and so does one
+// chunk of eight rows (ldmatrix): no bank conflicts. This is also the 128-byte swizzle of TMA and wgmma.
 __device__ __forceinline__ uint32_t swizzled(uint32_t row, uint32_t chunk) {
   return row * kRowBytes + (chunk ^ (row % kRowChunks)) * kChunkBytes;
 }

@@ -1,4 +1,4 @@
-// A warp's part of a tile: kRows x kCols sums, multiplied from two swizzled operand tiles in shared memory.
+// A warp's part of an output tile: kRows x kCols accumulators, from two swizzled operand tiles in shared memory.
 #pragma once
 #include "cuda/dtype.h"
 #include "cuda/ptx/math.cuh"
@@ -17,19 +17,19 @@ __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const
     ptx::mma_m16n8k8_tf32(d, a, b);
 }
 
-// Tensor cores drop the low 13 bits of a float32; dropping is not rounding, and would shift every sum.
+// Tensor cores truncate the low 13 bits of a float32, which would bias every sum. Rounding first avoids that.
 template <int kCount>
 __device__ __forceinline__ void round_to_tf32(uint32_t (&words)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) words[i] = ptx::cvt_rna_tf32_f32(ptx::mov_f32_b32(words[i]));
 }
 
-// Sums of rows [row, row + kRows) of A and [col, col + kCols) of B. Fragment [i][j] is a 16x8 piece; lane l holds of it
-// columns l % 4 * 2 and the next, of rows l / 4 (values 0, 1) and l / 4 + 8 (values 2, 3).
+// Accumulators of rows [row, row + kRows) of A times rows [col, col + kCols) of B. sum[i][j] is a 16x8 fragment, of
+// which lane l holds columns l % 4 * 2 and l % 4 * 2 + 1 of row l / 4 (values 0, 1) and of row l / 4 + 8 (values 2, 3).
 template <Dtype kDtype, int kRows, int kCols>
 struct WarpMma {
   static constexpr int kFragmentRows = kRows / 16, kFragmentCols = kCols / 8;
-  static constexpr int kSteps = kRowBytes / 32;  // an instruction's depth is 32 bytes, whatever the type
+  static constexpr int kSteps = kRowBytes / 32;  // an mma's depth is 32 bytes in every type
   static_assert(kRows % 16 == 0 && kCols % 16 == 0);
 
   float sum[kFragmentRows][kFragmentCols][4];
@@ -43,7 +43,7 @@ struct WarpMma {
         for (int e = 0; e < 4; ++e) sum[i][j][e] = 0;
   }
 
-  // The fragments' halves are bytes: two columns of 16 bits, or one of 32, are the same ldmatrix.
+  // ldmatrix only moves bytes: two columns of 16 bits or one of 32 bits load the same way.
   __device__ __forceinline__ void multiply(uint32_t a_tile, uint32_t row, uint32_t b_tile, uint32_t col,
                                            uint32_t lane) {
 #pragma unroll
