@@ -1,4 +1,4 @@
-// Decides which kernels may overlap the previous one: only those whose loaded code has griddepcontrol.wait.
+// Decides which kernels may overlap the previous one: those whose loaded code waits for it (griddepcontrol.wait).
 #pragma once
 #include <atomic>
 
