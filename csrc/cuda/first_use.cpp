@@ -24,7 +24,7 @@ void note(const KernelVariant& v, int device) {
   launched.device = device;
 }
 
-// Slow path of may_launch. Without kAlways it runs once per kernel, except for refused kernels and in graph capture.
+// Slow path of may_launch, for kernels that are not trusted yet and for kAlways.
 bool may_launch_unknown(const KernelVariant& v, int device, CheckMode mode) {
   const Device& numbers = device_numbers(device);
   KernelStates& states = *numbers.states;

@@ -64,7 +64,7 @@ struct Results<std::tuple<Each...>> {
   }
 };
 
-// Op::name() is the op's name, "conv_bn_act" for one. run() has the signature of `function`, so it is boxed alike.
+// Op::name() is the op's name, "conv_bn_act" for one. run() has the signature of `function`, so TORCH_BOX works.
 template <typename Op, typename Function, Function function>
 struct FirstUse;
 template <typename Op, typename Result, typename... Args, Result (*function)(Args...)>

@@ -16,7 +16,7 @@ constexpr bool waits_for_grids(const KernelCode& code) {
   return code.ptx >= kOverlappingArch && code.binary >= kOverlappingArch;
 }
 
-// Caches whether a kernel waits, for each device, so that CUDA is queried once.
+// Whether one kernel waits, cached per device: CUDA is queried once.
 class GridWaits {
  public:
   bool ask(const void* kernel, int device);

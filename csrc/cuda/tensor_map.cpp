@@ -13,7 +13,7 @@ namespace resnet_fused::cuda {
 
 namespace {
 
-// A function of the driver, found at run time, so that nothing outside the toolkit is linked.
+// A driver function, looked up at run time so that nothing outside the toolkit is linked.
 template <typename Function>
 Function driver_function(const char* name) {
   void* function = nullptr;
