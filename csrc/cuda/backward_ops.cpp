@@ -29,13 +29,13 @@ struct Call {
   bool allow_tf32;
 };
 
-// Padding of the output's gradient: the filter's reach beyond the forward padding.
+// Padding of the output gradient: the filter's reach minus the forward padding.
 Pair turned_padding(const Conv& forward) {
   return {forward.dilation[0] * (forward.r - 1) - forward.padding[0],
           forward.dilation[1] * (forward.s - 1) - forward.padding[1]};
 }
 
-// The input gradient is a convolution of the output's gradient with the flipped filter.
+// The input gradient is a convolution of the output gradient with the flipped filter.
 ConvProblem problem_of(const Call& call) {
   const Conv& forward = call.forward;
   const Pair padding = turned_padding(forward);
@@ -54,7 +54,7 @@ ConvProblem problem_of(const Call& call) {
   return p;
 }
 
-// One kernel for the gradient and partial sums, and bn_finish for the totals.
+// One kernel stores the gradient and partial sums; bn_finish combines the sums.
 std::tuple<Tensor, Tensor, Tensor> run_kernel(const Call& call, const ConvPlan& plan, const Queue& queue) {
   const Conv& forward = call.forward;
   const Conv turned = make_conv(kOp, call.grad, aten_turned(forward.weight), {}, call.bn, kOne, turned_padding(forward),
@@ -88,12 +88,12 @@ std::tuple<Tensor, Tensor, Tensor> run_kernel(const Call& call, const ConvPlan& 
   return {aten_contiguous(out, suggests_channels_last(forward.x)), sum_g, sum_g_xhat};
 }
 
-// torch's gradient, an addition where there is something to add, and a pass over both tensors for the sums.
+// torch's input gradient, an addition if `beside` is given, then a pass over the gradient and x for the sums.
 std::tuple<Tensor, Tensor, Tensor> run_torch(const Call& call, const Queue& queue) {
   const Conv& forward = call.forward;
   const bool channels_last = suggests_channels_last(forward.x);
   const Tensor raw = aten_contiguous(forward.x, channels_last);
-  // torch picks the format by all three; two of them decide once they are in x's.
+  // torch chooses the format from all three tensors; two in x's format are enough.
   const Tensor out =
       aten_contiguous(aten_convolution_backward(GradientOf::kInput, aten_contiguous(call.grad, channels_last), raw,
                                                 forward.weight, kOne, forward.padding, forward.dilation, /*groups=*/1),

@@ -1,4 +1,4 @@
-// A BatchNorm as kernels receive it: its own tensors, so that there are no folded weights to go stale.
+// A BatchNorm as kernels receive it: the module's own tensors. Nothing is folded in advance, so nothing goes stale.
 #pragma once
 #include <cstdint>
 
@@ -6,8 +6,8 @@
 
 namespace resnet_fused::cuda {
 
-// One value a channel, of any stride; data is null where the tensor is absent. dtype is float32 or that of the
-// activations: mixed precision and its two ends. The host casts what is neither.
+// A tensor of one value per channel, with any stride. data is null if the tensor is absent. dtype is float32 or the
+// activations' dtype; the host casts any other dtype.
 struct ChannelVector {
   const void* data = nullptr;
   int64_t stride = 0;  // elements
@@ -15,7 +15,7 @@ struct ChannelVector {
 };
 
 // y -> y * scale + shift, scale = gamma / sqrt(var + eps), shift = beta + (bias - mean) * scale.
-// No mean and var: no BatchNorm, scale = 1 and shift = bias. Absent gamma is 1, absent beta and bias are 0.
+// Without mean and var there is no BatchNorm: scale = 1, shift = bias. An absent gamma is 1, an absent beta or bias 0.
 struct BatchNormVectors {
   ChannelVector gamma, beta, mean, var;
   ChannelVector bias;  // of the convolution before the BatchNorm

@@ -1,4 +1,4 @@
-// The CUDA kernel of basic_block: one launch where the plan has one, else its two convolutions.
+// basic_block on CUDA: one launch if the plan chooses it, else two convolutions.
 #include <torch/csrc/stable/accelerator.h>
 
 #include "cuda/conv_op.h"
@@ -45,8 +45,8 @@ Tensor basic_block(const Tensor& x, const Tensor& weight1, const OptTensor& bias
                    const OptTensor& beta1, const OptTensor& mean1, const OptTensor& var1, double eps1,
                    const Tensor& weight2, const OptTensor& bias2, const OptTensor& gamma2, const OptTensor& beta2,
                    const OptTensor& mean2, const OptTensor& var2, double eps2,
-                   bool /*keep_packed: weights are taken as they are*/, bool allow_tf32,
-                   bool /*internal: torch keeps memory itself*/) {
+                   bool /*keep_packed: CUDA packs no weights*/, bool allow_tf32,
+                   bool /*internal: torch pools CUDA memory*/) {
   const BasicBlock block = make_basic_block(x, weight1, bias1, {gamma1, beta1, mean1, var1, eps1}, weight2, bias2,
                                             {gamma2, beta2, mean2, var2, eps2});
   const int device = x.get_device_index();

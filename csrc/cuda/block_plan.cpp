@@ -29,7 +29,7 @@ const BlockFwdShape* shape_for(const BlockProblem& p, const Device& device, std:
       const int32_t smem = block_fwd_smem(s);
       if (smem > device.smem_per_block)
         return no("a block wants ", smem, " bytes of shared memory, and may have ", device.smem_per_block);
-      // Not among the checks of the ops: with few channels, many tiles may hold one pixel each.
+      // The ops do not check this. With few channels there can be many pixels, and a tile may hold a single one.
       if (block_fwd_tiles(block_fwd_tiling(s, q.h, q.w), q.n) > std::numeric_limits<int32_t>::max() / 2)
         return no("there are more tiles than 31 bits count");
       if (is_refused(device, variant_of_block({p.dtype, s.channels})))

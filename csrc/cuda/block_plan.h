@@ -1,4 +1,4 @@
-// Whether an identity BasicBlock runs as one launch on a GPU, and why not. Pure, like plan.h.
+// Decides whether an identity BasicBlock runs as one launch on a GPU, and says why not. Pure, like plan.h.
 #pragma once
 #include "cuda/plan.h"
 #include "cuda/sm90/block_fwd.h"
@@ -7,25 +7,25 @@ namespace resnet_fused::cuda {
 
 struct BlockProblem {
   Dtype dtype = Dtype::kFloat32;
-  ConvShape conv;          // of either convolution: 3x3, stride 1, padding 1, c = k
+  ConvShape conv;          // both convolutions: 3x3, stride 1, padding 1, c = k
   bool aligned = true;     // every address is a multiple of 16 bytes
-  bool allow_tf32 = true;  // float32 may be multiplied as tf32
+  bool allow_tf32 = true;  // float32 may be multiplied as TF32
 };
 
 struct BlockPlan {
-  bool one_launch = false;    // sm90/block_fwd; else two convolutions, each as make_plan() has it
-  BlockFwdVariant variant{};  // of one launch, as what follows
+  bool one_launch = false;    // sm90/block_fwd; else two convolutions, each planned by make_plan()
+  BlockFwdVariant variant{};  // this, tiling, tiles and smem: set for one launch only
   BlockFwdTiling tiling;
   int64_t tiles = 0;
-  int32_t smem = 0;  // bytes a block
-  // Bytes of input, output and weights once, and the time predicted by the model in block_plan.cpp. For two launches:
-  // their sums, if they were compared.
+  int32_t smem = 0;  // bytes per block
+  // Bytes of input, output and weights, each counted once, and the time predicted by model.h. For two launches: the
+  // sums of both, if they were compared.
   int64_t bytes = 0;
   double microseconds = 0;
 };
 
-// One launch runs where the model expects it to be faster than two, if it is verified on that GPU or
-// RESNET_FUSED_CUDA_ENGINE is sm90; or wherever it can where that is sm90:block. notes may be null.
+// Chooses one launch if it is predicted to be faster than two, and is verified on that GPU or enabled by
+// RESNET_FUSED_CUDA_ENGINE=sm90 or all. With sm90:block, chooses it wherever it can run. notes may be null.
 BlockPlan make_block_plan(const BlockProblem& problem, const Device& device, const EngineChoice& choice = {},
                           Notes* notes = nullptr);
 std::string to_string(const BlockPlan& plan);  // one line

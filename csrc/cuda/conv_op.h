@@ -1,4 +1,4 @@
-// One convolution on a GPU, for ops that are made of several.
+// One convolution on a GPU, for ops that run several.
 #pragma once
 #include "common/problem.h"
 #include "cuda/plan.h"
@@ -6,10 +6,10 @@
 
 namespace resnet_fused::cuda {
 
-// act(bn(conv(x)) + residual) by whatever the plan picks, on torch's current stream of x's device.
+// act(bn(conv(x)) + residual) with the planned engine, on torch's current stream of x's device.
 Tensor run_conv(const Conv& conv, const OptTensor& residual, bool relu, bool allow_tf32);
 
-// The kernel that a plan has picked; not of kTorch.
+// Launches the planned kernel. The plan's engine must not be kTorch.
 void launch_planned(const ConvFwdParams& params, const ConvPlan& plan, const Queue& queue);
 
 }  // namespace resnet_fused::cuda

@@ -1,4 +1,4 @@
-// The properties of a GPU that plans depend on. Pure.
+// The GPU properties that plans depend on. Pure.
 #pragma once
 #include <cstdint>
 
@@ -9,9 +9,9 @@ class KernelStates;  // trust.h
 struct Device {
   int32_t arch = 80;  // 10 * major + minor
   int32_t sm_count = 108;
-  int32_t smem_per_block = 166912;  // bytes a block may ask for
-  int32_t smem_per_sm = 167936;     // bytes that blocks of one SM share
-  KernelStates* states = nullptr;   // its kernels, as this process has seen them; null: none was wrong
+  int32_t smem_per_block = 166912;  // bytes per block, at most
+  int32_t smem_per_sm = 167936;     // bytes shared by the blocks of an SM
+  KernelStates* states = nullptr;   // what this process knows of its kernels; null: none was wrong
 };
 
 }  // namespace resnet_fused::cuda

@@ -7,15 +7,15 @@
 
 namespace resnet_fused::cuda {
 
-// Set-associative, kSets * kWays entries; the oldest entry of a set is evicted. Keys are compared bytewise, so they
-// must have no padding and a size that is a multiple of 8.
+// Set-associative, kSets * kWays entries; a full set evicts its oldest entry. Keys are compared bytewise, so they must
+// have no padding and a size that is a multiple of 8.
 template <typename Key, typename Value, int kSets, int kWays = 4>
 class ExactCache {
   static_assert(std::has_unique_object_representations_v<Key> && sizeof(Key) % 8 == 0);
   static_assert(std::is_trivially_copyable_v<Value>);
 
  public:
-  // The value of key, by make() where it is not known. Two threads may make the same one.
+  // Returns the cached value of key, or caches what make() returns. Two threads may make the same value.
   template <typename Make>
   Value get(const Key& key, const Make& make) {
     Set& set = sets_[hash(key) % kSets];

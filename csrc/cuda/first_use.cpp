@@ -8,7 +8,7 @@ namespace resnet_fused::cuda {
 namespace {
 
 constexpr int64_t kRight = 1, kWrong = 2;
-constexpr int kMostKernels = 8;  // that one op launches
+constexpr int kMostKernels = 8;  // launched by one op
 
 struct Launched {
   KernelVariant kernels[kMostKernels];
@@ -24,7 +24,7 @@ void note(const KernelVariant& v, int device) {
   launched.device = device;
 }
 
-// Handles an unchecked kernel. Cold: once per kernel, except during graph capture.
+// Slow path of may_launch, for kernels that are not trusted yet and for kAlways.
 bool may_launch_unknown(const KernelVariant& v, int device, CheckMode mode) {
   const Device& numbers = device_numbers(device);
   KernelStates& states = *numbers.states;
@@ -37,7 +37,7 @@ bool may_launch_unknown(const KernelVariant& v, int device, CheckMode mode) {
   return true;
 }
 
-// Whether this kernel may run. What is unchecked is noted, to be compared before the op returns.
+// Whether this kernel may run. An unchecked kernel is noted, to be compared before the op returns.
 bool may_launch(const KernelVariant& v, int device) {
   const CheckMode mode = chosen_check();
   const bool trusted = device_numbers(device).states->of(v) == KernelStates::kTrusted;

@@ -1,9 +1,9 @@
 // First-use check of unverified kernels: the op's result is compared with eager PyTorch's, once per compiled variant,
 // device and process, and a wrong kernel is not used again (docs/architecture.md, Trust).
 //
-// An op asks before it launches (plan_conv, plan_block, launch_checked), which costs an atomic load once a kernel is
-// trusted. FirstUse wraps the op: it compares where a kernel was launched that is not, and where none may be it runs
-// eager instead. Python has the definitions: resnet_fused/first_use.py.
+// plan_conv, plan_block and launch_checked decide before each launch whether the kernel may run; for a trusted kernel
+// that costs one atomic load. FirstUse wraps the op: it compares the result if an unchecked kernel ran, and runs eager
+// if a kernel may not run. The eager definitions are in resnet_fused/first_use.py.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -18,11 +18,11 @@
 
 namespace resnet_fused::cuda {
 
-// The plan to run now. During graph capture nothing can be compared, so an unchecked kernel gives way to torch.
+// The plan to run now. Nothing can be compared during graph capture, so torch then replaces an unchecked kernel.
 ConvPlan plan_conv(const ConvProblem& problem, int device);
 BlockPlan plan_block(const BlockProblem& problem, int device);
 
-// Thrown by launch_checked where its kernel may not run, and caught by FirstUse.
+// Thrown by launch_checked if its kernel may not run; caught by FirstUse.
 struct NoKernel {};
 
 void launch_checked(const BnAddActParams& params, const Queue& queue, int device);
@@ -32,11 +32,11 @@ void launch_checked(const BnBackwardParams& params, const Queue& queue, int devi
 void launch_checked(const BnPoolParams& params, const Queue& queue, int device);
 void launch_checked(const PoolBackwardParams& params, const Queue& queue, int device);
 
-// Unchecked kernels that the op has launched on this thread; its result must be compared.
+// The unchecked kernels that the current op has launched on this thread. If there are any, its result must be compared.
 void begin_op();
 bool must_compare();
-std::string launched_kernels();  // a line each
-// Python's verdict: 0, could not compare; 1, right; 2, wrong. Returns whether the result may be returned.
+std::string launched_kernels();  // one per line
+// Applies Python's verdict: 0: not comparable, 1: right, 2: wrong. Returns whether the op may return its result.
 bool judge(int64_t verdict);
 
 inline StableIValue boxed(const Ints& ints) { return from(IntView(ints)); }
@@ -64,7 +64,7 @@ struct Results<std::tuple<Each...>> {
   }
 };
 
-// Op has a name(), as in "conv_bn_act". run() has the function's own signature, so that it is boxed as it would be.
+// Op::name() is the op's name, "conv_bn_act" for one. run() has the signature of `function`, so TORCH_BOX works.
 template <typename Op, typename Function, Function function>
 struct FirstUse;
 template <typename Op, typename Result, typename... Args, Result (*function)(Args...)>
@@ -101,7 +101,7 @@ struct FirstUse<Op, Result (*)(Args...), function> {
   }
 };
 
-// m.impl of an op whose kernels are checked.
+// m.impl for an op whose kernels are checked.
 #define IMPL_CHECKED(m, op)                                           \
   do {                                                                \
     struct Op {                                                       \

@@ -1,4 +1,4 @@
-// Every launcher. launch_* picks the compiled variant and launches it on queue.stream; it neither waits nor allocates.
+// The launchers. launch_* picks the compiled variant and launches it on queue.stream; it neither waits nor allocates.
 #pragma once
 #include <vector>
 
@@ -18,7 +18,7 @@ namespace resnet_fused::cuda {
 void launch_bn_add_act(const BnAddActParams& params, const Queue& queue);
 std::vector<BnAddActVariant> compiled_bn_add_act();
 
-// Training. Both reductions are two kernels: parts of the sums, then bn_finish, which adds them in a fixed order.
+// Training. Both reductions launch two kernels: partial sums, then bn_finish, which adds them in a fixed order.
 void launch_bn_stats(const BnStatsParams& params, const Queue& queue);
 std::vector<BnStatsVariant> compiled_bn_stats();
 
@@ -28,26 +28,26 @@ std::vector<BnGradientVariant> compiled_bn_backward_reduce();
 void launch_bn_backward(const BnBackwardParams& params, const Queue& queue);
 std::vector<BnGradientVariant> compiled_bn_backward();
 
-// Max-pooling of what a BatchNorm and its ReLU make, in inference too, and its gradient.
+// max_pool2d(relu(bn(x))), in training and inference, and its gradient.
 void launch_bn_pool(const BnPoolParams& params, const Queue& queue);
 std::vector<PoolVariant> compiled_bn_pool();
 
 void launch_pool_backward(const PoolBackwardParams& params, const Queue& queue);
 std::vector<PoolVariant> compiled_pool_backward();
 
-// Where there are too many parts for one block, as many kernels more as it takes to merge them.
+// One kernel. If there are too many parts for one block, more kernels merge them first.
 void launch_bn_finish(const BnFinishParams& params, const Queue& queue);
 
-// With params.splits > 1 it launches two kernels: partial sums, then conv_finish, which adds them in a fixed order.
+// With params.splits > 1, two kernels: partial sums, then conv_finish, which adds them in a fixed order.
 void launch_conv_fwd(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue);
 std::vector<ConvFwdVariant> compiled_conv_fwd();
 
-// Hopper only. With params.shares > 0 two kernels: sums of the tail's shares, then conv_sm90_finish, which adds them.
+// Hopper only. With params.shares > 0, two kernels: partial sums of the tail, then conv_sm90_finish, which adds them.
 void launch_conv_sm90(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue);
 std::vector<ConvFwdVariant> compiled_conv_sm90();
 
-// Hopper only. params.main is as conv_rows_takes says, without a prologue; params.splits is 1, and a variant's tile is
-// rows x columns of pixels.
+// Hopper only. conv_rows_takes() accepts params.main.shape; no prologue; params.splits is 1. A variant's tile is rows x
+// columns of pixels.
 void launch_conv_rows(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue);
 std::vector<ConvFwdVariant> compiled_conv_rows();
 

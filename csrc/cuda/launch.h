@@ -1,6 +1,6 @@
-// LAUNCH(kernel, grid, block, shared bytes, stream, arguments...) and LAUNCH_DEPENDENT(..., queue, arguments...): the
-// one place that launches kernels. tests/cuda_on_cpu has its own cuda/launch.h, found first there, which runs the same
-// kernels on the CPU.
+// LAUNCH(kernel, grid, block, shared bytes, stream, arguments...) and LAUNCH_DEPENDENT(..., queue, arguments...). All
+// kernels are launched here or in launch_cluster.h. The emulator (tests/cuda_on_cpu) has its own cuda/launch.h first on
+// its include path and runs the same kernels on the CPU.
 #pragma once
 #include "cuda/grid_waits.h"
 #include "cuda/queue.h"
@@ -9,8 +9,8 @@
 
 namespace resnet_fused::cuda {
 
-// Its blocks may start while the kernel ahead in the stream ends, where the GPU can do that and the kernel waits for
-// it.
+// Programmatic dependent launch: blocks may start while the previous kernel in the stream ends, if the GPU supports it
+// and this kernel waits for the previous one.
 template <typename... Params, typename... Args>
 cudaError_t launch_dependent(GridWaits& waits, void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem,
                              const Queue& queue, const Args&... args) {
@@ -29,7 +29,7 @@ cudaError_t launch_dependent(GridWaits& waits, void (*kernel)(Params...), dim3 g
 
 }  // namespace resnet_fused::cuda
 
-// More than 48 KiB of shared memory must be requested once per device.
+// SmemGrants: more than 48 KiB of shared memory must be requested once per device.
 #define LAUNCH(kernel, grid, block, smem, stream, ...)                         \
   do {                                                                         \
     static ::resnet_fused::cuda::SmemGrants grants;                            \
@@ -38,7 +38,7 @@ cudaError_t launch_dependent(GridWaits& waits, void (*kernel)(Params...), dim3 g
     ::resnet_fused::cuda::check(cudaGetLastError(), "the launch of " #kernel); \
   } while (0)
 
-// For a kernel whose every thread passes ptx::griddepcontrol_wait() before it touches global memory.
+// For kernels in which every thread calls ptx::griddepcontrol_wait() before it touches global memory.
 #define LAUNCH_DEPENDENT(kernel, grid, block, smem, queue, ...)                                               \
   do {                                                                                                        \
     static ::resnet_fused::cuda::SmemGrants grants;                                                           \

@@ -1,5 +1,5 @@
-// LAUNCH_CLUSTER(kernel, blocks a cluster, grid, block, shared bytes, stream, arguments...): LAUNCH, for kernels whose
-// blocks work together. tests/cuda_on_cpu has its own.
+// LAUNCH_CLUSTER(kernel, blocks per cluster, grid, block, shared bytes, stream, arguments...): LAUNCH with thread block
+// clusters. The emulator (tests/cuda_on_cpu) has its own.
 #pragma once
 #include "cuda/launch.h"
 

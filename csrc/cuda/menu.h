@@ -1,4 +1,4 @@
-// The compiled kernels of a family, by variant: what can be selected is what is compiled.
+// A menu: the compiled kernels of a family, by variant.
 #pragma once
 #include <stdexcept>
 #include <string>
@@ -6,7 +6,7 @@
 
 #include "cuda/queue.h"
 
-// Whether a menu has variant v, a constant: always. The tests' emulator compiles fewer where a test launches few.
+// Constant expression: whether a menu includes variant v. The emulator defines it to compile only what a test launches.
 #ifndef COMPILES
 #define COMPILES(v) true
 #endif
@@ -22,7 +22,7 @@ struct Compiled {
 template <typename Variant, typename Params>
 using Menu = std::vector<Compiled<Variant, Params>>;
 
-// name: of the kernel, for an error that no call should see: tests compare what can be selected with what is compiled.
+// name: the kernel's, for the error. No call should raise it: tests compare the selectable variants with the menus.
 template <typename Variant, typename Params>
 void launch_from(const Menu<Variant, Params>& menu, const Variant& wanted, const Params& params, const Queue& queue,
                  const char* name) {
@@ -38,7 +38,7 @@ std::vector<Variant> variants_of(const Menu<Variant, Params>& menu) {
   return variants;
 }
 
-// The menus of several sources in one.
+// Concatenates the menus of several sources.
 template <typename MenuT, typename... Sources>
 MenuT menu_of(const Sources&... sources) {
   MenuT all;

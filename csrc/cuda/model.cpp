@@ -11,22 +11,22 @@ namespace resnet_fused::cuda {
 namespace {
 
 constexpr int64_t kMiB = 1 << 20;
-constexpr int32_t kLoadsAtOnce = 4;  // partial tiles that conv_sm90_finish has in flight
-// As profilers print the names of cuDNN's kernels: sm90_xmma_fprop_implicit_gemm_..._256x128x64_warpgroupsize2x1x1, and
-// ..._tilesize256x64x64. Of our tiles L2 would hold back a convolution that reaches its share.
+constexpr int32_t kLoadsAtOnce = 4;  // partial tiles that conv_sm90_finish loads at once
+// Tiles of cuDNN's Hopper kernels, from their names in profilers: sm90_xmma_fprop_implicit_gemm_..._256x128x64_
+// warpgroupsize2x1x1, and ..._tilesize256x64x64. With our tiles, L2 would limit a convolution that reaches torch_share.
 constexpr ConvFwdTile kCudnnHopperTiles[] = {{256, 128, 4, 384}, {256, 64, 4, 384}};
 constexpr int32_t kSplits[] = {2, 3, 4, 6, 8, 12, 16};
 
-// Numbers that a tile of pixels leaves of each channel.
+// Values per channel in the part that a pixel tile stores.
 int64_t part_values(ConvFwdMode mode) { return values_of(has_statistics(mode) ? Parts::kMoments : Parts::kSums); }
 
-// Copies of the forward filter: flipped (not for 1x1), and its channel dimensions transposed.
+// Time to copy the forward filter: once to flip it (not for 1x1), once to transpose its channel dimensions.
 double turning(const Model& model, const ConvProblem& p) {
   const int copies = p.main.r == 1 && p.main.s == 1 ? 1 : 2;
   return copies * model.pass(2 * weights(p.main, 1) * size_of(p.dtype));
 }
 
-// Elements of x that a tap meets: a strided 1x1 convolution skips the rest.
+// Elements of x that a tap reads. A strided 1x1 convolution skips some.
 int64_t inputs(const ConvShape& q) {
   const int64_t rows = std::min<int64_t>(q.h, int64_t{q.p} * q.r), columns = std::min<int64_t>(q.w, int64_t{q.q} * q.s);
   return q.n * rows * columns * q.c;
@@ -34,13 +34,13 @@ int64_t inputs(const ConvShape& q) {
 
 int64_t steps(const ConvShape& q, Dtype dtype) { return ceil_div(int64_t{q.r} * q.s * q.c, conv_fwd_depth(dtype)); }
 
-// Elements that relu(pre(.)) is made of.
+// Elements that the prologue, relu(pre(.)), computes.
 int64_t prologue_elements(const ConvProblem& p) {
   if (!has_prologue(p.mode)) return 0;
   return inputs(has_projection(p.mode) ? p.projection : p.main);
 }
 
-// Depth is split only where there are fewer tiles than SMs, and into as many parts as there are steps at most.
+// Split-K: only if there are fewer tiles than SMs, with at most one part per step.
 template <typename Body>
 void for_each_split(int64_t tiles, int64_t depth, int32_t sm_count, int32_t forced, const Body& body) {
   if (forced) return body(static_cast<int32_t>(std::min<int64_t>(forced, depth)));
@@ -50,14 +50,14 @@ void for_each_split(int64_t tiles, int64_t depth, int32_t sm_count, int32_t forc
     if (splits <= depth) body(splits);
 }
 
-// bn_finish, behind a kernel that leaves a part of the statistics for so many pixels.
+// bn_finish after a kernel that stores one part of the statistics per `part` pixels.
 double finish_parts(const Model& model, const ConvProblem& p, int64_t part) {
   if (!leaves_parts(p.mode)) return 0;
   return model.finish(part_values(p.mode) * ceil_div(pixels(p.main), part) * p.main.k * 4);
 }
 
-// Stream-K: tiles beyond the last full wave are the tail, cut into one share per SM or a few parts per tile. Forced:
-// every tile in that many parts (split-K).
+// Stream-K: tiles beyond the last full wave are the tail, cut into one share per SM or a few parts per tile. If
+// forced, every tile is cut into that many parts (split-K).
 template <typename Body>
 void for_each_share(int64_t tiles, int64_t depth, int32_t sm_count, int32_t forced, const Body& body) {
   const auto cut = [&](int64_t whole, int64_t shares) {
@@ -93,8 +93,8 @@ double Model::pass(int64_t bytes) const {
   return family.launch + bytes / (2 * bytes <= kMiB * family.l2_size ? l2() : dram());
 }
 
-// Blocks of one SM share its tensor cores, so the SM with most blocks ends last; few warps leave the tensor cores
-// waiting for the copies, and no warp is faster than L2.
+// The blocks of an SM share its tensor cores, so the SM with the most blocks finishes last. With few warps the tensor
+// cores wait for copies. No step is faster than its copies from L2.
 double Model::multiply(const ConvFwdTile& tile, int32_t per_sm, int64_t blocks, double steps, double share) const {
   const int64_t busiest = ceil_div(blocks, device.sm_count);
   const double warps = std::min<int64_t>(busiest, per_sm) * tile.threads / 32;
@@ -106,8 +106,8 @@ double Model::multiply(const ConvFwdTile& tile, int32_t per_sm, int64_t blocks, 
   return clocks / family.clock;
 }
 
-// Warpgroups that take turns multiply during each other's epilogues, those that share a tile do not; copies go on
-// during either. A share that does not begin with a tile ends in another one, and writes two partial tiles.
+// Warpgroups that take turns (ping-pong) multiply during each other's epilogues; those that share a tile do not. Copies
+// continue in both cases. Shares that are not aligned to tiles may span two tiles, and then write two partial tiles.
 double Model::persist(const ConvSm90Tile& tile, const Sm90Work& work) const {
   const double products = 1.0 * tile.pixels * tile.channels * kConvSm90Depth / (family.macs * family.sm90_share);
   const double copies = (tile.pixels + tile.channels) * kConvSm90RowBytes / family.l2;
@@ -130,7 +130,8 @@ double Model::persist(const ConvRowsTile& tile, int64_t tiles, bool residual) co
   const double products =
       1.0 * conv_rows_pixels(tile) * kConvRowsFilterBytes / size_of(dtype) / (family.macs * family.rows_share);
   const double loaded = kConvRowsPatches * conv_rows_patch_bytes(tile) + (residual ? conv_rows_out_bytes(tile) : 0);
-  // wgmma reads the filter, and each pixel for nine taps; the residual is read besides, the output written and read.
+  // Loads are written to shared memory. wgmma reads the filter, and each pixel for nine taps. The output is written and
+  // read, the residual read.
   const double shared = kConvRowsFilterBytes + loaded + (9 + 2 + residual) * conv_rows_out_bytes(tile);
   const double rounds = static_cast<double>(ceil_div(tiles, device.sm_count));
   const double once = kFill + kSm90Epilogue + kConvRowsFilterBytes / family.l2;
@@ -138,8 +139,8 @@ double Model::persist(const ConvRowsTile& tile, int64_t tiles, bool residual) co
   return (rounds * clocks + once) / family.clock;
 }
 
-// Weights that stay come while the first tiles are multiplied, others with every tile. Teams of one SM share its tensor
-// cores, and hide each other's epilogues but for the last.
+// Resident weights are loaded during the first tile, streamed ones again during every tile. The teams of an SM share
+// its tensor cores and hide each other's epilogues, except the last one.
 double Model::persist(const BlockFwdShape& s, int64_t tiles) const {
   const double filter = 1.0 * kBlockFwdTaps * s.channels * s.channels;  // of one convolution
   const double product = filter * (s.first + s.second) / (family.macs * family.sm90_share);
@@ -166,8 +167,8 @@ Candidate best_split(const Model& model, const ConvProblem& p, const ConvFwdTile
   const int32_t per_sm = model.blocks_per_sm(tile, smem);
   const double memory = compulsory / model.dram();
   Candidate best;
-  // Parts are of whole sums: conv_finish would have to take them, and where the depth is worth splitting the output is
-  // small, and a pass over it fast.
+  // Moments and gradient sums need complete sums, so with split-K conv_finish would have to compute them. Where split-K
+  // pays, the output is small and a separate pass over it is fast anyway.
   if (leaves_parts(p.mode)) forced = 1;
   for_each_split(tiles, depth, model.device.sm_count, forced, [&](int32_t splits) {
     const double main_time = ceil_div(depth, splits) * main_step;
@@ -186,7 +187,7 @@ Candidate best_split(const Model& model, const ConvProblem& p, const ConvFwdTile
 Sm90Candidate best_sm90(const Model& model, const ConvProblem& p, const EngineChoice& choice, int32_t channels,
                         int64_t compulsory) {
   const bool asked = choice.kind == EngineChoice::kSm90;
-  const int32_t forced = has_statistics(p.mode) ? 1 : asked ? choice.splits : 0;  // statistics are of whole sums
+  const int32_t forced = has_statistics(p.mode) ? 1 : asked ? choice.splits : 0;  // moments need complete sums
   int64_t depth = int64_t{p.main.r} * p.main.s * p.main.c / kConvSm90Depth;
   if (has_projection(p.mode)) depth += p.projection.c / kConvSm90Depth;
   Sm90Candidate best;
@@ -260,8 +261,8 @@ int64_t compulsory_bytes(const ConvProblem& p) {
   return elements * size_of(p.dtype);
 }
 
-// A convolution's raw output is written, and read by bn_add_act; a residual is an input already. bn_stats and
-// bn_backward_reduce read what is the result.
+// Each pre-BN output is written, then read by bn_add_act; a residual already counts as an input. bn_stats and
+// bn_backward_reduce read the result again, and so does an addition before the latter, which also writes it.
 int64_t torch_bytes(const ConvProblem& p, int64_t compulsory) {
   const int64_t read_again = p.mode == ConvFwdMode::kGradientSums && p.residual ? 3 : 1;
   const int64_t raw = outputs(p.main) * (leaves_parts(p.mode) ? read_again : 2 + 2 * has_projection(p.mode));

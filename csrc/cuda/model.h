@@ -1,4 +1,4 @@
-// The cost model: predicted time and bytes of each kernel, by which plan.cpp chooses. Pure.
+// The cost model: predicts the time and bytes of each kernel. plan.cpp chooses by it. Pure.
 #pragma once
 #include <cstdint>
 #include <limits>
@@ -18,21 +18,21 @@ inline int64_t pixels(const ConvShape& q) { return int64_t{q.n} * q.p * q.q; }
 inline int64_t outputs(const ConvShape& q) { return pixels(q) * q.k; }
 inline int64_t weights(const ConvShape& q, int64_t groups) { return int64_t{q.k} * (q.c / groups) * q.r * q.s; }
 
-// Bytes of inputs and outputs, each once.
+// Bytes of inputs and outputs, each counted once.
 int64_t compulsory_bytes(const ConvProblem& p);
-// The same, and what torch's further passes write and read.
+// `compulsory` plus the bytes that the passes around torch's convolutions write and read.
 int64_t torch_bytes(const ConvProblem& p, int64_t compulsory);
 
-// What conv_sm90 does with one tile size.
+// The work of conv_sm90 with one tile size.
 struct Sm90Work {
   ConvFwdMode mode;
-  int64_t tiles, steps;   // steps: of a tile, its projection's included
-  int64_t partial_bytes;  // of one partial tile that are moved
-  int64_t whole, shares;  // the tiles from `whole` on are the tail
+  int64_t tiles, steps;   // steps: per tile, including its projection
+  int64_t partial_bytes;  // moved per partial tile
+  int64_t whole, shares;  // stream-K: tiles from `whole` on are the tail, cut into `shares`
   int64_t tail() const { return tiles - whole; }
 };
 
-const Family& family_of(int32_t arch);  // a row of kFamilies
+const Family& family_of(int32_t arch);  // the row of kFamilies
 
 // Times are in ns.
 struct Model {
@@ -45,26 +45,26 @@ struct Model {
 
   int32_t blocks_per_sm(const ConvFwdTile& tile, int32_t smem) const;
 
-  // The whole GPU's, in bytes a ns.
+  // Bandwidth of the whole GPU, in bytes per ns.
   double dram() const;
   double l2() const;
 
-  // A pass over tensors that the kernel before it wrote.
+  // A pass over tensors that the previous kernel wrote: through L2 if twice their bytes fit there, else through DRAM.
   double pass(int64_t bytes) const;
 
-  // `blocks` blocks of `steps` steps of conv_fwd.
+  // conv_fwd: `blocks` blocks of `steps` steps each, at `share` of the peak rate.
   double multiply(const ConvFwdTile& tile, int32_t per_sm, int64_t blocks, double steps, double share) const;
 
-  // sm90/conv_sm90: a block an SM, piece after piece, then conv_sm90_finish if there are shares.
+  // sm90/conv_sm90: one persistent block per SM runs tiles and shares; then conv_sm90_finish if there are shares.
   double persist(const ConvSm90Tile& tile, const Sm90Work& work) const;
 
-  // sm90/conv_rows: likewise, with one tile's epilogue under the next one's products.
+  // sm90/conv_rows: persistent too; a tile's epilogue overlaps the next tile's products.
   double persist(const ConvRowsTile& tile, int64_t tiles, bool residual) const;
 
-  // sm90/block_fwd: a whole BasicBlock, teams of warpgroups with a tile each.
+  // sm90/block_fwd: a whole BasicBlock; each team of warpgroups has its own tile.
   double persist(const BlockFwdShape& shape, int64_t tiles) const;
 
-  // Partial sums are written and read through L2, by a second kernel.
+  // A second kernel that adds partial sums. They are written and read through L2.
   double finish(int64_t partial_bytes) const;
 };
 
@@ -75,7 +75,7 @@ struct Candidate {
   double ns = std::numeric_limits<double>::infinity();
 };
 
-// conv_fwd with this tile, its depth in as many parts as is fastest, or as are forced.
+// conv_fwd with this tile, and the fastest number of splits or the forced one.
 Candidate best_split(const Model& model, const ConvProblem& p, const ConvFwdTile& tile, int32_t smem,
                      int64_t compulsory, int32_t forced);
 
@@ -85,7 +85,7 @@ struct Sm90Candidate {
   double ns = std::numeric_limits<double>::infinity();
 };
 
-// conv_sm90 with its fastest tile and shares, or those that are asked for. `channels`: that a prologue prepares.
+// conv_sm90 with its fastest tile and shares, or those that `choice` names. `channels`: input channels of the prologue.
 Sm90Candidate best_sm90(const Model& model, const ConvProblem& p, const EngineChoice& choice, int32_t channels,
                         int64_t compulsory);
 
@@ -94,15 +94,15 @@ struct RowsCandidate {
   double ns = std::numeric_limits<double>::infinity();
 };
 
-// conv_rows with its fastest tile, or the one that is asked for.
+// conv_rows with its fastest tile, or the one that `choice` names.
 RowsCandidate best_rows(const Model& model, const ConvProblem& p, const EngineChoice& choice, int64_t compulsory);
 
-// cuDNN is taken to have the same tiles and on Hopper larger ones, and faster instructions where the GPU has.
-// `beside`: bytes that the kernel moves besides the convolution's.
+// cuDNN, modelled with our tiles and on Hopper larger ones too. torch_share covers faster instructions where the GPU
+// has them. `beside`: bytes that the kernel moves in addition to the convolution's.
 double torch_convolution(const Model& model, const ConvShape& q, int64_t beside = 0);
 
-// torch's way beside its convolutions: bn_add_act before them where there is a prologue, and after them always, or
-// bn_stats where statistics are asked for. Of a gradient's sums bn_backward_reduce, after an addition if there is one.
+// The passes around torch's convolutions. Before them: bn_add_act if there is a prologue. After them: bn_add_act, or
+// bn_stats for statistics, or for gradient sums bn_backward_reduce, after an addition if there is a residual.
 double torch_passes(const Model& model, const ConvProblem& p);
 
 }  // namespace resnet_fused::cuda

@@ -1,32 +1,32 @@
 // Constants of the cost model (model.cpp), each with unit and source. `python -m benchmarks.fit_model` parses kFamilies
-// and rewrites the values that a run determines; a value is a line, "value,  // field: source".
+// and rewrites the values that a run determines, so each value has its own line: "value,  // field: source".
 #pragma once
 #include <cstdint>
 
 namespace resnet_fused::cuda {
 
-// GPUs of one compute capability. A share is the part of `macs` that a main loop reaches with an SM full of warps:
-// times 2 * macs * clock * SMs it is FLOP/s, which the sources give.
+// GPUs of one compute capability. A share is the fraction of `macs` that a main loop reaches when its SM is full of
+// warps. The sources quote it as FLOP/s: share * 2 * macs * clock * SMs.
 struct Family {
-  int32_t oldest;           // arch: the row is for GPUs from this one on, up to the row before
-  const char* measured_by;  // the folder of benchmarks/results that it was fitted to; "": none
-  double launch;            // ns between the starts of two kernels that do nothing
+  int32_t oldest;           // arch: the row covers GPUs from this one up to the row above
+  const char* measured_by;  // folder of benchmarks/results that the row was fitted to; "": none
+  double launch;            // ns between the starts of two empty kernels
   double clock;             // GHz under load
-  double macs;              // float16 multiply-adds a clock and SM with float32 sums; tf32 has half
+  double macs;              // float16 multiply-adds with float32 sums per clock and SM; TF32: half
   double sm80_share;        // of conv_fwd
   double torch_share;       // of cuDNN's best kernel
   double sm90_share;        // of conv_sm90 and block_fwd; 0: no wgmma
-  double rows_share;        // of conv_rows, likewise
-  double l2;                // bytes a clock that L2 gives an SM
-  double dram;              // bytes a ns that memory gives an SM, where every SM asks
+  double rows_share;        // of conv_rows; 0: no wgmma
+  double l2;                // bytes per clock and SM from L2
+  double dram;              // bytes per ns and SM from memory, when all SMs load
   double l2_size;           // MiB
 };
 
-// EVERY ROW WITHOUT A RUN IS AN UNMEASURED PREDICTION: data sheets, estimates, and where it says so what others have
-// measured: [1] github.com/te42kyfo/gpu-benches at 1c36d50, its gpu-l2-cache, gpu-stream and gpu-small-kernels; [2]
-// public matrix products of bf16 on an H100, without multicast 31 bytes a clock from L2.
+// EVERY ROW WITHOUT A RUN IS AN UNMEASURED PREDICTION from data sheets, estimates and, where cited, measurements by
+// others. [1]: github.com/te42kyfo/gpu-benches at 1c36d50, its gpu-l2-cache, gpu-stream and gpu-small-kernels. [2]:
+// public bf16 matrix products on an H100; without multicast they get 31 bytes per clock from L2.
 inline constexpr Family kFamilies[] = {
-    // sm_120: RTX 5090. No wgmma and no tcgen05: cuDNN has no other instruction than we have
+    // sm_120: RTX 5090. No wgmma and no tcgen05, so cuDNN uses the same instructions as our kernels
     {
         120,   // oldest
         "",    // measured_by
@@ -118,18 +118,18 @@ inline constexpr Family kFamilies[] = {
     },
 };
 
-constexpr double kFill = 1500;            // clocks: a block's first copies and its epilogue
-constexpr double kSm90Epilogue = 1500;    // clocks: a tile's, for which the next tile's copies do not wait
-constexpr double kMomentsOfValue = 5;     // instructions in which conv_sm90 sums a value and its square
-constexpr double kLanes = 128;            // of an SM, each an instruction a clock
+constexpr double kFill = 1500;            // clocks per block: its first copies and its epilogue
+constexpr double kSm90Epilogue = 1500;    // clocks per tile; does not delay the next tile's copies
+constexpr double kMomentsOfValue = 5;     // instructions per value to add it and its square, in conv_sm90
+constexpr double kLanes = 128;            // per SM, one instruction per clock each
 constexpr double kL2Latency = 700;        // clocks from a load to its use
-constexpr double kHopperSmemClock = 115;  // bytes a clock of an SM's shared memory, nine tenths of what it has
-constexpr double kPortBytesClock = 64;    // that an SM takes of what a cluster brings together
-constexpr double kBlockEpilogues = 2000;  // clocks: both convolutions' of a tile that no other tile hides
-constexpr double kFullWarps = 8;          // an SM reaches its share from this many warps on
-constexpr double kOneWarp = 0.3;          // of the share that is left when there are next to none
-constexpr double kPrologueStep = 1.25;    // a step's time when its pixels pass through registers first
+constexpr double kHopperSmemClock = 115;  // bytes per clock of an SM's shared memory, 90 % of its peak
+constexpr double kPortBytesClock = 64;    // bytes per clock that an SM receives by multicast
+constexpr double kBlockEpilogues = 2000;  // clocks: both epilogues of a tile that no other tile hides
+constexpr double kFullWarps = 8;          // warps from which on an SM reaches its share
+constexpr double kOneWarp = 0.3;          // fraction of the share reached with next to no warps
+constexpr double kPrologueStep = 1.25;    // time factor of a step whose pixels pass through registers
 constexpr int32_t kThreadsPerSm = 512;    // that fit with 128 registers each
-constexpr int32_t kReservedSmem = 1024;   // bytes a block, taken by CUDA
+constexpr int32_t kReservedSmem = 1024;   // bytes per block, reserved by CUDA
 
 }  // namespace resnet_fused::cuda

@@ -7,7 +7,7 @@ namespace resnet_fused::cuda {
 
 namespace {
 
-// Kernels read float32 and x's own dtype. Anything else is cast by torch: eager BatchNorm takes no other mix at all.
+// Kernels read float32 and x's dtype. torch casts any other dtype; eager BatchNorm does not support such mixes at all.
 OptTensor readable(const OptTensor& t, const Tensor& x) {
   if (!t || scalar_type_of(*t) == ScalarType::Float || scalar_type_of(*t) == scalar_type_of(x)) return t;
   return aten_to(*t, ScalarType::Float);
@@ -30,7 +30,7 @@ Dtype dtype_of(const Tensor& t) {
       return Dtype::kFloat16;
     case ScalarType::BFloat16:
       return Dtype::kBFloat16;
-    default:  // the checks let no fifth type through
+    default:  // the ops' checks reject any other type
       return Dtype::kFloat32;
   }
 }

@@ -1,4 +1,4 @@
-// Converts torch tensors to the kernels' plain structs, and owns what those point to.
+// Converts torch tensors to the kernels' plain structs, and owns the tensors that those point into.
 #pragma once
 #include "common/problem.h"
 #include "cuda/conv.h"
@@ -7,13 +7,14 @@ namespace resnet_fused::cuda {
 
 Dtype dtype_of(const Tensor& t);
 
-// A tensor that would be copied for its layout would be aligned by that; only views of odd places pay for not asking.
+// Whether the address is a multiple of 16 bytes. This ignores that a copy to another layout would align the tensor;
+// only views at odd offsets lose by it.
 bool is_aligned(const Tensor& t);
 
-// A number beyond 32 bits becomes the largest: padding, or what belongs to it, that the plan refuses.
+// Values beyond 32 bits, from huge padding, become the largest int32, which the plan refuses.
 ConvShape shape_of(const Conv& conv);
 
-// A BatchNorm, with its convolution's bias, as the kernels take it. Holds the tensors that it points into.
+// A BatchNorm and its convolution's bias, in the kernels' form. Holds the tensors that pointers() points into.
 class Vectors {
  public:
   Vectors(const BatchNorm& bn, const OptTensor& bias, const Tensor& x);
@@ -25,7 +26,7 @@ class Vectors {
   double eps_;
 };
 
-// A convolution's tensors as conv_fwd takes them.
+// A convolution's tensors in the kernels' form: NHWC and KRSC, copied if necessary. Holds them.
 class Operands {
  public:
   explicit Operands(const Conv& conv);

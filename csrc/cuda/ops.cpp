@@ -1,5 +1,5 @@
-// The CUDA kernels of every op: check, plan, allocate, launch. Nothing here waits for the device, so that every op can
-// be captured in a graph.
+// CUDA implementations of the inference ops: check, plan, allocate, launch. Nothing waits for the device, so ops can be
+// captured in a graph.
 #include <torch/csrc/stable/accelerator.h>
 
 #include "common/problem.h"
@@ -16,7 +16,7 @@ namespace {
 
 using torch::stable::accelerator::DeviceGuard;
 
-// Arguments of an op: act(bn(conv(x)) + residual), or with a projection.
+// Arguments of an op: act(bn(conv(x)) + residual), or with a projection as shortcut.
 struct Call {
   const Conv& conv;
   const Conv* projection = nullptr;
@@ -25,11 +25,11 @@ struct Call {
   bool allow_tf32;
 };
 
-// The plain convolution; the following kernel adds its bias.
+// The convolution without bias; the next kernel adds it.
 Tensor convolve(const Conv& conv, bool channels_last) {
   const Tensor prepared =
       conv.pre.present() ? normalise(conv.x, conv.pre, std::nullopt, /*relu=*/true, channels_last) : conv.x;
-  // torch picks the format by x and weight; x decides alone once it is channels_last.
+  // torch chooses the format from x and weight; a channels_last x is enough.
   const Tensor x = channels_last ? aten_contiguous(prepared, true) : prepared;
   return aten_contiguous(
       aten_convolution(x, conv.weight, std::nullopt, conv.stride, conv.padding, conv.dilation, conv.groups),
@@ -41,7 +41,7 @@ Tensor run_torch(const Call& call) {
   const Conv& conv = call.conv;
   const Tensor y = convolve(conv, conv.channels_last);
   OptTensor shortcut = call.residual;
-  std::optional<Vectors> shortcut_bn;  // and bias: the projection's raw convolution waits for them until it is added
+  std::optional<Vectors> shortcut_bn;  // and bias: applied to the projection's pre-BN output when it is added
   if (call.projection) {
     shortcut = convolve(*call.projection, conv.channels_last);
     shortcut_bn.emplace(call.projection->bn, call.projection->bias, conv.x);
@@ -72,7 +72,7 @@ ConvProblem problem_of(const Call& call) {
   return p;
 }
 
-// NHWC, whatever the format of what it reads.
+// Returns NHWC, whatever the formats of its inputs.
 Tensor run_kernel(const Call& call, const ConvPlan& plan) {
   const Conv& conv = call.conv;
   const Operands main(conv);
@@ -110,8 +110,8 @@ Tensor run(const Call& call) {
 Tensor conv_bn_act(const Tensor& x, const Tensor& weight, const OptTensor& bias, const OptTensor& gamma,
                    const OptTensor& beta, const OptTensor& mean, const OptTensor& var, double eps, const Ints& stride,
                    const Ints& padding, const Ints& dilation, int64_t groups, const OptTensor& residual, bool relu,
-                   bool /*keep_packed: weights are taken as they are*/, bool allow_tf32,
-                   bool /*internal: torch keeps memory itself*/) {
+                   bool /*keep_packed: CUDA packs no weights*/, bool allow_tf32,
+                   bool /*internal: torch pools CUDA memory*/) {
   const Conv conv =
       make_conv("conv_bn_act", x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_residual("conv_bn_act", residual, conv.output_sizes(), conv.x);
@@ -159,7 +159,7 @@ Tensor conv_bn_relu_pool(const Tensor& x, const Tensor& weight, const OptTensor&
   const Call call{conv, nullptr, std::nullopt, /*relu=*/true, allow_tf32};
   const DeviceGuard guard(conv.x.get_device_index());
   const ConvPlan plan = plan_of(call);
-  // What torch convolves is normalised as it is pooled. A kernel of ours has done that already.
+  // torch's pre-BN output is normalised while it is pooled. The output of our kernel is normalised already.
   const bool raw = plan.engine == ConvEngine::kTorch;
   const Tensor y = raw ? convolve(conv, /*channels_last=*/true) : run_kernel(call, plan);
   const Vectors bn = raw ? Vectors(conv.bn, conv.bias, conv.x) : Vectors({}, std::nullopt, conv.x);

@@ -18,19 +18,19 @@ namespace resnet_fused::cuda {
 namespace {
 
 constexpr int32_t kOldestArch = 80;
-constexpr int32_t kHopper = 90;  // sm_90a's instructions exist there only
-// Of an im2col tensor map of rank 4. Corners are signed bytes, offsets unsigned ones, though CUTLASS stops at 254.
+constexpr int32_t kHopper = 90;  // sm_90a's instructions exist only there
+// Limits of a rank-4 im2col tensor map. Corners are signed bytes, offsets unsigned ones, but CUTLASS stops at 254.
 constexpr int32_t kMostStride = 8, kLowestCorner = -128, kHighestCorner = 127, kMostOffset = 254;
 constexpr int32_t kChannelMultiple = 8;
 
 int32_t prologue_channels(const ConvProblem& p) { return has_projection(p.mode) ? p.projection.c : p.main.c; }
 
-// Whether a pass of ours follows torch's convolution.
+// Our pass that follows torch's convolution.
 const char* pass_after(ConvFwdMode mode) {
   return has_statistics(mode) ? "bn_stats" : mode == ConvFwdMode::kGradientSums ? "bn_backward_reduce" : "bn_add_act";
 }
 
-// Whether the kernel takes one of the two convolutions; if not, *why is a sentence, unless it is null.
+// Whether conv_fwd takes one of the two convolutions. If not, *why gets the reason, unless `why` is null.
 bool takes(const ConvShape& q, const char* which, std::string* why) {
   const auto no = [why](const auto&... words) {
     if (why) *why = sentence(words...);
@@ -47,7 +47,7 @@ bool takes(const ConvShape& q, const char* which, std::string* why) {
               " weights; offsets of 32 bits reach ", most);
   if (q.h + 2 * int64_t{q.pad_h} > most || q.w + 2 * int64_t{q.pad_w} > most)
     return no(which, " pads ", q.h, "x", q.w, " by ", q.pad_h, "x", q.pad_w, ", past coordinates of 32 bits");
-  // A tap's place is counted from a pixel's first, which may lie in the padding.
+  // Tap offsets are relative to a pixel's first tap, which may lie in the padding.
   const double rows = static_cast<double>(int64_t{q.n} * q.h + 2 * int64_t{q.pad_h});
   if ((rows * q.w + 2.0 * q.pad_w) * q.c > static_cast<double>(most))
     return no(which, " pads ", q.h, "x", q.w, "x", q.c, " by ", q.pad_h, "x", q.pad_w, ", past offsets of 32 bits");
@@ -73,7 +73,7 @@ bool takes(const ConvProblem& p, const Device& device, std::string* why) {
          (!has_projection(p.mode) || takes(p.projection, "the projection", why));
 }
 
-// Whether sm90/conv_sm90 takes one of the two convolutions, of those that conv_fwd takes.
+// Whether sm90/conv_sm90 takes one of the two convolutions, given that conv_fwd does.
 bool takes_sm90(const ConvShape& q, const char* which, std::string* why) {
   const auto no = [why](const auto&... words) {
     if (why) *why = sentence(words...);
@@ -115,13 +115,13 @@ KernelFamily sm90_family(const ConvProblem& p) {
   return has_statistics(p.mode) ? KernelFamily::kConvSm90Stats : KernelFamily::kConvSm90;
 }
 
-// Whether a family of sm90 competes: on request, or where it is verified.
+// Whether an sm90 family competes: on request, or if it is verified.
 bool considers(const EngineChoice& choice, KernelFamily family, const Device& device) {
   return choice.kind == EngineChoice::kSm90 || choice.kind == EngineChoice::kAll ||
          (choice.kind == EngineChoice::kModel && is_planned_by_default(family, device.arch));
 }
 
-// The plan of sm90/conv_sm90 if it takes part, or else a note on what it would do.
+// The plan of sm90/conv_sm90 if it competes; else a note with the reason and its predicted time.
 std::optional<ConvPlan> plan_sm90(const Model& model, const ConvProblem& problem, const EngineChoice& choice,
                                   int32_t channels, int64_t compulsory, Notes* notes) {
   const auto note = [notes](const auto&... words) {
@@ -156,7 +156,7 @@ std::optional<ConvPlan> plan_sm90(const Model& model, const ConvProblem& problem
   return plan;
 }
 
-// Whether sm90/conv_rows takes what conv_fwd does.
+// Whether sm90/conv_rows takes the problem, given that conv_fwd does.
 bool takes_rows(const ConvProblem& p, const Device& device, std::string* why) {
   const auto no = [why](const auto&... words) {
     if (why) *why = sentence(words...);
@@ -173,7 +173,7 @@ bool takes_rows(const ConvProblem& p, const Device& device, std::string* why) {
   return true;
 }
 
-// The plan of sm90/conv_rows if it takes part, by name or as the faster of sm90's, or else a note.
+// The plan of sm90/conv_rows if it competes and is named or faster than conv_sm90; else a note.
 std::optional<ConvPlan> plan_rows(const Model& model, const ConvProblem& problem, const EngineChoice& choice,
                                   int32_t channels, int64_t compulsory, Notes* notes) {
   const auto note = [notes](const auto&... words) {
@@ -255,7 +255,7 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
 
   constexpr int kTiles = sizeof(kConvFwdTiles) / sizeof(kConvFwdTiles[0]);
   Candidate candidates[kTiles];
-  // More channels than bytes fit nowhere, and must not overflow on the way to that answer.
+  // Clamped so that sizes do not overflow: more channels than bytes of shared memory never fit.
   const int32_t channels = std::min(prologue_channels(problem), device.smem_per_block);
   int best = 0;
   const auto wrong = [&](const ConvFwdTile& t) {

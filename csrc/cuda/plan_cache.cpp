@@ -7,8 +7,8 @@ namespace resnet_fused::cuda {
 
 namespace {
 
-// The keys are all that is read on the way to a plan, without padding; of a device's refused kernels their number. A
-// field that is added to one of these structs changes its size, and belongs into the key too.
+// A key is everything that planning reads, without padding. The number of refusals stands for a device's refused
+// kernels. If a struct gains a field, its static_assert fails: add the field to the key too.
 static_assert(sizeof(Device) == 24 && sizeof(EngineChoice) == 24);
 static_assert(sizeof(ConvProblem) == sizeof(Dtype) + 2 * sizeof(ConvShape) + sizeof(ConvFwdMode) + 16);
 static_assert(sizeof(BlockProblem) == sizeof(Dtype) + sizeof(ConvShape) + 4);

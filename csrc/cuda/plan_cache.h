@@ -5,7 +5,7 @@
 
 namespace resnet_fused::cuda {
 
-// make_plan and make_block_plan, but for the notes. Safe from any thread; some hundred plans are kept.
+// make_plan and make_block_plan without notes. Thread-safe. The caches hold a few hundred plans.
 ConvPlan cached_plan(const ConvProblem& problem, const Device& device, const EngineChoice& choice);
 BlockPlan cached_block_plan(const BlockProblem& problem, const Device& device, const EngineChoice& choice);
 

@@ -1,5 +1,5 @@
-// max_pool2d(relu(bn(x))) in training on CUDA, and its gradient: check, bring to NHWC, launch. Nothing here waits for
-// the device.
+// max_pool2d(relu(bn(x))) and its gradient in training on CUDA: check, convert to NHWC, launch. Nothing waits for the
+// device.
 #include <torch/csrc/stable/accelerator.h>
 
 #include "common/problem.h"
@@ -17,7 +17,7 @@ using torch::stable::accelerator::DeviceGuard;
 std::tuple<Tensor, Tensor> bn_relu_max_pool(const Tensor& x, const OptTensor& gamma, const OptTensor& beta,
                                             const OptTensor& mean, const OptTensor& var, double eps, const Ints& kernel,
                                             const Ints& stride, const Ints& padding,
-                                            bool /*internal: torch keeps memory itself*/) {
+                                            bool /*internal: torch pools CUDA memory*/) {
   const BatchNorm bn{gamma, beta, mean, var, eps};
   check_pooled("bn_relu_max_pool", x, bn, kernel, stride, padding);
   const DeviceGuard guard(x.get_device_index());

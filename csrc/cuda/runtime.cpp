@@ -19,7 +19,7 @@ int attribute(cudaDeviceAttr which, int device, const char* what) {
   return value;
 }
 
-// RESNET_FUSED_CUDA_OVERLAP=0: to compare, and to see whether overlap causes an error.
+// RESNET_FUSED_CUDA_OVERLAP=0 turns overlap off, to compare or to see whether overlap causes an error.
 bool overlap_wanted() {
   static const char* const text = std::getenv("RESNET_FUSED_CUDA_OVERLAP");
   static const bool wanted = !text || std::string(text) != "0";
@@ -36,13 +36,13 @@ std::vector<Device> read_devices() {
                        attribute(cudaDevAttrMultiProcessorCount, i, "reading the number of SMs"),
                        attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, i, "reading a block's shared memory"),
                        attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, i, "reading an SM's shared memory"),
-                       new KernelStates});  // for as long as the process lives
+                       new KernelStates});  // never freed
   return devices;
 }
 
 }  // namespace
 
-// cudart is linked statically, so that the wheel fits any torch: its errors are ours to report, not torch's.
+// cudart is linked statically, so that the wheel works with any torch. Its errors are therefore ours to report.
 void check(cudaError_t error, const char* what) {
   RF_CHECK(error == cudaSuccess, what, " failed: ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ")");
 }
@@ -64,7 +64,7 @@ CheckMode chosen_check() {
 
 bool is_capturing(int device) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  // An error is that of the legacy stream while another one is captured: nothing may run there either.
+  // The query fails for the legacy stream while another stream is being captured. Nothing may run there either.
   const bool answered = cudaStreamIsCapturing(current_queue(device).stream, &status) == cudaSuccess;
   if (!answered) cudaGetLastError();
   return !answered || status != cudaStreamCaptureStatusNone;

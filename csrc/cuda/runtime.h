@@ -1,4 +1,4 @@
-// The CUDA runtime for host code: errors as sentences, device properties, the current stream.
+// The CUDA runtime for host code: errors as exceptions, device properties, the current stream.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -11,22 +11,22 @@ struct EngineChoice;
 enum class CheckMode : int32_t;
 struct KernelCode;
 
-// Throws std::runtime_error "<what> failed: <CUDA's own words>" unless error is cudaSuccess.
+// Throws std::runtime_error "<what> failed: <CUDA's message>" unless error is cudaSuccess.
 void check(cudaError_t error, const char* what);
 
-// The device's numbers, read from CUDA once: an op costs microseconds, and asking takes some of them.
+// The device's properties, read from CUDA once: a query would take a noticeable part of an op's few microseconds.
 const Device& device_numbers(int device);
 
-// RESNET_FUSED_CUDA_ENGINE, read once. Throws a sentence at a name that it does not know.
+// RESNET_FUSED_CUDA_ENGINE, read once. Throws std::runtime_error for an unknown name.
 const EngineChoice& chosen_engine();
 
-// RESNET_FUSED_CUDA_CHECK, likewise.
+// RESNET_FUSED_CUDA_CHECK, read once. Throws std::runtime_error for an unknown value.
 CheckMode chosen_check();
 
-// Whether what is launched on torch's current stream of the device goes into a graph and does not run.
+// Whether torch's current stream of the device is being captured, so that launches go into a graph and do not run.
 bool is_capturing(int device);
 
-// What the current device has loaded of a kernel.
+// The versions of a kernel's code that the current device has loaded.
 KernelCode code_of(const void* kernel);
 
 // torch's current stream of the device.

@@ -1,4 +1,4 @@
-// Words and numbers, put together: what plans say of themselves.
+// Concatenates words and numbers into a message; floating-point numbers get one decimal.
 #pragma once
 #include <iomanip>
 #include <sstream>

@@ -13,7 +13,7 @@ namespace resnet_fused::cuda {
 
 namespace {
 
-// Of the driver itself: nothing is linked that is not in the toolkit.
+// A driver function, looked up at run time so that nothing outside the toolkit is linked.
 template <typename Function>
 Function driver_function(const char* name) {
   void* function = nullptr;
@@ -36,7 +36,7 @@ CUtensorMapSwizzle swizzle_of(Swizzle swizzle) {
                                    : CU_TENSOR_MAP_SWIZZLE_NONE;
 }
 
-// As the driver takes them: unsigned, and strides without the innermost.
+// Extents in the driver's form: unsigned, and without the innermost stride.
 struct Extents {
   explicit Extents(const TensorShape& shape, const int32_t* steps) {
     for (int i = 0; i < kMostTensorRank; ++i) {

@@ -7,32 +7,32 @@
 
 namespace resnet_fused::cuda {
 
-// How the 16-byte pieces of a row are permuted in shared memory. The value is the width in bytes, which is the most
-// that a box's innermost extent may have; the pattern repeats every 8 * width bytes, and so a box is aligned.
+// How the 16-byte chunks of a row are permuted in shared memory. The value is the width in bytes, the maximum of a
+// box's innermost extent. The pattern repeats every 8 * width bytes; boxes are aligned to that.
 enum class Swizzle : int32_t { kNone = 0, k32 = 32, k64 = 64, k128 = 128 };
 
 constexpr int kMostTensorRank = 5;
 
-// Dimension 0 is the innermost, its elements are adjacent. Sizes are in elements, strides in bytes, multiples of 16.
+// Dimension 0 is the innermost and contiguous. Sizes are in elements; strides are in bytes, multiples of 16.
 struct TensorShape {
   const void* base = nullptr;  // a multiple of 16
   Dtype dtype = Dtype::kFloat32;
   int32_t rank = 0;
   int64_t size[kMostTensorRank] = {1, 1, 1, 1, 1};
-  int64_t stride[kMostTensorRank] = {};  // [0] is not read
+  int64_t stride[kMostTensorRank] = {};  // [0] is unused
 };
 
-// A load or store moves box[0] x box[1] x ... elements, every step[i]-th of dimension i. Outside the tensor a load
-// writes zeros, and a store writes nothing.
+// A load or store moves every step[i]-th element of dimension i in a box of box[0] x box[1] x ... Elements outside the
+// tensor load as zero and are not stored.
 struct TiledBox {
-  int32_t box[kMostTensorRank] = {1, 1, 1, 1, 1};  // in the tensor, before step thins it out
+  int32_t box[kMostTensorRank] = {1, 1, 1, 1, 1};  // extents in the tensor, before step subsamples it
   int32_t step[kMostTensorRank] = {1, 1, 1, 1, 1};
   Swizzle swizzle = Swizzle::kNone;
 };
 
-// Of an NHWC tensor (rank 4: C, W, H, N) a load moves `pixels` consecutive positions of a convolution's window, each
-// `channels` wide: along W, then H, then N, in steps of step[]. Positions run from `lower` to size - 1 + `upper`, both
-// ends included; the load's offsets choose the filter's tap.
+// For an NHWC tensor (rank 4: C, W, H, N). A load moves `channels` channels of `pixels` consecutive positions of a
+// convolution's window: along W, then H, then N, in steps of step[]. Positions range from `lower` to size - 1 +
+// `upper`, inclusive. The load's offsets choose the filter tap.
 struct Im2colBox {
   int32_t lower[2] = {}, upper[2] = {};  // W, H; lower is -padding, upper is padding - dilation * (filter - 1)
   int32_t channels = 0, pixels = 0;
@@ -40,17 +40,17 @@ struct Im2colBox {
   Swizzle swizzle = Swizzle::kNone;
 };
 
-// CUtensorMap, without cuda.h; CUDA 13 aligns it to 128 bytes, CUDA 12 to 64.
+// CUtensorMap without cuda.h. CUDA 13 aligns it to 128 bytes, CUDA 12 to 64.
 struct alignas(128) TensorMap {
   uint64_t opaque[16];
 };
 
-// Throws std::runtime_error with the offending value where the hardware has no such map. Maps are kept and found again
-// by everything that they are made of (tensor_map_cache.cpp): encoding one takes longer than launching a kernel.
+// Throw std::runtime_error if the hardware does not support the map. Maps are cached by all their parameters
+// (tensor_map_cache.cpp), because encoding one takes longer than launching a kernel.
 TensorMap encode_tiled(const TensorShape& shape, const TiledBox& box);
 TensorMap encode_im2col(const TensorShape& shape, const Im2colBox& box);
 
-// The driver's part of it: makes a map anew.
+// Encode a map with the driver, without the cache.
 TensorMap driver_tiled(const TensorShape& shape, const TiledBox& box);
 TensorMap driver_im2col(const TensorShape& shape, const Im2colBox& box);
 

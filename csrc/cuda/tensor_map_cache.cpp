@@ -20,7 +20,7 @@ struct MapKey {
   int32_t box[7];  // a tiled box's extents; an im2col box's corners, channels and pixels
 };
 
-// A network's maps, several for each of its convolutions; beyond 1024 the earlier ones are made again.
+// Holds 1024 maps: a network needs several for each of its convolutions. Evicted maps are encoded again.
 template <typename Make>
 TensorMap cached(const MapKey& key, const Make& make) {
   static ExactCache<MapKey, TensorMap, 256> maps;

@@ -1,4 +1,4 @@
-// The CUDA kernels of the training ops: check, bring to one memory format, launch. Nothing here waits for the device.
+// CUDA implementations of the training ops: check, convert to one memory format, launch. Nothing waits for the device.
 #include <torch/csrc/stable/accelerator.h>
 
 #include "common/problem.h"
@@ -33,7 +33,7 @@ ConvProblem problem_of(const Conv& conv, bool allow_tf32) {
   return p;
 }
 
-// One kernel for the pre-BN output and the moments of its tiles, and bn_finish for the totals.
+// One kernel stores the pre-BN output and the moments of its tiles; bn_finish combines the moments.
 std::tuple<Tensor, Tensor, Tensor> run_kernel(const Conv& conv, const ConvPlan& plan, const Queue& queue) {
   const Operands main(conv);
   const Tensor out = aten_empty(conv.output_sizes(), conv.x, /*channels_last=*/true);
@@ -56,10 +56,10 @@ std::tuple<Tensor, Tensor, Tensor> run_kernel(const Conv& conv, const ConvPlan& 
   return {aten_contiguous(out, conv.channels_last), mean, var};
 }
 
-// torch's convolution, and a pass over what it wrote.
+// torch's convolution, then a pass over its output.
 std::tuple<Tensor, Tensor, Tensor> run_torch(const Conv& conv) {
   Tensor x = conv.pre.present() ? normalise(conv.x, conv.pre, std::nullopt, /*relu=*/true, conv.channels_last) : conv.x;
-  // torch picks the format by x and weight; x decides alone once it is channels_last.
+  // torch chooses the format from x and weight; a channels_last x is enough.
   if (conv.channels_last) x = aten_contiguous(x, true);
   const Tensor raw = aten_contiguous(
       aten_convolution(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups),
@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_stats(const Tensor& x, const OptTensor& 
                                               const OptTensor& pre_mean, const OptTensor& pre_var, double pre_eps,
                                               const Tensor& weight, const OptTensor& bias, const Ints& stride,
                                               const Ints& padding, const Ints& dilation, int64_t groups,
-                                              bool /*keep_packed: weights are taken as they are*/, bool allow_tf32) {
+                                              bool /*keep_packed: CUDA packs no weights*/, bool allow_tf32) {
   const Conv conv = make_conv("conv_stats", x, weight, bias, {}, stride, padding, dilation, groups,
                               {pre_gamma, pre_beta, pre_mean, pre_var, pre_eps});
   const int device = x.get_device_index();
@@ -84,7 +84,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_stats(const Tensor& x, const OptTensor& 
 Tensor bn_add_bn_act(const Tensor& x, const OptTensor& gamma, const OptTensor& beta, const OptTensor& mean,
                      const OptTensor& var, double eps, const Tensor& shortcut, const OptTensor& shortcut_gamma,
                      const OptTensor& shortcut_beta, const OptTensor& shortcut_mean, const OptTensor& shortcut_var,
-                     double shortcut_eps, bool relu, bool /*internal: torch keeps memory itself*/) {
+                     double shortcut_eps, bool relu, bool /*internal: torch pools CUDA memory*/) {
   constexpr const char* op = "bn_add_bn_act";
   check_activation(op, x);
   const BatchNorm bn{gamma, beta, mean, var, eps};
@@ -102,7 +102,7 @@ Tensor bn_add_bn_act(const Tensor& x, const OptTensor& gamma, const OptTensor& b
   return out;
 }
 
-// The gradient's tensors in x's memory format, and the vectors that belong to them.
+// The tensors of a gradient in x's memory format, and the vectors of their BatchNorm.
 struct Gradient {
   Tensor grad, x;
   OptTensor out;
@@ -125,7 +125,7 @@ struct Gradient {
   }
 };
 
-// Both sums; and g into `kept`, if that is given.
+// Returns both sums, and stores g in `kept` if given.
 std::tuple<Tensor, Tensor> gradient_sums(const Gradient& from, const OptTensor& kept) {
   const Tensor sum_g = channel_sums(from.x, from.x.size(1)), sum_g_xhat = channel_sums(from.x, from.x.size(1));
   const int device = from.x.get_device_index();
@@ -172,7 +172,7 @@ Tensor bn_act_backward(const Tensor& grad, const Tensor& x, const OptTensor& gam
   const DeviceGuard guard(x.get_device_index());
   const Gradient from(grad, x, bn, out, relu);
   const Tensor to = aten_empty(x.sizes(), x, from.channels_last);
-  // Two vectors of one value a channel, as a BatchNorm's are.
+  // The sums are passed as gamma and beta, which are also one value per channel.
   const Vectors sums({sum_g, sum_g_xhat, std::nullopt, std::nullopt}, std::nullopt, x);
   BnBackwardParams p;
   p.from = from.pointers();

@@ -17,13 +17,13 @@ constexpr const char* kNames[kKernelFamilies] = {
     "sm90/conv_rows", "sm90/block_fwd",  "bn/bn_add_act",      "bn/bn_stats",    "bn/bn_backward_reduce",
     "bn/bn_backward", "pool/bn_pool",    "pool/pool_backward"};
 
-// Where a tile is in its kernel's list.
+// The index of a tile in its kernel's list.
 template <typename Tile, size_t N, typename Is>
 int32_t find(const Tile (&tiles)[N], const Is& is) {
   static_assert(N <= KernelVariant::kShapes);
   for (size_t i = 0; i < N; ++i)
     if (is(tiles[i])) return static_cast<int32_t>(i);
-  throw std::logic_error("trust: no such tile is compiled in");  // tests/test_cuda_trust.py: never
+  throw std::logic_error("trust: no such tile is compiled in");  // never: tests/test_cuda_trust.py
 }
 
 KernelVariant gradient_variant(KernelFamily family, const BnGradientVariant& v, bool merges) {
@@ -31,7 +31,7 @@ KernelVariant gradient_variant(KernelFamily family, const BnGradientVariant& v, 
   return {family, v.dtype, v.vector > 1, option, merges};
 }
 
-constexpr int32_t kWithArgmax = 4;  // added to the side of a window, which is less
+constexpr int32_t kWithArgmax = 4;  // added to PoolVariant::side, which is smaller
 
 KernelVariant pool_variant(KernelFamily family, const PoolVariant& v) {
   return {family, v.dtype, v.vector > 1, v.side + kWithArgmax * v.argmax};

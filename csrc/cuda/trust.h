@@ -1,5 +1,5 @@
-// Which kernels are known to be right: verified by a committed run (trust_table.cpp), or checked on first use in this
-// process (first_use.h). Pure: no torch, no CUDA.
+// Which kernels are trusted: verified by a committed run (trust_table.cpp) or checked on first use in this process
+// (first_use.h). Pure: no torch, no CUDA.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -16,8 +16,8 @@
 
 namespace resnet_fused::cuda {
 
-// Kernels that are verified together, called as their files below csrc/cuda are. Those that end another's launch
-// (bn_finish, conv_finish, conv_sm90_finish) belong to its family.
+// Kernels that are verified together, named after their files in csrc/cuda. A finishing kernel (bn_finish, conv_finish,
+// conv_sm90_finish) belongs to the family of the kernel that it finishes.
 enum class KernelFamily : int32_t {
   kConvFwd,
   kConvStats,
@@ -37,12 +37,12 @@ constexpr int32_t kKernelFamilies = 13;
 
 const char* name_of(KernelFamily family);  // "sm80/conv_fwd"
 
-// Such a kernel can hang, which no check of its result would end.
+// Such a kernel can hang, and a check of its result cannot end a hang.
 constexpr bool waits_on_mbarriers(KernelFamily family) {
   return family >= KernelFamily::kConvSm90 && family <= KernelFamily::kBlockFwd;
 }
 
-// A row of the table: all kernels of a family were right on GPUs of that compute capability.
+// A row of the trust table: all kernels of a family were right on GPUs of this compute capability.
 struct Verified {
   KernelFamily family;
   int32_t arch;        // 10 * major + minor
@@ -54,17 +54,17 @@ struct Verified {
 const std::vector<Verified>& verified_kernels();  // trust_table.cpp
 
 const Verified* verified_on(KernelFamily family, int32_t arch);  // null: not verified there
-// Whether it is planned without being asked for: one that waits on mbarriers is where it is verified.
+// Whether plans use the family without RESNET_FUSED_CUDA_ENGINE: if it is verified, or waits on no mbarrier.
 bool is_planned_by_default(KernelFamily family, int32_t arch);
 // "no GPU has run it yet", "verified on sm_90, 2026-12-01, commit ..., benchmarks/results/..."
 std::string verified_words(KernelFamily family, int32_t arch);
 
-// One compiled kernel and, if `finished`, the one that ends its launch (bn_finish counts where it merges parts first).
+// One compiled kernel, and its finishing kernel if `finished` (bn_finish counts only if it merges parts first).
 struct KernelVariant {
   KernelFamily family;
   Dtype dtype;
-  int32_t shape;   // which tile, or how wide an access is; < kShapes
-  int32_t option;  // mode, layout and the like; < kOptions
+  int32_t shape;   // index of the tile, or width of an access; < kShapes
+  int32_t option;  // mode, layout etc.; < kOptions
   bool finished = false;
 
   static constexpr int32_t kDtypes = 4, kShapes = 8, kOptions = 16;
@@ -88,24 +88,25 @@ KernelVariant variant_of_pool(const PoolVariant& v);
 KernelVariant variant_of_pool_backward(const PoolVariant& v);
 std::string to_string(const KernelVariant& variant);  // "sm80/conv_fwd bfloat16 128x64 projection"
 
-// RESNET_FUSED_CUDA_CHECK. kFirst: the first use of each variant that is not verified; kNever trusts every kernel.
+// RESNET_FUSED_CUDA_CHECK. kNever: trust every kernel. kFirst: check the first use of each unverified variant. kAlways:
+// check every call.
 enum class CheckMode : int32_t { kNever, kFirst, kAlways };
-CheckMode check_mode(const char* text);  // 0, first, always; null or empty: first. Throws a sentence at any other
+CheckMode check_mode(const char* text);  // 0, first, always; null or empty: first; else throws runtime_error
 
-// What this process has seen of one GPU's kernels. Safe from any thread.
+// What this process knows of one GPU's kernels. Thread-safe.
 class KernelStates {
  public:
   enum State : uint8_t { kUnchecked, kTrusted, kRefused };
 
   State of(const KernelVariant& v) const { return states_[v.index()].load(std::memory_order_acquire); }
 
-  // For good: a kernel that was refused in the meantime stays so.
+  // Does not undo a refusal: a kernel that was refused in the meantime stays refused.
   void trust(const KernelVariant& v) {
     State unchecked = kUnchecked;
     states_[v.index()].compare_exchange_strong(unchecked, kTrusted);
   }
 
-  // With and without what ends its launch: which of the two kernels was wrong is not known.
+  // Refuses the variant with and without its finishing kernel: which of the two was wrong is unknown.
   void refuse(KernelVariant v) {
     for (const bool finished : {false, true}) {
       v.finished = finished;
@@ -114,7 +115,7 @@ class KernelStates {
     ++refusals_;
   }
 
-  // Grows with each refusal: a plan that was made before may be out of date.
+  // Grows with each refusal. A plan made before that may be out of date.
   uint64_t refusals() const { return refusals_.load(std::memory_order_acquire); }
 
   void forget() {
