@@ -1,4 +1,4 @@
-"""The kernels that a call launches on a GPU: those of the plan, and as few as documented."""
+"""Kernels launched on a GPU match the plan and the documented number of launches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [
 
 
 def kernels_of(call):
-    """The names of the kernels that a call launches."""
+    """Returns the names of the kernels that a call launches."""
     call()
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -60,7 +60,7 @@ def assert_one_launch_a_convolution(block, x, convolutions):
 
 @each_block
 def test_blocks_are_one_launch_a_convolution(cls, planes, convolutions, stride):
-    """The projection and the pre-activation have no launch of their own."""
+    """The projection and the pre-activation need no launch of their own."""
     block = block_of(cls, planes, stride).to(torch.bfloat16)
     x = randn(32, planes[0], 28, 28, dtype=torch.bfloat16, memory_format=torch.channels_last)
     assert_one_launch_a_convolution(block, x, convolutions)
@@ -74,7 +74,7 @@ def test_preact_block_with_projection_norm_is_two_launches():
 
 
 def test_an_identity_basic_block_is_one_launch():
-    """Where Hopper's kernels are asked for; the variable is read once a process."""
+    """With RESNET_FUSED_CUDA_ENGINE=sm90:block, which is read once per process."""
     if torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("sm90/block_fwd is Hopper's alone")
     code = (
