@@ -1,4 +1,4 @@
-"""The first use of each CUDA kernel, in the op layer on the CPU: when it is compared, and what a wrong one causes."""
+"""First use of CUDA kernels in the emulated op layer: when they are compared, and what happens to a wrong one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from resnet_fused.cli._gpus import GPUS
 
 @pytest.fixture(autouse=True)
 def _new_process(library):
-    """Clears all records of checks, and treats every kernel as right until the test plants a fault."""
+    """Starts without verified families and without records of checks, as a new process does."""
     first_use._outcomes.clear()
     first_use._tries.clear()
     library.set_verified([])
@@ -131,7 +131,7 @@ def test_each_dtype_tile_and_mode_is_checked(layer, compared):
 
 
 def test_tf32_is_judged_as_tf32(layer, compared):
-    """Eager multiplies float32 exactly here, as cuDNN may; a kernel that may use TF32 is judged by TF32's error."""
+    """Eager uses full float32 here, as cuDNN may, but a kernel that may use TF32 is judged by TF32's error."""
     on, args = layer("a100", "sm80:64x64:1"), conv_bn_act_args(torch.float32, tf32=True)
     got = on.conv_bn_act(*args)
     assert launched(on) == ["conv_fwd"]

@@ -1,4 +1,4 @@
-"""Peers of other packages: what they are given is right, and why one does not run. Torch stands in for the packages."""
+"""Peers from other packages compute the right network, or say why they cannot run. Torch replaces the packages."""
 
 import importlib.machinery
 import sys
@@ -49,7 +49,7 @@ def test_calibrated_network_is_the_same(make):
 
 
 class Layer:
-    """A layer of a TensorRT network: its output is computed when asked for, after the attributes were set."""
+    """A layer of a TensorRT network. ``get_output`` computes the output, after the attributes are set."""
 
     axis = None
 
@@ -113,7 +113,7 @@ def along(scale, axis, x):
 
 
 def tensorrt():
-    """As much of the package as a network's definition needs."""
+    """Returns the part of the package that a network definition needs."""
 
     def weights(value):
         return None if value is torch.float16 else value
@@ -218,7 +218,7 @@ def test_torch_tensorrt_gets_the_model_in_fp16(monkeypatch, explicit):
 
 
 class Node:
-    """A tensor of a cuDNN graph, and how its value follows from the memory that is given."""
+    """A tensor of a cuDNN graph. ``value`` computes it from the memory given to the graph."""
 
     def __init__(self, value):
         self.value = value
@@ -233,7 +233,7 @@ class Node:
 
 
 class Graph:
-    """cuDNN's, in float64, with plans of which the first refuses."""
+    """A cuDNN graph in float64. Its first plan is not supported."""
 
     def __init__(self, handle, **types):
         assert types == {"io_data_type": "half", "intermediate_data_type": "float", "compute_data_type": "float"}
