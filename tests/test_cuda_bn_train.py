@@ -268,7 +268,7 @@ def test_parts_cover_each_item_once(kernels, vector, sm_count):
 @pytest.mark.parametrize("count", [1, 31, 257, 1024, 1025, 2600])
 @by_schedule
 def test_finish_merges_moments_and_sums(kernels, dtype, count, schedule):
-    """Merges moments (64 pixels per part, fewer in the last) and sums. More than 1024 parts need another launch."""
+    """Merges moments (64 pixels per part, fewer in the last) and sums. More than 1024 parts are merged in two steps."""
     g = torch.Generator().manual_seed(count)
     channels, each, last = 11, 64, 37
     x = torch.randn(count * each, channels, generator=g, dtype=torch.float64) * 3 + 1e3

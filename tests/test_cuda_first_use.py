@@ -361,13 +361,11 @@ def test_requires_grad_autocast_and_inference_mode(layer, compared):
 
 
 def test_elements_near_a_kink_are_not_errors(layer):
-    """Where bn(x) is zero except for rounding, the kernel, eager and float64 may disagree about the sign; that is
-    accepted.
-    """
+    """Where bn(x) is 0 up to rounding, kernel, eager and float64 may disagree about its sign."""
     x = randn(4, 64, 8, 8, memory_format=torch.channels_last)
     gamma, beta, mean, var, eps = batch_norm(64)
     scale = gamma / torch.sqrt(var + eps)
-    x[:, :, ::2] = (mean - beta / scale)[:, None, None]  # as close to the kink as float32 allows
+    x[:, :, ::2] = (mean - beta / scale)[:, None, None]  # bn(x) as close to 0 as float32 allows
     grad, on = torch.randn_like(x), layer()
     bn = [gamma, beta, mean, var, eps]
     on.bn_act_backward_reduce(grad, x, *bn, None, True)

@@ -376,10 +376,10 @@ def test_sm90_stays_within_the_window_of_a_tensor_map(monkeypatch):
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
     layer = dict(n=1, c=64, k=128, dtype="bfloat16", gpu="h200")
     for within, beyond in [
-        (dict(hw=7, r=1, padding=127), dict(hw=7, r=1, padding=128)),  # upper corner
-        (dict(hw=7, r=3, padding=128), dict(hw=7, r=3, padding=129)),  # lower corner
-        (dict(hw=300, r=3, dilation=64, padding=0), dict(hw=300, r=3, dilation=65, padding=0)),  # upper corner below
-        (dict(hw=300, r=3, dilation=127, padding=127), dict(hw=300, r=6, dilation=51, padding=127)),  # 254 and 255
+        (dict(hw=7, r=1, padding=127), dict(hw=7, r=1, padding=128)),  # upper corner: 127 and 128
+        (dict(hw=7, r=3, padding=128), dict(hw=7, r=3, padding=129)),  # lower corner: -128 and -129
+        (dict(hw=300, r=3, dilation=64, padding=0), dict(hw=300, r=3, dilation=65, padding=0)),  # upper: -128, -130
+        (dict(hw=300, r=3, dilation=127, padding=127), dict(hw=300, r=6, dilation=51, padding=127)),  # taps: 254, 255
     ]:
         assert plan(**layer, **within).engine == "sm90", within
         p = plan(**layer, **beyond)

@@ -19,7 +19,7 @@ from support import TINY_EPS
 
 NONE_TAKEN = 255
 STEM = ((3, 3), (2, 2), (1, 1))
-# The stem's; 3x3 with more windows per pixel, and with gaps; other sizes, also not square.
+# The stem's; 3x3 windows with stride 1, and with gaps; other sizes, some of them not square.
 POOLS = [STEM, ((3, 3), (1, 1), (1, 1)), ((3, 3), (4, 5), (0, 1)), ((2, 2), (2, 2), (0, 0)), ((5, 2), (3, 1), (2, 1))]
 POOLS += [((1, 1), (2, 2), (0, 0)), ((4, 3), (1, 2), (2, 0))]
 FORWARD = [(d, v, s, argmax) for d, v in WIDTHS for s in ((0, 3) if v > 1 else (0,)) for argmax in (True, False)]
@@ -88,7 +88,7 @@ def check_without_argmax(kernels, x, bn, pool, expected, report, **options):
 
 
 def gathered(grad, taken, size, pool):
-    """Returns the input gradient in float64: each gradient added at its argmax."""
+    """Returns the input gradient in float64: adds each gradient at its argmax."""
     (_, kw), (sh, sw), (ph, pw) = pool
     t = taken.long()
     row = torch.arange(taken.shape[2])[:, None] * sh - ph + t // kw

@@ -239,7 +239,7 @@ def test_conv_finish_moves_16_bytes_a_thread(arch):
 @compiled
 @each_arch
 def test_kernels_wait_for_the_grids_before_them(arch):
-    """Only kernels launched by LAUNCH_DEPENDENT, from sm_90 on, have griddepcontrol.wait and .launch_dependents."""
+    """From sm_90 on, exactly the LAUNCH_DEPENDENT kernels have griddepcontrol.wait and .launch_dependents."""
     sources = "".join(path.read_text() for path in CUDA.rglob("*.cu*"))
     dependent = set(re.findall(r"\bLAUNCH_DEPENDENT\((\w+)<", sources))
     for name, code in sass.code(LIBRARY, arch).items():
