@@ -109,7 +109,7 @@ def test_sizes(kernels, dtype, channels, size):
 
 @by_channels
 @pytest.mark.parametrize("sm_count", [1, 3, 64])
-def test_block_counts(kernels, channels, sm_count):
+def test_sm_counts(kernels, channels, sm_count):
     """All tiles in one CTA, several tiles per CTA, and more CTAs than tiles."""
     check(kernels, block_of(torch.bfloat16, channels, 1, 17, 20), sm_count=sm_count)
 

@@ -59,7 +59,7 @@ def launched(on):
 # ---- which ops, which kernels ----
 
 
-def test_every_cuda_op_has_an_eager_twin():
+def test_every_cuda_op_has_an_eager_reference():
     known, has = torch._C._dispatch_has_kernel, torch._C._dispatch_has_kernel_for_dispatch_key
     names = [f"{op_layer.NAME}::{name}" for name in vars(ops)]
     on_cuda = {name.split("::")[1] for name in names if known(name) and has(name, "CPU")}

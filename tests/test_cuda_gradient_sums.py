@@ -88,7 +88,7 @@ def test_batch_norm_kinds(kernels, dtype):
 
 @by_dtype
 @by_nonfinite
-def test_sums_with_nonfinite_raw_values(kernels, dtype, value):
+def test_sums_with_nonfinite_pre_bn_values(kernels, dtype, value):
     """A NaN in the pre-BN output lets the gradient through, as in torch."""
     conv = convolution(dtype, 1, 16, 6, 12, 24, 1, 1)
     for pixel in (0, 41):

@@ -68,7 +68,7 @@ def test_replay_without_overlap():
     assert done.returncode == 0, done.stdout[-4000:]
 
 
-def test_benchmarks_keep_what_their_graphs_read():
+def test_captured_benchmarks_keep_their_inputs_alive():
     x = torch.ones(1 << 20, device="cuda")
     alive = weakref.ref(x)
     replay, _ = gpu.captured(functools.partial(torch.neg, x))

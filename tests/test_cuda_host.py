@@ -23,7 +23,7 @@ def arguments_of(args):
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", OPS)
 @torch.no_grad()
-def test_nothing_is_allocated_but_the_output(host, name, engine):
+def test_only_outputs_are_allocated(host, name, engine):
     host.set_device(*GPUS["h200"])
     host.set_engine(engine)
     op, args = calls(channels=64, size=8)[name]
@@ -38,7 +38,7 @@ def test_nothing_is_allocated_but_the_output(host, name, engine):
 
 
 @torch.no_grad()
-def test_the_count_notices_an_allocation(host):
+def test_allocation_count_includes_weight_copies(host):
     """A weight that is not channels_last is copied through torch's dispatcher on every call."""
     host.set_device(*GPUS["h200"])
     host.set_engine("sm80:64x64:1")
@@ -51,7 +51,7 @@ def test_the_count_notices_an_allocation(host):
 
 
 @torch.no_grad()
-def test_tensor_maps_are_made_once_for_an_address_and_a_shape(host):
+def test_tensor_maps_are_cached_by_address_and_shape(host):
     host.set_device(*GPUS["h200"])
     host.set_engine("sm90:128x128")
     op, args = calls(channels=64, size=10)["conv_bn_act"]  # no other test uses this size, so no maps are cached
@@ -73,7 +73,7 @@ def test_tensor_maps_are_made_once_for_an_address_and_a_shape(host):
     assert host.tensor_maps_made() >= made + 3  # x, the residual and the output; the weight's is cached
 
 
-def test_the_cache_answers_each_thread_with_its_own_key(host):
+def test_concurrent_cache_lookups_are_correct(host):
     wrong, made = host.stress_cache(4, 200, 20_000)  # the cache has 32 entries
     assert wrong == 0
     assert made > 200, "more keys than entries: some are made again"
@@ -85,7 +85,7 @@ def test_the_cache_answers_each_thread_with_its_own_key(host):
     ("ptx", "binary", "overlaps"),
     [(90, 90, True), (100, 100, True), (80, 90, False), (80, 120, False), (80, 80, False), (89, 89, False)],
 )
-def test_only_code_that_waits_for_grids_overlaps(host, ptx, binary, overlaps):
+def test_only_code_with_griddepcontrol_overlaps(host, ptx, binary, overlaps):
     """PTX for 8.0 that the driver compiles for a 9.0 GPU has no griddepcontrol, so an early launch would race."""
     assert host.overlapping_launches(ptx, binary, [0]) == ([overlaps], 1)
     assert host.overlapping_launches(ptx, binary, [0, 0, 3, 0, 3]) == ([overlaps] * 5, 2), "once for each device"

@@ -38,7 +38,7 @@ def kernels_of(call):
     return [name for name in names if "Memset" not in name]
 
 
-def test_launches_are_those_of_the_plan():
+def test_launches_match_the_plan():
     args, _ = conv_args((1, 512, 7, 7, 512, 3, 1, 1, 1), torch.bfloat16, torch.channels_last)
     geometry = ([1, 512, 7, 7], [512, 512, 3, 3], [1, 1], [1, 1], [1, 1], 1, "bfloat16", "plain", [], [1, 1])
     plan = ops.explain_cuda(*geometry, False, True, True, _gpus.numbers("auto"))
@@ -59,7 +59,7 @@ def assert_one_launch_a_convolution(block, x, convolutions):
 
 
 @each_block
-def test_blocks_are_one_launch_a_convolution(cls, planes, convolutions, stride):
+def test_blocks_launch_once_per_convolution(cls, planes, convolutions, stride):
     """The projection and the pre-activation need no launch of their own."""
     block = block_of(cls, planes, stride).to(torch.bfloat16)
     x = randn(32, planes[0], 28, 28, dtype=torch.bfloat16, memory_format=torch.channels_last)
@@ -73,7 +73,7 @@ def test_preact_block_with_projection_norm_is_two_launches():
     assert_one_launch_a_convolution(block.to(torch.bfloat16, memory_format=torch.channels_last), x, 2)
 
 
-def test_an_identity_basic_block_is_one_launch():
+def test_identity_basic_block_is_one_launch():
     """With RESNET_FUSED_CUDA_ENGINE=sm90:block, which is read once per process."""
     if torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("sm90/block_fwd is Hopper's alone")

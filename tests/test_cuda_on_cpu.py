@@ -82,7 +82,7 @@ def test_every_kernel_is_a_case(checks):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_hazards_are_found_where_they_are(checks, case, schedule):
+def test_hazards_are_reported_at_their_line(checks, case, schedule):
     for seed in range(1, 4 if schedule == "random" else 2):
         _, right = run(checks, case.name, False, schedule, seed)
         assert right["errors"] == []
@@ -106,7 +106,7 @@ def test_all_hazards_have_a_case():
     assert reported - only_with_tma == provoked
 
 
-def test_a_report_says_who_what_and_where(checks):
+def test_report_names_access_threads_and_lines(checks):
     _, report = run(checks, "shared.read_after_write", True)
     error = next(e for e in report["errors"] if e.startswith("race: read after write"))
     assert re.fullmatch(
@@ -118,7 +118,7 @@ def test_a_report_says_who_what_and_where(checks):
     assert report["error_count"] == sum(int(n) for e in report["errors"] for n in re.findall(r"\[(\d+) times", e))
 
 
-def test_a_launch_that_cannot_go_on_is_given_up(checks):
+def test_fatal_error_ends_only_its_launch(checks):
     _, report = run(checks, "global.plain_store_out_of_bounds", True)
     assert report["given_up"]
     assert {h for h, _ in report["hazards"]} == {"global memory out of bounds"}  # not: output never written
@@ -126,7 +126,7 @@ def test_a_launch_that_cannot_go_on_is_given_up(checks):
     assert (report["errors"], out.tolist()) == ([], [1] * WORDS)
 
 
-def test_a_seed_repeats(checks):
+def test_random_schedule_is_reproducible(checks):
     """The random schedule depends only on the seed and the CTA, not on how fast host threads run."""
     reports = [run(checks, "shared.half_a_barrier", True, "random", seed)[1] for seed in (5, 5, 6)]
     first, again, other = [[re.sub(r" \[.*", "", e) for e in sorted(r["errors"])] for r in reports]
@@ -142,7 +142,7 @@ def test_counters(checks):
         assert counted == dict(bytes_loaded=512, bytes_copied=512, bytes_stored=512, wide_accesses=0)
 
 
-def test_bug_that_does_not_fit_is_an_error(compiler):
+def test_invalid_planted_bug_is_an_error(compiler):
     file, at = "cuda/bn/bn_add_act.cuh", "i < walk.items; i += step"
     with pytest.raises(ValueError, match="occurs 0 times"):
         cuda_on_cpu.load_planted(cuda_on_cpu.Plant(file, "not to be found", "", ("bn_add_act",)))

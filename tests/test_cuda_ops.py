@@ -193,7 +193,7 @@ def test_basic_block(dtype, memory_format, shape):
     assert torch.equal(got, ops.basic_block(x, *pairs[0], *pairs[1], False, False))
 
 
-def test_an_unknown_engine_is_refused():
+def test_unknown_engine_is_an_error():
     code = (
         "import torch, resnet_fused.ops as ops\n"
         "x = torch.randn(1, 8, 4, 4, device='cuda'); w = x.new_ones(8, 8, 1, 1)\n"

@@ -63,7 +63,7 @@ def test_missing_wait_is_found(planted, bug):
 
 
 @pytest.mark.parametrize("source", FORGETS)
-def test_kernels_that_wait_are_clean(kernels, source):
+def test_unmodified_kernels_have_no_hazards(kernels, source):
     assert run(source, kernels, "stay")["errors"] == []
 
 

@@ -296,7 +296,7 @@ def test_prediction_grows_with_the_work():
     assert times[-1] > 10 * times[0]
 
 
-def test_each_rejected_candidate_has_its_reason_in_numbers():
+def test_rejected_candidates_have_reasons_with_numbers():
     p = plan(n=1, hw=7, c=512, k=512, residual=True)
     assert p.engine == "sm80"
     assert [why.partition(":")[0] for why in p.rejected] == ["sm80 128x128", "sm80 128x64", "torch"]

@@ -100,7 +100,7 @@ def test_geometries(kernels, dtype, tile, n, h, w):
 
 @pytest.mark.parametrize("blocks", [1, 3, 16], ids=lambda n: f"{n} blocks")
 @by_schedule
-def test_block_counts(kernels, blocks, schedule):
+def test_sm_counts(kernels, blocks, schedule):
     """All tiles on one CTA, a last round without tiles for the second consumers, and at most one tile per CTA."""
     case = small_case(Variant(torch.bfloat16, (16, 16), "plain"))
     check(kernels, **case, schedule=schedule, family="conv_rows", sm_count=blocks)

@@ -98,7 +98,7 @@ def test_share_with_prologue_begins_within_a_tap(kernels, dtype):
 
 @by_dtype
 @pytest.mark.parametrize(("h", "w", "k"), [(1, 1, 8), (3, 5, 24), (4, 4, 64), (17, 1, 56)])
-def test_outputs_smaller_than_a_finish_block(kernels, dtype, h, w, k):
+def test_outputs_around_the_size_of_a_finish_cta(kernels, dtype, h, w, k):
     """Fewer pixels than a CTA of conv_sm90_finish has (16), as many, and one more."""
     conv = convolution(dtype, 1, 64, h, w, k, 3, 3, 1, 1)
     for tile in ((256, 64), (128, 128)):

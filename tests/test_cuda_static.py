@@ -143,7 +143,7 @@ def test_library_holds_the_listed_variants():
 
 @compiled
 @each_arch
-def test_bn_add_act_moves_16_bytes_a_thread(arch):
+def test_bn_add_act_moves_16_bytes_per_thread(arch):
     for name, code in named(arch, "bn_add_act_kernel").items():
         _, vector, _, shortcut = bn_add_act_variant(name)
         stores = [i for i in code if i.startswith("STG")]
@@ -159,7 +159,7 @@ def test_bn_add_act_moves_16_bytes_a_thread(arch):
 
 @compiled
 @each_arch
-def test_training_kernels_move_16_bytes_a_thread(arch):
+def test_training_kernels_move_16_bytes_per_thread(arch):
     """4 loads (bn_stats) or 2 loads of each tensor are in flight; the remainder is loaded one by one."""
     for kernel, batch, samples in (
         ("bn_stats_kernel", 4, 3),
@@ -180,7 +180,7 @@ def test_training_kernels_move_16_bytes_a_thread(arch):
 
 @compiled
 @each_arch
-def test_pooling_moves_16_bytes_a_thread(arch):
+def test_pooling_moves_16_bytes_per_thread(arch):
     """In flight: nine loads of a 3x3 window forward, four gradients and their argmax bytes per pixel backward.
 
     Without an argmax, max instructions reduce a window, without comparisons.
@@ -228,7 +228,7 @@ def test_conv_fwd_runs_on_tensor_cores(arch):
 
 @compiled
 @each_arch
-def test_conv_finish_moves_16_bytes_a_thread(arch):
+def test_conv_finish_moves_16_bytes_per_thread(arch):
     for name, code in named(arch, "conv_finish_kernel").items():
         stores = [i for i in code if i.startswith("STG")]
         assert stores, name
@@ -292,7 +292,7 @@ def test_conv_sm90_runs_on_wgmma_and_tma():
 
 
 @compiled
-def test_conv_sm90_finish_moves_16_bytes_a_thread():
+def test_conv_sm90_finish_moves_16_bytes_per_thread():
     """Eight loads of partial tiles and one of the residual are in flight."""
     for name, code in named("sm_90a", "conv_sm90_finish_kernel").items():
         projects = name.split("ConvSm90FinishConfigIL")[1].split("EEE")[0].endswith("b1")

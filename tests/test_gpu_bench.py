@@ -137,7 +137,7 @@ def test_every_layer_is_compiled_past_the_recompile_limit(tmp_path, small_layers
     assert all(layer["failed"] == {} for layer in report["layers"].values())
 
 
-def test_a_process_has_one_engine_on_a_gpu(monkeypatch):
+def test_second_engine_in_a_process_is_an_error(monkeypatch):
     """csrc/cuda/runtime.cpp reads the variable once, so a second engine would be timed as the first."""
     monkeypatch.setattr(gpu, "_engine_of_process", None)
     cuda = torch.device("cuda")
@@ -156,7 +156,7 @@ def test_only_named_contenders_are_timed(tmp_path, small_layers):
     assert set(report["layers"]["conv batch 2 float32"]["contenders"]) == {"resnet_fused"}
 
 
-def test_run_without_time_lists_what_it_left_out(tmp_path, small_layers):
+def test_run_without_time_lists_skipped_cases(tmp_path, small_layers):
     report = kernels(tmp_path, seconds=0.0)
     assert report["layers"] == {}
     assert report["left_out"] == ["conv batch 2 float32", "stats batch 2 float32"]
@@ -342,7 +342,7 @@ def in_torch():
 
 @pytest.mark.parametrize("make", [models.resnet18, models.resnet50], ids=["basic", "bottleneck"])
 @torch.no_grad()
-def test_network_given_to_jax_is_the_same(make):
+def test_network_built_for_jax_matches_the_model(make):
     wanted = small(make)
     model, x = wanted.module(), wanted.input()
     got = jax_models.forward(model, in_torch())(x.permute(0, 2, 3, 1))

@@ -87,7 +87,7 @@ def test_hang_that_holds_the_gil_ends(tmp_path):
 
 
 @pytest.mark.parametrize("planted", ["torch.cuda.broken = True", "torch.cuda.broken = True; torch.cuda.synchronize()"])
-def test_a_broken_device_ends_the_process(tmp_path, planted):
+def test_broken_device_ends_the_process(tmp_path, planted):
     """Even if only a later CUDA call would have reported the error."""
     done = run(tmp_path, planted)
     assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout + done.stderr

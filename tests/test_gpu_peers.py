@@ -37,7 +37,7 @@ def test_folded_weights_equal_convolution_and_norm():
 
 @pytest.mark.parametrize("make", [models.resnet18, models.resnet50], ids=["basic", "bottleneck"])
 @torch.no_grad()
-def test_calibrated_network_is_the_same(make):
+def test_calibration_does_not_change_the_network(make):
     wanted = small(make)
     observed, x = tensorrt_models.Observed(), wanted.input().float()
     exact = wanted.module().double()
@@ -134,7 +134,7 @@ def through_tensorrt(wanted, largest):
 
 @pytest.mark.parametrize("make", [models.resnet18, models.resnet50], ids=["basic", "bottleneck"])
 @torch.no_grad()
-def test_network_given_to_tensorrt_is_the_same(make):
+def test_network_built_for_tensorrt_matches_the_model(make):
     wanted = small(make)
     truth = wanted.module().double()(wanted.input().double())
     error = (through_tensorrt(wanted, None) - truth).abs().max() / truth.abs().max()
@@ -143,7 +143,7 @@ def test_network_given_to_tensorrt_is_the_same(make):
 
 @pytest.mark.parametrize("make", [models.resnet18, models.resnet50], ids=["basic", "bottleneck"])
 @torch.no_grad()
-def test_int8_error_is_its_rounding(make):
+def test_int8_error_is_due_to_rounding(make):
     wanted = small(make)
     truth = wanted.module().double()(wanted.input().double())
     largest = tensorrt_models.ranges(wanted.module(), wanted.input(), CPU)
@@ -153,7 +153,7 @@ def test_int8_error_is_its_rounding(make):
     assert halved > 2 * error, "values beyond the range are cut off"
 
 
-def test_int8_error_is_reported_and_not_judged(monkeypatch):
+def test_int8_error_is_reported_but_not_checked(monkeypatch):
     def rough(workload, device):
         right = peers.channels_last(workload, device)
         return peers.Contender(lambda: right.call() * 1.5, right.output, "in int8", quantises=True)
