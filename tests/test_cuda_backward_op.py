@@ -1,4 +1,4 @@
-"""csrc/cuda/backward_ops.cpp on CPU tensors with emulated kernels; and the gradients of blocks that call its op."""
+"""csrc/cuda/backward_ops.cpp on CPU tensors with emulated kernels, and gradients of blocks that call its op."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ by_engine = pytest.mark.parametrize(("gpu", "engine"), ENGINES, ids=[f"{g}-{e}" 
 
 
 def call(shape, dtype, memory_format=torch.channels_last, beside=False, bn_dtype=None):
-    """Returns the arguments of the op, except the last. No ReLU input is so near 0 that rounding decides its sign."""
+    """Returns the op's arguments except the last. No ReLU input is so close to 0 that rounding decides its sign."""
     n, c, h, w, k, r, padding, dilation = shape
     x = randn(n, c, h, w, dtype=dtype, memory_format=memory_format)
     bn = batch_norm(c, bn_dtype or (torch.float64 if dtype is torch.float64 else torch.float32))
@@ -46,12 +46,12 @@ def call(shape, dtype, memory_format=torch.channels_last, beside=False, bn_dtype
 
 
 def gradient(*args):
-    """Returns the first result by definition. `beside` is added after rounding, as in eager."""
+    """Returns the reference input gradient. `beside` is added after rounding, as in eager."""
     return reference.conv_backward_reduce(*args)[0]
 
 
 def check(found, args):
-    """Checks the gradient by the criterion, the sums against that gradient, and layouts against the fake kernel."""
+    """Checks the gradient by the criterion, the sums against the gradient found, and the memory format."""
     to_x, *sums = found
     x, *bn = args[4:10]
     assert to_x.is_contiguous(memory_format=torch._prims_common.suggest_memory_format(x))
@@ -96,7 +96,7 @@ def test_float32_uses_tf32_only_if_allowed(layer, tf32):
 @by_dtype
 @by_format
 def test_unsupported_convolutions(layer, dtype, memory_format):
-    """Odd channels, float64, and padding above dilation * (filter - 1) use torch's gradient and a separate pass."""
+    """Odd channels, float64 and padding above dilation * (filter - 1) use torch's gradient and a separate pass."""
     on = layer("h200", "sm80")
     for shape in ((2, 12, 7, 6, 9, 3, 1, 1), (1, 64, 5, 4, 64, 3, 3, 1)):
         for beside in (False, True):
@@ -139,7 +139,7 @@ def test_error_messages(layer):
 
 @pytest.fixture
 def as_on_cuda(monkeypatch):
-    """Makes chains call the emulated CUDA ops, and treat CPU tensors like CUDA tensors."""
+    """Makes autograd's chains call the emulated CUDA ops and treat CPU tensors like CUDA tensors."""
 
     def install(on):
         put_on_cpu(monkeypatch, on)
@@ -161,7 +161,7 @@ def as_on_cuda(monkeypatch):
 @pytest.mark.parametrize(("gpu", "engine"), ENGINES[:2], ids=["torch", "sm80"])
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_block_gradients(layer, as_on_cuda, cls, gpu, engine):
-    """Gradients of blocks in bfloat16 meet the criterion, including BatchNorms that get their sums from the op."""
+    """Gradients of blocks in bfloat16 meet the criterion, also for BatchNorms that get their sums from the op."""
     for block in [identity(cls, 8), projected(cls, scale=8)] if cls in WITH_SHORTCUT else [identity(cls, 8)]:
         x = away_from_kinks(block, torch.randn(2, in_channels(block), 6, 6).bfloat16()).detach()
         block = block.to(memory_format=torch.channels_last)

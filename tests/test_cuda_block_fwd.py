@@ -1,4 +1,4 @@
-"""sm90/block_fwd (a whole identity BasicBlock in one launch), run thread by thread on the CPU, every access checked."""
+"""sm90/block_fwd (an identity BasicBlock in one launch) on the emulator, which checks every access."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from planting import bugs_of, by_schedule, each_bug, fails, order, value
 from resnet_fused import reference
 
 CHANNELS = [64, 128]
-# More tiles than teams, the last ones of a row and of a column ragged; of 128 channels a tile too few for all clusters.
+# (h, w): more tiles than teams, with partial tiles at the right and bottom edges. With 128 channels the number of tiles
+# is odd, so one CTA of the last cluster has none.
 SIZE = {64: (19, 21), 128: (17, 20)}
 
 by_channels = pytest.mark.parametrize("channels", CHANNELS)
@@ -39,9 +40,9 @@ def block_of(dtype, channels, n, h, w, seed=0, **bn) -> Block:
 
 
 def eager(block, relu=True, dtype=None):
-    """Two convolutions in eager PyTorch; in float64 if dtype says so.
+    """Computes the two convolutions in eager PyTorch, in `dtype` if given.
 
-    Padding is explicit, because on a GPU it is multiplied like any zero: an infinite weight makes it NaN.
+    Pads explicitly: on a GPU, padding is multiplied like any other zero, so an infinite weight gives NaN.
     """
     dtype = dtype or block.x.dtype
 
@@ -49,7 +50,7 @@ def eager(block, relu=True, dtype=None):
         return None if t is None else t.to(dtype)
 
     def conv(x, weight, bn, residual, relu):
-        # eager takes a float32 BatchNorm under half-precision activations, and none under float64
+        # eager accepts a float32 BatchNorm with half-precision activations, but not with float64
         affine = [v if v is None or dtype != torch.float64 else v.double() for v in bn[:4]]
         x = F.pad(x, (1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)
         geometry = ([1, 1], [0, 0], [1, 1], 1)
@@ -108,15 +109,15 @@ def test_sizes(kernels, dtype, channels, size):
 
 @by_channels
 @pytest.mark.parametrize("sm_count", [1, 3, 64])
-def test_block_counts(kernels, channels, sm_count):
-    """One block that has them all, some, and more blocks than tiles."""
+def test_sm_counts(kernels, channels, sm_count):
+    """All tiles in one CTA, several tiles per CTA, and more CTAs than tiles."""
     check(kernels, block_of(torch.bfloat16, channels, 1, 17, 20), sm_count=sm_count)
 
 
 @by_dtype
 @by_channels
 def test_matches_two_launches_bitwise(kernels, dtype, channels):
-    """Sums run in the order of conv_sm90, and what lies between the convolutions is rounded as when it was stored."""
+    """Accumulates in the order of conv_sm90 and rounds the intermediate activation as if it were stored."""
     block = block_of(dtype, channels, 1, 10, 13)
     tile = (256, 64) if channels == 64 else (128, 128)
     options = dict(family="conv_sm90")
@@ -140,7 +141,7 @@ def test_batch_norm_kinds(kernels, dtype, channels):
 @by_dtype
 @by_channels
 def test_second_convolution_is_zero_padded(kernels, dtype, channels):
-    """And not relu(shift), which is what BatchNorm and ReLU make of a zero."""
+    """The padding is zero, not relu(shift), which BatchNorm and ReLU would give for a zero input."""
     block = block_of(dtype, channels, 1, 9, 10)
     check(kernels, block._replace(bn1=block.bn1._replace(beta=block.bn1.beta + 3)))
 
@@ -158,7 +159,7 @@ def test_nonfinite_values(kernels, dtype, channels):
 @by_dtype
 @by_channels
 def test_each_convolution_is_rounded_once(kernels, dtype, channels):
-    """Identity weights, no BatchNorm: relu(x) rounded is itself, then the exact sum with x, rounded once."""
+    """With identity weights and no BatchNorm, the first convolution is exact, and relu(x) + x is rounded once."""
     x = randn((1, channels, 9, 9), dtype, 1)
     weight = torch.zeros(channels, channels, 3, 3, dtype=dtype)
     weight[:, :, 1, 1] = torch.eye(channels, dtype=dtype)
@@ -347,7 +348,7 @@ CLUSTER_BUGS = {
 
 
 def exercise(channels, kernels, schedule):
-    """Several tiles a team, every border, a shift that padding would show."""
+    """Covers several tiles per team, every border, and a shift that shows up wherever padding is not zero."""
     block = block_of(torch.bfloat16, channels, 1, *SIZE[channels])
     check(kernels, block._replace(bn1=block.bn1._replace(beta=block.bn1.beta + 2)), schedule=schedule, sm_count=1)
 

@@ -1,4 +1,4 @@
-"""When an identity BasicBlock is one launch on a GPU, and how images are cut into its tiles. Needs no GPU."""
+"""Which identity BasicBlocks run in one launch, and how their images are tiled. Needs no GPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def explain(n=1, c=64, h=56, w=56, dtype="bfloat16", gpu="h200", aligned=True):
 
 @pytest.mark.parametrize("channels", SHAPES)
 def test_block_kernel_is_planned_where_it_is_predicted_to_win(channels):
-    """On a GPU that it is verified on (csrc/cuda/trust_table.cpp)."""
+    """On a GPU where the kernel is verified (csrc/cuda/trust_table.cpp)."""
     assert explain(1, channels)[0].startswith(f"sm90 block {channels}: ")
     plan, why = explain(32, channels)
     assert plan == "two launches"

@@ -1,4 +1,4 @@
-"""Fused blocks on a GPU: eager's answers."""
+"""Fused blocks on a GPU match eager."""
 
 from __future__ import annotations
 

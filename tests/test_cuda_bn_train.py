@@ -1,4 +1,4 @@
-"""The training kernels, run thread by thread on the CPU: batch statistics, the backward sums, the gradient."""
+"""BatchNorm's training kernels on the emulator: batch statistics, backward sums and the input gradient."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda k: f"{str(k[0])[6:
 
 
 def shape_for(vector, channels_last):
-    """Enough items for several passes of a thread, and some left over; an odd run for the scalar kernels."""
+    """Enough items for several passes per thread and a remainder; an odd area for the scalar kernels."""
     return (3, 5, 25, 21) if vector == 1 else (3, 72, 20, 20) if channels_last else (3, 2, 64, 64)
 
 
 def test_compiled_variants_are_the_listed_ones(kernels):
-    """Everything that can be selected is compiled, and everything that is compiled can be selected."""
+    """The compiled variants are exactly those that the plan can select."""
     numbers = {(DTYPES.index(d), v, c) for d, v, c in KINDS}
     masked = {(*k, m) for k, m in itertools.product(numbers, range(3))}
     for found, wanted in (
@@ -57,7 +57,7 @@ def test_statistics_of_every_variant(kernels, kind, schedule):
     x = activation(shape_for(vector, last), dtype, last)
     report = check_stats(kernels, x, last, schedule=schedule)
     size = x.numel() * x.element_size()
-    # Each element once; besides, three samples a thread, and the parts of the sums.
+    # Each element once, three samples per thread, and the partial sums.
     r = kernels.reduce_activations(numbers_of(x, last), vector, 1)
     samples = 3 * r["parts"] * r["groups"] * r["block"] * vector * dtype.itemsize
     assert 0 <= report["bytes_loaded"] - size - samples <= (3 * r["parts"] + 32) * x.shape[1] * wide(dtype).itemsize
@@ -106,7 +106,7 @@ def test_shapes_and_sm_counts(kernels, shape, channels_last, sm_count):
 @pytest.mark.parametrize("mean", [1e3, -1e5])
 @pytest.mark.parametrize("sm_count", [1, 40])
 def test_large_mean_does_not_cancel(kernels, channels_last, dtype, mean, sm_count):
-    """Against float64 of what the tensor holds, as good as float32 can say it."""
+    """Matches the float64 statistics of the rounded tensor to float32 precision."""
     if dtype == torch.float16 and abs(mean) > 6e4:
         pytest.skip("beyond float16")
     x = (activation((8, 40, 28, 28), torch.float32, channels_last) + mean).to(dtype)
@@ -118,7 +118,7 @@ def test_large_mean_does_not_cancel(kernels, channels_last, dtype, mean, sm_coun
 
 @by_format
 def test_drifting_mean_does_not_cancel(kernels, channels_last):
-    """Images of very different brightness, and a first row that is like no other."""
+    """The mean differs from image to image, and the first row is an outlier."""
     x = activation((16, 24, 30, 30), torch.float32, channels_last)
     x += 1e3 * torch.arange(16).view(-1, 1, 1, 1)
     x[:, :, 0] = -1e4
@@ -184,7 +184,7 @@ def test_zero_eps(kernels, dtype, mask):
     g = case((3, 24, 9, 5), dtype, True, mask, eps=0.0)
     check_reduce(kernels, g)
     check_backward(kernels, g)
-    # var = 0: infinities, and NaN where they meet
+    # var = 0: the results are infinite, or NaN where infinities meet
     zero = torch.zeros(24)
     g = case((3, 24, 9, 5), dtype, True, mask)
     g = g._replace(bn=g.bn._replace(mean=zero + 0.5, var=zero, beta=zero + 1, eps=0.0))
@@ -208,7 +208,7 @@ NEAR_ZERO = [0.0, *(2.0**-e for e in (24, 25, 26, 126, 127, 133, 134, 135, 149))
 @by_dtype
 @by_format
 def test_relu_mask_matches_the_forward_pass(kernels, dtype, channels_last):
-    """Also where bn(x) is above 0 and what is stored of it is not."""
+    """Also where bn(x) is positive but stored as 0."""
     beta = torch.tensor([sign * v for v in NEAR_ZERO for sign in (1, -1)] * 2, dtype=torch.float64)
     bn = batch_norm(len(beta), wide(dtype))._replace(beta=beta.to(wide(dtype)))
     bn = bn._replace(mean=torch.zeros_like(bn.mean))
@@ -223,7 +223,7 @@ def test_relu_mask_matches_the_forward_pass(kernels, dtype, channels_last):
 @pytest.mark.parametrize("misaligned", ["grad", "x", "out"])
 @by_format
 def test_misaligned_tensors(kernels, channels_last, misaligned):
-    """Aligned neighbours do not make a misaligned tensor safe."""
+    """One misaligned tensor rules out vector accesses, even if the others are aligned."""
     g = case((2, 8, 4, 4), torch.bfloat16, channels_last, "out")
     moved = activation((2, 8, 4, 4), torch.bfloat16, channels_last, misalign=1).copy_(getattr(g, misaligned))
     g = g._replace(**{misaligned: moved})
@@ -258,7 +258,7 @@ def test_parts_cover_each_item_once(kernels, vector, sm_count):
         assert r["lanes"] * r["slots"] == r["block"] <= 256
         assert (r["groups"] - 1) * r["lanes"] < r["all_lanes"] <= r["groups"] * r["lanes"]
         assert r["all_lanes"] * r["items"] * vector == n * c * area
-        # No part is empty, and a part is whole rounds of its block.
+        # No part is empty, and each is a whole number of rounds of its CTA.
         assert r["each"] % r["slots"] == 0
         assert (r["parts"] - 1) * r["each"] < r["items"] <= r["parts"] * r["each"]
         assert r["parts"] * r["groups"] <= max(4 * sm_count, r["groups"])
@@ -268,7 +268,7 @@ def test_parts_cover_each_item_once(kernels, vector, sm_count):
 @pytest.mark.parametrize("count", [1, 31, 257, 1024, 1025, 2600])
 @by_schedule
 def test_finish_merges_moments_and_sums(kernels, dtype, count, schedule):
-    """Moments of 64 pixels each, the last of fewer; sums. More than 1024 are merged first."""
+    """Merges moments (64 pixels per part, fewer in the last) and sums. More than 1024 parts are merged in two steps."""
     g = torch.Generator().manual_seed(count)
     channels, each, last = 11, 64, 37
     x = torch.randn(count * each, channels, generator=g, dtype=torch.float64) * 3 + 1e3

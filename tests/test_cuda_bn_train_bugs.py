@@ -1,4 +1,4 @@
-"""Bugs planted in the training kernels: each is caught."""
+"""Bugs planted in BatchNorm's training kernels are caught."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ FINISH_BUGS = {
 
 
 def exercise_statistics(kernels, schedule):
-    # 37 items a thread, more than a run; a channel without a finite center
+    # 37 items per thread, more than one float32 run; one channel has no finite center
     x = activation((3, 256, 20, 20), torch.bfloat16, True)
     x[0, 1, 0, 0], x[:, 2] = torch.nan, torch.inf
     check_stats(kernels, x, schedule=schedule)
-    # 67 lanes in 3 groups, and parts of which the last is shorter
+    # 67 lanes in 3 groups; the last part is shorter
     x = activation((2, 268, 3, 7), torch.float32, True) + 1000
     check_stats(kernels, x, schedule=schedule, sm_count=3)
 
@@ -92,7 +92,7 @@ def gradient_with_nan(mask):
 
 
 def many_lanes():
-    """281: of the last group some are past the last, and a part has a few rows."""
+    """281 lanes, so the last group is partial; a part has only a few rows."""
     return case((2, 2248, 2, 3), torch.bfloat16, True, "out")
 
 

@@ -1,4 +1,4 @@
-"""sm80/conv_fwd and conv_finish, run thread by thread on the CPU with every access checked."""
+"""sm80/conv_fwd and conv_finish on the emulator, which checks every access."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ by_variant = pytest.mark.parametrize("v", VARIANTS, ids=str)
 def test_compiled_variants_are_the_listed_ones(kernels):
     compiled = [Variant.of(raw) for raw in kernels.compiled_conv_fwd()]
     assert len(compiled) == len(set(compiled))
-    # those with statistics are test_cuda_conv_stats.py's, those of gradients test_cuda_gradient_sums.py's
+    # test_cuda_conv_stats.py tests those with statistics, test_cuda_gradient_sums.py those with gradient sums
     assert set(compiled) == {Variant(*v) for v in itertools.product(DTYPES, TILES, ALL_MODES)}
 
 
@@ -48,7 +48,7 @@ def test_every_variant(kernels, v, schedule):
     assert report["bytes_stored"] == size  # each output once
     residual = size if v.mode in ("plain", "prologue") else 0
     vectors = report["bytes_loaded"] - report["bytes_copied"] - residual
-    assert 0 < vectors < 64 << 10  # the residual once; what else is read so are the BatchNorms
+    assert 0 < vectors < 64 << 10  # the residual is read once; the rest is BatchNorm vectors
 
 
 @by_variant
@@ -71,14 +71,14 @@ def test_geometries(kernels, dtype, geometry):
 @pytest.mark.parametrize("geometry", ["1x1, stride 2", "3x3, stride 2", "3x3, dilation 2", "padding past the filter"])
 @by_schedule
 def test_prologue_keeps_padding_zero(kernels, dtype, geometry, schedule):
-    """Padding stays zero after BatchNorm and ReLU, whatever they make of a zero."""
+    """Padding stays zero, although BatchNorm and ReLU turn a zero input into relu(shift)."""
     conv = shifted_prologue(convolution(dtype, *GEOMETRIES[geometry], prologue=True))
     check(kernels, (64, 64), conv, schedule=schedule)
 
 
 @by_schedule
 def test_deep_prologue(kernels, schedule):
-    """Many more steps than the ring has stages."""
+    """Many more main-loop steps than pipeline stages."""
     conv = convolution(torch.bfloat16, 1, 128, 8, 8, 64, 3, 3, 1, 1, prologue=True)
     residual = randn(conv.output_shape(), torch.bfloat16, 9)
     check(kernels, (128, 64), conv, residual=residual, schedule=schedule)
@@ -101,7 +101,7 @@ def test_channel_counts(kernels, dtype, c):
 @by_dtype
 @pytest.mark.parametrize("splits", [2, 4, 7])
 def test_unequal_splits(kernels, dtype, splits):
-    """7x7 pixels of 128 channels: the depth, in parts of unequal length."""
+    """Split-K with slices of unequal length."""
     conv = convolution(dtype, 1, 128, 7, 7, 64, 3, 3, 1, 1)
     check(kernels, (64, 64), conv, residual=randn(conv.output_shape(), dtype, 9), splits=splits)
 
@@ -116,7 +116,7 @@ def test_split_sum_is_deterministic(kernels, dtype):
 @by_dtype
 @pytest.mark.parametrize("splits", [1, 3])
 def test_batch_norm_kinds(kernels, dtype, splits):
-    """Absent vectors, a bias, strides, vectors in x's dtype, zero gamma, zero variance."""
+    """Absent vectors, a bias, strides, vectors in x's dtype, zero gamma and zero variance."""
     conv = convolution(dtype, 1, 16, 6, 6, 32, 3, 3, 1, 1)
     bn, bias = conv.bn, torch.linspace(-1, 1, 32)
     others = [bn._replace(gamma=None, beta=None), bn._replace(bias=bias), bn._replace(var=torch.zeros(32))]
@@ -128,7 +128,7 @@ def test_batch_norm_kinds(kernels, dtype, splits):
 @by_dtype
 @pytest.mark.parametrize("mode", MODES)
 def test_nonfinite_values(kernels, dtype, mode):
-    """In x, the weights, and the shortcut."""
+    """NaN and Inf in x, the weights or the shortcut."""
     for where in ("x", "weight", "shortcut"):
         case = small_case(Variant(dtype, (64, 64), mode), n=1)
         target = {"x": case["conv"].x, "weight": case["conv"].weight}.get(where)
@@ -140,7 +140,7 @@ def test_nonfinite_values(kernels, dtype, mode):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_result_is_rounded_once(kernels, dtype):
-    """Identity weights, no BatchNorm: the exact sum with the residual, rounded once."""
+    """With identity weights and no BatchNorm, the output is x + residual, rounded once."""
     conv, residual = identity(dtype, 8, 8), randn((1, 64, 8, 8), dtype, 1)
     out, _ = run(kernels, (64, 64), conv, residual=residual, relu=False)
     torch.testing.assert_close(out, (conv.x.float() + residual.float()).to(dtype), rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""Bugs planted in sm80/conv_fwd and conv_finish: each is caught, whatever the schedule."""
+"""Bugs planted in sm80/conv_fwd and conv_finish are caught."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ DEPTH_BUGS = {
 
 
 def exercise(kernels, schedule, mode="plain", dtype=torch.bfloat16, splits=(1, 3)):
-    """The depth whole and in slices, ragged in every direction."""
+    """Runs with and without split-K, with partial tiles in every dimension."""
     for n in splits:
         check(kernels, **small_case(Variant(dtype, (64, 64), mode), n=1), splits=n, schedule=schedule)
 

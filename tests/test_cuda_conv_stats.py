@@ -1,4 +1,4 @@
-"""sm80/conv_fwd with statistics, run thread by thread on the CPU: the raw output, and the moments of what it stored."""
+"""sm80/conv_fwd with statistics on the emulator: the pre-BN output, and the moments of the stored values."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_geometries(kernels, dtype, geometry):
 
 @by_dtype
 def test_bias_does_not_cost_precision(kernels, dtype):
-    """A mean of 300 deviations: nothing cancels."""
+    """A mean of up to 300 standard deviations causes no cancellation."""
     bias = torch.linspace(100, 300, 24)
     conv = raw_convolution(dtype, 5, 16, 9, 9, 24, 3, 3, 1, 1, bias=bias)
     out, moments, report = run_statistics(kernels, (128, 64), conv)
@@ -58,10 +58,10 @@ def test_bias_does_not_cost_precision(kernels, dtype):
 
 @by_dtype
 def test_mean_far_from_zero_does_not_cost_precision(kernels, dtype):
-    """Of fewer pixels than a center is the mean of."""
+    """With fewer pixels than the 16 rows whose mean is the center."""
     conv = identity(dtype, 2, 4)
     conv.x.mul_(20).add_(3000)
-    conv.weight.mul_(0.7)  # so that a sum of float32 outputs is not exact
+    conv.weight.mul_(0.7)  # makes sums of float32 outputs inexact
     out, moments, report = run_statistics(kernels, (64, 64), conv)
     assert report["errors"] == []
     for a, t in zip(moments, reference.bn_stats(out.double()), strict=True):
@@ -70,8 +70,9 @@ def test_mean_far_from_zero_does_not_cost_precision(kernels, dtype):
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
 def test_mean_near_zero_meets_the_criterion(kernels, tile):
-    """Sums of distances from a value that lies far from the mean lose digits of float32. Eager's own error is left out
-    of what is allowed: on GPUs it is smaller than on CPUs.
+    """Sums of distances from a center far from the mean would lose float32 digits.
+
+    The limit leaves out eager's own error, which is smaller on GPUs than on CPUs.
     """
     conv = raw_convolution(torch.float32, 2, 8, 14, 14, 512, 1, 1)
     out, moments, report = run_statistics(kernels, tile, conv)
@@ -83,7 +84,7 @@ def test_mean_near_zero_meets_the_criterion(kernels, tile):
 @by_dtype
 @by_nonfinite
 def test_statistics_of_nonfinite_values(kernels, dtype, value):
-    """A 1x1 filter spreads it to all channels of one pixel: the first of a tile, of its second half, and another."""
+    """A 1x1 filter spreads the value to all channels of a pixel: first of a tile, first of its second half, another."""
     for pixel in (0, 32, 41):
         conv = raw_convolution(dtype, 1, 16, 6, 12, 24, 1, 1)
         conv.x.permute(0, 2, 3, 1).reshape(72, 16)[pixel] = 0
@@ -96,7 +97,7 @@ def test_statistics_of_nonfinite_values(kernels, dtype, value):
 
 
 def test_finish_merges_many_parts(kernels):
-    """More parts than one block of bn_finish adds up."""
+    """More parts than one CTA of bn_finish can add."""
     conv = raw_convolution(torch.bfloat16, 17, 8, 64, 62, 8, 1, 1)
     check_statistics(kernels, (64, 64), conv)
 
@@ -146,7 +147,7 @@ def exercise(kernels, schedule, prologue=False):
     bias = torch.linspace(2, 30, 72)
     conv = raw_convolution(torch.bfloat16, 3, 24, 6, 7, 72, 3, 3, padding=1, prologue=prologue, bias=bias)
     check_statistics(kernels, (64, 64), conv, schedule=schedule)
-    # 37 rows in the last tile, more parts than rows of bn_finish's block, and a channel that begins with infinity
+    # A partial last tile and more parts than a bn_finish CTA has rows; then channels whose first value is infinite
     conv = raw_convolution(torch.bfloat16, 1, 8, 63, 67, 8, 1, 1)
     check_statistics(kernels, (64, 64), conv, schedule=schedule)
     conv.x[0, :, 0, 0] = torch.inf

@@ -1,4 +1,4 @@
-"""The first use of each CUDA kernel, in the op layer on the CPU: when it is compared, and what a wrong one causes."""
+"""First use of CUDA kernels in the emulated op layer: when they are compared, and what happens to a wrong one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from resnet_fused.cli._gpus import GPUS
 
 @pytest.fixture(autouse=True)
 def _new_process(library):
-    """Clears all records of checks, and treats every kernel as right until the test plants a fault."""
+    """Starts without verified families and without records of checks, as a new process does."""
     first_use._outcomes.clear()
     first_use._tries.clear()
     library.set_verified([])
@@ -59,7 +59,7 @@ def launched(on):
 # ---- which ops, which kernels ----
 
 
-def test_every_cuda_op_has_an_eager_twin():
+def test_every_cuda_op_has_an_eager_reference():
     known, has = torch._C._dispatch_has_kernel, torch._C._dispatch_has_kernel_for_dispatch_key
     names = [f"{op_layer.NAME}::{name}" for name in vars(ops)]
     on_cuda = {name.split("::")[1] for name in names if known(name) and has(name, "CPU")}
@@ -131,7 +131,7 @@ def test_each_dtype_tile_and_mode_is_checked(layer, compared):
 
 
 def test_tf32_is_judged_as_tf32(layer, compared):
-    """Eager multiplies float32 exactly here, as cuDNN may; a kernel that may use TF32 is judged by TF32's error."""
+    """Eager uses full float32 here, as cuDNN may, but a kernel that may use TF32 is judged by TF32's error."""
     on, args = layer("a100", "sm80:64x64:1"), conv_bn_act_args(torch.float32, tf32=True)
     got = on.conv_bn_act(*args)
     assert launched(on) == ["conv_fwd"]
@@ -361,13 +361,11 @@ def test_requires_grad_autocast_and_inference_mode(layer, compared):
 
 
 def test_elements_near_a_kink_are_not_errors(layer):
-    """Where bn(x) is zero except for rounding, the kernel, eager and float64 may disagree about the sign; that is
-    accepted.
-    """
+    """Where bn(x) is 0 up to rounding, kernel, eager and float64 may disagree about its sign."""
     x = randn(4, 64, 8, 8, memory_format=torch.channels_last)
     gamma, beta, mean, var, eps = batch_norm(64)
     scale = gamma / torch.sqrt(var + eps)
-    x[:, :, ::2] = (mean - beta / scale)[:, None, None]  # as close to the kink as float32 allows
+    x[:, :, ::2] = (mean - beta / scale)[:, None, None]  # bn(x) as close to 0 as float32 allows
     grad, on = torch.randn_like(x), layer()
     bn = [gamma, beta, mean, var, eps]
     on.bn_act_backward_reduce(grad, x, *bn, None, True)

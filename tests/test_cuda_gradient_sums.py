@@ -1,4 +1,4 @@
-"""sm80/conv_fwd as an input's gradient, run thread by thread on the CPU: what it stores, and the sums of that."""
+"""sm80/conv_fwd as an input gradient on the emulator: the stored gradient and its sums."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ by_variant = pytest.mark.parametrize("v", VARIANTS, ids=str)
 
 
 def raw_of(conv, seed=40):
-    """What the BatchNorm read: no input of its ReLU is so near 0 that rounding decides which side it is on."""
+    """Returns a pre-BN output. No ReLU input is so close to 0 that rounding decides its sign."""
     return move_from_kink(randn(conv.output_shape(), conv.x.dtype, seed), conv.bn)
 
 
 def check(kernels, tile, conv, raw=None, beside=None, **options):
-    """The gradient against eager's; the sums are of what was stored, whatever its own error."""
+    """Checks the gradient against eager's, and the sums against those of the stored gradient."""
     raw = raw_of(conv) if raw is None else raw
     out, sums, report = run_gradient(kernels, tile, conv, raw, beside, **options)
     assert report["errors"] == []
@@ -59,7 +59,7 @@ def test_every_variant(kernels, v, schedule):
         report = check(kernels, v.tile, conv, beside=beside, schedule=schedule)
         assert report["bytes_stored"] == size + parts * 2 * k * 4
         vectors = report["bytes_loaded"] - report["bytes_copied"] - size * (1 if beside is None else 2)
-        assert 0 < vectors < 64 << 10  # the raw tensor once, and the other gradient; the rest is the BatchNorm
+        assert 0 < vectors < 64 << 10  # each activation once; the rest is BatchNorm vectors
 
 
 @by_dtype
@@ -70,7 +70,7 @@ def test_geometries(kernels, dtype, geometry):
 
 @by_dtype
 def test_batch_norm_kinds(kernels, dtype):
-    """Absent vectors, strides, vectors in the activations' dtype, zero gamma, a mean of many deviations."""
+    """Absent vectors, strides, vectors in the activations' dtype, zero gamma, a mean of many standard deviations."""
     conv = convolution(dtype, 1, 16, 6, 6, 32, 3, 3, padding=1)
     wide = batch_norm(64, seed=5)
     kinds = [
@@ -88,8 +88,8 @@ def test_batch_norm_kinds(kernels, dtype):
 
 @by_dtype
 @by_nonfinite
-def test_sums_with_nonfinite_raw_values(kernels, dtype, value):
-    """In the raw tensor: NaN lets the gradient through, as in torch."""
+def test_sums_with_nonfinite_pre_bn_values(kernels, dtype, value):
+    """A NaN in the pre-BN output lets the gradient through, as in torch."""
     conv = convolution(dtype, 1, 16, 6, 12, 24, 1, 1)
     for pixel in (0, 41):
         raw = raw_of(conv)
@@ -102,7 +102,7 @@ def test_sums_with_nonfinite_raw_values(kernels, dtype, value):
 
 
 def test_relu_is_closed_where_output_underflowed(kernels):
-    """bn(raw) = 2^-25 is above 0 in float32, and 0 in float16: the ReLU was closed."""
+    """bn(raw) = 2^-25 is positive in float32 but 0 in float16, so the forward ReLU was closed."""
     conv = convolution(torch.float16, 1, 16, 6, 6, 24, 1, 1)
     raw = randn(conv.output_shape(), torch.float16, 3)
     one, zero = torch.ones(24), torch.zeros(24)
@@ -114,7 +114,7 @@ def test_relu_is_closed_where_output_underflowed(kernels):
 
 
 def test_finish_merges_many_parts(kernels):
-    """More parts than one block of bn_finish adds up."""
+    """More parts than one CTA of bn_finish can add."""
     check(kernels, (64, 64), convolution(torch.bfloat16, 17, 8, 64, 62, 8, 1, 1))
 
 
@@ -162,11 +162,11 @@ BUGS = {
 
 
 def exercise(kernels, schedule):
-    """What every planted bug must fail."""
+    """Every planted bug must make this fail."""
     conv = convolution(torch.float16, 3, 24, 6, 7, 72, 3, 3, padding=1)
     check(kernels, (64, 64), conv, schedule=schedule)
     check(kernels, (64, 64), conv, beside=randn(conv.output_shape(), torch.float16, 20), schedule=schedule)
-    # Identity weights and gradients that float16 rounds far: what is summed is what was stored.
+    # Nearly identity weights, and gradients that float16 rounds noticeably: the sums are of the stored values.
     conv = convolution(torch.float16, 1, 64, 8, 8, 64, 1, 1)
     weight = torch.full((64, 64, 1, 1), 2.0**-12).half().contiguous(memory_format=torch.channels_last)
     conv = conv._replace(x=conv.x.abs() + 4, weight=weight + torch.eye(64)[:, :, None, None].half())

@@ -1,4 +1,4 @@
-"""A whole network in a CUDA graph on a GPU: captured once, replayed with another input, equal to an eager call."""
+"""A whole network in a CUDA graph on a GPU: captured once, then replayed with new inputs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def captured(model, x):
 @pytest.mark.parametrize("batch", [1, 3])
 @torch.no_grad()
 def test_resnet18_replays_with_a_new_input(dtype, tf32, batch):
-    """The same bits as outside a graph: no atomics, and the order of kernels that overlap is kept."""
+    """A replay is bit-identical to a call outside a graph: no kernel uses atomics, and overlap keeps their order."""
     torch.backends.cudnn.allow_tf32 = tf32
     model = randomise(models.resnet18()).eval().cuda().to(dtype).to(memory_format=LAST)
     double = copy.deepcopy(model).double()
@@ -62,13 +62,13 @@ def test_resnet18_replays_with_a_new_input(dtype, tf32, batch):
 
 @pytest.mark.skipif(os.environ.get("RESNET_FUSED_CUDA_OVERLAP") == "0", reason="this is the run without")
 def test_replay_without_overlap():
-    """RESNET_FUSED_CUDA_OVERLAP=0 launches kernels one after another; it is read once a process."""
+    """RESNET_FUSED_CUDA_OVERLAP=0 launches kernels without overlap. It is read once per process."""
     test = f"{__file__}::test_resnet18_replays_with_a_new_input"
     done = run_python("-m", "pytest", "-q", "-x", test, timeout=50, RESNET_FUSED_CUDA_OVERLAP="0")
     assert done.returncode == 0, done.stdout[-4000:]
 
 
-def test_benchmarks_keep_what_their_graphs_read():
+def test_captured_benchmarks_keep_their_inputs_alive():
     x = torch.ones(1 << 20, device="cuda")
     alive = weakref.ref(x)
     replay, _ = gpu.captured(functools.partial(torch.neg, x))

@@ -1,4 +1,4 @@
-"""The CUDA kernels, run thread by thread on the CPU: right answers, and no access out of place."""
+"""bn/bn_add_act on the emulator, which checks every access."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from resnet_fused import reference
 
 def eager(x, bn, shortcut=None, shortcut_bn=None, relu=True):
     def apply(y, b, residual, act):
-        if y.dtype == torch.float64:  # eager takes no float32 BatchNorm here
+        if y.dtype == torch.float64:  # eager accepts no float32 BatchNorm here
             b = in_float64(b)
         if b.bias is not None:
             y = y + b.bias.to(y.dtype)[:, None, None]
@@ -60,7 +60,7 @@ def selected(kernels, v, x, bn, shortcut, shortcut_bn):
 
 
 def test_compiled_variants_are_the_listed_ones(kernels):
-    """Everything that can be selected is compiled, and everything that is compiled can be selected."""
+    """The compiled variants are exactly those that the plan can select."""
     compiled = [Variant.of(v) for v in kernels.compiled_bn_add_act()]
     assert len(compiled) == len(set(compiled))
     assert set(compiled) == set(VARIANTS)
@@ -75,13 +75,13 @@ def test_compiled_variants_are_the_listed_ones(kernels):
 @pytest.mark.parametrize("param_dtype", ["float32", "same"])
 def test_every_variant(kernels, v, param_dtype):
     dtype = v.dtype if param_dtype == "same" else torch.float32
-    # More items than a pass of 4 accesses a thread takes, and some left over; an odd run for the scalar kernels.
+    # More items than one pass of 4 accesses per thread, and a remainder; an odd area for the scalar kernels.
     shape = (3, 5, 25, 21) if v.vector == 1 else (3, 64, 20, 20) if v.channels_last else (3, 2, 64, 64)
     for relu in (True, False):
         args = arguments(v, shape, dtype)
         assert selected(kernels, v, *args) == v
         report = check(kernels, *args, relu=relu, channels_last=v.channels_last)
-        # Each element is read once and written once; what is read besides are the vectors.
+        # Each element is read once and written once; other loads are BatchNorm vectors.
         size = args[0].numel() * args[0].element_size()
         assert report["bytes_stored"] == size
         assert report["bytes_loaded"] >= (2 if args[2] is not None else 1) * size
@@ -100,7 +100,7 @@ def test_in_place(kernels, v, schedule):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("c", [1, 3, 8, 64, 72, 300, 2056])
 def test_channel_counts(kernels, c, dtype, channels_last):
-    """2056 channels in bf16 are 257 accesses, one more than a block has threads."""
+    """2056 channels in bf16 are 257 accesses, one more than a CTA has threads."""
     x = activation((2, c, 4, 6), dtype, channels_last)
     check(kernels, x, batch_norm(c, torch.float32), x.clone(), channels_last=channels_last)
 
@@ -127,7 +127,7 @@ def test_empty_tensors(kernels, shape):
 @pytest.mark.parametrize("dtype", [torch.float32, *REDUCED], ids=str)
 @by_format
 def test_misaligned_tensors(kernels, dtype, channels_last):
-    """An aligned x does not make a misaligned shortcut safe, nor the other way round."""
+    """A misaligned x or shortcut rules out vector accesses, even if the other is aligned."""
     bn = batch_norm(8, torch.float32)
     for mx, ms in [(1, 0), (0, 1), (1, 1), (2, 4)]:
         x = activation((2, 8, 4, 4), dtype, channels_last, misalign=mx)
@@ -147,7 +147,7 @@ def test_absent_vectors(kernels, dtype, absent):
 
 @by_dtype
 def test_bias_strides_and_mixed_dtypes(kernels, dtype):
-    """Each vector brings its own dtype and stride: here a bias in x's dtype beside a float32 BatchNorm."""
+    """Each vector has its own dtype and stride, such as a bias in x's dtype with a float32 BatchNorm."""
     param_dtype = torch.float32 if dtype in REDUCED else dtype
     bn = batch_norm(24, param_dtype, stride=3, bias=torch.linspace(-2, 2, 24).to(dtype))
     assert bn.mean.stride(0) == 3
@@ -171,7 +171,7 @@ def test_zero_gamma_and_zero_variance(kernels, dtype, channels_last):
 @by_format
 @by_dtype
 def test_zero_variance_and_zero_eps(kernels, dtype, channels_last):
-    """Infinities, and NaN where they meet, at the places where eager has them."""
+    """The results are Inf and NaN where eager's are."""
     x = activation((2, 8, 4, 4), dtype, channels_last)
     param_dtype = torch.float32 if dtype in REDUCED else dtype
     bn = batch_norm(8, param_dtype, var=torch.zeros(8, dtype=param_dtype), eps=0.0)
@@ -197,7 +197,7 @@ def test_nonfinite_inputs(kernels, dtype, channels_last, shortcut):
 
 @pytest.mark.parametrize("dtype", REDUCED, ids=str)
 def test_result_is_rounded_once(kernels, dtype):
-    """Without BatchNorm the result is the exact sum rounded once: nothing else than the store rounds."""
+    """Without BatchNorm the result is the exact sum, rounded only by the store."""
     x, y = (activation((2, 8, 16, 16), dtype, True, seed) for seed in (0, 1))
     out, _ = run(kernels, x, BatchNorm(), y, relu=False)
     torch.testing.assert_close(out, (x.float() + y.float()).to(dtype), rtol=0, atol=0)
@@ -215,7 +215,7 @@ def test_walk_covers_each_item_once(kernels, vector, sm_count):
         assert w["groups"] * w["splits"] == w["grid"]
         assert (w["groups"] - 1) * w["lanes"] < w["all_lanes"] <= w["groups"] * w["lanes"]
         assert w["all_lanes"] * w["items"] * vector == n * c * area
-        # No block without work, and no more blocks than the device holds, unless each lane group needs its own.
+        # No CTA is idle, and there are no more CTAs than the device holds, unless each lane group needs its own.
         assert (w["splits"] - 1) * w["slots"] < w["items"]
         assert w["grid"] <= max(8 * sm_count, w["groups"])
 
@@ -257,7 +257,7 @@ BUGS = {
 
 
 def exercise(kernels, schedule):
-    """What every planted bug must fail."""
+    """Every planted bug must make this fail."""
     for shape, shortcut in itertools.product([(3, 16, 36, 36), (2, 2056, 2, 4)], ["none", "add", "projected"]):
         args = arguments(Variant(torch.bfloat16, 8, True, shortcut), shape, torch.float32)
         args[0][0, 0, 0, 0] = torch.nan

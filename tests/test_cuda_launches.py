@@ -1,4 +1,4 @@
-"""The kernels that a call launches on a GPU: those of the plan, and as few as documented."""
+"""Kernels launched on a GPU match the plan and the documented number of launches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [
 
 
 def kernels_of(call):
-    """The names of the kernels that a call launches."""
+    """Returns the names of the kernels that a call launches."""
     call()
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -38,7 +38,7 @@ def kernels_of(call):
     return [name for name in names if "Memset" not in name]
 
 
-def test_launches_are_those_of_the_plan():
+def test_launches_match_the_plan():
     args, _ = conv_args((1, 512, 7, 7, 512, 3, 1, 1, 1), torch.bfloat16, torch.channels_last)
     geometry = ([1, 512, 7, 7], [512, 512, 3, 3], [1, 1], [1, 1], [1, 1], 1, "bfloat16", "plain", [], [1, 1])
     plan = ops.explain_cuda(*geometry, False, True, True, _gpus.numbers("auto"))
@@ -59,8 +59,8 @@ def assert_one_launch_a_convolution(block, x, convolutions):
 
 
 @each_block
-def test_blocks_are_one_launch_a_convolution(cls, planes, convolutions, stride):
-    """The projection and the pre-activation have no launch of their own."""
+def test_blocks_launch_once_per_convolution(cls, planes, convolutions, stride):
+    """The projection and the pre-activation need no launch of their own."""
     block = block_of(cls, planes, stride).to(torch.bfloat16)
     x = randn(32, planes[0], 28, 28, dtype=torch.bfloat16, memory_format=torch.channels_last)
     assert_one_launch_a_convolution(block, x, convolutions)
@@ -73,8 +73,8 @@ def test_preact_block_with_projection_norm_is_two_launches():
     assert_one_launch_a_convolution(block.to(torch.bfloat16, memory_format=torch.channels_last), x, 2)
 
 
-def test_an_identity_basic_block_is_one_launch():
-    """Where Hopper's kernels are asked for; the variable is read once a process."""
+def test_identity_basic_block_is_one_launch():
+    """With RESNET_FUSED_CUDA_ENGINE=sm90:block, which is read once per process."""
     if torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("sm90/block_fwd is Hopper's alone")
     code = (

@@ -1,4 +1,4 @@
-"""The kernel emulator itself: each faulty kernel is reported with its line."""
+"""The kernel emulator: each faulty kernel is reported, with the line at fault."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from cuda_on_cpu.tensors import BatchNorm
 HERE = Path(__file__).resolve().parent
 CHECKS = HERE / "cuda_on_cpu" / "checks"
 SCHEDULES = ["stay", "rotate", "random"]
-WORDS = 128  # of in, out and scratch, as in checks/check.h
+WORDS = 128  # size of in, out and scratch, as in checks/check.h
 
 
 class Expected(NamedTuple):
     hazards: set[str]
-    lines: range | None  # of the statement; None: of no statement
+    lines: range | None  # of the statement; None if the report names no line
 
 
 class Case(NamedTuple):
@@ -38,7 +38,7 @@ class Case(NamedTuple):
 
 
 def cases_of(path: Path) -> list[Case]:
-    """A case lasts from the one before it to its own CHECK."""
+    """Returns the cases of a file. Each ends with its CHECK."""
     lines = path.read_text().splitlines()
     cases, expected, at = [], [], 0
     while at < len(lines):
@@ -53,7 +53,7 @@ def cases_of(path: Path) -> list[Case]:
             expected.append(Expected(hazards, None if match[1] else range(first + 1, last + 2)))
         if match := re.match(r"CHECK(?:_LAUNCHED|_CLUSTER|_MULTICAST)?\(\s*(\w+)", " ".join(lines[at : at + 2])):
             cases.append(Case(str(path.relative_to(HERE.parent)), f"{path.stem}.{match[1]}", list(expected)))
-            if path.stem != "launch":  # whose kernels are one
+            if path.stem != "launch":  # its cases share their expectations
                 expected.clear()
         at += 1
     return cases
@@ -69,7 +69,7 @@ def checks(compiler):
 
 def run(checks, name, bug, schedule="stay", seed=1):
     words = {kind: torch.full((WORDS,), 1, dtype=torch.int32) for kind in ("read", "write", "scratch")}
-    # An access that is out of bounds by a little finds memory all the same.
+    # Room on both sides, so that an access slightly out of bounds still hits memory of this test.
     rooms = {kind: torch.cat([w, w, w]) for kind, w in words.items()}
     buffers = [(kind, room[WORDS : 2 * WORDS].data_ptr(), 4 * WORDS, kind) for kind, room in rooms.items()]
     report = checks.run(name, buffers, bug, schedule, seed)
@@ -82,7 +82,7 @@ def test_every_kernel_is_a_case(checks):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_hazards_are_found_where_they_are(checks, case, schedule):
+def test_hazards_are_reported_at_their_line(checks, case, schedule):
     for seed in range(1, 4 if schedule == "random" else 2):
         _, right = run(checks, case.name, False, schedule, seed)
         assert right["errors"] == []
@@ -106,7 +106,7 @@ def test_all_hazards_have_a_case():
     assert reported - only_with_tma == provoked
 
 
-def test_a_report_says_who_what_and_where(checks):
+def test_report_names_access_threads_and_lines(checks):
     _, report = run(checks, "shared.read_after_write", True)
     error = next(e for e in report["errors"] if e.startswith("race: read after write"))
     assert re.fullmatch(
@@ -118,16 +118,16 @@ def test_a_report_says_who_what_and_where(checks):
     assert report["error_count"] == sum(int(n) for e in report["errors"] for n in re.findall(r"\[(\d+) times", e))
 
 
-def test_a_launch_that_cannot_go_on_is_given_up(checks):
+def test_fatal_error_ends_only_its_launch(checks):
     _, report = run(checks, "global.plain_store_out_of_bounds", True)
     assert report["given_up"]
     assert {h for h, _ in report["hazards"]} == {"global memory out of bounds"}  # not: output never written
-    out, report = run(checks, "global.plain_store_out_of_bounds", False)  # and the next one is none the worse
+    out, report = run(checks, "global.plain_store_out_of_bounds", False)  # the next launch is unaffected
     assert (report["errors"], out.tolist()) == ([], [1] * WORDS)
 
 
-def test_a_seed_repeats(checks):
-    """The random schedule's numbers come from the seed and the block, and not from which core was faster."""
+def test_random_schedule_is_reproducible(checks):
+    """The random schedule depends only on the seed and the CTA, not on how fast host threads run."""
     reports = [run(checks, "shared.half_a_barrier", True, "random", seed)[1] for seed in (5, 5, 6)]
     first, again, other = [[re.sub(r" \[.*", "", e) for e in sorted(r["errors"])] for r in reports]
     assert reports[0]["error_count"] == reports[1]["error_count"]
@@ -142,7 +142,7 @@ def test_counters(checks):
         assert counted == dict(bytes_loaded=512, bytes_copied=512, bytes_stored=512, wide_accesses=0)
 
 
-def test_bug_that_does_not_fit_is_an_error(compiler):
+def test_invalid_planted_bug_is_an_error(compiler):
     file, at = "cuda/bn/bn_add_act.cuh", "i < walk.items; i += step"
     with pytest.raises(ValueError, match="occurs 0 times"):
         cuda_on_cpu.load_planted(cuda_on_cpu.Plant(file, "not to be found", "", ("bn_add_act",)))
@@ -154,7 +154,7 @@ def test_bug_that_does_not_fit_is_an_error(compiler):
 
 @pytest.fixture
 def planted(compiler):
-    """bn_add_act of one variant, with a change that is none."""
+    """One variant of bn_add_act, with a planted change that has no effect."""
     file, at = "cuda/bn/bn_add_act.cuh", "i < walk.items; i += step"
     variants = "v.dtype == Dtype::kBFloat16 && v.layout == Layout::kNHWC && v.shortcut == Shortcut::kNone"
     plant = cuda_on_cpu.Plant(file, at, at.replace("; ", ";  "), ("bn_add_act",), f"{variants} && v.vector == 8")

@@ -1,4 +1,4 @@
-"""csrc/cuda/*ops.cpp on CPU tensors: what an op checks, plans, allocates and launches, with the kernels emulated."""
+"""csrc/cuda/*ops.cpp on CPU tensors with emulated kernels: argument checks, plans, allocations and launches."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_projection(layer, gpu, engine, last, memory_format, pre, proj_c, proj_s
     assert on.reports[-1]["launched"][-1].startswith(last)
 
 
-# A GPU, an engine, and the convolution's kernel without and with a prologue. Statistics are of whole sums.
+# GPU, engine, and the kernel without and with a prologue. With statistics, the depth is never split.
 STATISTICS = [
     ("a100", "torch", "bn_stats", "bn_add_act"),
     ("a100", "sm80:64x64:3", "conv_fwd", "conv_fwd"),
@@ -96,7 +96,7 @@ STATISTICS = [
 
 
 def check_stats(layer, args, kernel):
-    """The raw output by the criterion, and the moments of what was stored."""
+    """Checks the pre-BN output by the criterion, and its moments against those of the stored values."""
 
     got = layer.conv_stats(*args, False, False)
     assert layer.reports[-1]["launched"][0].startswith(f"{kernel}_kernel")
@@ -114,7 +114,7 @@ def check_stats(layer, args, kernel):
 @by_shape
 @pytest.mark.parametrize("pre", [False, True], ids=["", "pre"])
 def test_conv_stats(layer, gpu, engine, kernel, prepared, shape, dtype, pre):
-    args, _ = conv_args(*shape, dtype, FORMATS[pre])  # either does the same in both
+    args, _ = conv_args(*shape, dtype, FORMATS[pre])  # the format does not depend on pre, so each is tested once
     args = [args[0], *(batch_norm(shape[1]) if pre else NO_PRE), *args[1:3], *args[8:]]
     check_stats(layer(gpu, engine), args, prepared if pre else kernel)
 
@@ -124,7 +124,7 @@ def test_statistics_unsupported_by_sm90(layer, groups, c):
     weight = (torch.randn(64, c // groups, 3, 3) / (c * 9) ** 0.5).bfloat16()
     x = randn(2, c, 6, 5, dtype=torch.bfloat16, memory_format=torch.channels_last)
     args = [x, *NO_PRE, weight, None, [1, 1], [1, 1], [1, 1], groups]
-    check_stats(layer("h200", "sm90"), args, "bn_stats")  # torch's convolution, as the model has it
+    check_stats(layer("h200", "sm90"), args, "bn_stats")  # the cost model prefers torch's convolution
 
 
 @by_dtype
@@ -145,7 +145,7 @@ POOLS = [([3, 3], [2, 2], [1, 1]), ([2, 3], [2, 1], [0, 1]), ([3, 3], [2**31 - 1
 @pytest.mark.parametrize("c", [8, 3, 72])
 @pytest.mark.parametrize("pool", POOLS, ids=str)
 def test_pooling_in_training(layer, dtype, memory_format, c, pool):
-    """The CPU's ops, in value, in what was taken, in memory format."""
+    """Matches the CPU ops in values, argmax and memory format."""
     x = randn(2, c, 9, 8, dtype=dtype, memory_format=memory_format)
     bn = batch_norm(c, torch.float64 if dtype is torch.float64 else torch.float32)
     on = layer()
@@ -154,7 +154,7 @@ def test_pooling_in_training(layer, dtype, memory_format, c, pool):
     assert on.reports[-1]["launched"] == ["bn_pool_kernel<Config>"]
     assert layout_of(out) == layout_of(expected)
     assert layout_of(taken) == layout_of(expected_taken)
-    # The scale's last digit decides between elements that are as good as equal.
+    # Rounding of the scale decides between nearly equal elements.
     assert (taken != expected_taken).sum() <= (dtype.itemsize == 2) * taken.numel() // 100
     truth = reference.bn_add_act(*as64([x, *bn]), None, True)
     truth = F.max_pool2d(truth, *([min(v, 100) for v in pair] for pair in pool))
@@ -171,7 +171,7 @@ def test_pooling_in_training(layer, dtype, memory_format, c, pool):
 
 
 def test_pooling_of_views(layer):
-    """A grad of another format and with gaps, every second pixel of x, no images."""
+    """A gradient in another format and with gaps, every second pixel of x, and an empty batch."""
     on, pool, bn = layer(), POOLS[0], batch_norm(8)
     x = randn(2, 8, 14, 13, dtype=torch.bfloat16, memory_format=torch.channels_last)[:, :, ::2, 1::2]
     out, taken = on.bn_relu_max_pool(x, *bn, *pool)
@@ -196,7 +196,7 @@ def test_pooling_errors_match_the_cpu_op(layer):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 @by_format
 def test_unsupported_convolutions(layer, dtype, memory_format):
-    """Groups, odd channels, float64: torch's convolution and one launch, whichever engine is named."""
+    """Groups, odd channels and float64 use torch's convolution and one launch, whichever engine is named."""
     x = randn(2, 12, 7, 6, dtype=dtype, memory_format=memory_format)
     weight, bn = randn(6, 4, 3, 3, dtype=dtype) / 6, batch_norm(6)
     if dtype is torch.float64:
@@ -209,7 +209,7 @@ def test_unsupported_convolutions(layer, dtype, memory_format):
 
 
 def test_torch_engine_works_in_place(layer):
-    """A residual of another layout costs a copy, the convolution's output none: bn_add_act writes where it reads."""
+    """bn_add_act overwrites the convolution's output. Only a residual of another layout is copied."""
     on = layer("a100", "torch")
     args, out = conv_args(*SHAPES[0], torch.bfloat16)
     residual = randn(*out, dtype=torch.bfloat16)
@@ -221,7 +221,7 @@ def test_torch_engine_works_in_place(layer):
 
 @by_engine
 def test_vectors_of_any_stride_and_dtype(layer, gpu, engine, last):
-    """Every second value of a longer vector; float16 and float64 under bfloat16, a mix that eager does not take."""
+    """Strided vectors; and float16 and float64 vectors with bfloat16 activations, which eager rejects."""
     args, _ = conv_args(*SHAPES[0], torch.bfloat16)
     wide = [torch.rand(144) + 0.5 for _ in range(4)]
     kinds = (torch.float16, torch.float64, torch.bfloat16, torch.float32)
@@ -246,7 +246,7 @@ def test_without_batch_norm(layer, gpu, engine, last):
 
 @by_engine
 def test_views(layer, gpu, engine, last):
-    """Addresses that are no multiple of 16 bytes are torch's convolution's; gaps are copied away."""
+    """Tensors not aligned to 16 bytes use torch's convolution; views with gaps are copied."""
     on = layer(gpu, engine)
     base = randn(3, 80, 7, 6, dtype=torch.bfloat16, memory_format=torch.channels_last)
     args, _ = conv_args(2, 64, 6, 5, 72, 3, 1, 1, 1, torch.bfloat16)
@@ -309,21 +309,21 @@ def test_unknown_engine_is_an_error(layer):
 
 
 def test_store_past_an_allocation_is_found(library):
-    """What the op did not ask for is out of bounds: the emulator knows an op's allocations one by one."""
+    """The emulator tracks each allocation of an op, so all other memory is out of bounds."""
     x = randn(1, 8, 4, 4, memory_format=torch.channels_last)
     on = op_layer.Layer(library, GPUS["a100"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(op_layer, "buffers", lambda args: [])  # x is no longer known
+        patch.setattr(op_layer, "buffers", lambda args: [])  # x is not registered
         with pytest.raises(AssertionError, match="global memory out of bounds"):
             on.bn_add_act(x, None, None, torch.zeros(8), torch.ones(8), 0.0, None, True)
 
 
-# ---- the Python modules on top of it ----
+# ---- Python modules on the op layer ----
 
 
 @pytest.fixture
 def on_cuda(monkeypatch):
-    """Modules call the emulated CUDA ops, and treat CPU tensors as they treat CUDA's."""
+    """Makes modules call the emulated CUDA ops and treat CPU tensors like CUDA tensors."""
 
     def install(layer):
         put_on_cpu(monkeypatch, layer)
@@ -340,7 +340,7 @@ def on_cuda(monkeypatch):
 )
 @torch.no_grad()
 def test_blocks_launch_once_per_convolution(layer, on_cuda, cls, planes, convolutions, stride, gpu, engine, kernel):
-    """Eager's answer, in one launch a convolution: neither projection nor pre-activation has one of its own."""
+    """Matches eager with one launch per convolution; projection and pre-activation need none of their own."""
     block = block_of(cls, planes, stride, "cpu").bfloat16()
     x = randn(2, planes[0], 7, 6, dtype=torch.bfloat16, memory_format=torch.channels_last)
     eager = cls._eager_class.forward(block, x)
@@ -356,7 +356,7 @@ def test_blocks_launch_once_per_convolution(layer, on_cuda, cls, planes, convolu
 
 @torch.no_grad()
 def test_resnet18_launches(layer, on_cuda):
-    """ResNet-18: the stem is torch's convolution and a pooling, every other convolution a launch of ours."""
+    """The stem is torch's convolution and a pooling kernel; each other convolution is one of our launches."""
     model = randomise(models.resnet18(num_classes=4)).eval().bfloat16().to(memory_format=torch.channels_last)
     x = randn(2, 3, 32, 32, dtype=torch.bfloat16, memory_format=torch.channels_last)
     eager, double = model(x), copy.deepcopy(model).double()
@@ -372,7 +372,7 @@ def test_resnet18_launches(layer, on_cuda):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_stem_trains_with_fused_pooling(layer, on_cuda, dtype):
-    """No pass of its own for the activation, forward or backward; as near to float64 as the CPU's ops come."""
+    """The activation has no separate pass, forward or backward; errors are at most 1.5 times those of the CPU ops."""
     net = randomise(convert(models.resnet18())).train().to(dtype, memory_format=torch.channels_last)
     x = randn(2, 3, 24, 24, dtype=dtype, memory_format=torch.channels_last)
 

@@ -1,6 +1,6 @@
-"""The CUDA ops on a GPU: answers, memory formats, streams, graphs, devices.
+"""CUDA ops on a GPU: results, memory formats, streams, graphs and devices.
 
-All of it holds whatever RESNET_FUSED_CUDA_ENGINE is; which kernels run is tests/test_cuda_launches.py.
+These tests hold for every RESNET_FUSED_CUDA_ENGINE; tests/test_cuda_launches.py tests which kernels run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def check(op, expected, args, memory_format=None, tf32=False):
     eager, truth = expected(*args), expected(*as64(args))
     if tf32:
         eager = less_exact(eager, truth, lambda: expected(*as64(args)))
-    if got.dtype == torch.float64:  # eager is the truth here: its own error cannot be measured
+    if got.dtype == torch.float64:  # eager is the reference here, so its error is unknown
         torch.testing.assert_close(got, truth, rtol=1e-12, atol=1e-12)
     else:
         assert_close(got, eager, truth)
@@ -113,8 +113,8 @@ def test_conv_bn_relu_pool(dtype, memory_format):
     check(ops.conv_bn_relu_pool, expected, args, memory_format)
 
 
-# n, c, h, w, k, r, stride, padding, dilation: every filter, stride and ragged edge, channels that fill no tile, more
-# tiles than any GPU takes at once, and shapes whose depth is split
+# n, c, h, w, k, r, stride, padding, dilation: every filter and stride, partial tiles, channels that fill no tile, more
+# tiles than any GPU runs at once, and split-K
 SHAPES = [
     (2, 64, 56, 56, 256, 1, 1, 0, 1),
     (2, 256, 56, 56, 64, 1, 1, 0, 1),
@@ -149,7 +149,7 @@ def test_conv_bn_act_of_every_kernel_shape(dtype, tf32, memory_format, shape):
 @by_format
 @by_shape
 def test_pre_activation(dtype, tf32, memory_format, shape):
-    """A pre-activation's shift shows whether padding stays zero."""
+    """The shift of the pre-activation would show up in padding that is not zero."""
     args, out = conv_args(shape, dtype, memory_format)
     residual = randn(*out, dtype=dtype, memory_format=memory_format)
     args = [args[0], *batch_norm(shape[1], torch.float32), *args[1:], residual, True]
@@ -176,7 +176,7 @@ def test_projection(dtype, tf32, memory_format, shape, proj_c, proj_stride, pre)
     "shape", [(2, 64, 19, 21), (33, 64, 56, 56), (1, 128, 28, 28), (9, 128, 17, 20), (2, 72, 7, 7)]
 )
 def test_basic_block(dtype, memory_format, shape):
-    """In one launch or two: as eager, and on every call the same bits."""
+    """Matches eager and is bit-reproducible, in one launch or two."""
     n, c, h, w = shape
     x = randn(n, c, h, w, dtype=dtype, memory_format=memory_format)
     pairs = [(randn(c, c, 3, 3, dtype=dtype) / (3 * c**0.5), None, *batch_norm(c, torch.float32)) for _ in range(2)]
@@ -193,7 +193,7 @@ def test_basic_block(dtype, memory_format, shape):
     assert torch.equal(got, ops.basic_block(x, *pairs[0], *pairs[1], False, False))
 
 
-def test_an_unknown_engine_is_refused():
+def test_unknown_engine_is_an_error():
     code = (
         "import torch, resnet_fused.ops as ops\n"
         "x = torch.randn(1, 8, 4, 4, device='cuda'); w = x.new_ones(8, 8, 1, 1)\n"
@@ -215,7 +215,7 @@ def test_strided_misaligned_and_mixed_dtype_inputs():
     base = randn(4, 20, 9, 11, dtype=torch.bfloat16, memory_format=torch.channels_last)
     x = base[1:, 3:19, 1:, 2:]
     bn = [v[::2] for v in batch_norm(32, torch.float16)[:4]]
-    got = ops.bn_add_act(x, *bn, 1e-3, x, True)  # a float16 BatchNorm under bfloat16: eager has no such mix
+    got = ops.bn_add_act(x, *bn, 1e-3, x, True)  # eager rejects a float16 BatchNorm with bfloat16
     wide = [v.float() for v in bn]
     eager = reference.bn_add_act(x, *wide, 1e-3, x, True)
     assert_close(got, eager, reference.bn_add_act(*as64([x, *wide, 1e-3, x, True])))
@@ -236,7 +236,7 @@ def test_empty_inputs(shape):
 @by_kind
 @pytest.mark.parametrize(("n", "c", "size"), [(2, 64, 8), (1, 512, 7)], ids=["whole", "split"])
 def test_captured_in_a_graph(dtype, tf32, n, c, size):
-    """Nothing synchronises, and a replay reads the tensors' values of that moment, BatchNorm's too."""
+    """Nothing synchronises, and a replay reads the current values of all tensors, including BatchNorm's."""
     x = randn(n, c, size, size, dtype=dtype, memory_format=torch.channels_last)
     weight, bn = randn(c, c, 3, 3, dtype=dtype) / (3 * c**0.5), batch_norm(c, torch.float32)
 

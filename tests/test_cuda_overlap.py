@@ -1,4 +1,4 @@
-"""Every kernel waits for the grids before it: docs/kernels/overlap.md. Without the wait the emulator says so."""
+"""Every kernel waits for the previous grids (docs/kernels/overlap.md); the emulator reports a missing wait."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ VARIANTS = {
 
 
 def run(source, kernels, schedule):
-    """The report of one launch of that source's kernel."""
+    """Launches the kernel of `source` once and returns the report."""
     dtype = torch.bfloat16
 
     def image(*shape):
@@ -63,12 +63,12 @@ def test_missing_wait_is_found(planted, bug):
 
 
 @pytest.mark.parametrize("source", FORGETS)
-def test_kernels_that_wait_are_clean(kernels, source):
+def test_unmodified_kernels_have_no_hazards(kernels, source):
     assert run(source, kernels, "stay")["errors"] == []
 
 
 def test_dependent_kernels_wait_once():
-    """Written down once for each: the include, and the instruction in a file of the kernel's own family."""
+    """Each kernel launched by LAUNCH_DEPENDENT waits exactly once."""
     launching = [p for p in CUDA.rglob("*.cu*") if re.search(r"\bLAUNCH_DEPENDENT\(", p.read_text())]
     assert launching
     for path in launching:

@@ -32,7 +32,7 @@ class Tile(NamedTuple):
 
 
 def compiled_tiles():
-    """The menu, as the header that both the kernels and the plan include has it."""
+    """Returns the tiles listed in the header that both the kernels and the plan include."""
     table = re.search(r"kConvFwdTiles\[\] = \{(.*?)\};", HEADER, re.S)[1]
     return [Tile(*map(int, row.split(","))) for row in re.findall(r"\{([\d, ]+)\}", table)]
 
@@ -50,7 +50,7 @@ class Plan(NamedTuple):
     workspace: int
     bytes: int
     microseconds: float | None
-    rejected: list[str]  # without sm90's
+    rejected: list[str]  # except sm90's
     sm90: str | None  # why not sm90/conv_sm90
     rows: str | None  # why not sm90/conv_rows
 
@@ -153,7 +153,7 @@ def test_unsupported_convolutions_go_to_torch(problem, reason):
 
 
 def test_tiles_past_shared_memory_are_not_picked():
-    """8 bytes for each channel that a prologue prepares: 512 of them push the largest tile past an A10's blocks."""
+    """A prologue needs 8 bytes per channel. With 512 channels, the largest tile exceeds an A10's shared memory."""
     assert not any(
         "bytes of shared memory, and may have" in why for why in plan(gpu="a10", c=128, mode="prologue").rejected
     )
@@ -215,7 +215,7 @@ def test_depth_is_split_no_more_than_needed(gpu, dtype):
 @pytest.mark.parametrize("gpu", ["a100", "h200"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_statistics_do_not_split_the_depth(gpu, dtype):
-    """A plain convolution of few pixels is split; and the prediction includes the cost of the moments."""
+    """A plain convolution with few pixels is split. The predicted time includes the moments."""
     for mode, plain in zip(STATISTICS, MODES, strict=False):
         p = plan(n=1, hw=7, c=512, k=512, dtype=dtype, mode=mode, gpu=gpu)
         assert p.splits == 1
@@ -225,7 +225,7 @@ def test_statistics_do_not_split_the_depth(gpu, dtype):
 
 
 def test_statistics_after_torchs_convolution_cost_a_pass():
-    """A pass reads what the convolution wrote; with a prologue another one makes the activation."""
+    """bn_stats is a pass over the output; a prologue adds a pass that computes the activation."""
     shape = dict(n=64, hw=14, c=256, k=256, groups=2)
     elements = 64 * 14 * 14 * 256
     plain, normalised, sums, both = (
@@ -239,7 +239,7 @@ def test_statistics_after_torchs_convolution_cost_a_pass():
 
 
 def test_sm90_statistics_do_not_split_the_depth(monkeypatch):
-    """Also where a plain convolution is in shares, or shares are asked for; the prediction includes the moments."""
+    """Even if a plain convolution is split, or the engine requests shares. The predicted time includes the moments."""
     deep = dict(n=256, hw=7, c=512, k=512)
     for choice in ("sm90", "sm90:128x128:4", "sm90:256x64"):
         for mode, plain in zip(STATISTICS, MODES, strict=False):
@@ -263,7 +263,7 @@ def test_statistics_run_on_the_fastest_predicted_engine(monkeypatch):
 @pytest.mark.parametrize("gpu", ["a100", "h200"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gradient_sums_do_not_split_the_depth(gpu, dtype):
-    """A plain convolution of few pixels is split; the prediction includes the raw tensor and the turned weight."""
+    """A plain convolution with few pixels is split. The prediction includes the pre-BN output and flipped filter."""
     few = dict(n=1, hw=7, c=512, k=512, dtype=dtype, gpu=gpu)
     assert plan(mode=GRADIENT, **few).splits == 1
     assert plan(mode="plain", **few).splits > 1
@@ -276,7 +276,7 @@ def test_gradient_sums_do_not_split_the_depth(gpu, dtype):
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_sums_after_torchs_gradient_cost_a_pass(residual):
-    """A pass reads what the convolution wrote; adding another gradient is a pass that reads and writes it."""
+    """The sums are a pass over the gradient; adding another gradient is a pass that reads and writes it."""
     shape = dict(n=64, hw=14, c=256, k=256, groups=2, residual=residual)
     tensor = 64 * 14 * 14 * 256 * 2
     torch, plain = plan(mode=GRADIENT, **shape), plan(**shape)
@@ -296,7 +296,7 @@ def test_prediction_grows_with_the_work():
     assert times[-1] > 10 * times[0]
 
 
-def test_each_rejected_candidate_has_its_reason_in_numbers():
+def test_rejected_candidates_have_reasons_with_numbers():
     p = plan(n=1, hw=7, c=512, k=512, residual=True)
     assert p.engine == "sm80"
     assert [why.partition(":")[0] for why in p.rejected] == ["sm80 128x128", "sm80 128x64", "torch"]
@@ -309,7 +309,7 @@ def test_each_rejected_candidate_has_its_reason_in_numbers():
 
 
 def test_torch_is_picked_where_wgmma_is_faster():
-    """A 3x3 of many channels at a large batch is bound by multiplications, and mma.sync is slower than wgmma."""
+    """A 3x3 convolution of many channels is compute-bound at a large batch, and mma.sync is slower than wgmma."""
     p = plan(n=256, hw=14, c=256, k=256, gpu="b200", residual=True)
     assert p.engine == "torch"
     predicted = [float(re.search(r"([\d.]+) us predicted", why)[1]) for why in p.rejected]
@@ -372,14 +372,14 @@ def test_sm90_runs_on_request(monkeypatch):
 
 
 def test_sm90_stays_within_the_window_of_a_tensor_map(monkeypatch):
-    """Corners -padding and padding - reach within [-128, 127], and a tap's offset up to 254."""
+    """The corners -padding and padding - reach lie within [-128, 127], and tap offsets are at most 254."""
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
     layer = dict(n=1, c=64, k=128, dtype="bfloat16", gpu="h200")
     for within, beyond in [
-        (dict(hw=7, r=1, padding=127), dict(hw=7, r=1, padding=128)),  # upper corner
-        (dict(hw=7, r=3, padding=128), dict(hw=7, r=3, padding=129)),  # lower corner
-        (dict(hw=300, r=3, dilation=64, padding=0), dict(hw=300, r=3, dilation=65, padding=0)),  # upper corner below
-        (dict(hw=300, r=3, dilation=127, padding=127), dict(hw=300, r=6, dilation=51, padding=127)),  # 254 and 255
+        (dict(hw=7, r=1, padding=127), dict(hw=7, r=1, padding=128)),  # upper corner: 127 and 128
+        (dict(hw=7, r=3, padding=128), dict(hw=7, r=3, padding=129)),  # lower corner: -128 and -129
+        (dict(hw=300, r=3, dilation=64, padding=0), dict(hw=300, r=3, dilation=65, padding=0)),  # upper: -128, -130
+        (dict(hw=300, r=3, dilation=127, padding=127), dict(hw=300, r=6, dilation=51, padding=127)),  # taps: 254, 255
     ]:
         assert plan(**layer, **within).engine == "sm90", within
         p = plan(**layer, **beyond)
@@ -388,7 +388,7 @@ def test_sm90_stays_within_the_window_of_a_tensor_map(monkeypatch):
 
 
 def test_sm90_picks_the_faster_of_its_two_kernels(monkeypatch):
-    """64 channels kept in shared memory for all taps, where the tile fits the image."""
+    """conv_rows keeps the filter of 64 channels in shared memory and wins where its tile fits the image."""
     layer = dict(n=256, hw=56, c=64, k=64, dtype="bfloat16", gpu="h200", residual=True)
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
     p = plan(**layer)
@@ -454,7 +454,7 @@ def sm90_plan(monkeypatch, choice, **layer):
 
 
 def test_sm90_splits_the_tail_to_fill_idle_sms(monkeypatch):
-    """512@7 at batch 256 is 196 tiles: 132 whole, one an SM, and the other 64 in halves."""
+    """512 channels at 7x7 and batch 256 are 196 tiles: 132 whole ones, one per SM, and 64 in halves."""
     deep = dict(hw=7, c=512, k=512)
     p = sm90_plan(monkeypatch, "sm90:256x128", n=256, **deep)
     assert (p.tiles, p.whole, p.shares) == (196, 132, 128)

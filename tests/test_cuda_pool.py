@@ -1,4 +1,4 @@
-"""The kernels of max-pooling, run thread by thread on the CPU, against their definition in float64."""
+"""Max-pooling kernels on the emulator, compared with a float64 reference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support import TINY_EPS
 
 NONE_TAKEN = 255
 STEM = ((3, 3), (2, 2), (1, 1))
-# The stem's; 3x3 with more windows a pixel and with gaps between them; what is not 3x3 and not square.
+# The stem's; 3x3 windows with stride 1, and with gaps; other sizes, some of them not square.
 POOLS = [STEM, ((3, 3), (1, 1), (1, 1)), ((3, 3), (4, 5), (0, 1)), ((2, 2), (2, 2), (0, 0)), ((5, 2), (3, 1), (2, 1))]
 POOLS += [((1, 1), (2, 2), (0, 0)), ((4, 3), (1, 2), (2, 0))]
 FORWARD = [(d, v, s, argmax) for d, v in WIDTHS for s in ((0, 3) if v > 1 else (0,)) for argmax in (True, False)]
@@ -34,7 +34,7 @@ def channels_of(vector):
 
 
 def windows(v, pool):
-    """(n, c, elements, windows) of v in float64, the padding being less than everything."""
+    """Returns the windows of v in float64, padded with -inf: (n, c, elements, windows)."""
     kernel, stride, (ph, pw) = pool
     padded = F.pad(v.double(), (pw, pw, ph, ph), value=-torch.inf)
     n, c, _, _ = v.shape
@@ -43,7 +43,7 @@ def windows(v, pool):
 
 
 def definition(v, pool):
-    """max_pool2d(relu(v)) in float64, and which it took: the first of the largest, else the last NaN."""
+    """Returns max_pool2d(relu(v)) in float64 and its argmax: the last NaN, else the first maximum, none if it is 0."""
     elements, size = windows(v, pool), emulated.pooled(v, pool)
     number = torch.arange(elements.shape[2]).view(1, 1, -1, 1)
     finite = elements.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
@@ -56,7 +56,7 @@ def definition(v, pool):
 
 
 def check_forward(kernels, x, bn, pool, exact=False, **options):
-    """``exact``: nothing is rounded before the maximum, so that it is known which element is taken."""
+    """``exact``: nothing is rounded before the maximum, so the argmax is known."""
     out, taken, report = emulated.forward(kernels, x, bn, pool, **options)
     assert report["error_count"] == 0, report["errors"]
     v = normalised(x, bn)
@@ -71,7 +71,7 @@ def check_forward(kernels, x, bn, pool, exact=False, **options):
         return report
     closed = taken == NONE_TAKEN
     assert torch.equal(closed, out == 0)
-    # What was taken is as large as the largest, to the precision of sums; that is so on no padding.
+    # The element taken equals the maximum up to rounding; padding does not.
     number = torch.where(closed, 0, taken.long())
     assert (number < pool[0][0] * pool[0][1]).all()
     reached = windows(v, pool).gather(2, number.flatten(2)[:, :, None])[:, :, 0].view(truth.shape)
@@ -80,7 +80,7 @@ def check_forward(kernels, x, bn, pool, exact=False, **options):
 
 
 def check_without_argmax(kernels, x, bn, pool, expected, report, **options):
-    """The same bits as with it, and no other store than theirs."""
+    """Without an argmax, the output is bit-identical and nothing else is stored."""
     out, _, less = emulated.forward(kernels, x, bn, pool, argmax=False, **options)
     assert less["error_count"] == 0, less["errors"]
     assert torch.equal(out.nan_to_num(-1), expected.nan_to_num(-1))
@@ -88,7 +88,7 @@ def check_without_argmax(kernels, x, bn, pool, expected, report, **options):
 
 
 def gathered(grad, taken, size, pool):
-    """Every value's gradient at what was taken, in float64."""
+    """Returns the input gradient in float64: adds each gradient at its argmax."""
     (_, kw), (sh, sw), (ph, pw) = pool
     t = taken.long()
     row = torch.arange(taken.shape[2])[:, None] * sh - ph + t // kw
@@ -111,7 +111,7 @@ def check_backward(kernels, grad, taken, size, pool, **options):
 
 
 def gradient(size, pool, dtype, seed=0, misalign=""):
-    """grad and taken of an input of this size; a third of the ReLUs closed."""
+    """Returns grad and argmax for an input of this size; a third of the ReLUs are closed."""
     x = activation(size, torch.float64, True, seed) + 0.5
     taken = definition(x, pool)[1]
     grad = activation(tuple(taken.shape), dtype, True, seed + 1, int(misalign == "grad"))
@@ -119,7 +119,7 @@ def gradient(size, pool, dtype, seed=0, misalign=""):
 
 
 def whole_numbers(size, dtype, seed=0):
-    """Many of them equal, half of them below 0; and a BatchNorm that leaves them as they are."""
+    """Returns integers, many equal and about half negative, and a BatchNorm that does not change them."""
     x = emulated.empty(size, dtype)
     x.copy_(torch.randint(-3, 4, size, generator=torch.Generator().manual_seed(seed)))
     c = size[1]
@@ -127,7 +127,7 @@ def whole_numbers(size, dtype, seed=0):
 
 
 def test_compiled_variants_are_the_listed_ones(kernels):
-    """Everything that can be selected is compiled, and everything that is compiled can be selected."""
+    """The compiled variants are exactly those that the plan can select."""
     forward, backward = set(), set()
     for pool, dtype, c, misalign in itertools.product(POOLS, DTYPES, (8, 5), ("", "x", "out", "taken")):
         x = activation((1, c, 6, 6), dtype, True, 0, int(misalign == "x"))
@@ -170,7 +170,7 @@ def test_every_variant(kernels, dtype, vector, pool, schedule):
 
 
 def test_stem_pooling_memory_traffic(kernels):
-    """Nine accesses a value forward and four backward: what L1 serves; memory is read once where it does."""
+    """Nine loads per value forward and four backward. Where L1 serves the repeats, memory is read once."""
     x = activation((1, 16, 12, 12), torch.bfloat16, True)
     report = check_forward(kernels, x, batch_norm(16, torch.float32), STEM)
     outputs, threads = 36 * 2, 36 * 2
@@ -227,7 +227,7 @@ def test_random_windows(kernels, kernel, stride, data, h, w, channels, dtype):
 @pytest.mark.parametrize("vector", [1, 8])
 @pytest.mark.parametrize("kernel", [(3, 3), (3, 2), (15, 17)], ids=str)
 def test_ties_nan_and_infinity(kernels, vector, kernel):
-    """The first of equals, the last NaN, nothing where the ReLU is closed; also in windows over the padding."""
+    """The argmax is the last NaN, else the first maximum, or none for a closed ReLU; also in windows over padding."""
     nan, inf = torch.nan, torch.inf
     values = torch.tensor([1, 3, 3, -1, -2, nan, inf, -inf, 0, -0.0])
     for seed in range(3):
@@ -258,7 +258,7 @@ def test_relu_is_closed_where_output_underflowed(kernels, dtype, tiny, kernel):
 
 @pytest.mark.parametrize("misalign", ["x", "out", "taken", "grad", "to"])
 def test_misaligned_tensors(kernels, misalign):
-    """Aligned neighbours do not make a misaligned tensor safe."""
+    """One misaligned tensor rules out vector accesses, even if the others are aligned."""
     size = (2, 8, 7, 6)
     x = activation(size, torch.bfloat16, True, 0, int(misalign == "x"))
     check_forward(kernels, x, batch_norm(8, torch.float32), STEM, misalign=misalign)
@@ -267,7 +267,7 @@ def test_misaligned_tensors(kernels, misalign):
 
 @by_dtype
 def test_vectors_in_the_tensors_dtype(kernels, dtype):
-    """Every third value of them; and none but the statistics."""
+    """Vectors with a stride of 3, and a BatchNorm without gamma and beta."""
     x = activation((2, 24, 7, 6), dtype, True)
     check_forward(kernels, x, batch_norm(24, dtype, stride=3), STEM)
     check_forward(kernels, x, batch_norm(24, wide(dtype), gamma=None, beta=None), STEM)
@@ -276,7 +276,7 @@ def test_vectors_in_the_tensors_dtype(kernels, dtype):
 @by_dtype
 @pytest.mark.parametrize("pool", [STEM, ((2, 2), (2, 2), (0, 0))], ids=str)
 def test_convolution_bias(kernels, dtype, pool):
-    """Inside a BatchNorm, by itself, and neither: what a convolution left raw, and what it has normalised."""
+    """Pools a pre-BN output with a bias, with or without BatchNorm, and an output that is already normalised."""
     x, bias = activation((2, 24, 7, 6), dtype, True), torch.linspace(-1, 1, 24, dtype=wide(dtype))
     for bn in (batch_norm(24, wide(dtype), bias=bias), BatchNorm(bias=bias), BatchNorm()):
         check_forward(kernels, x, bn, pool)
@@ -292,7 +292,7 @@ def test_empty_batch_launches_nothing(kernels):
 
 
 def test_windows_in_the_padding(kernels):
-    """No rows at all, padded to two: there is a result, and nothing to take."""
+    """An input without rows, padded to two, has an output but no argmax."""
     x = emulated.empty((1, 8, 0, 4), torch.float32)
     out, taken, report = emulated.forward(kernels, x, batch_norm(8, torch.float32), ((2, 2), (2, 2), (1, 0)))
     assert report["errors"] == []
@@ -454,12 +454,12 @@ def exercise_forward(kernels, schedule):
         check_forward(kernels, x, bn, pool, exact=True, schedule=schedule)
         drawn = activation(size, torch.float16, True)
         check_forward(kernels, drawn, batch_norm(24), pool, schedule=schedule)
-        # 2^-25 in every place: more than 0, and stored as 0
+        # 2^-25 everywhere: positive, but stored as 0
         tiny = BatchNorm(torch.zeros(24), torch.full((24,), 2.0**-25), torch.zeros(24), torch.ones(24), None, 0.0)
         out, taken, _ = emulated.forward(kernels, x.nan_to_num(), tiny, pool, schedule=schedule)
         assert (out == 0).all()
         assert (taken == NONE_TAKEN).all()
-    # 257 lanes in two groups: of the last some are past the last
+    # 257 lanes in two groups, the last one partial
     check_forward(kernels, *whole_numbers((1, 2056, 3, 3), torch.float16), STEM, exact=True, schedule=schedule)
     x, bn = whole_numbers((2, 8, 5, 4), torch.float16)
     check_forward(kernels, x, bn, STEM, exact=True, schedule=schedule, misalign="taken")
@@ -467,13 +467,13 @@ def exercise_forward(kernels, schedule):
 
 def exercise_backward(kernels, schedule):
     sizes = [(pool, (2, 24, 8, 9)) for pool in EXERCISED]
-    # 257 lanes, as above, and pixels of nine windows
+    # 257 lanes, as above, and pixels in nine windows
     for pool, size in [*sizes, (STEM, (1, 2056, 3, 3)), (((3, 3), (1, 1), (1, 1)), (2, 8, 5, 4))]:
         check_backward(kernels, *gradient(size, pool, torch.float16), size, pool, schedule=schedule)
 
 
 def check_bytes_apart(kernels, schedule):
-    """A byte that is stored on its neighbour is written twice, and leaves one that never is."""
+    """A byte stored at its neighbour's address is written twice, and its own is never written."""
     x, bn = whole_numbers((1, 4, 6, 6), torch.float64)
     found = emulated.forward(kernels, x, bn, STEM, schedule=schedule)[2]["hazards"]
     assert {hazard for hazard, _ in found} == {"global memory written twice", "output never written"}

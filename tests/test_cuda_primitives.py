@@ -1,4 +1,4 @@
-"""The instructions that kernels use, one by one: the emulator against their definitions, and against GPUs."""
+"""Each instruction that kernels use: the emulator compared with its definition and with GPUs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_emulator_matches_gpu(primitives, gpu, name):
 
 
 def test_golden_file_detects_a_wrong_value(tmp_path):
-    """On outputs as they are defined, and with one value changed."""
+    """Accepts outputs that match the definition, and rejects them with one value changed."""
     names = ["ldmatrix_x4", "cvt_rn_bf16_f32", "mma_f16-random", "wgmma_f16_n64_shared_128-whole-accumulate"]
     right = {name: CASES[name].expected for name in names}
     golden.save(tmp_path / "x.npz", "a test", right, CASES)

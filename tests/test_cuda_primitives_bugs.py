@@ -1,4 +1,4 @@
-"""Bugs planted into kernels that use TMA, mbarriers and wgmma: the emulator catches each, whatever the schedule."""
+"""The emulator catches bugs planted in kernels that use TMA, mbarriers and wgmma."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TOUCHED = "wgmma: accumulators touched before the wait"
 
 
 def edit(kind, caught, old, new, file="conv.cu", case="conv-ragged"):
-    """``caught``: any of these hazards, or WRONG."""
+    """``caught``: hazards, or WRONG; the emulator must find at least one of them."""
     return kind(file, old, new), caught, case
 
 
 def line(text: str) -> str:
-    """A statement of conv.cu's loops, to be left out."""
+    """Returns a statement as a line of conv.cu's loops."""
     return f"    {text};\n"
 
 

@@ -1,4 +1,4 @@
-"""What nvcc makes of the primitives: the instructions that they are named after, and no spills. No GPU needed."""
+"""Machine code of the primitives: the expected instructions, and no spills. Needs no GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SOURCES = {
     "sm_80": [name for name in gpu.EVERYWHERE if name.endswith(".cu") and name != "gpu.cu"],
     "sm_90a": [*gpu.FROM_SM_90, *gpu.ON_SM_90A],
 }
-# Regular expressions of what must be in a source's kernels.
+# Regular expressions that the machine code of each source must match.
 INSTRUCTIONS = {
     "warp.cu": [r"LDSM\.16\.M88\.4", r"LDSM\.16\.MT88\.4", r"LDGSTS\.E\.BYPASS\.128", r"SHFL\.BFLY", r"SHFL\.IDX"],
     "mma.cu": [r"HMMA\.16816\.F32 ", r"HMMA\.16816\.F32\.BF16", r"HMMA\.1688\.F32\.TF32"],
@@ -77,7 +77,7 @@ def compiled(tmp_path_factory) -> dict[tuple[str, str], Compiled]:
 
 
 def test_ptxas_neither_spills_nor_serialises(compiled):
-    """C7508 to C7514: it ignored setmaxnreg, or lets wgmmas wait for each other."""
+    """Warnings C7508 to C7514 mean that ptxas ignored setmaxnreg or serialised wgmma."""
     for key, (_, log) in compiled.items():
         frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
         assert frames and set(frames) == {("0", "0", "0")}, key

@@ -1,4 +1,4 @@
-"""sm90/conv_rows (TMA, wgmma, two warpgroups in turn), run thread by thread on the CPU with every access checked."""
+"""sm90/conv_rows (TMA, wgmma, two alternating warp groups) on the emulator, which checks every access."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from planting import bugs_of, by_schedule, each_bug, fails, order, value
 
 TILES = [(4, 56), (7, 32), (8, 32), (16, 16), (8, 8)]  # rows, columns
 VARIANTS = [Variant(d, t, "plain") for d, t in itertools.product(DTYPES, TILES)]
-# Two blocks: each has tiles for both of its consumers, and again.
+# Two CTAs, each with several tiles for its two consumers.
 ON_HOPPER = dict(family="conv_rows", sm_count=2)
 
 by_tile = pytest.mark.parametrize("tile", TILES, ids=str)
@@ -29,7 +29,7 @@ def conv3x3(dtype, n, h, w, **changes):
 
 
 def small_case(v: Variant) -> dict:
-    """Nine tiles, three an image, all ragged at the right and each third below: four or five a block."""
+    """Nine tiles, three per image and four or five per CTA: all partial at the right, each third one at the bottom."""
     rows, columns = v.tile
     conv = conv3x3(v.dtype, 3, 2 * rows + 1, columns - 1)
     return dict(tile=v.tile, conv=conv, residual=randn(conv.output_shape(), v.dtype, 20))
@@ -50,7 +50,7 @@ def test_every_variant(kernels, v, schedule):
 
 
 def test_pixels_are_read_once_for_three_taps(kernels):
-    """Of each tile three patches, less what lies outside the image; the filter once a block; the residual once."""
+    """A tile reads three patches, clipped to the image; a CTA reads the filter once; the residual is read once."""
     dtype, (rows, columns), blocks = torch.bfloat16, (4, 56), ON_HOPPER["sm_count"]
     n, h, w = 2, 9, 60
     conv = conv3x3(dtype, n, h, w)._replace(bn=BatchNorm())
@@ -100,8 +100,8 @@ def test_geometries(kernels, dtype, tile, n, h, w):
 
 @pytest.mark.parametrize("blocks", [1, 3, 16], ids=lambda n: f"{n} blocks")
 @by_schedule
-def test_block_counts(kernels, blocks, schedule):
-    """All on one, none for the second consumer of the last, a tile each."""
+def test_sm_counts(kernels, blocks, schedule):
+    """All tiles on one CTA, a last round without tiles for the second consumers, and at most one tile per CTA."""
     case = small_case(Variant(torch.bfloat16, (16, 16), "plain"))
     check(kernels, **case, schedule=schedule, family="conv_rows", sm_count=blocks)
 
@@ -121,7 +121,7 @@ def test_batch_norm_kinds(kernels, dtype):
 
 @by_dtype
 def test_nonfinite_values(kernels, dtype):
-    """They stay at the pixels that read them: what lies beside an image in a tile is not stored."""
+    """Inf and NaN reach only the pixels that read them; tile positions outside the image are not stored."""
     case = small_case(Variant(dtype, (16, 16), "plain"))
     plant_nonfinite(case["conv"].x, case["residual"])
     check_nonfinite(kernels, case, **ON_HOPPER)
@@ -130,7 +130,7 @@ def test_nonfinite_values(kernels, dtype):
 @by_dtype
 @pytest.mark.parametrize(("r", "s"), list(itertools.product(range(3), range(3))))
 def test_each_tap_is_rounded_once(kernels, dtype, r, s):
-    """The identity at one tap, no BatchNorm: the exact sum of the moved image and the residual, rounded once."""
+    """With the identity at one tap and no BatchNorm, the output is the shifted x + residual, rounded once."""
     case = conv3x3(dtype, 1, 9, 12)
     weight = torch.zeros(64, 64, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
     weight[:, :, r, s] = torch.eye(64, dtype=dtype)
@@ -260,7 +260,7 @@ SET_BUGS = {
 
 
 def exercise(tile, kernels, schedule):
-    """More tiles than consumers, ragged both ways, a residual. Of 16x16 there is one set, of 8x8 there are two."""
+    """More tiles than consumers, partial both ways, and a residual. 16x16 tiles have one set of buffers, 8x8 two."""
     check(kernels, **small_case(Variant(torch.bfloat16, tile, "plain")), schedule=schedule, **ON_HOPPER)
 
 

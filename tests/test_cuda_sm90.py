@@ -1,4 +1,4 @@
-"""sm90/conv_sm90 (TMA, wgmma, specialised warps), run thread by thread on the CPU with every access checked."""
+"""sm90/conv_sm90 (TMA, wgmma, warp specialisation) on the emulator, which checks every access."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from planting import bugs_of, by_schedule, each_bug, fails, order, value
 def test_compiled_variants_are_the_listed_ones(kernels):
     compiled = [Variant.of(raw) for raw in kernels.compiled_conv_sm90()]
     assert len(compiled) == len(set(compiled))
-    # those with statistics are test_cuda_sm90_stats.py's
+    # test_cuda_sm90_stats.py tests those with statistics
     assert {v for v in compiled if v.mode not in STATISTICS} == set(VARIANTS)
 
 
@@ -41,7 +41,7 @@ def test_every_variant(kernels, v, schedule):
 @by_schedule
 @pytest.mark.parametrize(("tiles", "blocks"), [(1, 2), (3, 1), (4, 3), (5, 2)])
 def test_ping_pong_tiles(kernels, schedule, tiles, blocks):
-    """One tile, so that a warpgroup has none, and more; depths of one step and of as many as the ring has stages."""
+    """Fewer tiles than warp groups, and more; depths of one step, and of as many steps as pipeline stages."""
     for c in (64, 256):
         conv = convolution(torch.bfloat16, 1, c, tiles, 250, 64, 1, 1)
         residual = randn(conv.output_shape(), torch.bfloat16, 20)
@@ -64,7 +64,7 @@ def test_geometries(kernels, dtype, geometry):
 @by_dtype
 @pytest.mark.parametrize("geometry", ["1x1, stride 2", "3x3, stride 2", "3x3, dilation 2", "7x7, stride 2"])
 def test_prologue_keeps_padding_zero(kernels, dtype, geometry):
-    """Padding stays zero after BatchNorm and ReLU, whatever they make of a zero."""
+    """Padding stays zero, although BatchNorm and ReLU turn a zero input into relu(shift)."""
     conv = shifted_prologue(convolution(dtype, *GEOMETRIES[geometry], prologue=True))
     check(kernels, (128, 128), conv, **ON_HOPPER)
 
@@ -93,7 +93,7 @@ def test_nonfinite_values(kernels, dtype, mode):
 
 @by_dtype
 def test_result_is_rounded_once(kernels, dtype):
-    """Identity weights, no BatchNorm: the exact sum with the residual, rounded once."""
+    """With identity weights and no BatchNorm, the output is x + residual, rounded once."""
     conv, residual = identity(dtype, 8, 8), randn((1, 64, 8, 8), dtype, 1)
     out, _ = run(kernels, (256, 64), conv, residual=residual, relu=False, **ON_HOPPER)
     torch.testing.assert_close(out, (conv.x.float() + residual.float()).to(dtype), rtol=0, atol=0)
@@ -238,13 +238,13 @@ TURN_BUGS = {
 
 
 def exercise(mode, kernels, schedule):
-    """More tiles than blocks."""
+    """More tiles than CTAs."""
     case = small_case(Variant(torch.bfloat16, (128, 128), mode))
     check(kernels, **case, schedule=schedule, family="conv_sm90", sm_count=3)
 
 
 def exercise_turns(kernels, schedule):
-    """Two tiles a warpgroup; of nine steps, and of four in a ring of four stages."""
+    """Two tiles per warp group: of nine steps, and of four steps in a pipeline of four stages."""
     turns = small_case(Variant(torch.bfloat16, (256, 64), "plain"))
     check(kernels, **turns, schedule=schedule, family="conv_sm90", sm_count=1)
     once_round = convolution(torch.bfloat16, 1, 256, 3, 250, 64, 1, 1)

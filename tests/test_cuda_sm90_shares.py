@@ -1,4 +1,4 @@
-"""conv_sm90 with tiles cut into shares, and conv_sm90_finish, which adds them: on the CPU, every access checked."""
+"""Stream-K on the emulator: conv_sm90 with tiles split into shares, and conv_sm90_finish, which adds them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from cuda_cases.sm90 import ON_HOPPER, by_dtype, by_variant, small_case
 from cuda_on_cpu.conv_fwd import MODES, Variant, run
 from planting import bugs_of, by_schedule, each_bug, fails, order, value
 
-# Of four or six tiles: a block has a whole one and shares, and no share but the last ends with a tile.
+# For four or six tiles: a CTA has a whole tile and shares, and only the last share ends where a tile ends.
 UNEVEN = dict(whole=1, shares=7)
 
 
 def pieces(case, whole, shares):
-    """(share, tile, of the projection, steps) of every piece: the partition that is documented, made step by step."""
+    """Returns (share, tile, is projection) of every piece, by the documented partition of steps."""
     n, k, p, q = case["conv"].output_shape()
     tiles = -(-n * p * q // case["tile"][0]) * -(-k // case["tile"][1])
     convs = [c for c in (case.get("projection"), case["conv"]) if c is not None]
@@ -38,7 +38,7 @@ def depth(conv):
 
 
 def written(case, whole, shares):
-    """Bytes that the two kernels store: sums of 16 pixels x 16 channels at a time, and each output once."""
+    """Returns the bytes that both kernels store: sums in units of 16 pixels x 16 channels, and each output once."""
     n, k, p, q = case["conv"].output_shape()
     pixels, channels = case["tile"]
     tiles_k = -(-k // channels)
@@ -62,7 +62,7 @@ def test_every_variant_in_shares(kernels, v, schedule):
     check_shares(kernels, small_case(v), **UNEVEN, schedule=schedule)
 
 
-# of six tiles of nine steps, or eleven with the projection
+# (whole, shares) of six tiles, each of nine steps, or eleven with the projection
 PARTITIONS = {
     "a share is longer than a tile": (0, 4),
     "a share is a tile": (0, 6),
@@ -80,7 +80,7 @@ def test_share_partitions(kernels, partition, mode):
 
 @by_dtype
 def test_share_begins_within_a_tap(kernels, dtype):
-    """Three steps a tap, and a filter whose rows and columns differ."""
+    """Three steps per tap, and a filter that is not square."""
     conv = convolution(dtype, 1, 192, 9, 11, 72, 2, 3, (2, 1), (1, 1))
     case = dict(tile=(256, 64), conv=conv, residual=randn(conv.output_shape(), dtype, 20))
     for shares in (4, 7, 18):
@@ -89,7 +89,7 @@ def test_share_begins_within_a_tap(kernels, dtype):
 
 @by_dtype
 def test_share_with_prologue_begins_within_a_tap(kernels, dtype):
-    """Padding stays zero, whatever BatchNorm and ReLU make of a zero."""
+    """Padding stays zero, although BatchNorm and ReLU turn a zero input into relu(shift)."""
     conv = convolution(dtype, 1, 128, 9, 8, 24, 3, 3, 2, 1, prologue=True)
     case = dict(tile=(128, 128), conv=shifted_prologue(conv))
     for shares in (5, 9):
@@ -98,8 +98,8 @@ def test_share_with_prologue_begins_within_a_tap(kernels, dtype):
 
 @by_dtype
 @pytest.mark.parametrize(("h", "w", "k"), [(1, 1, 8), (3, 5, 24), (4, 4, 64), (17, 1, 56)])
-def test_outputs_smaller_than_a_finish_block(kernels, dtype, h, w, k):
-    """Fewer than a block of conv_sm90_finish has, as many, and one more."""
+def test_outputs_around_the_size_of_a_finish_cta(kernels, dtype, h, w, k):
+    """Fewer pixels than a CTA of conv_sm90_finish has (16), as many, and one more."""
     conv = convolution(dtype, 1, 64, h, w, k, 3, 3, 1, 1)
     for tile in ((256, 64), (128, 128)):
         case = dict(tile=tile, conv=conv, residual=randn(conv.output_shape(), dtype, 20))
@@ -198,7 +198,7 @@ def exercise(mode, kernels, schedule):
 
 
 def exercise_turns(kernels, schedule):
-    """Shares of whole tiles; and of an output smaller than a tile, with two steps a tap."""
+    """Shares of full tiles, and of an output smaller than a tile with two steps per tap."""
     check_shares(kernels, small_case(Variant(torch.bfloat16, (256, 64), "plain")), **UNEVEN, schedule=schedule)
     conv = convolution(torch.bfloat16, 1, 128, 5, 5, 24, 3, 3, 1, 1)
     check_shares(kernels, dict(tile=(256, 64), conv=conv), 0, 5, schedule=schedule)

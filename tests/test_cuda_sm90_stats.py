@@ -1,4 +1,4 @@
-"""sm90/conv_sm90 with statistics, on the CPU thread by thread: the raw output, and the moments of what is stored."""
+"""sm90/conv_sm90 with statistics on the emulator: the pre-BN output, and the moments of the stored values."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check(kernels, tile, conv, **options):
 
 
 def copied(values):
-    """A 1x1 convolution whose output is ``values`` in each of 8 channels, rounded to bfloat16."""
+    """Returns a 1x1 convolution whose output is ``values``, rounded to bfloat16, in each of 8 channels."""
     conv = raw_convolution(torch.bfloat16, 1, 64, 1, values.numel(), 8, 1, 1)
     conv.x.zero_()[:, 5] = values.bfloat16()
     conv.weight.zero_()[:, 5] = 1
@@ -72,14 +72,14 @@ def test_geometries(kernels, dtype, geometry):
 @by_dtype
 @pytest.mark.parametrize("geometry", ["1x1, stride 2", "3x3, stride 2", "3x3, dilation 2", "7x7, stride 2"])
 def test_prologue_keeps_padding_zero(kernels, dtype, geometry):
-    """Padding stays zero after BatchNorm and ReLU, whatever they make of a zero."""
+    """Padding stays zero, although BatchNorm and ReLU turn a zero input into relu(shift)."""
     check(kernels, (256, 64), shifted_prologue(raw_convolution(dtype, *GEOMETRIES[geometry], prologue=True)))
 
 
 @by_tile
 @pytest.mark.parametrize("pixels", [1, 7, 127, 128, 129, 255, 256, 257, 385])
 def test_parts_with_few_pixels(kernels, tile, prologue, pixels):
-    """A tile with pixels for one warpgroup only, for one more, and none for the second tile's."""
+    """Pixel counts around one warp group's share, one tile, and a tile and a half."""
     bias = torch.linspace(-300, 300, 72)
     check(kernels, tile, raw_convolution(torch.bfloat16, 1, 64, 1, pixels, 72, 1, 1, prologue=prologue, bias=bias))
 
@@ -94,7 +94,7 @@ def test_ping_pong_tiles(kernels, schedule, tiles, blocks):
 @by_tile
 @by_dtype
 def test_bias_does_not_cost_precision(kernels, tile, prologue, dtype):
-    """A mean of 300 deviations: nothing cancels."""
+    """A mean of up to 300 standard deviations causes no cancellation."""
     conv = raw_convolution(dtype, 5, 64, 9, 9, 24, 3, 3, 1, 1, bias=torch.linspace(100, 300, 24), prologue=prologue)
     out, moments, report = run(kernels, tile, conv)
     assert report["errors"] == []
@@ -104,7 +104,7 @@ def test_bias_does_not_cost_precision(kernels, tile, prologue, dtype):
 
 @by_tile
 def test_mean_of_a_thousand_deviations(kernels, tile, prologue):
-    """In float16, so that the deviations are digits of the sum: 4096 pixels, all of them in whole parts."""
+    """In float16, which still resolves the deviations. The 4096 pixels fill whole parts."""
     conv = raw_convolution(torch.float16, 1, 64, 64, 64, 8, 1, 1, bias=torch.full((8,), 1e3), prologue=prologue)
     out, moments, report = run(kernels, tile, conv)
     assert report["errors"] == []
@@ -117,7 +117,7 @@ def test_mean_of_a_thousand_deviations(kernels, tile, prologue):
 @pytest.mark.parametrize("pixels", [1024, 1100], ids=["whole parts", "a ragged part"])
 @pytest.mark.parametrize("at", [0, 1, -1], ids=["first", "second", "last"])
 def test_outlier_does_not_cost_precision(kernels, tile, pixels, at):
-    """It is not the center of a whole part, and costs the others no digits."""
+    """An outlier does not become the center of a whole part, so the other values lose no digits."""
     values = torch.randn(pixels)
     values[at] = 2.0**13
     out, moments, report = run(kernels, tile, copied(values))
@@ -129,7 +129,7 @@ def test_outlier_does_not_cost_precision(kernels, tile, pixels, at):
 @by_tile
 @by_nonfinite
 def test_statistics_of_nonfinite_values(kernels, tile, prologue, value):
-    """A 1x1 filter spreads it to all channels of one pixel: the first of a part, its middle, its last, and another."""
+    """A 1x1 filter spreads the value to all channels of a pixel: first, middle or last of a part, or another."""
     for pixel in (0, 128, 248, 41):
         conv = raw_convolution(torch.bfloat16, 1, 64, 10, 30, 24, 1, 1, prologue=prologue)
         conv.x[0, 3, pixel // 30, pixel % 30] = value
@@ -190,14 +190,14 @@ PART_BUGS = {
 
 
 def exercise(tile, prologue, kernels, schedule):
-    """Ragged channels, and 45 pixels in the last part."""
+    """Channels that do not fill the tiles, and 45 pixels in the last part."""
     bias = torch.linspace(2, 30, tile[1] + 8)
     conv = raw_convolution(torch.bfloat16, 1, 64, 7, 43, tile[1] + 8, 1, 1, prologue=prologue, bias=bias)
     check(kernels, tile, conv, schedule=schedule)
 
 
 def exercise_centers(kernels, schedule):
-    """An outlier first, and an infinity."""
+    """The first value is an outlier, then infinite."""
     values = torch.randn(512)
     values[0] = 2.0**13
     out, moments, report = run(kernels, (256, 64), copied(values), schedule=schedule)

@@ -17,20 +17,20 @@ CUDA = ROOT / "csrc" / "cuda"
 EMULATOR = ROOT / "tests" / "cuda_on_cpu" / "include" / "cuda"
 LIBRARY = ROOT / "resnet_fused" / "_C_cuda.abi3.so"
 ARCHS = [label for label in _build_info.CUDA_ARCHS if label.startswith("sm_")]
-GRADIENT = 6  # kGradientSums among ConvFwdMode's
-HALF = {"1": ".F32", "2": ".F32.BF16"}  # HMMA's name for the element types, by Dtype
+GRADIENT = 6  # ConvFwdMode::kGradientSums
+HALF = {"1": ".F32", "2": ".F32.BF16"}  # HMMA's suffix for the element type, by Dtype
 
 compiled = pytest.mark.skipif(
     not ARCHS or sass.disassembler() is None,
     reason=_build_info.CUDA_OMITTED
     or "no cuobjdump or nvdisasm: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm",
 )
-HOPPERS = {"conv_sm90_kernel", "conv_sm90_finish_kernel", "conv_rows_kernel", "block_fwd_kernel"}  # of sm_90a alone
+HOPPERS = {"conv_sm90_kernel", "conv_sm90_finish_kernel", "conv_rows_kernel", "block_fwd_kernel"}  # sm_90a only
 each_arch = pytest.mark.parametrize("arch", ARCHS)
 
 
 def family(name: str) -> str:
-    """conv_fwd_kernel, from the mangled name."""
+    """Returns the kernel's name, such as conv_fwd_kernel, from the mangled name."""
     return re.search(r"4cuda\d+([a-z]\w*?_kernel)I", name)[1]
 
 
@@ -87,7 +87,7 @@ def test_every_architecture_has_every_kernel():
 
 @compiled
 def test_no_spills_and_no_stack():
-    """Spilled registers live in local memory, on the stack: there is neither, nor an instruction that reaches it."""
+    """Spilled registers live in local memory. Kernels have no stack or local memory, and no instruction accesses it."""
     assert [k for k in sass.kernels(LIBRARY) if k.stack or k.local] == []
     for arch in {*ARCHS, "sm_90a"}:
         for name, code in sass.code(LIBRARY, arch).items():
@@ -96,13 +96,13 @@ def test_no_spills_and_no_stack():
 
 @compiled
 def test_registers_leave_room_to_hide_latency():
-    """bn_* and pool_*: two blocks of 256 threads an SM at least, 64 KiB of loads in flight, past what 4.3 TB/s needs.
+    """bn_* and pool_*: at least two CTAs of 256 threads per SM, so 64 KiB of loads in flight, more than 4.3 TB/s needs.
 
-    conv_fwd: two blocks of the large tile an SM where shared memory has room for them.
+    conv_fwd: two CTAs of the large tile per SM where shared memory has room for them.
     """
-    # 384 threads, or with a prologue 512, are what an SM's registers are shared by at the start
+    # at the start, 384 threads (512 with a prologue) share an SM's registers
     limits = {"conv_finish_kernel": 128, **dict.fromkeys(HOPPERS, 168)}
-    limits["conv_sm90_finish_kernel"] = 80  # 24 warps an SM
+    limits["conv_sm90_finish_kernel"] = 80  # 24 warps per SM
     for k in sass.kernels(LIBRARY):
         limit = 128 if family(k.name).startswith(("bn_", "pool_")) else limits.get(family(k.name))
         if family(k.name) == "conv_fwd_kernel":
@@ -143,7 +143,7 @@ def test_library_holds_the_listed_variants():
 
 @compiled
 @each_arch
-def test_bn_add_act_moves_16_bytes_a_thread(arch):
+def test_bn_add_act_moves_16_bytes_per_thread(arch):
     for name, code in named(arch, "bn_add_act_kernel").items():
         _, vector, _, shortcut = bn_add_act_variant(name)
         stores = [i for i in code if i.startswith("STG")]
@@ -153,14 +153,14 @@ def test_bn_add_act_moves_16_bytes_a_thread(arch):
             continue
         assert stores, name
         assert all(".128" in i for i in stores), f"{name}: {stores}"
-        # 4 accesses a thread in flight and 1 in the remainder's loop, of x and of the shortcut
+        # per thread 4 loads in flight and 1 in the remainder loop, of x and of the shortcut
         assert len(wide_loads) == 5 * (1 if shortcut == 0 else 2), f"{name}: {wide_loads}"
 
 
 @compiled
 @each_arch
-def test_training_kernels_move_16_bytes_a_thread(arch):
-    """Batches of 4 loads (bn_stats) or 2 of each tensor are in flight; what is left over is loaded one by one."""
+def test_training_kernels_move_16_bytes_per_thread(arch):
+    """4 loads (bn_stats) or 2 loads of each tensor are in flight; the remainder is loaded one by one."""
     for kernel, batch, samples in (
         ("bn_stats_kernel", 4, 3),
         ("bn_backward_reduce_kernel", 2, 0),
@@ -169,7 +169,7 @@ def test_training_kernels_move_16_bytes_a_thread(arch):
         for name, code in named(arch, kernel).items():
             _, vector, layout, mask = bn_train_variant(name)
             wide = [i for i in code if i.startswith("LDG") and ".128" in i]
-            # in NCHW an access is one channel's: of a sample its first element
+            # in NCHW an access holds one channel, and a sample is its first element
             count = {None: 1, 0: 2, 1: 2, 2: 3}[mask] * (batch + 1) + (samples if layout == 0 else 0)
             assert len(wide) == (0 if vector == 1 else count), f"{name}: {wide}"
             stores = [i for i in code if i.startswith("STG")]
@@ -180,10 +180,10 @@ def test_training_kernels_move_16_bytes_a_thread(arch):
 
 @compiled
 @each_arch
-def test_pooling_moves_16_bytes_a_thread(arch):
-    """A 3x3 window's nine loads are in flight together; of a pixel's 2x2 windows four, and as many of their bytes.
+def test_pooling_moves_16_bytes_per_thread(arch):
+    """In flight: nine loads of a 3x3 window forward, four gradients and their argmax bytes per pixel backward.
 
-    Without an argmax a window's elements meet in maxima, and are compared with nothing.
+    Without an argmax, max instructions reduce a window, without comparisons.
     """
     for kernel, side, count in (("bn_pool_kernel", 3, 9), ("pool_backward_kernel", 2, 4)):
         for name, code in named(arch, kernel).items():
@@ -206,13 +206,13 @@ def test_pooling_moves_16_bytes_a_thread(arch):
 @compiled
 @each_arch
 def test_conv_fwd_runs_on_tensor_cores(arch):
-    """Every product on the tensor cores, fed by ldmatrix and asynchronous 16-byte copies; every store 16 bytes wide."""
+    """All products use tensor cores, fed by ldmatrix and asynchronous 16-byte copies; all stores are 16 bytes wide."""
     for name, code in named(arch, "conv_fwd_kernel").items():
         dtype, tile, mode = conv_variant(name)
         products = {i for i in code if i.startswith("HMMA")}
         assert products == {f"HMMA.16816{HALF[str(dtype)]}"} if dtype else {"HMMA.1688.F32.TF32"}, f"{name}: {products}"
         rows, loops = (2 if tile == 2 else 4), (2 if mode in (2, 3) else 1)
-        # fragments x columns x steps of 32 bytes; where the compiler unrolls or peels a loop, a multiple
+        # fragments x columns x steps of 32 bytes, or a multiple where the compiler unrolls or peels a loop
         assert sum(i.startswith("HMMA") for i in code) % (rows * 4 * 4 * loops) == 0, name
         assert any(i.startswith("LDSM.16.M88.4") for i in code), name
         copies = [i for i in code if i.startswith("LDGSTS")]
@@ -228,7 +228,7 @@ def test_conv_fwd_runs_on_tensor_cores(arch):
 
 @compiled
 @each_arch
-def test_conv_finish_moves_16_bytes_a_thread(arch):
+def test_conv_finish_moves_16_bytes_per_thread(arch):
     for name, code in named(arch, "conv_finish_kernel").items():
         stores = [i for i in code if i.startswith("STG")]
         assert stores, name
@@ -239,7 +239,7 @@ def test_conv_finish_moves_16_bytes_a_thread(arch):
 @compiled
 @each_arch
 def test_kernels_wait_for_the_grids_before_them(arch):
-    """griddepcontrol.wait and .launch_dependents in what LAUNCH_DEPENDENT launches, from sm_90 on, and nowhere else."""
+    """From sm_90 on, exactly the LAUNCH_DEPENDENT kernels have griddepcontrol.wait and .launch_dependents."""
     sources = "".join(path.read_text() for path in CUDA.rglob("*.cu*"))
     dependent = set(re.findall(r"\bLAUNCH_DEPENDENT\((\w+)<", sources))
     for name, code in sass.code(LIBRARY, arch).items():
@@ -247,13 +247,13 @@ def test_kernels_wait_for_the_grids_before_them(arch):
         assert ("ACQBULK" in code, "PREEXIT" in code) == (overlaps, overlaps), name
 
 
-GLOBAL_ACCESS = re.compile(r"LDG|STG|LD\.|ST\.|ATOM|RED\.|UTMALDG|UTMASTG|UTMAPF|UBLK")  # LDG: LDGSTS too
+GLOBAL_ACCESS = re.compile(r"LDG|STG|LD\.|ST\.|ATOM|RED\.|UTMALDG|UTMASTG|UTMAPF|UBLK")  # LDG also matches LDGSTS
 
 
 @compiled
 @each_arch
 def test_no_global_access_before_the_grid_wait(arch):
-    """ptxas may move a load of read-only memory across what it does not depend on: here it has not."""
+    """ptxas may move loads of read-only memory across independent instructions; it must not do so here."""
     for name, code in sass.code(LIBRARY, arch).items():
         if "ACQBULK" in code:
             assert code.count("ACQBULK") == 1, name
@@ -269,14 +269,14 @@ ROWS_TILES = [(4, 56), (7, 32), (8, 32), (16, 16), (8, 8)]
 
 @compiled
 def test_conv_sm90_runs_on_wgmma_and_tma():
-    """Operands by TMA, products by wgmma of the tile's width, the output turned by stmatrix and stored by TMA."""
+    """Operands come by TMA, products use wgmma of the tile's width; stmatrix transposes the output for TMA stores."""
     for name, code in named("sm_90a", "conv_sm90_kernel").items():
         dtype, tile, mode = conv_variant(name)
-        columns = 256 if tile == 0 or (tile == 1 and mode in (0, 4)) else 128  # ping-pong has the tile to itself
+        columns = 256 if tile == 0 or (tile == 1 and mode in (0, 4)) else 128  # ping-pong: one warp group per tile
         kind = f"HGMMA.64x{columns}x16{HALF[str(dtype)]}"
         products = [i for i in code if "MMA" in i]
         assert set(products) == {kind}, f"{name}: {set(products)}"
-        # four steps of 16 a stage; the projection's loop beside the main one
+        # four steps of depth 16 per stage; a projection has a second main loop
         assert len(products) % (4 * (2 if mode in (2, 3) else 1)) == 0, name
         loads = {i for i in code if i.startswith("UTMALDG")}
         assert loads == {"UTMALDG.4D.IM2COL", "UTMALDG.2D"}, f"{name}: {loads}"
@@ -292,8 +292,8 @@ def test_conv_sm90_runs_on_wgmma_and_tma():
 
 
 @compiled
-def test_conv_sm90_finish_moves_16_bytes_a_thread():
-    """Eight of them in flight from partial tiles, and one of the residual."""
+def test_conv_sm90_finish_moves_16_bytes_per_thread():
+    """Eight loads of partial tiles and one of the residual are in flight."""
     for name, code in named("sm_90a", "conv_sm90_finish_kernel").items():
         projects = name.split("ConvSm90FinishConfigIL")[1].split("EEE")[0].endswith("b1")
         stores = [i for i in code if i.startswith("STG")]
@@ -305,7 +305,7 @@ def test_conv_sm90_finish_moves_16_bytes_a_thread():
 
 @compiled
 def test_conv_rows_runs_on_wgmma_and_tma():
-    """A tile's 9 taps of 4 steps, each one instruction as wide as the tile; loads and stores are boxes of TMA."""
+    """A tile has 9 taps of 4 steps, each one wgmma of the tile's width; loads and stores are TMA boxes."""
     for name, code in named("sm_90a", "conv_rows_kernel").items():
         dtype, tile = rows_variant(name)
         rows, columns = ROWS_TILES[tile]
@@ -321,7 +321,7 @@ def test_conv_rows_runs_on_wgmma_and_tma():
 
 @compiled
 def test_block_fwd_runs_on_wgmma_and_tma():
-    """Weights by TMA, pixels by 16-byte copies, products by wgmma as wide as each convolution, then stmatrix."""
+    """Weights come by TMA, pixels by 16-byte copies; products use wgmma of each convolution's width, then stmatrix."""
     columns = {0: (128, 96), 1: (96, 64)}
     for name, code in named("sm_90a", "block_fwd_kernel").items():
         dtype, shape = block_variant(name)
@@ -348,7 +348,7 @@ def test_block_fwd_runs_on_wgmma_and_tma():
     "source", ["conv_sm90_bf16.cu", "conv_sm90_stats_bf16.cu", "conv_rows_bf16.cu", "block_fwd_bf16.cu"]
 )
 def test_ptxas_does_not_serialise_wgmma(tmp_path, source):
-    """C7508 to C7514: it ignored setmaxnreg, or lets wgmmas wait for each other."""
+    """Warnings C7508 to C7514 mean that ptxas ignored setmaxnreg or serialised wgmma."""
     nvcc = sass.toolkit().nvcc
     command = [nvcc, "-cubin", "-arch=sm_90a", "-std=c++17", "-O3", "--expt-relaxed-constexpr"]
     command += [f"-I{ROOT / 'csrc'}", CUDA / "sm90" / source, "-o", tmp_path / "cubin"]
@@ -372,7 +372,7 @@ def test_every_instruction_is_emulated(twin):
 
 
 def test_kernel_sources_include_no_cuda_runtime():
-    """Kernels include our own headers only, launch through LAUNCH, and keep assembly below ptx/."""
+    """Kernels include only our headers and a few standard ones, launch through LAUNCH, and keep assembly in ptx/."""
     standard = {"<algorithm>", "<cstdint>", "<stdexcept>", "<type_traits>", "<utility>", "<vector>"}
     for path in [*CUDA.rglob("*.cuh"), *CUDA.rglob("*.cu"), CUDA / "kernels.h"]:
         text = path.read_text()

@@ -1,4 +1,4 @@
-"""conv_bn_relu_pool of csrc/cuda/ops.cpp on CPU tensors: a convolution, then one pooling kernel, emulated."""
+"""conv_bn_relu_pool of csrc/cuda/ops.cpp on CPU tensors: a convolution, then one emulated pooling kernel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IMAGENET = ([7, 7], 2, 3, [3, 3], [2, 2], [1, 1])  # filter, stride, padding; th
 
 
 def stem(x, k, geometry=IMAGENET, *, biased=False, normed=True):
-    """The op's arguments up to the pooling's."""
+    """Returns the op's arguments, up to and including the pooling's."""
     r, stride, padding, *pool = geometry
     weight = (randn(k, x.shape[1], *r) / (x.shape[1] * r[0] * r[1]) ** 0.5).to(x.dtype)
     bias = randn(k, dtype=x.dtype) if biased else None
@@ -23,7 +23,7 @@ def stem(x, k, geometry=IMAGENET, *, biased=False, normed=True):
 
 
 def check_stem(on, args, kernels=(), tf32=False):
-    """Eager's value and memory format, by torch's convolution or the kernels given, then one pooling kernel."""
+    """Checks values, memory format and launches: torch's convolution or ``kernels``, then one pooling kernel."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         on.conv_bn_relu_pool(*args, False, tf32)
     assert sum(event.name == "aten::convolution" for event in profile.events()) == (not kernels)
@@ -37,7 +37,7 @@ def check_stem(on, args, kernels=(), tf32=False):
 @pytest.mark.parametrize("size", [(12, 12), (13, 9), (1, 1)], ids=str)
 @pytest.mark.parametrize("k", [64, 5])
 def test_imagenet_stem(layer, dtype, memory_format, size, k):
-    """Three channels, in every engine torch's convolution: BatchNorm and ReLU are the pooling's."""
+    """Three channels use torch's convolution with every engine; the pooling kernel applies BatchNorm and ReLU."""
     x = randn(2, 3, *size, dtype=dtype, memory_format=memory_format)
     for engine in ("", "sm90"):
         check_stem(layer("h200", engine), stem(x, k))
@@ -50,7 +50,7 @@ def test_bias(layer, dtype, normed):
     check_stem(layer(), stem(x, 16, biased=True, normed=normed))
 
 
-# As op: a window of 2x3, strides and paddings that differ; windows without overlap; one for each row of the image.
+# window, stride, padding: different for rows and columns; no overlap; gaps; windows that cover all rows of the image
 WINDOWS = [
     ([2, 3], [1, 2], [1, 0]),
     ([2, 2], [2, 2], [0, 0]),
@@ -68,7 +68,7 @@ def test_pooling_windows(layer, dtype, memory_format, pool):
 
 
 def test_window_of_more_than_255_elements(layer):
-    """17 x 17 elements: training, which keeps their numbers, refuses it."""
+    """17 x 17 elements. Training rejects this, because it stores each argmax in a byte."""
     x = randn(1, 3, 20, 19, dtype=torch.float16)
     check_stem(layer(), stem(x, 8, ([3, 3], 1, 1, [17, 17], [2, 3], [8, 4])))
 
@@ -77,7 +77,7 @@ def test_window_of_more_than_255_elements(layer):
 @by_format
 @pytest.mark.parametrize(("gpu", "engine", "last"), ENGINES[1:4], ids=[f"{g}-{e}" for g, e, _ in ENGINES[1:4]])
 def test_convolution_by_our_kernels(layer, dtype, memory_format, gpu, engine, last):
-    """64 channels: BatchNorm and ReLU are in its epilogue, and nothing is normalised twice."""
+    """With 64 channels the convolution's epilogue applies BatchNorm and ReLU, and the pooling kernel does not."""
     x = randn(2, 64, 9, 7, dtype=dtype, memory_format=memory_format)
     args = stem(x, 72, ([3, 3], 1, 1, *IMAGENET[3:]), biased=True)
     kernels = ["conv_fwd_kernel", last] if last == "conv_finish_kernel" else [last]
@@ -87,7 +87,7 @@ def test_convolution_by_our_kernels(layer, dtype, memory_format, gpu, engine, la
 @by_dtype
 @by_format
 def test_nonfinite_values(layer, dtype, memory_format):
-    """NaN and infinities of the image, and of the BatchNorm, where a window has others beside them."""
+    """NaN and Inf in the image and in BatchNorm's vectors, in windows that also hold finite values."""
     x = randn(2, 3, 17, 15, dtype=dtype, memory_format=memory_format)
     x[0, 0, 3, 4], x[1, 1, 12, 2], x[1, 2, 2, 12] = torch.nan, torch.inf, -torch.inf
     args = stem(x, 16)
@@ -112,7 +112,7 @@ def test_empty_batch(layer, gpu, engine, last, memory_format):
 
 
 def test_views(layer):
-    """Every second pixel, an expanded image, an odd address."""
+    """Every second pixel, an expanded image, a misaligned address."""
     base = randn(2, 3, 24, 26, dtype=torch.bfloat16)
     args = stem(base, 8)
     flat = randn(1 + base.numel(), dtype=torch.bfloat16)

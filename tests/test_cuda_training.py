@@ -1,4 +1,4 @@
-"""The training ops on a GPU against their definition in float64, and whole blocks trained by them."""
+"""Training ops on a GPU compared with their definition in float64, and blocks trained with them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def vectors(channels, dtype, seed=1):
 
 
 class Backward:
-    """A random call of the backward ops. No input of a ReLU is so near 0 that rounding decides which side it is on."""
+    """A random call of the backward ops. No ReLU input is so close to 0 that rounding decides its sign."""
 
     def __init__(self, shape, dtype, layout, mask="relu"):
         self.bn = vectors(shape[1], torch.float64 if dtype == torch.float64 else torch.float32)
@@ -63,14 +63,14 @@ def on_gpu(values):
 
 
 def close(actual, truth, dtype):
-    """Sums may be off by what float32 adds; activations by a rounding."""
+    """Allows float32 rounding errors in sums, and a rounding to ``dtype`` in activations."""
     single = actual.dtype in (torch.float32, torch.float64)
     rtol = 1e-12 if actual.dtype == torch.float64 else 2e-6 if single else 2 * torch.finfo(dtype).eps
     torch.testing.assert_close(actual.double(), truth, rtol=rtol, atol=rtol * max(1.0, truth.abs().max().item()))
 
 
 def check(op, *args):
-    """Results on the GPU against float64 on the CPU, twice the same bits."""
+    """Checks the GPU's results against float64 on the CPU, and that a repeat is bit-identical."""
     actual, again = getattr(ops, op)(*on_gpu(args)), getattr(ops, op)(*on_gpu(args))
     truth = getattr(reference, op)(*(a.double() if isinstance(a, torch.Tensor) else a for a in args))
     actual, again, truth = ((r,) if isinstance(r, torch.Tensor) else r for r in (actual, again, truth))
@@ -107,7 +107,7 @@ def test_large_means_do_not_cancel(layout, mean):
 @pytest.mark.parametrize("pre", [False, True], ids=["plain", "pre"])
 @pytest.mark.parametrize("geometry", [(64, 72, 3, 1, 1), (64, 128, 1, 2, 0), (3, 64, 7, 2, 3)], ids=str)
 def test_conv_stats(dtype, layout, pre, geometry):
-    """The raw output by the criterion; the statistics are of what it holds. Twice the same bits."""
+    """The pre-BN output meets the criterion, the statistics match the stored output, and a repeat is bit-identical."""
     c, k, kernel, stride, padding = geometry
     x = torch.randn(8, c, 28, 28).to(dtype)
     weight = (torch.randn(k, c, kernel, kernel) / (c * kernel**2) ** 0.5).to(dtype)
@@ -130,7 +130,7 @@ def test_conv_stats(dtype, layout, pre, geometry):
 
 
 def meaningful_strides(t):
-    """A dimension of one element has any."""
+    """Returns the strides of dimensions of more than one element; the others are arbitrary."""
     return [stride for stride, size in zip(t.stride(), t.shape, strict=True) if size > 1]
 
 
@@ -139,7 +139,7 @@ def meaningful_strides(t):
 @pytest.mark.parametrize("pool", POOLS, ids=str)
 @pytest.mark.parametrize("shape", [(4, 64, 29, 30), (2, 33, 9, 14), (1, 1, 5, 3), (32, 64, 112, 112)], ids=str)
 def test_pooling(dtype, layout, pool, shape):
-    """Values and gradients as the CPU's; of what was taken, all but elements that are as good as equal."""
+    """Values and gradients match the CPU's; the argmax may differ between nearly equal elements."""
     bn = vectors(shape[1], torch.float64 if dtype == torch.float64 else torch.float32)
     x = lay_out(torch.randn(shape).to(dtype), layout)
     expected, expected_taken = ops.bn_relu_max_pool(x, *bn, 1e-5, *pool)
@@ -159,7 +159,7 @@ def test_pooling(dtype, layout, pool, shape):
 
 
 def test_pooling_ties_and_nan_match_the_cpu():
-    """The first of equals, the last NaN, nothing where the ReLU is closed."""
+    """The argmax is the last NaN, else the first maximum, or none for a closed ReLU."""
     nan, inf = float("nan"), float("inf")
     values = torch.tensor([1, 3, 3, -1, -2, nan, inf, -inf, 0, -0.0])
     one, zero = torch.ones(16), torch.zeros(16)
@@ -172,7 +172,7 @@ def test_pooling_ties_and_nan_match_the_cpu():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_network_stem_trains_with_fused_pooling(dtype):
-    """One op on CUDA too: a byte is kept for a pooled value; gradients as eager's in float64."""
+    """Saves one byte per pooled value; errors against float64 are limited by eager's."""
     net = convert(models.resnet18()).train()
     wide = models.resnet18().train().double()
     wide.load_state_dict(net.state_dict())
@@ -251,7 +251,7 @@ def test_projected_blocks(cls, layout):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_autocast(cls, dtype):
-    """x in autocast's dtype, as blocks get it from the layer before."""
+    """x has autocast's dtype, as the output of a previous layer has."""
     block = identity(cls, 8)
     x = away_from_kinks(block, torch.randn(4, in_channels(block), 14, 14).to(dtype)).detach()
     block = block.cuda().to(memory_format=torch.channels_last)
@@ -260,7 +260,6 @@ def test_autocast(cls, dtype):
 
 
 def test_backward_ops_can_be_captured_in_a_graph():
-    """The backward ops can be captured in a graph."""
     case = Backward((4, 64, 14, 14), torch.bfloat16, "channels_last")
     args = on_gpu(case.args)
     expected = ops.bn_act_backward(*args, *ops.bn_act_backward_reduce(*args), 784.0)

@@ -21,14 +21,14 @@ ROW = re.compile(r'\{KernelFamily::(\w+), (\d+), "(\d{4}-\d\d-\d\d)", "([0-9a-f]
 
 
 def table():
-    """The rows of trust_table.cpp: family, capability, date, commit, report."""
+    """Returns the rows of trust_table.cpp: family, capability, date, commit, report."""
     text = (CUDA / "trust_table.cpp").read_text()
     rows = text[text.index("rows = ") : text.index("return rows")]
     assert len(ROW.findall(rows)) == rows.count("KernelFamily::"), "a row that is not written like the others"
     return ROW.findall(rows)
 
 
-def test_each_row_has_a_report_where_all_of_the_family_is_right():
+def test_each_row_has_a_passing_report():
     enumerators = re.search(r"enum class KernelFamily : int32_t \{(.*?)\}", (CUDA / "trust.h").read_text(), re.S)[1]
     enumerators = re.findall(r"\w+", enumerators)
     names = [line.split(":")[0] for line in ops.explain_trust(90).splitlines()]
@@ -42,7 +42,7 @@ def test_each_row_has_a_report_where_all_of_the_family_is_right():
         assert statuses == {"pass"}, f"{report}: {name} is {statuses}"
 
 
-def test_library_has_the_tables_rows():
+def test_library_matches_the_trust_table():
     archs = {numbers[0] for numbers in GPUS.values()} | {int(row[1]) for row in table()}
     said = [line for arch in archs for line in ops.explain_trust(arch).splitlines() if ": verified on" in line]
     assert sorted(line.rsplit(", ", 1)[1] for line in said) == sorted(row[4] for row in table())
@@ -50,7 +50,7 @@ def test_library_has_the_tables_rows():
 
 @pytest.fixture
 def explain(library, monkeypatch):
-    """The plan of a convolution of 64 channels at 56x56 and the reasons against the others, with a table's rows."""
+    """Explains the plan of a 3x3 convolution at 56x56, given the rows of the trust table."""
 
     def plan(rows, engine="", channels=64, mode="plain", gpu="h200"):
         library.set_verified(rows)
@@ -126,7 +126,7 @@ def test_verified_block_fwd_is_planned(library, monkeypatch):
 
 
 def test_ops_launch_through_the_check():
-    """Passes are launched by first_use.cpp, and plans are asked for there; convolutions run what was planned."""
+    """first_use.cpp launches passes and makes all plans; ops launch only what was planned."""
     planned = {
         "ops.cpp": {"launch_conv_fwd", "launch_conv_sm90", "launch_conv_rows"},
         "train_ops.cpp": {"launch_bn_finish"},

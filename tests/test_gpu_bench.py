@@ -72,7 +72,7 @@ def test_work_counts_each_tensor_once():
 
 
 def test_layers_cover_resnet50():
-    """Shapes only: every convolution of ResNet-50 in eval mode has its layer, strided ones aside."""
+    """Every convolution shape of ResNet-50 has a layer, except strided ones other than the stem."""
     listed = {name: make(1, torch.bfloat16, torch.device("cpu")) for name, make in gpu_layers.LAYERS.items()}
     shapes = {(tuple(layer.x.shape[1:]), tuple(layer.weight.shape)) for layer in listed.values()}
     found = set()
@@ -137,8 +137,8 @@ def test_every_layer_is_compiled_past_the_recompile_limit(tmp_path, small_layers
     assert all(layer["failed"] == {} for layer in report["layers"].values())
 
 
-def test_a_process_has_one_engine_on_a_gpu(monkeypatch):
-    """csrc/cuda/runtime.cpp reads the variable once: a second engine would be timed as the first."""
+def test_second_engine_in_a_process_is_an_error(monkeypatch):
+    """csrc/cuda/runtime.cpp reads the variable once, so a second engine would be timed as the first."""
     monkeypatch.setattr(gpu, "_engine_of_process", None)
     cuda = torch.device("cuda")
     for _ in range(2):
@@ -156,7 +156,7 @@ def test_only_named_contenders_are_timed(tmp_path, small_layers):
     assert set(report["layers"]["conv batch 2 float32"]["contenders"]) == {"resnet_fused"}
 
 
-def test_run_without_time_lists_what_it_left_out(tmp_path, small_layers):
+def test_run_without_time_lists_skipped_cases(tmp_path, small_layers):
     report = kernels(tmp_path, seconds=0.0)
     assert report["layers"] == {}
     assert report["left_out"] == ["conv batch 2 float32", "stats batch 2 float32"]
@@ -250,7 +250,7 @@ def test_table_has_ratios_to_eager_and_best_compiled(tmp_path):
 
 
 def forgot_eval():
-    """Enough values in a channel of the last stage that its statistics mean something."""
+    """Returns a workload in train mode, large enough for meaningful statistics in the last stage."""
     return replace(small(), shape=(4, 3, 96, 96), batch_statistics=True)
 
 
@@ -324,7 +324,7 @@ def test_network_results_are_written_to_files(tmp_path, monkeypatch):
 
 
 def in_torch():
-    """What jax_models asks of JAX, by torch: NHWC arrays, HWIO filters."""
+    """Implements jax_models.Library with torch: NHWC arrays, HWIO filters."""
 
     def nchw(function):
         return lambda x, *rest: function(x.permute(0, 3, 1, 2), *rest).permute(0, 2, 3, 1)
@@ -342,7 +342,7 @@ def in_torch():
 
 @pytest.mark.parametrize("make", [models.resnet18, models.resnet50], ids=["basic", "bottleneck"])
 @torch.no_grad()
-def test_network_given_to_jax_is_the_same(make):
+def test_network_built_for_jax_matches_the_model(make):
     wanted = small(make)
     model, x = wanted.module(), wanted.input()
     got = jax_models.forward(model, in_torch())(x.permute(0, 2, 3, 1))

@@ -1,4 +1,4 @@
-"""tests/gpu_guard.py, with a hang and a broken device planted: pytest in a process of its own, without a GPU."""
+"""tests/gpu_guard.py with planted hangs and device errors, in separate pytest processes. Needs no GPU."""
 
 import ast
 import importlib.util
@@ -10,7 +10,7 @@ from pathlib import Path
 import gpu_guard
 import pytest
 
-# In place of torch: a device that a test can break.
+# Replaces torch: a device that a test can break.
 DEVICE = """
 class cuda:
     broken = False
@@ -41,7 +41,7 @@ def test_after():
 """
 
 
-HANGS = 3  # seconds after which a test hangs: far more than the others take, also on a busy machine
+HANGS = 3  # seconds after which a test counts as hung: far more than the others take, even on a busy machine
 
 
 def run(tmp_path, planted, *arguments, seconds=60, without_a_limit=0):
@@ -87,8 +87,8 @@ def test_hang_that_holds_the_gil_ends(tmp_path):
 
 
 @pytest.mark.parametrize("planted", ["torch.cuda.broken = True", "torch.cuda.broken = True; torch.cuda.synchronize()"])
-def test_a_broken_device_ends_the_process(tmp_path, planted):
-    """Also where only a later call would have met the error."""
+def test_broken_device_ends_the_process(tmp_path, planted):
+    """Even if only a later CUDA call would have reported the error."""
     done = run(tmp_path, planted)
     assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout + done.stderr
     assert "test_it.py::test_planted left CUDA unusable (CUDA error: an illegal memory access" in done.stdout

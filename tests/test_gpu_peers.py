@@ -1,4 +1,4 @@
-"""Peers of other packages: what they are given is right, and why one does not run. Torch stands in for the packages."""
+"""Peers from other packages compute the right network, or say why they cannot run. Torch replaces the packages."""
 
 import importlib.machinery
 import sys
@@ -37,7 +37,7 @@ def test_folded_weights_equal_convolution_and_norm():
 
 @pytest.mark.parametrize("make", [models.resnet18, models.resnet50], ids=["basic", "bottleneck"])
 @torch.no_grad()
-def test_calibrated_network_is_the_same(make):
+def test_calibration_does_not_change_the_network(make):
     wanted = small(make)
     observed, x = tensorrt_models.Observed(), wanted.input().float()
     exact = wanted.module().double()
@@ -49,7 +49,7 @@ def test_calibrated_network_is_the_same(make):
 
 
 class Layer:
-    """A layer of a TensorRT network: its output is computed when asked for, after the attributes were set."""
+    """A layer of a TensorRT network. ``get_output`` computes the output, after the attributes are set."""
 
     axis = None
 
@@ -113,7 +113,7 @@ def along(scale, axis, x):
 
 
 def tensorrt():
-    """As much of the package as a network's definition needs."""
+    """Returns the part of the package that a network definition needs."""
 
     def weights(value):
         return None if value is torch.float16 else value
@@ -134,7 +134,7 @@ def through_tensorrt(wanted, largest):
 
 @pytest.mark.parametrize("make", [models.resnet18, models.resnet50], ids=["basic", "bottleneck"])
 @torch.no_grad()
-def test_network_given_to_tensorrt_is_the_same(make):
+def test_network_built_for_tensorrt_matches_the_model(make):
     wanted = small(make)
     truth = wanted.module().double()(wanted.input().double())
     error = (through_tensorrt(wanted, None) - truth).abs().max() / truth.abs().max()
@@ -143,7 +143,7 @@ def test_network_given_to_tensorrt_is_the_same(make):
 
 @pytest.mark.parametrize("make", [models.resnet18, models.resnet50], ids=["basic", "bottleneck"])
 @torch.no_grad()
-def test_int8_error_is_its_rounding(make):
+def test_int8_error_is_due_to_rounding(make):
     wanted = small(make)
     truth = wanted.module().double()(wanted.input().double())
     largest = tensorrt_models.ranges(wanted.module(), wanted.input(), CPU)
@@ -153,7 +153,7 @@ def test_int8_error_is_its_rounding(make):
     assert halved > 2 * error, "values beyond the range are cut off"
 
 
-def test_int8_error_is_reported_and_not_judged(monkeypatch):
+def test_int8_error_is_reported_but_not_checked(monkeypatch):
     def rough(workload, device):
         right = peers.channels_last(workload, device)
         return peers.Contender(lambda: right.call() * 1.5, right.output, "in int8", quantises=True)
@@ -218,7 +218,7 @@ def test_torch_tensorrt_gets_the_model_in_fp16(monkeypatch, explicit):
 
 
 class Node:
-    """A tensor of a cuDNN graph, and how its value follows from the memory that is given."""
+    """A tensor of a cuDNN graph. ``value`` computes it from the memory given to the graph."""
 
     def __init__(self, value):
         self.value = value
@@ -233,7 +233,7 @@ class Node:
 
 
 class Graph:
-    """cuDNN's, in float64, with plans of which the first refuses."""
+    """A cuDNN graph in float64. Its first plan is not supported."""
 
     def __init__(self, handle, **types):
         assert types == {"io_data_type": "half", "intermediate_data_type": "float", "compute_data_type": "float"}

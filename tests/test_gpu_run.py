@@ -1,4 +1,4 @@
-"""``build_tools/gpu.py`` from end to end without a GPU: a stand-in for one, and everything that can go wrong on one."""
+"""``build_tools/gpu.py`` end to end on a stand-in for a GPU, without faults and with every kind of fault."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from cuda_on_cpu import op_layer
 from cuda_primitives import emulator
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 900  # far more than it takes: the limit of a test that hangs
+SECONDS = 900  # the limit for a hung run, far more than a run takes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,7 +42,7 @@ def _compiled():
 
 
 def rehearse(out, *arguments, **environment):
-    """The status, what was printed, and each case's result."""
+    """Returns the exit status, the output, and the result of each case."""
     command = [sys.executable, "build_tools/gpu.py", "--out", out, "--backend", "stand_in:Hopper", "--jobs", "2"]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), **environment}
     done = subprocess.run(
@@ -86,7 +86,7 @@ ENDS = {"wrong": "wrong", "unwritten": "wrong", "hang": "hang", "crash": "died",
 
 
 def test_run_with_every_fault_reports_each(tmp_path):
-    """Each fault costs its own cases, is named, and is looked into; the rest runs; nothing is timed."""
+    """Each fault fails its own cases and is reported and bisected. All other cases run, and nothing is timed."""
     environment = {"STAND_IN_FAULTS": json.dumps(FAULTS)}
     status, text, results = rehearse(tmp_path, "--case-seconds", "15", **environment)
     assert status == 1, text
@@ -135,11 +135,11 @@ def test_failing_benchmark_leaves_the_others(tmp_path):
         assert ends[name]["status"] == "pass", name
     with tarfile.open(tmp_path / "benchmarks.tar.gz") as archive:
         files = [name for name in archive.getnames() if name.endswith(".json")]
-    assert len(files) == len(set(files)) > 12  # each call has a folder of its own
+    assert len(files) == len(set(files)) > 12  # each call has its own folder
 
 
 def test_stopped_run_keeps_its_results(tmp_path):
-    """As a time limit stops it: no process is left, and what is known is there."""
+    """SIGTERM, as from a time limit, leaves no process behind and keeps the results so far."""
     command = [sys.executable, "build_tools/gpu.py", "--out", tmp_path, "--backend", "stand_in:Hopper"]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     variables["STAND_IN_FAULTS"] = json.dumps({"sm80 conv_bn_act": "hang"})
@@ -165,7 +165,7 @@ def test_too_short_time_limit_is_refused(tmp_path):
 
 
 def test_stages_call_benchmarks_with_valid_arguments(tmp_path):
-    """The stand-in replaces the benchmarks: their functions take these arguments, and know these names."""
+    """The stand-in skips the benchmarks, so this checks that they accept the arguments and names."""
     asked = []
     verification = SimpleNamespace(run_units=lambda stage, units, limits, jobs: asked.extend(units) or [])
     args = SimpleNamespace(backend=gpu.CUDA)
@@ -199,7 +199,7 @@ def test_run_without_a_gpu_builds_nothing(tmp_path):
 
 
 def test_outdated_or_mismatched_libraries_are_not_used(monkeypatch):
-    """A digest of the sources decides, as there may be no git."""
+    """A digest of the sources decides, because git may be absent."""
     said = []
     run = SimpleNamespace(say=said.append)
     monkeypatch.setattr(gpu_setup, "_capability", lambda: "9.0")
@@ -246,7 +246,7 @@ def test_digest_covers_compiled_sources_only(tmp_path):
 
 
 def test_verify_reaches_every_compiled_kernel(monkeypatch):
-    """By the trust table's names. Beyond it are merges of more parts than 132 SMs make of a pass, and of tiles."""
+    """Uses the trust table's names. Only merges of more parts than 132 SMs produce are not reached."""
     library = op_layer.load()
     compiled = {name for _, name in library.variants()}
     reached = {in_words_of_trust(case) for case in cases.cuda_cases(GPUS["h200"], large=False)}
@@ -275,7 +275,7 @@ def layer_op(name):
 
 
 def in_words_of_trust(case):
-    """What csrc/cuda/trust.cpp calls the kernel of a convolution's case."""
+    """Returns the name that csrc/cuda/trust.cpp gives the kernel of a convolution's case."""
     family, *rest = case["kernel"].removesuffix(" split").split(" ")
     dtype = "float32" if case["kind"] == "tf32" else case["kind"]
     parts = ", in parts" if case["kernel"].endswith(" split") else ""

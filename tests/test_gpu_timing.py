@@ -9,7 +9,7 @@ L2_BYTES = 4096
 
 
 class Accesses(TorchDispatchMode):
-    """Which memory each op writes and reads, in order: ``(op, pointer, bytes)``."""
+    """Records the memory that each op writes or reads, in order: ``(op, pointer, bytes)``."""
 
     def __init__(self):
         super().__init__()
