@@ -61,7 +61,7 @@ PRECOMPILED = HERE / "include" / "precompiled.h"
 class Planted(NamedTuple):
     """A copy of a source file with a bug in it, and the libraries that have the bug."""
 
-    folder: Path  # of the objects; the copy is below include/
+    folder: Path  # has the objects; the copy is below include/
     sources: tuple[Path, ...]  # compiled with the copy
     libraries: tuple[str, ...]
     variants: str

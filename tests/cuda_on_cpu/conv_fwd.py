@@ -1,4 +1,4 @@
-"""Calls the emulated conv_fwd kernels with torch tensors."""
+"""Calls the emulated convolution kernels with torch tensors."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def load(path: Path) -> dict[str, np.ndarray]:
 
 
 def mismatch(kept: np.ndarray, case: Case, output: np.ndarray) -> str | None:
-    """How another machine's output of the same case differs from the one in the file, or None."""
+    """How an output differs from the golden output of the same case, or None."""
     if kept.dtype.kind != "U":
         return case.mismatch(output, kept)
     return None if case.fingerprint(output) == str(kept) else "other bits than the GPU's, which were as defined"
