@@ -21,7 +21,7 @@ struct Collective {
   void (*act)(Warp& warp, uint32_t lanes, Place place);
 };
 
-// A collective that some of `lanes` have reached and wait at for the others.
+// A collective at which some of `lanes` wait for the others.
 struct Meeting {
   const Collective* what;
   uint32_t lanes, arrived;

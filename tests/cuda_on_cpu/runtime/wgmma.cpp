@@ -190,7 +190,7 @@ void Wgmmas::give_back(Warp& warp, Held& held, Place place) {
   of(warp).fenced = false;
 }
 
-// Records operand reads on behalf of the warp. They are ordered after only what all of its lanes are ordered after.
+// Records operand reads on behalf of the warp. They are ordered only after what all of its lanes are ordered after.
 void Wgmmas::note_operand_reads(Warp& warp, const Operation& op) {
   OfWarp& w = of(warp);
   Clocks& clocks = block_->clocks;
