@@ -14,7 +14,7 @@
 #define __AVX512BF16__ 1
 
 #define INSTRUCTION static inline __attribute__((always_inline, unused))
-// Not inlined: each takes many operations, and kernels unrolled 14 times compile in seconds if it is a call.
+// Not inlined: each expands to many operations; as calls, kernels unrolled 14 times compile in seconds.
 #define LONG_INSTRUCTION static inline __attribute__((noinline, unused))
 
 namespace resnet_fused::cpu::avx512 {
@@ -111,7 +111,7 @@ INSTRUCTION __m512 widen(__m512bh v, int which) {
   return bits_of<__m512>(which ? bits & 0xffff0000u : bits << 16);
 }
 
-// VFPCLASS's categories of one number, as the bits of its immediate
+// the VFPCLASS categories of one number, as bits of the instruction's immediate
 INSTRUCTION int class_of(uint32_t bits) {
   const uint32_t size = bits & ~kSign;
   const bool negative = bits & kSign;
@@ -157,7 +157,7 @@ INSTRUCTION void _mm256_mask_storeu_epi16(void* p, __mmask16 m, __m256i v) {
   emulated::store_lanes(static_cast<uint16_t*>(p), m, v);
 }
 
-// casts: the same bits as another type, or part of them
+// casts: reinterpret all bits or part of them
 
 INSTRUCTION __m512i _mm512_castps_si512(__m512 v) { return emulated::bits_of<__m512i>(v); }
 INSTRUCTION __m512 _mm512_castsi512_ps(__m512i v) { return emulated::bits_of<__m512>(v); }
@@ -217,7 +217,7 @@ INSTRUCTION __mmask16 _mm512_cmp_ps_mask(__m512 a, __m512 b, int predicate) {
     case _CMP_UNORD_Q:
       return mask_of(~((a == a) & (b == b)));
   }
-  __builtin_trap();  // a predicate that no kernel has used yet
+  __builtin_trap();  // no kernel uses this predicate
 }
 LONG_INSTRUCTION __mmask16 _mm512_fpclass_ps_mask(__m512 v, int classes) {
   const emulated::Bits bits = emulated::bits_of<emulated::Bits>(v);
@@ -247,7 +247,7 @@ INSTRUCTION __m512i _mm512_cvtepu16_epi32(__m256i v) {
 INSTRUCTION __m256i _mm512_cvtepi32_epi16(__m512i v) {  // the low halves
   return emulated::bits_of<__m256i>(__builtin_convertvector(emulated::bits_of<emulated::Bits>(v), emulated::Short));
 }
-// Rounds to nearest even, whatever MXCSR says; subnormals become zeros, and every NaN quiet.
+// Rounds to nearest even regardless of MXCSR; flushes subnormals to zero and quiets NaNs.
 LONG_INSTRUCTION __m256bh _mm512_cvtneps_pbh(__m512 v) {
   using emulated::Bits;
   const Bits bits = emulated::bits_of<Bits>(emulated::without_subnormal(v));
@@ -256,8 +256,8 @@ LONG_INSTRUCTION __m256bh _mm512_cvtneps_pbh(__m512 v) {
   const Bits upper = size > emulated::kInf ? nan : rounded;  // Inf is unchanged: its low bits are 0
   return emulated::bits_of<__m256bh>(__builtin_convertvector(upper >> 16, emulated::Short));
 }
-// Two fused multiply-adds, the odd elements first. Each rounds to nearest and flushes subnormal inputs and outputs to
-// zero, whatever MXCSR says (Intel's manual, VDPBF16PS).
+// Two fused multiply-adds, odd elements first. Each rounds to nearest even and flushes subnormal inputs and outputs to
+// zero, regardless of MXCSR (Intel's manual, VDPBF16PS).
 LONG_INSTRUCTION __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
   using emulated::without_subnormal;
   for (int which = 1; which >= 0; --which)

@@ -1,1 +1,1 @@
-"""Shared by the tests of emulated CUDA kernels: inputs, geometries, eager references, checks against float64."""
+"""Shared by tests of emulated CUDA kernels: inputs, geometries, eager references, checks against float64."""

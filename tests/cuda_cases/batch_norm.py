@@ -9,7 +9,7 @@ from cuda_on_cpu.tensors import DTYPES, BatchNorm
 from resnet_fused import reference
 
 REDUCED = [torch.float16, torch.bfloat16]
-# dtype, elements an access: 16 bytes where the tensor allows it, else one element
+# dtype and elements per access: 16 bytes if the tensor allows it, else one element
 WIDTHS = [(d, v) for d in DTYPES for v in (16 // d.itemsize, 1) if d != torch.float64 or v == 1]
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -17,7 +17,7 @@ by_format = pytest.mark.parametrize("channels_last", [True, False], ids=["nhwc",
 
 
 def activation(shape, dtype, channels_last, seed=0, misalign=0):
-    """Dense in the format, ``misalign`` elements past a 16-byte boundary."""
+    """A dense activation that starts ``misalign`` elements past a 16-byte boundary."""
     n, c, h, w = shape
     values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
     room = torch.zeros(n * c * h * w + misalign, dtype=dtype)
@@ -36,7 +36,7 @@ def batch_norm(c, dtype=torch.float32, seed=1, stride=1, **changes):
 
 
 def batch_norm_kinds(c, dtype):
-    """Absent vectors, a bias, strides, zero gamma, vectors in the activations' dtype."""
+    """Absent vectors, a bias, strided vectors, zero gamma, vectors in the activations' dtype."""
     bn, wide = batch_norm(c, seed=3), batch_norm(2 * c, seed=5)
     bias = torch.linspace(-1, 1, c)
     kinds = [
@@ -56,13 +56,13 @@ def in_float64(value):
 
 
 def normalised(x, bn):
-    """In float64: bn(x + bias), or x + bias where there are no statistics."""
+    """bn(x + bias) in float64, or x + bias without statistics."""
     n = in_float64(bn)
     y = x.double() if bn.bias is None else x.double() + n.bias.view(-1, 1, 1)
     return y if bn.mean is None else reference.bn_add_act(y, *n[:4], n.eps, relu=False)
 
 
 def move_from_kink(x, bn, to=3.0):
-    """Changes x where bn(x) is so near 0 that rounding decides which side of a ReLU it is on; returns x."""
+    """Sets x to ``to`` where bn(x) is so close to 0 that rounding decides the ReLU's mask. Modifies and returns x."""
     x[normalised(x, bn._replace(bias=None)).abs() < 0.04] = to
     return x

@@ -15,8 +15,8 @@ from .batch_norm import batch_norm
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 TILES = [(128, 128), (128, 64), (64, 64)]  # of sm80/conv_fwd
-# By the pixels of a tile, an image of which three have two tiles or more, the last ragged: its one row of warps is
-# not full.
+# Pixels per tile -> image size. Three such images have two tiles or more, and the last tile is partly filled, with a
+# partly filled row of warps.
 SIZES = {64: (6, 7), 128: (10, 9), 256: (13, 12)}
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -65,17 +65,17 @@ def identity(dtype, h, w, channels=64) -> Conv:
 
 
 def shifted_prologue(conv: Conv) -> Conv:
-    """Maps zero to about 3, so that normalised padding shows."""
+    """A prologue that maps zero to about 3, so that wrongly normalised padding is detected."""
     return conv._replace(pre=conv.pre._replace(beta=conv.pre.beta + 3))
 
 
 def small_convolution(v: Variant, n=3, c=24, *, make=convolution, **options) -> Conv:
-    """Two tiles of pixels and of channels, ragged in every direction: pixels, channels, depth."""
+    """At least two tiles along pixels and channels; pixels, channels and depth are all ragged."""
     return make(v.dtype, n, c, *SIZES[v.tile[0]], v.tile[1] + 8, 3, 3, padding=1, **options)
 
 
 def small_case(v: Variant, n=3, c=24, projected=40) -> dict:
-    """``small_convolution`` with what its mode asks for: a prologue, a residual, or a projection of stride 2."""
+    """``small_convolution`` with what the mode needs: a prologue, a residual, or a projection with stride 2."""
     conv = small_convolution(v, n, c, prologue=v.mode == "prologue")
     case = dict(tile=v.tile, conv=conv)
     if v.mode.startswith("projection"):
@@ -88,21 +88,21 @@ def small_case(v: Variant, n=3, c=24, projected=40) -> dict:
 
 
 def deep_projection(dtype, tile, c=24, projected=200, prologue=False) -> dict:
-    """A 1x1 convolution beside a projection of more channels, as where a stage of bottlenecks begins."""
+    """A 1x1 convolution with a projection of more input channels, as in the first block of a bottleneck stage."""
     k = tile[1] + 8
     projection = convolution(dtype, 1, projected, 11, 14, k, 1, 1, 2, seed=10, prologue=prologue)
     return dict(tile=tile, conv=convolution(dtype, 1, c, 6, 7, k, 1, 1), projection=projection)
 
 
 def tf32(t):
-    """What eager's convolution multiplies with TF32 allowed."""
+    """Rounds finite values to TF32, as eager's convolution does if TF32 is allowed."""
     return torch.where(torch.isfinite(t), criterion.tf32(t), t)
 
 
 def eager(conv, residual=None, projection=None, relu=True, dtype=None):
-    """The same in eager PyTorch; in float64 if dtype says so.
+    """The same computation in eager PyTorch, in ``dtype`` (default: the input's).
 
-    Padding is explicit, because on a GPU it is multiplied like any zero: an infinite weight makes it NaN.
+    Padding is explicit: the kernels multiply it like any other zero, so an infinite weight gives NaN.
     """
     dtype = dtype or conv.x.dtype
 
@@ -110,7 +110,7 @@ def eager(conv, residual=None, projection=None, relu=True, dtype=None):
         return None if t is None else t.to(dtype)
 
     def vectors(bn):
-        # eager takes a float32 BatchNorm under half-precision activations, and none under float64
+        # eager accepts a float32 BatchNorm with half-precision activations, but not with float64
         return [v if v is None or dtype != torch.float64 else v.double() for v in bn[:4]]
 
     x, weight = cast(conv.x), cast(conv.weight)
@@ -136,7 +136,7 @@ def check(kernels, tile, conv, *, residual=None, projection=None, relu=True, **o
 
 
 def check_nonfinite(kernels, case, **options):
-    """Inf and NaN come out where eager has them."""
+    """Inf and NaN are in the same places as in eager's output."""
     out, report = run(kernels, **case, **options)
     assert report["errors"] == []
     assert_same_nonfinite(out, eager(case["conv"], case.get("residual"), case.get("projection")))
@@ -161,12 +161,12 @@ def check_statistics(kernels, tile, conv, **options):
 
 
 def check_moments(out, moments):
-    """The moments match the stored output, whatever its error."""
+    """Compares the moments with those of the stored output, independent of the output's own error."""
     for a, e, t in zip(moments, reference.bn_stats(out), reference.bn_stats(out.double()), strict=True):
         assert_close(a, e, t)
 
 
 def assert_same_bits(runs):
-    """Of several lists of tensors."""
+    """All lists of tensors are bit-identical."""
     for other in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))

@@ -1,4 +1,4 @@
-"""A pytest plugin: the emulated kernels and what is built from them. Without a compiler their tests are skipped."""
+"""pytest plugin with fixtures for the emulated kernels. Without a compiler their tests are skipped."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def library(compiler):
 
 @pytest.fixture(scope="session")
 def host(compiler):
-    """The op layer as compiled for a GPU's host, with launches that do nothing."""
+    """The host-only op layer: optimised host code, launches that do nothing."""
     from cuda_on_cpu import op_layer
 
     return op_layer.load_host()
@@ -44,7 +44,7 @@ def host(compiler):
 
 @pytest.fixture
 def layer(library):
-    """(GPU, RESNET_FUSED_CUDA_ENGINE, schedule) -> the ops as functions."""
+    """A function (GPU, RESNET_FUSED_CUDA_ENGINE, schedule) -> the ops as functions."""
     from cuda_on_cpu import op_layer
 
     from resnet_fused.cli._gpus import GPUS
@@ -54,7 +54,7 @@ def layer(library):
 
 @pytest.fixture(scope="session")
 def primitives(compiler):
-    """The kernels of cuda_primitives, one for each instruction."""
+    """The kernels of cuda_primitives, one per instruction."""
     from cuda_primitives import emulator
 
     return emulator.load()
@@ -62,7 +62,7 @@ def primitives(compiler):
 
 @pytest.fixture
 def planted(compiler, bug):
-    """The kernels with the test's bug."""
+    """The kernels with the test's planted bug."""
     import cuda_on_cpu
 
     kernels = cuda_on_cpu.load_planted(bug.plant)
@@ -70,7 +70,7 @@ def planted(compiler, bug):
     kernels.close()
 
 
-SAMPLED = 8  # of so many planted bugs one is in a sample
+SAMPLED = 8  # one in SAMPLED planted bugs is in the sample
 
 
 def add_options(parser):
@@ -111,15 +111,15 @@ def is_chosen(bug, which, nodeid):
 
 @functools.cache
 def commit():
-    """HEAD, or what a copy without git has instead."""
+    """The hash of HEAD, or "none" without git."""
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
     return done.stdout.strip() or "none"
 
 
 def prepare(session, known):
-    """Compiles what the selected tests of the emulator need in one go: ``known`` libraries, and those of fixtures.
+    """Compiles what the selected emulator tests need in one run: ``known`` libraries and those that fixtures load.
 
-    For a single file the libraries are unknown in advance: they compile when they are loaded.
+    If all tests are in one file, libraries of fixtures are not compiled in advance but when loaded.
     """
     import cuda_on_cpu
     import planting
@@ -135,5 +135,5 @@ def prepare(session, known):
     cuda_on_cpu.prepare(sorted(libraries), plants)
 
 
-#: What fixtures load.
+#: Fixture -> library that it loads.
 LIBRARIES = {"library": "op_layer", "host": "op_host", "primitives": "primitives", "checks": "checks"}

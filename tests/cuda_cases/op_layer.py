@@ -1,4 +1,4 @@
-"""Calls of the op layer's ops: engines, shapes, arguments, and the check against an op's definition."""
+"""Calls of the op layer's ops: engines, shapes, arguments, and checks against the definitions."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .batch_norm import move_from_kink
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 HALVES = [torch.float16, torch.bfloat16]
-# A GPU, what RESNET_FUSED_CUDA_ENGINE says there, and the kernel that a convolution of 64 channels ends with.
+# GPU, RESNET_FUSED_CUDA_ENGINE, and the last kernel that a convolution of 64 channels launches.
 ENGINES = [
     ("a100", "torch", "bn_add_act_kernel"),
     ("a100", "sm80:64x64:1", "conv_fwd_kernel"),
     ("h200", "sm80:128x64:3", "conv_finish_kernel"),
     ("h200", "sm90:128x128:1", "conv_sm90_kernel"),
-    ("h200", "sm90:128x128:3", "conv_sm90_"),  # a depth of one step has no parts, and nothing to finish
+    ("h200", "sm90:128x128:3", "conv_sm90_"),  # one step along K cannot be split, so no finishing kernel runs
 ]
 NO_PRE = [None, None, None, None, 0.0]
 ONE = ([1, 1], [1, 1], [1, 1], 1)  # stride, padding, dilation, groups
@@ -53,12 +53,12 @@ def as64(values):
 
 
 def away_from_kink(x, bn, to=4.0):
-    """A copy of x in which no bn(x) is so near 0 that rounding decides which side of a ReLU it is on."""
+    """A copy of x in which no bn(x) is so close to 0 that rounding decides the ReLU's mask."""
     return move_from_kink(x.clone(), BatchNorm(*bn[:4], eps=bn[4]), to)
 
 
 def check(op, expected, args, tf32=False):
-    """The op's answer against its definition's, in value, dtype and memory format."""
+    """Compares the op's result with its definition in value, dtype and memory format."""
     name = op.args[0].name()
     got = op(*args) if name.endswith("::bn_add_act") else op(*args, False, tf32)
     eager, truth = expected(*args), expected(*as64(args))
@@ -73,7 +73,7 @@ def check(op, expected, args, tf32=False):
 
 
 def check_refusals(op, cpu_op, calls):
-    """Each call is refused, in the sentence of the CPU's op."""
+    """Each call raises the same message as the CPU's op."""
     for args in calls:
         with pytest.raises(RuntimeError) as cpu:
             cpu_op(*args)
@@ -83,7 +83,7 @@ def check_refusals(op, cpu_op, calls):
 
 
 def conv_args(n, c, h, w, k, r, stride, padding, dilation, dtype, memory_format=torch.channels_last):
-    """Up to groups, of conv_bn_act; and the output's shape."""
+    """The arguments of conv_bn_act up to groups, and the output's shape."""
     x = randn(n, c, h, w, dtype=dtype, memory_format=memory_format)
     weight = (randn(k, c, r, r) / (c * r * r) ** 0.5).to(dtype).contiguous(memory_format=memory_format)
     out = [(size + 2 * padding - dilation * (r - 1) - 1) // stride + 1 for size in (h, w)]
@@ -99,7 +99,7 @@ def conv_bn_act_args(dtype=torch.bfloat16, residual=True, tf32=False, shape=SHAP
 
 
 def args_of_every_op(dtype=torch.bfloat16):
-    """Every op that CUDA has kernels for, with arguments of the sizes that kernels take."""
+    """Op name -> arguments that the kernels accept, for every op with CUDA kernels."""
     conv = conv_bn_act_args(dtype)
     x, weight, bias, *bn = conv[:8]
     out = [*reference.conv_bn_act(*conv[:14]).shape]
@@ -131,7 +131,7 @@ def args_of_every_op(dtype=torch.bfloat16):
 
 
 def put_on_cpu(monkeypatch, layer):
-    """Python modules call the op layer's ops, where it has one, for CPU tensors."""
+    """Makes Python modules call the op layer's ops for CPU tensors, for ops that it implements."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     for name in vars(ops):
         op = f"{op_layer.NAME}::{name}"

@@ -1,4 +1,4 @@
-"""Cases of the training kernels: batch statistics, the sums of the backward pass, the gradient, each against eager."""
+"""Checks of the training kernels against eager: batch statistics, the sums of the backward pass, the gradient."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .batch_norm import activation, batch_norm, in_float64, move_from_kink, norm
 
 def agree(actual, eager, truth):
     for a, e, t in zip(actual, eager, truth, strict=True):
-        if a.dtype == torch.float64:  # where the truth has no more digits than what it judges
+        if a.dtype == torch.float64:  # the reference is no more precise than the result
             torch.testing.assert_close(a, t, rtol=1e-12, atol=1e-12, equal_nan=True)
         else:
             assert_close(a, e, t)
@@ -27,7 +27,7 @@ def check_stats(kernels, x, channels_last=True, **options):
 
 
 def case(shape, dtype, channels_last, mask="recompute", seed=0, misalign=0, bn_dtype=None, **bn):
-    """A gradient. No input of a ReLU is so near 0 that rounding decides which side it is on."""
+    """A gradient in which no ReLU input is so close to 0 that rounding decides the mask."""
     vectors = batch_norm(shape[1], bn_dtype or wide(dtype), **bn)
     x, grad = (activation(shape, dtype, channels_last, s, misalign) for s in (seed, seed + 1))
     if mask == "recompute":
@@ -52,7 +52,7 @@ def check_reduce(kernels, g, channels_last=True, **options):
 
 
 def check_kept(kernels, g, channels_last=True, kept=None, **options):
-    """The sums, and g: grad where out is open, to the bit."""
+    """Checks the sums, and that ``kept`` is bit-identical to grad masked by out."""
     kept = poisoned(g.x) if kept is None else kept
     actual, report = reduce(kernels, g, channels_last, kept=kept, **options)
     assert report["error_count"] == 0, report["errors"]

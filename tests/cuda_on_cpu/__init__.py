@@ -1,7 +1,7 @@
-"""Runs the CUDA kernels on the CPU, every thread a fiber and every access checked. docs/kernels/emulator.md
+"""Runs the CUDA kernels on the CPU and checks every access. See docs/kernels/emulator.md.
 
-``load()`` gives the kernels' own sources by library, compiled with g++ (ninja rebuilds what changed); a library has
-the functions of ``bindings/``. ``load_planted(Plant(...))`` gives them with a bug.
+``load()`` returns the kernel libraries, compiled with g++ from the unchanged sources; ninja rebuilds what changed. A
+library has the functions of ``bindings/``. ``load_planted(Plant(...))`` returns them with a planted bug.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ __all__ = [
     "used",
 ]
 
-#: The libraries whose functions were called, since somebody last cleared it, and the digest of what was loaded: what a
-#: test's verdict rests on. Another process may have compiled the file anew since.
+#: Libraries whose functions were called since the last clear(), with the digest of the file as loaded (another process
+#: may have rebuilt it since). A test's verdict depends on these.
 used: dict[Path, str] = {}
 
 
 class Plant(NamedTuple):
-    """A bug: in ``file`` (below csrc/), ``old`` becomes ``new``.
+    """A bug: replaces ``old`` by ``new`` in ``file`` (below csrc/).
 
-    ``sources``: stems of the .cu files that are compiled with it. ``variants``: which of their kernels, as a C++
-    expression of ``v``, the kernel's variant; others cannot be launched. ``own``: a test's library, of whose kernels
-    ``file`` is the name of one.
+    ``sources``: stems of the .cu files compiled with it. ``variants``: a C++ condition on a kernel's variant ``v``;
+    other variants are not compiled and cannot be launched. ``own``: a test's library; ``file`` then names one of its
+    kernel sources.
     """
 
     file: str
@@ -54,7 +54,7 @@ class Plant(NamedTuple):
 
 
 class Library:
-    """C++ functions; those that run kernels return the emulator's report."""
+    """A loaded library's C++ functions. Those that run kernels return the emulator's report."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -74,7 +74,10 @@ class Library:
 
 
 class Kernels:
-    """Libraries by name, compiled and loaded on first use; also the functions that every library has."""
+    """Libraries by name, compiled and loaded on first use.
+
+    Attributes are functions: ``compiled_*`` lists the variants of all libraries; any other must be in all of them.
+    """
 
     def __init__(self, planted: Planted | None = None) -> None:
         self._planted, self._open = planted, dict[str, Library]()
@@ -94,7 +97,7 @@ class Kernels:
         return getattr(self["bn_finish"], name)
 
     def close(self) -> None:
-        """Unloads what was loaded."""
+        """Unloads the loaded libraries."""
         for library in self._open.values():
             library.close()
         self._open.clear()
@@ -102,7 +105,7 @@ class Kernels:
 
 @functools.cache
 def _emulator() -> tuple[ModuleType, str]:
-    """The module and the digest of its file."""
+    """The emulator module and the digest of its file."""
     build.build([build.EMULATOR])
     spec = importlib.util.spec_from_file_location("emulator", build.EMULATOR)
     module = importlib.util.module_from_spec(spec)
@@ -124,7 +127,7 @@ def load() -> Kernels:
 
 
 def load_planted(plant: Plant) -> Kernels | Library:
-    """The kernels with a bug; close() when they are no longer needed."""
+    """The kernels with a bug. The caller must close() them."""
     return Kernels(_planted(plant)) if plant.own is None else _own(plant.own, plant)
 
 
@@ -135,8 +138,8 @@ def load_own(own: Own) -> Library:
 
 
 def prepare(libraries: Iterable[Path], plants: Iterable[Plant] = ()) -> None:
-    """Builds libraries, and those with these bugs, in one ninja run."""
-    bugs = [_planted(plant) for plant in dict.fromkeys(plants)]  # two tests may plant the same
+    """Builds libraries and planted bugs in one ninja run."""
+    bugs = [_planted(plant) for plant in dict.fromkeys(plants)]  # two tests may plant the same bug
     build.build([*libraries, *(bug.library(name) for bug in bugs for name in bug.libraries)], bugs)
 
 
@@ -148,7 +151,7 @@ def _own(own: Own, plant: Plant | None = None) -> Library:
 
 
 def _planted(plant: Plant) -> Planted:
-    """Writes the copy of the source file that has the bug."""
+    """Writes a copy of the source file with the bug."""
     own = plant.own
     by_name = {path.name: path for path in own.kernels} if own else {}
     original = by_name.get(plant.file, ROOT / "csrc" / plant.file)

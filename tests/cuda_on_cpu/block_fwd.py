@@ -24,7 +24,7 @@ class Block(NamedTuple):
 def run(
     kernels: Kernels, block: Block, *, schedule: str = "stay", seed: int = 1, sm_count: int = 2
 ) -> tuple[Tensor, dict]:
-    """The output, channels_last, and the emulator's report."""
+    """Returns the output (channels_last) and the emulator's report."""
     x = block.x
     out = torch.empty_like(x)
     out.untyped_storage().fill_(POISON)

@@ -57,7 +57,7 @@ def run(
     schedule: str = "stay",
     sm_count: int = 1,
 ) -> tuple[Tensor, dict]:
-    """The output and the emulator's report. out is a poisoned copy of x's shape, or x itself."""
+    """Returns the output and the emulator's report. The output is new, poisoned memory, or x if ``in_place``."""
     out = x
     if not in_place:
         out = torch.empty_like(x)

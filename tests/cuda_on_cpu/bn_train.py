@@ -14,7 +14,7 @@ MASKS = ["none", "recompute", "out"]  # in the order of Mask in csrc/cuda/bn/bn_
 
 
 class Gradient(NamedTuple):
-    """Where a gradient comes from; all of one shape and format."""
+    """Inputs of the backward kernels; all activations have one shape and memory format."""
 
     grad: Tensor
     x: Tensor
@@ -39,7 +39,7 @@ def shape(x: Tensor, channels_last: bool) -> dict:
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """Of sums."""
+    """The dtype of sums."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -59,7 +59,7 @@ def poisoned(like: Tensor, **options) -> Tensor:
 
 
 class Results:
-    """Two vectors of sums, and the workspace that they come from."""
+    """Two result vectors and the workspace for their partial results."""
 
     def __init__(self, channels: int, dtype: torch.dtype, workspace: int) -> None:
         self.values = [torch.full((channels,), -77.0, dtype=wide(dtype)) for _ in range(2)]
@@ -79,7 +79,7 @@ class Results:
 def stats(
     kernels: Kernels, x: Tensor, channels_last: bool, sm_count: int = 1, schedule: str = "stay", seed: int = 1
 ) -> tuple[list[Tensor], dict]:
-    """``[mean, var]``, and the emulator's report."""
+    """Returns ``[mean, var]`` and the emulator's report."""
     p = dict(x=x.data_ptr()) | shape(x, channels_last)
     results = Results(x.shape[1], x.dtype, kernels.bn_stats_workspace(p, sm_count))
     buffers = [*inputs(dict(x=x)), *results.buffers()]
@@ -95,7 +95,7 @@ def reduce(
     seed: int = 1,
     kept: Tensor | None = None,
 ) -> tuple[list[Tensor], dict]:
-    """``[sum_g, sum_g_xhat]``, and the emulator's report; g itself into ``kept``."""
+    """Returns ``[sum_g, sum_g_xhat]`` and the emulator's report; stores g itself in ``kept``."""
     p = g.parameters(channels_last) | ({} if kept is None else dict(kept=kept.data_ptr()))
     results = Results(g.x.shape[1], g.x.dtype, kernels.bn_backward_reduce_workspace(p, sm_count))
     buffers = [*g.buffers(), *results.buffers()] + ([] if kept is None else [("kept", *span(kept), "write")])
@@ -114,7 +114,7 @@ def backward(
     schedule: str = "stay",
     seed: int = 1,
 ) -> tuple[Tensor, dict]:
-    """The gradient of x, and the emulator's report."""
+    """Returns the gradient of x and the emulator's report."""
     to = poisoned(g.x)
     p = g.parameters(channels_last) | dict(to=to.data_ptr(), count=count)
     buffers = [*g.buffers(), ("to", *span(to), "write")]
@@ -134,7 +134,7 @@ def finish(
     schedule: str = "stay",
     seed: int = 1,
 ) -> tuple[list[Tensor], dict]:
-    """bn_finish of moments (parts, 3, channels), or with ``var`` of sums (parts, 2, channels)."""
+    """Runs bn_finish on moments (parts, 3, channels) or, with ``var``, on sums (parts, 2, channels)."""
     count, _, channels = parts.shape
     p = dict(
         parts=count,
@@ -145,7 +145,7 @@ def finish(
         dtype=DTYPES.index(parts.dtype),
         eps=eps,
     )
-    # The first of the workspace is what the launch begins with; what is merged comes behind it.
+    # The workspace starts with the launch's input; merged parts follow it.
     size = parts.numel() * parts.element_size()
     results = Results(channels, parts.dtype, kernels.bn_finish_workspace(p))
     assert results.workspace.numel() >= size

@@ -1,7 +1,7 @@
-"""Compiles the emulator and what it runs: one ninja file, an object a source, and libraries that the emulator loads.
+"""Compiles the emulator and its libraries with one ninja file, one object per source.
 
-``build/cuda_on_cpu`` has the emulator (a Python module), the libraries of kernels (libraries.py), those of tests
-(``own``), the op layer twice (op_layer.py), and a folder for each planted bug.
+``build/cuda_on_cpu`` has the emulator (a Python module), the kernel libraries (libraries.py), those of tests (``own``),
+the op layer twice (op_layer.py), and a folder for each planted bug.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ BUILD = ROOT / "build" / "cuda_on_cpu"
 EMULATOR = BUILD / f"emulator{sysconfig.get_config_var('EXT_SUFFIX')}"
 OPS = HERE / "ops"
 CSRC = ROOT / "csrc"
-#: What kernels' launchers need of csrc, beside headers. Its cache is the emulator's, so that all libraries share it.
+#: Sources of csrc that kernel launchers need. Compiled into the emulator, so that all libraries share the cache.
 HOST = [CSRC / "cuda" / "tensor_map_cache.cpp"]
-#: What asks a GPU, or stands in the table of trust: ops/ has doubles of it.
+#: Files of csrc/cuda left out of the op layer: they query a GPU or hold the trust table, and ops/ has doubles, or the
+#: emulator already has them (``HOST``).
 DOUBLED = {"runtime", "smem_grants", "tensor_map", "trust_table", "tensor_map_cache"}
 _CUDA = "_ZN12resnet_fused4cuda"
-#: Functions that files of ops/ wrap.
+#: Functions that each file of ops/ wraps (mangled names).
 WRAPPED = {
     "faults": (
         f"{_CUDA}15launch_conv_fwdERKNS0_13ConvFwdParamsERKNS0_14ConvFwdVariantERKNS0_5QueueE",
@@ -41,36 +42,37 @@ WRAPPED = {
 }
 
 TORCH_TARGET = "0x020a000000000000ULL"  # as in build_tools/ninja_file.py
-MOST_OUTPUT = 6000  # characters of a compiler's complaint
+MOST_OUTPUT = 6000  # characters of compiler output in an error message
 
-# gnu_unique would merge a planted bug's variables with those of other libraries, and keep libraries loaded.
+# gnu_unique symbols would merge a planted bug's variables with those of other libraries and prevent unloading.
 COMMON = "-std=c++17 -fPIC -fno-gnu-unique -ffp-contract=off"
 STRICT = "-Wall -Wextra -Werror"
-# Every plain access calls a hook of runtime/hooks.cpp, and calls keep their return address: reports name the line. The
-# guards of static variables would want hooks for atomics; only the host's code has such. A fiber has 256 KiB of stack.
+# -fsanitize makes every plain access call a hook of runtime/hooks.cpp. Without sibling calls, return addresses name the
+# line for reports. Thread-safe statics would need hooks for atomics; only host code has static variables.
+# A fiber has 256 KiB of stack, so the kernel rule below also limits frames.
 CHECKED = (
     "-g1 -fsanitize=thread,alignment --param tsan-instrument-func-entry-exit=0 -fno-optimize-sibling-calls"
     " -fno-threadsafe-statics -Wno-unknown-pragmas -Wno-psabi"
 )
-# The standard library's headers that kernels read, parsed once.
+# Standard headers that kernels include, precompiled.
 PRECOMPILED = HERE / "include" / "precompiled.h"
 
 
 class Planted(NamedTuple):
     """A copy of a source file with a bug in it, and the libraries that have the bug."""
 
-    folder: Path  # of the objects; the copy is below include/
-    sources: tuple[Path, ...]  # compiled with it
+    folder: Path  # has the objects; the copy is below include/
+    sources: tuple[Path, ...]  # compiled with the copy
     libraries: tuple[str, ...]
     variants: str
-    own: Own | None = None  # the library, if it is no kernels' own
+    own: Own | None = None  # the test's library, if the bug is not in csrc
 
     def library(self, name: str) -> Path:
         return self.folder / f"{name}.so"
 
 
 def missing() -> str | None:
-    """Why the emulator cannot be built here, or None."""
+    """The reason why the emulator cannot be built here, or None."""
     for tool in ("g++", "addr2line"):
         if not shutil.which(tool):
             return f"{tool} is not installed"
@@ -84,7 +86,7 @@ def library(name: str) -> Path:
 
 
 def build(targets: Iterable[Path], planted: Iterable[Planted] = ()) -> None:
-    """Brings files up to date, as many compilers at a time as there are cores. Other processes wait for their turn."""
+    """Builds out-of-date targets with ninja, one compiler per core. A lock makes other processes wait."""
     BUILD.mkdir(parents=True, exist_ok=True)
     with _locked():
         file = BUILD / "build.ninja"
@@ -113,19 +115,19 @@ def _torch() -> Path:
 def _rules() -> list[str]:
     import pybind11
 
-    # The emulator's folder shadows csrc/cuda/launch.h and csrc/cuda/ptx; a planted file shadows both.
+    # The emulator's include folder shadows csrc/cuda/launch.h and csrc/cuda/ptx; a planted copy shadows both.
     own = f"-I{HERE / 'include'} -I{HERE} -I{CSRC}"
     python = f"-isystem {pybind11.get_include()} -isystem {sysconfig.get_paths()['include']}"
     layer = f"-I{OPS / 'include'} {own} -isystem {_torch() / 'include'} -DTORCH_TARGET_VERSION={TORCH_TARGET}"
     hidden = "-fvisibility=hidden"
-    rules = {  # $more: of one file
-        "runtime": f"-O2 {STRICT} {own}",  # visible: libraries of kernels call it
+    rules = {  # $more: flags of one file
+        "runtime": f"-O2 {STRICT} {own}",  # visible: kernel libraries call it
         "module": f"-O0 {STRICT} {hidden} {own} {python}",
         "bindings": f"-O0 {STRICT} {hidden} $more {own}",
         "kernel": f"-O1 {CHECKED} {STRICT} -Wframe-larger-than=65536 {hidden} $more {own}",
-        # A bug is run briefly, so that its compilation is what takes time; and it may leave a variable unused.
+        # A planted bug runs briefly, so compile time dominates (-O0), and it may leave a variable unused (-w).
         "planted": f"-O0 {CHECKED} -w {hidden} $more {own}",
-        # What a GPU's host runs is compiled as for it: no checks, optimised.
+        # Host code, compiled as for a GPU: optimised, without checks.
         "ops": f"-O2 {STRICT} {hidden} $more {layer}",
         "host": f"-O2 {STRICT} -Wno-unknown-pragmas {hidden} -I{OPS / 'no_launch'} {own}",
     }
@@ -159,7 +161,7 @@ def _bindings() -> list[Path]:
 
 
 def _everything() -> list[str]:
-    """The emulator, the kernels, the op layer and its twin."""
+    """Build statements of the emulator, the kernel libraries and both op layers."""
     lines: list[str] = []
 
     def compiled(rule: str, sources: Iterable[Path], folder: str, **variables: str) -> list[Path]:
@@ -200,7 +202,7 @@ def _everything() -> list[str]:
     return lines
 
 
-#: What the op layer and its twin register their ops as with torch.
+#: torch namespaces of the two op layers.
 OP_LIBRARIES = {"op_layer": "resnet_fused_on_cpu", "op_host": "resnet_fused_on_host"}
 
 

@@ -1,4 +1,4 @@
-"""Calls the emulated conv_fwd kernels with torch tensors."""
+"""Calls the emulated convolution kernels with torch tensors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Variant(NamedTuple):
 
 
 class Conv(NamedTuple):
-    """One convolution with the BatchNorm before and after it; x and weight are channels_last."""
+    """A convolution and its BatchNorm, with an optional pre-activation BatchNorm; x and weight are channels_last."""
 
     x: Tensor
     weight: Tensor
@@ -84,9 +84,10 @@ def run(
     sm_count: int = 4,
     family: str = "conv_fwd",
 ) -> tuple[Tensor, dict]:
-    """The output, channels_last, and the emulator's report. ``family``: conv_fwd (sm80) or conv_sm90.
+    """Returns the output (channels_last) and the emulator's report. ``family``: conv_fwd, conv_sm90 or conv_rows.
 
-    ``whole``, ``shares``: stream-K of conv_sm90; the steps of tiles from ``whole`` on are cut into ``shares`` parts.
+    ``whole``, ``shares``: stream-K of conv_sm90. Tiles before ``whole`` are computed whole; the steps of the remaining
+    tiles are split into ``shares`` parts.
     """
     shape = conv.output_shape()
     out = torch.empty(shape, dtype=conv.x.dtype, memory_format=torch.channels_last)
@@ -115,7 +116,7 @@ def run(
 
 
 def launch(kernels: Kernels, family: str, variant: Variant, buffers: list, params: dict, *how: Any) -> dict:
-    """The emulator's report. ``how``: number of SMs, schedule, seed."""
+    """Returns the emulator's report. ``how``: number of SMs, schedule, seed."""
     kind = "stats" if variant.mode in STATISTICS else "gradient" if variant.mode == GRADIENT else "fwd"
     stem = f"conv_{kind}" if family == "conv_fwd" else f"{family}_stats" if kind == "stats" else family
     library = kernels[f"{stem}_{SUFFIXES[variant.dtype]}"]
@@ -123,7 +124,7 @@ def launch(kernels: Kernels, family: str, variant: Variant, buffers: list, param
 
 
 def part_pixels(family: str, tile: tuple[int, int], prologue: bool) -> int:
-    """Pixels of one part of the statistics: a tile's, or a warp group's share of them."""
+    """Pixels per part of the statistics: a whole tile, or a warp group's share of it."""
     return 128 if (family, tile, prologue) == ("conv_sm90", (256, 64), True) else tile[0]
 
 
@@ -137,7 +138,7 @@ def run_statistics(
     sm_count: int = 4,
     family: str = "conv_fwd",
 ) -> tuple[Tensor, list[Tensor], dict]:
-    """The raw output, its mean and variance, and the reports' sum: the kernel's, then bn_finish's."""
+    """Returns the pre-BN output, its mean and variance, and the kernel's report with bn_finish's errors added."""
     shape = conv.output_shape()
     out = torch.empty(shape, dtype=conv.x.dtype, memory_format=torch.channels_last)
     out.untyped_storage().fill_(POISON)
@@ -164,7 +165,10 @@ def run_gradient(
     schedule: str = "stay",
     seed: int = 1,
 ) -> tuple[Tensor, list[Tensor], dict]:
-    """``conv`` of an output's gradient, ``conv.bn`` being what read ``raw``; its two sums, and the reports' sum."""
+    """Convolves a gradient, adds ``beside``, and sums for the backward pass of ``relu(conv.bn(raw))``.
+
+    Returns the output, the two sums, and the kernel's report with bn_finish's errors added.
+    """
     shape = conv.output_shape()
     out = torch.empty(shape, dtype=conv.x.dtype, memory_format=torch.channels_last)
     out.untyped_storage().fill_(POISON)

@@ -1,4 +1,4 @@
-"""Calls of every op of the host-only op layer, as a network would make them: bfloat16, channels_last."""
+"""Calls of inference ops of the host-only op layer, as a network makes them: bfloat16, channels_last."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .op_layer import HOST_NAME
 
 
 def calls(channels: int, size: int) -> dict[str, tuple[Any, list[Any]]]:
-    """Name -> (the op, arguments that it takes)."""
+    """Op name -> (op, arguments)."""
 
     def randn(*shape: int) -> Tensor:
         return torch.randn(shape).bfloat16().contiguous(memory_format=torch.channels_last)

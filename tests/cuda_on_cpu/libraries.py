@@ -1,4 +1,4 @@
-"""Which libraries of emulated kernels there are: one for each source with kernels, so that an edit compiles little."""
+"""Lists the libraries of emulated kernels: one per source with kernels, so that an edit recompiles little."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CUDA = ROOT / "csrc" / "cuda"
 
-#: Library -> the stems of csrc/cuda/**/*.cu in it: the kernels' own, and what launches them and ends their launches.
+#: Library -> stems of csrc/cuda/**/*.cu in it: kernels, launcher and finishing kernel.
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "bn_add_act": ("bn_add_act",),
     "bn_stats": ("bn_stats", "bn_finish"),
@@ -29,7 +29,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
 
 
 class Own(NamedTuple):
-    """A library of a test's own kernels: .cu files, C++ files of bindings (bindings/library.h), where headers are."""
+    """A test's own kernel library: .cu files, C++ files with bindings (bindings/library.h), include folders."""
 
     name: str
     kernels: tuple[Path, ...]
@@ -49,7 +49,7 @@ SOURCES = {path.stem: path for path in sorted(CUDA.rglob("*.cu"))}
 
 
 def containing(sources: tuple[str, ...]) -> tuple[str, ...]:
-    """The libraries that a change of these sources is seen in; those of one that has several of them come first."""
+    """The libraries that contain the most of these sources."""
     unknown = set(sources) - set(SOURCES)
     if unknown:
         raise ValueError(f"no such kernel source: {', '.join(sorted(unknown))}")

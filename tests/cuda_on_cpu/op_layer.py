@@ -1,7 +1,7 @@
-"""The op layer of csrc/cuda on CPU tensors: check, problem, plan, allocate, launch, then the emulated kernels.
+"""The op layer of csrc/cuda on CPU tensors: argument checks, plan, allocation and launch of emulated kernels.
 
-``load()`` registers every op of csrc/cuda as ``torch.ops.resnet_fused_on_cpu.*``. A call through ``Layer`` runs under
-the emulator with the tensors of its arguments, and what the op allocates, as the memory that kernels may touch.
+``load()`` registers every op of csrc/cuda as ``torch.ops.resnet_fused_on_cpu.*``. A call through ``Layer`` runs in the
+emulator; kernels may read the tensor arguments and use what the op allocates, and no other memory.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ NAME, HOST_NAME = build.OP_LIBRARIES["op_layer"], build.OP_LIBRARIES["op_host"]
 
 
 class Layer:
-    """The ops as functions, of a GPU that is described by ``device`` (see ``cli/_gpus.py``) and of an engine.
+    """The ops as functions, for the GPU ``device`` (see ``cli/_gpus.py``) and RESNET_FUSED_CUDA_ENGINE ``engine``.
 
-    ``reports`` has the emulator's report of every call; a call in which something was wrong raises AssertionError.
+    ``reports`` has the emulator's report of every call. A call with findings raises AssertionError.
     """
 
     def __init__(self, library: Library, device: Iterable[int], engine: str = "", schedule: str = "stay") -> None:
         self.library, self.schedule = library, schedule
         self.reports: list[dict] = []
-        self.may_give_up = False  # an op has allocated its output when it finds that its kernel may not run
+        self.may_give_up = False  # if True, an op may leave its output unwritten when it launches no kernel
         library.set_device(*device)
         library.set_engine(engine)
 
@@ -49,7 +49,7 @@ class Layer:
 
 
 def buffers(args: Iterable[Any]) -> list[tuple[str, int, int, str]]:
-    """The memory of all tensors among the arguments; views of one memory are one buffer."""
+    """Buffers of all tensors among the arguments; overlapping views are merged."""
     spans = sorted({span(t) for t in args if isinstance(t, Tensor) and t.numel()})
     merged: list[list[int]] = []
     for begin, size in spans:
@@ -67,7 +67,7 @@ def load() -> Library:
 
 @functools.cache
 def load_host() -> Library:
-    """The same as ``torch.ops.resnet_fused_on_host.*``, compiled as for a GPU's host, with launches that do nothing."""
+    """The ops as ``torch.ops.resnet_fused_on_host.*``: optimised host code, launches that do nothing."""
     return _load("op_host")
 
 

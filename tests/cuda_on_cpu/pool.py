@@ -1,4 +1,4 @@
-"""Calls the emulated kernels of max-pooling with torch tensors, NHWC."""
+"""Calls the emulated max-pooling kernels with NHWC torch tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Pool = tuple[Pair, Pair, Pair]  # kernel, stride, padding
 
 
 def pooled(x: Tensor, pool: Pool) -> tuple[int, ...]:
-    """The shape of what x is pooled to."""
+    """The output shape of pooling x."""
     (kh, kw), (sh, sw), (ph, pw) = pool
     n, c, h, w = x.shape
     return n, c, (h + 2 * ph - kh) // sh + 1, (w + 2 * pw - kw) // sw + 1
@@ -27,7 +27,7 @@ def shape(x: Tensor, pool: Pool) -> dict:
 
 
 def empty(size: tuple[int, ...], dtype: torch.dtype, misalign: int = 0) -> Tensor:
-    """Poisoned, NHWC, ``misalign`` elements past a 16-byte boundary."""
+    """A poisoned NHWC tensor that starts ``misalign`` elements past a 16-byte boundary."""
     n, c, h, w = size
     room = poisoned(torch.empty(n * c * h * w + misalign, dtype=dtype))
     return room.as_strided(size, (c * h * w, 1, w * c, c), misalign)
@@ -48,7 +48,7 @@ def forward(
     misalign: str = "",
     argmax: bool = True,
 ) -> tuple[Tensor, Tensor | None, dict]:
-    """``out, taken``, which is None without ``argmax``, and the emulator's report."""
+    """Returns ``out``, ``taken`` (the argmax; None without ``argmax``) and the emulator's report."""
     out = empty(pooled(x, pool), x.dtype, int(misalign == "out"))
     taken = empty(pooled(x, pool), torch.uint8, int(misalign == "taken")) if argmax else None
     named = dict(x=x) | {field: getattr(bn, field) for field in BatchNorm._fields[:5]}
@@ -63,7 +63,7 @@ def forward(
 
 
 def backward_parameters(grad: Tensor, taken: Tensor, x: Tensor, pool: Pool) -> dict:
-    """``x`` is what the gradient is of: it is written."""
+    """``x`` is where the gradient of the input is written."""
     return dict(grad=grad.data_ptr(), taken=taken.data_ptr(), to=x.data_ptr()) | shape(x, pool)
 
 
@@ -77,7 +77,7 @@ def backward(
     schedule: str = "stay",
     misalign: str = "",
 ) -> tuple[Tensor, dict]:
-    """The gradient of an input of ``size``, and the emulator's report."""
+    """Returns the gradient of an input of ``size`` and the emulator's report."""
     to = empty(size, grad.dtype, int(misalign == "to"))
     buffers = [*inputs(dict(grad=grad, taken=taken)), ("to", *span(to), "write")]
     return to, kernels["pool_backward"].run_pool_backward(

@@ -1,4 +1,4 @@
-"""Turns the emulator's findings into sentences with the kernel's lines."""
+"""Turns the emulator's findings into messages that name the kernel's lines."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-MOST_ERRORS = 8  # told in words; all are counted
+MOST_ERRORS = 8  # messages in a report; error_count counts all
 
 
 def finish(raw: dict, module: str) -> dict:
     """The report that ``run_*`` returns.
 
-    errors       sentences, the first few
-    error_count  how often something was wrong
-    hazards      what kinds of hazards there were, each with the lines where it was found: a set of (hazard, line)
-    given_up     a launch was abandoned
-    launched     the kernels' names, in order
+    errors       messages of the first few findings
+    error_count  occurrences of all findings
+    hazards      the set of (hazard, line)
+    given_up     whether a launch was aborted
+    launched     kernel names, in launch order
     and counters: bytes_loaded, bytes_stored, wide_accesses, bytes_copied, collectives
     """
     findings = raw.pop("findings")
@@ -51,7 +51,7 @@ def _index(i: tuple[int, int, int]) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _lines(module: str, places: frozenset[int]) -> dict[int, str]:
-    """``file:line`` of each code address: of what was inlined there, the innermost that is the kernel's own."""
+    """``file:line`` of each code address: the innermost inlined frame that is in kernel code."""
     if not places:
         return {}
     wanted = sorted(places)
@@ -66,7 +66,7 @@ def _lines(module: str, places: frozenset[int]) -> dict[int, str]:
 
 
 def _own(frames: list[str]) -> str:
-    """Whether a line is the kernel's own, not the emulator's or an instruction's."""
+    """The first frame that is in neither the emulator nor a ptx header."""
     for frame in frames:
         name, _, line = frame.rpartition(":")
         path = Path(name)
@@ -77,7 +77,7 @@ def _own(frames: list[str]) -> str:
 
 
 def _short(path: Path) -> str:
-    """A planted copy goes by the name of its original."""
+    """The path from the root; a planted copy is shown as its original."""
     parts = path.resolve().parts
     if "include" in parts and any(p.startswith("planted_") for p in parts):
         return str(Path("csrc", *parts[parts.index("include") + 1 :]))

@@ -1,4 +1,4 @@
-"""Converts torch tensors for the emulator: addresses, strides, dtype numbers."""
+"""Converts torch tensors to addresses, strides and dtype numbers for the emulator."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]  # in the order of csrc/cuda/dtype.h
-#: As the names of sources have them.
+#: Suffixes in names of kernel sources.
 SUFFIXES = {torch.float32: "tf32", torch.float16: "f16", torch.bfloat16: "bf16"}
 POISON = 0xA5
 
@@ -23,12 +23,12 @@ class BatchNorm(NamedTuple):
 
 
 def vectors(bn: BatchNorm) -> tuple:
-    """A BatchNormVectors: ``(address, stride, dtype)`` of each vector, then eps."""
+    """Arguments of ``batch_norm_of`` (bindings/batch_norm.h): ``(address, stride, dtype)`` per vector, then eps."""
     absent = (0, 0, 0)
     return (*(absent if v is None else (v.data_ptr(), v.stride(0), DTYPES.index(v.dtype)) for v in bn[:5]), bn.eps)
 
 
 def span(t: Tensor) -> tuple[int, int]:
-    """Address and bytes from a tensor's first element to its last."""
+    """Address of a tensor's first element, and bytes from there to the end of its last element."""
     last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
     return t.data_ptr(), (1 + last if t.numel() else 0) * t.element_size()

@@ -1,5 +1,5 @@
-"""Every hardware instruction that kernels use, alone in a small kernel, against its definition.
+"""Tests every hardware instruction that kernels use, each in a small kernel of its own, against its definition.
 
-cases.py lists the calls, definitions.py says in numpy what the PTX ISA says that they compute; neither knows the
+cases.py lists the calls; definitions.py implements in numpy what the PTX ISA specifies. Neither depends on the
 emulator. The same kernels run on the emulator (emulator.py) and on a GPU (gpu.py, which writes a golden file).
 """

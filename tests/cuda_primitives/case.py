@@ -1,4 +1,4 @@
-"""One call of a primitive: what goes in, and what must come out."""
+"""One call of a primitive: inputs and expected output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ALIGNMENT = 128  # bytes; TMA needs 16
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
-    """A copy whose first byte is as aligned as a tensor's on a GPU."""
+    """A copy aligned to ``ALIGNMENT``."""
     room = np.empty(array.nbytes + ALIGNMENT, np.uint8)
     start = -room.ctypes.data % ALIGNMENT
     copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -23,20 +23,20 @@ def aligned(array: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Case:
-    """``buffers`` are the inputs in the kernel's order, with None where the output goes."""
+    """``buffers``: the inputs in the kernel's order, with None in place of the output."""
 
     name: str
     primitive: str
-    needs: str  # sm_80, sm_90 or sm_90a: the least architecture
+    needs: str  # minimum architecture: sm_80, sm_90 or sm_90a
     buffers: tuple[np.ndarray | None, ...]
     numbers: tuple[int, ...]
     expected: np.ndarray
-    bound: np.ndarray | None = None  # None: every bit is defined
+    bound: np.ndarray | None = None  # on the absolute error; None: every bit that `comparable` keeps is defined
     comparable: Callable[[np.ndarray], np.ndarray] = field(default=lambda output: output, repr=False)
 
     @property
     def digest(self) -> str:
-        """Changes with the inputs: a golden output belongs to one."""
+        """Digest of the inputs; identifies golden outputs."""
         h = hashlib.sha256(repr((self.primitive, self.numbers)).encode())
         for b in self.buffers:
             h.update(b"out" if b is None else b.tobytes())
@@ -47,11 +47,11 @@ class Case:
         return aligned(poison.view(self.expected.dtype).reshape(self.expected.shape))
 
     def fingerprint(self, output: np.ndarray) -> str:
-        """Of those bits of an output that are defined."""
+        """Digest of the defined bits of an output."""
         return hashlib.sha256(np.ascontiguousarray(self.comparable(output)).tobytes()).hexdigest()
 
     def mismatch(self, output: np.ndarray, reference: np.ndarray | None = None) -> str | None:
-        """What is wrong with an output, or None. With a golden ``reference`` both may be off, by the bound each."""
+        """What is wrong with an output, or None. Against a golden ``reference`` the bound doubles: both may be off."""
         want = self.expected if reference is None else reference
         if self.bound is None:
             wrong = self.comparable(output) != self.comparable(want)

@@ -1,4 +1,4 @@
-"""Every call of every primitive. Inputs come from fixed seeds, so that golden files stay comparable."""
+"""All cases of all primitives. Inputs have fixed seeds, so golden files stay comparable."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ def warp() -> Iterator[Case]:
 
 
 def interesting_floats() -> np.ndarray:
-    """Bits of float32: every exponent with fractions at and around the ties of the narrow formats; random ones."""
+    """float32 bits: every exponent with fractions at and around the ties of the narrow formats, and random bits."""
     exponents = np.arange(256, dtype=np.uint32) << 23
     fractions = {0, 0x7FFFFF}
     for kept in (7, 10):
         half = 1 << (22 - kept)
-        for low in (0, half - 1, half, half + 1):  # below, at and above a tie, after an even and after an odd digit
+        for low in (0, half - 1, half, half + 1):  # below, at and above a tie, with an even and an odd last kept bit
             fractions |= {low, low | 2 * half, low | (0x7FFFFF & -2 * half)}
     positive = (exponents[:, None] | np.array(sorted(fractions), np.uint32)).reshape(-1)
     random = words(generator("floats"), 4096)
@@ -106,14 +106,14 @@ def conversions() -> Iterator[Case]:
 
 
 def numbers(g: np.random.Generator, kind: str, *shape: int) -> np.ndarray:
-    """Small whole numbers, whose sums are exact in any order, or a normal distribution over many magnitudes."""
+    """Small integers, whose sums are exact in any order, or normally distributed values of many magnitudes."""
     if kind == "whole":
         return g.integers(-8, 9, shape).astype(np.float64)
     return g.standard_normal(shape) * 2.0 ** g.integers(-6, 7, shape)
 
 
 def narrowed(values: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Bits in the operands' type, and their values. tf32: float32 with the low 13 bits clear."""
+    """Bits in the operands' type and their values. tf32 is float32 with the low 13 bits clear."""
     if kind == "tf32":
         bits = (d.encode(values, d.TF32) << 13).astype(np.uint32)
     else:
@@ -122,7 +122,7 @@ def narrowed(values: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def summed(kind: str, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """The expected float32 sums, and the bound where they are not exact."""
+    """The expected sums, and the bound on their error (None if exact)."""
     value, bound = d.product(a, b, c)
     return (value.astype(np.float32), None) if kind == "whole" else (value, bound)
 
@@ -149,7 +149,7 @@ def mma() -> Iterator[Case]:
 
 
 def float_case(name, primitive, needs, buffers, numbers_, expected, bound) -> Case:
-    """Outputs are float32, and so is what is expected, but for the last bits where there is a bound."""
+    """A case with float32 output; ``expected`` is rounded to float32."""
     return Case(name, primitive, needs, buffers, numbers_, expected.astype(np.float32), bound)
 
 
@@ -171,7 +171,7 @@ def mbarrier() -> Iterator[Case]:
 
 
 def typed(dtype: str, g: np.random.Generator, *shape: int) -> np.ndarray:
-    """Random bits: TMA does not look at them."""
+    """Random bits: TMA does not interpret values."""
     item = np.uint32 if dtype == "float32" else np.uint16
     return g.integers(1, 1 << np.dtype(item).itemsize * 8, shape, item)
 
@@ -192,7 +192,7 @@ def tma_tiles() -> Iterator[Case]:
         for width in (128, 64, 32, 0):
             row = (width or 48) // size
             yield tma_tile(f"{dtype}-{width}", dtype, flat, (row, 5), (row, 24), swizzle=width)
-    # Borders: before, after, wholly outside, and a row that is partly inside.
+    # Borders: before, after, completely outside, and a row that is partly inside.
     flat = typed("bfloat16", g, 40, 72)
     for place, start in dict(before=(-16, -3), after=(40, 30), outside=(200, 3), below=(8, -30)).items():
         yield tma_tile(f"{place}", "bfloat16", flat, start, (64, 24), swizzle=128)
@@ -221,7 +221,7 @@ def tma_im2col() -> Iterator[Case]:
         p, q = window.output(x.shape[1:3])
         last = x.shape[0] * p * q
         taps = {(0, 0), (window.taps[0] - 1, window.taps[1] - 1), (window.taps[0] // 2, 0)}
-        # From the start, from the middle of a row across images, and past the last image.
+        # From the first pixel, from the middle of a row across images, and past the last image.
         for first, tap in itertools.product((0, p * q - q // 2 - 1, last - 20), sorted(taps)):
             yield tma_window(f"{name}-{first}-tap-{tap[0]}-{tap[1]}", x, window, first, tap, 64, 64)
     window = windows["3x3"]
@@ -242,7 +242,7 @@ def tma_window(name, x, window, first, tap, channel, channels, width=128, pixels
 
 
 def tma_stores() -> Iterator[Case]:
-    """Boxes that tile a tensor, the last ones past its end: every element is written once."""
+    """Boxes that tile a tensor and reach past its end: every element is written once."""
     for rank, shape, box, width in (
         (2, (37, 136), (64, 16), 128),
         (2, (37, 136), (32, 16), 64),
@@ -255,7 +255,7 @@ def tma_stores() -> Iterator[Case]:
         name = f"tma_store_{rank}d-{'x'.join(map(str, box))}-{width}"
         tensor = typed("bfloat16", generator(name), *shape)
         starts = list(itertools.product(*(range(0, n, b) for n, b in zip(shape[::-1], box, strict=True))))
-        starts += [(*starts[-1][:-1], shape[0] + 3)] * (len(starts) % 2)  # a block stores two; this one is outside
+        starts += [(*starts[-1][:-1], shape[0] + 3)] * (len(starts) % 2)  # a block stores two: pad with one outside
         step = (1,) * rank
         boxes = np.stack([d.swizzle(d.tile(tensor, start, box, step), width) for start in starts])
         places = np.array([[*start, *[0] * (4 - rank)] for start in starts], np.int32)
@@ -264,7 +264,7 @@ def tma_stores() -> Iterator[Case]:
 
 
 def cluster() -> Iterator[Case]:
-    """Each block has brought half of what both have."""
+    """Each block multicasts half of the data to both."""
     for steps in (1, 2, 7):
         tensor = words(generator("cluster"), 16 * steps, 16)
         chunks = tensor.reshape(steps, 64, 4)
@@ -295,7 +295,7 @@ def wgmma() -> Iterator[Case]:
 
 
 def planes() -> Iterator[Case]:
-    """Pixels in planes of 16 bytes, and 96 of them from any position on."""
+    """wgmma over 96 pixels from any start position, stored in planes of 16 bytes per pixel."""
     g = generator("planes")
     a_bits, a = narrowed(numbers(g, "whole", 64, 64), "bf16")
     b_bits, b = narrowed(numbers(g, "whole", 139, 64), "bf16")
@@ -307,7 +307,7 @@ def planes() -> Iterator[Case]:
 
 
 def by_warps(matrix: np.ndarray) -> np.ndarray:
-    """A 64 x n accumulator as its threads have it: each warp 16 rows."""
+    """A 64 x n accumulator in register order: each warp has 16 rows."""
     return np.concatenate([d.fragment_d(matrix[16 * w : 16 * w + 16]) for w in range(4)])
 
 
@@ -323,13 +323,13 @@ def operand_b(b: np.ndarray, width: int) -> np.ndarray:
 
 
 def core_matrices(matrix: np.ndarray, neighbours: str) -> np.ndarray:
-    """Without a swizzle: 8 rows of 16 bytes each, adjacent; then the next one along K, or the next 8 rows."""
+    """Layout without swizzle: core matrices (8 adjacent rows of 16 bytes) ordered along K or along rows."""
     cores = matrix.reshape(matrix.shape[0] // 8, 8, matrix.shape[1] // 8, 8)  # (8 rows, row, 16 bytes, element)
     return np.ascontiguousarray(cores.transpose((0, 2, 1, 3) if neighbours == "k" else (2, 0, 1, 3)))
 
 
 def conv() -> Iterator[Case]:
-    """TMA, mbarriers, wgmma, stmatrix and TMA stores together. Whole numbers: every sum is exact."""
+    """TMA, mbarriers, wgmma, stmatrix and TMA stores together. Integers, so every sum is exact."""
     for name, shape, k, stride in (
         ("one-tile", (2, 9, 7, 64), 64, 1),
         ("ragged", (1, 13, 12, 128), 72, 1),

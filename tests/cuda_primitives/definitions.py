@@ -1,4 +1,4 @@
-"""What the instructions compute, in numpy, from the text of the PTX ISA (9.0). Words are uint32."""
+"""The instructions' definitions in numpy, from the text of the PTX ISA (9.0). Words are uint32."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Format(NamedTuple):
 
     @property
     def least(self) -> int:
-        """The exponent of the smallest normal number, and of the subnormal ones."""
+        """The exponent of the smallest normal number and of subnormals."""
         return 2 - (1 << (self.exponent - 1))
 
 
@@ -32,7 +32,7 @@ F32, F16, BF16, TF32 = Format(8, 23), Format(5, 10), Format(8, 7), Format(8, 10)
 
 
 def decode(bits: np.ndarray, form: Format) -> np.ndarray:
-    """float64, which has every value of the formats."""
+    """Values as float64, which represents all formats exactly."""
     bits = bits.astype(np.int64)
     exponent = bits >> form.fraction & ((1 << form.exponent) - 1)
     fraction = bits & ((1 << form.fraction) - 1)
@@ -46,14 +46,14 @@ def decode(bits: np.ndarray, form: Format) -> np.ndarray:
 
 
 def encode(values: np.ndarray, form: Format, ties: str = "even") -> np.ndarray:
-    """The nearest value's bits; ``ties`` go to the even one or "away" from zero. NaN has all bits but the sign."""
+    """Bits of the nearest value. ``ties``: to "even", or "away" from zero. NaN gets all bits set except the sign."""
     size = np.abs(values)
     finite = np.where(np.isfinite(size), size, 0)
     exponent = np.where(finite > 0, np.frexp(finite)[1].astype(np.int64) - 1, form.least)
     exponent = np.maximum(exponent, form.least)
     units = finite * 2.0 ** (form.fraction - exponent)
     units = np.rint(units) if ties == "even" else np.floor(units + 0.5)
-    # A normal number's leading one adds 1 to the exponent's field, and so does a fraction that is rounded up to 2.
+    # The leading one of a normal number adds 1 to the exponent field, as does a fraction rounded up to 2.
     bits = ((exponent - form.least) << form.fraction) + units.astype(np.int64)
     bits = np.where(np.isinf(size), form.infinity, np.minimum(bits, form.infinity))
     bits |= np.signbit(values).astype(np.int64) << (form.exponent + form.fraction)
@@ -62,22 +62,22 @@ def encode(values: np.ndarray, form: Format, ties: str = "even") -> np.ndarray:
 
 
 def one_nan(bits: np.ndarray, form: Format) -> np.ndarray:
-    """The same bits with every NaN made the same: which NaN comes out is not defined everywhere."""
+    """The same bits with one canonical NaN, because the NaN payload is not always defined."""
     bits = bits.astype(np.int64)
     size = bits & ((1 << (form.exponent + form.fraction)) - 1)
     return np.where(size > form.infinity, (1 << (form.exponent + form.fraction)) - 1, bits)
 
 
 def convert(name: str, words: np.ndarray) -> np.ndarray:
-    """``name`` is the instruction's; ``words`` its inputs, the narrow ones in the low half."""
+    """``name``: the instruction. ``words``: its inputs, 16-bit ones in the low half."""
     if name in ("cvt_f32_f16", "cvt_f32_bf16"):
         return encode(decode(words & 0xFFFF, F16 if name.endswith("_f16") else BF16), F32)
     v = decode(words, F32)
     if name in ("sqrt_rn", "rcp_rn"):
         with np.errstate(divide="ignore", invalid="ignore"):
-            # float64 has more than twice float32's digits and two to spare: rounding twice is rounding once.
+            # float64 has more than twice float32's precision plus two bits, so double rounding is harmless.
             return encode(np.sqrt(v) if name == "sqrt_rn" else 1 / v, F32)
-    if name == "cvt_rna_tf32_f32":  # the ISA does not say what becomes of NaN; an H200 keeps its upper bits
+    if name == "cvt_rna_tf32_f32":  # the ISA does not define the result for NaN; an H200 keeps its upper bits
         return np.where(np.isnan(v), words >> 13, encode(v, TF32, "away")) << 13
     narrow = BF16 if "bf16" in name else F16
     low, high = encode(v, narrow), encode(-v, narrow)
@@ -87,13 +87,13 @@ def convert(name: str, words: np.ndarray) -> np.ndarray:
 
 
 def comparable(name: str, words: np.ndarray) -> np.ndarray:
-    """Results of ``convert`` without what the ISA leaves open."""
+    """Results of ``convert`` without the bits that the ISA leaves undefined."""
     if name in ("cvt_f32_f16", "cvt_f32_bf16", "sqrt_rn", "rcp_rn"):
         return one_nan(words, F32)
     if name == "cvt_rna_tf32_f32":  # the low 13 bits are not defined
         return words.astype(np.int64) >> 13
     narrow = BF16 if "bf16" in name else F16
-    if "relu" in name:  # nor is the sign of a zero
+    if "relu" in name:  # the sign of zero is not defined
         low, high = words & 0xFFFF, words >> 16
         words = np.where(low == 0x8000, 0, low) | np.where(high == 0x8000, 0, high) << 16
     return one_nan(words & 0xFFFF, narrow) | one_nan(words.astype(np.int64) >> 16, narrow) << 16
@@ -103,7 +103,7 @@ def comparable(name: str, words: np.ndarray) -> np.ndarray:
 
 
 def matrices_to_fragments(rows: np.ndarray, transposed: bool) -> np.ndarray:
-    """ldmatrix.x4: 32 rows of 8 16-bit elements, 8 a matrix -> words (lane, matrix)."""
+    """ldmatrix.x4: 32 rows of eight 16-bit elements, 8 rows per matrix -> words (lane, matrix)."""
     matrices = rows.reshape(4, 8, 8)
     if transposed:
         matrices = matrices.transpose(0, 2, 1)
@@ -112,7 +112,7 @@ def matrices_to_fragments(rows: np.ndarray, transposed: bool) -> np.ndarray:
 
 
 def fragments_to_matrices(words: np.ndarray, transposed: bool) -> np.ndarray:
-    """stmatrix.x4: the inverse."""
+    """stmatrix.x4: the inverse of ldmatrix.x4."""
     rows = np.zeros((4, 8, 8), np.uint16)
     for half in (0, 1):
         rows[:, GROUP, MEMBER * 2 + half] = (words >> 16 * half & 0xFFFF).astype(np.uint16).T
@@ -132,7 +132,7 @@ def fragment_a(a: np.ndarray) -> np.ndarray:
 
 
 def fragment_b(b: np.ndarray) -> np.ndarray:
-    """A column-major operand as its columns, (8, k) -> words (lane, 2)."""
+    """A column-major operand, given as its columns (8, k) -> words (lane, 2)."""
     if b.dtype == np.uint32:
         return np.stack([b[GROUP, MEMBER], b[GROUP, MEMBER + 4]], 1)
     return np.stack([pack(b, GROUP, MEMBER * 2), pack(b, GROUP, MEMBER * 2 + 8)], 1)
@@ -146,15 +146,15 @@ def fragment_d(d: np.ndarray) -> np.ndarray:
 
 
 class Product(NamedTuple):
-    """a @ b.T + c without rounding, and how far a float32 sum of it in any order may be off."""
+    """a @ b.T + c without rounding, and a bound on the error of its float32 sum in any order."""
 
     value: np.ndarray
     bound: np.ndarray
 
 
 def product(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> Product:
-    """Operands in float64. Tensor cores align products to the largest and may cut off what is below its last bit, once
-    a term: 2^-23 of the sum of magnitudes each."""
+    """Operands in float64. Tensor cores align products to the largest and may truncate below its last bit. The bound
+    allows 2^-23 of the sum of magnitudes for each term."""
     terms = a.shape[1] + 1
     size = np.abs(a) @ np.abs(b).T + np.abs(c)
     return Product(a @ b.T + c, terms * 2.0**-23 * size)
@@ -164,8 +164,8 @@ def product(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> Product:
 
 
 def swizzle(data: np.ndarray, width: int) -> np.ndarray:
-    """A box as it lies in shared memory, whose start is aligned. In the i-th line of 128 bytes, 16-byte piece c lies at
-    place c ^ (i mod 8), c ^ (i mod 4) or c ^ (i mod 2) for a swizzle of 128, 64 or 32 bytes."""
+    """A box as stored at an aligned address of shared memory. In the i-th line of 128 bytes, 16-byte piece c is at
+    position c ^ (i mod 8), c ^ (i mod 4) or c ^ (i mod 2) for a swizzle of 128, 64 or 32 bytes."""
     flat = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
     if not width:
         return flat
@@ -178,7 +178,7 @@ def swizzle(data: np.ndarray, width: int) -> np.ndarray:
 
 
 def tile(tensor: np.ndarray, start: tuple[int, ...], box: tuple[int, ...], step: tuple[int, ...]) -> np.ndarray:
-    """The box at ``start``, all innermost first as TMA has them; zeros outside. ``tensor`` in numpy's order."""
+    """The box at ``start``, zero outside the tensor. Tuples are innermost first, as for TMA; ``tensor`` is C order."""
     axes = [s + np.arange(0, b, t) for s, b, t in reversed(list(zip(start, box, step, strict=True)))]  # outermost first
     inside = [(x >= 0) & (x < n) for x, n in zip(axes, tensor.shape, strict=True)]
     picked = tensor[np.ix_(*(np.clip(x, 0, n - 1) for x, n in zip(axes, tensor.shape, strict=True)))]
@@ -186,7 +186,7 @@ def tile(tensor: np.ndarray, start: tuple[int, ...], box: tuple[int, ...], step:
 
 
 class Window(NamedTuple):
-    """A convolution's geometry: (h, w) each."""
+    """A convolution's geometry, each as (h, w)."""
 
     stride: tuple[int, int]
     pad: tuple[int, int]
@@ -201,7 +201,7 @@ class Window(NamedTuple):
 
 
 def im2col(x: np.ndarray, window: Window, first: int, pixels: int, tap: tuple[int, int], channels: slice) -> np.ndarray:
-    """Rows of the im2col matrix of x (NHWC): what output pixels ``first`` and on multiply with filter tap ``tap``."""
+    """Rows of the im2col matrix of x (NHWC): the inputs of filter tap ``tap`` for output pixels from ``first`` on."""
     n, h, w, _ = x.shape
     p, q = window.output((h, w))
     rows = np.zeros((pixels, channels.stop - channels.start), x.dtype)

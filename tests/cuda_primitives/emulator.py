@@ -16,7 +16,7 @@ def load() -> Library:
 
 
 def run(module: Library, case: Case, schedule: str = "stay", seed: int = 1) -> tuple[np.ndarray, dict]:
-    """The output, and the emulator's report."""
+    """Returns the output and the emulator's report."""
     output = case.empty_output()
     buffers = []
     for i, buffer in enumerate(case.buffers):

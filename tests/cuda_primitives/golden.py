@@ -8,11 +8,11 @@ import numpy as np
 
 from .case import Case
 
-ABOUT = "about"  # the one key that is no case's
+ABOUT = "about"  # the only key that is not a case
 
 
 def save(path: Path, about: str, outputs: dict[str, np.ndarray], cases: dict[str, Case]) -> None:
-    """Writes a golden file; outputs that are fully defined and right are stored as digests."""
+    """Writes a golden file. Outputs that are fully defined and correct are stored as digests."""
     kept = {ABOUT: np.array(about)}
     for name, output in outputs.items():
         case = cases[name]
@@ -22,13 +22,13 @@ def save(path: Path, about: str, outputs: dict[str, np.ndarray], cases: dict[str
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
-    """By ``name/digest of the inputs``; and ``about``."""
+    """Returns outputs by ``name/digest of the inputs``, and ``about``."""
     with np.load(path) as file:
         return dict(file)
 
 
 def mismatch(kept: np.ndarray, case: Case, output: np.ndarray) -> str | None:
-    """How another machine's output of the same case differs from the one in the file, or None."""
+    """How an output differs from the golden output of the same case, or None."""
     if kept.dtype.kind != "U":
         return case.mismatch(output, kept)
     return None if case.fingerprint(output) == str(kept) else "other bits than the GPU's, which were as defined"

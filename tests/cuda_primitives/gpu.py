@@ -1,5 +1,5 @@
 """``python -m tests.cuda_primitives.gpu OUT``: runs the primitives on this machine's GPU and compares them with their
-definitions. Writes ``OUT/primitives-<gpu>.npz``, which belongs into tests/golden. Needs torch, numpy and nvcc."""
+definitions. Writes ``OUT/primitives-<gpu>.npz``, which belongs in tests/golden. Needs torch, numpy and nvcc."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LIMITS, JOBS = Limits(start=60, case=10, total=300), 4
 
 
 def levels(capability: tuple[int, int]) -> list[str]:
-    """Which of ``Case.needs`` a GPU supports; sm_90a is Hopper only."""
+    """The values of ``Case.needs`` that a GPU supports; sm_90a is Hopper only."""
     found = ["sm_80"] if capability >= (8, 0) else []
     found += ["sm_90"] if capability >= (9, 0) else []
     return found + (["sm_90a"] if capability == (9, 0) else [])
@@ -86,7 +86,7 @@ def run_case(library: ctypes.CDLL, case: Case) -> np.ndarray:
 
 
 def units(library: Path, folder: Path, capability: tuple[int, int]) -> list[Unit]:
-    """A process for each primitive, so that one that hangs or crashes costs nothing else; outputs go to ``folder``."""
+    """One process per primitive, so that a hang or crash affects no other. Outputs are written to ``folder``."""
     of: dict[str, list[dict[str, Any]]] = {}
     for case in all_cases():
         if case.needs in levels(capability):
@@ -110,7 +110,7 @@ def run_cases(options: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, A
 
 
 def save_golden(folder: Path, out: Path, gpu: str, about: str) -> Path:
-    """Saves the GPU's outputs of the cases in one file."""
+    """Collects the GPU's outputs in one golden file."""
     cases = {case.name: case for case in all_cases()}
     outputs = {name: np.load(file) for name in cases if (file := folder / f"{name}.npy").exists()}
     file = out / f"primitives-{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.npz"
@@ -123,7 +123,7 @@ def main(out: Path) -> int:
     if toolkit is None:
         print(f"no nvcc: {why}")
         return 1
-    # This process may initialise CUDA: it spawns others instead of forking.
+    # This process initialises CUDA, so it must spawn the others instead of forking.
     gpu, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""Tensor maps as numbers, in the order in which kernels/tensor_numbers.cpp takes them."""
+"""Tensor maps as numbers, in the order in which kernels/tensor_numbers.cpp reads them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _padded(values: tuple[int, ...], fill: int) -> list[int]:
 
 
 def shape(dtype: str, tensor: np.ndarray) -> list[int]:
-    """Of an array in C order; its innermost dimension is the map's first."""
+    """Numbers of the shape of a C-order array. The map's first dimension is the innermost."""
     strides = (0, *reversed(tensor.strides[:-1]))
     return [DTYPES[dtype], tensor.ndim, *_padded(tensor.shape[::-1], 1), *_padded(strides, 0)]
 
@@ -27,7 +27,7 @@ def tiled(
 
 
 def im2col(dtype: str, x: np.ndarray, window: Window, channels: int, pixels: int, swizzle: int = 0) -> list[int]:
-    """x is NHWC."""
+    """The im2col map of x (NHWC)."""
     lower = [-window.pad[i] for i in (1, 0)]  # W, H
     upper = [window.pad[i] - window.dilation[i] * (window.taps[i] - 1) for i in (1, 0)]
     step = _padded((1, window.stride[1], window.stride[0], 1), 1)

@@ -16,7 +16,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Random problems against float64.")
     parser.add_argument("--problems", type=int, default=200, help="how many (200)")
     parser.add_argument("--seed", type=int, default=1, help="the first one's number (1)")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)  # the file that holds the number of the problem at hand
+    parser.add_argument("--worker", help=argparse.SUPPRESS)  # file with the number of the current problem
     args = parser.parse_args()
     numbers = range(args.seed, args.seed + args.problems)
     if args.worker:
@@ -27,7 +27,7 @@ def main() -> int:
 
 
 def work(numbers: range, at_hand: Path) -> int:
-    """Solves problems in this process; the current number is in a file in case the process dies."""
+    """Solves problems in this process. Writes the current number to a file, in case the process dies."""
     from .problems import solve
 
     faulthandler.enable()

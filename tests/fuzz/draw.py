@@ -16,14 +16,14 @@ SIZES = [1, 2, 3, 5, 7, 8, 13, 14, 16, 17, 23, 30]
 
 
 class Draw(random.Random):
-    """The random choices of one problem, and in words what was chosen."""
+    """The random choices of one problem; ``said`` describes them."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.said: list[str] = []
 
     def of(self, what: str, values):
-        """One of ``values``, which is remembered by the name ``what``."""
+        """One of ``values``; recorded in ``said`` as ``what``."""
         value = self.choice(values)
         self.said.append(f"{what}={value}")
         return value
@@ -32,7 +32,7 @@ class Draw(random.Random):
         return self.random() < probability
 
     def surroundings(self) -> None:
-        """Engine, instruction set and threads."""
+        """Sets engine, instruction set and number of threads."""
         for variable, values in (("RESNET_FUSED_CPU_ENGINE", ENGINES), ("RESNET_FUSED_CPU_ISA", ISAS)):
             os.environ[variable] = self.of(variable, values)
         torch.set_num_threads(self.of("threads", [1, 2, 3]))
@@ -41,7 +41,7 @@ class Draw(random.Random):
         return None if t is None else guarded(t, at_end=self.maybe(0.7))
 
     def conv(self, dtype: torch.dtype, **fixed) -> Case:
-        """A convolution of any geometry that has an output; every third is one that Winograd takes."""
+        """A convolution of any geometry with an output; 30 % suit Winograd."""
         if self.maybe(0.3):
             c, k = self.choice([32, 48, 64]), self.choice([32, 48, 80])
             r, s, stride, dilation, groups = 3, 3, (1, 1), (1, 1), 1
@@ -53,7 +53,7 @@ class Draw(random.Random):
             stride, dilation = ((self.choice([1, 1, 2, 3]), self.choice([1, 1, 2, 3])) for _ in range(2))
             n, h, w = self.choice([0, 1, 1, 2, 3]), self.choice(SIZES), self.choice(SIZES)
         reach = dilation[0] * (r - 1), dilation[1] * (s - 1)
-        # Torch's own channels_last convolution crashes on windows that are all padding, and so does its oneDNN.
+        # Torch's channels_last convolution and its oneDNN crash on windows that contain only padding.
         padding = tuple(self.randint(0, min(3, most)) for most in reach)
         h, w = (max(size, most + 1 - 2 * pad) for size, most, pad in zip((h, w), reach, padding, strict=True))
         choices = dict(
@@ -69,7 +69,7 @@ class Draw(random.Random):
         return case
 
     def change_norm(self, case: Case) -> None:
-        """BatchNorm absent, in x's dtype, strided, or of float64's x."""
+        """Sometimes makes BatchNorm absent, strided or of x's dtype; for a float64 x, always float64 or absent."""
         how = self.of("norm", ["as it is"] * 4 + ["absent", "in x's dtype", "strided"])
         if how == "absent":
             case.bn = [None] * 4
@@ -79,8 +79,8 @@ class Draw(random.Random):
             case.bn = [None if t is None else torch.stack([t, torch.full_like(t, torch.nan)], 1)[:, 0] for t in case.bn]
 
     def plant(self, case: Case) -> None:
-        """Sometimes a value that is not finite."""
-        # torch 2.13's bfloat16 channels_last convolution of odd channels lets a NaN leak into the neighbouring pixel
+        """Sometimes plants a NaN or Inf."""
+        # torch 2.13's bfloat16 channels_last convolution with odd channels leaks a NaN into the neighbouring pixel
         if not self.maybe(0.15) or (case.x.dtype == torch.bfloat16 and case.x.shape[1] % 2):
             return
         where = self.of("planted in", ["x", "weight", "residual"])

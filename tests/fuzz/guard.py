@@ -13,7 +13,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def guarded(t: Tensor, at_end: bool = True) -> Tensor:
-    """A copy of t with its strides. Its last byte is a page's last, or its first byte a page's first."""
+    """A copy of t with the same strides that ends at a page's end (``at_end``) or starts at a page's start."""
     if t.numel() == 0:
         return t
     span = 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))

@@ -1,4 +1,4 @@
-"""The kinds of problems. Each draws its arguments, calls, and compares by the criterion."""
+"""The kinds of problems. Each draws arguments, calls the library, and compares by the project's criterion."""
 
 import copy
 
@@ -19,7 +19,7 @@ FLOATS = [torch.float32, torch.float32, torch.float32, torch.bfloat16, torch.bfl
 
 
 def solve(number: int) -> None:
-    """Raises where the library is wrong: AssertionError, with the problem in words."""
+    """Solves a problem. If the library is wrong, raises AssertionError with a description of the problem."""
     draw = Draw(number)
     draw.surroundings()
     kind = draw.choices(list(KINDS), weights=list(KINDS.values()))[0]
@@ -33,7 +33,7 @@ def solve(number: int) -> None:
 
 
 def assert_close(actual: Tensor, eager: Tensor, truth: Tensor, before_relu: Tensor | None = None) -> None:
-    """The criterion; in float64, where the truth has no more digits than what it judges, a bound on the digits."""
+    """The criterion, or for float64 a fixed tolerance, because the reference is no more precise than the result."""
     if actual.dtype == torch.float64:
         torch.testing.assert_close(actual, truth, rtol=1e-12, atol=1e-12, equal_nan=True)
     else:
@@ -69,7 +69,7 @@ def pool(draw: Draw) -> None:
     out = case._output_shape()
     window, stride, padding = draw.of("pool", [(3, 2, 1), (2, 2, 0), (3, 1, 1), (2, 1, 0)])
     if min(out[2:]) + 2 * padding < window:
-        return  # refused: the window is larger than what it pools
+        return  # the op would refuse: the window is larger than its padded input
     draw.guard_case(case)
     pairs = [[p, p] for p in (window, stride, padding)]
     y = ops.conv_bn_relu_pool(*case.args()[:-2], *pairs, False, False)
@@ -100,14 +100,14 @@ def projection(draw: Draw) -> None:
 
 
 def like(case: Case, args):
-    """``args`` in the dtype of a case that was made one of float64."""
+    """``args`` converted to float64 if the case is in float64."""
     if case.x.dtype != torch.float64:
         return args
     return [a.double() if isinstance(a, Tensor) else a for a in args]
 
 
 def close(y: Tensor, case: Case, of) -> None:
-    """y against what ``of`` makes of the case: eagerly (in NHWC where oneDNN computes), and in float64."""
+    """Compares y with ``of(case)``, computed eagerly (in NHWC if the plan uses oneDNN) and in float64."""
     twin = copy.copy(case)
     if case.plan().startswith("onednn"):
         twin.x = lay_out(case.x, "channels_last")
@@ -124,7 +124,7 @@ def close(y: Tensor, case: Case, of) -> None:
 
 
 def norm(draw: Draw) -> None:
-    """bn_add_act, bn_add_bn_act and bn_stats"""
+    """bn_add_act, bn_add_bn_act and bn_stats."""
     dtype = draw.choice(FLOATS)
     shape = [draw.choice([0, 1, 2, 5]), draw.choice([1, 3, 16, 33, 64, 130]), draw.choice(SIDES), draw.choice(SIDES)]
     draw.said.append(f"{shape} {dtype}")
@@ -196,12 +196,12 @@ def network(draw: Draw) -> None:
 
 
 def judge(made: torch.nn.Module, x: Tensor) -> None:
-    """An inference of the fused module against its eager twin's, in its dtype and in float64."""
+    """Compares inference of the fused module with its eager twin, in its dtype and in float64."""
     twin = resnet_fused.revert(copy.deepcopy(made))
     assert_close(made(x), twin(x), copy.deepcopy(twin).double()(x.double()))
 
 
-# and how often each comes
+# Kinds of problems and their weights.
 KINDS = {
     conv: 10, pre_activation: 3, pool: 3, projection: 4, norm: 3, weight_gradient: 4, inference_block: 3,
     training_block: 2, network: 1,

@@ -1,5 +1,5 @@
-// What a library leaves out. A library holds the kernels of one source, not of all: the menus of the other sources are
-// empty in it, and launchers that it does not have say so. Where a library has the real ones, the linker takes those.
+// Weak defaults for the kernels that a library leaves out. A library contains the kernels of one source: the menus of
+// all others are empty, and their launchers throw. The linker prefers a library's real definitions.
 #include <stdexcept>
 
 #include "cuda/kernels.h"

@@ -1,11 +1,11 @@
-// BatchNormVectors from Python. Tensors arrive as addresses; the caller keeps them alive.
+// BatchNormVectors from Python values. Tensors are passed as addresses; the caller keeps them alive.
 #pragma once
 #include "bindings/library.h"
 #include "cuda/batch_norm.h"
 
 namespace cuda_on_cpu::bindings {
 
-// gamma, beta, mean, var, bias, each (address or 0, stride in elements, Dtype); eps
+// bn: gamma, beta, mean, var and bias, each as (address or 0, stride in elements, Dtype); then eps
 inline resnet_fused::cuda::BatchNormVectors batch_norm_of(const Value& bn) {
   using namespace resnet_fused::cuda;
   BatchNormVectors v;

@@ -1,4 +1,4 @@
-// sm90/block_fwd, as Python sees it.
+// Python bindings of sm90/block_fwd.
 #include "bindings/batch_norm.h"
 #include "cuda/kernels.h"
 

@@ -1,4 +1,4 @@
-// bn_add_act, as Python sees it.
+// Python bindings of bn_add_act.
 #include "bindings/batch_norm.h"
 #include "cuda/kernels.h"
 

@@ -1,4 +1,4 @@
-// The training kernels, as Python sees them.
+// Python bindings of the training kernels.
 #include "bindings/batch_norm.h"
 #include "cuda/kernels.h"
 
@@ -69,7 +69,7 @@ Value run_stats(const std::vector<BufferArg>& buffers, const Value& d, int sm_co
   return run(&launch_bn_stats, stats_of(d), buffers, sm_count, schedule, seed);
 }
 
-// Pointers may be absent where only the workspace is asked for.
+// Pointers may be absent when only the workspace size is queried.
 BnBackwardReduceParams reduce_of(const Value& d) {
   return {gradient_of(d), pointer_of<void>(d, "workspace"), pointer_of<void>(d, "first"), pointer_of<void>(d, "second"),
           pointer_of<void>(d, "kept")};

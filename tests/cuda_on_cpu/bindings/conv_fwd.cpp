@@ -1,4 +1,4 @@
-// sm80/conv_fwd, sm90/conv_sm90 and sm90/conv_rows, as Python sees them.
+// Python bindings of sm80/conv_fwd, sm90/conv_sm90 and sm90/conv_rows.
 #include "bindings/batch_norm.h"
 #include "cuda/kernels.h"
 

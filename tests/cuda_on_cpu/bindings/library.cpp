@@ -4,7 +4,7 @@ namespace cuda_on_cpu::bindings {
 
 namespace {
 
-// Of a function, for bindings are made before main() in any order.
+// A function-local static: bindings register during static initialisation, in any order.
 Functions& functions() {
   static Functions all;
   return all;

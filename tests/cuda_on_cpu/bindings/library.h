@@ -1,5 +1,5 @@
-// A library of kernels, as the emulator loads it: functions by name. Linked into each, it knows what is this library's
-// own image.
+// Interface between a kernel library and the emulator: functions by name. Linked into each library, so that it knows
+// the library's own image.
 #pragma once
 #include <functional>
 #include <map>
@@ -15,11 +15,11 @@ namespace cuda_on_cpu::bindings {
 
 using Function = std::function<Value(const Value::List&)>;
 
-// What module.cpp looks up in a library by its C name, cuda_on_cpu_functions.
+// module.cpp looks up this function in a library by its C name.
 using Functions = std::map<std::string, Function>;
 extern "C" __attribute__((visibility("default"))) const Functions& cuda_on_cpu_functions();
 
-// A file of bindings adds functions to its library; their arguments and results are what Value can be:
+// Adds a function to its library. Its arguments and result must be convertible from and to Value:
 //   const Binding binding("run_conv_fwd", &run);
 struct Binding {
   template <typename R, typename... A>
@@ -42,8 +42,8 @@ struct Binding {
   }
 };
 
-// name, address, bytes, and what kernels do with it: "read", "write" ("write bytes" where they are
-// stored one by one), "read_write", "scratch" or "working"
+// name, address, bytes and kind: "read", "write" ("write bytes" if stored in single bytes), "read_write", "scratch" or
+// "working"; see BufferKind
 using BufferArg = std::tuple<std::string, uintptr_t, size_t, std::string>;
 
 void begin_session(const Image& image, const std::vector<BufferArg>& buffers, const std::string& schedule,
@@ -51,6 +51,6 @@ void begin_session(const Image& image, const std::vector<BufferArg>& buffers, co
 inline void begin_session(const std::vector<BufferArg>& buffers, const std::string& schedule, uint32_t seed) {
   begin_session({&__ehdr_start, &_end}, buffers, schedule, seed);
 }
-Value end_session();  // cuda_on_cpu/report.py says what it makes of it
+Value end_session();  // the raw report; cuda_on_cpu/report.py converts it
 
 }  // namespace cuda_on_cpu::bindings

@@ -1,4 +1,4 @@
-// The emulator as a Python module: it loads libraries of kernels, and calls their functions.
+// The emulator as a Python module: loads kernel libraries and calls their functions.
 #include <dlfcn.h>
 #include <pybind11/pybind11.h>
 
@@ -45,7 +45,7 @@ py::object object_of(const Value& value) {
   return py::none();
 }
 
-// A library of kernels, loaded until close().
+// A kernel library, loaded until close().
 class Library {
  public:
   explicit Library(const std::string& path) : handle_(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) {

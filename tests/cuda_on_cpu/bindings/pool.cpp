@@ -1,4 +1,4 @@
-// The kernels of max-pooling, as Python sees them.
+// Python bindings of the max-pooling kernels.
 #include "bindings/batch_norm.h"
 #include "cuda/kernels.h"
 

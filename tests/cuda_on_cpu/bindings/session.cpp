@@ -1,4 +1,4 @@
-// begin() and end() with the arguments and results of bindings.
+// begin() and end() in terms of Value.
 #include "bindings/library.h"
 
 namespace cuda_on_cpu::bindings {

@@ -1,5 +1,5 @@
-// What Python hands to a library of kernels and gets back, without Python's headers: a binding compiles in a second,
-// and a library links nothing but the emulator. module.cpp converts it from and to Python's own objects.
+// Arguments and results that cross between Python and kernel libraries. It needs no Python headers, so a binding
+// compiles in a second and a library links only the emulator. module.cpp converts it from and to Python objects.
 #pragma once
 #include <cstdint>
 #include <stdexcept>
@@ -39,10 +39,10 @@ class Value {
     return std::get_if<T>(&value_);
   }
   const List& list() const { return get<List>("a list"); }
-  bool is_tuple() const { return is_tuple_; }  // a list that can be hashed in Python
+  bool is_tuple() const { return is_tuple_; }  // becomes a tuple in Python, so that it is hashable
   const Dict& dict() const { return get<Dict>("a dict"); }
 
-  // As T: a number, a string, a vector, pair or tuple of such, or what is derived from Value's own kinds.
+  // Converts to T: Value, a number, enum or string, or a vector, pair or tuple of these.
   template <typename T>
   T as() const {
     return As<T>::of(*this);

@@ -1,4 +1,4 @@
-// Barriers of the block and of a warp: arrivals, missing arrivals, thread counts.
+// Block and warp barriers: arrivals, missing arrivals, thread counts.
 #include "check.h"
 
 namespace cuda_on_cpu::checks {
@@ -15,7 +15,7 @@ __global__ void in_two_places(const Check c) {
 }
 CHECK_LAUNCHED(in_two_places, LAUNCH(in_two_places, kBlocks, kThreads, 0, 0, c));
 
-// Warps that have exited are not waited for; one that waits elsewhere is.
+// A barrier ignores exited warps but waits for a warp that is blocked at another barrier.
 __global__ void waits_elsewhere(const Check c) {
   write_output(c);
   if (c.bug && threadIdx.x < 32)
@@ -62,7 +62,7 @@ __global__ void invalid_count(const Check c) {
 }
 CHECK(invalid_count);
 
-// A thread that only arrives learns nothing of the others.
+// A thread that only arrives is not ordered after the others.
 __global__ void arrive_does_not_wait(const Check c) {
   DYNAMIC_SMEM(smem);
   auto* words = reinterpret_cast<uint32_t*>(smem);
@@ -78,7 +78,6 @@ __global__ void arrive_does_not_wait(const Check c) {
 CHECK(arrive_does_not_wait);
 
 // ---- warps
-// -----------------------------------------------------------------------------------------------------------
 
 __global__ void not_in_its_own_mask(const Check c) {
   // expect: lane is not in its own mask, deadlock
@@ -116,7 +115,7 @@ __global__ void divergent(const Check c) {
 }
 CHECK_LAUNCHED(divergent, LAUNCH(divergent, kBlocks, kThreads, 0, 0, c));
 
-// The halves of a warp may go different ways if each names only itself.
+// The halves of a warp may diverge if each uses a mask of only its own lanes.
 __global__ void overlapping_masks(const Check c) {
   const bool low = threadIdx.x % 32 < 16;
   const uint32_t mask = low ? 0xffffu : c.bug ? 0xffff8000u : 0xffff0000u;

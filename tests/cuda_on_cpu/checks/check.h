@@ -1,8 +1,8 @@
-// Kernels that are wrong on purpose, so that tests/test_cuda_on_cpu.py sees whether the emulator notices.
+// Deliberately wrong kernels; tests/test_cuda_on_cpu.py checks that the emulator reports them.
 //
-// A kernel is wrong if c.bug. Before a statement at which it may then be found out stands `// expect: <hazards>`;
-// `expect anywhere` is for hazards that are not found at a statement. Which of them are reported can depend on the
-// schedule. Without the bug nothing is to be found.
+// A kernel is wrong if c.bug. `// expect: <hazards>` precedes each statement at which a hazard may be reported;
+// `expect anywhere` is for hazards without a statement. The schedule may decide which of them are reported. Without the
+// bug nothing may be reported.
 #pragma once
 #include <cstdint>
 
@@ -19,7 +19,7 @@ namespace ptx = resnet_fused::cuda::ptx;
 
 constexpr unsigned kBlocks = 2, kThreads = 64, kSharedBytes = 2048;
 
-// One word of `in`, `out` and `scratch` a thread. `out` is written exactly once.
+// Each thread has one word of `in`, `out` and `scratch`. `out` is written exactly once.
 struct Check {
   const uint32_t* in;
   uint32_t* out;
@@ -29,7 +29,7 @@ struct Check {
 
 __forceinline__ uint32_t thread_of_grid() { return blockIdx.x * kThreads + threadIdx.x; }
 
-// For a kernel that is not about its output.
+// Writes the output of a kernel that tests something else.
 __forceinline__ void write_output(const Check& c) { c.out[thread_of_grid()] = threadIdx.x; }
 
 struct Registered {
@@ -39,8 +39,8 @@ struct Registered {
 
 }  // namespace cuda_on_cpu::checks
 
-// The kernel `name`, launched as all are; Python calls it <file>.<name>.
+// Registers the kernel `name` with the default launch; Python calls it <file>.<name>.
 #define CHECK(name) CHECK_LAUNCHED(name, LAUNCH(name, kBlocks, kThreads, kSharedBytes, 0, c))
-// ... or by statements of its own, which see c.
+// The same with its own launch statements, which can use c.
 #define CHECK_LAUNCHED(name, ...) \
   const Registered registered_##name(__FILE__, #name, [](const Check& c) { __VA_ARGS__; })

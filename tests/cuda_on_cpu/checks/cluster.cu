@@ -11,13 +11,13 @@ namespace {
 
 using resnet_fused::cuda::TensorMap;
 
-constexpr uint32_t kBarrier = 1024, kBox = 512;  // offset of an mbarrier, and bytes of a box before it
+constexpr uint32_t kBarrier = 1024, kBox = 512;  // offset of an mbarrier; bytes of the box at offset 0
 
 #define CHECK_CLUSTER(name) CHECK_LAUNCHED(name, LAUNCH_CLUSTER(name, 2, kBlocks, kThreads, kSharedBytes, 0, c))
 #define CHECK_MULTICAST(name) \
   CHECK_LAUNCHED(name, LAUNCH_CLUSTER(name, 2, kBlocks, kThreads, kSharedBytes, 0, c, map_of(c.in)))
 
-// `in` as 8 rows of 16 words: all of it is one box.
+// A map of `in` as 8 rows of 16 words; one box covers it.
 TensorMap map_of(const uint32_t* in) {
   resnet_fused::cuda::TensorShape shape;
   shape.base = in, shape.dtype = resnet_fused::cuda::Dtype::kFloat32, shape.rank = 2;
@@ -32,7 +32,7 @@ __forceinline__ void cluster_sync() {
   ptx::cluster_wait();
 }
 
-// One mbarrier a block, known to the cluster.
+// Initialises one mbarrier per block and synchronises the cluster.
 __forceinline__ uint32_t make_barrier(unsigned char* memory, uint32_t count) {
   const uint32_t barrier = ptx::smem_address(memory) + kBarrier;
   if (threadIdx.x == 0) {
@@ -60,7 +60,7 @@ __global__ void waits_without_arriving(const Check c) {
 }
 CHECK_CLUSTER(waits_without_arriving);
 
-// Exited blocks are not waited for; blocks that wait elsewhere are.
+// barrier.cluster ignores exited threads but waits for threads that are blocked at another barrier.
 __global__ void one_block_waits_elsewhere(const Check c) {
   write_output(c);
   if (threadIdx.x == 5) return;
@@ -86,7 +86,7 @@ __global__ void no_such_rank(const Check c) {
 }
 CHECK_CLUSTER(no_such_rank);
 
-// Block 1 goes on only when block 0 has been there; what block 0 wrote before is in no way block 1's to read.
+// A remote arrival needs a cluster barrier after the init of the other block's mbarrier; a block barrier is not enough.
 __global__ void before_the_barriers_are_made(const Check c) {
   DYNAMIC_SMEM(memory);
   const uint32_t barrier = ptx::smem_address(memory) + kBarrier;
@@ -118,7 +118,7 @@ __global__ void leaves_too_early(const Check c) {
 }
 CHECK_CLUSTER(leaves_too_early);
 
-// An arrival from another block, and a wait for it, order what the block does next: here that it ends.
+// A wait for a remote arrival orders the block's exit after that arrival.
 __global__ void an_arrival_orders(const Check c) {
   DYNAMIC_SMEM(memory);
   const uint32_t barrier = make_barrier(memory, 1);
@@ -130,7 +130,7 @@ __global__ void an_arrival_orders(const Check c) {
 }
 CHECK_CLUSTER(an_arrival_orders);
 
-// Rank 0 brings the box to both; each waits at its own barrier.
+// Rank 0 loads the box into both blocks; each waits on its own mbarrier.
 __global__ void multicast_mask(const Check c, const __grid_constant__ TensorMap map) {
   DYNAMIC_SMEM(memory);
   const uint32_t box = ptx::smem_address(memory), barrier = make_barrier(memory, 1);
@@ -162,7 +162,7 @@ __global__ void multicast_leaves_a_block_out(const Check c, const __grid_constan
 }
 CHECK_MULTICAST(multicast_leaves_a_block_out);
 
-// Block 1 reads what it has; block 0 may write over that only when block 1 has told it so.
+// Block 0 may overwrite the box that block 1 reads only after block 1 has arrived on `free`.
 __global__ void multicast_over_what_is_read(const Check c, const __grid_constant__ TensorMap map) {
   DYNAMIC_SMEM(memory);
   const uint32_t box = ptx::smem_address(memory), free = ptx::smem_address(memory) + kBarrier + 8;
@@ -190,7 +190,7 @@ __global__ void multicast_over_what_is_read(const Check c, const __grid_constant
 }
 CHECK_MULTICAST(multicast_over_what_is_read);
 
-// The box lands in a block that does not wait for it.
+// The box lands in a block that has not waited for it.
 __global__ void multicast_to_one_that_left(const Check c, const __grid_constant__ TensorMap map) {
   DYNAMIC_SMEM(memory);
   const uint32_t box = ptx::smem_address(memory), barrier = make_barrier(memory, 1);

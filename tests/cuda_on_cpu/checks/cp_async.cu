@@ -4,7 +4,7 @@
 namespace cuda_on_cpu::checks {
 namespace {
 
-// Threads 0..15 copy 16 bytes each, so that the block has all of its words.
+// Threads 0..15 copy 16 bytes each: together the block's input.
 __forceinline__ void copy_input(const Check& c, uint32_t address) {
   if (threadIdx.x < 16)
     ptx::cp_async_cg_16(address + threadIdx.x * 16, c.in + blockIdx.x * kThreads + threadIdx.x * 4, true);
@@ -53,7 +53,7 @@ __global__ void waits_before_it_commits(const Check c) {
 }
 CHECK(waits_before_it_commits);
 
-// A wait is for one's own copies; those of others need a barrier besides.
+// A wait covers only the thread's own copies; other threads' copies also need a barrier.
 __global__ void wait_is_no_barrier(const Check c) {
   DYNAMIC_SMEM(smem);
   // expect: race: write after read
@@ -110,7 +110,7 @@ __global__ void in_flight_at_exit(const Check c) {
 }
 CHECK(in_flight_at_exit);
 
-// Where a copy is not valid, its source may be anything and zeros arrive.
+// If `valid` is false, the source may be any address and zeros are written.
 __global__ void source_out_of_bounds(const Check c) {
   DYNAMIC_SMEM(smem);
   const bool beyond = threadIdx.x == 15 && blockIdx.x == kBlocks - 1;

@@ -1,4 +1,4 @@
-// Global memory: bounds, alignment, what may be written, what has been, and by whom.
+// Global memory: bounds, alignment, read-only buffers, missing and repeated writes, races.
 #include "check.h"
 
 namespace cuda_on_cpu::checks {
@@ -12,7 +12,7 @@ __global__ void plain_load_out_of_bounds(const Check c) {
 }
 CHECK(plain_load_out_of_bounds);
 
-// The store would really be made: the launch ends here.
+// A plain store cannot be suppressed, so the launch is given up.
 __global__ void plain_store_out_of_bounds(const Check c) {
   // expect: global memory out of bounds
   c.out[thread_of_grid() + (c.bug ? 1u << 28 : 0)] = 1;
@@ -110,7 +110,7 @@ __global__ void scratch_written_twice(const Check c) {
 }
 CHECK(scratch_written_twice);
 
-// Two blocks, whose order nothing tells.
+// Two blocks are unordered.
 __global__ void race_between_blocks(const Check c) {
   // expect: race: write after read
   c.scratch[thread_of_grid()] = 3;
@@ -120,7 +120,7 @@ __global__ void race_between_blocks(const Check c) {
 }
 CHECK(race_between_blocks);
 
-// Two threads of a block, with a barrier or without.
+// Two threads of a block need a barrier.
 __global__ void race_within_a_block(const Check c) {
   // expect: race: write after read
   c.scratch[thread_of_grid()] = 3;
@@ -133,7 +133,7 @@ CHECK(race_within_a_block);
 // expect: ld.global.nc of what the kernel writes
 __global__ void fill(const Check c) { c.scratch[thread_of_grid()] = 3; }
 
-// What an earlier launch wrote is there for all, and may be read as read-only.
+// What an earlier launch wrote is visible to all threads and may be read with ld.global.nc.
 __global__ void read_only_load_of_what_is_written(const Check c) {
   // expect: ld.global.nc of what the kernel writes
   if (c.bug) c.scratch[thread_of_grid()] = 4;
@@ -145,7 +145,7 @@ __global__ void read_only_load_of_what_is_written(const Check c) {
 CHECK_LAUNCHED(read_only_load_of_what_is_written, LAUNCH(fill, kBlocks, kThreads, 0, 0, c);
                LAUNCH(read_only_load_of_what_is_written, kBlocks, kThreads, 0, 0, c));
 
-// Scratch may be used again by a later launch.
+// A later launch may write scratch again.
 __global__ void scratch_read_before_it_is_filled(const Check c) {
   // expect: read of global memory that was never written
   c.out[thread_of_grid()] = c.scratch[kWords - 1 - thread_of_grid()];
@@ -165,7 +165,7 @@ __global__ void single_bytes(const Check c) {
 }
 CHECK(single_bytes);
 
-// Another thread's registers.
+// Reads another thread's local variable.
 __global__ void passes_a_local_on(const Check c) {
   DYNAMIC_SMEM(smem);
   auto* pointers = reinterpret_cast<const uint32_t**>(smem);

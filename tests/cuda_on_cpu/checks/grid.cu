@@ -1,4 +1,4 @@
-// Grids that overlap: nothing of global memory before griddepcontrol.wait, and no block that ends without it.
+// Overlapping grids: no access to global memory before griddepcontrol.wait, and no block that ends without it.
 #include "check.h"
 #include "cuda/ptx/grid.cuh"
 
@@ -14,7 +14,7 @@ __global__ void load_before_the_wait(const Check c) {
 }
 CHECK_LAUNCHED(load_before_the_wait, LAUNCH_DEPENDENT(load_before_the_wait, kBlocks, kThreads, 0, 0, c));
 
-// A grid before this one may still read what is overwritten.
+// The previous grid may still read what this store overwrites.
 __global__ void store_before_the_wait(const Check c) {
   if (!c.bug) ptx::griddepcontrol_wait();
   // expect: global memory before griddepcontrol.wait
@@ -23,7 +23,7 @@ __global__ void store_before_the_wait(const Check c) {
 }
 CHECK_LAUNCHED(store_before_the_wait, LAUNCH_DEPENDENT(store_before_the_wait, kBlocks, kThreads, 0, 0, c));
 
-// One thread has waited for itself alone.
+// A thread's wait covers only that thread.
 __global__ void one_thread_waits(const Check c) {
   if (!c.bug || threadIdx.x == 0) ptx::griddepcontrol_wait();
   ptx::bar_sync_all();
@@ -32,7 +32,7 @@ __global__ void one_thread_waits(const Check c) {
 }
 CHECK_LAUNCHED(one_thread_waits, LAUNCH_DEPENDENT(one_thread_waits, kBlocks, kThreads, 0, 0, c));
 
-// The second block has nothing to do; grids after this one would start while the one before it runs.
+// The second block has no work. If it exits without waiting, later grids could start while the previous one still runs.
 __global__ void a_block_leaves_early(const Check c) {
   // expect anywhere: no griddepcontrol.wait
   if (!c.bug) ptx::griddepcontrol_wait();
@@ -43,7 +43,7 @@ __global__ void a_block_leaves_early(const Check c) {
 }
 CHECK_LAUNCHED(a_block_leaves_early, LAUNCH_DEPENDENT(a_block_leaves_early, kBlocks, kThreads, 0, 0, c));
 
-// Without the overlap there is nothing to wait for.
+// A plain LAUNCH needs no wait.
 __global__ void plain_launch(const Check c) {
   // expect: global memory before griddepcontrol.wait
   c.out[thread_of_grid()] = 1;

@@ -1,4 +1,4 @@
-// What a GPU refuses to launch.
+// Launches that a GPU refuses.
 #include "check.h"
 #include "cuda/launch_cluster.h"
 

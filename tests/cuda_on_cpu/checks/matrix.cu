@@ -1,4 +1,4 @@
-// ldmatrix and mma: rows out of place, operands that are not what the tensor core takes.
+// ldmatrix and mma: invalid rows, operands that are not rounded to tf32.
 #include "check.h"
 #include "cuda/ptx/math.cuh"
 

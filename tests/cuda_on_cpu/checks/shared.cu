@@ -37,7 +37,7 @@ __global__ void write_after_read(const Check c) {
 }
 CHECK(write_after_read);
 
-// More readers than a cell has room for, all but one of them ordered before the write.
+// More readers than a cell stores; all but one are ordered before the write.
 __global__ void write_after_read_by_many(const Check c) {
   DYNAMIC_SMEM(smem);
   auto* words = reinterpret_cast<uint32_t*>(smem);
@@ -55,7 +55,7 @@ __global__ void write_after_read_by_many(const Check c) {
 }
 CHECK(write_after_read_by_many);
 
-// Other words of the same 16 bytes are independent.
+// Different words of the same 16 bytes are independent.
 __global__ void race_within_a_cell(const Check c) {
   DYNAMIC_SMEM(smem);
   auto* words = reinterpret_cast<uint32_t*>(smem);
@@ -69,7 +69,7 @@ __global__ void race_within_a_cell(const Check c) {
 }
 CHECK(race_within_a_cell);
 
-// A barrier that half of the readers' warps do not share with the writer orders nothing for them.
+// A barrier of a single warp does not order it after the other warp.
 __global__ void half_a_barrier(const Check c) {
   DYNAMIC_SMEM(smem);
   auto* words = reinterpret_cast<uint32_t*>(smem);
@@ -95,7 +95,7 @@ __global__ void no_warp_sync(const Check c) {
 }
 CHECK(no_warp_sync);
 
-// A shuffle lets lanes meet, which orders no memory.
+// A shuffle does not order memory accesses of its lanes.
 __global__ void shuffle_is_no_fence(const Check c) {
   DYNAMIC_SMEM(smem);
   auto* words = reinterpret_cast<uint32_t*>(smem);
@@ -116,7 +116,7 @@ __global__ void never_written(const Check c) {
 }
 CHECK(never_written);
 
-// Memory is fresh for every block.
+// Every block starts with fresh shared memory.
 __global__ void left_by_another_block(const Check c) {
   DYNAMIC_SMEM(smem);
   auto* words = reinterpret_cast<uint32_t*>(smem);

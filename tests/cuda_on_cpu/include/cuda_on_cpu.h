@@ -1,7 +1,7 @@
-// CUDA C++ for g++: the words that a kernel's source needs so that it compiles, unchanged, for the CPU.
+// CUDA C++ for g++: the keywords and types with which a kernel's source compiles unchanged for the CPU.
 //
-// This folder comes first on the include path: a kernel's `#include "cuda/launch.h"` and `#include "cuda/ptx/..."` find
-// the emulated ones. Every CUDA thread is a fiber; runtime/ has the machine that it runs on.
+// This folder comes first on the include path, so a kernel's `#include "cuda/launch.h"` and `#include "cuda/ptx/..."`
+// find the emulated headers. Every CUDA thread is a fiber; runtime/ schedules and checks them.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -42,15 +42,15 @@ struct Index {
   unsigned x = 0, y = 0, z = 0;
 };
 
-// Of the running thread. They never change while it runs, so the compiler need ask only once.
+// Properties of the running thread. They are constant for its lifetime, so the compiler may merge calls.
 __attribute__((const)) Index thread_index();
 __attribute__((const)) Index block_index();
 __attribute__((const)) dim3 block_size();
 __attribute__((const)) dim3 grid_size();
 __attribute__((const)) unsigned char* shared_memory();
 
-// How LAUNCH was written: the kernel's name, how many blocks that are neighbours along x run together, and whether
-// blocks may start before the launch ahead has ended.
+// Options of a launch: the kernel's name as spelled, blocks per cluster (neighbours along x), and whether blocks may
+// start before the previous launch ends.
 struct How {
   const char* kernel;
   unsigned cluster;
@@ -60,8 +60,8 @@ struct How {
 // Runs kernel(closure) for every thread of the grid.
 void run_grid(const How& how, dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(void*), void* closure);
 
-// Each thread gets copies of the arguments, on its own stack. The closures are the host's memory, not a kernel's, and
-// so are not to be checked.
+// Each thread gets copies of the arguments on its own stack. The closures are host memory, so their accesses are exempt
+// from checking.
 template <typename... Params, typename... Args>
 void launch(const How& how, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
             const Args&... args) {

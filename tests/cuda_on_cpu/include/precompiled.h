@@ -1,4 +1,4 @@
-// What kernels and their launchers read of the standard library, parsed once for all of them.
+// Standard headers used by kernels and their launchers, precompiled.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>

@@ -1,6 +1,5 @@
-// What an op allocates becomes a buffer of the emulator's session: calls of torch's dispatcher come by here (the
-// linker's
-// --wrap), and so the kernels may touch what the op has asked for, and nothing beside it.
+// Registers an op's allocations as buffers of the emulator's session, so that kernels may touch them and no other
+// memory. The linker's --wrap routes the op layer's calls of torch's dispatcher through here.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/c/shim.h>
 
@@ -24,7 +23,7 @@ namespace cuda_on_cpu {
 
 namespace {
 
-// Ops that return memory of their own. A copy that was not needed returns its input, which is known.
+// Ops that may return new memory. `contiguous` and `to` may also return their input, which is already registered.
 constexpr const char* kAllocating[] = {"aten::empty",       "aten::contiguous",           "aten::to",
                                        "aten::convolution", "aten::convolution_backward", "aten::flip"};
 
@@ -53,7 +52,7 @@ void note(const char* op, AtenTensorHandle tensor) {
   aoti_torch_get_data_ptr(tensor, &data);
   aoti_torch_get_dim(tensor, &dim);
   const bool fresh = !std::strcmp(op, "aten::empty");
-  // An activation is written whole; a vector or partial sums may be larger than what is written.
+  // Activations are written completely; vectors and partial sums may be allocated larger than what is written.
   const BufferKind kind = !fresh ? BufferKind::kWorking : dim == 4 ? BufferKind::kOutput : BufferKind::kScratch;
   add_buffer({op, static_cast<char*>(data), bytes_of(tensor), kind,
               kind != BufferKind::kScratch && element_size_of(tensor) == 1 ? size_t{1} : size_t{2}});

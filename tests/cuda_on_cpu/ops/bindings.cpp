@@ -1,4 +1,4 @@
-// The op layer, as Python sees it beside torch.ops: which GPU there is, and what the kernels of a call did.
+// Python interface of the op layer besides torch.ops: sets the emulated GPU and reports what a call's kernels did.
 #include "bindings/library.h"
 #include "cuda/grid_waits.h"
 #include "ops/device.h"
@@ -8,12 +8,13 @@ namespace cuda_on_cpu::bindings {
 
 namespace {
 
-// capability as in 90 for 9.0; bytes of shared memory that a block may have, and that an SM has
+// capability: 90 for 9.0; smem_per_block, smem_per_sm: bytes of shared memory, per block at most and per SM
 void set_device_numbers(int32_t capability, int32_t sm_count, int32_t smem_per_block, int32_t smem_per_sm) {
   set_device({capability, sm_count, smem_per_block, smem_per_sm});
 }
 
-// Whether each launch of one kernel, on these devices in turn, is told to start early; and how often CUDA was asked.
+// Launches one kernel on each device in turn. Returns whether each launch may start early, and the number of queries to
+// CUDA.
 std::pair<std::vector<bool>, int> overlapping_launches(int ptx, int binary, const std::vector<int>& devices) {
   set_kernel_code(ptx, binary);
   const int before = kernel_code_asked();

@@ -14,7 +14,7 @@ using namespace resnet_fused::cuda;
 KernelStates states;
 Device device{80, 108, 166912, 167936, &states};
 EngineChoice choice;
-CheckMode check = CheckMode::kNever;  // a test of checks sets it
+CheckMode check = CheckMode::kNever;  // tests of the first-use check change it
 bool capturing = false;
 std::vector<Verified> verified;
 KernelCode code;
@@ -39,7 +39,7 @@ void set_verified(const std::vector<std::pair<std::string, int32_t>>& rows) {
     if (family == kKernelFamilies) throw std::invalid_argument("no family is called " + name);
     verified.push_back({static_cast<KernelFamily>(family), arch, "2026-12-01", "0123abc", "results/verify.json"});
   }
-  forget_checks();  // plans are made again
+  forget_checks();  // invalidates cached plans
 }
 
 void forget_checks() { states.forget(); }

@@ -1,5 +1,4 @@
-// The GPU that the op layer believes to have, what is believed of its kernels, and the environment's variables as of
-// the next call.
+// The op layer's emulated environment: GPU, trust table, and environment variables. Changes apply from the next call.
 #pragma once
 #include <string>
 #include <utility>
@@ -13,11 +12,11 @@ void set_device(const resnet_fused::cuda::Device& device);
 void set_engine(const std::string& text);
 void set_check(const std::string& text);  // RESNET_FUSED_CUDA_CHECK
 void set_capturing(bool capturing);
-// The table: families by name, and compute capabilities.
+// Sets the trust table: (family name, compute capability) rows.
 void set_verified(const std::vector<std::pair<std::string, int32_t>>& rows);
-void forget_checks();  // as in a new process
+void forget_checks();  // resets the first-use state, as in a new process
 
-// Of every kernel; and how often the library has asked.
+// The PTX and binary version that every kernel reports, and how often the library has queried it.
 void set_kernel_code(int ptx, int binary);
 int kernel_code_asked();
 

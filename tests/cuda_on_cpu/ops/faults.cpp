@@ -4,7 +4,7 @@
 
 #include "cuda/kernels.h"
 
-// The linker's --wrap brings every launch of these kernels here.
+// The linker's --wrap routes every launch of these kernels through here.
 #define LAUNCHER(mangled, ...)                   \
   extern "C" void __real_##mangled(__VA_ARGS__); \
   extern "C" void __wrap_##mangled(__VA_ARGS__);
@@ -26,7 +26,7 @@ namespace {
 
 std::string faulty;
 
-// The tensor's third value becomes 7 (float16) or 65536 (the others), or a little more.
+// Sets the third value of the tensor to about 7 (float16) or 65536 (other dtypes).
 void spoil(const char* kernel, void* tensor, Dtype dtype) {
   if (faulty != kernel) return;
   const int size = size_of(dtype);

@@ -1,4 +1,4 @@
-// What the ops are registered as with torch, which is all that the op layer and its twin tell apart.
+// The namespace in which ops are registered with torch. Each of the two op layers compiles this file with its own name.
 #include "ops/name.h"
 
 #define TEXT_OF(name) #name

@@ -2,6 +2,6 @@
 
 namespace cuda_on_cpu {
 
-extern const char* const library_name;  // a constant: there before any registration
+extern const char* const library_name;  // constant-initialised, so it is valid before any registration
 
 }  // namespace cuda_on_cpu

@@ -2,7 +2,7 @@
 
 #include <cstddef>
 
-// The linker's --wrap brings every operator new of this library here.
+// The linker's --wrap routes every operator new of this library through here.
 extern "C" void* __real__Znwm(size_t bytes);
 extern "C" void* __wrap__Znwm(size_t bytes);
 

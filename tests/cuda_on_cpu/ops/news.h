@@ -1,9 +1,9 @@
-// Counts what C++ code of the op layer allocates; torch's own libraries allocate by themselves.
+// Counts C++ allocations of the op layer, without those inside torch's libraries.
 #pragma once
 #include <cstdint>
 
 namespace cuda_on_cpu {
 
-uint64_t allocations();  // of this thread, since it began
+uint64_t allocations();  // by this thread since it started
 
 }  // namespace cuda_on_cpu

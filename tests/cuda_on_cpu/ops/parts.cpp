@@ -1,4 +1,4 @@
-// Parts of an op's host time by themselves, and the cache that two of them rest on.
+// Times parts of an op's host work separately, and stress-tests the ExactCache behind two of them.
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -43,7 +43,7 @@ TensorShape activation(const void* base) {
   return s;
 }
 
-// ns each, the mean of so many calls
+// Mean time of each part over `calls` calls, in ns.
 Value parts(int calls) {
   const Device h200{90, 132, 232448, 233472};
   const EngineChoice sm90 = engine_choice("sm90");
@@ -61,7 +61,7 @@ Value parts(int calls) {
   };
 }
 
-// Threads that ask one cache for more keys than it holds: how many answers were another key's, and how many were made.
+// Several threads query one cache for more keys than it holds. Returns the number of wrong answers and of values made.
 std::pair<int64_t, int64_t> stress_cache(int threads, int keys, int rounds) {
   struct Key {
     int64_t a, b;

@@ -1,4 +1,4 @@
-// Time that a thread has spent inside ops, from torch's boxed call to its return: what is ours of the host's time.
+// Time that a thread has spent inside our ops, from torch's boxed call to its return.
 #pragma once
 #include <torch/csrc/stable/c/shim.h>
 

@@ -1,4 +1,4 @@
-// Every kernel that is compiled, as csrc/cuda/trust.h tells them apart.
+// All compiled kernel variants, as distinguished by csrc/cuda/trust.h.
 #include "bindings/library.h"
 #include "cuda/kernels.h"
 #include "cuda/trust.h"
@@ -10,7 +10,7 @@ namespace {
 
 using namespace resnet_fused::cuda;
 
-// The place of its state, and its name in words; with and without what ends its launch, if something does.
+// Index and name of each variant; both with and without its finishing kernel, if it has one.
 std::vector<std::pair<int32_t, std::string>> variants() {
   std::vector<std::pair<int32_t, std::string>> all;
   const auto add = [&](const KernelVariant& v) { all.emplace_back(v.index(), to_string(v)); };

@@ -10,7 +10,7 @@ namespace cuda_on_cpu {
 namespace {
 
 constexpr int kBarriers = 16;
-constexpr unsigned kAll = 0;  // as a count: every thread that has not exited
+constexpr unsigned kAll = 0;  // thread count that means every thread that has not exited
 
 struct Barrier {
   unsigned arrived = 0;
@@ -26,7 +26,7 @@ class Barriers : public Module {
     for (Barrier& b : barriers_) clear(b);
   }
 
-  // An exited thread is not waited for.
+  // bar.sync of the whole block does not wait for exited threads.
   void thread_exits(Thread& thread) override {
     Barrier& b = barriers_[0];
     if (b.arrived && b.arrived == thread.block->live()) complete(*thread.block, b);
@@ -73,7 +73,7 @@ class Barriers : public Module {
   Barrier barriers_[kBarriers];
 };
 
-// An arrival at a barrier with a number and a count, if they are possible.
+// Arrives at a numbered barrier, or reports an invalid number or thread count.
 void arrive_at(int id, int threads, bool wait, Place place) {
   Thread& me = this_thread();
   if (id < 1 || id >= kBarriers || threads <= 0 || threads % 32 || threads > static_cast<int>(me.block->size())) {

@@ -1,4 +1,4 @@
-// A block that a worker runs: its threads, its shared memory, and what modules (barriers, cp.async, ...) keep for it.
+// A block being run: its threads, its shared memory, and the state of modules (barriers, cp.async, ...).
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -14,21 +14,21 @@
 
 namespace cuda_on_cpu {
 
-// Base of what one group of instructions keeps for a block. There is one object a worker and rank, made at the first
-// use of Block::module<M>(); it outlives the block and is reset before each.
+// Base class for the per-block state of one group of instructions. Each worker has one object per cluster rank, created
+// on the first Block::module<M>(); it is reused for later blocks and reset before each.
 class Module {
  public:
   virtual ~Module() = default;
   virtual void reset(Block&) = 0;        // before a block's first thread runs, or at the module's first use in it
-  virtual void thread_exits(Thread&) {}  // on its fiber
-  virtual void block_ends(Block&) {}     // all threads of the cluster have exited
+  virtual void thread_exits(Thread&) {}  // called on the thread's fiber
+  virtual void block_ends(Block&) {}     // called after all threads of the cluster have exited
 };
 
 class Block {
  public:
   explicit Block(Cluster& cluster);
 
-  // For the cluster that runs it.
+  // Called by the cluster.
   void prepare(const Launch& launch, uint64_t number, unsigned rank, Thread* threads, unsigned count, Warp* warps,
                unsigned warp_count);
   void thread_exits(Thread& thread);
@@ -36,7 +36,7 @@ class Block {
 
   const Launch& launch() const { return *launch_; }
   uint64_t number() const { return number_; }  // x + y * grid.x + z * grid.x * grid.y
-  unsigned rank() const { return rank_; }      // in the cluster
+  unsigned rank() const { return rank_; }      // within the cluster
   const Index& index() const { return index_; }
   unsigned size() const { return size_; }
   unsigned live() const { return live_; }  // threads that have not exited
@@ -44,20 +44,20 @@ class Block {
   Warp* warps() { return warps_; }
   unsigned warp_count() const { return (size_ + 31) / 32; }
 
-  Clocks& clocks;  // of the cluster
+  Clocks& clocks;  // shared by the cluster
   SharedMemory shared;
   RemoteAccesses remote;
-  Counters& counters;  // of this worker, in this launch
+  Counters& counters;  // this worker's counters for this launch
 
-  // On a fiber: stops the running thread until wake() is called with it.
+  // On a fiber: suspends the running thread until wake() is called for it.
   void park(Wait wait) { cluster_.park(wait); }
   void wake(Thread& thread) { cluster_.wake(thread); }
   // On a fiber, after a collective: lets the schedule choose the next lane.
   void yield() { cluster_.yield(); }
-  // On a fiber: the launch cannot go on. Threads that have not finished are dropped as they are.
+  // On a fiber: aborts the launch. Unfinished threads never resume.
   [[noreturn]] void give_up() { cluster_.give_up(); }
 
-  // Runs `delivery` when no thread can run; the random schedule may also run it at any switch.
+  // Runs `delivery` once no thread can run; the random schedule may also run it at any switch.
   void deliver_later(Delivery delivery) { cluster_.deliver_later(*this, std::move(delivery)); }
 
   template <typename M>

@@ -1,8 +1,8 @@
-// Vector clocks: which of the things that other agents did come before what an agent does now.
+// Vector clocks: which accesses of other agents happen before an agent's next access.
 //
-// An agent is a thread of the cluster, or something else that writes or reads shared memory on its own, such as a TMA
-// copy. Its own time advances by a step whenever it releases, that is lets others know of its past. Since a hazard is
-// a missing order, and not a bad moment, it is found whatever the order in which fibers ran.
+// An agent is a thread of the cluster or anything else that accesses shared memory on its own, such as a TMA copy. Its
+// step counter advances on every release, which publishes its past to others. A hazard is a missing ordering, so it is
+// found in whatever order the fibers ran.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -13,26 +13,26 @@ namespace cuda_on_cpu {
 using Step = uint32_t;
 using Agent = uint16_t;
 
-constexpr Agent kMostExtraAgents = 64;  // of a block, beyond its threads
+constexpr Agent kMostExtraAgents = 64;  // per block, beyond its threads
 
 // to[i] = max(to[i], from[i])
 void join(Step* to, const Step* from, size_t count);
 
-// A past, as something that is not an agent keeps it: a barrier, until all have arrived.
+// A past held by something other than an agent, for example by a barrier until all threads have arrived.
 struct Past {
-  std::vector<Step> generic, async;  // empty until the first release to it; async as in Clocks
+  std::vector<Step> generic, async;  // the tables of Clocks; empty until the first release
   void clear();
 };
 
-// Row a: the latest step of every agent which agent a is ordered after.
+// Row a holds, for every agent, the latest step that agent a is ordered after.
 //
-// There are two tables. `generic` is the order of ordinary accesses. `async` is what accesses by the async proxy (TMA,
-// wgmma) on behalf of an agent are ordered after: of what threads stored, only that which went through a
-// fence.proxy.async. It stays zero, and costs nothing, until the block's first use_async_proxy().
+// There are two tables. `generic` orders ordinary accesses. `async` orders accesses that the async proxy (TMA, wgmma)
+// makes on behalf of an agent: they are ordered after a thread's stores only once a fence.proxy.async has covered them.
+// It stays zero, and costs nothing, until the block's first use_async_proxy().
 class Clocks {
  public:
   void reset(size_t threads, size_t blocks);
-  Agent add_agent();  // its row is zero: what acts on its behalf says with whose past
+  Agent add_agent();  // its row is zero: each access made as this agent supplies the past it is ordered after
 
   size_t agents() const { return agents_; }
   size_t threads() const { return threads_; }
@@ -43,17 +43,17 @@ class Clocks {
   const Step* async(Agent a) const { return &async_[uses_async_ ? a * stride_ : 0]; }
   Step now(Agent a) const { return generic(a)[a]; }
 
-  void release(Agent from, Past& to);        // from's past becomes part of `to`; then from is a step further
-  void acquire(Agent to, const Past& from);  // what is in `from` comes before what `to` does next
-  void fence_proxy(Agent a);                 // fence.proxy.async: the async proxy sees all of a's past
+  void release(Agent from, Past& to);        // adds the past of `from` to `to`, then advances `from` by a step
+  void acquire(Agent to, const Past& from);  // orders everything in `from` before the next access of `to`
+  void fence_proxy(Agent a);                 // fence.proxy.async: makes all of a's past visible to the async proxy
 
  private:
   Step* row(std::vector<Step>& table, Agent a) { return &table[a * stride_]; }
 
   size_t agents_ = 0, threads_ = 0, stride_ = 0, blocks_ = 0;
   bool uses_async_ = false;
-  bool touched_ = false;               // since the reset, so that the next one has something to do
-  std::vector<Step> generic_, async_;  // async_ is one row of zeros until it is used
+  bool touched_ = false;               // changed since reset(), so the next reset() must clear the tables
+  std::vector<Step> generic_, async_;  // async_ is one row of zeros until first used
 };
 
 }  // namespace cuda_on_cpu

@@ -1,4 +1,4 @@
-// Marks a function that is worth compiling twice: for any processor, and for one with wide vectors.
+// Compiles a hot function twice: for the baseline processor and for AVX2.
 #pragma once
 
 #if defined(__x86_64__)

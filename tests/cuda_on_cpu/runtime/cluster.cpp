@@ -68,7 +68,6 @@ void Cluster::thread_main() {
 }
 
 // ---- scheduling
-// ---------------------------------------------------------------------------------------------------
 
 uint32_t Cluster::random() {
   random_ ^= random_ << 13;
@@ -112,7 +111,7 @@ void Cluster::give_up() {
   given_up_ = true;
   launch_->given_up = true;
   switch_to(nullptr);
-  abort();  // the worker does not come back
+  abort();  // the worker never switches back
 }
 
 Warp* Cluster::next_warp() {
@@ -135,7 +134,7 @@ Thread* Cluster::lane_of(Warp& warp) {
   return &warp.threads[__builtin_ctz(lanes)];
 }
 
-// Null: no thread can run any more.
+// The thread to run next; null if no thread can run and nothing is left to deliver.
 Thread* Cluster::next() {
   for (;;) {
     if (!current_->ready) {
@@ -156,8 +155,7 @@ bool Cluster::deliver() {
   return true;
 }
 
-// ---- what went wrong
-// -------------------------------------------------------------------------------------------------
+// ---- deadlock report
 
 namespace {
 
@@ -188,7 +186,6 @@ void Cluster::report_deadlock() {
 }
 
 // ---- addresses
-// -------------------------------------------------------------------------------------------------------
 
 ClusterAddress cluster_address(Thread& thread, uint32_t address, Place place) {
   const uint32_t rank = address >> kRankShift, own = address & ((1u << kRankShift) - 1);

@@ -1,5 +1,5 @@
-// The blocks that a worker runs at once, those of a cluster or one alone: which of their threads runs next, and what
-// orders them. Their shared memories are their own; one set of clocks knows all of their threads.
+// The blocks that one worker runs together: a cluster, or a single block. Schedules their threads. Each block has its
+// own shared memory; one set of clocks covers all threads.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -17,7 +17,7 @@ namespace cuda_on_cpu {
 
 class Block;
 
-// Something that happens by itself later, such as a copy that lands.
+// An asynchronous event, such as the landing of a copy.
 using Delivery = std::function<void(Block&)>;
 
 class Cluster {
@@ -25,19 +25,19 @@ class Cluster {
   explicit Cluster(unsigned worker);
   ~Cluster();
 
-  // Runs a cluster from start to end. Returns false if the launch was given up.
+  // Runs cluster `number` of the grid to completion. Returns false if the launch was given up.
   bool run(const Launch& launch, uint64_t number);
 
   unsigned size() const;
   Block& block(unsigned rank) { return *blocks_[rank]; }
-  unsigned live() const { return live_; }  // threads of all blocks that have not exited
+  unsigned live() const { return live_; }  // threads that have not exited, over all blocks
   const std::vector<Thread>& threads() const { return threads_; }
 
   Clocks clocks;
   ClusterBarrier barrier;
-  Counters counters;  // of this worker, in this launch
+  Counters counters;  // this worker's counters for this launch
 
-  // As Block has them.
+  // See Block.
   void park(Wait wait);
   void wake(Thread& thread);
   void yield();
@@ -66,7 +66,7 @@ class Cluster {
   std::vector<Thread> threads_;  // block after block
   std::vector<Warp> warps_;
   unsigned live_ = 0;
-  Warp* current_ = nullptr;    // the warp that runs
+  Warp* current_ = nullptr;    // the running warp
   Thread* running_ = nullptr;  // null: the worker itself
   void* worker_stack_ = nullptr;
   bool given_up_ = false;
@@ -74,12 +74,12 @@ class Cluster {
   std::vector<Pending> deliveries_;
 };
 
-// An address of the whole cluster's shared memory is a block's own address and, above it, 1 + the block's rank. As on a
-// GPU, an address of one's own block is one of the cluster's too.
+// A shared::cluster address holds the block's own shared::cta address in the low bits and 1 + the block's rank above.
+// As on a GPU, a shared::cta address is also a valid shared::cluster address: it names the caller's own block.
 constexpr int kRankShift = 24;
 
 struct ClusterAddress {
-  Block* block;  // null: there is none, which has been reported
+  Block* block;  // null if no such block exists (already reported)
   uint32_t address;
 };
 ClusterAddress cluster_address(Thread& thread, uint32_t address, Place place);

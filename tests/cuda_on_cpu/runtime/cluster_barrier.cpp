@@ -61,7 +61,6 @@ void ClusterBarrier::end_phase_if_due() {
 }
 
 // ---- instructions
-// ----------------------------------------------------------------------------------------------------
 
 void cluster_arrive() {
   Thread& me = this_thread();

@@ -1,4 +1,4 @@
-// barrier.cluster: every thread of a cluster arrives, and later waits for the others.
+// barrier.cluster: every thread of a cluster arrives, then waits for the others.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -16,16 +16,16 @@ class ClusterBarrier {
   void reset(Cluster& cluster);
   void arrive(Thread& thread, Place place);
   void wait(Thread& thread, Place place);
-  void thread_exits(Thread& thread);  // it is not waited for
+  void thread_exits(Thread& thread);  // later phases do not wait for this thread
 
  private:
   void end_phase_if_due();
 
   Cluster* cluster_ = nullptr;
   uint32_t phase_ = 0;
-  unsigned arrived_ = 0;            // in this phase, and not exited since
-  std::vector<uint32_t> arrivals_;  // of each thread: phases that it has arrived in
-  std::vector<bool> owes_wait_;     // of each thread: it has arrived, and not waited since
+  unsigned arrived_ = 0;            // live threads that have arrived in this phase
+  std::vector<uint32_t> arrivals_;  // by thread: number of phases it has arrived in
+  std::vector<bool> owes_wait_;     // by thread: arrived, not yet waited
   Past arriving_, passed_;
   std::vector<Thread*> waiting_;
 };

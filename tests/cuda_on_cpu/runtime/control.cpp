@@ -1,4 +1,4 @@
-// Instructions of sm_90 that move no data.
+// sm_90 instructions that move no data: elect.sync, griddepcontrol.wait, setmaxnreg.
 #include "runtime/block.h"
 #include "runtime/instructions_sm90.h"
 #include "runtime/report.h"

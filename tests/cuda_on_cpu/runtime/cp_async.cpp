@@ -1,4 +1,4 @@
-// cp.async: copies that land when they are waited for, which is as late as the instruction allows.
+// cp.async. A copy lands at its wait, the latest moment that the instruction allows.
 #include <cstring>
 #include <vector>
 
@@ -13,14 +13,14 @@ namespace {
 
 struct Copy {
   uint32_t destination, bytes;
-  const void* source;  // null: zeros
+  const void* source;  // null: fill with zeros
   uint32_t group;
   Place place;
 };
 
 struct Queue {
-  std::vector<Copy> copies;  // the oldest first
-  uint32_t group = 0;        // that the next copy belongs to; those before are committed
+  std::vector<Copy> copies;  // oldest first
+  uint32_t group = 0;        // group of the next copy; earlier groups are committed
 };
 
 class CopyQueues : public Module {

@@ -4,8 +4,8 @@
 
 #include <new>
 
-// The return address is taken by a jump rather than by ret: all lanes of a warp go on at the same place, which the
-// predictor of indirect jumps learns.
+// Returns with a jump instead of ret: all lanes of a warp resume at the same address, which the indirect branch
+// predictor learns.
 #if defined(__x86_64__)
 asm(R"(
 .text
@@ -79,8 +79,8 @@ namespace {
 constexpr size_t kBytes = Stacks::kSlots * kStackBytes;
 
 #if defined(__x86_64__)
-constexpr size_t kSavedWords = 7, kEntryWord = 6;  // six registers, then where to go on
-constexpr size_t kTopWords = 1;                    // a function starts with its return address on top of 16-byte units
+constexpr size_t kSavedWords = 7, kEntryWord = 6;  // six registers, then the resume address
+constexpr size_t kTopWords = 1;                    // at entry, the return address lies just below a 16-byte boundary
 #else
 constexpr size_t kSavedWords = 20, kEntryWord = 11;
 constexpr size_t kTopWords = 2;
@@ -103,11 +103,11 @@ void Stacks::open(unsigned worker, unsigned threads) {
 }
 
 void* Stacks::start(unsigned worker, unsigned thread, void (*entry)()) const {
-  // Equal offsets in all slots would compete for the same few lines of the caches: each stack starts elsewhere.
+  // Each stack starts at a different offset within its slot; equal offsets would collide in the same cache sets.
   const size_t shift = thread * 17 % 256 * 64;
   char* slot = begin_ + (static_cast<size_t>(worker) * kWorkerThreads + thread) * kStackBytes;
   auto top = reinterpret_cast<uintptr_t*>(slot + kStackBytes - shift) - kTopWords;
-  *top = 0;  // where entry would return to
+  *top = 0;  // return address of entry, which never returns
   uintptr_t* saved = top - kSavedWords;
   for (size_t i = 0; i < kSavedWords; ++i) saved[i] = 0;
   saved[kEntryWord] = reinterpret_cast<uintptr_t>(entry);

@@ -1,30 +1,31 @@
-// Stacks that a CUDA thread runs on, and the switch from one to another.
+// Stacks of CUDA threads, and the switch between them.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
-// Saves the callee-saved registers on the running stack and its pointer in *from, and goes on where `to` was saved.
+// Saves the callee-saved registers on the current stack, stores the stack pointer in *from, and resumes the stack `to`.
 extern "C" __attribute__((visibility("hidden"))) void cuda_on_cpu_switch(void** from, void* to);
 
 namespace cuda_on_cpu {
 
-// A power of two to which stacks are aligned, so that an address tells whose stack it is on.
+// A power of two. Stacks are aligned to it, so an address on a stack identifies its thread.
 constexpr size_t kStackBytes = 256 << 10;
-constexpr unsigned kMostThreads = 1024;    // of a block
-constexpr unsigned kWorkerThreads = 2048;  // of the blocks of a cluster
-constexpr unsigned kMostWorkers = 16;      // clusters that run at once, each on an OS thread of its own
+constexpr unsigned kMostThreads = 1024;    // per block
+constexpr unsigned kWorkerThreads = 2048;  // per cluster
+constexpr unsigned kMostWorkers = 16;      // clusters run concurrently, one per OS thread
 
-// All stacks, in one piece of address space: `kWorkerThreads` slots for each worker.
+// All stacks in one range of address space: `kWorkerThreads` slots per worker.
 class Stacks {
  public:
-  // Makes a worker's first `threads` stacks usable. No page between them is closed: a process may have 65530 mappings,
-  // and a test loads many modules. That frames are far smaller is left to the compiler (see build.py).
+  // Makes a worker's first `threads` stacks accessible. There are no guard pages between them: a process may have only
+  // 65530 mappings, and a test loads many modules. Instead, the compiler rejects large frames (-Wframe-larger-than in
+  // build.py).
   void open(unsigned worker, unsigned threads);
 
-  // What cuda_on_cpu_switch goes to, to start `entry` on a stack. entry must not return.
+  // Prepares a stack and returns the pointer for cuda_on_cpu_switch that starts `entry` on it. entry must not return.
   void* start(unsigned worker, unsigned thread, void (*entry)()) const;
 
-  // The slot of an address, or a number past every slot.
+  // The slot that holds an address; kSlots or more if no slot does.
   size_t slot(const void* address) const {
     const size_t offset = reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(begin_);
     return offset / kStackBytes;

@@ -11,7 +11,7 @@ GlobalMemory global_memory;
 
 namespace {
 
-// launch 8 | block 24 | thread 10 | read-only load 1 | step 21
+// Bits of an access: launch 8 | block 24 | thread 10 | read-only load 1 | step 21
 constexpr int kLaunchShift = 56, kBlockShift = 32, kThreadShift = 22, kReadOnlyShift = 21;
 constexpr uint64_t kStepMask = (1u << kReadOnlyShift) - 1;
 
@@ -30,7 +30,7 @@ bool is_read_only(uint64_t access) { return access >> kReadOnlyShift & 1; }
 
 bool same_thread(uint64_t a, uint64_t b) { return a >> kThreadShift == b >> kThreadShift; }
 
-// Whether an earlier access, of another launch or of this one, comes before what `thread` does now.
+// Whether an earlier access happens before the next access of `thread`. Accesses of other launches always do.
 bool ordered(uint64_t earlier, const Thread& thread) {
   const Block& b = *thread.block;
   if (!earlier || launch_of(earlier) != b.launch().number) return true;
@@ -86,7 +86,7 @@ bool GlobalMemory::owns(const void* address) const {
                      [&](const Tracked& b) { return a >= b.begin && a < b.begin + b.bytes; });
 }
 
-// The buffer that has the whole access, or null after a report of where it went.
+// The buffer that contains the whole access; null, after a report, if none does or the access is misaligned.
 GlobalMemory::Tracked* GlobalMemory::find(const char* what, const void* address, size_t bytes, size_t alignment,
                                           Place place) {
   const char* a = static_cast<const char*>(address);
@@ -119,7 +119,8 @@ GlobalMemory::Tracked* GlobalMemory::find(const char* what, const void* address,
 }
 
 void GlobalMemory::check_load(Tracked& b, size_t cell, Thread& thread, uint64_t me, Load kind, Place place) {
-  // The reader signs first and looks for the writer then, the writer the other way round: one of them sees the other.
+  // A reader records itself, then checks the writer; a writer records itself, then checks the readers. So of two
+  // concurrent accesses at least one sees the other.
   Access* slots = &b.readers[cell * kReaders];
   int slot = 0;
   for (int i = kReaders; i-- > 0;) {
@@ -160,7 +161,7 @@ void GlobalMemory::check_store(Tracked& b, size_t cell, Thread& thread, uint64_t
   }
 }
 
-// A grid before this one may still write what is read here, and still read what is written here.
+// Until griddepcontrol.wait, the previous grid may still write what this thread reads and read what it writes.
 void GlobalMemory::check_grids(const char* what, const Thread& thread, const void* address, Place place) {
   if (!thread.waited_for_grids)
     report("global memory before griddepcontrol.wait", {place}, what, " of ", address, " in ",

@@ -1,7 +1,7 @@
-// Global memory as buffers, with the last writer and readers of each writable byte.
+// Global memory as buffers, with the last writer and recent readers of each writable cell.
 //
-// Within a launch nothing orders the threads of different blocks; within a block the clocks do. A launch comes after
-// all of the one before. Any worker may call anything here.
+// Within a launch, clocks order the threads of a block; threads of different blocks are unordered. A launch is ordered
+// after the previous one. load() and store() may be called by any worker.
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -23,17 +23,17 @@ class GlobalMemory {
   void add(Buffer buffer);
   void report_unwritten();
 
-  // Note an access by the running thread and report what is wrong with it. False: it must not be made.
+  // Record an access by the running thread and report its hazards. Return false if the access must not be made.
   bool load(Thread& thread, const void* address, size_t bytes, size_t alignment, Load kind, Place place);
   bool store(Thread& thread, void* address, size_t bytes, size_t alignment, Place place);
 
-  // Whether some buffer has the byte.
+  // Whether the byte lies in a buffer.
   bool owns(const void* address) const;
 
  private:
-  // An access to a cell: launch, block, thread and its step in one word, so that workers can swap it. 0: none.
+  // An access to a cell: launch, block, thread and step in one word, so that workers exchange it atomically. 0: none.
   using Access = std::atomic<uint64_t>;
-  static constexpr int kReaders = 2;  // remembered a cell; of more, the earliest is forgotten
+  static constexpr int kReaders = 2;  // readers remembered per cell; when full, a new reader replaces the first
 
   struct Tracked : Buffer {
     explicit Tracked(Buffer b);

@@ -1,6 +1,6 @@
-// Plain C++ loads and stores of kernels. Their files are compiled with -fsanitize=thread, which makes g++ call these
-// functions before each, and with -fsanitize=alignment, which makes it call one for a pointer that its type does not
-// allow: g++ may well split the access of a uint4, which a GPU makes as one. The sanitizers themselves are not linked.
+// Checks plain C++ loads and stores in kernels. Kernels are compiled with -fsanitize=thread, so g++ calls a hook before
+// each access, and with -fsanitize=alignment, so it calls a handler for a pointer misaligned for its type (g++ may
+// split a uint4 access that a GPU makes as one). No sanitizer runtime is linked.
 #include "runtime/block.h"
 #include "runtime/global_memory.h"
 #include "runtime/report.h"
@@ -11,7 +11,7 @@ namespace {
 
 enum class Kind { kLoad, kStore };
 
-// The registers of an asynchronous instruction are on the fiber's stack, like all others.
+// Registers live on the fiber's stack, including those that an asynchronous instruction owns.
 void check_registers(const char* address, size_t bytes, Place place) {
   if (!on_fiber()) return;
   for (const Watched& w : this_thread().watched)
@@ -49,11 +49,11 @@ void access(void* address, size_t bytes, size_t alignment, Kind kind, const void
   Thread& me = this_thread();
   const bool done = me.block->shared.owns(address) ? access_shared(me, address, bytes, alignment, kind, place)
                                                    : access_global(me, address, bytes, alignment, kind, place);
-  // The access itself comes next, and would go wherever it points.
+  // The hook cannot prevent the access that follows it, so the launch ends here.
   if (!done) me.block->give_up();
 }
 
-// What g++ knows of a check of a pointer: the layout is libubsan's.
+// Data that g++ passes to the alignment handler, in libubsan's layout.
 struct PointerCheck {
   const char* file;
   uint32_t line, column;

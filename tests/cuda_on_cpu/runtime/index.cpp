@@ -1,4 +1,4 @@
-// threadIdx and the like.
+// threadIdx, blockIdx, blockDim and gridDim.
 #include "runtime/block.h"
 
 namespace cuda_on_cpu {

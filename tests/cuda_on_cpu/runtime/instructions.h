@@ -1,13 +1,13 @@
-// What the emulated instructions of include/cuda/ptx do at run time. Each function is one instruction, called by one
-// thread; kernels call it through an always_inline twin, so that the caller's place is the kernel's own.
-// Barriers in memory, TMA and wgmma have headers of their own.
+// Run-time implementation of the instructions in include/cuda/ptx. Each function executes one instruction for the
+// calling thread. Kernels call it through an always_inline wrapper, so that reports name the kernel's own line.
+// instructions_sm90.h has mbarrier, TMA and wgmma; instructions_cluster.h has clusters.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
 namespace cuda_on_cpu {
 
-// global.cpp. An access that must not be made loads ones in every bit (a NaN), and stores nothing.
+// global.cpp. An invalid load returns all-ones bits (NaN); an invalid store is dropped.
 enum class Load { kPlain, kReadOnly };
 void load_global(void* to, const void* address, size_t bytes, Load kind);
 void store_global(void* address, const void* from, size_t bytes);

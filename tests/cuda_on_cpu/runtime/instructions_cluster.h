@@ -1,4 +1,4 @@
-// What the emulated instructions of clusters do at run time, in the manner of instructions.h.
+// Run-time implementation of cluster instructions; see instructions.h.
 #pragma once
 #include <cstdint>
 

@@ -1,4 +1,4 @@
-// What the emulated instructions of sm_90 do at run time, in the manner of instructions.h.
+// Run-time implementation of sm_90 instructions; see instructions.h.
 #pragma once
 #include <cstdint>
 
@@ -29,9 +29,10 @@ void bulk_wait_group(int pending);
 void prefetch_tensormap(const resnet_fused::cuda::TensorMap& map);
 
 // wgmma.cpp
-enum class Half : uint8_t { kF16, kBF16 };  // the operands' type
+enum class Half : uint8_t { kF16, kBF16 };  // type of a and b
 
-// d (n / 2 floats a thread) += a * b, or = a * b. a is a descriptor, or 4 words a thread where they are given.
+// d = a * b, or d += a * b if `accumulate`. d has n / 2 floats per thread. a is in registers (4 words per thread) if
+// a_words is not null, else in shared memory at the descriptor `a`.
 struct WgmmaOperands {
   Half type;
   int n;

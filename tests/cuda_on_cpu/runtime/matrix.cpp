@@ -11,11 +11,10 @@ namespace cuda_on_cpu {
 namespace {
 
 // ---- ldmatrix
-// --------------------------------------------------------------------------------------------------------
 
 struct Rows {
   uint32_t* d;
-  const unsigned char* row;  // null if its address is no good
+  const unsigned char* row;  // null if its address is invalid
 };
 
 template <bool kTransposed>
@@ -41,7 +40,6 @@ const Collective kLdmatrix{"ldmatrix", &load_matrices<false>};
 const Collective kLdmatrixTransposed{"ldmatrix.trans", &load_matrices<true>};
 
 // ---- mma
-// -------------------------------------------------------------------------------------------------------------
 
 struct Operands {
   float* d;
@@ -54,11 +52,11 @@ inline float float_of(uint32_t bits) {
   return f;
 }
 
-// Both floats of a word, the lower half first.
+// Converts the lower and upper half of a word to float.
 struct Half {
   static float widen(uint32_t h) {
     const uint32_t sign = (h & 0x8000) << 16, rest = (h & 0x7fff) << 13;
-    const float scaled = float_of(rest) * 0x1p112f;  // moves the exponent's bias; exact, subnormal numbers too
+    const float scaled = float_of(rest) * 0x1p112f;  // rebiases the exponent; exact, also for subnormals
     uint32_t bits;
     std::memcpy(&bits, &scaled, 4);
     bits = rest >= 0x0f800000 ? rest | 0x7f800000 : bits;  // infinity and NaN
@@ -73,14 +71,14 @@ struct BFloat {
   static float hi(uint32_t word) { return float_of(word & 0xffff0000u); }
 };
 
-// A 16x16 times 16x8 tile, of which a word has two neighbours along the depth; or 16x8 times 8x8 of floats.
+// 16x16 times 16x8 in 16-bit types, two neighbours along K per word; or 16x8 times 8x8 in tf32.
 struct Tile {
-  uint32_t a[16][8];  // row, word of the depth
-  uint32_t b[8][8];   // word of the depth, column
+  uint32_t a[16][8];  // row, word along K
+  uint32_t b[8][8];   // word along K, column
   float d[16][8];
 };
 
-// Words of an 8-deep tile of floats lie as those of a 16-deep tile of halves.
+// The fragments of m16n8k8 (tf32) and m16n8k16 (16-bit) place their words alike.
 void gather(Warp& warp, Tile& tile) {
   for (uint32_t lane = 0; lane < 32; ++lane) {
     const auto& o = warp.argument<Operands>(lane);
@@ -98,7 +96,7 @@ void scatter(Warp& warp, const Tile& tile) {
   }
 }
 
-// The sums are in order of the depth; a GPU's order is its own.
+// Adds in order of K; a GPU's order is unspecified.
 template <typename Element>
 inline __attribute__((always_inline)) void multiply16(Tile& tile) {
   float b_lo[8][8], b_hi[8][8], a_lo[16][8], a_hi[16][8];

@@ -10,7 +10,7 @@ namespace cuda_on_cpu {
 namespace {
 
 constexpr uint32_t kBytes = 8;
-constexpr uint32_t kMostCount = (1 << 20) - 1;  // of arrivals, and of expected bytes
+constexpr uint32_t kMostCount = (1 << 20) - 1;  // limit on arrivals and on expected bytes
 
 uint32_t offset(uint32_t address) { return address - kSharedBase; }
 
@@ -141,7 +141,6 @@ void Mbarriers::complete(uint32_t address, size_t bytes, Place place) {
 }
 
 // ---- instructions
-// ----------------------------------------------------------------------------------------------------
 
 namespace {
 

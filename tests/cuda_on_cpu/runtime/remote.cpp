@@ -19,7 +19,7 @@ void RemoteAccesses::note(Block& block, Agent agent, Place place) {
   const Step step = block.clocks.now(agent);
   for (Access& a : accesses_)
     if (a.agent == agent && a.place == place) {
-      a.step = step;  // a later step comes after the earlier ones
+      a.step = step;  // ordering the latest step orders the earlier ones too
       return;
     }
   accesses_.push_back({agent, step, place});

@@ -1,4 +1,4 @@
-// What other blocks of the cluster do to a block's shared memory: it must come before the block ends.
+// Accesses to a block's shared memory by other blocks of the cluster. They must happen before the block ends.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -13,9 +13,9 @@ class Block;
 class RemoteAccesses {
  public:
   void reset() { accesses_.clear(); }
-  // By an agent at its present step, or by a thread that runs.
+  // Records an access by an agent at its current step.
   void note(Block& block, Agent agent, Place place);
-  // The block's last thread exits: some thread of it must know of every access by now.
+  // Called when the block's last thread exits: some thread of the block must be ordered after each recorded access.
   void check(Block& block);
 
  private:

@@ -10,7 +10,7 @@ Findings findings;
 
 namespace {
 
-constexpr size_t kMostFindings = 64;  // of different hazards or places; the rest is dropped
+constexpr size_t kMostFindings = 64;  // distinct findings (hazard and places); further ones are dropped
 
 std::mutex mutex;
 std::vector<Finding> all;

@@ -1,4 +1,4 @@
-// What a kernel did wrong, or what cannot be told apart from wrong.
+// Findings: hazards that a kernel caused.
 #pragma once
 #include <cstddef>
 #include <sstream>
@@ -13,10 +13,10 @@ namespace cuda_on_cpu {
 struct Thread;
 
 struct Where {
-  Place place = 0;  // of the access that was found out
-  Place other = 0;  // of the earlier one, if two are at odds
-  // Two code addresses met where one was expected. The compiler may have copied a line: Python drops the finding if
-  // both are the same line.
+  Place place = 0;  // of the offending access
+  Place other = 0;  // of the earlier, conflicting access, if any
+  // Threads met at two code addresses where one was expected. The compiler may have duplicated a line, so Python drops
+  // the finding if both addresses map to the same line.
   bool only_if_lines_differ = false;
 };
 
@@ -24,19 +24,19 @@ struct Finding {
   std::string hazard;  // one of a fixed set: "race: write after read", ...
   std::string detail;
   Where where;
-  bool in_thread = false;  // thread and block are known
+  bool in_thread = false;  // block and thread are set
   Index block, thread;
-  size_t count = 1;  // how often, at this place
+  size_t count = 1;  // occurrences at this place
 };
 
 // thread may be null.
 Finding finding_of(const char* hazard, const Where& where, const std::string& detail, const Thread* thread);
 
-// Of the whole process; any worker may add to it.
+// Process-wide and thread-safe.
 class Findings {
  public:
   void clear();
-  // Counts a finding; false if one like it is known, whose detail stays.
+  // Adds a finding. If an equal one (hazard and places) exists, counts it, keeps its detail and returns false.
   bool add(const Finding& finding);
   bool known(const char* hazard, Place place, Place other);
   size_t size();
@@ -46,10 +46,10 @@ extern Findings findings;
 
 void add_finding(const char* hazard, const Where& where, const std::string& detail);
 
-// report("race: write after read", {place, other}, "offset ", 12, ...) of the running thread, or of the host.
+// report("race: write after read", {place, other}, "offset ", 12, ...), by the running thread or the host.
 template <typename... Parts>
 void report(const char* hazard, const Where& where, const Parts&... parts) {
-  if (findings.known(hazard, where.place, where.other)) return;  // counted; the text need not be made
+  if (findings.known(hazard, where.place, where.other)) return;  // only counted, without formatting the text
   std::ostringstream detail;
   ((detail << parts), ...);
   add_finding(hazard, where, detail.str());

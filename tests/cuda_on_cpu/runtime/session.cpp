@@ -15,7 +15,7 @@ namespace {
 
 constexpr uint64_t kMostBlocks = 1 << 24;
 constexpr uint32_t kMostLaunches = 255;
-constexpr unsigned kMostClusterBlocks = 8;  // that every GPU with clusters has
+constexpr unsigned kMostClusterBlocks = 8;  // the portable maximum cluster size
 
 Options options;
 uint32_t launches = 0;
@@ -40,7 +40,7 @@ std::vector<uint32_t> order_of_clusters(uint64_t count) {
   return order;
 }
 
-// What a GPU would refuse.
+// Reports launches that a GPU would refuse or that exceed the emulator's limits; false if there is one.
 bool can_launch(const Launch& launch) {
   const auto volume = [](dim3 d) { return static_cast<uint64_t>(d.x) * d.y * d.z; };
   const uint64_t blocks = volume(launch.grid), threads = volume(launch.block);

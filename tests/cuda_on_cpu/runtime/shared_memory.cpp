@@ -71,7 +71,7 @@ bool SharedMemory::check(const char* what, uint32_t address, size_t bytes, size_
   return true;
 }
 
-// f(cell, its address) for each cell, or part of a split cell, that the bytes touch; until one returns false.
+// Calls f(cell, its offset) for each cell, or part of a split cell, that the bytes touch, until f returns false.
 template <typename F>
 void SharedMemory::each_cell(uint32_t address, size_t bytes, F f) {
   uint32_t at = address - kSharedBase;
@@ -96,7 +96,7 @@ void SharedMemory::split(uint32_t index) {
   Cell* parts = parts_ + index * kParts;
   for (uint32_t i = 0; i < kParts; ++i) {
     parts[i] = cell;
-    if (cell.crowd && i) {  // each part has a crowd of its own
+    if (cell.crowd && i) {  // each part gets its own copy of the crowd
       const Crowd copy = crowds_[cell.crowd - 1];
       parts[i].crowd = new_crowd();
       crowds_[parts[i].crowd - 1] = copy;
@@ -106,7 +106,6 @@ void SharedMemory::split(uint32_t index) {
 }
 
 // ---- reads
-// -----------------------------------------------------------------------------------------------------------
 
 bool SharedMemory::may_read(const Cell& c, uint32_t offset, const Actor& actor, Place place, Proxy proxy) const {
   switch (c.state) {
@@ -140,7 +139,7 @@ bool SharedMemory::may_read(const Cell& c, uint32_t offset, const Actor& actor, 
 void SharedMemory::note_read(Cell& c, const Actor& actor, Place place) {
   if (c.crowd) return note_crowd(c, actor, place);
   for (int i = 0; i < kReaders; ++i)
-    // A reader that comes before this one need not be known: what comes after this one comes after it too.
+    // A reader ordered before this one can be forgotten: whatever is ordered after this one is ordered after it too.
     if (c.read_step[i] <= actor.generic[c.reader[i]] || c.reader[i] == actor.agent) {
       c.read_step[i] = actor.step;
       c.reader[i] = actor.agent;
@@ -174,7 +173,7 @@ uint16_t SharedMemory::new_crowd() {
 
 void SharedMemory::read(uint32_t address, size_t bytes, const Actor& actor, Place place, Proxy proxy) {
   each_cell(address, bytes, [&](Cell& c, uint32_t offset) {
-    // Read by the same thread since it last released: already checked, and not written since.
+    // Already checked: the same thread read it at this step and place, and nothing has written it since.
     if (c.reader[0] == actor.agent && c.read_step[0] == actor.step && c.read_place[0] == place) return true;
     if (!may_read(c, offset, actor, place, proxy)) return false;
     note_read(c, actor, place);
@@ -183,7 +182,6 @@ void SharedMemory::read(uint32_t address, size_t bytes, const Actor& actor, Plac
 }
 
 // ---- writes
-// ----------------------------------------------------------------------------------------------------------
 
 bool SharedMemory::may_write(const Cell& c, uint32_t offset, const Actor& actor, Place place) const {
   if (c.state == State::kInFlight) {
@@ -232,7 +230,7 @@ void SharedMemory::note_write(Cell& c, const Actor& actor, Place place, State st
   forget_readers(c);
 }
 
-// A write of all of a cell makes it whole again.
+// A write that covers a whole cell merges its parts.
 void SharedMemory::note_writes(uint32_t address, size_t bytes, const Actor& actor, Place place, State state,
                                bool async) {
   const uint32_t begin = address - kSharedBase, end = begin + static_cast<uint32_t>(bytes);

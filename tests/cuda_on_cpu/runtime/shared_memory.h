@@ -1,6 +1,6 @@
-// A block's shared memory, with the last writer and readers of each byte.
+// A block's shared memory, with the last writer and readers of every 2 bytes.
 //
-// A cell describes 16 bytes: what cp.async copies, what a row of ldmatrix is. A smaller access splits its cell into
+// A cell describes 16 bytes, the size of a cp.async copy or of a row of ldmatrix. A smaller access splits its cell into
 // eight parts of 2 bytes, until the next write of all 16.
 #pragma once
 #include <cstddef>
@@ -13,13 +13,13 @@
 
 namespace cuda_on_cpu {
 
-// Addresses, as instructions take them, start here, as on a GPU whose system reserves the first KiB: 0 is invalid.
+// First shared memory address. As on a GPU, the system reserves the first KiB, so 0 is invalid.
 constexpr uint32_t kSharedBase = 1024;
-constexpr size_t kMostSharedBytes = 227 << 10;  // that a launch may ask for on sm_90
+constexpr size_t kMostSharedBytes = 227 << 10;  // most dynamic shared memory of a launch on sm_90
 
 enum class Proxy : uint8_t { kGeneric, kAsync };
 
-// On whose behalf an access is made: the agent and step that are noted, and what they are ordered after.
+// The agent that makes an access, its step, and the clock rows that say what the access is ordered after.
 struct Actor {
   Agent agent;
   Step step;
@@ -34,17 +34,17 @@ class SharedMemory {
   ~SharedMemory();
   SharedMemory(const SharedMemory&) = delete;
 
-  // `bytes` of fresh memory, all of it poisoned and never written, of a block of so many threads.
+  // Starts a block of `threads` threads with `bytes` of memory, poisoned and never written.
   void reset(size_t bytes, Clocks& clocks, unsigned threads);
 
   size_t bytes() const { return bytes_; }
   unsigned char* begin() { return begin_; }
-  // The memory at an address that check() has passed.
+  // The memory at an address that check() accepted.
   unsigned char* at(uint32_t address) { return begin_ + (address - kSharedBase); }
   uint32_t address_of(const void* pointer) const {
     return static_cast<uint32_t>(static_cast<const unsigned char*>(pointer) - begin_) + kSharedBase;
   }
-  // Whether a pointer of plain C++ means shared memory, be it in bounds or somewhat beyond.
+  // Whether a plain C++ pointer points to shared memory, or out of bounds by less than the margin around it.
   bool owns(const void* pointer) const {
     return static_cast<size_t>(static_cast<const unsigned char*>(pointer) - begin_ + kMargin) < kReserved;
   }
@@ -52,22 +52,22 @@ class SharedMemory {
   // Reports an access that is out of bounds or not a multiple of `alignment`; false if it must not be made.
   bool check(const char* what, uint32_t address, size_t bytes, size_t alignment, Place place) const;
 
-  // All that follow note an access in the cells and report the first hazard that they see, but do not touch the memory
-  // itself, unless they say so. The address must have passed check().
+  // The functions below record an access in the cells and report its first hazard. Except for begin_copy() they do not
+  // touch the memory itself. check() must have accepted the address.
   void read(uint32_t address, size_t bytes, const Actor& actor, Place place, Proxy proxy = Proxy::kGeneric);
   void write(uint32_t address, size_t bytes, const Actor& actor, Place place, Proxy proxy = Proxy::kGeneric);
 
-  // An asynchronous write: from begin_copy() on the bytes are poisoned and must not be touched; land() makes them
-  // valid, written at actor.step by actor.agent. A part of a copy can land alone.
+  // An asynchronous write. begin_copy() poisons the bytes, and no access is allowed until land() makes them valid, as
+  // written by actor.agent at actor.step. Part of a copy may land alone.
   void begin_copy(uint32_t address, size_t bytes, const Actor& actor, Place place);
   void land(uint32_t address, size_t bytes, const Actor& actor, Proxy proxy = Proxy::kGeneric);
 
-  // Bytes that only certain instructions may touch, such as an mbarrier; `what` names it in reports. They count as
-  // written by the actor.
+  // reserve() makes bytes an object, such as an mbarrier, that only its own instructions may touch. They count as
+  // written by the actor; `what` names the object in reports. release() makes them ordinary, never written bytes again.
   void reserve(uint32_t address, size_t bytes, const Actor& actor, Place place, const char* what);
-  void release(uint32_t address, size_t bytes, const Actor& actor, Place place);  // ordinary bytes again, never written
+  void release(uint32_t address, size_t bytes, const Actor& actor, Place place);
 
-  // Whether the last write of the byte at `address` comes before what `actor` does now.
+  // Whether the last write of the byte at `address` happens before the actor's next access.
   bool ordered(uint32_t address, const Actor& actor);
 
  private:
@@ -83,15 +83,15 @@ class SharedMemory {
     Agent writer;
     State state;
     bool async;           // written by the async proxy
-    bool split;           // the parts are told apart, and this cell says nothing
-    uint8_t reserved_as;  // an index in names_
-    uint16_t crowd;       // 1 + index in crowds_, if more read than there is room for below
+    bool split;           // the state is in parts_, not here
+    uint8_t reserved_as;  // index in names_
+    uint16_t crowd;       // 1 + index in crowds_ if there are more than kReaders readers, else 0
     Place read_place[kReaders];
     Step read_step[kReaders];  // 0: none
     Agent reader[kReaders];
   };
 
-  // The readers of a cell that has many: the latest step of each agent.
+  // The readers of a cell with more than kReaders: the latest step of each agent.
   struct Crowd {
     std::vector<Step> steps;
     Place place;
@@ -121,7 +121,7 @@ class SharedMemory {
   Clocks* clocks_ = nullptr;
   unsigned threads_ = 0;
   std::vector<Cell> cells_;
-  Cell* parts_;  // kParts for each cell, set when it is split
+  Cell* parts_;  // kParts for each cell, valid while it is split
   std::vector<Crowd> crowds_;
   std::vector<uint16_t> free_crowds_;
   std::vector<const char*> names_;

@@ -1,4 +1,4 @@
-// stmatrix: four 8x8 matrices of 16-bit elements from a warp's registers to rows in shared memory.
+// stmatrix: stores four 8x8 matrices of 16-bit elements from a warp's registers to rows in shared memory.
 #include <cstring>
 
 #include "runtime/block.h"
@@ -18,7 +18,8 @@ struct Store {
   bool transposed;
 };
 
-// Of word i, lane l holds elements (l / 4, l % 4 * 2) and the next of matrix i; of its transpose if asked for.
+// Lane l's word i holds elements (l / 4, l % 4 * 2) and (l / 4, l % 4 * 2 + 1) of matrix i, or of its transpose with
+// .trans.
 void store(Warp& warp, uint32_t lanes, Place place) {
   uint16_t rows[32][8];
   each_lane(lanes, [&](uint32_t lane) {

@@ -15,7 +15,7 @@ using resnet_fused::cuda::TensorShape;
 
 std::atomic<uint64_t> made{0};
 
-// cuTensorMapEncode would return CUDA_ERROR_INVALID_VALUE, or else the emulator does not model it.
+// Throws for maps that cuTensorMapEncode rejects (CUDA_ERROR_INVALID_VALUE) or that the emulator does not model.
 template <typename... Parts>
 void require(bool holds, const Parts&... parts) {
   if (holds) return;
@@ -61,7 +61,7 @@ TensorMap finish(const MapContents& m) {
 
 uint32_t ceil_div(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
 
-// The row at a position of dimensions 1 and on, and with its first element at x0.
+// The row at position x in dimensions 1 and up, whose first element is at x0 in dimension 0.
 MapRow row_at(const MapContents& m, int64_t x0, const int64_t* x, uint32_t count, uint32_t offset) {
   MapRow row{m.base, offset, 0, 0};
   for (int i = 1; i < m.rank; ++i) {
@@ -89,7 +89,7 @@ std::vector<MapRow> rows_of_tile(const MapContents& m, const Coordinates& at) {
   return rows;
 }
 
-// Positions walk through the window's box, W first; the offsets are added to where they are.
+// Walks the positions of the im2col bounding box, W first, and adds the instruction's offsets to each.
 std::vector<MapRow> rows_of_window(const MapContents& m, const Coordinates& at) {
   std::vector<MapRow> rows;
   int64_t position[4] = {0, at.c[1], at.c[2], at.c[3]};

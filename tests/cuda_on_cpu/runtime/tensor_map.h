@@ -1,4 +1,4 @@
-// What the emulator puts into a TensorMap's 128 opaque bytes, and the rows of elements that an instruction moves.
+// The emulator's contents of a TensorMap's 128 opaque bytes, and the rows of elements that an instruction moves.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -24,22 +24,22 @@ struct MapContents {
 
   static MapContents of(const resnet_fused::cuda::TensorMap& map);
   uint32_t bytes() const;      // in shared memory
-  uint32_t row_bytes() const;  // of elements that are adjacent there and in the tensor
+  uint32_t row_bytes() const;  // bytes of a row: elements adjacent both there and in the tensor
 };
 static_assert(sizeof(MapContents) <= sizeof(resnet_fused::cuda::TensorMap));
 
-// A row of the box: `source` elements from `first` on are inside the tensor, the others of the row are not.
+// A row of the box. `bytes` bytes from element `first` on are inside the tensor, the rest of the row is outside.
 struct MapRow {
-  char* source;     // of element `first`
-  uint32_t offset;  // of the row in the box, in bytes, before the swizzle
+  char* source;     // address of element `first`
+  uint32_t offset;  // byte offset of the row in the box, before the swizzle
   uint32_t first, bytes;
 };
 
-uint64_t tensor_maps_made();  // by any thread, so far
+uint64_t tensor_maps_made();  // in this process so far
 
 std::vector<MapRow> rows_of(const MapContents& map, const Coordinates& at);
 
-// Where TMA puts a byte: 16-byte pieces are permuted by address bits, with a period of 8 * width bytes.
+// Where TMA puts a byte: address bits permute 16-byte pieces, with a period of 8 * width bytes.
 inline uint32_t swizzled(uint32_t address, uint32_t width) {
   return width ? address ^ (address >> 3 & (width - 16)) : address;
 }

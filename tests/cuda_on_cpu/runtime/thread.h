@@ -1,4 +1,4 @@
-// One CUDA thread of a block that runs.
+// One CUDA thread of a running block.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -15,18 +15,18 @@ class Block;
 class Cluster;
 struct Warp;
 
-// What a thread waits for, as a deadlock's report says it: "<what> <number>".
+// What a thread waits for. A deadlock report prints "<what> <number>".
 struct Wait {
   const char* what = nullptr;
-  int64_t number = -1;  // shown unless negative
+  int64_t number = -1;  // printed unless negative
   Place place = 0;
 };
 
-// Registers (in truth the fiber's stack) that an asynchronous instruction owns: the thread may not touch them.
+// Registers (memory on the fiber's stack) that an asynchronous instruction owns: the thread may not touch them.
 struct Watched {
   const char* begin;
   size_t bytes;
-  const char* hazard;  // of a report, if the thread does
+  const char* hazard;  // reported if the thread does
 };
 
 struct Thread {
@@ -39,21 +39,21 @@ struct Thread {
   uint32_t lane = 0;
   Index index;
   bool exited = false;
-  bool waited_for_grids = false;  // or need not: griddepcontrol.wait
+  bool waited_for_grids = false;  // has executed griddepcontrol.wait, or need not
   Wait wait;
   std::vector<Watched> watched;
 };
 
-// The threads of each worker, by the slots of their stacks.
+// Each worker's threads, by stack slot.
 extern Thread* threads_of_worker[kMostWorkers];
 
-// The running thread. Only on a fiber, that is in what kernels call.
+// The running thread. Call it only on a fiber, that is in code called by kernels.
 inline Thread& this_thread() {
   const size_t slot = stacks.slot(__builtin_frame_address(0));
   return threads_of_worker[slot / kWorkerThreads][slot % kWorkerThreads];
 }
 
-// Whether this is a fiber, and not the host's code that launches kernels.
+// Whether the caller runs on a fiber rather than in host code.
 inline bool on_fiber() { return stacks.slot(__builtin_frame_address(0)) < Stacks::kSlots; }
 
 }  // namespace cuda_on_cpu

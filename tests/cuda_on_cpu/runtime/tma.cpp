@@ -16,7 +16,7 @@ namespace {
 
 using Kind = MapContents::Kind;
 
-// Whether the map is one that this instruction takes, and the box has a place in shared memory.
+// Whether the map suits the instruction and the box lies aligned within shared memory. Reports if not.
 bool check_box(const char* what, Thread& thread, const MapContents& map, Kind kind, int rank, uint32_t address,
                Place place) {
   if (map.kind != kind || map.rank != rank) {
@@ -28,7 +28,8 @@ bool check_box(const char* what, Thread& thread, const MapContents& map, Kind ki
   return thread.block->shared.check(what, address, map.bytes(), pattern, place);
 }
 
-// f(element row's offset in shared memory after the swizzle, 16 bytes or less of it) over the row's part in the tensor.
+// Splits the part of a row inside the tensor at 16-byte boundaries and calls f(shared address after the swizzle, global
+// address, bytes) for each piece.
 template <typename F>
 void each_piece(const MapContents& map, uint32_t box, const MapRow& row, F f) {
   const uint32_t begin = row.offset + row.first * static_cast<uint32_t>(map.stride[0]), end = begin + row.bytes;
@@ -39,7 +40,7 @@ void each_piece(const MapContents& map, uint32_t box, const MapRow& row, F f) {
   }
 }
 
-// What a load brings, the same for every block that it goes to.
+// A load in flight; a multicast shares it between its destination blocks.
 struct BoxLoad {
   MapContents map;
   std::vector<MapRow> rows;
@@ -60,7 +61,8 @@ void land(Block& block, const BoxLoad& load, bool remote) {
   barriers.complete(load.barrier, map.bytes(), load.place);
 }
 
-// Every block of the mask gets the box at the same address of its own shared memory, and its own barrier counts it.
+// Every block in the mask receives the box at the same address of its own shared memory and completes it on its own
+// barrier.
 void start_load(uint32_t destination, const TensorMap& tensor_map, uint32_t barrier, const Coordinates& at, Kind kind,
                 int rank, uint32_t blocks, Place place) {
   Thread& me = this_thread();
@@ -90,7 +92,6 @@ uint32_t only(const Thread& thread) { return 1u << thread.block->rank(); }
 }  // namespace
 
 // ---- stores
-// ----------------------------------------------------------------------------------------------------------
 
 void BulkStores::reset(Block& block) {
   block_ = &block;
@@ -152,7 +153,6 @@ void BulkStores::copy(Thread& thread, Store& s) {
 }
 
 // ---- instructions
-// ----------------------------------------------------------------------------------------------------
 
 void tma_load(uint32_t destination, const TensorMap& map, uint32_t barrier, const Coordinates& at, int rank) {
   start_load(destination, map, barrier, at, Kind::kTiled, rank, only(this_thread()), CUDA_ON_CPU_CALLER);

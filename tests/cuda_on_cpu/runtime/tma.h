@@ -1,4 +1,4 @@
-// The tensor memory accelerator: asynchronous copies of boxes.
+// TMA, the tensor memory accelerator: asynchronous copies of boxes.
 #pragma once
 #include <cstdint>
 #include <deque>
@@ -12,8 +12,8 @@ namespace cuda_on_cpu {
 
 using resnet_fused::cuda::TensorMap;
 
-// What is stored, by thread. A source counts as being read from the store on until its group is waited for; the bytes
-// are copied at that moment, or earlier.
+// TMA stores, by thread. A source counts as being read from the store until the wait for its group; the bytes are
+// copied at that wait or earlier.
 class BulkStores : public Module {
  public:
   void reset(Block& block) override;
@@ -33,10 +33,10 @@ class BulkStores : public Module {
     bool done = false;
   };
   struct OfThread {
-    int agent = -1;  // what reads the sources
+    int agent = -1;  // the agent that reads the sources
     uint32_t committed = 0;
     std::deque<std::shared_ptr<Store>> stores;
-    std::deque<Past> groups;  // committed and not waited for
+    std::deque<Past> groups;  // committed, not yet waited for
   };
 
   static void copy(Thread& thread, Store& store);

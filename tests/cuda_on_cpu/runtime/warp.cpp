@@ -18,7 +18,7 @@ std::string mask(uint32_t lanes) {
   return s.str();
 }
 
-// The meeting that the running lane joins; a new one if none is for the same lanes.
+// The meeting that the running lane joins, created if there is none for these lanes.
 Meeting& join_meeting(Warp& warp, const Collective& what, uint32_t lanes, Place place) {
   for (Meeting& m : warp.meetings) {
     if (!(m.lanes & lanes)) continue;

@@ -1,4 +1,4 @@
-// A warp, and how its lanes do something together.
+// A warp, and the collectives of its lanes.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -14,14 +14,14 @@ constexpr uint32_t kAllLanes = ~0u;
 
 struct Warp;
 
-// An instruction that lanes execute as one. `act` runs once, on the fiber of the last lane to arrive, with every
-// lane's argument in warp.arguments.
+// A warp-level instruction. `act` runs once, on the fiber of the last lane to arrive; warp.arguments has every lane's
+// argument.
 struct Collective {
   const char* name;
   void (*act)(Warp& warp, uint32_t lanes, Place place);
 };
 
-// Lanes that have arrived at a collective and wait for the others of `lanes`.
+// A collective at which some of `lanes` wait for the others.
 struct Meeting {
   const Collective* what;
   uint32_t lanes, arrived;
@@ -33,7 +33,7 @@ struct Warp {
   Thread* threads = nullptr;  // by lane
   uint32_t number = 0;
   uint32_t live = 0;   // lanes that have not exited
-  uint32_t ready = 0;  // lanes that could run now
+  uint32_t ready = 0;  // lanes that can run now
   std::vector<Meeting> meetings;
   void* arguments[32] = {};
 
@@ -43,18 +43,18 @@ struct Warp {
   }
 };
 
-// For each set bit of `lanes`: f(lane).
+// Calls f(lane) for each set bit of `lanes`.
 template <typename F>
 inline void each_lane(uint32_t lanes, F f) {
   for (; lanes; lanes &= lanes - 1) f(static_cast<uint32_t>(__builtin_ctz(lanes)));
 }
 
-// Called by each of the `lanes`: waits for the others, and returns when `what` has been done for all. It orders
-// nothing by itself. Reports lanes that meet at different instructions, or for different lanes, and gives the launch
-// up.
+// Each of `lanes` calls this. It waits for the others and returns once `what` has acted for all. It orders no memory
+// accesses by itself. If lanes meet at different instructions or with different masks, it reports that and gives up the
+// launch.
 void meet(const Collective& what, uint32_t lanes, void* argument, Place place);
 
-// Every lane's past becomes every lane's, as __syncwarp has it.
+// Orders the lanes' accesses like __syncwarp: every lane acquires the past of all lanes.
 void order_lanes(Warp& warp, uint32_t lanes);
 
 }  // namespace cuda_on_cpu

@@ -12,14 +12,14 @@ namespace cuda_on_cpu {
 
 namespace {
 
-constexpr int kDepth = 16, kWarpRows = 16;  // elements of K, and rows of a that a warp multiplies
-constexpr uint32_t kPiece = 16;             // bytes that every layout keeps together
-constexpr int kPieces = 2;                  // of a row
+constexpr int kDepth = 16, kWarpRows = 16;  // K of an instruction, and rows of a per warp
+constexpr uint32_t kPiece = 16;             // bytes that every layout keeps contiguous
+constexpr int kPieces = 2;                  // per row
 constexpr int kPoison = 0xff;
 const char* const kDisagree = "wgmma: warps of a warpgroup disagree";
 const char* const kTouched = "wgmma: accumulators touched before the wait";
 
-// A K-major operand's matrix descriptor (PTX ISA, "Matrix Descriptor Format").
+// Matrix descriptor of a K-major operand (PTX ISA, "Matrix Descriptor Format").
 class Descriptor {
  public:
   explicit Descriptor(uint64_t bits) : bits_(bits) {}
@@ -33,7 +33,7 @@ class Descriptor {
   }
   bool has_base_offset() const { return bits_ >> 49 & 7; }
 
-  // Of 16 bytes: where piece `piece` of row `row` is.
+  // Address of 16-byte piece `piece` of row `row`.
   uint32_t address(uint32_t row, uint32_t piece) const {
     const uint32_t w = width(), of_rows = start() + row / 8 * row_stride();
     if (!w) return of_rows + row % 8 * kPiece + piece * k_stride();
@@ -46,7 +46,7 @@ class Descriptor {
   uint64_t bits_;
 };
 
-// The swizzle is made of address bits: the eight rows of a pattern must begin where the address bits do.
+// The swizzle permutes by address bits, so the eight rows of a pattern must start at a multiple of its period.
 void check_descriptor(const char* operand, uint64_t bits, Place place) {
   const Descriptor d(bits);
   if (d.has_base_offset()) report("wgmma: bad descriptor", {place}, operand, " has a base offset");
@@ -83,7 +83,7 @@ bool same(const WgmmaOperands& x, const WgmmaOperands& y) {
          x.accumulate == y.accumulate;
 }
 
-// Lane l holds rows l / 4 and l / 4 + 8, of each 8 columns l % 4 * 2 and the next.
+// Lane l holds rows l / 4 and l / 4 + 8, and of every 8 columns l % 4 * 2 and l % 4 * 2 + 1.
 int row_of(int lane, int i) { return lane / 4 + (i / 2 % 2) * 8; }
 int col_of(int lane, int i) { return i / 4 * 8 + lane % 4 * 2 + i % 2; }
 
@@ -151,7 +151,7 @@ void Wgmmas::issue(Warp& warp, Place place) {
   w.operations.push_back(op);
 }
 
-// Takes the accumulators from the threads, unless an earlier instruction has.
+// Takes the accumulators from the threads, unless an earlier instruction already holds them.
 void Wgmmas::hold(Warp& warp, const Operation& op, Place place) {
   OfWarp& w = of(warp);
   for (Held& h : w.held)
@@ -190,7 +190,7 @@ void Wgmmas::give_back(Warp& warp, Held& held, Place place) {
   of(warp).fenced = false;
 }
 
-// On behalf of the warp: ordered after what every one of its lanes is ordered after.
+// Records operand reads on behalf of the warp. They are ordered only after what all of its lanes are ordered after.
 void Wgmmas::note_operand_reads(Warp& warp, const Operation& op) {
   OfWarp& w = of(warp);
   Clocks& clocks = block_->clocks;
@@ -240,7 +240,7 @@ void Wgmmas::wait(Warp& warp, uint32_t pending, Place place) {
   w.held.erase(std::remove_if(w.held.begin(), w.held.end(), free), w.held.end());
 }
 
-// The warp's 16 rows, with the operands as they are now. Sums run along K, one rounding each.
+// Computes the warp's 16 rows from the operands' current contents. Sums run along K, rounded at each step.
 void Wgmmas::multiply(const Warp& warp, const Operation& op) {
   const WgmmaOperands& o = op.operands;
   float a[kWarpRows][kDepth], b[256][kDepth];
@@ -250,7 +250,7 @@ void Wgmmas::multiply(const Warp& warp, const Operation& op) {
       uint32_t words[4];
       const uint32_t at = d.address(row, piece) - kSharedBase;
       if (at + kPiece > block_->shared.bytes())
-        std::memset(words, kPoison, sizeof words);  // has been reported
+        std::memset(words, kPoison, sizeof words);  // already reported
       else
         std::memcpy(words, block_->shared.begin() + at, sizeof words);
       widen_words(words, 4, o.type, to + piece * 8);
@@ -260,7 +260,7 @@ void Wgmmas::multiply(const Warp& warp, const Operation& op) {
     each_lane(kAllLanes, [&](uint32_t lane) {
       if (std::memcmp(op.a_words[lane], op.a_values[lane], sizeof op.a_values[lane]))
         report("wgmma: registers of a written before the wait", {op.place}, "lane ", lane);
-      for (int i = 0; i < 4; ++i)  // as in mma.m16n8k16: rows l / 4 and + 8, then the same of columns 8 and on
+      for (int i = 0; i < 4; ++i)  // as in mma.m16n8k16: rows l / 4 and l / 4 + 8, then the same from column 8 on
         widen_words(&op.a_values[lane][i], 1, o.type, &a[lane / 4 + i % 2 * 8][lane % 4 * 2 + i / 2 * 8]);
     });
   } else {
@@ -280,7 +280,6 @@ void Wgmmas::multiply(const Warp& warp, const Operation& op) {
 }
 
 // ---- instructions
-// ----------------------------------------------------------------------------------------------------
 
 namespace {
 

@@ -1,5 +1,5 @@
-// Matrix instructions of a warpgroup: what is issued is multiplied only when it is waited for, the latest moment that
-// the hardware may choose. Until then the accumulators are poisoned, and operands count as being read.
+// wgmma: warpgroup matrix instructions. The multiplication happens at the wait, the latest moment that hardware may
+// choose. Until then the accumulators are poisoned and the operands count as being read.
 #pragma once
 #include <cstdint>
 #include <deque>
@@ -17,7 +17,7 @@ class Wgmmas : public Module {
   void thread_exits(Thread& thread) override;
   void block_ends(Block& block) override;
 
-  // Of a warp; arguments are those of its lanes.
+  // One instruction of a warp each; warp.arguments has the lanes' arguments.
   void fence(Warp& warp);
   void issue(Warp& warp, Place place);
   void commit(Warp& warp);
@@ -30,7 +30,7 @@ class Wgmmas : public Module {
     Place place;
     float* d[32];
     const uint32_t* a_words[32];
-    uint32_t a_values[32][4];  // when it was issued
+    uint32_t a_values[32][4];  // a's registers at issue
   };
   // Accumulators that the tensor core holds.
   struct Held {
@@ -40,10 +40,10 @@ class Wgmmas : public Module {
   };
   struct OfWarp {
     bool fenced = false;
-    int agent = -1;  // what reads operands in shared memory
+    int agent = -1;  // the agent that reads operands in shared memory
     uint32_t committed = 0;
     std::deque<Operation> operations;
-    std::deque<Past> groups;  // of the groups that have been committed and not waited for
+    std::deque<Past> groups;  // committed, not yet waited for
     std::vector<Held> held;
     size_t issued = 0;
   };
@@ -61,7 +61,7 @@ class Wgmmas : public Module {
 
   Block* block_ = nullptr;
   std::vector<OfWarp> warps_;
-  std::vector<std::vector<Issue>> issues_;  // by warpgroup, in order
+  std::vector<std::vector<Issue>> issues_;  // by warpgroup, in issue order
 };
 
 }  // namespace cuda_on_cpu

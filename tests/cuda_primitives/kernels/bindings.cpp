@@ -1,4 +1,4 @@
-// The primitives on the emulator, as Python sees them.
+// Python bindings of the primitives on the emulator.
 #include "bindings/library.h"
 #include "registry.h"
 
@@ -6,7 +6,7 @@ namespace cuda_on_cpu::bindings {
 
 namespace {
 
-// The order of buffers is the call's own.
+// Buffers are in the order of Call::buffers.
 Value run(const std::string& name, const std::vector<BufferArg>& buffers, const std::vector<int64_t>& numbers,
           const std::string& schedule, uint32_t seed) {
   std::vector<void*> addresses;

@@ -1,4 +1,4 @@
-// How a primitive's kernel is called from Python: by name, with addresses that the kernel can reach and numbers.
+// A call of a primitive's kernel from Python: by name, with addresses accessible to the kernel and numbers.
 #pragma once
 #include <cstdint>
 
@@ -15,7 +15,8 @@ struct Call {
 
 using Launch = void (*)(const Call&);
 
-// At namespace scope of the file that has the kernel: which files are linked depends on the architecture.
+// Registers a primitive. Define it at namespace scope in the kernel's file: which files are linked depends on the
+// architecture.
 struct Primitive {
   Primitive(const char* name, Launch launch);
 };

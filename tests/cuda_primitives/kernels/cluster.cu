@@ -1,4 +1,5 @@
-// A cluster of two blocks: each brings half of every step's bytes to both, and frees the stage in both (sm_90).
+// A cluster of two blocks: in every step, each multicasts half of the bytes to both and frees the stage in both
+// (sm_90).
 #include "cuda/ptx/cluster.cuh"
 
 #include "call.h"
@@ -19,7 +20,7 @@ constexpr uint32_t kBlocks = 2, kHalfBytes = 512, kStageBytes = kBlocks * kHalfB
 constexpr uint32_t kFull = kStageBytes, kFree = kFull + 8, kBytes = kFree + 8;
 constexpr int kRowsOfHalf = 8;
 
-// out: for every step the stage as the first block has it, then as the second has it, its 16-byte chunks in reverse.
+// out: for every step, the stage as seen by the first block, then by the second with its 16-byte chunks reversed.
 __global__ void __launch_bounds__(32)
     cluster_ring_kernel(const __grid_constant__ TensorMap map, uint32_t steps, char* out) {
   DYNAMIC_SMEM(smem);

@@ -1,5 +1,6 @@
-// All of sm_90a together: a 3x3 convolution as a GEMM. One thread loads (im2col and tiled TMA), two warpgroups multiply
-// (wgmma), and TMA stores what they hand over in shared memory (stmatrix). bfloat16, NHWC and KRSC, stride 1 or 2.
+// All of sm_90a together: a 3x3 convolution as an implicit GEMM. One thread loads (im2col and tiled TMA), two
+// warpgroups multiply (wgmma) and write the result to shared memory (stmatrix), and TMA stores it. bfloat16, NHWC and
+// KRSC, stride 1 or 2.
 #include "call.h"
 #include "cuda/launch.h"
 #include "cuda/ptx/control.cuh"
@@ -23,7 +24,7 @@ constexpr uint32_t kTileM = 128, kTileN = 64, kDepth = 64, kStages = 3, kTaps = 
 constexpr uint32_t kRowBytes = kDepth * 2, kABytes = kTileM * kRowBytes, kBBytes = kTileN * kRowBytes;
 constexpr uint32_t kStageBytes = kABytes + kBBytes;
 constexpr uint32_t kConsumers = 2, kConsumerWarps = 4 * kConsumers;
-constexpr uint32_t kOutBytes = 64 * kTileN * 2;  // of one consumer
+constexpr uint32_t kOutBytes = 64 * kTileN * 2;  // per consumer
 
 // Shared memory, in bytes: stages, the consumers' outputs, barriers.
 constexpr uint32_t kOut = kStages * kStageBytes, kFull = kOut + kConsumers * kOutBytes, kEmpty = kFull + 8 * kStages;
@@ -68,7 +69,7 @@ __device__ __forceinline__ void multiply(float (&sum)[kTileN / 2], uint32_t smem
   ptx::wgmma_wait_group<0>();
 }
 
-// A warp has 16 rows of 128 bytes; stmatrix takes four 8x8 pieces: two of rows by two of columns.
+// A warp has 16 rows of 128 bytes. Each stmatrix stores four 8x8 matrices, two along rows by two along columns.
 __device__ __forceinline__ void store(const float (&sum)[kTileN / 2], uint32_t out, const TensorMap& y,
                                       uint32_t consumer) {
   const uint32_t warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, row = warp * 16 + lane % 16;

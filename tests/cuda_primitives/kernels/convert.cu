@@ -1,4 +1,4 @@
-// Conversions and roundings, one word in and one word out.
+// Conversions and rounding: one word in, one word out.
 #include "call.h"
 #include "cuda/launch.h"
 #include "cuda/ptx/global.cuh"
@@ -9,7 +9,7 @@ namespace {
 
 using namespace resnet_fused::cuda;
 
-// 16-bit values are in the low half; where two floats are packed the other one is the negated input.
+// 16-bit values are in the low half. For packed conversions, the second float is the negated input.
 struct F32OfF16 {
   __device__ __forceinline__ static uint32_t of(uint32_t v) {
     return ptx::mov_b32_f32(ptx::cvt_f32_f16(static_cast<uint16_t>(v)));
@@ -60,7 +60,7 @@ struct Reciprocal {
   }
 };
 
-// 4 words a thread.
+// Each thread converts 4 words.
 template <typename Operation>
 __global__ void __launch_bounds__(128) convert_kernel(const char* in, char* out, int quads) {
   const int i = static_cast<int>(blockIdx.x) * 128 + static_cast<int>(threadIdx.x);

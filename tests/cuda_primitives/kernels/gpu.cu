@@ -1,4 +1,4 @@
-// The primitives on a GPU, as ctypes sees them, and what cuda/launch.h needs there.
+// Entry point of the primitives on a GPU for ctypes, and the error check that cuda/launch.h needs.
 #include <cstdio>
 #include <stdexcept>
 #include <string>
@@ -14,7 +14,7 @@ void check(cudaError_t error, const char* what) {
 
 }  // namespace resnet_fused::cuda
 
-// Addresses are the device's. 0 once the kernel has ended well; otherwise `error` says what is wrong.
+// Buffers are device addresses. Waits for the kernel; returns 0 on success, else 1 with a message in `error`.
 extern "C" int cuda_primitives_run(const char* name, void* const* buffers, const int64_t* numbers, char* error,
                                    size_t error_bytes) {
   try {

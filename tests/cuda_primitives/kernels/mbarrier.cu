@@ -15,7 +15,7 @@ using namespace resnet_fused::cuda;
 constexpr uint32_t kStages = 2, kStageBytes = 512, kFull = kStages * kStageBytes, kEmpty = kFull + 8 * kStages;
 constexpr uint32_t kRingBytes = kEmpty + 8 * kStages;
 
-// in: `steps` times 32 lanes of 16 bytes; out: the same, each step's lanes in reverse.
+// in: `steps` times 32 lanes of 16 bytes; out: the same with each step's lanes reversed.
 __global__ void __launch_bounds__(64) mbarrier_kernel(const char* in, char* out, uint32_t steps) {
   DYNAMIC_SMEM(smem);
   const uint32_t base = ptx::smem_address(smem), lane = threadIdx.x % 32;
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(64) mbarrier_kernel(const char* in, char* out,
     const uint32_t full = base + kFull + 8 * stage, empty = base + kEmpty + 8 * stage;
     uint32_t r[4];
     if (threadIdx.x < 32) {
-      ptx::mbarrier_wait_parity(empty, parity ^ 1);  // at once in the first round: the phase before 0 counts as ended
+      ptx::mbarrier_wait_parity(empty, parity ^ 1);  // returns at once in the first round: phase -1 counts as complete
       ptx::ld_global_v4(r, in + (step * 32 + lane) * 16);
       ptx::st_shared_v4(place + lane * 16, r);
       ptx::mbarrier_arrive(full);
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(64) mbarrier_kernel(const char* in, char* out,
       ptx::st_global_v4(out + (step * 32 + lane) * 16, r);
     }
   }
-  // The same bytes as another barrier, which all threads pass once.
+  // Reuse the same bytes for another mbarrier, which all threads pass once.
   ptx::bar_sync_all();
   if (threadIdx.x == 0) {
     ptx::mbarrier_inval(base + kFull);

@@ -1,4 +1,4 @@
-// mma: one warp and one instruction a block.
+// mma: one warp and one instruction per block.
 #include "call.h"
 #include "cuda/dtype.h"
 #include "cuda/launch.h"
@@ -11,7 +11,7 @@ namespace {
 
 using namespace resnet_fused::cuda;
 
-// Fragments as 4 words a lane (b's last two are not used); out is d.
+// Fragments have 4 words per lane (the last two of b are unused); out is d.
 template <Dtype kDtype>
 __global__ void __launch_bounds__(32) mma_kernel(const char* a, const char* b, const char* c, char* out) {
   const int at = static_cast<int>(blockIdx.x * 32 + threadIdx.x) * 16;

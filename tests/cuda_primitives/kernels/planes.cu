@@ -1,4 +1,4 @@
-// wgmma of pixels that lie in planes, from any position on: what a tap of a filter is to sm90/block_fwd (sm_90a).
+// wgmma over pixels stored in planes, from any start position, as sm90/block_fwd uses it for a filter tap (sm_90a).
 #include "cuda/ptx/wgmma.cuh"
 
 #include "call.h"
@@ -19,7 +19,7 @@ constexpr int kColumns = 96, kPositions = 139, kDepth = 64;
 constexpr uint32_t kABytes = 64 * kRowBytes;
 using Pixels = Planes<kPositions>;
 
-// a: rows of 128 bytes, swizzled; b: 8 planes; out: 48 floats a thread, of a times the pixels from `first` on.
+// a: swizzled rows of 128 bytes; b: 8 planes; out: a times the pixels from `first` on, 48 floats per thread.
 __global__ void __launch_bounds__(128, 1) planes_kernel(const char* a, const char* b, uint32_t first, char* out) {
   DYNAMIC_SMEM(smem);
   const uint32_t place_a = ptx::smem_address(smem);

@@ -1,4 +1,4 @@
-// Every primitive that was linked.
+// All linked primitives.
 #pragma once
 #include <string>
 #include <vector>
@@ -7,7 +7,7 @@
 
 namespace cuda_primitives {
 
-// Throws std::out_of_range if there is none of that name.
+// Throws std::out_of_range if the name is unknown.
 void launch(const std::string& name, const Call& call);
 std::vector<std::string> names();
 

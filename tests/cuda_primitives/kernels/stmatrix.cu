@@ -12,7 +12,7 @@ namespace {
 
 using namespace resnet_fused::cuda;
 
-// in: 4 registers a lane; out: 32 rows of 16 bytes, spread by a permutation in between.
+// in: 4 registers per lane; out: 32 rows of 16 bytes. In shared memory the rows are permuted.
 template <bool kTrans>
 __global__ void __launch_bounds__(32) stmatrix_kernel(const char* in, char* out) {
   DYNAMIC_SMEM(smem);

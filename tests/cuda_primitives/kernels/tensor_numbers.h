@@ -1,4 +1,4 @@
-// Tensor maps out of a call's numbers; ../tensors.py writes them in the same order.
+// Reads tensor maps from a call's numbers; ../tensors.py writes them in the same order.
 #pragma once
 #include "call.h"
 #include "cuda/tensor_map.h"
@@ -10,7 +10,7 @@ using resnet_fused::cuda::TensorMap;
 using resnet_fused::cuda::TensorShape;
 using resnet_fused::cuda::TiledBox;
 
-// Numbers are taken in turn, from `next` on.
+// Reads a call's numbers in order.
 class Numbers {
  public:
   explicit Numbers(const Call& call) : next_(call.numbers) {}

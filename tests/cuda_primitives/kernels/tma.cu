@@ -1,4 +1,4 @@
-// TMA: one box to shared memory and out again byte by byte, and boxes from shared memory to a tensor (sm_90).
+// TMA: loads one box to shared memory and copies it out; stores boxes from shared memory to a tensor (sm_90).
 #include "cuda/ptx/tma.cuh"
 
 #include "call.h"
@@ -23,7 +23,7 @@ struct Place {
   uint16_t offset_w, offset_h;
 };
 
-// out: the box as it lies in shared memory.
+// out: the box as stored in shared memory.
 template <Load kLoad>
 __global__ void __launch_bounds__(32)
     tma_load_kernel(const __grid_constant__ TensorMap map, const Place at, uint32_t bytes, char* out) {
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(32)
   }
 }
 
-// in: boxes as they lie in shared memory; places: 4 coordinates each. A block stores two boxes from one place.
+// in: boxes as stored in shared memory; places: 4 coordinates each. A block stores two boxes from the same address.
 template <int kRank>
 __global__ void __launch_bounds__(32)
     tma_store_kernel(const __grid_constant__ TensorMap map, const char* in, const char* places, uint32_t bytes) {
@@ -110,7 +110,7 @@ void load(const Call& c) {
          static_cast<char*>(c.out(1)));
 }
 
-// buffers: boxes, places, tensor; numbers: map, number of boxes (even), bytes of a box
+// buffers: boxes, places, tensor; numbers: map, number of boxes (even), bytes per box
 template <int kRank>
 void store(const Call& c) {
   Numbers numbers(c);

@@ -1,4 +1,4 @@
-// What the lanes of a warp exchange (sm_80): ldmatrix, cp.async with zero fill, shuffles.
+// ldmatrix, cp.async with zero fill, and shuffles of one warp (sm_80).
 #include "call.h"
 #include "cuda/launch.h"
 #include "cuda/ptx/cp_async.cuh"
@@ -12,10 +12,10 @@ namespace {
 
 using namespace resnet_fused::cuda;
 
-// Rows of 16 bytes are spread by a permutation, so that an address that is not obeyed shows.
+// Permutes rows of 16 bytes, so that ignoring an address gives a wrong result.
 __device__ __forceinline__ uint32_t place_of(uint32_t row) { return (row * 5 + 3) % 32 * 16; }
 
-// in: 32 rows of 16 bytes; out: 4 registers a lane.
+// in: 32 rows of 16 bytes; out: 4 registers per lane.
 template <bool kTrans>
 __global__ void __launch_bounds__(32) ldmatrix_kernel(const char* in, char* out) {
   DYNAMIC_SMEM(smem);
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(32) ldmatrix_kernel(const char* in, char* out)
   ptx::st_global_v4(out + lane * 16, r);
 }
 
-// in: 32 rows; out: the same, zeros where the lane's bit of `valid` is 0. Two groups, the second waited for last.
+// in: two groups of 32 rows of 16 bytes; out: the same, with zeros where the lane's bit of `valid` is 0.
 __global__ void __launch_bounds__(32) cp_async_kernel(const char* in, char* out, uint32_t valid) {
   DYNAMIC_SMEM(smem);
   const uint32_t lane = threadIdx.x, base = ptx::smem_address(smem);
@@ -51,8 +51,8 @@ __global__ void __launch_bounds__(32) cp_async_kernel(const char* in, char* out,
   ptx::st_global_v4(out + 512 + (lane ^ 31) * 16, r);
 }
 
-// in: 4 words a lane, the value and three lanes; out: value of the three lanes by shfl_idx, then shfl_bfly by 1, 2, 4,
-// 8 and 16 (8 words a lane).
+// in: 4 words per lane, a value and three lanes; out: 8 words per lane, shfl_idx from the three lanes, then shfl_bfly
+// by 1, 2, 4, 8 and 16.
 __global__ void __launch_bounds__(32) shuffle_kernel(const char* in, char* out) {
   const uint32_t lane = threadIdx.x, all = 0xffffffff;
   uint32_t r[4], lo[4], hi[4];

@@ -1,4 +1,4 @@
-// wgmma: one warpgroup and one tile of depth a block (sm_90a).
+// wgmma: one warpgroup and one tile along K per block (sm_90a).
 #include "cuda/ptx/wgmma.cuh"
 
 #include <string>
@@ -18,7 +18,7 @@ namespace {
 
 using namespace resnet_fused::cuda;
 
-enum class Source { kShared, kRegisters };  // of a
+enum class Source { kShared, kRegisters };  // where operand a is
 
 template <Dtype kDtypeOf, int kWidth, Source kSource, Swizzle kLayout>
 struct Config {
@@ -30,7 +30,7 @@ struct Config {
   static constexpr int kSteps = kRow / 32;
   static constexpr int kABytes = 64 * kRow, kBBytes = kN * kRow;
 
-  // Without a swizzle a and b are laid out differently: a's neighbours along K are adjacent, b's groups of 8 rows are.
+  // Without a swizzle, core matrices of a are adjacent along K, and those of b are adjacent along rows.
   enum class Operand { kA, kB };
   __device__ __forceinline__ static uint64_t descriptor(Operand operand, uint32_t address, int step) {
     if constexpr (kSwizzle == Swizzle::kNone) {
@@ -51,7 +51,7 @@ struct Config {
   }
 };
 
-// a, b: as they lie in shared memory (a in registers: 4 words a thread and step); c, out: kN / 2 floats a thread.
+// a, b: as stored in shared memory (a in registers: 4 words per thread and step); c, out: kN / 2 floats per thread.
 template <typename C>
 __global__ void __launch_bounds__(128, 1)
     wgmma_kernel(const char* a, const char* b, const char* c, char* out, uint32_t accumulate) {
@@ -123,7 +123,7 @@ bool add() {
 
 constexpr Dtype kF16 = Dtype::kFloat16, kBF16 = Dtype::kBFloat16;
 
-// Every width; and of one width every type, source of a and swizzle. ../cases.py has the same list.
+// Every width, and for one width every type, source of a and swizzle. ../cases.py has the same list.
 [[maybe_unused]] const bool added[] = {
     add<kBF16, Source::kShared, Swizzle::k128, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256>(),
     add<kBF16, Source::kShared, Swizzle::k64, 64>(),

@@ -1,4 +1,4 @@
-// The emulated twin of csrc/cuda/ptx/control.cuh. Registers never end here.
+// The emulated twin of csrc/cuda/ptx/control.cuh. The number of registers is not limited here.
 #pragma once
 #include "cuda_on_cpu.h"
 #include "runtime/instructions_sm90.h"

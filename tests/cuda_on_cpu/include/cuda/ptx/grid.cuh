@@ -1,4 +1,5 @@
-// The emulated twin of csrc/cuda/ptx/grid.cuh. Grids run one after another; threads that have not waited are recorded.
+// The emulated twin of csrc/cuda/ptx/grid.cuh. Grids run one after another; the runtime records which threads have
+// waited.
 #pragma once
 #include "cuda_on_cpu.h"
 #include "runtime/instructions_sm90.h"

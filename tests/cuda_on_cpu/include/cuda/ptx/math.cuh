@@ -1,5 +1,5 @@
-// The emulated twin of csrc/cuda/ptx/math.cuh. Every operation is IEEE's own, so the CPU's results are the GPU's, but
-// for the bits of a NaN.
+// The emulated twin of csrc/cuda/ptx/math.cuh. All operations follow IEEE 754, so results equal a GPU's, except for the
+// payload of NaNs.
 #pragma once
 #include <cmath>
 #include <cstring>
@@ -58,14 +58,14 @@ __device__ __forceinline__ uint32_t cvt_rn_relu_bf16x2_f32(float lo, float hi) {
   return cvt_rn_bf16x2_f32(lo < 0 ? 0.0f : lo, hi < 0 ? 0.0f : hi);
 }
 
-// Ties away from zero: half of the last bit that stays is added to the magnitude. As on an H200, NaN and infinity only
-// lose their low bits: a NaN that has no others becomes infinity.
+// Rounds ties away from zero by adding half of the last kept bit to the magnitude. As on an H200, NaN and infinity are
+// only truncated, so a NaN whose fraction has only low bits becomes infinity.
 __device__ __forceinline__ uint32_t cvt_rna_tf32_f32(float v) {
   const uint32_t u = mov_b32_f32(v);
   return (std::isfinite(v) ? u + 0x1000 : u) & 0xffffe000u;
 }
 
-// Unlike std::fmax, NaN if either is; and +0 is larger than -0.
+// Unlike std::fmax, returns NaN if either operand is NaN, and orders +0 above -0.
 __device__ __forceinline__ float max_nan(float a, float b) {
   if (a != a || b != b) return mov_f32_b32(0x7fffffff);
   if (a == b) return std::signbit(a) ? b : a;

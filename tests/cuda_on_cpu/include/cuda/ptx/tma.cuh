@@ -46,7 +46,8 @@ __device__ __forceinline__ void bulk_wait_group() {
   cuda_on_cpu::bulk_wait_group(kPending);
 }
 
-// What the other wait adds, that others see the writes, is of use after the launch only, where all are seen anyway.
+// Same as bulk_wait_group here. The full wait also makes the writes visible to other threads, which matters only after
+// the launch, when all writes are visible anyway.
 template <int kPending>
 __device__ __forceinline__ void bulk_wait_group_read() {
   cuda_on_cpu::bulk_wait_group(kPending);

@@ -1,4 +1,4 @@
-// csrc/cuda/runtime.h for the op layer on the CPU: the GPU is what a test says it is (ops/device.h).
+// Double of csrc/cuda/runtime.h for the op layer on the CPU: tests set the GPU through ops/device.h.
 #pragma once
 #include "cuda/grid_waits.h"
 #include "cuda/plan.h"

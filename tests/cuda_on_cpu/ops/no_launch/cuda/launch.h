@@ -1,10 +1,10 @@
-// A LAUNCH that launches nothing: what is left is the host's own work, to be timed. Kernels are not even compiled.
+// A LAUNCH that launches nothing, for timing host work alone. Kernels are not compiled.
 #pragma once
 #include "cuda_on_cpu.h"
 
 namespace cuda_on_cpu {
 
-// Takes the arguments' addresses, as cudaLaunchKernel does.
+// Collects the arguments' addresses, as a call of cudaLaunchKernel does.
 template <typename... Args>
 void no_launch(dim3, dim3, size_t, const Args&... args) {
   const void* addresses[] = {&args...};

@@ -1,4 +1,4 @@
-// A guard of devices where there is none: tensors are the CPU's, whose index is -1.
+// A no-op DeviceGuard: tensors are on the CPU, with device index -1.
 #pragma once
 #include <torch/csrc/stable/c/shim.h>
 

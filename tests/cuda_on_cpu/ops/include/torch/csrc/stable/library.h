@@ -1,5 +1,5 @@
-// torch's macros under another name and key: what csrc registers for CUDA tensors as resnet_fused is registered here
-// for CPU tensors as cuda_on_cpu::library_name, beside the real library. Each op counts the time inside.
+// Redirects torch's registration macros: ops that csrc registers as resnet_fused for CUDA tensors are registered as
+// cuda_on_cpu::library_name for CPU tensors, next to the real library. Each op also measures the time spent inside.
 #pragma once
 #include_next <torch/csrc/stable/library.h>
 
@@ -17,7 +17,7 @@
   static const torch::stable::detail::StableTorchLibraryInit init##_done(                                           \
       torch::stable::detail::StableLibrary::Kind::kind, &init, cuda_on_cpu::library_name, key, __FILE__, __LINE__); \
   void init(torch::stable::detail::StableLibrary& m)
-// A macro in between, so that the counter is replaced before it is pasted.
+// Indirection that expands __COUNTER__ before it is pasted.
 #define ON_CPU_REGISTER(kind, key, m, number) ON_CPU_REGISTER_AS(kind, key, m, on_cpu_init_##number)
 #define ON_CPU_NUMBERED(kind, key, m, number) ON_CPU_REGISTER(kind, key, m, number)
 
