@@ -1,4 +1,4 @@
-"""Which GPU architectures are compiled: defaults, lists in torch's syntax, and lists that are refused."""
+"""Which GPU architectures are compiled: defaults, lists in torch's syntax, and invalid lists."""
 
 import pytest
 from support import CUDA_13
@@ -68,7 +68,7 @@ def test_bad_arch_lists_are_refused(text, sentence):
         (["9.0"], "9.0"),
         (["8.9", "8.0"], "8.9;8.0"),
         (["7.5"], "8.0+PTX;9.0a"),  # too old for the kernels
-        (["13.0"], "8.0+PTX;9.0a"),  # too new for this nvcc: it compiles the PTX when it first runs
+        (["13.0"], "8.0+PTX;9.0a"),  # too new for this nvcc: the driver compiles the PTX
         (["7.5", "8.6"], "8.6"),
     ],
 )

@@ -1,4 +1,4 @@
-"""CI: which planted bugs and sanitizers a change asks for (build_tools/changes.py); .ci/run hides no failure."""
+"""CI: which planted bugs and sanitizers run for a change (build_tools/changes.py); .ci/run reports every failure."""
 
 import shutil
 import subprocess
@@ -94,7 +94,7 @@ def test_changes_are_counted_from_where_the_branch_left_main(tmp_path):
     assert changes.since_last_green(tmp_path) is None, "no main"
 
 
-# In place of make and of .venv's Python: they say what they were asked for, and fail where FAILS is part of it.
+# Replaces make and Python: prints the command that it was given, and fails if the command contains $FAILS.
 STUB = """#!/bin/sh
 words="$(basename $0) $*"
 case "$words" in
@@ -142,7 +142,7 @@ def test_ci_runs_every_part(tmp_path):
 def test_ci_fails_with_the_output_of_the_failed_part_last(tmp_path, part):
     done = run_ci(tmp_path, FAILS=part, SANITIZERS="yes")
     assert done.returncode == 3, done.stdout
-    # what a substitution says goes to the variable, and what is wrong to stderr
+    # command substitutions capture stdout, so these parts do not show theirs
     if "archs" not in part and "changes" not in part:
         assert any(f"{part} " in f"{line} " and line.endswith("is broken") for line in done.stdout.splitlines()[-2:])
     assert part == "make test" or "make test" not in done.stdout

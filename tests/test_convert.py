@@ -28,7 +28,7 @@ OURS = {
 
 
 class Custom(nn.Module):
-    """A user's model with blocks that resnet_fused knows and others that it does not."""
+    """A user's model with known and unknown blocks."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The demo in miniature: it runs, writes its files, and fails where it must."""
+"""A small run of the demo: it writes its files, and fails when a check fails."""
 
 import json
 import math
@@ -62,7 +62,7 @@ def test_untrained_digits_fail_and_threads_are_restored():
 
 
 def test_a_wrong_fused_model_fails(monkeypatch, tmp_path):
-    """An error that eager does not make must turn the status to 1."""
+    """An error larger than eager's is a failure."""
 
     def convert(model):
         with torch.no_grad():
@@ -149,6 +149,6 @@ def test_quick_omits_what_it_reports():
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_run(example, capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", [str(example)])  # not pytest's
+    monkeypatch.setattr("sys.argv", [str(example)])  # not pytest's arguments
     runpy.run_path(str(example), run_name="__main__")
     assert capsys.readouterr().out

@@ -1,7 +1,6 @@
-"""Strides, paddings, dilations and windows of any size: eager's result, or a sentence where eager has an error.
+"""Strides, paddings, dilations and windows of any size: eager's result, or an error of one sentence.
 
-Nothing here allocates what such numbers would seem to ask for: outputs are small, because strides, or dilations, are
-as large as paddings.
+No test allocates much memory: outputs are small, because strides or dilations are as large as paddings.
 """
 
 import subprocess
@@ -20,13 +19,12 @@ with_every_engine = pytest.mark.usefixtures("engine")
 
 DTYPES = [torch.float32, torch.bfloat16]
 MOST = 2**63 - 1
-# stride, padding, dilation of a 3x3 convolution of a 9x9 image; of the former, eager's own overflow and those that
-# would allocate terabytes are not among them
+# stride, padding, dilation of a 3x3 convolution of a 9x9 image that eager computes correctly and in little memory
 COMPUTED = [
-    *((1, far, far) for far in (30000, 32768, 2**31, 2**32, 2**40)),  # the middle tap meets the image
-    *((far, 1, 1) for far in (30000, 2**31, 2**32)),  # one window
-    *((far, far, 1) for far in (30000, 2**31, 2**32)),  # nine, of which one meets the image
-    *((1, padding, padding // 2) for padding in (20, 90)),  # windows between whose taps the image lies
+    *((1, far, far) for far in (30000, 32768, 2**31, 2**32, 2**40)),  # only the middle tap overlaps the image
+    *((far, 1, 1) for far in (30000, 2**31, 2**32)),  # one output
+    *((far, far, 1) for far in (30000, 2**31, 2**32)),  # nine outputs, one of which overlaps the image
+    *((1, padding, padding // 2) for padding in (20, 90)),  # some windows have the image between their taps
     (1, 40, 1),
 ]
 REFUSED = {
@@ -41,7 +39,7 @@ REFUSED = {
     (1, -MOST - 1, 1): r"padding is \[-9223372036854775808, -9223372036854775808\]; two integers of at least 0",
     (1, 1, 0): r"dilation is \[0, 0\]; two integers of at least 1",
 }
-# eager computes something else here, by an overflow of its own, or asks for 17 TB
+# only we refuse these: eager overflows to another result, or allocates 17 TB
 OURS = {
     (1, 0, MOST): r"a 3x3 kernel with dilation \[9223372036854775807, .* is past what 64 bits count over the input 9x9",
     (1, 2**31, 1): r"the output of shape \[2, 8, 4294967303, 4294967303\] has more than 2147483647 elements",
@@ -71,7 +69,7 @@ def test_conv_bn_act(geometry, dtype, layout):
 @with_every_engine
 @pytest.mark.parametrize("far", [2**31, 2**32, MOST])
 def test_ineffective_stride_and_dilation_may_be_huge(far):
-    """The dilation of a kernel of one tap, and a stride after which there is no window."""
+    """The dilation of a 1x1 kernel has no effect, nor has a stride if there is only one output."""
     Case(2, 8, 9, 9, 8, 1, 1, (1, 1), (0, 0), (far, far)).check()
     once = Case(1, 8, 9, 9, 8, 3, 3, (far, far), (1, 1), (1, 1))
     assert torch.equal(once.fused(), Case(1, 8, 9, 9, 8, 3, 3, (11, 11), (1, 1), (1, 1)).fused())
@@ -131,7 +129,7 @@ def test_training_ops(geometry, dtype):
 
     grad = lay_out(torch.randn(raw.shape).to(dtype), "channels_last")
 
-    def gradient(which, to):  # one at a time: torch's gradient of the input crashes where a stride is this large
+    def gradient(which, to):  # torch's input gradient crashes for large strides
         rest = (None, *shape, False, (0, 0), 1, (which == 0, which == 1, False))
         return torch.ops.aten.convolution_backward(grad.to(to), call.x.to(to), call.weight.to(to), *rest)[which]
 
@@ -148,7 +146,7 @@ NO_NORM = (None, None, None, None, 0.0)
 
 
 def calls(geometry):
-    """Every op that convolves, as a function of nothing."""
+    """Returns a call without arguments for every op that convolves."""
     call = case((1, 1, 1))
     pairs = [[value, value] for value in geometry]
     call.geometry = (*pairs, 1)
@@ -271,7 +269,7 @@ print(raised, "raised")
 
 
 def test_out_of_memory_raises_an_error(monkeypatch):
-    """Also in a thread of a parallel loop: an error, and the next call computes."""
+    """Running out of memory, also in a thread of a parallel loop, is an error; the next call succeeds."""
     monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", "direct")
     plan = ops.explain_cpu([2, 32, 8, 20000], [32, 32, 3, 3], [2, 2], [1, 1], [1, 1], 1, "float32")
     if plan.startswith("onednn"):

@@ -1,4 +1,4 @@
-"""benchmarks.fit_model: the plan's constants are those of the newest run, and a run gives its constants back."""
+"""benchmarks.fit_model: the committed constants fit the newest run, and a fit recovers the constants of a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DAY = "2026-12-01T12:00+00:00"
 
 
 def write_run(folder, truth, engines=ENGINES, *, gpu="NVIDIA H200", date=DAY, noise=0.0, batches=(1, 32, 256)):
-    """What gpu_kernels leaves, had the GPU the constants ``truth``; times are off by ``noise`` on average."""
+    """Writes the results of gpu_kernels for a GPU with the constants ``truth``; ``noise`` is the relative error."""
     rng = np.random.default_rng(0)
     device = gpu_runs.device_of(gpu)
     roofline = {"bytes_per_s": 1e9 * truth["dram"] * device[1] * np.exp(noise * rng.normal()), "flop_per_s": 7.3e14}
@@ -36,7 +36,7 @@ def write_run(folder, truth, engines=ENGINES, *, gpu="NVIDIA H200", date=DAY, no
             cold = problem.microseconds(device, list(truth.values()))
         except RuntimeError:  # another kernel ran
             return {"median_us": 1.0, "warm_us": 1.0}
-        near = truth | {"dram": 3 * truth["dram"]} if moved < 40e6 else truth  # twenty launches find it in L2
+        near = truth | {"dram": 3 * truth["dram"]} if moved < 40e6 else truth  # cached in L2 for twenty launches
         warm = problem.microseconds(device, list(near.values()))
         off = np.exp(noise * rng.normal(size=2))
         return {"median_us": (cold + REPLAY) * off[0], "warm_us": warm * off[1]}
@@ -71,7 +71,7 @@ def test_constants_are_fitted_to_the_newest_run():
 
 
 def test_header_constants_are_the_compiled_ones():
-    """Each row's numbers, given to the model, change nothing: names and order here are the struct's."""
+    """Passing a row of the header to the model changes nothing, so names and order match the C++ struct."""
     fields = re.findall(r"^  (?:double|int32_t|const char\*) (\w+);", HEADER, re.M)
     rows = model_constants.families(HEADER)
     for row in rows:
@@ -129,7 +129,7 @@ def test_fit_recovers_the_constants_of_a_run(tmp_path):
 
 
 def test_lowest_of_equally_good_rates_is_taken(tmp_path):
-    """With L2 at 33 bytes a clock a convolution in tiles of 256 x 128 reaches 0.69 of the multipliers, and no more."""
+    """With L2 at 33 bytes a clock, a convolution in 256x128 tiles reaches at most 0.69 of the peak."""
     truth = TRUTH | {"torch_share": 0.9}
     run = gpu_runs.read(write_run(tmp_path / "h200", truth, ["torch", "sm80:64x64"], noise=0.02))
     assert fit_model.fit(run, H200).values["torch_share"] == pytest.approx(0.69, rel=0.03)
