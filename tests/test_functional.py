@@ -1,4 +1,4 @@
-"""The user's functions: equivalent to PyTorch's, differentiable, and clear about wrong arguments."""
+"""The public functions: equivalent to PyTorch's, differentiable, with clear errors for wrong arguments."""
 
 import gc
 
@@ -20,7 +20,7 @@ def norm_of(channels, device):
 
 @pytest.fixture
 def block_of():
-    """An eager block in eval mode with its function's arguments."""
+    """Returns a builder of an eager block in eval mode and the options of the matching function."""
 
     def build(cls, inplanes, planes, stride, device, projected):
         out = planes * cls.expansion
@@ -144,7 +144,7 @@ def test_conv_bn_proj_act_matches_its_docstring(pre, autocast, device):
 
 
 def differentiable_calls(device, dtype=torch.float64):
-    """What is differentiated, and calls by name."""
+    """Returns the leaf tensors to differentiate, and calls by name."""
     g = torch.Generator().manual_seed(5)
 
     def leaf(*shape):
@@ -194,7 +194,7 @@ def with_gradients(call, leaves):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", list(differentiable_calls("cpu")[1]))
 def test_gradients_match_eager(name, dtype, device, monkeypatch):
-    """By the criterion, as one differentiable op where the device has it."""
+    """By the criterion. On devices with training ops a call is one differentiable op."""
     leaves, calls = differentiable_calls(device, dtype)
     trained, found = with_gradients(calls[name], leaves)
     assert trained or device.type not in autograd.DEVICES
@@ -252,7 +252,10 @@ def test_differentiable_statistics_are_refused(device):
 
 
 def test_gradients_under_autocast(device):
-    """Blocks and layers train in its dtype, a pre-activation only where nothing is normalised before rounding."""
+    """Blocks and layers train in autocast's dtype.
+
+    A pre-activation trains only if x already has that dtype: eager normalises a float32 x before rounding it.
+    """
     trains = device.type in autograd.DEVICES
     for dtype in (torch.float32, torch.bfloat16):
         leaves, _ = differentiable_calls(device, torch.float32)
@@ -302,7 +305,7 @@ def test_wrong_arguments_are_refused():
 @pytest.fixture
 def _switch_of_tf32():
     yield
-    # The older switch, which sets all of the newer ones: torch.export fails where they differ.
+    # The older switch also sets all newer ones; torch.export fails if they disagree.
     torch.backends.cudnn.allow_tf32 = True
 
 
@@ -311,7 +314,7 @@ def test_tf32_follows_torchs_switch():
     for precision in ("ieee", "tf32"):
         torch.backends.cudnn.conv.fp32_precision = precision
         assert functional.torch_allows_tf32() == (precision == "tf32")
-    # the older switch, which cannot be read any more where the newer one was used
+    # the older switch, which torch refuses to read once the newer one was set
     torch.backends.cudnn.allow_tf32 = False
     assert not functional.torch_allows_tf32()
     torch.backends.cudnn.allow_tf32 = True
@@ -335,7 +338,7 @@ def test_compile_and_export_read_tf32_while_tracing(allowed):
 
 
 def test_packed_weights_are_kept_on_request_and_forgotten():
-    gc.collect()  # or weights of an earlier test end in between
+    gc.collect()  # frees packed weights of earlier tests now, not while this test counts
     before = ops.packed_bytes()
     x, weight = torch.randn(1, 16, 6, 6), torch.randn(16, 16, 3, 3)
     functional.conv_bn_act(x, weight)

@@ -33,7 +33,7 @@ def parameters(model):
 
 
 def randomise_statistics(model):
-    """Statistics that are not 0 and 1, so that a norm that is left out or swapped shows."""
+    """Sets statistics other than 0 and 1, so that a test notices an omitted or swapped norm."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.2, 0.2)

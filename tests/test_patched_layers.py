@@ -39,7 +39,7 @@ def outputs(module, x, mode):
 
 
 def assert_runs_as_eager(module, twin, x, mode):
-    """To the bit, because eager it is."""
+    """Requires bit-identical results, because the module must run eagerly."""
     for a, b in zip(outputs(module, x, mode), outputs(twin, x, mode), strict=True):
         assert torch.equal(a, b)
 
@@ -203,7 +203,7 @@ def test_torch_compile_emits_no_warning():
 
 
 class Proxy:
-    """As wrapt's: equal to what it wraps."""
+    """Compares equal to what it wraps, like the proxies of wrapt."""
 
     def __init__(self, wrapped):
         self.wrapped, self.calls = wrapped, 0

@@ -1,4 +1,4 @@
-"""The eager definitions are torchvision's blocks, and the papers' where torchvision has none."""
+"""The eager definitions match torchvision's blocks, or the papers where torchvision has none."""
 
 import pytest
 import torch

@@ -106,7 +106,7 @@ def test_stage_changed_during_the_forward_pass(x, what):
     found = []
     for convert in (False, True):
         model = network()
-        model.layer1.following = [model.layer2]  # a list: no submodule
+        model.layer1.following = [model.layer2]  # in a list, so it is not a submodule
         model.layer1.register_forward_hook(change)
         if convert:
             resnet_fused.convert(model)

@@ -167,7 +167,7 @@ def test_failing_workload_leaves_the_next_ones(tiny, monkeypatch):
 @pytest.mark.parametrize("make", [reference.BasicBlock, reference.PreActBlock])
 @pytest.mark.parametrize("name", ["eager", "ours"])
 def test_timed_weights_stay_bounded(make, name):
-    """Weights that run away would time infinities, or outputs that are all zero."""
+    """With diverging weights a benchmark would time infinities, or outputs that are all zero."""
     block = trainee.Trainee(trainee.Workload("tiny", (8, 8, 9, 9), lambda: make(8, 8)), name, "fp32", CPU)
     before = [p.detach().clone() for p in block.model.parameters()]
     for _ in range(100):

@@ -1,4 +1,4 @@
-"""examples/train.py trains on digits: alone, with AMP, resumed, by torchrun, and what it saves is eager's to load."""
+"""examples/train.py trains on digits: alone, with AMP, resumed, with torchrun; eager models load its checkpoints."""
 
 import os
 import re
@@ -59,7 +59,7 @@ def test_resumed_run_equals_an_unbroken_one(example, tmp_path, monkeypatch):
 
 
 def saving(example, path, epoch=0):
-    """The example's save() of a small model's parts."""
+    """Calls the example's save() with a small model."""
     model = torch.nn.Linear(1, 1)
     optimiser = torch.optim.SGD(model.parameters(), 0.1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1.0)

@@ -20,13 +20,13 @@ def vectors(channels, dtype=torch.float32):
 
 
 def eager(x, norm, pool):
-    """The values, the places of what was taken, and the activation, in x's dtype."""
+    """Returns values and indices of max_pool2d, and the activation, in x's dtype."""
     activated = F.relu(F.batch_norm(x, norm[2], norm[3], norm[0], norm[1], eps=1e-5))
     return *F.max_pool2d(activated, *pool, return_indices=True), activated
 
 
 def places(taken, x, pool):
-    """What ``taken`` says as max_pool2d's indices, -1 where it took nothing."""
+    """Converts ``taken`` (the argmax within a window) to indices of max_pool2d; -1 where it is CLOSED."""
     kernel, stride, padding = pool
     t = taken.long()
     p = torch.arange(taken.shape[2])[:, None] * stride[0] - padding[0] + t // kernel[1]
@@ -52,7 +52,7 @@ def test_values_and_gradients(dtype, layout, pool, shape):
     assert_close(out, eager(x, norm, pool)[0] if dtype in (torch.float32, torch.float64) else truth.to(dtype), truth)
     assert taken.dtype is torch.uint8
     assert out.stride() == taken.stride() == F.max_pool2d(x, *pool).stride()
-    # Nothing but what is as large as the largest, to the dtype's precision, was taken.
+    # The argmax points to a maximum, up to the precision of the dtype.
     place = places(taken, x, pool)
     reached = eager(x.double(), wide, pool)[2].flatten(2).gather(2, place.clamp_min(0).flatten(2)).view_as(truth)
     torch.testing.assert_close(torch.where(place < 0, 0, reached), truth, rtol=1e-5, atol=1e-5)
@@ -74,7 +74,7 @@ def test_values_and_gradients(dtype, layout, pool, shape):
     channels=st.sampled_from([1, 5, 64, 65]),
 )
 def test_any_window(kernel, stride, data, h, w, channels):
-    """In float64 on values without ties the places are max_pool2d's own."""
+    """In float64 and without ties the argmax is that of max_pool2d."""
     pool = (kernel, stride, tuple(data.draw(st.integers(0, k // 2)) for k in kernel))
     x, norm = torch.randn(2, channels, h, w, dtype=torch.float64), vectors(channels, torch.float64)
     out, taken = ops.bn_relu_max_pool(x, *norm, 1e-5, *pool)
@@ -90,7 +90,7 @@ def test_any_window(kernel, stride, data, h, w, channels):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_ties_and_nan_follow_torch(dtype):
-    """The first of equals, the last NaN, and nothing where the ReLU is closed: torch's rules."""
+    """As in torch, the argmax is the first of equal values or the last NaN; it is CLOSED where the ReLU is 0."""
     nan, inf = float("nan"), float("inf")
     rows = [[1, 3, 3], [-1, -2, -3], [nan, 5, nan], [5, inf, inf], [-inf, -1, -inf], [0, 0, 0], [-inf, nan, 2]]
     x = torch.tensor(rows).to(dtype)[:, None, None, :]
@@ -171,7 +171,7 @@ def test_gradient_refuses_large_windows():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_network_stem_trains_with_fused_pooling(dtype):
-    """One op, which keeps a byte for a pooled value; gradients as eager's in float64."""
+    """The stem is one op that saves a byte per pooled value; its gradients match float64 about as well as eager's."""
     torch.manual_seed(0)
     net = convert(models.resnet18()).train()
     wide = models.resnet18().train().double()

@@ -1,4 +1,4 @@
-"""Verdicts are kept only for tests that passed with unchanged inputs, on a small project."""
+"""tests/verdicts.py on a small project: only tests that passed with unchanged inputs are not rerun."""
 
 import os
 import shutil
@@ -61,7 +61,7 @@ def project(tmp_path):
 
 
 def run(project, *arguments, **environment):
-    """Each test's outcome: the letter that pytest prints for it, E where the teardown failed as well."""
+    """Returns the letter that pytest prints for each test, followed by E if its teardown fails."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", *arguments, "tests"]
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "RESNET_FUSED_", "HYPOTHESIS"))}
     done = subprocess.run(command, cwd=project, env={**inherited, **environment}, capture_output=True, text=True)

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def work(options):
-    """Of a child: what each case's name says."""
+    """Runs in a child process; each case does what its name says."""
 
     def run(case):
         name = case["case"].split()[0]
@@ -47,19 +47,19 @@ def slow_start(options):
     time.sleep(3600)
 
 
-#: The second is how long a case that hangs takes, and many times as long as another takes on a busy machine.
+#: The second limit is the duration of a hanging case. Other cases take a fraction of it, even on a busy machine.
 LIMITS = Limits(300, 8, 600)
 
 
 def run(names, tmp_path, work="test_verify:work", limits=LIMITS, fork=True, **of_unit):
-    """Forks, as these cases compute nothing: a process that imports torch takes seconds to start."""
+    """Runs cases in child processes, forked by default: a process that imports torch takes seconds to start."""
     unit = Unit("a unit", work, tuple({"case": name} for name in names), {"a": 1}, {"VARIABLE": "set"}, **of_unit)
     return processes.run([unit], tmp_path, limits, fork=fork)
 
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch):
-    """This module, by the processes."""
+    """Lets the child processes import this module."""
     monkeypatch.syspath_prepend(str(ROOT / "tests"))
 
 
@@ -117,7 +117,7 @@ def test_processes_that_are_not_forked_give_the_same_results(tmp_path):
 
 # The cases
 
-#: As the table of trust names them.
+#: The families of the trust table.
 FAMILIES = {line.partition(":")[0] for line in ops.explain_trust(90).splitlines()}
 ON_HOPPER = {*FAMILIES, cases.TORCH}
 
@@ -139,7 +139,7 @@ def test_every_family_has_cases_where_it_runs():
 
 
 def test_every_tile_dtype_and_mode_has_a_case():
-    """The names that the engine variable takes, by every kind of numbers that tensor cores have."""
+    """Every tile that RESNET_FUSED_CUDA_ENGINE can name, in every dtype of the tensor cores."""
     kernels = kernels_of(GPUS["h200"])
     for tile in ("128x128", "128x64", "64x64"):
         for kind in cases.TENSOR_CORE_KINDS:
@@ -165,7 +165,7 @@ def test_cases_survive_a_json_round_trip():
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 def test_arguments_fit_the_definitions(kind):
-    """Each op's arguments fit its definition, are the same every time, and give what the op gives."""
+    """The arguments of each op fit its definition and are deterministic; op and definition return the same shapes."""
     of = [p for op, mode in problems.PASSES for p in problems.passes(op, mode, kind, False)[:1]]
     of += [p for op, mode in problems.CONV_MODES for p in problems.convolutions(op, mode, kind, False)[:1]]
     for problem in [*of, problems.blocks(kind, False)[0]]:
