@@ -222,10 +222,10 @@ TABLE = [
 def test_bad_arguments(op, change, sentence):
     with pytest.raises(RuntimeError) as error:
         call(op, **change)
-    said = str(error.value)
-    assert said.startswith(f"{op}: ")
+    message = str(error.value)
+    assert message.startswith(f"{op}: ")
     error.match(sentence)
-    assert "\n" not in said
+    assert "\n" not in message
 
 
 BLOCK = [

@@ -80,11 +80,11 @@ def test_keeps_both_weights_packed():
     gc.collect()  # frees packed weights of earlier tests now, not while this test counts
     before = ops.packed_bytes()
     assert torch.equal(call(x, first, second, keep_packed=True), want)
-    kept = ops.packed_bytes() - before
+    both = ops.packed_bytes() - before
     ops.forget_packed([first[0]])
     one = ops.packed_bytes() - before
     ops.forget_packed([second[0]])
-    assert (one, ops.packed_bytes()) == (kept / 2, before)
+    assert (one, ops.packed_bytes()) == (both / 2, before)
 
 
 @pytest.mark.parametrize(

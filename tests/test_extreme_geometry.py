@@ -21,9 +21,9 @@ DTYPES = [torch.float32, torch.bfloat16]
 MOST = 2**63 - 1
 # stride, padding, dilation of a 3x3 convolution of a 9x9 image that eager computes correctly and in little memory
 COMPUTED = [
-    *((1, far, far) for far in (30000, 32768, 2**31, 2**32, 2**40)),  # only the middle tap overlaps the image
-    *((far, 1, 1) for far in (30000, 2**31, 2**32)),  # one output
-    *((far, far, 1) for far in (30000, 2**31, 2**32)),  # nine outputs, one of which overlaps the image
+    *((1, huge, huge) for huge in (30000, 32768, 2**31, 2**32, 2**40)),  # only the middle tap overlaps the image
+    *((huge, 1, 1) for huge in (30000, 2**31, 2**32)),  # one output
+    *((huge, huge, 1) for huge in (30000, 2**31, 2**32)),  # nine outputs, one of which overlaps the image
     *((1, padding, padding // 2) for padding in (20, 90)),  # some windows have the image between their taps
     (1, 40, 1),
 ]
@@ -67,11 +67,11 @@ def test_conv_bn_act(geometry, dtype, layout):
 
 
 @with_every_engine
-@pytest.mark.parametrize("far", [2**31, 2**32, MOST])
-def test_ineffective_stride_and_dilation_may_be_huge(far):
+@pytest.mark.parametrize("huge", [2**31, 2**32, MOST])
+def test_ineffective_stride_and_dilation_may_be_huge(huge):
     """The dilation of a 1x1 kernel has no effect, nor has a stride if there is only one output."""
-    Case(2, 8, 9, 9, 8, 1, 1, (1, 1), (0, 0), (far, far)).check()
-    once = Case(1, 8, 9, 9, 8, 3, 3, (far, far), (1, 1), (1, 1))
+    Case(2, 8, 9, 9, 8, 1, 1, (1, 1), (0, 0), (huge, huge)).check()
+    once = Case(1, 8, 9, 9, 8, 3, 3, (huge, huge), (1, 1), (1, 1))
     assert torch.equal(once.fused(), Case(1, 8, 9, 9, 8, 3, 3, (11, 11), (1, 1), (1, 1)).fused())
 
 
@@ -121,13 +121,13 @@ def test_conv_bn_relu_pool(geometry, dtype):
 def test_training_ops(geometry, dtype):
     call = case(geometry, dtype)
     pairs = call.geometry[:3]
-    raw, mean, var = ops.conv_stats(call.x, *NO_NORM, call.weight, None, *pairs, 1, False, False)
+    pre_bn, mean, var = ops.conv_stats(call.x, *NO_NORM, call.weight, None, *pairs, 1, False, False)
     shape = [tuple(pair) for pair in pairs]
     eager, truth = (F.conv2d(call.x.to(to), call.weight.to(to), None, *shape) for to in (dtype, torch.float64))
-    assert_close(raw, eager, truth)
-    assert torch.equal(mean, ops.bn_stats(raw)[0]) and torch.equal(var, ops.bn_stats(raw)[1])
+    assert_close(pre_bn, eager, truth)
+    assert torch.equal(mean, ops.bn_stats(pre_bn)[0]) and torch.equal(var, ops.bn_stats(pre_bn)[1])
 
-    grad = lay_out(torch.randn(raw.shape).to(dtype), "channels_last")
+    grad = lay_out(torch.randn(pre_bn.shape).to(dtype), "channels_last")
 
     def gradient(which, to):  # torch's input gradient crashes for large strides
         rest = (None, *shape, False, (0, 0), 1, (which == 0, which == 1, False))
@@ -210,10 +210,10 @@ def test_extreme_pooling_windows(pool, dtype):
 def test_single_pooling_window_in_training():
     call, windows = case((1, 1, 1)), ([3, 3], [2**31 - 1, 2**31 - 1], [1, 1])
     norm = (*call.bn, call.eps)
-    out, taken = ops.bn_relu_max_pool(call.x, *norm, *windows)
+    out, argmax = ops.bn_relu_max_pool(call.x, *norm, *windows)
     assert torch.equal(out, F.max_pool2d(ops.bn_add_act(call.x, *norm, None, True), 3, 2**31 - 1, 1))
-    grad = ops.bn_relu_max_pool_backward(torch.ones_like(out), taken, call.x, *windows)
-    assert torch.equal(grad.sum((2, 3)), (taken != 255).sum((2, 3)).float())
+    grad = ops.bn_relu_max_pool_backward(torch.ones_like(out), argmax, call.x, *windows)
+    assert torch.equal(grad.sum((2, 3)), (argmax != 255).sum((2, 3)).float())
 
 
 @pytest.mark.parametrize("pool", NO_POOL, **ids)

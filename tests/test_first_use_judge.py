@@ -62,11 +62,11 @@ def test_either_side_of_a_kink_is_right():
 def test_statistics_are_judged_on_the_stored_output():
     """Not on the unrounded convolution. Their error is that of float32, not bfloat16."""
     args = args_of_every_op()["conv_stats"]
-    raw, mean, var = reference.conv_stats(*args[:-2])
-    assert first_use._compare("conv_stats", raw, mean, var, "right", *args) == first_use.RIGHT
+    pre_bn, mean, var = reference.conv_stats(*args[:-2])
+    assert first_use._compare("conv_stats", pre_bn, mean, var, "right", *args) == first_use.RIGHT
     mean[3] += 5e-5
     with pytest.warns(RuntimeWarning, match=r"output 1, first at \[3\]"):
-        assert first_use._compare("conv_stats", raw, mean, var, "wrong", *args) == first_use.WRONG
+        assert first_use._compare("conv_stats", pre_bn, mean, var, "wrong", *args) == first_use.WRONG
 
 
 def test_wrong_gradient_beside_a_kink_is_found():
@@ -85,10 +85,10 @@ def test_wrong_gradient_beside_a_kink_is_found():
 
 def test_wrong_argmax_is_found():
     x, bn, pool = torch.randn(2, 8, 9, 8), batch_norm(8), ([3, 3], [2, 2], [1, 1])
-    out, taken = reference.bn_relu_max_pool(x, *bn, *pool)
+    out, argmax = reference.bn_relu_max_pool(x, *bn, *pool)
     args = [x, *bn, *pool, False]
-    assert first_use._compare("bn_relu_max_pool", out, taken, "right", *args) == first_use.RIGHT
-    place = (taken == 4).nonzero()[0].tolist()
-    taken[tuple(place)] = 5
+    assert first_use._compare("bn_relu_max_pool", out, argmax, "right", *args) == first_use.RIGHT
+    place = (argmax == 4).nonzero()[0].tolist()
+    argmax[tuple(place)] = 5
     with pytest.warns(RuntimeWarning, match=re.escape(f"output 1, first at {place}")):
-        assert first_use._compare("bn_relu_max_pool", out, taken, "wrong", *args) == first_use.WRONG
+        assert first_use._compare("bn_relu_max_pool", out, argmax, "wrong", *args) == first_use.WRONG

@@ -93,9 +93,9 @@ def test_predict_cuda_agrees_with_explain_cuda(monkeypatch):
     for engine in TILES:
         monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", engine)
         shape = ([32, 64, 56, 56], [64, 64, 3, 3], [1, 1], [1, 1])
-        told = ops.explain_cuda(*shape, [1, 1], 1, "bfloat16", "plain", [], [1, 1], True, True, True, GPUS["h200"])
+        explained = ops.explain_cuda(*shape, [1, 1], 1, "bfloat16", "plain", [], [1, 1], True, True, True, GPUS["h200"])
         time = ops.predict_cuda(*shape, "bfloat16", True, GPUS["h200"], engine, [])
-        assert f", {time:.1f} us predicted" in told.splitlines()[0]
+        assert f", {time:.1f} us predicted" in explained.splitlines()[0]
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,13 @@ def block_of():
 
     def build(cls, inplanes, planes, stride, device, projected):
         out = planes * cls.expansion
-        side = (
+        shortcut = (
             nn.Sequential(nn.Conv2d(inplanes, out, 1, stride, bias=False), nn.BatchNorm2d(out)) if projected else None
         )
-        block = randomise(cls(inplanes, planes, stride, side)).eval().requires_grad_(False).to(device)
+        block = randomise(cls(inplanes, planes, stride, shortcut)).eval().requires_grad_(False).to(device)
         options = {"stride": stride}
         if projected:
-            options["projection"] = Projection(side[0].weight, BatchNorm.of(side[1]), stride=stride)
+            options["projection"] = Projection(shortcut[0].weight, BatchNorm.of(shortcut[1]), stride=stride)
         return block, options
 
     return build
@@ -125,19 +125,19 @@ def test_conv_bn_relu_pool_matches_its_docstring(device):
 @pytest.mark.parametrize("autocast", [False, True])
 def test_conv_bn_proj_act_matches_its_docstring(pre, autocast, device):
     x, weight = torch.randn(1, 8, 4, 4, device=device), torch.randn(8, 8, 3, 3, device=device)
-    side_x, side = torch.randn(1, 5, 8, 8, device=device), torch.randn(8, 5, 1, 1, device=device)
-    bn, side_bn = norm_of(8, device), norm_of(8, device)
-    projection = Projection(side, side_bn, stride=2, pre=norm_of(5, device) if pre else None)
+    proj_x, proj_weight = torch.randn(1, 5, 8, 8, device=device), torch.randn(8, 5, 1, 1, device=device)
+    bn, proj_bn = norm_of(8, device), norm_of(8, device)
+    projection = Projection(proj_weight, proj_bn, stride=2, pre=norm_of(5, device) if pre else None)
 
     def composed(dtype):
-        norms = [n and BatchNorm(*(t.to(dtype) for t in n[:4]), n.eps) for n in (bn, side_bn, projection.pre)]
-        activated = functional.bn_add_act(side_x.to(dtype), norms[2]) if pre else side_x.to(dtype)
-        shortcut = functional.conv_bn_act(activated, side.to(dtype), norms[1], stride=2, relu=False)
+        norms = [n and BatchNorm(*(t.to(dtype) for t in n[:4]), n.eps) for n in (bn, proj_bn, projection.pre)]
+        activated = functional.bn_add_act(proj_x.to(dtype), norms[2]) if pre else proj_x.to(dtype)
+        shortcut = functional.conv_bn_act(activated, proj_weight.to(dtype), norms[1], stride=2, relu=False)
         return functional.conv_bn_act(x.to(dtype), weight.to(dtype), norms[0], padding=1, residual=shortcut)
 
     with torch.no_grad():
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            actual = functional.conv_bn_proj_act(x, weight, bn, side_x, projection, padding=1)
+            actual = functional.conv_bn_proj_act(x, weight, bn, proj_x, projection, padding=1)
             rounded = composed(torch.float32)
         assert actual.dtype is rounded.dtype
         assert_close(actual, rounded, composed(torch.float64))
@@ -154,7 +154,7 @@ def differentiable_calls(device, dtype=torch.float64):
         mean, var = torch.randn(4, generator=g), torch.rand(4, generator=g) + 0.5
         return BatchNorm(mean.to(device, dtype), var.to(device, dtype), leaf(4), leaf(4))
 
-    x, other, weight, wide, side = (
+    x, other, weight, wide, proj_weight = (
         leaf(2, 4, 6, 6),
         leaf(2, 4, 6, 6),
         leaf(4, 4, 3, 3),
@@ -162,8 +162,8 @@ def differentiable_calls(device, dtype=torch.float64):
         leaf(4, 4, 1, 1),
     )
     one, bias, a, b, c, d = leaf(4, 4, 1, 1), leaf(4), norm(), norm(), norm(), norm()
-    down, even = Projection(side, d, stride=2), Projection(side, d, bias)
-    leaves = [x, other, weight, wide, side, one, bias, *(t for bn in (a, b, c, d) for t in (bn.weight, bn.bias))]
+    down, even = Projection(proj_weight, d, stride=2), Projection(proj_weight, d, bias)
+    leaves = [x, other, weight, wide, proj_weight, one, bias, *(t for bn in (a, b, c, d) for t in (bn.weight, bn.bias))]
     f = functional
     return leaves, {
         "conv_bn_act": lambda: f.conv_bn_act(x, weight, a, bias=bias, padding=1, residual=other),
@@ -176,11 +176,11 @@ def differentiable_calls(device, dtype=torch.float64):
         "basic_block": lambda: f.basic_block(x, weight, a, wide, b),
         "basic_block, projection": lambda: f.basic_block(x, weight, a, wide, b, stride=2, projection=down),
         "basic_block, pre": lambda: f.basic_block(x, weight, a, wide, b, projection=even._replace(pre=c)),
-        "bottleneck": lambda: f.bottleneck(x, one, a, weight, b, side, c),
+        "bottleneck": lambda: f.bottleneck(x, one, a, weight, b, proj_weight, c),
         "bottleneck, projection": lambda: f.bottleneck(x, one, a, weight, b, one, c, projection=even),
         "preact_block": lambda: f.preact_block(x, a, weight, b, wide),
         "preact_block, projection": lambda: f.preact_block(x, a, weight, b, wide, stride=2, projection=down),
-        "preact_bottleneck": lambda: f.preact_bottleneck(x, a, one, b, weight, c, side, dilation=2),
+        "preact_bottleneck": lambda: f.preact_bottleneck(x, a, one, b, weight, c, proj_weight, dilation=2),
     }
 
 
@@ -227,10 +227,10 @@ def test_gradients_by_finite_differences(name, device):
 @pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
 def test_basic_block_saves_no_inner_activation():
     leaves, calls = differentiable_calls("cpu")
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         y = calls["basic_block"]()
-    activations = {t.data_ptr() for t in kept if t.shape == y.shape}
+    activations = {t.data_ptr() for t in saved if t.shape == y.shape}
     assert len(activations) == 4, "the input, two raw outputs, the output"
     assert {leaves[0].data_ptr(), y.data_ptr()} <= activations
 
@@ -343,9 +343,9 @@ def test_packed_weights_are_kept_on_request_and_forgotten():
     x, weight = torch.randn(1, 16, 6, 6), torch.randn(16, 16, 3, 3)
     functional.conv_bn_act(x, weight)
     assert ops.packed_bytes() == before
-    kept = functional.conv_bn_act(x, weight, keep_packed=True)
+    first = functional.conv_bn_act(x, weight, keep_packed=True)
     weight.mul_(2)
-    torch.testing.assert_close(functional.conv_bn_act(x, weight, keep_packed=True), 2 * kept)
+    torch.testing.assert_close(functional.conv_bn_act(x, weight, keep_packed=True), 2 * first)
     functional.forget_packed(weight)
     assert ops.packed_bytes() == before
     functional.forget_packed([weight, weight])

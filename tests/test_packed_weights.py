@@ -189,10 +189,10 @@ def test_forget_packed_frees_its_memory(engine):
     case.check(keep_packed=False)
     assert ops.packed_bytes() == before
     case.check(keep_packed=True)
-    kept = ops.packed_bytes() - before
-    assert (kept == 0) == (engine == "composed")
+    packed = ops.packed_bytes() - before
+    assert (packed == 0) == (engine == "composed")
     case.check(keep_packed=True)
-    assert ops.packed_bytes() - before == kept
+    assert ops.packed_bytes() - before == packed
     ops.forget_packed([case.weight])
     assert ops.packed_bytes() == before
 

@@ -53,6 +53,6 @@ def test_passes_of_a_stem():
 
 def test_gradient_sums_are_fused_only_where_cheaper():
     conv = Conv(0.0, 1e9, 1e9, 1e6, ours=True, unit_stride=True)
-    cheap, dear = (predict_training.gradient_with_sums(conv._replace(flops=flops)) for flops in (1e9, 1e15))
+    cheap, expensive = (predict_training.gradient_with_sums(conv._replace(flops=flops)) for flops in (1e9, 1e15))
     assert cheap.seconds < 0
-    assert dear == predict_training.Cost(0, 0)
+    assert expensive == predict_training.Cost(0, 0)

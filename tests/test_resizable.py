@@ -200,6 +200,6 @@ def test_internal_result_equals_the_public_one():
     x, weight = large(last=True), torch.randn(64, 64, 3, 3) / 24
     args = (weight, None, None, None, None, None, 0.0, (1, 1), (1, 1), (1, 1), 1, None, True, False, False)
     assert torch.equal(ops.conv_bn_act(x, *args), ops.conv_bn_act(x, *args, True))
-    kept = ops.bn_add_act(x, None, None, None, None, 0.0, None, True, True)
-    assert torch.equal(kept, x.relu())
-    assert not kept.untyped_storage().resizable()
+    pooled = ops.bn_add_act(x, None, None, None, None, 0.0, None, True, True)
+    assert torch.equal(pooled, x.relu())
+    assert not pooled.untyped_storage().resizable()

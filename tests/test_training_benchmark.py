@@ -98,16 +98,16 @@ def run(out, contenders=("ours",), **more):
 
 
 def test_run_is_written_with_eager_beside_it(tmp_path, tiny, monkeypatch):
-    asked = []
+    engines = []
     step = trainee.Trainee.step
-    monkeypatch.setattr(trainee.Trainee, "step", lambda self: asked.append(gpu.engine_asked_for()) or step(self))
+    monkeypatch.setattr(trainee.Trainee, "step", lambda self: engines.append(gpu.engine_asked_for()) or step(self))
     result = run(tmp_path, batches=[4, 3], dtypes=["fp32"])
     assert json.loads((tmp_path / "training.json").read_text()) == result
     assert [(row["batch"], row["contender"]) for row in result["rows"]] == [
         (4, "eager"), (4, "ours"), (3, "eager"), (3, "ours")
     ]  # fmt: skip
     assert result["machine"]["engine"] == "sm80"
-    assert set(asked) == {"sm80"}
+    assert set(engines) == {"sm80"}
     assert "| tiny fp32 | 3 |" in (tmp_path / "training.md").read_text()
     late = run(tmp_path, seconds=0.0)
     assert late["rows"] == []

@@ -121,9 +121,9 @@ def test_projected_stride_1_bottleneck_convolves_again(monkeypatch):
     again = everything(copy.deepcopy(block), x)
     assert len(convolved) == 1
     monkeypatch.setattr(forward, "_is_recomputed", lambda *_: False)
-    kept = everything(copy.deepcopy(block), x)
+    saved = everything(copy.deepcopy(block), x)
     assert len(convolved) == 1
-    for a, b, c in zip(first, again, kept, strict=True):
+    for a, b, c in zip(first, again, saved, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(a, c)
 

@@ -17,11 +17,11 @@ STEPS, BATCH, SMOOTH = 200, 32, 20
 
 def network():
     torch.manual_seed(0)
-    side = nn.Sequential(nn.Conv2d(8, 16, 1, 2, bias=False), nn.BatchNorm2d(16))
+    shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, 2, bias=False), nn.BatchNorm2d(16))
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1, bias=False),
         modules.FusedBasicBlock(8, 8),
-        modules.FusedBasicBlock(8, 16, 2, side),
+        modules.FusedBasicBlock(8, 16, 2, shortcut),
         modules.FusedPreActBlock(16, 16),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),

@@ -122,12 +122,12 @@ def data_parallel(rank, world, synchronise, compiled):
         else:  # each process uses the statistics of its own share
             for i, share in enumerate(everything.split(4)):
                 if i != rank:
-                    kept = copy.deepcopy(whole.state_dict())
+                    backup = copy.deepcopy(whole.state_dict())
                 loss_of(whole(share), 4 * world).backward()
                 if i != rank:
                     with torch.no_grad():
                         for buffer, old in whole.named_buffers():
-                            old.copy_(kept[buffer])
+                            old.copy_(backup[buffer])
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad()

@@ -71,10 +71,10 @@ def test_saved_tensors_are_the_documented_ones(autocast):
     block = modules.FusedBasicBlock(32, 32)
     x = torch.randn(4, 32, 16, 16).to(torch.bfloat16 if autocast else torch.float32).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        kept = saved(block, x)
+        storages = saved(block, x)
     weights = [w.numel() * 2 for w in (block.conv1.weight, block.conv2.weight)] if autocast else []  # cast copies
     vectors = [c * 4 for c in (32, 32) * 2]  # mean, variance of each BatchNorm
-    assert sorted(kept.values()) == sorted([x.nbytes] * 4 + weights + vectors)
+    assert sorted(storages.values()) == sorted([x.nbytes] * 4 + weights + vectors)
 
 
 def test_nothing_is_saved_without_gradients():

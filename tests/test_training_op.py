@@ -95,9 +95,9 @@ def test_unpack_inverts_pack(name):
     (convs, norms), options = chains()[name]
     tensors, ints, eps = autograd.pack(convs, norms, **options)
     read = layout.unpack(ints, eps)
-    side, side_norm = options.get("projection", (None, None))
+    proj, proj_norm = options.get("projection", (None, None))
     slots = (*read.convs, read.projection, *read.norms, read.projection_norm)
-    for slot, expected in zip(slots, (*convs, side, *norms, side_norm), strict=True):
+    for slot, expected in zip(slots, (*convs, proj, *norms, proj_norm), strict=True):
         assert (slot is None) == (expected is None)
         for place, value in zip(slot or (), expected or (), strict=True):
             assert tensors[place] is value if isinstance(value, torch.Tensor) else place == value
@@ -131,8 +131,8 @@ def test_eager_twin_computes_the_same_function(name):
 def test_any_shape(n, h, w, channels, stride, projects, pre, memory_format):
     cls = modules.FusedPreActBlock if pre else modules.FusedBasicBlock
     out = channels + 2 if projects else channels
-    side = projection(channels, out, stride) if projects else None
-    block = cls(channels, out, stride if projects else 1, side).double().to(memory_format=memory_format)
+    shortcut = projection(channels, out, stride) if projects else None
+    block = cls(channels, out, stride if projects else 1, shortcut).double().to(memory_format=memory_format)
     if n * -(-h // stride) * -(-w // stride) < 8:  # too few values to normalise over: even the reference is noise
         return
     x = torch.randn(n, channels, h, w, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()

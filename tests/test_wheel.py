@@ -81,8 +81,8 @@ def test_metadata_requires_torch_and_rich_only(built):
 
 def test_audit_is_clean(built, nvcc, capsys):
     wheel.audit(built)
-    said = " ".join(capsys.readouterr().out.split())
-    assert f"{2 if nvcc else 1} extensions scanned; 0 ABI version mismatches and 0 ABI violations found" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert f"{2 if nvcc else 1} extensions scanned; 0 ABI version mismatches and 0 ABI violations found" in output
 
 
 def test_wheel_holds_no_local_paths(built):
