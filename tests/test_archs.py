@@ -72,11 +72,11 @@ def test_bad_arch_lists_are_refused(text, sentence):
         (["7.5", "8.6"], "8.6"),
     ],
 )
-def test_build_in_place_is_for_this_machines_gpus(gpus, expected):
+def test_in_place_build_targets_this_machines_gpus(gpus, expected):
     assert archs.of_machine(gpus, CUDA_13, (13, 0)) == expected
 
 
-def test_labels_turn_into_the_list_they_came_from():
+def test_arch_labels_round_trip():
     for text in (archs.DEFAULT, archs.WITHOUT_GPU, "9.0+PTX", "9.0a+PTX", "8.6", "10.0"):
         chosen = archs.choose(text, CUDA_13, (13, 0))
         assert archs.choose(archs.as_list(arch.label for arch in chosen), CUDA_13, (13, 0)) == chosen

@@ -266,6 +266,6 @@ def test_freezing_unusable_weights_is_refused():
         ops.freeze_packed([freed()])
 
 
-def test_forgetting_unpacked_weights_is_no_error():
+def test_forgetting_unpacked_weights_is_allowed():
     ops.forget_packed([randn(4, 4, 3, 3), freed(), randn(0, 4, 3, 3), torch.tensor(1.0)])
     ops.freeze_packed([randn(0, 4, 3, 3)])

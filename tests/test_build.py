@@ -42,7 +42,7 @@ def test_wheels_are_for_every_gpu_unless_a_list_is_set(tree, tmp_path, monkeypat
     assert f"CUDA_ARCHS: tuple[str, ...] = {tuple(expected)!r}" in command.build_info(plan, "")
 
 
-def test_gpus_are_asked_of_the_driver(tmp_path, monkeypatch):
+def test_gpus_are_queried_from_the_driver(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert toolchain.gpus() == []
     make_script(tmp_path / "nvidia-smi", "echo 9.0; echo 8.9; echo 9.0")
@@ -105,7 +105,7 @@ def test_toolkit_in_the_default_place(tmp_path):
     assert find({}, default=tmp_path)[1] == f"{tmp_path}: nvcc 13.0.88"
 
 
-def test_newest_toolkit_package_is_taken(tmp_path):
+def test_newest_toolkit_package_is_chosen(tmp_path):
     make_toolkit(tmp_path / "nvidia/cu12", release="12.9.1")
     make_toolkit(tmp_path / "nvidia/cu13", lib="lib")
     found, where = find({}, packages=["", str(tmp_path)])
@@ -123,7 +123,7 @@ def test_incomplete_toolkit_names_the_missing_file(tmp_path, missing):
 
 
 @pytest.mark.parametrize("body", ["exit 1", "echo hello"])
-def test_broken_nvcc_is_not_taken(tmp_path, body):
+def test_broken_nvcc_is_rejected(tmp_path, body):
     make_script(tmp_path / "bin/nvcc", body)
     found, why = find({"PATH": str(tmp_path / "bin")})
     assert found is None
@@ -135,7 +135,7 @@ def test_error_names_every_place_searched():
     assert (found, why) == (None, "PATH: no nvcc there; absent: no nvcc there")
 
 
-def test_cuda_can_be_left_out():
+def test_cuda_can_be_disabled():
     assert toolchain.choose_toolkit({"RESNET_FUSED_CUDA": "0"}) == (None, "RESNET_FUSED_CUDA=0")
 
 
@@ -228,7 +228,7 @@ def with_cuda(plan, torch_root):
     return replace(plan, toolkit=toolkit, archs=archs.choose(None, CUDA_13, (13, 0)), torch=torch)
 
 
-def test_only_what_depends_on_the_gpus_is_compiled_again(plan, tmp_path):
+def test_other_architectures_recompile_only_cuda_kernels(plan, tmp_path):
     """A wheel build and an in-place build share every object that does not depend on the architectures."""
     (tmp_path / "csrc/cuda/sm90").mkdir()
     (tmp_path / "csrc/cuda/sm90/conv.cu").touch()
@@ -342,7 +342,7 @@ def test_a_build_without_cuda_removes_an_older_cuda_library(plan, tree):
     assert info["TORCH_BUILD_VERSION"] == plan.torch.version
 
 
-def test_nothing_is_compiled_without_a_compiler_or_a_change(plan, tree, monkeypatch, capsys):
+def test_up_to_date_build_needs_no_compiler(plan, tree, monkeypatch, capsys):
     """Without a compiler, an up-to-date build succeeds, so that its tests can run; any other build is an error."""
     build = command.BuildLibraries(Distribution({"name": "resnet_fused", "ext_modules": command.EXTENSIONS}))
     build.inplace = True
@@ -436,7 +436,7 @@ def test_a_flavour_builds_one_library(plan, tmp_path):
     assert "-DRESNET_FUSED_WATCHDOG" not in ninja_file.render(with_cuda(plan, tmp_path))
 
 
-def test_a_flavour_shares_what_it_does_not_change(plan, tree, capfd):
+def test_a_flavour_shares_unchanged_objects(plan, tree, capfd):
     """A flavour compiles only the sources that it changes, and neither build makes the other recompile anything."""
     (tree / "csrc/cpu/plan.cpp").write_text("int cpu_plan() { return 13; }\n")
     shipped = replace(plan, machine="x86_64")

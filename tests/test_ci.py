@@ -42,7 +42,7 @@ def test_changed_files_choose_planted_bugs(files, expected):
     assert changes.planted_bugs(files) == expected
 
 
-def test_what_every_bug_is_run_with_proves_all():
+def test_emulator_sources_require_all_planted_bugs():
     for path in cuda_on_cpu.build.HOST:
         assert changes.planted_bugs([path.relative_to(ROOT).as_posix()]) == "all", path
 
@@ -70,7 +70,7 @@ def test_changed_files_choose_the_sanitizers(files, expected):
     assert changes.sanitizers(files) is expected
 
 
-def test_changes_are_counted_from_where_the_branch_left_main(tmp_path):
+def test_changes_are_relative_to_the_merge_base(tmp_path):
     def git(*arguments):
         identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main")
         subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)

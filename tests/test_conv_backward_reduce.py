@@ -97,7 +97,7 @@ def gradients(block, x):
     return [inputs.grad, *(p.grad for p in block.parameters() if p.requires_grad)]
 
 
-def is_asked_for(block):
+def expected_calls(block):
     """Returns the expected number of calls: one per BatchNorm before a convolution of stride 1, except projections."""
     pre_activates, strides = "PreAct" in type(block).__name__, [m.stride for m in convolutions(block)]
     return sum(stride == (1, 1) for stride in (strides if pre_activates else strides[1:]))
@@ -119,7 +119,7 @@ def test_chains_match_eager_and_separate_ops(cls, recompute, as_on_cuda, monkeyp
         x = torch.randn(3, in_channels(block), 9, 9, requires_grad=True)
         as_on_cuda.clear()
         assert_trains_as_eager(block, x)
-        assert len(as_on_cuda) == is_asked_for(block) > 0
+        assert len(as_on_cuda) == expected_calls(block) > 0
         found = gradients(block, x.detach())
         with monkeypatch.context() as patch:
             patch.setattr(autograd.backward, "fuses_gradient_sums", lambda *_: False)

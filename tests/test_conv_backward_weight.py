@@ -208,7 +208,7 @@ def test_small_bfloat16_images_use_torchs_gradient(calls):
     assert not any(found is not None for found in calls)
 
 
-def test_frozen_weights_have_no_gradient_computed(calls):
+def test_frozen_weights_compute_no_gradient(calls):
     block = identity(next(iter(CLASSES)), scale=8)
     block.conv2.weight.requires_grad_(False)
     x = torch.randn(3, in_channels(block), 24, 24).to(memory_format=torch.channels_last)

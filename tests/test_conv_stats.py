@@ -99,7 +99,7 @@ def test_chains_of_conv_stats_match_eager(cls, recompute, as_on_cuda):
 
 
 @pytest.mark.parametrize("frozen", ["first", "last", "all"])
-def test_only_training_norms_ask_for_statistics(frozen, as_on_cuda):
+def test_only_training_norms_compute_statistics(frozen, as_on_cuda):
     """A BatchNorm that uses running statistics does not request batch statistics."""
     block = identity(next(iter(CLASSES)))
     for name in {"first": ["bn1"], "last": ["bn2"], "all": ["bn1", "bn2"]}[frozen]:
@@ -109,7 +109,7 @@ def test_only_training_norms_ask_for_statistics(frozen, as_on_cuda):
 
 
 @pytest.mark.parametrize("cls", WITH_SHORTCUT, ids=lambda cls: cls.__name__)
-def test_chain_with_conv_stats_is_bitwise_the_same(cls, as_on_cuda, monkeypatch):
+def test_chain_with_conv_stats_is_bit_identical(cls, as_on_cuda, monkeypatch):
     """A chain with conv_stats is bit-identical to one without: a whole block, forward and backward.
 
     On the CPU conv_stats calls the separate ops. Convolutions without conv_stats would use this library on one side and
@@ -160,7 +160,7 @@ def test_input_gradient_as_convolution_matches_eager(dtype, geometry, monkeypatc
 
 
 @pytest.mark.parametrize("slots", [(2, 1, 1, 1), (1, 3, 1, 1), (1, 1, 1, 4)], ids=["stride", "padding", "groups"])
-def test_strided_or_grouped_gradients_are_no_convolution(slots):
+def test_strided_or_grouped_gradients_are_not_convolutions(slots):
     stride, padding, dilation, groups = slots
     conv = ConvSlots(0, None, (stride, stride), (padding, padding), (dilation, dilation), groups)
     assert not gradients.is_convolution(torch.empty(8, 8, 3, 3), conv)

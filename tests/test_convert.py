@@ -51,7 +51,7 @@ class CustomBlock(nn.Module):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_our_models_convert_whole_and_match(name, device):
+def test_our_models_convert_completely_and_match(name, device):
     model = randomise(OURS[name]()).eval().to(device)
     x = torch.randn(2, 3, 40, 40, device=device)
     exact = truth(model, x)

@@ -75,7 +75,7 @@ SUBCLASSES = {
 }
 
 
-def test_class_derived_as_by_fsdp_is_left_alone():
+def test_class_derived_as_by_fsdp_is_kept():
     block = resnet_fused.convert(MyBlock(8, 8))
     block.__class__ = kind = type("Sharded", (type(block),), {})
     assert resnet_fused.report(block)[""] == resnet_fused.Entry("basic block", "converted")
@@ -244,7 +244,7 @@ def test_subclass_with_conflicting_bases_is_refused():
     )
 
 
-def test_only_mixins_before_the_block_count():
+def test_only_mixins_before_the_block_can_override():
     class Forward:
         def forward(self, x):
             return x

@@ -88,7 +88,7 @@ def test_failed_compile_is_a_row_with_a_reason(monkeypatch):
     assert report.notes(rows) == ["torch.compile, small float32: failed: no C++ compiler"]
 
 
-def test_torch_compile_is_left_out_when_late():
+def test_torch_compile_is_omitted_if_time_has_run_out():
     settings = Settings(CPU, rounds=1, compile_within=10)
     x, model = photos.crops(2, 32), models.small_resnet().eval()
     rows = speed.compare("small", model, x, settings, lambda done: None, elapsed=11)
@@ -140,7 +140,7 @@ def test_unexplained_flips_counts_clear_ones_only():
     assert numerics.unexplained_flips(eager, eager, 0.1) == 0
 
 
-def test_quick_omits_what_it_reports():
+def test_quick_reports_what_it_omits():
     assert set(quick(CPU).models) < set(full(CPU).models)
     assert full(CPU).compile
     assert not quick(CPU).compile

@@ -70,7 +70,7 @@ def test_trace_check_compares_eager_with_eager(monkeypatch, x):
         torch.jit.trace(block, x)
 
 
-def test_functions_are_traced_as_their_definitions(x):
+def test_functions_trace_as_their_eager_definitions(x):
     weight, residual = torch.randn(4, 3, 1, 1), torch.randn(2, 4, 32, 32)
     function = lambda x: functional.conv_bn_act(x, weight, residual=residual)  # noqa: E731
     traced = torch.jit.trace(function, x, check_trace=False)

@@ -44,7 +44,7 @@ def test_finite_result_where_eager_overflows_is_right():
     assert not wrong.error <= wrong.allowed
 
 
-def test_either_side_of_a_kink_is_right():
+def test_either_relu_mask_near_zero_is_right():
     """bn(x) = 1e-6 is a difference of values near 1: rounded in float32 it may be <= 0, though eager's is positive."""
     x, grad = torch.full((2, 3, 4, 4), -1 + 1e-6), torch.rand(2, 3, 4, 4) + 1
     x[:, :, 0] = torch.randn(2, 3, 4)
@@ -69,7 +69,7 @@ def test_statistics_are_judged_on_the_stored_output():
         assert first_use._compare("conv_stats", pre_bn, mean, var, "wrong", *args) == first_use.WRONG
 
 
-def test_wrong_gradient_beside_a_kink_is_found():
+def test_wrong_gradient_near_a_kink_is_found():
     x, grad = torch.randn(4, 8, 6, 6), torch.randn(4, 8, 6, 6)
     bn = batch_norm(8)
     dx = reference.bn_act_backward(grad, x, *bn)

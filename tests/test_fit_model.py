@@ -70,7 +70,7 @@ def test_constants_are_fitted_to_the_newest_run():
     assert fit_model.outdated(gpu_runs.RESULTS, HEADER) == []
 
 
-def test_header_constants_are_the_compiled_ones():
+def test_header_constants_match_the_compiled_ones():
     """Passing a row of the header to the model changes nothing, so names and order match the C++ struct."""
     fields = re.findall(r"^  (?:double|int32_t|const char\*) (\w+);", HEADER, re.M)
     rows = model_constants.families(HEADER)
@@ -128,7 +128,7 @@ def test_fit_recovers_the_constants_of_a_run(tmp_path):
     assert np.median(np.abs(fitted.after - 1)) < 0.04 < np.median(np.abs(fitted.before - 1))
 
 
-def test_lowest_of_equally_good_rates_is_taken(tmp_path):
+def test_lowest_of_equally_good_rates_is_chosen(tmp_path):
     """With L2 at 33 bytes a clock, a convolution in 256x128 tiles reaches at most 0.69 of the peak."""
     truth = TRUTH | {"torch_share": 0.9}
     run = gpu_runs.read(write_run(tmp_path / "h200", truth, ["torch", "sm80:64x64"], noise=0.02))

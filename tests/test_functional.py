@@ -235,7 +235,7 @@ def test_basic_block_saves_no_inner_activation():
     assert {leaves[0].data_ptr(), y.data_ptr()} <= activations
 
 
-def test_one_learning_input_makes_outputs_differentiable(device):
+def test_one_input_with_grad_makes_outputs_differentiable(device):
     x, weight = torch.randn(1, 4, 6, 6, device=device), torch.randn(4, 4, 1, 1, device=device)
     bn = BatchNorm(*(torch.ones(4, device=device) for _ in range(3)), torch.zeros(4, device=device, requires_grad=True))
     assert functional.conv_bn_act(x, weight, bn).requires_grad

@@ -277,7 +277,7 @@ def fused_ops(model):
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compile_traces_the_ops_whole(model, x, dynamic):
+def test_compile_traces_the_ops_into_one_graph(model, x, dynamic):
     graphs = []
 
     def backend(graph, _):

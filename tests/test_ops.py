@@ -89,7 +89,7 @@ def test_small_images_in_bfloat16_are_direct(shape, sentence):
 @pytest.mark.usefixtures("no_amx")
 @pytest.mark.parametrize(("dtype", "n", "c", "size", "k"), CASES)
 @pytest.mark.parametrize("mean", [0, 100])
-def test_winograd_of_pixels_of_mixed_magnitude(dtype, n, c, size, k, mean):
+def test_winograd_with_pixels_of_mixed_magnitude(dtype, n, c, size, k, mean):
     """Winograd sums over whole tiles, so the rounding error of the largest pixel affects every output of its tile."""
     case = Case(n, c, size, size, k, 3, 3, (1, 1), (1, 1), (1, 1), dtype=dtype, layout="channels_last")
     case.x += mean

@@ -51,7 +51,7 @@ def test_edits_through_data_are_seen_in_every_layer(model, x):
         check(model, x)
 
 
-def test_functional_calls_with_fresh_weights_keep_nothing(model, x):
+def test_functional_calls_with_fresh_weights_cache_nothing(model, x):
     logits(model, x)
     before = kept()
     for i in range(10):

@@ -177,7 +177,7 @@ with torch.no_grad():
 
 
 @pytest.mark.parametrize("cls", _CLASSES)
-def test_unpatched_modules_are_not_taken_for_patched(cls):
+def test_unpatched_modules_do_not_count_as_patched(cls):
     arguments = {nn.Conv2d: (4, 4, 3), nn.MaxPool2d: (3,)}
     built = cls(*arguments.get(cls, (4,) if "Norm" in cls.__name__ else ()))
     built.a_users_own_attribute = 1

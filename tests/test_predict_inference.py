@@ -25,7 +25,7 @@ def test_fused_pooling_saves_a_pass_and_the_indices():
     assert network.fused_pooling_saves() == pytest.approx(stem.compiled - stem.ours + with_indices - fused)
 
 
-def test_a_whole_block_is_counted_once():
+def test_a_one_launch_block_is_counted_once():
     """At batch 1 each block of the first stage is one launch, so its second convolution adds no time."""
     network = predict_inference.Network("resnet18", 1)
     first, second = (next(c for c in network.calls if c.name == f"layer1.0.conv{i}") for i in (1, 2))

@@ -208,7 +208,7 @@ def test_unknown_blocks_are_reported_without_their_parts(kind):
     assert alone[""].reason == reason
 
 
-def test_plain_convolutions_and_attention_are_no_blocks():
+def test_plain_convolutions_and_attention_are_not_blocks():
     class SqueezeExcite(nn.Module):
         def __init__(self):
             super().__init__()

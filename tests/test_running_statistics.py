@@ -249,7 +249,7 @@ def test_failed_step_leaves_no_pending_updates():
     assert_same_buffers(other, twin)
 
 
-def test_running_averages_keep_the_criterion():
+def test_running_averages_meet_the_criterion():
     block = identity(modules.FusedBasicBlock)
     twin = eager_twin(block)
     exact = copy.deepcopy(twin).double()
@@ -277,7 +277,7 @@ def test_running_averages_of_several_norms(momenta, dtype):
         assert ours.num_batches_tracked == eager.num_batches_tracked == 3
 
 
-def test_norm_that_a_block_uses_twice_updates_twice():
+def test_norm_used_twice_updates_twice():
     norm = nn.BatchNorm2d(8)
     twin = copy.deepcopy(norm)
     batches = [torch.randn(2, 8, 3, 3), 5 + torch.randn(2, 8, 3, 3)]

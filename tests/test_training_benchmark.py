@@ -52,7 +52,7 @@ def test_graph_that_does_not_train_is_not_timed(monkeypatch):
     assert "differs from a step's by 1.0e+00" in rows["ours_graph"]["unavailable"]
 
 
-def test_refused_capture_leaves_the_others():
+def test_failed_capture_does_not_affect_others():
     def refused(call):
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
@@ -97,7 +97,7 @@ def run(out, contenders=("ours",), **more):
     return training.run(out, "sm80", 0.0, contenders, ["tiny"], **{"batches": [4], "device": "cpu", **more})
 
 
-def test_run_is_written_with_eager_beside_it(tmp_path, tiny, monkeypatch):
+def test_written_run_includes_eager(tmp_path, tiny, monkeypatch):
     engines = []
     step = trainee.Trainee.step
     monkeypatch.setattr(trainee.Trainee, "step", lambda self: engines.append(gpu.engine_asked_for()) or step(self))
@@ -153,7 +153,7 @@ def test_failing_contender_has_a_row_with_a_reason(tiny, monkeypatch):
         training.main(["--contenders", "ours", "--dtypes", "fp32", "--batch", "4", "--budget", "0.01"])
 
 
-def test_failing_workload_leaves_the_next_ones(tiny, monkeypatch):
+def test_failing_workload_does_not_stop_the_next(tiny, monkeypatch):
     def failing(workload, dtype, trainees):
         if workload.shape[0] == 4:
             raise RuntimeError("CUDA error: misaligned address")

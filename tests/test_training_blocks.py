@@ -109,7 +109,7 @@ def test_one_step_with_recomputed_convolutions(build):
         assert torch.equal(a, b)
 
 
-def test_projected_stride_1_bottleneck_convolves_again(monkeypatch):
+def test_projected_stride_1_bottleneck_recomputes_convolution(monkeypatch):
     block = randomise(modules.FusedBottleneck(16, 16, 1, projection(16, 64, 1)))
     x = x_for(block)
     first = everything(copy.deepcopy(block), x)

@@ -101,7 +101,7 @@ def test_first_200_steps_follow_eagers_curve(digits, eagers):
     assert accuracy(loaded, digits) == reached
 
 
-def test_wrong_gradient_leaves_eagers_curve(digits, eagers, monkeypatch):
+def test_wrong_gradient_deviates_from_eagers_curve(digits, eagers, monkeypatch):
     """Halves the gradient through a BatchNorm; under autocast, where the comparison is coarser, zeroes it."""
     amp, eager, spread = eagers
     right, share = ops.bn_act_backward, 0.0 if amp else 0.5

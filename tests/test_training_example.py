@@ -28,7 +28,7 @@ def test_example_learns_with_amp(example):
     assert example.main(["--epochs", "2", "--amp", "bfloat16"]) > 0.9
 
 
-def test_resumed_run_equals_an_unbroken_one(example, tmp_path, monkeypatch):
+def test_resumed_run_equals_an_uninterrupted_one(example, tmp_path, monkeypatch):
     whole, broken = tmp_path / "whole.pt", tmp_path / "broken.pt"
     right = example.main(["--epochs", "2", "--checkpoint", str(whole)])
     assert right > 0.9

@@ -91,7 +91,7 @@ def test_networks_save_less_than_eager():
 
 
 @pytest.mark.parametrize("pools", [False, True])
-def test_stem_saves_its_input_and_raw_output(pools):
+def test_stem_saves_its_input_and_pre_bn_output(pools):
     """With pooling it also saves one byte per pooled value."""
 
     class Stem(modules.FusedStem):

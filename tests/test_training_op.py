@@ -186,7 +186,7 @@ def test_undefined_gradient_stays_undefined():
 
 
 @pytest.mark.parametrize("observed", ["forward", "backward"])
-def test_checkpoint_under_a_dispatch_mode_on_one_side(observed):
+def test_checkpoint_with_a_dispatch_mode_in_one_pass(observed):
     block = modules.FusedBasicBlock(4, 4)
     x = torch.randn(2, 4, 5, 5, requires_grad=True)
     with RecordedOps() if observed == "forward" else contextlib.nullcontext():

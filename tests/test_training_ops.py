@@ -189,7 +189,7 @@ def test_any_shape(kernels, n, c, h, w, dtype, layout, mask, affine, bn_in_dtype
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", DENSE)
-def test_ops_are_the_gradient_of_batch_norm(kernels, dtype, layout):
+def test_ops_match_autograd_of_batch_norm(kernels, dtype, layout):
     """Compares the ops together with autograd of torch's BatchNorm and ReLU."""
     case = Backward((4, 24, 9, 10), torch.float64, layout)
     gamma, beta = case.bn[:2]
@@ -287,7 +287,7 @@ def test_stats_not_finite(kernels, dtype, layout, value):
 
 
 @pytest.mark.parametrize("layout", DENSE)
-def test_stats_overflow_on_the_way(kernels, layout):
+def test_stats_of_squares_that_overflow(kernels, layout):
     """The sum of squares exceeds the range of float32, but the mean does not."""
     x = torch.zeros(3, 20, 15, 15)
     x[0, 3, 4, 5] = 5e19

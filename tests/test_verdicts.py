@@ -68,7 +68,7 @@ def run(project, *arguments, **environment):
     return done.stdout.split("[100%]")[0].strip()  # test_edits, test_flaky, test_right, test_teardown
 
 
-def test_only_what_passed_unchanged_is_not_run_again(project):
+def test_only_unchanged_passed_tests_are_not_rerun(project):
     assert run(project, "--verdicts") == "....E"
     assert run(project, FAILS="1") == ".F..E", "verdicts are off by default"
     assert run(project, "--verdicts") == "u.u.E", "a failure removes a verdict, and an error in a teardown is none"

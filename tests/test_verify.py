@@ -76,7 +76,7 @@ def test_results_are_in_order_from_one_process(tmp_path):
     ("name", "status", "why"),
     [("hang", "hang", "no result after 8 s"), ("crash", "died", "signal SIGKILL"), ("leave", "died", "exit status 3")],
 )
-def test_dying_process_costs_one_case(tmp_path, name, status, why):
+def test_dying_process_loses_only_one_case(tmp_path, name, status, why):
     results = run(["pass 1", name, "pass 2"], tmp_path)
     assert [r["status"] for r in results] == ["pass", status, "pass"]
     assert results[1]["why"].startswith(why)
@@ -100,14 +100,14 @@ def test_a_process_that_does_not_start_is_a_hang(tmp_path):
     assert results[0]["why"] == "no result after 1 s of start-up"
 
 
-def test_time_limit_leaves_out_the_rest(tmp_path):
+def test_time_limit_skips_the_remaining_cases(tmp_path):
     units = [Unit(str(i), "test_verify:work", ({"case": "hang"}, {"case": "pass"})) for i in range(3)]
     results = processes.run(units, tmp_path, Limits(300, 300, 1))
     assert [r["status"] for r in results] == ["not run"] * 6
     assert {r["why"] for r in results} <= {"out of time while it ran", "out of time"}
 
 
-def test_processes_that_are_not_forked_give_the_same_results(tmp_path):
+def test_spawned_processes_give_the_same_results(tmp_path):
     results = run(["pass 1", "crash", "pass 2", "hang"], tmp_path, fork=False, max_failures=3)
     assert [r["status"] for r in results] == ["pass", "died", "pass", "hang"]
     assert (results[1]["why"], results[3]["why"]) == ("signal SIGKILL", "no result after 8 s")
@@ -247,6 +247,6 @@ def test_missing_gpu_is_refused(capsys):
     assert capsys.readouterr().err.startswith("resnet_fused: --device cuda: ")
 
 
-def test_name_of_no_kernel_is_refused(capsys):
+def test_unknown_kernel_name_is_refused(capsys):
     assert cli.main(["verify", "--device", "cpu", "--only", "tensor cores"]) == 2
     assert "--only 'tensor cores' matches no kernel" in capsys.readouterr().err
