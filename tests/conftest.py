@@ -46,7 +46,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    """Freezes modules and tests, which live as long as the process, to speed up garbage collection."""
+    """Excludes modules and tests, which live as long as the process, from garbage collection to speed it up."""
     gc.collect()
     gc.freeze()
 

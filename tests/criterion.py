@@ -1,4 +1,4 @@
-"""The one tolerance: at most twice the error that eager PyTorch makes in the same dtype, plus a few ulps."""
+"""The tolerance of all tests: at most twice the error of eager PyTorch in the same dtype, plus a few ulps."""
 
 import torch
 from torch import Tensor

@@ -38,7 +38,7 @@ def randn(*shape, dtype=torch.float32, memory_format=torch.contiguous_format, de
 
 
 def batch_norm(c, dtype, device="cuda"):
-    """gamma, beta, mean, var, eps"""
+    """Returns gamma, beta, mean, var, eps."""
     low_high = [(0.5, 1.5), (-1, 1), (-1, 1), (0.5, 2)]
     return [(torch.rand(c, device=device) * (b - a) + a).to(dtype) for a, b in low_high] + [1e-3]
 

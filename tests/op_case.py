@@ -108,7 +108,7 @@ def lay_out(x, layout):
 
 
 def pre_args(channels, dtype=torch.float32, seed=2):
-    """pre_gamma, pre_beta, pre_mean, pre_var, pre_eps"""
+    """Returns pre_gamma, pre_beta, pre_mean, pre_var, pre_eps."""
     g = torch.Generator().manual_seed(seed)
     vectors = [torch.rand(channels, generator=g) + 0.5, *(torch.randn(channels, generator=g) for _ in range(2))]
     return [*(v.to(dtype) for v in (*vectors, torch.rand(channels, generator=g) + 0.5)), 1e-3]

@@ -26,7 +26,7 @@ class Kernel(NamedTuple):
     arch: str  # sm_80
     name: str  # mangled
     registers: int
-    stack: int  # bytes; spilled registers are there
+    stack: int  # bytes, including spilled registers
     local: int
 
 

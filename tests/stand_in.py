@@ -5,9 +5,9 @@ STAND_IN_FAULTS plants faults that the GPU run must survive, as JSON: {"<engine>
 - ``hang``: the call never returns;
 - ``crash``: the process is killed by a signal;
 - ``sticky``: the call raises a CUDA error, and so does every later call of the process;
-- ``wrong``: one element of the result is off;
+- ``wrong``: one element of the result is wrong;
 - ``unwritten``: one element is NaN, as if not written;
-- ``unsteady``: every second result differs in the last bits.
+- ``unsteady``: one element of every second result differs in the last bits.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def test_default_drops_archs_unknown_to_old_nvcc():
         "sm_89",
         "sm_90a",
     ]
-    # 12.8 knows 100 but not yet its family code
+    # nvcc 12.8 knows architecture 100, but not its family code 100f
     assert "sm_100f" not in [arch.label for arch in archs.choose(None, CUDA_13, (12, 8))]
 
 

@@ -1,4 +1,4 @@
-"""``bench``: pytest-benchmark's JSON in, Markdown and PNG out. Nothing is measured here."""
+"""``bench`` turns pytest-benchmark's JSON into Markdown and PNG. Nothing is measured here."""
 
 import argparse
 import json

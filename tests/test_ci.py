@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
         (["csrc/cuda/sm80/conv_mainloop.cuh"], "sample,sm80"),
         (["csrc/cuda/sm90/conv_sm90.cuh", "csrc/cuda/pool/bn_pool.cu"], "sample,sm90,pool"),
         (["csrc/cuda/sm80/deleted.cuh"], "sample,sm80"),
-        (["csrc/cuda/bn/moments.cuh"], "sample,sm80,sm90,bn"),  # all three include it
+        (["csrc/cuda/bn/moments.cuh"], "sample,sm80,sm90,bn"),  # included by all three families
         (["csrc/cuda/tile/bytes.cuh"], "sample,pool,tile"),
         (["csrc/cuda/ptx/wgmma.cuh"], "sample,sm90,primitives"),
         (["csrc/cuda/launch.h"], "sample,sm80,sm90,bn,pool,primitives"),

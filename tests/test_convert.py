@@ -11,7 +11,7 @@ from torch import nn
 import resnet_fused
 from resnet_fused import models, modules, reference
 
-# Many outputs make the largest error meaningful: over only ten, eager's may be small by chance.
+# Many outputs make the largest error meaningful; over only ten, eager's may be small by chance.
 CLASSES = 500
 
 OURS = {

@@ -97,7 +97,7 @@ def test_functions_past_the_limit_run_eagerly(monkeypatch):
         outputs, ops_called = [], []
         for limit in (most, most - 1):
             monkeypatch.setattr(_indexing, "MAX_ELEMENTS", limit)
-            torch.manual_seed(1)  # for the BatchNorms
+            torch.manual_seed(1)  # the same BatchNorms for both limits
             with RecordedOps() as recorded, torch.no_grad():
                 outputs.append(call())
             ops_called.append(set(recorded.ours))

@@ -82,7 +82,7 @@ def inference_mode(w, mask, new):
 
 
 def another_process(w, mask, new):
-    w.data.share_memory_()  # moves it
+    w.data.share_memory_()  # moves the weight to shared memory
     values = torch.where(mask, new, w.detach())
     child = os.fork()
     if not child:  # the child has no torch threads, so it must not call an op

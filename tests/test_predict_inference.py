@@ -10,7 +10,7 @@ def test_predicted_times_fall_from_eager_to_cudnn(name):
     whole, blocks = predict_inference.Network(name, 256).times()
     assert whole.eager > whole.compiled > whole.cudnn > 0
     assert whole.ours > blocks.ours > 0
-    tensor = 256 * 256 * 56 * 56  # the end of a bottleneck: BatchNorm, addition and ReLU in three passes or in one
+    tensor = 256 * 256 * 56 * 56  # at the end of a bottleneck BatchNorm, addition and ReLU are three passes or one
     more = 2 * predict_inference.sweep(tensor, tensor)
     assert whole.eager - whole.compiled > (more if name == "resnet50" else more / 4)
 

@@ -1,4 +1,4 @@
-"""A converted network calls the modules in its stages as eager does, with the same inputs."""
+"""A converted network calls the modules of its stages like eager, with the same inputs."""
 
 import copy
 

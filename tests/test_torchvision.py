@@ -13,14 +13,14 @@ import resnet_fused
 tv = pytest.importorskip("torchvision.models")
 resnet = tv.resnet
 
-# Many outputs make the largest error meaningful: over only ten, eager's may be small by chance.
+# Many outputs make the largest error meaningful; over only ten, eager's may be small by chance.
 CLASSES = 500
 
 FAMILY = [name for name in resnet.__all__ if name.islower()]
 
 
 def build(constructor, **arguments):
-    """Builds with uniform weights of the variance of torchvision's initialisation, which is slow for large models."""
+    """Builds with uniform weights whose variance is that of torchvision's initialisation, which is slow."""
     with torch.device("meta"):
         model = constructor(**arguments)
     model = model.to_empty(device="cpu")

@@ -1,4 +1,4 @@
-"""Fused training of every block: eager's outputs, gradients and running averages, or eager itself."""
+"""Fused training of every block: outputs, gradients and running averages match eager, or the block runs eagerly."""
 
 import copy
 

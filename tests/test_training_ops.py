@@ -48,7 +48,7 @@ def check(op, *args):
 
 
 def vectors(channels, dtype=torch.float32, seed=1):
-    """gamma, beta, mean, var"""
+    """Returns gamma, beta, mean, var."""
     g = torch.Generator().manual_seed(seed)
     made = torch.rand(channels, generator=g) + 0.5, *(torch.randn(channels, generator=g) for _ in range(2))
     return [v.to(dtype) for v in (*made, torch.rand(channels, generator=g) + 0.5)]
@@ -288,7 +288,7 @@ def test_stats_not_finite(kernels, dtype, layout, value):
 
 @pytest.mark.parametrize("layout", DENSE)
 def test_stats_of_squares_that_overflow(kernels, layout):
-    """The sum of squares exceeds the range of float32, but the mean does not."""
+    """Squares exceed the range of float32, but their mean need not."""
     x = torch.zeros(3, 20, 15, 15)
     x[0, 3, 4, 5] = 5e19
     x[:, 4] = 2e19 * torch.randn(3, 15, 15).sign()
