@@ -2,5 +2,5 @@
 
 import os
 
-# A thread that waits for work sleeps: one that spins takes the core from another test.
+# Idle threads sleep. Spinning threads would take cores from other tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -18,19 +18,19 @@ from resnet_fused import ops
 
 torchvision_shim.install()
 
-# A kernel that is wrong shall fail its test, and not be replaced by eager PyTorch. CUDA reads it once a process.
+# A wrong kernel must fail its test, not be replaced by eager PyTorch. The variable is read once per process.
 os.environ.setdefault("RESNET_FUSED_CUDA_CHECK", "0")
 
-# The same examples on every run: a red test is a change's doing. HYPOTHESIS_PROFILE=explore looks for new ones.
+# The same examples on every run, so that only a change can break a test. HYPOTHESIS_PROFILE=explore draws new ones.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
-# Tests that are about threads set how many. A second one doubles or triples the CPU time of tensors this small, which
-# another test needs; GPU tests compute large truths on the CPU.
+# Tests of threading set their own number of threads. For tensors this small a second thread doubles or triples the CPU
+# time, which other tests need. With a GPU all threads are used, because GPU tests compute large references on the CPU.
 THREADS = torch.get_num_threads() if torch.cuda.is_available() else 1
 torch.set_num_threads(THREADS)
-os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # of the processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # for processes that tests start
 
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
 
@@ -46,18 +46,18 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    """Freezes modules and tests, which live as long as the process, to speed up garbage collection."""
+    """Excludes modules and tests, which live as long as the process, from garbage collection to speed it up."""
     gc.collect()
     gc.freeze()
 
 
-# "": what the plan prefers, with all that the processor has
+# "": the preferred plan with all instruction sets of the processor
 CPU_ENGINES = ["", "direct", "onednn", "composed"]
 CPU_ISAS = ["", "avx512_bf16", "avx512", "avx2"]
 
 
 def plans(engine, isa):
-    """The plans of convolutions that distinguish the engines."""
+    """Returns the plans of a few convolutions, chosen so that they distinguish the engines."""
     with pytest.MonkeyPatch.context() as environment:
         set_cpu(environment, engine, isa)
         calls = [(dtype, kernel) for dtype in ("float32", "bfloat16") for kernel in (1, 3)]
@@ -76,7 +76,7 @@ def set_cpu(monkeypatch, engine, isa):
 
 
 def choices_of_cpu():
-    """(engine, ISA) choices that together cover every distinct plan."""
+    """Returns (engine, ISA) choices that together cover every distinct plan."""
     seen, chosen = set(), []
     for isa in CPU_ISAS if not os.environ.get("RESNET_FUSED_CPU_ISA") else [""]:
         for engine in CPU_ENGINES:
@@ -100,7 +100,7 @@ def _threads():
 
 @pytest.fixture(autouse=True, scope="module")
 def _memory():
-    """Returns a file's freed memory to the system, which glibc would keep."""
+    """Returns freed memory to the system after each test file; glibc would keep it."""
     yield
     ops.release_memory()
     ctypes.CDLL(None).malloc_trim(0)
@@ -126,12 +126,12 @@ def device(request):
 
 @pytest.fixture(params=choices_of_cpu(), ids=lambda choice: "-".join(filter(None, choice)) or "preferred")
 def engine(request, monkeypatch):
-    """Disables the CPU engines that the plan prefers to this one, or some of the processor's instructions."""
+    """Selects a CPU engine and an instruction set by disabling the preferred ones."""
     set_cpu(monkeypatch, *request.param)
     return request.param[0]
 
 
 @pytest.fixture
 def no_amx(monkeypatch):
-    """With AMX the plan leaves bfloat16 to oneDNN: for tests of our own kernels."""
+    """Hides AMX from the plan, which with AMX would choose oneDNN for bfloat16 instead of our own kernels."""
     monkeypatch.setenv("RESNET_FUSED_CPU_ISA", "avx512_bf16")

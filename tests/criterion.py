@@ -1,4 +1,4 @@
-"""The one tolerance: at most twice the error that eager PyTorch makes in the same dtype, plus a few ulps."""
+"""The tolerance of all tests: at most twice the error of eager PyTorch in the same dtype, plus a few ulps."""
 
 import torch
 from torch import Tensor
@@ -13,13 +13,12 @@ def assert_close(
     before_relu: Tensor | None = None,
     eager_truth: Tensor | None = None,
 ) -> None:
-    """``actual`` against ``eager`` of the same dtype, both measured by ``truth`` in float64.
+    """Compares the error of ``actual`` with that of ``eager`` (same dtype), both against ``truth`` in float64.
 
-    Errors are the largest absolute difference from the truth over the whole tensor; an ulp is one of the
-    largest finite value of the truth: of ``before_relu``, where given, because rounding happens before a ReLU
-    that may hide the values that were rounded. ``eager_truth`` measures eager's error where rounding made eager
-    another of the functions that a network of ReLUs is. Values that are not finite must be at eager's places, and be
-    eager's.
+    The error is the largest absolute difference from the truth over the whole tensor. An ulp is that of the largest
+    finite value of the truth, or of ``before_relu`` if given: rounding happens before the ReLU, which may hide the
+    rounded values. Eager's error is measured against ``eager_truth`` if given, for networks in which rounding changed
+    eager's ReLU masks. Non-finite values must equal eager's, in the same positions.
     """
     assert actual.shape == eager.shape == truth.shape, f"{actual.shape}, {eager.shape}, {truth.shape}"
     assert actual.dtype == eager.dtype, f"dtype {actual.dtype}, but eager's is {eager.dtype}"

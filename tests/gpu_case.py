@@ -1,4 +1,4 @@
-"""Shared by the GPU tests: random arguments of ops, blocks, and eager results with TF32 factors."""
+"""Helpers of the GPU tests: random arguments of ops, blocks, and eager results with TF32 inputs."""
 
 import pytest
 import torch
@@ -10,11 +10,11 @@ from resnet_fused import criterion, modules
 FORMATS = [torch.contiguous_format, torch.channels_last]
 by_format = pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "nhwc"])
 
-# dtype, and whether float32 may be multiplied as TF32
+# dtype, and whether float32 convolutions may use TF32
 KINDS = [(torch.float16, False), (torch.bfloat16, False), (torch.float32, False), (torch.float32, True)]
 by_kind = pytest.mark.parametrize(("dtype", "tf32"), KINDS, ids=["float16", "bfloat16", "float32", "tf32"])
 
-# class, (inplanes, planes) of an identity block, convolutions
+# class, (inplanes, planes) of an identity block, number of convolutions
 CLASSES = [
     (modules.FusedBasicBlock, (64, 64), 2),
     (modules.FusedBottleneck, (256, 64), 3),
@@ -24,7 +24,10 @@ CLASSES = [
 
 
 def less_exact(eager, truth, in_float64):
-    """Of eager's result, whose factors cuDNN may have rounded or not, and ``in_float64()`` with TF32 factors."""
+    """Returns the less exact of eager's result and ``in_float64()`` with TF32 inputs.
+
+    cuDNN may or may not have rounded eager's inputs to TF32.
+    """
     with criterion.TF32Factors():
         in_tf32 = in_float64().float()
     return max(eager, in_tf32, key=lambda y: (y - truth).abs().max())
@@ -35,13 +38,13 @@ def randn(*shape, dtype=torch.float32, memory_format=torch.contiguous_format, de
 
 
 def batch_norm(c, dtype, device="cuda"):
-    """gamma, beta, mean, var, eps"""
+    """Returns gamma, beta, mean, var, eps."""
     low_high = [(0.5, 1.5), (-1, 1), (-1, 1), (0.5, 2)]
     return [(torch.rand(c, device=device) * (b - a) + a).to(dtype) for a, b in low_high] + [1e-3]
 
 
 def conv_args(shape, dtype, memory_format):
-    """Up to groups, of conv_bn_act; and the output's shape."""
+    """Returns the arguments of conv_bn_act up to ``groups``, and the output shape."""
     n, c, h, w, k, r, stride, padding, dilation = shape
     x = randn(n, c, h, w, dtype=dtype, memory_format=memory_format)
     weight = randn(k, c, r, r, dtype=dtype, memory_format=memory_format) / (c * r * r) ** 0.5

@@ -13,15 +13,15 @@ import pytest
 import torch
 
 LIMIT_S = float(os.environ.get("RESNET_FUSED_GPU_TEST_SECONDS", "60"))
-GRACE_S = 10  # for the report of a hang
-HUNG = 70  # the exit status
+GRACE_S = 10  # time to report a hang
+HUNG = 70  # exit status
 
 _stderr = pytest.StashKey[int]()
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: runs on a CUDA device, within the limits of tests/gpu_guard.py")
-    config.stash[_stderr] = os.dup(2)  # nothing is captured yet
+    config.stash[_stderr] = os.dup(2)  # before output is captured
 
 
 @pytest.hookimpl(wrapper=True)
@@ -45,7 +45,7 @@ def pytest_runtest_protocol(item):
 
 
 def broken_by():
-    """The sticky CUDA error, if there is one."""
+    """Returns the sticky CUDA error, or None."""
     if not torch.cuda.is_initialized():
         return None
     try:
@@ -56,17 +56,17 @@ def broken_by():
 
 
 def give_up(item):
-    """Reports the test and all before it, in a thread beside the one that hangs; then ends the process."""
+    """Reports the hung test and all earlier ones from another thread, then ends the process."""
     config, plugins = item.config, item.config.pluginmanager
     plugins.getplugin("capturemanager").suspend_global_capture(in_=True)
     faulthandler.dump_traceback(config.stash[_stderr])
-    if hasattr(config, "workeroutput"):  # of pytest-xdist, which reports this process's end and starts another
+    if hasattr(config, "workeroutput"):  # a pytest-xdist worker: xdist reports its end and starts another
         os._exit(HUNG)
     why = f"has not ended within {LIMIT_S:g} s, which ended the process"
     report = pytest.TestReport(item.nodeid, item.location, {}, "failed", f"{item.nodeid} {why}", "call")
     config.hook.pytest_runtest_logreport(report=report)
     reporter = plugins.getplugin("terminalreporter")
-    # Writes files such as --junitxml. The runner would tear fixtures down, which may hang as well.
+    # Writes files such as --junitxml. Excludes the runner, which would tear down fixtures and may hang too.
     finish = plugins.subset_hook_caller("pytest_sessionfinish", [plugins.getplugin("runner"), reporter])
     finish(session=item.session, exitstatus=HUNG)
     config.hook.pytest_terminal_summary(terminalreporter=reporter, exitstatus=HUNG, config=config)

@@ -1,4 +1,4 @@
-"""A pytest plugin: lists at the end what could not run here, each reason once with a count."""
+"""A pytest plugin that lists at the end what could not run here: each reason once, with a count."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import collections
 
 import pytest
 
-_files = pytest.StashKey[dict[str, str]]()  # skipped whole -> why
+_files = pytest.StashKey[dict[str, str]]()  # wholly skipped file -> reason
 
 
 def pytest_configure(config):
@@ -22,7 +22,7 @@ def pytest_make_collect_report(collector):
 
 
 def pytest_sessionfinish(session):
-    """The processes of pytest-xdist send on what they skipped, but for whole files."""
+    """Sends skipped files to the main process; pytest-xdist only forwards skipped tests."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["skipped_files"] = session.config.stash[_files]
 
@@ -34,7 +34,7 @@ def pytest_testnodedown(node, error):
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter, config):
-    result = yield  # everything else comes before
+    result = yield  # after everything else
     tests = [r for r in terminalreporter.stats.get("skipped", []) if isinstance(r, pytest.TestReport)]
     for line in lines(map(reason_of, tests), config.stash[_files].values()):
         terminalreporter.write_line(line)
@@ -42,7 +42,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def lines(tests, files):
-    """Of the reasons for skipping tests and whole files, the most frequent first."""
+    """Yields a line per reason for skipping tests, then per reason for skipping whole files, most frequent first."""
     found = [(count, "test", why) for why, count in collections.Counter(tests).items()]
     found += [(count, "file", why) for why, count in collections.Counter(files).items()]
     for count, what, why in sorted(found, key=lambda each: (each[1] == "file", -each[0], each[2])):
@@ -50,6 +50,6 @@ def lines(tests, files):
 
 
 def reason_of(report):
-    """Of a skipped test or file, in one line."""
+    """Returns why a test or file was skipped, as one line."""
     _, _, why = report.longrepr
     return " ".join(why.removeprefix("Skipped: ").split())

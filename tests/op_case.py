@@ -1,4 +1,4 @@
-"""One random conv_bn_act call: its arguments, its eager value and its truth."""
+"""One random conv_bn_act call: its arguments, eager result and float64 reference."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
 class Case:
-    """One random conv_bn_act call: its arguments, its eager value and its truth."""
+    """One random conv_bn_act call: its arguments, eager result and float64 reference."""
 
     def __init__(self, n, c, h, w, k, r, s, stride, padding, dilation, groups=1, *, dtype=torch.float32,
                  layout="contiguous", residual=False, relu=True, bias=False, affine=True, seed=0):  # fmt: skip
@@ -58,10 +58,10 @@ class Case:
         y, eager = self.fused(keep_packed), self.eager()
         baseline = eager
         if self.plan().startswith("onednn"):
-            # oneDNN sums in another order for each layout; ours runs it in NHWC, so eager's error is that of NHWC.
+            # oneDNN's summation order depends on the layout. We always run it in NHWC, so measure eager's error there.
             x, self.x = self.x, lay_out(self.x, "channels_last")
             threads = torch.get_num_threads()
-            if len(x) == 1:  # which eager takes elsewhere with one thread
+            if len(x) == 1:  # eager does not use oneDNN for one image and one thread
                 torch.set_num_threads(max(2, threads))
             baseline, self.x = self.eager(), x
             torch.set_num_threads(threads)
@@ -71,9 +71,9 @@ class Case:
 
 
 def plan_of(x, k, padding, dtype):
-    """The CPU's plan for a 3x3 convolution with stride 1 of an input of shape x; a processor without ours skips.
+    """Returns the CPU plan for a 3x3 convolution of stride 1 with input shape x.
 
-    There tests/test_isa.py runs the test, with the instructions emulated.
+    Skips the test if the processor lacks the instructions of our kernels; tests/test_isa.py then emulates them.
     """
     weight, ones = [k, x[1], 3, 3], [1, 1]
     plan = ops.explain_cpu(list(x), weight, ones, list(padding), ones, 1, str(dtype).removeprefix("torch."))
@@ -84,14 +84,14 @@ def plan_of(x, k, padding, dtype):
 
 
 def has_kernels(dtype):
-    """Whether this processor has the instructions of our own kernels."""
+    """Returns whether this processor has the instructions that our kernels need."""
     ones = [1, 1]
     plan = ops.explain_cpu([1, 16, 8, 8], [16, 16, 1, 1], ones, [0, 0], ones, 1, str(dtype).removeprefix("torch."))
     return "not direct: this processor has no AVX" not in plan
 
 
 def layout_of(x):
-    """Strides, of the dimensions that have more than one element: the others say nothing."""
+    """Returns the strides of the dimensions of size > 1; the others are arbitrary."""
     return [stride for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1]
 
 
@@ -102,13 +102,13 @@ def lay_out(x, layout):
         wide = torch.full((*x.shape[:3], 2 * x.shape[3]), float("nan"), dtype=x.dtype)
         wide[..., ::2] = x
         return wide[..., ::2]
-    if layout == "expanded":  # one image for the whole batch, one row for all rows
+    if layout == "expanded":  # every image and row is the first one
         return x[:1, :, :1].expand(x.shape)
     return x
 
 
 def pre_args(channels, dtype=torch.float32, seed=2):
-    """pre_gamma, pre_beta, pre_mean, pre_var, pre_eps"""
+    """Returns pre_gamma, pre_beta, pre_mean, pre_var, pre_eps."""
     g = torch.Generator().manual_seed(seed)
     vectors = [torch.rand(channels, generator=g) + 0.5, *(torch.randn(channels, generator=g) for _ in range(2))]
     return [*(v.to(dtype) for v in (*vectors, torch.rand(channels, generator=g) + 0.5)), 1e-3]

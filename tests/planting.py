@@ -1,6 +1,6 @@
-"""Bugs planted in the emulated kernels: the edit, what is compiled with it, and how it must be caught.
+"""Bugs planted in the emulated kernels: the edit, the sources compiled with it, and how a test must catch it.
 
-A module lists its bugs with the exercise that passes without them and fails with each::
+A module lists its bugs and an exercise that passes without them and fails with each::
 
     BUGS = {"a slice left out": value("cuda/sm80/conv_finish.cuh", old, new), ...}
 
@@ -20,7 +20,7 @@ from cuda_on_cpu import Kernels, Library, Plant
 SCHEDULES = ["stay", "rotate", "random"]
 by_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 
-# Of the kernels and a schedule: AssertionError where they are wrong.
+# Runs the kernels under a schedule; raises AssertionError if they are wrong.
 Exercise = Callable[[Kernels | Library, str], None]
 
 
@@ -45,14 +45,14 @@ def order(file: str, old: str, new: str) -> Edit:
 
 class PlantedBug(NamedTuple):
     name: str
-    path: str  # of the file that is changed, from the root of the repository
+    path: str  # the changed file, relative to the repository
     plant: Plant
     schedules: tuple[str, ...]
     check: Exercise  # passes if the bug is caught
 
     @property
     def family(self) -> str:
-        """The folder of csrc/cuda that is changed, or ``primitives``."""
+        """The changed folder of csrc/cuda, or ``primitives``."""
         folders = self.path.split("/")
         return folders[2] if folders[0] == "csrc" else "primitives"
 
@@ -72,7 +72,7 @@ def fails(exercise: Exercise) -> Exercise:
 def bugs_of(
     edits: dict[str, Edit], check: Exercise, sources: tuple[str, ...], variants: str = "true"
 ) -> list[PlantedBug]:
-    """Bugs in ``sources``, each of which ``check`` finds."""
+    """Returns the bugs that ``edits`` plant in ``sources``; ``check`` must catch each."""
     return [
         PlantedBug(name, f"csrc/{e.file}", Plant(e.file, e.old, e.new, sources, variants), e.schedules, check)
         for name, e in edits.items()
@@ -80,12 +80,12 @@ def bugs_of(
 
 
 def each_bug(*groups: Iterable[PlantedBug]) -> pytest.MarkDecorator:
-    """Runs a test for every bug of the groups, each marked ``planted_bug``."""
+    """Parametrizes a test with every bug of the groups and marks each ``planted_bug``."""
     bugs = [bug for group in groups for bug in group]
     assert len({bug.name for bug in bugs}) == len(bugs), "two bugs have one name"
     return pytest.mark.parametrize("bug", [pytest.param(b, id=b.name, marks=pytest.mark.planted_bug) for b in bugs])
 
 
 def all_bugs(items: Iterable[pytest.Item]) -> dict[pytest.Item, PlantedBug]:
-    """Maps tests to their planted bug."""
+    """Maps each test to its planted bug."""
     return {item: item.callspec.params["bug"] for item in items if item.get_closest_marker("planted_bug")}

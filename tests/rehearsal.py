@@ -1,4 +1,4 @@
-"""Tests that fail in every way that build_tools/gpu.py must survive; not collected by default."""
+"""Tests that pass, fail, hang and crash: build_tools/gpu.py must survive them. Not collected by default."""
 
 import os
 import signal

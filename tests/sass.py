@@ -26,12 +26,12 @@ class Kernel(NamedTuple):
     arch: str  # sm_80
     name: str  # mangled
     registers: int
-    stack: int  # bytes; spilled registers are there
+    stack: int  # bytes, including spilled registers
     local: int
 
 
 def toolkit() -> toolchain.Toolkit:
-    """What compiles for a GPU; without it the test is skipped. nvcc itself needs the host's compiler."""
+    """Returns the CUDA toolkit. Skips the test without one, or without a host compiler, which nvcc needs."""
     found, why = toolchain.find_toolkit(os.environ)
     if found is None:
         pytest.skip(f"no CUDA toolkit: {why}")
@@ -41,7 +41,10 @@ def toolkit() -> toolchain.Toolkit:
 
 @functools.cache
 def disassembler() -> dict[str, str] | None:
-    """An environment whose PATH has cuobjdump and nvdisasm: the toolkit's, ours, or those of PyPI's packages."""
+    """Returns an environment with cuobjdump and nvdisasm on PATH, or None.
+
+    They come from the toolkit, the packages of NVIDIA on PyPI, or the present PATH.
+    """
     found, _ = toolchain.find_toolkit(os.environ)
     places = [found.include.parent / "bin"] if found else []
     places += [p for s in site.getsitepackages() for p in Path(s).glob("nvidia/cu*/bin")]
@@ -55,7 +58,7 @@ def digest_of(file: Path) -> str:
 
 
 def cuobjdump(file: Path, *options: str) -> str:
-    """What it prints, from ``build/sass`` where another process has asked: disassembling the library takes a minute."""
+    """Returns cuobjdump's output, cached in ``build/sass``: disassembling the library takes a minute."""
     environment = disassembler()
     assert environment is not None, "ask disassembler() first"
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -69,7 +72,7 @@ def cuobjdump(file: Path, *options: str) -> str:
             earlier.unlink()
         command = [shutil.which("cuobjdump", path=environment["PATH"]), *options, file]
         text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-        if digest_of(file) not in cached.name:  # built again meanwhile
+        if digest_of(file) not in cached.name:  # the library was rebuilt meanwhile
             return text
         new = cached.with_suffix(".new")
         new.write_bytes(gzip.compress(text.encode(), 1))
@@ -79,7 +82,7 @@ def cuobjdump(file: Path, *options: str) -> str:
 
 @functools.cache
 def kernels(file: Path) -> list[Kernel]:
-    """Every kernel of every architecture in the file."""
+    """Returns every kernel of every architecture in the file."""
     found, arch = [], ""
     for line in cuobjdump(file, "-res-usage").splitlines():
         if match := re.match(r"arch = (sm_\w+)", line):
@@ -92,13 +95,13 @@ def kernels(file: Path) -> list[Kernel]:
 
 
 def listings(file: Path, arch: str) -> dict[str, str]:
-    """The disassembly of each kernel for one architecture, by mangled name."""
+    """Returns the disassembly of each kernel for one architecture, by mangled name."""
     functions = re.split(r"\n\s*Function : ", cuobjdump(file, "-arch", arch, "-sass"))[1:]
     return {text.split("\n", 1)[0].strip(): text for text in functions}
 
 
 @functools.cache
 def code(file: Path, arch: str) -> dict[str, list[str]]:
-    """Each kernel's opcodes with their modifiers, in order, such as ``HMMA.16816.F32.BF16``."""
+    """Returns each kernel's opcodes with their modifiers, in order, such as ``HMMA.16816.F32.BF16``."""
     opcode = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P[T\d]+ )?([A-Z][A-Z0-9_.x]+)")
     return {name: opcode.findall(text) for name, text in listings(file, arch).items()}

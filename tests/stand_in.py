@@ -1,13 +1,13 @@
 """A stand-in for a Hopper GPU, for ``verify --backend stand_in:Hopper``: the op layer of csrc/cuda on emulated kernels.
 
-STAND_IN_FAULTS plants faults, as JSON: {"<engine> <op>": "hang", ...}. Everything that the GPU run must survive:
+STAND_IN_FAULTS plants faults that the GPU run must survive, as JSON: {"<engine> <op>": "hang", ...}. The faults are
 
 - ``hang``: the call never returns;
 - ``crash``: the process is killed by a signal;
 - ``sticky``: the call raises a CUDA error, and so does every later call of the process;
-- ``wrong``: one element of the result is off;
-- ``unwritten``: one element is left as it was allocated;
-- ``unsteady``: the second result has other bits.
+- ``wrong``: one element of the result is wrong;
+- ``unwritten``: one element is NaN, as if not written;
+- ``unsteady``: one element of every second result differs in the last bits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from resnet_fused.cli.verify.processes import Unit
 from resnet_fused.cli.verify.truth import outputs_of
 
 STICKY = "CUDA error: an illegal memory access was encountered"
-#: sm_90 with few SMs, so that persistent kernels go round several times over small tensors.
+#: sm_90 with few SMs, so that persistent kernels loop several times even over small tensors.
 NUMBERS = [90, 4, 232448, 233472]
 
 
@@ -39,14 +39,14 @@ class Hopper(Cpu):
     def __init__(self) -> None:
         self.engine = os.environ.get("RESNET_FUSED_CUDA_ENGINE", "")
         self.faults = json.loads(os.environ.get("STAND_IN_FAULTS", "{}"))
-        self.layer = op_layer.Layer(op_layer.load(), NUMBERS, self.engine)  # compiles what has changed
+        self.layer = op_layer.Layer(op_layer.load(), NUMBERS, self.engine)  # compiles changed sources
         self.broken, self.calls = False, 0
 
     def call(self, op: str, *args: Any) -> Any:
         if self.broken:
             raise RuntimeError(STICKY)
         self.calls += 1
-        if op in problems.CONVOLUTIONS and args[0].dtype == torch.float32:  # what is left to torch asks this switch
+        if op in problems.CONVOLUTIONS and args[0].dtype == torch.float32:  # torch's fallback reads this
             assert torch.backends.cudnn.allow_tf32 == args[-1], "torch's convolutions would be in another precision"
         return self._with_fault(f"{self.engine} {op}", self.layer.call(self._op(op), *args))
 
@@ -63,7 +63,7 @@ class Hopper(Cpu):
             self.broken = True
             raise RuntimeError(STICKY)
         output = outputs_of(result)[0]
-        first = output.as_strided((output.numel(),), (1,))  # in the order of memory, whatever the format
+        first = output.as_strided((output.numel(),), (1,))  # in memory order, whatever the format
         if fault == "wrong":
             first[len(first) // 2] += 1
         if fault == "unwritten":
@@ -79,18 +79,18 @@ class Hopper(Cpu):
         return {"device": "cuda", "name": "an emulated GPU", "capability": "9.0", "numbers": NUMBERS}
 
 
-# What build_tools/gpu.py asks of a stand-in, stage by stage.
+# The interface to build_tools/gpu.py, stage by stage.
 
 TESTED = [[os.environ.get("STAND_IN_TESTS", "tests/rehearsal.py")]]
 BENCHMARK = "stand_in:benchmark"
-TEST_SECONDS = 12.0  # many times what a test takes that does not hang
-PRIMITIVES = ("ldmatrix_x4", "cvt_rn_bf16_f32")  # two that are quick to emulate
+TEST_SECONDS = 12.0  # many times the duration of a test that does not hang
+PRIMITIVES = ("ldmatrix_x4", "cvt_rn_bf16_f32")  # two that emulate quickly
 
 
 def chosen(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The two smallest cases of each family, of one engine and op, and one that torch convolves in float32.
+    """Returns the two smallest cases of each family, for one engine and op, and one float32 case that torch convolves.
 
-    The emulator takes seconds for more.
+    The emulator would take seconds for others.
     """
     first = {case["family"]: (case["engine"], case["op"]) for case in reversed(found)}
     small: dict[str, list[dict[str, Any]]] = {}
@@ -122,7 +122,7 @@ def run_primitives(options: dict[str, Any]) -> Any:
 
 
 def benchmark(out: Path, **arguments: Any) -> dict[str, Any]:
-    """Leaves a file as benchmarks do; the one of the faults' engine never ends."""
+    """Writes a file as benchmarks do. With the fault ``hang`` for this engine, it never returns."""
     engine = os.environ.get("RESNET_FUSED_CUDA_ENGINE", "")
     if json.loads(os.environ.get("STAND_IN_FAULTS", "{}")).get(f"{engine} benchmark") == "hang":
         time.sleep(3600)

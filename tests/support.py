@@ -20,12 +20,12 @@ from build_tools import toolchain
 
 ROOT = Path(__file__).parents[1]
 
-# 0 in float32, and nothing beside a variance in float64; but not what refusal_of_zero_eps is about.
+# Rounds to 0 in float32 and is negligible next to a variance in float64, but unlike 0 no torch rejects it.
 TINY_EPS = 1e-300
 
 
 def refusal_of_zero_eps() -> str:
-    """What this torch says of a BatchNorm with eps = 0: nothing, or why it is an error."""
+    """Returns the error of this torch for a BatchNorm with eps = 0, or "" if it accepts that."""
     one = torch.ones(1)
     try:
         F.batch_norm(one.view(1, 1), one, one, eps=0.0)
@@ -35,7 +35,7 @@ def refusal_of_zero_eps() -> str:
 
 
 _refusal = refusal_of_zero_eps()
-# For tests that compare with eager at eps = 0.
+# Marks tests that compare with eager at eps = 0.
 zero_eps = pytest.mark.skipif(bool(_refusal), reason=f"eager refuses eps = 0: {_refusal}")
 
 CUDA_13 = (75, 80, 86, 89, 90, 100, 103, 110, 120, 121)  # nvcc 13.0 --list-gpu-code
@@ -46,14 +46,14 @@ needs_compiler = pytest.mark.skipif(bool(NO_COMPILER), reason=NO_COMPILER)
 
 
 def require_compiler() -> None:
-    """What ``needs_compiler`` is for tests, for fixtures."""
+    """Skips without a compiler, like the mark ``needs_compiler``, but for fixtures."""
     if NO_COMPILER:
         pytest.skip(NO_COMPILER)
 
 
 def run_python(*arguments: Any, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Python in a process of its own, which imports this checkout wherever pytest was started."""
-    # What pytest and its plugins tell their own process would change a pytest in this one.
+    """Runs Python in another process that imports this checkout, wherever pytest was started."""
+    # Variables of pytest and its plugins would affect a pytest in that process.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
@@ -63,7 +63,7 @@ def run_python(*arguments: Any, timeout: float = 600, **environment: str) -> sub
 
 @contextlib.contextmanager
 def shared_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
-    """A folder that all processes of pytest-xdist share under a lock."""
+    """Yields a folder shared by all pytest-xdist processes, while holding its lock."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     folder.mkdir(exist_ok=True)
@@ -73,7 +73,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterat
 
 
 def randomise(model: nn.Module) -> nn.Module:
-    """Randomises every BatchNorm, so that omitted, swapped or stale ones show."""
+    """Randomises every BatchNorm, so that a test notices omitted, swapped or stale ones."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             if module.running_mean is not None:
@@ -86,13 +86,13 @@ def randomise(model: nn.Module) -> nn.Module:
 
 
 def truth(model: nn.Module, x: Tensor) -> Tensor:
-    """The output of a float64 copy of the (eager) model."""
+    """Returns the output of a float64 copy of the (eager) model."""
     with torch.no_grad():
         return copy.deepcopy(model).double()(x.double())
 
 
 class RecordedOps(TorchDispatchMode):
-    """Every op that runs, of torch and of this package."""
+    """Records every op that runs, of torch and of this package."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class RecordedOps(TorchDispatchMode):
 
 
 def ops_of(model: nn.Module, x: Tensor) -> list[Any]:
-    """The ops of this package that a call without gradients runs."""
+    """Returns the ops of this package that a call without gradients runs."""
     with RecordedOps() as recorded, torch.no_grad():
         model(x)
     return recorded.ours

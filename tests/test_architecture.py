@@ -1,4 +1,4 @@
-"""Dependencies run one way, as docs/architecture.md draws them; test files are independent and their names short."""
+"""Dependencies run one way, as docs/architecture.md shows; test files are independent and test names short."""
 
 import ast
 import inspect
@@ -16,10 +16,10 @@ from resnet_fused import models, modules
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "resnet_fused"
 
-# Each layer may import the ones after it, never one before. A folder is one layer.
+# Each layer may import the ones after it, never the ones before it. A folder is one layer.
 LAYERS = ["__main__", "cli", "__init__", "freeze", "convert", "recognise", "models", "modules", "functional", "_chain"]
 LAYERS += ["autograd", "ops", "first_use", "_library"]
-# Imported by every layer, importing none.
+# Any layer may import these; they import none.
 LEAVES = {"reference", "criterion", "_build_info", "_indexing"}
 
 
@@ -33,7 +33,7 @@ def layer_of(path):
 
 
 def imported_layers(path):
-    """The layers of this package that a file imports, also inside functions."""
+    """Returns the layers of this package that a file imports, also inside functions."""
     package = ["resnet_fused", *path.relative_to(PACKAGE).parts[:-1]]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -86,12 +86,12 @@ def test_import_loads_no_torchvision_or_cli_dependency():
     assert shown.stdout.strip() == "[]"
 
 
-# What a file below csrc/<key> never includes, "" being all of csrc. Longer keys add to shorter ones.
+# What a file below csrc/<key> must not include. Longer keys add to shorter ones.
 NEVER_INCLUDED = {
     "common": ("cpu/", "cuda/"),
     "cpu": ("cuda/",),
     "cuda": ("cpu/",),
-    # Kernels know neither torch nor how they are launched: the emulator compiles the same files.
+    # Kernels depend on neither torch nor launch code, so that the emulator can compile the same files.
     "cuda/bn": ("common/", "cuda/runtime.h", "cuda/ops"),
     "cuda/pool": ("common/", "cuda/runtime.h", "cuda/ops"),
     "cuda/tile": ("common/", "cuda/runtime.h", "cuda/launch.h", "cuda/kernels.h", "cuda/ops"),
@@ -100,7 +100,7 @@ NEVER_INCLUDED = {
 
 
 def includes():
-    """Path below csrc -> the paths below csrc that it includes. An include is relative to csrc."""
+    """Maps each path below csrc to the paths below csrc that it includes. Includes are relative to csrc."""
     csrc = ROOT / "csrc"
     files = [path for path in csrc.rglob("*") if path.suffix in (".h", ".cpp", ".cu", ".cuh")]
     pattern = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
@@ -161,7 +161,7 @@ TEST_FILES = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / 
 
 
 def imported_modules(tree):
-    """The modules that a file imports, also inside functions, by their last names."""
+    """Yields the last name component of every module that a file imports, also inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name.rpartition(".")[2] for alias in node.names)
@@ -172,7 +172,7 @@ def imported_modules(tree):
 
 @pytest.mark.parametrize("name", TEST_FILES)
 def test_no_test_file_imports_another(name):
-    """What tests share is in modules of helpers, such as tests/support.py and tests/op_case.py."""
+    """Shared code belongs in helper modules, such as tests/support.py and tests/op_case.py."""
     imported = TEST_FILES.keys() & set(imported_modules(TEST_FILES[name]))
     assert not imported, f"{name}.py imports {', '.join(sorted(imported))}"
 
@@ -185,10 +185,11 @@ def test_test_names_have_at_most_60_characters(name):
 
 
 CUDA = ROOT / "csrc" / "cuda"
-# Each folder of kernels may include the ones before it; the plain structs beside them, all; host code, everything.
+# A kernel folder may include itself and the folders before it. Every folder may include the plain structs, and host
+# code may also include the launch headers.
 CUDA_LAYERS = ["ptx", "tile", "bn", "pool", "sm80", "sm90"]
 CUDA_STRUCTS = {"batch_norm.h", "conv.h", "dtype.h", "queue.h", "tensor_map.h"}
-LAUNCHING = {"kernels.h", "launch.h", "launch_cluster.h", "menu.h"}  # included by .cu files, which are host code too
+LAUNCHING = {"kernels.h", "launch.h", "launch_cluster.h", "menu.h"}  # for .cu files, which are also host code
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ LAUNCHING = {"kernels.h", "launch.h", "launch_cluster.h", "menu.h"}  # included 
     ids=lambda path: str(path.relative_to(CUDA)),
 )
 def test_no_kernel_includes_upward(path):
-    """A kernel's folder includes those below it: ptx/, tile/, then the families."""
+    """A kernel folder includes only itself and the folders before it in CUDA_LAYERS."""
     parts = path.relative_to(CUDA).parts
     for name in re.findall(r'#include "cuda/([^"]+)"', path.read_text()):
         folder, _, rest = name.rpartition("/")

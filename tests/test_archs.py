@@ -1,4 +1,4 @@
-"""Which GPU architectures are compiled: defaults, lists in torch's syntax, and lists that are refused."""
+"""Which GPU architectures are compiled: defaults, lists in torch's syntax, and invalid lists."""
 
 import pytest
 from support import CUDA_13
@@ -23,7 +23,7 @@ def test_default_drops_archs_unknown_to_old_nvcc():
         "sm_89",
         "sm_90a",
     ]
-    # 12.8 knows 100 but not yet its family code
+    # nvcc 12.8 knows architecture 100, but not its family code 100f
     assert "sm_100f" not in [arch.label for arch in archs.choose(None, CUDA_13, (12, 8))]
 
 
@@ -68,15 +68,15 @@ def test_bad_arch_lists_are_refused(text, sentence):
         (["9.0"], "9.0"),
         (["8.9", "8.0"], "8.9;8.0"),
         (["7.5"], "8.0+PTX;9.0a"),  # too old for the kernels
-        (["13.0"], "8.0+PTX;9.0a"),  # too new for this nvcc: it compiles the PTX when it first runs
+        (["13.0"], "8.0+PTX;9.0a"),  # too new for this nvcc: the driver compiles the PTX
         (["7.5", "8.6"], "8.6"),
     ],
 )
-def test_build_in_place_is_for_this_machines_gpus(gpus, expected):
+def test_in_place_build_targets_this_machines_gpus(gpus, expected):
     assert archs.of_machine(gpus, CUDA_13, (13, 0)) == expected
 
 
-def test_labels_turn_into_the_list_they_came_from():
+def test_arch_labels_round_trip():
     for text in (archs.DEFAULT, archs.WITHOUT_GPU, "9.0+PTX", "9.0a+PTX", "8.6", "10.0"):
         chosen = archs.choose(text, CUDA_13, (13, 0))
         assert archs.choose(archs.as_list(arch.label for arch in chosen), CUDA_13, (13, 0)) == chosen

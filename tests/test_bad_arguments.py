@@ -37,7 +37,7 @@ def numbered(i):
     return named | {name + i: value for name, value in bn("", C).items()}
 
 
-# In the schema's order, which Python's dicts keep.
+# Arguments in the order of the op's schema.
 CALLS = {
     "conv_bn_act": lambda: (
         dict(x=image()) | filters() | bn("", K) | GEOMETRY | dict(residual=image(K), relu=True) | HOW
@@ -92,11 +92,11 @@ def call(op, **change):
 def test_every_op_has_a_call_in_this_file():
     known = {name.removeprefix("resnet_fused::") for name in torch._C._dispatch_get_all_op_names()
              if name.startswith("resnet_fused::")}  # fmt: skip
-    others = {"forget_packed", "freeze_packed", "packed_bytes", "release_memory"}  # below, or without arguments
-    others |= {"watch_packed", "storage_ended", "in_format", "sum_over_processes"}  # Python's and the cache's own
-    others |= {"cuda_engines", "predict_cuda", "explain_trust"}  # their own tests
+    others = {"forget_packed", "freeze_packed", "packed_bytes", "release_memory"}  # tested below, or without arguments
+    others |= {"watch_packed", "storage_ended", "in_format", "sum_over_processes"}  # only for the package itself
+    others |= {"cuda_engines", "predict_cuda", "explain_trust"}  # tested elsewhere
     others |= {name for name in known if name.startswith(("explain_cuda", "check_", "train_chain"))}
-    others |= {f"{how}_{op}" for op in first_use.OPS for how in ("eager", "compare")}  # behind CUDA's ops
+    others |= {f"{how}_{op}" for op in first_use.OPS for how in ("eager", "compare")}  # called by CUDA ops
     assert known - others == set(CALLS)
 
 
@@ -106,11 +106,11 @@ def test_unchanged_arguments_are_accepted(op):
 
 
 TABLE = [
-    # of every op with an x
+    # every op with an x
     *((op, dict(x=image()[0]), r"x has shape \[8, 9, 9\]; \(N, C, H, W\) expected") for op in OF_TENSORS),
     *((op, dict(x=image().int()), "x has dtype Int; float32, float16, bfloat16 or float64") for op in OF_TENSORS),
     *((op, dict(x=torch.zeros(()).expand(2**10, C, 2**20)[..., None]), "more than 2147483647") for op in OF_TENSORS),
-    # of every convolution
+    # every convolution
     *(
         (op, change, sentence)
         for op in CONVOLVES
@@ -150,7 +150,7 @@ TABLE = [
       for op in CONVOLVES[:5]),
     *((op, dict(residual=image(K)[:1]), r"residual has shape \[1, 16, 9, 9\]; \[2, 16, 9, 9\] expected")
       for op in CONVOLVES[:2]),
-    # of every BatchNorm
+    # every BatchNorm
     *(
         (op, change, sentence)
         for op, prefix, channels in (
@@ -173,7 +173,7 @@ TABLE = [
     ("conv_backward_weight", dict(pre_mean=None), "pre_var without pre_mean; give both running statistics"),
     *((op, dict(mean=None, var=None, gamma=None, beta=None), "mean and var are absent")
       for op in ("conv_backward_reduce", "bn_act_backward", "bn_act_backward_reduce", "bn_relu_max_pool")),
-    # of gradients and what is added
+    # gradients and addends
     ("conv_backward_reduce", dict(grad=image(K)[:1]), r"grad has shape \[1, 16, 9, 9\]; \[2, 16, 9, 9\] expected"),
     ("conv_backward_reduce", dict(grad=image(K).double()), "grad has dtype Double but x has Float; cast one of them"),
     ("conv_backward_reduce", dict(beside=image()[:1]), r"beside has shape \[1, 8, 9, 9\] but x has \[2, 8, 9, 9\]"),
@@ -187,11 +187,11 @@ TABLE = [
     ("bn_act_backward", dict(count=0.0), "count is 0; the number of elements"),
     ("bn_add_act", dict(residual=image()[:, :4]), r"residual has shape \[2, 4, 9, 9\]; \[2, 8, 9, 9\] expected"),
     ("bn_add_bn_act", dict(shortcut=image()[:, :4]), r"shortcut has shape \[2, 4, 9, 9\] but x has \[2, 8, 9, 9\]"),
-    # of projections and blocks
+    # projections and blocks
     ("conv_bn_proj_act", dict(proj_weight=randn(K, C, 3, 3)), r"proj_weight has shape \[16, 8, 3, 3\]; a 1x1"),
     ("conv_bn_proj_act", dict(proj_stride=[2, 2]), r"the projection gives \[2, 16, 5, 5\] but the convolution gives"),
     ("conv_bn_proj_act", dict(proj_x=image(3)), r"expected input\[2, 3, 9, 9\] to have 8 channels, but got 3 channels"),
-    # of windows
+    # pooling windows
     *(
         (op, change, sentence)
         for op in ("conv_bn_relu_pool", "bn_relu_max_pool", "bn_relu_max_pool_backward")
@@ -206,7 +206,7 @@ TABLE = [
     ),
     ("bn_relu_max_pool_backward", dict(grad=randn(N, C, 4, 5)), r"grad has shape \[2, 8, 4, 5\]; \[2, 8, 5, 5\]"),
     ("bn_relu_max_pool_backward", dict(taken=randn(N, C, 5, 5)), r"taken has shape .* and dtype Float; .* Byte"),
-    # of a question
+    # explain_cpu
     ("explain_cpu", dict(x=[C, SIZE, SIZE]), r"x_shape is \[8, 9, 9\]; four sizes of at least 0 expected"),
     ("explain_cpu", dict(x=[]), r"x_shape is \[\]; four sizes of at least 0 expected"),
     ("explain_cpu", dict(x=[N, C, -9, SIZE]), r"x_shape is \[2, 8, -9, 9\]; four sizes of at least 0 expected"),
@@ -222,10 +222,10 @@ TABLE = [
 def test_bad_arguments(op, change, sentence):
     with pytest.raises(RuntimeError) as error:
         call(op, **change)
-    said = str(error.value)
-    assert said.startswith(f"{op}: ")
+    message = str(error.value)
+    assert message.startswith(f"{op}: ")
     error.match(sentence)
-    assert "\n" not in said
+    assert "\n" not in message
 
 
 BLOCK = [
@@ -243,7 +243,7 @@ def test_bad_arguments_of_basic_block(change, sentence):
 
 
 def test_channel_error_contains_torchs_sentence():
-    """torch's wording, which users search for."""
+    """Users search for torch's wording."""
     x, weight = randn(2, 1, 64, 64), randn(64, 3, 7, 7)
     with pytest.raises(RuntimeError) as torchs:
         torch.conv2d(x, weight)
@@ -266,6 +266,6 @@ def test_freezing_unusable_weights_is_refused():
         ops.freeze_packed([freed()])
 
 
-def test_forgetting_unpacked_weights_is_no_error():
+def test_forgetting_unpacked_weights_is_allowed():
     ops.forget_packed([randn(4, 4, 3, 3), freed(), randn(0, 4, 3, 3), torch.tensor(1.0)])
     ops.freeze_packed([randn(0, 4, 3, 3)])

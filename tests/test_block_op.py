@@ -15,7 +15,7 @@ SAME = ([1, 1], [1, 1], [1, 1], 1)  # stride, padding, dilation, groups
 
 
 def case_of(dtype=torch.float32, layout="contiguous", n=2, c=16, h=9, w=7, bias=True):
-    """x, then each convolution's weight, bias, gamma, beta, mean, var, eps"""
+    """Returns x, then weight, bias, gamma, beta, mean, var, eps of each convolution."""
     first, second = (
         Case(n, c, h, w, c, 3, 3, (1, 1), (1, 1), (1, 1), dtype=dtype, layout=layout, bias=bias, seed=seed)
         for seed in (0, 1)
@@ -42,7 +42,7 @@ def test_basic_block_equals_two_calls_bitwise(dtype, layout, shape, engine):
     assert layout_of(got) == layout_of(want)
 
 
-@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)  # eager mixes no float32 BatchNorm with float64
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)  # eager does not mix float32 BatchNorm with float64
 def test_matches_eager(dtype):
     x, first, second = case_of(dtype, "channels_last")
     double = [
@@ -77,14 +77,14 @@ def test_opcheck():
 def test_keeps_both_weights_packed():
     x, first, second = case_of(c=64, h=14, w=14)
     want = call(x, first, second)
-    gc.collect()  # or weights of an earlier test end in between
+    gc.collect()  # frees packed weights of earlier tests now, not while this test counts
     before = ops.packed_bytes()
     assert torch.equal(call(x, first, second, keep_packed=True), want)
-    kept = ops.packed_bytes() - before
+    both = ops.packed_bytes() - before
     ops.forget_packed([first[0]])
     one = ops.packed_bytes() - before
     ops.forget_packed([second[0]])
-    assert (one, ops.packed_bytes()) == (kept / 2, before)
+    assert (one, ops.packed_bytes()) == (both / 2, before)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def spy(op, name, seen):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The ops that ran, by name."""
+    """Records the names of the ops that ran."""
     seen = []
     for name in ("basic_block", "conv_bn_act", "conv_bn_proj_act"):
         monkeypatch.setattr(ops, name, spy(getattr(ops, name), name, seen))

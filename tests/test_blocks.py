@@ -1,4 +1,4 @@
-"""Each fused block computes its eager class's function, on the fused path or, where that is right, without it."""
+"""Each fused block computes the function of its eager class: on the fused path or, if that is impossible, eagerly."""
 
 import copy
 
@@ -57,7 +57,7 @@ def variants():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Names of the ops that blocks called."""
+    """Records the names of the ops that blocks call."""
     names = []
     convolutions = ("conv_bn_act", "bn_relu_conv_bn_act", "conv_bn_proj_act", "conv_bn_relu_pool", "basic_block")
     for name in (*convolutions, "bn_add_act"):
@@ -92,7 +92,7 @@ def pre_activated_variants():
 @pytest.mark.parametrize("build", pre_activated_variants())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_preact_convolutions_normalise_on_read(build, dtype, device, calls, monkeypatch, request):
-    """As on CUDA: nothing but a shortcut that is a module of its own has relu(bn1(x)) made for it."""
+    """As on CUDA, relu(bn1(x)) is materialised only for a shortcut that is a separate module."""
     for module in (preact, plain):
         monkeypatch.setattr(module, "fuses_pre_activation", lambda x: True)
     block = randomise(build()).eval().to(device, dtype)
@@ -257,7 +257,7 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES)
 def test_unsupported_changes_run_eagerly(cls, change, device, calls):
     block = randomise(identity_block(cls)).eval().to(device)
-    block.fused_training = False  # test_training_blocks.py: what that path would miss
+    block.fused_training = False  # test_training_blocks.py tests the training path
     x = torch.randn(2, block.conv1.in_channels, 6, 6, device=device)
     with torch.no_grad():
         unchanged = block(x)
@@ -334,7 +334,7 @@ def test_autocast_matches_eager(cls, shape, x_dtype, weight_dtype, device):
     block = randomise(cls(*shape)).eval().to(device, weight_dtype)
     if weight_dtype is torch.bfloat16 and x_dtype is torch.float32:
         for bn in (m for m in block.modules() if isinstance(m, nn.BatchNorm2d)):
-            bn.float()  # eager normalises float32 by float32 only
+            bn.float()  # in eager a float32 input needs a float32 BatchNorm
     x = torch.randn(2, shape[0], 6, 6, device=device).to(x_dtype)
     with torch.no_grad():
         exact = eager(copy.deepcopy(block).double(), x.double())

@@ -1,4 +1,4 @@
-"""The build: which GPUs, which toolkit, which flags, what is rebuilt."""
+"""The build: which GPU architectures, toolkit and flags it uses, and what it rebuilds."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def test_wheels_are_for_every_gpu_unless_a_list_is_set(tree, tmp_path, monkeypat
     assert f"CUDA_ARCHS: tuple[str, ...] = {tuple(expected)!r}" in command.build_info(plan, "")
 
 
-def test_gpus_are_asked_of_the_driver(tmp_path, monkeypatch):
+def test_gpus_are_queried_from_the_driver(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert toolchain.gpus() == []
     make_script(tmp_path / "nvidia-smi", "echo 9.0; echo 8.9; echo 9.0")
@@ -55,7 +55,7 @@ def test_gpus_are_asked_of_the_driver(tmp_path, monkeypatch):
 
 
 def make_toolkit(root, lib="lib64", release="13.0.88"):
-    """A tree that looks like a CUDA toolkit; its nvcc answers the two questions that are asked."""
+    """Creates a fake CUDA toolkit; its nvcc answers ``--dryrun`` and ``--version``."""
     for file in ("include/cuda_runtime.h", f"{lib}/libcudart_static.a"):
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).touch()
@@ -105,7 +105,7 @@ def test_toolkit_in_the_default_place(tmp_path):
     assert find({}, default=tmp_path)[1] == f"{tmp_path}: nvcc 13.0.88"
 
 
-def test_newest_toolkit_package_is_taken(tmp_path):
+def test_newest_toolkit_package_is_chosen(tmp_path):
     make_toolkit(tmp_path / "nvidia/cu12", release="12.9.1")
     make_toolkit(tmp_path / "nvidia/cu13", lib="lib")
     found, where = find({}, packages=["", str(tmp_path)])
@@ -123,7 +123,7 @@ def test_incomplete_toolkit_names_the_missing_file(tmp_path, missing):
 
 
 @pytest.mark.parametrize("body", ["exit 1", "echo hello"])
-def test_broken_nvcc_is_not_taken(tmp_path, body):
+def test_broken_nvcc_is_rejected(tmp_path, body):
     make_script(tmp_path / "bin/nvcc", body)
     found, why = find({"PATH": str(tmp_path / "bin")})
     assert found is None
@@ -135,7 +135,7 @@ def test_error_names_every_place_searched():
     assert (found, why) == (None, "PATH: no nvcc there; absent: no nvcc there")
 
 
-def test_cuda_can_be_left_out():
+def test_cuda_can_be_disabled():
     assert toolchain.choose_toolkit({"RESNET_FUSED_CUDA": "0"}) == (None, "RESNET_FUSED_CUDA=0")
 
 
@@ -166,7 +166,7 @@ def test_new_glibc_symbols_map_to_old_versions():
 
 def test_libm_symbols_are_replaced_all_or_none():
     assert glibc.plan(["exp", "sqrt"], LIBC, LIBM) == {"libm.so.6": {"GLIBC_2.4": ["exp"], "GLIBC_2.2.5": ["sqrt"]}}
-    # no old version: it must still be found
+    # has no old version, but must still resolve
     assert glibc.plan(["fmaximum"], LIBC, LIBM) == {"libm.so.6": {"GLIBC_2.35": ["fmaximum"]}}
     assert glibc.plan(["sqrt"], LIBC, LIBM) == {}
 
@@ -184,7 +184,7 @@ def test_too_new_glibc_versions_are_recognised(version, answer):
 
 @pytest.fixture
 def tree(tmp_path):
-    """A repository in miniature: our module, compat sources and build tools, and two sources that share a header."""
+    """A small repository: our module, compat sources and build tools, and sources of one line each."""
     csrc = tmp_path / "csrc"
     shutil.copytree(ROOT / "csrc/compat", csrc / "compat")
     shutil.copytree(ROOT / "build_tools", tmp_path / "build_tools", ignore=shutil.ignore_patterns("__pycache__"))
@@ -222,14 +222,14 @@ def plan(tree, monkeypatch):
 
 
 def with_cuda(plan, torch_root):
-    """The same plan with a CPU torch and a toolkit that is never run."""
+    """Returns the plan with a CPU torch and a fake CUDA toolkit, which never runs."""
     toolkit = toolchain.Toolkit(Path("T/bin/nvcc"), Path("T/include"), Path("T/libcudart_static.a"), (13, 0), "13.0.88")
     torch = toolchain.Torch(torch_root, "2.13.0")
     return replace(plan, toolkit=toolkit, archs=archs.choose(None, CUDA_13, (13, 0)), torch=torch)
 
 
-def test_only_what_depends_on_the_gpus_is_compiled_again(plan, tmp_path):
-    """By a wheel after a build in place, and the other way round: they share every other object."""
+def test_other_architectures_recompile_only_cuda_kernels(plan, tmp_path):
+    """A wheel build and an in-place build share every object that does not depend on the architectures."""
     (tmp_path / "csrc/cuda/sm90").mkdir()
     (tmp_path / "csrc/cuda/sm90/conv.cu").touch()
     wheel = with_cuda(plan, tmp_path)
@@ -247,7 +247,7 @@ def test_only_what_depends_on_the_gpus_is_compiled_again(plan, tmp_path):
 
 
 def edge(text, output):
-    """The lines of ninja's edge that makes this file."""
+    """Returns the lines of the ninja build edge that makes this file."""
     (found,) = re.findall(rf"^build \S*{re.escape(output)}: .*\n(?:  .*\n)*", text, re.M)
     return found
 
@@ -258,9 +258,9 @@ def test_each_source_is_built_once_for_its_libraries(plan, tmp_path):
     cuda_names = {str(path) for path in ninja_file.sources(cuda, "_C_cuda")}
     assert {"csrc/module.c", "csrc/library.cpp", "csrc/cpu/relu.cpp", "csrc/compat/libstdcxx.cpp"} <= cpu_names
     assert {"csrc/module.c", "csrc/cuda/ops.cpp", "csrc/cuda/bn/relu.cu", "csrc/common/shape.cpp"} <= cuda_names
-    # the schemas are defined by one library only
+    # only one library may define the schemas
     assert "csrc/library.cpp" not in cuda_names
-    # a plan for a GPU is explained without one, but by one library only
+    # `explain --gpu` needs no CUDA library: both libraries contain the plan, and _C explains it
     pure = {f"csrc/cuda/{name}.cpp" for name in ("block_plan", "engine_choice", "model", "plan", "trust")}
     assert pure <= cpu_names & cuda_names
     assert "csrc/explain_cuda.cpp" in cpu_names - cuda_names
@@ -299,7 +299,7 @@ def test_paths_with_spaces_and_dollars_survive(plan, tmp_path):
 
 
 def built_by(plan, capfd):
-    """What ninja does now: ["CXX csrc/a.cpp", "LINK _C.abi3.so"]."""
+    """Returns the steps that ninja runs now, such as ["CXX csrc/a.cpp", "LINK _C.abi3.so"]."""
     capfd.readouterr()
     command.run_ninja(plan)
     steps = re.findall(r"^\[\d+/\d+\] (.*)$", capfd.readouterr().out, re.M)
@@ -342,8 +342,8 @@ def test_a_build_without_cuda_removes_an_older_cuda_library(plan, tree):
     assert info["TORCH_BUILD_VERSION"] == plan.torch.version
 
 
-def test_nothing_is_compiled_without_a_compiler_or_a_change(plan, tree, monkeypatch, capsys):
-    """Tests of what is built run there, too; what is not built needs the compiler."""
+def test_up_to_date_build_needs_no_compiler(plan, tree, monkeypatch, capsys):
+    """Without a compiler, an up-to-date build succeeds, so that its tests can run; any other build is an error."""
     build = command.BuildLibraries(Distribution({"name": "resnet_fused", "ext_modules": command.EXTENSIONS}))
     build.inplace = True
     build.ensure_finalized()
@@ -363,7 +363,7 @@ def test_nothing_is_compiled_without_a_compiler_or_a_change(plan, tree, monkeypa
         build.run()
 
 
-# Each line needs something that came after manylinux_2_28 where glibc and gcc are new.
+# With a new glibc and gcc, each line needs a symbol newer than manylinux_2_28.
 MODERN = """
 #include <dlfcn.h>
 #include <cmath>
@@ -409,7 +409,7 @@ def test_changed_requirements_are_installed_again(tmp_path):
     stamps.mkdir()
     for i, name in enumerate([".created", ".dev", ".cuda", ".editable"]):
         (stamps / name).touch()
-        os.utime(stamps / name, (2e9 + i, 2e9 + i))  # after everything that was copied
+        os.utime(stamps / name, (2e9 + i, 2e9 + i))  # newer than every copied file
 
     def commands():
         return subprocess.check_output(["make", "--dry-run", "test"], cwd=tmp_path, text=True)
@@ -436,8 +436,8 @@ def test_a_flavour_builds_one_library(plan, tmp_path):
     assert "-DRESNET_FUSED_WATCHDOG" not in ninja_file.render(with_cuda(plan, tmp_path))
 
 
-def test_a_flavour_shares_what_it_does_not_change(plan, tree, capfd):
-    """It compiles its own sources, and neither build makes the other compile anything again."""
+def test_a_flavour_shares_unchanged_objects(plan, tree, capfd):
+    """A flavour compiles only the sources that it changes, and neither build makes the other recompile anything."""
     (tree / "csrc/cpu/plan.cpp").write_text("int cpu_plan() { return 13; }\n")
     shipped = replace(plan, machine="x86_64")
     emulated = replace(shipped, flavour=flavours.FLAVOURS["emulated-avx512"])

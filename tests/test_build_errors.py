@@ -1,4 +1,4 @@
-"""What stops a build, in one sentence each."""
+"""Errors that stop a build are one sentence each."""
 
 import importlib.util
 import os
@@ -51,7 +51,7 @@ def test_bad_build_variables_stop_the_build(environ, sentence):
 
 @pytest.fixture
 def bare_site(tmp_path):
-    """A folder of packages with setuptools and nothing else."""
+    """A site-packages folder that contains only setuptools."""
     for name in ("setuptools", "_distutils_hack"):
         (tmp_path / name).symlink_to(Path(importlib.util.find_spec(name).origin).parent)
     return tmp_path

@@ -1,4 +1,4 @@
-"""README's chart shows what the committed results say."""
+"""The chart in the README shows the committed results."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""CI: which planted bugs and sanitizers a change asks for (build_tools/changes.py); .ci/run hides no failure."""
+"""CI: which planted bugs and sanitizers run for a change (build_tools/changes.py); .ci/run reports every failure."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
         (["csrc/cuda/sm80/conv_mainloop.cuh"], "sample,sm80"),
         (["csrc/cuda/sm90/conv_sm90.cuh", "csrc/cuda/pool/bn_pool.cu"], "sample,sm90,pool"),
         (["csrc/cuda/sm80/deleted.cuh"], "sample,sm80"),
-        (["csrc/cuda/bn/moments.cuh"], "sample,sm80,sm90,bn"),  # all three include it
+        (["csrc/cuda/bn/moments.cuh"], "sample,sm80,sm90,bn"),  # included by all three families
         (["csrc/cuda/tile/bytes.cuh"], "sample,pool,tile"),
         (["csrc/cuda/ptx/wgmma.cuh"], "sample,sm90,primitives"),
         (["csrc/cuda/launch.h"], "sample,sm80,sm90,bn,pool,primitives"),
@@ -42,7 +42,7 @@ def test_changed_files_choose_planted_bugs(files, expected):
     assert changes.planted_bugs(files) == expected
 
 
-def test_what_every_bug_is_run_with_proves_all():
+def test_emulator_sources_require_all_planted_bugs():
     for path in cuda_on_cpu.build.HOST:
         assert changes.planted_bugs([path.relative_to(ROOT).as_posix()]) == "all", path
 
@@ -70,7 +70,7 @@ def test_changed_files_choose_the_sanitizers(files, expected):
     assert changes.sanitizers(files) is expected
 
 
-def test_changes_are_counted_from_where_the_branch_left_main(tmp_path):
+def test_changes_are_relative_to_the_merge_base(tmp_path):
     def git(*arguments):
         identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main")
         subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
@@ -94,7 +94,7 @@ def test_changes_are_counted_from_where_the_branch_left_main(tmp_path):
     assert changes.since_last_green(tmp_path) is None, "no main"
 
 
-# In place of make and of .venv's Python: they say what they were asked for, and fail where FAILS is part of it.
+# Replaces make and Python: prints the command that it was given, and fails if the command contains $FAILS.
 STUB = """#!/bin/sh
 words="$(basename $0) $*"
 case "$words" in
@@ -142,7 +142,7 @@ def test_ci_runs_every_part(tmp_path):
 def test_ci_fails_with_the_output_of_the_failed_part_last(tmp_path, part):
     done = run_ci(tmp_path, FAILS=part, SANITIZERS="yes")
     assert done.returncode == 3, done.stdout
-    # what a substitution says goes to the variable, and what is wrong to stderr
+    # command substitutions capture stdout, so these parts do not show theirs
     if "archs" not in part and "changes" not in part:
         assert any(f"{part} " in f"{line} " and line.endswith("is broken") for line in done.stdout.splitlines()[-2:])
     assert part == "make test" or "make test" not in done.stdout

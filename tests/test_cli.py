@@ -1,4 +1,4 @@
-"""The commands print what they promise, and expected failures are a sentence on stderr, status 2."""
+"""Commands print what they should. An expected failure is one sentence on stderr and exit status 2."""
 
 import importlib.util
 import re
@@ -26,7 +26,7 @@ def _planned(monkeypatch):
 
 
 def fails(capsys, *argv):
-    """The one line that the command leaves on stderr."""
+    """Runs a command that must fail; returns its one line on stderr."""
     assert cli.main(argv) == 2
     out, err = capsys.readouterr()
     assert out == ""

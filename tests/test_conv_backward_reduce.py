@@ -26,7 +26,7 @@ from resnet_fused.autograd.layout import ConvSlots, unpack
 GEOMETRIES = [(1, 0, 1, 7), (3, 1, 1, 9), (3, 2, 2, 9), (3, 3, 1, 6), (3, 1, 1, 40)]
 
 
-def call(dtype=torch.float32, layout="channels_last", geometry=GEOMETRIES[1], beside=False):
+def call(dtype=torch.float32, layout="channels_last", geometry=GEOMETRIES[1], addend=False):
     g = torch.Generator().manual_seed(0)
     kernel, padding, dilation, size = geometry
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -34,16 +34,16 @@ def call(dtype=torch.float32, layout="channels_last", geometry=GEOMETRIES[1], be
     grad = torch.randn(torch.nn.functional.conv2d(x, weight, None, 1, padding, dilation).shape, generator=g)
     grad, x, weight = (lay_out(t.to(dtype), layout) for t in (grad, x, weight))
     norm = [torch.rand(16, generator=g).to(wide) + 0.5 for _ in range(4)]
-    other = lay_out(torch.randn(x.shape, generator=g).to(dtype), layout) if beside else None
+    other = lay_out(torch.randn(x.shape, generator=g).to(dtype), layout) if addend else None
     return grad, weight, [padding] * 2, [dilation] * 2, x, *norm, 1e-5, other, False
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
-def test_op_equals_its_separate_ops_bitwise(dtype, layout, geometry, beside):
-    args = call(dtype, layout, geometry, beside)
+@pytest.mark.parametrize("addend", [False, True], ids=["alone", "addend"])
+def test_op_equals_its_separate_ops_bitwise(dtype, layout, geometry, addend):
+    args = call(dtype, layout, geometry, addend)
     grad, weight, padding, dilation, x, *norm, eps, other, _ = args
     conv = ConvSlots(0, None, (1, 1), tuple(padding), tuple(dilation), 1)
     to_x = input_gradient(grad, weight, conv, other)
@@ -59,10 +59,10 @@ def test_op_equals_its_separate_ops_bitwise(dtype, layout, geometry, beside):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
-def test_opcheck(beside):
+@pytest.mark.parametrize("addend", [False, True], ids=["alone", "addend"])
+def test_opcheck(addend):
     for layout in ("contiguous", "channels_last"):
-        torch.library.opcheck(ops.conv_backward_reduce, call(layout=layout, beside=beside))
+        torch.library.opcheck(ops.conv_backward_reduce, call(layout=layout, addend=addend))
 
 
 def test_bad_input():
@@ -97,7 +97,7 @@ def gradients(block, x):
     return [inputs.grad, *(p.grad for p in block.parameters() if p.requires_grad)]
 
 
-def is_asked_for(block):
+def expected_calls(block):
     """Returns the expected number of calls: one per BatchNorm before a convolution of stride 1, except projections."""
     pre_activates, strides = "PreAct" in type(block).__name__, [m.stride for m in convolutions(block)]
     return sum(stride == (1, 1) for stride in (strides if pre_activates else strides[1:]))
@@ -119,7 +119,7 @@ def test_chains_match_eager_and_separate_ops(cls, recompute, as_on_cuda, monkeyp
         x = torch.randn(3, in_channels(block), 9, 9, requires_grad=True)
         as_on_cuda.clear()
         assert_trains_as_eager(block, x)
-        assert len(as_on_cuda) == is_asked_for(block) > 0
+        assert len(as_on_cuda) == expected_calls(block) > 0
         found = gradients(block, x.detach())
         with monkeypatch.context() as patch:
             patch.setattr(autograd.backward, "fuses_gradient_sums", lambda *_: False)
@@ -178,10 +178,10 @@ def test_ops_of_a_backward_pass_on_cuda():
         norm = autograd.Norm(vector, vector, None, None, 1e-5)
         tensors, *numbers = autograd.pack([conv, conv], [None, norm, norm])
         layout = unpack(*numbers)
-        out, _, raws, statistics = forward.forward(x, tensors, layout, "")
+        out, _, pre_bn, statistics = forward.forward(x, tensors, layout, "")
         recorded.called.clear()
         needs = True, [True] * len(tensors)
-        to_x, grads = Backward(x, tensors, layout, "", None, None, raws, statistics, needs).run(torch.empty_like(out))
+        to_x, grads = Backward(x, tensors, layout, "", None, None, pre_bn, statistics, needs).run(torch.empty_like(out))
     assert to_x.shape == x.shape
     assert [g.shape for g in grads] == [t.shape for t in tensors]
     assert recorded.called.count(ops.conv_backward_reduce) == 1

@@ -1,4 +1,4 @@
-"""conv_backward_weight: Winograd's gradient against float64, others torch's own, and chains with it."""
+"""conv_backward_weight: Winograd against float64, torch's gradient for other geometries, and chains that call it."""
 
 import pytest
 import torch
@@ -14,12 +14,12 @@ from resnet_fused.autograd import weight_gradient
 
 pytestmark = pytest.mark.usefixtures("no_amx")
 
-# n, c, h, w, k, padding of 3x3 convolutions with stride 1 that Winograd takes: odd sizes, channels that fill half a
-# register pair, no and much padding, one image row, and enough tiles for several chunks and parts
+# n, c, h, w, k, padding of 3x3 convolutions of stride 1 that run as Winograd: odd sizes, channels that fill half a
+# register pair, no padding and large padding, one image row, and enough tiles for several chunks and parts
 SHAPES = [(2, 32, 9, 10, 48, (1, 1)), (1, 32, 12, 13, 32, (0, 0)), (3, 48, 8, 8, 32, (2, 2)), (4, 64, 7, 7, 80, (1, 1))]
 SHAPES += [(8, 32, 1, 9, 32, (1, 1)), (2, 32, 16, 5, 32, (3, 0)), (8, 32, 28, 27, 32, (1, 1))]
 SHAPES += [(16, 96, 20, 20, 64, (1, 1))]
-LARGER = [(2, 32, 27, 30, 48, (1, 1)), (1, 32, 38, 37, 32, (0, 0)), (3, 48, 18, 18, 32, (2, 2))]  # bfloat16's
+LARGER = [(2, 32, 27, 30, 48, (1, 1)), (1, 32, 38, 37, 32, (0, 0)), (3, 48, 18, 18, 32, (2, 2))]  # for bfloat16
 LARGER += [(80, 64, 7, 7, 80, (1, 1)), (40, 32, 2, 30, 32, (2, 1)), (4, 32, 36, 10, 32, (3, 0))]
 LARGER += [(40, 96, 28, 28, 64, (1, 1))]
 CASES = [(torch.float32, shape) for shape in SHAPES] + [(torch.bfloat16, shape) for shape in LARGER]
@@ -30,7 +30,7 @@ def call(shape, *, pre=False, dtype=torch.float32, layout="channels_last", kerne
     n, c, h, w, k, padding = shape
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     x = torch.randn(n, c, h, w, generator=g)
-    weight = torch.full((k, c // groups, kernel, kernel), torch.nan)  # nothing is read of it
+    weight = torch.full((k, c // groups, kernel, kernel), torch.nan)  # only its shape and layout are used
     out = torch.nn.functional.conv2d(x, weight, None, stride, padding, dilation, groups)
     grad = torch.randn(out.shape, generator=g)
     grad, x, weight = (lay_out(t.to(dtype), layout) for t in (grad, x, weight))
@@ -39,7 +39,7 @@ def call(shape, *, pre=False, dtype=torch.float32, layout="channels_last", kerne
 
 
 def torchs(grad, x, gamma, beta, mean, var, eps, weight, stride, padding, dilation, groups):
-    """torch's, from the activation that our pass makes."""
+    """Returns torch's gradient, computed from the activation of our pass."""
     activated = x if mean is None else ops.bn_add_act(x, gamma, beta, mean, var, eps, None, True)
     shape = (stride, padding, dilation, False, [0, 0], groups)
     mask = [False, True, False]
@@ -64,7 +64,7 @@ def test_winograd(dtype, shape, pre, layout):
 
 @pytest.mark.parametrize(("dtype", "shape"), CASES, ids=str)
 def test_winograd_is_what_runs(dtype, shape):
-    """So the test above runs the kernels that it is for."""
+    """Checks that test_winograd runs the Winograd kernels."""
     n, c, h, w, k, padding = shape
     assert plan_of((n, c, h, w), k, padding, dtype).startswith("winograd")
 
@@ -103,7 +103,7 @@ def test_other_geometries_use_torchs_gradient(dtype, geometry, pre):
 
 @pytest.mark.parametrize(("dtype", "shape"), [(torch.float32, SHAPES[0]), (torch.bfloat16, LARGER[0])], ids=str)
 def test_prologue_equals_a_separate_activation_bitwise(dtype, shape):
-    """The bits of an activation that a pass makes."""
+    """The prologue computes the same bits as a separate pass."""
     args = call(shape, pre=True, dtype=dtype)
     grad, x, *norm, eps, weight, stride, padding, dilation, groups = args
     activated = ops.bn_add_act(x, *norm, eps, None, True)
@@ -117,19 +117,19 @@ def test_prologue_equals_a_separate_activation_bitwise(dtype, shape):
 @pytest.mark.parametrize("pre", [False, True], ids=["plain", "pre"])
 @pytest.mark.parametrize(("dtype", "shape"), [(torch.float32, SHAPES[0]), (torch.bfloat16, LARGER[0])], ids=str)
 def test_non_finite_values_match_torch(value, where, pre, dtype, shape):
-    """Where torch has them, and nowhere else."""
+    """Inf and NaN are in the same positions as in torch's gradient."""
     args = call(shape, pre=pre, dtype=dtype)
     args[where == "x"][1, 3, 4, 5] = value
     found, eager = ops.conv_backward_weight(*args), torchs(*args)
     assert torch.equal(found.isnan(), eager.isnan())
     assert torch.equal(found.isinf(), eager.isinf())
-    closed = pre and where == "x" and value == -torch.inf  # the ReLU made a zero of it
+    closed = pre and where == "x" and value == -torch.inf  # the ReLU sets it to zero
     assert closed or value == 3e38 or not found.isfinite().all()
 
 
 @pytest.mark.parametrize(("dtype", "shape"), [(torch.float32, SHAPES[-1]), (torch.bfloat16, LARGER[-1])], ids=str)
 def test_every_number_of_threads_gives_the_same_bits(dtype, shape):
-    """Of ours: torch's gradient promises no such thing."""
+    """Only our kernels guarantee this; torch's gradient does not."""
     n, c, h, w, k, padding = shape
     plan_of((n, c, h, w), k, padding, dtype)
     args, threads = call(shape, pre=True, dtype=dtype), torch.get_num_threads()
@@ -166,7 +166,7 @@ def test_bad_input():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Calls of weight_gradient, and whether each returned a gradient."""
+    """Records what each call of weight_gradient returns: a gradient or None."""
     answers = []
 
     def counted(*args):
@@ -190,7 +190,7 @@ def test_chains_use_winograd_gradients(cls, calls):
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 @pytest.mark.parametrize("autocast", [False, True], ids=["bfloat16", "autocast"])
 def test_chains_in_bfloat16(cls, autocast, calls):
-    block = identity(cls, scale=16)  # enough channels for the largest error of their gradients to say something
+    block = identity(cls, scale=16)  # enough channels for a meaningful largest error
     wide = [m for m in block.modules() if isinstance(m, torch.nn.Conv2d) and min(m.weight.shape[:2]) >= 32]
     x = torch.randn(5, in_channels(block), 24, 24).bfloat16().to(memory_format=torch.channels_last)
     block = block if autocast else block.bfloat16()
@@ -200,7 +200,7 @@ def test_chains_in_bfloat16(cls, autocast, calls):
 
 
 def test_small_bfloat16_images_use_torchs_gradient(calls):
-    """Their tiles of 4x4 are a quarter empty."""
+    """A quarter of their 4x4 tiles is empty."""
     block = identity(next(iter(CLASSES)), scale=8).bfloat16()
     x = torch.randn(80, in_channels(block), 7, 7).bfloat16().to(memory_format=torch.channels_last)
     block(x).sum().backward()
@@ -208,7 +208,7 @@ def test_small_bfloat16_images_use_torchs_gradient(calls):
     assert not any(found is not None for found in calls)
 
 
-def test_frozen_weights_have_no_gradient_computed(calls):
+def test_frozen_weights_compute_no_gradient(calls):
     block = identity(next(iter(CLASSES)), scale=8)
     block.conv2.weight.requires_grad_(False)
     x = torch.randn(3, in_channels(block), 24, 24).to(memory_format=torch.channels_last)

@@ -47,8 +47,8 @@ def test_op_equals_its_separate_ops_bitwise(dtype, layout, geometry, pre):
     x, *norm, eps, weight, bias, stride, padding, dilation, groups, _, _ = args
     activated = ops.bn_add_act(x, *norm, eps, None, True) if pre else x
     slots = ConvSlots(0, 1, tuple(stride), tuple(padding), tuple(dilation), groups)
-    raw = forward.convolve(activated, [weight, bias], slots)
-    for a, b in zip(ops.conv_stats(*args), (raw, *ops.bn_stats(raw)), strict=True):
+    pre_bn = forward.convolve(activated, [weight, bias], slots)
+    for a, b in zip(ops.conv_stats(*args), (pre_bn, *ops.bn_stats(pre_bn)), strict=True):
         assert a.dtype == b.dtype
         assert a.stride() == b.stride()
         assert torch.equal(a, b)
@@ -99,7 +99,7 @@ def test_chains_of_conv_stats_match_eager(cls, recompute, as_on_cuda):
 
 
 @pytest.mark.parametrize("frozen", ["first", "last", "all"])
-def test_only_training_norms_ask_for_statistics(frozen, as_on_cuda):
+def test_only_training_norms_compute_statistics(frozen, as_on_cuda):
     """A BatchNorm that uses running statistics does not request batch statistics."""
     block = identity(next(iter(CLASSES)))
     for name in {"first": ["bn1"], "last": ["bn2"], "all": ["bn1", "bn2"]}[frozen]:
@@ -109,7 +109,7 @@ def test_only_training_norms_ask_for_statistics(frozen, as_on_cuda):
 
 
 @pytest.mark.parametrize("cls", WITH_SHORTCUT, ids=lambda cls: cls.__name__)
-def test_chain_with_conv_stats_is_bitwise_the_same(cls, as_on_cuda, monkeypatch):
+def test_chain_with_conv_stats_is_bit_identical(cls, as_on_cuda, monkeypatch):
     """A chain with conv_stats is bit-identical to one without: a whole block, forward and backward.
 
     On the CPU conv_stats calls the separate ops. Convolutions without conv_stats would use this library on one side and
@@ -133,8 +133,8 @@ def test_chain_with_conv_stats_is_bitwise_the_same(cls, as_on_cuda, monkeypatch)
     assert all(torch.equal(a, b) for a, b in zip(found, gradients(), strict=True))
 
 
-def as_it_does_on_cuda(_grad, beside):
-    return beside is not None
+def as_it_does_on_cuda(_grad, grad_addend):
+    return grad_addend is not None
 
 
 ROTATED = [(1, 1, 0, 1), (3, 1, 1, 1), (3, 1, 0, 1), (3, 1, 2, 2), (5, 1, 1, 1)]  # kernel, stride, padding, dilation
@@ -148,19 +148,19 @@ def test_input_gradient_as_convolution_matches_eager(dtype, geometry, monkeypatc
     slots = ConvSlots(0, None, (stride, stride), (padding, padding), (dilation, dilation), 1)
     x, weight = torch.randn(2, 8, 12, 11).to(dtype), (torch.randn(24, 8, kernel, kernel) / 8).to(dtype)
     grad = torch.randn_like(torch.nn.functional.conv2d(x, weight, None, *slots[2:5]))
-    beside = torch.randn_like(x)
-    actual = gradients.input_gradient(grad, weight, slots, beside)
+    grad_addend = torch.randn_like(x)
+    actual = gradients.input_gradient(grad, weight, slots, grad_addend)
 
     def eager(to):
         rest = (None, *slots[2:5], False, (0, 0), 1, [True, False, False])
         tensors = (t.to(to) for t in (grad, x, weight))
-        return torch.ops.aten.convolution_backward.default(*tensors, *rest)[0] + beside.to(to)
+        return torch.ops.aten.convolution_backward.default(*tensors, *rest)[0] + grad_addend.to(to)
 
     assert_close(actual, eager(dtype), eager(torch.float64))
 
 
 @pytest.mark.parametrize("slots", [(2, 1, 1, 1), (1, 3, 1, 1), (1, 1, 1, 4)], ids=["stride", "padding", "groups"])
-def test_strided_or_grouped_gradients_are_no_convolution(slots):
+def test_strided_or_grouped_gradients_are_not_convolutions(slots):
     stride, padding, dilation, groups = slots
     conv = ConvSlots(0, None, (stride, stride), (padding, padding), (dilation, dilation), groups)
     assert not gradients.is_convolution(torch.empty(8, 8, 3, 3), conv)
@@ -201,21 +201,21 @@ def forward_on_cuda(stride, norms, frozen=False):
         statistics = vector if frozen else None
         norm = autograd.Norm(vector, vector, statistics, statistics, 1e-5)
         ends = norm if norms[-1] else None
-        side = (autograd.Conv(narrow, None, (stride, stride), (0, 0), (1, 1), 1), ends) if stride == 2 else None
+        projection = (autograd.Conv(narrow, None, (stride, stride), (0, 0), (1, 1), 1), ends) if stride == 2 else None
         placed = [norm if each else None for each in norms]
-        tensors, *numbers = autograd.pack(convs, placed, projection=side, identity=stride == 1)
-        out, _, raws, found = forward.forward(x, tensors, unpack(*numbers), "")
+        tensors, *numbers = autograd.pack(convs, placed, projection=projection, identity=stride == 1)
+        out, _, pre_bn, found = forward.forward(x, tensors, unpack(*numbers), "")
     assert out.device.type == "cuda"
     assert out.shape == (4, 16, 9 // stride + stride - 1, 9 // stride + stride - 1)
-    assert all(t.dtype == torch.bfloat16 for t in raws.values())
-    return recorded.called, raws, found
+    assert all(t.dtype == torch.bfloat16 for t in pre_bn.values())
+    return recorded.called, pre_bn, found
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_ops_of_a_chain_on_cuda(stride):
     """conv_stats computes the input of every BatchNorm, and no activation is materialised."""
-    called, raws, statistics = forward_on_cuda(stride, [False, True, True])
-    assert len(raws) == 1 + stride
+    called, pre_bn, statistics = forward_on_cuda(stride, [False, True, True])
+    assert len(pre_bn) == 1 + stride
     mean, var, count = statistics[1]
     assert (mean.shape, var.shape, count) == ((16,), (16,), 4 * 9 * 9)
     assert called.count(ops.conv_stats) == 1 + stride
@@ -229,15 +229,15 @@ def test_ops_of_a_preact_chain_on_cuda(stride):
 
     The only pass left computes the statistics of x.
     """
-    called, raws, _ = forward_on_cuda(stride, [True, True, False])
-    assert list(raws) == [1]
+    called, pre_bn, _ = forward_on_cuda(stride, [True, True, False])
+    assert list(pre_bn) == [1]
     assert called.count(ops.bn_stats) == called.count(ops.conv_stats) == 1
     assert called.count(ops.bn_relu_conv_bn_act) == stride  # the projection is a separate convolution
     assert not {ops.bn_add_act, ops.bn_add_bn_act, torch.ops.aten.add_.Tensor} & set(called)
 
 
 def test_ops_of_a_frozen_chain_on_cuda():
-    called, raws, _ = forward_on_cuda(1, [False, True, True], frozen=True)
-    assert list(raws) == [1, 2]
+    called, pre_bn, _ = forward_on_cuda(1, [False, True, True], frozen=True)
+    assert list(pre_bn) == [1, 2]
     assert ops.conv_stats not in called
     assert called.count(ops.bn_relu_conv_bn_act) == called.count(ops.bn_add_act) == 1

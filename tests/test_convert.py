@@ -11,7 +11,7 @@ from torch import nn
 import resnet_fused
 from resnet_fused import models, modules, reference
 
-# Many outputs make the largest error meaningful: over only ten, eager's may be small by chance.
+# Many outputs make the largest error meaningful; over only ten, eager's may be small by chance.
 CLASSES = 500
 
 OURS = {
@@ -28,7 +28,7 @@ OURS = {
 
 
 class Custom(nn.Module):
-    """A user's model with blocks that resnet_fused knows and others that it does not."""
+    """A user's model with known and unknown blocks."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +51,7 @@ class CustomBlock(nn.Module):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_our_models_convert_whole_and_match(name, device):
+def test_our_models_convert_completely_and_match(name, device):
     model = randomise(OURS[name]()).eval().to(device)
     x = torch.randn(2, 3, 40, 40, device=device)
     exact = truth(model, x)

@@ -1,4 +1,4 @@
-"""Subclasses of known blocks and networks: converted where they leave the computation alone, else refused by name."""
+"""Subclasses of known blocks and networks: converted if they do not change the computation, else refused by name."""
 
 import abc
 import copy
@@ -19,7 +19,7 @@ resnet = pytest.importorskip("torchvision.models").resnet
 
 
 class MyBlock(reference.BasicBlock):
-    """Leaves the computation alone."""
+    """Does not change the computation."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -75,7 +75,7 @@ SUBCLASSES = {
 }
 
 
-def test_class_derived_as_by_fsdp_is_left_alone():
+def test_class_derived_as_by_fsdp_is_kept():
     block = resnet_fused.convert(MyBlock(8, 8))
     block.__class__ = kind = type("Sharded", (type(block),), {})
     assert resnet_fused.report(block)[""] == resnet_fused.Entry("basic block", "converted")
@@ -183,7 +183,7 @@ class Meta(type):
 
 
 class Registered(reference.BasicBlock):
-    """Every subclass announces itself, so a fused one would too."""
+    """Registers every subclass, so a generated fused subclass would be registered too."""
 
     known: ClassVar[list[type]] = []
 
@@ -228,7 +228,7 @@ def test_subclass_with_its_own_metaclass_is_refused():
 
 
 def test_refused_subclass_is_not_subclassed():
-    """``__init_subclass__`` of its bases would see a generated class."""
+    """``__init_subclass__`` of its bases would be called for a generated class."""
     resnet_fused.convert(Registered(8, 8))
     assert not Registered.known
 
@@ -244,7 +244,7 @@ def test_subclass_with_conflicting_bases_is_refused():
     )
 
 
-def test_only_mixins_before_the_block_count():
+def test_only_mixins_before_the_block_can_override():
     class Forward:
         def forward(self, x):
             return x

@@ -1,4 +1,4 @@
-"""The demo in miniature: it runs, writes its files, and fails where it must."""
+"""A small run of the demo: it writes its files, and fails when a check fails."""
 
 import json
 import math
@@ -62,7 +62,7 @@ def test_untrained_digits_fail_and_threads_are_restored():
 
 
 def test_a_wrong_fused_model_fails(monkeypatch, tmp_path):
-    """An error that eager does not make must turn the status to 1."""
+    """An error larger than eager's is a failure."""
 
     def convert(model):
         with torch.no_grad():
@@ -88,7 +88,7 @@ def test_failed_compile_is_a_row_with_a_reason(monkeypatch):
     assert report.notes(rows) == ["torch.compile, small float32: failed: no C++ compiler"]
 
 
-def test_torch_compile_is_left_out_when_late():
+def test_torch_compile_is_omitted_if_time_has_run_out():
     settings = Settings(CPU, rounds=1, compile_within=10)
     x, model = photos.crops(2, 32), models.small_resnet().eval()
     rows = speed.compare("small", model, x, settings, lambda done: None, elapsed=11)
@@ -140,7 +140,7 @@ def test_unexplained_flips_counts_clear_ones_only():
     assert numerics.unexplained_flips(eager, eager, 0.1) == 0
 
 
-def test_quick_omits_what_it_reports():
+def test_quick_reports_what_it_omits():
     assert set(quick(CPU).models) < set(full(CPU).models)
     assert full(CPU).compile
     assert not quick(CPU).compile
@@ -149,6 +149,6 @@ def test_quick_omits_what_it_reports():
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_run(example, capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", [str(example)])  # not pytest's
+    monkeypatch.setattr("sys.argv", [str(example)])  # not pytest's arguments
     runpy.run_path(str(example), run_name="__main__")
     assert capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Exporters whose graph must run without our ops get the eager layers of a converted model."""
+"""Exporters whose graph must run without our ops see the eager layers of a converted model."""
 
 import copy
 import io
@@ -56,7 +56,7 @@ def test_trace_is_eager_and_passes_trace_check(eager, fused, x, gradients):
 
 
 def test_trace_check_compares_eager_with_eager(monkeypatch, x):
-    """The check runs the module again, which must be the eager one then too: rounding differs."""
+    """The trace check reruns the module, which must run eagerly then too, because the fused path rounds differently."""
     block = resnet_fused.convert(randomise(reference.BasicBlock(3, 3)).eval())
     fused = type(block)._fused_inference
 
@@ -70,7 +70,7 @@ def test_trace_check_compares_eager_with_eager(monkeypatch, x):
         torch.jit.trace(block, x)
 
 
-def test_functions_are_traced_as_their_definitions(x):
+def test_functions_trace_as_their_eager_definitions(x):
     weight, residual = torch.randn(4, 3, 1, 1), torch.randn(2, 4, 32, 32)
     function = lambda x: functional.conv_bn_act(x, weight, residual=residual)  # noqa: E731
     traced = torch.jit.trace(function, x, check_trace=False)
@@ -124,7 +124,7 @@ def test_onnx_from_an_export(eager, fused, x):
 
 
 def without_names(serialised):
-    """An ONNX model's domains and operators; the names of values hold the classes of modules."""
+    """Returns the domains and operators of an ONNX model, without value names, which contain the modules' classes."""
     import onnx
 
     graph = onnx.load_from_string(serialised).graph

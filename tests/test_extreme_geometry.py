@@ -1,7 +1,6 @@
-"""Strides, paddings, dilations and windows of any size: eager's result, or a sentence where eager has an error.
+"""Strides, paddings, dilations and windows of any size: eager's result, or an error of one sentence.
 
-Nothing here allocates what such numbers would seem to ask for: outputs are small, because strides, or dilations, are
-as large as paddings.
+No test allocates much memory: outputs are small, because strides or dilations are as large as paddings.
 """
 
 import subprocess
@@ -20,13 +19,12 @@ with_every_engine = pytest.mark.usefixtures("engine")
 
 DTYPES = [torch.float32, torch.bfloat16]
 MOST = 2**63 - 1
-# stride, padding, dilation of a 3x3 convolution of a 9x9 image; of the former, eager's own overflow and those that
-# would allocate terabytes are not among them
+# stride, padding, dilation of a 3x3 convolution of a 9x9 image that eager computes correctly and in little memory
 COMPUTED = [
-    *((1, far, far) for far in (30000, 32768, 2**31, 2**32, 2**40)),  # the middle tap meets the image
-    *((far, 1, 1) for far in (30000, 2**31, 2**32)),  # one window
-    *((far, far, 1) for far in (30000, 2**31, 2**32)),  # nine, of which one meets the image
-    *((1, padding, padding // 2) for padding in (20, 90)),  # windows between whose taps the image lies
+    *((1, huge, huge) for huge in (30000, 32768, 2**31, 2**32, 2**40)),  # only the middle tap overlaps the image
+    *((huge, 1, 1) for huge in (30000, 2**31, 2**32)),  # one output
+    *((huge, huge, 1) for huge in (30000, 2**31, 2**32)),  # nine outputs, one of which overlaps the image
+    *((1, padding, padding // 2) for padding in (20, 90)),  # some windows have the image between their taps
     (1, 40, 1),
 ]
 REFUSED = {
@@ -41,7 +39,7 @@ REFUSED = {
     (1, -MOST - 1, 1): r"padding is \[-9223372036854775808, -9223372036854775808\]; two integers of at least 0",
     (1, 1, 0): r"dilation is \[0, 0\]; two integers of at least 1",
 }
-# eager computes something else here, by an overflow of its own, or asks for 17 TB
+# only we refuse these: eager overflows to another result, or allocates 17 TB
 OURS = {
     (1, 0, MOST): r"a 3x3 kernel with dilation \[9223372036854775807, .* is past what 64 bits count over the input 9x9",
     (1, 2**31, 1): r"the output of shape \[2, 8, 4294967303, 4294967303\] has more than 2147483647 elements",
@@ -69,11 +67,11 @@ def test_conv_bn_act(geometry, dtype, layout):
 
 
 @with_every_engine
-@pytest.mark.parametrize("far", [2**31, 2**32, MOST])
-def test_ineffective_stride_and_dilation_may_be_huge(far):
-    """The dilation of a kernel of one tap, and a stride after which there is no window."""
-    Case(2, 8, 9, 9, 8, 1, 1, (1, 1), (0, 0), (far, far)).check()
-    once = Case(1, 8, 9, 9, 8, 3, 3, (far, far), (1, 1), (1, 1))
+@pytest.mark.parametrize("huge", [2**31, 2**32, MOST])
+def test_ineffective_stride_and_dilation_may_be_huge(huge):
+    """The dilation of a 1x1 kernel has no effect, nor has a stride if there is only one output."""
+    Case(2, 8, 9, 9, 8, 1, 1, (1, 1), (0, 0), (huge, huge)).check()
+    once = Case(1, 8, 9, 9, 8, 3, 3, (huge, huge), (1, 1), (1, 1))
     assert torch.equal(once.fused(), Case(1, 8, 9, 9, 8, 3, 3, (11, 11), (1, 1), (1, 1)).fused())
 
 
@@ -123,15 +121,15 @@ def test_conv_bn_relu_pool(geometry, dtype):
 def test_training_ops(geometry, dtype):
     call = case(geometry, dtype)
     pairs = call.geometry[:3]
-    raw, mean, var = ops.conv_stats(call.x, *NO_NORM, call.weight, None, *pairs, 1, False, False)
+    pre_bn, mean, var = ops.conv_stats(call.x, *NO_NORM, call.weight, None, *pairs, 1, False, False)
     shape = [tuple(pair) for pair in pairs]
     eager, truth = (F.conv2d(call.x.to(to), call.weight.to(to), None, *shape) for to in (dtype, torch.float64))
-    assert_close(raw, eager, truth)
-    assert torch.equal(mean, ops.bn_stats(raw)[0]) and torch.equal(var, ops.bn_stats(raw)[1])
+    assert_close(pre_bn, eager, truth)
+    assert torch.equal(mean, ops.bn_stats(pre_bn)[0]) and torch.equal(var, ops.bn_stats(pre_bn)[1])
 
-    grad = lay_out(torch.randn(raw.shape).to(dtype), "channels_last")
+    grad = lay_out(torch.randn(pre_bn.shape).to(dtype), "channels_last")
 
-    def gradient(which, to):  # one at a time: torch's gradient of the input crashes where a stride is this large
+    def gradient(which, to):  # torch's input gradient crashes for large strides
         rest = (None, *shape, False, (0, 0), 1, (which == 0, which == 1, False))
         return torch.ops.aten.convolution_backward(grad.to(to), call.x.to(to), call.weight.to(to), *rest)[which]
 
@@ -148,7 +146,7 @@ NO_NORM = (None, None, None, None, 0.0)
 
 
 def calls(geometry):
-    """Every op that convolves, as a function of nothing."""
+    """Returns a call without arguments for every op that convolves."""
     call = case((1, 1, 1))
     pairs = [[value, value] for value in geometry]
     call.geometry = (*pairs, 1)
@@ -212,10 +210,10 @@ def test_extreme_pooling_windows(pool, dtype):
 def test_single_pooling_window_in_training():
     call, windows = case((1, 1, 1)), ([3, 3], [2**31 - 1, 2**31 - 1], [1, 1])
     norm = (*call.bn, call.eps)
-    out, taken = ops.bn_relu_max_pool(call.x, *norm, *windows)
+    out, argmax = ops.bn_relu_max_pool(call.x, *norm, *windows)
     assert torch.equal(out, F.max_pool2d(ops.bn_add_act(call.x, *norm, None, True), 3, 2**31 - 1, 1))
-    grad = ops.bn_relu_max_pool_backward(torch.ones_like(out), taken, call.x, *windows)
-    assert torch.equal(grad.sum((2, 3)), (taken != 255).sum((2, 3)).float())
+    grad = ops.bn_relu_max_pool_backward(torch.ones_like(out), argmax, call.x, *windows)
+    assert torch.equal(grad.sum((2, 3)), (argmax != 255).sum((2, 3)).float())
 
 
 @pytest.mark.parametrize("pool", NO_POOL, **ids)
@@ -271,7 +269,7 @@ print(raised, "raised")
 
 
 def test_out_of_memory_raises_an_error(monkeypatch):
-    """Also in a thread of a parallel loop: an error, and the next call computes."""
+    """Running out of memory, also in a thread of a parallel loop, is an error; the next call succeeds."""
     monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", "direct")
     plan = ops.explain_cpu([2, 32, 8, 20000], [32, 32, 3, 3], [2, 2], [1, 1], [1, 1], 1, "float32")
     if plan.startswith("onednn"):

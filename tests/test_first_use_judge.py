@@ -1,4 +1,4 @@
-"""How a CUDA kernel's first result is judged: by the project's criterion, on the numbers alone."""
+"""The check of a CUDA kernel's first result, without a GPU: the results are given."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def test_nonfinite_error_is_wrong():
 
 
 def test_finite_result_where_eager_overflows_is_right():
-    """Sums beyond float16's range that a BatchNorm scales down again."""
+    """The convolution exceeds the range of float16, and BatchNorm scales the result down again."""
     x, weight = torch.full((1, 64, 4, 4), 100.0).half(), torch.full((8, 64, 3, 3), 4.0).half()
-    weight[:4] /= 256  # eager does not overflow everywhere
+    weight[:4] /= 256  # eager overflows only in the other channels
     bn = [torch.ones(8), torch.zeros(8), torch.zeros(8), torch.full((8,), 1e8), 0.0]
     args = [x, weight, None, *bn[:4], 1.0, [1, 1], [1, 1], [1, 1], 1, None, True, False, False]
     call = first_use._Call("conv_bn_act", args)
@@ -44,8 +44,8 @@ def test_finite_result_where_eager_overflows_is_right():
     assert not wrong.error <= wrong.allowed
 
 
-def test_either_side_of_a_kink_is_right():
-    """bn(x) = 1e-6 from terms of 1: float32 may have it at most 0, where eager and float64 have it above."""
+def test_either_relu_mask_near_zero_is_right():
+    """bn(x) = 1e-6 is a difference of values near 1: rounded in float32 it may be <= 0, though eager's is positive."""
     x, grad = torch.full((2, 3, 4, 4), -1 + 1e-6), torch.rand(2, 3, 4, 4) + 1
     x[:, :, 0] = torch.randn(2, 3, 4)
     ones = torch.ones(3)
@@ -60,16 +60,16 @@ def test_either_side_of_a_kink_is_right():
 
 
 def test_statistics_are_judged_on_the_stored_output():
-    """Not of what the convolution would be without rounding: their error is float32's, not bfloat16's."""
+    """Not on the unrounded convolution. Their error is that of float32, not bfloat16."""
     args = args_of_every_op()["conv_stats"]
-    raw, mean, var = reference.conv_stats(*args[:-2])
-    assert first_use._compare("conv_stats", raw, mean, var, "right", *args) == first_use.RIGHT
+    pre_bn, mean, var = reference.conv_stats(*args[:-2])
+    assert first_use._compare("conv_stats", pre_bn, mean, var, "right", *args) == first_use.RIGHT
     mean[3] += 5e-5
     with pytest.warns(RuntimeWarning, match=r"output 1, first at \[3\]"):
-        assert first_use._compare("conv_stats", raw, mean, var, "wrong", *args) == first_use.WRONG
+        assert first_use._compare("conv_stats", pre_bn, mean, var, "wrong", *args) == first_use.WRONG
 
 
-def test_wrong_gradient_beside_a_kink_is_found():
+def test_wrong_gradient_near_a_kink_is_found():
     x, grad = torch.randn(4, 8, 6, 6), torch.randn(4, 8, 6, 6)
     bn = batch_norm(8)
     dx = reference.bn_act_backward(grad, x, *bn)
@@ -85,10 +85,10 @@ def test_wrong_gradient_beside_a_kink_is_found():
 
 def test_wrong_argmax_is_found():
     x, bn, pool = torch.randn(2, 8, 9, 8), batch_norm(8), ([3, 3], [2, 2], [1, 1])
-    out, taken = reference.bn_relu_max_pool(x, *bn, *pool)
+    out, argmax = reference.bn_relu_max_pool(x, *bn, *pool)
     args = [x, *bn, *pool, False]
-    assert first_use._compare("bn_relu_max_pool", out, taken, "right", *args) == first_use.RIGHT
-    place = (taken == 4).nonzero()[0].tolist()
-    taken[tuple(place)] = 5
+    assert first_use._compare("bn_relu_max_pool", out, argmax, "right", *args) == first_use.RIGHT
+    place = (argmax == 4).nonzero()[0].tolist()
+    argmax[tuple(place)] = 5
     with pytest.warns(RuntimeWarning, match=re.escape(f"output 1, first at {place}")):
-        assert first_use._compare("bn_relu_max_pool", out, taken, "wrong", *args) == first_use.WRONG
+        assert first_use._compare("bn_relu_max_pool", out, argmax, "wrong", *args) == first_use.WRONG

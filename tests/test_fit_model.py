@@ -1,4 +1,4 @@
-"""benchmarks.fit_model: the plan's constants are those of the newest run, and a run gives its constants back."""
+"""benchmarks.fit_model: the committed constants fit the newest run, and a fit recovers the constants of a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DAY = "2026-12-01T12:00+00:00"
 
 
 def write_run(folder, truth, engines=ENGINES, *, gpu="NVIDIA H200", date=DAY, noise=0.0, batches=(1, 32, 256)):
-    """What gpu_kernels leaves, had the GPU the constants ``truth``; times are off by ``noise`` on average."""
+    """Writes the results of gpu_kernels for a GPU with the constants ``truth``; ``noise`` is the relative error."""
     rng = np.random.default_rng(0)
     device = gpu_runs.device_of(gpu)
     roofline = {"bytes_per_s": 1e9 * truth["dram"] * device[1] * np.exp(noise * rng.normal()), "flop_per_s": 7.3e14}
@@ -36,7 +36,7 @@ def write_run(folder, truth, engines=ENGINES, *, gpu="NVIDIA H200", date=DAY, no
             cold = problem.microseconds(device, list(truth.values()))
         except RuntimeError:  # another kernel ran
             return {"median_us": 1.0, "warm_us": 1.0}
-        near = truth | {"dram": 3 * truth["dram"]} if moved < 40e6 else truth  # twenty launches find it in L2
+        near = truth | {"dram": 3 * truth["dram"]} if moved < 40e6 else truth  # cached in L2 for twenty launches
         warm = problem.microseconds(device, list(near.values()))
         off = np.exp(noise * rng.normal(size=2))
         return {"median_us": (cold + REPLAY) * off[0], "warm_us": warm * off[1]}
@@ -70,8 +70,8 @@ def test_constants_are_fitted_to_the_newest_run():
     assert fit_model.outdated(gpu_runs.RESULTS, HEADER) == []
 
 
-def test_header_constants_are_the_compiled_ones():
-    """Each row's numbers, given to the model, change nothing: names and order here are the struct's."""
+def test_header_constants_match_the_compiled_ones():
+    """Passing a row of the header to the model changes nothing, so names and order match the C++ struct."""
     fields = re.findall(r"^  (?:double|int32_t|const char\*) (\w+);", HEADER, re.M)
     rows = model_constants.families(HEADER)
     for row in rows:
@@ -93,9 +93,9 @@ def test_predict_cuda_agrees_with_explain_cuda(monkeypatch):
     for engine in TILES:
         monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", engine)
         shape = ([32, 64, 56, 56], [64, 64, 3, 3], [1, 1], [1, 1])
-        told = ops.explain_cuda(*shape, [1, 1], 1, "bfloat16", "plain", [], [1, 1], True, True, True, GPUS["h200"])
+        explained = ops.explain_cuda(*shape, [1, 1], 1, "bfloat16", "plain", [], [1, 1], True, True, True, GPUS["h200"])
         time = ops.predict_cuda(*shape, "bfloat16", True, GPUS["h200"], engine, [])
-        assert f", {time:.1f} us predicted" in told.splitlines()[0]
+        assert f", {time:.1f} us predicted" in explained.splitlines()[0]
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_fit_recovers_the_constants_of_a_run(tmp_path):
     assert np.median(np.abs(fitted.after - 1)) < 0.04 < np.median(np.abs(fitted.before - 1))
 
 
-def test_lowest_of_equally_good_rates_is_taken(tmp_path):
-    """With L2 at 33 bytes a clock a convolution in tiles of 256 x 128 reaches 0.69 of the multipliers, and no more."""
+def test_lowest_of_equally_good_rates_is_chosen(tmp_path):
+    """With L2 at 33 bytes a clock, a convolution in 256x128 tiles reaches at most 0.69 of the peak."""
     truth = TRUTH | {"torch_share": 0.9}
     run = gpu_runs.read(write_run(tmp_path / "h200", truth, ["torch", "sm80:64x64"], noise=0.02))
     assert fit_model.fit(run, H200).values["torch_share"] == pytest.approx(0.69, rel=0.03)

@@ -1,4 +1,4 @@
-"""A child of fork() never waits for a lock that a thread of its parent held."""
+"""A forked child never waits for a lock that a thread of its parent held."""
 
 import os
 import threading
@@ -10,7 +10,7 @@ import torch
 from resnet_fused import functional, ops
 
 CHILDREN = 40
-SECONDS = 120  # a child needs milliseconds, also on a busy machine; one that waits for a lock needs for ever
+SECONDS = 120  # a child takes milliseconds, even on a busy machine; a deadlocked one never ends
 
 
 def infer(weight, x):
@@ -30,14 +30,14 @@ def wait_for(child):
     return None
 
 
-# torch's convolutions may not be called in a child of a process that has used OpenMP, with more than one thread: what
-# is asked here is whether our own locks are free.
+# With more than one thread, torch's convolutions may not run in a child of a process that has used OpenMP. So the test
+# uses one thread and only checks our own locks.
 @pytest.mark.parametrize("what", ["packed", "memory"])
 def test_forked_children_do_not_deadlock(what):
     threads_before = torch.get_num_threads()
     torch.set_num_threads(1)
     stop = threading.Event()
-    large = torch.randn(2, 32, 128, 128)  # 4 MiB: results lie in memory that is kept
+    large = torch.randn(2, 32, 128, 128)  # 4 MiB: results come from the pool
     weights = [torch.randn(32, 32, 3, 3) for _ in range(4)]
 
     def work(seed):
@@ -52,8 +52,8 @@ def test_forked_children_do_not_deadlock(what):
                 if i % 5 == 0:
                     ops.release_memory()
 
-    # oneDNN makes a primitive once, and a child forked meanwhile waits for the thread that was making it: in eager too.
-    # So every primitive exists before the first fork.
+    # A child can deadlock on a oneDNN primitive that another thread was creating at the fork, in eager too. So create
+    # every primitive before the first fork.
     for weight in weights:
         infer(weight, large[:1, :, :8, :8])
 

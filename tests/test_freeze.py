@@ -1,4 +1,4 @@
-"""Frozen models: packed once, not compared again, and what unfreezes them."""
+"""Frozen models: weights are packed once and not digested again; what ends a freeze."""
 
 import copy
 import gc
@@ -35,7 +35,7 @@ def a_weight(model):
 
 
 def is_frozen(model, x):
-    """Whether an edit that moves no version, far from the ends of the weight, goes unseen."""
+    """Returns whether an edit in the middle of a weight goes unnoticed if it does not change the version."""
     values = a_weight(model).data.flatten()
     middle = values[len(values) // 2 - 50 : len(values) // 2 + 50]
     before = logits(model, x)
@@ -126,7 +126,7 @@ def test_replacing_weights_ends_the_freeze(model, x, end):
 
 
 def test_other_weight_at_a_frozen_address_is_not_frozen():
-    """As where a storage's memory is freed while the storage lives on, and the next weight gets it."""
+    """This happens when a storage's memory is freed while the storage lives on, and a new weight gets the address."""
     memory = bytearray(64 * 64 * 3 * 3 * 4)
 
     def block():
@@ -148,7 +148,7 @@ def test_other_weight_at_a_frozen_address_is_not_frozen():
 
 def test_data_views_of_frozen_weights_are_right(model, x):
     with torch.no_grad():
-        a_weight(model).mul_(1.5)  # the Parameter's version is above that of its .data
+        a_weight(model).mul_(1.5)  # now the version of the Parameter exceeds that of its .data
     resnet_fused.freeze(model)
     want = logits(model, x)
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_edits_of_swapped_out_memory_are_seen(model, x):
 
 
 def test_reused_address_is_not_frozen(x):
-    """Frozen or not is a property of a storage, not of its address; also where nothing was ever packed of it."""
+    """A freeze belongs to a storage, not to its address, even if no weight in it was ever packed."""
     addresses = set()
     for i in range(30):
         model = resnet_fused.convert(models.small_resnet(10).eval())
@@ -204,7 +204,7 @@ def test_release_memory_leaves_a_model_frozen(model, x):
 
 
 def test_a_compiled_model_may_be_frozen(model, x):
-    torch._dynamo.reset()  # other tests compile the same classes
+    torch._dynamo.reset()  # forget what other tests compiled
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     want = logits(compiled, x)
     resnet_fused.freeze(model)

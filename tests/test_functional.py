@@ -1,4 +1,4 @@
-"""The user's functions: equivalent to PyTorch's, differentiable, and clear about wrong arguments."""
+"""The public functions: equivalent to PyTorch's, differentiable, with clear errors for wrong arguments."""
 
 import gc
 
@@ -20,17 +20,17 @@ def norm_of(channels, device):
 
 @pytest.fixture
 def block_of():
-    """An eager block in eval mode with its function's arguments."""
+    """Returns a builder of an eager block in eval mode and the options of the matching function."""
 
     def build(cls, inplanes, planes, stride, device, projected):
         out = planes * cls.expansion
-        side = (
+        shortcut = (
             nn.Sequential(nn.Conv2d(inplanes, out, 1, stride, bias=False), nn.BatchNorm2d(out)) if projected else None
         )
-        block = randomise(cls(inplanes, planes, stride, side)).eval().requires_grad_(False).to(device)
+        block = randomise(cls(inplanes, planes, stride, shortcut)).eval().requires_grad_(False).to(device)
         options = {"stride": stride}
         if projected:
-            options["projection"] = Projection(side[0].weight, BatchNorm.of(side[1]), stride=stride)
+            options["projection"] = Projection(shortcut[0].weight, BatchNorm.of(shortcut[1]), stride=stride)
         return block, options
 
     return build
@@ -125,26 +125,26 @@ def test_conv_bn_relu_pool_matches_its_docstring(device):
 @pytest.mark.parametrize("autocast", [False, True])
 def test_conv_bn_proj_act_matches_its_docstring(pre, autocast, device):
     x, weight = torch.randn(1, 8, 4, 4, device=device), torch.randn(8, 8, 3, 3, device=device)
-    side_x, side = torch.randn(1, 5, 8, 8, device=device), torch.randn(8, 5, 1, 1, device=device)
-    bn, side_bn = norm_of(8, device), norm_of(8, device)
-    projection = Projection(side, side_bn, stride=2, pre=norm_of(5, device) if pre else None)
+    proj_x, proj_weight = torch.randn(1, 5, 8, 8, device=device), torch.randn(8, 5, 1, 1, device=device)
+    bn, proj_bn = norm_of(8, device), norm_of(8, device)
+    projection = Projection(proj_weight, proj_bn, stride=2, pre=norm_of(5, device) if pre else None)
 
     def composed(dtype):
-        norms = [n and BatchNorm(*(t.to(dtype) for t in n[:4]), n.eps) for n in (bn, side_bn, projection.pre)]
-        activated = functional.bn_add_act(side_x.to(dtype), norms[2]) if pre else side_x.to(dtype)
-        shortcut = functional.conv_bn_act(activated, side.to(dtype), norms[1], stride=2, relu=False)
+        norms = [n and BatchNorm(*(t.to(dtype) for t in n[:4]), n.eps) for n in (bn, proj_bn, projection.pre)]
+        activated = functional.bn_add_act(proj_x.to(dtype), norms[2]) if pre else proj_x.to(dtype)
+        shortcut = functional.conv_bn_act(activated, proj_weight.to(dtype), norms[1], stride=2, relu=False)
         return functional.conv_bn_act(x.to(dtype), weight.to(dtype), norms[0], padding=1, residual=shortcut)
 
     with torch.no_grad():
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            actual = functional.conv_bn_proj_act(x, weight, bn, side_x, projection, padding=1)
+            actual = functional.conv_bn_proj_act(x, weight, bn, proj_x, projection, padding=1)
             rounded = composed(torch.float32)
         assert actual.dtype is rounded.dtype
         assert_close(actual, rounded, composed(torch.float64))
 
 
 def differentiable_calls(device, dtype=torch.float64):
-    """What is differentiated, and calls by name."""
+    """Returns the leaf tensors to differentiate, and calls by name."""
     g = torch.Generator().manual_seed(5)
 
     def leaf(*shape):
@@ -154,7 +154,7 @@ def differentiable_calls(device, dtype=torch.float64):
         mean, var = torch.randn(4, generator=g), torch.rand(4, generator=g) + 0.5
         return BatchNorm(mean.to(device, dtype), var.to(device, dtype), leaf(4), leaf(4))
 
-    x, other, weight, wide, side = (
+    x, other, weight, wide, proj_weight = (
         leaf(2, 4, 6, 6),
         leaf(2, 4, 6, 6),
         leaf(4, 4, 3, 3),
@@ -162,8 +162,8 @@ def differentiable_calls(device, dtype=torch.float64):
         leaf(4, 4, 1, 1),
     )
     one, bias, a, b, c, d = leaf(4, 4, 1, 1), leaf(4), norm(), norm(), norm(), norm()
-    down, even = Projection(side, d, stride=2), Projection(side, d, bias)
-    leaves = [x, other, weight, wide, side, one, bias, *(t for bn in (a, b, c, d) for t in (bn.weight, bn.bias))]
+    down, even = Projection(proj_weight, d, stride=2), Projection(proj_weight, d, bias)
+    leaves = [x, other, weight, wide, proj_weight, one, bias, *(t for bn in (a, b, c, d) for t in (bn.weight, bn.bias))]
     f = functional
     return leaves, {
         "conv_bn_act": lambda: f.conv_bn_act(x, weight, a, bias=bias, padding=1, residual=other),
@@ -176,11 +176,11 @@ def differentiable_calls(device, dtype=torch.float64):
         "basic_block": lambda: f.basic_block(x, weight, a, wide, b),
         "basic_block, projection": lambda: f.basic_block(x, weight, a, wide, b, stride=2, projection=down),
         "basic_block, pre": lambda: f.basic_block(x, weight, a, wide, b, projection=even._replace(pre=c)),
-        "bottleneck": lambda: f.bottleneck(x, one, a, weight, b, side, c),
+        "bottleneck": lambda: f.bottleneck(x, one, a, weight, b, proj_weight, c),
         "bottleneck, projection": lambda: f.bottleneck(x, one, a, weight, b, one, c, projection=even),
         "preact_block": lambda: f.preact_block(x, a, weight, b, wide),
         "preact_block, projection": lambda: f.preact_block(x, a, weight, b, wide, stride=2, projection=down),
-        "preact_bottleneck": lambda: f.preact_bottleneck(x, a, one, b, weight, c, side, dilation=2),
+        "preact_bottleneck": lambda: f.preact_bottleneck(x, a, one, b, weight, c, proj_weight, dilation=2),
     }
 
 
@@ -194,7 +194,7 @@ def with_gradients(call, leaves):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", list(differentiable_calls("cpu")[1]))
 def test_gradients_match_eager(name, dtype, device, monkeypatch):
-    """By the criterion, as one differentiable op where the device has it."""
+    """By the criterion. On devices with training ops a call is one differentiable op."""
     leaves, calls = differentiable_calls(device, dtype)
     trained, found = with_gradients(calls[name], leaves)
     assert trained or device.type not in autograd.DEVICES
@@ -227,15 +227,15 @@ def test_gradients_by_finite_differences(name, device):
 @pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
 def test_basic_block_saves_no_inner_activation():
     leaves, calls = differentiable_calls("cpu")
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         y = calls["basic_block"]()
-    activations = {t.data_ptr() for t in kept if t.shape == y.shape}
+    activations = {t.data_ptr() for t in saved if t.shape == y.shape}
     assert len(activations) == 4, "the input, two raw outputs, the output"
     assert {leaves[0].data_ptr(), y.data_ptr()} <= activations
 
 
-def test_one_learning_input_makes_outputs_differentiable(device):
+def test_one_input_with_grad_makes_outputs_differentiable(device):
     x, weight = torch.randn(1, 4, 6, 6, device=device), torch.randn(4, 4, 1, 1, device=device)
     bn = BatchNorm(*(torch.ones(4, device=device) for _ in range(3)), torch.zeros(4, device=device, requires_grad=True))
     assert functional.conv_bn_act(x, weight, bn).requires_grad
@@ -252,7 +252,10 @@ def test_differentiable_statistics_are_refused(device):
 
 
 def test_gradients_under_autocast(device):
-    """Blocks and layers train in its dtype, a pre-activation only where nothing is normalised before rounding."""
+    """Blocks and layers train in autocast's dtype.
+
+    A pre-activation trains only if x already has that dtype: eager normalises a float32 x before rounding it.
+    """
     trains = device.type in autograd.DEVICES
     for dtype in (torch.float32, torch.bfloat16):
         leaves, _ = differentiable_calls(device, torch.float32)
@@ -302,7 +305,7 @@ def test_wrong_arguments_are_refused():
 @pytest.fixture
 def _switch_of_tf32():
     yield
-    # The older switch, which sets all of the newer ones: torch.export fails where they differ.
+    # The older switch also sets all newer ones; torch.export fails if they disagree.
     torch.backends.cudnn.allow_tf32 = True
 
 
@@ -311,7 +314,7 @@ def test_tf32_follows_torchs_switch():
     for precision in ("ieee", "tf32"):
         torch.backends.cudnn.conv.fp32_precision = precision
         assert functional.torch_allows_tf32() == (precision == "tf32")
-    # the older switch, which cannot be read any more where the newer one was used
+    # the older switch, which torch refuses to read once the newer one was set
     torch.backends.cudnn.allow_tf32 = False
     assert not functional.torch_allows_tf32()
     torch.backends.cudnn.allow_tf32 = True
@@ -335,14 +338,14 @@ def test_compile_and_export_read_tf32_while_tracing(allowed):
 
 
 def test_packed_weights_are_kept_on_request_and_forgotten():
-    gc.collect()  # or weights of an earlier test end in between
+    gc.collect()  # frees packed weights of earlier tests now, not while this test counts
     before = ops.packed_bytes()
     x, weight = torch.randn(1, 16, 6, 6), torch.randn(16, 16, 3, 3)
     functional.conv_bn_act(x, weight)
     assert ops.packed_bytes() == before
-    kept = functional.conv_bn_act(x, weight, keep_packed=True)
+    first = functional.conv_bn_act(x, weight, keep_packed=True)
     weight.mul_(2)
-    torch.testing.assert_close(functional.conv_bn_act(x, weight, keep_packed=True), 2 * kept)
+    torch.testing.assert_close(functional.conv_bn_act(x, weight, keep_packed=True), 2 * first)
     functional.forget_packed(weight)
     assert ops.packed_bytes() == before
     functional.forget_packed([weight, weight])

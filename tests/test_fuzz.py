@@ -1,4 +1,4 @@
-"""Fuzzing (tests/fuzz): the first problems pass, and planted faults are found."""
+"""The fuzzer (tests/fuzz): the first problems pass, and it finds planted faults."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ COMMAND = [sys.executable, "-m", "tests.fuzz"]
 
 @pytest.fixture
 def _surroundings(monkeypatch):
-    """A problem sets what it wants of these."""
+    """Resets the settings that a problem may change."""
     for variable in ("RESNET_FUSED_CPU_ENGINE", "RESNET_FUSED_CPU_ISA"):
         monkeypatch.setenv(variable, "")
     threads = torch.get_num_threads()
@@ -33,7 +33,7 @@ def test_first_200_problems_pass():
 @pytest.mark.usefixtures("_surroundings")
 @pytest.mark.parametrize("kind", problems.KINDS, ids=lambda kind: kind.__name__)
 def test_wrong_results_of_every_kind_fail(kind, monkeypatch):
-    """Results too large by a tenth."""
+    """Scales every result by 1.1."""
 
     def wrong(op):
         def call(*args, **how):
@@ -56,7 +56,7 @@ def test_wrong_results_of_every_kind_fail(kind, monkeypatch):
 
 
 def test_dying_process_fails_one_problem_only(capfd):
-    """Of five problems the second ends its process, as an access out of bounds does."""
+    """The second of five problems kills its process, as an access out of bounds would."""
     code = """if True:
         import os, pathlib, sys
         at_hand, first, count = pathlib.Path(sys.argv[2]), int(sys.argv[4]), int(sys.argv[6])

@@ -91,7 +91,7 @@ def test_symbolic_trace(build):
         assert_close(graph(x), eager(x), exact)
 
 
-def test_the_warning_comes_once(eager):
+def test_the_warning_is_emitted_once(eager):
     model = resnet_fused.convert(eager)
     with pytest.warns(UserWarning, match="torch.fx traces through"):
         torch.fx.symbolic_trace(model)

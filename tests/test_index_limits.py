@@ -1,4 +1,4 @@
-"""Tensors past the kernels' 32-bit indices: eager runs, wherever in a block they would appear."""
+"""A block or function with a tensor too large for the kernels' 32-bit indices runs eagerly."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from resnet_fused.functional import BatchNorm, Projection
 
 
 def test_index_limit_is_31_bits():
-    x = torch.empty(1, 1, 1, 1).expand(2**10, 64, 2**7, 2**7)  # no memory behind it
+    x = torch.empty(1, 1, 1, 1).expand(2**10, 64, 2**7, 2**7)  # takes no memory
     narrow, wide = torch.empty(127, 64, 1, 1), torch.empty(1, 1, 1, 1).expand(128, 64, 1, 1)
     assert indexable(x, [window(narrow, 1, 0, 1)])
     assert not indexable(x, [window(wide, 1, 0, 1)])
@@ -44,7 +44,7 @@ class Stem(modules.stem.FusedStem, nn.Module):
         return self._stem(x)
 
 
-# Blocks of 64 channels of 8x8, by their largest tensor; how many elements that has is the last column.
+# Name of the largest tensor -> (block, change, number of elements of that tensor), for an input of 64 channels of 8x8.
 BLOCKS = {
     "bottleneck, middle": (lambda: modules.FusedBottleneck(64, 16, base_width=512), None, 128 * 64),
     "preact bottleneck, middle": (lambda: modules.FusedPreActBottleneck(64, 16, base_width=512), None, 128 * 64),
@@ -97,11 +97,11 @@ def test_functions_past_the_limit_run_eagerly(monkeypatch):
         outputs, ops_called = [], []
         for limit in (most, most - 1):
             monkeypatch.setattr(_indexing, "MAX_ELEMENTS", limit)
-            torch.manual_seed(1)  # for the BatchNorms
+            torch.manual_seed(1)  # the same BatchNorms for both limits
             with RecordedOps() as recorded, torch.no_grad():
                 outputs.append(call())
             ops_called.append(set(recorded.ours))
-        # of a projection that is too large, the sum with the small convolution may be fused
+        # if only the projection is too large, another op may still fuse the convolution with the addition
         assert ops_called[0] and ops_called[0].isdisjoint(ops_called[1])
         torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
         if eager is not None:

@@ -1,4 +1,4 @@
-"""Kernels and plans of every instruction set, whatever this processor has; and invalid variables."""
+"""Kernels and plans of every instruction set, also of those that this processor lacks; and invalid variables."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_isa_above_the_processor_changes_nothing(monkeypatch, dtype):
 
 @pytest.mark.parametrize(("dtype", "engine"), [("float32", "onednn"), ("bfloat16", "composed")])
 def test_lower_isa_gives_that_processors_plan(monkeypatch, dtype, engine):
-    """Torch itself runs no oneDNN in bfloat16 on AVX2: calling it was an error there."""
+    """On AVX2 PyTorch refuses oneDNN convolutions in bfloat16, so the plan must not choose them."""
     monkeypatch.setenv("RESNET_FUSED_CPU_ISA", "avx2")
     assert plan(dtype).startswith(f"{engine}: ")
     Case(2, 32, 13, 13, 40, 3, 3, (1, 1), (1, 1), (1, 1), dtype=getattr(torch, dtype), residual=True).check()
@@ -62,7 +62,7 @@ def test_unknown_isa_or_engine_is_refused(monkeypatch, variable, sentence):
 
 
 def test_bad_pool_size_is_refused_on_first_use():
-    """By every call, until the variable says something: in a process of its own, which has no pool yet."""
+    """Every call fails until the variable is valid. Runs in another process, which has no pool yet."""
     values = ["garbage", "-1", "12MB", "1.5", "99999999999999999999"]
     code = f"""if True:
         import os, resnet_fused, torch
@@ -80,7 +80,7 @@ def test_bad_pool_size_is_refused_on_first_use():
     assert (done.stdout.splitlines(), done.returncode) == ([*expected, "True"], 0), done.stderr
 
 
-# Of the engines' tests those that run every kernel, in minutes; `make test-avx512` runs all.
+# A selection of the engine tests that runs every kernel within minutes; `make test-avx512` runs all of them.
 TESTED = ["test_ops.py", "test_packed_weights.py", "test_conv_backward_weight.py"]
 CHOSEN = "resnet_shapes or not_finite_in_winograd or overflow_on or edited or what_runs or threads"
 CHOSEN += " or (chains_in and autocast)"
@@ -88,9 +88,9 @@ CHOSEN += " or (chains_in and autocast)"
 
 @pytest.fixture(scope="module")
 def emulated():
-    """The library that runs AVX-512's kernels emulated on AVX2 (tests/avx512_on_avx2), compiled where that is not done.
+    """Builds the library whose AVX-512 kernels are emulated on AVX2 (tests/avx512_on_avx2); returns its path.
 
-    Of two builds at a time the second waits for the first.
+    Of two concurrent builds the second waits for the first.
     """
     done = run_python("setup.py", "--quiet", "build_ext", "--inplace", RESNET_FUSED_FLAVOUR="emulated-avx512")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -105,7 +105,7 @@ emulation = pytest.mark.skipif(
 @emulation
 @needs_compiler
 def test_avx512_kernels_pass_emulated(emulated):
-    """Their own tests, of which none may skip."""
+    """Runs the tests of these kernels; none of them may be skipped."""
     files = [TESTS / name for name in TESTED]
     done = run_python("-m", "pytest", "-q", "-k", CHOSEN, *files, timeout=1800, RESNET_FUSED_LIBRARY=emulated)
     assert done.returncode == 0, done.stdout

@@ -1,4 +1,4 @@
-"""Attributes set by hand: whatever eager accepts computes the same, and what it refuses is refused in its words."""
+"""Attributes set by hand: a fused block computes what eager computes, or raises the same error."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ by_mode = pytest.mark.parametrize("mode", ["train", "eval", "eval_no_grad"])
 
 
 def outcome(module, x, mode):
-    """Output, gradients and buffers in float64, or the error's type and words."""
+    """Returns output, gradients and buffers in float64, or the type and message of the error."""
     module.double().train(mode == "train")
     x = x.double().requires_grad_(mode != "eval_no_grad")
     try:
@@ -46,7 +46,7 @@ def assert_same(module, change, x, mode):
     found, expected = outcome(module, x.clone(), mode), outcome(twin, x.clone(), mode)
     assert type(found) is type(expected), f"{found}, but eager: {expected}"
     if isinstance(found, tuple):
-        # An AttributeError names the class, which is another; what is said of channels is another's subject.
+        # An AttributeError names the class, which differs; for other groups the channel errors differ in wording.
         words = expected[0] is not AttributeError and "groups" not in change.__name__
         assert found == expected if words else found[0] is expected[0]
         return expected
@@ -145,7 +145,7 @@ def test_attributes_of_a_stems_pooling(values, mode):
 
 
 class PooledStem(nn.Module):
-    """The stem that a small network would have, with pooling."""
+    """A stem like that of our small networks, but with pooling."""
 
     def __init__(self, network):
         super().__init__()
@@ -268,7 +268,7 @@ def test_in_place_shortcut_changes_the_callers_tensor(mode, memory_format):
 @by_mode
 @pytest.mark.parametrize("cls", WITH_SHORTCUT)
 def test_broadcast_identity_matches_eager(cls, mode):
-    """A 1x1 image that padding enlarges, and an image of another size, for which eager has words of its own."""
+    """Padding makes the output larger than the identity: 1x1 is broadcast, any other size raises eager's error."""
     block = identity(cls)
     for size in (1, 5):
         expected = assert_same(block, setting("conv2", padding=2), torch.randn(2, in_channels(block), size, size), mode)

@@ -1,4 +1,4 @@
-"""What happens to a model over its life: copied, saved, moved, trained, compiled, exported, shared by threads."""
+"""Converted models can be copied, saved, moved, trained, compiled, exported and shared by threads."""
 
 import concurrent.futures
 import copy
@@ -18,7 +18,7 @@ from training import eager_twin
 import resnet_fused
 from resnet_fused import models, ops
 
-# Many outputs make the largest error meaningful: over only ten, eager's may be small by chance.
+# Many outputs make the largest error meaningful; over only ten, eager's may be small by chance.
 CLASSES = 500
 
 
@@ -233,7 +233,7 @@ def test_deleting_a_block_while_tracing_adds_no_nodes(device, recwarn):
 
     blocks = [resnet_fused.FusedBasicBlock(8, 8).eval().to(device)]
     with torch.no_grad():
-        blocks[0](torch.randn(1, 8, 8, 8, device=device))  # packs
+        blocks[0](torch.randn(1, 8, 8, 8, device=device))  # packs the weights
 
     def function(y):
         blocks.clear()
@@ -277,7 +277,7 @@ def fused_ops(model):
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compile_traces_the_ops_whole(model, x, dynamic):
+def test_compile_traces_the_ops_into_one_graph(model, x, dynamic):
     graphs = []
 
     def backend(graph, _):

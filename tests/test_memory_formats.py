@@ -37,7 +37,7 @@ def formats(function):
     return function
 
 
-# Small, and each kind of block, shortcut and end.
+# Small networks with every kind of block, shortcut and tail.
 NETWORKS = {
     "cifar-projection": lambda: models.CifarResNet([2, 1, 1], (8, 16, 16), shortcut="B"),
     "cifar-padding": lambda: models.CifarResNet([2, 1], (8, 16)),
@@ -64,7 +64,7 @@ def images(memory_format=torch.contiguous_format, n=2, size=24):
 
 
 def strides(value):
-    """Strides of the tensors in what a hook was given; a dimension of size 1 may have any."""
+    """Returns the strides of one or more tensors; 0 for dimensions of size 1, whose strides are arbitrary."""
     tensors = value if isinstance(value, tuple) else (value,)
     return [
         tuple(s if n > 1 else 0 for s, n in zip(t.stride(), t.shape, strict=True)) for t in tensors if t is not None
@@ -72,7 +72,7 @@ def strides(value):
 
 
 def watch(module, seen, key):
-    """Hooks of all kinds that append what they see; their handles."""
+    """Registers hooks of all kinds that append the strides they see; returns the handles."""
     return [
         module.register_forward_hook(lambda _, args, out: seen.append((key, strides(args), strides(out)))),
         module.register_forward_pre_hook(lambda _, args: seen.append((key, strides(args)))),
@@ -81,7 +81,7 @@ def watch(module, seen, key):
 
 
 def run(network, x, mode):
-    """Logits and, where there are any, the gradients of x and of all parameters."""
+    """Returns the logits and, if the mode computes gradients, those of x and of all parameters."""
     network.train(mode == "train")
     x = x.clone(memory_format=torch.preserve_format).requires_grad_(mode != "eval_no_grad")
     with torch.set_grad_enabled(mode != "eval_no_grad"):
@@ -101,7 +101,7 @@ def test_hooks_see_eagers_strides(name, mode):
     known = dict(network.named_modules())
     for module in [*network.modules(), *twin.modules()]:
         if isinstance(module, nn.ReLU):
-            module.inplace = False  # full backward hooks refuse it
+            module.inplace = False  # full backward hooks do not allow it
     for watched in [key for key in WATCHED if key in known and (name not in LARGE or key in ("maxpool", "layer1"))]:
         seen = [], []
         for each, record in zip((network, twin), seen, strict=True):
@@ -117,12 +117,12 @@ def test_hooks_see_eagers_strides(name, mode):
 @by_mode
 @formats
 def test_features_logits_and_gradients_have_eagers_strides(name, mode, x_format, weight_format):
-    """What the layer after the last stage is given, what it returns, and the gradients of x and every parameter."""
+    """Compares input and output of the layer after the last stage, and the gradients of x and every parameter."""
     network, twin = twins(name, weight_format)
     seen, results = ([], []), []
     for each, record in zip((network, twin), seen, strict=True):
         watch(each.avgpool, record, "avgpool")
-        # Of 24x24 images the large ones have 1x1 left, of which torch says either format.
+        # The large networks reduce 24x24 images to 1x1, which torch accepts as either format.
         results.append(run(each, images(x_format, size=24 if x_format == weight_format else 40), mode))
     assert seen[0] == seen[1]
     names = ["logits", "x", *(name for name, _ in network.named_parameters())]
@@ -163,14 +163,14 @@ def test_global_hooks_see_eagers_strides(name, mode):
     assert seen[0] == seen[1]
 
 
-# A pre-activation block whose shortcut is no convolution trains eagerly.
+# Without preact-padding: a pre-activation block whose shortcut is not a convolution trains eagerly.
 by_fused_network = pytest.mark.parametrize("name", [name for name in NETWORKS if name != "preact-padding"])
 
 
 @by_fused_network
 @by_mode
 def test_eager_memory_format_applies_to_all_blocks(name, mode, monkeypatch):
-    """For observers that cannot be noticed, such as one that replaces a method of fused blocks."""
+    """The switch is for observers that cannot be detected, such as a replaced method of fused blocks."""
     network, twin = twins(name)
     inputs = []
     original = modules.FusedBlock.fused_forward
@@ -205,7 +205,7 @@ def test_unobserved_fused_blocks_stay_channels_last(name, mode, monkeypatch):
 @by_mode
 @pytest.mark.parametrize("last", [True, False], ids=["w_nhwc", "w_nchw"])
 def test_one_channels_last_weight_changes_later_strides(mode, last):
-    """From there on eager is in channels_last."""
+    """From that layer on eager's activations are channels_last."""
     network, _ = twins(SMALL)
     if last:
         network.layer2[0].conv2.to(memory_format=torch.channels_last)
@@ -222,7 +222,7 @@ def test_one_channels_last_weight_changes_later_strides(mode, last):
 
 @by_mode
 def test_custom_stages_get_eagers_strides(mode):
-    """A module that is not ours is given eager's format, and may ask for it."""
+    """A user's module receives eager's format and may rely on it."""
 
     class Flattens(nn.Module):
         def forward(self, x):
@@ -324,7 +324,7 @@ def stages_of(network):
 
 
 def trunk(network, x):
-    """All that comes before pooling, in eager."""
+    """Runs everything before the final pooling as eager does."""
     x = network.conv1(x)
     preact = "PreAct" in type(network).__name__
     if not preact:
@@ -344,7 +344,7 @@ def variants():
 
 
 def views(channels):
-    """Inputs of every kind of strides."""
+    """Yields inputs with every kind of strides."""
     whole = torch.randn(4, channels, 12, 12)
     yield whole[:, :, :6, :6].contiguous()
     yield whole[:, :, :6, :6].contiguous(memory_format=torch.channels_last)
@@ -364,9 +364,9 @@ def test_blocks_have_eagers_strides(build, weight_format, mode):
     pools = any(isinstance(module, nn.AvgPool2d) for module in block.modules())
     for i, x in enumerate(views(in_channels(block))):
         if pools and is_channels_last(x) != (weight_format is torch.channels_last):
-            continue  # autograd adds gradients of two formats, in an order of its own
+            continue  # autograd adds gradients of two formats in an unspecified order
         if not x.numel() and weight_format is torch.channels_last:
-            continue  # torch itself says either format of nothing
+            continue  # torch accepts an empty tensor as either format
         for gradient in ("expanded", *FORMATS) if i < 2 else ("expanded",):
             found = []
             for each in (block, twin):

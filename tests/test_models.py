@@ -33,7 +33,7 @@ def parameters(model):
 
 
 def randomise_statistics(model):
-    """Statistics that are not 0 and 1, so that a norm that is left out or swapped shows."""
+    """Sets statistics other than 0 and 1, so that a test notices an omitted or swapped norm."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.2, 0.2)
@@ -42,7 +42,7 @@ def randomise_statistics(model):
 
 
 @pytest.mark.parametrize("name", IMAGENET)
-def test_names_shapes_and_order_are_torchvisions(torchvision_models, name):
+def test_names_shapes_and_order_match_torchvision(torchvision_models, name):
     with torch.device("meta"):
         ours, theirs = getattr(models, name)(), getattr(torchvision_models, name)()
     assert [(k, v.shape, v.dtype) for k, v in ours.state_dict().items()] == [
@@ -61,7 +61,7 @@ def test_names_shapes_and_order_are_torchvisions(torchvision_models, name):
         ("resnet18", dict(norm_layer=lambda c: torch.nn.GroupNorm(8, c))),
     ],
 )
-def test_initialisation_and_output_are_torchvisions(torchvision_models, name, options):
+def test_initialisation_and_output_match_torchvision(torchvision_models, name, options):
     torch.manual_seed(0)
     ours = getattr(models, name)(**options)
     torch.manual_seed(0)
@@ -89,7 +89,7 @@ def test_replace_stride_with_dilation_needs_three_flags():
 
 
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
-def test_parameter_counts_are_the_papers(depth, millions):
+def test_parameter_counts_match_the_papers(depth, millions):
     digits = 1 if depth == 110 else 2  # as table 6 rounds them
     assert round(parameters(models.cifar_resnet(depth)) / 1e6, digits) == millions
 

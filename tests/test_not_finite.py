@@ -1,4 +1,4 @@
-"""Infinities and NaNs that a BatchNorm makes are where eager has them, however an engine folds it."""
+"""Infinities and NaNs from a BatchNorm are in the same positions as in eager, however an engine folds it."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("engine")
 
 INF, NAN = float("inf"), float("nan")
 CHANNELS = 32
-# one channel's gamma, beta, mean, var, and the convolution's bias; factors of weight and x
+# gamma, beta, mean, var and convolution bias of one channel; factors of weight and x
 USUAL = dict(gamma=1.0, beta=0.5, mean=0.25, var=1.0, bias=None, weight=0.1, x=1.0)
 CASES = {
     "variance 0": dict(var=0.0),
@@ -39,7 +39,7 @@ class Convolution:
     def __init__(self, change, kernel=3, seed=0):
         g, v = torch.Generator().manual_seed(seed), USUAL | change
         self.x = torch.randn(2, CHANNELS, 9, 9, generator=g) * v["x"]
-        self.x[:, :, 2:6, 2:6] = 0  # a window of zeros, which an infinite scale makes NaN
+        self.x[:, :, 2:6, 2:6] = 0  # a window of zeros: times an infinite scale it is NaN
         self.x = self.x.contiguous(memory_format=torch.channels_last)
         self.weight = torch.randn(CHANNELS, CHANNELS, kernel, kernel, generator=g) * v["weight"]
         vectors = torch.ones(4, CHANNELS) * torch.tensor([USUAL[n] for n in ("gamma", "beta", "mean", "var")])[:, None]
@@ -72,7 +72,7 @@ def test_conv_bn_act(change, kernel):
 
 @pytest.mark.parametrize("change", CASES)
 def test_packed_weight_under_changing_batch_norms(change):
-    """The same weight under a usual BatchNorm before and after."""
+    """The packed weight is also correct for an ordinary BatchNorm before and after the extreme one."""
     conv, usual = Convolution(CASES[change]), Convolution({})
     conv.weight, conv.x = usual.weight, usual.x
     for each in (usual, conv, usual):
@@ -85,7 +85,7 @@ def test_packed_weight_under_changing_batch_norms(change):
 @pytest.mark.parametrize(("n", "size"), [(1, 4), (4, 4), (2, 24)], ids=str)
 @pytest.mark.parametrize("keep_packed", [False, True])
 def test_non_finite_weight_matches_eager(value, n, size, keep_packed):
-    """Eager multiplies the padding's zeros by it, or leaves them out, as torch's convolution of that size does."""
+    """Depending on the size, torch's convolution multiplies the zeros of the padding by the weight or skips them."""
     conv = Convolution({})
     conv.x = torch.randn(n, CHANNELS, size, size)
     conv.weight[3, 0, 0, 0] = value

@@ -1,4 +1,4 @@
-"""What pytest's last lines say of tests that this machine cannot run."""
+"""The last lines of pytest list the tests that this machine cannot run."""
 
 import importlib.util
 import os

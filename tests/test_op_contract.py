@@ -21,7 +21,7 @@ def test_opcheck():
 
 
 def pre_call(case, pre):
-    """The arguments of bn_relu_conv_bn_act for the same convolution."""
+    """Returns the arguments of bn_relu_conv_bn_act for the same convolution."""
     x, *rest = case.args()
     return (x, *pre, *rest, False, True)
 

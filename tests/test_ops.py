@@ -40,7 +40,7 @@ def test_any_shape(engine, n, c, k, h, w, kernel, stride, padding, dilation, **r
         assert layout_of(y) == layout_of(eager)
 
 
-# n, c, size, k: whole and broken tiles, half a block of channels, one image for several threads
+# n, c, size, k: whole and partial tiles, half a block of channels, one image split across threads
 WINOGRAD = {
     torch.float32: [
         (1, 64, 56, 64),
@@ -70,7 +70,7 @@ def test_three_by_three(engine, dtype, n, c, size, k, padding):
 @pytest.mark.parametrize(("dtype", "n", "c", "size", "k"), CASES)
 @pytest.mark.parametrize("padding", [0, 1, 2])
 def test_winograd_is_what_runs(dtype, n, c, size, k, padding):
-    """So the test above runs the kernels that it is for."""
+    """Checks that test_three_by_three runs the Winograd kernels."""
     assert plan_of((n, c, size, size), k, (padding, padding), dtype).startswith("winograd")
 
 
@@ -89,15 +89,15 @@ def test_small_images_in_bfloat16_are_direct(shape, sentence):
 @pytest.mark.usefixtures("no_amx")
 @pytest.mark.parametrize(("dtype", "n", "c", "size", "k"), CASES)
 @pytest.mark.parametrize("mean", [0, 100])
-def test_winograd_of_pixels_of_mixed_magnitude(dtype, n, c, size, k, mean):
-    """Its sums are over whole tiles: rounding errors of the largest pixel of a tile reach all of its outputs."""
+def test_winograd_with_pixels_of_mixed_magnitude(dtype, n, c, size, k, mean):
+    """Winograd sums over whole tiles, so the rounding error of the largest pixel affects every output of its tile."""
     case = Case(n, c, size, size, k, 3, 3, (1, 1), (1, 1), (1, 1), dtype=dtype, layout="channels_last")
     case.x += mean
     case.x[..., ::5, ::3] *= 300
     case.check()
 
 
-# Strides between pixels that fall on one set of L1, tails of register blocks, one image split across threads
+# pixel strides that map to one L1 set, tails of register blocks, one image split across threads
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("n", "c", "h", "w", "k", "r", "stride"),
@@ -119,7 +119,7 @@ def test_resnet_shapes(engine, dtype, n, c, h, w, k, r, stride):
     [(8, 3, 1, 8, 1, (0, 0)), (64, 3, 1, 8, 3, (1, 2)), (2, 8, 5, 1, 1, (0, 0))],
 )
 def test_outputs_dense_in_both_formats(engine, dtype, layout, n, c, size, k, kernel, padding):
-    """Contiguous and channels_last at once: torch 2.11's oneDNN takes no such residual."""
+    """Dense as contiguous and as channels_last: torch 2.11's oneDNN does not accept such a residual."""
     case = Case(n, c, size, size, k, kernel, kernel, (3, 3), padding, (1, 1), dtype=dtype, layout=layout, residual=True)
     assert case.residual.is_contiguous() and case.residual.is_contiguous(memory_format=torch.channels_last)
     case.check()
@@ -166,7 +166,7 @@ def test_batch_norm_corners(engine, dtype, change):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("gamma", [1.0, 0.0])
 def test_zero_variance_and_zero_eps(engine, dtype, gamma):
-    """1 / sqrt(0): infinities and NaN where eager has them."""
+    """1 / sqrt(0) gives infinities and NaN in the same positions as in eager."""
     case = Case(1, 32, 12, 12, 32, 3, 3, (1, 1), (1, 1), (1, 1), dtype=dtype)
     case.eps = 0.0
     case.bn[3][::5] = 0
@@ -209,7 +209,7 @@ def test_not_finite_in_winograd(dtype, value, where, relu):
 @pytest.mark.usefixtures("no_amx")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_overflow_on_the_way(dtype):
-    """Winograd adds inputs before it multiplies: values near the largest float overflow there and nowhere else."""
+    """Winograd adds inputs before it multiplies, so values near the largest float overflow only there."""
     case = Case(1, 64, 56, 56, 64, 3, 3, (1, 1), (1, 1), (1, 1), dtype=dtype, relu=False)
     case.x.fill_(2e38)
     case.weight.fill_(1e-3)
@@ -224,7 +224,7 @@ def test_overflow_on_the_way(dtype):
 @pytest.mark.parametrize("pre", [False, True])
 def test_projection(engine, dtype, layout, not_finite, pre):
     args = projection_args(dtype, layout, **({"pre": pre_args(16)} if pre else {}))
-    if not_finite:  # Winograd gives up after the shortcut was already in the output
+    if not_finite:  # Winograd gives up after the shortcut is already in the output
         args[0][0, 0, 3, 3] = float("inf")
     double = [a.double() if isinstance(a, torch.Tensor) else a for a in args]
     eager = reference.conv_bn_proj_act(*args)
@@ -237,7 +237,7 @@ def test_projection(engine, dtype, layout, not_finite, pre):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 @pytest.mark.parametrize(("kernel", "stride", "groups"), [(3, 1, 1), (1, 2, 1), (3, 2, 4)])
 def test_pre_activation(engine, dtype, layout, kernel, stride, groups):
-    """Equal, not close: relu(pre(x)) is made first, in x's dtype. A shift shows whether padding stays zero."""
+    """Bit-identical: relu(pre(x)) is computed first, in x's dtype. Padding must stay zero, although pre(0) is not."""
     case = Case(
         2, 32, 13, 11, 64, kernel, kernel, (stride,) * 2, (kernel // 2,) * 2, (1, 1), groups,
         dtype=dtype, layout=layout, residual=True,
@@ -267,7 +267,7 @@ def test_pre_activation(engine, dtype, layout, kernel, stride, groups):
 def test_pool(engine, n, c, k, h, w, conv, pool, dtype, layout, nan):
     kernel, stride, padding = conv
     if min((size + 2 * padding - kernel) // stride + 1 for size in (h, w)) + 2 * pool[2] < pool[0]:
-        return  # refused: the window is larger than what it pools
+        return  # refused: the window is larger than its input
     case = Case(n, c, h, w, k, kernel, kernel, (stride,) * 2, (padding,) * 2, (1, 1), dtype=dtype, layout=layout)
     # torch 2.13's bf16 channels_last convolution of 3 channels lets a NaN leak into the neighbouring pixel
     if nan and not (dtype == torch.bfloat16 and c % 2):
@@ -302,7 +302,7 @@ def test_bn_add_act(dtype, layout, shape):
 
 
 def test_result_memory_is_reused_across_steps():
-    """As much as results have taken at one time: what a training step frees at its end, the next one takes again."""
+    """The pool keeps the memory that a training step frees at its end, and the next step reuses it."""
     x = torch.zeros(1, 16, 1024, 1024).to(memory_format=torch.channels_last)
     ops.release_memory()
 
@@ -321,7 +321,7 @@ def test_result_memory_is_reused_across_steps():
 
 
 def test_memory_of_mallocs_heap_is_released_too():
-    """In a process whose malloc takes blocks from its heap, and keeps there what is freed."""
+    """Runs in a process whose malloc allocates large blocks on its heap and keeps freed ones there."""
     code = """if True:
         import ctypes
         for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
@@ -334,7 +334,7 @@ def test_memory_of_mallocs_heap_is_released_too():
 
 
 def in_memory(address, size):
-    """Whether all pages are: the kernel gives no page for what was never written, or was given back."""
+    """Returns whether all pages are resident. Pages that were never written, or were given back, are not."""
     pages = (ctypes.c_ubyte * (size // PAGE))()
     known = ctypes.CDLL(None).mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), pages) == 0
     return known and all(page & 1 for page in pages)

@@ -1,4 +1,4 @@
-"""Packed weights of whole networks: right after any edit, and freed with their weights."""
+"""Packed weights of whole networks: correct after any edit, and freed with their weights."""
 
 import copy
 import gc
@@ -51,7 +51,7 @@ def test_edits_through_data_are_seen_in_every_layer(model, x):
         check(model, x)
 
 
-def test_functional_calls_with_fresh_weights_keep_nothing(model, x):
+def test_functional_calls_with_fresh_weights_cache_nothing(model, x):
     logits(model, x)
     before = kept()
     for i in range(10):
@@ -98,7 +98,7 @@ def test_replaced_weights_leave_nothing_packed(model, x, exchange):
 
 
 def test_ema_weights_swapped_through_data_are_right(model, x):
-    """As an EMA does for evaluation: both sets are alive, and both may be packed."""
+    """An EMA swaps weights for evaluation: both sets are alive, and both may be packed."""
     averaged = {name: p.detach() * 0.5 for name, p in model.named_parameters()}
     logits(model, x)
     before = kept()
@@ -123,7 +123,7 @@ def test_exported_program_frees_its_packed_weights(model, x):
 
 
 def test_refilled_storages_are_packed_again(x):
-    """What FSDP does between two forwards."""
+    """FSDP frees and refills storages between two forwards."""
     everything = kept()
     model = resnet_fused.convert(models.small_resnet(10).eval())
     want = logits(model, x)

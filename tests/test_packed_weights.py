@@ -17,13 +17,13 @@ from resnet_fused import functional, ops
 def case_of(kind, dtype=torch.float32):
     kernel, padding = (1, 0) if kind == "1x1" else (3, 1)
     case = Case(1, 32, 16, 16, 32, kernel, kernel, (1, 1), (padding, padding), (1, 1), dtype=dtype)
-    if kind == "dirac":  # nearly all zeros: a few elements of it tell nothing
+    if kind == "dirac":  # almost all zeros, so a digest of a few elements would miss edits
         torch.nn.init.dirac_(case.weight)
     case.weight = torch.nn.Parameter(case.weight)
     return case
 
 
-# What is edited: a mask of the weight's elements, and their new values.
+# What to edit: each function returns a mask of the weight's elements and their new values.
 def one_element(w):
     mask = torch.zeros_like(w, dtype=torch.bool)
     mask[17, 17, -1, -1] = True
@@ -48,7 +48,7 @@ def everything(w):
     return torch.ones_like(w, dtype=torch.bool), w * 1.5 + 0.25
 
 
-# How: with and without a new version, by torch and by others.
+# How to edit it: with and without a new version, with torch and without.
 def in_place(w, mask, new):
     with torch.no_grad():
         w[mask] = new[mask]
@@ -82,10 +82,10 @@ def inference_mode(w, mask, new):
 
 
 def another_process(w, mask, new):
-    w.data.share_memory_()  # moves it
+    w.data.share_memory_()  # moves the weight to shared memory
     values = torch.where(mask, new, w.detach())
     child = os.fork()
-    if not child:  # torch's threads have stayed behind: no op here
+    if not child:  # the child has no torch threads, so it must not call an op
         ctypes.memmove(w.data_ptr(), values.data_ptr(), values.untyped_storage().nbytes())
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
@@ -164,7 +164,10 @@ def test_weights_made_in_inference_mode(engine):
 
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_weight_inside_a_larger_storage(engine, step):
-    """With elements of others between its own, more of them than it has from three on: then nothing is kept."""
+    """The weight is every ``step``-th input channel of a larger tensor.
+
+    At step 3 most elements of the storage are not the weight's, and no packed copy is kept.
+    """
     case = Case(1, 32, 16, 16, 32, 3, 3, (1, 1), (1, 1), (1, 1))
     around = torch.randn(32, 32 * step, 3, 3)
     case.weight = around[:, ::step]
@@ -186,10 +189,10 @@ def test_forget_packed_frees_its_memory(engine):
     case.check(keep_packed=False)
     assert ops.packed_bytes() == before
     case.check(keep_packed=True)
-    kept = ops.packed_bytes() - before
-    assert (kept == 0) == (engine == "composed")
+    packed = ops.packed_bytes() - before
+    assert (packed == 0) == (engine == "composed")
     case.check(keep_packed=True)
-    assert ops.packed_bytes() - before == kept
+    assert ops.packed_bytes() - before == packed
     ops.forget_packed([case.weight])
     assert ops.packed_bytes() == before
 
@@ -209,7 +212,7 @@ def test_packed_copy_dies_with_its_weight():
     call(weight)
     one = ops.packed_bytes()
     assert one > before
-    for _ in range(10):  # each time another storage: the last one's copy goes
+    for _ in range(10):  # each new storage frees the copy of the previous one
         weight.data = torch.randn_like(weight)
         call(weight)
     assert ops.packed_bytes() == 2 * one - before, "view keeps the first storage, weight the last"
@@ -242,14 +245,14 @@ def test_release_memory_returns_packed_weights():
 
 def test_limit_drops_the_least_recently_used(monkeypatch):
     ops.release_memory()
-    weights = [torch.randn(256, 256, 3, 3) for _ in range(3)]  # 2.25 MiB each, in any order a little more
+    weights = [torch.randn(256, 256, 3, 3) for _ in range(3)]  # 2.25 MiB each, slightly more when packed
     call(weights[0])
     one = ops.packed_bytes()
     monkeypatch.setenv("RESNET_FUSED_CPU_PACKED_MB", str(2 * one / 2**20 + 1).split(".")[0])
     call(weights[1])
     assert ops.packed_bytes() == 2 * one
     call(weights[0])
-    call(weights[2])  # in the place of weights[1]
+    call(weights[2])  # evicts weights[1]
     assert ops.packed_bytes() == 2 * one
     ops.forget_packed([weights[1]])
     assert ops.packed_bytes() == 2 * one
@@ -288,7 +291,7 @@ def test_swapped_tensors():
 
 
 def test_refilled_storage_is_packed_again():
-    """As FSDP does. Eager raises RuntimeError too."""
+    """FSDP does this. While the storage is empty, eager raises RuntimeError too."""
     weight = torch.randn(32, 32, 3, 3)
     values = weight.clone()
     before = call(weight)
@@ -304,7 +307,7 @@ def test_refilled_storage_is_packed_again():
 
 
 class CallsBack:
-    """Infers when it is destroyed, as a weight's owner may."""
+    """Runs a convolution when it is destroyed."""
 
     def __init__(self, weight):
         self.weight = weight
@@ -314,7 +317,7 @@ class CallsBack:
 
 
 def test_weight_destructor_may_call_an_op():
-    """No lock is held while copies are destroyed or torch is called: this would hang."""
+    """Hangs if a lock is held while copies are destroyed or torch is called."""
     other = torch.randn(32, 32, 3, 3)
     for _ in range(20):
         weight = torch.randn(32, 32, 3, 3)

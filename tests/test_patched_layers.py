@@ -39,7 +39,7 @@ def outputs(module, x, mode):
 
 
 def assert_runs_as_eager(module, twin, x, mode):
-    """To the bit, because eager it is."""
+    """Requires bit-identical results, because the module must run eagerly."""
     for a, b in zip(outputs(module, x, mode), outputs(twin, x, mode), strict=True):
         assert torch.equal(a, b)
 
@@ -177,7 +177,7 @@ with torch.no_grad():
 
 
 @pytest.mark.parametrize("cls", _CLASSES)
-def test_unpatched_modules_are_not_taken_for_patched(cls):
+def test_unpatched_modules_do_not_count_as_patched(cls):
     arguments = {nn.Conv2d: (4, 4, 3), nn.MaxPool2d: (3,)}
     built = cls(*arguments.get(cls, (4,) if "Norm" in cls.__name__ else ()))
     built.a_users_own_attribute = 1
@@ -203,7 +203,7 @@ def test_torch_compile_emits_no_warning():
 
 
 class Proxy:
-    """As wrapt's: equal to what it wraps."""
+    """Compares equal to what it wraps, like the proxies of wrapt."""
 
     def __init__(self, wrapped):
         self.wrapped, self.calls = wrapped, 0

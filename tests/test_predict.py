@@ -1,4 +1,4 @@
-"""benchmarks.predict and predict_layers: docs/predictions.md is what they write."""
+"""benchmarks.predict and predict_layers: the committed docs/predictions.md is their output."""
 
 from benchmarks import predict, predict_layers
 

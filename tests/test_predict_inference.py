@@ -1,4 +1,4 @@
-"""benchmarks.predict_inference: peers pay for their passes, and a fused block is counted once."""
+"""benchmarks.predict_inference: contenders are charged for their passes, and a fused block is counted once."""
 
 import pytest
 
@@ -10,13 +10,13 @@ def test_predicted_times_fall_from_eager_to_cudnn(name):
     whole, blocks = predict_inference.Network(name, 256).times()
     assert whole.eager > whole.compiled > whole.cudnn > 0
     assert whole.ours > blocks.ours > 0
-    tensor = 256 * 256 * 56 * 56  # the end of a bottleneck: BatchNorm, addition and ReLU in three passes or in one
+    tensor = 256 * 256 * 56 * 56  # at the end of a bottleneck BatchNorm, addition and ReLU are three passes or one
     more = 2 * predict_inference.sweep(tensor, tensor)
     assert whole.eager - whole.compiled > (more if name == "resnet50" else more / 4)
 
 
 def test_fused_pooling_saves_a_pass_and_the_indices():
-    """The stem's output is not read and written once more, and no 8 bytes follow each of a quarter of its values."""
+    """Saves one read and write of the stem's output, and an 8-byte index for each pooled value (a quarter of them)."""
     network, y = predict_inference.Network("resnet18", 256), 256 * 64 * 112 * 112
     fused, with_indices = network.pooling()
     assert with_indices - fused == pytest.approx(2 * y / predict_inference.MEMORY / 1e3)
@@ -25,8 +25,8 @@ def test_fused_pooling_saves_a_pass_and_the_indices():
     assert network.fused_pooling_saves() == pytest.approx(stem.compiled - stem.ours + with_indices - fused)
 
 
-def test_a_whole_block_is_counted_once():
-    """At batch 1 the first stage's blocks are one launch each: their second convolutions cost nothing more."""
+def test_a_one_launch_block_is_counted_once():
+    """At batch 1 each block of the first stage is one launch, so its second convolution adds no time."""
     network = predict_inference.Network("resnet18", 1)
     first, second = (next(c for c in network.calls if c.name == f"layer1.0.conv{i}") for i in (1, 2))
     assert network.plan(first, "all").startswith("sm90 block 64")

@@ -1,4 +1,4 @@
-"""The eager definitions are torchvision's blocks, and the papers' where torchvision has none."""
+"""The eager definitions match torchvision's blocks, or the papers where torchvision has none."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ PAIRS = [(reference.BasicBlock, tv.BasicBlock), (reference.Bottleneck, tv.Bottle
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS, ids=["basic", "bottleneck"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("training", [False, True])
-def test_blocks_are_torchvisions(ours, theirs, stride, training):
+def test_blocks_match_torchvision(ours, theirs, stride, training):
     planes, out = 8, 8 * theirs.expansion
     blocks = []
     for cls in (ours, theirs):
@@ -45,7 +45,7 @@ def test_bottleneck_takes_torchvisions_arguments():
 
 
 @pytest.mark.parametrize("cls", [reference.BasicBlock, reference.PreActBlock])
-def test_two_conv_blocks_refuse_what_torchvisions_does(cls):
+def test_two_conv_blocks_refuse_the_same_as_torchvision(cls):
     with pytest.raises(ValueError, match="groups=1 and base_width=64 only, got 2 and 64"):
         cls(8, 8, groups=2)
     with pytest.raises(ValueError, match="got 1 and 128"):
@@ -55,7 +55,7 @@ def test_two_conv_blocks_refuse_what_torchvisions_does(cls):
 
 
 @pytest.mark.parametrize("downsample", [None, "conv", "sequential"])
-def test_preact_block_is_the_papers(downsample):
+def test_preact_block_matches_the_paper(downsample):
     conv = nn.Conv2d(8, 12, 1, 2, bias=False)
     stride, planes = (1, 8) if downsample is None else (2, 12)
     shortcut = {None: None, "conv": conv, "sequential": nn.Sequential(conv)}[downsample]
@@ -67,7 +67,7 @@ def test_preact_block_is_the_papers(downsample):
     assert (block(x) < 0).any(), "no ReLU follows the addition"
 
 
-def test_preact_bottleneck_is_the_papers():
+def test_preact_bottleneck_matches_the_paper():
     block = randomise(reference.PreActBottleneck(16, 4)).eval()
     x = torch.randn(2, 16, 6, 6)
     a = F.relu(block.bn1(x))
@@ -88,7 +88,7 @@ def test_plain_blocks_have_no_shortcut(cls):
     torch.testing.assert_close(block(x), out)
 
 
-def test_blocks_leave_their_input_alone():
+def test_blocks_do_not_modify_their_input():
     for cls in (reference.BasicBlock, reference.Bottleneck, reference.PreActBlock, reference.PreActBottleneck):
         inplanes = 4 * cls.expansion
         x = torch.randn(1, inplanes, 5, 5)
@@ -122,9 +122,9 @@ def test_functions_match_the_modules():
     torch.testing.assert_close(reference.bn_add_act(residual, *norm), F.relu(bn(residual)))
     pooled = F.max_pool2d(F.relu(bn(conv(x))), 3, 2, 1)
     torch.testing.assert_close(reference.conv_bn_relu_pool(*args), pooled)
-    side = nn.Conv2d(3, 6, 1, 2, bias=False)
+    proj = nn.Conv2d(3, 6, 1, 2, bias=False)
     z = torch.randn(2, 3, 9, 9)
-    joined = reference.conv_bn_proj_act(*args, 1, 1, z, side.weight, proj_stride=2)
-    torch.testing.assert_close(joined, F.relu(bn(conv(x)) + side(z)))
-    projected = reference.conv_bn_proj_act(*args, 1, 1, z, side.weight, None, *norm, 2, relu=False)
-    torch.testing.assert_close(projected, bn(conv(x)) + bn(side(z)))
+    joined = reference.conv_bn_proj_act(*args, 1, 1, z, proj.weight, proj_stride=2)
+    torch.testing.assert_close(joined, F.relu(bn(conv(x)) + proj(z)))
+    projected = reference.conv_bn_proj_act(*args, 1, 1, z, proj.weight, None, *norm, 2, relu=False)
+    torch.testing.assert_close(projected, bn(conv(x)) + bn(proj(z)))

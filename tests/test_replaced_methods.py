@@ -18,7 +18,7 @@ def small(network, block):
     return lambda **arguments: network(block, [1, 1, 1, 1], **arguments)
 
 
-# Each: the class, its method, a network with it.
+# class, name of the method, builder of a network that uses it
 METHODS = {
     "torchvision-BasicBlock-forward": (resnet.BasicBlock, "forward", small(resnet.ResNet, resnet.BasicBlock)),
     "torchvision-Bottleneck-forward": (resnet.Bottleneck, "forward", small(resnet.ResNet, resnet.Bottleneck)),
@@ -39,7 +39,7 @@ METHODS = {
 
 
 def doubled(function):
-    @wraps(function)  # copies the names of the function that it replaces
+    @wraps(function)  # so that name and qualified name do not reveal the replacement
     def theirs(self, x):
         return 2 * function(self, x)
 
@@ -131,7 +131,10 @@ def test_method_replaced_before_import_is_noticed(wrapped, before_import):
 
 @pytest.fixture(scope="module")
 def before_import():
-    """Whether by a wrapper -> what is said. Forks once torch is there, as it takes most of the time."""
+    """Maps whether ``functools.wraps`` was used to what the report says.
+
+    The process forks after importing torch, which takes most of the time.
+    """
     code = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT / "tests")!r})

@@ -145,7 +145,7 @@ class ConvNorm(nn.Module):
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """As several detection libraries have it: no subclass of nn.BatchNorm2d."""
+    """Like that of several detection libraries, not a subclass of nn.BatchNorm2d."""
 
     def __init__(self, channels):
         super().__init__()
@@ -208,14 +208,14 @@ def test_unknown_blocks_are_reported_without_their_parts(kind):
     assert alone[""].reason == reason
 
 
-def test_plain_convolutions_and_attention_are_no_blocks():
+def test_plain_convolutions_and_attention_are_not_blocks():
     class SqueezeExcite(nn.Module):
         def __init__(self):
             super().__init__()
             self.reduce, self.expand = nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1)
 
     class Normalize(nn.Module):
-        """Of images, not of activations."""
+        """Normalises images, not activations."""
 
     assert not resnet_fused.report(nn.Sequential(Normalize(), SqueezeExcite(), nn.Conv2d(8, 8, 3)))
 

@@ -11,7 +11,7 @@ import resnet_fused
 from resnet_fused import functional, models, ops, reference
 from resnet_fused.functional import BatchNorm
 
-LARGE = (2, 64, 96, 96)  # 4.5 MiB in float32: memory of such results is kept
+LARGE = (2, 64, 96, 96)  # 4.5 MiB in float32: large enough for the pool
 
 
 def assert_resizes(t):
@@ -138,7 +138,7 @@ def test_tensors_seen_between_fused_blocks_can_be_resized(training, make):
     assert_resizes(seen[0])
 
 
-IN_BOTH_FORMATS = {  # dense as contiguous and as channels_last: no copy lies between a kernel's buffer and the result
+IN_BOTH_FORMATS = {  # dense as contiguous and as channels_last: the kernel's buffer is returned without a copy
     "one channel": lambda w: functional.conv_bn_act(torch.randn(8, 4, 256, 256), w(1, 4, 1, 1), norm(1)),
     "one pixel": lambda w: functional.conv_bn_act(torch.randn(1024, 8, 1, 1), w(512, 8, 1, 1), norm(512)),
     "one channel, pooled": lambda w: functional.conv_bn_relu_pool(
@@ -158,7 +158,7 @@ def test_results_dense_in_both_formats_can_be_resized(name, training):
 
 
 class Conv(nn.Conv2d):
-    """A layer that fused blocks do not know: their block runs eagerly."""
+    """A layer that fused blocks do not know, so that its block runs eagerly."""
 
     seen: ClassVar[list] = []
 
@@ -182,12 +182,12 @@ def test_inputs_of_layers_in_eager_blocks_can_be_resized(training, compiled):
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_fused_blocks_pass_internal_results(training, monkeypatch):
-    """The speed of it: fresh memory costs a page fault every 4 KiB."""
+    """Pooled results are faster: fresh memory costs a page fault every 4 KiB."""
     network = resnet_fused.convert(models.resnet18()).train(training)
     x = torch.randn(4, 3, 192, 192)
     made = []
     name = "bn_add_act" if training else "basic_block"
-    end = getattr(ops, name)  # of most blocks
+    end = getattr(ops, name)  # the last op of most blocks
     monkeypatch.setattr(ops, name, lambda *args, **how: made.append(how) or end(*args, **how))
     with torch.set_grad_enabled(training):
         network(x)
@@ -200,6 +200,6 @@ def test_internal_result_equals_the_public_one():
     x, weight = large(last=True), torch.randn(64, 64, 3, 3) / 24
     args = (weight, None, None, None, None, None, 0.0, (1, 1), (1, 1), (1, 1), 1, None, True, False, False)
     assert torch.equal(ops.conv_bn_act(x, *args), ops.conv_bn_act(x, *args, True))
-    kept = ops.bn_add_act(x, None, None, None, None, 0.0, None, True, True)
-    assert torch.equal(kept, x.relu())
-    assert not kept.untyped_storage().resizable()
+    pooled = ops.bn_add_act(x, None, None, None, None, 0.0, None, True, True)
+    assert torch.equal(pooled, x.relu())
+    assert not pooled.untyped_storage().resizable()

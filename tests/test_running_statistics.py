@@ -1,4 +1,4 @@
-"""Running statistics change when eager's do, and only then: empty batches, checkpointing, older graphs."""
+"""Running statistics change exactly when eager's do: empty batches, checkpointing, older graphs."""
 
 import copy
 
@@ -68,7 +68,7 @@ def test_empty_batch_counts_and_keeps_the_averages(build, momentum):
     with torch.no_grad():
         module(x), twin(x)
     assert_same_buffers(module, twin, rtol=0, atol=0)
-    x = torch.randn(4, channels, 32, 32, dtype=torch.float64)  # and training goes on
+    x = torch.randn(4, channels, 32, 32, dtype=torch.float64)  # training continues
     module(x), twin(x)
     assert_same_buffers(module, twin)
 
@@ -124,7 +124,10 @@ def test_a_compiled_step_of_an_empty_batch():
 
 
 def eval_then_train(module, u, v, wanted):
-    """Gradients of a loss in eval mode and one in training mode, whose statistics come between the first's passes."""
+    """Returns an eval-mode loss, and the gradients of its sum with a training-mode loss.
+
+    The training-mode forward pass updates the statistics before the backward pass of the eval-mode loss.
+    """
     module.eval()
     a = module(u).square().mean()
     module.train()
@@ -137,7 +140,7 @@ def test_eval_graph_is_right_after_a_training_step(build):
     module, channels = build()
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
-            norm.momentum = 0.5  # what the buffers hold differs much before and after
+            norm.momentum = 0.5  # changes the buffers a lot
     module.double()
     twin = eager_twin(module)
     torch.manual_seed(1)
@@ -218,7 +221,7 @@ def test_checkpointing_updates_twice_as_eager_does(cls, where, reentrant):
             y = checkpoint(part, y, use_reentrant=reentrant)
         y.square().sum().backward()
     assert_same_buffers(blocks, twin, rtol=1e-5, atol=1e-6)
-    # The last BatchNorm of a pre-activation block comes before a convolution, where eager, too, goes to the end.
+    # In a pre-activation block a convolution follows bn2, so recomputation reaches bn2 in eager too.
     assert int(blocks[2].bn2.num_batches_tracked) == 2
 
 
@@ -233,7 +236,7 @@ def test_a_checkpointed_network(build):
 
 
 def test_failed_step_leaves_no_pending_updates():
-    """What was to be done with one block's statistics is not done with another's."""
+    """The pending updates of a failed block must not apply to another block."""
     block, other = identity(modules.FusedBasicBlock), identity(modules.FusedBasicBlock)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         block(torch.randn(1, 8, 1, 1))
@@ -246,7 +249,7 @@ def test_failed_step_leaves_no_pending_updates():
     assert_same_buffers(other, twin)
 
 
-def test_running_averages_keep_the_criterion():
+def test_running_averages_meet_the_criterion():
     block = identity(modules.FusedBasicBlock)
     twin = eager_twin(block)
     exact = copy.deepcopy(twin).double()
@@ -274,7 +277,7 @@ def test_running_averages_of_several_norms(momenta, dtype):
         assert ours.num_batches_tracked == eager.num_batches_tracked == 3
 
 
-def test_norm_that_a_block_uses_twice_updates_twice():
+def test_norm_used_twice_updates_twice():
     norm = nn.BatchNorm2d(8)
     twin = copy.deepcopy(norm)
     batches = [torch.randn(2, 8, 3, 3), 5 + torch.randn(2, 8, 3, 3)]
@@ -285,7 +288,7 @@ def test_norm_that_a_block_uses_twice_updates_twice():
 
 
 def test_infinite_average_stays_infinite():
-    """As in eager: a difference of the two averages would be NaN."""
+    """As in eager. An update by the difference of the averages would give NaN."""
     norm = nn.BatchNorm2d(2)
     norm.running_var.fill_(float("inf"))
     autograd.update_running([norm], [autograd.batch_statistics(torch.randn(2, 2, 3, 3), "")])

@@ -1,4 +1,4 @@
-"""A converted network calls the modules in its stages as eager does, with the same inputs."""
+"""A converted network calls the modules of its stages like eager, with the same inputs."""
 
 import copy
 
@@ -106,7 +106,7 @@ def test_stage_changed_during_the_forward_pass(x, what):
     found = []
     for convert in (False, True):
         model = network()
-        model.layer1.following = [model.layer2]  # a list: no submodule
+        model.layer1.following = [model.layer2]  # in a list, so it is not a submodule
         model.layer1.register_forward_hook(change)
         if convert:
             resnet_fused.convert(model)

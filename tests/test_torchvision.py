@@ -13,14 +13,14 @@ import resnet_fused
 tv = pytest.importorskip("torchvision.models")
 resnet = tv.resnet
 
-# Many outputs make the largest error meaningful: over only ten, eager's may be small by chance.
+# Many outputs make the largest error meaningful; over only ten, eager's may be small by chance.
 CLASSES = 500
 
 FAMILY = [name for name in resnet.__all__ if name.islower()]
 
 
 def build(constructor, **arguments):
-    """Builds with uniform weights of the variance of torchvision's initialisation, which is slow for large models."""
+    """Builds with uniform weights whose variance is that of torchvision's initialisation, which is slow."""
     with torch.device("meta"):
         model = constructor(**arguments)
     model = model.to_empty(device="cpu")
@@ -39,7 +39,7 @@ def test_the_family_is_complete():
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_every_constructor_converts_whole_and_matches(name, device):
+def test_every_constructor_converts_completely_and_matches(name, device):
     model = build(getattr(tv, name), num_classes=CLASSES).to(device)
     blocks = [m for m in model.modules() if isinstance(m, resnet.BasicBlock | resnet.Bottleneck)]
     side = 32 if any(large in name for large in ("101", "152", "wide")) else 64
@@ -55,7 +55,7 @@ def test_every_constructor_converts_whole_and_matches(name, device):
     assert_close(actual, expected, exact)
 
 
-def test_converted_parts_are_still_torchvisions():
+def test_converted_parts_keep_torchvisions_classes():
     model = resnet_fused.convert(tv.resnet18())
     assert isinstance(model, resnet.ResNet)
     assert isinstance(model.layer1[0], resnet.BasicBlock)

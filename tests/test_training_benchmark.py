@@ -52,7 +52,7 @@ def test_graph_that_does_not_train_is_not_timed(monkeypatch):
     assert "differs from a step's by 1.0e+00" in rows["ours_graph"]["unavailable"]
 
 
-def test_refused_capture_leaves_the_others():
+def test_failed_capture_does_not_affect_others():
     def refused(call):
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
@@ -97,17 +97,17 @@ def run(out, contenders=("ours",), **more):
     return training.run(out, "sm80", 0.0, contenders, ["tiny"], **{"batches": [4], "device": "cpu", **more})
 
 
-def test_run_is_written_with_eager_beside_it(tmp_path, tiny, monkeypatch):
-    asked = []
+def test_written_run_includes_eager(tmp_path, tiny, monkeypatch):
+    engines = []
     step = trainee.Trainee.step
-    monkeypatch.setattr(trainee.Trainee, "step", lambda self: asked.append(gpu.engine_asked_for()) or step(self))
+    monkeypatch.setattr(trainee.Trainee, "step", lambda self: engines.append(gpu.engine_asked_for()) or step(self))
     result = run(tmp_path, batches=[4, 3], dtypes=["fp32"])
     assert json.loads((tmp_path / "training.json").read_text()) == result
     assert [(row["batch"], row["contender"]) for row in result["rows"]] == [
         (4, "eager"), (4, "ours"), (3, "eager"), (3, "ours")
     ]  # fmt: skip
     assert result["machine"]["engine"] == "sm80"
-    assert set(asked) == {"sm80"}
+    assert set(engines) == {"sm80"}
     assert "| tiny fp32 | 3 |" in (tmp_path / "training.md").read_text()
     late = run(tmp_path, seconds=0.0)
     assert late["rows"] == []
@@ -153,7 +153,7 @@ def test_failing_contender_has_a_row_with_a_reason(tiny, monkeypatch):
         training.main(["--contenders", "ours", "--dtypes", "fp32", "--batch", "4", "--budget", "0.01"])
 
 
-def test_failing_workload_leaves_the_next_ones(tiny, monkeypatch):
+def test_failing_workload_does_not_stop_the_next(tiny, monkeypatch):
     def failing(workload, dtype, trainees):
         if workload.shape[0] == 4:
             raise RuntimeError("CUDA error: misaligned address")
@@ -167,7 +167,7 @@ def test_failing_workload_leaves_the_next_ones(tiny, monkeypatch):
 @pytest.mark.parametrize("make", [reference.BasicBlock, reference.PreActBlock])
 @pytest.mark.parametrize("name", ["eager", "ours"])
 def test_timed_weights_stay_bounded(make, name):
-    """Weights that run away would time infinities, or outputs that are all zero."""
+    """With diverging weights a benchmark would time infinities, or outputs that are all zero."""
     block = trainee.Trainee(trainee.Workload("tiny", (8, 8, 9, 9), lambda: make(8, 8)), name, "fp32", CPU)
     before = [p.detach().clone() for p in block.model.parameters()]
     for _ in range(100):

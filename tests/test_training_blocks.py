@@ -1,4 +1,4 @@
-"""Fused training of every block: eager's outputs, gradients and running averages, or eager itself."""
+"""Fused training of every block: outputs, gradients and running averages match eager, or the block runs eagerly."""
 
 import copy
 
@@ -61,7 +61,7 @@ def test_one_step_matches_eager(build, dtype):
         block = build()
         assert_trains_as_eager(block, x_for(block))
         return
-    block = build(4).to(dtype)  # enough values for the largest error to say something
+    block = build(4).to(dtype)  # enough values for a meaningful largest error
     assert_trains_as_eager(block, away_from_kinks(block, x_for(block, dtype)))
 
 
@@ -82,7 +82,7 @@ def test_autocast_of_any_data_matches_float64(cls, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_relu_mask_differing_in_backward_is_caught(dtype, monkeypatch):
-    # Where torch has no bfloat16 instructions to use, eager itself is too coarse for a single one to show.
+    # Without bfloat16 instructions eager's error is too large to notice a single wrong element, so change 2 %.
     share = 0.02 if dtype is torch.bfloat16 else 0
 
     class Mistaken(backward.Backward):
@@ -109,7 +109,7 @@ def test_one_step_with_recomputed_convolutions(build):
         assert torch.equal(a, b)
 
 
-def test_projected_stride_1_bottleneck_convolves_again(monkeypatch):
+def test_projected_stride_1_bottleneck_recomputes_convolution(monkeypatch):
     block = randomise(modules.FusedBottleneck(16, 16, 1, projection(16, 64, 1)))
     x = x_for(block)
     first = everything(copy.deepcopy(block), x)
@@ -121,9 +121,9 @@ def test_projected_stride_1_bottleneck_convolves_again(monkeypatch):
     again = everything(copy.deepcopy(block), x)
     assert len(convolved) == 1
     monkeypatch.setattr(forward, "_is_recomputed", lambda *_: False)
-    kept = everything(copy.deepcopy(block), x)
+    saved = everything(copy.deepcopy(block), x)
     assert len(convolved) == 1
-    for a, b, c in zip(first, again, kept, strict=True):
+    for a, b, c in zip(first, again, saved, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(a, c)
 
@@ -194,7 +194,7 @@ def test_input_gradient_as_convolution_matches_eager(padding, channels, monkeypa
     grad = torch.randn_like(y)
     found = gradients.input_gradient(grad, weight, slots)
     (expected,) = torch.autograd.grad(y, x, grad)
-    if padding == 3:  # it would have to crop
+    if padding == 3:  # the convolution would need negative padding
         assert found is None
         return
     exact = x.detach().double().requires_grad_()
@@ -245,7 +245,7 @@ def whole_momentum(block):
 
 
 def zero_gamma(block):
-    """As ``zero_init_residual`` does: the block's last BatchNorm."""
+    """Zeroes gamma of the block's last BatchNorm, as ``zero_init_residual`` does."""
     nn.init.zeros_([m for m in block.children() if isinstance(m, nn.BatchNorm2d)][-1].weight)
 
 
@@ -254,7 +254,7 @@ def other_eps(block):
 
 
 def statistics_that_are_off(block):
-    """Neither training nor without buffers, but not tracking: buffers are used in eval, left alone in training."""
+    """Keeps the buffers but turns off tracking: eval mode uses them, training does not update them."""
     block.bn1.track_running_stats = False
 
 
@@ -293,7 +293,7 @@ def test_frozen_projection_norm(cls):
 
 
 class Convolutions(TorchDispatchMode):
-    """The masks of every convolution_backward: gradients of input, weight and bias."""
+    """Records the output mask of every convolution_backward: gradients of input, weight and bias."""
 
     def __init__(self):
         super().__init__()
@@ -358,7 +358,7 @@ def test_steps_are_bitwise_reproducible(cls):
 
 
 def everything(block, x, call=None):
-    """Output, gradients and buffers after one step through ``call``, the block itself or something made of it."""
+    """Returns output, gradients and buffers after one step of ``block``, run through ``call`` if given."""
     y = (block if call is None else call)(x)
     return [y.detach(), *torch.autograd.grad(y.square().sum(), [x, *block.parameters()]), *block.buffers()]
 
@@ -372,7 +372,7 @@ def test_autocast(cls, dtype):
 
 
 def test_autocast_of_float32_activations():
-    """A projection reads them rounded; an identity is added before rounding, which only eager does."""
+    """A projection reads the rounded input. An identity is added unrounded, which only eager does."""
     block = projected(modules.FusedBasicBlock)
     assert_trains_as_eager(block, away_from_kinks(block, x_for(block)), dtype=torch.bfloat16, enabled=True)
     block = identity(modules.FusedBasicBlock)
@@ -382,7 +382,7 @@ def test_autocast_of_float32_activations():
 
 
 def test_gradient_scaling():
-    """Float16 gradients that would vanish unscaled arrive; those that overflow are skipped."""
+    """Scaling keeps small float16 gradients from vanishing; a step with overflowing gradients is skipped."""
     block = projected(modules.FusedBasicBlock)
     optimiser = torch.optim.SGD(block.parameters(), 0.01)
     x = x_for(block)
@@ -512,7 +512,7 @@ def test_second_derivatives_match_eager(build):
     x = x_for(block, torch.float64)
     found = []
     for network in (block, twin):
-        network(x)  # other running averages change nothing
+        network(x)  # changes the running averages, which must not matter
         learning = [x, *network.parameters()]
         y = network(x)
         direction = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
@@ -531,7 +531,7 @@ def test_a_compiled_training_step(cls, dynamic):
     twin = copy.deepcopy(block)
     optimisers = [torch.optim.SGD(each.parameters(), 0.1, momentum=0.9) for each in (block, twin)]
 
-    torch._dynamo.reset()  # every block here is another one for the same code
+    torch._dynamo.reset()  # all cases compile the same code, each for another block
     compiled = torch.compile(lambda x: block(x).square().mean(), fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for n in (2, 3):
         x = torch.randn(n, in_channels(block), 6, 6)
@@ -547,7 +547,7 @@ def test_a_compiled_training_step(cls, dynamic):
 
 @pytest.mark.parametrize("preact", [False, True])
 def test_a_compiled_training_step_of_a_whole_network(preact):
-    """Stem, blocks with and without projection, tail, loss: one graph, and the running averages of every BatchNorm."""
+    """Stem, blocks with and without projection, tail and loss compile to one graph that updates running averages."""
     torch._dynamo.reset()
     network = models.cifar_resnet(8, preact=preact)
     twin = eager_twin(network)

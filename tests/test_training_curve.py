@@ -1,4 +1,4 @@
-"""Two hundred steps of a small network: fused training is no further from eager than eager's roundings."""
+"""Over 200 steps of a small network fused losses stay within twice the spread of differently rounded eager runs."""
 
 import copy
 
@@ -17,11 +17,11 @@ STEPS, BATCH, SMOOTH = 200, 32, 20
 
 def network():
     torch.manual_seed(0)
-    side = nn.Sequential(nn.Conv2d(8, 16, 1, 2, bias=False), nn.BatchNorm2d(16))
+    shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, 2, bias=False), nn.BatchNorm2d(16))
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1, bias=False),
         modules.FusedBasicBlock(8, 8),
-        modules.FusedBasicBlock(8, 16, 2, side),
+        modules.FusedBasicBlock(8, 16, 2, shortcut),
         modules.FusedPreActBlock(16, 16),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
@@ -36,7 +36,7 @@ def digits():
 
 
 def train(model, digits, order, amp):
-    """Losses of every step, averaged over a window."""
+    """Trains the model; returns the losses, averaged over windows of SMOOTH steps."""
     images, labels = (t[:1400] for t in digits)
     generator = torch.Generator().manual_seed(order)
     optimiser = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=1e-4)
@@ -61,10 +61,10 @@ def accuracy(model, digits):
 
 @pytest.fixture(scope="module", params=[False, True], ids=["float32", "autocast"])
 def eagers(request, digits):
-    """Whether with autocast; eager's losses; and how far from them eager is, at most, when it is rounded otherwise.
+    """Returns whether autocast is on, eager's losses, and the largest distance of three other eager runs from them.
 
-    Otherwise: in NHWC, which sums in another order, and from weights of which each has its last bit changed. ReLUs make
-    such differences grow with every step, and how fast is luck: three trainings are a sample of it.
+    These round differently: one run uses NHWC, which sums in another order; two change the last bit of each weight.
+    ReLUs amplify such differences with every step at a rate that varies by chance, so three runs sample it.
     """
     amp = request.param
     networks = [resnet_fused.revert(network()) for _ in range(4)]
@@ -83,8 +83,8 @@ def distance(curve, other):
     return (curve - other).abs().mean().item()
 
 
-# A fused training is one more rounding of eager's. As for a single result (tests/criterion.py), its error may be at
-# most twice what eager's own roundings make.
+# Fused training also rounds differently. As for a single result (tests/criterion.py), its distance from eager may be at
+# most twice that of the other eager runs.
 FACTOR = 2
 
 
@@ -101,8 +101,8 @@ def test_first_200_steps_follow_eagers_curve(digits, eagers):
     assert accuracy(loaded, digits) == reached
 
 
-def test_wrong_gradient_leaves_eagers_curve(digits, eagers, monkeypatch):
-    """The gradient through a BatchNorm is halved; in bfloat16, a coarser measure, it is zero."""
+def test_wrong_gradient_deviates_from_eagers_curve(digits, eagers, monkeypatch):
+    """Halves the gradient through a BatchNorm; under autocast, where the comparison is coarser, zeroes it."""
     amp, eager, spread = eagers
     right, share = ops.bn_act_backward, 0.0 if amp else 0.5
     monkeypatch.setattr(ops, "bn_act_backward", lambda *args, **how: right(*args, **how) * share)

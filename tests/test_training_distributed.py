@@ -1,4 +1,4 @@
-"""Several processes on the CPU: SyncBatchNorm is one process with the whole batch; DDP and FSDP2 wrap fused blocks."""
+"""Several CPU processes: SyncBatchNorm equals one process with the whole batch; DDP and FSDP2 wrap fused blocks."""
 
 import copy
 import faulthandler
@@ -35,13 +35,13 @@ def batch(n):
 
 
 def loss_of(y, total):
-    """A sum over the batch: processes' gradients add up to the whole batch's."""
+    """Sums over the batch, so that the gradients of all processes add up to those of the whole batch."""
     direction = torch.linspace(-1, 1, y.shape[1:].numel(), dtype=y.dtype).view(y.shape[1:])
     return (y * direction).square().sum() / total
 
 
 def worker(rank, world, path, checks):
-    faulthandler.enable()  # a process that dies by a signal says where
+    faulthandler.enable()  # prints a traceback if a signal kills the process
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=world)
@@ -51,8 +51,8 @@ def worker(rank, world, path, checks):
             check(rank, world, *args)
     finally:
         torch.distributed.destroy_process_group()
-    # Without Python's finalisation, as a forked process ends: a gloo thread that drops its last tensor during it
-    # aborts the process ("terminate called without an active exception", pytorch/pytorch#190489).
+    # Skips Python's finalisation, as a forked process does: a gloo thread that drops its last tensor meanwhile aborts
+    # the process ("terminate called without an active exception", pytorch/pytorch#190489).
     sys.stdout.flush()
     os._exit(0)
 
@@ -60,7 +60,7 @@ def worker(rank, world, path, checks):
 SHARES = {
     "equal": lambda rank: 4,
     "uneven": lambda rank: 3 + 2 * rank,
-    "empty": lambda rank: 5 * (rank == 0),  # but for the first process's
+    "empty": lambda rank: 5 * (rank == 0),  # except on the first process
 }
 
 
@@ -110,7 +110,7 @@ def data_parallel(rank, world, synchronise, compiled):
     whole = resnet_fused.revert(network())
     model = network()
     wrapped = DistributedDataParallel(model)
-    if synchronise:  # after wrapping: on the CPU DDP refuses to wrap what the fused blocks can run
+    if synchronise:  # after wrapping: on the CPU, DDP refuses SyncBatchNorm, which fused blocks support
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     call = torch.compile(wrapped, backend="aot_eager") if compiled else wrapped
     optimisers = [torch.optim.SGD(m.parameters(), 0.1, momentum=0.9) for m in (wrapped, whole)]
@@ -119,20 +119,20 @@ def data_parallel(rank, world, synchronise, compiled):
         loss_of(call(everything.split(4)[rank]), 4).backward()
         if synchronise:
             loss_of(whole(everything), 4 * world).backward()
-        else:  # statistics of each share
+        else:  # each process uses the statistics of its own share
             for i, share in enumerate(everything.split(4)):
                 if i != rank:
-                    kept = copy.deepcopy(whole.state_dict())
+                    backup = copy.deepcopy(whole.state_dict())
                 loss_of(whole(share), 4 * world).backward()
                 if i != rank:
                     with torch.no_grad():
                         for buffer, old in whole.named_buffers():
-                            old.copy_(kept[buffer])
+                            old.copy_(backup[buffer])
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad()
     for (name, a), b in zip(model.state_dict().items(), whole.state_dict().values(), strict=True):
-        if synchronise or rank == 0 or "running" not in name:  # DDP takes rank 0's buffers before each forward
+        if synchronise or rank == 0 or "running" not in name:  # DDP broadcasts rank 0's buffers before each forward
             torch.testing.assert_close(a, b, msg=lambda m, name=name: f"{name}: {m}")
 
 
@@ -158,7 +158,7 @@ def fully_sharded(rank, world):
         torch.testing.assert_close(a.full_tensor(), b.detach(), msg=lambda m, name=name: f"{name}: {m}")
 
 
-# Starting processes is what takes long: all checks run in the same ones.
+# All checks share their processes, because starting a process takes most of the time.
 CHECKS = {
     2: [
         (synchronised_is_the_whole_batch, ("equal",)),
@@ -176,6 +176,6 @@ CHECKS = {
 
 @pytest.mark.parametrize("world", CHECKS)
 def test_distributed_checks_pass(tmp_path, world):
-    multiprocessing.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch._dynamo"])  # imports them once
+    multiprocessing.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch._dynamo"])  # imported once
     arguments = (world, str(tmp_path / "init"), CHECKS[world])
     torch.multiprocessing.start_processes(worker, arguments, nprocs=world, start_method="forkserver")

@@ -1,4 +1,4 @@
-"""examples/train.py trains on digits: alone, with AMP, resumed, by torchrun, and what it saves is eager's to load."""
+"""examples/train.py trains on digits: alone, with AMP, resumed, with torchrun; eager models load its checkpoints."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def test_example_learns_with_amp(example):
     assert example.main(["--epochs", "2", "--amp", "bfloat16"]) > 0.9
 
 
-def test_resumed_run_equals_an_unbroken_one(example, tmp_path, monkeypatch):
+def test_resumed_run_equals_an_uninterrupted_one(example, tmp_path, monkeypatch):
     whole, broken = tmp_path / "whole.pt", tmp_path / "broken.pt"
     right = example.main(["--epochs", "2", "--checkpoint", str(whole)])
     assert right > 0.9
@@ -59,7 +59,7 @@ def test_resumed_run_equals_an_unbroken_one(example, tmp_path, monkeypatch):
 
 
 def saving(example, path, epoch=0):
-    """The example's save() of a small model's parts."""
+    """Calls the example's save() with a small model."""
     model = torch.nn.Linear(1, 1)
     optimiser = torch.optim.SGD(model.parameters(), 0.1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1.0)

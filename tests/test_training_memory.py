@@ -1,4 +1,4 @@
-"""Bytes that a block saves for backward, counted by autograd's hooks, against eager."""
+"""Bytes that a block saves for backward, counted with autograd's hooks and compared with eager."""
 
 import copy
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the libra
 
 
 def saved(module, x):
-    """Storages that autograd saves for ``module(x)``, address -> bytes, excluding the module's parameters."""
+    """Returns address -> bytes of the storages that autograd saves for ``module(x)``, without the module's own."""
     own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
     found = {}
 
@@ -25,7 +25,7 @@ def saved(module, x):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         y = module(x)
-    alive = y  # an address may not be used twice while we count
+    alive = y  # keeps the graph, so that no address is reused while counting
     assert alive is not None
     return found
 
@@ -71,10 +71,10 @@ def test_saved_tensors_are_the_documented_ones(autocast):
     block = modules.FusedBasicBlock(32, 32)
     x = torch.randn(4, 32, 16, 16).to(torch.bfloat16 if autocast else torch.float32).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        kept = saved(block, x)
+        storages = saved(block, x)
     weights = [w.numel() * 2 for w in (block.conv1.weight, block.conv2.weight)] if autocast else []  # cast copies
     vectors = [c * 4 for c in (32, 32) * 2]  # mean, variance of each BatchNorm
-    assert sorted(kept.values()) == sorted([x.nbytes] * 4 + weights + vectors)
+    assert sorted(storages.values()) == sorted([x.nbytes] * 4 + weights + vectors)
 
 
 def test_nothing_is_saved_without_gradients():
@@ -83,7 +83,7 @@ def test_nothing_is_saved_without_gradients():
 
 
 def test_networks_save_less_than_eager():
-    """A stem keeps its convolution's output alone, and a block's output is the next one's input."""
+    """Besides its input a stem saves only the output of its convolution; blocks share outputs and inputs."""
     network = models.small_resnet(10)
     fused = convert(copy.deepcopy(network))
     x = torch.randn(8, 3, 32, 32)
@@ -91,8 +91,8 @@ def test_networks_save_less_than_eager():
 
 
 @pytest.mark.parametrize("pools", [False, True])
-def test_stem_saves_its_input_and_raw_output(pools):
-    """And a byte for each pooled value."""
+def test_stem_saves_its_input_and_pre_bn_output(pools):
+    """With pooling it also saves one byte per pooled value."""
 
     class Stem(modules.FusedStem):
         def __init__(self):

@@ -1,4 +1,4 @@
-"""The op behind the blocks: its contract with PyTorch, and its gradients by finite differences, of any shape."""
+"""train_chain, the op behind the blocks: its contract with PyTorch, and its gradients for any shape."""
 
 import contextlib
 import copy
@@ -34,7 +34,7 @@ def norm(c, frozen=False, affine=True, dtype=torch.float64):
 
 
 def chains(dtype=torch.float64):
-    """Name -> pack's arguments, for x of four channels."""
+    """Returns name -> arguments of ``pack``, for an x of four channels."""
     n = lambda c, **options: norm(c, dtype=dtype, **options)  # noqa: E731
     c = lambda *shape, **options: conv(*shape, dtype=dtype, **options)  # noqa: E731
     residual = torch.randn(2, 4, 5, 4, dtype=dtype, requires_grad=True)
@@ -95,9 +95,9 @@ def test_unpack_inverts_pack(name):
     (convs, norms), options = chains()[name]
     tensors, ints, eps = autograd.pack(convs, norms, **options)
     read = layout.unpack(ints, eps)
-    side, side_norm = options.get("projection", (None, None))
+    proj, proj_norm = options.get("projection", (None, None))
     slots = (*read.convs, read.projection, *read.norms, read.projection_norm)
-    for slot, expected in zip(slots, (*convs, side, *norms, side_norm), strict=True):
+    for slot, expected in zip(slots, (*convs, proj, *norms, proj_norm), strict=True):
         assert (slot is None) == (expected is None)
         for place, value in zip(slot or (), expected or (), strict=True):
             assert tensors[place] is value if isinstance(value, torch.Tensor) else place == value
@@ -131,9 +131,9 @@ def test_eager_twin_computes_the_same_function(name):
 def test_any_shape(n, h, w, channels, stride, projects, pre, memory_format):
     cls = modules.FusedPreActBlock if pre else modules.FusedBasicBlock
     out = channels + 2 if projects else channels
-    side = projection(channels, out, stride) if projects else None
-    block = cls(channels, out, stride if projects else 1, side).double().to(memory_format=memory_format)
-    if n * -(-h // stride) * -(-w // stride) < 8:  # nearly nothing to normalise over: the truth itself is noise
+    shortcut = projection(channels, out, stride) if projects else None
+    block = cls(channels, out, stride if projects else 1, shortcut).double().to(memory_format=memory_format)
+    if n * -(-h // stride) * -(-w // stride) < 8:  # too few values to normalise over: even the reference is noise
         return
     x = torch.randn(n, channels, h, w, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
     gradients = []
@@ -178,7 +178,7 @@ class NoGradient(torch.autograd.Function):
 
 
 def test_undefined_gradient_stays_undefined():
-    """As in eager: zeros would let weight decay and momentum move the parameters."""
+    """As in eager. Zero gradients would let weight decay and momentum change the parameters."""
     block = modules.FusedBasicBlock(4, 4)
     x = torch.randn(2, 4, 5, 5, requires_grad=True)
     NoGradient.apply(block(x)).sum().backward()
@@ -186,7 +186,7 @@ def test_undefined_gradient_stays_undefined():
 
 
 @pytest.mark.parametrize("observed", ["forward", "backward"])
-def test_checkpoint_under_a_dispatch_mode_on_one_side(observed):
+def test_checkpoint_with_a_dispatch_mode_in_one_pass(observed):
     block = modules.FusedBasicBlock(4, 4)
     x = torch.randn(2, 4, 5, 5, requires_grad=True)
     with RecordedOps() if observed == "forward" else contextlib.nullcontext():

@@ -15,13 +15,13 @@ from resnet_fused import ops, reference
 LAYOUTS = ["contiguous", "channels_last", "sliced", "expanded"]
 DENSE = LAYOUTS[:2]
 SHAPES = [(4, 72, 9, 14), (1, 1, 5, 3), (3, 33, 1, 1), (1, 16, 1, 1), (2, 130, 20, 21), (20, 3, 33, 17)]
-SHAPES += [(1, 1100, 3, 3)]  # more channels than are summed at a time
+SHAPES += [(1, 1100, 3, 3)]  # more channels than one pass sums
 MASKS = ["none", "relu", "out"]
 
 
 @pytest.fixture(params=["", "composed"], ids=["preferred", "portable"])
 def kernels(request, monkeypatch):
-    """The kernels that this processor prefers, and those that the compiler vectorised."""
+    """Runs a test with the preferred kernels and with the compiler-vectorised ones."""
     monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", request.param)
 
 
@@ -34,13 +34,13 @@ def double(args):
 
 
 def check(op, *args):
-    """``op`` against its definition: at most twice the error of eager PyTorch. Its results."""
+    """Compares ``op`` with its definition by the criterion; returns its results."""
     actual, eager = getattr(ops, op)(*args), getattr(reference, op)(*args)
     truth = getattr(reference, op)(*double(args))
     if isinstance(actual, torch.Tensor):
         actual, eager, truth = (actual,), (eager,), (truth,)
     for a, e, t in zip(actual, eager, truth, strict=True):
-        if a.dtype == torch.float64:  # where the truth has no more digits than what it judges
+        if a.dtype == torch.float64:  # the truth is no more precise than the result
             torch.testing.assert_close(a, t, rtol=1e-12, atol=1e-12, equal_nan=True)
         else:
             assert_close(a, e, t)
@@ -48,14 +48,14 @@ def check(op, *args):
 
 
 def vectors(channels, dtype=torch.float32, seed=1):
-    """gamma, beta, mean, var"""
+    """Returns gamma, beta, mean, var."""
     g = torch.Generator().manual_seed(seed)
     made = torch.rand(channels, generator=g) + 0.5, *(torch.randn(channels, generator=g) for _ in range(2))
     return [v.to(dtype) for v in (*made, torch.rand(channels, generator=g) + 0.5)]
 
 
 class Backward:
-    """A random call of the backward ops. No input of a ReLU is so near 0 that rounding decides which side it is on."""
+    """A random call of the backward ops. No ReLU input is so close to 0 that rounding could change its sign."""
 
     def __init__(self, shape, dtype, layout="contiguous", mask="relu", affine=True, bn_dtype=None, seed=0):
         g = torch.Generator().manual_seed(seed)
@@ -96,7 +96,7 @@ def test_stats(kernels, dtype, layout, shape):
 @pytest.mark.parametrize("mean", [1e3, -1e5])
 @pytest.mark.parametrize("shape", [(8, 40, 28, 28), (2, 64, 7, 7), (32, 3, 100, 100)])
 def test_large_means_do_not_cancel(kernels, layout, mean, shape):
-    """Relative to float64, as good as float32 can say it."""
+    """Statistics match float64 to the relative precision of float32."""
     x = lay_out(torch.randn(shape) + mean, layout)
     actual, truth = ops.bn_stats(x), reference.bn_stats(x.double())
     for a, t in zip(actual, truth, strict=True):
@@ -105,7 +105,7 @@ def test_large_means_do_not_cancel(kernels, layout, mean, shape):
 
 @pytest.mark.parametrize("layout", DENSE)
 def test_varying_means_do_not_cancel(kernels, layout):
-    """Images of very different brightness, and a first row that is like no other."""
+    """Images of very different brightness, each with an outlying first row."""
     x = torch.randn(16, 24, 30, 30) + 1e3 * torch.arange(16).view(-1, 1, 1, 1)
     x[:, :, 0] = -1e4
     actual, truth = ops.bn_stats(lay_out(x, layout)), reference.bn_stats(x.double())
@@ -153,7 +153,7 @@ NEAR_ZERO = [0.0, *(2.0**-e for e in (24, 25, 26, 126, 127, 133, 134, 135, 149))
 @pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("channels", [1, 20, 64])
 def test_backward_relu_mask_matches_forward(kernels, dtype, layout, channels):
-    """Also where ``bn(x)`` cancels to an ulp, and where it is above 0 and what is stored of it is not."""
+    """Also if ``bn(x)`` cancels to an ulp, or is positive but stored as 0."""
     g = torch.Generator().manual_seed(2)
     gamma, _, mean, var = vectors(channels)
     values = torch.tensor([sign * v for v in NEAR_ZERO for sign in (1, -1)], dtype=torch.float64)
@@ -189,8 +189,8 @@ def test_any_shape(kernels, n, c, h, w, dtype, layout, mask, affine, bn_in_dtype
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", DENSE)
-def test_ops_are_the_gradient_of_batch_norm(kernels, dtype, layout):
-    """The ops together, against autograd of torch's own BatchNorm and ReLU."""
+def test_ops_match_autograd_of_batch_norm(kernels, dtype, layout):
+    """Compares the ops together with autograd of torch's BatchNorm and ReLU."""
     case = Backward((4, 24, 9, 10), torch.float64, layout)
     gamma, beta = case.bn[:2]
 
@@ -201,7 +201,7 @@ def test_ops_are_the_gradient_of_batch_norm(kernels, dtype, layout):
         return y, x.grad, *(t.grad for t in bn)
 
     y = torch.nn.functional.batch_norm(case.x, None, None, gamma, beta, True, 0.1, 1e-5)
-    case.grad = case.grad * (y.abs() > 0.02)  # where rounding may decide what the ReLU passes on
+    case.grad = case.grad * (y.abs() > 0.02)  # zero where rounding may change the ReLU mask
     (_, *truth), (_, *expected) = eager(torch.float64), eager(dtype)
     x, grad = case.x.to(dtype), case.grad.to(dtype)
     bn = (gamma.to(wide(dtype)), beta.to(wide(dtype)), *ops.bn_stats(x), 1e-5)
@@ -215,7 +215,7 @@ def test_ops_are_the_gradient_of_batch_norm(kernels, dtype, layout):
             torch.testing.assert_close(actual, t, rtol=1e-11, atol=1e-11)
         elif dtype == torch.float32:
             assert_close(actual, e, t)
-        else:  # the inputs were rounded too: eager's error holds that, and ours does
+        else:  # the rounding of the inputs adds to eager's error and to ours
             torch.testing.assert_close(actual.double(), t, rtol=0, atol=0.02 * t.abs().max().item())
 
 
@@ -287,8 +287,8 @@ def test_stats_not_finite(kernels, dtype, layout, value):
 
 
 @pytest.mark.parametrize("layout", DENSE)
-def test_stats_overflow_on_the_way(kernels, layout):
-    """Squares beyond float32's range whose mean is within it."""
+def test_stats_of_squares_that_overflow(kernels, layout):
+    """Squares exceed the range of float32, but their mean need not."""
     x = torch.zeros(3, 20, 15, 15)
     x[0, 3, 4, 5] = 5e19
     x[:, 4] = 2e19 * torch.randn(3, 15, 15).sign()
@@ -332,14 +332,14 @@ def test_formats_may_differ():
     dx = ops.bn_act_backward(*case.args, *case.sums())
     assert layout_of(dx) == layout_of(case.x)
     assert torch.equal(dx, expected)
-    case.grad = torch.ones(()).expand(3, 24, 9, 8)  # what sum().backward() gives
+    case.grad = torch.ones(()).expand(3, 24, 9, 8)  # the gradient of sum().backward()
     check("bn_act_backward_reduce", *case.args)
 
 
 @pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_large_results_keep_layout_and_values(layout, dtype):
-    """2 MiB and more live in pooled memory, whose strides and dtype are ours to get right."""
+    """Results of 2 MiB and more may use pooled memory, for which our code sets strides and dtype."""
     case = Backward((5, 64, 60, 60), dtype, layout)
     dx = check("bn_act_backward", *case.args, *case.sums())[0]
     y = check("bn_add_bn_act", case.x, *case.bn, 1e-5, case.grad, None, None, None, None, 0.0, True)[0]
@@ -350,7 +350,7 @@ def test_large_results_keep_layout_and_values(layout, dtype):
 @pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_bn_add_act_backward_reduce_equals_two_passes(kernels, dtype, layout, shape):
-    """g is torch's, and the sums are those of two passes, to the bit: infinities, NaN and subnormal numbers too."""
+    """g equals torch's and the sums equal those of two passes, bit by bit, also for Inf, NaN and subnormal numbers."""
     case = Backward(shape, dtype, layout, "out")
     odd = torch.tensor([torch.nan, torch.inf, 2.0**-130, -(2.0**-24)]).to(dtype)
     case.grad[0, 0, 0, : len(odd)] = odd[: shape[3]]

@@ -20,17 +20,17 @@ def vectors(channels, dtype=torch.float32):
 
 
 def eager(x, norm, pool):
-    """The values, the places of what was taken, and the activation, in x's dtype."""
+    """Returns values and indices of max_pool2d, and the activation, in x's dtype."""
     activated = F.relu(F.batch_norm(x, norm[2], norm[3], norm[0], norm[1], eps=1e-5))
     return *F.max_pool2d(activated, *pool, return_indices=True), activated
 
 
-def places(taken, x, pool):
-    """What ``taken`` says as max_pool2d's indices, -1 where it took nothing."""
+def places(argmax, x, pool):
+    """Converts ``argmax`` (the index within a window) to indices of max_pool2d; -1 where it is CLOSED."""
     kernel, stride, padding = pool
-    t = taken.long()
-    p = torch.arange(taken.shape[2])[:, None] * stride[0] - padding[0] + t // kernel[1]
-    q = torch.arange(taken.shape[3]) * stride[1] - padding[1] + t % kernel[1]
+    t = argmax.long()
+    p = torch.arange(argmax.shape[2])[:, None] * stride[0] - padding[0] + t // kernel[1]
+    q = torch.arange(argmax.shape[3]) * stride[1] - padding[1] + t % kernel[1]
     return torch.where(t == CLOSED, -1, p * x.shape[3] + q)
 
 
@@ -47,19 +47,19 @@ def test_values_and_gradients(dtype, layout, pool, shape):
     norm = vectors(shape[1], dtype if dtype is torch.float64 else torch.float32)
     wide = [v.double() for v in norm]
     x = lay_out(torch.randn(shape).to(dtype), layout)
-    out, taken = ops.bn_relu_max_pool(x, *norm, 1e-5, *pool)
+    out, argmax = ops.bn_relu_max_pool(x, *norm, 1e-5, *pool)
     truth = eager(x.double(), wide, pool)[0]
     assert_close(out, eager(x, norm, pool)[0] if dtype in (torch.float32, torch.float64) else truth.to(dtype), truth)
-    assert taken.dtype is torch.uint8
-    assert out.stride() == taken.stride() == F.max_pool2d(x, *pool).stride()
-    # Nothing but what is as large as the largest, to the dtype's precision, was taken.
-    place = places(taken, x, pool)
+    assert argmax.dtype is torch.uint8
+    assert out.stride() == argmax.stride() == F.max_pool2d(x, *pool).stride()
+    # The argmax points to a maximum, up to the precision of the dtype.
+    place = places(argmax, x, pool)
     reached = eager(x.double(), wide, pool)[2].flatten(2).gather(2, place.clamp_min(0).flatten(2)).view_as(truth)
     torch.testing.assert_close(torch.where(place < 0, 0, reached), truth, rtol=1e-5, atol=1e-5)
 
     grad = lay_out(torch.randn(out.shape).to(dtype), layout)
-    dx = ops.bn_relu_max_pool_backward(grad, taken, x, *pool)
-    sums = reference.bn_relu_max_pool_backward(grad.double(), taken, x.double(), *pool)
+    dx = ops.bn_relu_max_pool_backward(grad, argmax, x, *pool)
+    sums = reference.bn_relu_max_pool_backward(grad.double(), argmax, x.double(), *pool)
     assert_close(dx, sums.to(dtype), sums)
     assert dx.stride() == x.stride()
 
@@ -74,41 +74,41 @@ def test_values_and_gradients(dtype, layout, pool, shape):
     channels=st.sampled_from([1, 5, 64, 65]),
 )
 def test_any_window(kernel, stride, data, h, w, channels):
-    """In float64 on values without ties the places are max_pool2d's own."""
+    """In float64 and without ties the argmax is that of max_pool2d."""
     pool = (kernel, stride, tuple(data.draw(st.integers(0, k // 2)) for k in kernel))
     x, norm = torch.randn(2, channels, h, w, dtype=torch.float64), vectors(channels, torch.float64)
-    out, taken = ops.bn_relu_max_pool(x, *norm, 1e-5, *pool)
-    assert torch.equal(places(taken, x, pool), expected_places(x, norm, pool))
+    out, argmax = ops.bn_relu_max_pool(x, *norm, 1e-5, *pool)
+    assert torch.equal(places(argmax, x, pool), expected_places(x, norm, pool))
     grad = torch.randn_like(out)
     x.requires_grad_()
     activated = F.relu(F.batch_norm(x.detach(), norm[2], norm[3], norm[0], norm[1], eps=1e-5)).requires_grad_()
     expected = torch.autograd.grad(F.max_pool2d(activated, *pool), activated, grad)[0]
     torch.testing.assert_close(
-        ops.bn_relu_max_pool_backward(grad, taken, x.detach(), *pool), torch.where(activated > 0, expected, 0)
+        ops.bn_relu_max_pool_backward(grad, argmax, x.detach(), *pool), torch.where(activated > 0, expected, 0)
     )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_ties_and_nan_follow_torch(dtype):
-    """The first of equals, the last NaN, and nothing where the ReLU is closed: torch's rules."""
+    """As in torch, the argmax is the first of equal values or the last NaN; it is CLOSED where the ReLU is 0."""
     nan, inf = float("nan"), float("inf")
     rows = [[1, 3, 3], [-1, -2, -3], [nan, 5, nan], [5, inf, inf], [-inf, -1, -inf], [0, 0, 0], [-inf, nan, 2]]
     x = torch.tensor(rows).to(dtype)[:, None, None, :]
     one, zero = torch.ones(1), torch.zeros(1)
-    out, taken = ops.bn_relu_max_pool(x, one, zero, zero, one, 0.0, (1, 3), (1, 3), (0, 0))
+    out, argmax = ops.bn_relu_max_pool(x, one, zero, zero, one, 0.0, (1, 3), (1, 3), (0, 0))
     expected, index = F.max_pool2d(x.relu(), (1, 3), return_indices=True)
     torch.testing.assert_close(out, expected, equal_nan=True, rtol=0, atol=0)
     closed = torch.tensor([False, True, False, False, True, True, False])
-    assert taken.flatten().tolist() == torch.where(closed, CLOSED, index.flatten()).tolist()
+    assert argmax.flatten().tolist() == torch.where(closed, CLOSED, index.flatten()).tolist()
 
 
 @pytest.mark.parametrize(("dtype", "tiny"), [(torch.float16, 2**-26), (torch.bfloat16, 2**-134)], ids=str)
 def test_results_that_round_to_zero_are_closed(dtype, tiny):
     x, one = torch.ones(1, 1, 2, 2).to(dtype), torch.ones(1)
     norm = (torch.tensor([tiny]), torch.zeros(1), torch.zeros(1), one, 0.0)
-    out, taken = ops.bn_relu_max_pool(x, *norm, (2, 2), (2, 2), (0, 0))
+    out, argmax = ops.bn_relu_max_pool(x, *norm, (2, 2), (2, 2), (0, 0))
     assert out.item() == 0
-    assert taken.item() == CLOSED
+    assert argmax.item() == CLOSED
 
 
 def test_results_are_bitwise_equal_on_any_thread_count():
@@ -116,8 +116,8 @@ def test_results_are_bitwise_equal_on_any_thread_count():
     runs = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        out, taken = ops.bn_relu_max_pool(x, *norm, 1e-5, *POOLS[0])
-        runs.append((out, taken, ops.bn_relu_max_pool_backward(out, taken, x, *POOLS[0])))
+        out, argmax = ops.bn_relu_max_pool(x, *norm, 1e-5, *POOLS[0])
+        runs.append((out, argmax, ops.bn_relu_max_pool_backward(out, argmax, x, *POOLS[0])))
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
@@ -125,8 +125,8 @@ def test_results_are_bitwise_equal_on_any_thread_count():
 def test_opcheck(layout):
     x, norm = lay_out(torch.randn(2, 8, 7, 6), layout), vectors(8)
     torch.library.opcheck(ops.bn_relu_max_pool, (x, *norm, 1e-5, *POOLS[0]))
-    out, taken = ops.bn_relu_max_pool(x, *norm, 1e-5, *POOLS[0])
-    torch.library.opcheck(ops.bn_relu_max_pool_backward, (out, taken, x, *POOLS[0]))
+    out, argmax = ops.bn_relu_max_pool(x, *norm, 1e-5, *POOLS[0])
+    torch.library.opcheck(ops.bn_relu_max_pool_backward, (out, argmax, x, *POOLS[0]))
     empty = torch.empty(0, 8, 7, 6)
     assert ops.bn_relu_max_pool(empty, *norm, 1e-5, *POOLS[0])[0].shape == (0, 8, 4, 3)
 
@@ -148,7 +148,7 @@ def test_wrong_arguments_are_refused(sentence):
 
 
 @pytest.mark.parametrize(
-    ("grad", "taken", "sentence"),
+    ("grad", "argmax", "sentence"),
     [
         (torch.empty(1, 8, 9, 10), torch.empty(1, 8, 10, 10, dtype=torch.uint8), r"grad has shape \[1, 8, 9, 10\]"),
         (torch.empty(1, 8, 10, 10), torch.empty(1, 8, 10, 10), r"taken has shape \[1, 8, 10, 10\] and dtype Float"),
@@ -157,21 +157,21 @@ def test_wrong_arguments_are_refused(sentence):
     ],
     ids=["shape", "dtype", "dimensions", "half"],
 )
-def test_wrong_gradient_arguments_are_refused(grad, taken, sentence):
+def test_wrong_gradient_arguments_are_refused(grad, argmax, sentence):
     with pytest.raises(RuntimeError, match=f"bn_relu_max_pool_backward: {sentence}"):
-        ops.bn_relu_max_pool_backward(grad, taken, torch.empty(1, 8, 20, 20), *POOLS[0])
+        ops.bn_relu_max_pool_backward(grad, argmax, torch.empty(1, 8, 20, 20), *POOLS[0])
 
 
 def test_gradient_refuses_large_windows():
     x = torch.empty(1, 8, 20, 20)
-    grad, taken = torch.empty(1, 8, 5, 5), torch.empty(1, 8, 5, 5, dtype=torch.uint8)
+    grad, argmax = torch.empty(1, 8, 5, 5), torch.empty(1, 8, 5, 5, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match=r"bn_relu_max_pool_backward: pool_kernel \[16, 16\] has 256 elements"):
-        ops.bn_relu_max_pool_backward(grad, taken, x, (16, 16), (1, 1), (0, 0))
+        ops.bn_relu_max_pool_backward(grad, argmax, x, (16, 16), (1, 1), (0, 0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_network_stem_trains_with_fused_pooling(dtype):
-    """One op, which keeps a byte for a pooled value; gradients as eager's in float64."""
+    """The stem is one op that saves a byte per pooled value; its gradients match float64 about as well as eager's."""
     torch.manual_seed(0)
     net = convert(models.resnet18()).train()
     wide = models.resnet18().train().double()
@@ -179,13 +179,13 @@ def test_network_stem_trains_with_fused_pooling(dtype):
     plain = models.resnet18().train()
     plain.load_state_dict(net.state_dict())
     x = torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)
-    kept = []
+    saved = []
     with (
         torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16),
-        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
     ):
         y, found = stem_gradients(net, x)
-    assert [t.dtype for t in kept if t.shape == y.shape] == [torch.uint8]
+    assert [t.dtype for t in saved if t.shape == y.shape] == [torch.uint8]
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
         plain_y, eagers = stem_gradients(plain, x)
     truth_y, truths = stem_gradients(wide, x.double())

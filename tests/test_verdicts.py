@@ -1,4 +1,4 @@
-"""Verdicts are kept only for tests that passed with unchanged inputs, on a small project."""
+"""tests/verdicts.py on a small project: only tests that passed with unchanged inputs are not rerun."""
 
 import os
 import shutil
@@ -61,14 +61,14 @@ def project(tmp_path):
 
 
 def run(project, *arguments, **environment):
-    """Each test's outcome: the letter that pytest prints for it, E where the teardown failed as well."""
+    """Returns the letter that pytest prints for each test, followed by E if its teardown fails."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", *arguments, "tests"]
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "RESNET_FUSED_", "HYPOTHESIS"))}
     done = subprocess.run(command, cwd=project, env={**inherited, **environment}, capture_output=True, text=True)
     return done.stdout.split("[100%]")[0].strip()  # test_edits, test_flaky, test_right, test_teardown
 
 
-def test_only_what_passed_unchanged_is_not_run_again(project):
+def test_only_unchanged_passed_tests_are_not_rerun(project):
     assert run(project, "--verdicts") == "....E"
     assert run(project, FAILS="1") == ".F..E", "verdicts are off by default"
     assert run(project, "--verdicts") == "u.u.E", "a failure removes a verdict, and an error in a teardown is none"

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def work(options):
-    """Of a child: what each case's name says."""
+    """Runs in a child process; each case does what its name says."""
 
     def run(case):
         name = case["case"].split()[0]
@@ -47,19 +47,19 @@ def slow_start(options):
     time.sleep(3600)
 
 
-#: The second is how long a case that hangs takes, and many times as long as another takes on a busy machine.
+#: The second limit is the duration of a hanging case. Other cases take a fraction of it, even on a busy machine.
 LIMITS = Limits(300, 8, 600)
 
 
 def run(names, tmp_path, work="test_verify:work", limits=LIMITS, fork=True, **of_unit):
-    """Forks, as these cases compute nothing: a process that imports torch takes seconds to start."""
+    """Runs cases in child processes, forked by default: a process that imports torch takes seconds to start."""
     unit = Unit("a unit", work, tuple({"case": name} for name in names), {"a": 1}, {"VARIABLE": "set"}, **of_unit)
     return processes.run([unit], tmp_path, limits, fork=fork)
 
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch):
-    """This module, by the processes."""
+    """Lets the child processes import this module."""
     monkeypatch.syspath_prepend(str(ROOT / "tests"))
 
 
@@ -76,7 +76,7 @@ def test_results_are_in_order_from_one_process(tmp_path):
     ("name", "status", "why"),
     [("hang", "hang", "no result after 8 s"), ("crash", "died", "signal SIGKILL"), ("leave", "died", "exit status 3")],
 )
-def test_dying_process_costs_one_case(tmp_path, name, status, why):
+def test_dying_process_loses_only_one_case(tmp_path, name, status, why):
     results = run(["pass 1", name, "pass 2"], tmp_path)
     assert [r["status"] for r in results] == ["pass", status, "pass"]
     assert results[1]["why"].startswith(why)
@@ -100,14 +100,14 @@ def test_a_process_that_does_not_start_is_a_hang(tmp_path):
     assert results[0]["why"] == "no result after 1 s of start-up"
 
 
-def test_time_limit_leaves_out_the_rest(tmp_path):
+def test_time_limit_skips_the_remaining_cases(tmp_path):
     units = [Unit(str(i), "test_verify:work", ({"case": "hang"}, {"case": "pass"})) for i in range(3)]
     results = processes.run(units, tmp_path, Limits(300, 300, 1))
     assert [r["status"] for r in results] == ["not run"] * 6
     assert {r["why"] for r in results} <= {"out of time while it ran", "out of time"}
 
 
-def test_processes_that_are_not_forked_give_the_same_results(tmp_path):
+def test_spawned_processes_give_the_same_results(tmp_path):
     results = run(["pass 1", "crash", "pass 2", "hang"], tmp_path, fork=False, max_failures=3)
     assert [r["status"] for r in results] == ["pass", "died", "pass", "hang"]
     assert (results[1]["why"], results[3]["why"]) == ("signal SIGKILL", "no result after 8 s")
@@ -117,7 +117,7 @@ def test_processes_that_are_not_forked_give_the_same_results(tmp_path):
 
 # The cases
 
-#: As the table of trust names them.
+#: The families of the trust table.
 FAMILIES = {line.partition(":")[0] for line in ops.explain_trust(90).splitlines()}
 ON_HOPPER = {*FAMILIES, cases.TORCH}
 
@@ -139,7 +139,7 @@ def test_every_family_has_cases_where_it_runs():
 
 
 def test_every_tile_dtype_and_mode_has_a_case():
-    """The names that the engine variable takes, by every kind of numbers that tensor cores have."""
+    """Every tile that RESNET_FUSED_CUDA_ENGINE can name, in every dtype of the tensor cores."""
     kernels = kernels_of(GPUS["h200"])
     for tile in ("128x128", "128x64", "64x64"):
         for kind in cases.TENSOR_CORE_KINDS:
@@ -165,7 +165,7 @@ def test_cases_survive_a_json_round_trip():
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 def test_arguments_fit_the_definitions(kind):
-    """Each op's arguments fit its definition, are the same every time, and give what the op gives."""
+    """The arguments of each op fit its definition and are deterministic; op and definition return the same shapes."""
     of = [p for op, mode in problems.PASSES for p in problems.passes(op, mode, kind, False)[:1]]
     of += [p for op, mode in problems.CONV_MODES for p in problems.convolutions(op, mode, kind, False)[:1]]
     for problem in [*of, problems.blocks(kind, False)[0]]:
@@ -247,6 +247,6 @@ def test_missing_gpu_is_refused(capsys):
     assert capsys.readouterr().err.startswith("resnet_fused: --device cuda: ")
 
 
-def test_name_of_no_kernel_is_refused(capsys):
+def test_unknown_kernel_name_is_refused(capsys):
     assert cli.main(["verify", "--device", "cpu", "--only", "tensor cores"]) == 2
     assert "--only 'tensor cores' matches no kernel" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """The wheel: name, contents, system requirements, and that it runs once installed.
 
-Takes the wheel in RESNET_FUSED_WHEEL, or else builds one from the objects of the library in place, for the same GPUs.
+Tests the wheel in RESNET_FUSED_WHEEL, or else builds one from the objects of the in-place build, for the same GPUs.
 """
 
 import fcntl
@@ -32,7 +32,7 @@ def built(tmp_path_factory):
     if given := os.environ.get("RESNET_FUSED_WHEEL"):
         return Path(given)
     require_compiler()
-    # The processes of pytest-xdist build one for all: a wheel is built in the working tree.
+    # One pytest-xdist process builds for all, because a wheel is built in the working tree.
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "wheel"
     folder.mkdir(exist_ok=True)
@@ -47,7 +47,7 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def nvcc():
-    """Whether this machine's wheel must hold CUDA kernels."""
+    """Returns whether a wheel from this machine must contain CUDA kernels."""
     return toolchain.choose_toolkit(os.environ)[0] is not None
 
 
@@ -81,8 +81,8 @@ def test_metadata_requires_torch_and_rich_only(built):
 
 def test_audit_is_clean(built, nvcc, capsys):
     wheel.audit(built)
-    said = " ".join(capsys.readouterr().out.split())
-    assert f"{2 if nvcc else 1} extensions scanned; 0 ABI version mismatches and 0 ABI violations found" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert f"{2 if nvcc else 1} extensions scanned; 0 ABI version mismatches and 0 ABI violations found" in output
 
 
 def test_wheel_holds_no_local_paths(built):
@@ -125,7 +125,7 @@ def test_installed_wheel_matches_eager(built, tmp_path):
         [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", built],
         check=True,
     )  # fmt: skip
-    # torch and what it needs, where they are: after the wheel on the path, and .pth files there are not read.
+    # Makes the installed torch and its dependencies importable, after the wheel on sys.path, but reads no .pth there.
     (site,) = environment.glob("lib/python*/site-packages")
     (site / "torch_elsewhere.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
     result = subprocess.run([python, "-I", "-c", USE], cwd=tmp_path, check=False, text=True, capture_output=True)

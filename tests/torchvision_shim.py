@@ -1,16 +1,16 @@
-"""Makes ``import torchvision`` work where its compiled part does not load (PyPI's wheel beside a CPU-only torch).
+"""Makes ``import torchvision`` work if its compiled part does not load (PyPI's wheel with a CPU-only torch).
 
-torchvision registers fake kernels of its own ops when imported, and dies with "operator torchvision::nms does not
-exist" where nothing defined them.
+On import torchvision registers fake kernels of its ops, and fails with "operator torchvision::nms does not exist" if
+the ops are not defined.
 """
 
 import torch
 
-_kept_alive: list[torch.library.Library] = []  # a Library that is collected takes its definitions along
+_kept_alive: list[torch.library.Library] = []  # collecting a Library removes its ops
 
 
 def install() -> None:
-    """Defines the missing ops, without kernels. Does nothing where torchvision works, or was imported already."""
+    """Defines the missing ops, without kernels. Does nothing if torchvision works or was already imported."""
     try:
         import torchvision  # noqa: F401
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Shared by the training tests: a step of a block and of its eager twin, both compared with float64."""
+"""Helpers of the training tests: one step of a block and of its eager twin, both compared with float64."""
 
 import copy
 
@@ -49,7 +49,7 @@ def projected(cls, shortcut=projection, scale=1):
     return randomise(cls(inplanes, 2 * planes, 2, shortcut(inplanes, 2 * planes * cls.expansion, 2)))
 
 
-# What is frozen, and which parameters those are: by parts of their names.
+# What to freeze -> substrings of the names of those parameters.
 FROZEN = {"nothing": [], "weights": ["conv", "downsample.0"], "norms": ["bn", "downsample.1"]}
 
 
@@ -64,17 +64,17 @@ def in_channels(block):
 
 
 def eager_twin(block):
-    """A copy that only PyTorch computes."""
+    """Returns an eager copy of the block."""
     return resnet_fused.revert(copy.deepcopy(block))
 
 
 def is_trained(y):
-    """Whether the output y came from the training path."""
+    """Returns whether the fused training path computed y."""
     return "trainchain" in type(y.grad_fn).__name__.lower().replace("_", "")
 
 
 def step(block, x, direction, **autocast):
-    """Output, gradients by name ("x" and every parameter that needs one), and buffers of one step."""
+    """Returns the output, gradients by name ("x" and every parameter that needs one), and buffers of one step."""
     inputs = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(x.requires_grad)
     block.zero_grad()
     with torch.autocast(x.device.type, **{"enabled": False, **autocast}):
@@ -89,7 +89,7 @@ POOLS = [((3, 3), (2, 2), (1, 1)), ((2, 2), (2, 2), (0, 0)), ((3, 2), (1, 3), (0
 
 
 def stem_gradients(net, x):
-    """Output of a network's stem, and the gradients of its parameters for one random direction."""
+    """Returns the output of a network's stem, and the gradients of its parameters for one random output gradient."""
     net.zero_grad()
     y = net._stem(x)
     y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y))
@@ -97,7 +97,7 @@ def stem_gradients(net, x):
 
 
 def assert_trains_as_eager(block, x, *, fused=True, **autocast):
-    """One step of ``block`` against its eager twin's: output, gradients and buffers by the criterion."""
+    """Compares one step of ``block`` with its eager twin: output, gradients and buffers, by the criterion."""
     twin = eager_twin(block)
     exact = copy.deepcopy(twin).double()
     with torch.no_grad():
@@ -122,7 +122,7 @@ def assert_trains_as_eager(block, x, *, fused=True, **autocast):
 
 
 def assert_gradient_close(actual, eager, truth, eager_truth=None):
-    """The criterion, and no further from the truth than eager in length and direction (with the same allowance)."""
+    """Applies the criterion, and the same allowance to the relative L2 error and to the angle to the truth."""
     eager_truth = truth if eager_truth is None else eager_truth
     assert_close(actual, eager, truth, eager_truth=eager_truth)
     if truth.norm() == 0:

@@ -248,7 +248,7 @@ def _digest_of_checkout(with_sources: bool) -> str:
 
 
 def _surroundings() -> str:
-    """Returns what is not a file of the checkout. Runs before any test can change it."""
+    """Returns everything that verdicts depend on besides the checkout. Runs before any test can change it."""
     ours = {k: v for k, v in os.environ.items() if k.startswith(OURS)}
     named = [Path(v).read_bytes() for k, v in ours.items() if k.startswith("RESNET_FUSED_") and Path(v).is_file()]
     installed = sorted(f"{d.name} {d.version}" for d in importlib.metadata.distributions())
