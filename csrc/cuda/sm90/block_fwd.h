@@ -33,7 +33,7 @@ struct BlockFwdShape {
   int32_t first, second;
   int32_t patch, middle;
   int32_t teams;
-  int32_t stages;   // each 64 input channels of one tap's weights
+  int32_t stages;   // of weights: each 64 input channels of one tap
   int32_t cluster;  // CTAs that multicast weights to each other
 };
 constexpr BlockFwdShape kBlockFwdShapes[] = {

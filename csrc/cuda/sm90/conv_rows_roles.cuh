@@ -57,7 +57,8 @@ __device__ __forceinline__ void load_patches(const ConvFwdParams& p, const ConvR
   }
 }
 
-// Opens the output tile of the CTA's tile number t, whose memory must be free, after loading the residual into it.
+// Opens the output tile of the CTA's tile number t, whose memory must be free: at once or, with a residual, when it has
+// landed there.
 template <typename Config>
 __device__ __forceinline__ void open_tile(const ConvFwdParams& p, const ConvRowsMaps& maps, uint32_t smem, uint32_t t,
                                           const ConvRowsWalk<Config>& walk, const ConvRowsBarriers<Config>& barriers) {
@@ -98,7 +99,7 @@ __device__ __forceinline__ void multiply_tile(typename Config::Sum& sum, uint32_
   const uint64_t filter = smem_descriptor<Swizzle::k128>(smem);
   const uint64_t patches = smem_descriptor<Swizzle::k128>(smem + Config::kPatch + first * Config::kPatchBytes);
   constexpr auto move = Config::kSets == 1 ? moved_uniform : moved;
-  const bool speaks = threadIdx.x % 32 == 0;  // every warp arrives: wgmma_wait_group covers only its own wgmmas
+  const bool speaks = threadIdx.x % 32 == 0;  // one arrival per warp: a wait covers only the warp's own wgmmas
 #pragma unroll
   for (uint32_t s = 0; s < kConvRowsPatches; ++s) {
     // With one set, parity alone cannot tell this tile's patch from that of two tiles ago. It can here, because the
@@ -128,12 +129,12 @@ __device__ __forceinline__ void consume_tiles(const ConvFwdParams& p, uint32_t s
   const RowAffine<Config::kDtype> bn(p.main.bn, warp * 16 + lane / 4, kConvRowsChannels);
   const uint32_t out = smem + Config::kOut + Config::set_of(consumer) * Config::kOutBytes;
   typename Config::Sum sum;
-  uint32_t t = consumer;  // number of a tile among the CTA's
+  uint32_t t = consumer;  // the CTA's tile number
   ptx::mbarrier_wait_parity(barriers.filter(), 0);
   for (ConvRowsWalk<Config> walk(p.main.shape, blockIdx.x + consumer * gridDim.x, kConvRowsConsumers * gridDim.x);
        walk.more(); walk.next(), t += kConvRowsConsumers) {
     const uint32_t parity = t / 2 % 2;
-    ptx::mbarrier_wait_parity(barriers.turn(consumer), consumer == 0 ? parity ^ 1 : parity);  // 0 starts without one
+    ptx::mbarrier_wait_parity(barriers.turn(consumer), consumer == 0 ? parity ^ 1 : parity);  // 0 has the first turn
     multiply_tile<Config>(sum, smem, t, barriers);
     ptx::mbarrier_wait_parity(barriers.open(consumer), parity);
     finish<Config>(sum, nullptr, bn, bn, p.residual != nullptr, p.relu, out);
