@@ -1,5 +1,5 @@
-// A whole identity BasicBlock in one launch: what lies between its convolutions never leaves shared memory.
-// docs/kernels/sm90_block_fwd.md has the tiling, the roles and the predictions.
+// An identity BasicBlock in one launch: the intermediate activation stays in shared memory.
+// docs/kernels/sm90_block_fwd.md has the tiling, the warp roles and the predictions.
 #pragma once
 #include "cuda/ptx/control.cuh"
 #include "cuda/ptx/grid.cuh"
@@ -35,7 +35,8 @@ __global__ void __launch_bounds__(kBlockFwdThreads, 1)
     }
     ptx::fence_mbarrier_init();
   }
-  // Columns beyond a tile's last pixel are multiplied too, from uninitialised positions, and ignored.
+  // The products also read positions past a tile's last pixel, and ignore those columns. No load writes these
+  // positions, so zero them once.
   const uint32_t zeros[4] = {};
   for (uint32_t at = Config::kPixels + threadIdx.x * kChunkBytes; at < Config::kBarriers;
        at += kBlockFwdThreads * kChunkBytes)
@@ -56,9 +57,9 @@ __global__ void __launch_bounds__(kBlockFwdThreads, 1)
     if (loader == Config::kLoaders)
       load_weights<Config>(maps, BlockFwdWalk<Config>(tiling, p.n, 0).rounds(), smem, barriers);
   }
-  // No block leaves while another may still arrive at its barriers or write to its stages.
+  // No CTA exits while another CTA of its cluster may still arrive at its barriers or write to its stages.
   if constexpr (Config::kCluster > 1) {
-    ptx::bar_warp_sync(~0u);  // the lane that brought the weights joins its warp
+    ptx::bar_warp_sync(~0u);  // reconverge with the lane that loads weights
     sync_cluster<Config>();
   }
 }

@@ -1,4 +1,4 @@
-// What one compiled sm90/block_fwd kernel is made of.
+// Compile-time configuration of an sm90/block_fwd kernel.
 #pragma once
 #include "cuda/ptx/wgmma.cuh"
 #include "cuda/sm90/block_fwd.h"
@@ -15,7 +15,7 @@ struct BlockFwdConfig {
   static constexpr int kChannels = kShape.channels, kChunks = kChannels / 8;
   static constexpr int kFirst = kShape.first, kSecond = kShape.second;
   static constexpr int kTeams = kShape.teams, kTeamThreads = kChannels / 64 * 128;
-  static constexpr int kConsumers = kTeams * kTeamThreads, kLoaders = 96;  // threads; one warp more brings the weights
+  static constexpr int kConsumers = kTeams * kTeamThreads, kLoaders = 96;  // threads; one more warp loads the weights
   static constexpr bool kKeepsWeights = block_fwd_keeps_weights(kShape);
   static constexpr int kCluster = kShape.cluster;
   static constexpr int kStages = kShape.stages, kStepsOfConv = kBlockFwdTaps * kChannels / kBlockFwdDepth;
@@ -23,7 +23,7 @@ struct BlockFwdConfig {
   using Patch = Planes<kShape.patch>;
   using Middle = Planes<kShape.middle>;
 
-  // Of shared memory, in bytes from its start; stages, which have a swizzle, lie at multiples of 1024.
+  // Offsets in shared memory, in bytes. Stages are swizzled, so they are aligned to 1024.
   static constexpr uint32_t kStageBytes = kChannels * kRowBytes;
   static constexpr uint32_t kPixels = kStages * kStageBytes;
   static constexpr uint32_t kPatchBytes = kChunks * Patch::kPlaneBytes, kMiddleBytes = kChunks * Middle::kPlaneBytes;
@@ -45,33 +45,34 @@ struct BlockFwdConfig {
   }
 };
 
-// Barriers, each 8 bytes.
+// Addresses of mbarriers, 8 bytes each.
 template <typename Config>
 struct BlockFwdBarriers {
   uint32_t first;
 
-  // A step's weights have landed; every warp of the cluster is done with them, and they may be overwritten.
+  // weights: the stage's weights have landed. free: every warp of the cluster has read them; they may be overwritten.
   __device__ __forceinline__ uint32_t weights(int stage) const { return first + 8 * stage; }
   __device__ __forceinline__ uint32_t free(int stage) const { return weights(Config::kStages + stage); }
-  // A team's patch has landed; its warps are done with it.
+  // full: the team's patch has landed. empty: the team's warps have read it.
   __device__ __forceinline__ uint32_t full(int team) const { return free(Config::kStages + team); }
   __device__ __forceinline__ uint32_t empty(int team) const { return full(Config::kTeams + team); }
   static_assert(8 * (2 * Config::kStages + 2 * Config::kTeams) <= kBlockFwdBarrierBytes);
 };
 
-// Where a role is among the stages: they are filled and read in one order, tile after tile. Weights that stay have
-// landed once and for all.
+// A role's position in the weight pipeline. All roles visit the stages in the same order, tile after tile. Resident
+// weights land once, so their parity never flips.
 template <typename Config>
 struct WeightCursor {
   int stage = 0;
-  uint32_t parity = 0;  // of the phase that ends when the stage's current content has landed
+  uint32_t parity = 0;  // of the phase that ends when the current content has landed
 
   __device__ __forceinline__ void next() {
     if (++stage == Config::kStages) stage = 0, parity ^= Config::kKeepsWeights ? 0 : 1;
   }
 };
 
-// The tiles of a team. All first teams come before all second ones, so that few tiles are spread over many SMs.
+// The tiles of a team. Tiles go to the first team of every CTA, then to the second, so that few tiles spread over many
+// SMs.
 template <typename Config>
 struct BlockFwdWalk {
   const BlockFwdTiling& tiling;
@@ -80,7 +81,7 @@ struct BlockFwdWalk {
   __device__ __forceinline__ BlockFwdWalk(const BlockFwdTiling& tiling, int32_t images, int32_t team)
       : tiling(tiling), tiles(images * tiling.tiles_h * tiling.tiles_w), tile(blockIdx.x + team * gridDim.x) {}
 
-  // Of all blocks, so that clusters stay together: those of some teams may have no tile in the last one.
+  // The same for every CTA, so that clusters stay in step. In the last round, some teams may have no tile.
   __device__ __forceinline__ int32_t rounds() const {
     const int32_t at_once = gridDim.x * Config::kTeams;
     return (tiles + at_once - 1) / at_once;
@@ -88,13 +89,13 @@ struct BlockFwdWalk {
   __device__ __forceinline__ bool has_tile() const { return tile < tiles; }
   __device__ __forceinline__ void next() { tile += gridDim.x * Config::kTeams; }
 
-  // The tile's first pixel.
+  // The tile's first output pixel.
   __device__ __forceinline__ int32_t x() const { return tile % tiling.tiles_w * tiling.columns; }
   __device__ __forceinline__ int32_t y() const { return tile / tiling.tiles_w % tiling.tiles_h * tiling.rows; }
   __device__ __forceinline__ int32_t image() const { return tile / tiling.tiles_w / tiling.tiles_h; }
 };
 
-// A position's row and column. Positions are few: a multiplication divides them exactly.
+// Row and column of a position. Multiplying by the rounded reciprocal is exact for so few positions.
 struct PositionGrid {
   static constexpr uint32_t kOne = 1 << 16, kMostPositions = 256, kMostPitch = 64;
   static_assert(kMostPositions * kMostPitch < kOne);

@@ -1,4 +1,4 @@
-// The compiled block_fwd kernels of each element type, which sm90/block_fwd.cu makes one menu of.
+// The compiled block_fwd kernels by element type. sm90/block_fwd.cu merges them into one menu.
 #pragma once
 #include "cuda/menu.h"
 #include "cuda/sm90/block_fwd.h"

@@ -1,4 +1,4 @@
-// What each warp of a block does; barriers in shared memory are all that the roles have in common.
+// Warp roles of block_fwd. Roles synchronise only through mbarriers.
 #pragma once
 #include "cuda/ptx/cluster.cuh"
 #include "cuda/ptx/cp_async.cuh"
@@ -18,11 +18,11 @@
 namespace resnet_fused::cuda {
 
 struct BlockFwdMaps {
-  TensorMap weight[2];  // rows of the depth: taps x channels
+  TensorMap weight[2];  // output channels x (taps x input channels)
 };
 
-// One thread: brings the weights of both convolutions, in the order in which they are multiplied: once if they stay,
-// else for every round. Each block of a cluster brings its share of a stage to all of them.
+// One thread: loads the weights of both convolutions in the order of their use, once if they are resident, else in
+// every round. Each CTA of a cluster multicasts its share of a stage to all CTAs.
 template <typename Config>
 __device__ __forceinline__ void load_weights(const BlockFwdMaps& maps, int32_t rounds, uint32_t smem,
                                              const BlockFwdBarriers<Config>& barriers) {
@@ -44,7 +44,7 @@ __device__ __forceinline__ void load_weights(const BlockFwdMaps& maps, int32_t r
   }
 }
 
-// One tile's input: the 8 chunks and more of a pixel by neighbouring threads. What lies outside the image is zero.
+// Loads one tile's patch. Neighbouring threads load the chunks of one pixel. Pixels outside the image are zero-filled.
 template <typename Config>
 __device__ __forceinline__ void load_patch(const BlockFwdParams& p, const BlockFwdWalk<Config>& walk, uint32_t thread,
                                            const typename Config::Patch& patch) {
@@ -63,7 +63,7 @@ __device__ __forceinline__ void load_patch(const BlockFwdParams& p, const BlockF
   }
 }
 
-// Three warps: the patch of each team's next tile, as soon as the team is done with the one before.
+// Three warps: load each team's next patch as soon as the team has read the previous one.
 template <typename Config>
 __device__ __forceinline__ void load_patches(const BlockFwdParams& p, const BlockFwdTiling& tiling, uint32_t smem,
                                              uint32_t thread, const BlockFwdBarriers<Config>& barriers) {
@@ -84,24 +84,25 @@ __device__ __forceinline__ void load_patches(const BlockFwdParams& p, const Bloc
   }
 }
 
-// This warp is done with a stage, in every block that will write to it.
+// Tells every CTA that writes to this stage that this warp has read it.
 template <typename Config>
 __device__ __forceinline__ void release(int stage, uint32_t lane, const BlockFwdBarriers<Config>& barriers) {
   if (lane < Config::kCluster) ptx::mbarrier_arrive_cluster(ptx::mapa(barriers.free(stage), lane));
 }
 
-// A block without a tile: the weights that it brings to others come to it too, and pass by.
+// For a CTA without a tile: weights are multicast to it all the same, so it waits for each stage and releases it
+// unread.
 template <typename Config>
 __device__ __forceinline__ void pass_weights(uint32_t lane, const BlockFwdBarriers<Config>& barriers,
                                              WeightCursor<Config>& at) {
   for (int step = 0; step < 2 * Config::kStepsOfConv; ++step, at.next()) {
     ptx::mbarrier_wait_parity(barriers.weights(at.stage), at.parity);
-    ptx::bar_warp_sync(~0u);  // a lane that has not looked yet would miss the phase once its warp has let it end
+    ptx::bar_warp_sync(~0u);  // all lanes wait before the release, else a late lane could miss this phase
     release<Config>(at.stage, lane, barriers);
   }
 }
 
-// sum = one convolution's product: this warpgroup's 64 channels, at kColumns positions from the first on.
+// sum = one convolution's product: this warp group's 64 output channels at the first kColumns positions.
 template <typename Config, int kColumns, typename Pixels>
 __device__ __forceinline__ void multiply(float (&sum)[kColumns / 2], const Pixels& pixels, uint32_t pitch,
                                          uint32_t smem, uint32_t group, uint32_t lane,
@@ -124,7 +125,7 @@ __device__ __forceinline__ void multiply(float (&sum)[kColumns / 2], const Pixel
                                            tap > 0 || d > 0 || k > 0);
       ptx::wgmma_commit_group();
       if constexpr (!Config::kKeepsWeights) {
-        // The step before this one has been multiplied, and its stage is free.
+        // The previous step's wgmmas have completed: release its stage.
         ptx::wgmma_wait_group<1>();
         if (tap > 0 || d > 0) release<Config>(last, lane, barriers);
         last = at.stage;
@@ -135,9 +136,9 @@ __device__ __forceinline__ void multiply(float (&sum)[kColumns / 2], const Pixel
   if constexpr (!Config::kKeepsWeights) release<Config>(last, lane, barriers);
 }
 
-// Where a lane's rows of two 8x8 pieces of a product are, as ldmatrix and stmatrix take them: rows of the product are
-// channels and those of the planes positions, so both transpose. Words 0 and 1 are piece j, the warp's first and second
-// eight channels; words 2 and 3 piece j + 1.
+// The row that a lane addresses for ldmatrix.trans or stmatrix.trans on 8x8 pieces j and j + 1 of a product. The
+// product's rows are channels, the planes' rows are positions, so both instructions transpose. Words 0 and 1 hold piece
+// j, the warp's first and second eight channels; words 2 and 3 hold piece j + 1.
 struct PieceRows {
   uint32_t chunk, position;
 
@@ -145,7 +146,7 @@ struct PieceRows {
       : chunk(warp * 2 + lane / 8 % 2), position(lane / 16 * 8 + lane % 8) {}
 };
 
-// relu(bn(sum)), rounded once, as the second convolution's input: outside the image it is padding, and zero.
+// Stores relu(bn(sum)), rounded once, as the second convolution's input. Outside the image that is padding: zero.
 template <typename Config>
 __device__ __forceinline__ void store_middle(const float (&sum)[Config::kFirst / 2],
                                              const RowAffine<Config::kDtype>& bn, const BlockFwdParams& p,
@@ -172,7 +173,7 @@ __device__ __forceinline__ void store_middle(const float (&sum)[Config::kFirst /
   }
 }
 
-// The shortcut: the tile's own pixels, in the middle of its patch.
+// The shortcut: the tile's pixels without the patch's halo.
 template <typename Config>
 using Shortcut = Chunk<Config::kDtype, 8>[Config::kSecond / 16];
 
@@ -185,9 +186,9 @@ __device__ __forceinline__ void read_shortcut(Shortcut<Config>& shortcut, uint32
     ptx::ldmatrix_x4_trans(shortcut[i].words, patch.at(rows.chunk, i * 16 + rows.position + 2 * pitch + 2));
 }
 
-// relu(bn(sum) + shortcut), rounded once. It is turned in this warp's own planes of the middle, which nobody reads any
-// more; a warp then stores its 32 bytes of every pixel. The next tile's middle goes there after the warp's barrier that
-// comes before the patch is released.
+// Stores relu(bn(sum) + shortcut), rounded once. Each warp transposes in its own planes of the intermediate, which no
+// warp reads any more, then stores 32 bytes of every pixel. The next tile's intermediate is written there only after
+// the warp barrier in front of the patch's release.
 template <typename Config>
 __device__ __forceinline__ void store_out(const float (&sum)[Config::kSecond / 2], const RowAffine<Config::kDtype>& bn,
                                           const Shortcut<Config>& shortcut, const BlockFwdParams& p,
@@ -221,7 +222,7 @@ __device__ __forceinline__ void store_out(const float (&sum)[Config::kSecond / 2
   }
 }
 
-// A team of warpgroups: tile after tile, both convolutions.
+// A team of consumer warp groups: computes both convolutions, tile after tile.
 template <typename Config>
 __device__ __forceinline__ void consume(const BlockFwdParams& p, const BlockFwdTiling& tiling, uint32_t smem,
                                         const BlockFwdBarriers<Config>& barriers) {

@@ -1,4 +1,4 @@
-// The explicit instantiations for one element type: naming a launcher compiles its kernel.
+// Instantiates the kernels of one element type: taking a launcher's address compiles its kernel.
 #pragma once
 #include <algorithm>
 #include <utility>
@@ -10,7 +10,8 @@
 
 namespace resnet_fused::cuda {
 
-// A step loads 64 of the depth of every output channel, each block of a cluster its share of the channels.
+// A step loads 64 elements of the GEMM's depth for every output channel; each CTA of a cluster loads its share of the
+// output channels.
 template <typename Config>
 TensorMap map_of_block_weight(const void* weight) {
   TensorShape m;
@@ -29,7 +30,7 @@ void launch_block_fwd_variant(const BlockFwdParams& p, const Queue& queue) {
   const BlockFwdMaps maps{{map_of_block_weight<Config>(p.weight[0]), map_of_block_weight<Config>(p.weight[1])}};
   constexpr int32_t kSmem = block_fwd_smem(Config::kShape), kCluster = Config::kCluster;
   const int64_t blocks = (block_fwd_tiles(tiling, p.n) + kCluster - 1) / kCluster * kCluster;
-  const int32_t most = block_fwd_most_blocks(Config::kShape, queue.sm_count);  // one block fills an SM
+  const int32_t most = block_fwd_most_blocks(Config::kShape, queue.sm_count);  // one CTA per SM
   const auto grid = static_cast<unsigned>(std::min<int64_t>(blocks, most));
   if constexpr (kCluster > 1)
     LAUNCH_CLUSTER(block_fwd_kernel<Config>, kCluster, dim3(grid), dim3(kBlockFwdThreads), kSmem, queue.stream, p,

@@ -1,5 +1,5 @@
-// act(bn(conv3x3(x)) + residual) of 64 channels on Hopper: the filter stays in shared memory, and a patch of the input
-// there serves all three rows of the filter. docs/kernels/sm90_conv_rows.md has the tiling and the predictions.
+// act(bn(conv3x3(x)) + residual) of 64 channels on Hopper. The filter stays in shared memory, and one input patch
+// serves all three filter rows. docs/kernels/sm90_conv_rows.md has the tiling and the predictions.
 #pragma once
 #include "cuda/ptx/control.cuh"
 #include "cuda/ptx/grid.cuh"

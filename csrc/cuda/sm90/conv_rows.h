@@ -1,5 +1,4 @@
-// sm90/conv_rows on the host: which kernels are compiled, what they take, what they need of shared memory. Pure: no
-// torch, no CUDA.
+// Host side of sm90/conv_rows: compiled tiles, supported shapes, shared memory. Pure: no torch, no CUDA.
 #pragma once
 #include <cstdint>
 
@@ -7,23 +6,23 @@
 
 namespace resnet_fused::cuda {
 
-// A tile is so many rows of so many columns of one image's output, ragged at its lower and right edge. Columns come in
-// multiples of 8: then the patch's rows begin where the swizzle does, and a tap's row is an offset of whole rows.
-// `sets` of patches and of output tiles: one for the two consumers, or where there is room one for each.
+// A tile is `rows` x `columns` output pixels of one image, ragged at the image's lower and right edge. Columns are a
+// multiple of 8, the swizzle's period, so a filter row only offsets the operand's address by whole rows of the patch.
+// `sets` counts buffers of patches and output: one shared by both consumers or, where they fit, one each.
 struct ConvRowsTile {
   int32_t rows, columns, sets;
 };
 constexpr ConvRowsTile kConvRowsTiles[] = {{4, 56, 1}, {7, 32, 1}, {8, 32, 1}, {16, 16, 1}, {8, 8, 2}};
 
-constexpr int32_t kConvRowsChannels = 64;  // in and out: a pixel is one row of 128 bytes
-constexpr int32_t kConvRowsTaps = 3;       // of the filter, each way
+constexpr int32_t kConvRowsChannels = 64;  // in and out: a pixel is a 128-byte row
+constexpr int32_t kConvRowsTaps = 3;       // filter height and width
 constexpr int32_t kConvRowsRowBytes = 128;
-constexpr int32_t kConvRowsPatches = kConvRowsTaps;  // of a tile: the input as one column of the filter meets it
-constexpr int32_t kConvRowsConsumers = 2;            // warpgroups, each with tiles of its own
+constexpr int32_t kConvRowsPatches = kConvRowsTaps;  // per tile: the input shifted for each filter column
+constexpr int32_t kConvRowsConsumers = 2;            // warp groups, taking alternate tiles
 constexpr int32_t kConvRowsThreads = 128 * (1 + kConvRowsConsumers);
 constexpr int32_t kConvRowsBarrierBytes = 256;
 
-// The 3x3 convolution of 64 channels that keeps an image's size: stages of ResNets that have no bottleneck begin so.
+// 3x3, stride 1, padding 1, 64 channels in and out: the first stage of a ResNet of BasicBlocks.
 constexpr bool conv_rows_takes(const ConvShape& q) {
   return q.c == kConvRowsChannels && q.k == kConvRowsChannels && q.r == kConvRowsTaps && q.s == kConvRowsTaps &&
          q.stride_h == 1 && q.stride_w == 1 && q.pad_h == 1 && q.pad_w == 1 && q.dil_h == 1 && q.dil_w == 1;
@@ -35,7 +34,7 @@ constexpr int64_t conv_rows_tiles(const ConvRowsTile& tile, const ConvShape& q) 
   return int64_t{q.n} * ((q.p + tile.rows - 1) / tile.rows) * ((q.q + tile.columns - 1) / tile.columns);
 }
 
-// Bytes of the filter, which stays; of a patch, with the rows above and below the tile's; of the output tile.
+// Bytes of the resident filter, of a patch (the tile and one row above and below it), and of an output tile.
 constexpr int32_t kConvRowsFilterBytes = kConvRowsTaps * kConvRowsTaps * kConvRowsChannels * kConvRowsRowBytes;
 constexpr int32_t conv_rows_patch_bytes(const ConvRowsTile& tile) {
   return (tile.rows + kConvRowsTaps - 1) * tile.columns * kConvRowsRowBytes;

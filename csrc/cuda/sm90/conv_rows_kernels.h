@@ -1,4 +1,4 @@
-// The compiled kernels of each element type, which sm90/conv_rows.cu makes one menu of.
+// The compiled conv_rows kernels by element type. sm90/conv_rows.cu merges them into one menu.
 #pragma once
 #include "cuda/menu.h"
 #include "cuda/sm90/conv_rows.h"

@@ -1,5 +1,5 @@
-// The roles of a block's warps. Tiles alternate between two consumers: one multiplies while the other runs its
-// epilogue. docs/kernels/sm90_conv_rows.md has the order of things.
+// Warp roles of conv_rows. Tiles alternate between two consumer warp groups: one runs its main loop while the other
+// runs its epilogue. docs/kernels/sm90_conv_rows.md explains the order.
 #pragma once
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/sync.cuh"
@@ -17,8 +17,8 @@ struct ConvRowsMaps {
   TensorMap residual, out;  // tiles
 };
 
-// A block's tiles: every gridDim.x-th, or of one consumer every second of these. Tiles run along an image, so that
-// blocks that are neighbours find the rows they share in L2.
+// A CTA's tiles: every gridDim.x-th tile; a consumer takes every second of them. Tiles run along an image, so that
+// neighbouring CTAs find shared input rows in L2.
 template <typename Config>
 struct ConvRowsWalk {
   int32_t across, down, tiles, step, tile;
@@ -37,7 +37,7 @@ struct ConvRowsWalk {
   __device__ __forceinline__ int32_t image() const { return tile / across / down; }
 };
 
-// One thread: the filter once, then three patches a tile, one for each of the filter's columns.
+// One thread: loads the filter once, then three patches per tile, one per filter column.
 template <typename Config>
 __device__ __forceinline__ void load_patches(const ConvFwdParams& p, const ConvRowsMaps& maps, uint32_t smem,
                                              const ConvRowsBarriers<Config>& barriers) {
@@ -57,7 +57,8 @@ __device__ __forceinline__ void load_patches(const ConvFwdParams& p, const ConvR
   }
 }
 
-// Brings the residual of a block's tile number t to where its output will be, which is free.
+// Opens the output tile of the CTA's tile number t, whose memory must be free: at once or, with a residual, when it has
+// landed there.
 template <typename Config>
 __device__ __forceinline__ void open_tile(const ConvFwdParams& p, const ConvRowsMaps& maps, uint32_t smem, uint32_t t,
                                           const ConvRowsWalk<Config>& walk, const ConvRowsBarriers<Config>& barriers) {
@@ -68,8 +69,8 @@ __device__ __forceinline__ void open_tile(const ConvFwdParams& p, const ConvRows
                    walk.row(), walk.image());
 }
 
-// One thread: opens each tile as soon as the one that lay there before has been stored, and stores what the consumers
-// hand over. Two sets are two tiles open at a time.
+// One thread: opens each output tile as soon as the previous one in the same memory has been stored, and stores the
+// tiles that the consumers have staged. With two sets, two tiles are open at a time.
 template <typename Config>
 __device__ __forceinline__ void store_tiles(const ConvFwdParams& p, const ConvRowsMaps& maps, uint32_t smem,
                                             const ConvRowsBarriers<Config>& barriers) {
@@ -85,13 +86,12 @@ __device__ __forceinline__ void store_tiles(const ConvFwdParams& p, const ConvRo
     ptx::tma_store_4d(maps.out, smem + Config::kOut + Config::set_of(t) * Config::kOutBytes, 0, walk.column(),
                       walk.row(), walk.image());
     ptx::bulk_commit_group();
-    ptx::bulk_wait_group_read<0>();  // the next residual may land where this tile lay
+    ptx::bulk_wait_group_read<0>();  // the next residual may overwrite this tile
   }
   ptx::bulk_wait_group<0>();
 }
 
-// A consumer: sum = the product of the block's tile number t. Of column s of the filter, row r meets the patch r rows
-// further down.
+// A consumer: sum = the product of the CTA's tile number t. Tap (r, s) of the filter reads patch s from its row r on.
 template <typename Config>
 __device__ __forceinline__ void multiply_tile(typename Config::Sum& sum, uint32_t smem, uint32_t t,
                                               const ConvRowsBarriers<Config>& barriers) {
@@ -99,11 +99,11 @@ __device__ __forceinline__ void multiply_tile(typename Config::Sum& sum, uint32_
   const uint64_t filter = smem_descriptor<Swizzle::k128>(smem);
   const uint64_t patches = smem_descriptor<Swizzle::k128>(smem + Config::kPatch + first * Config::kPatchBytes);
   constexpr auto move = Config::kSets == 1 ? moved_uniform : moved;
-  const bool speaks = threadIdx.x % 32 == 0;  // each warp for itself: a wait covers its own products only
+  const bool speaks = threadIdx.x % 32 == 0;  // one arrival per warp: a wait covers only the warp's own wgmmas
 #pragma unroll
   for (uint32_t s = 0; s < kConvRowsPatches; ++s) {
-    // Of one set, parity tells a patch of this tile from one of two tiles ago only because the turn came after the
-    // patch in between had landed.
+    // With one set, parity alone cannot tell this tile's patch from that of two tiles ago. It can here, because the
+    // other consumer passed the turn only after the patch in between had landed.
     ptx::mbarrier_wait_parity(barriers.full(first + s), Config::parity_of(t));
     ptx::wgmma_fence();
 #pragma unroll
@@ -114,10 +114,10 @@ __device__ __forceinline__ void multiply_tile(typename Config::Sum& sum, uint32_
                       move(patches, s * Config::kPatchBytes + r * Config::kPatchRowBytes + k), s + r + k > 0);
     ptx::wgmma_commit_group();
     if (s == 0) continue;
-    ptx::wgmma_wait_group<1>();  // the patch before this one has been multiplied
+    ptx::wgmma_wait_group<1>();  // the previous patch has been multiplied
     if (speaks) ptx::mbarrier_arrive(barriers.empty(first + s - 1));
   }
-  if (speaks) ptx::mbarrier_arrive(barriers.turn((t + 1) % 2));  // the other's products queue behind these
+  if (speaks) ptx::mbarrier_arrive(barriers.turn((t + 1) % 2));  // the other consumer's wgmmas queue behind these
   ptx::wgmma_wait_group<0>();
   if (speaks) ptx::mbarrier_arrive(barriers.empty(first + kConvRowsPatches - 1));
 }
@@ -129,12 +129,12 @@ __device__ __forceinline__ void consume_tiles(const ConvFwdParams& p, uint32_t s
   const RowAffine<Config::kDtype> bn(p.main.bn, warp * 16 + lane / 4, kConvRowsChannels);
   const uint32_t out = smem + Config::kOut + Config::set_of(consumer) * Config::kOutBytes;
   typename Config::Sum sum;
-  uint32_t t = consumer;  // of the block's tiles
+  uint32_t t = consumer;  // the CTA's tile number
   ptx::mbarrier_wait_parity(barriers.filter(), 0);
   for (ConvRowsWalk<Config> walk(p.main.shape, blockIdx.x + consumer * gridDim.x, kConvRowsConsumers * gridDim.x);
        walk.more(); walk.next(), t += kConvRowsConsumers) {
     const uint32_t parity = t / 2 % 2;
-    ptx::mbarrier_wait_parity(barriers.turn(consumer), consumer == 0 ? parity ^ 1 : parity);  // 0 begins unasked
+    ptx::mbarrier_wait_parity(barriers.turn(consumer), consumer == 0 ? parity ^ 1 : parity);  // 0 has the first turn
     multiply_tile<Config>(sum, smem, t, barriers);
     ptx::mbarrier_wait_parity(barriers.open(consumer), parity);
     finish<Config>(sum, nullptr, bn, bn, p.residual != nullptr, p.relu, out);

@@ -1,4 +1,4 @@
-// The explicit instantiations for one element type: naming a launcher compiles its kernel.
+// Instantiates the kernels of one element type: taking a launcher's address compiles its kernel.
 #pragma once
 #include <algorithm>
 #include <utility>
@@ -10,7 +10,7 @@
 
 namespace resnet_fused::cuda {
 
-// Pieces of `rows` x `columns` pixels of one image. What lies outside of it is loaded as zeros, and not stored.
+// Boxes of `rows` x `columns` pixels of one image. Pixels outside the image are loaded as zeros and not stored.
 inline TensorMap map_of_image_rows(const void* base, Dtype dtype, const ConvShape& q, int32_t rows, int32_t columns) {
   TiledBox box;
   box.box[0] = kConvRowsChannels, box.box[1] = columns, box.box[2] = rows;
@@ -18,7 +18,7 @@ inline TensorMap map_of_image_rows(const void* base, Dtype dtype, const ConvShap
   return encode_tiled(nhwc_tensor(base, dtype, q.n, q.h, q.w, kConvRowsChannels), box);
 }
 
-// The filter, KRSC in memory: a row for each output channel, of which a piece is one tap.
+// The filter (KRSC): a row per output channel. A box is one tap of all output channels.
 inline TensorMap map_of_filter(const void* base, Dtype dtype) {
   constexpr int32_t kTaps = kConvRowsTaps * kConvRowsTaps;
   TensorShape filter;
@@ -42,7 +42,7 @@ void launch_conv_rows_variant(const ConvFwdParams& p, const Queue& queue) {
   maps.out = map_of_image_rows(p.out, kDtype, shape, kRows, kColumns);
   if (p.residual) maps.residual = map_of_image_rows(p.residual, kDtype, shape, kRows, kColumns);
   const int64_t tiles = conv_rows_tiles(Config::kTile, shape);
-  const auto grid = static_cast<unsigned>(std::min<int64_t>(tiles, queue.sm_count));  // one block fills an SM
+  const auto grid = static_cast<unsigned>(std::min<int64_t>(tiles, queue.sm_count));  // one CTA per SM
   LAUNCH_DEPENDENT(conv_rows_kernel<Config>, dim3(grid), dim3(kConvRowsThreads), conv_rows_smem(Config::kTile), queue,
                    p, maps);
 }

@@ -1,4 +1,4 @@
-// What one compiled sm90/conv_sm90 kernel is made of.
+// Compile-time configuration of an sm90/conv_sm90 kernel.
 #pragma once
 #include "cuda/sm90/conv_sm90.h"
 #include "cuda/tile/element.cuh"
@@ -12,20 +12,20 @@ struct ConvSm90Config {
   static constexpr ConvFwdMode kMode = kMode_;
   static constexpr ConvSm90Tile kTile = kConvSm90Tiles[kTile_];
   static constexpr bool kProjects = has_projection(kMode), kPrepares = has_prologue(kMode);
-  static constexpr bool kTakesMoments = has_statistics(kMode);  // and then every tile is whole
+  static constexpr bool kTakesMoments = has_statistics(kMode);  // without stream-K: all tiles are whole
 
   static constexpr int kPixels = kTile.pixels, kChannels = kTile.channels, kStages = kTile.stages;
   static constexpr int kColumns = conv_sm90_columns(kTile, kMode);
-  static constexpr bool kTakesTurns = conv_sm90_takes_turns(kTile, kMode);  // a tile is one warpgroup's
-  // From the first warpgroup's part of a tile to the second's.
+  static constexpr bool kTakesTurns = conv_sm90_takes_turns(kTile, kMode);  // ping-pong: a tile per warp group
+  // Offset of the second warp group's part of a tile from the first's.
   static constexpr int kPixelStride = kColumns == kPixels ? 0 : kColumns;
   static constexpr int kChannelStride = kColumns == kPixels && !kTakesTurns ? 64 : 0;
   static constexpr int kReaders = kTakesTurns ? 4 : 4 * kConvSm90Consumers;  // warps that read a stage
   static constexpr int kThreads = conv_sm90_threads(kMode);
 
-  // Of shared memory, in bytes from its start; tiles of TMA and wgmma lie at multiples of 1024.
+  // Offsets in shared memory, in bytes. Operands of TMA and wgmma are aligned to 1024.
   static constexpr uint32_t kPixelBytes = kPixels * kRowBytes, kStageBytes = (kPixels + kChannels) * kRowBytes;
-  static constexpr uint32_t kOutBytes = kColumns * kRowBytes;  // of one warpgroup: a row of 64 channels a pixel
+  static constexpr uint32_t kOutBytes = kColumns * kRowBytes;  // of one warp group: a row of 64 channels per pixel
   static constexpr uint32_t kOut = kStages * kStageBytes;
   static constexpr uint32_t kBarriers = kOut + kConvSm90Consumers * kOutBytes;
   static constexpr uint32_t kTable = kBarriers + kConvSm90BarrierBytes;
@@ -37,32 +37,33 @@ struct ConvSm90Config {
   static_assert(conv_sm90_takes(kTile, kMode));
 };
 
-// Barriers, each 8 bytes.
+// Addresses of mbarriers, 8 bytes each.
 template <typename Config>
 struct ConvSm90Barriers {
   uint32_t first;
 
-  // A stage's bytes have landed; its prologue has been applied; its readers are done with it.
+  // full: the stage's operands have landed. ready: its prologue has been applied. empty: its readers have read it.
   __device__ __forceinline__ uint32_t full(int stage) const { return first + 8 * stage; }
   __device__ __forceinline__ uint32_t ready(int stage) const { return full(Config::kStages + stage); }
   __device__ __forceinline__ uint32_t empty(int stage) const { return full(2 * Config::kStages + stage); }
-  // A consumer's output tile may be written (and holds the residual, if there is one); it has been written.
+  // open: the consumer's output tile may be written, and holds the residual if there is one. staged: it has been
+  // written.
   __device__ __forceinline__ uint32_t open(int consumer) const { return full(3 * Config::kStages + consumer); }
   __device__ __forceinline__ uint32_t staged(int consumer) const {
     return full(3 * Config::kStages + kConvSm90Consumers + consumer);
   }
-  // Consumers that take turns: the other one has started its last products, and the ring's next stages are this one's.
+  // turn (ping-pong): the other consumer has issued its last wgmma; the pipeline's next stages are this one's.
   __device__ __forceinline__ uint32_t turn(int consumer) const {
     return full(3 * Config::kStages + 2 * kConvSm90Consumers + consumer);
   }
   static_assert(8 * (3 * Config::kStages + 3 * kConvSm90Consumers) <= kConvSm90BarrierBytes);
 };
 
-// Where a role is in the ring: stages are filled and read in one order, tile after tile.
+// A role's position in the pipeline. All roles visit the stages in the same order, tile after tile.
 template <int kStages>
 struct RingCursor {
   int stage = 0;
-  uint32_t parity = 0;  // of the phase that ends when the stage's current content has landed
+  uint32_t parity = 0;  // of the phase that ends when the current content has landed
 
   __device__ __forceinline__ void next() {
     if (++stage == kStages) stage = 0, parity ^= 1;

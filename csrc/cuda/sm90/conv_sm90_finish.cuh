@@ -5,12 +5,12 @@
 
 namespace resnet_fused::cuda {
 
-// How conv_sm90 laid the tile out: the part of a warpgroup is `columns` pixels of 64 channels, and the second's begins
+// conv_sm90's layout of a tile: each warp group has `columns` pixels of 64 channels. The second's part starts
 // pixel_stride pixels or channel_stride channels after the first's.
 struct ConvSm90Layout {
   int32_t pixels, channels, columns;
   int32_t pixel_stride, channel_stride;
-  int32_t tiles_k, blocks;  // blocks of conv_sm90_finish a tile
+  int32_t tiles_k, blocks;  // CTAs of conv_sm90_finish per tile
 };
 
 template <Dtype kDtype_, bool kProjects_>
@@ -25,7 +25,7 @@ struct ConvSm90FinishConfig {
   static_assert(kThreads == kColumns * kRowChunks, "a thread has one 16-byte chunk of the output");
 };
 
-// sum = that of a unit's partial tiles, one after another; the loads of four are in flight together.
+// sum = a unit's partial tiles, added in order, with the loads of four in flight.
 template <typename Config>
 __device__ __forceinline__ void add_partials(typename Config::Sum& sum, const char* first, int32_t count,
                                              int64_t stride) {
@@ -49,7 +49,7 @@ __device__ __forceinline__ void add_partials(typename Config::Sum& sum, const ch
   }
 }
 
-// A block has 16 pixels of 64 channels, in conv_sm90's own registers' order.
+// A CTA finishes 16 pixels of 64 channels. Its threads hold the sums as conv_sm90's consumer threads did.
 template <typename Config>
 __global__ void __launch_bounds__(Config::kThreads)
     conv_sm90_finish_kernel(const ConvFwdParams p, const ConvSm90Layout layout) {
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(Config::kThreads)
   const int32_t pixels = shape.n * shape.p * shape.q;
   if (pixel >= pixels || channel >= shape.k) return;
 
-  // One chunk of the output: a row of 128 bytes a pixel.
+  // This thread's chunk of the output, which has a 128-byte row per pixel.
   const int32_t row = thread / kRowChunks, chunk = thread % kRowChunks;
   const bool inside = pixel + row < pixels && channel + chunk * kPer < shape.k;
   const int64_t at = (static_cast<int64_t>(pixel + row) * shape.k + channel + chunk * kPer) * kSizeOf<Config::kDtype>;
@@ -82,13 +82,13 @@ __global__ void __launch_bounds__(Config::kThreads)
   const Tail shares{tail * tile_steps, p.shares};
   const int64_t stride = static_cast<int64_t>(layout.pixels) * layout.channels * sizeof(float);
   const char* mine = reinterpret_cast<const char*>(p.partials) + (place * Config::kColumns * 64 + thread * 4) * 4;
-  // Of the shares that have a step of the unit.
+  // Adds the partial sums of every share that has a step of the unit.
   const auto add = [&](typename Config::Sum& sum, int32_t unit, int32_t first, int32_t count) {
     const int32_t share = shares.of(first), last = shares.of(first + count - 1);
     add_partials<Config>(sum, mine + (share + unit) * stride, last - share + 1, stride);
   };
   typename Config::Sum sum = {}, projected = {};
-  const bool holds = channel + static_cast<int32_t>(warp) * 16 < shape.k;  // conv_sm90's warp has written something
+  const bool holds = channel + static_cast<int32_t>(warp) * 16 < shape.k;  // else conv_sm90's warp stored nothing
   constexpr ConvFwdMode kMode = Config::kProjects ? ConvFwdMode::kProjection : ConvFwdMode::kPlain;
   if (holds) {
     if constexpr (Config::kProjects) add(projected, conv_sm90_unit(kMode, index, false), first_step, side_steps);

@@ -5,8 +5,8 @@
 
 namespace resnet_fused::cuda {
 
-// out = act(bn(sum of a tile's shares) + shortcut) for each tile of the tail, share after share: the same sum in every
-// run.
+// out = act(bn(sum of a tile's shares) + shortcut) for each tile of the tail. Shares are added in order, so the result
+// is bit-reproducible.
 void launch_conv_sm90_finish(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue);
 
 }  // namespace resnet_fused::cuda

@@ -1,5 +1,5 @@
-// The compiled sm90 kernels of each element type, which sm90/conv_sm90.cu makes one menu of. A file each, so that they
-// compile side by side.
+// The compiled conv_sm90 kernels by element type. sm90/conv_sm90.cu merges them into one menu. Each function has a file
+// of its own, so that they compile in parallel.
 #pragma once
 #include "cuda/menu.h"
 #include "cuda/sm90/conv_sm90.h"

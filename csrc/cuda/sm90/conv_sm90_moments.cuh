@@ -1,4 +1,4 @@
-// The epilogue of a convolution in training: bias, one rounding, and the moments of what is stored.
+// The epilogue of a training convolution: bias, one rounding, and the moments of the stored values.
 #pragma once
 #include "cuda/bn/moments.cuh"
 #include "cuda/bn/parts.cuh"
@@ -14,21 +14,22 @@ __device__ __forceinline__ float sum_quad(float v) {
   return v;
 }
 
-// A thread's two channels over its quarter of the warpgroup's pixels. Sums are in float32 of sixteen values, and of
-// those in float64: longer ones would lose what they have no digits for.
+// Moments of a thread's two channels over its quarter of the warp group's pixels. Sixteen values are summed in float32,
+// those sums in float64: longer float32 sums lose too many digits.
 template <typename Config>
 struct RowMoments {
-  static constexpr int kPieces = Config::kColumns / 8;  // of eight pixels, two of which are the thread's
-  static constexpr int kRun = 8;                        // pieces
+  static constexpr int kPieces = Config::kColumns / 8;  // of eight pixels, two per thread
+  static constexpr int kRun = 8;                        // pieces per float32 sum
   using Data = Chunk<Config::kDtype, 8>;
   using Affine = RowAffine<Config::kDtype>;
   static_assert(kPieces % kRun == 0);
 
   float center[2], run_sum[2] = {}, run_squares[2] = {};
   double sum[2] = {}, squares[2] = {};
-  int32_t count, left;  // pixels of the part; and to their end, from the thread's first one
+  int32_t count, left;  // pixels of the part; pixels from the thread's first one to the part's end
 
-  // A center is the median of three stored values, or the first where the part is the ragged last one.
+  // The center is the median of the part's first, middle and last stored value, or the first value of a ragged last
+  // part.
   __device__ __forceinline__ RowMoments(const typename Config::Sum& product, const Affine& bias, int32_t pixels_left)
       : count(pixels_left < Config::kColumns ? pixels_left : Config::kColumns),
         left(count - static_cast<int32_t>(threadIdx.x % 4 * 2)) {
@@ -47,7 +48,7 @@ struct RowMoments {
     }
   }
 
-  // Pieces j and j + 1.
+  // Adds the stored values of pieces j and j + 1.
   __device__ __forceinline__ void add(const Data& stored, int j) {
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
@@ -62,8 +63,8 @@ struct RowMoments {
     }
   }
 
-  // channel: of the thread's first row. The four lanes of a row move to their mean first, so that their sums are small
-  // enough for float32; three of them store a number each.
+  // `channel` is that of the thread's first row. The four lanes of a row first move their sums to the common mean,
+  // where they are small enough for float32; then three lanes store one number each.
   __device__ __forceinline__ void store(float* statistics, int32_t part, int32_t channel, int32_t channels) {
     const uint32_t which = threadIdx.x % 4;
     const int32_t own = left <= 0 ? 0 : left / 8 * 2 + (left % 8 < 2 ? left % 8 : 2);
@@ -85,7 +86,7 @@ struct RowMoments {
   }
 };
 
-// `finish` with nothing but a bias; `moments` sees what it stores.
+// `finish` with only a bias. `moments` accumulates the stored values.
 template <typename Config>
 __device__ __forceinline__ void finish_raw(const typename Config::Sum& product, const RowAffine<Config::kDtype>& bias,
                                            RowMoments<Config>& moments, uint32_t out) {

@@ -1,4 +1,5 @@
-// The roles of a block's warps. All walk over the same tiles and steps in one order and share only barriers.
+// Warp roles of conv_sm90. All roles walk over the same tiles and steps in the same order, and synchronise only through
+// mbarriers.
 #pragma once
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/shared.cuh"
@@ -17,12 +18,12 @@
 namespace resnet_fused::cuda {
 
 struct ConvSm90Maps {
-  TensorMap x, weight;                        // im2col; rows of the depth
-  TensorMap projection_x, projection_weight;  // likewise, where there is a projection
+  TensorMap x, weight;                        // im2col; output channels x depth
+  TensorMap projection_x, projection_weight;  // likewise, with a projection
   TensorMap residual, out;                    // pixels x channels
 };
 
-// One thread: fills the ring.
+// One thread: fills the pipeline.
 template <typename Config>
 __device__ __forceinline__ void load_operands(const ConvShape& shape, const TensorMap& x, const TensorMap& weight,
                                               int32_t pixel, int32_t channel, StepRange steps, uint32_t ring,
@@ -61,7 +62,7 @@ __device__ __forceinline__ void produce(const ConvFwdParams& p, const ConvSm90Ma
   }
 }
 
-// A consumer's part of a whole tile, on its way through shared memory.
+// A consumer's part of a whole tile, staged in shared memory.
 template <typename Config>
 struct OutputPart {
   int32_t pixel, channel;
@@ -75,7 +76,7 @@ struct OutputPart {
         open(barriers.open(consumer)),
         staged(barriers.staged(consumer)) {}
 
-  // The consumer may write, once the residual is there if there is one.
+  // Opens the part for the consumer: at once or, with a residual, when it has landed there.
   __device__ __forceinline__ void begin(const ConvFwdParams& p, const TensorMap& residual) const {
     if (!Config::kProjects && p.residual) {
       ptx::mbarrier_arrive_expect_tx(open, Config::kOutBytes);
@@ -92,7 +93,7 @@ struct OutputPart {
   }
 };
 
-// One thread: brings each tile's residual while the tile is multiplied, and stores what the consumers hand over.
+// One thread: loads each tile's residual during its main loop, and stores the tiles that the consumers have staged.
 template <typename Config>
 __device__ __forceinline__ void store(const ConvFwdParams& p, const ConvSm90Maps& maps, uint32_t smem,
                                       const ConvSm90Barriers<Config>& barriers) {
@@ -100,12 +101,12 @@ __device__ __forceinline__ void store(const ConvFwdParams& p, const ConvSm90Maps
   for (WorkWalk<Config> walk(p); walk.finishes(); walk.next(), parity ^= 1) {
     for (int i = 0; i < kConvSm90Consumers; ++i) OutputPart<Config>(walk, i, smem, barriers).begin(p, maps.residual);
     for (int i = 0; i < kConvSm90Consumers; ++i) OutputPart<Config>(walk, i, smem, barriers).store(maps.out, parity);
-    ptx::bulk_wait_group_read<0>();  // the next residual may land where these lay
+    ptx::bulk_wait_group_read<0>();  // the next residual may overwrite these parts
   }
   ptx::bulk_wait_group<0>();
 }
 
-// The same where consumers take turns: the next tile's residual comes before this one's output goes.
+// The same for ping-pong consumers: loads the next tile's residual before it stores this tile.
 template <typename Config>
 __device__ __forceinline__ void store_in_turns(const ConvFwdParams& p, const ConvSm90Maps& maps, uint32_t smem,
                                                const ConvSm90Barriers<Config>& barriers) {
@@ -114,15 +115,15 @@ __device__ __forceinline__ void store_in_turns(const ConvFwdParams& p, const Con
   uint32_t piece = 0;
   for (WorkWalk<Config> walk(p); walk.finishes(); walk.next(), ++piece) {
     ahead.next();
-    ptx::bulk_wait_group_read<0>();  // the output before this one has left the memory of the next
+    ptx::bulk_wait_group_read<0>();  // the output before this one has been read: its memory is the next one's
     if (ahead.finishes()) OutputPart<Config>(ahead, (piece + 1) % 2, smem, barriers).begin(p, maps.residual);
     OutputPart<Config>(walk, piece % 2, smem, barriers).store(maps.out, piece / 2 & 1);
   }
   ptx::bulk_wait_group<0>();
 }
 
-// A warpgroup of its own: relu(pre(.)) of each stage in place, before the consumers may read it. TMA filled the padding
-// with zeros, and zeros it stays.
+// A warp group of its own: applies relu(pre(.)) to each stage in place, before the consumers read it. Padding, which
+// TMA zero-filled, stays zero.
 template <typename Config>
 __device__ __forceinline__ void prepare_steps(const ConvShape& shape, const ChannelTable& table, int32_t pixel,
                                               StepRange steps, uint32_t ring, const ConvSm90Barriers<Config>& barriers,
@@ -163,7 +164,7 @@ __device__ __forceinline__ void prepare(const ConvFwdParams& p, const ChannelTab
       prepare_steps<Config>(p.main.shape, table, walk.pixel(), walk.main, ring, barriers, at);
     } else {
       prepare_steps<Config>(p.projection.shape, table, walk.pixel(), walk.side, ring, barriers, at);
-      // These need nothing but to be passed on, so that both barriers of a stage keep the same phase.
+      // The main convolution has no prologue. Pass its stages on, so that `full` and `ready` stay in the same phase.
       for (int32_t left = walk.main.count; left > 0; --left) {
         ptx::mbarrier_wait_parity(barriers.full(at.stage), at.parity);
         ptx::mbarrier_arrive(barriers.ready(at.stage));
@@ -173,14 +174,14 @@ __device__ __forceinline__ void prepare(const ConvFwdParams& p, const ChannelTab
   }
 }
 
-// A consumer: sum = this warpgroup's part of the product, over the steps of one convolution.
+// A consumer: sum = this warp group's part of the product, over the steps of one convolution.
 template <typename Config>
 __device__ __forceinline__ void multiply(typename Config::Sum& sum, int32_t steps, uint32_t ring, uint32_t consumer,
                                          const ConvSm90Barriers<Config>& barriers, RingCursor<Config::kStages>& at) {
   const uint64_t weights =
       smem_descriptor<Swizzle::k128>(ring + Config::kPixelBytes + consumer * Config::kChannelStride * kRowBytes);
   const uint64_t pixels = smem_descriptor<Swizzle::k128>(ring + consumer * Config::kPixelStride * kRowBytes);
-  const bool speaks = threadIdx.x % 32 == 0;  // each warp for itself: a wait covers its own products only
+  const bool speaks = threadIdx.x % 32 == 0;  // one arrival per warp: a wait covers only the warp's own wgmmas
   int last = 0;
   for (int32_t step = 0; step < steps; ++step) {
     const uint64_t stage_weights = moved(weights, at.stage * Config::kStageBytes);
@@ -191,19 +192,19 @@ __device__ __forceinline__ void multiply(typename Config::Sum& sum, int32_t step
     for (uint32_t k = 0; k < kRowBytes; k += 32)
       wgmma<Config>(sum, moved(stage_weights, k), moved(stage_pixels, k), step > 0 || k > 0);
     ptx::wgmma_commit_group();
-    // The step before this one has been multiplied, and its stage is free.
+    // The previous step's wgmmas have completed: release its stage.
     ptx::wgmma_wait_group<1>();
     if (step > 0 && speaks) ptx::mbarrier_arrive(barriers.empty(last));
     last = at.stage;
     at.next();
   }
-  // The other's products queue up behind these.
+  // The other consumer's wgmmas queue behind these.
   if (Config::kTakesTurns && speaks) ptx::mbarrier_arrive(barriers.turn(1 - consumer));
   ptx::wgmma_wait_group<0>();
   if (speaks) ptx::mbarrier_arrive(barriers.empty(last));
 }
 
-// Past the other's stages.
+// Skips the stages of the other consumer's tile.
 template <int kStages>
 __device__ __forceinline__ void skip(RingCursor<kStages>& at, int32_t steps) {
   at.stage += steps;
@@ -211,8 +212,8 @@ __device__ __forceinline__ void skip(RingCursor<kStages>& at, int32_t steps) {
   at.stage %= kStages;
 }
 
-// A share's piece: raw sums, as the threads hold them. The threads of conv_sm90_finish read them in the same places, so
-// that a warp moves 512 adjacent bytes each way and nothing is turned. Pixels and channels past the end are left out.
+// Stores a share's sums as the threads hold them. Threads of conv_sm90_finish read them in the same order, so each warp
+// moves 512 contiguous bytes both ways, without a transpose. Pixels and channels past the end are skipped.
 template <typename Config>
 __device__ __forceinline__ void store_partial(const typename Config::Sum& sum, const ConvFwdParams& p, int32_t partial,
                                               uint32_t consumer, int32_t pixel, int32_t channel) {
@@ -247,13 +248,13 @@ __device__ __forceinline__ void consume(const ConvFwdParams& p, uint32_t smem, u
         skip(at, walk.steps());
         continue;
       }
-      // Without it a stage's barrier may be two phases behind, which looks like none.
+      // Without the turn, a stage's mbarrier could be two phases behind this consumer. Parity cannot tell that.
       if (piece > 0) ptx::mbarrier_wait_parity(barriers.turn(consumer), (piece - 1) / 2 & 1);
     }
     const int32_t pixel = walk.pixel() + consumer * Config::kPixelStride;
     const int32_t channel = walk.channel() + consumer * Config::kChannelStride + warp * 16;
     const bool finishes = walk.finishes();
-    if (finishes && channel != known) {  // the tiles of a block mostly have the same channels
+    if (finishes && channel != known) {  // mostly the same for all tiles of a CTA
       known = channel;
       bn = Affine(p.main.bn, channel + lane / 4, p.main.shape.k);
       if constexpr (Config::kProjects) projection_bn = Affine(p.projection.bn, channel + lane / 4, p.main.shape.k);

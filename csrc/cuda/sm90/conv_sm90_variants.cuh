@@ -1,4 +1,4 @@
-// The explicit instantiations for one element type: naming a launcher compiles its kernel.
+// Instantiates the kernels of one element type: taking a launcher's address compiles its kernel.
 #pragma once
 #include <algorithm>
 #include <utility>
@@ -10,7 +10,7 @@
 
 namespace resnet_fused::cuda {
 
-// x, of which a step loads 64 channels of one tap for each pixel of a tile.
+// im2col map of x: a step loads 64 channels of one tap for each pixel of a tile.
 inline TensorMap map_of_pixels(const ConvOperands& o, Dtype dtype, int32_t pixels) {
   const ConvShape& q = o.shape;
   Im2colBox box;
@@ -22,7 +22,7 @@ inline TensorMap map_of_pixels(const ConvOperands& o, Dtype dtype, int32_t pixel
   return encode_im2col(nhwc_tensor(o.x, dtype, q.n, q.h, q.w, q.c), box);
 }
 
-// A matrix of `rows` rows of `columns` adjacent elements, moved in pieces of box_rows x 64.
+// A row-major matrix of rows x columns, moved in boxes of box_rows x 64.
 inline TensorMap map_of_rows(const void* base, Dtype dtype, int64_t rows, int64_t columns, int32_t box_rows) {
   TensorShape m;
   m.base = base, m.dtype = dtype, m.rank = 2;
@@ -56,7 +56,7 @@ void launch_conv_sm90_variant(const ConvFwdParams& p, const Queue& queue) {
   if (p.residual) maps.residual = map_of_rows(p.residual, kDtype, pixels, shape.k, Config::kColumns);
   const int64_t tiles = conv_sm90_tiles(Config::kTile, shape);
   const int64_t items = p.shares ? int64_t{p.whole} + p.shares : tiles;
-  const auto grid = static_cast<unsigned>(std::min<int64_t>(items, queue.sm_count));  // one block fills an SM
+  const auto grid = static_cast<unsigned>(std::min<int64_t>(items, queue.sm_count));  // one CTA per SM
   const int32_t smem = conv_sm90_smem(Config::kTile, Config::kMode, prepared.c);
   LAUNCH_DEPENDENT(conv_sm90_kernel<Config>, dim3(grid), dim3(Config::kThreads), smem, queue, p, maps);
 }
@@ -74,7 +74,7 @@ void add_conv_sm90_tiles(ConvSm90Menu& all, std::integer_sequence<int, kTile...>
   (add_conv_sm90<kDtype, kTile, kMode>(all), ...);
 }
 
-// Every tile that takes them, of these modes.
+// Every tile of these modes that conv_sm90_takes.
 template <Dtype kDtype, ConvFwdMode... kMode>
 ConvSm90Menu compile_conv_sm90() {
   constexpr int kTiles = sizeof(kConvSm90Tiles) / sizeof(kConvSm90Tiles[0]);

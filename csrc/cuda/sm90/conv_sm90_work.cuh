@@ -1,4 +1,4 @@
-// The work of a persistent block, piece by piece. docs/kernels/sm90_conv_fwd.md, "Stream-K".
+// The work of a persistent CTA, piece by piece: docs/kernels/sm90_conv_fwd.md, "Stream-K".
 #pragma once
 #include "cuda/sm90/conv_sm90.h"
 
@@ -8,13 +8,13 @@ __device__ __forceinline__ int32_t conv_sm90_steps(const ConvShape& shape) {
   return shape.r * shape.s * (shape.c / kConvSm90Depth);
 }
 
-// The tail's steps, tile after tile and each tile's projection first, in `shares` parts of which none is more than a
-// step longer than another. The host sees to it that the products fit.
+// The tail's steps, tile after tile and each tile's projection first, cut into `shares` parts whose lengths differ by
+// at most one step. The host checks conv_sm90_shares_fit, so the products fit 32 bits.
 struct Tail {
   int32_t steps, shares;
 
   __device__ __forceinline__ int32_t begin(int32_t share) const { return share * steps / shares; }
-  // The share that has a step.
+  // The share that contains a step.
   __device__ __forceinline__ int32_t of(int32_t step) const { return ((step + 1) * shares - 1) / steps; }
 };
 
@@ -22,15 +22,15 @@ struct StepRange {
   int32_t first = 0, count = 0;
 };
 
-// Whole tiles first, then shares of the tail, one piece for each convolution of each tile that a share touches.
-// Neighbouring blocks have the same pixels and find them in L2.
+// Whole tiles first, then shares of the tail: one piece for each convolution of each tile that a share touches.
+// Neighbouring CTAs work on the same pixels and find them in L2.
 template <typename Config>
 struct WorkWalk {
-  int32_t side_steps = 0, tile_steps, tiles_k;  // of a tile: its projection's steps, and all
+  int32_t side_steps = 0, tile_steps, tiles_k;  // of a tile: its projection's steps, all its steps
   int32_t whole, item;
   Tail tail;
   int32_t at = 0, end = 0;  // of the current share: steps of the tail
-  int32_t tile, partial;    // partial: where a share's sums go
+  int32_t tile, partial;    // partial: index of the piece's partial tile
   StepRange side, main;     // a whole tile has both, a share's piece one of them
 
   __device__ __forceinline__ explicit WorkWalk(const ConvFwdParams& p) : item(blockIdx.x) {

@@ -1,4 +1,4 @@
-// The epilogue of a warp group, whose accumulators have channels as rows and pixels as columns.
+// The epilogue of a consumer warp group. Rows of its accumulators are channels, columns are pixels.
 #pragma once
 #include "cuda/ptx/mma.cuh"
 #include "cuda/ptx/stmatrix.cuh"
@@ -7,7 +7,7 @@
 
 namespace resnet_fused::cuda {
 
-// scale and shift of a thread's two rows, which are channels.
+// Scale and shift of a thread's two accumulator rows (channels).
 template <Dtype kDtype>
 struct RowAffine {
   float scale[2] = {}, shift[2] = {};
@@ -23,8 +23,9 @@ struct RowAffine {
   __device__ __forceinline__ float apply(float v, int row) const { return ptx::fma_rn(v, scale[row], shift[row]); }
 };
 
-// BatchNorm, shortcut, ReLU and one rounding, from the product's registers to the output tile in shared memory. Rows of
-// the product are channels, and rows of the tile pixels: stmatrix transposes, and ldmatrix the residual, in place.
+// Applies BatchNorm, shortcut and ReLU, rounds once, and moves the product from registers to the output tile in shared
+// memory. The product's rows are channels, the tile's rows are pixels, so stmatrix transposes. The residual is read
+// from the output tile's memory by a transposing ldmatrix.
 template <typename Config, bool kRelu>
 __device__ __forceinline__ void finish_as(const typename Config::Sum& sum, const typename Config::Sum* projected,
                                           const RowAffine<Config::kDtype>& bn,
@@ -33,7 +34,7 @@ __device__ __forceinline__ void finish_as(const typename Config::Sum& sum, const
   const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
 #pragma unroll
   for (int j = 0; j < Config::kColumns / 8; j += 2) {
-    // Words 0 and 1: pixels of piece j, channels of the warp's first and second eight; words 2 and 3: of piece j + 1.
+    // Words 0 and 1 hold piece j, the warp's first and second eight channels; words 2 and 3 hold piece j + 1.
     const uint32_t address = out + swizzled((j + lane / 16) * 8 + lane % 8, warp * 2 + lane / 8 % 2);
     Pair shortcut;
     if (!Config::kProjects && residual) ptx::ldmatrix_x4_trans(shortcut.words, address);
@@ -56,7 +57,7 @@ __device__ __forceinline__ void finish_as(const typename Config::Sum& sum, const
   }
 }
 
-// Both with and without ReLU, so that rounding and ReLU are one instruction, and none is a branch between two pieces.
+// Compiles the loop with and without ReLU: ReLU and rounding are then one instruction, and no branch separates pieces.
 template <typename Config>
 __device__ __forceinline__ void finish(const typename Config::Sum& sum, const typename Config::Sum* projected,
                                        const RowAffine<Config::kDtype>& bn,

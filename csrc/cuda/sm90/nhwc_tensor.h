@@ -1,4 +1,4 @@
-// An activation as a tensor map describes it. Pure: no torch, no CUDA.
+// The shape of an NHWC activation for a tensor map. Pure: no torch, no CUDA.
 #pragma once
 #include "cuda/tensor_map.h"
 

@@ -1,4 +1,4 @@
-// A warpgroup's products, of whichever element type a kernel is compiled for.
+// wgmma of a kernel's element type.
 #pragma once
 #include "cuda/dtype.h"
 #include "cuda/ptx/wgmma.cuh"
