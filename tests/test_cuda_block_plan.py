@@ -53,9 +53,9 @@ def test_block_kernel_wins_at_batch_1_with_sm90(monkeypatch, channels):
     ("change", "sentence"),
     [
         (dict(c=72), "it has 72 channels; "),
-        (dict(gpu="a100"), "the GPU is sm_80, and wgmma and TMA are sm_90a's"),
+        (dict(gpu="a100"), "the GPU is sm_80; wgmma and TMA need sm_90a"),
         (dict(dtype="float32"), "it takes float16 and bfloat16"),
-        (dict(aligned=False), "a tensor's address is no multiple of 16 bytes"),
+        (dict(aligned=False), "a tensor is not 16-byte aligned"),
         (dict(n=0), "the output is empty"),
     ],
 )

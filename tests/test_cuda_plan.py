@@ -131,9 +131,9 @@ HARD = [
     (dict(mode="projection", proj_c=20), "the projection has 20 -> 256 channels; multiples of 8 expected"),
     (dict(dtype="float64"), "float64 has no such tensor cores"),
     (dict(dtype="float32", allow_tf32=False), "float32 would be multiplied as TF32"),
-    (dict(aligned=False), "a tensor's address is no multiple of 16 bytes"),
+    (dict(aligned=False), "a tensor is not 16-byte aligned"),
     (dict(r=17, hw=20), "the convolution's filter is 17x17, more than 16 taps a side"),
-    (dict(gpu=[75, 40, 65536, 65536]), "the GPU is sm_75, and the kernel's instructions came with sm_80"),
+    (dict(gpu=[75, 40, 65536, 65536]), "the GPU is sm_75; the kernel needs at least sm_80"),
     (dict(n=0), "the output is empty"),
     (dict(n=2**12, hw=64, c=256), "offsets of 32 bits reach 2147483647"),
     (dict(n=2**10, hw=64, c=64, k=1024), "offsets of 32 bits reach 2147483647"),
@@ -158,7 +158,7 @@ def test_tiles_past_shared_memory_are_not_picked():
         "bytes of shared memory, and may have" in why for why in plan(gpu="a10", c=128, mode="prologue").rejected
     )
     p = plan(gpu="a10", c=512, mode="prologue")
-    assert "sm80 128x128: a block wants 103424 bytes of shared memory, and may have 101376" in p.rejected
+    assert "sm80 128x128: a block needs 103424 bytes of shared memory; the limit is 101376" in p.rejected
     nothing = plan(gpu=[80, 108, 49152, 49152])
     assert nothing.engine == "torch"
     assert len(nothing.rejected) == len(compiled_tiles())
@@ -286,7 +286,7 @@ def test_sums_after_torchs_gradient_cost_a_pass(residual):
 
 
 def test_sm90_has_no_gradient_sums():
-    assert plan(gpu="h200", mode=GRADIENT, n=64).sm90 == "sm90: its epilogue takes no sums of a gradient"
+    assert plan(gpu="h200", mode=GRADIENT, n=64).sm90 == "sm90: its epilogue does not sum gradients"
 
 
 def test_prediction_grows_with_the_work():
@@ -303,7 +303,7 @@ def test_rejected_candidates_have_reasons_with_numbers():
     for why in p.rejected[:2]:
         assert re.search(r"\d+ blocks with \d+ splits leave \d+ of 108 SMs idle, [\d.]+ us predicted$", why), why
     assert re.fullmatch(
-        r"torch: [\d.]+ us predicted, [\d.]+ of them to read and write activations again", p.rejected[-1]
+        r"torch: [\d.]+ us predicted, [\d.]+ of them in an extra pass over activations", p.rejected[-1]
     )
     assert re.search(r"\d+ blocks, \d+ on the busiest of 108 SMs", plan(n=64).rejected[0])
 
@@ -421,7 +421,7 @@ def test_sm90_rows_runs_on_request(monkeypatch):
         "stride 2x2, padding 1x1, dilation 1x1; 3x3 of 64 -> 64, stride 1": dict(stride=2),
         "padding 0x0": dict(padding=0),
         "dilation 2x2": dict(dilation=2),
-        "no tile has room in 100000 bytes": dict(gpu=[90, 132, 100000, 233472]),
+        "no tile fits in 100000 bytes": dict(gpu=[90, 132, 100000, 233472]),
     }
     for why, change in elsewhere.items():
         p = plan(**{**layer, **change})

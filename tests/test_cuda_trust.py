@@ -67,8 +67,8 @@ def explain(library, monkeypatch):
 def test_unverified_sm90_is_not_planned(explain):
     text = explain([])
     assert not text.startswith("sm90")
-    assert re.search(r"not sm90 rows \S+: no GPU has run it yet, RESNET_FUSED_CUDA_ENGINE=sm90:rows does;", text)
-    assert re.search(r"not sm90 \d\S+: no GPU has run it yet, RESNET_FUSED_CUDA_ENGINE=sm90 does;", text)
+    assert re.search(r"not sm90 rows \S+: no GPU has run it yet; RESNET_FUSED_CUDA_ENGINE=sm90:rows enables it;", text)
+    assert re.search(r"not sm90 \d\S+: no GPU has run it yet; RESNET_FUSED_CUDA_ENGINE=sm90 enables it;", text)
     assert explain([("sm90/conv_rows", 80), ("sm80/conv_fwd", 90)]) == text.replace(
         "sm90 rows 8x8: no GPU", "sm90 rows 8x8: no sm_90"
     ), "other GPUs, other kernels"
@@ -113,7 +113,7 @@ def test_verified_block_fwd_is_planned(library, monkeypatch):
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "")
     explain = getattr(torch.ops, op_layer.NAME).explain_cuda_block.default
     args = ([1, 64, 56, 56], "bfloat16", True, True, GPUS["h200"])
-    assert explain(*args).startswith("two launches\n  not sm90 block: no GPU has run it yet, RESNET_FUSED_CUDA_ENGINE")
+    assert explain(*args).startswith("two launches\n  not sm90 block: no GPU has run it yet; RESNET_FUSED_CUDA_ENGINE")
     library.set_verified([("sm90/block_fwd", 90)])
     try:
         assert explain(*args).startswith("sm90 block 64")

@@ -137,8 +137,9 @@ void give_back(void* data, void* capacity) { pool.give_back({data, reinterpret_c
 }  // namespace
 
 void no_memory(size_t bytes) {
-  fail("resnet_fused: no memory for ", bytes, " bytes of a result, or of what a thread computes it in; try a smaller ",
-       "batch or image, or torch.ops.resnet_fused.release_memory()");
+  fail("resnet_fused: could not allocate ", bytes,
+       " bytes for a result or a thread's workspace; try a smaller batch or ",
+       "image, or torch.ops.resnet_fused.release_memory()");
 }
 
 Tensor output_buffer(IntView sizes, const Tensor& like, bool internal, bool channels_last) {

@@ -19,19 +19,19 @@ const BlockFwdShape* shape_for(const BlockProblem& p, const Device& device, std:
     return nullptr;
   };
   const ConvShape& q = p.conv;
-  if (device.arch != kHopper) return no("the GPU is sm_", device.arch, ", and wgmma and TMA are sm_90a's");
+  if (device.arch != kHopper) return no("the GPU is sm_", device.arch, "; wgmma and TMA need sm_90a");
   if (p.dtype != Dtype::kFloat16 && p.dtype != Dtype::kBFloat16) return no("it takes float16 and bfloat16");
   if (q.n == 0 || q.h == 0 || q.w == 0) return no("the output is empty");
-  if (!p.aligned) return no("a tensor's address is no multiple of 16 bytes");
+  if (!p.aligned) return no("a tensor is not 16-byte aligned");
   std::string channels;
   for (const BlockFwdShape& s : kBlockFwdShapes) {
     if (s.channels == q.c) {
       const int32_t smem = block_fwd_smem(s);
       if (smem > device.smem_per_block)
-        return no("a block wants ", smem, " bytes of shared memory, and may have ", device.smem_per_block);
+        return no("a block needs ", smem, " bytes of shared memory; the limit is ", device.smem_per_block);
       // The ops do not check this. With few channels there can be many pixels, and a tile may hold a single one.
       if (block_fwd_tiles(block_fwd_tiling(s, q.h, q.w), q.n) > std::numeric_limits<int32_t>::max() / 2)
-        return no("there are more tiles than 31 bits count");
+        return no("the number of tiles exceeds 31 bits");
       if (is_refused(device, variant_of_block({p.dtype, s.channels})))
         return no("it gave a wrong result in this process");
       return &s;
@@ -83,7 +83,7 @@ BlockPlan make_block_plan(const BlockProblem& problem, const Device& device, con
   const Model model(device, problem.dtype);
   one.microseconds = (model.family.launch + std::max(one.bytes / model.dram(), model.persist(*shape, one.tiles))) / 1e3;
   if (!asked && choice.kind == EngineChoice::kModel) {
-    note(verified_words(KernelFamily::kBlockFwd, device.arch), ", RESNET_FUSED_CUDA_ENGINE=sm90 does; ",
+    note(verified_words(KernelFamily::kBlockFwd, device.arch), "; RESNET_FUSED_CUDA_ENGINE=sm90 enables it; ",
          one.microseconds, " us predicted, two launches ", two.microseconds);
     return two;
   }

@@ -60,15 +60,15 @@ bool takes(const ConvProblem& p, const Device& device, std::string* why) {
     return false;
   };
   if (device.arch < kOldestArch)
-    return no("the GPU is sm_", device.arch, ", and the kernel's instructions came with sm_", kOldestArch);
-  if (p.dtype == Dtype::kFloat64) return no("float64 has no such tensor cores; float16, bfloat16 and float32 have");
+    return no("the GPU is sm_", device.arch, "; the kernel needs at least sm_", kOldestArch);
+  if (p.dtype == Dtype::kFloat64) return no("the kernel takes float16, bfloat16 and float32");
   if (p.dtype == Dtype::kFloat32 && !p.allow_tf32)
-    return no("float32 would be multiplied as TF32, and torch's convolutions are not allowed to either");
+    return no("the kernel multiplies float32 as TF32, which torch's convolutions may not use here");
   if (p.groups != 1) return no("the convolution has ", p.groups, " groups");
   if (outputs(p.main) == 0) return no("the output is empty");
   if (std::min(p.main.pad_h, p.main.pad_w) < 0)
-    return no("the forward convolution was padded by more than its filter reaches");
-  if (!p.aligned) return no("a tensor's address is no multiple of 16 bytes");
+    return no("the forward convolution's padding exceeds its filter's reach");
+  if (!p.aligned) return no("a tensor is not 16-byte aligned");
   return takes(p.main, "the convolution", why) &&
          (!has_projection(p.mode) || takes(p.projection, "the projection", why));
 }
@@ -97,9 +97,9 @@ bool takes_sm90(const ConvProblem& p, const Device& device, std::string* why) {
     if (why) *why = sentence(words...);
     return false;
   };
-  if (device.arch != kHopper) return no("the GPU is sm_", device.arch, ", and wgmma and im2col TMA are sm_90a's");
-  if (p.dtype == Dtype::kFloat32) return no("float32 would need wgmma of TF32, which this kernel has not");
-  if (p.mode == ConvFwdMode::kGradientSums) return no("its epilogue takes no sums of a gradient");
+  if (device.arch != kHopper) return no("the GPU is sm_", device.arch, "; wgmma and im2col TMA need sm_90a");
+  if (p.dtype == Dtype::kFloat32) return no("the kernel has no TF32 wgmma");
+  if (p.mode == ConvFwdMode::kGradientSums) return no("its epilogue does not sum gradients");
   return takes_sm90(p.main, "the convolution", why) &&
          (!has_projection(p.mode) || takes_sm90(p.projection, "the projection", why));
 }
@@ -134,13 +134,14 @@ std::optional<ConvPlan> plan_sm90(const Model& model, const ConvProblem& problem
   }
   const Sm90Candidate best = best_sm90(model, problem, choice, channels, compulsory);
   if (!best.tile) {
-    note("sm90: no tile ", choice.tile_m ? "of that size " : "", "has this mode, room for it and no wrong result");
+    note("sm90: no tile ", choice.tile_m ? "of that size " : "",
+         "supports this mode, fits in shared memory and gave no wrong result");
     return std::nullopt;
   }
   const ConvSm90Tile& tile = *best.tile;
   if (!considers(choice, sm90_family(problem), model.device)) {
     note("sm90 ", tile.pixels, "x", tile.channels, ": ", verified_words(sm90_family(problem), model.device.arch),
-         ", RESNET_FUSED_CUDA_ENGINE=sm90 does; ", best.ns / 1e3, " us predicted");
+         "; RESNET_FUSED_CUDA_ENGINE=sm90 enables it; ", best.ns / 1e3, " us predicted");
     return std::nullopt;
   }
   ConvPlan plan;
@@ -162,8 +163,8 @@ bool takes_rows(const ConvProblem& p, const Device& device, std::string* why) {
     if (why) *why = sentence(words...);
     return false;
   };
-  if (device.arch != kHopper) return no("the GPU is sm_", device.arch, ", and wgmma is sm_90a's");
-  if (p.dtype == Dtype::kFloat32) return no("float32 would need wgmma of TF32, which this kernel has not");
+  if (device.arch != kHopper) return no("the GPU is sm_", device.arch, "; wgmma needs sm_90a");
+  if (p.dtype == Dtype::kFloat32) return no("the kernel has no TF32 wgmma");
   if (p.mode != ConvFwdMode::kPlain) return no("it has no ", name_of(p.mode));
   const ConvShape& q = p.main;
   if (!conv_rows_takes(q))
@@ -186,14 +187,15 @@ std::optional<ConvPlan> plan_rows(const Model& model, const ConvProblem& problem
   }
   const RowsCandidate best = best_rows(model, problem, choice, compulsory);
   if (!best.tile) {
-    note("sm90 rows: no tile has room in ", model.device.smem_per_block, " bytes of shared memory and no wrong result");
+    note("sm90 rows: no tile fits in ", model.device.smem_per_block,
+         " bytes of shared memory and gave no wrong result");
     return std::nullopt;
   }
   const ConvRowsTile& tile = *best.tile;
   const std::string name = sentence("sm90 rows ", tile.rows, "x", tile.columns, ": ");
   if (!considers(choice, KernelFamily::kConvRows, model.device)) {
     note(name, verified_words(KernelFamily::kConvRows, model.device.arch),
-         ", RESNET_FUSED_CUDA_ENGINE=sm90:rows does; ", best.ns / 1e3, " us predicted");
+         "; RESNET_FUSED_CUDA_ENGINE=sm90:rows enables it; ", best.ns / 1e3, " us predicted");
     return std::nullopt;
   }
   if (!choice.rows && considers(choice, sm90_family(problem), model.device)) {
@@ -304,7 +306,7 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
       }
       const int32_t smem = conv_fwd_smem(tile, problem.mode, channels);
       if (smem > device.smem_per_block) {
-        note("sm80 ", tile.m, "x", tile.n, ": a block wants ", smem, " bytes of shared memory, and may have ",
+        note("sm80 ", tile.m, "x", tile.n, ": a block needs ", smem, " bytes of shared memory; the limit is ",
              device.smem_per_block);
         continue;
       }
@@ -317,7 +319,7 @@ ConvPlan make_plan(const ConvProblem& problem, const Device& device, const Engin
       note("torch: RESNET_FUSED_CUDA_ENGINE is sm80");
     else if (kernel)
       note("torch: ", torch.microseconds, " us predicted, ", passes / 1e3,
-           " of them to read and write activations again");
+           " of them in an extra pass over activations");
   }
   if (!kernel) return torch;
 

@@ -92,7 +92,7 @@ __device__ __forceinline__ void wgmma_wait_group() {
   else if constexpr (kN == 192) INSTRUCTION(192, TYPE, 96, 97, 98, 99, 100, 101);     \
   else if constexpr (kN == 224) INSTRUCTION(224, TYPE, 112, 113, 114, 115, 116, 117); \
   else if constexpr (kN == 256) INSTRUCTION(256, TYPE, 128, 129, 130, 131, 132, 133); \
-  else static_assert(kN < 0, "no wgmma of this width is spelled out here")
+  else static_assert(kN < 0, "ptx/wgmma.cuh has no wgmma of this width")
 // clang-format on
 
 // a and b are descriptors (tile/smem_descriptor.cuh) of K-major operands: 64 and kN rows of 16 elements. Without

@@ -32,7 +32,7 @@ struct ConvFwdConfig {
   static_assert(kRowBytes == kConvFwdRowBytes);
   static_assert(kWarpM % 16 == 0 && kM % kWarpM == 0 && kN % kWarpN == 0);
   static_assert(kRowsA * kCopyRows == kM && kRowsB * kCopyRows == kN);
-  static_assert(kStages >= 3, "a stage is filled while another is read and a third has landed");
+  static_assert(kStages >= 3, "at least three stages: one is filled, one read, one has landed");
 };
 
 }  // namespace resnet_fused::cuda

@@ -32,7 +32,8 @@ struct BlockFwdConfig {
 
   static_assert(kBlockFwdDepth * kSizeOf<kDtype> == kRowBytes && kStageBytes % 1024 == 0 && kBarriers % 8 == 0);
   static_assert(kConsumers == 256 && kConsumers + kLoaders + 32 == kBlockFwdThreads);
-  static_assert(kKeepsWeights ? kTeams > 0 && kCluster == 1 : kTeams == 1, "teams would want the ring in two orders");
+  static_assert(kKeepsWeights ? kTeams > 0 && kCluster == 1 : kTeams == 1,
+                "with several teams, weights must be resident: teams consume stages in different orders");
   static_assert(kCluster <= 16 && kStageBytes / kCluster % 1024 == 0);
   static_assert(kFirst % 16 == 0 && kSecond % 16 == 0 && kFirst <= kShape.middle && kSecond <= kShape.middle);
   static_assert(kBarriers + kBlockFwdBarrierBytes == block_fwd_smem(kShape));
