@@ -2,7 +2,7 @@
 
 A module lists its bugs and an exercise that passes without them and fails with each::
 
-    BUGS = {"a slice left out": value("cuda/sm80/conv_finish.cuh", old, new), ...}
+    BUGS = {"last split-K slice not added": value("cuda/sm80/conv_finish.cuh", old, new), ...}
 
     @each_bug(bugs_of(BUGS, fails(exercise), ("conv_finish",)))
     def test_bug_is_caught(planted, bug):

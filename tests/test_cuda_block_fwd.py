@@ -92,11 +92,11 @@ SIZES = {
     "one pixel": (1, 1, 1),
     "one row": (2, 1, 45),
     "one column": (2, 30, 1),
-    "a tile exactly": (1, 8, 8),
-    "a pixel more than a tile": (1, 9, 9),
+    "exactly one tile": (1, 8, 8),
+    "one pixel more than a tile": (1, 9, 9),
     "7x7": (3, 7, 7),
-    "rows as wide as ImageNet's": (1, 3, 56),
-    "a tile's halo larger than the image": (3, 2, 2),
+    "56 columns": (1, 3, 56),
+    "image smaller than the halo": (3, 2, 2),
 }
 
 
@@ -182,25 +182,27 @@ BUGS = {
         "v[e] = inside ? bn.apply(sum[j * 4 + e], e / 2 % 2) : 0.0f;",
         "v[e] = bn.apply(sum[j * 4 + e], e / 2 % 2);",
     ),
-    "padding tested a pixel off": value(
+    "padding test off by one column": value(
         ROLES,
         "const int32_t y0 = walk.y() - 1, x0 = walk.x() - 1;",
         "const int32_t y0 = walk.y() - 1, x0 = walk.x();",
     ),
-    "the patch loaded a row off": value(ROLES, "const int32_t y0 = walk.y() - 2,", "const int32_t y0 = walk.y() - 1,"),
-    "a halo row too few": order(
+    "patch off by one row": value(ROLES, "const int32_t y0 = walk.y() - 2,", "const int32_t y0 = walk.y() - 1,"),
+    "patch lacks its last halo row": order(
         ROLES,
         "(walk.tiling.rows + 4) * walk.tiling.pitch",
         "(walk.tiling.rows + 3) * walk.tiling.pitch",
     ),
-    "a halo column too few": order(SHAPES, "even_columns, even_columns + 4,", "even_columns, even_columns + 3,"),
-    "the patch not shown to wgmma": order(
+    "tile pitch one column too small": order(
+        SHAPES, "even_columns, even_columns + 4,", "even_columns, even_columns + 3,"
+    ),
+    "no fence.proxy.async after the patch is loaded": order(
         ROLES,
         "      ptx::fence_proxy_async();  // wgmma reads by another way than cp.async wrote\n",
         "",
     ),
-    "the patch not waited for by its loader": order(ROLES, "      ptx::cp_async_wait_group<0>();\n", ""),
-    "the patch not waited for by its reader": order(
+    "loader does not wait for its cp.async": order(ROLES, "      ptx::cp_async_wait_group<0>();\n", ""),
+    "consumer does not wait for the patch": order(
         ROLES,
         "      ptx::mbarrier_wait_parity(barriers.full(team), parity);\n",
         "",
@@ -210,7 +212,7 @@ BUGS = {
         "      ptx::mbarrier_wait_parity(barriers.empty(team), parity ^ 1);\n",
         "",
     ),
-    "the wrong parity of an empty patch": order(
+    "wrong parity in the wait for an empty patch": order(
         ROLES, "barriers.empty(team), parity ^ 1)", "barriers.empty(team), parity)"
     ),
     "the patch released before the shortcut is read": order(
@@ -218,83 +220,85 @@ BUGS = {
         "      ptx::bar_warp_sync(~0u);\n      if (lane == 0) ptx::mbarrier_arrive(barriers.empty(team));",
         "      if (lane == 0) ptx::mbarrier_arrive(barriers.empty(team));",
     ),
-    "one warp releases the patch for its team": order(
+    "empty barrier expects one warp's arrival": order(
         KERNEL,
         "barriers.empty(team), Config::kTeamThreads / 32)",
         "barriers.empty(team), 1)",
     ),
-    "the middle not shown to wgmma": order(
+    "no fence.proxy.async after the intermediate is stored": order(
         ROLES,
         "    ptx::fence_proxy_async();  // wgmma reads by another way than stmatrix wrote\n",
         "",
     ),
-    "the middle multiplied before all have written it": order(
+    "no barrier before the second convolution": order(
         ROLES,
         "    ptx::bar_sync(1 + team, Config::kTeamThreads);\n    float sum",
         "    float sum",
     ),
-    "the output written over the middle that others multiply": order(
+    "no barrier after the second convolution": order(
         ROLES,
         "    ptx::bar_sync(1 + team, Config::kTeamThreads);  // all have multiplied the middle\n",
         "",
     ),
-    "the output read before the warp has written it": order(
+    "no warp barrier before the output is read": order(
         ROLES,
         "  ptx::bar_warp_sync(~0u);\n  const PositionGrid grid",
         "  const PositionGrid grid",
     ),
-    "the weights not waited for": order(
+    "no wait for the weights": order(
         ROLES,
         "      ptx::mbarrier_wait_parity(barriers.weights(at.stage), at.parity);\n      ptx::wgmma_fence();\n",
         "      ptx::wgmma_fence();\n",
     ),
-    "the second convolution's weights taken for the first's": value(
+    "second convolution uses the first's weights": value(
         ROLES,
         "maps.weight[i / Config::kStepsOfConv % 2];",
         "maps.weight[0];",
     ),
-    "too few bytes of weights expected": order(
+    "weight barrier expects too few bytes": order(
         ROLES,
         "arrive_expect_tx(full, Config::kStageBytes)",
         "arrive_expect_tx(full, Config::kStageBytes - 128)",
     ),
     "no wgmma fence": order(ROLES, "      ptx::wgmma_fence();\n", ""),
-    "sums read before they are there": order(ROLES, "  ptx::wgmma_wait_group<0>();\n", ""),
+    "no wait for the last wgmmas": order(ROLES, "  ptx::wgmma_wait_group<0>();\n", ""),
     "a tap's column off by one": value(ROLES, "tap / 3 * pitch + tap % 3));", "tap / 3 * pitch + (tap % 3 + 1) % 3));"),
     "rows and columns of taps swapped": value(ROLES, "tap / 3 * pitch + tap % 3));", "tap % 3 * pitch + tap / 3));"),
-    "the pitch of a plane wrong": value(
+    "wrong plane pitch in the descriptor": value(
         PLANES,
         "at(chunk, position), kPlaneBytes, 8",
         "at(chunk, position), kPlaneBytes - 16, 8",
     ),
-    "the stride of eight rows wrong": value(PLANES, "kPlaneBytes, 8 * kChunkBytes)", "kPlaneBytes, 9 * kChunkBytes)"),
-    "the two strides swapped": value(PLANES, "kPlaneBytes, 8 * kChunkBytes)", "8 * kChunkBytes, kPlaneBytes)"),
-    "the shortcut a pixel off": value(ROLES, "rows.position + 2 * pitch + 2));", "rows.position + 2 * pitch + 1));"),
-    "the shortcut after ReLU": value(
+    "wrong eight-row stride in the descriptor": value(
+        PLANES, "kPlaneBytes, 8 * kChunkBytes)", "kPlaneBytes, 9 * kChunkBytes)"
+    ),
+    "descriptor strides swapped": value(PLANES, "kPlaneBytes, 8 * kChunkBytes)", "8 * kChunkBytes, kPlaneBytes)"),
+    "shortcut off by one column": value(ROLES, "rows.position + 2 * pitch + 2));", "rows.position + 2 * pitch + 1));"),
+    "shortcut added after ReLU": value(
         ROLES,
         "    for (int e = 0; e < 8; ++e) v[e] = bn.apply(sum[i * 8 + e], e / 2 % 2) + shortcut[i].get(e);\n"
         "    Pair packed;\n    Pair::pack_relu(packed.words, v);",
         "    for (int e = 0; e < 8; ++e) v[e] = relu_of(bn.apply(sum[i * 8 + e], e / 2 % 2)) + shortcut[i].get(e);\n"
         "    Pair packed;\n    Pair::pack(packed.words, v);",
     ),
-    "no shortcut": value(ROLES, " + shortcut[i].get(e);", ";"),
-    "columns of the neighbour's tile stored": value(ROLES, "column >= walk.tiling.columns ||", ""),
-    "rows below the image stored": value(ROLES, " || y >= p.h ||", " ||"),
-    "positions that nobody fills left as they are": order(KERNEL, "    ptx::st_shared_v4(smem + at, zeros);", "    ;"),
-    "barriers used before they are made": order(
+    "shortcut not added": value(ROLES, " + shortcut[i].get(e);", ";"),
+    "stores columns of the next tile": value(ROLES, "column >= walk.tiling.columns ||", ""),
+    "stores rows below the image": value(ROLES, " || y >= p.h ||", " ||"),
+    "unloaded positions not zeroed": order(KERNEL, "    ptx::st_shared_v4(smem + at, zeros);", "    ;"),
+    "no barrier after mbarrier init": order(
         KERNEL,
         "  sync_cluster<Config>();\n\n  // Registers move",
         "\n  // Registers move",
     ),
-    "weights of another swizzle": value(HOST, "box.swizzle = Swizzle::k128;", "box.swizzle = Swizzle::kNone;"),
-    "both teams have the first one's tiles": order(
+    "weight tensor map without swizzle": value(HOST, "box.swizzle = Swizzle::k128;", "box.swizzle = Swizzle::kNone;"),
+    "both teams take the same tiles": order(
         CONFIG,
         "tile(blockIdx.x + team * gridDim.x) {}",
         "tile(blockIdx.x + team * 0 * gridDim.x) {}",
     ),
 }
 CLUSTER_BUGS = {
-    "a stage refilled while the cluster multiplies it": order(
+    "no wait for a free stage": order(
         ROLES,
         "ptx::mbarrier_wait_parity(barriers.free(at.stage), at.parity ^ 1);",
         ";",
@@ -302,44 +306,44 @@ CLUSTER_BUGS = {
     "a stage released while it is multiplied": order(
         ROLES, "ptx::wgmma_wait_group<1>();", "ptx::wgmma_wait_group<2>();"
     ),
-    "a stage released in the own block alone": order(
+    "both stage releases go to the own CTA": order(
         ROLES,
         "ptx::mapa(barriers.free(stage), lane)",
         "ptx::mapa(barriers.free(stage), ptx::cluster_rank())",
     ),
-    "no arrival at the other block": order(
+    "stage not released in the other CTA": order(
         ROLES,
         "if (lane < Config::kCluster) ptx::mbarrier",
         "if (lane < 1) ptx::mbarrier",
     ),
-    "one block's warps are enough to free a stage": order(
+    "free barrier expects one CTA's arrivals": order(
         KERNEL,
         "ptx::mbarrier_init(barriers.free(i), Config::kCluster * Config::kConsumers / 32);",
         "ptx::mbarrier_init(barriers.free(i), Config::kConsumers / 32);",
     ),
-    "the weights brought to the own block alone": order(
+    "weights multicast only to the own CTA": order(
         ROLES,
         "rank * kShare, (1 << Config::kCluster) - 1);",
         "rank * kShare, 1 << rank);",
     ),
-    "the weights brought to more blocks than there are": order(
+    "multicast mask has a CTA outside the cluster": order(
         ROLES,
         "rank * kShare, (1 << Config::kCluster) - 1);",
         "rank * kShare, (2 << Config::kCluster) - 1);",
     ),
-    "every share put in one place": order(ROLES, " + rank * kShare * kRowBytes;", ";"),
-    "every block brings the same share": value(ROLES, "depth, rank * kShare,", "depth, 0,"),
-    "a block without a tile ignores the weights": order(
+    "both CTAs' shares stored at one offset": order(ROLES, " + rank * kShare * kRowBytes;", ";"),
+    "both CTAs load the same share": value(ROLES, "depth, rank * kShare,", "depth, 0,"),
+    "CTA without a tile does not release its stages": order(
         ROLES,
         "      if constexpr (!Config::kKeepsWeights) pass_weights<Config>(lane, barriers, at);\n",
         "",
     ),
-    "the cluster's barriers used before they are made": order(
+    "no cluster barrier after mbarrier init": order(
         KERNEL,
         "  sync_cluster<Config>();\n\n  // Registers move",
         "  ptx::bar_sync_all();\n\n  // Registers move",
     ),
-    "a block leaves before the cluster is done": order(
+    "CTA exits before its cluster is done": order(
         KERNEL,
         "    sync_cluster<Config>();\n  }\n",
         "  }\n",

@@ -22,54 +22,58 @@ STATS, PARTS, MOMENTS, REDUCE, GRADIENT, APPLY, FINISH, FOLD, HOST, WALK = (
     "cuda/bn/reduction.h",
 )
 STATISTICS_BUGS = {
-    "a fold without its barrier": order(FOLD, "    ptx::bar_sync_all();\n", ""),
-    "a fold that forgets the odd slot": value(FOLD, "half = (width + 1) / 2;", "half = width / 2;"),
-    "items past the part's last": value(PARTS, "for (; i < at.end; i += slots)", "for (; i <= at.end; i += slots)"),
-    "a batch short": value(PARTS, "++r, i += kBatch * slots)", "++r, i += (kBatch + 1) * slots)"),
-    "a run left out": value(PARTS, "total[v] += run[v];", "total[v] = run[v];"),
-    "a part in another's place": order(PARTS, "(static_cast<uint64_t>(part) *", "(static_cast<uint64_t>(part / 2) *"),
-    "lanes past the last": value(PARTS, "inside(lane < walk.all_lanes)", "inside(true)"),
-    "the last part as long as the others": value(
+    "no barrier in fold_slots": order(FOLD, "    ptx::bar_sync_all();\n", ""),
+    "fold_slots drops the odd slot": value(FOLD, "half = (width + 1) / 2;", "half = width / 2;"),
+    "reads one item past the part's end": value(
+        PARTS, "for (; i < at.end; i += slots)", "for (; i <= at.end; i += slots)"
+    ),
+    "batch step skips items": value(PARTS, "++r, i += kBatch * slots)", "++r, i += (kBatch + 1) * slots)"),
+    "run sum overwrites the total": value(PARTS, "total[v] += run[v];", "total[v] = run[v];"),
+    "two parts share a workspace slot": order(
+        PARTS, "(static_cast<uint64_t>(part) *", "(static_cast<uint64_t>(part / 2) *"
+    ),
+    "excess lanes not masked": value(PARTS, "inside(lane < walk.all_lanes)", "inside(true)"),
+    "last part not clamped to the end": value(
         PARTS,
         "walk.items - part * walk.each < walk.each ? walk.items : (part + 1) * walk.each",
         "(part + 1) * walk.each",
     ),
-    "no center": value(STATS, "add.center[c] = center_of(", "add.center[c] = 0 * center_of("),
-    "an infinite center": value(MOMENTS, "return is_finite(center) ? center : Acc(0);", "return center;"),
-    "squares not moved to the mean": value(MOMENTS, "squares -= by * (2 * sum - count * by);", ""),
-    "parts that overlap": value(
+    "center is always zero": value(STATS, "add.center[c] = center_of(", "add.center[c] = 0 * center_of("),
+    "infinite center accepted": value(MOMENTS, "return is_finite(center) ? center : Acc(0);", "return center;"),
+    "squares not re-centered on the mean": value(MOMENTS, "squares -= by * (2 * sum - count * by);", ""),
+    "one part too many": value(
         WALK, "r.splits = ceil_div(r.items, r.each);", "r.splits = ceil_div(r.items, r.each) + 1;"
     ),
 }
 SUM_BUGS = {
-    "a NaN closes the mask": value(GRADIENT, "closed = out.get(e) <= Acc(0);", "closed = !(out.get(e) > Acc(0));"),
-    "a NaN closes the recomputed mask": value(
+    "NaN in out closes the mask": value(GRADIENT, "closed = out.get(e) <= Acc(0);", "closed = !(out.get(e) > Acc(0));"),
+    "NaN closes the recomputed mask": value(
         GRADIENT,
         "closed = bn.apply(x.get(e), Config::channel_of(e)) <= Acc(kVanishes<Config::kDtype>);",
         "closed = !(bn.apply(x.get(e), Config::channel_of(e)) > Acc(kVanishes<Config::kDtype>));",
     ),
-    "the mean not subtracted": value(REDUCE, "chunk[b].x.get(e) - mean[c]", "chunk[b].x.get(e)"),
-    "another lane's vectors": value(REDUCE, "bn(from.bn, lane * Config::kChannels)", "bn(from.bn, 0)"),
-    "g kept in another's place": value(REDUCE, "kept + at[b]", "kept + at[0]"),
-    "a g that is not kept": value(REDUCE, "if (kept) Config", "if (kept && at[b]) Config"),
-    "alignment of what is kept forgotten": value(HOST, "| reinterpret_cast<uintptr_t>(to);", ";"),
-    "alignment of out forgotten": value(HOST, "reinterpret_cast<uintptr_t>(g.out) |", ""),
+    "mean not subtracted": value(REDUCE, "chunk[b].x.get(e) - mean[c]", "chunk[b].x.get(e)"),
+    "BatchNorm vectors of lane 0": value(REDUCE, "bn(from.bn, lane * Config::kChannels)", "bn(from.bn, 0)"),
+    "masked gradients of a batch stored at one offset": value(REDUCE, "kept + at[b]", "kept + at[0]"),
+    "masked gradient at offset 0 not stored": value(REDUCE, "if (kept) Config", "if (kept && at[b]) Config"),
+    "alignment of the kept gradient not checked": value(HOST, "| reinterpret_cast<uintptr_t>(to);", ";"),
+    "alignment of out not checked": value(HOST, "reinterpret_cast<uintptr_t>(g.out) |", ""),
 }
 GRADIENT_BUGS = {
-    "the scale inside the difference": value(
+    "gradient scaled twice": value(
         APPLY,
         "      if (p.sum_g.data) g -= ",
         "      if (p.sum_g.data) g = v.bn.scale[c] * g - v.bn.scale[c] * ",
     ),
-    "frozen statistics that move": value(APPLY, "if (p.sum_g.data) g -=", "if (true) g -="),
+    "statistics terms applied to a frozen BatchNorm": value(APPLY, "if (p.sum_g.data) g -=", "if (true) g -="),
     "no bounds check on lanes": value(APPLY, "if (lane >= walk.all_lanes) return;", ""),
 }
 FINISH_BUGS = {
-    "parts taken to be equally long": value(FINISH, "left < parts.each ? left : parts.each", "parts.each"),
-    "a channel past the last": value(
+    "last part counted at full length": value(FINISH, "left < parts.each ? left : parts.each", "parts.each"),
+    "one channel past the end": value(
         FINISH, "inside = channel < parts.channels;", "inside = channel <= parts.channels;"
     ),
-    "the deviation forgotten": value(FINISH, "sums.sum[1] * inverse", "sums.sum[1]"),
+    "sum not divided by the standard deviation": value(FINISH, "sums.sum[1] * inverse", "sums.sum[1]"),
 }
 
 

@@ -21,66 +21,72 @@ LOOP, EPILOGUE, KERNEL, FINISH, HOST, IM2COL, MMA = (
 )
 BARRIER = "    ptx::bar_sync_all();\n    if (step + kStages - 1 < last)"
 TF32_BUGS = {
-    "float32 not rounded": value(MMA, "if constexpr (kDtype == Dtype::kFloat32) round_to_tf32(two);", ""),
+    "operands not rounded to TF32": value(MMA, "if constexpr (kDtype == Dtype::kFloat32) round_to_tf32(two);", ""),
 }
 FINISH_BUGS = {
-    "a slice left out": value(
+    "last split-K slice not added": value(
         FINISH,
         "for (int32_t s = 1; s < p.splits; ++s)",
         "for (int32_t s = 1; s + 1 < p.splits; ++s)",
     ),
-    "the projection's slice added with the others": value(
+    "projection slice added to the main sum": value(
         FINISH,
         "s < p.splits; ++s)",
         "s < p.splits + Config::kProjects; ++s)",
     ),
 }
 BUGS = {
-    "the step's barrier dropped": order(LOOP, BARRIER, "    if (step + kStages - 1 < last)"),
+    "no barrier in the main-loop step": order(LOOP, BARRIER, "    if (step + kStages - 1 < last)"),
     "one warp skips a barrier": order(LOOP, BARRIER, "    if (step != first + 1 || part)" + BARRIER[3:]),
-    "a wait one group short": order(LOOP, "cp_async_wait_group<kStages - 2>", "cp_async_wait_group<kStages - 1>"),
+    "cp.async wait leaves one group too many pending": order(
+        LOOP, "cp_async_wait_group<kStages - 2>", "cp_async_wait_group<kStages - 1>"
+    ),
     "a stage overwritten while it is read": order(LOOP, "free_stage = kStages - 1;", "free_stage = 0;"),
-    "no group where nothing is copied": order(
+    "empty cp.async groups not committed": order(
         LOOP,
         "ptx::cp_async_commit_group();\n    warp.multiply",
         "if (step + kStages - 1 < last) ptx::cp_async_commit_group();\n    warp.multiply",
     ),
-    "the ring not free on return": order(
+    "no barrier after the main loop": order(
         LOOP,
         "  ptx::cp_async_wait_group<0>();\n  ptx::bar_sync_all();",
         "  ptx::cp_async_wait_group<0>();",
     ),
-    "the weights' last rows": value(LOOP, "inside && n0 + row + i * Config::kCopyRows < shape.k", "inside"),
-    "the depth's last chunks": value(IM2COL, "return row < shape.r;", "return true;"),
-    "a halo column too wide": value(
+    "weight rows past the last not masked": value(
+        LOOP, "inside && n0 + row + i * Config::kCopyRows < shape.k", "inside"
+    ),
+    "chunks past the last tap not masked": value(IM2COL, "return row < shape.r;", "return true;"),
+    "reads one column right of the image": value(
         IM2COL,
         "static_cast<uint32_t>(shape.w)) taps[i] |= 0x10000u << s;",
         "static_cast<uint32_t>(shape.w + 1)) taps[i] |= 0x10000u << s;",
     ),
-    "a halo row too far": value(
+    "reads one row below the image": value(
         IM2COL,
         "static_cast<uint32_t>(h + r * shape.dil_h) < static_cast<uint32_t>(shape.h)",
         "static_cast<uint32_t>(h + r * shape.dil_h) <= static_cast<uint32_t>(shape.h)",
     ),
-    "pixels past the last": value(IM2COL, "if (m >= pixels) continue;", "if (m > pixels) continue;"),
-    "columns of taps in the wrong order": value(
+    "one pixel past the end not masked": value(IM2COL, "if (m >= pixels) continue;", "if (m > pixels) continue;"),
+    "tap column restarts at 1": value(
         IM2COL,
         "if (++col == shape.s) col = 0, ++row;",
         "if (++col == shape.s) ++row, col = 1;",
     ),
-    "the wrong swizzle": value(MMA, "lane % 16, k * 2 + lane / 16)", "lane % 16, (k * 2 + lane / 16) ^ 1)"),
-    "the halves of B swapped": value(
+    "ldmatrix reads the wrong chunk of A": value(
+        MMA, "lane % 16, k * 2 + lane / 16)", "lane % 16, (k * 2 + lane / 16) ^ 1)"
+    ),
+    "ldmatrix swaps fragments of B": value(
         MMA,
         "lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2",
         "lane % 8 + lane / 8 % 2 * 8, k * 2 + lane / 16",
     ),
-    "shared memory 64 bytes short": value(HOST, "return tile.stages *", "return -64 + tile.stages *"),
-    "the prologue twice, and no barrier after it": order(
+    "shared memory 64 bytes too small": value(HOST, "return tile.stages *", "return -64 + tile.stages *"),
+    "prologue applied twice, no barrier after it": order(
         LOOP,
         "    ptx::bar_sync_all();\n    if (step + kStages - 1 < last)",
         "    prologue.apply(a_tile, row, column);\n    if (step + kStages - 1 < last)",
     ),
-    "an epilogue's warp barrier dropped": order(
+    "no warp barrier before the epilogue reads its slab": order(
         EPILOGUE,
         "(projected->sum[i], place.lane);\n    ptx::bar_warp_sync(~0u);",
         "(projected->sum[i], place.lane);",
@@ -90,50 +96,50 @@ BUGS = {
         "    ptx::bar_warp_sync(~0u);  // before the next",
         "    // before the next",
     ),
-    "half a warp at a barrier": order(
+    "only half a warp at the warp barrier": order(
         EPILOGUE,
         "    ptx::bar_warp_sync(~0u);  // before the next",
         "    if (place.lane < 16) ptx::bar_warp_sync(~0u);  // before the next",
     ),
-    "a pixel too many stored": value(
+    "epilogue stores one pixel past the end": value(
         EPILOGUE,
         "inside[pass] = m < pixels && place.n < k;",
         "inside[pass] = m <= pixels && place.n < k;",
     ),
-    "the residual after ReLU": value(
+    "residual added after ReLU": value(
         EPILOGUE,
         "v[e] += residual[pass].get(e);",
         "v[e] = relu_of(v[e]) + residual[pass].get(e);",
     ),
-    "two slices in one place": order(
+    "two split-K slices store to one place": order(
         EPILOGUE,
         "static_cast<uint64_t>(slice) * pixels",
         "static_cast<uint64_t>(slice / 2) * pixels",
     ),
-    "a step in no slice": value(
+    "first split-K slice skips its last step": value(
         KERNEL, "part(slice), part(slice + 1));", "part(slice), part(slice + 1) - (slice == 0));"
     ),
 }
 PROLOGUE_BUGS = {
-    "padding gets the prologue": value(LOOP, "if (!(rows >> i & 1)) continue;", ""),
-    "the prologue looks at another stage's padding": value(
+    "prologue applied to padding": value(LOOP, "if (!(rows >> i & 1)) continue;", ""),
+    "prologue uses another stage's padding mask": value(
         LOOP,
         "kRowsA * (Config::kStages - 2)));",
         "kRowsA * (Config::kStages - 3)));",
     ),
-    "the prologue before its table": order(
+    "no barrier before the prologue reads its table": order(
         KERNEL, "    ptx::bar_sync_all();  // the first step", "    // the first step"
     ),
 }
 PROJECTION_BUGS = {
-    "the projection's own BatchNorm": value(
+    "projection uses the main BatchNorm": value(
         EPILOGUE,
         "v[e] += projection_bn.apply(shortcut[e], e)",
         "v[e] += bn.apply(shortcut[e], e)",
     ),
 }
 DEPTH_BUGS = {
-    "the projection as deep as the main convolution": value(
+    "projection runs the main convolution's step count": value(
         KERNEL, "steps_of<Config>(p.projection.shape)", "steps_of<Config>(p.main.shape)"
     ),
 }

@@ -121,25 +121,29 @@ MOMENT_BUGS = {
         "    slab.write(main.sum[i], place.lane);\n    ptx::bar_warp_sync(~0u);",
         "    slab.write(main.sum[i], place.lane);",
     ),
-    "rows past the last counted": value(MOMENTS, "left < 0 ? 0 : left < most ? left : most", "most"),
-    "the lower warps' rows left out": value(MOMENTS, "  if (count > 0) {", "  if (count > 1e9f) {"),
-    "two centers taken for one": value(MOMENTS, "exchange[place.tile_n + e] - center[e], distances", "0.f, distances"),
-    "a row of lanes left out": value(MOMENTS, "by = kLanesARow; by < 32;", "by = kLanesARow; by < 16;"),
-    "moments of what was not rounded": value(MOMENTS, "stored.get(e), center[e]);", "v[e], center[e]);"),
-    "an infinite center": value(MOMENTS, "is_finite(rounded.get(e)) ?", "true ?"),
-    "a part in another's place": order(MOMENTS, "(m0 / Config::kM)", "(m0 / Config::kM / 2)"),
-    "the bias forgotten": value(MOMENTS, "v[e] = add_bias.apply(v[e], e);", "v[e] += 0;"),
+    "lower warp counts rows past the end": value(MOMENTS, "left < 0 ? 0 : left < most ? left : most", "most"),
+    "lower warp's moments not added": value(MOMENTS, "  if (count > 0) {", "  if (count > 1e9f) {"),
+    "lower warp's center ignored": value(
+        MOMENTS, "exchange[place.tile_n + e] - center[e], distances", "0.f, distances"
+    ),
+    "warp reduction stops one step early": value(MOMENTS, "by = kLanesARow; by < 32;", "by = kLanesARow; by < 16;"),
+    "moments of unrounded values": value(MOMENTS, "stored.get(e), center[e]);", "v[e], center[e]);"),
+    "infinite center accepted": value(MOMENTS, "is_finite(rounded.get(e)) ?", "true ?"),
+    "two parts share a workspace slot": order(MOMENTS, "(m0 / Config::kM)", "(m0 / Config::kM / 2)"),
+    "bias not added": value(MOMENTS, "v[e] = add_bias.apply(v[e], e);", "v[e] += 0;"),
 }
 CENTER_BUGS = {
-    "a center that ignores the values": value(MOMENTS, "center[e] += stored.get(e);", "center[e] += 0;"),
-    "a center of rows past the last": value(MOMENTS, "kRowsAPass >= pixels) continue;", "kRowsAPass < 0) continue;"),
+    "center is always zero": value(MOMENTS, "center[e] += stored.get(e);", "center[e] += 0;"),
+    "center includes rows past the end": value(MOMENTS, "kRowsAPass >= pixels) continue;", "kRowsAPass < 0) continue;"),
 }
 FINISH_BUGS = {
-    "the last part as long as the others": value(FINISH, "left < parts.each ? left : parts.each", "parts.each"),
-    "parts beyond a batch left out": value(FINISH, "part += kFinishRows) {", "part += 2 * kFinishRows) {"),
-    "squares about another center": value(FINISH, "d * (2 * distances + count * d)", "d * (distances + count * d)"),
-    "a fold without its barrier": order(FOLD, "    ptx::bar_sync_all();\n", ""),
-    "a fold one slot short": value(FOLD, "if (slot + half < width)", "if (slot + half + 1 < width)"),
+    "last part counted at full length": value(FINISH, "left < parts.each ? left : parts.each", "parts.each"),
+    "every second leftover part skipped": value(FINISH, "part += kFinishRows) {", "part += 2 * kFinishRows) {"),
+    "squares re-centered with half the cross term": value(
+        FINISH, "d * (2 * distances + count * d)", "d * (distances + count * d)"
+    ),
+    "no barrier in fold_slots": order(FOLD, "    ptx::bar_sync_all();\n", ""),
+    "fold_slots skips the last slot": value(FOLD, "if (slot + half < width)", "if (slot + half + 1 < width)"),
 }
 
 

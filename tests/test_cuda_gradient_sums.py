@@ -136,28 +136,32 @@ BUGS = {
         "    slab.write(main.sum[i], place.lane);\n    ptx::bar_warp_sync(~0u);",
         "    slab.write(main.sum[i], place.lane);",
     ),
-    "rows past the last": value(EPILOGUE, "inside[pass] = m < pixels && ", "inside[pass] = "),
-    "channels past the last": value(EPILOGUE, "m < pixels && place.n < k;", "m < pixels;"),
-    "the mask of another channel": value(EPILOGUE, "bn.apply(x, e) <=", "bn.apply(x, e ^ 1) <="),
-    "the mask of another row": value(EPILOGUE, "raw[pass].get(e)", "raw[Place::kPasses - 1 - pass].get(e)"),
-    "no mask": value(EPILOGUE, "closed ? 0 :", "false ? 0 :"),
-    "NaN closes": value(EPILOGUE, "= bn.apply(x, e) <= kVanishes<Config::kDtype>;", "= !(bn.apply(x, e) > 0x1p-25f);"),
-    "what vanished is open": value(EPILOGUE, "<= kVanishes<Config::kDtype>", "<= 0"),
-    "sums of what was not rounded": value(EPILOGUE, "closed ? 0 : stored.get(e)", "closed ? 0 : v[e]"),
-    "the raw value for its distance from the mean": value(EPILOGUE, "x - mean[e]", "x"),
-    "the mean of other channels": value(
+    "rows past the end not masked": value(EPILOGUE, "inside[pass] = m < pixels && ", "inside[pass] = "),
+    "channels past the end not masked": value(EPILOGUE, "m < pixels && place.n < k;", "m < pixels;"),
+    "ReLU mask of another channel": value(EPILOGUE, "bn.apply(x, e) <=", "bn.apply(x, e ^ 1) <="),
+    "ReLU mask of another row": value(EPILOGUE, "raw[pass].get(e)", "raw[Place::kPasses - 1 - pass].get(e)"),
+    "ReLU mask not applied": value(EPILOGUE, "closed ? 0 :", "false ? 0 :"),
+    "NaN closes the ReLU mask": value(
+        EPILOGUE, "= bn.apply(x, e) <= kVanishes<Config::kDtype>;", "= !(bn.apply(x, e) > 0x1p-25f);"
+    ),
+    "ReLU open where the output underflowed": value(EPILOGUE, "<= kVanishes<Config::kDtype>", "<= 0"),
+    "sums of unrounded values": value(EPILOGUE, "closed ? 0 : stored.get(e)", "closed ? 0 : v[e]"),
+    "mean not subtracted": value(EPILOGUE, "x - mean[e]", "x"),
+    "mean of another tile's channels": value(
         EPILOGUE, "p.main.bn.mean, place.n, 0.0f", "p.main.bn.mean, place.tile_n, 0.0f"
     ),
-    "the other gradient forgotten": value(EPILOGUE, "v[e] += beside[pass].get(e);", "v[e] += 0;"),
-    "the lower warps' rows left out": value(EPILOGUE, "sum_g[e + f] + exchange[place.tile_n + e + f]", "sum_g[e + f]"),
-    "the lower warps' products left out": value(
+    "second gradient not added": value(EPILOGUE, "v[e] += beside[pass].get(e);", "v[e] += 0;"),
+    "lower warp's sum of g not added": value(EPILOGUE, "sum_g[e + f] + exchange[place.tile_n + e + f]", "sum_g[e + f]"),
+    "lower warp's sum of products not added": value(
         EPILOGUE,
         "sum_g_x[e + f] + exchange[Config::kN + place.tile_n + e + f]",
         "sum_g_x[e + f]",
     ),
-    "the sums exchanged": value(EPILOGUE, "(part + e * sizeof(float), both_g)", "(part + e * sizeof(float), both_g_x)"),
-    "a part in another's place": order(EPILOGUE, "(m0 / Config::kM)", "(m0 / Config::kM / 2)"),
-    "a row of lanes left out": value(ROWS, "by = kLanesARow; by < 32;", "by = kLanesARow; by < 16;"),
+    "the two sums swapped": value(
+        EPILOGUE, "(part + e * sizeof(float), both_g)", "(part + e * sizeof(float), both_g_x)"
+    ),
+    "two parts share a workspace slot": order(EPILOGUE, "(m0 / Config::kM)", "(m0 / Config::kM / 2)"),
+    "warp reduction stops one step early": value(ROWS, "by = kLanesARow; by < 32;", "by = kLanesARow; by < 16;"),
 }
 
 

@@ -231,26 +231,28 @@ BUGS = {
     "reads past the last item": value(KERNEL, "i < walk.items; i += step", "i <= walk.items; i += step"),
     "stops before the last item": value(KERNEL, "i < walk.items; i += step", "i + 1 < walk.items; i += step"),
     "no bounds check on lanes": value(KERNEL, "if (lane >= walk.all_lanes) return;", ""),
-    "counts a batch short": value(KERNEL, "i += Config::kBatch * step", "i += (Config::kBatch - 1) * step"),
-    "wrong channel": value(CONFIG, "kChannels == 1 ? 0 : e;", "kChannels == 1 ? 0 : e ^ 1;"),
-    "wrong lane's vectors": value(
+    "batches overlap": value(KERNEL, "i += Config::kBatch * step", "i += (Config::kBatch - 1) * step"),
+    "neighbouring channels swapped": value(CONFIG, "kChannels == 1 ? 0 : e;", "kChannels == 1 ? 0 : e ^ 1;"),
+    "BatchNorm vectors of lane 0": value(
         KERNEL, "const Affine bn(p.bn, lane * Config::kChannels);", "const Affine bn(p.bn, 0);"
     ),
-    "residual dropped": value(
+    "residual not added": value(
         KERNEL,
         "Config::kShortcut == Shortcut::kAdd) v[e] +=",
         "Config::kShortcut == Shortcut::kAdd) (void)",
     ),
-    "projection's BatchNorm dropped": value(KERNEL, "Affine(p.shortcut_bn,", "Affine(p.bn,"),
+    "projection uses the main BatchNorm": value(KERNEL, "Affine(p.shortcut_bn,", "Affine(p.bn,"),
     "NaN lost in ReLU": value(ELEMENT, "return ptx::max_nan(v, 0.0f);", "return v > 0 ? v : 0;"),
-    "alignment of the shortcut forgotten": value(
+    "alignment of the shortcut not checked": value(
         WALK,
         " | reinterpret_cast<uintptr_t>(p.shortcut)",
         "",
     ),
-    "eps forgotten": value(AFFINE, "var[i] + static_cast<Acc>(bn.eps)", "var[i]"),
-    "halves swapped": value(ELEMENT, "i % 2 ? words[i / 2] & 0xffff0000u", "i % 2 == 0 ? words[i / 2] & 0xffff0000u"),
-    "read-only load of what is written": order(
+    "eps not added": value(AFFINE, "var[i] + static_cast<Acc>(bn.eps)", "var[i]"),
+    "halves of a word swapped": value(
+        ELEMENT, "i % 2 ? words[i / 2] & 0xffff0000u", "i % 2 == 0 ? words[i / 2] & 0xffff0000u"
+    ),
+    "read-only load of a tensor written in place": order(
         KERNEL, "template load<Access::kPlain>", "template load<Access::kReadOnly>"
     ),
 }

@@ -119,7 +119,7 @@ def test_conv_stats(layer, gpu, engine, kernel, prepared, shape, dtype, pre):
     check_stats(layer(gpu, engine), args, prepared if pre else kernel)
 
 
-@pytest.mark.parametrize(("groups", "c"), [(2, 64), (1, 72)], ids=["groups", "no multiple of 64"])
+@pytest.mark.parametrize(("groups", "c"), [(2, 64), (1, 72)], ids=["groups", "72 channels"])
 def test_statistics_unsupported_by_sm90(layer, groups, c):
     weight = (torch.randn(64, c // groups, 3, 3) / (c * 9) ** 0.5).bfloat16()
     x = randn(2, c, 6, 5, dtype=torch.bfloat16, memory_format=torch.channels_last)

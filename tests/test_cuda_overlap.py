@@ -54,7 +54,7 @@ def check_found(source, kernels, schedule):
 
 @each_bug(
     *(
-        bugs_of({f"{source}-forgets": edit}, functools.partial(check_found, source), (source,), VARIANTS[source])
+        bugs_of({f"{source}: no wait": edit}, functools.partial(check_found, source), (source,), VARIANTS[source])
         for source, edit in FORGETS.items()
     )
 )

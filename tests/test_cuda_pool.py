@@ -315,130 +315,130 @@ FORWARD_FILE, BACKWARD_FILE, PIXEL, HOST = (
     "cuda/pool/pool.h",
 )
 BYTE_BUGS = {
-    "a byte on its neighbour": value(
+    "byte stored at its neighbour's address": value(
         "cuda/tile/bytes.cuh",
         "ptx::st_global_u8(address,",
         "ptx::st_global_u8(address - (reinterpret_cast<uintptr_t>(address) & 1),",
     )
 }
 FORWARD_BUGS = {
-    "the last of equals": value(
+    "last maximum taken": value(
         FORWARD_FILE,
         "const bool takes = v > value[c] || v != v;",
         "const bool takes = v >= value[c] || v != v;",
     ),
-    "a NaN that is no number": value(
+    "NaN ignored": value(
         FORWARD_FILE,
         "const bool takes = v > value[c] || v != v;",
         "const bool takes = v > value[c];",
     ),
-    "the first NaN": value(FORWARD_FILE, "v > value[c] || v != v;", "!(v <= value[c]) && value[c] == value[c];"),
-    "closed ReLUs not marked": value(
+    "first NaN taken": value(FORWARD_FILE, "v > value[c] || v != v;", "!(v <= value[c]) && value[c] == value[c];"),
+    "closed ReLU not marked in the argmax": value(
         FORWARD_FILE,
         "if (value[c] <= Acc(kVanishes",
         "if (false && value[c] <= Acc(kVanishes",
     ),
-    "a vanishing value is open": value(FORWARD_FILE, "Acc(kVanishes<Config::kDtype>)", "Acc(0)"),
-    "a number by rows": value(
+    "ReLU open where the output underflowed": value(FORWARD_FILE, "Acc(kVanishes<Config::kDtype>)", "Acc(0)"),
+    "forward: window height as the argmax pitch": value(
         FORWARD_FILE,
         "(row - top) * w.kernel + column - left",
         "(row - top) * h.kernel + column - left",
     ),
-    "numbered from the image's edge": value(
+    "argmax counted from the image's edge": value(
         FORWARD_FILE, "(row - top) * w.kernel", "(row - larger(top, 0)) * w.kernel"
     ),
-    "a window's last column": value(FORWARD_FILE, "column < right", "column < right - 1"),
-    "a window past its last row": value(FORWARD_FILE, "row < bottom", "row <= bottom"),
-    "padding read above": value(FORWARD_FILE, "row = larger(top, 0); row", "row = top; row"),
-    "padding read below": value(FORWARD_FILE, "smaller(top + h.kernel, h.in)", "top + h.kernel"),
-    "3x3: the last of equals": value(
+    "window misses its last column": value(FORWARD_FILE, "column < right", "column < right - 1"),
+    "window has one row too many": value(FORWARD_FILE, "row < bottom", "row <= bottom"),
+    "reads rows above the image": value(FORWARD_FILE, "row = larger(top, 0); row", "row = top; row"),
+    "reads rows below the image": value(FORWARD_FILE, "smaller(top + h.kernel, h.in)", "top + h.kernel"),
+    "3x3: last maximum taken": value(
         FORWARD_FILE,
         "for (int t = kTaps - 1; t >= 0; --t) number",
         "for (int t = 0; t < kTaps; ++t) number",
     ),
-    "3x3: the first NaN": value(
+    "3x3: first NaN taken": value(
         FORWARD_FILE,
         "for (int t = 0; t < kTaps; ++t) number = v[t] != v[t]",
         "for (int t = kTaps - 1; t >= 0; --t) number = v[t] != v[t]",
     ),
-    "3x3: a NaN without a number": value(FORWARD_FILE, "if (most != most)", "if (false)"),
-    "3x3: padding by its own number": value(FORWARD_FILE, "id[t] = (row - top) * kSide + column - left;", "id[t] = t;"),
-    "3x3: padding read": value(
+    "3x3: no argmax for NaN": value(FORWARD_FILE, "if (most != most)", "if (false)"),
+    "3x3: argmax in the padding": value(FORWARD_FILE, "id[t] = (row - top) * kSide + column - left;", "id[t] = t;"),
+    "3x3: reads rows above the image": value(
         FORWARD_FILE,
         "smaller(larger(top + t / kSide, 0), h.in - 1)",
         "smaller(top + t / kSide, h.in - 1)",
     ),
-    "3x3: the last column left out": value(
+    "3x3: misses the image's last column": value(
         FORWARD_FILE,
         "smaller(larger(left + t % kSide, 0), w.in - 1)",
         "smaller(larger(left + t % kSide, 0), w.in - 2)",
     ),
-    "3x3: negative values": value(FORWARD_FILE, "Acc v[kTaps], most = 0;", "Acc v[kTaps], most = -1;"),
-    "an argmax that nobody wants": value(
+    "3x3: maximum starts at -1": value(FORWARD_FILE, "Acc v[kTaps], most = 0;", "Acc v[kTaps], most = -1;"),
+    "argmax stored by a kernel without one": value(
         FORWARD_FILE,
         "    if constexpr (Config::kArgmax) {\n      // What is stored",
         "    {\n      // What is stored",
     ),
-    "an argmax for a kernel without one": value(HOST, "p.taken != nullptr", "true"),
-    "another lane's vectors": value(FORWARD_FILE, "bn(p.bn, lane * Config::kChannels)", "bn(p.bn, 0)"),
+    "argmax kernel selected without an argmax tensor": value(HOST, "p.taken != nullptr", "true"),
+    "BatchNorm vectors of lane 0": value(FORWARD_FILE, "bn(p.bn, lane * Config::kChannels)", "bn(p.bn, 0)"),
     "forward: no bounds check on lanes": value(FORWARD_FILE, "if (lane >= walk.all_lanes) return;", ""),
-    "forward: an item past the last": value(FORWARD_FILE, "i < walk.items;", "i <= walk.items;"),
-    "forward: no wait for the grid before": order(FORWARD_FILE, "  ptx::griddepcontrol_wait();\n", ""),
-    "rows of the wrong image": value(
+    "forward: one item past the end": value(FORWARD_FILE, "i < walk.items;", "i <= walk.items;"),
+    "forward: no griddepcontrol.wait": order(FORWARD_FILE, "  ptx::griddepcontrol_wait();\n", ""),
+    "image offset uses columns for rows": value(
         PIXEL, "((image * rows + h) * columns + w)", "((image * columns + h) * columns + w)"
     ),
-    "bytes as wide as elements": value(
+    "argmax offset uses the data's element size": value(
         PIXEL,
         "static_cast<uint64_t>(access) * Config::kVector;",
         "data_at<Config>(access);",
     ),
-    "alignment of taken forgotten": value(
+    "alignment of taken not checked": value(
         HOST,
         "reinterpret_cast<uintptr_t>(p.out) | reinterpret_cast<uintptr_t>(p.taken);",
         "reinterpret_cast<uintptr_t>(p.out);",
     ),
-    "rows taken for columns": value(
+    "walk uses the height as width": value(
         HOST,
         "w.columns = Divisor(over_outputs ? s.w.out : s.w.in)",
         "w.columns = Divisor(over_outputs ? s.h.out : s.h.in)",
     ),
 }
 BACKWARD_BUGS = {
-    "windows from one too late": value(
+    "first window one too late": value(
         BACKWARD_FILE,
         "stride.quotient(from - axis.kernel) + 1",
         "stride.quotient(from - axis.kernel) + 2",
     ),
-    "windows that end before the pixel": value(BACKWARD_FILE, "from < axis.kernel ? 0", "from < axis.kernel + 1 ? 0"),
-    "windows to one too early": value(
+    "first window one too early": value(BACKWARD_FILE, "from < axis.kernel ? 0", "from < axis.kernel + 1 ? 0"),
+    "last window one too early": value(
         BACKWARD_FILE,
         "smaller(stride.quotient(from), axis.out - 1)",
         "smaller(stride.quotient(from), axis.out - 1) - 1",
     ),
-    "windows past the last": value(
+    "last window not clamped": value(
         BACKWARD_FILE, "smaller(stride.quotient(from), axis.out - 1)", "stride.quotient(from)"
     ),
-    "padding not counted": value(BACKWARD_FILE, "from(at + axis.pad)", "from(at)"),
-    "whatever was taken": value(BACKWARD_FILE, "if (taken.get(c) == id) sum", "if (taken.get(c) != kNoneTaken) sum"),
-    "the other number": value(
+    "padding not added to the position": value(BACKWARD_FILE, "from(at + axis.pad)", "from(at)"),
+    "argmax not compared": value(BACKWARD_FILE, "if (taken.get(c) == id) sum", "if (taken.get(c) != kNoneTaken) sum"),
+    "backward: window height as the argmax pitch": value(
         BACKWARD_FILE,
         "(h.from - row * s.h.stride) * s.w.kernel",
         "(h.from - row * s.h.stride) * s.h.kernel",
     ),
-    "a sum that is replaced": value(BACKWARD_FILE, "sum[c] += grad.get(c)", "sum[c] = grad.get(c)"),
-    "few: the last window again": value(
+    "gradient overwrites the sum": value(BACKWARD_FILE, "sum[c] += grad.get(c)", "sum[c] = grad.get(c)"),
+    "few: last window added twice": value(
         BACKWARD_FILE,
         "const int32_t row = h.first + i / kSide, column = w.first + i % kSide;",
         "const int32_t row = smaller(h.first + i / kSide, h.last), column = smaller(w.first + i % kSide, w.last);",
     ),
-    "few: windows past the last loaded": value(
+    "few: loads windows past the last": value(
         BACKWARD_FILE, "smaller(h.first + i / kSide, h.last)", "h.first + i / kSide"
     ),
-    "any: a column short": value(BACKWARD_FILE, "column <= w.last; ++column", "column < w.last; ++column"),
+    "any: last column skipped": value(BACKWARD_FILE, "column <= w.last; ++column", "column < w.last; ++column"),
     "backward: no bounds check on lanes": value(BACKWARD_FILE, "if (lane >= walk.all_lanes) return;", ""),
-    "backward: an item short": value(BACKWARD_FILE, "i < walk.items;", "i + 1 < walk.items;"),
-    "backward: no wait for the grid before": order(BACKWARD_FILE, "  ptx::griddepcontrol_wait();\n", ""),
-    "three windows taken for two": value(HOST, "(a.kernel - 1) / a.stride < 2", "(a.kernel - 1) / a.stride < 3"),
+    "backward: last item skipped": value(BACKWARD_FILE, "i < walk.items;", "i + 1 < walk.items;"),
+    "backward: no griddepcontrol.wait": order(BACKWARD_FILE, "  ptx::griddepcontrol_wait();\n", ""),
+    "2x2 kernel for three windows": value(HOST, "(a.kernel - 1) / a.stride < 2", "(a.kernel - 1) / a.stride < 3"),
 }
 
 

@@ -40,24 +40,26 @@ BUGS = {
         WAIT_1 + line(RELEASE),
         line("if (lane == 0) ptx::mbarrier_arrive(smem + kEmpty + 8 * (k % kStages))") + WAIT_1,
     ),
-    "a full stage is not waited for": edit(
+    "no wait for a full stage": edit(
         order, (NEVER_WRITTEN,), line("ptx::mbarrier_wait_parity(smem + kFull + 8 * stage, k / kStages & 1)"), ""
     ),
-    "an empty stage is not waited for": edit(
+    "no wait for an empty stage": edit(
         order, (OVER_COPY,), line("ptx::mbarrier_wait_parity(empty, (round & 1) ^ 1)"), ""
     ),
-    "more bytes are expected than come": edit(order, ("deadlock",), "(full, kStageBytes)", "(full, kStageBytes + 16)"),
-    "fewer bytes are expected than come": edit(
+    "full barrier expects too many bytes": edit(
+        order, ("deadlock",), "(full, kStageBytes)", "(full, kStageBytes + 16)"
+    ),
+    "full barrier expects too few bytes": edit(
         order, ("mbarrier: more bytes than expected",), "(full, kStageBytes)", "(full, kABytes)"
     ),
     "the full barrier's parity is wrong": edit(
         order, ("deadlock", IN_FLIGHT, NEVER_WRITTEN), "k / kStages & 1)", "(k / kStages & 1) ^ 1)"
     ),
     "the empty barrier's parity is wrong": edit(order, ("deadlock",), "(round & 1) ^ 1)", "round & 1)"),
-    "the empty barrier counts too few": edit(
+    "empty barrier expects too few arrivals": edit(
         order, (AFTER_READ, OVER_COPY), INIT_EMPTY, INIT_EMPTY.replace("kConsumerWarps", "kConsumers")
     ),
-    "the empty barrier counts too many": edit(
+    "empty barrier expects too many arrivals": edit(
         order, ("deadlock",), INIT_EMPTY, INIT_EMPTY.replace("kConsumerWarps", "kConsumerWarps + 1")
     ),
     "no barrier after the mbarriers' init": edit(
@@ -88,18 +90,16 @@ BUGS = {
     ),
     # wgmma
     "no wgmma.fence": edit(order, ("wgmma: no wgmma.fence",), line("ptx::wgmma_fence()"), ""),
-    "the last multiplications are not waited for": edit(
-        order, (TOUCHED,), "  }\n  ptx::wgmma_wait_group<0>();\n", "  }\n"
-    ),
+    "no wait for the last wgmmas": edit(order, (TOUCHED,), "  }\n  ptx::wgmma_wait_group<0>();\n", "  }\n"),
     "accumulators are touched before the wait": edit(order, (TOUCHED,), WAIT_1, line("sum[0] += 0") + WAIT_1),
-    "a descriptor has another swizzle than its map": edit(
+    "descriptor and tensor map differ in swizzle": edit(
         value, ("wgmma: bad descriptor",), DESCRIPTOR_B, DESCRIPTOR_B.replace("128", "64")
     ),
     "a descriptor's rows overlap": edit(
         value, ("wgmma: bad descriptor",), DESCRIPTOR_B, DESCRIPTOR_B.replace("32)", "32, 16, 512)")
     ),
-    "a descriptor forgets the depth": edit(value, (WRONG,), DESCRIPTOR_B, "smem_descriptor<Swizzle::k128>(b)"),
-    "one warp multiplies something else": edit(
+    "descriptor not advanced along the depth": edit(value, (WRONG,), DESCRIPTOR_B, "smem_descriptor<Swizzle::k128>(b)"),
+    "one warp uses a different descriptor": edit(
         value,
         ("wgmma: warps of a warpgroup disagree",),
         DESCRIPTOR_B,
@@ -122,11 +122,11 @@ BUGS = {
     "a store without a barrier": edit(
         order, ("race: read after write", NEVER_WRITTEN), "  ptx::bar_sync(1 + static_cast<int>(consumer), 128);\n", ""
     ),
-    "the block ends while its store reads": edit(
+    "CTA exits before its store has read shared memory": edit(
         order, ("TMA: exit before the wait",), line("ptx::bulk_wait_group<0>()"), ""
     ),
     "a store is not committed": edit(order, ("TMA: exit before the wait",), line("ptx::bulk_commit_group()"), ""),
-    "a store's source is written again too early": edit(
+    "store source overwritten before it is read": edit(
         order,
         (AFTER_READ,),
         line("if (elected) ptx::bulk_wait_group_read<0>()"),

@@ -76,15 +76,15 @@ def test_without_a_residual(kernels, dtype, tile, relu):
 # tile, n, h, w
 GEOMETRIES = {
     "56x56, 14 tiles of one image": ((4, 56), 1, 56, 56),
-    "a column more than a tile": ((4, 56), 2, 6, 57),
+    "one column more than a tile": ((4, 56), 2, 6, 57),
     "28x28": ((7, 32), 2, 28, 28),
     "30x30": ((8, 32), 1, 30, 30),
     "three tiles wide": ((8, 32), 1, 9, 70),
     "14x14": ((16, 16), 3, 14, 14),
-    "7x7, more of a tile outside than inside": ((16, 16), 5, 7, 7),
+    "7x7, less than half a tile": ((16, 16), 5, 7, 7),
     "9 columns": ((16, 16), 2, 20, 9),
     "one pixel": ((4, 56), 3, 1, 1),
-    "56 columns of 8": ((8, 8), 1, 9, 56),
+    "56 columns, 8x8 tiles": ((8, 8), 1, 9, 56),
     "small images": ((8, 8), 5, 7, 7),
     "one row": ((7, 32), 2, 1, 40),
     "one column": ((8, 32), 2, 17, 1),
@@ -154,108 +154,108 @@ BUGS = {
         "ptx::mbarrier_wait_parity(barriers.empty(stage), Config::parity_of(t) ^ 1);",
         "",
     ),
-    "the wrong parity of an empty stage": order(ROLES, "Config::parity_of(t) ^ 1)", "Config::parity_of(t))"),
-    "too few bytes expected": order(ROLES, "barriers.full(stage), Config::kPatchBytes)", "barriers.full(stage), 128)"),
-    "too many bytes expected": order(
+    "wrong parity in the wait for an empty stage": order(ROLES, "Config::parity_of(t) ^ 1)", "Config::parity_of(t))"),
+    "full barrier expects too few bytes": order(
+        ROLES, "barriers.full(stage), Config::kPatchBytes)", "barriers.full(stage), 128)"
+    ),
+    "full barrier expects too many bytes": order(
         ROLES,
         "barriers.full(stage), Config::kPatchBytes)",
         "barriers.full(stage), Config::kPatchBytes + 128)",
     ),
-    "a tap of the filter too few expected": order(
+    "filter barrier expects one tap too few": order(
         ROLES,
         "barriers.filter(), kConvRowsFilterBytes)",
         "barriers.filter(), kConvRowsFilterBytes - Config::kTapBytes)",
     ),
-    "the filter read before it has landed": order(ROLES, "  ptx::mbarrier_wait_parity(barriers.filter(), 0);\n", ""),
-    "a patch read before it has landed": order(
+    "no wait for the filter": order(ROLES, "  ptx::mbarrier_wait_parity(barriers.filter(), 0);\n", ""),
+    "no wait for a patch": order(
         ROLES,
         "    ptx::mbarrier_wait_parity(barriers.full(first + s), Config::parity_of(t));\n",
         "",
     ),
-    "the other consumer's parity": order(
+    "wrong parity in the wait for a patch": order(
         ROLES,
         "barriers.full(first + s), Config::parity_of(t));",
         "barriers.full(first + s), Config::parity_of(t) ^ 1);",
     ),
-    "no turns": order(ROLES, TURN, ""),
-    "nobody begins": order(ROLES, "consumer == 0 ? parity ^ 1 : parity", "parity"),
-    "the turn kept": order(ROLES, "barriers.turn((t + 1) % 2)", "barriers.turn(t % 2)"),
+    "no wait for the turn": order(ROLES, TURN, ""),
+    "neither consumer has the first turn": order(ROLES, "consumer == 0 ? parity ^ 1 : parity", "parity"),
+    "turn not passed to the other consumer": order(ROLES, "barriers.turn((t + 1) % 2)", "barriers.turn(t % 2)"),
     "no wgmma fence": order(ROLES, "    ptx::wgmma_fence();\n", ""),
     "a stage released while it is multiplied": order(
         ROLES, "ptx::wgmma_wait_group<1>();", "ptx::wgmma_wait_group<2>();"
     ),
-    "sums read before they are there": order(ROLES, "  ptx::wgmma_wait_group<0>();\n", ""),
+    "no wait for the last wgmmas": order(ROLES, "  ptx::wgmma_wait_group<0>();\n", ""),
     "the last stage never released": order(
         ROLES, "barriers.empty(first + kConvRowsPatches - 1)", "barriers.empty(first)"
     ),
-    "one warp speaks for four": order(
+    "one warp arrives for its whole warp group": order(
         ROLES,
         "const bool speaks = threadIdx.x % 32 == 0;",
         "const bool speaks = threadIdx.x % 128 == 0;",
     ),
-    "one warp speaks for four, and is believed": order(KERNEL, "barriers.empty(s), 4)", "barriers.empty(s), 1)"),
-    "rows of taps all alike": value(ROLES, "r * Config::kPatchRowBytes", "Config::kPatchRowBytes"),
-    "a pixel's row off": value(ROLES, "r * Config::kPatchRowBytes", "r * (Config::kPatchRowBytes + 128)"),
+    "empty barrier expects one of four arrivals": order(KERNEL, "barriers.empty(s), 4)", "barriers.empty(s), 1)"),
+    "all taps start at one patch row": value(ROLES, "r * Config::kPatchRowBytes", "Config::kPatchRowBytes"),
+    "patch row pitch too large": value(ROLES, "r * Config::kPatchRowBytes", "r * (Config::kPatchRowBytes + 128)"),
     "rows and columns of taps swapped": value(ROLES, "(r * kConvRowsTaps + s)", "(s * kConvRowsTaps + r)"),
-    "patches without the column before": value(ROLES, "walk.column() - 1", "walk.column()"),
-    "the sums of the tile before": value(ROLES, "s + r + k > 0", "true"),
-    "both consumers have the same tiles": order(ROLES, "blockIdx.x + consumer * gridDim.x", "blockIdx.x"),
-    "the output not shown to TMA": order(
+    "patch off by one column": value(ROLES, "walk.column() - 1", "walk.column()"),
+    "accumulators not reset for a new tile": value(ROLES, "s + r + k > 0", "true"),
+    "both consumers take the same tiles": order(ROLES, "blockIdx.x + consumer * gridDim.x", "blockIdx.x"),
+    "no fence.proxy.async before the output is stored": order(
         ROLES,
         "    ptx::fence_proxy_async();  // TMA reads by another way than stmatrix wrote\n",
         "",
     ),
-    "the output stored too early": order(
+    "no wait for the staged output": order(
         ROLES, "    ptx::mbarrier_wait_parity(barriers.staged(t % 2), t / 2 % 2);\n", ""
     ),
-    "one warp's output is enough": order(KERNEL, "barriers.staged(i), 4)", "barriers.staged(i), 1)"),
-    "the residual over a tile that is being stored": order(
+    "staged barrier expects one of four arrivals": order(KERNEL, "barriers.staged(i), 4)", "barriers.staged(i), 1)"),
+    "residual loaded over a tile being stored": order(
         ROLES,
         "    ptx::bulk_wait_group_read<0>();  // the next",
         "    // the next",
     ),
-    "the residual not waited for": order(
-        ROLES, "    ptx::mbarrier_wait_parity(barriers.open(consumer), parity);\n", ""
-    ),
-    "the output tile open to both": order(
+    "no wait for the residual": order(ROLES, "    ptx::mbarrier_wait_parity(barriers.open(consumer), parity);\n", ""),
+    "one open barrier for both consumers": order(
         CONFIG,
         "return turn(kConvRowsConsumers + consumer);",
         "return turn(kConvRowsConsumers + 0 * consumer);",
     ),
-    "the next tile opened over this one": order(ROLES, "kAhead = Config::kSets - 1;", "kAhead = 1;"),
-    "barriers used before they are made": order(
+    "next tile opened in memory still in use": order(ROLES, "kAhead = Config::kSets - 1;", "kAhead = 1;"),
+    "no barrier after mbarrier init": order(
         KERNEL,
         "  ptx::bar_sync_all();\n\n  // Registers move",
         "\n  // Registers move",
     ),
-    "tiles of another swizzle": value(
+    "image tensor map without swizzle": value(
         HOST,
         "box.box[2] = rows;\n  box.swizzle = Swizzle::k128;",
         "box.box[2] = rows;\n  box.swizzle = Swizzle::kNone;",
     ),
-    "one tap of the filter over another": order(
+    "two filter taps loaded to one place": order(
         ROLES,
         "smem + tap * Config::kTapBytes",
         "smem + tap / 2 * Config::kTapBytes",
     ),
-    "an image's rows run on into the next image": value(
+    "tensor map joins the rows of all images": value(
         HOST,
         "nhwc_tensor(base, dtype, q.n, q.h, q.w, kConvRowsChannels)",
         "nhwc_tensor(base, dtype, 1, int64_t{q.n} * q.h, q.w, kConvRowsChannels)",
     ),
 }
 SET_BUGS = {
-    "the other set stored": order(
+    "output stored from the other set": order(
         ROLES,
         "tma_store_4d(maps.out, smem + Config::kOut + Config::set_of(t)",
         "tma_store_4d(maps.out, smem + Config::kOut + Config::set_of(t + 1)",
     ),
-    "the other set's patches": order(
+    "patches loaded into the other set": order(
         ROLES,
         "stage = Config::set_of(t) * kConvRowsPatches + s",
         "stage = Config::set_of(t + 1) * kConvRowsPatches + s",
     ),
-    "the phases of one set where there are two": order(CONFIG, "return t / kSets % 2;", "return t % 2;"),
+    "parity of one set used for two": order(CONFIG, "return t / kSets % 2;", "return t % 2;"),
 }
 
 

@@ -115,65 +115,65 @@ BUGS = {
         "ptx::mbarrier_wait_parity(barriers.empty(at.stage), at.parity ^ 1);",
         "",
     ),
-    "the wrong parity of an empty stage": order(
+    "wrong parity in the wait for an empty stage": order(
         ROLES,
         "barriers.empty(at.stage), at.parity ^ 1)",
         "barriers.empty(at.stage), at.parity)",
     ),
-    "too few bytes expected": order(
+    "full barrier expects too few bytes": order(
         ROLES,
         "barriers.full(at.stage), Config::kStageBytes)",
         "barriers.full(at.stage), Config::kStageBytes - 128)",
     ),
-    "too many bytes expected": order(
+    "full barrier expects too many bytes": order(
         ROLES,
         "barriers.full(at.stage), Config::kStageBytes)",
         "barriers.full(at.stage), Config::kStageBytes + 128)",
     ),
-    "a stage read before it has landed": order(ROLES, READ_STAGE, ""),
+    "no wait for a full stage": order(ROLES, READ_STAGE, ""),
     "no wgmma fence": order(ROLES, "    ptx::wgmma_fence();\n", ""),
     "a stage released while it is multiplied": order(
         ROLES, "ptx::wgmma_wait_group<1>();", "ptx::wgmma_wait_group<2>();"
     ),
-    "sums read before they are there": order(ROLES, "  ptx::wgmma_wait_group<0>();\n", ""),
-    "one warp speaks for four": order(
+    "no wait for the last wgmmas": order(ROLES, "  ptx::wgmma_wait_group<0>();\n", ""),
+    "one warp arrives for its whole warp group": order(
         ROLES,
         "const bool speaks = threadIdx.x % 32 == 0;",
         "const bool speaks = threadIdx.x % 128 == 0;",
     ),
-    "one warp speaks for four, and is believed": order(
+    "empty barrier expects one of four arrivals": order(
         KERNEL,
         "barriers.empty(i), Config::kReaders)",
         "barriers.empty(i), Config::kReaders / 4)",
     ),
-    "the output not shown to TMA": order(
+    "no fence.proxy.async before the output is stored": order(
         ROLES,
         "    ptx::fence_proxy_async();  // TMA reads by another way than stmatrix wrote\n",
         "",
     ),
-    "the output stored too early": order(ROLES, "    ptx::mbarrier_wait_parity(staged, parity);\n", ""),
-    "one warp's output is enough": order(KERNEL, "barriers.staged(i), 4)", "barriers.staged(i), 1)"),
-    "the output overwritten while it is stored": order(
+    "no wait for the staged output": order(ROLES, "    ptx::mbarrier_wait_parity(staged, parity);\n", ""),
+    "staged barrier expects one of four arrivals": order(KERNEL, "barriers.staged(i), 4)", "barriers.staged(i), 1)"),
+    "output overwritten while it is stored": order(
         ROLES,
         "    ptx::bulk_wait_group_read<0>();  // the next",
         "    // the next",
     ),
-    "the residual not waited for": order(
+    "no wait for the residual": order(
         ROLES,
         "    ptx::mbarrier_wait_parity(barriers.open(consumer), (Config::kTakesTurns ? piece / 2 : piece) & 1);\n",
         "",
     ),
-    "barriers used before they are made": order(
+    "no barrier after mbarrier init": order(
         KERNEL,
         "  ptx::bar_sync_all();\n\n  // Registers move",
         "\n  // Registers move",
     ),
-    "tiles of another swizzle": value(
+    "matrix tensor map without swizzle": value(
         HOST,
         "  box.swizzle = Swizzle::k128;\n  return encode_tiled",
         "  box.swizzle = Swizzle::kNone;\n  return encode_tiled",
     ),
-    "weights of the other warpgroup": value(
+    "weights of the other warp group": value(
         ROLES,
         "Config::kPixelBytes + consumer * Config::kChannelStride",
         "Config::kPixelBytes + (1 - consumer) * Config::kChannelStride",
@@ -183,53 +183,55 @@ BUGS = {
         "static_cast<uint16_t>(s * shape.dil_w),",
         "static_cast<uint16_t>(r * shape.dil_w),",
     ),
-    "a step too few": value(
+    "main loop one step too short": value(
         WORK,
         "return shape.r * shape.s * (shape.c / kConvSm90Depth);",
         "return shape.r * shape.s * (shape.c / kConvSm90Depth) - 1;",
     ),
-    "one BatchNorm for all channels": value(ROLES, "finishes && channel != known", "finishes && known == none"),
+    "BatchNorm not reloaded for new channels": value(
+        ROLES, "finishes && channel != known", "finishes && known == none"
+    ),
 }
 PROLOGUE_BUGS = {
-    "the prologue before the stage has landed": order(
+    "prologue does not wait for the stage": order(
         ROLES,
         "ptx::mbarrier_wait_parity(barriers.full(at.stage), at.parity);\n    const ChannelRegisters",
         "const ChannelRegisters",
     ),
-    "the prologue's stores not shown to wgmma": order(
+    "no fence.proxy.async after the prologue": order(
         ROLES,
         "    ptx::fence_proxy_async();  // wgmma reads by another way than these stores\n",
         "",
     ),
-    "the prologue in the padding": value(ROLES, "      if (!pixels.valid(i, tap)) continue;\n", ""),
-    "half a prologue": order(KERNEL, "barriers.ready(i), 128)", "barriers.ready(i), 64)"),
+    "prologue applied to padding": value(ROLES, "      if (!pixels.valid(i, tap)) continue;\n", ""),
+    "ready barrier expects half the arrivals": order(KERNEL, "barriers.ready(i), 128)", "barriers.ready(i), 64)"),
 }
 TURN_BUGS = {
-    "a turn taken before it is given": order(
+    "no wait for the turn": order(
         ROLES,
         "      if (piece > 0) ptx::mbarrier_wait_parity(barriers.turn(consumer), (piece - 1) / 2 & 1);\n",
         "",
     ),
-    "the wrong parity of a turn": order(
+    "wrong parity in the wait for a turn": order(
         ROLES,
         "barriers.turn(consumer), (piece - 1) / 2 & 1",
         "barriers.turn(consumer), piece / 2 & 1",
     ),
-    "a turn given to oneself": order(ROLES, "barriers.turn(1 - consumer)", "barriers.turn(consumer)"),
-    "a turn given by one warp": order(KERNEL, "barriers.turn(i), 4)", "barriers.turn(i), 1)"),
-    "the other's stages not skipped": order(ROLES, "        skip(at, walk.steps());\n", ""),
-    "stages skipped, but not their phase": order(ROLES, "  at.parity ^= at.stage / kStages & 1;\n", ""),
-    "a stage of one warpgroup waits for both": order(
+    "turn not passed to the other consumer": order(ROLES, "barriers.turn(1 - consumer)", "barriers.turn(consumer)"),
+    "turn barrier expects one of four arrivals": order(KERNEL, "barriers.turn(i), 4)", "barriers.turn(i), 1)"),
+    "other consumer's stages not skipped": order(ROLES, "        skip(at, walk.steps());\n", ""),
+    "parity not flipped when stages are skipped": order(ROLES, "  at.parity ^= at.stage / kStages & 1;\n", ""),
+    "empty barrier expects both warp groups": order(
         CONFIG,
         "kReaders = kTakesTurns ? 4 : 4 * kConvSm90Consumers",
         "kReaders = 4 * kConvSm90Consumers",
     ),
-    "the next residual over an output that is stored": order(
+    "residual loaded over an output being stored": order(
         ROLES,
         "    ptx::bulk_wait_group_read<0>();  // the output before",
         "    // the output before",
     ),
-    "a tile's residual for the other warpgroup": order(
+    "residual loaded for the other consumer": order(
         ROLES,
         "OutputPart<Config>(ahead, (piece + 1) % 2,",
         "OutputPart<Config>(ahead, piece % 2,",

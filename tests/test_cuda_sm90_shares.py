@@ -67,7 +67,7 @@ PARTITIONS = {
     "a share is longer than a tile": (0, 4),
     "a share is a tile": (0, 6),
     "a share is half a tile": (0, 12),
-    "the last tile alone": (5, 2),
+    "only the last tile in shares": (5, 2),
     "as many shares as steps": (4, 18),
 }
 
@@ -125,67 +125,69 @@ def test_nonfinite_values(kernels, dtype, mode):
 
 MENU, WORK, ROLES, FINISH = (f"cuda/sm90/conv_sm90{name}" for name in (".h", "_work.cuh", "_roles.cuh", "_finish.cuh"))
 FINISH_BUGS = {
-    "the share of a step rounded down": value(WORK, "((step + 1) * shares - 1) / steps", "step * shares / steps"),
-    "a share too few is added": value(FINISH, "last - share + 1, stride", "last - share, stride"),
-    "a share too many is added": value(FINISH, "last - share + 1, stride", "last - share + 2, stride"),
-    "partial tiles further apart": value(
+    "share index rounded down": value(WORK, "((step + 1) * shares - 1) / steps", "step * shares / steps"),
+    "last share not added": value(FINISH, "last - share + 1, stride", "last - share, stride"),
+    "adds one share too many": value(FINISH, "last - share + 1, stride", "last - share + 2, stride"),
+    "partial tile index off by one": value(
         FINISH, "mine + (share + unit) * stride", "mine + (share + unit + 1) * stride"
     ),
-    "projected sums twice": value(
+    "projection adds the main sums": value(
         FINISH,
         "add(projected, conv_sm90_unit(kMode, index, false), first_step, side_steps);",
         "add(projected, conv_sm90_unit(kMode, index, true), first_step + side_steps, tile_steps - side_steps);",
     ),
-    "sums read by other threads": value(FINISH, "thread * 4) * 4;", "(thread ^ 1) * 4) * 4;"),
-    "the residual read before it is there": order(
+    "reads the neighbouring thread's sums": value(FINISH, "thread * 4) * 4;", "(thread ^ 1) * 4) * 4;"),
+    "no barrier after the residual is staged": order(
         FINISH,
         "shortcut.words);\n    ptx::bar_sync_all();",
         "shortcut.words);",
     ),
-    "the output read before it is there": order(
+    "no barrier before the output is read": order(
         FINISH,
         "  ptx::bar_sync_all();\n  Data out;",
         "  Data out;",
     ),
-    "the output past the end": value(FINISH, "  if (inside) ptx::st_global", "  ptx::st_global"),
-    "the residual past the end": value(FINISH, "if (residual && inside) shortcut", "if (residual) shortcut"),
-    "a block for pixels that are not there": value(
+    "output stored past the end": value(FINISH, "  if (inside) ptx::st_global", "  ptx::st_global"),
+    "residual read past the end": value(FINISH, "if (residual && inside) shortcut", "if (residual) shortcut"),
+    "CTA past the last pixel does not exit": value(
         FINISH,
         "if (pixel >= pixels || channel >= shape.k) return;",
         "if (channel >= shape.k) return;",
     ),
 }
 UNIT_BUGS = {
-    "a tile's main sums in the next one's place": order(MENU, "? 2 * tile + main : tile", "? tile + main : tile"),
+    "main sums stored in the next tile's place": order(MENU, "? 2 * tile + main : tile", "? tile + main : tile"),
 }
 BUGS = {
-    "two shares of a tile in one place": order(WORK, "partial = item - whole + conv", "partial = conv"),
-    "a share's weights from the start": value(ROLES, "depth = steps.first * kConvSm90Depth;", "depth = 0;"),
-    "a share's pixels from the first tap": value(ROLES, "r = tap / shape.s, s = tap % shape.s,", "r = 0, s = 0,"),
-    "a share goes on past its tile": value(
+    "two shares of a tile store to one place": order(WORK, "partial = item - whole + conv", "partial = conv"),
+    "share loads weights from step 0": value(ROLES, "depth = steps.first * kConvSm90Depth;", "depth = 0;"),
+    "share loads pixels from the first tap": value(ROLES, "r = tap / shape.s, s = tap % shape.s,", "r = 0, s = 0,"),
+    "share runs past its tile": value(
         WORK,
         "left < tile_steps - first ? left : tile_steps - first};",
         "left};",
     ),
-    "a share waits to be stored": order(
+    "store thread waits for the output of a share": order(
         ROLES,
         "for (WorkWalk<Config> walk(p); walk.finishes(); walk.next(), parity ^= 1) {\n    for (int i",
         "for (WorkWalk<Config> walk(p); walk.more(); walk.next(), parity ^= 1) {\n    for (int i",
     ),
-    "sums of pixels past the end": value(
+    "stores sums of pixels past the end": value(
         ROLES,
         "    if (pixel + j / 2 * kConvSm90FinishPixels >= pixels) break;\n",
         "",
     ),
-    "sums of channels past the end": value(ROLES, "  if (channel >= p.main.shape.k) return;\n", ""),
-    "sums of the other warpgroup": value(ROLES, "? 0 : consumer * (Config", "? 0 : (1 - consumer) * (Config"),
-    "both warpgroups' sums in one place": order(ROLES, "? 0 : consumer * (Config", "? 0 : 0 * (Config"),
+    "stores sums of channels past the end": value(ROLES, "  if (channel >= p.main.shape.k) return;\n", ""),
+    "sums stored in the other warp group's part": value(
+        ROLES, "? 0 : consumer * (Config", "? 0 : (1 - consumer) * (Config"
+    ),
+    "both warp groups store sums to one place": order(ROLES, "? 0 : consumer * (Config", "? 0 : 0 * (Config"),
 }
 PROLOGUE_BUGS = {
-    "a share's prologue from the first tap": value(ROLES, "steps.first * kRowChunks + column", "column"),
+    "prologue of a share starts at the first tap": value(ROLES, "steps.first * kRowChunks + column", "column"),
 }
 TAP_BUGS = {
-    "a share's pixels from the tap's first channel": value(
+    "share starts at the tap's first channel": value(
         ROLES,
         "c = steps.first % a_tap * kConvSm90Depth;",
         "c = 0;",

@@ -155,35 +155,35 @@ OF_SUMS = """
     }
 """
 BUGS = {
-    "pixels past the last counted": value(MOMENTS, "if ((j + e / 4) * 8 + e % 2 < left)", "if (true)"),
-    "every lane begins at the first pixel": value(
+    "counts pixels past the end": value(MOMENTS, "if ((j + e / 4) * 8 + e % 2 < left)", "if (true)"),
+    "lane offset not subtracted from the pixel count": value(
         MOMENTS, "count - static_cast<int32_t>(threadIdx.x % 4 * 2)", "count"
     ),
-    "two lanes of a row left out": value(MOMENTS, "by = 1; by < 4;", "by = 1; by < 2;"),
-    "moments of what was not rounded": value(MOMENTS, "    moments.add(stored, j);\n", OF_SUMS),
-    "moments of another piece": value(MOMENTS, "    moments.add(stored, j);\n", "    moments.add(stored, j + 2);\n"),
-    "a run begins with the one before": value(MOMENTS, "      run_sum[row] = run_squares[row] = 0;\n", ""),
-    "the end of a run left out": value(MOMENTS, "if ((j + 2) % kRun) return;", "if (j % kRun) return;"),
-    "a center of each lane's own": value(MOMENTS, "threadIdx.x % 32 / 4 * 4)", "threadIdx.x % 32)"),
-    "sums left at the old center": value(MOMENTS, "        move_center(", "        if (false) move_center("),
-    "squares about another center": value(CENTERS, "by * (2 * sum - count * by)", "by * (sum - count * by)"),
-    "a lane moves all pixels": value(MOMENTS, "squares[row], own,", "squares[row], count,"),
-    "a lane moves pixels that it has not": value(MOMENTS, "(left % 8 < 2 ? left % 8 : 2)", "2"),
-    "channels past the last": value(MOMENTS, "which < 3 && at < channels", "which < 3"),
-    "the fourth lane stores too": value(MOMENTS, "which < 3 && at < channels", "at < channels"),
-    "the second channel beside the first": value(MOMENTS, "at = channel + row * 8;", "at = channel + row;"),
-    "the bias forgotten": value(
-        MOMENTS, "v[e] = bias.apply(product[j * 4 + e], e / 2 % 2);", "v[e] = product[j * 4 + e];"
+    "quad reduction stops one step early": value(MOMENTS, "by = 1; by < 4;", "by = 1; by < 2;"),
+    "moments of unrounded values": value(MOMENTS, "    moments.add(stored, j);\n", OF_SUMS),
+    "pixel mask of another piece": value(MOMENTS, "    moments.add(stored, j);\n", "    moments.add(stored, j + 2);\n"),
+    "run sums not cleared": value(MOMENTS, "      run_sum[row] = run_squares[row] = 0;\n", ""),
+    "last run sum not added": value(MOMENTS, "if ((j + 2) % kRun) return;", "if (j % kRun) return;"),
+    "lanes of a row use different centers": value(MOMENTS, "threadIdx.x % 32 / 4 * 4)", "threadIdx.x % 32)"),
+    "sums not re-centered on the mean": value(MOMENTS, "        move_center(", "        if (false) move_center("),
+    "squares re-centered with half the cross term": value(
+        CENTERS, "by * (2 * sum - count * by)", "by * (sum - count * by)"
     ),
+    "re-centering uses the pixel count of all lanes": value(MOMENTS, "squares[row], own,", "squares[row], count,"),
+    "re-centering counts pixels past the end": value(MOMENTS, "(left % 8 < 2 ? left % 8 : 2)", "2"),
+    "stores channels past the end": value(MOMENTS, "which < 3 && at < channels", "which < 3"),
+    "fourth lane of a row stores too": value(MOMENTS, "which < 3 && at < channels", "at < channels"),
+    "second channel stored next to the first": value(MOMENTS, "at = channel + row * 8;", "at = channel + row;"),
+    "bias not added": value(MOMENTS, "v[e] = bias.apply(product[j * 4 + e], e / 2 % 2);", "v[e] = product[j * 4 + e];"),
 }
 CENTER_BUGS = {
-    "an outlier as the center": value(MOMENTS, "whole ? stored.get(2 + row) : first", "first"),
-    "an infinite center": value(CENTERS, "return is_finite(center) ? center : Acc(0);", "return center;"),
-    "an infinite mean as the center": value(MOMENTS, "if (is_finite(mean)) {", "if (true) {"),
+    "center is the first value": value(MOMENTS, "whole ? stored.get(2 + row) : first", "first"),
+    "infinite center accepted": value(CENTERS, "return is_finite(center) ? center : Acc(0);", "return center;"),
+    "infinite mean accepted as center": value(MOMENTS, "if (is_finite(mean)) {", "if (true) {"),
 }
 PART_BUGS = {
-    "a part of no pixels": value(ROLES, "if (left > 0) moments.store", "moments.store"),
-    "both warpgroups in one part": order(
+    "empty part stored": value(ROLES, "if (left > 0) moments.store", "moments.store"),
+    "both warp groups store to one part": order(
         ROLES, "pixel / Config::kColumns, channel", "pixel / Config::kPixels, channel"
     ),
 }
