@@ -198,7 +198,7 @@ BUGS = {
     ),
     "no fence.proxy.async after the patch is loaded": order(
         ROLES,
-        "      ptx::fence_proxy_async();  // wgmma reads by another way than cp.async wrote\n",
+        "      ptx::fence_proxy_async();  // wgmma reads through the async proxy\n",
         "",
     ),
     "loader does not wait for its cp.async": order(ROLES, "      ptx::cp_async_wait_group<0>();\n", ""),
@@ -227,7 +227,7 @@ BUGS = {
     ),
     "no fence.proxy.async after the intermediate is stored": order(
         ROLES,
-        "    ptx::fence_proxy_async();  // wgmma reads by another way than stmatrix wrote\n",
+        "    ptx::fence_proxy_async();  // wgmma reads the intermediate through the async proxy\n",
         "",
     ),
     "no barrier before the second convolution": order(
@@ -237,7 +237,7 @@ BUGS = {
     ),
     "no barrier after the second convolution": order(
         ROLES,
-        "    ptx::bar_sync(1 + team, Config::kTeamThreads);  // all have multiplied the middle\n",
+        "    ptx::bar_sync(1 + team, Config::kTeamThreads);  // the team has read the intermediate\n",
         "",
     ),
     "no warp barrier before the output is read": order(

@@ -129,8 +129,8 @@ HARD = [
     (dict(k=1000, c=3), "the convolution has 3 -> 1000 channels; multiples of 8 expected"),
     (dict(k=20), "256 -> 20 channels"),
     (dict(mode="projection", proj_c=20), "the projection has 20 -> 256 channels; multiples of 8 expected"),
-    (dict(dtype="float64"), "float64 has no such tensor cores"),
-    (dict(dtype="float32", allow_tf32=False), "float32 would be multiplied as TF32"),
+    (dict(dtype="float64"), "the kernel takes float16, bfloat16 and float32"),
+    (dict(dtype="float32", allow_tf32=False), "the kernel multiplies float32 as TF32"),
     (dict(aligned=False), "a tensor is not 16-byte aligned"),
     (dict(r=17, hw=20), "the convolution's filter is 17x17, more than 16 taps a side"),
     (dict(gpu=[75, 40, 65536, 65536]), "the GPU is sm_75; the kernel needs at least sm_80"),
@@ -154,11 +154,10 @@ def test_unsupported_convolutions_go_to_torch(problem, reason):
 
 def test_tiles_past_shared_memory_are_not_picked():
     """A prologue needs 8 bytes per channel. With 512 channels, the largest tile exceeds an A10's shared memory."""
-    assert not any(
-        "bytes of shared memory, and may have" in why for why in plan(gpu="a10", c=128, mode="prologue").rejected
-    )
+    too_large = "bytes of shared memory; the limit is"
+    assert not any(too_large in why for why in plan(gpu="a10", c=128, mode="prologue").rejected)
     p = plan(gpu="a10", c=512, mode="prologue")
-    assert "sm80 128x128: a block needs 103424 bytes of shared memory; the limit is 101376" in p.rejected
+    assert f"sm80 128x128: a block needs 103424 {too_large} 101376" in p.rejected
     nothing = plan(gpu=[80, 108, 49152, 49152])
     assert nothing.engine == "torch"
     assert len(nothing.rejected) == len(compiled_tiles())
@@ -248,7 +247,7 @@ def test_sm90_statistics_do_not_split_the_depth(monkeypatch):
             whole = sm90_plan(monkeypatch, "sm90:{}x{}:1".format(*p.tile), **deep, mode=plain, residual=False)
             assert p.microseconds > whole.microseconds + 2.5
     p = sm90_plan(monkeypatch, "sm90:256x128", **deep, mode="prologue statistics")
-    assert "no tile of that size has this mode" in p.sm90
+    assert "no tile of that size supports this mode" in p.sm90
 
 
 def test_statistics_run_on_the_fastest_predicted_engine(monkeypatch):
@@ -302,9 +301,7 @@ def test_rejected_candidates_have_reasons_with_numbers():
     assert [why.partition(":")[0] for why in p.rejected] == ["sm80 128x128", "sm80 128x64", "torch"]
     for why in p.rejected[:2]:
         assert re.search(r"\d+ blocks with \d+ splits leave \d+ of 108 SMs idle, [\d.]+ us predicted$", why), why
-    assert re.fullmatch(
-        r"torch: [\d.]+ us predicted, [\d.]+ of them in an extra pass over activations", p.rejected[-1]
-    )
+    assert re.fullmatch(r"torch: [\d.]+ us predicted, [\d.]+ of them in an extra pass over activations", p.rejected[-1])
     assert re.search(r"\d+ blocks, \d+ on the busiest of 108 SMs", plan(n=64).rejected[0])
 
 
@@ -357,11 +354,11 @@ def test_sm90_runs_on_request(monkeypatch):
     p = plan(**layer)
     assert (p.tile, p.tiles, p.smem) == ((256, 128), pixels // 256, 3 * (256 + 128) * 128 + 256 * 128 * 2 + 256)
     elsewhere = {
-        "the GPU is sm_80, and wgmma": dict(gpu="a100"),
-        "float32 would need wgmma of TF32": dict(dtype="float32"),
+        "the GPU is sm_80; wgmma": dict(gpu="a100"),
+        "the kernel has no TF32 wgmma": dict(dtype="float32"),
         "the convolution has 72 input channels; a multiple of 64 expected": dict(c=72),
         "the projection has 40 input channels": dict(mode="projection", proj_c=40),
-        "no tile of that size has this mode": dict(mode="prologue"),
+        "no tile of that size supports this mode": dict(mode="prologue"),
         "strides of 9x9; a tensor map takes 8": dict(hw=90, r=1, stride=9),
         "'s filter reaches 260 pixels": dict(dilation=130, hw=300, padding=0),
     }
@@ -411,8 +408,8 @@ def test_sm90_rows_runs_on_request(monkeypatch):
     layer = dict(n=8, hw=7, c=64, k=64, dtype="bfloat16", gpu="h200")
     assert plan(**layer).engine == "sm90 rows"
     elsewhere = {
-        "the GPU is sm_80, and wgmma": dict(gpu="a100"),
-        "float32 would need wgmma of TF32": dict(dtype="float32"),
+        "the GPU is sm_80; wgmma": dict(gpu="a100"),
+        "the kernel has no TF32 wgmma": dict(dtype="float32"),
         "it has no prologue": dict(mode="prologue"),
         "it has no projection": dict(mode="projection"),
         "is 3x3 of 64 -> 128 channels, stride 1x1": dict(k=128),

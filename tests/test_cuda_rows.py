@@ -204,7 +204,7 @@ BUGS = {
     "both consumers take the same tiles": order(ROLES, "blockIdx.x + consumer * gridDim.x", "blockIdx.x"),
     "no fence.proxy.async before the output is stored": order(
         ROLES,
-        "    ptx::fence_proxy_async();  // TMA reads by another way than stmatrix wrote\n",
+        "    ptx::fence_proxy_async();  // TMA reads through the async proxy\n",
         "",
     ),
     "no wait for the staged output": order(

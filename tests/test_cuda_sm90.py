@@ -148,7 +148,7 @@ BUGS = {
     ),
     "no fence.proxy.async before the output is stored": order(
         ROLES,
-        "    ptx::fence_proxy_async();  // TMA reads by another way than stmatrix wrote\n",
+        "    ptx::fence_proxy_async();  // TMA reads through the async proxy\n",
         "",
     ),
     "no wait for the staged output": order(ROLES, "    ptx::mbarrier_wait_parity(staged, parity);\n", ""),
@@ -200,7 +200,7 @@ PROLOGUE_BUGS = {
     ),
     "no fence.proxy.async after the prologue": order(
         ROLES,
-        "    ptx::fence_proxy_async();  // wgmma reads by another way than these stores\n",
+        "    ptx::fence_proxy_async();  // wgmma reads through the async proxy\n",
         "",
     ),
     "prologue applied to padding": value(ROLES, "      if (!pixels.valid(i, tap)) continue;\n", ""),

@@ -78,7 +78,7 @@ __device__ __forceinline__ void load_patches(const BlockFwdParams& p, const Bloc
       load_patch<Config>(p, walk, thread, Config::patch(smem, team));
       ptx::cp_async_commit_group();
       ptx::cp_async_wait_group<0>();
-      ptx::fence_proxy_async();  // wgmma reads by another way than cp.async wrote
+      ptx::fence_proxy_async();  // wgmma reads through the async proxy
       ptx::mbarrier_arrive(barriers.full(team));
     }
   }
@@ -250,11 +250,11 @@ __device__ __forceinline__ void consume(const BlockFwdParams& p, const BlockFwdT
       if (lane == 0) ptx::mbarrier_arrive(barriers.empty(team));
       store_middle<Config>(sum, bn1, p, walk, warp, lane, middle);
     }
-    ptx::fence_proxy_async();  // wgmma reads by another way than stmatrix wrote
+    ptx::fence_proxy_async();  // wgmma reads the intermediate through the async proxy
     ptx::bar_sync(1 + team, Config::kTeamThreads);
     float sum[Config::kSecond / 2];
     multiply<Config, Config::kSecond>(sum, middle, tiling.pitch, smem, group, lane, barriers, at);
-    ptx::bar_sync(1 + team, Config::kTeamThreads);  // all have multiplied the middle
+    ptx::bar_sync(1 + team, Config::kTeamThreads);  // the team has read the intermediate
     store_out<Config>(sum, bn2, shortcut, p, walk, warp, lane, middle);
   }
 }

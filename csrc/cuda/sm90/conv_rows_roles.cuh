@@ -138,7 +138,7 @@ __device__ __forceinline__ void consume_tiles(const ConvFwdParams& p, uint32_t s
     multiply_tile<Config>(sum, smem, t, barriers);
     ptx::mbarrier_wait_parity(barriers.open(consumer), parity);
     finish<Config>(sum, nullptr, bn, bn, p.residual != nullptr, p.relu, out);
-    ptx::fence_proxy_async();  // TMA reads by another way than stmatrix wrote
+    ptx::fence_proxy_async();  // TMA reads through the async proxy
     ptx::bar_warp_sync(~0u);
     if (lane == 0) ptx::mbarrier_arrive(barriers.staged(consumer));
   }

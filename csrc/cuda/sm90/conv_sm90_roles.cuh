@@ -148,7 +148,7 @@ __device__ __forceinline__ void prepare_steps(const ConvShape& shape, const Chan
       Data::pack_relu(x.words, v);
       ptx::st_shared_v4(address, x.words);
     }
-    ptx::fence_proxy_async();  // wgmma reads by another way than these stores
+    ptx::fence_proxy_async();  // wgmma reads through the async proxy
     ptx::mbarrier_arrive(barriers.ready(at.stage));
     tap.advance(shape, kRowChunks);
     at.next();
@@ -270,7 +270,7 @@ __device__ __forceinline__ void consume(const ConvFwdParams& p, uint32_t smem, u
     }
     ptx::mbarrier_wait_parity(barriers.open(consumer), (Config::kTakesTurns ? piece / 2 : piece) & 1);
     const auto hand_over = [&] {
-      ptx::fence_proxy_async();  // TMA reads by another way than stmatrix wrote
+      ptx::fence_proxy_async();  // TMA reads through the async proxy
       ptx::bar_warp_sync(~0u);
       if (lane == 0) ptx::mbarrier_arrive(barriers.staged(consumer));
     };
