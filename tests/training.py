@@ -63,6 +63,11 @@ def in_channels(block):
     return first.num_features if isinstance(first, nn.modules.batchnorm._BatchNorm) else first.in_channels
 
 
+def x_for(block, dtype=torch.float32, n=4, h=8, w=6, memory_format=torch.contiguous_format):
+    x = torch.randn(n, in_channels(block), h, w).to(dtype)
+    return x.contiguous(memory_format=memory_format).requires_grad_()
+
+
 def eager_twin(block):
     """Returns an eager copy of the block."""
     return resnet_fused.revert(copy.deepcopy(block))
