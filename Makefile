@@ -1,11 +1,11 @@
-# Everything a developer types. `make help` lists the targets; CONTRIBUTING.md tells what each is for.
+# Developer commands. `make help` lists the targets; CONTRIBUTING.md explains them.
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-# Python compiles what it imports; all of torch takes longer than installing it.
+# Byte-compiling all of torch takes longer than installing it; Python compiles modules on import.
 PIP := $(PY) -m pip install --quiet --no-compile
-# Where `make gpu` writes; relative to the repository.
+# Output folder of `make gpu`, relative to the repository.
 OUT ?= benchmarks/results/gpu-out
 
 CXX_SOURCES = $(shell find csrc tests build_tools -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -18,7 +18,7 @@ help:  ## this list
 
 setup: build  ## .venv with everything pinned, and resnet_fused built in place
 
-# One stamp for each thing that is installed: a later make does only what changed.
+# One stamp file per installation step, so that make repeats only what changed.
 $(VENV)/.created:
 	@$(PYTHON) build_tools/check_python.py
 	$(PYTHON) -m venv $(VENV)
@@ -29,7 +29,7 @@ $(VENV)/.dev: requirements/dev.txt requirements/no-deps.txt $(VENV)/.created
 	$(PIP) --no-deps -r requirements/no-deps.txt
 	@touch $@
 
-# A driver but no compiler: take nvcc from PyPI. Elsewhere nothing is installed.
+# With a driver but no nvcc, install nvcc from PyPI. Otherwise install nothing.
 $(VENV)/.cuda: requirements/cuda.txt $(VENV)/.dev
 	@if [ -e /proc/driver/nvidia ] || command -v nvidia-smi >/dev/null; then \
 	  $(PY) -m build_tools.toolchain || $(PIP) -r requirements/cuda.txt; \
@@ -50,9 +50,9 @@ build: $(VENV)/.editable  ## compile what changed
 demo: build  ## the demo
 	$(PY) -m resnet_fused demo $(ARGS)
 
-# What `make test` plants into the kernels: a sample that the commit's hash chooses; all; none; or families: sm80,bn.
+# Planted bugs in `make test`: sample (chosen by the commit's hash), all, none, or kernel families: sm80,bn.
 PLANTED_BUGS = sample
-# What passed and has not changed is not run again; `make test VERDICTS=` runs everything.
+# Tests that passed and have not changed are not rerun; `make test VERDICTS=` runs everything.
 VERDICTS = --verdicts
 
 test: build  ## every test, and a sample of the planted bugs; ARGS="-k stem -x" is passed on
@@ -62,7 +62,7 @@ proof: PLANTED_BUGS = all
 proof: build  ## every planted bug and every emulated kernel, no verdict of an earlier run (PLANTED_BUGS=sm80,bn)
 	$(PY) -m pytest tests -n auto --dist worksteal -m emulator --planted-bugs=$(PLANTED_BUGS) $(ARGS)
 
-# The tests of what runs on AVX-512. On an AVX2 processor they take minutes, with the instructions emulated.
+# Tests of the AVX-512 engines. On an AVX2 processor, which emulates the instructions, they take minutes.
 CPU_TESTS = $(addprefix tests/test_, ops.py packed_weights.py block_op.py functional.py blocks.py conv_stats.py \
   conv_backward_weight.py training_ops.py training_op.py training_pool.py training_blocks.py resizable.py)
 EMULATED = build/emulated-avx512/_C.abi3.so
@@ -77,7 +77,7 @@ SEED ?= 1
 fuzz: build  ## N random problems against float64, from SEED on (N=5000 SEED=1)
 	$(PY) -m tests.fuzz --problems $(N) --seed $(SEED)
 
-# Python itself leaks; and an exception that the library throws has to find libstdc++ beside the sanitizer.
+# Python itself leaks. Preloading libstdc++ lets the sanitizer's interceptor find the real __cxa_throw.
 SANITIZED = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
   ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 RESNET_FUSED_LIBRARY=build/sanitize/_C.abi3.so
 

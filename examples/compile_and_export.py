@@ -1,4 +1,4 @@
-"""A converted model exports and compiles like any other: its kernels are ordinary torch ops.
+"""Export and compile a converted model. Its kernels are torch ops.
 
 python examples/compile_and_export.py
 """
@@ -13,7 +13,7 @@ x = torch.randn(2, 3, 64, 64)
 with torch.inference_mode():
     expected = model(x)
 
-# Any batch size from 1 to 32; the graph holds one op a convolution.
+# Any batch size from 1 to 32. The graph has one op per convolution.
 batch = torch.export.Dim("batch", min=1, max=32)
 with torch.no_grad():
     program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
@@ -29,5 +29,5 @@ try:
     with torch.inference_mode():
         torch.testing.assert_close(torch.compile(model)(x), expected)
     print("compiled: same output")
-except torch._inductor.exc.InductorError as error:  # no C++ compiler on this machine
+except torch._inductor.exc.InductorError as error:  # this machine has no C++ compiler
     print("not compiled:", str(error).splitlines()[0])

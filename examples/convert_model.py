@@ -1,4 +1,4 @@
-"""Convert a model: same parameters, same answers, less time.
+"""Convert a model, compare it with eager and train it.
 
 python examples/convert_model.py
 """
@@ -12,12 +12,12 @@ import resnet_fused
 
 try:
     from torchvision.models import resnet18
-except (ImportError, RuntimeError):  # not installed, or made for another torch than this one
+except (ImportError, RuntimeError):  # not installed, or built for another torch
     from resnet_fused.models import resnet18  # the same network with the same parameter names
 
 
 def seconds(model, x, repeat=5):
-    """The fastest of a few forward passes."""
+    """Returns the time of the fastest of a few forward passes."""
     times = []
     with torch.inference_mode():
         for _ in range(repeat):
@@ -28,7 +28,7 @@ def seconds(model, x, repeat=5):
 
 
 eager = resnet18().eval()
-fused = resnet_fused.convert(copy.deepcopy(eager))  # in place; the copy is for comparing
+fused = resnet_fused.convert(copy.deepcopy(eager))  # convert works in place: keep the eager model to compare
 print(resnet_fused.report(fused))
 
 x = torch.randn(4, 3, 224, 224)
@@ -37,7 +37,7 @@ with torch.inference_mode():
 print(f"\nlargest difference, relative to the largest output: {difference:.1e}")
 print(f"eager {1e3 * seconds(eager, x):.0f} ms, fused {1e3 * seconds(fused, x):.0f} ms")
 
-# Checkpoints of either load into the other, and training works: on the CPU fused, on CUDA as before.
+# Checkpoints load in both directions, and training is fused too.
 eager.load_state_dict(fused.state_dict())
 fused.train()
 fused(x).sum().backward()

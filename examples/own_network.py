@@ -1,4 +1,4 @@
-"""Build a network of fused blocks, train it for a moment, then use it.
+"""Build a network of fused blocks, train it briefly and run inference.
 
 python examples/own_network.py
 """
@@ -10,12 +10,12 @@ from resnet_fused import FusedBasicBlock, FusedPreActBlock, functional
 
 
 def projection(inplanes, planes, stride):
-    """The usual shortcut between different shapes; the fused block computes it in its last convolution."""
+    """A projection shortcut. On CUDA the block's last convolution computes it."""
     return nn.Sequential(nn.Conv2d(inplanes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
 
 
 class Network(nn.Module):
-    """(N, 3, H, W) images -> (N, classes) logits. Blocks take torchvision's constructor arguments."""
+    """Maps images (N, 3, H, W) to logits (N, classes). Blocks take torchvision's constructor arguments."""
 
     def __init__(self, classes=10):
         super().__init__()
@@ -24,7 +24,7 @@ class Network(nn.Module):
         self.blocks = nn.Sequential(
             FusedBasicBlock(32, 32),
             FusedBasicBlock(32, 64, stride=2, downsample=projection(32, 64, 2)),
-            FusedPreActBlock(64, 64),  # ends without a norm: the one below is its own
+            FusedPreActBlock(64, 64),  # its output is not normalised: last_bn does that
         )
         self.last_bn = nn.BatchNorm2d(64)
         self.fc = nn.Linear(64, classes)
@@ -39,7 +39,7 @@ torch.manual_seed(0)
 model = Network()
 optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 images, labels = torch.randn(32, 3, 16, 16), torch.arange(32) % 10
-for step in range(20):  # a gradient is needed: the blocks run eagerly and autograd sees all of it
+for step in range(20):  # with gradients, the fused training path runs
     loss = nn.functional.cross_entropy(model(images), labels)
     optimiser.zero_grad()
     loss.backward()
@@ -48,11 +48,11 @@ for step in range(20):  # a gradient is needed: the blocks run eagerly and autog
         print(f"step {step + 1}: loss {loss.item():.3f}")
 
 model.eval()
-with torch.inference_mode():  # no gradient: the fused kernels run
+with torch.inference_mode():  # without gradients, the fused inference path runs
     logits = model(images)
 print(f"{(logits.argmax(1) == labels).sum().item()} of {len(labels)} right after 20 steps")
 
-# The same kernels as functions, for code without modules.
+# The same kernels as functions.
 with torch.inference_mode():
     x = torch.randn(1, 8, 12, 12)
     y = functional.conv_bn_act(x, torch.randn(16, 8, 3, 3), padding=1, relu=True)

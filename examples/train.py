@@ -3,10 +3,10 @@
 python examples/train.py                                     # scikit-learn's digits, a small network, seconds
 python examples/train.py --data cifar10 --root DIR           # DIR/cifar-10-batches-py, as torchvision unpacks it
 python examples/train.py --data folder --root DIR --model resnet50 --amp bfloat16 --batch 256 --epochs 90
-torchrun --nproc-per-node 4 examples/train.py ...            # DDP; --sync-bn shares BatchNorm's statistics
+torchrun --nproc-per-node 4 examples/train.py ...            # DDP; --sync-bn synchronises BatchNorm
 
-Checkpoints hold tensors and numbers only: ``torch.load(file, weights_only=True)["model"]`` loads into the
-eager network with ``load_state_dict``.
+Checkpoints contain only tensors and numbers. ``torch.load(file, weights_only=True)["model"]`` is a state_dict that the
+eager network loads too.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 
 import resnet_fused
 
-# CIFAR-10's own statistics are near these, which are ImageNet's.
+# ImageNet's statistics; CIFAR-10's are close.
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
 def digits():
-    """1797 images of 8x8 that scikit-learn ships: train and test set, channels, classes."""
+    """Returns train set, test set, channels and classes of scikit-learn's digits: 1797 images of 8x8."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -40,14 +40,14 @@ def digits():
 
 
 class Cifar10(Dataset):
-    """The batches of ``cifar-10-batches-py``; in training shifted by up to four pixels and mirrored."""
+    """CIFAR-10 from ``cifar-10-batches-py``. Training images are randomly shifted by up to 4 pixels and mirrored."""
 
     def __init__(self, root, train):
         import pickle
 
         folder = Path(root) / "cifar-10-batches-py"
         names = [f"data_batch_{i}" for i in range(1, 6)] if train else ["test_batch"]
-        batches = [pickle.loads((folder / name).read_bytes(), encoding="bytes") for name in names]  # yours: trusted
+        batches = [pickle.loads((folder / name).read_bytes(), encoding="bytes") for name in names]  # trusted
         self.images = torch.cat([torch.from_numpy(b[b"data"]).view(-1, 3, 32, 32) for b in batches])
         self.labels = [label for b in batches for label in b[b"labels"]]
         self.train = train
@@ -65,7 +65,7 @@ class Cifar10(Dataset):
 
 
 def folder(root):
-    """An ImageNet-like folder of folders, root/train and root/val, through torchvision."""
+    """Returns ImageNet-like data in root/train and root/val, with a folder per class, through torchvision."""
     from torchvision import datasets, transforms
 
     end = [transforms.ToTensor(), transforms.Normalize(MEAN.flatten(), STD.flatten())]
@@ -85,12 +85,12 @@ def data_of(args):
 
 
 def small(channels, classes):
-    """Two basic blocks and a pre-activation block, for images of a few pixels."""
-    side = nn.Sequential(nn.Conv2d(16, 32, 1, 2, bias=False), nn.BatchNorm2d(32))
+    """Returns two basic blocks and a pre-activation block, for small images."""
+    projection = nn.Sequential(nn.Conv2d(16, 32, 1, 2, bias=False), nn.BatchNorm2d(32))
     return nn.Sequential(
         nn.Conv2d(channels, 16, 3, padding=1, bias=False),
         resnet_fused.FusedBasicBlock(16, 16),
-        resnet_fused.FusedBasicBlock(16, 32, 2, side),
+        resnet_fused.FusedBasicBlock(16, 32, 2, projection),
         resnet_fused.FusedPreActBlock(32, 32),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
@@ -111,14 +111,14 @@ def model_of(args, channels, classes):
 
 
 def learning_rate(step, steps, warmup):
-    """Up in a line, then down a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983), as a factor."""
+    """Returns the factor of the learning rate: warm-up, then cosine (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def accuracy(model, loader, device, autocast):
-    """The share of right answers, over all processes."""
+    """Returns the fraction of correct predictions over all processes."""
     model.eval()
     counts = torch.zeros(2, device=device)
     with torch.no_grad(), autocast():
@@ -132,15 +132,15 @@ def accuracy(model, loader, device, autocast):
 
 
 def save(path, model, optimiser, scheduler, scaler, epoch):
-    """Written aside, to the disk, and renamed: a crash, of the machine too, leaves the old file or the new one."""
+    """Writes a checkpoint atomically: after a crash, also of the machine, the file is the old or the new one."""
     parts = {"model": model, "optimiser": optimiser, "scheduler": scheduler, "scaler": scaler}
-    aside = path.with_name(f".{path.name}.partial")  # the whole name: run.a and run.b are two runs
+    aside = path.with_name(f".{path.name}.partial")  # with the suffix: run.a and run.b differ
     with aside.open("wb") as file:
         torch.save({"epoch": epoch, **{name: part.state_dict() for name, part in parts.items()}}, file)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)  # where the new name is
+    folder = os.open(path.parent, os.O_RDONLY)  # fsync of the folder makes the rename durable
     try:
         os.fsync(folder)
     finally:
@@ -148,7 +148,7 @@ def save(path, model, optimiser, scheduler, scaler, epoch):
 
 
 def resume(path, model, optimiser, scheduler, scaler, device):
-    """The first epoch that is left to do."""
+    """Loads a checkpoint and returns the next epoch."""
     state = torch.load(path, map_location=device, weights_only=True)
     parts = {"model": model, "optimiser": optimiser, "scheduler": scheduler, "scaler": scaler}
     for name, part in parts.items():
@@ -159,16 +159,16 @@ def resume(path, model, optimiser, scheduler, scaler, device):
 def arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("digits", "cifar10", "folder"), default="digits")
-    parser.add_argument("--root", help="where cifar10 or the folder is")
-    parser.add_argument("--model", default="small", help="small, or a function of resnet_fused.models")
+    parser.add_argument("--root", help="folder of the data set")
+    parser.add_argument("--model", default="small", help="small, or the name of a function in resnet_fused.models")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=64, help="a process's images a step")
+    parser.add_argument("--batch", type=int, default=64, help="images per process and step")
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--amp", choices=("none", "bfloat16", "float16"), default="none")
-    parser.add_argument("--sync-bn", action="store_true", help="BatchNorm over the batches of all processes")
-    parser.add_argument("--recompute", action="store_true", help="1x1 convolutions again backward: less memory")
+    parser.add_argument("--sync-bn", action="store_true", help="synchronise BatchNorm over all processes")
+    parser.add_argument("--recompute", action="store_true", help="recompute 1x1 convolutions in backward: less memory")
     parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--checkpoint", type=Path, help="written after each epoch, resumed from if it is there")
+    parser.add_argument("--checkpoint", type=Path, help="written after each epoch; resumed from if it exists")
     args = parser.parse_args(argv)
     if args.data != "digits" and args.root is None:
         parser.error(f"--data {args.data} needs --root")
@@ -178,7 +178,7 @@ def arguments(argv):
 def main(argv=None):
     """Trains and returns the test accuracy after the last epoch."""
     args = arguments(argv)
-    many = "RANK" in os.environ  # torchrun's
+    many = "RANK" in os.environ  # set by torchrun
     device = (
         torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
     )
@@ -193,11 +193,11 @@ def main(argv=None):
 
 def run(args, device, many):
     first = not many or torch.distributed.get_rank() == 0
-    torch.manual_seed(0)  # the same weights everywhere
+    torch.manual_seed(0)  # the same weights in all processes
     train_set, test_set, channels, classes = data_of(args)
     model = model_of(args, channels, classes).to(device)
     network = DistributedDataParallel(model) if many else model
-    if many and args.sync_bn:  # after wrapping: on the CPU DDP refuses to wrap what the fused blocks can run
+    if many and args.sync_bn:  # after wrapping, because on the CPU DDP refuses SyncBatchNorm
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
     sampler = DistributedSampler(train_set, seed=0) if many else None
@@ -210,7 +210,7 @@ def run(args, device, many):
         test_set, args.batch, sampler=DistributedSampler(test_set, shuffle=False) if many else None, **options
     )
 
-    decayed = [p for p in model.parameters() if p.dim() > 1]  # not BatchNorm's, nor biases
+    decayed = [p for p in model.parameters() if p.dim() > 1]  # no weight decay for BatchNorm and biases
     rest = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": 1e-4}, {"params": rest, "weight_decay": 0.0}]
     optimiser = torch.optim.SGD(groups, args.lr, momentum=0.9, nesterov=True)
@@ -236,7 +236,7 @@ def run(args, device, many):
             print(f"all {start} epochs were done before: test accuracy {100 * right:.1f} %")
     for epoch in range(start, args.epochs):
         network.train()
-        shuffled.manual_seed(epoch)  # a resumed run sees the data as an unbroken one
+        shuffled.manual_seed(epoch)  # a resumed run sees the same order as an uninterrupted one
         if sampler is not None:
             sampler.set_epoch(epoch)
         seen, total = 0, 0.0
