@@ -7,4 +7,4 @@ load with an older glibc; ``wheel`` builds and audits the wheel.
 
 
 class BuildError(SystemExit):
-    """Stops the build with one sentence instead of a traceback: what is wrong, and what to type."""
+    """Stops the build with a sentence, instead of a traceback, that says what is wrong and which command to run."""

@@ -6,24 +6,24 @@ from dataclasses import dataclass
 
 from . import BuildError
 
-# What is shipped. A100; L4 and RTX 4090; H100 and H200 (wgmma needs the "a"); B200 and B300 (one family); RTX 50.
-# Anything newer than these compiles the PTX when it first runs.
+# Shipped: A100; L4 and RTX 4090; H100 and H200 (wgmma needs the "a"); B200 and B300 (one family); RTX 50.
+# Newer GPUs compile the PTX on first use.
 DEFAULT = "8.0+PTX;8.9;9.0a;10.0f;12.0"
 # For in-place builds without a GPU: one architecture per kind of kernel, because tests read the machine code.
 WITHOUT_GPU = "8.0+PTX;9.0a"
 OLDEST = 80
 
-# torch's names for generations, where the kernels run on them.
+# torch's names of GPU generations that the kernels support.
 NAMED = {"Ampere": "8.0;8.6+PTX", "Ada": "8.9+PTX", "Hopper": "9.0+PTX", "Blackwell": "10.0;12.0+PTX"}
 
-# Tensor-core instructions of these exist only in the code that is tied to them; torch's own build
+# Their tensor-core instructions exist only in architecture-specific code ("a", "f"); torch's own build
 # compiles such code for a plain 9.0 too.
 TIED = {"90": "90a", "100": "100f"}
 
 
 @dataclass(frozen=True)
 class Arch:
-    """``code`` is nvcc's name without its prefix, "90a"; ``ptx`` keeps it readable for later GPUs."""
+    """``code`` is nvcc's name without its prefix, "90a"; ``ptx`` embeds PTX, which later GPUs can compile."""
 
     code: str
     ptx: bool
@@ -44,7 +44,7 @@ class Arch:
 def parse(text: str) -> list[Arch]:
     """``TORCH_CUDA_ARCH_LIST``: "8.0;9.0a+PTX", separated by ``;``, commas or spaces; "8.0+PTX" is both."""
     words = [word for word in re.split(r"[;,\s]+", text) if word]
-    archs: dict[Arch, None] = {}  # ordered, each once
+    archs: dict[Arch, None] = {}  # an ordered set
     for word in words:
         for item in NAMED.get(word, word).split(";"):
             match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", item)
@@ -89,7 +89,7 @@ def choose(
 
 
 def of_machine(gpus: Iterable[str], known: Iterable[int], nvcc_version: tuple[int, int]) -> str:
-    """The list for a build in place; ``gpus`` are compute capabilities, "9.0".
+    """Returns the list for an in-place build; ``gpus`` are compute capabilities, "9.0".
 
     GPUs that the kernels do not run on, or that this nvcc does not know, count as none.
     """

@@ -16,12 +16,12 @@ from pathlib import Path
 from .sources import ROOT
 
 PRIMITIVES = "primitives"
-# Family -> where its sources are; what these include belongs to it too.
+# Family -> its sources. Files that they include count too.
 FAMILIES = {
     **{name: f"csrc/cuda/{name}" for name in ("sm80", "sm90", "bn", "pool", "tile")},
     PRIMITIVES: "tests/cuda_primitives/kernels",
 }
-# What every planted bug is compiled, run and judged with.
+# Files that every planted bug depends on.
 EMULATOR = (
     "tests/cuda_on_cpu/", "tests/cuda_cases/", "tests/planting.py", "tests/criterion.py", "tests/support.py",
     "tests/conftest.py", "resnet_fused/criterion.py", "resnet_fused/reference.py", "requirements/dev.txt",
@@ -55,7 +55,7 @@ def planted_bugs(changed: Iterable[str] | None, root: Path = ROOT) -> str:
             found.add(PRIMITIVES)
         if re.match(r"tests/test_\w+\.py$", file) and (root / file).exists():
             found |= _families_of_test((root / file).read_text())
-        elif file.startswith("tests/test_cuda_"):  # deleted: what it tested is unknown
+        elif file.startswith("tests/test_cuda_"):  # deleted, so the families that it tested are unknown
             return "all"
     return ",".join(["sample", *(family for family in FAMILIES if family in found)])
 

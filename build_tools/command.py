@@ -18,12 +18,12 @@ from . import BuildError, archs, flavours, ninja_file, sources, toolchain
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "resnet_fused"
 
-# setuptools plans with these names; what is compiled into them is ninja_file's business.
+# Names for setuptools; ninja_file.py decides what is compiled into each.
 EXTENSIONS = [Extension(f"{PACKAGE}.{name}", sources=[], py_limited_api=True) for name in ("_C", "_C_cuda")]
 
 
 def make_plan(inplace: bool) -> tuple[ninja_file.Plan, str]:
-    """The build plan for this environment, and a sentence on where CUDA comes from or why it is left out.
+    """Returns the build plan for this environment, and a sentence on where CUDA comes from or why it is left out.
 
     In-place builds target this machine's GPUs, wheels all supported ones.
     """
@@ -43,7 +43,7 @@ def make_plan(inplace: bool) -> tuple[ninja_file.Plan, str]:
         of_machine = inplace and not requested
         default = archs.of_machine(toolchain.gpus(), known, toolkit.version) if of_machine else archs.DEFAULT
         chosen = archs.choose(requested, known, toolkit.version, default)
-    # One folder for each combination, so that going back to an earlier one finds its objects.
+    # One folder per combination, so that switching back reuses its objects.
     name = f"ninja-{machine}-torch{torch.version}"
     name += f"-cuda{toolkit.release}" if toolkit else ""
     name += f"-{flavour.name}" if flavour and not flavour.own else ""
@@ -73,7 +73,7 @@ def jobs() -> int:
 def run_ninja(plan: ninja_file.Plan, *arguments: str) -> None:
     folder = plan.root / plan.folder
     folder.mkdir(parents=True, exist_ok=True)
-    # Two builds at once would write the same objects; the second waits and finds them done.
+    # Concurrent builds would write the same objects, so the second one waits.
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         write_if_changed(plan.root / plan.build_file, ninja_file.render(plan))
@@ -112,7 +112,7 @@ def install(source: Path, target: Path) -> None:
     if target.exists() and filecmp.cmp(source, target, shallow=False):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    new = target.with_suffix(f".{os.getpid()}")  # two builds at once may both install
+    new = target.with_suffix(f".{os.getpid()}")  # concurrent builds may both install
     shutil.copy2(source, new)
     os.replace(new, target)
 
@@ -143,7 +143,7 @@ class BuildLibraries(build_ext):
             if module in plan.modules:
                 install(ROOT / plan.library(module), target)
             else:
-                target.unlink(missing_ok=True)  # of an earlier build; it may no longer fit
+                target.unlink(missing_ok=True)  # from an earlier build; it may not match
         write_if_changed(package / "_build_info.py", build_info(plan, cuda))
         # From here on setuptools only lists outputs.
         self.extensions = [e for e in self.extensions if e.name.rpartition(".")[2] in plan.modules]
@@ -152,6 +152,6 @@ class BuildLibraries(build_ext):
 class BuildPython(build_py):
     def run(self) -> None:
         if not self.editable_mode:
-            # setuptools never removes what an earlier build left there, and would ship it.
+            # setuptools never removes files of earlier builds there, and would ship them.
             shutil.rmtree(Path(self.build_lib) / PACKAGE, ignore_errors=True)
         super().run()

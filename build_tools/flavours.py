@@ -16,12 +16,12 @@ class Flavour:
     """How a flavour's compilation and linking differ from the shipped library's."""
 
     name: str
-    avx512: tuple[str, ...] = ()  # the kernels of csrc/cpu/avx512: these flags instead of AVX-512's
-    compile: tuple[str, ...] = ()  # every source of its own; an -O among them overrules the usual one
-    own: tuple[str, ...] = ()  # patterns of these sources, below csrc; the others are the shipped library's objects
+    avx512: tuple[str, ...] = ()  # flags for csrc/cpu/avx512, instead of AVX-512's
+    compile: tuple[str, ...] = ()  # extra flags for its own sources; an -O here wins
+    own: tuple[str, ...] = ()  # patterns, below csrc, of its own sources; other objects are the shipped library's
     link: tuple[str, ...] = ()
     strip: bool = True
-    cuda: tuple[str, ...] = ()  # nvcc; with any, it is a flavour of the CUDA library
+    cuda: tuple[str, ...] = ()  # nvcc flags; if any, the flavour is of the CUDA library
 
     @property
     def module(self) -> str:
@@ -32,15 +32,15 @@ class Flavour:
         return not self.own or any(source.match(pattern) for pattern in self.own)
 
 
-# The kernels run on any processor with AVX2. Unrolled code of 512-bit vectors in two halves takes minutes at -O3.
+# Runs on any processor with AVX2. Unrolled code with 512-bit vectors in two halves takes minutes to compile at -O3.
 EMULATED = ("-Itests/avx512_on_avx2", "-mavx2", "-mfma", "-mf16c", "-O1", "-Wno-psabi")
-BELIEVES = "-DRESNET_FUSED_EMULATED_AVX512"  # the plan: this machine has AVX-512 and AVX512-BF16
+BELIEVES = "-DRESNET_FUSED_EMULATED_AVX512"  # the plan assumes AVX-512 and AVX512-BF16
 
-# The first error ends the process: a test cannot pass over it. torch is compiled without, so vptr has nothing to read.
+# The first error ends the process, so no test can miss it. vptr checks would need an instrumented torch.
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all")
-# Checks of addresses as calls: in line they make unrolled kernels compile for minutes.
+# Address checks as calls: inlined, they make unrolled kernels compile for minutes.
 CALLS = ("--param", "asan-instrumentation-with-call-threshold=0")
-# And what of the second sanitizer the first one sees as well.
+# Checks of the second sanitizer that the first one covers too.
 LESS = ("-fno-sanitize=null,alignment,object-size,pointer-overflow",)
 
 FLAVOURS = {
@@ -54,7 +54,7 @@ FLAVOURS = {
             link=SANITIZE,
             strip=False,
         ),
-        # Waits of kernels give up and say so: to find out where a kernel hangs.
+        # Kernels' waits time out and report: for finding hangs.
         Flavour("watchdog", cuda=("-DRESNET_FUSED_WATCHDOG",)),
     )
 }

@@ -16,20 +16,20 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-# What manylinux_2_28 offers.
+# manylinux_2_28's versions.
 NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11)}
 # {symbol: (its default version, its other versions)}
 Symbols = Mapping[str, tuple[str, set[str]]]
 
 COMPILER = os.environ.get("CC") or "gcc"
 
-# glibc 2.34 moved these libraries into libc; before, their symbols lay there. Stubs of them shadow nothing.
+# glibc 2.34 moved the symbols of these libraries into libc, so stubs of them shadow nothing.
 MOVED = (
     (re.compile(r"dl[a-z]"), "libdl.so.2"),
     (re.compile(r"(shm|timer|mq|aio|lio)_"), "librt.so.1"),
     (re.compile(r"(pthread|sem|thrd|mtx|cnd|tss)_|call_once$"), "libpthread.so.0"),
 )
-# Replaced whole by its stub, which bears its name: the linker reads one library of a name and no second.
+# Replaced completely by its stub of the same name, because the linker reads only one library of each name.
 LIBM = "libm.so.6"
 LIBC = "libc.so.6"
 
@@ -80,7 +80,7 @@ def undefined_symbols(objects: Iterable[str]) -> set[str]:
 
 
 def exported_symbols(library: str) -> Symbols:
-    # The compiler knows where it is; one that does not prints the bare name, as on a system without glibc.
+    # Ask the compiler for the path. Without glibc it prints the bare name.
     path = _run(COMPILER, f"-print-file-name={library}").strip()
     symbols: dict[str, tuple[str, set[str]]] = {}
     if not Path(path).is_absolute():
@@ -98,7 +98,7 @@ def exported_symbols(library: str) -> Symbols:
 def write_stub(folder: Path, name: str, versions: Mapping[str, list[str]]) -> Path:
     source, script, stub = folder / f"{name}.c", folder / f"{name}.map", folder / name
     names = [symbol for symbols in versions.values() for symbol in symbols]
-    # With -fno-builtin a function may have any name, exp too.
+    # With -fno-builtin a function may have a built-in's name, such as exp.
     source.write_text("".join(f"void {name}(void) {{}}\n" for name in names))
     script.write_text("".join(f"{v} {{ global: {'; '.join(symbols)}; }};\n" for v, symbols in versions.items()))
     _run(

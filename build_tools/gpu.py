@@ -36,7 +36,7 @@ SETUP = {"machine": 10, "library": 90}
 CORRECTNESS = {"primitives": 40, "kernels": 140, "tests": 70}
 TIME = {"training": 70, "networks": 60, "peers": 60, "layers": 130, "compiled": 90, "profile": 40, "sanitizer": 40}
 DEFAULT_SECONDS, LEAST_SECONDS = 540, 30
-KEPT_S = 20  # of the end, to pack what is there
+KEPT_S = 20  # reserved at the end for packing results
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,8 +62,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _stop(*_: object) -> None:
-    """Ends the run on SIGTERM, as time limits send it: processes end, results are packed."""
-    signal.setitimer(signal.ITIMER_REAL, 1)  # again, if a callback that ignores exceptions (fork's) swallows this one
+    """Ends the run on SIGTERM, which time limits send: stops processes and packs results."""
+    signal.setitimer(signal.ITIMER_REAL, 1)  # raise again, in case a fork callback swallows this exception
     sys.exit(143)
 
 
@@ -74,11 +74,11 @@ class Run:
         self.args, self.work = args, work
         self.out = args.out.resolve()
         self.out.mkdir(parents=True, exist_ok=True)
-        for file in self.out.iterdir():  # of an earlier run
+        for file in self.out.iterdir():  # from an earlier run
             if file.is_file() and file.name in gpu_stages.FILES:
                 file.unlink()
         self.end = time.monotonic() + args.seconds
-        self.ends: dict[str, str] = {}  # of stages
+        self.ends: dict[str, str] = {}  # how each stage ended
         self.facts: dict[str, Any] = {}
         self.verification: Any = None  # once the library has loaded
 
@@ -110,7 +110,7 @@ class Run:
                 if name in SETUP and self.ends[name] != "right":
                     break
                 del shares[name]
-        finally:  # however it ends
+        finally:  # even after an error
             signal.setitimer(signal.ITIMER_REAL, 0)
             bad = {name: how for name, how in self.ends.items() if how != "right"}
             words = ", ".join(f"{name} {how}" for name, how in bad.items())
@@ -127,7 +127,7 @@ class Run:
         stage: Callable[[Run, float], str] = getattr(gpu_stages, name)
         try:
             how = stage(self, seconds)
-        except Exception as error:  # a mistake of this script must not cost the stages after it
+        except Exception as error:  # a bug in one stage must not prevent the next
             self.say(f"{name}: {type(error).__name__}: {error}")
             how = "incomplete"
         self.say(f"{name}: {how} after {time.monotonic() - begin:.0f} s")

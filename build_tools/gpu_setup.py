@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "resnet_fused"
-CARRIED = ROOT / "build" / "gpu"  # what --prepare leaves beside the libraries in the package
+CARRIED = ROOT / "build" / "gpu"  # what --prepare builds besides the libraries in the package
 PRIMITIVES = CARRIED / "primitives.so"
 WATCHDOG = ROOT / "build" / "watchdog" / "_C_cuda.abi3.so"
-DIGESTED = (*sources.COMPILED, "tests/cuda_primitives")  # what these are made from
+DIGESTED = (*sources.COMPILED, "tests/cuda_primitives")  # their sources
 
 RIGHT, WRONG, INCOMPLETE = "right", "wrong", "incomplete"
-SECONDS_TO_IMPORT = 90.0  # torch, for the first time on a machine
+SECONDS_TO_IMPORT = 90.0  # the first import of torch on a machine
 TOOLS = (
     ["nvidia-smi", "-q", "-d", "CLOCK,POWER,ECC,PERFORMANCE,TEMPERATURE"],
     ["nvcc", "--version"],
@@ -110,7 +110,7 @@ def library(run: Run, seconds: float) -> str:
     from resnet_fused.cli.verify.stages import Verification
 
     if of_these_sources(WATCHDOG):
-        os.environ[WATCHDOG_LIBRARY] = str(WATCHDOG)  # for cases that hang
+        os.environ[WATCHDOG_LIBRARY] = str(WATCHDOG)  # to rerun cases that hang
     left = run.end - time.monotonic()
     run.verification = Verification(
         run.args.backend, run.work, left, run.args.jobs, large=not is_stand_in(run),
@@ -127,12 +127,12 @@ def library(run: Run, seconds: float) -> str:
 
 
 def _builds(run: Run) -> bool:
-    """Builds; all remaining time may be spent, as nothing runs without a library."""
+    """Builds without a time limit, since nothing runs without a library."""
     capability = _capability()
     run.say(f"building for compute capability {capability or 'as the environment says'}")
     environment = {**os.environ, "RESNET_FUSED_CUDA": "1"}
     if capability:
-        environment["TORCH_CUDA_ARCH_LIST"] = capability  # images of containers set a long list
+        environment["TORCH_CUDA_ARCH_LIST"] = capability  # container images set a long list
     log, left = run.folder("processes") / "build.txt", max(30.0, run.end - time.monotonic() - 60)
     status = limited([sys.executable, "setup.py", "build_ext", "--inplace"], left, log, environment)
     if status == 0:
@@ -162,7 +162,7 @@ def of_these_sources(library: Path) -> bool:
 
 
 def _loads(run: Run) -> bool:
-    """Checked in another process, which a faulty library may crash."""
+    """Checks in another process, because a faulty library may crash it."""
     known, archs = sources.built(), sources.archs()
     if known[0] != sources.digest():
         run.say("no libraries of these sources are here")

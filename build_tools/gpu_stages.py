@@ -38,17 +38,17 @@ ARCHIVES = {"benchmarks": "benchmarks.tar.gz", "mismatches": "mismatches.tar.gz"
 FILES = {"summary.txt", "results.jsonl", "report.json", *ARCHIVES.values()}
 
 UNITS = "build_tools.gpu_units"
-UNCHECKED = {"RESNET_FUSED_CUDA_CHECK": "0"}  # else eager's result would take the place of a wrong one
+UNCHECKED = {"RESNET_FUSED_CUDA_CHECK": "0"}  # otherwise eager's result would replace a wrong one
 TESTED = ("ops", "blocks", "training", "graphs")  # tests/test_cuda_<name>.py
 TESTED_ON_CUDA = ("blocks", "functional", "convert", "lifecycle", "torchvision")  # tests/test_<name>.py, -k cuda
-NEEDED = ("pytest", "hypothesis")  # by tests/conftest.py
-TEST_SECONDS = 70.0  # more than tests/gpu_guard.py gives a test
+NEEDED = ("pytest", "hypothesis")  # imported by tests/conftest.py
+TEST_SECONDS = 70.0  # longer than tests/gpu_guard.py's limit per test
 NETWORKS = ["ResNet-50", "ResNet-18"]
-STARTING_S = 4.0  # of a benchmark's process, before its first layer
-ROWS_COST = 0.6  # of an engine that takes one of the four layers
-SANITIZED = 4  # cases of the sanitizer, each a family's first
+STARTING_S = 4.0  # start-up of a benchmark process
+ROWS_COST = 0.6  # relative cost of an engine that supports one of the four layers
+SANITIZED = 4  # cases for the sanitizer: the first of each family
 MOST_SAID = 20
-OURS = "regex:conv_|block_fwd|bn_|pool_"  # kernels, as ncu names them
+OURS = "regex:conv_|block_fwd|bn_|pool_"  # kernel names for ncu
 NCU = ["ncu", "--clock-control", "none", "--set", "detailed", "--page", "details", "--kernel-name", OURS]
 NCU += ["--filter-mode", "per-launch-config", "--launch-count", "1"]
 
@@ -133,7 +133,7 @@ def tests(run: Run, seconds: float) -> str:
     return INCOMPLETE if uncollected and end == RIGHT else end
 
 
-# Time. One process at a time.
+# Timing stages: one process at a time.
 
 
 def layers(run: Run, seconds: float) -> str:
@@ -141,7 +141,7 @@ def layers(run: Run, seconds: float) -> str:
     from resnet_fused.cli.verify import cases
 
     arguments = {"contenders": ["ours"], "budget": 0.05, "dtypes": ["bfloat16"]}
-    names = ["", *(name for name in cases.engine_names() if name != "sm90:block")]  # which is for no single layer
+    names = ["", *(name for name in cases.engine_names() if name != "sm90:block")]  # it needs a whole block
     rows = [name for name in names if name.startswith("sm90:rows")]
     rest = [name for name in names if name not in rows]
     share = seconds * len(rest) / (len(rest) + ROWS_COST * len(rows))
@@ -153,7 +153,7 @@ def layers(run: Run, seconds: float) -> str:
 
 
 def peers(run: Run, seconds: float) -> str:
-    """cuDNN's fused convolution and eager PyTorch on these layers and all others, and ours beside them."""
+    """Times cuDNN's fused convolution, eager PyTorch and ours on these and all other layers."""
     from benchmarks.gpu_kernels import LAYERS
 
     arguments = {"contenders": ["ours", "cudnn", "eager"], "budget": 0.2, "dtypes": ["bfloat16"]}
@@ -179,7 +179,7 @@ def training(run: Run, seconds: float) -> str:
 
 
 def compiled(run: Run, seconds: float) -> str:
-    """torch.compile of the networks, a process each: compiling takes most of it."""
+    """Times torch.compile on the networks, one process each, mostly spent compiling."""
     arguments = {"contenders": ["torch.compile"], "budget": 1.0}
     of = [{**arguments, "networks": [n], "batches": [batch]} for batch in (256, 32) for n in NETWORKS]
     return _benchmarks(run, "compiled", seconds, "gpu_models", [""], of)
@@ -194,7 +194,7 @@ def _benchmarks(
     of: list[dict[str, Any]],
     function: str = "run",
 ) -> str:
-    """Runs the module's function in a process for each engine and each arguments of ``of``.
+    """Runs the module's function in one process per engine and per arguments in ``of``.
 
     Each ends before its share of the time has passed and lists in its file what it left out.
     """
@@ -215,8 +215,8 @@ def _benchmarks(
 
 
 def profile(run: Run, seconds: float) -> str:
-    """Nsight Compute's numbers for kernels of ours, at the clocks that they were timed at."""
-    out = str(run.folder("scratch"))  # times under a profiler are no measurements
+    """Profiles some of our kernels with Nsight Compute, at the clocks of the timing stages."""
+    out = str(run.folder("scratch"))  # times under a profiler are not measurements
     script = [sys.executable, "-m", "benchmarks.gpu_kernels", out, "--contenders", "ours", "--budget", "0"]
     command = [*NCU, *script, "--batches", "256", "--dtypes", "bfloat16"]
     of = [(f"profile {e}", command, {**UNCHECKED, "RESNET_FUSED_CUDA_ENGINE": e}) for e in ("all", "sm80")]
@@ -224,7 +224,7 @@ def profile(run: Run, seconds: float) -> str:
 
 
 def sanitizer(run: Run, seconds: float) -> str:
-    """Out-of-bounds accesses and races, as compute-sanitizer sees them: a case of each of some families."""
+    """Runs compute-sanitizer (memory accesses and races) on one case of some families."""
     from resnet_fused.cli.verify import cases
 
     found = [case for case in cases.cuda_cases(run.facts["numbers"], large=False) if case["family"].startswith("sm")]
@@ -240,7 +240,7 @@ def sanitizer(run: Run, seconds: float) -> str:
 
 
 def _tools(run: Run, stage: str, seconds: float, of: list[tuple[str, list[str], dict[str, str]]]) -> str:
-    """Runs tools. A missing or unprivileged tool is no failure; the sanitizer's status 9 is."""
+    """Runs tools. A missing or unprivileged tool is not a failure; status 9 of the sanitizer is."""
     from resnet_fused.cli.verify.processes import Limits, Unit
 
     if shutil.which(of[0][1][0]) is None:

@@ -18,8 +18,8 @@ Work = Callable[[Case], Result]
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = ("-q", "-p", "no:cacheprovider", "-p", "no:terminalreporter", f"--rootdir={ROOT}")
-FOUND_SOMETHING = 9  # a sanitizer's exit status
-TAIL = 1000  # characters of an error's text that a result keeps; the unit's text file has all
+FOUND_SOMETHING = 9  # exit status of a sanitizer that found errors
+TAIL = 1000  # last characters of an error kept in a result; the unit's text file has all
 
 
 def commands(options: dict[str, Any]) -> Work:
@@ -44,7 +44,7 @@ def calls(options: dict[str, Any]) -> Work:
         arguments = {**case["arguments"], "out": Path(case["arguments"]["out"])}
         arguments["out"].mkdir(parents=True, exist_ok=True)
         if measured := sorted(arguments["out"].parent.rglob("kernels-*.json")) if "gpu_kernels" in module else []:
-            arguments["peak"] = json.loads(measured[0].read_text())["roofline"]  # measured once a run
+            arguments["peak"] = json.loads(measured[0].read_text())["roofline"]  # measured once per run
         report = getattr(importlib.import_module(module), name)(**arguments) or {}
         if wrong := list(_wrong(report)):
             return {"status": "wrong", "why": "; ".join(wrong)[:TAIL]}
@@ -98,7 +98,7 @@ class _Tests:
         wanted = [case["case"] for case in cases]
         events = _Events(write, wanted)
         status = pytest.main([*PYTEST, *wanted], plugins=[events])
-        for node in events.left:  # pytest refused to run it, or it is not there
+        for node in events.left:  # pytest rejected it, or it does not exist
             write({"case": node, "status": "error", "why": f"pytest did not run it; its exit status is {int(status)}"})
 
     def __call__(self, case: Case) -> Result:
@@ -134,7 +134,7 @@ class _Events:
 
 
 def collect(options: dict[str, Any]) -> Work:
-    """The node ids of the tests of some files, which only a process that may use the device can tell."""
+    """Returns the node ids of the tests in some files; collecting them may use the device."""
 
     def run(case: Case) -> Result:
         import pytest

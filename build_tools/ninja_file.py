@@ -9,26 +9,26 @@ from .archs import Arch
 from .flavours import Flavour
 from .toolchain import Toolkit, Torch
 
-TORCH_TARGET = "0x020a000000000000ULL"  # the stable ABI of torch 2.10: loads there and in everything later
+TORCH_TARGET = "0x020a000000000000ULL"  # the stable ABI of torch 2.10: loads in 2.10 and later
 PYTHON_TARGET = "0x030A0000"  # the limited API of CPython 3.10
 
 WARNINGS = ("-Wall", "-Wextra")
 COMPILE = ("-O3", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections")
-# Runs only where the CPU says it can; the rest of the library must not use these instructions.
+# For code that runs only if the CPU supports it. The rest of the library must not use these instructions.
 AVX512 = (
     "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mprefer-vector-width=512",
     "-Wno-uninitialized", "-Wno-maybe-uninitialized",  # gcc 12's own headers warn (its bug 105593)
 )  # fmt: skip
 LINK = (
     "-shared", "-Wl,-O1", "-Wl,--build-id=none", "-Wl,-z,relro,-z,now", "-Wl,--gc-sections",
-    "-Wl,-z,defs",  # undefined symbols fail at link time, not at the user
+    "-Wl,-z,defs",  # undefined symbols fail at link time
     "-Wl,--as-needed",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that determines the build. Our paths are relative to the repository, where ninja runs."""
+    """Everything that determines the build. Paths are relative to the repository, where ninja runs."""
 
     folder: Path  # where objects go: build/ninja-...
     torch: Torch
@@ -50,16 +50,16 @@ class Plan:
 
     @property
     def cuda_folder(self) -> Path:
-        """Of what depends on the GPUs; everything else is the same object for a build in place and for a wheel."""
+        """Folder of objects that depend on the GPUs. All others are shared by in-place builds and wheels."""
         return self.folder / "-".join(arch.label for arch in self.archs)
 
     @property
     def build_file(self) -> Path:
-        """Flavours that share a folder have a file each, and ninja's log in common."""
+        """Flavours that share a folder have their own files but share ninja's log."""
         return self.folder / (f"{self.flavour.name}.ninja" if self.flavour else "build.ninja")
 
     def own_folder(self, source: Path | None = None) -> Path:
-        """Of what a flavour that shares a folder does not share: some objects, and the library."""
+        """Folder of what a flavour does not share: some objects, and the library."""
         if self.flavour and self.flavour.own and (source is None or self.flavour.owns(source)):
             return self.folder / self.flavour.name
         return self.folder
@@ -118,7 +118,7 @@ def _is_hoppers(source: Path) -> bool:
 def _rules(plan: Plan) -> list[str]:
     torch = plan.torch.root / "include"
     include = ["-Icsrc", *_system(torch)]
-    # Messages of torch's headers hold their path: the same library from every machine.
+    # torch's headers embed their path in messages; this makes libraries reproducible across machines.
     remap = f"-ffile-prefix-map={plan.torch.root}=torch"
     define = f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"
     of_all = plan.flavour.compile if plan.flavour and not plan.flavour.own else ()
@@ -142,7 +142,7 @@ def _rules(plan: Plan) -> list[str]:
             str(plan.toolkit.nvcc), "-ccbin", plan.cxx, "-std=c++17", "-O3", "--expt-relaxed-constexpr",
             "-DUSE_CUDA", define, *(plan.flavour.cuda if plan.flavour else ()),
             "-Xcompiler", ",".join([*COMPILE[1:], *WARNINGS, remap]),
-            # zstd: half the size. The oldest driver that runs CUDA 13 code can unpack it; for CUDA 12 that is not so.
+            # zstd halves the size. Every driver that runs CUDA 13 code can unpack it; not so for CUDA 12.
             *(["--compress-mode=size"] if plan.toolkit.version >= (13, 0) else []),
             *include,
         ]  # fmt: skip
@@ -194,7 +194,7 @@ def _link(plan: Plan, module: str, objects: Sequence[Path]) -> list[str]:
         libs += [str(plan.toolkit.cudart), f"@{stubs}", "-lrt", "-lpthread", "-ldl"]
     else:
         libs.append(f"@{stubs}")
-    # Half-precision helpers came to libgcc with gcc 12; take them from the archive, before the shared one is asked.
+    # libgcc has half-precision helpers since gcc 12; link them from the archive, ahead of the shared library.
     libs.append("-lgcc")
     inputs = " ".join(map(_ninja, objects))
     return [

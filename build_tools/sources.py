@@ -14,7 +14,7 @@ COMPILED = ("csrc", "setup.py", "build_tools/ninja_file.py")
 
 
 def digest(root: Path = ROOT, names: tuple[str, ...] = COMPILED) -> str:
-    """SHA-256 of every file that the libraries are made from, or of other ``names``; their names included."""
+    """Returns the SHA-256 of all source files of the libraries, or of ``names``, file names included."""
     h = hashlib.sha256()
     for name in names:
         path = root / name

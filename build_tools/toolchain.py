@@ -57,7 +57,7 @@ def find_torch() -> Torch:
 
 
 def compiler(variable: str) -> str:
-    """The compiler that ``CC`` or ``CXX`` names: one program, because nvcc takes it too."""
+    """Returns the compiler in ``CC`` or ``CXX``, a single program, because nvcc needs it too."""
     return os.environ.get(variable) or COMPILERS[variable]
 
 
@@ -82,7 +82,7 @@ def find_python_headers() -> Path:
 
 
 def find_ninja() -> str:
-    # Beside the interpreter first: a virtual environment that is not activated is not on PATH.
+    # Next to the interpreter first, because a virtual environment that is not activated is not on PATH.
     ninja = shutil.which("ninja", path=str(Path(sys.executable).parent)) or shutil.which("ninja")
     if ninja is None:
         raise BuildError(f"ninja is not installed; run '{sys.executable} -m pip install ninja'.")
@@ -121,11 +121,11 @@ def _candidates(environ: Mapping[str, str], default: Path, packages: list[str] |
 
 
 def inspect_nvcc(nvcc: Path) -> Toolkit | str:
-    """The toolkit that this nvcc, or the one that this wrapper script calls, belongs to; or why it is of no use."""
+    """Returns the toolkit of this nvcc, also behind a wrapper script, or why it is unusable."""
     if not nvcc.is_file():
         return "no nvcc there"
     try:
-        # Only the compiler itself knows its root: what lies on PATH may be a link or a script.
+        # Only nvcc itself knows its root: the file on PATH may be a link or a script.
         dry = _output([str(nvcc), "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull])
         about = _output([str(nvcc), "--version"])
     except OSError as error:
@@ -154,7 +154,7 @@ def known_archs(nvcc: Path) -> list[int]:
 def gpus() -> list[str]:
     """The compute capabilities of this machine's GPUs, each once, as the driver names them: "9.0"."""
     query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    if shutil.which(query[0]) is None and Path("/proc/driver/nvidia/gpus").exists():  # a container without the tool
+    if shutil.which(query[0]) is None and Path("/proc/driver/nvidia/gpus").exists():  # a container without nvidia-smi
         listed = "'{}.{}'.format(*torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())"
         query = [sys.executable, "-c", f"import torch; print(*({listed}))"]
     try:
@@ -184,7 +184,7 @@ def choose_toolkit(environ: Mapping[str, str]) -> tuple[Toolkit | None, str]:
     return toolkit, why if toolkit else f"no usable nvcc ({why})"
 
 
-if __name__ == "__main__":  # For the Makefile: is there a toolkit already?
+if __name__ == "__main__":  # for the Makefile: exit status 0 if there is a toolkit
     found, words = find_toolkit(os.environ)
     print(words)
     sys.exit(0 if found else 1)

