@@ -21,5 +21,5 @@ _ELSEWHERE = {"cpu": ("max_autotune",), "cuda": ("onnxruntime", "openvino", "our
 
 
 def contenders(device_type: str) -> dict[str, tuple[str, Builder]]:
-    """Name -> (label, builder) of those that are measured on this kind of device."""
+    """Returns name -> (label, builder) of the contenders for this kind of device."""
     return {name: entry for name, entry in _ALL.items() if name not in _ELSEWHERE[device_type]}

@@ -20,12 +20,12 @@ from .folding import scale_and_shift
 from .gpu_layers import Layer
 from .peers import Unavailable
 
-TRIED = 8  # plans, in the order of cuDNN's own prediction
+TRIED = 8  # plans, in cuDNN's order
 Time = Callable[[Callable[[], object]], float]
 
 
 def fused(layer: Layer, time: Time | None = None) -> Callable[[], Tensor]:
-    """The call, planned for this layer."""
+    """Returns a call planned for this layer."""
     if importlib.util.find_spec("cudnn") is None:
         raise Unavailable("the package nvidia-cudnn-frontend is not installed")
     if type(layer) is not Layer:
@@ -46,7 +46,7 @@ def fused(layer: Layer, time: Time | None = None) -> Callable[[], Tensor]:
         workspace = torch.empty(max(size, 1), dtype=torch.uint8, device=layer.x.device)
 
         def call() -> Tensor:
-            cudnn.set_stream(handle=handle, stream=_stream(layer.x.device))  # another one while a graph is captured
+            cudnn.set_stream(handle=handle, stream=_stream(layer.x.device))  # capture uses another stream
             graph.execute_plan_at_index(memory, workspace, index, handle=handle)
             return memory[output]
 
@@ -56,7 +56,7 @@ def fused(layer: Layer, time: Time | None = None) -> Callable[[], Tensor]:
 
 
 def describe(cudnn: ModuleType, handle: Any, layer: Layer) -> tuple[Any, dict[Any, Tensor], Any]:
-    """The graph, its inputs with their memory, and its output. Between operations values are float32."""
+    """Returns the graph, its inputs with their memory, and its output. Intermediate values are float32."""
     io = {torch.float16: cudnn.data_type.HALF, torch.bfloat16: cudnn.data_type.BFLOAT16}[layer.x.dtype]
     exact = cudnn.data_type.FLOAT
     graph = cudnn.pygraph(handle=handle, io_data_type=io, intermediate_data_type=exact, compute_data_type=exact)
@@ -88,7 +88,7 @@ def fastest(planned: Callable[[int], Callable[[], Tensor]], count: int, time: Ti
         try:
             call = planned(index)
             found.append((time(call), call))
-        except Exception as error:  # a plan that was proposed may still refuse
+        except Exception as error:  # a proposed plan may still fail
             why = error
     if not found:
         raise Unavailable(f"none of {count} plans of cuDNN runs: {why}")

@@ -15,7 +15,7 @@ from .workloads import Workload
 
 
 def onnx_runtime(workload: Workload, device: torch.device) -> Contender:
-    """Exported in fp32, run with every graph optimisation."""
+    """Exports in fp32 and runs with every graph optimisation."""
     _require_cpu(device)
     require_running_statistics(workload)
     if workload.dtype != "fp32":
@@ -26,7 +26,7 @@ def onnx_runtime(workload: Workload, device: torch.device) -> Contender:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # after a run, for the others' sake
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads must not disturb others
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / "model.onnx"

@@ -26,18 +26,18 @@ from . import gpu_runs, model_constants
 from .gpu_runs import NoRun, Run, Sample
 
 Vector = np.ndarray
-#: Fitted; the others of a row are facts (macs, l2_size), or come in products with these (clock).
+#: Fitted constants. The others are facts (macs, l2_size) or only scale these (clock).
 FITTED = ("launch", "dram", "l2", "sm80_share", "torch_share", "sm90_share", "rows_share")
-REPLAY = "replay"  # microseconds, beside them
-CERTAIN = 0.15  # relative standard error up to which a constant counts as determined: the model is no better
-OUTLIER = 0.1  # of a logarithm, from which on a residual counts by its size
-NOISE = 0.02  # of a logarithm, the least that a measurement is taken to be wrong by
-L2_STARTS = (20.0, 30.0, 40.0, 55.0)  # bytes a clock: what L2 bounds changes from one to the next
-SAME = 0.01  # relative: another processor's arithmetic may round a constant the other way
+REPLAY = "replay"  # microseconds, fitted in addition
+CERTAIN = 0.15  # largest relative standard error of a determined constant: the model is no better
+OUTLIER = 0.1  # logarithm from which on a residual counts linearly
+NOISE = 0.02  # logarithm: the least assumed error of a measurement
+L2_STARTS = (20.0, 30.0, 40.0, 55.0)  # bytes a clock; which layers are L2-bound depends on the start
+SAME = 0.01  # relative; another processor may round a constant differently
 
 
 class Fit(NamedTuple):
-    values: dict[str, float]  # of the constants that the run determines, to three digits
+    values: dict[str, float]  # constants that the run determines, to three digits
     errors: dict[str, float]  # their relative standard errors
     undetermined: list[str]
     replay: float  # microseconds
@@ -83,7 +83,7 @@ class Objective:
 
     def residuals(self, parameters: Vector) -> Vector:
         constants = self.constants(parameters)
-        copies = self._copies / (1e9 * constants["dram"] * self._run.device[1])  # times: longer where dram is less
+        copies = self._copies / (1e9 * constants["dram"] * self._run.device[1])  # relative times
         return np.log(np.concatenate([self.ratios(constants, self.replay(parameters)), copies]))
 
     def slopes(self, parameters: Vector, active: Sequence[int]) -> Vector:
@@ -104,7 +104,7 @@ def weights(residuals: Vector) -> Vector:
 
 
 def minimised(objective: Objective, parameters: Vector, active: Sequence[int]) -> Vector:
-    """Levenberg and Marquardt's steps, weighted anew for outliers at each."""
+    """Levenberg-Marquardt, reweighted for outliers at every step."""
     residuals, damping = objective.residuals(parameters), 1e-2
     for _ in range(60):
         slopes = objective.slopes(parameters, active)
@@ -135,7 +135,7 @@ def standard_errors(objective: Objective, parameters: Vector, active: Sequence[i
 
 
 def fit(run: Run, row: dict[str, float]) -> Fit:
-    """The constants of ``row`` that the run determines; the other ones are taken as they are."""
+    """Fits the constants of ``row`` that the run determines; the others keep their values."""
     if not run.samples:
         raise NoRun(f"{run.folder} has no times by a named engine; run with RESNET_FUSED_CUDA_ENGINE=sm80, for one")
     objective = Objective(run, row)

@@ -27,8 +27,8 @@ from .timing import interleave
 
 BATCHES = (1, 32, 256)
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-LAUNCHES = 20  # of a layer in one graph
-MISTAKEN = 3  # times ours' limit: a peer's rounding is its own, a mistake is larger
+LAUNCHES = 20  # per layer in one graph
+MISTAKEN = 3  # times our error limit: a peer may round differently, but a larger error is a mistake
 
 
 def _cudnn(layer: Layer) -> Callable[[], Any]:
@@ -38,7 +38,7 @@ def _cudnn(layer: Layer) -> Callable[[], Any]:
     return call
 
 
-# Name on the command line -> name in the results, and what makes the call.
+# Name on the command line -> name in the results, and the function that makes the call.
 CONTENDERS: dict[str, tuple[str, Callable[[Layer], Callable[[], Any]]]] = {
     "ours": ("resnet_fused", lambda layer: layer.ours),
     "cudnn": ("cudnn_convolution_add_relu", _cudnn),
@@ -49,7 +49,7 @@ CONTENDERS: dict[str, tuple[str, Callable[[Layer], Callable[[], Any]]]] = {
     ),
     "cudnn_graph": ("cuDNN graph API", cudnn_graph.fused),
 }
-APART = ("cudnn_graph",)  # for a run of their own
+APART = ("cudnn_graph",)  # only in separate runs
 USUAL = tuple(name for name in CONTENDERS if name not in APART)
 OURS, EAGER = CONTENDERS["ours"][0], CONTENDERS["eager"][0]
 
@@ -59,7 +59,7 @@ def roofline(device: torch.device, capture: gpu.Capture = gpu.captured) -> dict[
     a = torch.randn(256 << 20, device=device)
     b = torch.empty_like(a)
     m = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-    # A kernel, as ours are: in a graph, what copies is the copy engine, at two thirds of the rate.
+    # A kernel, like ours. In a graph, a plain copy would use the copy engine, at two thirds of the rate.
     copy, product = capture(lambda: torch.neg(a, out=b))[0], capture(lambda: m @ m)[0]
     seconds = interleave({"copy": copy, "product": product}, 1.0, device)
     return {
@@ -84,7 +84,7 @@ def measure(
     capture: gpu.Capture = gpu.captured,
 ) -> dict[str, Any]:
     """Medians, rates and errors of every contender, or the reason why it failed."""
-    torch._dynamo.reset()  # all layers share their code: past its limit of recompiling, eager would run
+    torch._dynamo.reset()  # all layers share code; past the recompile limit torch.compile would run eager
     flops, moved = layer.work()
     floor = max(flops / peak["flop_per_s"], moved / peak["bytes_per_s"])
     picked, device = sorted({0, len(layer.x) - 1}), layer.x.device
@@ -145,7 +145,7 @@ def run(
     device: str = "cuda",
     capture: gpu.Capture = gpu.captured,
 ) -> dict[str, Any]:
-    """Measures ``layers`` with our kernels from ``engine``; the report, which is in ``out`` after each layer.
+    """Measures ``layers`` with our kernels from ``engine``. Writes the report after each layer and returns it.
 
     ``budget`` is seconds of timing a layer. After ``seconds`` no further layer begins; the report's ``left_out`` names
     the rest. ``peak`` spares measuring the roofline again.
@@ -153,7 +153,7 @@ def run(
     for what, asked, known in (("contenders", contenders, CONTENDERS), ("layers", layers, LAYERS)):
         gpu.require(what, asked, known)
     gpu.require("dtypes", dtypes, DTYPES)
-    # The peers at their best; searching takes a second per layer, so only if peers are timed.
+    # Gives peers their best algorithm. The search takes a second per layer, so it runs only if peers are timed.
     torch.backends.cudnn.benchmark = list(contenders) != ["ours"] or engine == "torch"
     late, where = gpu.deadline(seconds), torch.device(device)
     environment = gpu.environment(engine if "ours" in contenders else "-".join(contenders), where)

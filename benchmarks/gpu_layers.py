@@ -40,18 +40,18 @@ class Layer:
         return self.weight.shape[2] // 2
 
     def ours(self) -> Any:
-        """By resnet_fused."""
+        """Runs resnet_fused."""
         return functional.conv_bn_act(
             self.x, self.weight, self.bn, stride=self.stride, padding=self.padding, residual=self.residual
         )
 
     def eager(self) -> Any:
-        """By PyTorch, in place where it may."""
+        """Runs PyTorch, in place where possible."""
         y = _eager_bn(F.conv2d(self.x, self.weight, None, self.stride, self.padding), self.bn)
         return F.relu_(y if self.residual is None else y.add_(self.residual))
 
     def cudnn(self) -> Callable[[], Any] | None:
-        """By the fused kernel of cuDNN that torch exposes, BatchNorm folded beforehand; None where there is none."""
+        """Runs cuDNN's fused kernel that torch exposes, BatchNorm folded beforehand; None if there is none."""
         weight, bias = self.folded()
         return lambda: self.fused_by_cudnn(weight, bias, self.residual)
 
@@ -65,7 +65,7 @@ class Layer:
         return torch.cudnn_convolution_add_relu(self.x, weight, residual, 1.0, bias, *shape)
 
     def parts(self, result: Any, picked: list[int]) -> Parts:
-        """What is compared, of the picked images."""
+        """Returns the tensors to compare, of the picked images."""
         return {"y": result[picked]}
 
     def expected(self, picked: list[int]) -> Parts:
@@ -92,7 +92,7 @@ class Layer:
 
 @dataclass
 class Downsample(Layer):
-    """With the shortcut's projection, a strided 1x1 convolution and its BatchNorm, in place of a residual."""
+    """A convolution fused with a projection shortcut: a strided 1x1 convolution and its BatchNorm."""
 
     source: Tensor = field(kw_only=True)
     projection: functional.Projection = field(kw_only=True)
@@ -131,7 +131,7 @@ class Downsample(Layer):
 
 
 class Stem(Layer):
-    """With the 3x3 max-pooling of stride 2 that follows."""
+    """A convolution followed by 3x3 max-pooling with stride 2."""
 
     def ours(self) -> Any:
         return functional.conv_bn_relu_pool(self.x, self.weight, self.bn, stride=self.stride, padding=self.padding)
@@ -153,14 +153,14 @@ class Stem(Layer):
 
 
 class Stats(Layer):
-    """The raw convolution, and the mean and variance of its rounded output."""
+    """A convolution without epilogue, and the mean and variance of its rounded output."""
 
     def ours(self) -> Any:
         pairs = ([self.stride] * 2, [self.padding] * 2, [1, 1])
         return ops.conv_stats(self.x, None, None, None, None, 0.0, self.weight, None, *pairs, 1, False, True)
 
     def eager(self) -> Any:
-        """With the kernel by which F.batch_norm takes its statistics on CUDA: a mean and 1 / sqrt(variance)."""
+        """Uses F.batch_norm's statistics kernel on CUDA: mean and 1 / sqrt(variance)."""
         y = F.conv2d(self.x, self.weight, None, self.stride, self.padding)
         if y.is_cuda:
             mean, rstd = torch.batch_norm_stats(y, 0.0)
@@ -196,7 +196,7 @@ Maker = Callable[[int, torch.dtype, torch.device], Layer]
 
 
 class Random:
-    """Seeded tensors; never zeros, on which chips run faster."""
+    """Seeded tensors, never zeros: a GPU runs faster on zeros."""
 
     def __init__(self, seed: int, dtype: torch.dtype, device: torch.device) -> None:
         self._generator = torch.Generator(device=device).manual_seed(seed)

@@ -35,7 +35,7 @@ DTYPES = ("bf16", "fp16")
 STATISTICS = ("running", "batch")
 OURS, EAGER = "resnet_fused", "eager channels_last"
 Contenders = dict[str, tuple[peers.Builder, bool]]
-# What builds each, and whether its calls are to be captured here.
+# The builder of each, and whether its calls are captured here.
 CONTENDERS: Contenders = {
     OURS: (peers.ours, True),
     EAGER: (peers.channels_last, True),
@@ -48,9 +48,9 @@ CONTENDERS: Contenders = {
     "Torch-TensorRT fp16": (tensorrt_models.through_torch, False),
 }
 COMPILED = [name for name in CONTENDERS if name.startswith("torch.compile")]
-APART = [name for name in CONTENDERS if "TensorRT" in name]  # for a run of their own
+APART = [name for name in CONTENDERS if "TensorRT" in name]  # only in separate runs
 USUAL = [name for name in CONTENDERS if name not in APART]
-MISTAKEN = 3  # times ours' limit: a peer's rounding is its own, a mistake is larger
+MISTAKEN = 3  # times our error limit: a peer may round differently, but a larger error is a mistake
 
 
 @torch.no_grad()
@@ -162,7 +162,7 @@ def run(
     device: str = "cuda",
     capture: gpu.Capture = gpu.captured,
 ) -> dict[str, Any]:
-    """Measures ``networks`` with our kernels from ``engine``; the report, which is in ``out`` after each of them.
+    """Measures ``networks`` with our kernels from ``engine``. Writes the report after each and returns it.
 
     ``budget`` is seconds of timing a network, batch, dtype and kind of statistics. After ``seconds`` none of these
     begins; the report's ``left_out`` names the rest. Eager runs always, as the yardstick.
@@ -172,8 +172,8 @@ def run(
         ("dtypes", dtypes, DTYPES), ("statistics", statistics, STATISTICS),
     ):  # fmt: skip
         gpu.require(what, asked, known)
-    torch.backends.cudnn.benchmark = True  # the peers at their best
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # jax would take the GPU's memory for itself
+    torch.backends.cudnn.benchmark = True  # lets peers use their best algorithms
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # otherwise JAX reserves most of the GPU's memory
     late, where = gpu.deadline(seconds), torch.device(device)
     chosen = {name: CONTENDERS[name] for name in dict.fromkeys([EAGER, *contenders])}
     others = [name for name in contenders if name != EAGER] or [EAGER]

@@ -10,7 +10,7 @@ from resnet_fused.cli import _gpus
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FILES = "kernels-*.json"
-UNCOMMITTED = "gpu-out"  # where `make gpu` writes, which git ignores
+UNCOMMITTED = "gpu-out"  # output of `make gpu`, ignored by git
 OURS, CUDNN = "resnet_fused", "cudnn_convolution_add_relu"
 #: Launches one right after another find in L2 what the model expects in memory: they count where a copy at the
 #: measured rate would take less than this part of their time.
@@ -41,13 +41,13 @@ class Sample(NamedTuple):
     problem: Problem
     layer: str
     microseconds: float
-    alone: bool  # a launch by itself, which pays for the replay of a graph too; else one of many in a graph
+    alone: bool  # a single launch, which includes the cost of a graph replay; else one of many in a graph
 
 
 class Run(NamedTuple):
     folder: Path
     gpu: str
-    date: str  # of its last file
+    date: str  # of the last file
     device: list[int]
     samples: list[Sample]
     bytes_per_s: list[float]
@@ -59,7 +59,7 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As the constants' ``measured_by`` has it."""
+        """The value of ``measured_by`` in the constants."""
         return self.folder.name
 
 
@@ -77,7 +77,7 @@ def device_of(gpu: str) -> list[int]:
 
 
 def read(folder: Path) -> Run:
-    """All files of a folder, which are of one GPU; below it too, as archives unpack."""
+    """Reads all files in and below a folder; they must be of one GPU."""
     reports = [json.loads(path.read_text()) for path in sorted(folder.rglob(FILES))]
     if not reports:
         raise NoRun(f"{folder} has no {FILES}; a folder that benchmarks.gpu_kernels wrote expected")
@@ -98,7 +98,7 @@ def read(folder: Path) -> Run:
 
 
 def runs(results: Path) -> list[Run]:
-    """Of every folder that has one."""
+    """The runs of all folders that have one."""
     folders = [path for path in sorted(results.iterdir()) if path.is_dir() and path.name != UNCOMMITTED]
     return [read(folder) for folder in folders if any(folder.rglob(FILES))]
 
@@ -133,7 +133,7 @@ def _problem(layer: dict[str, Any], engine: str) -> Problem:
 
 
 def _runs(problem: Problem, device: list[int]) -> bool:
-    """Whether the engine takes the layer; where not, another one was timed."""
+    """Whether the engine supports the layer; if not, another one was timed."""
     try:
         problem.microseconds(device, [])
     except RuntimeError:

@@ -29,7 +29,7 @@ from cuda_on_cpu.host_calls import calls  # noqa: E402
 from resnet_fused.cli import _machine  # noqa: E402
 from resnet_fused.cli._gpus import GPUS  # noqa: E402
 
-# The op, and what RESNET_FUSED_CUDA_ENGINE says on an H200.
+# The op, and RESNET_FUSED_CUDA_ENGINE, on an H200.
 CASES = [
     ("conv_bn_act", "sm80:64x64:1"),
     ("conv_bn_act", "sm80:64x64:3"),

@@ -23,7 +23,7 @@ Array = Any
 
 @dataclass
 class Library:
-    """Arrays are NHWC, filters HWIO. ``vector`` and ``filter`` take what is torch's."""
+    """Arrays are NHWC, filters HWIO. ``vector`` and ``filter`` convert torch tensors."""
 
     vector: Callable[[Tensor], Array]
     filter: Callable[[Tensor], Array]
@@ -35,7 +35,7 @@ class Library:
 
 
 class _Operations:
-    """Of a ResNet, by those of the library. BatchNorm is a scale and a shift, rounded to x's dtype."""
+    """The operations of a ResNet in JAX. BatchNorm is a scale and a shift, rounded to x's dtype."""
 
     def __init__(self, lib: Library) -> None:
         self._lib = lib
@@ -106,5 +106,5 @@ def jitted(workload: Workload, device: torch.device) -> Contender:
     def output(y: Array) -> Tensor:
         return torch.from_numpy(importlib.import_module("numpy").array(y, dtype="float32"))
 
-    # jax has a stream of its own: the call returns when the answer is there, and so includes jax's own dispatch
+    # JAX has its own stream, so the call waits for the result and includes JAX's dispatch
     return Contender(lambda: run(x).block_until_ready(), output, "until the host has the answer; no CUDA graph")

@@ -19,8 +19,8 @@ class Measurement:
     """The contenders' samples for one workload; ``unavailable`` has the reason for each one without samples."""
 
     samples: dict[str, list[float]] = field(default_factory=dict)  # seconds
-    errors: dict[str, float] = field(default_factory=dict)  # largest absolute, against fp64
-    error_limit: float = 0.0  # what ours may have
+    errors: dict[str, float] = field(default_factory=dict)  # largest absolute error against fp64
+    error_limit: float = 0.0  # the limit for ours
     peak_bytes: dict[str, int] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
@@ -41,7 +41,7 @@ def measure(
     memory: bool,
 ) -> Measurement:
     """Measures the named contenders. Eager always runs, as the correctness reference."""
-    torch._dynamo.reset()  # or the last workload's code counts against recompile limits
+    torch._dynamo.reset()  # otherwise earlier workloads count towards the recompile limit
     result = Measurement()
     result.flops, result.bytes = workload.work()
     running = _build(workload, device, names, result)
@@ -67,7 +67,7 @@ def _build(
             running[name] = builder(workload, device)
         except Unavailable as reason:
             result.unavailable[name] = str(reason)
-        except Exception as error:  # a peer may fail in any way; the run goes on and the results say why
+        except Exception as error:  # a peer may fail in any way; the results say why
             result.unavailable[name] = _sentence(error)
         else:
             result.notes[name] = running[name].note
@@ -75,7 +75,7 @@ def _build(
 
 
 def _verify(workload: Workload, device: torch.device, running: dict[str, Contender], result: Measurement) -> None:
-    """Records errors, and takes out of ``running`` what fails or, of ours, what is wrong."""
+    """Records errors; removes from ``running`` contenders that fail, and ours if wrong."""
     oracle = Oracle(workload, device)
     for name in list(running):
         try:

@@ -23,7 +23,7 @@ TIMEOUT_S = 300
 
 
 def peak_bytes(workload: str, contender: str, device: torch.device) -> int | None:
-    """Measured in a fresh process; None where that failed."""
+    """Measures in a fresh process; None if that failed."""
     command = [sys.executable, "-m", "benchmarks.memory", workload, contender, device.type]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
@@ -50,7 +50,7 @@ def _cuda_peak(call: Call) -> int:
 
 
 def _cpu_peak(call: Call) -> int:
-    ctypes.CDLL(None).malloc_trim(0)  # heap left over from building would hide what the forward takes
+    ctypes.CDLL(None).malloc_trim(0)  # free heap left from building would hide allocations of the forward
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak of resident memory
     before = _status("VmRSS")
     for _ in range(2):

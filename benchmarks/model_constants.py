@@ -11,7 +11,7 @@ _VALUE = re.compile(r"^ +(.+?), +// (\w+)(.*)$", re.M)
 
 
 class Family(NamedTuple):
-    """A row of ``kFamilies``, in the units of the struct there."""
+    """A row of ``kFamilies``, in the struct's units."""
 
     oldest: int
     measured_by: str
@@ -35,7 +35,7 @@ def family(arch: int, text: str | None = None) -> Family:
 
 
 def rewritten(text: str, oldest: int, measured_by: str, values: dict[str, float]) -> str:
-    """The header with these values in one row, fitted to the run that ``measured_by`` names; the others stay."""
+    """Returns the header with these values in one row, fitted to the run ``measured_by``."""
 
     def row(match: re.Match[str]) -> str:
         lines = [list(line) for line in _VALUE.findall(match[1])]

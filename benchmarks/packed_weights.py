@@ -18,10 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCHES = (1, 8, 32)
-SETTLE_S = 0.02  # benchmarks/timing.py says why
+SETTLE_S = 0.02  # see benchmarks/timing.py
 
-# Runs in any checkout, this one's or an older one's: what it needs is in here. Commands come by stdin, answers go to
-# stdout, one line each.
+# Self-contained, to run in this or an older checkout. Reads commands from stdin and answers on stdout, one line each.
 WORKER = """
 import ctypes, json, re, sys, time
 from pathlib import Path
@@ -62,7 +61,7 @@ for line in sys.stdin:
 
 
 class Contender:
-    """A process that holds one network and infers on demand."""
+    """A process with one network that runs a forward on request."""
 
     def __init__(self, name: str, checkout: Path, network: str, dtype: str, batch: int) -> None:
         command = [sys.executable, "-c", "import resnet_fused._build_info\n" + WORKER]
@@ -80,7 +79,7 @@ class Contender:
         return line
 
     def seconds(self) -> float:
-        """One forward, after one that is not timed."""
+        """Times one forward after an untimed one."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
@@ -91,7 +90,7 @@ class Contender:
 
 
 def measure(network: str, dtype: str, batch: int, before: Path | None, rounds: int) -> dict[str, dict]:
-    """Contender -> its samples in seconds, peak memory and bytes of packed weights."""
+    """Returns contender -> samples in seconds, peak memory and bytes of packed weights."""
     checkouts = dict.fromkeys(("eager", "ours", "frozen", "on the fly"), ROOT) | ({"before": before} if before else {})
     contenders = {name: Contender(name, path, network, dtype, batch) for name, path in checkouts.items()}
     samples: dict[str, list[float]] = {name: [] for name in contenders}
@@ -106,7 +105,7 @@ def measure(network: str, dtype: str, batch: int, before: Path | None, rounds: i
 
 
 def table(results: dict[str, dict[str, dict]]) -> str:
-    """Markdown: a row a workload."""
+    """Formats a Markdown table, one row per workload."""
     lines = [
         "| | eager, ms | before, ms | resnet_fused, ms | frozen, ms | on the fly, ms | resnet_fused / before | "
         "/ frozen | / on the fly | IQR | peak MiB: eager / before / resnet_fused / on the fly | packed MiB |",

@@ -133,7 +133,7 @@ def _of_compiled(module: nn.Module, x: Tensor, **options: object) -> Contender:
 
 
 def _restorer(module: nn.Module) -> Callable[[], None]:
-    """In place, because a CUDA graph knows buffers by address."""
+    """Restores in place, because a CUDA graph refers to buffers by address."""
     kept = [(buffer, buffer.clone()) for buffer in module.buffers()] if module.training else []
 
     def restore() -> None:

@@ -28,10 +28,10 @@ GPU = "h200"
 MODELS, BATCHES = ("resnet18", "resnet34", "resnet50"), (1, 32, 256)
 GPU_ARCH, GPU_SMS = _gpus.GPUS[GPU][:2]
 MODEL = model_constants.family(GPU_ARCH).values
-# Of the whole GPU, as csrc/cuda's model has it: ns a launch, bytes a ns of memory and of L2, bytes of L2, FLOP a ns.
+# From csrc/cuda's model, for the whole GPU: ns a launch, bytes a ns of memory and L2, bytes of L2, FLOP a ns.
 LAUNCH, MEMORY, L2 = MODEL["launch"], MODEL["dram"] * GPU_SMS, MODEL["l2"] * MODEL["clock"] * GPU_SMS
 L2_SIZE, PEAK = MODEL["l2_size"] * (1 << 20), 2 * MODEL["macs"] * MODEL["clock"] * GPU_SMS
-STEM_SHARE = 0.25  # of the peak that a convolution of three channels reaches: an assumption, the same for everyone
+STEM_SHARE = 0.25  # share of the peak that a 3-channel convolution reaches: assumed, the same for every contender
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Times:
     ours: float = 0.0
     compiled: float = 0.0
     eager: float = 0.0
-    cudnn: float = 0.0  # fused add and ReLU, where it has such
+    cudnn: float = 0.0  # with fused add and ReLU where available
 
     def __iadd__(self, other: "Times") -> "Times":
         for field in fields(self):
@@ -50,7 +50,7 @@ class Times:
 
 
 def sweep(*elements: int) -> float:
-    """Microseconds of one pass over tensors of so many elements, from L2 where half of it holds them."""
+    """Microseconds of one pass over tensors of these sizes, from L2 if they fit into half of it."""
     moved = 2 * sum(elements)
     return (LAUNCH + moved / (L2 if 2 * moved <= L2_SIZE else MEMORY)) / 1e3
 
@@ -60,7 +60,7 @@ def size(shape: Iterable[int]) -> int:
 
 
 def engine(name: str) -> AbstractContextManager[None]:
-    """The environment's choice for the plans within."""
+    """Sets the engine for plans in the context."""
     return gpu.engine(name or gpu.PLANNED, torch.device("cpu"))
 
 
@@ -79,13 +79,13 @@ class Network:
             return cuda_plan(self.model, owner, call, self.calls, DTYPE, self.gpu)
 
     def torch_time(self, plan: str, last_pass: float) -> float:
-        """Of the convolutions alone, from torch's plan."""
+        """Time of the convolutions alone, from torch's plan."""
         found = re.search(r"([\d.]+) us predicted", plan.splitlines()[0])
         assert found, plan
         return float(found[1]) - last_pass
 
     def conv(self, call: ConvCall) -> Times | None:
-        """A convolution with all that follows it, None for a projection: another convolution's plan includes it."""
+        """A convolution and the passes after it. None for a projection, which another convolution's plan includes."""
         y = size(call.output)
         if call.weight[1] == 3:
             flops = 2 * y * size(call.weight[1:])
@@ -100,10 +100,10 @@ class Network:
         after = sweep(y, y, y) if ends else sweep(y, y)
         convolutions = self.torch_time(modelled, after)
         found = re.search(r"([\d.]+) us predicted", ours)
-        assert found or ours.startswith("in conv1"), ours  # a whole block is its first convolution's launch
+        assert found or ours.startswith("in conv1"), ours  # a fused block counts as its first convolution
         fused = float(found[1]) if found else 0.0
         passes = sweep(y, y) * (1 + projects) + sweep(y, y) + (sweep(y, y, y) if ends else 0)
-        # cuDNN adds and applies ReLU in its kernel, and reads the shortcut for it.
+        # cuDNN adds the shortcut and applies ReLU in its kernel.
         shortcut = 2 * y / MEMORY / 1e3 if ends else 0.0
         return Times(fused, convolutions + after, convolutions + passes, convolutions + shortcut)
 
@@ -112,18 +112,18 @@ class Network:
         return "conv3" if isinstance(block, reference.Bottleneck) else "conv2"
 
     def pooling(self) -> tuple[float, float]:
-        """Behind the stem: one pass, and torch's with its indices, eight bytes for each of a quarter of the values."""
+        """Pooling after the stem: our pass, and torch's, which writes 64-bit indices for a quarter of the values."""
         y = size(self.calls[0].output)
         return sweep(y, y // 4), sweep(y, y // 4, y)
 
     def fused_pooling_saves(self) -> float:
-        """Of our time: the stem's BatchNorm and ReLU in a pass of their own, and the indices."""
+        """What fused pooling saves: a separate pass for the stem's BatchNorm and ReLU, and the indices."""
         y = size(self.calls[0].output)
         fused, with_indices = self.pooling()
         return sweep(y, y) + with_indices - fused
 
     def rest(self) -> Times:
-        """Pooling behind the stem, pooling and the classifier at the end."""
+        """Max-pooling after the stem, average pooling and classifier."""
         last = self.calls[-1].output
         n, c = last[:2]
         classes = 1000

@@ -12,7 +12,7 @@ from resnet_fused.cli import _gpus
 from .predict_inference import DTYPE, GPU, engine
 
 BATCH = 256
-# Channels in and out, taps a side, size: of a bottleneck in each stage of ResNet-50.
+# Channels in and out, taps a side, image size: the bottleneck of each ResNet-50 stage.
 BOTTLENECKS = [
     layer
     for width, size in ((64, 56), (128, 28), (256, 14), (512, 7))

@@ -18,15 +18,15 @@ from . import model_constants
 GPU_ARCH, GPU_SMS = _gpus.GPUS["h200"][:2]
 MODEL = model_constants.family(GPU_ARCH).values
 BANDWIDTH = 1e9 * MODEL["dram"] * GPU_SMS  # bytes a second
-PEAK = 2e9 * MODEL["macs"] * MODEL["clock"] * GPU_SMS  # multiply-adds count as two; of them the kernels reach a share
+PEAK = 2e9 * MODEL["macs"] * MODEL["clock"] * GPU_SMS  # FLOP a second; kernels reach a share
 CUDNN = PEAK * MODEL["torch_share"]
 SM80 = PEAK * MODEL["sm80_share"]
 SM90 = PEAK * MODEL["sm90_share"]  # with RESNET_FUSED_CUDA_ENGINE=all only
-PARTS = 12 / 256  # bytes of moments that a part of 128 pixels leaves, to those of its output: three floats a channel
-SUMS = 8 / 256  # likewise of a gradient's sums: two floats
+PARTS = 12 / 256  # bytes of moments (three floats a channel) per byte of output, in parts of 128 pixels
+SUMS = 8 / 256  # the same for gradient sums: two floats
 SIZE = 2  # bytes of an element
-POOLED = 1 / 4  # a pooled tensor, of what it was pooled from; 64-bit indices of it are as large as the latter
-TAKEN = 1 / 8  # a byte for each of its values
+POOLED = 1 / 4  # size of the pooled tensor relative to its input; its 64-bit indices are as large as the input
+TAKEN = 1 / 8  # the same for argmax, a byte a value
 
 
 class Conv(NamedTuple):
@@ -38,14 +38,14 @@ class Conv(NamedTuple):
     unit_stride: bool
 
     def seconds(self, rate: float, extra: float = 0.0) -> float:
-        """One pass of it, or of one of its gradients: each reads two of the three tensors and writes the third."""
+        """Time of the convolution or one of its gradients: each reads two of three tensors and writes the third."""
         return max(self.flops / rate, SIZE * (self.x + self.y + self.weight + extra) / BANDWIDTH)
 
 
 class Block(NamedTuple):
     """A chain of convolutions, each followed by a BatchNorm; ``side`` is a projection, ``shortcut``: any adds.
 
-    Without one it is the stem, whose input is images and whose output is pooled.
+    Without a shortcut it is the stem: its input is images and its output is pooled.
     """
 
     title: str
@@ -58,7 +58,7 @@ class Block(NamedTuple):
 
 
 class Cost(NamedTuple):
-    passes: float  # bytes moved by what is no convolution
+    passes: float  # bytes moved by passes other than convolutions
     convs: float  # seconds
 
     def __add__(self, other: "Cost") -> "Cost":  # type: ignore[override]
@@ -86,7 +86,7 @@ def eager_forward(b: Block) -> Cost:
 
 
 def gradients(b: Block) -> int:
-    """Of a convolution: its input's and its weight's, but images need none."""
+    """Number of gradients of a convolution: input and weight, but images need none."""
     return 2 if b.shortcut else 1
 
 
@@ -94,7 +94,7 @@ def eager_backward(b: Block) -> Cost:
     found = [Cost(0, gradients(b) * c.seconds(CUDNN)) for c in b.convs()]
     found += [tensors(5, c.y) for c in b.convs()]  # two reads for the sums; two and a write for the gradient
     found += [tensors(3, c.y) for c in b.main]  # ReLU: gradient and output read, gradient written
-    # two gradients of x added; or the pooling's, without what torch writes to begin with zeros
+    # adds two gradients of x; or the pooling's backward, without torch's zero fill
     return total([*found, tensors(3, b.main[0].x) if b.shortcut else tensors(POOLED + 1 + 1, b.main[0].y)])
 
 
@@ -122,13 +122,13 @@ def gradient_with_sums(c: Conv) -> Cost:
 
 def our_backward(b: Block) -> Cost:
     found = [Cost(0, gradients(b) * c.seconds(CUDNN)) for c in b.convs()]
-    found += [tensors(5, c.y) for c in b.convs()]  # the ReLU's mask is made again on the way
-    found += [tensors(2, c.x) for c in b.main[1:]]  # the activation again, for the weight's gradient
+    found += [tensors(5, c.y) for c in b.convs()]  # recomputes the ReLU's mask
+    found += [tensors(2, c.x) for c in b.main[1:]]  # recomputes the activation for the weight gradient
     found += [gradient_with_sums(c) for c in b.main[1:] if c.ours and c.unit_stride]
     if not b.shortcut:
         return total([*found, tensors(POOLED + TAKEN + 1, b.main[0].y)])
-    found.append(tensors(2, b.main[-1].y))  # what passed the last ReLU, kept by the pass that sums it for its BatchNorm
-    first = b.main[0]  # of whose gradients of x the convolution adds two, if it has stride 1 and is ours
+    found.append(tensors(2, b.main[-1].y))  # the masked gradient, stored by the reduction pass
+    first = b.main[0]  # with stride 1, our convolution adds both gradients of x
     added = tensors(3, first.x)
     joined = Cost(0, first.seconds(SM80, first.x) - first.seconds(CUDNN))
     if first.ours and first.unit_stride and joined.seconds < added.seconds:
@@ -139,7 +139,7 @@ def our_backward(b: Block) -> Cost:
 def conv_of(module: nn.Conv2d, x: torch.Size, y: torch.Size) -> Conv:
     channels = x[1] // module.groups
     taps = module.kernel_size[0] * module.kernel_size[1]
-    strided = taps == 1 and module.stride[0] > 1  # a 1x1 convolution reads the pixels that it needs
+    strided = taps == 1 and module.stride[0] > 1  # a strided 1x1 convolution skips pixels
     pixels = y[2] * y[3] if strided else x[2] * x[3]
     fits = module.groups == 1 and x[1] % 8 == 0 and y[1] % 8 == 0
     return Conv(

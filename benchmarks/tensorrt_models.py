@@ -26,7 +26,7 @@ from .folding import folded
 from .peers import Contender, Unavailable, as_tensor, require_running_statistics
 from .workloads import Workload
 
-LARGEST = 127  # of int8, symmetric
+LARGEST = 127  # largest int8 magnitude, symmetric
 WORKSPACE = 4 << 30
 INT8_NOTE = "convolutions in int8, its error stated and not judged"
 
@@ -51,7 +51,7 @@ def through_torch(workload: Workload, device: torch.device) -> Contender:
     library = _installed("torch_tensorrt", "torch-tensorrt")
     module, x = workload.module().half().to(device), workload.input().half().to(device)
     options = {"require_full_compilation": True}
-    if "use_explicit_typing" in inspect.signature(library.dynamo.compile).parameters:  # later versions know no other
+    if "use_explicit_typing" in inspect.signature(library.dynamo.compile).parameters:  # the only mode of newer versions
         options["use_explicit_typing"] = True
     compiled = library.compile(module, ir="dynamo", arg_inputs=[x], **options)
     library.runtime.set_cudagraphs_mode(True)
@@ -59,7 +59,7 @@ def through_torch(workload: Workload, device: torch.device) -> Contender:
 
 
 class Observed:
-    """The folded network in torch, float32; notes the largest magnitude of everything that int8 would round."""
+    """The folded network in float32 torch; records the largest magnitude of every tensor that int8 rounds."""
 
     def __init__(self) -> None:
         self.largest: list[float] = []
@@ -94,12 +94,12 @@ def ranges(model: nn.Module, x: Tensor, device: torch.device) -> list[float]:
 
 
 class Network:
-    """The same operations as layers of a TensorRT network; ``largest`` is what to quantise by, or None for fp16."""
+    """The same operations as TensorRT layers; ``largest`` has the quantisation ranges, or None for fp16."""
 
     def __init__(self, trt: ModuleType, network: Any, largest: list[float] | None) -> None:
         self._trt, self._network = trt, network
         self._largest: Iterator[float] | None = None if largest is None else iter(largest)
-        self._kept: list[Any] = []  # TensorRT reads weights when it builds
+        self._kept: list[Any] = []  # TensorRT reads the weights during the build
 
     def conv_bn(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> resnet_walk.Function:
         weight, bias = folded(conv.weight, bn)
@@ -107,7 +107,7 @@ class Network:
         def run(x: Any) -> Any:
             read, kernel = self._quantised(x), self._weights(weight)
             if self._largest is not None:
-                kernel = self._trt.Weights(self._trt.float16)  # comes as the layer's second input
+                kernel = self._trt.Weights(self._trt.float16)  # given as the layer's second input
             layer = self._network.add_convolution_nd(
                 read, len(weight), tuple(weight.shape[2:]), kernel, self._weights(bias)
             )
@@ -150,7 +150,7 @@ class Network:
         return self._rounded(x, self._constant(torch.tensor(next(self._largest) / LARGEST)), axis=None)
 
     def _rounded(self, x: Any, scale: Any, axis: int | None) -> Any:
-        """To int8 and back."""
+        """Quantises to int8 and dequantises."""
         trt = self._trt
         there = self._network.add_quantize(x, scale, trt.int8)
         if axis is not None:
@@ -174,7 +174,7 @@ class Engine:
     def __init__(self, trt: ModuleType, model: nn.Module, x: Tensor, largest: list[float] | None) -> None:
         logger = trt.Logger(trt.Logger.ERROR)
         builder = trt.Builder(logger)
-        # Version 11 knows strongly typed networks only and ignores the flag.
+        # Version 11 has only strongly typed networks and ignores the flag.
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         operations = Network(trt, network, largest)
         y = resnet_walk.forward(model, operations)(network.add_input("x", trt.float16, tuple(x.shape)))

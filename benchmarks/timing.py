@@ -31,14 +31,14 @@ class SampleClock:
         return "recorded samples of time.perf_counter or CUDA events"
 
     def advance(self, seconds: float) -> None:
-        """One recorded sample passes."""
+        """Advances by one recorded sample."""
         self._now += seconds
 
 
 def interleave(
     calls: Mapping[str, Call], budget_s: float, device: torch.device, *, warm: bool = False
 ) -> dict[str, list[float]]:
-    """Seconds of each call, a sample a round: A B C, then B C A, ... until the budget is spent.
+    """Times each call once per round (A B C, then B C A, ...) until the budget is spent.
 
     On CUDA L2 is flushed before each sample, or, where ``warm``, the call runs once before it.
     """
@@ -74,7 +74,7 @@ def _warm_up(call: Call, sample: Callable[[Call], float]) -> float:
 
 
 def _cost(estimate: float, device: torch.device, warm: bool) -> float:
-    """Seconds that one sample takes, with what belongs to it."""
+    """Seconds that one sample takes, overhead included."""
     if device.type == "cuda":
         return 2 * estimate if warm else estimate + Flush.SECONDS
     return estimate * (2 if estimate < REWARM_BELOW_S else 1) + SETTLE_S
@@ -106,7 +106,7 @@ class Flush:
 
 
 class _CudaSampler:
-    """Device seconds between two events; L2 is flushed before, so that inputs come from memory."""
+    """Device seconds between two events, after an L2 flush, so that inputs come from memory."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -119,7 +119,7 @@ class _CudaSampler:
 
 
 def _warm_cuda_sample(call: Call) -> float:
-    """Device seconds of a call that follows the same call."""
+    """Device seconds of a call right after the same call."""
     call()
     return _seconds_between_events(call)
 

@@ -16,7 +16,7 @@ STAGES = ((64, 56), (128, 28), (256, 14), (512, 7))
 
 
 class Workload(NamedTuple):
-    """Something to train: a block on random gradients, or a network on random labels."""
+    """A block trained with random gradients, or a network with random labels."""
 
     title: str
     shape: tuple[int, int, int, int]
@@ -61,7 +61,7 @@ def _recompute(model: nn.Module) -> nn.Module:
     return model
 
 
-CONTENDERS: dict[str, tuple[bool, bool, Callable[[nn.Module], nn.Module]]] = {  # channels_last, compiled, made by
+CONTENDERS: dict[str, tuple[bool, bool, Callable[[nn.Module], nn.Module]]] = {  # channels_last, compiled, builder
     "eager": (False, False, lambda model: model),
     "eager_cl": (True, False, lambda model: model),
     "compile": (True, True, lambda model: model),
@@ -71,11 +71,11 @@ CONTENDERS: dict[str, tuple[bool, bool, Callable[[nn.Module], nn.Module]]] = {  
     "eager_cl_graph": (True, False, lambda model: model),
     "ours_graph": (True, False, resnet_fused.convert),
 }
-GRAPHED = ("eager_cl_graph", "ours_graph")  # their whole step is captured in a CUDA graph
-OTHER_UPDATE = 0.5  # relative: other roundings of bf16 move a network's gradients by a third, wrong memory by more
+GRAPHED = ("eager_cl_graph", "ours_graph")  # the whole step is captured in a CUDA graph
+OTHER_UPDATE = 0.5  # relative; bf16 rounding changes a network's gradients by a third, wrong memory by more
 
 
-YARDSTICKS = ("eager", "eager_cl")  # of correctness: one of them always runs
+YARDSTICKS = ("eager", "eager_cl")  # references for correctness, of which one always runs
 
 
 class Trainee:
@@ -91,25 +91,25 @@ class Trainee:
         if self.last:
             self.model.to(memory_format=torch.channels_last)
         self.labels = torch.randint(1000, workload.shape[:1]).to(device) if workload.is_network else None
-        if not workload.is_network:  # a block in a network gets its input in autocast's dtype, and owes it a gradient
+        if not workload.is_network:  # inside a network, a block's input has autocast's dtype and needs a gradient
             self.x = (self.x.bfloat16() if dtype == "bf16" else self.x).requires_grad_()
             self.grad = self._gradient()
         self.call = torch.compile(self.model) if compiled else self.model
-        rate = 0.01 if workload.is_network else 1e-5  # a block has no loss to descend: it stays what it is
+        rate = 0.01 if workload.is_network else 1e-5  # a block has no loss to minimise: barely change it
         self.optimiser = torch.optim.SGD(self.model.parameters(), rate, momentum=0.9)
 
     def _format(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last) if self.last else x
 
     def forward(self, x: Tensor) -> Tensor:
-        """A network's loss, a block's output."""
+        """Returns a network's loss or a block's output."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == "bf16"):
             y = self.call(x)
         return y if self.labels is None else nn.functional.cross_entropy(y.float(), self.labels[: len(x)])
 
     @torch.no_grad()
     def _gradient(self) -> Tensor:
-        """A random gradient of a block's output, of a mean loss's magnitude.
+        """Returns a random gradient of a block's output, as large as that of a mean loss.
 
         The sum of the outputs is not a usable loss: within ten steps the weights are infinite or the outputs zero.
         """
@@ -119,7 +119,7 @@ class Trainee:
         return self._format(torch.randn(y.shape, generator=generator).div_(y.numel())).to(y.device)
 
     def backward(self, y: Tensor) -> None:
-        """Of a network's loss, or from the gradient of a block's output."""
+        """Backpropagates a network's loss, or the gradient of a block's output."""
         if self.labels is not None:
             return y.backward()
         self.grad = self.grad.to(y.dtype)
@@ -132,7 +132,7 @@ class Trainee:
         self.optimiser.step()
 
     def timed_call(self) -> Callable[[], object]:
-        """A step, or the replay of the CUDA graph of one; RuntimeError if the replay does something else."""
+        """Returns a step or the replay of its CUDA graph; raises RuntimeError if the replay's update differs."""
         if self.name not in GRAPHED:
             return self.step
         replay, _ = gpu.captured(self.step)
@@ -148,7 +148,7 @@ class Trainee:
 
     @torch.no_grad()
     def _update(self, call: Callable[[], object], before: list[Tensor]) -> Tensor:
-        """What a call adds to the parameters, which are restored to the state ``before`` it first."""
+        """Returns how a call changes the parameters, starting from the state ``before``."""
         for t, old in zip([*self.model.state_dict().values(), *self._momenta()], before, strict=True):
             t.copy_(old)
         old_parameters = [p.detach().clone() for p in self.model.parameters()]
@@ -158,7 +158,7 @@ class Trainee:
         return torch.cat([(p.detach() - old).double().flatten() for p, old in changes])
 
     def peak_bytes(self) -> int:
-        """Of a step, beyond what was allocated before it (CUDA)."""
+        """Peak memory of a step, beyond what was allocated before (CUDA)."""
         device = self.x.device
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -166,7 +166,7 @@ class Trainee:
         return torch.cuda.max_memory_allocated(device) - before
 
     def saved_bytes(self) -> int:
-        """Bytes of distinct storages that autograd keeps, without parameters and buffers."""
+        """Bytes of distinct storages that autograd saves, without parameters and buffers."""
         own = {t.untyped_storage().data_ptr() for t in (*self.model.parameters(), *self.model.buffers())}
         kept: dict[int, int] = {}
 

@@ -39,7 +39,7 @@ USUAL = {
 DTYPES = {"cpu": "fp32,bf16", "cuda": "bf16"}
 BATCHES = {"cpu": "32", "cuda": "256,32"}
 PROFILED_STEPS = 3
-Rows = dict[str, dict[str, Any]]  # by contender
+Rows = dict[str, dict[str, Any]]  # contender -> row
 
 
 def measure(workload: Workload, dtype: str, names: Sequence[str], budget_s: float, device: torch.device) -> Rows:
@@ -51,7 +51,7 @@ def measure(workload: Workload, dtype: str, names: Sequence[str], budget_s: floa
         rows[name] = {"workload": workload.title, "dtype": dtype, "contender": name, "batch": workload.shape[0]}
         try:
             trainees[name] = Trainee(workload, name, dtype, device)
-            trainees[name].step()  # compiles; a failure leaves the others alone
+            trainees[name].step()  # compiles; a failure does not affect the others
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
         except Exception as error:
@@ -64,7 +64,7 @@ def measure(workload: Workload, dtype: str, names: Sequence[str], budget_s: floa
         if name in wrong:
             rows[name]["unavailable"] = wrong[name]
             continue
-        if not _compiles(name):  # a compiled step decides for itself what it keeps
+        if not _compiles(name):  # torch.compile decides what to save
             rows[name]["kept_bytes"] = trainee.saved_bytes()
         try:
             calls[name] = trainee.timed_call()
@@ -87,7 +87,7 @@ def kernels(
     batches: Sequence[int] = (256,),
     seconds: float | None = None,
 ) -> dict[str, Any]:
-    """What a bf16 step takes of the host and of the GPU, by torch's profiler kernel by kernel: a text file for each."""
+    """Profiles a bf16 step, host and GPU, kernel by kernel, with torch's profiler; one text file each."""
     where, late, left_out = torch.device("cuda"), gpu.deadline(seconds), []
     torch.backends.cudnn.benchmark = True
     for batch, title, name in itertools.product(batches, titles, contenders):
@@ -99,7 +99,7 @@ def kernels(
             for _ in range(PROFILED_STEPS):
                 trainee.step()
             hosts, steps = [], []
-            for _ in range(PROFILED_STEPS):  # each from an idle GPU: behind a full queue the host waits for the GPU
+            for _ in range(PROFILED_STEPS):  # start from an idle GPU: with a full queue the host would wait for it
                 torch.cuda.synchronize(where)
                 start = time.perf_counter()
                 trainee.step()
@@ -153,7 +153,7 @@ def run(
     device: str = "cuda",
     options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Measures the workloads called ``titles`` with our kernels from ``engine``; the report, in ``out`` after each.
+    """Measures the workloads ``titles`` with kernels from ``engine``. Writes the report after each and returns it.
 
     ``budget`` is seconds of timing a workload, batch and dtype (twice on CUDA if a contender compiles). After
     ``seconds`` none of these begins; the report's ``left_out`` names the rest.
@@ -173,7 +173,7 @@ def run(
     if out is not None:
         on_gpu = gpu.path(Path(out), "training", {"gpu": machine["device"], "engine": name})
         path = on_gpu if where.type == "cuda" else Path(out) / "training.json"
-    torch.backends.cudnn.benchmark = True  # everyone at their best
+    torch.backends.cudnn.benchmark = True  # lets every contender use its best algorithms
     for batch, title, dtype in itertools.product(batches, titles, dtypes):
         workload = next(w for w in workloads(batch) if w.title == title)
         before = len(rows)
@@ -185,10 +185,10 @@ def run(
                 continue
             with gpu.engine(engine, where):
                 new = _measured(workload, dtype, together, budget, where)
-            # A compiler that takes the others down with it takes no numbers away.
+            # A compiler crash cannot lose the numbers measured so far.
             found |= {n: row for n, row in new.items() if "median_s" in row or n not in found}
             rows[before:] = found.values()
-            ops.release_memory()  # what one workload kept is no use to the next, and ResNet-50 kept gigabytes
+            ops.release_memory()  # pooled memory is of no use to the next workload, and ResNet-50 pools gigabytes
             if where.type == "cuda":
                 torch.cuda.empty_cache()
             print(f"{time.monotonic() - start:6.0f} s  {title} {dtype} batch {batch}", flush=True)

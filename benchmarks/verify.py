@@ -12,7 +12,7 @@ CHECKED_IMAGES = 3  # first, middle and last of the batch: fp64 convolutions are
 
 
 class Oracle:
-    """The fp64 answer of a workload for a few images.
+    """The fp64 result of a workload for a few images.
 
     Batch statistics mix all images, so that all of them are computed, which is what ``device`` is for.
     """
@@ -23,7 +23,7 @@ class Oracle:
         self._eps = torch.finfo(DTYPES[workload.dtype]).eps
         read = slice(None) if workload.batch_statistics else self._picked
         with torch.no_grad():
-            # the same rounded weights and input as every contender's, then exact arithmetic
+            # every contender's rounded weights and input, then exact arithmetic
             expected = workload.module().to(device).double()(x[read].to(device).double()).cpu()
         self._expected = expected[self._picked] if workload.batch_statistics else expected
         self.largest = self._expected.abs().max().item()

@@ -12,7 +12,7 @@ from resnet_fused.reference import BasicBlock, Bottleneck
 
 SEED = 0
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MEASURED_DTYPES = ("fp32", "bf16")  # by the benchmarks that run on any device
+MEASURED_DTYPES = ("fp32", "bf16")  # in the benchmarks that run on any device
 #: ResNet's four stages: (width, height and width of its 224x224 input's activations there)
 STAGES = ((64, 56), (128, 28), (256, 14), (512, 7))
 
@@ -26,15 +26,15 @@ class Workload:
     shape: tuple[int, int, int, int]  # of the input, (N, C, H, W)
     dtype: str  # a key of DTYPES
     make: Callable[[], nn.Module]
-    batch_statistics: bool = False  # train() under no_grad: eval() was forgotten
+    batch_statistics: bool = False  # train() under no_grad, as if eval() was forgotten
 
     @property
     def name(self) -> str:
-        """The group in pytest-benchmark's table, and what ``benchmarks.memory`` finds it by."""
+        """The group name in pytest-benchmark's table, which also identifies it to ``benchmarks.memory``."""
         return f"{self.title} {self.dtype} b{self.shape[0]}"
 
     def module(self) -> nn.Module:
-        """The eager module in this workload's dtype and mode, with BatchNorms in which a mistake shows."""
+        """The eager module in this workload's dtype and mode, with random BatchNorms, which reveal mistakes."""
         torch.manual_seed(SEED)
         module = self.make().eval().requires_grad_(False)
         for bn in module.modules():
@@ -47,7 +47,7 @@ class Workload:
         return torch.randn(self.shape, generator=torch.Generator().manual_seed(SEED + 1)).to(DTYPES[self.dtype])
 
     def work(self) -> tuple[int, int]:
-        """FLOPs of a forward, and the bytes it cannot avoid: input, weights, output, each once."""
+        """FLOPs of a forward, and the minimum bytes: input, weights and output once."""
         module, x = self.module().to("meta"), self.input().to("meta")
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             y = module(x)
@@ -67,7 +67,7 @@ def workloads(device: str, *, quick: bool) -> list[Workload]:
     if quick:
         blocks = [w for w in blocks if w.title == "basic 64@56"]
         nets = [w for w in nets if w.title == "ResNet-18" and w.shape[0] in model_batches[:2]]
-    else:  # at one batch, which tells enough
+    else:  # one batch size is enough
         batch = model_batches[1]
         nets += [model(title, make, batch, dtype, True) for dtype in MEASURED_DTYPES for title, make in made]
     return blocks + nets
