@@ -8,8 +8,8 @@ applies the diff.
 The model is evaluated by ``ops.predict_cuda`` with varied constants. The fit minimises the absolute logarithm of
 prediction over measurement, robust to outliers. For launches that were timed alone, a common offset (the cost of a
 graph replay) is fitted too; it is not part of the model. A constant that stays uncertain by more than 15 % keeps its
-value. If something else is the bottleneck, a rate and all higher ones explain the run equally well; the fit then takes
-the lowest.
+value. If something else is the bottleneck, every rate above some value fits equally well; the fit then takes the
+lowest.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Vector = np.ndarray
 #: Fitted constants. The others are facts (macs, l2_size) or only scale these (clock).
 FITTED = ("launch", "dram", "l2", "sm80_share", "torch_share", "sm90_share", "rows_share")
 REPLAY = "replay"  # microseconds, fitted in addition
-CERTAIN = 0.15  # largest relative standard error of a determined constant: the model is no better
+CERTAIN = 0.15  # largest relative standard error of a determined constant; the model itself is no better
 OUTLIER = 0.1  # logarithm from which on a residual counts linearly
 NOISE = 0.02  # logarithm: the least assumed error of a measurement
 L2_STARTS = (20.0, 30.0, 40.0, 55.0)  # bytes a clock; which layers are L2-bound depends on the start

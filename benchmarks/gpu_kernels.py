@@ -148,7 +148,7 @@ def run(
     """Measures ``layers`` with our kernels from ``engine``. Writes the report after each layer and returns it.
 
     ``budget`` is seconds of timing a layer. After ``seconds`` no further layer begins; the report's ``left_out`` names
-    the rest. ``peak`` spares measuring the roofline again.
+    the rest. ``peak`` reuses an earlier roofline measurement.
     """
     for what, asked, known in (("contenders", contenders, CONTENDERS), ("layers", layers, LAYERS)):
         gpu.require(what, asked, known)

@@ -51,7 +51,7 @@ class Layer:
         return F.relu_(y if self.residual is None else y.add_(self.residual))
 
     def cudnn(self) -> Callable[[], Any] | None:
-        """Runs cuDNN's fused kernel that torch exposes, BatchNorm folded beforehand; None if there is none."""
+        """Runs the fused cuDNN kernel exposed by torch, BatchNorm folded beforehand; None if there is none."""
         weight, bias = self.folded()
         return lambda: self.fused_by_cudnn(weight, bias, self.residual)
 

@@ -12,8 +12,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 FILES = "kernels-*.json"
 UNCOMMITTED = "gpu-out"  # output of `make gpu`, ignored by git
 OURS, CUDNN = "resnet_fused", "cudnn_convolution_add_relu"
-#: Launches one right after another find in L2 what the model expects in memory: they count where a copy at the
-#: measured rate would take less than this part of their time.
+#: The model assumes inputs in memory, but back-to-back launches find them in L2. Such a sample is used only if copying
+#: its bytes at the measured rate takes less than this fraction of its time.
 LEAST_MEMORY = 0.25
 
 
@@ -47,7 +47,7 @@ class Sample(NamedTuple):
 class Run(NamedTuple):
     folder: Path
     gpu: str
-    date: str  # of the last file
+    date: str  # of the newest file
     device: list[int]
     samples: list[Sample]
     bytes_per_s: list[float]
@@ -68,7 +68,7 @@ class NoRun(Exception):
 
 
 def device_of(gpu: str) -> list[int]:
-    """The numbers of a GPU by the name that CUDA gives it."""
+    """Returns the device description (``cli/_gpus.py``) of the GPU that CUDA calls ``gpu``."""
     plain = re.sub(r"[^a-z0-9]", "", gpu.lower())
     known = [name for name in _gpus.GPUS if name in plain]
     if not known:

@@ -38,9 +38,9 @@ BELIEVES = "-DRESNET_FUSED_EMULATED_AVX512"  # the plan assumes AVX-512 and AVX5
 
 # The first error ends the process, so no test can miss it. vptr checks would need an instrumented torch.
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all")
-# Address checks as calls: inlined, they make unrolled kernels compile for minutes.
+# Emit address checks as calls. Inlined, they make unrolled kernels compile for minutes.
 CALLS = ("--param", "asan-instrumentation-with-call-threshold=0")
-# Checks of the second sanitizer that the first one covers too.
+# Checks of the undefined-behaviour sanitizer that the address sanitizer covers too.
 LESS = ("-fno-sanitize=null,alignment,object-size,pointer-overflow",)
 
 FLAVOURS = {

@@ -38,7 +38,7 @@ ARCHIVES = {"benchmarks": "benchmarks.tar.gz", "mismatches": "mismatches.tar.gz"
 FILES = {"summary.txt", "results.jsonl", "report.json", *ARCHIVES.values()}
 
 UNITS = "build_tools.gpu_units"
-UNCHECKED = {"RESNET_FUSED_CUDA_CHECK": "0"}  # otherwise eager's result would replace a wrong one
+UNCHECKED = {"RESNET_FUSED_CUDA_CHECK": "0"}  # otherwise eager's result would replace a wrong kernel's
 TESTED = ("ops", "blocks", "training", "graphs")  # tests/test_cuda_<name>.py
 TESTED_ON_CUDA = ("blocks", "functional", "convert", "lifecycle", "torchvision")  # tests/test_<name>.py, -k cuda
 NEEDED = ("pytest", "hypothesis")  # imported by tests/conftest.py
@@ -194,7 +194,7 @@ def _benchmarks(
     of: list[dict[str, Any]],
     function: str = "run",
 ) -> str:
-    """Runs the module's function in one process per engine and per arguments in ``of``.
+    """Runs the module's function in one process per engine and per entry of ``of``.
 
     Each ends before its share of the time has passed and lists in its file what it left out.
     """

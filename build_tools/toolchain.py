@@ -121,7 +121,7 @@ def _candidates(environ: Mapping[str, str], default: Path, packages: list[str] |
 
 
 def inspect_nvcc(nvcc: Path) -> Toolkit | str:
-    """Returns the toolkit of this nvcc, also behind a wrapper script, or why it is unusable."""
+    """Returns the toolkit of this nvcc, even if it is a wrapper script, or why it is unusable."""
     if not nvcc.is_file():
         return "no nvcc there"
     try:
