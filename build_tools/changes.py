@@ -24,7 +24,7 @@ FAMILIES = {
 # Files that every planted bug depends on.
 EMULATOR = (
     "tests/cuda_on_cpu/", "tests/cuda_cases/", "tests/planting.py", "tests/criterion.py", "tests/support.py",
-    "tests/conftest.py", "resnet_fused/criterion.py", "resnet_fused/reference.py", "requirements/dev.txt",
+    "tests/conftest.py", "resnet_fused/criterion.py", "resnet_fused/reference/", "requirements/dev.txt",
     "csrc/cuda/tensor_map_cache.cpp", "csrc/cuda/exact_cache.h", "csrc/cuda/tensor_map.h",
 )  # fmt: skip
 SANITIZED = (

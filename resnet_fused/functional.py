@@ -1,4 +1,4 @@
-"""Functional fused convolution + BatchNorm + residual + ReLU, and the policy that decides when kernels run.
+"""Functional fused convolution + BatchNorm + residual + ReLU, for inference and training.
 
 BatchNorm uses running statistics, as after ``module.eval()`` (Ioffe & Szegedy 2015, arXiv:1502.03167, section 3.1,
 algorithm 2). Each docstring gives the equivalent eager code.
@@ -11,8 +11,7 @@ autocast's dtype, as in eager PyTorch.
 
 **Tensors.** Activations are ``(N, C, H, W)`` with any strides, in float32, bfloat16, float16 or float64, on the CPU or
 on CUDA. Without the CUDA kernels, CUDA tensors run eager. Weights are ``(K, C / groups, R, S)`` in x's dtype. BatchNorm
-tensors are ``(K,)`` in any of these dtypes. The result has x's dtype. Its memory format follows torch's rule:
-channels_last if x or the weight is channels_last.
+tensors are ``(K,)`` in any of these dtypes. Results have x's dtype and are channels_last if x or the weight is.
 
 **Errors.** Wrong shapes, dtypes or devices raise ``RuntimeError``. Invalid Python arguments raise ``ValueError`` or
 ``TypeError``. The message contains the offending values.
@@ -24,105 +23,21 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd import forward_ad
-from torch.nn.modules.module import _has_any_global_hook
 
-from . import _library, autograd, ops, reference
+from . import autograd, ops, reference
 from ._chain import NO_NORM, chain
-from ._indexing import Window, indexable, window
+from ._indexing import indexable
+from ._policy import (
+    PLAIN_TENSORS,
+    caster,
+    conv_windows,
+    fuses_pre_activation,
+    kernel_dtype,
+    needs_eager,
+    training_dtype,
+)
 
 Pair = int | Sequence[int]
-
-# Kernels would ignore the semantics of other subclasses (DTensor, quantised weights, vmap wrappers).
-# FakeTensor stands for a plain tensor during torch.export.
-PLAIN_TENSORS = frozenset({Tensor, nn.Parameter, FakeTensor})
-
-FLOATING = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
-
-
-class ConvOptions(NamedTuple):
-    """The last two arguments of the convolution ops."""
-
-    keep_packed: bool
-    allow_tf32: bool
-
-
-EAGER_OPTIONS = ConvOptions(keep_packed=False, allow_tf32=False)  # placeholder: eager runs
-_TEMPORARY_WEIGHTS = ConvOptions(keep_packed=False, allow_tf32=False)
-_PACKED = ConvOptions(keep_packed=True, allow_tf32=False)
-_PACKED_TF32 = ConvOptions(keep_packed=True, allow_tf32=True)
-
-
-def kernel_dtype(x: Tensor) -> tuple[torch.dtype | None, ConvOptions]:
-    """``(dtype, options)`` of the inference kernels for a convolution of x; dtype is None if eager must run.
-
-    Under autocast the dtype is autocast's, and the cast weights are temporaries that are not kept packed. float32 on
-    CUDA uses TF32 if torch's own convolutions may.
-    """
-    if type(x) not in PLAIN_TENSORS or x.layout is not torch.strided or x.dim() != 4:
-        return None, EAGER_OPTIONS
-    dtype, device = x.dtype, x.device.type
-    if dtype not in FLOATING or not (device == "cpu" or (device == "cuda" and _library.CUDA_LOADED)):
-        return None, EAGER_OPTIONS
-    if x.requires_grad and torch.is_grad_enabled():
-        return None, EAGER_OPTIONS
-    if _is_transformed() or is_exporting() or _has_any_global_hook():
-        return None, EAGER_OPTIONS
-    if torch.is_autocast_enabled(device):
-        return (None if dtype is torch.float64 else torch.get_autocast_dtype(device)), _TEMPORARY_WEIGHTS
-    if dtype is torch.float32 and device == "cuda" and torch_allows_tf32():
-        return dtype, _PACKED_TF32
-    return dtype, _PACKED
-
-
-def training_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype of the training path's convolutions of x, or None if eager must run. See :func:`kernel_dtype`."""
-    if type(x) not in PLAIN_TENSORS or x.layout is not torch.strided or x.dim() != 4:
-        return None
-    if x.dtype not in FLOATING or x.device.type not in autograd.DEVICES:
-        return None
-    if _is_transformed() or is_exporting() or _has_any_global_hook():
-        return None
-    if torch.is_autocast_enabled(x.device.type):
-        return None if x.dtype is torch.float64 else torch.get_autocast_dtype(x.device.type)
-    return x.dtype
-
-
-def _is_transformed() -> bool:
-    """Whether a torch.func transform (vmap, grad, jvp, ...) or forward-mode AD is active; the ops implement neither."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def is_exporting() -> bool:
-    """Whether torch.jit.trace or an ONNX exporter is running: the exported graph must not contain our ops."""
-    if torch.jit.is_tracing():
-        return True
-    # torch.jit.trace checks its graph by running the module again; the map is set until that check is done.
-    if getattr(torch.jit._trace, "_trace_module_map", None) is not None:
-        return True
-    # is_in_onnx_export imports a module on every call, so test is_exporting first.
-    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
-
-
-# torch.compile and torch.export cannot trace the switch: they use its value at trace time.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def torch_allows_tf32() -> bool:
-    """Whether torch's own float32 convolutions on CUDA may use TF32 (the default).
-
-    Covers ``torch.backends.cudnn.allow_tf32`` and the newer ``fp32_precision`` switches. Reading ``allow_tf32`` itself
-    would raise once the newer switches have been set.
-    """
-    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
-
-
-def fuses_pre_activation(x: Tensor) -> bool:
-    """Whether convolutions of x apply the preceding BatchNorm and ReLU in their prologue, as the CUDA kernels do.
-
-    CPU kernels read an activation several times, so on the CPU ``relu(bn(x))`` is computed once for all its readers.
-    Under autocast it is always computed first: eager normalises before it rounds.
-    """
-    return x.device.type == "cuda" and not torch.is_autocast_enabled("cuda")
 
 
 class BatchNorm(NamedTuple):
@@ -195,7 +110,7 @@ def conv_bn_act(
     :func:`forget_packed` frees it.
     """
     args = _conv_args(bn, stride, padding, dilation, groups)
-    cast = _caster(x, _windows((weight, *args[5:8])), weight, bias, *args[:4], residual)
+    cast = caster(x, conv_windows((weight, *args[5:8])), weight, bias, *args[:4], residual)
     # Under autocast eager adds in the wider of the two dtypes, which is also the result's dtype.
     if cast is None or (cast.autocast and residual is not None and residual.dtype is not cast.dtype):
         result = _differentiable(x, [(weight, bias, *args[5:])], [NO_NORM, args[:5]], residual=residual, relu=relu)
@@ -227,7 +142,7 @@ def bn_relu_conv_bn_act(
     """
     args = _conv_args(bn, stride, padding, dilation, groups)
     pre_args = _bn(pre)
-    cast = _caster(x, _windows((weight, *args[5:8])), weight, bias, *pre_args[:4], *args[:4], residual)
+    cast = caster(x, conv_windows((weight, *args[5:8])), weight, bias, *pre_args[:4], *args[:4], residual)
     if cast is None or (cast.autocast and residual is not None and residual.dtype is not cast.dtype):
         result = _differentiable(x, [(weight, bias, *args[5:])], [pre_args, args[:5]], residual=residual, relu=relu)
         eager: tuple[Any, ...] = (x, *pre_args, weight, bias, *args, residual, relu)
@@ -270,7 +185,7 @@ def conv_bn_proj_act(
     pre_args = _bn(projection.pre)
     proj_weight, proj_bias = projection.weight, projection.bias
     others = (proj_x, proj_weight, proj_bias, *proj_args[:4], *pre_args[:4])
-    cast = _caster(x, _windows((weight, *args[5:8])), weight, bias, *args[:4], *others)
+    cast = caster(x, conv_windows((weight, *args[5:8])), weight, bias, *args[:4], *others)
     if proj_x.dim() == 4 and not indexable(proj_x):
         cast = None
     if cast is None:  # compute the shortcut separately
@@ -315,7 +230,7 @@ def conv_bn_relu_pool(
     """
     args = _conv_args(bn, stride, padding, dilation, groups)
     pool = (_pair("pool_kernel", pool_kernel), _pair("pool_stride", pool_stride), _pair("pool_padding", pool_padding))
-    cast = _caster(x, _windows((weight, *args[5:8]), pool=pool), weight, bias, *args[:4])
+    cast = caster(x, conv_windows((weight, *args[5:8]), pool=pool), weight, bias, *args[:4])
     if cast is None:
         fused_pool = None if bn is None else autograd.fusable_pool(x.device, *pool)
         result = _differentiable(x, [(weight, bias, *args[5:])], [NO_NORM, args[:5]], pool=fused_pool)
@@ -334,7 +249,7 @@ def bn_add_act(x: Tensor, bn: BatchNorm | None, *, residual: Tensor | None = Non
     """
     args = _bn(bn)
     dtype, _ = kernel_dtype(x)
-    if dtype is None or not indexable(x) or _needs_eager(*args[:4], residual):
+    if dtype is None or not indexable(x) or needs_eager(*args[:4], residual):
         result = None if bn is None else _differentiable(x, [], [args], residual=residual, relu=relu)
         eager: tuple[Any, ...] = (x, *args, residual, relu)
         return reference.bn_add_act(*eager) if result is None else result
@@ -364,7 +279,7 @@ def basic_block(
         return result
     if projection is None and _pair("stride", stride) == (1, 1) and _keeps_shape(x, conv1) and _keeps_shape(x, conv2):
         first, second = _bn(bn1), _bn(bn2)
-        cast = _caster(x, (), conv1, conv2, *first[:4], *second[:4])
+        cast = caster(x, (), conv1, conv2, *first[:4], *second[:4])
         if cast is not None and not cast.autocast:
             return ops.basic_block(x, conv1, None, *first, conv2, None, *second, *cast.options(keep_packed))
     y = conv_bn_act(x, conv1, bn1, stride=stride, padding=_same_padding(conv1), keep_packed=keep_packed)
@@ -523,7 +438,7 @@ def _differentiable(
     if not any(t.requires_grad for t in given) or any(type(t) not in PLAIN_TENSORS for t in given):
         return None
     dtype = training_dtype(x)
-    if dtype is None or not indexable(x, _windows(*(conv[:1] + conv[2:5] for conv in convs), pool=pool)):
+    if dtype is None or not indexable(x, conv_windows(*(conv[:1] + conv[2:5] for conv in convs), pool=pool)):
         return None
     return chain(x, dtype, convs, norms, projection, residual, identity, relu, pool)
 
@@ -550,47 +465,6 @@ def _differentiable_block(
         identity=projection_args is None,
         relu=norms[-1] is not None,
     )
-
-
-class _Cast(NamedTuple):
-    """The dtype casts that autocast applies to a convolution's input and weight; none without autocast."""
-
-    dtype: torch.dtype
-    autocast: bool
-    allow_tf32: bool
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return x.to(self.dtype) if self.autocast else x
-
-    def options(self, keep_packed: bool) -> ConvOptions:
-        return ConvOptions(keep_packed and not self.autocast, self.allow_tf32)
-
-
-def _caster(x: Tensor, windows: Sequence[Window], weight: Tensor, *others: Tensor | None) -> _Cast | None:
-    """The cast for a call of an op that creates outputs of ``windows``, or None if eager must run."""
-    dtype, options = kernel_dtype(x)
-    if dtype is None or not indexable(x, windows) or _needs_eager(weight, *others):
-        return None
-    autocast = not options.keep_packed
-    if autocast and weight.dtype is torch.float64:  # autocast does not cast float64: eager reports the dtype mismatch
-        return None
-    return _Cast(dtype, autocast, options.allow_tf32)
-
-
-def _windows(*convs: tuple[Any, ...], pool: autograd.Pool | None = None) -> list[Window]:
-    """The windows of ``convs``, each ``(weight, stride, padding, dilation)``, and of ``pool`` for :func:`indexable`."""
-    if any(conv[0].dim() != 4 for conv in convs):  # the op raises the error
-        return []
-    found = [window(*conv) for conv in convs]
-    if pool is not None and found:
-        found.append((found[-1][0], *pool[0], pool[1], pool[2], 1))
-    return found
-
-
-def _needs_eager(*tensors: Tensor | None) -> bool:
-    """Whether any tensor requires a gradient or has a type that kernels do not support."""
-    grad = torch.is_grad_enabled()
-    return any(t is not None and (type(t) not in PLAIN_TENSORS or (grad and t.requires_grad)) for t in tensors)
 
 
 def _bn(bn: BatchNorm | None) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from support import randomise
 from torch import nn
 from training import assert_gradient_close, is_trained
 
-from resnet_fused import autograd, functional, ops, reference
+from resnet_fused import _policy, autograd, functional, ops, reference
 from resnet_fused.functional import BatchNorm, Projection
 
 
@@ -313,12 +313,12 @@ def _switch_of_tf32():
 def test_tf32_follows_torchs_switch():
     for precision in ("ieee", "tf32"):
         torch.backends.cudnn.conv.fp32_precision = precision
-        assert functional.torch_allows_tf32() == (precision == "tf32")
+        assert _policy.torch_allows_tf32() == (precision == "tf32")
     # the older switch, which torch refuses to read once the newer one was set
     torch.backends.cudnn.allow_tf32 = False
-    assert not functional.torch_allows_tf32()
+    assert not _policy.torch_allows_tf32()
     torch.backends.cudnn.allow_tf32 = True
-    assert functional.torch_allows_tf32()
+    assert _policy.torch_allows_tf32()
 
 
 @pytest.mark.usefixtures("_switch_of_tf32")
@@ -326,7 +326,7 @@ def test_tf32_follows_torchs_switch():
 def test_compile_and_export_read_tf32_while_tracing(allowed):
     class Network(nn.Module):
         def forward(self, x):
-            return x + 1 if functional.torch_allows_tf32() else x - 1
+            return x + 1 if _policy.torch_allows_tf32() else x - 1
 
     torch.backends.cudnn.allow_tf32 = allowed  # torch 2.13's own tracing fails after fp32_precision = "ieee"
     x = torch.zeros(2)

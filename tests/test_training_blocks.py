@@ -26,9 +26,9 @@ from training import (
 )
 
 from resnet_fused import autograd, models, modules, ops, reference
+from resnet_fused._policy import training_dtype
 from resnet_fused.autograd import backward, forward, layout, op
 from resnet_fused.autograd import input_gradient as gradients
-from resnet_fused.functional import training_dtype
 
 pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
 

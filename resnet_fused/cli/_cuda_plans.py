@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from .. import modules, ops
-from ..functional import torch_allows_tf32
+from .._policy import torch_allows_tf32
 from ..modules._read import projection_args
 from ._shapes import ConvCall
 

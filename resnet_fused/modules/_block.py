@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from .. import ops
+from .._policy import PLAIN_TENSORS, ConvOptions
 from ..autograd import ALL_VISIBLE, Visibility, is_channels_last
-from ..functional import PLAIN_TENSORS, ConvOptions
 from ._eager import Methods
 from ._format import contiguous, has_channels_last_weight
 from ._geometry import convolved_size

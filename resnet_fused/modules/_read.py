@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import functional, ops
+from .. import _policy, ops
 from .._indexing import Window, indexable, window
-from ..functional import PLAIN_TENSORS
+from .._policy import PLAIN_TENSORS
 from ..reference import ZeroPadShortcut
 from ._geometry import convolved_size, of_conv
 from ._patches import is_patched, layers_are_patched
@@ -21,14 +21,14 @@ from ._patches import is_patched, layers_are_patched
 _STRIDE, _PADDING, _GROUPS = 7, 8, 10  # indices in the tuples of conv_norm and conv_without_norm
 
 
-def kernel_dtype(x: Tensor) -> tuple[torch.dtype | None, functional.ConvOptions]:
-    """:func:`resnet_fused.functional.kernel_dtype`, but eager if torch's layers are patched."""
-    return (None, functional.EAGER_OPTIONS) if layers_are_patched() else functional.kernel_dtype(x)
+def kernel_dtype(x: Tensor) -> tuple[torch.dtype | None, _policy.ConvOptions]:
+    """:func:`resnet_fused._policy.kernel_dtype`, but eager if torch's layers are patched."""
+    return (None, _policy.EAGER_OPTIONS) if layers_are_patched() else _policy.kernel_dtype(x)
 
 
 def training_dtype(x: Tensor) -> torch.dtype | None:
-    """:func:`resnet_fused.functional.training_dtype`, but eager if torch's layers are patched."""
-    return None if layers_are_patched() else functional.training_dtype(x)
+    """:func:`resnet_fused._policy.training_dtype`, but eager if torch's layers are patched."""
+    return None if layers_are_patched() else _policy.training_dtype(x)
 
 
 def conv_norm(conv: nn.Module | None, norm: nn.Module | None, dtype: torch.dtype) -> tuple[Any, ...] | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import autograd
-from ..functional import PLAIN_TENSORS
+from .._policy import PLAIN_TENSORS
 from ._geometry import convolved_size, of_conv
 from ._read import can_precompute, has_hooks_or_patches, has_shortcut, has_valid_numbers, shortcut_of
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from .._policy import PLAIN_TENSORS, is_exporting
 from ..autograd import Visibility, is_channels_last
-from ..functional import PLAIN_TENSORS, is_exporting
 from ._block import FusedBlock
 from ._format import contiguous, nhwc_with_contiguous_grad
 from ._patches import layers_are_patched

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .. import autograd
 from .._indexing import indexable, window
-from ..functional import PLAIN_TENSORS
+from .._policy import PLAIN_TENSORS
 from ._read import is_relu, training_dtype
 from ._read_training import NO_SHORTCUT, output_shape, process_group, read_conv, read_norm, read_shortcut
 

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from .. import ops, reference
+from .._policy import fuses_pre_activation
 from ..autograd import Visibility
-from ..functional import fuses_pre_activation
 from ._block import FusedBlock
 from ._eager import original_methods
 from ._format import nhwc

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from .. import ops, reference
+from .._policy import ConvOptions, fuses_pre_activation
 from ..autograd import Visibility
-from ..functional import ConvOptions, fuses_pre_activation
 from ._block import FusedBlock, conv_add
 from ._eager import original_methods
 from ._format import nhwc
