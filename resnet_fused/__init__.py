@@ -9,23 +9,31 @@ except ImportError as error:
     ) from error
 
 from . import functional, models
+from .chain.spec import BlockSpec
 from .convert import Entry, Report, convert, report, revert
+from .explain import Explanation, Run, explain
 from .freeze import freeze, unfreeze
 from .modules import FusedBasicBlock, FusedBottleneck, FusedPreActBlock, FusedPreActBottleneck
+from .recognise import register_block
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BlockSpec",
     "Entry",
+    "Explanation",
     "FusedBasicBlock",
     "FusedBottleneck",
     "FusedPreActBlock",
     "FusedPreActBottleneck",
     "Report",
+    "Run",
     "convert",
+    "explain",
     "freeze",
     "functional",
     "models",
+    "register_block",
     "report",
     "revert",
     "unfreeze",

@@ -243,9 +243,10 @@ def _wrapper(module: nn.Module) -> str | None:
         return "DistributedDataParallel"
     if isinstance(module, torch.jit.ScriptModule):
         return "TorchScript"
-    if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
+    # A library that wraps anything has been imported already.
+    dynamo, fsdp = sys.modules.get("torch._dynamo.eval_frame"), sys.modules.get("torch.distributed.fsdp")
+    if module._compiled_call_impl is not None or (dynamo is not None and isinstance(module, dynamo.OptimizedModule)):
         return "torch.compile"
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # already imported if anything is wrapped by FSDP
     if fsdp is not None and isinstance(module, (fsdp.FullyShardedDataParallel, fsdp.FSDPModule)):
         return "FSDP"
     return None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from build_tools import toolchain
+from resnet_fused.chain.policy import CAPABILITIES
 
 ROOT = Path(__file__).parents[1]
 
@@ -112,3 +113,8 @@ def ops_of(model: nn.Module, x: Tensor) -> list[Any]:
     with RecordedOps() as recorded, torch.no_grad():
         model(x)
     return recorded.ours
+
+
+def grant(monkeypatch, device="cpu", **capabilities):
+    """Makes chains on ``device`` run as if its kernels had these :class:`resnet_fused.chain.policy.Capabilities`."""
+    monkeypatch.setitem(CAPABILITIES, device, CAPABILITIES[device]._replace(**capabilities))

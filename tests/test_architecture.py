@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "resnet_fused"
 
 # Each layer may import the ones after it, never the ones before it. A folder is one layer.
-LAYERS = ["__main__", "cli", "__init__", "freeze", "convert", "recognise", "models", "modules", "functional"]
-LAYERS += ["_policy", "_chain", "autograd", "ops", "first_use", "_library"]
+LAYERS = ["__main__", "cli", "__init__", "freeze", "explain", "convert", "recognise", "models", "modules"]
+LAYERS += ["functional", "chain", "ops", "first_use", "_library"]
 # Any layer may import these; they import none.
 LEAVES = {"reference", "criterion", "_build_info", "_indexing"}
 

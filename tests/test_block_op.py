@@ -10,6 +10,7 @@ from op_case import DTYPES, Case, layout_of
 from support import randomise
 
 from resnet_fused import functional, modules, ops, reference
+from resnet_fused.chain.spec import norm_args
 
 SAME = ([1, 1], [1, 1], [1, 1], 1)  # stride, padding, dilation, groups
 
@@ -139,7 +140,9 @@ def test_an_identity_block_is_one_call(calls):
     x = torch.randn(2, 16, 9, 7)
     y = block(x)
     assert calls == ["basic_block"]
-    first, second = ((b[0].weight, None, *functional._bn(functional.BatchNorm.of(b[1]))) for b in pairs(block))
+    first, second = (
+        (b[0].weight, None, *norm_args(functional._norm(functional.BatchNorm.of(b[1])))) for b in pairs(block)
+    )
     assert torch.equal(y, two_calls(x, first, second))
 
 
@@ -182,6 +185,9 @@ def test_functional_basic_block_is_one_call(calls):
     with torch.enable_grad():
         weight = second[0].clone().requires_grad_()
         assert functional.basic_block(x, first[0], bns[0], weight, bns[1]).requires_grad
+    assert calls.count("basic_block") == 1, "not with a gradient"
     with torch.autocast("cpu", torch.bfloat16):
-        functional.basic_block(x, first[0], bns[0], second[0], bns[1])
-    assert calls.count("basic_block") == 1, "neither with a gradient nor where autocast rounds"
+        y = functional.basic_block(x, first[0], bns[0], second[0], bns[1])
+    assert calls.count("basic_block") == 2
+    halves = ((args[0].bfloat16(), *args[1:]) for args in (first, second))
+    assert torch.equal(y, two_calls(x.bfloat16(), *halves))

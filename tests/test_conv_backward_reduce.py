@@ -3,7 +3,7 @@
 import pytest
 import torch
 from op_case import DTYPES, lay_out
-from support import RecordedOps
+from support import RecordedOps, grant
 from torch._subclasses.fake_tensor import FakeTensorMode
 from training import (
     CLASSES,
@@ -16,11 +16,12 @@ from training import (
     projected,
 )
 
-from resnet_fused import autograd, ops
-from resnet_fused.autograd import forward, gradient_sums
-from resnet_fused.autograd.backward import Backward
-from resnet_fused.autograd.input_gradient import input_gradient, is_convolution
-from resnet_fused.autograd.layout import ConvSlots, unpack
+from resnet_fused import ops
+from resnet_fused.chain import backward, forward
+from resnet_fused.chain.backward import Backward
+from resnet_fused.chain.convolutions import conv_backward_reduce, fuses_gradient_sums, input_gradient
+from resnet_fused.chain.layout import ConvSlots, pack, unpack
+from resnet_fused.chain.spec import ALL_VISIBLE, Chain, Conv, Norm
 
 # kernel, padding, dilation, image size; the last is large enough for our own float32 convolution
 GEOMETRIES = [(1, 0, 1, 7), (3, 1, 1, 9), (3, 2, 2, 9), (3, 3, 1, 6), (3, 1, 1, 40)]
@@ -81,12 +82,10 @@ def as_on_cuda(monkeypatch):
 
     def counted(*args):
         calls.append(args)
-        return gradient_sums.conv_backward_reduce(*args)
+        return conv_backward_reduce(*args)
 
-    monkeypatch.setattr(
-        autograd.backward, "fuses_gradient_sums", lambda _grad, weight, conv: is_convolution(weight, conv)
-    )
-    monkeypatch.setattr(autograd.backward, "conv_backward_reduce", counted)
+    grant(monkeypatch, gradient_sums=True)
+    monkeypatch.setattr(backward, "conv_backward_reduce", counted)
     return calls
 
 
@@ -122,7 +121,7 @@ def test_chains_match_eager_and_separate_ops(cls, recompute, as_on_cuda, monkeyp
         assert len(as_on_cuda) == expected_calls(block) > 0
         found = gradients(block, x.detach())
         with monkeypatch.context() as patch:
-            patch.setattr(autograd.backward, "fuses_gradient_sums", lambda *_: False)
+            grant(patch, gradient_sums=False)
             before = len(as_on_cuda)
             expected = gradients(block, x.detach())
             assert len(as_on_cuda) == before
@@ -158,9 +157,9 @@ def test_grouped_convolutions_use_torchs_gradient():
     conv = ConvSlots(0, None, (1, 1), (1, 1), (1, 1), 2)
     with FakeTensorMode():
         grad, weight = torch.empty(2, 8, 4, 4, device="cuda"), torch.empty(8, 4, 3, 3, device="cuda")
-    assert not gradient_sums.fuses_gradient_sums(grad, weight, conv)
-    assert gradient_sums.fuses_gradient_sums(grad, weight, conv._replace(groups=1))
-    assert not gradient_sums.fuses_gradient_sums(torch.empty(2, 8, 4, 4), weight, conv._replace(groups=1))
+    assert not fuses_gradient_sums(grad, weight, conv)
+    assert fuses_gradient_sums(grad, weight, conv._replace(groups=1))
+    assert not fuses_gradient_sums(torch.empty(2, 8, 4, 4), weight, conv._replace(groups=1))
 
 
 def test_ops_of_a_backward_pass_on_cuda():
@@ -174,9 +173,9 @@ def test_ops_of_a_backward_pass_on_cuda():
 
     with FakeTensorMode(), RecordedOps() as recorded:
         x, vector = made(4, 16, 9, 9).to(memory_format=torch.channels_last), made(16, dtype=torch.float32)
-        conv = autograd.Conv(made(16, 16, 3, 3), None, (1, 1), (1, 1), (1, 1), 1)
-        norm = autograd.Norm(vector, vector, None, None, 1e-5)
-        tensors, *numbers = autograd.pack([conv, conv], [None, norm, norm])
+        conv = Conv(made(16, 16, 3, 3), None, (1, 1), (1, 1), (1, 1), 1)
+        norm = Norm(vector, vector, None, None, 1e-5)
+        tensors, *numbers = pack(Chain((conv, conv), (None, norm, norm)), ALL_VISIBLE, recompute=False)
         layout = unpack(*numbers)
         out, _, pre_bn, statistics = forward.forward(x, tensors, layout, "")
         recorded.called.clear()

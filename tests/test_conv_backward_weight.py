@@ -9,8 +9,8 @@ from op_case import DTYPES, has_kernels, lay_out, plan_of
 from relu_sides import assert_trains_as_computed
 from training import CLASSES, assert_trains_as_eager, identity, in_channels
 
-from resnet_fused import autograd, ops
-from resnet_fused.autograd import weight_gradient
+from resnet_fused import ops
+from resnet_fused.chain import backward, convolutions
 
 pytestmark = pytest.mark.usefixtures("no_amx")
 
@@ -170,10 +170,10 @@ def calls(monkeypatch):
     answers = []
 
     def counted(*args):
-        answers.append(weight_gradient.weight_gradient(*args))
+        answers.append(convolutions.weight_gradient(*args))
         return answers[-1]
 
-    monkeypatch.setattr(autograd.backward, "weight_gradient", counted)
+    monkeypatch.setattr(backward, "weight_gradient", counted)
     return answers
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from criterion import assert_close
 from op_case import DTYPES, lay_out
-from support import RecordedOps
+from support import RecordedOps, grant
 from torch._subclasses.fake_tensor import FakeTensorMode
 from training import (
     CLASSES,
@@ -17,10 +17,10 @@ from training import (
     projected,
 )
 
-from resnet_fused import autograd, ops
-from resnet_fused.autograd import forward
-from resnet_fused.autograd import input_gradient as gradients
-from resnet_fused.autograd.layout import ConvSlots, unpack
+from resnet_fused import ops
+from resnet_fused.chain import backward, convolutions, forward
+from resnet_fused.chain.layout import ConvSlots, pack, unpack
+from resnet_fused.chain.spec import ALL_VISIBLE, Chain, Conv, Norm, Shortcut
 
 # kernel, stride, padding, dilation, groups; the second is large enough for our own float32 convolution
 GEOMETRIES = [(1, 1, 0, 1, 1), (3, 1, 1, 1, 1), (3, 2, 1, 1, 1), (3, 1, 2, 2, 4)]
@@ -80,10 +80,9 @@ def as_on_cuda(monkeypatch):
         calls.append(args)
         return conv_stats(*args)
 
-    for module in (forward, autograd.backward):
-        monkeypatch.setattr(module, "fuses_statistics", lambda _x, after: after is not None and after.trains)
+    for module in (forward, backward):
         monkeypatch.setattr(module, "conv_stats", counted)
-        monkeypatch.setattr(module, "fuses_norm_prologue", lambda _x, before: before is not None)
+    grant(monkeypatch, statistics_epilogue=True, norm_prologue=True)
     return calls
 
 
@@ -127,14 +126,8 @@ def test_chain_with_conv_stats_is_bit_identical(cls, as_on_cuda, monkeypatch):
 
     found = gradients()
     assert as_on_cuda
-    for module in (forward, autograd.backward):
-        monkeypatch.setattr(module, "fuses_statistics", lambda _x, _after: False)
-        monkeypatch.setattr(module, "fuses_norm_prologue", lambda _x, _before: False)
+    grant(monkeypatch, statistics_epilogue=False, norm_prologue=False)
     assert all(torch.equal(a, b) for a, b in zip(found, gradients(), strict=True))
-
-
-def as_it_does_on_cuda(_grad, grad_addend):
-    return grad_addend is not None
 
 
 ROTATED = [(1, 1, 0, 1), (3, 1, 1, 1), (3, 1, 0, 1), (3, 1, 2, 2), (5, 1, 1, 1)]  # kernel, stride, padding, dilation
@@ -143,13 +136,13 @@ ROTATED = [(1, 1, 0, 1), (3, 1, 1, 1), (3, 1, 0, 1), (3, 1, 2, 2), (5, 1, 1, 1)]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("geometry", ROTATED, ids=str)
 def test_input_gradient_as_convolution_matches_eager(dtype, geometry, monkeypatch):
-    monkeypatch.setattr(gradients, "_fuses_addend", as_it_does_on_cuda)
+    grant(monkeypatch, gradient_addend=True)
     kernel, stride, padding, dilation = geometry
     slots = ConvSlots(0, None, (stride, stride), (padding, padding), (dilation, dilation), 1)
     x, weight = torch.randn(2, 8, 12, 11).to(dtype), (torch.randn(24, 8, kernel, kernel) / 8).to(dtype)
     grad = torch.randn_like(torch.nn.functional.conv2d(x, weight, None, *slots[2:5]))
     grad_addend = torch.randn_like(x)
-    actual = gradients.input_gradient(grad, weight, slots, grad_addend)
+    actual = convolutions.input_gradient(grad, weight, slots, grad_addend)
 
     def eager(to):
         rest = (None, *slots[2:5], False, (0, 0), 1, [True, False, False])
@@ -163,7 +156,7 @@ def test_input_gradient_as_convolution_matches_eager(dtype, geometry, monkeypatc
 def test_strided_or_grouped_gradients_are_not_convolutions(slots):
     stride, padding, dilation, groups = slots
     conv = ConvSlots(0, None, (stride, stride), (padding, padding), (dilation, dilation), groups)
-    assert not gradients.is_convolution(torch.empty(8, 8, 3, 3), conv)
+    assert not convolutions.is_convolution(torch.empty(8, 8, 3, 3), conv)
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
@@ -172,11 +165,11 @@ def test_shortcut_gradient_is_added_in_the_convolution(cls, frozen, as_on_cuda, 
     calls = []
 
     def counted(*args):
-        found = gradients.input_gradient(*args)
+        found = convolutions.input_gradient(*args)
         return found if found is None else calls.append(args) or found
 
-    monkeypatch.setattr(gradients, "_fuses_addend", as_it_does_on_cuda)
-    monkeypatch.setattr(autograd.backward, "input_gradient", counted)
+    grant(monkeypatch, gradient_addend=True)
+    monkeypatch.setattr(backward, "input_gradient", counted)
     has_shortcut = cls in WITH_SHORTCUT
     for block in [identity(cls), projected(cls)] if has_shortcut else [identity(cls)]:
         freeze(block, frozen)
@@ -197,13 +190,14 @@ def forward_on_cuda(stride, norms, frozen=False):
     with FakeTensorMode(), RecordedOps() as recorded:
         x, vector = made(4, 16, 9, 9).to(memory_format=torch.channels_last), made(16, dtype=torch.float32)
         weight, narrow = made(16, 16, 3, 3), made(16, 16, 1, 1)
-        convs = [autograd.Conv(weight, None, (s, s), (1, 1), (1, 1), 1) for s in (1, stride)]
+        convs = [Conv(weight, None, (s, s), (1, 1), (1, 1), 1) for s in (1, stride)]
         statistics = vector if frozen else None
-        norm = autograd.Norm(vector, vector, statistics, statistics, 1e-5)
+        norm = Norm(vector, vector, statistics, statistics, 1e-5)
         ends = norm if norms[-1] else None
-        projection = (autograd.Conv(narrow, None, (stride, stride), (0, 0), (1, 1), 1), ends) if stride == 2 else None
-        placed = [norm if each else None for each in norms]
-        tensors, *numbers = autograd.pack(convs, placed, projection=projection, identity=stride == 1)
+        projection = Shortcut(Conv(narrow, None, (stride, stride), (0, 0), (1, 1), 1), ends)
+        placed = tuple(norm if each else None for each in norms)
+        chain = Chain(tuple(convs), placed, projection if stride == 2 else Shortcut())
+        tensors, *numbers = pack(chain, ALL_VISIBLE, recompute=False)
         out, _, pre_bn, found = forward.forward(x, tensors, unpack(*numbers), "")
     assert out.device.type == "cuda"
     assert out.shape == (4, 16, 9 // stride + stride - 1, 9 // stride + stride - 1)

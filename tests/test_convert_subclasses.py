@@ -199,7 +199,7 @@ OVERRIDES = {
     "downsample": subclass(downsample=None),
     "relu": subclass(relu=nn.ReLU6()),
     "__reduce__": subclass(__reduce__=lambda self: (reference.BasicBlock, (8, 8))),
-    "_fused_inference": subclass(_fused_inference=True),
+    "fused_forward": subclass(fused_forward=True),
     "__init_subclass__": Registered,
 }
 
@@ -262,7 +262,7 @@ def test_fused_subclass_with_its_own_forward_is_reported():
 
     entry = resnet_fused.report(resnet_fused.convert(Mine(8, 8)))[""]
     assert entry.runs_eagerly
-    assert "Mine overrides forward of resnet_fused.modules.basic.FusedBasicBlock" in entry.reason
+    assert "Mine overrides forward of resnet_fused.modules.blocks.FusedBasicBlock" in entry.reason
 
 
 def test_fused_subclass_with_the_same_forward_is_fused():

@@ -8,6 +8,7 @@ from criterion import assert_close
 from cuda_cases.op_layer import HALVES, as64, away_from_kink, batch_norm, by_dtype, put_on_cpu, randn
 from gpu_case import by_format
 from relu_sides import away_from_kinks
+from support import grant
 from training import (
     CLASSES,
     WITH_SHORTCUT,
@@ -17,10 +18,9 @@ from training import (
     projected,
 )
 
-from resnet_fused import autograd, reference
-from resnet_fused.autograd import forward
-from resnet_fused.autograd import input_gradient as gradients
-from resnet_fused.autograd.input_gradient import is_convolution
+from resnet_fused import reference
+from resnet_fused.chain import backward
+from resnet_fused.chain.convolutions import is_convolution
 
 # n, c, h, w, k, filter, padding, dilation of the forward convolution; stride 1
 SHAPES = [
@@ -143,16 +143,14 @@ def as_on_cuda(monkeypatch):
 
     def install(on):
         put_on_cpu(monkeypatch, on)
-        for module in (forward, autograd.backward):
-            monkeypatch.setattr(module, "fuses_statistics", lambda _x, after: after is not None and after.trains)
-        monkeypatch.setattr(gradients, "_fuses_addend", lambda _grad, beside: beside is not None)
+        grant(monkeypatch, statistics_epilogue=True, gradient_addend=True)
         called = []
 
         def fuses_gradient_sums(_grad, weight, conv):
             called.append(is_convolution(weight, conv))
             return called[-1]
 
-        monkeypatch.setattr(autograd.backward, "fuses_gradient_sums", fuses_gradient_sums)
+        monkeypatch.setattr(backward, "fuses_gradient_sums", fuses_gradient_sums)
         return called
 
     return install

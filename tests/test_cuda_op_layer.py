@@ -26,9 +26,9 @@ from cuda_cases.op_layer import (
 from cuda_on_cpu import op_layer
 from gpu_case import FORMATS, block_of, by_format, each_block
 from op_case import layout_of
-from support import randomise
+from support import grant, randomise
 
-from resnet_fused import convert, functional, models, modules, ops, reference
+from resnet_fused import convert, models, modules, ops, reference
 from resnet_fused.cli._gpus import GPUS
 
 by_engine = pytest.mark.parametrize(("gpu", "engine", "last"), ENGINES, ids=[f"{g}-{e}" for g, e, _ in ENGINES])
@@ -327,8 +327,7 @@ def on_cuda(monkeypatch):
 
     def install(layer):
         put_on_cpu(monkeypatch, layer)
-        for module in (functional, modules.preact, modules.plain):
-            monkeypatch.setattr(module, "fuses_pre_activation", lambda x: True)
+        grant(monkeypatch, norm_prologue=True)
         return layer
 
     return install

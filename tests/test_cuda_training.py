@@ -18,7 +18,8 @@ from training import (
     stem_gradients,
 )
 
-from resnet_fused import autograd, convert, models, ops, reference
+from resnet_fused import convert, models, ops, reference
+from resnet_fused.chain.policy import CAPABILITIES
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
@@ -228,8 +229,8 @@ def test_conv_backward_reduce(dtype, layout, beside, tf32, geometry):
 
 
 def test_cuda_trains_fused():
-    assert "cuda" in autograd.DEVICES
-    assert autograd.fusable_pool(torch.device("cuda"), (3, 3), (2, 2), (1, 1)) is not None
+    assert CAPABILITIES["cuda"].trains
+    assert CAPABILITIES["cuda"].pools
 
 
 @by_layout

@@ -58,13 +58,13 @@ def test_trace_is_eager_and_passes_trace_check(eager, fused, x, gradients):
 def test_trace_check_compares_eager_with_eager(monkeypatch, x):
     """The trace check reruns the module, which must run eagerly then too, because the fused path rounds differently."""
     block = resnet_fused.convert(randomise(reference.BasicBlock(3, 3)).eval())
-    fused = type(block)._fused_inference
+    fused = type(block).fused_forward
 
-    def rounded_otherwise(self, x, internal):
-        y = fused(self, x, internal)
+    def rounded_otherwise(self, x):
+        y = fused(self, x)
         return None if y is None else y * 1.01
 
-    monkeypatch.setattr(type(block), "_fused_inference", rounded_otherwise)
+    monkeypatch.setattr(type(block), "fused_forward", rounded_otherwise)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error", torch.jit.TracerWarning)
         torch.jit.trace(block, x)

@@ -6,11 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from criterion import assert_close
-from support import randomise
+from support import grant, randomise
 from torch import nn
 from training import assert_gradient_close, is_trained
 
-from resnet_fused import _policy, autograd, functional, ops, reference
+from resnet_fused import functional, ops, reference
+from resnet_fused.chain import policy
+from resnet_fused.chain.policy import CAPABILITIES
 from resnet_fused.functional import BatchNorm, Projection
 
 
@@ -66,7 +68,7 @@ def test_block_functions_match_the_blocks(function, cls, names, projected, autoc
 @pytest.mark.parametrize("grad", [False, True])
 def test_preact_convolutions_normalise_on_read(function, cls, names, projected, grad, device, block_of, monkeypatch):
     """As on CUDA: the first convolution and the projection read x, not relu(bn1(x))."""
-    monkeypatch.setattr(functional, "fuses_pre_activation", lambda x: True)
+    grant(monkeypatch, device.type, norm_prologue=True)
     block, options = block_of(cls, 16, 16 // cls.expansion, 2 if projected else 1, device, projected)
     x = torch.randn(2, 16, 7, 7, device=device, requires_grad=grad)
     exact = block.double()(x.double())
@@ -197,12 +199,12 @@ def test_gradients_match_eager(name, dtype, device, monkeypatch):
     """By the criterion. On devices with training ops a call is one differentiable op."""
     leaves, calls = differentiable_calls(device, dtype)
     trained, found = with_gradients(calls[name], leaves)
-    assert trained or device.type not in autograd.DEVICES
+    assert trained or not CAPABILITIES[device.type].trains
     with torch.no_grad():
         without = calls[name]()
     assert not without.requires_grad
     torch.testing.assert_close(without, found[0])
-    monkeypatch.setattr(autograd, "DEVICES", frozenset())
+    grant(monkeypatch, device.type, trains=False)
     fused_or_pooled, expected = with_gradients(calls[name], leaves)
     assert not fused_or_pooled or "pool" in name
     double, exact = differentiable_calls(device)
@@ -224,7 +226,7 @@ def test_gradients_by_finite_differences(name, device):
     assert torch.autograd.gradgradcheck(lambda *_: calls[name](), learning, fast_mode=True)
 
 
-@pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
+@pytest.mark.skipif(not CAPABILITIES["cpu"].trains, reason="the library has no training ops")
 def test_basic_block_saves_no_inner_activation():
     leaves, calls = differentiable_calls("cpu")
     saved = []
@@ -256,7 +258,7 @@ def test_gradients_under_autocast(device):
 
     A pre-activation trains only if x already has that dtype: eager normalises a float32 x before rounding it.
     """
-    trains = device.type in autograd.DEVICES
+    trains = CAPABILITIES[device.type].trains
     for dtype in (torch.float32, torch.bfloat16):
         leaves, _ = differentiable_calls(device, torch.float32)
         x, weight, bn = leaves[0].detach().to(dtype), leaves[2], norm_of(4, device)
@@ -313,12 +315,12 @@ def _switch_of_tf32():
 def test_tf32_follows_torchs_switch():
     for precision in ("ieee", "tf32"):
         torch.backends.cudnn.conv.fp32_precision = precision
-        assert _policy.torch_allows_tf32() == (precision == "tf32")
+        assert policy.torch_allows_tf32() == (precision == "tf32")
     # the older switch, which torch refuses to read once the newer one was set
     torch.backends.cudnn.allow_tf32 = False
-    assert not _policy.torch_allows_tf32()
+    assert not policy.torch_allows_tf32()
     torch.backends.cudnn.allow_tf32 = True
-    assert _policy.torch_allows_tf32()
+    assert policy.torch_allows_tf32()
 
 
 @pytest.mark.usefixtures("_switch_of_tf32")
@@ -326,7 +328,7 @@ def test_tf32_follows_torchs_switch():
 def test_compile_and_export_read_tf32_while_tracing(allowed):
     class Network(nn.Module):
         def forward(self, x):
-            return x + 1 if _policy.torch_allows_tf32() else x - 1
+            return x + 1 if policy.torch_allows_tf32() else x - 1
 
     torch.backends.cudnn.allow_tf32 = allowed  # torch 2.13's own tracing fails after fp32_precision = "ieee"
     x = torch.zeros(2)

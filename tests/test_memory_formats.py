@@ -18,11 +18,12 @@ from training import (
 )
 
 import resnet_fused
-from resnet_fused import autograd, functional, models, modules, reference
-from resnet_fused.autograd import is_channels_last
+from resnet_fused import functional, models, modules, reference
+from resnet_fused.chain.memory_format import is_channels_last
+from resnet_fused.chain.policy import CAPABILITIES
 
 tv = pytest.importorskip("torchvision.models")
-pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
+pytestmark = pytest.mark.skipif(not CAPABILITIES["cpu"].trains, reason="the library has no training ops")
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 by_formats = [

@@ -22,10 +22,11 @@ from training import (
 )
 
 import resnet_fused
-from resnet_fused import autograd, models, modules
-from resnet_fused.modules._patches import _CLASSES, is_patched, layers_are_patched
+from resnet_fused import models, modules
+from resnet_fused.chain.patches import _CLASSES, is_patched, layers_are_patched
+from resnet_fused.chain.policy import CAPABILITIES
 
-pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
+pytestmark = pytest.mark.skipif(not CAPABILITIES["cpu"].trains, reason="the library has no training ops")
 
 MODES = ["train", "eval", "eval_no_grad"]
 
@@ -92,8 +93,11 @@ INSTANCE_PATCHES = [
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("cls", WITH_SHORTCUT)
 @pytest.mark.parametrize(("name", "patch"), INSTANCE_PATCHES)
-def test_patched_module_of_a_block_runs_eagerly(cls, name, patch, mode):
+@pytest.mark.parametrize("seen", [False, True], ids=["before", "between"])
+def test_patched_module_of_a_block_runs_eagerly(cls, name, patch, mode, seen):
     block = projected(cls)
+    if seen:  # a block remembers what its modules held in the last call
+        outputs(block, torch.randn(2, in_channels(block), 6, 6), mode)
     twin = eager_twin(block)
     for each in (block, twin):
         patch(each.get_submodule(name))

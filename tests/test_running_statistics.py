@@ -19,9 +19,11 @@ from training import (
 )
 
 import resnet_fused
-from resnet_fused import autograd, functional, models, modules
+from resnet_fused import functional, models, modules
+from resnet_fused.chain import statistics
+from resnet_fused.chain.policy import CAPABILITIES
 
-pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
+pytestmark = pytest.mark.skipif(not CAPABILITIES["cpu"].trains, reason="the library has no training ops")
 
 
 def blocks():
@@ -268,7 +270,7 @@ def test_running_averages_of_several_norms(momenta, dtype):
     expected, exact = copy.deepcopy(norms), [copy.deepcopy(norm).double() for norm in norms]
     for _ in range(3):
         batches = [5 + torch.randn(3, norm.num_features, 4, 2, dtype=dtype) for norm in norms]
-        autograd.update_running(norms, [autograd.batch_statistics(x, "") for x in batches])
+        statistics.update_running(norms, [statistics.batch_statistics(x, "") for x in batches])
         for norm, double, x in zip(expected, exact, batches, strict=True):
             norm(x), double(x.double())
     for ours, eager, truth in zip(norms, expected, exact, strict=True):
@@ -281,7 +283,7 @@ def test_norm_used_twice_updates_twice():
     norm = nn.BatchNorm2d(8)
     twin = copy.deepcopy(norm)
     batches = [torch.randn(2, 8, 3, 3), 5 + torch.randn(2, 8, 3, 3)]
-    autograd.update_running([norm, norm], [autograd.batch_statistics(x, "") for x in batches])
+    statistics.update_running([norm, norm], [statistics.batch_statistics(x, "") for x in batches])
     for x in batches:
         twin(x)
     torch.testing.assert_close(norm.state_dict(), twin.state_dict())
@@ -291,7 +293,7 @@ def test_infinite_average_stays_infinite():
     """As in eager. An update by the difference of the averages would give NaN."""
     norm = nn.BatchNorm2d(2)
     norm.running_var.fill_(float("inf"))
-    autograd.update_running([norm], [autograd.batch_statistics(torch.randn(2, 2, 3, 3), "")])
+    statistics.update_running([norm], [statistics.batch_statistics(torch.randn(2, 2, 3, 3), "")])
     assert norm.running_var.isinf().all()
 
 
@@ -300,7 +302,7 @@ def test_norms_that_share_buffers_update_them_in_turn():
     norms[1].running_mean, norms[1].running_var = norms[0].running_mean, norms[0].running_var
     twins = copy.deepcopy(norms)
     batches = [torch.randn(2, 8, 3, 3), 5 + torch.randn(2, 8, 3, 3)]
-    autograd.update_running(norms, [autograd.batch_statistics(x, "") for x in batches])
+    statistics.update_running(norms, [statistics.batch_statistics(x, "") for x in batches])
     for twin, x in zip(twins, batches, strict=True):
         twin(x)
     torch.testing.assert_close(norms[1].running_mean, twins[1].running_mean)

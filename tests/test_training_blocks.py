@@ -25,12 +25,11 @@ from training import (
     x_for,
 )
 
-from resnet_fused import autograd, models, modules, ops, reference
-from resnet_fused._policy import training_dtype
-from resnet_fused.autograd import backward, forward, layout, op
-from resnet_fused.autograd import input_gradient as gradients
+from resnet_fused import models, modules, ops, reference
+from resnet_fused.chain import backward, convolutions, forward, layout, policy, train
+from resnet_fused.chain.policy import CAPABILITIES
 
-pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
+pytestmark = pytest.mark.skipif(not CAPABILITIES["cpu"].trains, reason="the library has no training ops")
 
 
 def blocks():
@@ -88,7 +87,7 @@ def test_relu_mask_differing_in_backward_is_caught(dtype, monkeypatch):
     block = identity(modules.FusedBasicBlock, 4).to(dtype)
     x = x_for(block, dtype)
     assert_trains_as_computed(block, x)
-    monkeypatch.setattr(op, "Backward", Mistaken)
+    monkeypatch.setattr(train, "Backward", Mistaken)
     with pytest.raises(AssertionError, match="error"):
         assert_trains_as_computed(block, x)
 
@@ -109,7 +108,7 @@ def test_projected_stride_1_bottleneck_recomputes_convolution(monkeypatch):
     x = x_for(block)
     first = everything(copy.deepcopy(block), x)
     convolved = []
-    convolve = forward.convolve
+    convolve = convolutions.convolve
     monkeypatch.setattr(
         backward, "convolve", lambda *args, **how: (convolved.append(args[2]), convolve(*args, **how))[1]
     )
@@ -150,9 +149,9 @@ def test_strided_inputs(cls):
 def test_large_float32_layers_use_our_convolutions(cls, monkeypatch):
     block = identity(cls)
     x = x_for(block, n=4, h=17, w=16, memory_format=torch.channels_last)
-    assert x[:, 0].numel() >= forward.MIN_PIXELS_TO_PACK
+    assert x[:, 0].numel() >= convolutions.MIN_PIXELS_TO_PACK
     called = []
-    monkeypatch.setattr(gradients, "MIN_SAVED_PIXELS_TO_FLIP", 0)
+    monkeypatch.setattr(convolutions, "MIN_SAVED_PIXELS_TO_FLIP", 0)
     ours = ops.conv_bn_act
     monkeypatch.setattr(ops, "conv_bn_act", lambda *args, **how: (called.append(args), ours(*args, **how))[1])
     assert_trains_as_eager(block, x)
@@ -171,7 +170,7 @@ def test_large_pointwise_results_use_our_convolutions(autocast, monkeypatch):
     how = {"enabled": autocast, "dtype": torch.bfloat16}
     assert_trains_as_eager(block, x, **how)
     assert not any(tuple(shape[2:]) == (1, 1) for shape in called)
-    monkeypatch.setattr(forward, "MIN_BYTES_TO_POOL", 1)
+    monkeypatch.setattr(convolutions, "MIN_BYTES_TO_POOL", 1)
     assert_trains_as_eager(block, x, **how)
     pointwise = [shape for shape in called if tuple(shape[2:]) == (1, 1)]
     assert len(pointwise) == 5, "three forward, and two gradients of inputs: the projection has a stride of 2"
@@ -183,11 +182,11 @@ def test_input_gradient_as_convolution_matches_eager(padding, channels, monkeypa
     c, k = channels
     weight = torch.randn(k, c, 3, 3).contiguous(memory_format=torch.channels_last)
     slots = layout.ConvSlots(0, None, (1, 1), (padding, padding), (1, 1), 1)
-    monkeypatch.setattr(gradients, "MIN_SAVED_PIXELS_TO_FLIP", 0)
+    monkeypatch.setattr(convolutions, "MIN_SAVED_PIXELS_TO_FLIP", 0)
     x = torch.randn(4, c, 20, 19).contiguous(memory_format=torch.channels_last).requires_grad_()
     y = nn.functional.conv2d(x, weight, None, 1, padding)
     grad = torch.randn_like(y)
-    found = gradients.input_gradient(grad, weight, slots)
+    found = convolutions.input_gradient(grad, weight, slots)
     (expected,) = torch.autograd.grad(y, x, grad)
     if padding == 3:  # the convolution would need negative padding
         assert found is None
@@ -382,8 +381,10 @@ def test_func_transforms_train_eagerly():
     x = torch.randn(2, 8, 4, 4)
     gradient = torch.func.grad(lambda x: block(x).square().sum())(x)
     assert torch.equal(gradient, torch.func.grad(lambda x: twin(x).square().sum())(x))
-    assert training_dtype(x) is torch.float32
-    torch.func.vmap(lambda x: pytest.fail("transformed") if training_dtype(x[None]) else x)(x)
+    assert policy.setting(x).dtype is torch.float32
+    torch.func.vmap(lambda x: pytest.fail("transformed") if isinstance(policy.setting(x[None]), policy.Setting) else x)(
+        x
+    )
 
 
 @pytest.mark.parametrize("build", list(blocks()))

@@ -8,9 +8,10 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import resnet_fused
-from resnet_fused import autograd, modules, ops
+from resnet_fused import modules, ops
+from resnet_fused.chain.policy import CAPABILITIES
 
-pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
+pytestmark = pytest.mark.skipif(not CAPABILITIES["cpu"].trains, reason="the library has no training ops")
 
 STEPS, BATCH, SMOOTH = 200, 32, 20
 

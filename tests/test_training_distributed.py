@@ -13,10 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 from training import is_trained, projection
 
 import resnet_fused
-from resnet_fused import autograd, modules
+from resnet_fused import modules
+from resnet_fused.chain.policy import CAPABILITIES
 
 pytestmark = [
-    pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops"),
+    pytest.mark.skipif(not CAPABILITIES["cpu"].trains, reason="the library has no training ops"),
     pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo"),
 ]
 
@@ -91,7 +92,7 @@ def synchronised_is_the_whole_batch(rank, world, shares):
 def statistics_survive_a_large_mean(rank, world):
     x = 1000 + torch.randn(8 + rank, 5, 9, 9, generator=torch.Generator().manual_seed(rank))
     name = torch.distributed.group.WORLD.group_name
-    from resnet_fused.autograd.statistics import batch_statistics
+    from resnet_fused.chain.statistics import batch_statistics
 
     mean, var, count = batch_statistics(x, name)
     everything = [None] * world

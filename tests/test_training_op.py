@@ -11,10 +11,12 @@ from support import RecordedOps
 from torch.utils.checkpoint import checkpoint
 from training import projection
 
-from resnet_fused import autograd, modules, revert
-from resnet_fused.autograd import Conv, Norm, eager_chain, layout
+from resnet_fused import modules, revert
+from resnet_fused.chain import eager, layout, train
+from resnet_fused.chain.policy import CAPABILITIES
+from resnet_fused.chain.spec import ALL_VISIBLE, Chain, Conv, Norm, Pool, Shortcut
 
-pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
+pytestmark = pytest.mark.skipif(not CAPABILITIES["cpu"].trains, reason="the library has no training ops")
 
 
 def vector(channels, dtype):
@@ -58,16 +60,22 @@ def chains(dtype=torch.float64):
     }
 
 
+def pack(convs, norms, projection=None, residual=None, identity=False, relu=True, recompute=False, pool=None):
+    shortcut = Shortcut(*(projection or ()), residual=residual) if projection or residual is not None else None
+    chain = Chain(tuple(convs), tuple(norms), Shortcut() if identity else shortcut, relu, pool and Pool(*pool))
+    return layout.pack(chain, ALL_VISIBLE, recompute)
+
+
 @pytest.mark.parametrize("name", chains())
 def test_gradients_by_finite_differences(name):
     (convs, norms), options = chains()[name]
-    tensors, ints, eps = autograd.pack(convs, norms, **options)
+    tensors, ints, eps = pack(convs, norms, **options)
     x = torch.randn(2, 4, 5, 4, dtype=torch.float64, requires_grad=True)
     learning = [t for t in tensors if t.requires_grad]
 
     def out(x, *given):
         fresh = iter(given)
-        return autograd.train_chain(x, [next(fresh) if t.requires_grad else t for t in tensors], ints, eps, "")[0]
+        return train.train_chain(x, [next(fresh) if t.requires_grad else t for t in tensors], ints, eps, "")[0]
 
     assert torch.autograd.gradcheck(out, (x, *learning), fast_mode=True)
     assert torch.autograd.gradgradcheck(out, (x, *learning), fast_mode=True)
@@ -87,19 +95,20 @@ def test_gradients_by_finite_differences(name):
 def test_opcheck(name, dtype):
     (convs, norms), options = chains(dtype)[name]
     x = torch.randn(2, 4, 5, 4).to(dtype).requires_grad_()
-    torch.library.opcheck(autograd.train_chain, (x, *autograd.pack(convs, norms, **options), ""))
+    torch.library.opcheck(train.train_chain, (x, *pack(convs, norms, **options), ""))
 
 
 @pytest.mark.parametrize("name", chains())
 def test_unpack_inverts_pack(name):
     (convs, norms), options = chains()[name]
-    tensors, ints, eps = autograd.pack(convs, norms, **options)
+    tensors, ints, eps = pack(convs, norms, **options)
     read = layout.unpack(ints, eps)
     proj, proj_norm = options.get("projection", (None, None))
     slots = (*read.convs, read.projection, *read.norms, read.projection_norm)
     for slot, expected in zip(slots, (*convs, proj, *norms, proj_norm), strict=True):
         assert (slot is None) == (expected is None)
-        for place, value in zip(slot or (), expected or (), strict=True):
+        values = (*expected[:5], expected.sync) if isinstance(expected, Norm) else expected or ()
+        for place, value in zip(slot or (), values, strict=True):
             assert tensors[place] is value if isinstance(value, torch.Tensor) else place == value
     residual = options.get("residual")
     assert (read.residual is None) == (residual is None)
@@ -111,10 +120,10 @@ def test_unpack_inverts_pack(name):
 @pytest.mark.parametrize("name", chains())
 def test_eager_twin_computes_the_same_function(name):
     (convs, norms), options = chains()[name]
-    tensors, ints, eps = autograd.pack(convs, norms, **options)
+    tensors, ints, eps = pack(convs, norms, **options)
     x = torch.randn(2, 4, 5, 4, dtype=torch.float64)
-    y = eager_chain.chain(x, tensors, layout.unpack(ints, eps))
-    torch.testing.assert_close(autograd.train_chain(x, tensors, ints, eps, "")[0], y)
+    y = eager.run(x, layout.unpack(ints, eps).chain(tensors))
+    torch.testing.assert_close(train.train_chain(x, tensors, ints, eps, "")[0], y)
 
 
 @settings(max_examples=25)
@@ -149,13 +158,13 @@ def test_any_shape(n, h, w, channels, stride, projects, pre, memory_format):
 def test_eager_mode_equals_the_op_bitwise(name):
     """Without a dispatch mode an autograd.Function runs the chain; with one, the op."""
     (convs, norms), options = chains(torch.float32)[name]
-    tensors, ints, eps = autograd.pack(convs, norms, **options)
+    tensors, ints, eps = pack(convs, norms, **options)
     x = torch.randn(2, 4, 5, 4, requires_grad=True)
     learning = [t for t in (x, *tensors) if t.requires_grad]
 
     def trained():
         seen = []
-        y = autograd.run_chain(x, tensors, ints, eps, "", seen.extend)
+        y = train.run_chain(x, tensors, ints, eps, "", seen.extend)
         statistics = [torch.as_tensor(value, dtype=torch.float32) for each in seen for value in each]
         return [y, *statistics, *torch.autograd.grad(y.square().sum(), learning)], y.grad_fn
 

@@ -6,9 +6,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import WITH_SHORTCUT, assert_trains_as_eager, identity, projected, x_for
 
-from resnet_fused import autograd, modules
+from resnet_fused import modules
+from resnet_fused.chain.policy import CAPABILITIES
 
-pytestmark = pytest.mark.skipif("cpu" not in autograd.DEVICES, reason="the library has no training ops")
+pytestmark = pytest.mark.skipif(not CAPABILITIES["cpu"].trains, reason="the library has no training ops")
 
 
 def frozen_norms(block):

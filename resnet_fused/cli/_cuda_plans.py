@@ -1,15 +1,13 @@
 """The CUDA plan for each convolution of a converted model, including its projection and prologue."""
 
-import torch
 from torch import nn
 
 from .. import modules, ops
-from .._policy import torch_allows_tf32
-from ..modules._read import projection_args
+from ..chain import read
+from ..chain.infer import is_projection
+from ..chain.policy import torch_allows_tf32
+from ..chain.spec import Chain
 from ._shapes import ConvCall
-
-_PRE_ACTIVATED = (modules.FusedPreActBlock, modules.FusedPreActBottleneck, modules.FusedPlainPreActBlock)
-_WITHOUT_SHORTCUT = (modules.FusedPlainBlock, modules.FusedPlainPreActBlock)
 
 
 def cuda_plan(model: nn.Module, owner: str, call: ConvCall, calls: list[ConvCall], dtype: str, gpu: list[int]) -> str:
@@ -43,30 +41,24 @@ def _whole_block(
 
 
 def _plan_of_part(
-    block: nn.Module, owner: str, part: str, call: ConvCall, calls: list[ConvCall], dtype: str, gpu: list[int]
+    block: modules.FusedBlock, owner: str, part: str, call: ConvCall, calls: list[ConvCall], dtype: str, gpu: list[int]
 ) -> str:
     """The plan for one convolution of a block."""
-    pre_activated = isinstance(block, _PRE_ACTIVATED)
-    last = "conv3" if hasattr(block, "conv3") else "conv2"
-    shortcut = _projection(block, owner, calls, dtype)
-    if part.startswith("downsample"):
+    names, chain = read.resolve(block, block._spec), read.described(block, block._spec)
+    assert isinstance(chain, Chain), "the report says that the block runs fused"
+    pre_activated, last = chain.norms[0] is not None, names.convs[-1]
+    shortcut = None
+    if chain.shortcut is not None and chain.shortcut.conv is not None and is_projection(chain.shortcut.conv):
+        shortcut = next(each for each in calls if f"{each.name}.".startswith(f"{owner}.{names.shortcut}."))
+    if names.shortcut and part.startswith(names.shortcut):
         if shortcut is not None and shortcut.name == call.name:
             return f"in {last}: a projection, included in the plan of {owner}.{last}"
         return "torch: a shortcut that is not a single 1x1 convolution, not fused"
     if part == last:
         if shortcut is None:
-            return _explain(call, dtype, gpu, residual=not isinstance(block, _WITHOUT_SHORTCUT))
+            return _explain(call, dtype, gpu, residual=chain.shortcut is not None)
         return _explain(call, dtype, gpu, "projection prologue" if pre_activated else "projection", shortcut)
-    return _explain(call, dtype, gpu, "prologue" if pre_activated and part == "conv1" else "plain")
-
-
-def _projection(block: nn.Module, owner: str, calls: list[ConvCall], dtype: str) -> ConvCall | None:
-    """The call of the block's projection shortcut if a kernel computes it, else None."""
-    down = getattr(block, "downsample", None)
-    with torch.no_grad():
-        if down is None or projection_args(down, getattr(torch, dtype)) is None:
-            return None
-    return next(call for call in calls if f"{call.name}.".startswith(f"{owner}.downsample."))
+    return _explain(call, dtype, gpu, "prologue" if pre_activated and part == names.convs[0] else "plain")
 
 
 def _explain(

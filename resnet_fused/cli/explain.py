@@ -1,4 +1,4 @@
-"""``explain``: shows what convert() does to a model, and the kernel that runs each convolution."""
+"""``explain``: shows what convert() does to a model, why eager runs, and the kernel of each convolution."""
 
 import argparse
 import re
@@ -8,10 +8,12 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import resnet_fused
 
 from .. import ops
+from ..explain import EAGER, Run, record, runs
 from . import _gpus
 from ._cuda_plans import cuda_plan
 from ._errors import CommandError
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prints the report, then a table of convolutions."""
+    """Prints how each module runs in eval and training mode, then a table of convolutions."""
     shape = _shape(args.input)
     gpu = None if args.gpu is None else _gpus.numbers(args.gpu)
     model = load_model(args.model)
@@ -47,8 +49,9 @@ def main(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise CommandError(f"{args.model} cannot be converted: {error}") from error
 
+    how = _runs(model, report, shape, DTYPES[args.dtype], args.channels_last)
     console = Console()
-    console.print(_report_table(report))
+    console.print(_report_table(report, how))
     if gpu is None:
         plans = [_cpu_plan(call, report, args.dtype) for call in calls]
     else:
@@ -64,6 +67,30 @@ def main(args: argparse.Namespace) -> int:
             console.print(escape(f"\n{call.name}: {plan}"))
     console.print(f"\n{FOR_CPU if gpu is None else FOR_GPU}")
     return 0
+
+
+MODES = ("eval", "training")
+
+
+def _runs(
+    model: torch.nn.Module, report: resnet_fused.Report, shape: list[int], dtype: torch.dtype, channels_last: bool
+) -> dict[str, dict[str, Run]]:
+    """How each module of the report runs in each mode, found with fake tensors (nothing is computed)."""
+    found: dict[str, dict[str, Run]] = {}
+    for mode in MODES:
+        model.train(mode == "training")
+        # Batch statistics need more than one value.
+        batch = max(shape[0], 2) if mode == "training" else shape[0]
+        with torch.set_grad_enabled(mode == "training"), FakeTensorMode(allow_non_fake_inputs=True):
+            x = torch.empty([batch, *shape[1:]], dtype=dtype)
+            x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+            try:
+                found[mode] = runs(model, report, record(model, x))
+            except Exception as error:  # an arbitrary model may raise anything, for example without targets
+                reason = f"the model raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                found[mode] = {name: Run(entry.kind, EAGER, reason) for name, entry in report.items()}
+    model.eval()
+    return found
 
 
 def _shape(text: str) -> list[int]:
@@ -111,10 +138,14 @@ def _owner(name: str, report: resnet_fused.Report) -> str | None:
     return parent
 
 
-def _report_table(report: resnet_fused.Report) -> Table:
-    table = Table("module", "kind", "status", "reason", box=box.SIMPLE_HEAD, pad_edge=False, title="Modules")
+def _report_table(report: resnet_fused.Report, how: dict[str, dict[str, Run]]) -> Table:
+    table = Table("module", "kind", "status", *MODES, "reason", box=box.SIMPLE_HEAD, pad_edge=False, title="Modules")
     for name, entry in report.items():
-        table.add_row(escape(name or "(root)"), entry.kind, entry.status, escape(entry.reason))
+        modes = {mode: how[mode][name] for mode in MODES}
+        reasons = [f"{mode}: {run.reason}" for mode, run in modes.items() if run.reason]
+        cells = ["eager" if run.how == EAGER else "fused" for run in modes.values()]
+        reason = entry.reason or "; ".join(reasons)
+        table.add_row(escape(name or "(root)"), entry.kind, entry.status, *cells, escape(reason))
     table.caption = ", ".join(report.counted(status) for status in ("converted", "refused"))
     return table
 

@@ -2,27 +2,28 @@
 
 import functools
 import warnings
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from .. import ops
-from .._policy import PLAIN_TENSORS, ConvOptions
-from ..autograd import ALL_VISIBLE, Visibility, is_channels_last
+from .. import chain
+from ..chain import read
+from ..chain.memory_format import contiguous, has_channels_last_weight, is_channels_last, nhwc
+from ..chain.spec import ALL_VISIBLE, Reason, Visibility
 from ._eager import Methods
-from ._format import contiguous, has_channels_last_weight
-from ._geometry import convolved_size
 from ._packing import OwnsPackedWeights
 
 
 class FusedBlock(OwnsPackedWeights):
     """A fused block. ``_eager_class`` is its specification, its fallback, and the class that ``revert`` restores.
 
-    The inference path runs if no gradient is needed and every BatchNorm of the block uses its running statistics
-    (``bn.training`` decides, not ``self.training``). Otherwise the training path runs: one op with one autograd formula
-    (docs/training.md). The eager block runs under ``torch.func`` transforms, with tensor subclasses, and if a submodule
-    has hooks or was replaced by another type.
+    ``_spec`` says what the block computes; :func:`resnet_fused.chain.read.block` decides on every call whether that is
+    what calling its modules would compute. Inference runs one op per convolution if no gradient is needed and every
+    BatchNorm of the block uses its running statistics (``bn.training`` decides, not ``self.training``). Otherwise the
+    block is one op with one autograd formula (docs/training.md). :func:`resnet_fused.explain` says why a block runs
+    eagerly.
 
     Attributes that can be set on a block:
 
@@ -32,7 +33,7 @@ class FusedBlock(OwnsPackedWeights):
 
     _eager_class: ClassVar[type[nn.Module]]
     _eager_methods: ClassVar[Methods]
-    _convs: ClassVar[tuple[str, ...]]  # names of the convolutions, except the shortcut's
+    _spec: ClassVar[Any]  # a read.Spec
     recompute: bool = False
     fused_training: bool = True
 
@@ -47,24 +48,27 @@ class FusedBlock(OwnsPackedWeights):
     def fused_forward(self, x: Tensor, visibility: Visibility = ALL_VISIBLE) -> Tensor | None:
         """The output of a fused path in any memory format, or None if the eager block must run."""
         if self._eager_class.forward is not self._eager_methods["forward"]:
-            return None  # the eager class's forward was monkey-patched: run the replacement
-        y = self._fused_inference(x, visibility.internal_output)
-        return self._fused_train(x, visibility) if y is None else y
+            read.record(
+                self, self._spec, Reason("forward of {} was replaced by another function", "", self._eager_class)
+            )
+            return None
+        how = read.block(self, self._spec, x)
+        if isinstance(how, Reason):
+            return None
+        return chain.run(x if how.trains else nhwc(x), how, keep_packed=True, visibility=visibility)
+
+    def _kernel_weights(self) -> Iterator[Any]:
+        yield from (module._parameters.get("weight") for module in self.modules() if isinstance(module, nn.Conv2d))
 
     def outputs_channels_last(self) -> bool:
         """Whether a channels_last weight makes the eager block return channels_last for a contiguous x."""
-        return any(has_channels_last_weight(self._modules.get(name)) for name in self._convs)
+        convs = read.resolve(self, self._spec).convs
+        return any(has_channels_last_weight(read.find(self, name)) for name in convs)
 
-    def _fused_inference(self, x: Tensor, internal: bool) -> Tensor | None:
-        """The block's output without gradients, or None if this path does not apply.
-
-        ``internal``: only the next fused block reads the output.
-        """
-        raise NotImplementedError
-
-    def _fused_train(self, x: Tensor, visibility: Visibility) -> Tensor | None:
-        """The block's output with batch statistics or gradients, or None if the eager block must run."""
-        raise NotImplementedError
+    def leaves_input_unchanged(self) -> bool:
+        """Whether the block, also the eager one, leaves x and its storage unchanged."""
+        name = read.resolve(self, self._spec).shortcut
+        return not name or read.is_read_only(read.shortcut_of(self, name))
 
 
 def _is_traced_by_fx(x: Any) -> bool:
@@ -79,22 +83,3 @@ def _warn_about_fx_tracing() -> None:
         "[resnet_fused.modules.FusedBlock]}), or override is_leaf_module in your own torch.fx.Tracer.",
         stacklevel=3,
     )
-
-
-def conv_add(
-    x: Tensor, conv: tuple[Any, ...], shortcut: tuple[Any, ...], relu: bool, options: ConvOptions, internal: bool
-) -> Tensor:
-    """The last convolution of a block plus the shortcut, as returned by ``_read.shortcut_args``."""
-    if len(shortcut) == 1:
-        (added,) = shortcut
-        size = convolved_size(x.shape[2:], conv[0], *conv[7:10])
-        if (
-            type(added) not in PLAIN_TENSORS
-            or added.dtype is not x.dtype
-            or added.shape != (x.shape[0], conv[0].shape[0], *size)
-        ):
-            y = ops.conv_bn_act(x, *conv, None, False, *options, internal=internal)
-            y += added  # broadcasts or raises, as in eager
-            return y.relu_() if relu else y
-        return ops.conv_bn_act(x, *conv, shortcut[0], relu, *options, internal=internal)
-    return ops.conv_bn_proj_act(x, *conv, *shortcut, relu, *options, internal=internal)

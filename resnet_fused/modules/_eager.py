@@ -19,10 +19,11 @@ def original_methods(eager: type[nn.Module], *names: str) -> Methods:
     methods: dict[str, Callable[..., Any] | None] = {}
     for name in names:
         function = getattr(eager, name)
+        owner = next(kind for kind in eager.__mro__ if name in vars(kind))
         is_original = (
             isinstance(function, FunctionType)
-            and function.__globals__ is vars(sys.modules[eager.__module__])
-            and function.__qualname__ == f"{eager.__qualname__}.{name}"
+            and function.__globals__ is vars(sys.modules[owner.__module__])
+            and function.__qualname__ == f"{owner.__qualname__}.{name}"
         )
         methods[name] = function if is_original else None
     return methods

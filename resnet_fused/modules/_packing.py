@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import ops
+from ..chain import read
 
 
 class OwnsPackedWeights(nn.Module):
@@ -19,6 +20,7 @@ class OwnsPackedWeights(nn.Module):
 
     def forget_packed(self) -> None:
         """Frees the packed weights of this module; the next call packs them again."""
+        read.forget(self)
         weights = self.packable_weights()
         if weights:
             # A model may be moved during tracing: keep the op out of the traced graph.
@@ -31,9 +33,7 @@ class OwnsPackedWeights(nn.Module):
         return [w for w in self._kernel_weights() if type(w) in (Tensor, nn.Parameter) and not w.is_meta]
 
     def _kernel_weights(self) -> Iterator[Any]:
-        children = self._modules
-        shortcut = children.get("downsample")
-        for module in (*children.values(), *(shortcut.children() if shortcut is not None else ())):
+        for module in self._modules.values():
             if isinstance(module, nn.Conv2d):
                 yield module._parameters.get("weight")
 

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from .._policy import PLAIN_TENSORS, is_exporting
-from ..autograd import Visibility, is_channels_last
+from ..chain.memory_format import contiguous, is_channels_last, nhwc_with_contiguous_grad
+from ..chain.patches import layers_are_patched
+from ..chain.policy import PLAIN_TENSORS, is_exporting
+from ..chain.read import has_hooks_or_patches, may_train
+from ..chain.spec import Visibility
 from ._block import FusedBlock
-from ._format import contiguous, nhwc_with_contiguous_grad
-from ._patches import layers_are_patched
-from ._read import has_hooks_or_patches, is_read_only, shortcut_of
-from ._train import trains_fused
 
 _FORWARD, _CALL = FusedBlock.forward, nn.Module.__call__
 
@@ -30,7 +29,7 @@ def run_stages(x: Tensor, channels_last: bool, stages: Iterable[nn.Module]) -> t
     for block, after in _blocks_with_next(stages):
         y, for_next = None, False
         if isinstance(block, FusedBlock) and _has_default_call(block):
-            hidden = not channels_last and trains_fused(block, x)
+            hidden = not channels_last and may_train(block, x)
             for_next = _is_internal_to(after)
             visibility = Visibility(hidden, internal, for_next)
             y = block.fused_forward(nhwc_with_contiguous_grad(x) if hidden else x, visibility)
@@ -61,7 +60,7 @@ def _is_internal_to(after: Any) -> bool:
     """Whether only fused blocks read the output passed to ``after``; if its eager block runs, it gets a copy."""
     if torch.compiler.is_compiling():  # the compiler would remove the copy
         return False
-    return isinstance(after, FusedBlock) and _has_default_call(after) and is_read_only(shortcut_of(after))
+    return isinstance(after, FusedBlock) and _has_default_call(after) and after.leaves_input_unchanged()
 
 
 def _blocks_with_next(stages: Iterable[nn.Module]) -> Iterator[tuple[Any, Any]]:

@@ -5,24 +5,24 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from .. import autograd, ops
-from ..autograd import is_channels_last
-from ._eager import Methods, replacement
-from ._format import contiguous, conv_outputs_channels_last, nhwc, nhwc_with_contiguous_grad
-from ._geometry import of_pool
-from ._packing import OwnsPackedWeights
-from ._read import (
-    all_convs_indexable,
-    batch_norm,
-    conv_norm,
-    conv_without_norm,
-    has_hooks_or_patches,
-    indexable,
-    is_relu,
-    kernel_dtype,
+from .. import chain
+from ..chain import read
+from ..chain.memory_format import (
+    contiguous,
+    conv_outputs_channels_last,
+    is_channels_last,
+    nhwc,
+    nhwc_with_contiguous_grad,
 )
+from ..chain.spec import BlockSpec, Reason, Visibility
+from ._eager import Methods, replacement
+from ._packing import OwnsPackedWeights
 from ._stages import is_observed, run_stages
-from ._train import train, trains_fused
+
+_STEM = BlockSpec(convs=("conv1",), norms=(None, "bn1"), part="stem")
+_POOLED_STEM = _STEM._replace(pool="maxpool", part="stem and pooling")
+_CONV_STEM = BlockSpec(convs=("conv1",), norms=(None, None), relus=(), relu=False, part="stem")
+_TAIL = BlockSpec(convs=(), norms=("bn1",), part="tail")
 
 
 class RunsStages(OwnsPackedWeights):
@@ -64,6 +64,7 @@ class FusedStem(RunsStages):
     The eager stem runs under the same conditions as in :class:`~resnet_fused.modules._block.FusedBlock`.
     """
 
+    _spec: ClassVar[BlockSpec] = _STEM
     _pools: ClassVar[bool] = True  # whether the network calls its maxpool
     bn1: Any
     relu: Any
@@ -75,54 +76,24 @@ class FusedStem(RunsStages):
         return y if last else contiguous(y)
 
     def _stem(self, x: Tensor) -> Tensor:
-        y = self._fused_stem(x)
+        y = _run_stem(self, _POOLED_STEM, x) if self._pools else None
         if y is not None:
-            return nhwc(y)
-        pool = self._training_pool(x)
-        y = _train_in_nhwc(self, x, "bn1", relu=True, pool=pool)
-        if y is not None and pool is not None:
             return y
+        y = _run_stem(self, _STEM, x)
         if y is None:
             y = self.relu(self.bn1(self.conv1(x)))
         if not self._pools:
             return y
-        return self._apply_pool(y, is_observed(x) or conv_outputs_channels_last(x, self.conv1))
-
-    def _apply_pool(self, y: Tensor, last: bool) -> Tensor:
-        """Pools y, made contiguous first if eager's y is contiguous (not ``last``) and user code can observe it."""
         pool = self.maxpool
-        unobserved = last or (type(pool) in (nn.MaxPool2d, nn.Identity) and not has_hooks_or_patches(pool))
-        return pool(y if unobserved else contiguous(y))
-
-    def _training_pool(self, x: Tensor) -> autograd.Pool | None:
-        pool = self._modules.get("maxpool")
-        geometry = of_pool(pool) if type(pool) is nn.MaxPool2d and not has_hooks_or_patches(pool) else None
-        return None if geometry is None else autograd.fusable_pool(x.device, *geometry)
-
-    def _fused_stem(self, x: Tensor) -> Tensor | None:
-        dtype, options = kernel_dtype(x)
-        if dtype is None:
-            return None
-        children = self._modules
-        conv = conv_norm(children.get("conv1"), children.get("bn1"), dtype)
-        if conv is None or not is_relu(children.get("relu")):
-            return None
-        pool = children.get("maxpool") if self._pools else None
-        if self._pools and (pool is None or not is_plain_pool(pool)):
-            return None
-        pooling = None if pool is None or type(pool) is nn.Identity else of_pool(pool)
-        then = None if pooling is None else (conv[0].shape[0], *pooling[0], *pooling[1:], 1)
-        if not all_convs_indexable(x, conv, then=then):
-            return None
-        x = nhwc(x.to(dtype))
-        if pooling is None:
-            return ops.conv_bn_act(x, *conv, None, True, *options)
-        return ops.conv_bn_relu_pool(x, *conv, *pooling, *options)
+        is_seen = type(pool) not in (nn.MaxPool2d, nn.Identity) or read.has_hooks_or_patches(pool)
+        last = is_observed(x) or conv_outputs_channels_last(x, self.conv1)
+        return pool(contiguous(y) if is_seen and not last else y)
 
 
 class FusedPreActEnds(RunsStages):
     """Mixin for a pre-activation network: a stem of ``conv1`` alone, and ``bn1`` and ``relu`` after the last block."""
 
+    _spec: ClassVar[BlockSpec] = _STEM  # of all layers outside the stages
     bn1: Any
     relu: Any
 
@@ -140,11 +111,7 @@ class FusedPreActEnds(RunsStages):
         override = replacement(self, "_stem")
         if override is not None:
             return override(self, x)
-        dtype, options = kernel_dtype(x)
-        conv = None if dtype is None else conv_without_norm(self._modules.get("conv1"), dtype)
-        if dtype is not None and conv is not None and all_convs_indexable(x, conv):
-            return nhwc(ops.conv_bn_act(nhwc(x.to(dtype)), *conv, None, False, *options))
-        y = _train_in_nhwc(self, x, None, relu=False)
+        y = _run_stem(self, _CONV_STEM, x)
         return self.conv1(x) if y is None else y
 
     def _tail(self, x: Tensor) -> Tensor:
@@ -155,29 +122,17 @@ class FusedPreActEnds(RunsStages):
         return self.relu(self.bn1(x)) if y is None else y
 
     def _fused_tail(self, x: Tensor) -> Tensor | None:
-        dtype, _ = kernel_dtype(x)
-        norm = batch_norm(self._modules.get("bn1"))
-        if dtype is None or norm is None or not is_relu(self._modules.get("relu")) or not indexable(x):
-            return train(self, x, (), ("bn1",), relu=True, shortcut=False)
-        return ops.bn_add_act(x, *norm, None, True)
+        how = read.block(self, _TAIL, x)
+        return None if isinstance(how, Reason) else chain.run(x, how)
 
 
-def _train_in_nhwc(
-    network: nn.Module, x: Tensor, norm: str | None, *, relu: bool, pool: autograd.Pool | None = None
-) -> Tensor | None:
-    """The training path's output of a stem, or None if eager must run."""
-    if not trains_fused(network, x):
+def _run_stem(network: nn.Module, spec: BlockSpec, x: Tensor) -> Tensor | None:
+    """The stem's output in channels_last, or None if eager must run."""
+    how = read.block(network, spec, x)
+    if isinstance(how, Reason):
         return None
+    if not how.trains:
+        return nhwc(chain.run(nhwc(x), how, keep_packed=True))
     last = conv_outputs_channels_last(x, network._modules.get("conv1"))
     z = nhwc(x) if last else nhwc_with_contiguous_grad(x)
-    visibility = autograd.Visibility(hidden=not last)
-    return train(network, z, ("conv1",), (None, norm), relu=relu, shortcut=False, visibility=visibility, pool=pool)
-
-
-def is_plain_pool(pool: nn.Module) -> bool:
-    """Whether the stem's kernel can apply this pooling module; ``nn.Identity`` means no pooling."""
-    if has_hooks_or_patches(pool):
-        return False
-    if type(pool) is nn.Identity:
-        return True
-    return type(pool) is nn.MaxPool2d and of_pool(pool) is not None
+    return chain.run(z, how, visibility=Visibility(hidden=not last))

@@ -7,11 +7,12 @@ import sys
 
 from torch import nn
 
-from . import own
+from ..chain.spec import class_name
+from . import own, registered
 from ._blocks import Recogniser
-from ._reasons import class_name
 from ._subclasses import DynamicFusedClass, overridden, recogniser_of
 from ._unknown import looks_like_a_block, parts_of
+from .registered import register_block
 
 __all__ = [
     "Recogniser",
@@ -23,6 +24,7 @@ __all__ = [
     "looks_like_a_block",
     "overridden",
     "parts_of",
+    "register_block",
 ]
 
 
@@ -67,5 +69,5 @@ def _recognisers() -> tuple[Recogniser, ...]:
     if "torchvision.models.resnet" in sys.modules:
         from . import torchvision
 
-        return (*own.RECOGNISERS, *torchvision.RECOGNISERS)
-    return own.RECOGNISERS
+        return (*own.RECOGNISERS, *torchvision.RECOGNISERS, *registered.recognisers())
+    return (*own.RECOGNISERS, *registered.recognisers())

@@ -1,18 +1,15 @@
-"""Checks shared by all libraries' blocks: which children a block has, and what each must be."""
+"""A recogniser: how to fuse an eager class, and why one of its modules is not fused."""
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from ..chain import read
+from ..chain.spec import Reason, class_name
 from ..modules._eager import first_replaced_method
-from . import _reasons
-
-
-class Refusal(Protocol):
-    def __call__(self, module: nn.Module, path: str, converted: bool) -> str | None: ...
+from . import _probe, _reasons
 
 
 @dataclass(frozen=True)
@@ -22,50 +19,37 @@ class Recogniser:
     kind: str
     eager: type[nn.Module]
     fused: Any  # a FusedBlock, FusedStem or FusedPreActEnds
-    refusal: Refusal
+    probed: bool = False  # whether blocks are compared with their spec first
 
     def reason(self, module: nn.Module, path: str, converted: bool = False) -> str | None:
         """Why the module at ``path`` cannot be fused or, if ``converted``, why it runs eagerly; else None."""
         method = first_replaced_method(self.eager, self.fused._eager_methods)
         if method is not None:
-            return f"{_reasons.class_name(self.eager)}.{method} was replaced by another function"
+            return f"{class_name(self.eager)}.{method} was replaced by another function"
         if converted and _has_any_global_hook():
             return "a global module hook is registered (torch.nn.modules.module.register_module_...)"
         replaced = next((name for name in self.fused._eager_methods if name in module.__dict__), None)
         if replaced is not None:
             return f"its {replaced} was replaced on this instance"
-        return self.refusal(module, path, converted)
+        if converted:
+            chain = read.described(module, self.fused._spec)
+            return chain.at(path) if isinstance(chain, Reason) else None
+        return self._refusal(module, path) or (self._mismatch(module) if self.probed else None)
 
+    def _mismatch(self, module: nn.Module) -> str | None:
+        chain = read.described(module, self.fused._spec)
+        return str(chain) if isinstance(chain, Reason) else _probe.mismatch(module, self.fused, chain)
 
-def _refuse_block(layers: int, has_shortcut: bool, block: nn.Module, path: str, converted: bool) -> str | None:
-    names = range(1, layers + 1)
-    return _reasons.first(
-        (
-            _reasons.parametrised(block),
-            *(_reasons.conv(block, f"conv{i}", path) for i in names),
-            *(_reasons.batch_norm(block, f"bn{i}", path, converted) for i in names),
-            _reasons.relu(block, path),
-            _reasons.shortcut(block, path, converted) if has_shortcut else None,
+    def _refusal(self, module: nn.Module, path: str) -> str | None:
+        spec = read.resolve(module, self.fused._spec)
+        pool = "maxpool" if getattr(self.fused, "_pools", False) else spec.pool
+        return _reasons.first(
+            (
+                _reasons.parametrised(module),
+                *(_reasons.conv(module, name, path) for name in spec.convs),
+                *(_reasons.batch_norm(module, name, path) for name in spec.norms if name is not None),
+                *(_reasons.relu(module, name, path) for name in spec.relus),
+                _reasons.shortcut(module, spec.shortcut, path) if spec.shortcut else None,
+                _reasons.pool(module, pool, path) if pool is not None else None,
+            )
         )
-    )
-
-
-def _refuse_stem(pool: str | None, network: nn.Module, path: str, converted: bool) -> str | None:
-    return _reasons.first(
-        (
-            _reasons.parametrised(network),
-            _reasons.conv(network, "conv1", path),
-            _reasons.batch_norm(network, "bn1", path, converted),
-            _reasons.relu(network, path),
-            # A fused stem calls the pooling module if its kernel cannot pool.
-            None if pool is None or converted else _reasons.pool(network, pool, path),
-        )
-    )
-
-
-# Pre-activation blocks have the same children as post-activation blocks, in another order.
-refuse_two_convs: Refusal = partial(_refuse_block, 2, True)
-refuse_two_plain_convs: Refusal = partial(_refuse_block, 2, False)
-refuse_three_convs: Refusal = partial(_refuse_block, 3, True)
-refuse_stem: Refusal = partial(_refuse_stem, None)
-refuse_pooled_stem: Refusal = partial(_refuse_stem, "maxpool")

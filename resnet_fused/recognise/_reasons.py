@@ -1,7 +1,6 @@
-"""Reasons why a module cannot be fused, with the offending values; None if it can.
+"""Why :func:`resnet_fused.convert` refuses a module, with the offending values; None if it does not.
 
-``path`` is the owner's name in the model. With ``converted`` the functions explain why a fused module runs eagerly,
-which is the case less often than :func:`resnet_fused.convert` refuses a module.
+``path`` is the owner's name in the model. A converted module runs eagerly less often (:mod:`resnet_fused.chain.read`).
 """
 
 from collections.abc import Iterable
@@ -9,64 +8,51 @@ from collections.abc import Iterable
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..modules._read import can_precompute, has_hooks_or_patches
-from ..modules.stem import is_plain_pool
-from ..reference import ZeroPadShortcut
-
-SHORTCUTS = (ZeroPadShortcut, nn.Identity, nn.Sequential, nn.Conv2d)
+from ..chain.geometry import of_pool
+from ..chain.read import SHORTCUTS, find, has_hooks_or_patches, hook_reason, shortcut_of
+from ..chain.spec import class_name
 
 
 def first(reasons: Iterable[str | None]) -> str | None:
     return next((reason for reason in reasons if reason is not None), None)
 
 
-def class_name(kind: type) -> str:
-    """The class name with its package as users import it: ``torch.nn.Conv2d``, not ``torch.nn.modules.conv.Conv2d``."""
-    if getattr(nn, kind.__name__, None) is kind:
-        return f"torch.nn.{kind.__name__}"
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
 def conv(owner: nn.Module, name: str, path: str) -> str | None:
-    module = getattr(owner, name, None)
+    module = find(owner, name)
     full = _join(path, name)
     reason = _exactly(module, full, nn.Conv2d)
     if reason is not None:
         return reason
-    if module.padding_mode != "zeros":  # type: ignore[union-attr]
-        return f"{full} has padding_mode {module.padding_mode!r}, not 'zeros'"  # type: ignore[union-attr]
-    if isinstance(module.padding, str):  # type: ignore[union-attr]
-        return f"{full} has padding {module.padding!r}, not an int or a pair of ints"  # type: ignore[union-attr]
+    if module.padding_mode != "zeros":
+        return f"{full} has padding_mode {module.padding_mode!r}, not 'zeros'"
+    if isinstance(module.padding, str):
+        return f"{full} has padding {module.padding!r}, not an int or a pair of ints"
     return None
 
 
-def batch_norm(owner: nn.Module, name: str, path: str, converted: bool = False) -> str | None:
-    module = getattr(owner, name, None)
+def batch_norm(owner: nn.Module, name: str, path: str) -> str | None:
+    module = find(owner, name)
     full = _join(path, name)
-    reason = _exactly(module, full, nn.BatchNorm2d, *((nn.SyncBatchNorm,) if converted else ()))
-    if reason is not None or converted:
+    reason = _exactly(module, full, nn.BatchNorm2d)
+    if reason is not None:
         return reason
-    if module.running_mean is None or module.running_var is None:  # type: ignore[union-attr]
+    if module.running_mean is None or module.running_var is None:
         return f"{full} has no running statistics (track_running_stats=False), so eval mode uses batch statistics"
     return None
 
 
-def relu(owner: nn.Module, path: str) -> str | None:
-    return _exactly(getattr(owner, "relu", None), _join(path, "relu"), nn.ReLU)
+def relu(owner: nn.Module, name: str, path: str) -> str | None:
+    return _exactly(find(owner, name), _join(path, name), nn.ReLU)
 
 
-def shortcut(owner: nn.Module, path: str, converted: bool = False) -> str | None:
-    module = getattr(owner, "downsample", None)
-    full = _join(path, "downsample")
+def shortcut(owner: nn.Module, name: str, path: str) -> str | None:
+    module = shortcut_of(owner, name)
+    full = _join(path, name)
     if module is None:
         return None
     if type(module) not in SHORTCUTS:
         kinds = ", ".join(class_name(kind) for kind in SHORTCUTS)
         return f"{full} is {class_name(type(module))}; {kinds} or None expected"
-    if converted and type(module) is nn.Conv2d:
-        return conv(owner, "downsample", path)
-    if converted and can_precompute(module):  # runs as a module, not in a kernel
-        return None
     for child_name, child in module.named_modules():
         child_path = _join(full, child_name)
         reason = _hook(child, child_path)
@@ -77,16 +63,16 @@ def shortcut(owner: nn.Module, path: str, converted: bool = False) -> str | None
             reason = _exactly(child, child_path, exact)
             if reason is not None:
                 return reason
-    return f"{full} may modify its input in place or contains a module that is not torch's own" if converted else None
+    return None
 
 
 def pool(owner: nn.Module, name: str, path: str) -> str | None:
-    module = getattr(owner, name, None)
+    module = find(owner, name)
     full = _join(path, name)
     if isinstance(module, nn.Identity):
         return _exactly(module, full, nn.Identity)
     reason = _exactly(module, full, nn.MaxPool2d)
-    if reason is None and not is_plain_pool(module):  # type: ignore[arg-type]
+    if reason is None and of_pool(module) is None:
         return f"{full} is {module}; the fused stem does not support dilation, ceil_mode or return_indices"
     return reason
 
@@ -107,18 +93,7 @@ def _exactly(module: object, full: str, *kinds: type[nn.Module]) -> str | None:
 
 
 def _hook(module: nn.Module, full: str) -> str | None:
-    kinds = {
-        "forward pre-hook": module._forward_pre_hooks,
-        "forward hook": module._forward_hooks,
-        "backward hook": module._backward_hooks,
-        "backward pre-hook": module._backward_pre_hooks,
-    }
-    for kind, hooks in kinds.items():
-        if hooks:
-            return f"a {kind} is registered on {full}"
-    if has_hooks_or_patches(module):
-        return f"forward, weight or bias of {full} was replaced by a plain attribute"
-    return None
+    return hook_reason(module, full).at("") if has_hooks_or_patches(module) else None
 
 
 def _join(path: str, name: str) -> str:

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from ..chain.spec import class_name
 from ..modules._packing import OwnsPackedWeights
 from ._blocks import Recogniser
-from ._reasons import class_name
 
 # Methods involved in calling, creating, copying and deleting an instance.
 _CALL = ("__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__getattribute__")
@@ -30,8 +30,13 @@ class DynamicFusedClass(nn.Module):
     _eager_class: ClassVar[type[nn.Module]]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        state = super().__reduce_ex__(max(2, protocol))[2]  # type: ignore[index]
-        return _new, (self._eager_class,), state
+        return reduce_by_eager_class(self, protocol)
+
+
+def reduce_by_eager_class(module: Any, protocol: Any) -> Any:
+    """``__reduce_ex__`` of a class that was created at run time."""
+    state = nn.Module.__reduce_ex__(module, max(2, protocol))[2]  # type: ignore[index]
+    return _new, (module._eager_class,), state
 
 
 def overridden(kind: type[nn.Module], base: Recogniser) -> str | None:

@@ -6,14 +6,7 @@ from .. import modules, reference
 from ..models import cifar, resnet
 from ..modules import FusedPreActEnds, FusedStem
 from ..modules._eager import original_methods, replacement
-from ._blocks import (
-    Recogniser,
-    refuse_pooled_stem,
-    refuse_stem,
-    refuse_three_convs,
-    refuse_two_convs,
-    refuse_two_plain_convs,
-)
+from ._blocks import Recogniser
 
 
 class _OwnStem(FusedStem):
@@ -65,23 +58,13 @@ class FusedCifarPreActResNet(FusedPreActEnds, cifar.CifarPreActResNet):
 
 
 RECOGNISERS = (
-    Recogniser("basic block", reference.BasicBlock, modules.FusedBasicBlock, refuse_two_convs),
-    Recogniser("bottleneck", reference.Bottleneck, modules.FusedBottleneck, refuse_three_convs),
-    Recogniser("pre-activation block", reference.PreActBlock, modules.FusedPreActBlock, refuse_two_convs),
-    Recogniser(
-        "pre-activation bottleneck",
-        reference.PreActBottleneck,
-        modules.FusedPreActBottleneck,
-        refuse_three_convs,
-    ),
-    Recogniser("plain block", reference.PlainBlock, modules.FusedPlainBlock, refuse_two_plain_convs),
-    Recogniser(
-        "plain pre-activation block",
-        reference.PlainPreActBlock,
-        modules.FusedPlainPreActBlock,
-        refuse_two_plain_convs,
-    ),
-    Recogniser("stem", resnet.ResNet, FusedResNet, refuse_pooled_stem),
-    Recogniser("stem", cifar.CifarResNet, FusedCifarResNet, refuse_stem),
-    Recogniser("stem", cifar.CifarPreActResNet, FusedCifarPreActResNet, refuse_stem),
+    Recogniser("basic block", reference.BasicBlock, modules.FusedBasicBlock),
+    Recogniser("bottleneck", reference.Bottleneck, modules.FusedBottleneck),
+    Recogniser("pre-activation block", reference.PreActBlock, modules.FusedPreActBlock),
+    Recogniser("pre-activation bottleneck", reference.PreActBottleneck, modules.FusedPreActBottleneck),
+    Recogniser("plain block", reference.PlainBlock, modules.FusedPlainBlock),
+    Recogniser("plain pre-activation block", reference.PlainPreActBlock, modules.FusedPlainPreActBlock),
+    Recogniser("stem", resnet.ResNet, FusedResNet),
+    Recogniser("stem", cifar.CifarResNet, FusedCifarResNet),
+    Recogniser("stem", cifar.CifarPreActResNet, FusedCifarPreActResNet),
 )

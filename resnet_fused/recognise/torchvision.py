@@ -6,7 +6,7 @@ from torchvision.models import resnet
 
 from ..modules import FusedBasicBlock, FusedBottleneck, FusedStem
 from ..modules._eager import original_methods, replacement
-from ._blocks import Recogniser, refuse_pooled_stem, refuse_three_convs, refuse_two_convs
+from ._blocks import Recogniser
 
 
 class FusedTorchvisionBasicBlock(FusedBasicBlock, resnet.BasicBlock):
@@ -44,7 +44,7 @@ class FusedTorchvisionResNet(FusedStem, resnet.ResNet):
 
 
 RECOGNISERS = (
-    Recogniser("basic block", resnet.BasicBlock, FusedTorchvisionBasicBlock, refuse_two_convs),
-    Recogniser("bottleneck", resnet.Bottleneck, FusedTorchvisionBottleneck, refuse_three_convs),
-    Recogniser("stem", resnet.ResNet, FusedTorchvisionResNet, refuse_pooled_stem),
+    Recogniser("basic block", resnet.BasicBlock, FusedTorchvisionBasicBlock),
+    Recogniser("bottleneck", resnet.Bottleneck, FusedTorchvisionBottleneck),
+    Recogniser("stem", resnet.ResNet, FusedTorchvisionResNet),
 )

@@ -1,12 +1,13 @@
 """Batch statistics of one process or of a process group, and the update of running statistics."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
+from .spec import Norm
 
 
 def batch_statistics(x: Tensor, group: str, moments: Sequence[Tensor] | None = None) -> list[Any]:
@@ -51,6 +52,23 @@ def _resolve(group: str) -> Any:
     return _resolve_process_group(group)  # type: ignore[arg-type]
 
 
+def synchronises(norm: Any) -> bool:
+    """Whether batch statistics span several processes, by the condition of ``nn.SyncBatchNorm``."""
+    distributed = torch.distributed
+    if type(norm) is not nn.SyncBatchNorm or not norm.training:
+        return False
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    return distributed.get_world_size(norm.process_group) > 1
+
+
+def process_groups(norms: Sequence[Norm]) -> set[str]:
+    """The names of the process groups over which these BatchNorms synchronise."""
+    modules: list[Any] = [norm.module for norm in norms if norm.sync]
+    groups: list[Any] = [module.process_group or torch.distributed.group.WORLD for module in modules]
+    return {str(group.group_name) for group in groups}
+
+
 @torch.library.custom_op("resnet_fused::sum_over_processes", mutates_args=())
 def sum_over_processes(x: Tensor, group: str) -> Tensor:
     """The sum of x over the processes of ``group``."""
@@ -71,7 +89,7 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-def update_running(norms: Sequence[nn.Module], statistics: Sequence[Sequence[Any]]) -> None:
+def update_running(norms: Sequence[Any], statistics: Sequence[Sequence[Any]]) -> None:
     """Updates the running statistics of BatchNorms as ``nn.BatchNorm2d`` does, with four kernels in total on a GPU.
 
     ``statistics`` has ``[mean, biased variance, count]`` for each, as returned by :func:`batch_statistics`. The rule is
@@ -127,3 +145,37 @@ def _update(norm: Any, mean: Tensor, var: Tensor, count: Any) -> None:
     for running, batch in ((buffers["running_mean"], mean), (buffers["running_var"], unbiased)):
         average = batch * momentum + running * (1 - momentum)
         running.data.copy_(torch.where(count > 0, average, running))
+
+
+class Change(NamedTuple):
+    """How running statistics changed between a forward pass in eval mode and its backward pass.
+
+    Eager's kernel updates running statistics without bumping their version, so autograd does not detect it. In eager,
+    ReLU masks and activations are then those of the forward pass, while BatchNorm's gradients use the buffers' current
+    values. Backward recomputes both from the pre-BN output, so the forward pass saves copies of the statistics.
+
+    Maps xhat with the saved statistics to xhat with the current ones: ``scale * xhat + offset``.
+    """
+
+    scale: Tensor  # exactly 1 where the statistics are unchanged
+    offset: Tensor  # exactly 0 where the statistics are unchanged
+
+    def of_sum(self, sum_g_xhat: Tensor, sum_g: Tensor) -> Tensor:
+        """The sum of ``g * xhat`` with the current statistics."""
+        moved = torch.where(self.offset == 0, 0, self.offset * sum_g)
+        return self.scale * sum_g_xhat + moved
+
+    def of_affine(self, gamma: Tensor | None, beta: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """gamma and beta times ``scale``, which is positive: the ReLU's mask does not change."""
+        return self.scale if gamma is None else self.scale * gamma, None if beta is None else self.scale * beta
+
+
+def statistics_change(saved: tuple[Tensor, Tensor], current: tuple[Tensor, Tensor], eps: float) -> Change:
+    """``saved`` and ``current`` are (mean, variance). Branch-free, so that a GPU need not be synchronised."""
+    means, variances = zip(saved, current, strict=True)
+    wide = torch.promote_types(means[0].dtype, torch.float32)
+    saved_mean, current_mean = (mean.to(wide) for mean in means)
+    saved_var, current_var = (var.to(wide) for var in variances)
+    scale = torch.where(saved_var == current_var, 1, ((saved_var + eps) / (current_var + eps)).sqrt())
+    offset = torch.where(saved_mean == current_mean, 0, (saved_mean - current_mean) * torch.rsqrt(current_var + eps))
+    return Change(scale, offset)

@@ -1,11 +1,11 @@
 """Parses stride, padding and similar layer attributes, which users may have modified, as torch interprets them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-Pair = tuple[int, int]
+from .spec import Pair
 
 
 def pair(value: Any, least: int) -> Pair | None:
@@ -49,3 +49,11 @@ def convolved_size(size: Iterable[Any], weight: Tensor, stride: Pair, padding: P
     return tuple(
         n if s == 1 and 2 * p == d * (k - 1) else (n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes
     )
+
+
+def output_shape(x: Tensor, convs: Sequence[Any]) -> tuple[Any, ...]:
+    """The output shape of a sequence of convolutions of x."""
+    size = tuple(x.shape[2:])
+    for conv in convs:
+        size = convolved_size(size, conv.weight, conv.stride, conv.padding, conv.dilation)
+    return x.shape[0], convs[-1].weight.shape[0] if convs else x.shape[1], *size

@@ -2,12 +2,25 @@
 
 import functools
 import operator
+from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def constant_while_tracing(function: Function) -> Function:
+    """Compilers use the function's result at trace time.
+
+    ``torch.compiler.assume_constant_result`` would import all of torch._dynamo, which takes more than a second.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
 
 _CLASSES = (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.ReLU, nn.MaxPool2d, nn.Identity, nn.Sequential)
 _FUNCTIONS = ("conv2d", "batch_norm", "relu", "max_pool2d")
@@ -32,8 +45,7 @@ _ORIGINALS = [*(function for _, _, function in _METHODS), *(getattr(F, name) for
 _CALLS = [(name, getattr(nn.Module, name)) for name in ("__call__", "_call_impl", "__getattr__")]
 
 
-# torch.compile uses the value at trace time.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_while_tracing
 def _torch_layers_patched() -> bool:
     # Identity, not ==: wrappers such as wrapt's compare equal to what they wrap.
     return any(map(operator.is_not, map(getattr, _OWNERS, _NAMES), _ORIGINALS))
@@ -60,7 +72,7 @@ _SETTINGS = {"recompute", "fused_training"}  # attributes of fused blocks that u
 
 
 # torch.compile would trace into the cached function and warn about it.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_while_tracing
 def _class_attributes(cls: Any) -> frozenset[str]:
     return _cached_class_attributes(cls)
 

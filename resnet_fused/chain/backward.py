@@ -10,22 +10,21 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .forward import (
-    PreBNs,
-    Statistics,
+from .convolutions import (
+    Sums,
+    conv_backward_reduce,
     conv_stats,
     conv_with_prologue,
     convolve,
+    fuses_gradient_sums,
     fuses_norm_prologue,
     fuses_statistics,
-    norm_args,
+    input_gradient,
+    weight_gradient,
 )
-from .gradient_sums import Sums, conv_backward_reduce, fuses_gradient_sums
-from .input_gradient import input_gradient
+from .forward import PreBNs, Statistics, norm_args
 from .layout import ConvSlots, Layout, NormSlots
-from .running import Change, statistics_change
-from .statistics import sum_over_processes
-from .weight_gradient import weight_gradient
+from .statistics import Change, statistics_change, sum_over_processes
 
 
 class Backward:

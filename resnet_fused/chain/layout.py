@@ -1,13 +1,4 @@
-"""Describes a training op (a chain) by lists of numbers that an op's schema can carry.
-
-A chain computes ``pre_bn[0] = x`` and ``pre_bn[i + 1] = conv[i](act[i])``, where ``act[i] = relu(norm[i](pre_bn[i]))``,
-or ``act[i] = pre_bn[i]`` if ``norm[i]`` is absent. Its output is ``act(norm[n](pre_bn[n]) + shortcut)``. The shortcut
-is x itself, a tensor that the caller computed, or a projection ``norm(conv(act[0]))``.
-
-- ``norm[0]`` absent: a block of He et al. 2015 (arXiv:1512.03385, figure 5), or a network's stem.
-- ``norm[n]`` absent: a pre-activation block of He et al. 2016 (arXiv:1603.05027, figure 4e).
-- No convolutions: the BatchNorm and ReLU at the end of a pre-activation network.
-- No shortcut, with BatchNorm and ReLU at the end: may be followed by max-pooling, as in an ImageNet ResNet's stem.
+"""Packs a :class:`Chain` into the arguments of the training op: a list of tensors, and numbers that a schema can carry.
 
 All tensors except x are passed in one list, since ``torch.library`` differentiates lists. :class:`Layout` holds each
 tensor's index in it. The layout is packed into a list of ints and a list of floats (the eps of every norm).
@@ -18,30 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-Pair = tuple[int, int]
-Pool = tuple[Pair, Pair, Pair]  # kernel, stride, padding
-
-
-class Conv(NamedTuple):
-    """A convolution of a chain: its tensors and geometry."""
-
-    weight: Tensor
-    bias: Tensor | None
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: int
-
-
-class Norm(NamedTuple):
-    """A BatchNorm of a chain. Without mean and var it uses batch statistics, with ``sync`` those of all processes."""
-
-    gamma: Tensor | None
-    beta: Tensor | None
-    mean: Tensor | None
-    var: Tensor | None
-    eps: float
-    sync: bool = False
+from .spec import Chain, Conv, Norm, Pair, Pool, Shortcut, Visibility
 
 
 class ConvSlots(NamedTuple):
@@ -69,17 +37,6 @@ class NormSlots(NamedTuple):
     def trains(self) -> bool:
         """Whether it uses batch statistics."""
         return self.mean is None
-
-
-class Visibility(NamedTuple):
-    """Which tensors of a chain only fused blocks can see."""
-
-    hidden: bool = False  # x is channels_last, but eager's x would be contiguous
-    internal_input: bool = False  # only this chain reads x, and only the chain that produced x reads its gradient
-    internal_output: bool = False  # only the next chain reads the output
-
-
-ALL_VISIBLE = Visibility()
 
 
 class Layout(NamedTuple):
@@ -115,6 +72,25 @@ class Layout(NamedTuple):
             if norm is not None:
                 yield key, norm
 
+    def chain(self, tensors: Sequence[Tensor]) -> Chain:
+        """The chain of these tensors."""
+
+        def get(slot: int | None) -> Tensor | None:
+            return None if slot is None else tensors[slot]
+
+        def conv(c: ConvSlots) -> Conv:
+            return Conv(tensors[c.weight], get(c.bias), *c[2:])
+
+        def norm(n: NormSlots | None) -> Norm | None:
+            return n if n is None else Norm(get(n.gamma), get(n.beta), get(n.mean), get(n.var), n.eps, sync=n.sync)
+
+        shortcut = None
+        if self.projection is not None:
+            shortcut = Shortcut(conv(self.projection), norm(self.projection_norm))
+        elif self.has_shortcut:
+            shortcut = Shortcut(residual=get(self.residual))
+        return Chain(tuple(map(conv, self.convs)), tuple(map(norm, self.norms)), shortcut, self.relu, self.pool)
+
 
 def running_slots(layout: Layout) -> dict[int, tuple[int, int]]:
     """Indices of the running mean and variance of each BatchNorm that uses them, by key."""
@@ -126,29 +102,22 @@ _HEADER, _CONV, _NORM = 15, 8, 5
 _NO_POOL = ((0, 0), (0, 0), (0, 0))
 
 
-def pack(
-    convs: Sequence[Conv],
-    norms: Sequence[Norm | None],
-    *,
-    projection: tuple[Conv, Norm | None] | None = None,
-    residual: Tensor | None = None,
-    identity: bool = False,
-    relu: bool = True,
-    recompute: bool = False,
-    visibility: Visibility = ALL_VISIBLE,
-    pool: Pool | None = None,
-) -> tuple[list[Tensor], list[int], list[float]]:
-    """``(tensors, layout, eps)``: the op's arguments after x."""
+def pack(chain: Chain, visibility: Visibility, recompute: bool) -> tuple[list[Tensor], list[int], list[float]]:
+    """``(tensors, layout, eps)``: the op's arguments after x. A residual is the last tensor."""
+    shortcut = chain.shortcut
+    residual = None if shortcut is None else shortcut.residual
+    projection = None if shortcut is None else shortcut.conv
+    identity = shortcut is not None and shortcut.is_identity
     tensors: list[Tensor] = []
-    flags = [identity, relu, recompute, *visibility, projection is not None, residual is not None]
-    ints = [len(convs), *map(int, flags), *(size for pair in pool or _NO_POOL for size in pair)]
+    flags = [identity, chain.relu, recompute, *visibility, projection is not None, residual is not None]
+    ints = [len(chain.convs), *map(int, flags), *(size for pair in chain.pool or _NO_POOL for size in pair)]
     eps: list[float] = []
-    for conv in (*convs, *(() if projection is None else (projection[0],))):
+    for conv in (*chain.convs, *(() if projection is None else (projection,))):
         tensors.append(conv.weight)
         if conv.bias is not None:
             tensors.append(conv.bias)
         ints += [*conv.stride, *conv.padding, *conv.dilation, conv.groups, int(conv.bias is not None)]
-    for norm in (*norms, *(() if projection is None else (projection[1],))):
+    for norm in chain.norms if projection is None else chain.all_norms():
         if norm is None:
             ints += [0, 0, 0, 0, 0]
             eps.append(0.0)
@@ -192,5 +161,5 @@ def unpack(ints: Sequence[int], eps: Sequence[float]) -> Layout:
         bool(relu),
         bool(recompute),
         Visibility(bool(hidden), bool(internal_input), bool(internal_output)),
-        ((pool[0], pool[1]), (pool[2], pool[3]), (pool[4], pool[5])) if pool[0] else None,
+        Pool((pool[0], pool[1]), (pool[2], pool[3]), (pool[4], pool[5])) if pool[0] else None,
     )

@@ -1,4 +1,4 @@
-"""``resnet_fused::train_chain``: a chain as one op with one autograd formula."""
+"""Runs a :class:`Chain` with gradients or batch statistics: one op, ``resnet_fused::train_chain``, with one formula."""
 
 import functools
 import threading
@@ -6,13 +6,63 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from . import eager_chain
+from . import eager
 from .backward import Backward
 from .forward import Result, Statistics, batch_statistics_keys, forward
-from .layout import Layout, running_slots, unpack
+from .geometry import output_shape
+from .layout import Layout, pack, running_slots, unpack
 from .memory_format import is_channels_last
+from .policy import PLAIN_TENSORS, capabilities_of
+from .spec import ALL_VISIBLE, Chain, Pool, Visibility
+from .statistics import process_groups, update_running
+
+_MAX_POOL_ELEMENTS = 255  # window size limit: the argmax is a uint8, and 255 marks windows zeroed by the ReLU
+
+
+def run(
+    x: Tensor, chain: Chain, dtype: torch.dtype, recompute: bool = False, visibility: Visibility = ALL_VISIBLE
+) -> Tensor:
+    """The output of a chain, as differentiable op; updates the running statistics of its BatchNorms.
+
+    ``dtype``: of the convolutions, which is autocast's under autocast. ``recompute``: backward recomputes the outputs
+    of 1x1 convolutions (bit-identical, slower, less memory).
+    """
+    # There is no fallback to eager from here on: a shortcut's module must be called only once.
+    added: Any = None
+    pool = chain.pool
+    if chain.shortcut is not None and chain.shortcut.module is not None:
+        added = chain.shortcut.module(x)
+        if _is_addable(added, x, chain, dtype):
+            chain, added = chain._replace(shortcut=chain.shortcut._replace(module=None, residual=added)), None
+        else:
+            chain = chain._replace(shortcut=None)
+    if pool is not None and (chain.norms[-1] is None or not is_fusable(pool, x)):
+        chain = chain._replace(pool=None)
+    norms = [norm for norm in chain.all_norms() if norm is not None and norm.mean is None]
+    args = pack(chain if added is None else chain._replace(relu=False), visibility, recompute)
+    group = next(iter(process_groups(norms)), "")
+    y = run_chain(x.to(dtype), *args, group, lambda batches: update_running([norm.module for norm in norms], batches))
+    if added is not None:
+        y += added  # broadcasts or raises, as in eager
+        y = y.relu() if chain.relu else y
+    return y if pool is None or chain.pool is not None else F.max_pool2d(y, *pool)
+
+
+def _is_addable(added: Any, x: Tensor, chain: Chain, dtype: torch.dtype) -> bool:
+    """Whether a module's output is a plain tensor with the output's shape and dtype, which the op can add."""
+    is_plain = type(added) in PLAIN_TENSORS and added.dtype is dtype
+    return is_plain and tuple(added.shape) == output_shape(x, chain.convs)
+
+
+def is_fusable(pool: Pool, x: Tensor) -> bool:
+    """Whether the op computes the max-pooling of x too; otherwise it is a separate layer."""
+    fits = pool.kernel[0] * pool.kernel[1] <= _MAX_POOL_ELEMENTS
+    fits = fits and 2 * pool.padding[0] <= pool.kernel[0] and 2 * pool.padding[1] <= pool.kernel[1]
+    return fits and capabilities_of(x).pools
+
 
 _SCHEMA = "(Tensor x, Tensor[] tensors, int[] layout, float[] eps, str group) -> Tensor[]"
 
@@ -225,7 +275,8 @@ def _differentiable(
     for key, slots in running_slots(layout).items():
         for slot, saved in zip(slots, statistics[key], strict=True):
             read[slot] = saved.clone()
-    y = eager_chain.chain(x, read, layout._replace(relu=False) if out is not None else layout)
+    chain = layout.chain(read)
+    y = eager.run(x, chain._replace(relu=False) if out is not None else chain)
     for slots in running_slots(layout).values():
         for slot in slots:  # eager's graph saves the buffers themselves, so backward sees their current values
             read[slot].data.copy_(tensors[slot])

@@ -1,0 +1,284 @@
+"""The convolutions of training and their gradients: our kernels where they are faster, else PyTorch's."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from .. import ops
+from .layout import ConvSlots, NormSlots
+from .policy import capabilities_of, torch_allows_tf32
+from .spec import norm_args
+
+NO_NORM = norm_args(None)
+
+
+def convolve(
+    x: Tensor,
+    tensors: Sequence[Tensor],
+    conv: ConvSlots,
+    shortcut: Tensor | None = None,
+    relu: bool = False,
+    internal: bool = False,
+) -> Tensor:
+    """``act(conv(x) + shortcut)``. ``internal``: only the chain reads the result."""
+    weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
+    if prefers_own_kernel(x, weight, conv):
+        return ops.conv_bn_act(x, weight, bias, *NO_NORM, *conv[2:], shortcut, relu, False, False, internal=internal)
+    geometry = (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
+    y = torch.ops.aten.convolution.default(x, weight, bias, *geometry)
+    y = y if shortcut is None else y.add_(shortcut)
+    return y.relu_() if relu else y
+
+
+def fuses_norm_prologue(x: Tensor, before: NormSlots | None) -> bool:
+    """Whether a chain from x applies the BatchNorm ``before`` in the convolution's prologue."""
+    return before is not None and capabilities_of(x).norm_prologue
+
+
+def conv_with_prologue(
+    x: Tensor,
+    pre: tuple[Any, ...] | None,
+    tensors: Sequence[Tensor],
+    conv: ConvSlots,
+    shortcut: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """``act(conv(relu(bn(x))) + shortcut)``, with ``pre`` the BatchNorm's arguments. Deterministic."""
+    assert pre is not None
+    weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
+    after = (weight, bias, *NO_NORM, *conv[2:], shortcut, relu, False, allow_tf32(x))
+    return ops.bn_relu_conv_bn_act(x, *pre, *after)
+
+
+def fuses_statistics(x: Tensor, after: NormSlots | None) -> bool:
+    """Whether a chain from x computes the statistics of the BatchNorm ``after`` with the convolution.
+
+    It saves passes over the convolution's output.
+    """
+    return after is not None and after.trains and capabilities_of(x).statistics_epilogue
+
+
+def conv_stats(
+    x: Tensor, pre: tuple[Any, ...] | None, tensors: Sequence[Tensor], conv: ConvSlots
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The convolution of x, or with ``pre`` of ``relu(bn(x))``, and its output's mean and variance.
+
+    ``pre``: the BatchNorm's arguments. Deterministic, so that the backward pass can recompute the same bits.
+    """
+    weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
+    return ops.conv_stats(x, *(pre or NO_NORM), weight, bias, *conv[2:], False, allow_tf32(x))
+
+
+def allow_tf32(x: Tensor) -> bool:
+    """Whether x is float32 and torch's own convolutions may use TF32. The switch is read when the chain runs."""
+    return x.dtype is torch.float32 and torch_allows_tf32()
+
+
+@torch.library.impl("resnet_fused::conv_stats", "CPU")
+def _conv_stats_cpu(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The CPU implementation: separate ops."""
+    *arguments, _keep_packed, _allow_tf32 = args
+    ops.check_conv_stats(x, *arguments)
+    *pre, weight, bias, stride, padding, dilation, groups = arguments
+    activated = x if pre[2] is None else ops.bn_add_act(x, *pre, None, True, internal=True)
+    pairs = (tuple(stride), tuple(padding), tuple(dilation))
+    conv = ConvSlots(0, None if bias is None else 1, *pairs, groups)
+    pre_bn = convolve(activated, [weight, bias], conv)
+    return pre_bn, *ops.bn_stats(pre_bn)
+
+
+# Weights change at every step, so packing them for our kernels must pay off within one step. Convolutions with fewer
+# input pixels (N * H * W) use PyTorch's.
+MIN_PIXELS_TO_PACK = 1024
+
+
+# oneDNN vectorises over input channels, our kernels over output channels: images have too few input channels for it.
+MAX_IMAGE_CHANNELS = 4
+
+
+# torch allocates results of this size anew each time, and the page faults take as long as a 1x1 convolution. Our
+# kernels use pooled memory or huge pages (csrc/cpu/memory.h).
+MIN_BYTES_TO_POOL = 16 << 20
+
+
+def prefers_own_kernel(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
+    """Whether a convolution on the CPU uses our kernel.
+
+    It needs enough pixels, and either an image as input, or a shape that Winograd supports, or a 1x1 convolution with
+    an output of at least ``MIN_BYTES_TO_POOL`` bytes.
+    """
+    if not _fits_own_kernels(x, conv):
+        return False
+    few = weight.shape[1] <= MAX_IMAGE_CHANNELS and x.dtype in _DIRECT
+    return few or _fits_winograd(x, weight, conv) or _is_large_pointwise(x, weight, weight.shape[0], conv)
+
+
+def prefers_own_pointwise(grad: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
+    """Whether the input gradient of a stride-1 1x1 convolution has at least ``MIN_BYTES_TO_POOL`` bytes."""
+    return _fits_own_kernels(grad, conv) and _is_large_pointwise(grad, weight, weight.shape[1], conv)
+
+
+def prefers_winograd(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
+    """Whether Winograd applies to a convolution, or to one of its gradients, with enough pixels."""
+    return _fits_own_kernels(x, conv) and _fits_winograd(x, weight, conv)
+
+
+def _fits_own_kernels(x: Tensor, conv: ConvSlots) -> bool:
+    # For a fake tensor either choice gives the same shapes, and comparing sizes would add guards.
+    return (
+        not isinstance(x, FakeTensor)
+        and x.device.type == "cpu"
+        and conv.groups == 1
+        and x.shape[0] * x.shape[2] * x.shape[3] >= MIN_PIXELS_TO_PACK
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+_DIRECT = (torch.float32, torch.bfloat16)  # dtypes of our direct kernel
+
+
+def _is_large_pointwise(x: Tensor, weight: Tensor, channels: int, conv: ConvSlots) -> bool:
+    """Whether a 1x1 convolution of x to ``channels`` channels has an output of at least ``MIN_BYTES_TO_POOL`` bytes."""
+    h, w = ((size - 1) // stride + 1 for size, stride in zip(x.shape[2:], conv.stride, strict=True))
+    size = x.shape[0] * h * w * channels * x.element_size()
+    return tuple(weight.shape[2:]) == (1, 1) and x.dtype in _DIRECT and size >= MIN_BYTES_TO_POOL
+
+
+def _fits_winograd(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
+    if tuple(weight.shape[2:]) != (3, 3) or not conv.stride == conv.dilation == (1, 1):
+        return False
+    if x.dtype is torch.float32:
+        return True
+    fits = all(channels % 16 == 0 and channels >= 32 for channels in weight.shape[:2])
+    return x.dtype is torch.bfloat16 and fits and saved_pixels(x) >= MIN_SAVED_PIXELS_BF16 and _has_winograd_bf16()
+
+
+# In bfloat16 Winograd gains less and transformed weights are larger. It is used for a convolution, or for one of its
+# gradients, if it saves at least the time that PyTorch needs for this many pixels.
+MIN_SAVED_PIXELS_BF16 = 600
+
+
+class _Tiles(NamedTuple):
+    size: int
+    time: float  # per pixel, padding of partial tiles included, relative to PyTorch's time per pixel
+
+
+_TILES = {torch.float32: _Tiles(2, 0.55), torch.bfloat16: _Tiles(4, 0.75)}
+
+
+def saved_pixels(x: Tensor) -> float:
+    """The time that Winograd saves for a same-size convolution of x, in units of PyTorch's time per pixel."""
+    n, _, h, w = x.shape
+    size, time = _TILES[x.dtype]
+    return n * (h * w - time * (h + -h % size) * (w + -w % size))
+
+
+def _has_winograd_bf16() -> bool:
+    """Whether the plan uses Winograd in bfloat16: some CPUs lack it, and some have a faster engine."""
+    shapes = ([32, 64, 56, 56], [64, 64, 3, 3])
+    return ops.explain_cpu(*shapes, (1, 1), (1, 1), (1, 1), 1, "bfloat16").startswith("winograd")
+
+
+# Flipping and packing the filter at every step takes as long as PyTorch's gradient of this many pixels.
+MIN_SAVED_PIXELS_TO_FLIP = 600
+
+
+def input_gradient(
+    grad: Tensor, weight: Tensor, conv: ConvSlots, grad_addend: Tensor | None = None, internal: bool = False
+) -> Tensor | None:
+    """The gradient of a convolution's input, or None if ``aten::convolution_backward`` should compute it.
+
+    With stride 1 it is a convolution of the output's gradient with the flipped filter (spatially flipped, input and
+    output channels exchanged), with padding = filter extent - padding (Dumoulin and Visin 2016, arXiv:1603.07285,
+    section 4.3). ``grad_addend``, another gradient of the same tensor, is added as the residual, before rounding.
+    ``internal``: only chains read the result.
+    """
+    if not is_convolution(weight, conv) or not (
+        _fuses_addend(grad, grad_addend) or _prefers_own_kernel(grad, weight, conv)
+    ):
+        return None
+    flipped = weight if tuple(weight.shape[2:]) == (1, 1) else weight.flip(2, 3)
+    flipped = flipped.transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    padding = [r - p for r, p in zip(_extent(weight, conv), conv.padding, strict=True)]
+    shape = ((1, 1), padding, conv.dilation, 1)
+    return ops.conv_bn_act(
+        grad, flipped, None, *NO_NORM, *shape, grad_addend, False, False, allow_tf32(grad), internal=internal
+    )
+
+
+def is_convolution(weight: Tensor, conv: ConvSlots) -> bool:
+    """Whether the input gradient is a convolution: stride 1, one group, padding at most the filter's extent."""
+    fits = all(p <= r for p, r in zip(conv.padding, _extent(weight, conv), strict=True))
+    return conv.stride == (1, 1) and conv.groups == 1 and fits
+
+
+def _extent(weight: Tensor, conv: ConvSlots) -> list[int]:
+    """dilation * (filter size - 1), vertically and horizontally."""
+    return [d * (size - 1) for d, size in zip(conv.dilation, weight.shape[2:], strict=True)]
+
+
+def _fuses_addend(grad: Tensor, grad_addend: Tensor | None) -> bool:
+    return grad_addend is not None and capabilities_of(grad).gradient_addend
+
+
+def _prefers_own_kernel(grad: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
+    # Tensors of other types are being traced: comparing their sizes would add guards.
+    if type(grad) is not Tensor:
+        return False
+    if prefers_own_pointwise(grad, weight, conv):
+        return True
+    return prefers_winograd(grad, weight, conv) and saved_pixels(grad) >= MIN_SAVED_PIXELS_TO_FLIP
+
+
+def weight_gradient(
+    grad: Tensor, pre_bn: Tensor, norm: tuple[Any, ...] | None, weight: Tensor, conv: ConvSlots
+) -> Tensor | None:
+    """The weight's gradient from that of ``conv(relu(bn(pre_bn)))``, or without ``norm`` from that of ``conv(pre_bn)``.
+
+    ``norm``: the BatchNorm's arguments; BatchNorm and ReLU are applied while pre_bn is read. None if
+    ``aten::convolution_backward`` should compute the gradient.
+    """
+    if not prefers_winograd(grad, weight, conv):
+        return None
+    return ops.conv_backward_weight(grad, pre_bn, *(norm or NO_NORM), weight, *conv[2:])
+
+
+Sums = tuple[Tensor, Tensor]  # per-channel sums of g and of g * xhat
+
+
+def fuses_gradient_sums(grad: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
+    """Whether a chain uses :func:`conv_backward_reduce` for ``conv``; it saves a pass."""
+    return capabilities_of(grad).gradient_sums and is_convolution(weight, conv)
+
+
+def conv_backward_reduce(
+    grad: Tensor, weight: Tensor, conv: ConvSlots, pre_bn: Tensor, norm: tuple[Any, ...], grad_addend: Tensor | None
+) -> tuple[Tensor, Sums]:
+    """Backward through ``conv(relu(bn(pre_bn)))``: ``relu(bn(pre_bn))``'s gradient plus ``grad_addend``, and its sums.
+
+    ``norm``: the BatchNorm's arguments.
+    """
+    grad_x, *sums = ops.conv_backward_reduce(
+        grad, weight, conv.padding, conv.dilation, pre_bn, *norm, grad_addend, allow_tf32(grad)
+    )
+    return grad_x, (sums[0], sums[1])
+
+
+@torch.library.impl("resnet_fused::conv_backward_reduce", "CPU")
+def _conv_backward_reduce_cpu(
+    grad: Tensor, weight: Tensor, padding: list[int], dilation: list[int], x: Tensor, *args: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The CPU implementation: separate ops."""
+    *norm, grad_addend, _allow_tf32 = args
+    ops.check_conv_backward_reduce(grad, weight, padding, dilation, x, *norm, grad_addend)
+    pads, dilations = (padding[0], padding[1]), (dilation[0], dilation[1])
+    grad_x = input_gradient(grad, weight, ConvSlots(0, None, (1, 1), pads, dilations, 1), grad_addend)
+    if grad_x is None:
+        rest = (None, (1, 1), pads, dilations, False, (0, 0), 1, [True, False, False])
+        grad_x = torch.ops.aten.convolution_backward.default(grad, x, weight, *rest)[0]
+        grad_x = grad_x if grad_addend is None else grad_x.add_(grad_addend)
+    grad_x = grad_x.contiguous(memory_format=torch._prims_common.suggest_memory_format(x))
+    return grad_x, *ops.bn_act_backward_reduce(grad_x, x, *norm, None, True)

@@ -1,0 +1,123 @@
+"""Runs a :class:`Chain` with constant statistics and without gradients: one op for each convolution, or one in all."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from .geometry import convolved_size
+from .policy import PLAIN_TENSORS, Setting
+from .spec import Chain, Conv, Norm, Shortcut, norm_args
+
+
+def run(x: Tensor, chain: Chain, how: Setting, keep_packed: bool, internal: bool = False) -> Tensor:
+    """The chain's output.
+
+    Two 3x3 convolutions that preserve x's shape, with x as the shortcut, are one op. Otherwise each convolution is one;
+    the last one adds the shortcut. Where kernels cannot normalise what they read, ``relu(norms[0](x))`` is computed
+    once for all its readers.
+
+    ``keep_packed``: later calls use the packed weights again. ``internal``: only the next fused block reads the output.
+    """
+    options = (keep_packed and not how.autocast, how.allow_tf32)
+    pre, *norms = chain.norms
+    convs, shortcut = chain.convs, chain.shortcut
+    if not convs:
+        residual = None if shortcut is None else shortcut.residual
+        return ops.bn_add_act(x, *norm_args(pre), residual, chain.relu, internal=internal)
+    if _is_one_op(x, chain):
+        first, second = map(_weight_args, convs, norms)
+        return ops.basic_block(x, *first, *second, *options, internal=internal)
+    act = x
+    needs_act = how.autocast or not how.capabilities.norm_prologue  # under autocast, eager normalises before it rounds
+    if pre is not None and (needs_act or (len(convs) == 1 and shortcut is not None and shortcut.conv is not None)):
+        act, pre = ops.bn_add_act(x, *norm_args(pre), None, True, internal=True), None
+    y = _to(act, how.dtype)
+    if chain.pool is not None:
+        args = (*_weight_args(convs[0], norms[0]), *_geometry(convs[0]))
+        return ops.conv_bn_relu_pool(y, *args, *chain.pool, *options, internal=internal)
+    residual = _residual(x, act, pre, shortcut, how, options)
+    for conv, norm in zip(convs[:-1], norms[:-1], strict=True):
+        y, pre = _conv(y, pre, conv, norm, None, True, options, internal=True), None
+    last, norm = convs[-1], norms[-1]
+    if shortcut is None or residual is not None:
+        if shortcut is None or shortcut.module is None or _is_addable(residual, y, last):
+            return _conv(y, pre, last, norm, residual, chain.relu, options, internal)
+        y = _conv(y, pre, last, norm, None, False, options, internal)
+        y += residual  # broadcasts or raises, as in eager
+        return y.relu_() if chain.relu else y
+    assert shortcut.conv is not None
+    before = chain.norms[0] if act is x and shortcut.source is None else shortcut.pre
+    source = act if shortcut.source is None else shortcut.source
+    side = (*_weight_args(shortcut.conv, shortcut.norm), shortcut.conv.stride, *norm_args(before))
+    args = (*_weight_args(last, norm), *_geometry(last), _to(source, how.dtype), *side)
+    return ops.conv_bn_proj_act(y, *args, chain.relu, *options, internal=internal)
+
+
+def _residual(
+    x: Tensor, act: Tensor, pre: Norm | None, shortcut: Shortcut | None, how: Setting, options: tuple[bool, bool]
+) -> Any:
+    """The tensor that the last convolution adds; None without one or if it computes the projection itself."""
+    if shortcut is None:
+        return None
+    if shortcut.is_identity:
+        return _to(x, how.dtype)
+    if shortcut.module is not None:
+        return shortcut.module(act if pre is None else ops.bn_add_act(x, *norm_args(pre), None, True, internal=True))
+    conv = shortcut.conv
+    if conv is None or is_projection(conv):
+        return shortcut.residual
+    return _conv(_to(act, how.dtype), pre, conv, shortcut.norm, None, False, options, internal=True)
+
+
+def _conv(
+    x: Tensor,
+    pre: Norm | None,
+    conv: Conv,
+    norm: Norm | None,
+    residual: Tensor | None,
+    relu: bool,
+    options: tuple[bool, bool],
+    internal: bool,
+) -> Tensor:
+    args = (*_weight_args(conv, norm), *_geometry(conv), residual, relu, *options)
+    if pre is None:
+        return ops.conv_bn_act(x, *args, internal=internal)
+    return ops.bn_relu_conv_bn_act(x, *norm_args(pre), *args, internal=internal)
+
+
+def is_projection(conv: Conv) -> bool:
+    """Whether the last convolution's kernel can compute this convolution of the shortcut too."""
+    return (tuple(conv.weight.shape[2:]), conv.padding, conv.groups) == ((1, 1), (0, 0), 1)
+
+
+def _to(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype is dtype else x.to(dtype)  # the comparison takes a tenth of the time of the call
+
+
+def _weight_args(conv: Conv, norm: Norm | None) -> tuple[Any, ...]:
+    return (conv.weight, conv.bias, *norm_args(norm))
+
+
+def _geometry(conv: Conv) -> tuple[Any, ...]:
+    return conv.stride, conv.padding, conv.dilation, conv.groups
+
+
+def _is_one_op(x: Tensor, chain: Chain) -> bool:
+    """Whether the op basic_block computes the chain: an identity BasicBlock of two 3x3 convolutions."""
+    convs, shortcut = chain.convs, chain.shortcut
+    if len(convs) != 2 or shortcut is None or not shortcut.is_identity or not chain.relu:
+        return False
+    if chain.norms[0] is not None or chain.norms[1] is None or chain.norms[2] is None:
+        return False
+    shape = (x.shape[1], x.shape[1], 3, 3) if x.dim() == 4 else None
+    return all(conv.weight.shape == shape and _geometry(conv) == ((1, 1), (1, 1), (1, 1), 1) for conv in convs)
+
+
+def _is_addable(residual: Any, x: Tensor, conv: Conv) -> bool:
+    """Whether a module's output is a plain tensor with the shape and dtype of the convolution of x."""
+    if type(residual) not in PLAIN_TENSORS or residual.dtype is not x.dtype:
+        return False
+    size = convolved_size(x.shape[2:], conv.weight, conv.stride, conv.padding, conv.dilation)
+    return tuple(residual.shape) == (x.shape[0], conv.weight.shape[0], *size)

@@ -1,0 +1,501 @@
+"""Reads modules or tensors into a :class:`Chain`, on every call; or gives the :class:`Reason` why eager must run.
+
+Eager must run where calling the modules would compute something else: one has another class, a hook, a patched method
+or invalid settings. A block's chain is used again while its modules hold the same parameters, buffers and settings,
+which one comparison of dictionaries tells.
+"""
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .._indexing import indexable, window
+from ..reference import ZeroPadShortcut
+from .geometry import of_conv, of_pool, output_shape
+from .patches import is_patched
+from .policy import PLAIN_TENSORS, Setting, module_setting, setting
+from .spec import IDENTITY, BlockSpec, Chain, Conv, Norm, Pool, Reason, Shortcut
+from .statistics import process_groups, synchronises
+
+Spec = BlockSpec | Callable[[Any], BlockSpec]
+
+SHORTCUTS = (ZeroPadShortcut, nn.Identity, nn.Sequential, nn.Conv2d)
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_HOOKS = {
+    "_forward_pre_hooks": "forward pre-hook",
+    "_forward_hooks": "forward hook",
+    "_backward_hooks": "backward hook",
+    "_backward_pre_hooks": "backward pre-hook",
+}
+
+
+class Read(NamedTuple):
+    """A chain in the dtype of its :class:`Setting`, and whether it runs as one differentiable op."""
+
+    chain: Chain
+    setting: Setting
+    trains: bool
+    recompute: bool = False
+
+
+_records: list[tuple[nn.Module, BlockSpec, Read | Reason]] | None = None  # see :func:`recording`
+
+
+def block(module: nn.Module, spec: Spec, x: Tensor) -> Read | Reason:
+    """How the fused path runs ``module`` for the input ``x``, or why eager must run."""
+    how = _block(module, spec, x)
+    if _records is not None:
+        record(module, spec, how)
+    return how
+
+
+def record(module: nn.Module, spec: Spec, how: Read | Reason) -> None:
+    """Notes how a block runs if :func:`recording` asks for it."""
+    if _records is not None:
+        _records.append((module, resolve(module, spec), how))
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[tuple[nn.Module, BlockSpec, Read | Reason]]]:
+    """Collects how blocks run, in the order of their calls."""
+    global _records
+    before, _records = _records, []
+    try:
+        yield _records
+    finally:
+        _records = before
+
+
+def _block(module: nn.Module, spec: Spec, x: Tensor) -> Read | Reason:
+    how = module_setting(x)
+    if isinstance(how, Reason):
+        return how
+    names = resolve(module, spec)
+    seen = None if torch.compiler.is_compiling() else _last_seen(module, names)
+    chain = _read(module, names, []) if seen is None else seen.chain
+    if isinstance(chain, Reason):
+        return chain
+    if not chain.convs:
+        how = how._replace(dtype=x.dtype)  # autocast changes the dtype of convolutions only
+    trains = _uses_batch_statistics(chain) if seen is None else seen.uses_batch_statistics
+    trains = trains or (torch.is_grad_enabled() and _learns(x, chain))
+    if trains and not getattr(module, "fused_training", True):
+        return Reason("fused_training is False")
+    if seen is None or how.autocast:  # autocast casts weights on every call
+        checked = _check(x, chain, how, trains)
+    else:
+        question = [x.shape, x.dtype, how, trains, *((weight.shape, weight.dtype) for weight in seen.weights)]
+        if trains:
+            question += [t.dtype for t in seen.tensors]
+        known, checked = seen.verdict
+        if question != known:
+            checked = _check(x, chain, how, trains)
+            seen.verdict = question, checked  # one assignment: other threads may read it
+    if isinstance(checked, Reason):
+        return checked
+    return Read(checked, how, trains, trains and bool(getattr(module, "recompute", False)))
+
+
+def may_train(module: nn.Module, x: Tensor) -> bool:
+    """Whether ``module`` may train fused with x, before looking at its submodules."""
+    how = module_setting(x)
+    return isinstance(how, Setting) and how.capabilities.trains and getattr(module, "fused_training", True)
+
+
+def resolve(module: nn.Module, spec: Spec) -> BlockSpec:
+    """The names of the module's parts."""
+    return spec if isinstance(spec, BlockSpec) else spec(module)
+
+
+def described(module: nn.Module, spec: Spec) -> Chain | Reason:
+    """The chain of a block in its own dtypes, or why it runs eagerly for every input."""
+    return _read(module, resolve(module, spec), [])
+
+
+def tensors(x: Tensor, chain: Chain) -> Read | Reason:
+    """How the fused path runs a chain of given tensors, or why eager must run. Ops report wrong shapes and dtypes."""
+    how = setting(x)
+    if isinstance(how, Reason):
+        return how
+    given = chain.tensors()
+    if not PLAIN_TENSORS.issuperset(map(type, given)):
+        return Reason("an argument is a tensor subclass")
+    if not chain.convs:
+        how = how._replace(dtype=x.dtype)
+    trains = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in given))
+    if any(conv.weight.dim() != 4 for conv in chain.convs):
+        return Read(chain, how, trains=False)  # the op raises the error
+    if trains and not (how.capabilities.trains and (chain.convs or chain.norms[0] is not None)):
+        return Reason("there are no training kernels for this function or device")
+    if not indexable(x, _windows(chain)):
+        return _TOO_LARGE
+    source = None if chain.shortcut is None else chain.shortcut.source
+    if source is not None and (trains or (source.dim() == 4 and not indexable(source))):
+        return Reason("the projection of another tensor is too large or needs a gradient")
+    if trains or how.autocast:
+        checked = _in_dtype(x, chain, how, trains)
+        return checked if isinstance(checked, Reason) else Read(checked, how, trains)
+    return Read(chain, how, trains)
+
+
+_TOO_LARGE = Reason("a tensor has more than 2^31 - 1 elements")
+
+
+def _learns(x: Tensor, chain: Chain) -> bool:
+    if x.requires_grad or any(t.requires_grad for t in chain.tensors()):
+        return True
+    module = None if chain.shortcut is None else chain.shortcut.module
+    return isinstance(module, nn.Module) and any(p.requires_grad for p in module.parameters())
+
+
+def _check(x: Tensor, chain: Chain, how: Setting, trains: bool) -> Chain | Reason:
+    """``chain`` with its weights in the setting's dtype and the shortcut that fits x; a reason if eager must run."""
+    if trains and not how.capabilities.trains:
+        return Reason("there are no training kernels for device {}", "", x.device.type)
+    weights = [conv.weight for conv in (*chain.convs, *_projection(chain))]
+    wrong = next((w for w in weights if w.dtype is not how.dtype), None)
+    if wrong is not None and (not how.autocast or wrong.dtype is torch.float64):
+        return Reason("a weight has dtype {} and the input {}", "", wrong.dtype, x.dtype)
+    if not indexable(x, _windows(chain)):
+        return _TOO_LARGE
+    fitting = _with_fitting_shortcut(x, chain, how, trains)
+    return fitting if isinstance(fitting, Reason) else _in_dtype(x, fitting, how, trains)
+
+
+def _projection(chain: Chain) -> Sequence[Conv]:
+    return () if chain.shortcut is None or chain.shortcut.conv is None else (chain.shortcut.conv,)
+
+
+def _windows(chain: Chain) -> list[Any]:
+    windows = [window(conv.weight, conv.stride, conv.padding, conv.dilation) for conv in chain.convs]
+    if chain.pool is not None:
+        windows.append((chain.convs[-1].weight.shape[0], *chain.pool.kernel, chain.pool.stride, chain.pool.padding, 1))
+    return windows
+
+
+def _with_fitting_shortcut(x: Tensor, chain: Chain, how: Setting, trains: bool) -> Chain | Reason:
+    """``chain`` with the form of its shortcut that gives the main path's shape; a reason if there is none."""
+    shortcut = chain.shortcut
+    if shortcut is None:
+        return chain
+    out = output_shape(x, chain.convs)
+    if shortcut.is_identity:
+        # Other shapes broadcast or raise in eager, and eager adds before rounding to autocast's dtype.
+        if x.dtype is how.dtype and tuple(x.shape) == out:
+            return chain
+        return Reason("the shortcut adds x, {} {}, to {} {}", "", x.dtype, list(x.shape), how.dtype, list(out))
+    if shortcut.conv is not None and output_shape(x, (shortcut.conv,)) == out:
+        return chain if shortcut.module is None else chain._replace(shortcut=shortcut._replace(module=None))
+    if shortcut.module is None:
+        return Reason("the shortcut has another shape than {}", "", list(out))
+    if x.dtype is not how.dtype:
+        return Reason("the shortcut runs as a module, in {} and not in {}", "", x.dtype, how.dtype)
+    if trains and chain.norms[0] is not None:
+        return Reason("the shortcut of a pre-activation block trains only as a convolution")
+    return chain._replace(shortcut=Shortcut(module=shortcut.module))
+
+
+def _in_dtype(x: Tensor, chain: Chain, how: Setting, trains: bool) -> Chain | Reason:
+    """``chain`` with its convolutions in the setting's dtype, or why eager would compute something else."""
+    dtype, shortcut = how.dtype, chain.shortcut
+    residual = None if shortcut is None else shortcut.residual
+    # Under autocast, eager adds in the wider dtype; in training it must also normalise before rounding.
+    if residual is not None and residual.dtype is not dtype and (how.autocast or trains):
+        return Reason("the residual has dtype {}, and convolutions run in {}", "", residual.dtype, dtype)
+    if trains and x.dtype is not dtype and (chain.norms[0] is not None or (shortcut and shortcut.is_identity)):
+        return Reason("under autocast eager normalises and adds {} before it rounds to {}", "", x.dtype, dtype)
+    convs = []
+    for conv in (*chain.convs, *_projection(chain)):
+        cast = _cast(conv, dtype, how.autocast, trains)
+        if cast is None:
+            return Reason("a weight or bias has dtype {}, and convolutions run in {}", "", conv.weight.dtype, dtype)
+        convs.append(cast)
+    if trains:
+        norms = [norm for norm in chain.all_norms() if norm is not None]
+        if len(process_groups(norms)) > 1:
+            return Reason("its BatchNorms synchronise over different process groups")
+        for norm in norms:
+            if not _is_supported(dtype, norm):
+                return Reason("a BatchNorm has parameters or statistics of an unsupported dtype or with a gradient")
+    if all(a is b for a, b in zip(convs, (*chain.convs, *_projection(chain)), strict=True)):
+        return chain
+    count = len(chain.convs)
+    if shortcut is not None and shortcut.conv is not None:
+        shortcut = shortcut._replace(conv=convs[count])
+    return chain._replace(convs=tuple(convs[:count]), shortcut=shortcut)
+
+
+def _cast(conv: Conv, dtype: torch.dtype, autocast: bool, trains: bool) -> Conv | None:
+    """``conv`` in ``dtype``; None if eager would not cast to it. The inference kernels take a bias of any dtype."""
+    weight, bias = conv.weight, conv.bias
+    if weight.dtype is dtype and (bias is None or bias.dtype is dtype or not trains):
+        return conv
+    if not autocast or weight.dtype is torch.float64:
+        return None
+    bias = bias if bias is None or not trains else bias.to(dtype)
+    return conv._replace(weight=weight.to(dtype), bias=bias)
+
+
+def _is_supported(dtype: torch.dtype, norm: Norm) -> bool:
+    """Whether training supports the BatchNorm's tensors: x's dtype or float32, all the same; constant statistics."""
+    given = [t for t in norm[:4] if t is not None]
+    dtypes = {t.dtype for t in given}
+    if len(dtypes) > 1 or not dtypes <= {dtype, *(() if dtype is torch.float64 else (torch.float32,))}:
+        return False
+    return not any(t is not None and t.requires_grad for t in (norm.mean, norm.var))
+
+
+class _Seen:
+    """A block as last seen: its chain, or why eager must run; and what its modules held then."""
+
+    def __init__(self, module: nn.Module, spec: BlockSpec) -> None:
+        parts: list[nn.Module] = []
+        self.spec, self.own_shortcut = spec, _own_attribute(module, spec.shortcut)
+        self.chain = chain = _read(module, spec, parts)
+        self.uses_batch_statistics, self.weights, self.tensors = False, [], []
+        if not isinstance(chain, Reason):
+            self.tensors = chain.tensors()
+            self.uses_batch_statistics = _uses_batch_statistics(chain)
+            self.weights = [conv.weight for conv in (*chain.convs, *_projection(chain))]
+        self.verdict: tuple[Any, Any] = None, None  # shapes and dtypes, and the chain that runs for them or a reason
+        self.parts, self.kinds = parts, [*map(type, parts)]
+        self.held = [module._modules, *(each for part in parts for each in _contents(part))]
+        self.copies = [{**each, **{name: {} for name in _HOOKS if name in each}} for each in self.held]
+
+    def is_current(self, module: nn.Module, spec: BlockSpec) -> bool:
+        """Whether the modules hold the same parameters, buffers, modules and settings, and no hooks."""
+        if spec != self.spec or _own_attribute(module, spec.shortcut) is not self.own_shortcut:
+            return False
+        try:
+            return self.held == self.copies and [*map(type, self.parts)] == self.kinds
+        except Exception:  # another tensor or array: the result of its comparison has no truth value
+            return False
+
+    def is_reusable(self) -> bool:
+        """Whether :meth:`is_current` finds every change, and it is right to keep the tensors alive until then."""
+        # A tensor of one element compares equal to another. Weights of torch.func.functional_call are temporary.
+        # Whether statistics are synchronised may change at any time.
+        is_plain = all(t.numel() > 1 for t in self.tensors) and all(type(w) is nn.Parameter for w in self.weights)
+        return is_plain and nn.SyncBatchNorm not in self.kinds
+
+
+def _contents(module: nn.Module) -> list[dict[str, Any]]:
+    nonempty = [each for each in (module._parameters, module._buffers, module._modules) if each]
+    return [module.__dict__, *nonempty]
+
+
+def _own_attribute(module: nn.Module, name: str | None) -> Any:
+    return None if name is None else module.__dict__.get(name, BlockSpec)  # BlockSpec: there is none
+
+
+_seen: dict[tuple[int, str], tuple[Any, Any]] = {}  # id of a module, part of a spec -> weak reference, _Seen
+_UNSEEN: tuple[Any, Any] = (lambda: None), None
+
+
+def _last_seen(module: nn.Module, spec: BlockSpec) -> _Seen:
+    key = id(module), spec.part
+    reference, seen = _seen.get(key, _UNSEEN)
+    if reference() is not module or not seen.is_current(module, spec):
+        seen = _Seen(module, spec)
+        if seen.is_reusable():
+            _seen[key] = weakref.ref(module, lambda _: _seen.pop(key, None)), seen
+    return seen
+
+
+def forget(module: nn.Module) -> None:
+    """Drops what is remembered of the block, and thereby references to its tensors."""
+    for key in [key for key in _seen if key[0] == id(module)]:
+        _seen.pop(key, None)
+
+
+def _uses_batch_statistics(chain: Chain) -> bool:
+    return any(norm is not None and norm.mean is None for norm in chain.all_norms())
+
+
+def _read(module: nn.Module, names: BlockSpec, parts: list[nn.Module]) -> Chain | Reason:
+    """The chain of a block; appends the modules that it consists of to ``parts``."""
+    convs: list[Conv] = []
+    norms: list[Norm | None] = []
+    for name in names.convs:
+        conv = _conv(find(module, name, parts), name)
+        if isinstance(conv, Reason):
+            return conv
+        convs.append(conv)
+    for each in names.norms:
+        norm = None if each is None else _norm(find(module, each, parts), each)
+        if isinstance(norm, Reason):
+            return norm
+        norms.append(norm)
+    for name in names.relus:
+        reason = _exactly(find(module, name, parts), name, nn.ReLU)
+        if reason is not None:
+            return reason
+    shortcut = None if names.shortcut is None else _shortcut(module, names, parts)
+    pool = None if names.pool is None else _pool(find(module, names.pool, parts), names.pool)
+    hooked = next((part for part in parts if has_hooks_or_patches(part)), None)
+    if hooked is not None:
+        return hook_reason(hooked, next(name for name, part in module.named_modules() if part is hooked))
+    if isinstance(shortcut, Reason):
+        return shortcut
+    if isinstance(pool, Reason):
+        return pool
+    return Chain(tuple(convs), tuple(norms), shortcut, names.relu, pool)
+
+
+def find(module: nn.Module, name: str, parts: list[nn.Module] | None = None) -> Any:
+    """The submodule of this dotted name, or None; appends it and the modules on the way to ``parts``."""
+    found: Any = module
+    for step in name.split("."):
+        found = None if found is None else found._modules.get(step)
+        if found is not None and parts is not None:
+            parts.append(found)
+    return found
+
+
+def _conv(conv: Any, name: str) -> Conv | Reason:
+    reason = _exactly(conv, name, nn.Conv2d)
+    if reason is not None:
+        return reason
+    geometry = of_conv(conv)
+    if geometry is None:
+        given = (conv.padding_mode, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return Reason("{name} has padding_mode {}, stride {}, padding {}, dilation {} and groups {}", name, *given)
+    weight: Any = conv._parameters.get("weight")
+    bias: Any = conv._parameters.get("bias")
+    if type(weight) not in PLAIN_TENSORS or (bias is not None and type(bias) not in PLAIN_TENSORS):
+        return Reason("the weight of {name} is a {}, not a plain tensor", name, type(weight))  # pruned, sharded, ...
+    return Conv(weight, bias, *geometry)
+
+
+def _norm(norm: Any, name: str) -> Norm | Reason:
+    """A BatchNorm, without mean and var if it uses batch statistics."""
+    reason = _exactly(norm, name, *_NORMS)
+    if reason is not None:
+        return reason
+    parameters, buffers = norm._parameters, norm._buffers
+    gamma, beta = parameters.get("weight"), parameters.get("bias")
+    mean, var = buffers.get("running_mean"), buffers.get("running_var")
+    given = [t for t in (gamma, beta, mean, var) if t is not None]
+    tracks = norm.training and norm.track_running_stats
+    if (norm.affine and gamma is None) or (mean is None) != (var is None):
+        return Reason("{name} lacks its weight, running_mean or running_var", name)
+    if tracks and (mean is None or buffers.get("num_batches_tracked") is None):
+        return Reason("{name} tracks running statistics but lacks a buffer for them", name)
+    if not PLAIN_TENSORS.issuperset(map(type, given)):
+        return Reason("a parameter or buffer of {name} is not a plain tensor", name)
+    eps, momentum = norm.eps, norm.momentum
+    if not isinstance(eps, int | float) or eps <= 0 or not (momentum is None or isinstance(momentum, int | float)):
+        return Reason("{name} has eps {} and momentum {}", name, eps, momentum)
+    if norm.training or mean is None:
+        return Norm(gamma, beta, None, None, float(eps), norm, synchronises(norm))
+    return Norm(gamma, beta, mean, var, float(eps), norm)
+
+
+def _pool(pool: Any, name: str) -> Pool | Reason | None:
+    if type(pool) is nn.Identity:
+        return None
+    reason = _exactly(pool, name, nn.MaxPool2d)
+    if reason is not None:
+        return reason
+    geometry = of_pool(pool)
+    if geometry is None:
+        return Reason("{name} is {}; dilation, ceil_mode and return_indices are not supported", name, pool)
+    return Pool(*geometry)
+
+
+def _shortcut(module: nn.Module, names: BlockSpec, parts: list[nn.Module]) -> Shortcut | Reason:
+    """x itself, a convolution with or without BatchNorm, or a module of torch's layers."""
+    name = names.shortcut
+    assert name is not None
+    if name == IDENTITY:
+        return Shortcut()
+    if name not in module.__dict__ and name not in module._modules:
+        return Reason("it has no attribute {name}", name)
+    down = shortcut_of(module, name)
+    if down is None:
+        return Shortcut()
+    if not isinstance(down, nn.Module):
+        return Reason("{name} is {!r}, not a module or None", name, down)
+    if type(down) not in SHORTCUTS:
+        return Reason("{name} is {}; {}, {}, {}, {} or None expected", name, type(down), *SHORTCUTS)
+    parts += down.modules()
+    children = list(down._modules.items()) if type(down) is nn.Sequential else [("", down)]
+    module_form = down if can_precompute(down) else None
+    if (not children or type(down) is nn.Identity) and names.norms[0] is None:  # else it reads act[0]
+        return Shortcut()
+    if children and type(children[0][1]) is nn.Conv2d and len(children) <= 2:
+        (first, conv), *rest = children
+        read = _conv(conv, f"{name}.{first}" if first else name)
+        norm = _norm(rest[0][1], f"{name}.{rest[0][0]}") if rest else None
+        if isinstance(read, Reason):
+            return read
+        if not isinstance(norm, Reason):
+            return Shortcut(read, norm, module=module_form)
+        if module_form is None:
+            return norm
+    if module_form is None:
+        return Reason("{name} may modify its input in place or contains a module that is not torch's own", name)
+    return Shortcut(module=module_form)
+
+
+def _exactly(module: Any, name: str, *kinds: type[nn.Module]) -> Reason | None:
+    if type(module) in kinds:
+        return None
+    if not isinstance(module, nn.Module):
+        return Reason("{name} is {!r}, not a {} module", name, module, kinds[0])
+    if parametrize.is_parametrized(module):
+        return Reason("{name} is parametrised (torch.nn.utils.parametrize)", name)
+    return Reason("{name} is {}, not {}", name, type(module), kinds[0])
+
+
+def has_hooks_or_patches(module: nn.Module) -> bool:
+    """Whether calling the module may run more than its class's ``forward``: it has hooks or instance patches.
+
+    :func:`.patches.layers_are_patched` covers patches of whole classes.
+    """
+    return bool(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or is_patched(module)
+    )
+
+
+def hook_reason(module: nn.Module, name: str) -> Reason:
+    for attribute, kind in _HOOKS.items():
+        if getattr(module, attribute):
+            return Reason("a {} is registered on {name}", name, kind)
+    return Reason("forward, weight or bias of {name} was replaced by a plain attribute", name)
+
+
+def shortcut_of(module: nn.Module, name: str) -> Any:
+    """The block's shortcut: a module, None, or another callable."""
+    attributes = module.__dict__
+    return attributes[name] if name in attributes else module._modules.get(name)
+
+
+def can_precompute(down: Any) -> bool:
+    """Whether a shortcut without a kernel can be evaluated before the block's convolutions and added afterwards.
+
+    It must not modify the input in place, and user code must not observe the input, whose memory format may differ from
+    eager's. torch's own layers without hooks satisfy both.
+    """
+    if type(down) not in (ZeroPadShortcut, nn.Identity, nn.Sequential):
+        return False
+    return all(
+        (type(part) is ZeroPadShortcut or type(part).__module__.startswith("torch.nn.modules."))
+        and not has_hooks_or_patches(part)
+        and not getattr(part, "inplace", False)
+        for part in down.modules()
+    )
+
+
+def is_read_only(down: Any) -> bool:
+    """Whether a shortcut is known to leave its input and the input's storage unchanged."""
+    return down is None or (type(down) is nn.Conv2d and not has_hooks_or_patches(down)) or can_precompute(down)

@@ -1,0 +1,102 @@
+"""``explain``: how each converted block runs for a given input, and why eager runs where it does."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .chain import read
+from .chain.spec import Reason
+from .convert import CONVERTED, Report, report
+
+INFERENCE, TRAINING, EAGER = "inference", "training", "eager"
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a module ran: "inference" (fused, constant statistics), "training" (one differentiable op), or "eager".
+
+    ``reason``: why eager ran.
+    """
+
+    kind: str
+    how: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Explanation(Mapping[str, Run]):
+    """Maps fully qualified module names to :class:`Run`; ``str()`` gives a table. The root's name is ""."""
+
+    runs: dict[str, Run]
+
+    def __getitem__(self, name: str) -> Run:
+        return self.runs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.runs)
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __str__(self) -> str:
+        rows = [("module", "kind", "runs", "reason")]
+        rows += [(name or "(root)", run.kind, run.how, run.reason) for name, run in self.runs.items()]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        eager = sum(run.how == EAGER for run in self.runs.values())
+        return "\n".join([*lines, f"{len(self.runs) - eager} fused, {eager} eager"])
+
+
+def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
+    """Calls ``model(*args, **kwargs)`` once and says how each block and stem ran, and why eager ran.
+
+    The answer holds for the current mode of the model, for autocast, gradients and hooks as they are now, and for
+    inputs of these shapes, dtypes and devices. :func:`resnet_fused.report` needs no input and says what
+    :func:`resnet_fused.convert` does. Buffers and the CPU's random state are restored afterwards.
+
+    Args:
+        model: a model, or one block, converted or not.
+        args, kwargs: what ``forward`` takes, as a rule one tensor (N, C, H, W).
+
+    Raises:
+        TypeError: ``model`` is not a ``torch.nn.Module``.
+    """
+    found = report(model)
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with torch.random.fork_rng(devices=[]):
+        records = record(model, *args, **kwargs)
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.data.copy_(before)
+    return Explanation(runs(model, found, records))
+
+
+def record(model: nn.Module, *args: Any, **kwargs: Any) -> list[Any]:
+    """Calls the model; returns each read of a block, in the order of the calls."""
+    with read.recording() as records:
+        model(*args, **kwargs)
+    return records
+
+
+def runs(model: nn.Module, found: Report, records: list[Any]) -> dict[str, Run]:
+    """The :class:`Run` of each entry of a report. A block that ran several times is eager if it once was."""
+    outcomes: dict[nn.Module, dict[str, Any]] = {}
+    for module, spec, how in records:  # a network has several parts; of a stem that is read twice, the last read counts
+        part = spec.part.partition(" ")[0]
+        before = outcomes.setdefault(module, {}).get(part)
+        if part or not isinstance(before, Reason):
+            outcomes[module][part] = how
+    names = dict(model.named_modules(remove_duplicate=False))
+    result: dict[str, Run] = {}
+    for name, entry in found.items():
+        hows = outcomes.get(names[name], {}).values()
+        reason = next((how.at(name) for how in hows if isinstance(how, Reason)), None)
+        if entry.status != CONVERTED or not hows:
+            reason = entry.reason.removeprefix("converted, but runs eagerly: ") or "it was not called"
+        trains = any(isinstance(how, read.Read) and how.trains for how in hows)
+        how = EAGER if reason is not None else TRAINING if trains else INFERENCE
+        result[name] = Run(entry.kind, how, reason or "")
+    return result
