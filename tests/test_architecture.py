@@ -62,6 +62,24 @@ def test_no_file_imports_upward(path):
             assert LAYERS.index(imported) >= LAYERS.index(layer), f"{path.name} imports {imported}, a layer above it"
 
 
+# The files of resnet_fused/chain; each may import the ones after it.
+CHAIN = ["__init__", "train", "infer", "read", "layers", "backward", "forward", "convolutions", "layout", "eager"]
+CHAIN += ["statistics", "memory_format", "policy", "patches", "geometry", "spec"]
+
+
+@pytest.mark.parametrize("name", CHAIN)
+def test_no_file_of_the_chain_imports_upward(name):
+    tree = ast.parse((PACKAGE / "chain" / f"{name}.py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            for imported in [node.module] if node.module else [alias.name for alias in node.names]:
+                assert CHAIN.index(imported) > CHAIN.index(name), f"{name}.py imports {imported}, a file above it"
+
+
+def test_every_file_of_the_chain_has_its_place():
+    assert sorted(CHAIN) == sorted(path.stem for path in (PACKAGE / "chain").glob("*.py"))
+
+
 def test_every_file_has_a_layer():
     assert {layer_of(path) for path in python_files()} <= set(LAYERS) | LEAVES
 

@@ -130,7 +130,7 @@ def _fits_own_kernels(x: Tensor, conv: ConvSlots) -> bool:
     # For a fake tensor either choice gives the same shapes, and comparing sizes would add guards.
     return (
         not isinstance(x, FakeTensor)
-        and x.device.type == "cpu"
+        and capabilities_of(x).packs_weights
         and conv.groups == 1
         and x.shape[0] * x.shape[2] * x.shape[3] >= MIN_PIXELS_TO_PACK
         and x.is_contiguous(memory_format=torch.channels_last)

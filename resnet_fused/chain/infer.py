@@ -111,8 +111,11 @@ def _is_one_op(x: Tensor, chain: Chain) -> bool:
         return False
     if chain.norms[0] is not None or chain.norms[1] is None or chain.norms[2] is None:
         return False
-    shape = (x.shape[1], x.shape[1], 3, 3) if x.dim() == 4 else None
-    return all(conv.weight.shape == shape and _geometry(conv) == ((1, 1), (1, 1), (1, 1), 1) for conv in convs)
+    first, second = convs
+    shape, same = (x.shape[1], x.shape[1], 3, 3), ((1, 1), (1, 1), (1, 1), 1)
+    if first.weight.shape != shape or second.weight.shape != shape:
+        return False
+    return _geometry(first) == same and _geometry(second) == same
 
 
 def _is_addable(residual: Any, x: Tensor, conv: Conv) -> bool:

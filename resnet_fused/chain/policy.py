@@ -24,6 +24,7 @@ class Capabilities(NamedTuple):
 
     trains: bool  # every op of the training path has a kernel
     pools: bool  # so has max-pooling in training
+    packs_weights: bool = False  # a convolution packs its weight, so that in training PyTorch's may be faster
     norm_prologue: bool = False  # a convolution applies the preceding BatchNorm and ReLU to what it reads
     statistics_epilogue: bool = False  # a convolution sums the batch statistics of its output
     gradient_sums: bool = False  # the input gradient's convolution sums what the preceding BatchNorm's gradients need
@@ -31,8 +32,8 @@ class Capabilities(NamedTuple):
     tf32: bool = False  # float32 may be multiplied as TF32
 
 
-_CPU = Capabilities(trains=True, pools=True)
-_CUDA = Capabilities(*(True for _ in Capabilities._fields))
+_CPU = Capabilities(trains=True, pools=True, packs_weights=True)
+_CUDA = Capabilities(*(True for _ in Capabilities._fields))._replace(packs_weights=False)
 _NONE = Capabilities(trains=False, pools=False)
 #: By device type; other devices run eager.
 CAPABILITIES = {"cpu": _CPU, "cuda": _CUDA}

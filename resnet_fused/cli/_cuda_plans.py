@@ -3,7 +3,7 @@
 from torch import nn
 
 from .. import modules, ops
-from ..chain import read
+from ..chain import layers
 from ..chain.infer import is_projection
 from ..chain.policy import torch_allows_tf32
 from ..chain.spec import Chain
@@ -44,7 +44,7 @@ def _plan_of_part(
     block: modules.FusedBlock, owner: str, part: str, call: ConvCall, calls: list[ConvCall], dtype: str, gpu: list[int]
 ) -> str:
     """The plan for one convolution of a block."""
-    names, chain = read.resolve(block, block._spec), read.described(block, block._spec)
+    names, chain = layers.resolve(block, block._spec), layers.described(block, block._spec)
     assert isinstance(chain, Chain), "the report says that the block runs fused"
     pre_activated, last = chain.norms[0] is not None, names.convs[-1]
     shortcut = None

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from .. import chain
-from ..chain import read
+from ..chain import layers, read
 from ..chain.memory_format import contiguous, has_channels_last_weight, is_channels_last, nhwc
+from ..chain.policy import Setting
 from ..chain.spec import ALL_VISIBLE, Reason, Visibility
 from ._eager import Methods
 from ._packing import OwnsPackedWeights
@@ -33,7 +34,7 @@ class FusedBlock(OwnsPackedWeights):
 
     _eager_class: ClassVar[type[nn.Module]]
     _eager_methods: ClassVar[Methods]
-    _spec: ClassVar[Any]  # a read.Spec
+    _spec: ClassVar[Any]  # a layers.Spec
     recompute: bool = False
     fused_training: bool = True
 
@@ -45,14 +46,19 @@ class FusedBlock(OwnsPackedWeights):
             _warn_about_fx_tracing()
         return self._eager_class.forward(self, x)
 
-    def fused_forward(self, x: Tensor, visibility: Visibility = ALL_VISIBLE) -> Tensor | None:
-        """The output of a fused path in any memory format, or None if the eager block must run."""
+    def fused_forward(
+        self, x: Tensor, visibility: Visibility = ALL_VISIBLE, setting: Setting | Reason | None = None
+    ) -> Tensor | None:
+        """The output of a fused path in any memory format, or None if the eager block must run.
+
+        ``setting``: that of x, if known.
+        """
         if self._eager_class.forward is not self._eager_methods["forward"]:
             read.record(
                 self, self._spec, Reason("forward of {} was replaced by another function", "", self._eager_class)
             )
             return None
-        how = read.block(self, self._spec, x)
+        how = read.block(self, self._spec, x, setting)
         if isinstance(how, Reason):
             return None
         return chain.run(x if how.trains else nhwc(x), how, keep_packed=True, visibility=visibility)
@@ -62,13 +68,13 @@ class FusedBlock(OwnsPackedWeights):
 
     def outputs_channels_last(self) -> bool:
         """Whether a channels_last weight makes the eager block return channels_last for a contiguous x."""
-        convs = read.resolve(self, self._spec).convs
-        return any(has_channels_last_weight(read.find(self, name)) for name in convs)
+        convs = layers.resolve(self, self._spec).convs
+        return any(has_channels_last_weight(layers.find(self, name)) for name in convs)
 
     def leaves_input_unchanged(self) -> bool:
         """Whether the block, also the eager one, leaves x and its storage unchanged."""
-        name = read.resolve(self, self._spec).shortcut
-        return not name or read.is_read_only(read.shortcut_of(self, name))
+        name = layers.resolve(self, self._spec).shortcut
+        return not name or layers.is_read_only(layers.shortcut_of(self, name))
 
 
 def _is_traced_by_fx(x: Any) -> bool:

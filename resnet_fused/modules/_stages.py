@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from ..chain.layers import has_hooks_or_patches
 from ..chain.memory_format import contiguous, is_channels_last, nhwc_with_contiguous_grad
 from ..chain.patches import layers_are_patched
-from ..chain.policy import PLAIN_TENSORS, is_exporting
-from ..chain.read import has_hooks_or_patches, may_train
-from ..chain.spec import Visibility
+from ..chain.policy import PLAIN_TENSORS, Setting, is_exporting, module_setting
+from ..chain.read import may_train
+from ..chain.spec import Reason, Visibility
 from ._block import FusedBlock
 
 _FORWARD, _CALL = FusedBlock.forward, nn.Module.__call__
@@ -25,18 +26,22 @@ def run_stages(x: Tensor, channels_last: bool, stages: Iterable[nn.Module]) -> t
     that is not a fused block or that user code can observe: a module with hooks, with its own ``compile()``, or with a
     replaced ``forward``.
     """
-    internal = False  # whether only the next block reads x
+    internal = False  # whether only the next block reads x, which then has the default call
+    how: Setting | Reason | None = None  # for activations of this dtype, until user code runs
+    dtype: torch.dtype | None = None
     for block, after in _blocks_with_next(stages):
         y, for_next = None, False
-        if isinstance(block, FusedBlock) and _has_default_call(block):
-            hidden = not channels_last and may_train(block, x)
+        if internal or (isinstance(block, FusedBlock) and _has_default_call(block)):
+            if how is None or x.dtype is not dtype:
+                how, dtype = module_setting(x), x.dtype
+            hidden = not channels_last and may_train(block, how)
             for_next = _is_internal_to(after)
             visibility = Visibility(hidden, internal, for_next)
-            y = block.fused_forward(nhwc_with_contiguous_grad(x) if hidden else x, visibility)
+            y = block.fused_forward(nhwc_with_contiguous_grad(x) if hidden else x, visibility, how)
         if y is None:
             if internal:
                 x = x.clone()  # the eager block may resize its input, so it must not be in pooled memory
-            x, internal = block(x if channels_last else contiguous(x)), False
+            x, internal, how = block(x if channels_last else contiguous(x)), False, None
             channels_last = isinstance(x, Tensor) and is_channels_last(x)
         else:
             x, channels_last, internal = y, channels_last or block.outputs_channels_last(), for_next

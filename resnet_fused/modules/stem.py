@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from .. import chain
-from ..chain import read
+from ..chain import layers, read
 from ..chain.memory_format import (
     contiguous,
     conv_outputs_channels_last,
@@ -85,7 +85,7 @@ class FusedStem(RunsStages):
         if not self._pools:
             return y
         pool = self.maxpool
-        is_seen = type(pool) not in (nn.MaxPool2d, nn.Identity) or read.has_hooks_or_patches(pool)
+        is_seen = type(pool) not in (nn.MaxPool2d, nn.Identity) or layers.has_hooks_or_patches(pool)
         last = is_observed(x) or conv_outputs_channels_last(x, self.conv1)
         return pool(contiguous(y) if is_seen and not last else y)
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from ..chain import read
+from ..chain import layers
 from ..chain.spec import Reason, class_name
 from ..modules._eager import first_replaced_method
 from . import _probe, _reasons
@@ -32,16 +32,16 @@ class Recogniser:
         if replaced is not None:
             return f"its {replaced} was replaced on this instance"
         if converted:
-            chain = read.described(module, self.fused._spec)
+            chain = layers.described(module, self.fused._spec)
             return chain.at(path) if isinstance(chain, Reason) else None
         return self._refusal(module, path) or (self._mismatch(module) if self.probed else None)
 
     def _mismatch(self, module: nn.Module) -> str | None:
-        chain = read.described(module, self.fused._spec)
+        chain = layers.described(module, self.fused._spec)
         return str(chain) if isinstance(chain, Reason) else _probe.mismatch(module, self.fused, chain)
 
     def _refusal(self, module: nn.Module, path: str) -> str | None:
-        spec = read.resolve(module, self.fused._spec)
+        spec = layers.resolve(module, self.fused._spec)
         pool = "maxpool" if getattr(self.fused, "_pools", False) else spec.pool
         return _reasons.first(
             (

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..chain.geometry import of_pool
-from ..chain.read import SHORTCUTS, find, has_hooks_or_patches, hook_reason, shortcut_of
+from ..chain.layers import SHORTCUTS, find, has_hooks_or_patches, hook_reason, shortcut_of
 from ..chain.spec import class_name
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from ..chain.read import Spec
+from ..chain.layers import Spec
 from ..chain.spec import BlockSpec, class_name
 from ..modules import FusedBlock
 from ..modules._eager import original_methods

@@ -1,0 +1,223 @@
+"""Reads the modules of a block into a :class:`Chain`, or the :class:`Reason` why eager runs for every input.
+
+Eager runs where calling the modules would compute something else: one has another class, a hook, a patched method or
+invalid settings.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from ..reference import ZeroPadShortcut
+from .geometry import of_conv, of_pool
+from .patches import is_patched
+from .policy import PLAIN_TENSORS
+from .spec import IDENTITY, BlockSpec, Chain, Conv, Norm, Pool, Reason, Shortcut
+from .statistics import synchronises
+
+Spec = BlockSpec | Callable[[Any], BlockSpec]
+
+SHORTCUTS = (ZeroPadShortcut, nn.Identity, nn.Sequential, nn.Conv2d)
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+HOOKS = {
+    "_forward_pre_hooks": "forward pre-hook",
+    "_forward_hooks": "forward hook",
+    "_backward_hooks": "backward hook",
+    "_backward_pre_hooks": "backward pre-hook",
+}
+
+
+def resolve(module: nn.Module, spec: Spec) -> BlockSpec:
+    """The names of the module's parts."""
+    return spec if isinstance(spec, BlockSpec) else spec(module)
+
+
+def described(module: nn.Module, spec: Spec) -> Chain | Reason:
+    """The chain of a block in its own dtypes, or why it runs eagerly for every input."""
+    return read(module, resolve(module, spec), [])
+
+
+def read(module: nn.Module, names: BlockSpec, parts: list[nn.Module]) -> Chain | Reason:
+    """The chain of a block; appends the modules that it consists of to ``parts``."""
+    convs: list[Conv] = []
+    norms: list[Norm | None] = []
+    for name in names.convs:
+        conv = _conv(find(module, name, parts), name)
+        if isinstance(conv, Reason):
+            return conv
+        convs.append(conv)
+    for each in names.norms:
+        norm = None if each is None else _norm(find(module, each, parts), each)
+        if isinstance(norm, Reason):
+            return norm
+        norms.append(norm)
+    for name in names.relus:
+        reason = _exactly(find(module, name, parts), name, nn.ReLU)
+        if reason is not None:
+            return reason
+    shortcut = None if names.shortcut is None else _shortcut(module, names, parts)
+    pool = None if names.pool is None else _pool(find(module, names.pool, parts), names.pool)
+    hooked = next((part for part in parts if has_hooks_or_patches(part)), None)
+    if hooked is not None:
+        return hook_reason(hooked, next(name for name, part in module.named_modules() if part is hooked))
+    if isinstance(shortcut, Reason):
+        return shortcut
+    if isinstance(pool, Reason):
+        return pool
+    return Chain(tuple(convs), tuple(norms), shortcut, names.relu, pool)
+
+
+def find(module: nn.Module, name: str, parts: list[nn.Module] | None = None) -> Any:
+    """The submodule of this dotted name, or None; appends it and the modules on the way to ``parts``."""
+    found: Any = module
+    for step in name.split("."):
+        found = None if found is None else found._modules.get(step)
+        if found is not None and parts is not None:
+            parts.append(found)
+    return found
+
+
+def _conv(conv: Any, name: str) -> Conv | Reason:
+    reason = _exactly(conv, name, nn.Conv2d)
+    if reason is not None:
+        return reason
+    geometry = of_conv(conv)
+    if geometry is None:
+        given = (conv.padding_mode, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return Reason("{name} has padding_mode {}, stride {}, padding {}, dilation {} and groups {}", name, *given)
+    weight: Any = conv._parameters.get("weight")
+    bias: Any = conv._parameters.get("bias")
+    if type(weight) not in PLAIN_TENSORS or (bias is not None and type(bias) not in PLAIN_TENSORS):
+        return Reason("the weight of {name} is a {}, not a plain tensor", name, type(weight))  # pruned, sharded, ...
+    return Conv(weight, bias, *geometry)
+
+
+def _norm(norm: Any, name: str) -> Norm | Reason:
+    """A BatchNorm, without mean and var if it uses batch statistics."""
+    reason = _exactly(norm, name, *_NORMS)
+    if reason is not None:
+        return reason
+    parameters, buffers = norm._parameters, norm._buffers
+    gamma, beta = parameters.get("weight"), parameters.get("bias")
+    mean, var = buffers.get("running_mean"), buffers.get("running_var")
+    given = [t for t in (gamma, beta, mean, var) if t is not None]
+    tracks = norm.training and norm.track_running_stats
+    if (norm.affine and gamma is None) or (mean is None) != (var is None):
+        return Reason("{name} lacks its weight, running_mean or running_var", name)
+    if tracks and (mean is None or buffers.get("num_batches_tracked") is None):
+        return Reason("{name} tracks running statistics but lacks a buffer for them", name)
+    if not PLAIN_TENSORS.issuperset(map(type, given)):
+        return Reason("a parameter or buffer of {name} is not a plain tensor", name)
+    eps, momentum = norm.eps, norm.momentum
+    if not isinstance(eps, int | float) or eps <= 0 or not (momentum is None or isinstance(momentum, int | float)):
+        return Reason("{name} has eps {} and momentum {}", name, eps, momentum)
+    if norm.training or mean is None:
+        return Norm(gamma, beta, None, None, float(eps), norm, synchronises(norm))
+    return Norm(gamma, beta, mean, var, float(eps), norm)
+
+
+def _pool(pool: Any, name: str) -> Pool | Reason | None:
+    if type(pool) is nn.Identity:
+        return None
+    reason = _exactly(pool, name, nn.MaxPool2d)
+    if reason is not None:
+        return reason
+    geometry = of_pool(pool)
+    if geometry is None:
+        return Reason("{name} is {}; dilation, ceil_mode and return_indices are not supported", name, pool)
+    return Pool(*geometry)
+
+
+def _shortcut(module: nn.Module, names: BlockSpec, parts: list[nn.Module]) -> Shortcut | Reason:
+    """x itself, a convolution with or without BatchNorm, or a module of torch's layers."""
+    name = names.shortcut
+    assert name is not None
+    if name == IDENTITY:
+        return Shortcut()
+    if name not in module.__dict__ and name not in module._modules:
+        return Reason("it has no attribute {name}", name)
+    down = shortcut_of(module, name)
+    if down is None:
+        return Shortcut()
+    if not isinstance(down, nn.Module):
+        return Reason("{name} is {!r}, not a module or None", name, down)
+    if type(down) not in SHORTCUTS:
+        return Reason("{name} is {}; {}, {}, {}, {} or None expected", name, type(down), *SHORTCUTS)
+    parts += down.modules()
+    children = list(down._modules.items()) if type(down) is nn.Sequential else [("", down)]
+    module_form = down if can_precompute(down) else None
+    if (not children or type(down) is nn.Identity) and names.norms[0] is None:  # else it reads act[0]
+        return Shortcut()
+    if children and type(children[0][1]) is nn.Conv2d and len(children) <= 2:
+        (first, conv), *rest = children
+        read = _conv(conv, f"{name}.{first}" if first else name)
+        norm = _norm(rest[0][1], f"{name}.{rest[0][0]}") if rest else None
+        if isinstance(read, Reason):
+            return read
+        if not isinstance(norm, Reason):
+            return Shortcut(read, norm, module=module_form)
+        if module_form is None:
+            return norm
+    if module_form is None:
+        return Reason("{name} may modify its input in place or contains a module that is not torch's own", name)
+    return Shortcut(module=module_form)
+
+
+def _exactly(module: Any, name: str, *kinds: type[nn.Module]) -> Reason | None:
+    if type(module) in kinds:
+        return None
+    if not isinstance(module, nn.Module):
+        return Reason("{name} is {!r}, not a {} module", name, module, kinds[0])
+    if parametrize.is_parametrized(module):
+        return Reason("{name} is parametrised (torch.nn.utils.parametrize)", name)
+    return Reason("{name} is {}, not {}", name, type(module), kinds[0])
+
+
+def has_hooks_or_patches(module: nn.Module) -> bool:
+    """Whether calling the module may run more than its class's ``forward``: it has hooks or instance patches.
+
+    :func:`.patches.layers_are_patched` covers patches of whole classes.
+    """
+    return bool(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or is_patched(module)
+    )
+
+
+def hook_reason(module: nn.Module, name: str) -> Reason:
+    for attribute, kind in HOOKS.items():
+        if getattr(module, attribute):
+            return Reason("a {} is registered on {name}", name, kind)
+    return Reason("forward, weight or bias of {name} was replaced by a plain attribute", name)
+
+
+def shortcut_of(module: nn.Module, name: str) -> Any:
+    """The block's shortcut: a module, None, or another callable."""
+    attributes = module.__dict__
+    return attributes[name] if name in attributes else module._modules.get(name)
+
+
+def can_precompute(down: Any) -> bool:
+    """Whether a shortcut without a kernel can be evaluated before the block's convolutions and added afterwards.
+
+    It must not modify the input in place, and user code must not observe the input, whose memory format may differ from
+    eager's. torch's own layers without hooks satisfy both.
+    """
+    if type(down) not in (ZeroPadShortcut, nn.Identity, nn.Sequential):
+        return False
+    return all(
+        (type(part) is ZeroPadShortcut or type(part).__module__.startswith("torch.nn.modules."))
+        and not has_hooks_or_patches(part)
+        and not getattr(part, "inplace", False)
+        for part in down.modules()
+    )
+
+
+def is_read_only(down: Any) -> bool:
+    """Whether a shortcut is known to leave its input and the input's storage unchanged."""
+    return down is None or (type(down) is nn.Conv2d and not has_hooks_or_patches(down)) or can_precompute(down)
