@@ -1,7 +1,7 @@
 """``convert``, ``revert`` and ``report``: switch eager blocks to fused blocks in place, and back."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -58,19 +58,20 @@ class Report(Mapping[str, Entry]):
     def __str__(self) -> str:
         if not self.entries:
             return "no residual block, stem or other module with convolutions and BatchNorms found"
-        header = ("module", "kind", "status", "reason")
         rows = [(name or "(root)", e.kind, e.status, e.reason) for name, e in self.entries.items()]
-        widths = [max(len(row[i]) for row in (header, *rows)) for i in range(4)]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (header, *rows)
-        ]
         counts = [self.counted(status) for status in (CONVERTED, CONVERTIBLE, REFUSED)]
-        return "\n".join([*lines, ", ".join(counts)])
+        return "\n".join([*aligned([("module", "kind", "status", "reason"), *rows]), ", ".join(counts)])
 
     def counted(self, status: str) -> str:
         """:meth:`count` as text, including how many converted modules run eagerly."""
         eager = sum(entry.runs_eagerly for entry in self.entries.values()) if status == CONVERTED else 0
         return f"{self.count(status)} {status}" + (f" ({eager} of them eager)" if eager else "")
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """The lines of a table with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = False) -> Model:

@@ -9,7 +9,7 @@ from torch import nn
 
 from .chain import read
 from .chain.spec import Reason
-from .convert import CONVERTED, Report, report
+from .convert import CONVERTED, Report, aligned, report
 
 INFERENCE, TRAINING, EAGER = "inference", "training", "eager"
 
@@ -44,10 +44,8 @@ class Explanation(Mapping[str, Run]):
     def __str__(self) -> str:
         rows = [("module", "kind", "runs", "reason")]
         rows += [(name or "(root)", run.kind, run.how, run.reason) for name, run in self.runs.items()]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         eager = sum(run.how == EAGER for run in self.runs.values())
-        return "\n".join([*lines, f"{len(self.runs) - eager} fused, {eager} eager"])
+        return "\n".join([*aligned(rows), f"{len(self.runs) - eager} fused, {eager} eager"])
 
 
 def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .geometry import convolved_size
-from .policy import PLAIN_TENSORS, Setting
+from .geometry import output_shape
+from .policy import Setting, is_plain
 from .spec import Chain, Conv, Norm, Shortcut, norm_args
 
 
@@ -42,7 +42,7 @@ def run(x: Tensor, chain: Chain, how: Setting, keep_packed: bool, internal: bool
         y, pre = _conv(y, pre, conv, norm, None, True, options, internal=True), None
     last, norm = convs[-1], norms[-1]
     if shortcut is None or residual is not None:
-        if shortcut is None or shortcut.module is None or _is_addable(residual, y, last):
+        if shortcut is None or shortcut.module is None or is_plain(residual, y.dtype, output_shape(y, (last,))):
             return _conv(y, pre, last, norm, residual, chain.relu, options, internal)
         y = _conv(y, pre, last, norm, None, False, options, internal)
         y += residual  # broadcasts or raises, as in eager
@@ -116,11 +116,3 @@ def _is_one_op(x: Tensor, chain: Chain) -> bool:
     if first.weight.shape != shape or second.weight.shape != shape:
         return False
     return _geometry(first) == same and _geometry(second) == same
-
-
-def _is_addable(residual: Any, x: Tensor, conv: Conv) -> bool:
-    """Whether a module's output is a plain tensor with the shape and dtype of the convolution of x."""
-    if type(residual) not in PLAIN_TENSORS or residual.dtype is not x.dtype:
-        return False
-    size = convolved_size(x.shape[2:], conv.weight, conv.stride, conv.padding, conv.dilation)
-    return tuple(residual.shape) == (x.shape[0], conv.weight.shape[0], *size)

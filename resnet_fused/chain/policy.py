@@ -1,6 +1,6 @@
 """Whether fused kernels may run for a tensor: devices, dtypes, autocast, tracers, hooks and patches."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,11 @@ def setting(x: Tensor) -> Setting | Reason:
 def module_setting(x: Tensor) -> Setting | Reason:
     """:func:`setting` for a fused module, which reads torch's layers without calling them."""
     return Reason("methods or functions of torch's layers are patched") if layers_are_patched() else setting(x)
+
+
+def is_plain(value: Any, dtype: torch.dtype, shape: tuple[Any, ...]) -> bool:
+    """Whether ``value`` is a plain tensor of this dtype and shape, so that a kernel can add it."""
+    return type(value) in PLAIN_TENSORS and value.dtype is dtype and tuple(value.shape) == shape
 
 
 def is_exporting() -> bool:

@@ -15,7 +15,7 @@ from .forward import Result, Statistics, batch_statistics_keys, forward
 from .geometry import output_shape
 from .layout import Layout, pack, running_slots, unpack
 from .memory_format import is_channels_last
-from .policy import PLAIN_TENSORS, capabilities_of
+from .policy import capabilities_of, is_plain
 from .spec import ALL_VISIBLE, Chain, Pool, Visibility
 from .statistics import process_groups, update_running
 
@@ -35,7 +35,7 @@ def run(
     pool = chain.pool
     if chain.shortcut is not None and chain.shortcut.module is not None:
         added = chain.shortcut.module(x)
-        if _is_addable(added, x, chain, dtype):
+        if is_plain(added, dtype, output_shape(x, chain.convs)):
             chain, added = chain._replace(shortcut=chain.shortcut._replace(module=None, residual=added)), None
         else:
             chain = chain._replace(shortcut=None)
@@ -49,12 +49,6 @@ def run(
         y += added  # broadcasts or raises, as in eager
         y = y.relu() if chain.relu else y
     return y if pool is None or chain.pool is not None else F.max_pool2d(y, *pool)
-
-
-def _is_addable(added: Any, x: Tensor, chain: Chain, dtype: torch.dtype) -> bool:
-    """Whether a module's output is a plain tensor with the output's shape and dtype, which the op can add."""
-    is_plain = type(added) in PLAIN_TENSORS and added.dtype is dtype
-    return is_plain and tuple(added.shape) == output_shape(x, chain.convs)
 
 
 def is_fusable(pool: Pool, x: Tensor) -> bool:
