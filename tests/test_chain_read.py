@@ -72,6 +72,15 @@ def loaded(made):
     )
 
 
+def edited_list(made):
+    made.conv2.dilation[0] = 2
+    made.conv2.padding[0] = 2
+
+
+def appended_to_the_shortcut(made):
+    made.downsample.append(nn.Conv2d(8, 8, 1))
+
+
 def shortcut_added(made):
     made.downsample = nn.Conv2d(8, 8, 1)
 
@@ -105,6 +114,9 @@ CHANGES += [hook_without_register, swapped_tensors, loaded, shortcut_added, shor
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_every_change_between_calls_is_seen(change, training, grad):
     made = block().train(training)
+    made.downsample = nn.Sequential() if change is appended_to_the_shortcut else None
+    if change is edited_list:
+        made.conv2.dilation, made.conv2.padding = [1, 1], [1, 1]
     x = torch.randn(2, 8, 6, 5)
     with torch.set_grad_enabled(grad):
         before = made(x).detach()

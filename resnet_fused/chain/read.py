@@ -240,7 +240,7 @@ class _Seen:
         self.verdict: tuple[Any, Any] = None, None  # shapes and dtypes, and the chain that runs for them or a reason
         self.parts, self.kinds = parts, [*map(type, parts)]
         self.held = [module._modules, *(each for part in parts for each in _contents(part))]
-        self.copies = [{**each, **{name: {} for name in layers.HOOKS if name in each}} for each in self.held]
+        self.copies = [{name: _copy(name, value) for name, value in each.items()} for each in self.held]
 
     def is_current(self, module: nn.Module, spec: BlockSpec) -> bool:
         """Whether the modules hold the same parameters, buffers, modules and settings, and no hooks."""
@@ -260,8 +260,15 @@ class _Seen:
 
 
 def _contents(module: nn.Module) -> list[dict[str, Any]]:
-    nonempty = [each for each in (module._parameters, module._buffers, module._modules) if each]
-    return [module.__dict__, *nonempty]
+    """What a call of the module depends on, as far as it may change: its attributes, tensors and submodules."""
+    return [module.__dict__, module._modules, *(each for each in (module._parameters, module._buffers) if each)]
+
+
+def _copy(name: str, value: Any) -> Any:
+    """What stands for a value in a copy: any hook and any edit of a list is a difference."""
+    if name in layers.HOOKS:
+        return {}
+    return list(value) if type(value) is list else value
 
 
 def _own_attribute(module: nn.Module, name: str | None) -> Any:
