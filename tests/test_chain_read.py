@@ -96,17 +96,9 @@ def parametrised(made):
         original.copy_(original.flip(0))
 
 
-CHANGES = [
-    new_parameter,
-    equal_parameter_then_changed,
-    new_data,
-    other_shape,
-    new_buffer,
-    new_module,
-    other_class,
-    hook,
-]
-CHANGES += [hook_without_register, swapped_tensors, loaded, shortcut_added, shortcut_as_a_function, parametrised]
+CHANGES = [new_parameter, equal_parameter_then_changed, new_data, other_shape, new_buffer, new_module, other_class]
+CHANGES += [edited_list, appended_to_the_shortcut, shortcut_added, shortcut_as_a_function, hook, hook_without_register]
+CHANGES += [swapped_tensors, loaded, parametrised]
 
 
 @pytest.mark.parametrize("grad", [False, True])
