@@ -1,0 +1,71 @@
+"""Importing resnet_fused and converting a model load no large part of torch that ``import torch`` does not load."""
+
+import pytest
+import torch
+from support import run_python
+
+from resnet_fused.chain import patches
+
+LARGE = ("torch._dynamo", "torch._inductor", "sympy", "torch.distributed.fsdp")
+
+REPORT = f"""
+import sys
+import torch
+before = set(sys.modules)
+{{}}
+new = set(sys.modules) - before
+print([name for name in {LARGE!r} if name in new])
+"""
+
+IMPORT = "import resnet_fused"
+CONVERT = """
+import resnet_fused
+model = resnet_fused.convert(resnet_fused.models.small_resnet(), strict=True)
+assert resnet_fused.report(model).count("converted") == 3
+"""
+REGISTERED = """
+import resnet_fused
+class Block(resnet_fused.FusedBasicBlock._eager_class):
+    def forward(self, x):
+        return super().forward(x)
+names = dict(convs=("conv1", "conv2"), norms=(None, "bn1", "bn2"), shortcut="downsample")
+resnet_fused.register_block(Block, resnet_fused.BlockSpec(**names))
+assert resnet_fused.report(resnet_fused.convert(Block(8, 8), strict=True)).count("converted") == 1
+"""
+INFERENCE = (
+    CONVERT
+    + """
+with torch.no_grad():
+    model.eval()(torch.randn(2, 3, 8, 8))
+"""
+)
+
+
+def loaded_by(code):
+    shown = run_python("-c", REPORT.format(code))
+    assert shown.returncode == 0, shown.stderr
+    return shown.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "code", [IMPORT, CONVERT, REGISTERED, INFERENCE], ids=["import", "convert", "registered", "inference"]
+)
+def test_no_large_module_is_loaded(code):
+    assert loaded_by(code) == "[]"
+
+
+def test_a_large_module_would_be_noticed():
+    assert "torch._dynamo" in loaded_by("import torch._dynamo")
+
+
+def test_constants_are_marked_as_torch_compiler_marks_them():
+    def ours():
+        return 1
+
+    def theirs():
+        return 1
+
+    assert patches.constant_while_tracing(ours) is ours
+    assert torch.compiler.assume_constant_result(theirs) is theirs
+    assert vars(ours) == vars(theirs)
+    assert vars(ours)
