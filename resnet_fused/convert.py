@@ -97,7 +97,7 @@ def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = Fal
         ValueError: ``model`` itself is wrapped by DDP, FSDP, torch.compile or TorchScript, or ``strict`` found refused
             modules.
     """
-    _check_model(model, "convert")
+    check_model(model, "convert")
     wrapper = _wrapper(model)
     if wrapper is not None:
         raise ValueError(f"the model is {_wrapped_by(wrapper)}")
@@ -127,7 +127,7 @@ def revert(model: Model) -> Model:
     Raises:
         TypeError: ``model`` is not a ``torch.nn.Module``.
     """
-    _check_model(model, "revert")
+    check_model(model, "revert")
     for module in model.modules():
         recogniser = recognise.by_fused_class(module)
         if recogniser is not None:
@@ -146,7 +146,7 @@ def report(model: nn.Module) -> Report:
     Raises:
         TypeError: ``model`` is not a ``torch.nn.Module``.
     """
-    _check_model(model, "report")
+    check_model(model, "report")
     return Report({name: entry for name, _, entry in _candidates(model)})
 
 
@@ -206,7 +206,7 @@ _HINTS: dict[type, str] = {
 }
 
 
-def _check_model(model: object, function: str) -> None:
+def check_model(model: object, function: str) -> None:
     if not isinstance(model, nn.Module):
         what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         hint = next((f"; {text}" for kind, text in _HINTS.items() if isinstance(model, kind)), "")

@@ -9,7 +9,7 @@ from torch import nn
 
 from .chain import read
 from .chain.spec import Reason
-from .convert import CONVERTED, Report, aligned, report
+from .convert import CONVERTED, Report, aligned, check_model, report
 
 INFERENCE, TRAINING, EAGER = "inference", "training", "eager"
 
@@ -62,13 +62,21 @@ def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
     Raises:
         TypeError: ``model`` is not a ``torch.nn.Module``.
     """
+    check_model(model, "explain")
     found = report(model)
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with torch.random.fork_rng(devices=[]):
-        records = record(model, *args, **kwargs)
-    with torch.no_grad():
-        for buffer, before in buffers:
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            records = record(model, *args, **kwargs)
+    finally:
+        for module, name, buffer, before in buffers:
             buffer.data.copy_(before)
+            module._buffers[name] = buffer
     return Explanation(runs(model, found, records))
 
 

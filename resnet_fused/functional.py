@@ -303,6 +303,8 @@ def forget_packed(weights: Tensor | Iterable[Tensor]) -> None:
 
 def _run_block(x: Tensor, block: Chain, projection: Projection | None, keep_packed: bool) -> Tensor:
     if projection is not None:
+        if projection.pre is not None and block.norms[0] is not None:
+            raise ValueError("projection.pre is given, but a pre-activation block's projection reads relu(bn1(x))")
         shortcut = _projection(projection)
         source = None if shortcut.pre is None else x
         return _run(x, block._replace(shortcut=shortcut._replace(source=source)), keep_packed)
@@ -331,6 +333,11 @@ def _norm(bn: BatchNorm | None) -> Norm | None:
         return None
     if isinstance(bn, nn.Module):
         raise TypeError(f"bn is the module {type(bn).__name__}; pass BatchNorm.of(module)")
+    given = [name for name, tensor in zip(bn._fields[:4], bn, strict=False) if tensor is not None]
+    if not given:
+        return None
+    if bn.running_mean is None or bn.running_var is None:
+        raise ValueError(f"the BatchNorm has only {', '.join(given)}; running_mean and running_var expected")
     return Norm(bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps)
 
 

@@ -1,7 +1,9 @@
 """A block is read again when anything that its output depends on has changed since the last call."""
 
 import copy
+import functools
 import gc
+import pickle
 import threading
 import weakref
 
@@ -12,7 +14,7 @@ from torch import nn
 
 import resnet_fused
 from resnet_fused import modules, ops
-from resnet_fused.chain import layers, read
+from resnet_fused.chain import layers
 
 
 def block(**options):
@@ -157,18 +159,69 @@ def test_blocks_and_tensors_are_not_kept_alive():
     made = block()
     with torch.no_grad():
         made(torch.randn(2, 8, 6, 5))
-    known = len(read._seen)
-    weight, owner = weakref.ref(made.conv1.weight.untyped_storage()), weakref.ref(made)
-    made.float().double()  # moves drop what is remembered
-    assert len(read._seen) < known
-    gc.collect()
-    assert weight() is None
+    storage, owner = weakref.ref(made.conv1.weight.untyped_storage()), weakref.ref(made)
+    made.conv1.owner = [made]  # a cycle
+    made.conv2.register_state_dict_pre_hook(functools.partial(print, made))
     with torch.no_grad():
-        made(torch.randn(2, 8, 6, 5).double())
+        made(torch.randn(2, 8, 6, 5))
+    made.float().double()  # moves drop what is remembered
+    gc.collect()
+    assert storage() is None
     del made
     gc.collect()
     assert owner() is None
-    assert len(read._seen) < known
+
+
+@torch.no_grad()
+def test_a_removed_hook_is_forgotten():
+    made, x = block(), torch.randn(2, 8, 6, 5)
+    handle = made.conv1.register_forward_hook(lambda *_: None)
+    assert not ops_of(made, x)
+    handle.remove()
+    assert ops_of(made, x)
+
+
+@torch.no_grad()
+def test_copies_and_reverted_blocks_carry_no_memory():
+    made = block()
+    made(torch.randn(2, 8, 6, 5))
+    assert made.__dict__["_seen"]
+    for copied in (copy.deepcopy(made), copy.copy(made.__dict__["_seen"]), pickle.loads(pickle.dumps(made))):
+        assert not (copied if isinstance(copied, dict) else copied.__dict__["_seen"])
+    assert "_seen" not in resnet_fused.revert(made).__dict__
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("replace", ["update", "setstate", "dict of a layer"])
+def test_replaced_dictionaries_are_seen(replace):
+    made, other = block(), copy.deepcopy(block())
+    for tensor in other.state_dict().values():
+        if tensor.dim():
+            tensor.copy_(tensor.flip(0))
+    x = torch.randn(2, 8, 6, 5)
+    want, before = other(x), made(x)
+    state = copy.deepcopy(other).__dict__
+    if replace == "update":
+        made.__dict__.update(state)
+    elif replace == "setstate":
+        made.__setstate__(state)
+    else:
+        for name, module in made.named_children():
+            module.__dict__ = getattr(other, name).__dict__
+    assert not torch.allclose(want, before, rtol=1e-2)
+    torch.testing.assert_close(made(x), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_momentum_that_becomes_a_tensor_means_the_same(grad):
+    made = block().train()
+    twin = copy.deepcopy(made)
+    x = torch.randn(2, 8, 6, 5)
+    with torch.set_grad_enabled(grad):
+        for momentum in (0.1, torch.tensor(0.1)):
+            made.bn1.momentum = twin.bn1.momentum = momentum
+            made(x), twin._eager_class.forward(twin, x)
+    torch.testing.assert_close(made.bn1.running_mean, twin.bn1.running_mean)
 
 
 @torch.no_grad()

@@ -260,7 +260,7 @@ def test_patched_layers_are_a_reason(monkeypatch):
 def test_replaced_forward_of_the_class_is_a_reason(monkeypatch):
     model = basic()
     monkeypatch.setattr(reference.BasicBlock, "forward", lambda self, x: x)
-    reason = "forward of resnet_fused.reference.BasicBlock was replaced by another function"
+    reason = "forward of resnet_fused.reference.BasicBlock was replaced"
     assert reason_of(model, features()) == reason
 
 

@@ -351,3 +351,46 @@ def test_packed_weights_are_kept_on_request_and_forgotten():
     functional.forget_packed(weight)
     assert ops.packed_bytes() == before
     functional.forget_packed([weight, weight])
+
+
+def test_projection_of_any_size_reads_its_source(device):
+    """A projection other than 1x1 is a convolution of its own: of ``proj_x``, normalised by ``pre``."""
+    x, source = torch.randn(2, 8, 6, 4, device=device), torch.randn(2, 8, 6, 6, device=device)
+    weight, wide = torch.randn(8, 8, 1, 1, device=device), torch.randn(8, 8, 1, 3, device=device)
+    pre, bn = (norm_of(8, device) for _ in range(2))
+    for normalised in (None, pre):
+        y = functional.conv_bn_proj_act(x, weight, bn, source, Projection(wide, pre=normalised))
+        read = source if normalised is None else functional.bn_add_act(source, pre)
+        expected = functional.conv_bn_act(x, weight, bn, residual=F.conv2d(read, wide))
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_autocast_rounds_a_projection_after_its_norm(device):
+    source = 1000 + torch.randn(2, 8, 6, 6, device=device)
+    pre = BatchNorm(torch.full((8,), 1000.0, device=device), torch.ones(8, device=device))
+    x, weight, proj = (torch.randn(shape, device=device) for shape in ((2, 8, 6, 6), (8, 8, 1, 1), (8, 8, 1, 1)))
+    expected = torch.conv2d(x, weight) + torch.conv2d(torch.relu(source - 1000), proj)
+    with torch.autocast(device.type, torch.bfloat16):
+        y = functional.conv_bn_proj_act(x, weight, None, source, Projection(proj, pre=pre), relu=False)
+    assert (y.float() - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_shortcuts_of_another_shape_train_as_in_eager(device):
+    x = torch.randn(2, 1, 6, 6, device=device, requires_grad=True)
+    weight, bn = torch.randn(4, 1, 1, 1, device=device), norm_of(4, device)
+    residual = torch.randn(2, 1, 6, 6, device=device)
+    y = functional.conv_bn_act(x, weight, bn, residual=residual)
+    rest = (bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps)
+    torch.testing.assert_close(y, reference.conv_bn_act(x, weight, None, *rest, residual=residual))
+    assert not is_trained(y)
+
+
+def test_incomplete_batch_norms_are_refused(device):
+    x, weight = torch.randn(1, 4, 6, 6, device=device), torch.randn(4, 4, 1, 1, device=device)
+    with pytest.raises(ValueError, match="the BatchNorm has only running_mean; running_mean and running_var expected"):
+        functional.conv_bn_act(x, weight, BatchNorm(torch.ones(4, device=device), None))
+    plain = functional.conv_bn_act(x, weight)
+    torch.testing.assert_close(functional.conv_bn_act(x.requires_grad_(), weight, BatchNorm(None, None)), plain)
+    bn = norm_of(4, device)
+    with pytest.raises(ValueError, match=r"projection\.pre is given, but a pre-activation block's projection reads"):
+        functional.preact_block(x, bn, weight, bn, weight, projection=Projection(weight, pre=bn))

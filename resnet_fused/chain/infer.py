@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
@@ -29,46 +30,58 @@ def run(x: Tensor, chain: Chain, how: Setting, keep_packed: bool, internal: bool
     if _is_one_op(x, chain):
         first, second = map(_weight_args, convs, norms)
         return ops.basic_block(x, *first, *second, *options, internal=internal)
+    pool = chain.pool
+    if pool is not None and not (len(convs) == 1 and pre is None and shortcut is None and chain.relu):
+        return F.max_pool2d(run(x, chain._replace(pool=None), how, keep_packed), *pool)
     act = x
     needs_act = how.autocast or not how.capabilities.norm_prologue  # under autocast, eager normalises before it rounds
     if pre is not None and (needs_act or (len(convs) == 1 and shortcut is not None and shortcut.conv is not None)):
-        act, pre = ops.bn_add_act(x, *norm_args(pre), None, True, internal=True), None
+        act, pre = _activate(x, pre), None
     y = _to(act, how.dtype)
-    if chain.pool is not None:
+    if pool is not None:
         args = (*_weight_args(convs[0], norms[0]), *_geometry(convs[0]))
-        return ops.conv_bn_relu_pool(y, *args, *chain.pool, *options, internal=internal)
-    residual = _residual(x, act, pre, shortcut, how, options)
+        return ops.conv_bn_relu_pool(y, *args, *pool, *options, internal=internal)
+    residual, source, before = None, act, pre
+    if shortcut is not None and shortcut.source is not None:
+        source, before = shortcut.source, shortcut.pre
+        if before is not None and how.autocast:
+            source, before = _activate(source, before), None
+    if shortcut is not None:
+        residual = _residual(x, source, before, shortcut, how, options)
     for conv, norm in zip(convs[:-1], norms[:-1], strict=True):
-        y, pre = _conv(y, pre, conv, norm, None, True, options, internal=True), None
+        y, pre = _conv(y, pre, conv, norm, None, norm is not None, options, internal=True), None
     last, norm = convs[-1], norms[-1]
     if shortcut is None or residual is not None:
         if shortcut is None or shortcut.module is None or is_plain(residual, y.dtype, output_shape(y, (last,))):
             return _conv(y, pre, last, norm, residual, chain.relu, options, internal)
         y = _conv(y, pre, last, norm, None, False, options, internal)
-        y += residual  # broadcasts or raises, as in eager
+        y += residual  # type: ignore[arg-type]  # broadcasts or raises, as in eager
         return y.relu_() if chain.relu else y
     assert shortcut.conv is not None
-    before = chain.norms[0] if act is x and shortcut.source is None else shortcut.pre
-    source = act if shortcut.source is None else shortcut.source
     side = (*_weight_args(shortcut.conv, shortcut.norm), shortcut.conv.stride, *norm_args(before))
     args = (*_weight_args(last, norm), *_geometry(last), _to(source, how.dtype), *side)
     return ops.conv_bn_proj_act(y, *args, chain.relu, *options, internal=internal)
 
 
+def _activate(x: Tensor, norm: Norm) -> Tensor:
+    return ops.bn_add_act(x, *norm_args(norm), None, True, internal=True)
+
+
 def _residual(
-    x: Tensor, act: Tensor, pre: Norm | None, shortcut: Shortcut | None, how: Setting, options: tuple[bool, bool]
+    x: Tensor, source: Tensor, pre: Norm | None, shortcut: Shortcut, how: Setting, options: tuple[bool, bool]
 ) -> Any:
-    """The tensor that the last convolution adds; None without one or if it computes the projection itself."""
-    if shortcut is None:
-        return None
+    """The tensor that the last convolution adds; None if it computes the projection itself.
+
+    The shortcut reads ``source``, or ``relu(pre(source))``; an identity is x.
+    """
     if shortcut.is_identity:
         return _to(x, how.dtype)
     if shortcut.module is not None:
-        return shortcut.module(act if pre is None else ops.bn_add_act(x, *norm_args(pre), None, True, internal=True))
+        return shortcut.module(source if pre is None else _activate(source, pre))
     conv = shortcut.conv
     if conv is None or is_projection(conv):
         return shortcut.residual
-    return _conv(_to(act, how.dtype), pre, conv, shortcut.norm, None, False, options, internal=True)
+    return _conv(_to(source, how.dtype), pre, conv, shortcut.norm, None, False, options, internal=True)
 
 
 def _conv(

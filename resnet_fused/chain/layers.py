@@ -14,13 +14,14 @@ from ..reference import ZeroPadShortcut
 from .geometry import of_conv, of_pool
 from .patches import is_patched
 from .policy import PLAIN_TENSORS
-from .spec import IDENTITY, BlockSpec, Chain, Conv, Norm, Pool, Reason, Shortcut
+from .spec import IDENTITY, BlockSpec, Chain, Conv, Norm, Pool, Reason, Shortcut, class_name
 from .statistics import synchronises
 
 Spec = BlockSpec | Callable[[Any], BlockSpec]
 
 SHORTCUTS = (ZeroPadShortcut, nn.Identity, nn.Sequential, nn.Conv2d)
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 HOOKS = {
     "_forward_pre_hooks": "forward pre-hook",
     "_forward_hooks": "forward hook",
@@ -31,7 +32,12 @@ HOOKS = {
 
 def resolve(module: nn.Module, spec: Spec) -> BlockSpec:
     """The names of the module's parts."""
-    return spec if isinstance(spec, BlockSpec) else spec(module)
+    names = spec if isinstance(spec, BlockSpec) else spec(module)
+    if not isinstance(names, BlockSpec) or len(names.norms) != len(names.convs) + 1:
+        raise TypeError(
+            f"the spec of {class_name(type(module))} is {names!r}; a BlockSpec with one norm more than convs expected"
+        )
+    return names
 
 
 def described(module: nn.Module, spec: Spec) -> Chain | Reason:
@@ -59,14 +65,30 @@ def read(module: nn.Module, names: BlockSpec, parts: list[nn.Module]) -> Chain |
             return reason
     shortcut = None if names.shortcut is None else _shortcut(module, names, parts)
     pool = None if names.pool is None else _pool(find(module, names.pool, parts), names.pool)
+    reason = _incomplete(module, parts) if names.complete else None
     hooked = next((part for part in parts if has_hooks_or_patches(part)), None)
     if hooked is not None:
-        return hook_reason(hooked, next(name for name, part in module.named_modules() if part is hooked))
+        return hook_reason(hooked, next((name for name, part in module.named_modules() if part is hooked), ""))
     if isinstance(shortcut, Reason):
         return shortcut
     if isinstance(pool, Reason):
         return pool
+    if reason is not None:
+        return reason
     return Chain(tuple(convs), tuple(norms), shortcut, names.relu, pool)
+
+
+def _incomplete(module: nn.Module, parts: list[nn.Module]) -> Reason | None:
+    """Why modules besides ``parts`` may take part in the computation; appends those that do not."""
+    known = {module, *parts}
+    for name, other in module.named_modules():
+        if other not in known and type(other) is not nn.Identity:
+            return Reason("{name} is {}, which the spec does not name", name, type(other))
+        if other in parts and other._modules and type(other) not in _CONTAINERS:
+            return Reason("{name} is {}, not {}, {} or {}", name, type(other), *_CONTAINERS)
+        if other not in known:
+            parts.append(other)
+    return None
 
 
 def find(module: nn.Module, name: str, parts: list[nn.Module] | None = None) -> Any:
@@ -136,7 +158,9 @@ def _shortcut(module: nn.Module, names: BlockSpec, parts: list[nn.Module]) -> Sh
     assert name is not None
     if name == IDENTITY:
         return Shortcut()
-    if name not in module.__dict__ and name not in module._modules:
+    owner, _, attribute = name.rpartition(".")
+    owning = find(module, owner, parts) if owner else module
+    if owning is None or (attribute not in owning.__dict__ and attribute not in owning._modules):
         return Reason("it has no attribute {name}", name)
     down = shortcut_of(module, name)
     if down is None:
@@ -154,11 +178,11 @@ def _shortcut(module: nn.Module, names: BlockSpec, parts: list[nn.Module]) -> Sh
         (first, conv), *rest = children
         read = _conv(conv, f"{name}.{first}" if first else name)
         norm = _norm(rest[0][1], f"{name}.{rest[0][0]}") if rest else None
-        if isinstance(read, Reason):
-            return read
-        if not isinstance(norm, Reason):
+        if not isinstance(read, Reason) and not isinstance(norm, Reason):
             return Shortcut(read, norm, module=module_form)
-        if module_form is None:
+        if module_form is None and isinstance(read, Reason):
+            return read
+        if module_form is None and isinstance(norm, Reason):
             return norm
     if module_form is None:
         return Reason("{name} may modify its input in place or contains a module that is not torch's own", name)
@@ -199,7 +223,13 @@ def hook_reason(module: nn.Module, name: str) -> Reason:
 def shortcut_of(module: nn.Module, name: str) -> Any:
     """The block's shortcut: a module, None, or another callable."""
     attributes = module.__dict__
-    return attributes[name] if name in attributes else module._modules.get(name)
+    if name in attributes:
+        return attributes[name]
+    if "." not in name:
+        return module._modules.get(name)
+    owner, _, attribute = name.rpartition(".")
+    owning = find(module, owner)
+    return None if owning is None else shortcut_of(owning, attribute)
 
 
 def can_precompute(down: Any) -> bool:
@@ -216,8 +246,3 @@ def can_precompute(down: Any) -> bool:
         and not getattr(part, "inplace", False)
         for part in down.modules()
     )
-
-
-def is_read_only(down: Any) -> bool:
-    """Whether a shortcut is known to leave its input and the input's storage unchanged."""
-    return down is None or (type(down) is nn.Conv2d and not has_hooks_or_patches(down)) or can_precompute(down)

@@ -5,7 +5,7 @@ dictionaries tells.
 """
 
 import contextlib
-import weakref
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ from .geometry import output_shape
 from .policy import PLAIN_TENSORS, Setting, module_setting, setting
 from .spec import BlockSpec, Chain, Conv, Norm, Reason, Shortcut
 from .statistics import process_groups
+
+_SHAPE_AND_DTYPE = operator.attrgetter("shape", "dtype")
 
 
 class Read(NamedTuple):
@@ -75,7 +77,7 @@ def _block(module: nn.Module, spec: layers.Spec, x: Tensor, how: Setting | Reaso
     if seen is None or how.autocast:  # autocast casts weights on every call
         checked = _check(x, chain, how, trains)
     else:
-        question = [x.shape, x.dtype, how, trains, *((weight.shape, weight.dtype) for weight in seen.weights)]
+        question = [x.shape, x.dtype, how, trains, *map(_SHAPE_AND_DTYPE, seen.weights)]
         if trains:
             question += [(t.dtype, t.requires_grad) for t in seen.tensors]
         known, checked = seen.verdict
@@ -112,10 +114,19 @@ def tensors(x: Tensor, chain: Chain) -> Read | Reason:
     source = None if chain.shortcut is None else chain.shortcut.source
     if source is not None and (trains or (source.dim() == 4 and not indexable(source))):
         return Reason("the projection of another tensor is too large or needs a gradient")
+    if trains and not _adds_same_shape(x, chain):
+        return Reason("the shortcut has another shape than the output")  # eager broadcasts it, or raises
     if trains or how.autocast:
         checked = _in_dtype(x, chain, how, trains)
         return checked if isinstance(checked, Reason) else Read(checked, how, trains)
     return Read(chain, how, trains)
+
+
+def _adds_same_shape(x: Tensor, chain: Chain) -> bool:
+    shortcut = chain.shortcut
+    if shortcut is None or shortcut.conv is not None:
+        return True
+    return tuple((x if shortcut.residual is None else shortcut.residual).shape) == output_shape(x, chain.convs)
 
 
 _TOO_LARGE = Reason("a tensor has more than 2^31 - 1 elements")
@@ -132,10 +143,6 @@ def _check(x: Tensor, chain: Chain, how: Setting, trains: bool) -> Chain | Reaso
     """``chain`` with its weights in the setting's dtype and the shortcut that fits x; a reason if eager must run."""
     if trains and not how.capabilities.trains:
         return Reason("there are no training kernels for device {}", "", x.device.type)
-    weights = [conv.weight for conv in (*chain.convs, *_projection(chain))]
-    wrong = next((w for w in weights if w.dtype is not how.dtype), None)
-    if wrong is not None and (not how.autocast or wrong.dtype is torch.float64):
-        return Reason("a weight has dtype {} and the input {}", "", wrong.dtype, x.dtype)
     if not indexable(x, _windows(chain)):
         return _TOO_LARGE
     fitting = _with_fitting_shortcut(x, chain, how, trains)
@@ -226,73 +233,76 @@ def _is_supported(dtype: torch.dtype, norm: Norm) -> bool:
 
 
 class _Seen:
-    """A block as last seen: its chain, or why eager must run; and what its modules held then."""
+    """A block's chain as last read, and what its modules held then."""
 
     def __init__(self, module: nn.Module, spec: BlockSpec) -> None:
         parts: list[nn.Module] = []
         self.spec, self.own_shortcut = spec, _own_attribute(module, spec.shortcut)
         self.chain = chain = layers.read(module, spec, parts)
-        self.uses_batch_statistics, self.weights, self.tensors = False, [], []
-        if not isinstance(chain, Reason):
-            self.tensors = chain.tensors()
-            self.uses_batch_statistics = _uses_batch_statistics(chain)
-            self.weights = [conv.weight for conv in (*chain.convs, *_projection(chain))]
         self.verdict: tuple[Any, Any] = None, None  # shapes and dtypes, and the chain that runs for them or a reason
-        self.parts, self.kinds = parts, [*map(type, parts)]
-        self.held = [module._modules, *(each for part in parts for each in _contents(part))]
-        self.copies = [{name: _copy(name, value) for name, value in each.items()} for each in self.held]
+        if isinstance(chain, Reason):
+            return
+        self.uses_batch_statistics = _uses_batch_statistics(chain)
+        self.weights = [conv.weight for conv in (*chain.convs, *_projection(chain))]
+        self.tensors = chain.tensors()
+        self.parts, self.kinds, self.types = parts, [*map(type, parts)], [*map(type, self.tensors)]
+        self.own_modules = dict(module._modules)
+        self.copies = [{name: _copy(name, value) for name, value in vars(part).items()} for part in parts]
 
     def is_current(self, module: nn.Module, spec: BlockSpec) -> bool:
         """Whether the modules hold the same parameters, buffers, modules and settings, and no hooks."""
         if spec != self.spec or _own_attribute(module, spec.shortcut) is not self.own_shortcut:
             return False
         try:
-            return self.held == self.copies and [*map(type, self.parts)] == self.kinds
-        except Exception:  # another tensor or array: the result of its comparison has no truth value
+            is_same = module._modules == self.own_modules and [*map(vars, self.parts)] == self.copies
+        except Exception:  # another tensor: the result of its comparison has no truth value
             return False
+        return is_same and [*map(type, self.parts)] == self.kinds and [*map(type, self.tensors)] == self.types
 
     def is_reusable(self) -> bool:
-        """Whether :meth:`is_current` finds every change, and it is right to keep the tensors alive until then."""
+        """Whether :meth:`is_current` finds every change, and keeping the tensors until then does no harm."""
+        if isinstance(self.chain, Reason) or nn.SyncBatchNorm in self.kinds:  # whether it synchronises may change
+            return False
         # A tensor of one element compares equal to another. Weights of torch.func.functional_call are temporary.
-        # Whether statistics are synchronised may change at any time.
-        is_plain = all(t.numel() > 1 for t in self.tensors) and all(type(w) is nn.Parameter for w in self.weights)
-        return is_plain and nn.SyncBatchNorm not in self.kinds
-
-
-def _contents(module: nn.Module) -> list[dict[str, Any]]:
-    """What a call of the module depends on, as far as it may change: its attributes, tensors and submodules."""
-    return [module.__dict__, module._modules, *(each for each in (module._parameters, module._buffers) if each)]
+        return all(t.numel() > 1 for t in self.tensors) and all(type(w) is nn.Parameter for w in self.weights)
 
 
 def _copy(name: str, value: Any) -> Any:
-    """What stands for a value in a copy: any hook and any edit of a list is a difference."""
+    """An attribute of a torch layer as it is compared: what may be edited, by its content; hooks, with none."""
     if name in layers.HOOKS:
         return {}
-    return list(value) if type(value) is list else value
+    if name in ("_parameters", "_buffers", "_modules"):
+        return dict(value)
+    return list(value) if type(value) is list else value  # such as a stride
 
 
 def _own_attribute(module: nn.Module, name: str | None) -> Any:
     return None if name is None else module.__dict__.get(name, BlockSpec)  # BlockSpec: there is none
 
 
-_seen: dict[tuple[int, str], tuple[Any, Any]] = {}  # id of a module, part of a spec -> weak reference, _Seen
-_UNSEEN: tuple[Any, Any] = (lambda: None), None
+class _Memory(dict[str, _Seen]):
+    """What is known of a module, by part of its spec. It lives in the module's ``__dict__``; copies are empty."""
+
+    def __reduce__(self) -> Any:
+        return _Memory, ()
 
 
 def _last_seen(module: nn.Module, spec: BlockSpec) -> _Seen:
-    key = id(module), spec.part
-    reference, seen = _seen.get(key, _UNSEEN)
-    if reference() is not module or not seen.is_current(module, spec):
+    memory = module.__dict__.get("_seen")
+    if memory is None:
+        memory = module.__dict__["_seen"] = _Memory()
+    seen = memory.get(spec.part)
+    if seen is None or not seen.is_current(module, spec):
+        memory.pop(spec.part, None)
         seen = _Seen(module, spec)
         if seen.is_reusable():
-            _seen[key] = weakref.ref(module, lambda _: _seen.pop(key, None)), seen
-    return seen
+            memory[spec.part] = seen
+    return seen  # type: ignore[no-any-return]
 
 
 def forget(module: nn.Module) -> None:
     """Drops what is remembered of the block, and thereby references to its tensors."""
-    for key in [key for key in _seen if key[0] == id(module)]:
-        _seen.pop(key, None)
+    module.__dict__.pop("_seen", None)
 
 
 def _uses_batch_statistics(chain: Chain) -> bool:

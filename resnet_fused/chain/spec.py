@@ -37,6 +37,8 @@ class BlockSpec(NamedTuple):
             block begins with a BatchNorm.
         relu: whether a ReLU follows the addition.
         pool: the max-pooling after the last ReLU.
+        complete: eager runs if the block has other modules than these, apart from ``nn.Identity``, or containers on the
+            way that are not ``nn.Sequential``, ``ModuleList`` or ``ModuleDict``. ``register_block`` sets it.
         part: a network with two chains, such as a stem and a tail, names each.
     """
 
@@ -46,6 +48,7 @@ class BlockSpec(NamedTuple):
     shortcut: str | None = None
     relu: bool = True
     pool: str | None = None
+    complete: bool = False
     part: str = ""
 
 

@@ -112,7 +112,8 @@ def update_running(norms: Sequence[Any], statistics: Sequence[Sequence[Any]]) ->
         written += map(id, (buffers["num_batches_tracked"], buffers["running_mean"], buffers["running_var"]))
         mean, var, count = batch
         momentum: Any = norm.momentum
-        if momentum is None or isinstance(count, Tensor) or buffers["running_mean"].dtype is not mean.dtype:
+        is_number = isinstance(momentum, int | float) and not isinstance(count, Tensor)
+        if not is_number or buffers["running_mean"].dtype is not mean.dtype:
             rest.append((norm, batch))
         elif count > 0:
             # Through .data, because eager's kernel does not bump the version either: a graph of an earlier forward pass

@@ -53,11 +53,10 @@ class FusedBlock(OwnsPackedWeights):
 
         ``setting``: that of x, if known.
         """
-        if self._eager_class.forward is not self._eager_methods["forward"]:
-            read.record(
-                self, self._spec, Reason("forward of {} was replaced by another function", "", self._eager_class)
-            )
-            return None
+        for name, function in self._eager_methods.items():
+            if getattr(self._eager_class, name) is not function or name in self.__dict__:
+                read.record(self, self._spec, Reason("{} of {} was replaced", "", name, self._eager_class))
+                return None
         how = read.block(self, self._spec, x, setting)
         if isinstance(how, Reason):
             return None
@@ -70,11 +69,6 @@ class FusedBlock(OwnsPackedWeights):
         """Whether a channels_last weight makes the eager block return channels_last for a contiguous x."""
         convs = layers.resolve(self, self._spec).convs
         return any(has_channels_last_weight(layers.find(self, name)) for name in convs)
-
-    def leaves_input_unchanged(self) -> bool:
-        """Whether the block, also the eager one, leaves x and its storage unchanged."""
-        name = layers.resolve(self, self._spec).shortcut
-        return not name or layers.is_read_only(layers.shortcut_of(self, name))
 
 
 def _is_traced_by_fx(x: Any) -> bool:

@@ -65,7 +65,7 @@ def _is_internal_to(after: Any) -> bool:
     """Whether only fused blocks read the output passed to ``after``; if its eager block runs, it gets a copy."""
     if torch.compiler.is_compiling():  # the compiler would remove the copy
         return False
-    return isinstance(after, FusedBlock) and _has_default_call(after) and after.leaves_input_unchanged()
+    return isinstance(after, FusedBlock) and _has_default_call(after)
 
 
 def _blocks_with_next(stages: Iterable[nn.Module]) -> Iterator[tuple[Any, Any]]:

@@ -58,7 +58,11 @@ class FusedPreActBottleneck(FusedBlock, reference.PreActBottleneck):
     _eager_class = reference.PreActBottleneck
     _eager_methods = original_methods(reference.PreActBottleneck, "forward")
     _spec = BlockSpec(
-        convs=("conv1", "conv2", "conv3"), norms=("bn1", "bn2", "bn3", None), shortcut="downsample", relu=False
+        complete=False,
+        convs=("conv1", "conv2", "conv3"),
+        norms=("bn1", "bn2", "bn3", None),
+        shortcut="downsample",
+        relu=False,
     )
 
 

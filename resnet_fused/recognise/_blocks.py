@@ -34,7 +34,12 @@ class Recogniser:
         if converted:
             chain = layers.described(module, self.fused._spec)
             return chain.at(path) if isinstance(chain, Reason) else None
-        return self._refusal(module, path) or (self._mismatch(module) if self.probed else None)
+        if not self.probed:
+            return self._refusal(module, path)
+        try:
+            return self._refusal(module, path) or self._mismatch(module)
+        except Exception as error:  # of the user's spec
+            return f"reading its spec raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
     def _mismatch(self, module: nn.Module) -> str | None:
         chain = layers.described(module, self.fused._spec)

@@ -1,14 +1,16 @@
 """Blocks that the user describes: ``register_block``."""
 
+import inspect
 import types
 from typing import Any
 
 from torch import nn
 
-from ..chain.layers import Spec
+from ..chain.layers import Spec, resolve
 from ..chain.spec import BlockSpec, class_name
 from ..modules import FusedBlock
 from ..modules._eager import original_methods
+from ..modules._packing import OwnsPackedWeights
 from ._blocks import Recogniser
 from ._subclasses import reduce_by_eager_class
 
@@ -45,30 +47,56 @@ def register_block(kind: type[nn.Module], spec: Spec) -> None:
         raise TypeError(f"register_block expects a class derived from torch.nn.Module, but got {kind!r}")
     if not isinstance(spec, BlockSpec) and not callable(spec):
         raise TypeError(f"register_block expects a BlockSpec or a function that returns one, but got {spec!r}")
-    if isinstance(spec, BlockSpec) and (len(spec.norms) != len(spec.convs) + 1 or not spec.convs):
+    if isinstance(spec, BlockSpec) and (
+        not all(isinstance(names, tuple | list) for names in spec[:3])
+        or len(spec.norms) != len(spec.convs) + 1
+        or not spec.convs
+    ):
         raise ValueError(
-            f"the spec has {len(spec.convs)} convs and {len(spec.norms)} norms; a norm (or None) before each "
-            "convolution and one after the last expected"
+            f"the spec has convs {spec.convs!r} and norms {spec.norms!r}; tuples of names expected, a norm (or None) "
+            "before each convolution and one after the last"
         )
     known = find_class(kind)
     if known is not None or issubclass(kind, FusedBlock):
         raise ValueError(f"{class_name(kind)} is already known{'' if known is None else f' as a {known.kind}'}")
-    taken = [name for name in vars(FusedBlock) if not name.startswith("__") and hasattr(kind, name)]
-    taken = [name for name in taken if not hasattr(nn.Module, name)]
-    if taken:
-        raise ValueError(f"{class_name(kind)} defines {taken[0]}, which fused blocks use; rename it")
+    taken = next((name for name in sorted(_RESERVED) if hasattr(kind, name)), None)
+    if taken is not None:
+        raise ValueError(f"{class_name(kind)} defines {taken}, which fused blocks use; rename it")
     attributes: dict[str, Any] = {
         "_eager_class": kind,
-        "_eager_methods": original_methods(kind, "forward"),
-        "_spec": spec if isinstance(spec, BlockSpec) else staticmethod(spec),
+        "_eager_methods": original_methods(kind, *_methods(kind)),
+        "_spec": staticmethod(lambda block: complete(spec, block)),
         "__module__": kind.__module__,
         "__doc__": f":class:`{class_name(kind)}`, converted.",
         "__reduce_ex__": reduce_by_eager_class,
     }
-    fused = types.new_class(
-        f"Fused{kind.__name__}", (FusedBlock, kind), exec_body=lambda space: space.update(attributes)
-    )
+    if list(inspect.signature(kind.forward).parameters) != ["self", "x"]:
+        attributes["forward"] = _forward_of_one_tensor
+    fused = types.new_class(f"Fused{kind.__name__}", (FusedBlock, kind), {}, lambda space: space.update(attributes))
     _registered[kind] = Recogniser(kind.__name__, kind, fused, probed=True)
+
+
+#: Attributes of fused blocks, which a user's class must not define.
+_RESERVED = {"_eager_class", "_eager_methods", "_spec", "_seen", *vars(FusedBlock), *vars(OwnsPackedWeights)}
+_RESERVED = {name for name in _RESERVED if not name.startswith("__") and not hasattr(nn.Module, name)}
+
+
+def complete(spec: Spec, block: nn.Module) -> BlockSpec:
+    return resolve(block, spec)._replace(complete=True)
+
+
+def _methods(kind: type[nn.Module]) -> list[str]:
+    """The names of all methods that ``forward`` may call, apart from those of ``nn.Module``."""
+    own = (each for each in kind.__mro__ if each not in nn.Module.__mro__)
+    names = {name for each in own for name, value in vars(each).items() if isinstance(value, types.FunctionType)}
+    return sorted(name for name in names if name == "forward" or not hasattr(nn.Module, name))
+
+
+def _forward_of_one_tensor(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """``forward`` of a class that takes more than one argument, or one of another name than x."""
+    if len(args) == 1 and not kwargs:
+        return FusedBlock.forward(self, args[0])
+    return self._eager_class.forward(self, *args, **kwargs)
 
 
 def recognisers() -> tuple[Recogniser, ...]:
