@@ -28,9 +28,13 @@ def register_block(kind: type[nn.Module], spec: Spec) -> None:
         )
 
     ``convert`` compares each block with its spec before it converts it: ``forward`` of the class and the fused block
-    get the same random float64 input, in eval and training mode, and must agree in the output, the input's gradient
-    and all buffers. A block that differs is refused, and :func:`resnet_fused.report` says how it differs. Subclasses
-    that override no computation convert too; :func:`resnet_fused.revert` restores the class.
+    get the same random float64 inputs, in eval and training mode, and must agree in outputs, gradients and buffers. A
+    block is refused if they differ, if ``forward`` draws random numbers, or if the spec leaves out a module that is not
+    ``nn.Identity``; :func:`resnet_fused.report` gives the reason. Later changes of named modules, hooks and methods are
+    seen; ``forward`` must not depend on anything else, such as a global variable. Subclasses that override no
+    computation convert too; :func:`resnet_fused.revert` restores the class.
+
+    In channels_last (``model.to(memory_format=torch.channels_last)``) no activation is copied between blocks.
 
     Args:
         kind: the class of the blocks.
@@ -65,7 +69,7 @@ def register_block(kind: type[nn.Module], spec: Spec) -> None:
     attributes: dict[str, Any] = {
         "_eager_class": kind,
         "_eager_methods": original_methods(kind, *_methods(kind)),
-        "_spec": staticmethod(lambda block: complete(spec, block)),
+        "_spec": _complete(spec),
         "__module__": kind.__module__,
         "__doc__": f":class:`{class_name(kind)}`, converted.",
         "__reduce_ex__": reduce_by_eager_class,
@@ -81,8 +85,11 @@ _RESERVED = {"_eager_class", "_eager_methods", "_spec", "_seen", *vars(FusedBloc
 _RESERVED = {name for name in _RESERVED if not name.startswith("__") and not hasattr(nn.Module, name)}
 
 
-def complete(spec: Spec, block: nn.Module) -> BlockSpec:
-    return resolve(block, spec)._replace(complete=True)
+def _complete(spec: Spec) -> Any:
+    """The spec as class attribute, which has to name all modules."""
+    if isinstance(spec, BlockSpec):
+        return spec._replace(complete=True)
+    return staticmethod(lambda block: resolve(block, spec)._replace(complete=True))
 
 
 def _methods(kind: type[nn.Module]) -> list[str]:
