@@ -98,13 +98,14 @@ def test_subclass_with_the_same_computation_converts(kind):
         resnet_fused.convert(model, strict=True)
         assert_close(model(x), expected, exact)
     assert ops_of(model, x)
-    assert model.__dict__ == contents
+    assert {name: value for name, value in model.__dict__.items() if name != "_seen"} == contents
     assert isinstance(model, kind)
     assert isinstance(model, base)
     assert type(model).__name__ == f"Fused{kind.__name__}"
     assert resnet_fused.report(model).count("converted") == len(resnet_fused.report(model))
     assert type(resnet_fused.convert(SUBCLASSES[kind]())) is type(model), "one fused class for each"
     assert type(resnet_fused.revert(model)) is kind
+    assert model.__dict__ == contents
     assert not ops_of(model, x)
 
 
