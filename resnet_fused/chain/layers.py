@@ -107,8 +107,12 @@ def _conv(conv: Any, name: str) -> Conv | Reason:
         return reason
     geometry = of_conv(conv)
     if geometry is None:
-        given = (conv.padding_mode, conv.stride, conv.padding, conv.dilation, conv.groups)
-        return Reason("{name} has padding_mode {}, stride {}, padding {}, dilation {} and groups {}", name, *given)
+        if conv.padding_mode != "zeros":
+            return Reason("{name} has padding_mode {!r}, not 'zeros'", name, conv.padding_mode)
+        if isinstance(conv.padding, str):
+            return Reason("{name} has padding {!r}, not an int or a pair of ints", name, conv.padding)
+        given = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        return Reason("{name} has stride {}, padding {}, dilation {}, groups {}; ints or pairs expected", name, *given)
     weight: Any = conv._parameters.get("weight")
     bias: Any = conv._parameters.get("bias")
     if type(weight) not in PLAIN_TENSORS or (bias is not None and type(bias) not in PLAIN_TENSORS):

@@ -5,11 +5,12 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils import parametrize
 
 from ..chain import layers
-from ..chain.spec import Reason, class_name
+from ..chain.spec import Chain, Reason, class_name
 from ..modules._eager import first_replaced_method
-from . import _probe, _reasons
+from . import _probe
 
 
 @dataclass(frozen=True)
@@ -31,30 +32,29 @@ class Recogniser:
         replaced = next((name for name in self.fused._eager_methods if name in module.__dict__), None)
         if replaced is not None:
             return f"its {replaced} was replaced on this instance"
-        if converted:
-            chain = layers.described(module, self.fused._spec)
-            return chain.at(path) if isinstance(chain, Reason) else None
-        if not self.probed:
-            return self._refusal(module, path)
+        spec = self.fused._spec
+        if not converted and getattr(self.fused, "_pools", False):  # converted, it calls its pooling
+            spec = spec._replace(pool="maxpool")
         try:
-            return self._refusal(module, path) or self._mismatch(module)
+            chain = layers.described(module, spec)
         except Exception as error:  # of the user's spec
             return f"reading its spec raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if converted or isinstance(chain, Reason):
+            return chain.at(path) if isinstance(chain, Reason) else None
+        return _refusal(module, path, chain) or (_probe.mismatch(module, self.fused, chain) if self.probed else None)
 
-    def _mismatch(self, module: nn.Module) -> str | None:
-        chain = layers.described(module, self.fused._spec)
-        return str(chain) if isinstance(chain, Reason) else _probe.mismatch(module, self.fused, chain)
 
-    def _refusal(self, module: nn.Module, path: str) -> str | None:
-        spec = layers.resolve(module, self.fused._spec)
-        pool = "maxpool" if getattr(self.fused, "_pools", False) else spec.pool
-        return _reasons.first(
-            (
-                _reasons.parametrised(module),
-                *(_reasons.conv(module, name, path) for name in spec.convs),
-                *(_reasons.batch_norm(module, name, path) for name in spec.norms if name is not None),
-                *(_reasons.relu(module, name, path) for name in spec.relus),
-                _reasons.shortcut(module, spec.shortcut, path) if spec.shortcut else None,
-                _reasons.pool(module, pool, path) if pool is not None else None,
-            )
-        )
+def _refusal(module: nn.Module, path: str, chain: Chain) -> str | None:
+    """Why a module that could run fused is not converted."""
+    if parametrize.is_parametrized(module):
+        return "it is parametrised (torch.nn.utils.parametrize)"
+    norms: list[Any] = [norm.module for norm in chain.all_norms() if norm is not None]
+    if chain.shortcut is not None and isinstance(chain.shortcut.module, nn.Module):
+        norms += (each for each in chain.shortcut.module.modules() if isinstance(each, nn.SyncBatchNorm))
+    for layer in norms:
+        name = next(".".join(filter(None, (path, name))) for name, each in module.named_modules() if each is layer)
+        if type(layer) is not nn.BatchNorm2d:
+            return f"{name} is {class_name(type(layer))}, not torch.nn.BatchNorm2d"
+        if layer.running_mean is None or layer.running_var is None:
+            return f"{name} has no running statistics (track_running_stats=False), so eval mode uses batch statistics"
+    return None
