@@ -209,6 +209,25 @@ class Pooled(Base):
         return self.maxpool(self.relu(self.main(x)))
 
 
+class PooledSum(Pooled):
+    def forward(self, x):
+        return self.maxpool(self.relu(self.main(x) + x))
+
+
+class PooledWithoutReLU(Pooled):
+    def forward(self, x):
+        return self.maxpool(self.main(x))
+
+
+class PooledPreAct(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bn, self.conv, self.maxpool = nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3), nn.MaxPool2d(2)
+
+    def forward(self, x):
+        return self.maxpool(F.relu(self.conv(F.relu(self.bn(x)))))
+
+
 class WithoutInnerNorm(nn.Module):
     def __init__(self):
         super().__init__()
@@ -235,6 +254,9 @@ class NestedShortcut(Base):
 
 UNUSUAL = {
     Pooled: IDENTITY._replace(shortcut=None, pool="maxpool"),
+    PooledSum: IDENTITY._replace(pool="maxpool"),
+    PooledWithoutReLU: IDENTITY._replace(shortcut=None, relu=False, pool="maxpool"),
+    PooledPreAct: BlockSpec(("conv",), ("bn", None), (), pool="maxpool"),
     WithoutInnerNorm: BlockSpec(("a", "b"), (None, None, "bn"), (), ""),
     PreActWithoutInnerNorm: BlockSpec(("a", "b"), ("bn", None, None), (), "", relu=False),
     NestedShortcut: IDENTITY._replace(shortcut="side.proj"),

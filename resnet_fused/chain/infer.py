@@ -24,15 +24,15 @@ def run(x: Tensor, chain: Chain, how: Setting, keep_packed: bool, internal: bool
     options = (keep_packed and not how.autocast, how.allow_tf32)
     pre, *norms = chain.norms
     convs, shortcut = chain.convs, chain.shortcut
-    if not convs:
+    if not convs and chain.pool is None:
         residual = None if shortcut is None else shortcut.residual
         return ops.bn_add_act(x, *norm_args(pre), residual, chain.relu, internal=internal)
-    if _is_one_op(x, chain):
-        first, second = map(_weight_args, convs, norms)
-        return ops.basic_block(x, *first, *second, *options, internal=internal)
     pool = chain.pool
     if pool is not None and not (len(convs) == 1 and pre is None and shortcut is None and chain.relu):
         return F.max_pool2d(run(x, chain._replace(pool=None), how, keep_packed), *pool)
+    if _is_one_op(x, chain):
+        first, second = map(_weight_args, convs, norms)
+        return ops.basic_block(x, *first, *second, *options, internal=internal)
     act = x
     needs_act = how.autocast or not how.capabilities.norm_prologue  # under autocast, eager normalises before it rounds
     if pre is not None and (needs_act or (len(convs) == 1 and shortcut is not None and shortcut.conv is not None)):

@@ -33,14 +33,15 @@ def run(
     # There is no fallback to eager from here on: a shortcut's module must be called only once.
     added: Any = None
     pool = chain.pool
+    ends_plainly = chain.norms[-1] is not None and chain.shortcut is None and chain.relu
+    if pool is not None and not (ends_plainly and is_fusable(pool, x)):
+        chain = chain._replace(pool=None)
     if chain.shortcut is not None and chain.shortcut.module is not None:
         added = chain.shortcut.module(x)
         if is_plain(added, dtype, output_shape(x, chain.convs)):
             chain, added = chain._replace(shortcut=chain.shortcut._replace(module=None, residual=added)), None
         else:
             chain = chain._replace(shortcut=None)
-    if pool is not None and (chain.norms[-1] is None or not is_fusable(pool, x)):
-        chain = chain._replace(pool=None)
     norms = [norm for norm in chain.all_norms() if norm is not None and norm.mean is None]
     args = pack(chain if added is None else chain._replace(relu=False), visibility, recompute)
     group = next(iter(process_groups(norms)), "")
