@@ -90,8 +90,8 @@ def record(model: nn.Module, *args: Any, **kwargs: Any) -> list[Any]:
 def runs(model: nn.Module, found: Report, records: list[Any]) -> dict[str, Run]:
     """The :class:`Run` of each entry of a report. A block that ran several times is eager if it once was."""
     outcomes: dict[nn.Module, dict[str, Any]] = {}
-    for module, spec, how in records:  # a network has several parts; of a stem that is read twice, the last read counts
-        part = spec.part.partition(" ")[0]
+    for module, name, how in records:  # a network has several parts; of a stem that is read twice, the last read counts
+        part = name.partition(" ")[0]
         before = outcomes.setdefault(module, {}).get(part)
         if part or not isinstance(before, Reason):
             outcomes[module][part] = how

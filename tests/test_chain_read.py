@@ -172,6 +172,16 @@ def test_blocks_and_tensors_are_not_kept_alive():
     assert owner() is None
 
 
+def test_graphs_of_temporary_norms_are_not_kept_alive():
+    made, x = block(), torch.randn(2, 8, 6, 5)
+    gamma = torch.rand(8, requires_grad=True) * 2
+    alive = weakref.ref(gamma)
+    torch.func.functional_call(made, {"bn1.weight": gamma}, (x,))
+    del gamma
+    gc.collect()
+    assert alive() is None
+
+
 @torch.no_grad()
 def test_a_removed_hook_is_forgotten():
     made, x = block(), torch.randn(2, 8, 6, 5)

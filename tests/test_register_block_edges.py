@@ -1,5 +1,6 @@
 """register_block and explain in unusual surroundings; blocks that nearly match their spec, or change later."""
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -309,7 +310,50 @@ class HasAnotherModule(Base):
         return self.relu(self.drop(self.main(x)) + x)
 
 
-@pytest.mark.parametrize("kind", [Clamps, DetachesWeight, ReadsTraining, SkipsInTraining, HasAnotherModule])
+class HasAFlag(Base):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("doubles", torch.tensor(True))
+
+    def forward(self, x):
+        return super().forward(x) * 2 if self.doubles else super().forward(x)
+
+
+class UsesAbsoluteGamma(Base):
+    def forward(self, x):
+        n = self.bn1
+        rest = n.weight.abs(), n.bias, n.training, n.momentum, n.eps
+        y = F.batch_norm(self.conv1(x), n.running_mean, n.running_var, *rest)
+        if n.training:
+            n.num_batches_tracked.add_(1)
+        return self.relu(self.bn2(self.conv2(self.relu(y))) + x)
+
+
+class HoldsAFunction(Base):
+    def __init__(self):
+        super().__init__()
+        self.act = F.relu
+
+    def forward(self, x):
+        return self.act(self.main(x) + x)
+
+
+class DrawsFromNumpy(Base):
+    def forward(self, x):
+        return self.relu(x) if self.training and numpy.random.rand() < 0.01 else super().forward(x)
+
+
+class StoresItsOutput(Base):
+    def forward(self, x):
+        self.last = super().forward(x)
+        return self.last
+
+
+NEARLY = [Clamps, DetachesWeight, ReadsTraining, SkipsInTraining, HasAnotherModule, HasAFlag, UsesAbsoluteGamma]
+NEARLY += [HoldsAFunction, DrawsFromNumpy, StoresItsOutput]
+
+
+@pytest.mark.parametrize("kind", NEARLY)
 def test_blocks_that_nearly_match_are_refused(kind):
     resnet_fused.register_block(kind, IDENTITY)
     assert resnet_fused.report(kind())[""].status == "refused"
@@ -343,6 +387,68 @@ def test_changes_outside_the_named_modules_run(change):
     assert resnet_fused.explain(block, x)[""].how == "inference"
     change(block)
     assert torch.equal(block(x), Extra.forward(block, x))
+
+
+class HasStaticMethod(Base):
+    @staticmethod
+    def act(x):
+        return F.relu(x)
+
+    def forward(self, x):
+        return self.act(self.main(x) + x)
+
+
+class CallsItsParent(Base):
+    def forward(self, x):
+        return super().forward(x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("where", ["static method", "static method of the instance", "forward of the parent"])
+def test_every_method_is_watched(where, monkeypatch):
+    kind = CallsItsParent if "parent" in where else HasStaticMethod
+    resnet_fused.register_block(kind, IDENTITY)
+    block, x = resnet_fused.convert(kind(), strict=True).eval(), torch.randn(2, 16, 8, 8)
+    before = block(x)
+    if "instance" in where:
+        block.act = F.gelu
+    elif kind is HasStaticMethod:
+        monkeypatch.setattr(kind, "act", staticmethod(F.gelu))
+    else:
+        monkeypatch.setattr(Base, "forward", lambda self, x: self.main(x))
+    assert not torch.allclose(block(x), before)
+    assert torch.equal(block(x), kind.forward(block, x))
+    assert "runs eagerly" in resnet_fused.report(block)[""].reason
+
+
+def test_large_filters_are_compared_on_larger_images():
+    class Large(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(4, 4, 13), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return F.relu(self.bn(self.conv(x)))
+
+    resnet_fused.register_block(Large, BlockSpec(("conv",), (None, "bn"), ()))
+    assert resnet_fused.report(Large())[""].status == "convertible"
+
+
+@torch.no_grad()
+def test_a_spec_that_fails_later_leaves_eager():
+    def spec(block):
+        if block.fails:
+            raise ValueError("no spec")
+        return IDENTITY
+
+    class Fails(Base):
+        fails = False
+
+    resnet_fused.register_block(Fails, spec)
+    block, x = resnet_fused.convert(Fails(), strict=True).eval(), torch.randn(2, 16, 8, 8)
+    block.fails = True
+    assert torch.equal(block(x), Fails.forward(block, x))
+    assert resnet_fused.explain(block, x)[""].reason == "its spec raises builtins.ValueError: no spec"
 
 
 def test_patched_method_of_the_class_runs(monkeypatch):

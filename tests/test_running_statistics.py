@@ -237,6 +237,19 @@ def test_a_checkpointed_network(build):
     assert_same_buffers(network, twin)
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_norm_without_a_counter_updates_as_in_eager(momentum):
+    block = modules.FusedBasicBlock(8, 8)
+    block.bn1.num_batches_tracked, block.bn1.momentum = None, momentum
+    twin = copy.deepcopy(block)
+    assert resnet_fused.report(resnet_fused.revert(copy.deepcopy(block)))[""].status == "convertible"
+    x = torch.randn(2, 8, 5, 5)
+    assert is_trained(block(x))
+    twin._eager_class.forward(twin, x)
+    torch.testing.assert_close(block.bn1.running_mean, twin.bn1.running_mean)
+    torch.testing.assert_close(block.bn1.running_var, twin.bn1.running_var)
+
+
 def test_failed_step_leaves_no_pending_updates():
     """The pending updates of a failed block must not apply to another block."""
     block, other = identity(modules.FusedBasicBlock), identity(modules.FusedBasicBlock)

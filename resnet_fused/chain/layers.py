@@ -4,7 +4,9 @@ Eager runs where calling the modules would compute something else: one has anoth
 invalid settings.
 """
 
+import functools
 from collections.abc import Callable
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from torch import nn
@@ -12,15 +14,16 @@ from torch.nn.utils import parametrize
 
 from ..reference import ZeroPadShortcut
 from .geometry import of_conv, of_pool
-from .patches import is_patched
+from .patches import TENSORS, is_patched
 from .policy import PLAIN_TENSORS
-from .spec import IDENTITY, BlockSpec, Chain, Conv, Norm, Pool, Reason, Shortcut, class_name
+from .spec import IDENTITY, BlockSpec, Chain, Conv, Norm, Pool, Reason, Shortcut
 from .statistics import synchronises
 
 Spec = BlockSpec | Callable[[Any], BlockSpec]
 
 SHORTCUTS = (ZeroPadShortcut, nn.Identity, nn.Sequential, nn.Conv2d)
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_FUNCTIONS = (FunctionType, BuiltinFunctionType, functools.partial)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 HOOKS = {
     "_forward_pre_hooks": "forward pre-hook",
@@ -30,19 +33,23 @@ HOOKS = {
 }
 
 
-def resolve(module: nn.Module, spec: Spec) -> BlockSpec:
+def resolve(module: nn.Module, spec: Spec) -> BlockSpec | Reason:
     """The names of the module's parts."""
-    names = spec if isinstance(spec, BlockSpec) else spec(module)
-    if not isinstance(names, BlockSpec) or len(names.norms) != len(names.convs) + 1:
-        raise TypeError(
-            f"the spec of {class_name(type(module))} is {names!r}; a BlockSpec with one norm more than convs expected"
-        )
-    return names
+    if isinstance(spec, BlockSpec):
+        return spec
+    try:
+        names: Any = spec(module)
+    except Exception as error:  # the user's function may raise anything
+        return Reason("its spec raises {}: {}", "", type(error), " ".join(str(error).split())[:200])
+    if isinstance(names, Reason) or (isinstance(names, BlockSpec) and len(names.norms) == len(names.convs) + 1):
+        return names
+    return Reason("its spec is {!r}; a BlockSpec with one norm more than convs expected", "", names)
 
 
 def described(module: nn.Module, spec: Spec) -> Chain | Reason:
     """The chain of a block in its own dtypes, or why it runs eagerly for every input."""
-    return read(module, resolve(module, spec), [])
+    names = resolve(module, spec)
+    return names if isinstance(names, Reason) else read(module, names, [])
 
 
 def read(module: nn.Module, names: BlockSpec, parts: list[nn.Module]) -> Chain | Reason:
@@ -79,9 +86,15 @@ def read(module: nn.Module, names: BlockSpec, parts: list[nn.Module]) -> Chain |
 
 
 def _incomplete(module: nn.Module, parts: list[nn.Module]) -> Reason | None:
-    """Why modules besides ``parts`` may take part in the computation; appends those that do not."""
+    """Why something besides ``parts`` may take part in the computation; appends modules that do not."""
+    function = next((name for name, value in vars(module).items() if isinstance(value, _FUNCTIONS)), None)
+    if function is not None:
+        return Reason("{name} is a function, which forward may call", function)
     known = {module, *parts}
     for name, other in module.named_modules():
+        extra = {*other._parameters, *other._buffers}.difference(TENSORS if other is not module else ())
+        if extra:
+            return Reason("{name} has {}, which the spec does not name", name or "it", ", ".join(sorted(extra)))
         if other not in known and type(other) is not nn.Identity:
             return Reason("{name} is {}, which the spec does not name", name, type(other))
         if other in parts and other._modules and type(other) not in _CONTAINERS:
@@ -115,6 +128,8 @@ def _conv(conv: Any, name: str) -> Conv | Reason:
         return Reason("{name} has stride {}, padding {}, dilation {}, groups {}; ints or pairs expected", name, *given)
     weight: Any = conv._parameters.get("weight")
     bias: Any = conv._parameters.get("bias")
+    if type(weight) not in PLAIN_TENSORS and has_hooks_or_patches(conv):  # such as that of pruning
+        return hook_reason(conv, name)
     if type(weight) not in PLAIN_TENSORS or (bias is not None and type(bias) not in PLAIN_TENSORS):
         return Reason("the weight of {name} is a {}, not a plain tensor", name, type(weight))  # pruned, sharded, ...
     return Conv(weight, bias, *geometry)
@@ -132,8 +147,8 @@ def _norm(norm: Any, name: str) -> Norm | Reason:
     tracks = norm.training and norm.track_running_stats
     if (norm.affine and gamma is None) or (mean is None) != (var is None):
         return Reason("{name} lacks its weight, running_mean or running_var", name)
-    if tracks and (mean is None or buffers.get("num_batches_tracked") is None):
-        return Reason("{name} tracks running statistics but lacks a buffer for them", name)
+    if tracks and mean is None:
+        return Reason("{name} tracks running statistics but has no buffers for them", name)
     if not PLAIN_TENSORS.issuperset(map(type, given)):
         return Reason("a parameter or buffer of {name} is not a plain tensor", name)
     eps, momentum = norm.eps, norm.momentum

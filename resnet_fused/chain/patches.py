@@ -22,6 +22,8 @@ def constant_while_tracing(function: Function) -> Function:
     return function
 
 
+#: Names of the parameters and buffers of torch's layers.
+TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _CLASSES = (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.ReLU, nn.MaxPool2d, nn.Identity, nn.Sequential)
 _FUNCTIONS = ("conv2d", "batch_norm", "relu", "max_pool2d")
 
@@ -79,5 +81,4 @@ def _class_attributes(cls: Any) -> frozenset[str]:
 
 @functools.cache
 def _cached_class_attributes(cls: Any) -> frozenset[str]:
-    tensors = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    return frozenset({*dir(cls), *tensors}) - _SETTINGS
+    return frozenset({*dir(cls), *TENSORS}) - _SETTINGS

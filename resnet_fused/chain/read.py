@@ -31,7 +31,7 @@ class Read(NamedTuple):
     recompute: bool = False
 
 
-_records: list[tuple[nn.Module, BlockSpec, Read | Reason]] | None = None  # see :func:`recording`
+_records: list[tuple[nn.Module, str, Read | Reason]] | None = None  # see :func:`recording`
 
 
 def block(module: nn.Module, spec: layers.Spec, x: Tensor, how: Setting | Reason | None = None) -> Read | Reason:
@@ -45,12 +45,13 @@ def block(module: nn.Module, spec: layers.Spec, x: Tensor, how: Setting | Reason
 def record(module: nn.Module, spec: layers.Spec, how: Read | Reason) -> None:
     """Notes how a block runs if :func:`recording` asks for it."""
     if _records is not None:
-        _records.append((module, layers.resolve(module, spec), how))
+        names = layers.resolve(module, spec)
+        _records.append((module, names.part if isinstance(names, BlockSpec) else "", how))
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[list[tuple[nn.Module, BlockSpec, Read | Reason]]]:
-    """Collects how blocks run, in the order of their calls."""
+def recording() -> Iterator[list[tuple[nn.Module, str, Read | Reason]]]:
+    """Collects how blocks run, in the order of their calls: module, part of its spec, and how it runs."""
     global _records
     before, _records = _records, []
     try:
@@ -63,6 +64,8 @@ def _block(module: nn.Module, spec: layers.Spec, x: Tensor, how: Setting | Reaso
     if isinstance(how, Reason):
         return how
     names = layers.resolve(module, spec)
+    if isinstance(names, Reason):
+        return names
     is_traced = type(x) is not Tensor or torch.compiler.is_compiling()  # sizes may be symbols
     seen = None if is_traced else _last_seen(module, names)
     chain = layers.read(module, names, []) if seen is None else seen.chain
@@ -264,7 +267,8 @@ class _Seen:
         if isinstance(self.chain, Reason) or nn.SyncBatchNorm in self.kinds:  # whether it synchronises may change
             return False
         # A tensor of one element compares equal to another. Weights of torch.func.functional_call are temporary.
-        return all(t.numel() > 1 for t in self.tensors) and all(type(w) is nn.Parameter for w in self.weights)
+        is_lasting = all(type(w) is nn.Parameter for w in self.weights) and all(t.grad_fn is None for t in self.tensors)
+        return is_lasting and all(t.numel() > 1 for t in self.tensors)
 
 
 def _copy(name: str, value: Any) -> Any:
@@ -273,7 +277,7 @@ def _copy(name: str, value: Any) -> Any:
         return {}
     if name in ("_parameters", "_buffers", "_modules"):
         return dict(value)
-    return list(value) if type(value) is list else value  # such as a stride
+    return list(value) if isinstance(value, list) else value  # such as a stride
 
 
 def _own_attribute(module: nn.Module, name: str | None) -> Any:

@@ -108,8 +108,9 @@ def update_running(norms: Sequence[Any], statistics: Sequence[Sequence[Any]]) ->
         buffers: Any = norm._buffers
         if not (norm.training and norm.track_running_stats) or buffers["running_mean"] is None:
             continue
-        counters.append(buffers["num_batches_tracked"])
-        written += map(id, (buffers["num_batches_tracked"], buffers["running_mean"], buffers["running_var"]))
+        if buffers["num_batches_tracked"] is not None:
+            counters.append(buffers["num_batches_tracked"])
+        written += map(id, (buffers["running_mean"], buffers["running_var"], *counters[-1:]))
         mean, var, count = batch
         momentum: Any = norm.momentum
         is_number = isinstance(momentum, int | float) and not isinstance(count, Tensor)
@@ -141,7 +142,8 @@ def _update(norm: Any, mean: Tensor, var: Tensor, count: Any) -> None:
     count = count if isinstance(count, Tensor) else mean.new_full((), count)
     momentum: Any = norm.momentum
     if momentum is None:
-        momentum = buffers["num_batches_tracked"].double().reciprocal()
+        counter = buffers["num_batches_tracked"]
+        momentum = 0.0 if counter is None else counter.double().reciprocal()  # as in nn.BatchNorm2d
     unbiased = var * (count / (count - 1))
     for running, batch in ((buffers["running_mean"], mean), (buffers["running_var"], unbiased)):
         average = batch * momentum + running * (1 - momentum)

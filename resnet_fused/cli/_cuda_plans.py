@@ -6,7 +6,7 @@ from .. import modules, ops
 from ..chain import layers
 from ..chain.infer import is_projection
 from ..chain.policy import torch_allows_tf32
-from ..chain.spec import Chain
+from ..chain.spec import BlockSpec, Chain
 from ._shapes import ConvCall
 
 
@@ -45,7 +45,7 @@ def _plan_of_part(
 ) -> str:
     """The plan for one convolution of a block."""
     names, chain = layers.resolve(block, block._spec), layers.described(block, block._spec)
-    assert isinstance(chain, Chain), "the report says that the block runs fused"
+    assert isinstance(names, BlockSpec) and isinstance(chain, Chain), "the report says that the block runs fused"
     pre_activated, last = chain.norms[0] is not None, names.convs[-1]
     shortcut = None
     if chain.shortcut is not None and chain.shortcut.conv is not None and is_projection(chain.shortcut.conv):

@@ -11,6 +11,7 @@ from torch.fx import Proxy
 from .. import chain
 from ..chain import layers, read
 from ..chain.memory_format import contiguous, has_channels_last_weight, is_channels_last, nhwc
+from ..chain.patches import constant_while_tracing
 from ..chain.policy import Setting
 from ..chain.spec import ALL_VISIBLE, Reason, Visibility
 from ._eager import Methods
@@ -35,6 +36,7 @@ class FusedBlock(OwnsPackedWeights):
     _eager_class: ClassVar[type[nn.Module]]
     _eager_methods: ClassVar[Methods]
     _spec: ClassVar[Any]  # a layers.Spec
+    _watched: ClassVar[tuple[tuple[type, str, Any], ...]] = ()  # attributes of a user's classes: owner, name, value
     recompute: bool = False
     fused_training: bool = True
 
@@ -57,6 +59,10 @@ class FusedBlock(OwnsPackedWeights):
             if getattr(self._eager_class, name) is not function or name in self.__dict__:
                 read.record(self, self._spec, Reason("{} of {} was replaced", "", name, self._eager_class))
                 return None
+        changed = changed_attribute(type(self))
+        if changed:
+            read.record(self, self._spec, Reason("{} of {} was changed", "", changed, self._eager_class))
+            return None
         how = read.block(self, self._spec, x, setting)
         if isinstance(how, Reason):
             return None
@@ -67,8 +73,16 @@ class FusedBlock(OwnsPackedWeights):
 
     def outputs_channels_last(self) -> bool:
         """Whether a channels_last weight makes the eager block return channels_last for a contiguous x."""
-        convs = layers.resolve(self, self._spec).convs
+        names = layers.resolve(self, self._spec)
+        convs = () if isinstance(names, Reason) else names.convs
         return any(has_channels_last_weight(layers.find(self, name)) for name in convs)
+
+
+# torch.compile cannot trace the dictionary of a class.
+@constant_while_tracing
+def changed_attribute(fused: Any) -> str:
+    """The name of the first watched attribute of the eager class that has changed; "" if none has."""
+    return next((name for owner, name, value in fused._watched if vars(owner).get(name) is not value), "")
 
 
 def _is_traced_by_fx(x: Any) -> bool:

@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 
 from ..chain import layers
 from ..chain.spec import Chain, Reason, class_name
+from ..modules._block import changed_attribute
 from ..modules._eager import first_replaced_method
 from . import _probe
 
@@ -32,13 +33,13 @@ class Recogniser:
         replaced = next((name for name in self.fused._eager_methods if name in module.__dict__), None)
         if replaced is not None:
             return f"its {replaced} was replaced on this instance"
+        changed = changed_attribute(self.fused) if self.probed else ""
+        if changed:
+            return f"{class_name(self.eager)}.{changed} was changed"
         spec = self.fused._spec
         if not converted and getattr(self.fused, "_pools", False):  # converted, it calls its pooling
             spec = spec._replace(pool="maxpool")
-        try:
-            chain = layers.described(module, spec)
-        except Exception as error:  # of the user's spec
-            return f"reading its spec raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        chain = layers.described(module, spec)
         if converted or isinstance(chain, Reason):
             return chain.at(path) if isinstance(chain, Reason) else None
         return _refusal(module, path, chain) or (_probe.mismatch(module, self.fused, chain) if self.probed else None)

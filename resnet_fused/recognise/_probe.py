@@ -3,6 +3,7 @@
 import copy
 import itertools
 import random
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..chain.spec import Chain, Reason
 
 # Rounding in float64 stays orders of magnitude below this; a missing layer or another order is far above.
 TOLERANCE = 1e-6
-SIZE = (2, 9, 8)  # N, H, W: odd and even, so that a wrong stride or padding shows
+SIZES = ((2, 9, 8), (2, 33, 32))  # N, H, W: odd and even, so that a wrong stride shows; the first that forward accepts
 NONE, EVEN, ODD = slice(0, 0), slice(0, None, 2), slice(1, None, 2)  # the BatchNorms in eval mode
 MODES = (("eval", NONE), ("training", NONE), ("mixed training", EVEN), ("mixed training", ODD))
 SCALES = (1.0, 1e3)  # of the input and of gamma: a clamp such as relu6 shows
@@ -27,12 +28,16 @@ def mismatch(module: nn.Module, fused: Any, chain: Chain) -> str | None:
     gradients and in training, with random parameters of the block's shapes. A ``forward`` that draws random numbers is
     refused.
     """
-    inference, grad = torch.inference_mode(False), torch.enable_grad()
+    inference, grad, states = torch.inference_mode(False), torch.enable_grad(), _random_states()
     with inference, grad, torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
         try:
             return next(_differences(module, fused, chain), None)
         except Exception as error:  # the user's code may raise anything
             return f"comparing it with its spec raises {type(error).__name__}: {_line(error)}"
+        finally:
+            random.setstate(states[1])
+            if len(states) > 2:
+                sys.modules["numpy"].random.set_state(states[2])
 
 
 def _differences(module: nn.Module, fused: Any, chain: Chain) -> Iterator[str]:
@@ -41,7 +46,9 @@ def _differences(module: nn.Module, fused: Any, chain: Chain) -> Iterator[str]:
         eager = _with_random_tensors(module, scale, generator)
         own = copy.deepcopy(eager)
         own.__class__ = fused
-        shape = (SIZE[0], _in_channels(chain), *SIZE[1:])
+        shapes = [(n, _in_channels(chain), h, w) for n, h, w in SIZES]
+        accepted = (shape for shape in shapes if _accepts(eager, fused._eager_class.forward, shape))
+        shape = next(accepted, shapes[0])
         x = torch.randn(shape, dtype=torch.float64, generator=generator) * scale
         for (mode, frozen), grad in itertools.product(MODES, (True, False)):
             for each in (eager, own):
@@ -61,11 +68,14 @@ def _with_random_tensors(module: nn.Module, scale: float, generator: torch.Gener
     memo = {id(value): None for value in vars(module).values() if isinstance(value, Tensor)}  # a stored output
     made = copy.deepcopy(module, memo).to_empty(device="cpu").double().requires_grad_()
     vars(made).pop("fused_training", None)
+    variances = {tensor.data_ptr() for name, tensor in made.named_buffers() if name.endswith("running_var")}
     for tensor in (*made.parameters(), *made.buffers()):
         if tensor.dim() == 4:
             tensor.data.normal_(generator=generator).div_(tensor[0].numel() ** 0.5)
         elif tensor.is_floating_point():
             tensor.data.uniform_(0.5, 1.5, generator=generator).mul_(scale)
+            if tensor.data_ptr() not in variances:  # of either sign: an absolute value or a clamp shows
+                tensor.data.mul_(torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1)
         else:
             tensor.zero_()
     return made
@@ -79,15 +89,18 @@ def _in_channels(chain: Chain) -> int:
 
 
 def _difference(eager: nn.Module, own: Any, x: Tensor) -> str | None:
-    before = torch.get_rng_state(), random.getstate()
+    before = _random_states()
     try:
         expected = list(_results(eager, own._eager_class.forward, x))
     except Exception as error:  # the user's code may raise anything
         return f"it raises {type(error).__name__} for an input of shape {list(x.shape)}: {_line(error)}"
-    if not torch.equal(torch.get_rng_state(), before[0]) or random.getstate() != before[1]:
+    if repr(_random_states()) != repr(before):
         return "it draws random numbers"
     with read.recording() as records:
         found = list(_results(own, type(own).forward, x))
+    changed = next((name for name, value in _attributes(eager).items() if _attributes(own).get(name) != value), None)
+    if changed is not None:
+        return f"it sets its attribute {changed}"
     reason = next((how for _, _, how in records if isinstance(how, Reason)), None)
     if reason is not None:
         return f"the fused block runs eagerly: {reason}"
@@ -117,6 +130,30 @@ def _results(module: nn.Module, forward: Any, x: Tensor) -> Iterator[tuple[str, 
         gradients = torch.autograd.grad((y * direction).sum(), [leaf, *parameters], allow_unused=True)
         yield from zip(("the gradient of the input", *(f"the gradient of {n}" for n in names)), gradients, strict=True)
     yield from module.named_buffers()
+
+
+def _random_states() -> list[Any]:
+    """The states of the generators of torch, Python and, if it is loaded, numpy."""
+    states: list[Any] = [torch.get_rng_state().tolist(), random.getstate()]
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        name, keys, *rest = numpy.random.get_state()
+        states.append((name, keys.tolist(), *rest))
+    return states
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """The block's own attributes: numbers, strings and tuples of them by value, others by type."""
+    own = {name: value for name, value in vars(module).items() if name not in vars(nn.Module()) and name != "_seen"}
+    return {name: v if isinstance(v, bool | int | float | str | tuple) else type(v) for name, v in own.items()}
+
+
+def _accepts(module: nn.Module, forward: Any, shape: tuple[int, ...]) -> bool:
+    try:
+        forward(copy.deepcopy(module), torch.zeros(shape, dtype=torch.float64))
+    except Exception:  # such as an image that is smaller than a filter
+        return False
+    return True
 
 
 def _line(error: Exception) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ..chain.layers import Spec, resolve
-from ..chain.spec import BlockSpec, class_name
+from ..chain.spec import BlockSpec, Reason, class_name
 from ..modules import FusedBlock
 from ..modules._eager import original_methods
 from ..modules._packing import OwnsPackedWeights
@@ -31,8 +31,9 @@ def register_block(kind: type[nn.Module], spec: Spec) -> None:
     get the same random float64 inputs, in eval and training mode, and must agree in outputs, gradients and buffers. A
     block is refused if they differ, if ``forward`` draws random numbers, or if the spec leaves out a module that is not
     ``nn.Identity``; :func:`resnet_fused.report` gives the reason. Later changes of named modules, hooks and methods are
-    seen; ``forward`` must not depend on anything else, such as a global variable. Subclasses that override no
-    computation convert too; :func:`resnet_fused.revert` restores the class.
+    seen; ``forward`` must not depend on anything else that may change, such as a number that the block holds, a global
+    variable, the dtype or the batch size. Subclasses that override no computation convert too;
+    :func:`resnet_fused.revert` restores the class.
 
     In channels_last (``model.to(memory_format=torch.channels_last)``) no activation is copied between blocks.
 
@@ -68,7 +69,8 @@ def register_block(kind: type[nn.Module], spec: Spec) -> None:
         raise ValueError(f"{class_name(kind)} defines {taken}, which fused blocks use; rename it")
     attributes: dict[str, Any] = {
         "_eager_class": kind,
-        "_eager_methods": original_methods(kind, *_methods(kind)),
+        "_eager_methods": original_methods(kind, "forward", *_methods(kind)),
+        "_watched": _watched(kind),
         "_spec": _complete(spec),
         "__module__": kind.__module__,
         "__doc__": f":class:`{class_name(kind)}`, converted.",
@@ -89,14 +91,31 @@ def _complete(spec: Spec) -> Any:
     """The spec as class attribute, which has to name all modules."""
     if isinstance(spec, BlockSpec):
         return spec._replace(complete=True)
-    return staticmethod(lambda block: resolve(block, spec)._replace(complete=True))
+
+    def completed(block: nn.Module) -> BlockSpec | Reason:
+        names = resolve(block, spec)
+        return names if isinstance(names, Reason) else names._replace(complete=True)
+
+    return staticmethod(completed)
 
 
 def _methods(kind: type[nn.Module]) -> list[str]:
-    """The names of all methods that ``forward`` may call, apart from those of ``nn.Module``."""
+    """The names of the functions that ``forward`` may call on the block, apart from those of ``nn.Module``."""
     own = (each for each in kind.__mro__ if each not in nn.Module.__mro__)
-    names = {name for each in own for name, value in vars(each).items() if isinstance(value, types.FunctionType)}
-    return sorted(name for name in names if name == "forward" or not hasattr(nn.Module, name))
+    functions = (types.FunctionType, staticmethod)
+    names = {name for each in own for name, value in vars(each).items() if isinstance(value, functions)}
+    return sorted(name for name in names if not hasattr(nn.Module, name))
+
+
+def _watched(kind: type[nn.Module]) -> tuple[tuple[type, str, Any], ...]:
+    """All attributes of the class and its bases that ``forward`` may read, apart from those of ``nn.Module``."""
+    own = (each for each in kind.__mro__ if each not in nn.Module.__mro__)
+    return tuple(
+        (each, name, value)
+        for each in own
+        for name, value in vars(each).items()
+        if not name.startswith(("__", "_abc_"))
+    )
 
 
 def _forward_of_one_tensor(self: Any, *args: Any, **kwargs: Any) -> Any:
