@@ -33,7 +33,15 @@ class Capabilities(NamedTuple):
 
 
 _CPU = Capabilities(trains=True, pools=True, packs_weights=True)
-_CUDA = Capabilities(*(True for _ in Capabilities._fields))._replace(packs_weights=False)
+_CUDA = Capabilities(
+    trains=True,
+    pools=True,
+    norm_prologue=True,
+    statistics_epilogue=True,
+    gradient_sums=True,
+    gradient_addend=True,
+    tf32=True,
+)
 _NONE = Capabilities(trains=False, pools=False)
 #: By device type; other devices run eager.
 CAPABILITIES = {"cpu": _CPU, "cuda": _CUDA}

@@ -58,7 +58,6 @@ class FusedPreActBottleneck(FusedBlock, reference.PreActBottleneck):
     _eager_class = reference.PreActBottleneck
     _eager_methods = original_methods(reference.PreActBottleneck, "forward")
     _spec = BlockSpec(
-        complete=False,
         convs=("conv1", "conv2", "conv3"),
         norms=("bn1", "bn2", "bn3", None),
         shortcut="downsample",
