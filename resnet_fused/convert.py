@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from . import recognise
+from .modules import FusedStage
 from .modules._packing import OwnsPackedWeights
 
 CONVERTED, CONVERTIBLE, REFUSED = "converted", "convertible", "refused"
-UNKNOWN, STEM, WRAPPED = "unknown", "stem", "wrapped"  # kinds; other kinds are named by the recogniser
+UNKNOWN, STEM, WRAPPED, CHAINS = "unknown", "stem", "wrapped", "chains"  # kinds; the recogniser names others
 
 _log = logging.getLogger("resnet_fused")
 
@@ -72,7 +73,7 @@ class Report(Mapping[str, Entry]):
     @property
     def coverage(self) -> Coverage:
         """The residual blocks that are converted or convertible, and all of them, without stems and other modules."""
-        blocks = [entry for entry in self.entries.values() if entry.kind not in (STEM, UNKNOWN, WRAPPED)]
+        blocks = [entry for entry in self.entries.values() if entry.kind not in (STEM, UNKNOWN, WRAPPED, CHAINS)]
         return Coverage(sum(entry.status != REFUSED for entry in blocks), len(blocks))
 
     def __str__(self) -> str:
@@ -95,7 +96,7 @@ def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = False) -> Model:
+def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = False, chains: bool = False) -> Model:
     """Converts the residual blocks and the stem of ``model`` to fused ones, in place, and returns the model.
 
     Only the class of a block changes. Submodules, Parameters, buffers, hooks, the state_dict, ``.training`` and all
@@ -142,6 +143,13 @@ def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = Fal
             module.__class__ = recogniser.fused
         else:
             matched[module].convert(module)
+    for stage in recognise.stages_in(model):
+        stage.__class__ = FusedStage
+    if chains:
+        names = {module: name for name, module in model.named_modules()}
+        for module in recognise.modules_with_chains(model):
+            if filter_fn is None or filter_fn(module, names[module]):
+                module.__class__ = recognise.chains_class(type(module))
     _log.info("%s: %s can be fused", type(model).__name__, Report(entries).coverage)
     return model
 
@@ -199,13 +207,15 @@ def _candidates(
             yield name, module, Entry(WRAPPED, REFUSED, f"it is {_wrapped_by(wrappers[module])}", _class_name(module))
             inside.update(module.modules())
             continue
+        if isinstance(module, FusedStage):
+            continue
         entry = _judge(module, name, matched.get(module))
         if entry is None:
             continue
         if entry.status == CONVERTIBLE and module in wrappers:
             entry = Entry(entry.kind, REFUSED, f"it is {_wrapped_by(wrappers[module])}")
         yield name, module, replace(entry, class_name=_class_name(module))
-        if entry.kind not in (STEM, UNKNOWN):
+        if entry.kind not in (STEM, UNKNOWN, CHAINS):
             inside.update(module.modules())
         elif entry.kind == UNKNOWN and name:
             inside.update(recognise.parts_of(module))
@@ -218,6 +228,8 @@ def _class_name(module: nn.Module) -> str:
 def _judge(module: nn.Module, path: str, matched: recognise.Matched | None) -> Entry | None:
     recogniser = recognise.find(module)
     if recogniser is not None:
+        if recogniser.kind == CHAINS:
+            return Entry(CHAINS, CONVERTED)
         if type(module) is recogniser.fused:
             kind = recognise.kind_of(module) if isinstance(module, recognise.MatchedBlock) else recogniser.kind
             return _converted(kind, recogniser.reason(module, path, converted=True))

@@ -224,7 +224,6 @@ def replace_inner_forward(block):
 
 REFUSALS = [
     (setting("bn1", nn.GroupNorm(2, 8)), "bn1 is torch.nn.GroupNorm, not torch.nn.BatchNorm2d"),
-    (setting("bn2", nn.SyncBatchNorm(8)), "bn2 is torch.nn.SyncBatchNorm, not torch.nn.BatchNorm2d"),
     (
         setting("bn2", nn.BatchNorm2d(8, track_running_stats=False)),
         "bn2 has no running statistics (track_running_stats=False), so eval mode uses batch statistics",
@@ -246,10 +245,6 @@ REFUSALS = [
         setting("downsample", nn.MaxPool2d(1)),
         "downsample is torch.nn.MaxPool2d; resnet_fused.reference.ZeroPadShortcut, torch.nn.Identity, "
         "torch.nn.Sequential, torch.nn.Conv2d or None expected",
-    ),
-    (
-        setting("downsample", nn.Sequential(nn.Conv2d(8, 8, 1), nn.GroupNorm(2, 8), nn.SyncBatchNorm(8))),
-        "downsample.2 is torch.nn.SyncBatchNorm, not torch.nn.BatchNorm2d",
     ),
     (setting("conv1", None), "conv1 is None, not a torch.nn.Conv2d module"),
 ]

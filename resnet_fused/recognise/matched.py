@@ -70,7 +70,7 @@ def fused_class(kind: Any) -> Any:
             "_eager_class": kind,
             "__module__": kind.__module__,
             "__doc__": f":class:`{class_name(kind)}`, converted.",
-            **_forward.attributes(kind, match.shortcut_argument(kind)),
+            **_forward.attributes(kind, shortcut=match.shortcut_argument(kind)),
         }
         made = types.new_class(
             f"Fused{kind.__name__}", (MatchedBlock, kind), {}, lambda space: space.update(attributes)
@@ -119,7 +119,7 @@ def _is_candidate(module: nn.Module) -> bool:
 def examine(module: nn.Module) -> Matched:
     """What a module computes, in eval and training mode."""
     kind = type(module)
-    reason = _unsuited(module, kind)
+    reason = unsuited(module, kind)
     if reason is not None:
         return Matched("residual block", reason, False)
     matches = match.in_modes(module, kind)
@@ -132,7 +132,7 @@ def examine(module: nn.Module) -> Matched:
     return Matched("residual block", first.reason, first.residual)
 
 
-def _unsuited(module: nn.Module, kind: type[nn.Module]) -> Reason | None:
+def unsuited(module: nn.Module, kind: type[nn.Module]) -> Reason | None:
     """Why the class of a module cannot be replaced."""
     if type(kind) not in (type, *_METACLASSES):
         return Reason("{} has the metaclass {}", "", kind, type(kind))
