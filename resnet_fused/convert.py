@@ -15,7 +15,9 @@ from .modules import FusedStage
 from .modules._packing import OwnsPackedWeights
 
 CONVERTED, CONVERTIBLE, REFUSED = "converted", "convertible", "refused"
-UNKNOWN, STEM, WRAPPED, CHAINS = "unknown", "stem", "wrapped", "chains"  # kinds; the recogniser names others
+# Kinds; the recogniser names others. Chains may be those of a residual block that cannot be fused as a whole.
+UNKNOWN, STEM, WRAPPED, CHAINS, BLOCK_CHAINS = "unknown", "stem", "wrapped", "chains", "chains of a residual block"
+_HINT = "chains=True fuses its convolutions in inference"
 
 _log = logging.getLogger("resnet_fused")
 
@@ -74,7 +76,8 @@ class Report(Mapping[str, Entry]):
     def coverage(self) -> Coverage:
         """The residual blocks that are converted or convertible, and all of them, without stems and other modules."""
         blocks = [entry for entry in self.entries.values() if entry.kind not in (STEM, UNKNOWN, WRAPPED, CHAINS)]
-        return Coverage(sum(entry.status != REFUSED for entry in blocks), len(blocks))
+        fused = sum(entry.status != REFUSED and entry.kind != BLOCK_CHAINS for entry in blocks)
+        return Coverage(fused, len(blocks))
 
     def __str__(self) -> str:
         if not self.entries:
@@ -150,7 +153,8 @@ def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = Fal
         for module in recognise.modules_with_chains(model):
             if filter_fn is None or filter_fn(module, names[module]):
                 module.__class__ = recognise.chains_class(type(module))
-    _log.info("%s: %s can be fused", type(model).__name__, Report(entries).coverage)
+    coverage = Report(entries).coverage
+    _log.info("%s: converted %d modules; %s can be fused", type(model).__name__, len(chosen), coverage)
     return model
 
 
@@ -215,7 +219,7 @@ def _candidates(
         if entry.status == CONVERTIBLE and module in wrappers:
             entry = Entry(entry.kind, REFUSED, f"it is {_wrapped_by(wrappers[module])}")
         yield name, module, replace(entry, class_name=_class_name(module))
-        if entry.kind not in (STEM, UNKNOWN, CHAINS):
+        if entry.kind not in (STEM, UNKNOWN):
             inside.update(module.modules())
         elif entry.kind == UNKNOWN and name:
             inside.update(recognise.parts_of(module))
@@ -229,7 +233,7 @@ def _judge(module: nn.Module, path: str, matched: recognise.Matched | None) -> E
     recogniser = recognise.find(module)
     if recogniser is not None:
         if recogniser.kind == CHAINS:
-            return Entry(CHAINS, CONVERTED)
+            return Entry(BLOCK_CHAINS if recognise.is_residual(module) else CHAINS, CONVERTED)
         if type(module) is recogniser.fused:
             kind = recognise.kind_of(module) if isinstance(module, recognise.MatchedBlock) else recogniser.kind
             return _converted(kind, recogniser.reason(module, path, converted=True))
@@ -246,11 +250,15 @@ def _judge(module: nn.Module, path: str, matched: recognise.Matched | None) -> E
             return _converted(base.kind, reason or base.reason(module, path, converted=True))
         return Entry(base.kind, REFUSED, reason or "")
     if matched is not None and matched.is_block:
-        return Entry(matched.kind, REFUSED, str(matched.reason and matched.reason.at(path)))
+        return Entry(matched.kind, REFUSED, _with_hint(matched.reason.at(path) if matched.reason else "", module))
     if recognise.looks_like_a_block(module):
         reason = "" if matched is None or matched.reason is None else f": {matched.reason.at(path)}"
-        return Entry(UNKNOWN, REFUSED, f"it is no residual block{reason}")
+        return Entry(UNKNOWN, REFUSED, _with_hint(f"it is no residual block{reason}", module))
     return None
+
+
+def _with_hint(reason: str, module: nn.Module) -> str:
+    return f"{reason}; {_HINT}" if recognise.has_chains(module) else reason
 
 
 def _converted(kind: str, reason: str | None) -> Entry:

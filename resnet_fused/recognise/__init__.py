@@ -15,8 +15,8 @@ from ._blocks import Recogniser
 from ._subclasses import DynamicFusedClass, overridden, recogniser_of
 from ._unknown import looks_like_a_block, parts_of
 from .chains import fused_class as chains_class
-from .chains import modules_with_chains
-from .matched import Matched, MatchedBlock, blocks_in, kind_of
+from .chains import has_chains, modules_with_chains
+from .matched import Matched, MatchedBlock, blocks_in, is_residual, kind_of
 from .registered import register_block
 
 __all__ = [
@@ -30,6 +30,8 @@ __all__ = [
     "find",
     "find_base",
     "find_class",
+    "has_chains",
+    "is_residual",
     "kind_of",
     "looks_like_a_block",
     "modules_with_chains",

@@ -1,6 +1,7 @@
 """Modules that are no residual blocks, whose convolutions with BatchNorm and ReLU run as one op each in inference."""
 
 import types
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,6 +31,9 @@ class FusedChains(OwnsPackedWeights):
             return self._eager_class.forward(self, x)
         function, scope = found
         return function(scope, x)
+
+    def _kernel_weights(self) -> Iterator[Any]:
+        yield from (module._parameters.get("weight") for module in self.modules() if isinstance(module, nn.Conv2d))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _new, (self._eager_class,), nn.Module.__reduce_ex__(self, max(2, protocol))[2]  # type: ignore[index]

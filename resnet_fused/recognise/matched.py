@@ -84,6 +84,12 @@ def recogniser(kind: Any) -> Recogniser | None:
     return None if made is None else Recogniser("residual block", made._eager_class, kind)
 
 
+def is_residual(module: Any) -> bool:
+    """Whether a converted module's ``forward`` ends with the addition of a shortcut."""
+    found = match.in_modes(module, module._eager_class)[0].found
+    return isinstance(found, BlockSpec) or found.residual
+
+
 def kind_of(module: nn.Module) -> str:
     """The kind of a converted block, for the report."""
     found = (each.found for each in module.__dict__.get("_matches", ()))
