@@ -152,7 +152,7 @@ def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = Fal
         names = {module: name for name, module in model.named_modules()}
         for module in recognise.modules_with_chains(model):
             if filter_fn is None or filter_fn(module, names[module]):
-                module.__class__ = recognise.chains_class(type(module))
+                module.__class__ = recognise.FusedChains.fused_class(type(module))
     coverage = Report(entries).coverage
     _log.info("%s: converted %d modules; %s can be fused", type(model).__name__, len(chosen), coverage)
     return model
@@ -173,6 +173,7 @@ def revert(model: Model) -> Model:
         if recogniser is not None:
             if isinstance(module, OwnsPackedWeights):
                 module.forget_packed()
+            module.__dict__.pop("_matches", None)
             module.__class__ = recogniser.eager
     return model
 

@@ -10,22 +10,21 @@ from torch import nn
 from ..chain.spec import class_name
 from ..modules import FusedBlock, FusedStage
 from ..modules.stem import RunsStages
-from . import chains, matched, own, registered
+from . import matched, own, registered
 from ._blocks import Recogniser
 from ._subclasses import DynamicFusedClass, overridden, recogniser_of
 from ._unknown import looks_like_a_block, parts_of
-from .chains import fused_class as chains_class
-from .chains import has_chains, modules_with_chains
+from .chains import FusedChains, has_chains, modules_with_chains
 from .matched import Matched, MatchedBlock, blocks_in, is_residual, kind_of
 from .registered import register_block
 
 __all__ = [
+    "FusedChains",
     "Matched",
     "MatchedBlock",
     "Recogniser",
     "blocks_in",
     "by_fused_class",
-    "chains_class",
     "class_name",
     "find",
     "find_base",
@@ -50,7 +49,7 @@ def find(module: nn.Module) -> Recogniser | None:
 def find_class(kind: type[nn.Module]) -> Recogniser | None:
     """The recogniser of a class: known exactly, or through a base class whose computation it does not override."""
     exact = next((r for r in _recognisers() if kind in (r.eager, r.fused)), None) or matched.recogniser(kind)
-    if exact is None and issubclass(kind, chains.FusedChains):
+    if exact is None and issubclass(kind, FusedChains):
         return Recogniser("chains", kind._eager_class, kind)
     if exact is not None:
         return exact
@@ -74,7 +73,7 @@ def by_fused_class(module: nn.Module) -> Recogniser | None:
         return find_class(kind)
     if kind is FusedStage:
         return Recogniser("stage", nn.Sequential, FusedStage)
-    if matched.MatchedBlock in kind.__bases__ or chains.FusedChains in kind.__bases__:
+    if matched.MatchedBlock in kind.__bases__ or FusedChains in kind.__bases__:
         return find_class(kind)
     return next((r for r in _recognisers() if kind is r.fused), None)
 

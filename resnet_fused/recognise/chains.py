@@ -1,6 +1,5 @@
 """Modules that are no residual blocks, whose convolutions with BatchNorm and ReLU run as one op each in inference."""
 
-import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,11 +8,12 @@ from torch import Tensor, nn
 from ..chain import read, runs
 from ..chain.layers import is_library_code
 from ..chain.runs import Rewrite
-from ..chain.spec import Reason, class_name
+from ..chain.spec import Reason
 from ..match.runs import rewrite, rewrite_of
 from ..match.trace import copy_of
 from ..modules._packing import OwnsPackedWeights
 from . import _forward
+from ._subclasses import class_of, reduced
 from .matched import unsuited
 
 MAX_CONVS = 64  # of a module, so that whole networks of other kinds are not traced
@@ -36,27 +36,12 @@ class FusedChains(OwnsPackedWeights):
         yield from (module._parameters.get("weight") for module in self.modules() if isinstance(module, nn.Conv2d))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _new, (self._eager_class,), nn.Module.__reduce_ex__(self, max(2, protocol))[2]  # type: ignore[index]
+        return reduced(self, protocol, FusedChains)
 
-
-def _new(kind: Any) -> Any:
-    """Called by pickle: an instance without state of the fused class of ``kind``."""
-    made = fused_class(kind)
-    return made.__new__(made)
-
-
-def fused_class(kind: Any) -> Any:
-    """The fused class of an eager class, created if necessary."""
-    made = next((each for each in kind.__subclasses__() if FusedChains in each.__bases__), None)
-    if made is None:
-        attributes = {
-            "_eager_class": kind,
-            "__module__": kind.__module__,
-            "__doc__": f":class:`{class_name(kind)}`, converted.",
-            **_forward.attributes(kind, FusedChains.forward),
-        }
-        made = types.new_class(f"Fused{kind.__name__}", (FusedChains, kind), {}, lambda space: space.update(attributes))
-    return made
+    @staticmethod
+    def fused_class(kind: Any) -> Any:
+        """The fused class of an eager class, created if necessary."""
+        return class_of(kind, FusedChains, FusedChains, kind, **_forward.attributes(kind, FusedChains.forward))
 
 
 def modules_with_chains(model: nn.Module) -> list[nn.Module]:
