@@ -106,7 +106,8 @@ def _read_derived(module: nn.Module, names: BlockSpec, parts: list[nn.Module]) -
     """The chain of a block whose spec was derived from its ``forward``, which calls all modules as they are now."""
     parts += module.modules()
     hooked = next((part for part in parts if part is not module and has_hooks(part)), None)
-    patched = next((part for part in parts if is_library_code(type(part)) and is_patched(part)), None)
+    leaves = (part for part in parts if is_library_code(type(part)) or norms.is_norm(part))
+    patched = next(filter(is_patched, leaves), None)
     found = hooked if hooked is not None else patched
     if found is not None and found is not module:
         return hook_reason(found, next((name for name, part in module.named_modules() if part is found), ""))
@@ -121,9 +122,10 @@ def _read_derived(module: nn.Module, names: BlockSpec, parts: list[nn.Module]) -
     if shortcut is not None and branch[:3] != (None, None, None):
         function = None if branch.function is None else Function(module, branch.function)
         if branch.conv is None:
-            shortcut = Shortcut(module=function, reads_x=branch.reads_x, leads=branch.leads)
+            shortcut = Shortcut(module=function, reads_x=branch.reads_x, leads=branch.leads, in_place=branch.in_place)
         else:
-            shortcut = Shortcut(convs.pop(), read[-1], transform=function, reads_x=branch.reads_x)  # type: ignore[arg-type]
+            conv, norm = convs.pop(), read[-1]
+            shortcut = Shortcut(conv, norm, transform=function, reads_x=branch.reads_x, in_place=branch.in_place)  # type: ignore[arg-type]
     return Chain(tuple(convs), tuple(read[:-1]), shortcut, names.relu)  # type: ignore[arg-type]
 
 

@@ -1,5 +1,7 @@
 """Reads BatchNorms and frozen BatchNorms, torch's and those of other libraries, into a :class:`Norm`."""
 
+import sys
+from types import FunctionType
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -46,9 +48,18 @@ def frozen(kind: type) -> Frozen | None:
 
 
 def is_norm(module: Any) -> bool:
-    """Whether :func:`read_norm` knows the class of a module."""
+    """Whether :func:`read_norm` knows the class of a module, and nobody replaced its ``forward``."""
     kind = type(module)
-    return kind in _TORCH or _name(kind) in _WITH_ACTIVATION or frozen(kind) is not None
+    if kind in _TORCH:
+        return True
+    return (_name(kind) in _WITH_ACTIVATION or frozen(kind) is not None) and _is_original(kind)
+
+
+def _is_original(kind: Any) -> bool:
+    forward = vars(kind).get("forward")
+    if not isinstance(forward, FunctionType) or forward.__qualname__ != f"{kind.__qualname__}.forward":
+        return False
+    return forward.__globals__ is vars(sys.modules.get(kind.__module__, sys))
 
 
 def activation(module: Any) -> Any:

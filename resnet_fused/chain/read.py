@@ -6,7 +6,9 @@ dictionaries tells.
 
 import contextlib
 import operator
+import threading
 from collections.abc import Iterator, Sequence
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ from .policy import PLAIN_TENSORS, Setting, module_setting, setting
 from .spec import BlockSpec, Chain, Conv, Norm, Reason, Shortcut
 from .statistics import process_groups
 
+_CODE = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__")
 _SHAPE_AND_DTYPE = operator.attrgetter("shape", "dtype")
 
 
@@ -38,39 +41,44 @@ class Fused(NamedTuple):
 
 
 FUSED = Fused()
-_records: list[tuple[nn.Module, str, Read | Fused | Reason]] | None = None  # see :func:`recording`
+
+
+class _Recording(threading.local):
+    records: list[tuple[nn.Module, str, Read | Fused | Reason]] | None = None  # see :func:`recording`
+
+
+_recording = _Recording()
 
 
 def block(module: nn.Module, spec: layers.Spec, x: Tensor, how: Setting | Reason | None = None) -> Read | Reason:
     """How the fused path runs ``module`` for the input ``x``, or why eager must run. ``how``: x's setting, if known."""
     found = _block(module, spec, x, module_setting(x) if how is None else how)
-    if _records is not None:
+    if not torch.compiler.is_compiling():
         record(module, spec, found)
     return found
 
 
 def record(module: nn.Module, spec: layers.Spec, how: Read | Reason) -> None:
     """Notes how a block runs if :func:`recording` asks for it."""
-    if _records is not None:
+    if _recording.records is not None:
         names = layers.resolve(module, spec)
-        _records.append((module, names.part if isinstance(names, BlockSpec) else "", how))
+        _recording.records.append((module, names.part if isinstance(names, BlockSpec) else "", how))
 
 
 def note(module: nn.Module, part: str, reason: Reason | None) -> None:
     """:func:`record` of a module that runs fused without gradients, or eagerly for a reason."""
-    if _records is not None:
-        _records.append((module, part, reason or FUSED))
+    if _recording.records is not None:
+        _recording.records.append((module, part, reason or FUSED))
 
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[tuple[nn.Module, str, Read | Fused | Reason]]]:
     """Collects how blocks run, in the order of their calls: module, part of its spec, and how it runs."""
-    global _records
-    before, _records = _records, []
+    before, _recording.records = _recording.records, []
     try:
-        yield _records
+        yield _recording.records
     finally:
-        _records = before
+        _recording.records = before
 
 
 def _block(module: nn.Module, spec: layers.Spec, x: Tensor, how: Setting | Reason) -> Read | Reason:
@@ -83,6 +91,8 @@ def _block(module: nn.Module, spec: layers.Spec, x: Tensor, how: Setting | Reaso
     chain = layers.described(module, spec) if seen is None else seen.chain
     if isinstance(chain, Reason):
         return chain
+    if isinstance(spec, layers.Derived) and not is_traced and x.numel() == 0:
+        return Reason("the input is empty")  # forward may ask for that
     if not chain.convs:
         how = how._replace(dtype=x.dtype)  # autocast changes the dtype of convolutions only
     trains = _uses_batch_statistics(chain) if seen is None else seen.uses_batch_statistics
@@ -188,7 +198,7 @@ def _with_fitting_shortcut(x: Tensor, chain: Chain, how: Setting, trains: bool) 
         return Reason("the shortcut has another shape than {}", "", list(out))
     if x.dtype is not how.dtype:
         return Reason("the shortcut runs as a module, in {} and not in {}", "", x.dtype, how.dtype)
-    return chain._replace(shortcut=Shortcut(module=shortcut.module, leads=shortcut.leads))
+    return chain._replace(shortcut=shortcut._replace(conv=None, norm=None))
 
 
 def _in_dtype(x: Tensor, chain: Chain, how: Setting, trains: bool) -> Chain | Reason:
@@ -262,21 +272,21 @@ class Seen:
         self.uses_batch_statistics = _uses_batch_statistics(chain)
         self.weights = [conv.weight for conv in (*chain.convs, *_projection(chain))]
         self.tensors = chain.tensors()
+        parts = [part for part in parts if part is not module]  # which would keep itself alive
         self.parts, self.kinds, self.types = parts, [*map(type, parts)], [*map(type, self.tensors)]
         self.own_modules = dict(module._modules)
+        self.copies = [{name: _copy(name, value) for name, value in vars(part).items()} for part in parts]
         # A derived spec holds while nothing that forward reads has changed: attributes, and the code of the classes.
-        self.classes = (
-            list(dict.fromkeys(c for p in parts for c in layers.own_classes(type(p)))) if spec.derived else []
-        )
+        self.own: dict[str, Any] | None = None
+        self.classes: list[type] = []
+        if spec.derived:
+            self.own = {name: _own_copy(name, value) for name, value in vars(module).items()}
+            self.classes = list(dict.fromkeys(c for p in (module, *parts) for c in layers.own_classes(type(p))))
         self.contents = [dict(vars(kind)) for kind in self.classes]
-        # Hooks of the block itself run when it is called.
-        self.copies = [
-            {
-                name: value if part is module and name in layers.HOOKS else _copy(name, value)
-                for name, value in held.items()
-            }
-            for part, held in zip(parts, map(vars, parts), strict=True)
+        self.functions = [
+            each for content in self.contents for each in content.values() if isinstance(each, FunctionType)
         ]
+        self.code = [*map(_CODE, self.functions)]
 
     def is_current(self, module: nn.Module, spec: BlockSpec) -> bool:
         """Whether the modules hold the same parameters, buffers, modules and settings, and no hooks."""
@@ -286,7 +296,9 @@ class Seen:
             return False
         try:
             is_same = module._modules == self.own_modules and [*map(vars, self.parts)] == self.copies
-            is_same = is_same and [*map(vars, self.classes)] == self.contents
+            if self.own is not None:
+                is_same = is_same and vars(module) == self.own and [*map(vars, self.classes)] == self.contents
+                is_same = is_same and [*map(_CODE, self.functions)] == self.code
         except Exception:  # another tensor: the result of its comparison has no truth value
             return False
         return is_same and [*map(type, self.parts)] == self.kinds and [*map(type, self.tensors)] == self.types
@@ -323,10 +335,24 @@ def _copy(name: str, value: Any) -> Any:
     return _content(value)
 
 
+class _Anything:
+    """Equal to every value."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _own_copy(name: str, value: Any) -> Any:
+    """An attribute of the block itself, whose hooks run when it is called."""
+    return _Anything() if name in layers.HOOKS or name in ("_seen", "_matches") else _copy(name, value)
+
+
 def _content(value: Any) -> Any:
     """A copy of a list, such as a stride, or of a dictionary; other values as they are."""
-    if type(value) is list:
-        return [_content(each) for each in value]
+    if type(value) in (list, tuple):
+        return type(value)(_content(each) for each in value)
     if type(value) is dict:
         return {key: _content(each) for key, each in value.items()}
     return set(value) if type(value) is set else value

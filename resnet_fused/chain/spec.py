@@ -33,6 +33,7 @@ class Branch(NamedTuple):
         function: called with the block and its input; computes what ``conv`` reads, or without ``conv`` the shortcut.
         reads_x: in a pre-activation block, whether the input is x and not ``act[0]``.
         leads: whether it is the first operand of the addition, whose memory format the output has.
+        in_place: whether the addition modifies the main path's tensor, whose dtype and shape the output then has.
     """
 
     conv: str | None = None
@@ -40,6 +41,7 @@ class Branch(NamedTuple):
     function: Callable[[nn.Module, Tensor], Any] | None = None
     reads_x: bool = False
     leads: bool = False
+    in_place: bool = False
 
 
 class BlockSpec(NamedTuple):
@@ -125,6 +127,7 @@ class Shortcut(NamedTuple):
     transform: Callable[[Tensor], Any] | None = None  # applied to what ``conv`` reads, such as a pooling
     reads_x: bool = False  # ``conv``, ``transform`` or ``module`` reads x and not act[0]
     leads: bool = False  # the output has the memory format of ``residual``, the first operand of the addition
+    in_place: bool = True  # the output has the dtype and shape of the main path, else those that torch promotes to
 
     @property
     def is_identity(self) -> bool:

@@ -32,7 +32,7 @@ def run(
     """
     # There is no fallback to eager from here on: a shortcut's module must be called only once.
     added: Any = None
-    leads: Any = None  # what gives the output its memory format, if the shortcut does
+    leads, in_place = None, True  # what gives the output its memory format, if the shortcut does
     pool = chain.pool
     ends_plainly = chain.norms[-1] is not None and chain.shortcut is None and chain.relu
     if pool is not None and not (ends_plainly and is_fusable(pool, x)):
@@ -43,7 +43,7 @@ def run(
             x = run(x, Chain((), (before,)), dtype)
             chain = chain._replace(norms=(None, *chain.norms[1:]))
         added = _shortcut(x, shortcut, dtype, recompute)
-        leads = added if shortcut.leads else None
+        leads, in_place = added if shortcut.leads else None, shortcut.in_place
         if is_plain(added, dtype, output_shape(x, chain.convs)):
             chain, added = chain._replace(shortcut=Shortcut(residual=added)), None
         else:
@@ -53,7 +53,7 @@ def run(
     group = next(iter(process_groups(norms)), "")
     y = run_chain(x.to(dtype), *args, group, lambda batches: update_running([norm.module for norm in norms], batches))
     if added is not None:
-        y += added  # broadcasts or raises, as in eager
+        y = y.add_(added) if in_place else y + added  # broadcasts or raises, as in eager
         y = y.relu() if chain.relu else y
     if leads is not None and not is_channels_last(leads):
         y = contiguous(y)

@@ -10,22 +10,8 @@ from . import shortcut
 from .nodes import ADD, CONV, INPUT, NORM, RELU, SAME, Step, Steps, changes_input, inputs
 from .trace import Trace
 
-#: Functions without effect on the output: checks and shapes.
-_CHECKS = (
-    "_assert",
-    "_assert_is_none",
-    "getattr",
-    "getitem",
-    "eq",
-    "ne",
-    "lt",
-    "gt",
-    "le",
-    "ge",
-    "is_scripting",
-    "dim",
-)
-_CHECK_METHODS = ("size", "dim", "numel", "is_contiguous")
+#: What may be computed without use: shapes.
+_CHECKS, _CHECK_METHODS = ("getattr", "getitem"), ("size", "dim")
 
 
 class Mismatch(NamedTuple):
@@ -89,8 +75,13 @@ class _Matcher:
         found = shortcut.Sides(self.trace, self.steps, self.x, act0).branch(side, self.argument)
         if isinstance(found, Reason):
             raise _Refused(found.text, found.name, *found.values)
+        function = set() if found.function is None else self._modules_above(side)
+        main_path = map(id, map(self.trace.modules.get, (*convs, *filter(None, norms))))
+        if (norms[0] is None or found.reads_x) and function.intersection(main_path):
+            raise _Refused("a module is both on its main path and in its shortcut")
         leads = self.steps.source(end.args[0]) is side  # type: ignore[arg-type]
-        return BlockSpec(convs, norms, (), found._replace(leads=leads), relu, derived=True)
+        in_place = changes_input(end, self.trace.modules) and not leads
+        return BlockSpec(convs, norms, (), found._replace(leads=leads, in_place=in_place), relu, derived=True)
 
     def _only_input(self, node: fx.Node) -> fx.Node:
         return self.steps.source(next(inputs(node)))
@@ -130,6 +121,10 @@ class _Matcher:
                 found.add(each)
                 waiting += inputs(each)
         return found
+
+    def _modules_above(self, node: fx.Node) -> set[int]:
+        called = (each for each in self._above(node) if each.op == "call_module")
+        return {id(self.trace.modules[str(each.target)]) for each in called}
 
     def _count_convs(self, nodes: set[fx.Node]) -> int:
         return sum(self.steps[node].kind == CONV for node in nodes)
@@ -256,7 +251,7 @@ class _Matcher:
                 )
                 if next(late, None) is not None:
                     raise _Refused("it reads a tensor that was modified in place before")
-            shares = in_place or self.steps[node].kind == SAME or _may_view(node)
+            shares = in_place or self.steps[node].kind == SAME or _may_view(node, modules)
             alias[node] = first if shares else node
             members.setdefault(alias[node], []).append(node)
 
@@ -268,11 +263,11 @@ def is_check(node: fx.Node) -> bool:
     return node.op == "call_method" and node.target in _CHECK_METHODS
 
 
-def _may_view(node: fx.Node) -> bool:
+def _may_view(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether the result may share memory with the first input."""
-    name = getattr(node.target, "__name__", str(node.target))
     if node.op == "call_module":
-        return False
+        return isinstance(modules[str(node.target)], nn.Flatten | nn.Unflatten)
+    name = getattr(node.target, "__name__", str(node.target))
     return any(
         word in name for word in ("view", "reshape", "getitem", "narrow", "chunk", "split", "permute", "flatten")
     )

@@ -7,10 +7,10 @@ from torch import nn
 
 from ..chain.spec import BlockSpec, Reason
 from .block import Mismatch, match
-from .structure import Structure, structure, unseen
+from .structure import Same, Structure, code, structure, unseen
 from .trace import copy_of, defaults, trace
 
-_REMEMBERED = 8  # structures of a block: usually one for eval and one for training
+_CONVERTED, _REMEMBERED = 4, 4  # structures of a block, at conversion and later
 
 
 class Match(NamedTuple):
@@ -22,6 +22,10 @@ class Match(NamedTuple):
     structure: Structure
     found: BlockSpec | Mismatch
     argument: str = ""
+
+    def code(self) -> Any:
+        """Equal for blocks that run the same code and have the same chain."""
+        return self.found if isinstance(self.found, BlockSpec) else str(self.found.reason), code(self.structure)
 
 
 def in_modes(block: nn.Module, kind: type[nn.Module]) -> tuple[Match, ...]:
@@ -42,7 +46,8 @@ def shortcut_argument(kind: type[nn.Module]) -> str:
 
 def remember(block: nn.Module, matches: tuple[Match, ...]) -> None:
     """Stores matches of a block on the block."""
-    block.__dict__["_matches"] = matches[:_REMEMBERED]
+    kept = matches[:_CONVERTED] + matches[_CONVERTED:][-_REMEMBERED:]
+    block.__dict__["_matches"] = kept
 
 
 def spec_of(block: Any) -> BlockSpec | Reason:
@@ -65,11 +70,15 @@ def _remembered(block: Any, argument: str) -> BlockSpec | Mismatch:
     current = structure(block, kind)
     found = next((each.found for each in known if each.structure == current), None)
     if found is None:
-        found = _match(copy_of(block, kind), argument)
-        remember(block, (Match(current, found, argument), *block.__dict__.get("_matches", ())))
+        made = Match(current, _match(copy_of(block, kind), argument), argument)
+        if isinstance(made.found, BlockSpec) and all(made.code() != each.code() for each in known):
+            made = made._replace(found=_CHANGED)  # unlike what convert() compared
+        remember(block, (*block.__dict__.get("_matches", ()), made))
+        found = made.found
     return found
 
 
+_CHANGED = Mismatch(Reason("it changed since it was converted; convert it again"))
 _UNKNOWN = Mismatch(Reason("it changed since its last call; torch.compile cannot trace it again"))
 
 
@@ -83,8 +92,14 @@ def _holds(block: Any, known: Structure) -> bool:
                 return False
         if part.path and type(module) is not part.kind:
             return False
+        if [*module._modules.keys()] != [*part.modules.keys()]:
+            return False
         for name, value in part.attributes.items():
-            if isinstance(value, bool | int | float | str | None) and getattr(module, name, _UNKNOWN) != value:
+            held = getattr(module, name, _UNKNOWN)
+            if isinstance(value, Same):
+                if held is not value.value:
+                    return False
+            elif held != value:
                 return False
     return True
 

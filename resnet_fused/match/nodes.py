@@ -18,7 +18,7 @@ _RELU = (F.relu, torch.relu, F.relu_, torch.relu_)
 _ADD = (operator.add, operator.iadd, torch.add)
 _DROPS_WITH_P = {F.dropout: 0.5, F.dropout2d: 0.5, F.alpha_dropout: 0.5}
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_SAME_METHODS = ("contiguous", "clone")
+_SAME_METHODS = ("clone",)
 
 
 class Step(NamedTuple):
@@ -98,7 +98,7 @@ class Steps:
             return self._conv2d(node)
         if target in _DROPS_WITH_P:
             return self._dropout(node, argument(node, 1, "p", 0.5), argument(node, 2, "training", True))
-        if name == "stochastic_depth":
+        if name == "stochastic_depth" and getattr(target, "__module__", "") == "torchvision.ops.stochastic_depth":
             return self._dropout(node, argument(node, 1, "p", 1.0), argument(node, 3, "training", True))
         return Step(OTHER, text=name)
 

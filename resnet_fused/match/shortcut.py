@@ -33,7 +33,7 @@ _FUNCTIONS = {
     operator.truediv,
     operator.getitem,
 }
-_METHODS = {"add", "mul", "sub", "contiguous", "relu"}
+_METHODS = {"add", "mul", "sub", "relu"}
 
 
 class Sides:
@@ -85,7 +85,8 @@ class Sides:
                 return reason
         if len(roots) != 1:
             return Reason("its shortcut reads {} tensors", "", len(roots))
-        return Branch(function=self._compile(end, nodes, roots.pop()), reads_x=pre and self.x in roots)
+        root = roots.pop()
+        return Branch(function=self._compile(end, nodes, root), reads_x=pre and root is self.x)
 
     def _refusal(self, node: fx.Node) -> Reason | None:
         if node.op == "get_attr":

@@ -1,11 +1,17 @@
-"""What a trace of a block depends on: classes, attributes and the tree of its modules, but no values of tensors."""
+"""What a trace of a block depends on: classes, attributes and the tree of its modules, but no values of tensors.
+
+Whatever may change without :func:`structure` noticing is a reason not to trust a trace (:func:`unseen`).
+"""
 
 import functools
+import itertools
+import logging
 import types
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..chain.layers import is_library_code, own_classes
@@ -13,8 +19,15 @@ from ..chain.spec import Reason
 
 _INTERNAL = {*vars(nn.Module()), "_seen", "_matches"} - {"training"}
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
-# Compared by identity: nothing that a forward reads of these changes unseen.
-_FIXED = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, functools.partial)
+_FIXED = (
+    *_PLAIN,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    torch.memory_format,
+    types.BuiltinFunctionType,
+    types.ModuleType,
+)
 
 
 class Same:
@@ -57,7 +70,7 @@ def structure(block: nn.Module, kind: type) -> Structure:
             path,
             kind if part is block else type(part),
             code_version(kind if part is block else type(part)),
-            {name: frozen(value) for name, value in vars(part).items() if name not in _INTERNAL},
+            {name: frozen(value) for name, value in vars(part).items() if name not in _INTERNAL and _counts(value)},
             {name: each is not None for name, each in part._modules.items()},
             {name: each is not None for name, each in (*part._parameters.items(), *part._buffers.items())},
             first.setdefault(id(part), path),
@@ -66,46 +79,100 @@ def structure(block: nn.Module, kind: type) -> Structure:
     )
 
 
+def _counts(value: Any) -> bool:
+    return not isinstance(value, Tensor)  # such as an output that a hook stores: see unseen()
+
+
 def frozen(value: Any) -> Any:
     """A copy of an attribute that later changes of the attribute do not reach."""
     if isinstance(value, _PLAIN):
         return value
-    if type(value) in (list, tuple, set):
-        return type(value)(map(frozen, value)) if type(value) is not set else ("set", *map(repr, value))
+    if type(value) in (list, tuple):
+        return type(value)(map(frozen, value))
     if type(value) is dict:
         return {key: frozen(each) for key, each in value.items()}
-    return Same(value)
+    return frozenset(map(repr, value)) if type(value) is set else Same(value)
+
+
+def code(structure: Structure) -> Any:
+    """What of a structure decides which code ``forward`` runs; equal for blocks that differ in sizes only.
+
+    Settings of torch's layers do not count: they are read where they are used.
+    """
+    found = []
+    for part in structure:
+        own = () if is_library_code(part.kind) else _reachable(part.kind).names
+        read = tuple(sorted((name, repr(value)) for name, value in part.attributes.items() if name in own))
+        kind = part.kind if is_library_code(part.kind) else part.kind.__qualname__
+        found.append((part.path, kind, part.version, read, tuple(part.modules.items()), tuple(part.tensors.items())))
+    return tuple(found)
 
 
 def unseen(block: nn.Module, kind: type) -> Reason | None:
     """Why a change of something that ``forward`` may read could not be seen."""
+    inside = set(map(id, block.modules()))
     for path, part in block.named_modules():
         cls = kind if part is block else type(part)
+        for name, value in vars(part).items():
+            if name in _INTERNAL or _is_seen(value, inside):
+                continue
+            if isinstance(value, Tensor) and not (not is_library_code(cls) and name in _reachable(cls).names):
+                continue
+            where = f"{path}.{name}" if path else name
+            return Reason("{name} is a {}, whose changes would not be seen", where, type(value))
         if is_library_code(cls):
             continue
-        names = _names_in_code(cls)
-        switch = next((name for name in _SWITCHES if name in names), None)
-        if switch is not None:
-            return Reason("{name} ({}) calls torch.{}", path, cls, switch)
-        for name, value in vars(part).items():
-            if name not in _INTERNAL and name in names and not _is_seen(value):
-                where = f"{path}.{name}" if path else name
-                return Reason("{name} is a {}, whose changes would not be seen", where, type(value))
+        reached = _reachable(cls)
+        for name in _UNSAFE:
+            if name in reached.names:
+                return Reason("the code of {} uses {}", "", cls, name)
+        for name, value in reached.globals.items():
+            if not _is_seen(value, set()) and not isinstance(value, type | logging.Logger):
+                return Reason("the code of {} uses the global variable {}", "", cls, name)
+        for owner in own_classes(cls):
+            for name, value in vars(owner).items():
+                if not (name.startswith(("__", "_abc_")) or _is_class_member(value)):
+                    return Reason("{}.{} is a {}, whose changes would not be seen", "", owner, name, type(value))
     return None
 
 
-_SWITCHES = ("is_grad_enabled", "is_autocast_enabled", "is_autocast_cpu_enabled", "is_inference_mode_enabled")
+#: What code sees of itself, of the world, or of tensors without their being traced.
+_UNSAFE: tuple[str, ...] = (
+    "type",
+    "__class__",
+    "print",
+    "_parameters",
+    "_buffers",
+    "parameters",
+    "named_parameters",
+    "buffers",
+)
+_UNSAFE += ("random", "numpy", "np", "time", "environ")
+_MEMBERS = (types.FunctionType, staticmethod, classmethod, property, functools.cached_property, type)
 
 
-def _is_seen(value: Any) -> bool:
-    if type(value) in (list, tuple, set):
-        return all(map(_is_seen, value))
-    if type(value) is dict:
-        return all(map(_is_seen, value.values()))
-    hidden = getattr(value, "__closure__", None) or ()
-    if any(type(cell.cell_contents) in (list, dict, set) for cell in hidden if _is_filled(cell)):
+def _is_class_member(value: Any) -> bool:
+    return isinstance(value, _MEMBERS) or _is_seen(value, set())
+
+
+def _is_seen(value: Any, inside: set[int], depth: int = 0) -> bool:
+    """Whether a change of the value is a change of an attribute. ``inside``: the ids of modules that are watched."""
+    if isinstance(value, _FIXED):
+        return not isinstance(value, types.ModuleType) or value.__name__ not in ("random", "numpy.random", "time")
+    if depth > 4:  # such as a list that contains itself
         return False
-    return isinstance(value, (*_PLAIN, *_FIXED, Tensor, nn.Module)) or type(value).__module__.startswith("torch")
+    if type(value) in (list, tuple, set):
+        return all(_is_seen(each, inside, depth + 1) for each in value)
+    if type(value) is dict:
+        return all(_is_seen(each, inside, depth + 1) for each in value.values())
+    if isinstance(value, type):
+        return is_library_code(value) or issubclass(value, nn.Module)
+    if isinstance(value, functools.partial):
+        return _is_seen((value.func, *value.args, value.keywords), inside, depth + 1)
+    if isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        return all(isinstance(each, (*_FIXED, type)) or _is_seen(each, inside, depth + 1) for each in cells)
+    return isinstance(value, nn.Module) and id(value) in inside
 
 
 def _is_filled(cell: Any) -> bool:
@@ -116,25 +183,70 @@ def _is_filled(cell: Any) -> bool:
     return True
 
 
-def _names_in_code(cls: type) -> set[str]:
-    """All names that the functions of a class mention."""
-    return {name for owner in own_classes(cls) for value in vars(owner).values() for name in _names(value)}
+class _Reached(NamedTuple):
+    """What the functions mention that ``forward`` of a class may call on the module, directly or not."""
+
+    names: frozenset[str]
+    globals: dict[str, Any]
 
 
-def _names(value: Any) -> Iterator[str]:
-    value = getattr(value, "fget", value)  # a property
-    value = getattr(value, "__func__", value)  # a static or class method
-    code = getattr(value, "__code__", value)
-    if isinstance(code, types.CodeType):
-        yield from code.co_names
-        yield from (const for const in code.co_consts if isinstance(const, str))  # getattr(self, "name")
-        for const in code.co_consts:
-            if isinstance(const, types.CodeType):
-                yield from _names(const)
+_reached: "weakref.WeakKeyDictionary[type, tuple[tuple[int, ...], _Reached]]" = weakref.WeakKeyDictionary()
 
 
-# Weak: the cache must not keep classes alive.
-_versions: "weakref.WeakKeyDictionary[type, tuple[dict[str, Any], int]]" = weakref.WeakKeyDictionary()
+def _reachable(cls: type) -> _Reached:
+    version = code_version(cls)
+    known = _reached.get(cls)
+    if known is None or known[0] != version:
+        known = _reached[cls] = version, _reach(cls)
+    return known[1]
+
+
+def _reach(cls: type) -> _Reached:
+    names: set[str] = set()
+    variables: dict[str, Any] = {}
+    waiting, done = ["forward"], set()
+    while waiting:
+        name = waiting.pop()
+        if name in done or name == "__init__":
+            continue
+        done.add(name)
+        for owner in own_classes(cls):
+            for function in _functions(vars(owner).get(name)):
+                found = set(_names(function.__code__))
+                names |= found
+                waiting += found
+                variables |= {each: function.__globals__[each] for each in found if each in function.__globals__}
+    return _Reached(
+        frozenset(names), {name: each for name, each in variables.items() if not isinstance(each, _MEMBERS)}
+    )
+
+
+def _functions(value: Any) -> Iterator[types.FunctionType]:
+    """The Python functions behind a class attribute: a method, a property, what a decorator wraps."""
+    for each in (
+        value,
+        getattr(value, "fget", None),
+        getattr(value, "__func__", None),
+        getattr(value, "__wrapped__", None),
+    ):
+        if isinstance(each, types.FunctionType):
+            yield each
+            inner = getattr(each, "__wrapped__", None)
+            if isinstance(inner, types.FunctionType):
+                yield inner
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    yield from (const for const in code.co_consts if isinstance(const, str))  # getattr(self, "name")
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            yield from _names(const)
+
+
+# Contents of classes and their numbers. Weak: the cache must not keep classes alive. Numbers are unique.
+_versions: "weakref.WeakKeyDictionary[type, list[tuple[dict[str, Any], int]]]" = weakref.WeakKeyDictionary()
+_counter = itertools.count()
 
 
 def code_version(cls: type) -> tuple[int, ...]:
@@ -144,12 +256,26 @@ def code_version(cls: type) -> tuple[int, ...]:
 
 def _version(cls: type) -> int:
     content = {name: value for name, value in vars(cls).items() if not _is_bookkeeping(name)}
-    known, version = _versions.get(cls, ({}, -1))
-    same = known.keys() == content.keys() and all(known[name]() is value for name, value in content.items())
-    if not same:
-        version += 1
-        _versions[cls] = {name: _weakly(value) for name, value in content.items()}, version
+    known = _versions.setdefault(cls, [])
+    for held, version in known:
+        if held.keys() == content.keys() and all(_is_same(held[name], value) for name, value in content.items()):
+            return version
+    version = next(_counter)
+    known.append(({name: _held(value) for name, value in content.items()}, version))
     return version
+
+
+def _held(value: Any) -> tuple[Callable[[], Any], Any]:
+    return _weakly(value), _code(value)
+
+
+def _is_same(held: tuple[Callable[[], Any], Any], value: Any) -> bool:
+    return held[0]() is value and held[1] == _code(value)
+
+
+def _code(value: Any) -> Any:
+    """What of a function can be replaced in place."""
+    return (value.__code__, value.__defaults__, value.__kwdefaults__) if isinstance(value, types.FunctionType) else None
 
 
 def _weakly(value: Any) -> Callable[[], Any]:
@@ -160,4 +286,10 @@ def _weakly(value: Any) -> Callable[[], Any]:
 
 
 def _is_bookkeeping(name: str) -> bool:
-    return name.startswith("_abc_") or (name.startswith("__") and name not in ("__call__", "__getattr__"))
+    return name.startswith("_abc_") or name in (
+        "__slotnames__",
+        "__doc__",
+        "__annotations__",
+        "__weakref__",
+        "__dict__",
+    )

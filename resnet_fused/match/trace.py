@@ -1,19 +1,23 @@
-"""Traces ``forward`` of one block with ``torch.fx``, without running or changing the block."""
+"""Traces ``forward`` of one block with ``torch.fx``, without running or changing the block.
+
+``torch.fx.Tracer.trace`` patches ``nn.Module`` for the whole process, which other threads would see. Here copies of the
+block's modules get traced subclasses instead, and only the thread that traces calls them.
+"""
 
 import inspect
 import operator
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
+from torch.overrides import TorchFunctionMode
 
 from ..chain.layers import is_library_code
 from ..chain.norms import is_norm
 from ..chain.spec import Reason
 from ..modules._packing import OwnsPackedWeights
-from .randomness import States
 from .structure import structure
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -38,32 +42,46 @@ def copy_of(block: nn.Module, kind: type[nn.Module], mode: bool | None = None) -
     return root  # type: ignore[no-any-return]
 
 
+def _copy(value: Any, memo: dict[int, Any], kind: type[nn.Module] | None = None) -> Any:
+    """A copy of a module of class ``kind`` and of all its modules, or of a list that may contain modules."""
+    if type(value) in (list, tuple):
+        return type(value)(_copy(each, memo) for each in value)
+    if type(value) is dict:
+        return {key: _copy(each, memo) for key, each in value.items()}
+    if not issubclass(type(value), nn.Module):
+        return value
+    if id(value) not in memo:
+        memo[id(value)] = made = object.__new__(kind or type(value))
+        own = {name: each for name, each in vars(value).items() if name not in ("_seen", "_matches")}
+        made.__dict__.update({name: _copy(each, memo) for name, each in own.items()})
+    return memo[id(value)]
+
+
 def trace(root: nn.Module, argument: str = "") -> Trace | Reason:
     """The trace of ``forward(root, x)``; other arguments except ``argument`` have their defaults.
 
-    ``root``: a :func:`copy_of` a block.
+    ``root``: a :func:`copy_of` a block. It is traced with gradients, then without gradients and under autocast: a
+    ``forward`` that does something else then, or that changes these settings, cannot be described by one graph.
     """
     kind = type(root)
-    before, states = structure(root, kind), States.now()
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            tracer = _Tracer()
-            graph = tracer.trace(root, {k: v for k, v in defaults(kind).items() if k != argument})
-    except Exception as error:  # the user's code may raise anything
-        return Reason("its forward cannot be traced: {}: {}", "", type(error), " ".join(str(error).split())[:160])
-    finally:
-        draws = States.now() != states
-        if draws:
-            states.restore()
-    if draws:
-        return Reason("its forward draws random numbers")
+    before = structure(root, kind)
+    graphs = []
+    for grad, autocast in ((True, False), (False, True)):
+        try:
+            with torch.inference_mode(False), torch.set_grad_enabled(grad), _Autocast(autocast):
+                tracer = _Tracer(root)
+                graphs.append(tracer.graph_of(kind, argument))
+        except Exception as error:  # the user's code may raise anything
+            return Reason("its forward cannot be traced: {}: {}", "", type(error), " ".join(str(error).split())[:160])
+        if tracer.context:
+            return Reason("its forward calls a module or function inside {}", "", tracer.context)
+    if str(graphs[0]) != str(graphs[1]):
+        return Reason("its forward depends on whether gradients or autocast are enabled")
     after = structure(root, kind)
     changed = next((b for a, b in zip(before, after, strict=False) if a != b), None)
     if changed is not None or len(before) != len(after):
         return Reason("its forward sets an attribute of {}", "", (changed and changed.path) or "the block")
-    if tracer.context:
-        return Reason("its forward calls a module or function in a context of {}", "", tracer.context)
-    return Trace(graph, root)
+    return Trace(graphs[0], root)
 
 
 def defaults(kind: type[nn.Module]) -> dict[str, Any]:
@@ -72,48 +90,131 @@ def defaults(kind: type[nn.Module]) -> dict[str, Any]:
     return {each.name: each.default for each in parameters[1:] if each.default is not inspect.Parameter.empty}
 
 
-def _copy(value: Any, memo: dict[int, Any], kind: type[nn.Module] | None = None) -> Any:
-    """A copy of a module of class ``kind`` and of all its modules, or of a list that may contain modules."""
-    if type(value) in (list, tuple):
-        return type(value)(_copy(each, memo) for each in value)
-    if type(value) is dict:
-        return {key: _copy(each, memo) for key, each in value.items()}
-    if not isinstance(value, nn.Module):
-        return value
-    if id(value) not in memo:
-        kind = kind or type(value)
-        memo[id(value)] = made = kind.__new__(kind)
-        own = {name: each for name, each in vars(value).items() if name not in ("_seen", "_matches")}
-        made.__dict__.update({name: _copy(each, memo) for name, each in own.items()})
-    return memo[id(value)]
+class _Autocast:
+    """Autocast on or off for all devices, without the warnings of ``torch.autocast``."""
+
+    _DEVICES = ("cpu", "cuda")
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+
+    def __enter__(self) -> None:
+        self.before = [torch.is_autocast_enabled(device) for device in self._DEVICES]
+        for device in self._DEVICES:
+            torch.set_autocast_enabled(device, self.enabled)
+
+    def __exit__(self, *_: Any) -> None:
+        for device, before in zip(self._DEVICES, self.before, strict=True):
+            torch.set_autocast_enabled(device, before)
+
+
+def _settings() -> tuple[Any, ...]:
+    """What context managers change, of which a graph has no record."""
+    autocast = [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in _Autocast._DEVICES]
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast, hooks
+
+
+class _Active(threading.local):
+    tracer: "_Tracer | None" = None
+
+
+_active = _Active()
+
+
+class _Traced:
+    """Base of the classes of copies while they are traced."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        assert _active.tracer is not None
+        return _active.tracer.call(self, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)  # type: ignore[misc]
+        return _active.tracer.attribute(value) if isinstance(value, Tensor) and _active.tracer else value
+
+
+def _traced_class(kind: Any) -> Any:
+    # In __subclasses__, which holds weak references: a cache would keep the classes alive forever.
+    made = next((each for each in type.__subclasses__(kind) if _Traced in each.__bases__), None)
+    return made or type(kind)(kind.__name__, (_Traced, kind), {"__module__": kind.__module__})
 
 
 class _Tracer(fx.Tracer):
-    proxy_buffer_attributes = True
-
-    def __init__(self) -> None:
+    def __init__(self, root: nn.Module) -> None:
         super().__init__()
-        self.thread, self.settings, self.context = threading.get_ident(), _settings(), ""
+        self.root, self.graph, self.tensor_attrs = root, fx.Graph(), {}
+        self.submodule_paths = {module: name for name, module in root.named_modules()}
+        self.kinds = {module: type(module) for module in self.submodule_paths}
+        self.tensors = {id(t): name for name, t in [*root.named_parameters(), *root.named_buffers()]}
+        self.proxies: dict[str, fx.Proxy] = {}
+        self.settings, self.context = _settings(), ""
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, OwnsPackedWeights):  # already fused
+    def graph_of(self, kind: type[nn.Module], argument: str) -> fx.Graph:
+        """The graph of ``kind.forward(root, x)``."""
+        values = defaults(kind)
+        args: list[Any] = []
+        keywords: dict[str, Any] = {}
+        _, *parameters = inspect.signature(kind.forward).parameters.values()
+        for i, each in enumerate(parameters):
+            if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
+                continue
+            is_input = i == 0 or each.name == argument or each.name not in values
+            value = self.create_proxy("placeholder", each.name, (), {}) if is_input else values[each.name]
+            if each.kind is each.KEYWORD_ONLY:
+                keywords[each.name] = value
+            else:
+                args.append(value)
+        _active.tracer = self
+        try:
+            for module, own in self.kinds.items():
+                module.__class__ = _traced_class(own)
+            with _OnlyProxies():
+                found = kind.forward(self.root, *args, **keywords)
+        finally:
+            _active.tracer = None
+            for module, own in self.kinds.items():
+                module.__class__ = own
+        self.create_node("output", "output", (self.create_arg(found),), {})
+        return self.graph
+
+    def call(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of one of the root's modules."""
+        kind = self.kinds.get(module)
+        if kind is None:  # made by forward, such as a slice of an nn.Sequential
+            return module.forward(*args, **kwargs)
+        module.__class__ = kind  # create_proxy and is_norm look at the class
+        try:
+            if self._is_leaf(module):
+                self.module_stack[self.submodule_paths[module]] = (self.submodule_paths[module], kind)  # type: ignore[index]
+                proxy = self.create_proxy("call_module", self.submodule_paths[module], args, kwargs)  # type: ignore[index]
+                self.module_stack.popitem()
+                return proxy
+        finally:
+            module.__class__ = _traced_class(kind)
+        self.module_stack[self.submodule_paths[module]] = (self.submodule_paths[module], kind)  # type: ignore[index]
+        try:
+            return module.forward(*args, **kwargs)
+        finally:
+            self.module_stack.popitem()
+
+    def _is_leaf(self, module: nn.Module) -> bool:
+        if isinstance(module, OwnsPackedWeights):  # already fused
             return True
-        return is_norm(m) or (is_library_code(type(m)) and not isinstance(m, _CONTAINERS))
+        return is_norm(module) or (is_library_code(type(module)) and not isinstance(module, _CONTAINERS))
 
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        # fx patches nn.Module for the whole process: other threads call their modules as usual.
-        if threading.get_ident() != self.thread or m not in self.submodule_paths:  # type: ignore[operator]
-            return forward(*args, **kwargs)  # or a module that forward creates, such as nn.ReLU()
-        return super().call_module(m, forward, args, kwargs)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if threading.get_ident() != self.thread:
-            return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
+    def attribute(self, tensor: Tensor) -> Any:
+        """A parameter or buffer as ``forward`` sees it."""
+        name = self.tensors.get(id(tensor))
+        if name is None:
+            return tensor
+        if name not in self.proxies:
+            self.proxies[name] = self.create_proxy("get_attr", name, (), {})
+        return self.proxies[name]
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _settings() != self.settings:
-            self.context = "torch.no_grad, torch.autocast or the like"
+            self.context = "torch.no_grad, torch.autocast, a checkpoint or the like"
         return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -126,18 +227,31 @@ class _Tracer(fx.Tracer):
         return node.op == "placeholder"
 
 
-def _settings() -> tuple[bool, ...]:
-    """What context managers change, of which a graph has no record."""
-    autocast = (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"))
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
+class _OnlyProxies(TorchFunctionMode):
+    """Refuses to compute without a proxy: random numbers would be drawn, and constants could change."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        flat = [*args, *kwargs.values()]
+        flat += [each for value in flat if isinstance(value, list | tuple) for each in value]
+        if not any(isinstance(each, fx.Proxy) for each in flat):
+            raise TraceError(f"it calls {getattr(func, '__name__', func)} without its input")
+        return func(*args, **kwargs)
 
 
 #: Augmented assignments, which ``fx.Proxy`` would record as if they made new tensors.
 IN_PLACE = tuple(getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod"))
+#: What a graph cannot depend on.
+_PROPERTIES = ("dtype", "device", "requires_grad", "grad_fn", "grad", "is_leaf", "layout", "is_cuda", "data", "names")
 
 
 class _Proxy(fx.Proxy):
     """A proxy that records augmented assignments, and knows the number of dimensions, so that it may be checked."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _PROPERTIES:
+            raise TraceError(f"it reads {name} of a tensor")
+        return super().__getattr__(name)
 
     def dim(self) -> Any:
         return 4 if self.tracer.is_image(self.node) else fx.Proxy.__getattr__(self, "dim")()  # type: ignore[attr-defined]
@@ -162,7 +276,7 @@ for each in IN_PLACE:
 
 
 class _Count:
-    """The number of elements of a tensor. ``forward`` may only ask whether it is zero; empty tensors have no values."""
+    """The number of elements of a tensor. ``forward`` may only ask whether it is zero; then eager runs."""
 
     __hash__ = None  # type: ignore[assignment]
 

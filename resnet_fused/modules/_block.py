@@ -14,7 +14,7 @@ from ..chain import layers, read
 from ..chain.memory_format import contiguous, has_channels_last_weight, is_channels_last, nhwc
 from ..chain.patches import constant_while_tracing
 from ..chain.policy import Setting
-from ..chain.spec import ALL_VISIBLE, Branch, Reason, Shortcut, Visibility
+from ..chain.spec import ALL_VISIBLE, Branch, Reason, Visibility
 from ._eager import Methods
 from ._packing import OwnsPackedWeights
 
@@ -50,12 +50,12 @@ class FusedBlock(OwnsPackedWeights):
             _warn_about_fx_tracing()
         return self._eager_class.forward(self, x)
 
-    def forward_with_shortcut(self, x: Tensor, shortcut: Tensor) -> Tensor:
-        """:meth:`forward` of a class whose caller gives what the block adds."""
+    def fused_with_shortcut(self, x: Tensor, shortcut: Tensor) -> Tensor | None:
+        """The output of a block whose caller gives the shortcut, or None if eager must run."""
         y = self.fused_forward(x, shortcut=shortcut)
         if y is None:
-            return self._eager_class.forward(self, x, shortcut)
-        return y if is_channels_last(x) or self.outputs_channels_last() else contiguous(y)
+            return None
+        return y if is_channels_last(x) or self.outputs_channels_last(self._spec_with_shortcut) else contiguous(y)
 
     def fused_forward(
         self,
@@ -82,15 +82,17 @@ class FusedBlock(OwnsPackedWeights):
         if shortcut is not None:
             if shortcut.requires_grad and torch.is_grad_enabled() and not how.trains:
                 return None
-            how = how._replace(chain=how.chain._replace(shortcut=Shortcut(module=lambda _: shortcut)))
+            assert how.chain.shortcut is not None
+            given = how.chain.shortcut._replace(module=lambda _: shortcut)
+            how = how._replace(chain=how.chain._replace(shortcut=given))
         return chain.run(x if how.trains else nhwc(x), how, keep_packed=True, visibility=visibility)
 
     def _kernel_weights(self) -> Iterator[Any]:
         yield from (module._parameters.get("weight") for module in self.modules() if isinstance(module, nn.Conv2d))
 
-    def outputs_channels_last(self) -> bool:
+    def outputs_channels_last(self, spec: layers.Spec | None = None) -> bool:
         """Whether a channels_last weight makes the eager block return channels_last for a contiguous x."""
-        names = read.names(self, self._spec)
+        names = read.names(self, self._spec if spec is None else spec)
         if isinstance(names, Reason):
             return False
         shortcut, convs = names.shortcut, names.convs

@@ -31,22 +31,26 @@ def attributes(kind: Any, forward: Any = FusedBlock.forward, shortcut: str = "")
 
 
 def _with_signature(forward: Any, self: str, x: str, others: list[inspect.Parameter], shortcut: str) -> Any:
-    space: dict[str, Any] = {"fused": forward, "Tensor": Tensor}
-    space |= {f"default_{each.name}": each.default for each in others}
+    # The prefix keeps names of arguments apart.
+    space: dict[str, Any] = {"_rf_forward": forward, "_rf_Tensor": Tensor}
+    space |= {f"_rf_{each.name}": each.default for each in others}
     keywords = [each for each in others if each.kind is inspect.Parameter.KEYWORD_ONLY]
     positional = [each for each in others if each not in keywords]
-    declared = [self, x, *(f"{each.name}=default_{each.name}" for each in positional)]
-    declared += ["*", *(f"{each.name}=default_{each.name}" for each in keywords)] if keywords else []
+    declared = [self, x, *(f"{each.name}=_rf_{each.name}" for each in positional)]
+    declared += ["*", *(f"{each.name}=_rf_{each.name}" for each in keywords)] if keywords else []
     passed = [self, x, *(each.name for each in positional), *(f"{each.name}={each.name}" for each in keywords)]
-    rest = "".join(f" and {each.name} is default_{each.name}" for each in others if each.name != shortcut)
+    rest = "".join(f" and {each.name} is _rf_{each.name}" for each in others if each.name != shortcut)
     given = (
-        f"    if isinstance({shortcut}, Tensor){rest}:\n        return {self}.forward_with_shortcut({x}, {shortcut})\n"
+        f"    if isinstance({shortcut}, _rf_Tensor){rest}:\n"
+        f"        _rf_y = {self}.fused_with_shortcut({x}, {shortcut})\n"
+        f"        if _rf_y is not None:\n"
+        f"            return _rf_y\n"
     )
-    condition = " and ".join(f"{each.name} is default_{each.name}" for each in others) or "True"
+    condition = " and ".join(f"{each.name} is _rf_{each.name}" for each in others) or "True"
     source = (
         f"def forward({', '.join(declared)}):\n"
         f"    if {condition}:\n"
-        f"        return fused({self}, {x})\n"
+        f"        return _rf_forward({self}, {x})\n"
         f"{given if shortcut else ''}"
         f"    return {self}._eager_class.forward({', '.join(passed)})\n"
     )

@@ -3,13 +3,14 @@
 import copy
 import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..chain import read
 from ..chain.spec import Chain, Reason
+from ..match import Match, remember
 from ..match.randomness import States
 
 # Rounding in float64 stays orders of magnitude below this; a missing layer or another order is far above.
@@ -20,54 +21,59 @@ MODES = (("eval", NONE), ("training", NONE), ("mixed training", EVEN), ("mixed t
 SCALES = (1.0, 1e3)  # of the input and of gamma: a clamp such as relu6 shows
 
 
-class Extent(NamedTuple):
-    """How much is compared. ``may_run_eagerly``: modes in which the fused block runs eagerly are right as they are."""
-
-    scales: tuple[float, ...] = SCALES
-    may_run_eagerly: bool = False
-
-
-REGISTERED, MATCHED = Extent(), Extent(SCALES[:1], may_run_eagerly=True)
-
-
-def mismatch(module: nn.Module, fused: Any, chain: Chain, extent: Extent = REGISTERED) -> str | None:
+def mismatch(module: nn.Module, fused: Any, chain: Chain, matches: tuple[Match, ...] = ()) -> str | None:
     """How ``forward`` of ``module`` and the fused class differ on random float64 inputs; None if they agree.
 
     Compares the output, the final value of the input, all gradients and all buffers, in eval mode with and without
     gradients and in training, with random parameters of the block's shapes. A ``forward`` that draws random numbers is
     refused.
+
+    ``matches``: of a block whose spec was derived. Then modes in which it has none are not compared, nor larger inputs:
+    the trace has every operation.
     """
     inference, grad, states = torch.inference_mode(False), torch.enable_grad(), States.now()
     with inference, grad, torch.device("cpu"), torch.autocast("cpu", enabled=False):
         try:
-            return next(_differences(module, fused, chain, extent), None)
+            return next(_differences(module, fused, chain, matches), None)
         except Exception as error:  # the user's code may raise anything
             return f"comparing it with its spec raises {type(error).__name__}: {_line(error)}"
         finally:
-            states.restore()
+            if not matches:  # a trace fails on random numbers
+                states.restore()
 
 
-def _differences(module: nn.Module, fused: Any, chain: Chain, extent: Extent) -> Iterator[str]:
+def _differences(module: nn.Module, fused: Any, chain: Chain, matches: tuple[Match, ...]) -> Iterator[str]:
     generator = torch.Generator().manual_seed(0)
-    for scale in extent.scales:
+    reason: Reason | None = None
+    compared = False
+    for scale in SCALES[:1] if matches else SCALES:
         eager = _with_random_tensors(module, scale, generator)
         own = copy.deepcopy(eager)
         own.__class__ = fused
+        if matches:
+            remember(own, matches)
         shapes = [(n, _in_channels(chain), h, w) for n, h, w in SIZES]
         accepted = (shape for shape in shapes if _accepts(eager, fused._eager_class.forward, shape))
         shape = next(accepted, shapes[0])
         x = torch.randn(shape, dtype=torch.float64, generator=generator) * scale
         for (mode, frozen), grad in itertools.product(MODES, (True, False)):
-            for each in (eager, own):
-                each.train(mode != "eval")
-                norms = [part for part in each.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+            for block in (eager, own):
+                block.train(mode != "eval")
+                norms = [part for part in block.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
                 for norm in norms[frozen]:
                     norm.eval()
             with torch.set_grad_enabled(grad):
-                difference = _difference(eager, own, x, extent)
+                how = read.block(own, fused._spec, x) if matches else None
+                if isinstance(how, Reason):
+                    reason = how
+                    continue
+                difference = _difference(eager, own, x, draws=not matches)
+            compared = True
             if difference is not None:
                 where = f"in {mode} mode{'' if grad else ' without gradients'}"
                 yield f"its spec does not match its forward: {where}, {difference}"
+    if not compared:
+        yield f"it cannot be compared with its spec: {reason}"
 
 
 def _with_random_tensors(module: nn.Module, scale: float, generator: torch.Generator) -> nn.Module:
@@ -97,15 +103,14 @@ def _in_channels(chain: Chain) -> int:
     return chain.convs[0].weight.shape[1] * chain.convs[0].groups
 
 
-def _difference(eager: nn.Module, own: Any, x: Tensor, extent: Extent) -> str | None:
-    if extent.may_run_eagerly and isinstance(read.block(own, own._spec, x), Reason):
-        return None
-    before = States.now()
+def _difference(eager: nn.Module, own: Any, x: Tensor, draws: bool) -> str | None:
+    """``draws``: whether to look for random numbers."""
+    before = States.now() if draws else None
     try:
         expected = list(_results(eager, own._eager_class.forward, x))
     except Exception as error:  # the user's code may raise anything
         return f"it raises {type(error).__name__} for an input of shape {list(x.shape)}: {_line(error)}"
-    if States.now() != before:
+    if before is not None and States.now() != before:
         return "it draws random numbers"
     with read.recording() as records:
         found = list(_results(own, type(own).forward, x))

@@ -96,7 +96,11 @@ def new_instance(mark: Any, kind: Any) -> Any:
 def reduced(module: Any, protocol: Any, mark: Any) -> Any:
     """``__reduce_ex__`` of a class that ``mark`` made at run time, without what is known of the module."""
     state: Any = nn.Module.__reduce_ex__(module, max(2, protocol))[2]
-    return new_instance, (mark, module._eager_class), {n: each for n, each in state.items() if n != "_matches"}
+    return (
+        new_instance,
+        (mark, module._eager_class),
+        {n: each for n, each in state.items() if n not in ("_seen", "_matches")},
+    )
 
 
 def _fusing_attributes(base: Recogniser) -> Iterator[str]:

@@ -1,9 +1,11 @@
 """Recognisers of blocks of any class, from what their ``forward`` computes."""
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .. import match
 from ..chain import layers
@@ -101,7 +103,14 @@ def _is_candidate(module: nn.Module) -> bool:
 
 def examine(module: nn.Module) -> Matched:
     """What a module computes, in eval and training mode."""
-    kind = type(module)
+    try:
+        return _examine(module, type(module))
+    except Exception as error:  # the user's classes may raise anything
+        text = " ".join(str(error).split())[:160]
+        return Matched("residual block", Reason("examining it raises {}: {}", "", type(error), text), False)
+
+
+def _examine(module: nn.Module, kind: type[nn.Module]) -> Matched:
     reason = unsuited(module, kind)
     if reason is not None:
         return Matched("residual block", reason, False)
@@ -117,16 +126,20 @@ def examine(module: nn.Module) -> Matched:
 
 def unsuited(module: nn.Module, kind: type[nn.Module]) -> Reason | None:
     """Why the class of a module cannot be replaced."""
-    if type(kind) not in (type, *_METACLASSES):
-        return Reason("{} has the metaclass {}", "", kind, type(kind))
-    for owner in own_classes(kind):
-        name = next((name for name in vars(owner) if name in SPECIAL or name in _RESERVED), None)
-        if name is not None:
-            return Reason("{} defines {}", "", owner, name)
-    part = next(
-        ((name, part) for name, part in module.named_modules() if part is not module and layers.has_hooks(part)), None
-    )
-    return None if part is None else layers.hook_reason(part[1], part[0])
+    parts = list(module.named_modules())
+    for path, part in parts:
+        cls = kind if part is module else type(part)
+        if type(cls) not in (type, *_METACLASSES):
+            return Reason("{} has the metaclass {}", path, cls, type(cls))
+        for owner in own_classes(cls):
+            name = next((name for name in vars(owner) if name in SPECIAL or name in _RESERVED), None)
+            if name is not None:
+                return Reason("{} defines {}", path, owner, name)
+        if any(isinstance(t, FakeTensor) for t in (*part._parameters.values(), *part._buffers.values())):
+            return Reason("{name} has fake tensors", path)
+        if part is not module and layers.has_hooks(part):
+            return layers.hook_reason(part, path)
+    return None
 
 
 _METACLASSES = (type(nn.Module),)
@@ -155,29 +168,31 @@ def _compare(found: dict[nn.Module, Matched]) -> None:
     groups: dict[Any, list[nn.Module]] = {}
     for module, each in found.items():
         if each.matches and each.reason is None:
-            groups.setdefault(_code(module, each), []).append(module)
-    for code, modules in groups.items():
-        if code not in _compared:
-            smallest = min(modules, key=lambda module: sum(p.numel() for p in module.parameters()))
-            _compared[code] = _mismatch(smallest, found[smallest])
+            key = type(module), tuple(m.code() for m in each.matches)
+            groups.setdefault(key, []).append(module)
+    for (kind, code), modules in groups.items():
+        equal = _equal.setdefault(kind, set())
+        if code in equal:
+            continue
+        mismatch = _mismatch(min(modules, key=_size), found)
+        if mismatch is None:
+            equal.add(code)
+            continue
         for module in modules:
-            if _compared[code]:
-                found[module] = Matched(found[module].kind, Reason("{}", "", _compared[code]), True)
+            found[module] = Matched(found[module].kind, Reason("{}", "", mismatch), True)
 
 
-_compared: dict[Any, str | None] = {}
+#: The code of blocks that were compared, by class. Weak: it must not keep classes alive.
+_equal: "weakref.WeakKeyDictionary[type, set[Any]]" = weakref.WeakKeyDictionary()
 
 
-def _code(module: nn.Module, each: Matched) -> Any:
-    """Equal for blocks that run the same code."""
-    specs = tuple(m.found if isinstance(m.found, BlockSpec) else str(m.found.reason) for m in each.matches)
-    parts = tuple((part.path, part.kind, part.version) for part in each.matches[0].structure)
-    return specs, parts
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _mismatch(module: nn.Module, each: Matched) -> str | None:
-    spec = next(m.found for m in each.matches if isinstance(m.found, BlockSpec))
+def _mismatch(module: nn.Module, found: dict[nn.Module, Matched]) -> str | None:
+    spec = next(m.found for m in found[module].matches if isinstance(m.found, BlockSpec))
     chain = layers.read(module, spec, [])
     if isinstance(chain, Reason):
         return str(chain)
-    return _probe.mismatch(module, MatchedBlock.fused_class(type(module)), chain, _probe.MATCHED)
+    return _probe.mismatch(module, MatchedBlock.fused_class(type(module)), chain, found[module].matches)
