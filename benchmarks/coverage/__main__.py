@@ -41,7 +41,7 @@ deep models more.
 ## Not counted
 {chr(10).join(f"- {classes}: {why}" for classes, why in LEFT_OUT.items())}
 
-{textwrap.fill(versions(), 118)}.
+{textwrap.fill(versions(), 118, break_on_hyphens=False)}.
 {datetime.date.today().isoformat()}, `{COMMAND}`.
 """
 

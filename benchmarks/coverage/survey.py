@@ -69,22 +69,26 @@ def survey(family: Family, limit: int | None = None) -> Result:
             result.failed.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
             continue
         built += 1
-        examine(model, result.found, result.unlisted)
+        blocks = list(blocks_of(model))
+        try:
+            result.found.extend(examine(model, blocks, result.unlisted))
+        except Exception as error:  # a bug of the package, which must not hide the other models
+            reason = f"convert raises {type(error).__name__}: {str(error)[:200]}"
+            result.found.extend(Found(block, False, reason) for block in blocks)
     return result._replace(models=built)
 
 
-def examine(model: nn.Module, found: list[Found], unlisted: Counter[str]) -> None:
-    """Converts an eager model and appends its blocks, and counts what else converted."""
-    blocks = list(blocks_of(model))
+def examine(model: nn.Module, blocks: list[Block], unlisted: Counter[str]) -> list[Found]:
+    """Converts an eager model, looks up its blocks, and counts what else converted."""
     kinds = {name: name_of(type(module)) for name, module in model.named_modules()}
     reasons = {name: entry.reason for name, entry in resnet_fused.report(model).items()}
     after = resnet_fused.report(resnet_fused.convert(model))
     fused = set(converted_names(after))
-    for block in blocks:
-        reason = reasons.get(block.name) or reason_above(block.name, reasons)
-        found.append(Found(block, block.name in fused, reason))
     listed = {block.name for block in blocks}
     unlisted.update(kinds[name] for name in fused - listed if after[name].kind != STEM)
+    return [
+        Found(each, each.name in fused, reasons.get(each.name) or reason_above(each.name, reasons)) for each in blocks
+    ]
 
 
 def converted_names(report: Report) -> Iterable[str]:
