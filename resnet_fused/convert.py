@@ -1,10 +1,11 @@
 """``convert``, ``revert`` and ``report``: switch eager blocks to fused blocks in place, and back."""
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -15,13 +16,15 @@ from .modules._packing import OwnsPackedWeights
 CONVERTED, CONVERTIBLE, REFUSED = "converted", "convertible", "refused"
 UNKNOWN, STEM, WRAPPED = "unknown", "stem", "wrapped"  # kinds; other kinds are named by the recogniser
 
+_log = logging.getLogger("resnet_fused")
+
 Filter = Callable[[nn.Module, str], bool]
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One module of a report: its ``kind``, its ``status``, and the ``reason`` if it is not fused.
+    """One module of a report: ``kind``, ``status``, the ``reason`` if it is not fused, and the name of its eager class.
 
     A converted module has a reason if it currently runs eagerly, for example because a hook was added.
     """
@@ -29,11 +32,22 @@ class Entry:
     kind: str
     status: str
     reason: str = ""
+    class_name: str = field(default="", compare=False)
 
     @property
     def runs_eagerly(self) -> bool:
         """Whether the module is converted but currently runs the eager code."""
         return self.status == CONVERTED and bool(self.reason)
+
+
+class Coverage(NamedTuple):
+    """How many of the residual blocks are fused, or would be by :func:`convert`."""
+
+    fused: int
+    blocks: int
+
+    def __str__(self) -> str:
+        return f"{self.fused} of {self.blocks} residual blocks"
 
 
 @dataclass(frozen=True)
@@ -55,12 +69,19 @@ class Report(Mapping[str, Entry]):
         """The number of entries with this status: "converted", "convertible" or "refused"."""
         return sum(entry.status == status for entry in self.entries.values())
 
+    @property
+    def coverage(self) -> Coverage:
+        """The residual blocks that are converted or convertible, and all of them, without stems and other modules."""
+        blocks = [entry for entry in self.entries.values() if entry.kind not in (STEM, UNKNOWN, WRAPPED)]
+        return Coverage(sum(entry.status != REFUSED for entry in blocks), len(blocks))
+
     def __str__(self) -> str:
         if not self.entries:
             return "no residual block, stem or other module with convolutions and BatchNorms found"
-        rows = [(name or "(root)", e.kind, e.status, e.reason) for name, e in self.entries.items()]
+        head = ("module", "class", "kind", "status", "reason")
+        rows = [(name or "(root)", e.class_name, e.kind, e.status, e.reason) for name, e in self.entries.items()]
         counts = [self.counted(status) for status in (CONVERTED, CONVERTIBLE, REFUSED)]
-        return "\n".join([*aligned([("module", "kind", "status", "reason"), *rows]), ", ".join(counts)])
+        return "\n".join([*aligned([head, *rows]), ", ".join(counts)])
 
     def counted(self, status: str) -> str:
         """:meth:`count` as text, including how many converted modules run eagerly."""
@@ -101,20 +122,27 @@ def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = Fal
     wrapper = _wrapper(model)
     if wrapper is not None:
         raise ValueError(f"the model is {_wrapped_by(wrapper)}")
-    chosen: list[tuple[nn.Module, recognise.Recogniser]] = []
+    matched = _matched_blocks(model)
+    chosen: list[nn.Module] = []
     refused: list[str] = []
-    for name, module, entry in _candidates(model):
+    entries: dict[str, Entry] = {}
+    for name, module, entry in _candidates(model, matched):
+        entries[name] = entry
         if entry.status == CONVERTED or (filter_fn is not None and not filter_fn(module, name)):
             continue
-        recogniser = recognise.find(module)
-        if entry.status == CONVERTIBLE and recogniser is not None:
-            chosen.append((module, recogniser))
+        if entry.status == CONVERTIBLE:
+            chosen.append(module)
         else:
-            refused.append(f"  {name or '(root)'}: {entry.reason}")
+            refused.append(f"  {name or '(root)'} ({entry.class_name}): {entry.reason}")
     if strict and refused:
         raise ValueError("strict=True, and these modules cannot be converted:\n" + "\n".join(refused))
-    for module, recogniser in chosen:
-        module.__class__ = recogniser.fused
+    for module in chosen:
+        recogniser = recognise.find(module)
+        if recogniser is not None:
+            module.__class__ = recogniser.fused
+        else:
+            matched[module].convert(module)
+    _log.info("%s: %s can be fused", type(model).__name__, Report(entries).coverage)
     return model
 
 
@@ -147,30 +175,47 @@ def report(model: nn.Module) -> Report:
         TypeError: ``model`` is not a ``torch.nn.Module``.
     """
     check_model(model, "report")
-    return Report({name: entry for name, _, entry in _candidates(model)})
+    return Report({name: entry for name, _, entry in _candidates(model, _matched_blocks(model))})
 
 
-def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, Entry]]:
+def _matched_blocks(model: nn.Module) -> dict[nn.Module, recognise.Matched]:
+    wrappers, _ = _wrapped_modules(model)
+
+    def is_known(module: nn.Module) -> bool:
+        return module in wrappers or isinstance(module, OwnsPackedWeights) or recognise.find(module) is not None
+
+    return recognise.blocks_in(model, is_known)
+
+
+def _candidates(
+    model: nn.Module, matched: dict[nn.Module, recognise.Matched]
+) -> Iterator[tuple[str, nn.Module, Entry]]:
     wrappers, untouched = _wrapped_modules(model)
     inside: set[nn.Module] = set()  # submodules of modules already listed
     for name, module in model.named_modules():
         if module in inside:
             continue
         if module in untouched:
-            yield name, module, Entry(WRAPPED, REFUSED, f"it is {_wrapped_by(wrappers[module])}")
+            yield name, module, Entry(WRAPPED, REFUSED, f"it is {_wrapped_by(wrappers[module])}", _class_name(module))
             inside.update(module.modules())
             continue
-        entry = _judge(module, name)
+        entry = _judge(module, name, matched.get(module))
         if entry is None:
             continue
         if entry.status == CONVERTIBLE and module in wrappers:
             entry = Entry(entry.kind, REFUSED, f"it is {_wrapped_by(wrappers[module])}")
-        yield name, module, entry
-        if entry.kind != STEM and (name or entry.kind != UNKNOWN):
+        yield name, module, replace(entry, class_name=_class_name(module))
+        if entry.kind not in (STEM, UNKNOWN):
+            inside.update(module.modules())
+        elif entry.kind == UNKNOWN and name:
             inside.update(recognise.parts_of(module))
 
 
-def _judge(module: nn.Module, path: str) -> Entry | None:
+def _class_name(module: nn.Module) -> str:
+    return recognise.class_name(getattr(module, "_eager_class", type(module)))
+
+
+def _judge(module: nn.Module, path: str, matched: recognise.Matched | None) -> Entry | None:
     recogniser = recognise.find(module)
     if recogniser is not None:
         if type(module) is recogniser.fused:
@@ -179,15 +224,19 @@ def _judge(module: nn.Module, path: str) -> Entry | None:
         if reason is not None:
             return Entry(recogniser.kind, REFUSED, reason)
         return Entry(recogniser.kind, CONVERTIBLE, "not converted yet; call resnet_fused.convert")
+    if matched is not None and matched.is_block and matched.reason is None:
+        return Entry(matched.kind, CONVERTIBLE, "not converted yet; call resnet_fused.convert")
     base = recognise.find_base(module)
     if base is not None:
         reason = recognise.overridden(type(module), base)
         if isinstance(module, base.fused):  # a user's subclass of a fused class, or FSDP's
             return _converted(base.kind, reason or base.reason(module, path, converted=True))
         return Entry(base.kind, REFUSED, reason or "")
+    if matched is not None and matched.is_block:
+        return Entry(matched.kind, REFUSED, str(matched.reason and matched.reason.at(path)))
     if recognise.looks_like_a_block(module):
-        reason = f"class {recognise.class_name(type(module))} is not a block that resnet_fused knows"
-        return Entry(UNKNOWN, REFUSED, reason)
+        reason = "" if matched is None or matched.reason is None else f": {matched.reason.at(path)}"
+        return Entry(UNKNOWN, REFUSED, f"it is no residual block{reason}")
     return None
 
 

@@ -47,7 +47,7 @@ class CustomBlock(nn.Module):
         self.shortcut = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
 
     def forward(self, x):
-        return self.bn(self.conv(x)) + self.shortcut(x)
+        return torch.tanh(self.bn(self.conv(x)) + self.shortcut(x))
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -168,8 +168,8 @@ def test_strict_lists_every_refusal_and_changes_nothing():
     with pytest.raises(ValueError, match="strict=True") as error:
         resnet_fused.convert(model, strict=True)
     assert str(error.value).splitlines()[1:] == [
-        "  (root): class test_convert.Custom is not a block that resnet_fused knows",
-        "  mine: class test_convert.CustomBlock is not a block that resnet_fused knows",
+        "  (root) (test_convert.Custom): it is no residual block",
+        "  mine (test_convert.CustomBlock): tanh follows the addition; only a ReLU is supported",
     ]
     assert type(model.known) is reference.BasicBlock
     resnet_fused.convert(model, strict=True, filter_fn=lambda module, name: name == "known")
@@ -184,8 +184,8 @@ def test_report_reads_like_a_table():
     assert "known" in report
     assert len(report) == 3
     lines = str(report).splitlines()
-    assert lines[0].split() == ["module", "kind", "status", "reason"]
-    assert lines[2].split() == ["known", "basic", "block", "converted"]
+    assert lines[0].split() == ["module", "class", "kind", "status", "reason"]
+    assert lines[2].split() == ["known", "resnet_fused.reference.BasicBlock", "basic", "block", "converted"]
     assert lines[-1] == "1 converted, 0 convertible, 2 refused"
     assert len({line.index("refused") for line in lines[1:-1] if "refused" in line}) == 1
     assert "no residual block" in str(resnet_fused.report(nn.Linear(1, 1)))

@@ -49,7 +49,7 @@ def test_a_wrapped_part_stays_and_the_rest_converts(wrap):
     reason = f"it is wrapped by {WRAPPERS[wrap]}; convert the bare model first, then wrap the result"
     assert report["wrapped"] == resnet_fused.Entry("wrapped", "refused", reason)
     assert report.count("converted") == 3
-    with pytest.raises(ValueError, match=f"wrapped: it is wrapped by {WRAPPERS[wrap]}"):
+    with pytest.raises(ValueError, match=rf"wrapped \(\S+\): it is wrapped by {WRAPPERS[wrap]}"):
         resnet_fused.convert(model, strict=True)
 
 

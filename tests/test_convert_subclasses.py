@@ -197,7 +197,6 @@ OVERRIDES = {
     "__call__": subclass(__call__=lambda self, x: x),
     "_call_impl": subclass(_call_impl=lambda self, x: x),
     "__getattr__": subclass(__getattr__=lambda self, name: nn.Module.__getattr__(self, name)),
-    "downsample": subclass(downsample=None),
     "relu": subclass(relu=nn.ReLU6()),
     "__reduce__": subclass(__reduce__=lambda self: (reference.BasicBlock, (8, 8))),
     "fused_forward": subclass(fused_forward=True),

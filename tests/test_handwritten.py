@@ -170,7 +170,7 @@ def test_filter_chooses_blocks():
 
 def test_strict_names_block_and_reason():
     model = nn.Sequential(Basic(), with_activation(nn.LeakyReLU(0.1))())
-    with pytest.raises(ValueError, match=r"1: .*LeakyReLU"):
+    with pytest.raises(ValueError, match=r"1 \(.*LeakyReLU"):
         resnet_fused.convert(model, strict=True)
     assert type(model[0]) is Basic, "the model is unchanged"
 

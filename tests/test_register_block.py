@@ -73,7 +73,7 @@ def test_block_gets_eagers_gradients(kind, projects, training, device):
 @pytest.mark.parametrize("kind", SPECS)
 def test_report_names_the_class(kind):
     model = nn.Sequential(build(kind))
-    assert resnet_fused.report(model)["0"].kind == "unknown"
+    assert resnet_fused.report(model)["0"].status == "convertible"
     resnet_fused.register_block(kind, SPECS[kind])
     waiting = resnet_fused.Entry(kind.__name__, "convertible", "not converted yet; call resnet_fused.convert")
     assert dict(resnet_fused.report(model)) == {"0": waiting}

@@ -198,7 +198,7 @@ def test_wrong_specs_are_refused_with_a_sentence(kind, spec, reason):
     resnet_fused.register_block(kind, spec)
     block = randomise(kind())
     with pytest.raises(
-        ValueError, match=rf"strict=True, and these modules cannot be converted:\n  \(root\): {reason}$"
+        ValueError, match=rf"strict=True, and these modules cannot be converted:\n  \(root\) \(\S+\): {reason}$"
     ):
         resnet_fused.convert(block, strict=True)
     resnet_fused.convert(block)

@@ -137,15 +137,19 @@ def test_fused_training_off_is_bitwise_eager(device):
         assert torch.equal(a, b), name
 
 
-def test_quantizable_blocks_are_refused():
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_quantizable_blocks_convert_until_they_are_prepared(name):
     quantizable = pytest.importorskip("torchvision.models.quantization")
-    model = resnet_fused.convert(quantizable.resnet18(quantize=False))
+    eager = randomise(getattr(quantizable, name)(quantize=False)).double().eval()
+    model = resnet_fused.convert(copy.deepcopy(eager))
     report = resnet_fused.report(model)
-    assert report.count("converted") == 0
+    assert report.coverage.fused == report.coverage.blocks == len(report) - 1
     theirs = "torchvision.models.quantization.resnet.Quantizable"
-    blocks = f"{theirs}BasicBlock overrides forward of torchvision.models.resnet.BasicBlock"
-    assert report["layer1.0"].reason == blocks
     assert report[""].reason == f"{theirs}ResNet overrides forward of torchvision.models.resnet.ResNet"
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        assert {run.how for name, run in resnet_fused.explain(model, x).items() if name} == {"inference"}
+        assert torch.allclose(model(x), eager(x), rtol=1e-9)
 
 
 def test_group_norm_is_refused():
@@ -154,7 +158,7 @@ def test_group_norm_is_refused():
     assert report.count("converted") == 0
     assert report["layer1.0"].reason == "layer1.0.bn1 is torch.nn.GroupNorm, not torch.nn.BatchNorm2d"
     assert report[""].reason == "bn1 is torch.nn.GroupNorm, not torch.nn.BatchNorm2d"
-    with pytest.raises(ValueError, match=r"layer4.1: layer4.1.bn1 is torch.nn.GroupNorm"):
+    with pytest.raises(ValueError, match=r"layer4.1 \(\S+\): layer4.1.bn1 is torch.nn.GroupNorm"):
         resnet_fused.convert(model, strict=True)
 
 

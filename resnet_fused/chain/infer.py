@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import ops
 from .geometry import output_shape
+from .memory_format import contiguous, is_channels_last
 from .policy import Setting, is_plain
 from .spec import Chain, Conv, Norm, Shortcut, norm_args
 
@@ -46,14 +47,23 @@ def run(x: Tensor, chain: Chain, how: Setting, keep_packed: bool, internal: bool
         source, before = shortcut.source, shortcut.pre
         if before is not None and how.autocast:
             source, before = _activate(source, before), None
+    elif shortcut is not None and shortcut.reads_x:
+        source, before = x, None
+    fits = True  # whether the projection has the shape of what it is added to
+    if shortcut is not None and shortcut.transform is not None:
+        source, before = shortcut.transform(source if before is None else _activate(source, before)), None
+        fits = output_shape(source, (shortcut.conv,)) == output_shape(x, convs)
     if shortcut is not None:
-        residual = _residual(x, source, before, shortcut, how, options)
+        residual = _residual(x, source, before, shortcut, how, options, fits)
     for conv, norm in zip(convs[:-1], norms[:-1], strict=True):
         y, pre = _conv(y, pre, conv, norm, None, norm is not None, options, internal=True), None
     last, norm = convs[-1], norms[-1]
     if shortcut is None or residual is not None:
-        if shortcut is None or shortcut.module is None or is_plain(residual, y.dtype, output_shape(y, (last,))):
-            return _conv(y, pre, last, norm, residual, chain.relu, options, internal)
+        is_added = shortcut is None or (shortcut.module is None and fits)
+        if is_added or is_plain(residual, y.dtype, output_shape(y, (last,))):
+            y = _conv(y, pre, last, norm, residual, chain.relu, options, internal)
+            leads = shortcut is not None and shortcut.leads and not is_channels_last(residual)  # type: ignore[arg-type]
+            return contiguous(y) if leads else y
         y = _conv(y, pre, last, norm, None, False, options, internal)
         y += residual  # type: ignore[arg-type]  # broadcasts or raises, as in eager
         return y.relu_() if chain.relu else y
@@ -68,7 +78,13 @@ def _activate(x: Tensor, norm: Norm) -> Tensor:
 
 
 def _residual(
-    x: Tensor, source: Tensor, pre: Norm | None, shortcut: Shortcut, how: Setting, options: tuple[bool, bool]
+    x: Tensor,
+    source: Tensor,
+    pre: Norm | None,
+    shortcut: Shortcut,
+    how: Setting,
+    options: tuple[bool, bool],
+    fits: bool,
 ) -> Any:
     """The tensor that the last convolution adds; None if it computes the projection itself.
 
@@ -79,7 +95,7 @@ def _residual(
     if shortcut.module is not None:
         return shortcut.module(source if pre is None else _activate(source, pre))
     conv = shortcut.conv
-    if conv is None or is_projection(conv):
+    if conv is None or (is_projection(conv) and fits):
         return shortcut.residual
     return _conv(_to(source, how.dtype), pre, conv, shortcut.norm, None, False, options, internal=True)
 

@@ -5,24 +5,35 @@ invalid settings.
 """
 
 import functools
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..reference import ZeroPadShortcut
+from . import norms
 from .geometry import of_conv, of_pool
 from .patches import TENSORS, is_patched
 from .policy import PLAIN_TENSORS
-from .spec import IDENTITY, BlockSpec, Chain, Conv, Norm, Pool, Reason, Shortcut
-from .statistics import synchronises
+from .spec import IDENTITY, BlockSpec, Branch, Chain, Conv, Norm, Pool, Reason, Shortcut
 
-Spec = BlockSpec | Callable[[Any], BlockSpec]
+
+class Derived:
+    """A function from a block to its spec, which depends on nothing but the block's modules and attributes."""
+
+    def __init__(self, function: Callable[[Any], BlockSpec | Reason]) -> None:
+        self._function = function
+
+    def __call__(self, module: Any) -> BlockSpec | Reason:
+        return self._function(module)
+
+
+Spec = BlockSpec | Derived | Callable[[Any], BlockSpec]
 
 SHORTCUTS = (ZeroPadShortcut, nn.Identity, nn.Sequential, nn.Conv2d)
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, functools.partial)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 HOOKS = {
@@ -54,8 +65,10 @@ def described(module: nn.Module, spec: Spec) -> Chain | Reason:
 
 def read(module: nn.Module, names: BlockSpec, parts: list[nn.Module]) -> Chain | Reason:
     """The chain of a block; appends the modules that it consists of to ``parts``."""
+    if names.derived:
+        return _read_derived(module, names, parts)
     convs: list[Conv] = []
-    norms: list[Norm | None] = []
+    chain_norms: list[Norm | None] = []
     for name in names.convs:
         conv = _conv(find(module, name, parts), name)
         if isinstance(conv, Reason):
@@ -65,7 +78,7 @@ def read(module: nn.Module, names: BlockSpec, parts: list[nn.Module]) -> Chain |
         norm = None if each is None else _norm(find(module, each, parts), each)
         if isinstance(norm, Reason):
             return norm
-        norms.append(norm)
+        chain_norms.append(norm)
     for name in names.relus:
         reason = _exactly(find(module, name, parts), name, nn.ReLU)
         if reason is not None:
@@ -82,7 +95,63 @@ def read(module: nn.Module, names: BlockSpec, parts: list[nn.Module]) -> Chain |
         return pool
     if reason is not None:
         return reason
-    return Chain(tuple(convs), tuple(norms), shortcut, names.relu, pool)
+    return Chain(tuple(convs), tuple(chain_norms), shortcut, names.relu, pool)
+
+
+def _read_derived(module: nn.Module, names: BlockSpec, parts: list[nn.Module]) -> Chain | Reason:
+    """The chain of a block whose spec was derived from its ``forward``, which calls all modules as they are now."""
+    parts += module.modules()
+    hooked = next((part for part in parts if part is not module and has_hooks(part)), None)
+    patched = next((part for part in parts if is_library_code(type(part)) and is_patched(part)), None)
+    found = hooked if hooked is not None else patched
+    if found is not None and found is not module:
+        return hook_reason(found, next((name for name, part in module.named_modules() if part is found), ""))
+    branch = names.shortcut if isinstance(names.shortcut, Branch) else Branch()
+    convs = [_derived_conv(find(module, name), name) for name in (*names.convs, branch.conv) if name is not None]
+    paths = (*names.norms, branch.norm)
+    read = [None if path is None else norms.read_norm(find(module, path), path) for path in paths]
+    for each in (*convs, *read):
+        if isinstance(each, Reason):
+            return each
+    shortcut = None if names.shortcut is None else Shortcut()
+    if shortcut is not None and branch[:3] != (None, None, None):
+        function = None if branch.function is None else Function(module, branch.function)
+        if branch.conv is None:
+            shortcut = Shortcut(module=function, reads_x=branch.reads_x, leads=branch.leads)
+        else:
+            shortcut = Shortcut(convs.pop(), read[-1], transform=function, reads_x=branch.reads_x)  # type: ignore[arg-type]
+    return Chain(tuple(convs), tuple(read[:-1]), shortcut, names.relu)  # type: ignore[arg-type]
+
+
+def _derived_conv(conv: Any, name: str) -> Conv | Reason:
+    return conv_of(conv, name) if isinstance(conv, nn.Conv2d) else Reason("{name} is {!r}", name, conv)
+
+
+class Function:
+    """A function of a block and a tensor, bound to the block but not keeping it alive."""
+
+    def __init__(self, module: nn.Module, function: Callable[[nn.Module, Tensor], Any]) -> None:
+        self._module, self._function = weakref.ref(module), function
+
+    def __call__(self, x: Tensor) -> Any:
+        module = self._module()
+        assert module is not None
+        return self._function(module, x)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that the function may read."""
+        module = self._module()
+        return iter(()) if module is None else module.parameters()
+
+
+def is_library_code(kind: type) -> bool:
+    """Whether a class belongs to torch, to this package or to Python, so that its code is known."""
+    return kind.__module__.partition(".")[0] in ("torch", "resnet_fused", "builtins", "abc", "typing", "collections")
+
+
+def own_classes(kind: type) -> tuple[type, ...]:
+    """The class and its bases that are not a library's own."""
+    return tuple(each for each in kind.__mro__ if not is_library_code(each))
 
 
 def _incomplete(module: nn.Module, parts: list[nn.Module]) -> Reason | None:
@@ -115,9 +184,11 @@ def find(module: nn.Module, name: str, parts: list[nn.Module] | None = None) -> 
 
 
 def _conv(conv: Any, name: str) -> Conv | Reason:
-    reason = _exactly(conv, name, nn.Conv2d)
-    if reason is not None:
-        return reason
+    return _exactly(conv, name, nn.Conv2d) or conv_of(conv, name)
+
+
+def conv_of(conv: Any, name: str) -> Conv | Reason:
+    """The tensors and settings of an ``nn.Conv2d``."""
     geometry = of_conv(conv)
     if geometry is None:
         if conv.padding_mode != "zeros":
@@ -137,26 +208,9 @@ def _conv(conv: Any, name: str) -> Conv | Reason:
 
 def _norm(norm: Any, name: str) -> Norm | Reason:
     """A BatchNorm, without mean and var if it uses batch statistics."""
-    reason = _exactly(norm, name, *_NORMS)
-    if reason is not None:
-        return reason
-    parameters, buffers = norm._parameters, norm._buffers
-    gamma, beta = parameters.get("weight"), parameters.get("bias")
-    mean, var = buffers.get("running_mean"), buffers.get("running_var")
-    given = [t for t in (gamma, beta, mean, var) if t is not None]
-    tracks = norm.training and norm.track_running_stats
-    if (norm.affine and gamma is None) or (mean is None) != (var is None):
-        return Reason("{name} lacks its weight, running_mean or running_var", name)
-    if tracks and mean is None:
-        return Reason("{name} tracks running statistics but has no buffers for them", name)
-    if not PLAIN_TENSORS.issuperset(map(type, given)):
-        return Reason("a parameter or buffer of {name} is not a plain tensor", name)
-    eps, momentum = norm.eps, norm.momentum
-    if not isinstance(eps, int | float) or eps <= 0 or not (momentum is None or isinstance(momentum, int | float)):
-        return Reason("{name} has eps {} and momentum {}", name, eps, momentum)
-    if norm.training or mean is None:
-        return Norm(gamma, beta, None, None, float(eps), norm, synchronises(norm))
-    return Norm(gamma, beta, mean, var, float(eps), norm)
+    if norms.is_norm(norm) and norms.activation(norm) is None:
+        return norms.read_norm(norm, name)
+    return _exactly(norm, name, nn.BatchNorm2d) or norms.read_norm(norm, name)
 
 
 def _pool(pool: Any, name: str) -> Pool | Reason | None:
@@ -174,7 +228,7 @@ def _pool(pool: Any, name: str) -> Pool | Reason | None:
 def _shortcut(module: nn.Module, names: BlockSpec, parts: list[nn.Module]) -> Shortcut | Reason:
     """x itself, a convolution with or without BatchNorm, or a module of torch's layers."""
     name = names.shortcut
-    assert name is not None
+    assert isinstance(name, str)
     if name == IDENTITY:
         return Shortcut()
     owner, _, attribute = name.rpartition(".")
@@ -223,12 +277,13 @@ def has_hooks_or_patches(module: nn.Module) -> bool:
 
     :func:`.patches.layers_are_patched` covers patches of whole classes.
     """
+    return has_hooks(module) or is_patched(module)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a forward or backward hook is registered on the module."""
     return bool(
-        module._forward_pre_hooks
-        or module._forward_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or is_patched(module)
+        module._forward_pre_hooks or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 

@@ -63,12 +63,11 @@ def recording() -> Iterator[list[tuple[nn.Module, str, Read | Reason]]]:
 def _block(module: nn.Module, spec: layers.Spec, x: Tensor, how: Setting | Reason) -> Read | Reason:
     if isinstance(how, Reason):
         return how
-    names = layers.resolve(module, spec)
-    if isinstance(names, Reason):
-        return names
     is_traced = type(x) is not Tensor or torch.compiler.is_compiling()  # sizes may be symbols
-    seen = None if is_traced else _last_seen(module, names)
-    chain = layers.read(module, names, []) if seen is None else seen.chain
+    seen = None if is_traced else _last_seen(module, spec)
+    if isinstance(seen, Reason):
+        return seen
+    chain = layers.described(module, spec) if seen is None else seen.chain
     if isinstance(chain, Reason):
         return chain
     if not chain.convs:
@@ -138,8 +137,9 @@ _TOO_LARGE = Reason("a tensor has more than 2^31 - 1 elements")
 def _learns(x: Tensor, chain: Chain) -> bool:
     if x.requires_grad or any(t.requires_grad for t in chain.tensors()):
         return True
-    module = None if chain.shortcut is None else chain.shortcut.module
-    return isinstance(module, nn.Module) and any(p.requires_grad for p in module.parameters())
+    shortcut = chain.shortcut or Shortcut()
+    called = (each for each in (shortcut.module, shortcut.transform) if isinstance(each, nn.Module | layers.Function))
+    return any(p.requires_grad for each in called for p in each.parameters())
 
 
 def _check(x: Tensor, chain: Chain, how: Setting, trains: bool) -> Chain | Reason:
@@ -174,20 +174,24 @@ def _with_fitting_shortcut(x: Tensor, chain: Chain, how: Setting, trains: bool) 
         if x.dtype is how.dtype and tuple(x.shape) == out:
             return chain
         return Reason("the shortcut adds x, {} {}, to {} {}", "", x.dtype, list(x.shape), how.dtype, list(out))
+    if shortcut.transform is not None or shortcut.reads_x:
+        if x.dtype is not how.dtype and shortcut.conv is None:
+            return Reason("the shortcut runs as a module, in {} and not in {}", "", x.dtype, how.dtype)
+        return chain
     if shortcut.conv is not None and output_shape(x, (shortcut.conv,)) == out:
         return chain if shortcut.module is None else chain._replace(shortcut=shortcut._replace(module=None))
     if shortcut.module is None:
         return Reason("the shortcut has another shape than {}", "", list(out))
     if x.dtype is not how.dtype:
         return Reason("the shortcut runs as a module, in {} and not in {}", "", x.dtype, how.dtype)
-    if trains and chain.norms[0] is not None:
-        return Reason("the shortcut of a pre-activation block trains only as a convolution")
-    return chain._replace(shortcut=Shortcut(module=shortcut.module))
+    return chain._replace(shortcut=Shortcut(module=shortcut.module, leads=shortcut.leads))
 
 
 def _in_dtype(x: Tensor, chain: Chain, how: Setting, trains: bool) -> Chain | Reason:
     """``chain`` with its convolutions in the setting's dtype, or why eager would compute something else."""
     dtype, shortcut = how.dtype, chain.shortcut
+    if any(norm is not None and norm.promotes and _promotes(norm, dtype) for norm in chain.all_norms()):
+        return Reason("a frozen BatchNorm has parameters of a wider dtype than {}", "", dtype)
     residual = None if shortcut is None else shortcut.residual
     # Under autocast, eager adds in the wider dtype; in training it must also normalise before rounding.
     if residual is not None and residual.dtype is not dtype and (how.autocast or trains):
@@ -215,6 +219,10 @@ def _in_dtype(x: Tensor, chain: Chain, how: Setting, trains: bool) -> Chain | Re
     return chain._replace(convs=tuple(convs[:count]), shortcut=shortcut)
 
 
+def _promotes(norm: Norm, dtype: torch.dtype) -> bool:
+    return any(t is not None and torch.promote_types(t.dtype, dtype) is not dtype for t in norm[:4])
+
+
 def _cast(conv: Conv, dtype: torch.dtype, autocast: bool, trains: bool) -> Conv | None:
     """``conv`` in ``dtype``; None if eager would not cast to it. The inference kernels take a bias of any dtype."""
     weight, bias = conv.weight, conv.bias
@@ -240,7 +248,8 @@ class _Seen:
 
     def __init__(self, module: nn.Module, spec: BlockSpec) -> None:
         parts: list[nn.Module] = []
-        self.spec, self.own_shortcut = spec, _own_attribute(module, spec.shortcut)
+        self.spec = spec
+        self.own_shortcut = _own_attribute(module, spec.shortcut)
         self.chain = chain = layers.read(module, spec, parts)
         self.verdict: tuple[Any, Any] = None, None  # shapes and dtypes, and the chain that runs for them or a reason
         if isinstance(chain, Reason):
@@ -250,22 +259,30 @@ class _Seen:
         self.tensors = chain.tensors()
         self.parts, self.kinds, self.types = parts, [*map(type, parts)], [*map(type, self.tensors)]
         self.own_modules = dict(module._modules)
+        # A derived spec holds while nothing that forward reads has changed: attributes, and the code of the classes.
+        self.classes = (
+            list(dict.fromkeys(c for p in parts for c in layers.own_classes(type(p)))) if spec.derived else []
+        )
+        self.contents = [dict(vars(kind)) for kind in self.classes]
         self.copies = [{name: _copy(name, value) for name, value in vars(part).items()} for part in parts]
 
     def is_current(self, module: nn.Module, spec: BlockSpec) -> bool:
         """Whether the modules hold the same parameters, buffers, modules and settings, and no hooks."""
+        if isinstance(self.chain, Reason):
+            return False
         if spec != self.spec or _own_attribute(module, spec.shortcut) is not self.own_shortcut:
             return False
         try:
             is_same = module._modules == self.own_modules and [*map(vars, self.parts)] == self.copies
+            is_same = is_same and [*map(vars, self.classes)] == self.contents
         except Exception:  # another tensor: the result of its comparison has no truth value
             return False
         return is_same and [*map(type, self.parts)] == self.kinds and [*map(type, self.tensors)] == self.types
 
     def is_reusable(self) -> bool:
         """Whether :meth:`is_current` finds every change, and keeping the tensors until then does no harm."""
-        if isinstance(self.chain, Reason) or nn.SyncBatchNorm in self.kinds:  # whether it synchronises may change
-            return False
+        if isinstance(self.chain, Reason) or any(issubclass(kind, nn.SyncBatchNorm) for kind in self.kinds):
+            return False  # whether it synchronises may change
         # A tensor of one element compares equal to another. Weights of torch.func.functional_call are temporary.
         is_lasting = all(type(w) is nn.Parameter for w in self.weights) and all(t.grad_fn is None for t in self.tensors)
         return is_lasting and all(t.numel() > 1 for t in self.tensors)
@@ -277,11 +294,20 @@ def _copy(name: str, value: Any) -> Any:
         return {}
     if name in ("_parameters", "_buffers", "_modules"):
         return dict(value)
-    return list(value) if isinstance(value, list) else value  # such as a stride
+    return _content(value)
 
 
-def _own_attribute(module: nn.Module, name: str | None) -> Any:
-    return None if name is None else module.__dict__.get(name, BlockSpec)  # BlockSpec: there is none
+def _content(value: Any) -> Any:
+    """A copy of a list, such as a stride, or of a dictionary; other values as they are."""
+    if type(value) is list:
+        return [_content(each) for each in value]
+    if type(value) is dict:
+        return {key: _content(each) for key, each in value.items()}
+    return set(value) if type(value) is set else value
+
+
+def _own_attribute(module: nn.Module, name: Any) -> Any:
+    return None if not isinstance(name, str) else module.__dict__.get(name, BlockSpec)  # BlockSpec: there is none
 
 
 class _Memory(dict[str, _Seen]):
@@ -291,17 +317,30 @@ class _Memory(dict[str, _Seen]):
         return _Memory, ()
 
 
-def _last_seen(module: nn.Module, spec: BlockSpec) -> _Seen:
+def _last_seen(module: nn.Module, spec: layers.Spec) -> _Seen | Reason:
     memory = module.__dict__.get("_seen")
     if memory is None:
         memory = module.__dict__["_seen"] = _Memory()
-    seen = memory.get(spec.part)
-    if seen is None or not seen.is_current(module, spec):
-        memory.pop(spec.part, None)
-        seen = _Seen(module, spec)
+    if isinstance(spec, layers.Derived):
+        seen = memory.get("")
+        if seen is not None and seen.is_current(module, seen.spec):
+            return seen  # type: ignore[no-any-return]
+    names = layers.resolve(module, spec)
+    if isinstance(names, Reason):
+        return names
+    seen = memory.get(names.part)
+    if seen is None or not seen.is_current(module, names):
+        memory.pop(names.part, None)
+        seen = _Seen(module, names)
         if seen.is_reusable():
-            memory[spec.part] = seen
+            memory[names.part] = seen
     return seen  # type: ignore[no-any-return]
+
+
+def names(module: nn.Module, spec: layers.Spec) -> BlockSpec | Reason:
+    """The names of a block's parts, as of its last call if the spec is derived."""
+    seen = module.__dict__.get("_seen", {}).get("") if isinstance(spec, layers.Derived) else None
+    return layers.resolve(module, spec) if seen is None else seen.spec  # type: ignore[no-any-return]
 
 
 def forget(module: nn.Module) -> None:

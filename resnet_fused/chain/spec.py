@@ -24,6 +24,24 @@ Pair = tuple[int, int]
 IDENTITY = ""  # the shortcut of a BlockSpec that always adds x itself
 
 
+class Branch(NamedTuple):
+    """The shortcut of a block whose spec was derived from its ``forward``.
+
+    Attributes:
+        conv: the path of its last convolution, or None.
+        norm: the path of the BatchNorm after ``conv``, or None.
+        function: called with the block and its input; computes what ``conv`` reads, or without ``conv`` the shortcut.
+        reads_x: in a pre-activation block, whether the input is x and not ``act[0]``.
+        leads: whether it is the first operand of the addition, whose memory format the output has.
+    """
+
+    conv: str | None = None
+    norm: str | None = None
+    function: Callable[[nn.Module, Tensor], Any] | None = None
+    reads_x: bool = False
+    leads: bool = False
+
+
 class BlockSpec(NamedTuple):
     """Names the parts of a block, as attributes or dotted paths such as ``"body.0"``.
 
@@ -34,22 +52,25 @@ class BlockSpec(NamedTuple):
         relus: the ReLU modules that ``forward`` calls. Leave it empty if it calls ``F.relu``.
         shortcut: the module that computes the shortcut, :data:`IDENTITY` to add x itself, None for no shortcut. An
             attribute that holds None means x itself too. The shortcut reads ``act[0]``, that is ``relu(bn(x))`` if the
-            block begins with a BatchNorm.
+            block begins with a BatchNorm. Derived specs have a :class:`Branch`.
         relu: whether a ReLU follows the addition.
         pool: the max-pooling after the last ReLU.
         complete: eager runs if the block has other modules than these, apart from ``nn.Identity``, or containers on the
             way that are not ``nn.Sequential``, ``ModuleList`` or ``ModuleDict``. ``register_block`` sets it.
         part: a network with two chains, such as a stem and a tail, names each.
+        derived: the spec was derived from the block's ``forward`` (:mod:`resnet_fused.match`), and holds while nothing
+            in the block changes.
     """
 
     convs: tuple[str, ...]
     norms: tuple[str | None, ...]
     relus: tuple[str, ...] = ("relu",)
-    shortcut: str | None = None
+    shortcut: str | Branch | None = None
     relu: bool = True
     pool: str | None = None
     complete: bool = False
     part: str = ""
+    derived: bool = False
 
 
 class Conv(NamedTuple):
@@ -73,6 +94,7 @@ class Norm(NamedTuple):
     eps: float
     module: nn.Module | None = None  # its running statistics are updated
     sync: bool = False  # whether batch statistics span the processes of the module's group
+    promotes: bool = False  # whether eager's output has the wider dtype of x and the parameters
 
 
 def norm_args(norm: Norm | None) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, float]:
@@ -100,10 +122,18 @@ class Shortcut(NamedTuple):
     )
     source: Tensor | None = None  # what ``conv`` reads instead of act[0]
     pre: Norm | None = None  # applied to ``source`` with a ReLU
+    transform: Callable[[Tensor], Any] | None = None  # applied to what ``conv`` reads, such as a pooling
+    reads_x: bool = False  # ``conv``, ``transform`` or ``module`` reads x and not act[0]
+    leads: bool = False  # the output has the memory format of ``residual``, the first operand of the addition
 
     @property
     def is_identity(self) -> bool:
         return self.conv is None and self.residual is None and self.module is None
+
+    @property
+    def reads_elsewhere(self) -> bool:
+        """Whether training computes it apart from the chain."""
+        return self.module is not None or (self.conv is not None and (self.transform is not None or self.reads_x))
 
 
 class Chain(NamedTuple):

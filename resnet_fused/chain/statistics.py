@@ -55,7 +55,7 @@ def _resolve(group: str) -> Any:
 def synchronises(norm: Any) -> bool:
     """Whether batch statistics span several processes, by the condition of ``nn.SyncBatchNorm``."""
     distributed = torch.distributed
-    if type(norm) is not nn.SyncBatchNorm or not norm.training:
+    if not isinstance(norm, nn.SyncBatchNorm) or not norm.training:
         return False
     if not (distributed.is_available() and distributed.is_initialized()):
         return False

@@ -14,9 +14,9 @@ from .backward import Backward
 from .forward import Result, Statistics, batch_statistics_keys, forward
 from .geometry import output_shape
 from .layout import Layout, pack, running_slots, unpack
-from .memory_format import is_channels_last
+from .memory_format import contiguous, is_channels_last
 from .policy import capabilities_of, is_plain
-from .spec import ALL_VISIBLE, Chain, Pool, Visibility
+from .spec import ALL_VISIBLE, Chain, Pool, Shortcut, Visibility
 from .statistics import process_groups, update_running
 
 _MAX_POOL_ELEMENTS = 255  # window size limit: the argmax is a uint8, and 255 marks windows zeroed by the ReLU
@@ -32,14 +32,20 @@ def run(
     """
     # There is no fallback to eager from here on: a shortcut's module must be called only once.
     added: Any = None
+    leads: Any = None  # what gives the output its memory format, if the shortcut does
     pool = chain.pool
     ends_plainly = chain.norms[-1] is not None and chain.shortcut is None and chain.relu
     if pool is not None and not (ends_plainly and is_fusable(pool, x)):
         chain = chain._replace(pool=None)
-    if chain.shortcut is not None and chain.shortcut.module is not None:
-        added = chain.shortcut.module(x)
+    if chain.shortcut is not None and chain.shortcut.reads_elsewhere:
+        shortcut, before = chain.shortcut, chain.norms[0]
+        if before is not None and not shortcut.reads_x:  # act[0] has a reader outside the chain
+            x = run(x, Chain((), (before,)), dtype)
+            chain = chain._replace(norms=(None, *chain.norms[1:]))
+        added = _shortcut(x, shortcut, dtype, recompute)
+        leads = added if shortcut.leads else None
         if is_plain(added, dtype, output_shape(x, chain.convs)):
-            chain, added = chain._replace(shortcut=chain.shortcut._replace(module=None, residual=added)), None
+            chain, added = chain._replace(shortcut=Shortcut(residual=added)), None
         else:
             chain = chain._replace(shortcut=None)
     norms = [norm for norm in chain.all_norms() if norm is not None and norm.mean is None]
@@ -49,7 +55,18 @@ def run(
     if added is not None:
         y += added  # broadcasts or raises, as in eager
         y = y.relu() if chain.relu else y
+    if leads is not None and not is_channels_last(leads):
+        y = contiguous(y)
     return y if pool is None or chain.pool is not None else F.max_pool2d(y, *pool)
+
+
+def _shortcut(x: Tensor, shortcut: Shortcut, dtype: torch.dtype, recompute: bool) -> Any:
+    """A shortcut that is not a projection of ``act[0]``, by its module or as a chain of its own."""
+    if shortcut.module is not None:
+        return shortcut.module(x)
+    assert shortcut.conv is not None
+    source = x if shortcut.transform is None else shortcut.transform(x)
+    return run(source, Chain((shortcut.conv,), (None, shortcut.norm), relu=False), dtype, recompute)
 
 
 def is_fusable(pool: Pool, x: Tensor) -> bool:

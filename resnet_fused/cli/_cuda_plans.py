@@ -6,7 +6,7 @@ from .. import modules, ops
 from ..chain import layers
 from ..chain.infer import is_projection
 from ..chain.policy import torch_allows_tf32
-from ..chain.spec import BlockSpec, Chain
+from ..chain.spec import BlockSpec, Branch, Chain
 from ._shapes import ConvCall
 
 
@@ -47,10 +47,10 @@ def _plan_of_part(
     names, chain = layers.resolve(block, block._spec), layers.described(block, block._spec)
     assert isinstance(names, BlockSpec) and isinstance(chain, Chain), "the report says that the block runs fused"
     pre_activated, last = chain.norms[0] is not None, names.convs[-1]
-    shortcut = None
+    shortcut, side = None, names.shortcut.conv if isinstance(names.shortcut, Branch) else names.shortcut
     if chain.shortcut is not None and chain.shortcut.conv is not None and is_projection(chain.shortcut.conv):
-        shortcut = next(each for each in calls if f"{each.name}.".startswith(f"{owner}.{names.shortcut}."))
-    if names.shortcut and part.startswith(names.shortcut):
+        shortcut = next(each for each in calls if f"{each.name}.".startswith(f"{owner}.{side}."))
+    if side and f"{part}.".startswith(f"{side}."):
         if shortcut is not None and shortcut.name == call.name:
             return f"in {last}: a projection, included in the plan of {owner}.{last}"
         return "torch: a shortcut that is not a single 1x1 convolution, not fused"

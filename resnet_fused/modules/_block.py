@@ -13,7 +13,7 @@ from ..chain import layers, read
 from ..chain.memory_format import contiguous, has_channels_last_weight, is_channels_last, nhwc
 from ..chain.patches import constant_while_tracing
 from ..chain.policy import Setting
-from ..chain.spec import ALL_VISIBLE, Reason, Visibility
+from ..chain.spec import ALL_VISIBLE, Branch, Reason, Visibility
 from ._eager import Methods
 from ._packing import OwnsPackedWeights
 
@@ -73,8 +73,12 @@ class FusedBlock(OwnsPackedWeights):
 
     def outputs_channels_last(self) -> bool:
         """Whether a channels_last weight makes the eager block return channels_last for a contiguous x."""
-        names = layers.resolve(self, self._spec)
-        convs = () if isinstance(names, Reason) else names.convs
+        names = read.names(self, self._spec)
+        if isinstance(names, Reason):
+            return False
+        shortcut, convs = names.shortcut, names.convs
+        if isinstance(shortcut, Branch) and shortcut.leads:
+            convs = () if shortcut.conv is None else (shortcut.conv,)
         return any(has_channels_last_weight(layers.find(self, name)) for name in convs)
 
 

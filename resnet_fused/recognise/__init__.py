@@ -8,14 +8,17 @@ import sys
 from torch import nn
 
 from ..chain.spec import class_name
-from . import own, registered
+from . import matched, own, registered
 from ._blocks import Recogniser
 from ._subclasses import DynamicFusedClass, overridden, recogniser_of
 from ._unknown import looks_like_a_block, parts_of
+from .matched import Matched, blocks_in
 from .registered import register_block
 
 __all__ = [
+    "Matched",
     "Recogniser",
+    "blocks_in",
     "by_fused_class",
     "class_name",
     "find",
@@ -35,7 +38,7 @@ def find(module: nn.Module) -> Recogniser | None:
 
 def find_class(kind: type[nn.Module]) -> Recogniser | None:
     """The recogniser of a class: known exactly, or through a base class whose computation it does not override."""
-    exact = next((r for r in _recognisers() if kind in (r.eager, r.fused)), None)
+    exact = next((r for r in _recognisers() if kind in (r.eager, r.fused)), None) or matched.recogniser(kind)
     if exact is not None:
         return exact
     base = _nearest(kind)
@@ -56,6 +59,8 @@ def by_fused_class(module: nn.Module) -> Recogniser | None:
     kind = type(module)
     if DynamicFusedClass in kind.__bases__:
         return find_class(kind)
+    if matched.MatchedBlock in kind.__bases__:
+        return matched.recogniser(kind)
     return next((r for r in _recognisers() if kind is r.fused), None)
 
 

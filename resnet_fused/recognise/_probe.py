@@ -2,16 +2,15 @@
 
 import copy
 import itertools
-import random
-import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..chain import read
 from ..chain.spec import Chain, Reason
+from ..match.randomness import States
 
 # Rounding in float64 stays orders of magnitude below this; a missing layer or another order is far above.
 TOLERANCE = 1e-6
@@ -21,28 +20,36 @@ MODES = (("eval", NONE), ("training", NONE), ("mixed training", EVEN), ("mixed t
 SCALES = (1.0, 1e3)  # of the input and of gamma: a clamp such as relu6 shows
 
 
-def mismatch(module: nn.Module, fused: Any, chain: Chain) -> str | None:
+class Extent(NamedTuple):
+    """How much is compared. ``may_run_eagerly``: modes in which the fused block runs eagerly are right as they are."""
+
+    scales: tuple[float, ...] = SCALES
+    may_run_eagerly: bool = False
+
+
+REGISTERED, MATCHED = Extent(), Extent(SCALES[:1], may_run_eagerly=True)
+
+
+def mismatch(module: nn.Module, fused: Any, chain: Chain, extent: Extent = REGISTERED) -> str | None:
     """How ``forward`` of ``module`` and the fused class differ on random float64 inputs; None if they agree.
 
     Compares the output, the final value of the input, all gradients and all buffers, in eval mode with and without
     gradients and in training, with random parameters of the block's shapes. A ``forward`` that draws random numbers is
     refused.
     """
-    inference, grad, states = torch.inference_mode(False), torch.enable_grad(), _random_states()
-    with inference, grad, torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
+    inference, grad, states = torch.inference_mode(False), torch.enable_grad(), States.now()
+    with inference, grad, torch.device("cpu"), torch.autocast("cpu", enabled=False):
         try:
-            return next(_differences(module, fused, chain), None)
+            return next(_differences(module, fused, chain, extent), None)
         except Exception as error:  # the user's code may raise anything
             return f"comparing it with its spec raises {type(error).__name__}: {_line(error)}"
         finally:
-            random.setstate(states[1])
-            if len(states) > 2:
-                sys.modules["numpy"].random.set_state(states[2])
+            states.restore()
 
 
-def _differences(module: nn.Module, fused: Any, chain: Chain) -> Iterator[str]:
+def _differences(module: nn.Module, fused: Any, chain: Chain, extent: Extent) -> Iterator[str]:
     generator = torch.Generator().manual_seed(0)
-    for scale in SCALES:
+    for scale in extent.scales:
         eager = _with_random_tensors(module, scale, generator)
         own = copy.deepcopy(eager)
         own.__class__ = fused
@@ -57,7 +64,7 @@ def _differences(module: nn.Module, fused: Any, chain: Chain) -> Iterator[str]:
                 for norm in norms[frozen]:
                     norm.eval()
             with torch.set_grad_enabled(grad):
-                difference = _difference(eager, own, x)
+                difference = _difference(eager, own, x, extent)
             if difference is not None:
                 where = f"in {mode} mode{'' if grad else ' without gradients'}"
                 yield f"its spec does not match its forward: {where}, {difference}"
@@ -85,16 +92,20 @@ def _in_channels(chain: Chain) -> int:
     first = chain.norms[0]
     if first is not None and first.module is not None:
         return int(first.module.num_features)  # type: ignore[arg-type]
+    if first is not None and first.mean is not None:
+        return len(first.mean)
     return chain.convs[0].weight.shape[1] * chain.convs[0].groups
 
 
-def _difference(eager: nn.Module, own: Any, x: Tensor) -> str | None:
-    before = _random_states()
+def _difference(eager: nn.Module, own: Any, x: Tensor, extent: Extent) -> str | None:
+    if extent.may_run_eagerly and isinstance(read.block(own, own._spec, x), Reason):
+        return None
+    before = States.now()
     try:
         expected = list(_results(eager, own._eager_class.forward, x))
     except Exception as error:  # the user's code may raise anything
         return f"it raises {type(error).__name__} for an input of shape {list(x.shape)}: {_line(error)}"
-    if repr(_random_states()) != repr(before):
+    if States.now() != before:
         return "it draws random numbers"
     with read.recording() as records:
         found = list(_results(own, type(own).forward, x))
@@ -132,19 +143,9 @@ def _results(module: nn.Module, forward: Any, x: Tensor) -> Iterator[tuple[str, 
     yield from module.named_buffers()
 
 
-def _random_states() -> list[Any]:
-    """The states of the generators of torch, Python and, if it is loaded, numpy."""
-    states: list[Any] = [torch.get_rng_state().tolist(), random.getstate()]
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        name, keys, *rest = numpy.random.get_state()
-        states.append((name, keys.tolist(), *rest))
-    return states
-
-
 def _attributes(module: nn.Module) -> dict[str, Any]:
     """The block's own attributes: numbers, strings and tuples of them by value, others by type."""
-    own = {name: value for name, value in vars(module).items() if name not in vars(nn.Module()) and name != "_seen"}
+    own = {name: value for name, value in vars(module).items() if name not in (*vars(nn.Module()), "_seen", "_matches")}
     return {name: v if isinstance(v, bool | int | float | str | tuple) else type(v) for name, v in own.items()}
 
 

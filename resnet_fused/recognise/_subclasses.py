@@ -17,6 +17,7 @@ from ._blocks import Recogniser
 _CALL = ("__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__getattribute__")
 _INSTANCE = ("__new__", "__del__", "__copy__", "__deepcopy__", "__reduce__", "__reduce_ex__")
 _ARGUMENTS = ("__getnewargs__", "__getnewargs_ex__", "__init_subclass__")
+SPECIAL = {*_CALL, *_INSTANCE, *_ARGUMENTS}
 # Layers are registered modules; a class attribute of the same name would shadow one.
 _LAYERS = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "relu", "downsample", "maxpool")
 # Fused classes define these too, but cooperate through super() or only set a default.

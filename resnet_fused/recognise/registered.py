@@ -1,6 +1,5 @@
 """Blocks that the user describes: ``register_block``."""
 
-import inspect
 import types
 from typing import Any
 
@@ -11,6 +10,7 @@ from ..chain.spec import BlockSpec, Reason, class_name
 from ..modules import FusedBlock
 from ..modules._eager import original_methods
 from ..modules._packing import OwnsPackedWeights
+from . import _forward
 from ._blocks import Recogniser
 from ._subclasses import reduce_by_eager_class
 
@@ -76,8 +76,7 @@ def register_block(kind: type[nn.Module], spec: Spec) -> None:
         "__doc__": f":class:`{class_name(kind)}`, converted.",
         "__reduce_ex__": reduce_by_eager_class,
     }
-    if list(inspect.signature(kind.forward).parameters) != ["self", "x"]:
-        attributes["forward"] = _forward_of_one_tensor
+    attributes |= _forward.attributes(kind)
     fused = types.new_class(f"Fused{kind.__name__}", (FusedBlock, kind), {}, lambda space: space.update(attributes))
     _registered[kind] = Recogniser(kind.__name__, kind, fused, probed=True)
 
@@ -116,13 +115,6 @@ def _watched(kind: type[nn.Module]) -> tuple[tuple[type, str, Any], ...]:
         for name, value in vars(each).items()
         if not name.startswith(("__", "_abc_"))
     )
-
-
-def _forward_of_one_tensor(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """``forward`` of a class that takes more than one argument, or one of another name than x."""
-    if len(args) == 1 and not kwargs:
-        return FusedBlock.forward(self, args[0])
-    return self._eager_class.forward(self, *args, **kwargs)
 
 
 def recognisers() -> tuple[Recogniser, ...]:

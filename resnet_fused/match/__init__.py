@@ -1,0 +1,10 @@
+"""Recognises residual blocks by what they compute: traces ``forward`` of one block and matches its dataflow.
+
+:mod:`.trace` records the graph with ``torch.fx``, :mod:`.nodes` says what each node computes, :mod:`.block` and
+:mod:`.shortcut` name the parts of the chain, :mod:`.structure` says what else the trace depends on.
+"""
+
+from .block import Mismatch
+from .derive import Match, in_modes, remember, spec_of
+
+__all__ = ["Match", "Mismatch", "in_modes", "remember", "spec_of"]

@@ -1,0 +1,79 @@
+"""Derives the spec of a block from its ``forward``, and remembers specs for the structures that the block had."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..chain.spec import BlockSpec, Reason
+from .block import Mismatch, match
+from .structure import Structure, structure, unseen
+from .trace import copy_of, trace
+
+_REMEMBERED = 4  # structures a block: usually one for eval and one for training
+
+
+class Match(NamedTuple):
+    """The spec of a block, or why it has none, while it has this structure."""
+
+    structure: Structure
+    found: BlockSpec | Mismatch
+
+
+def in_modes(block: nn.Module, kind: type[nn.Module]) -> tuple[Match, Match]:
+    """The matches of a block of class ``kind`` in eval and in training mode."""
+    matches = []
+    for mode in (False, True):
+        root = copy_of(block, kind, mode)
+        matches.append(Match(structure(root, kind), _match(root)))
+    return matches[0], matches[1]
+
+
+def remember(block: nn.Module, matches: tuple[Match, ...]) -> None:
+    """Stores matches of a block on the block."""
+    block.__dict__["_matches"] = matches[:_REMEMBERED]
+
+
+def spec_of(block: Any) -> BlockSpec | Reason:
+    """The spec of a converted block as it is now, or why it has none."""
+    found = _remembered(block)
+    return found.reason if isinstance(found, Mismatch) else found
+
+
+def _remembered(block: Any) -> BlockSpec | Mismatch:
+    kind, known = block._eager_class, block.__dict__.get("_matches", ())
+    if torch.compiler.is_dynamo_compiling():
+        return next((each.found for each in known if _holds(block, each.structure)), _UNKNOWN)
+    current = structure(block, kind)
+    found = next((each.found for each in known if each.structure == current), None)
+    if found is None:
+        found = _match(copy_of(block, kind))
+        remember(block, (Match(current, found), *known))
+    return found
+
+
+_UNKNOWN = Mismatch(Reason("it changed since its last call; torch.compile cannot trace it again"))
+
+
+def _holds(block: Any, known: Structure) -> bool:
+    """Whether the block has this structure, in operations that torch.compile guards."""
+    for part in known:
+        module = block
+        for step in part.path.split(".") if part.path else ():
+            module = module._modules.get(step)
+            if module is None:
+                return False
+        if part.path and type(module) is not part.kind:
+            return False
+        for name, value in part.attributes.items():
+            if isinstance(value, bool | int | float | str | None) and getattr(module, name, _UNKNOWN) != value:
+                return False
+    return True
+
+
+def _match(root: nn.Module) -> BlockSpec | Mismatch:
+    reason = unseen(root, type(root))
+    if reason is not None:
+        return Mismatch(reason)
+    traced = trace(root)
+    return Mismatch(traced) if isinstance(traced, Reason) else match(traced)

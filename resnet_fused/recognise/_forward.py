@@ -1,0 +1,53 @@
+"""``forward`` of fused classes whose eager class takes other arguments than ``x``."""
+
+import inspect
+from typing import Any
+
+from ..modules import FusedBlock
+
+
+def attributes(kind: Any) -> dict[str, Any]:
+    """The attribute ``forward`` of the fused class of ``kind``; nothing where that of FusedBlock fits.
+
+    The new function has the same signature, which tracers read. It runs the fused path if all arguments but the first
+    have their defaults.
+    """
+    try:
+        signature = inspect.signature(kind.forward)
+    except (TypeError, ValueError):
+        return {"forward": _any_arguments}
+    names = list(signature.parameters)
+    if names == ["self", "x"]:
+        return {}
+    others = list(signature.parameters.values())[2:]
+    kinds = {each.kind for each in signature.parameters.values()}
+    if len(names) < 2 or kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
+        return {"forward": _any_arguments}
+    if any(each.default is inspect.Parameter.empty for each in others):
+        return {"forward": _any_arguments}
+    return {"forward": _with_signature(names[0], names[1], others)}
+
+
+def _with_signature(self: str, x: str, others: list[inspect.Parameter]) -> Any:
+    space: dict[str, Any] = {"fused": FusedBlock.forward}
+    space |= {f"default_{each.name}": each.default for each in others}
+    keywords = [each for each in others if each.kind is inspect.Parameter.KEYWORD_ONLY]
+    positional = [each for each in others if each not in keywords]
+    declared = [self, x, *(f"{each.name}=default_{each.name}" for each in positional)]
+    declared += ["*", *(f"{each.name}=default_{each.name}" for each in keywords)] if keywords else []
+    passed = [self, x, *(each.name for each in positional), *(f"{each.name}={each.name}" for each in keywords)]
+    condition = " and ".join(f"{each.name} is default_{each.name}" for each in others) or "True"
+    source = (
+        f"def forward({', '.join(declared)}):\n"
+        f"    if {condition}:\n"
+        f"        return fused({self}, {x})\n"
+        f"    return {self}._eager_class.forward({', '.join(passed)})\n"
+    )
+    exec(compile(source, "<forward of a fused block>", "exec"), space)
+    return space["forward"]
+
+
+def _any_arguments(self: Any, *args: Any, **kwargs: Any) -> Any:
+    if len(args) == 1 and not kwargs:
+        return FusedBlock.forward(self, args[0])
+    return self._eager_class.forward(self, *args, **kwargs)

@@ -1,0 +1,193 @@
+"""Recognisers of blocks of any class, from what their ``forward`` computes."""
+
+import types
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .. import match
+from ..chain import layers
+from ..chain.layers import is_library_code, own_classes
+from ..chain.spec import BlockSpec, Reason, class_name
+from ..match import Mismatch
+from ..modules import FusedBlock
+from ..modules._packing import OwnsPackedWeights
+from . import _forward, _probe
+from ._blocks import Recogniser
+from ._subclasses import SPECIAL
+
+MAX_CONVS = 16  # of a block: tracing whole networks would take time
+
+
+class MatchedBlock(FusedBlock):
+    """First base of the classes created here, which cannot be imported: instances are pickled by eager class."""
+
+    _eager_methods = {}  # noqa: RUF012
+    _spec = layers.Derived(match.spec_of)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        state = nn.Module.__reduce_ex__(self, max(2, protocol))[2]  # type: ignore[index]
+        return _new, (self._eager_class,), {name: value for name, value in state.items() if name != "_matches"}  # type: ignore[union-attr]
+
+    def forget_packed(self) -> None:
+        self.__dict__.pop("_matches", None)
+        super().forget_packed()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        match.remember(self, match.in_modes(self, self._eager_class))  # torch.compile cannot trace fx
+
+
+def _new(kind: Any) -> Any:
+    """Called by pickle: an instance without state of the fused class of ``kind``."""
+    made = fused_class(kind)
+    return made.__new__(made)
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A residual block that no class is registered for, or a module that is none (``is_block``)."""
+
+    kind: str
+    reason: Reason | None
+    is_block: bool
+    matches: tuple[match.Match, ...] = ()
+
+    def convert(self, module: nn.Module) -> None:
+        """Sets the class of the block to its fused class."""
+        module.__class__ = fused_class(type(module))
+        match.remember(module, self.matches)
+
+
+def fused_class(kind: Any) -> Any:
+    """The fused class of an eager class, created if necessary."""
+    # Look in __subclasses__, which holds weak references; a cache here would keep the classes alive forever.
+    made = next((each for each in kind.__subclasses__() if MatchedBlock in each.__bases__), None)
+    if made is None:
+        attributes = {
+            "_eager_class": kind,
+            "__module__": kind.__module__,
+            "__doc__": f":class:`{class_name(kind)}`, converted.",
+            **_forward.attributes(kind),
+        }
+        made = types.new_class(
+            f"Fused{kind.__name__}", (MatchedBlock, kind), {}, lambda space: space.update(attributes)
+        )
+    return made
+
+
+def recogniser(kind: Any) -> Recogniser | None:
+    """The recogniser of a fused class made here, or of a subclass that a library such as FSDP2 made of it."""
+    made = next((each for each in kind.__mro__ if MatchedBlock in each.__bases__), None)
+    return None if made is None else Recogniser("residual block", made._eager_class, kind)
+
+
+def blocks_in(model: nn.Module, skip: Any) -> dict[nn.Module, Matched]:
+    """The residual blocks of unknown classes in ``model``, innermost first: a module that contains one is none.
+
+    ``skip(module)``: whether a module is known otherwise.
+    """
+    found: dict[nn.Module, Matched] = {}
+    contains: set[nn.Module] = set()  # modules with a block inside
+    for module in reversed([*model.modules()]):  # children before their parents
+        known = skip(module)
+        if known or not _is_candidate(module) or any(child in contains for child in module.children()):
+            if known or any(child in contains for child in module.children()):
+                contains.add(module)
+            continue
+        found[module] = examined = examine(module)
+        if examined.is_block:
+            contains.add(module)
+    _compare(found)
+    return found
+
+
+def _is_candidate(module: nn.Module) -> bool:
+    if is_library_code(type(module)):
+        return False
+    return 0 < sum(isinstance(part, nn.Conv2d) for part in module.modules()) <= MAX_CONVS
+
+
+def examine(module: nn.Module) -> Matched:
+    """What a module computes, in eval and training mode."""
+    kind = type(module)
+    reason = _unsuited(module, kind)
+    if reason is not None:
+        return Matched("residual block", reason, False)
+    matches = match.in_modes(module, kind)
+    specs = [each.found for each in matches if not isinstance(each.found, Mismatch)]
+    if specs:
+        chain = layers.read(module, specs[0], [])
+        return Matched(_kind(specs[0]), chain if isinstance(chain, Reason) else None, True, matches)
+    first = matches[0].found
+    assert isinstance(first, Mismatch)
+    return Matched("residual block", first.reason, first.residual)
+
+
+def _unsuited(module: nn.Module, kind: type[nn.Module]) -> Reason | None:
+    """Why the class of a module cannot be replaced."""
+    if type(kind) not in (type, *_METACLASSES):
+        return Reason("{} has the metaclass {}", "", kind, type(kind))
+    for owner in own_classes(kind):
+        name = next((name for name in vars(owner) if name in SPECIAL or name in _RESERVED), None)
+        if name is not None:
+            return Reason("{} defines {}", "", owner, name)
+    part = next(
+        ((name, part) for name, part in module.named_modules() if part is not module and layers.has_hooks(part)), None
+    )
+    return None if part is None else layers.hook_reason(part[1], part[0])
+
+
+_METACLASSES = (type(nn.Module),)
+#: Attributes of fused blocks, which a user's class must not define.
+_RESERVED = {
+    "_eager_class",
+    "_eager_methods",
+    "_spec",
+    "_seen",
+    "_matches",
+    *vars(FusedBlock),
+    *vars(OwnsPackedWeights),
+}
+_RESERVED = {name for name in _RESERVED if not name.startswith("__") and not hasattr(nn.Module, name)}
+
+
+def _kind(spec: BlockSpec) -> str:
+    is_pre = spec.norms[0] is not None
+    names = {(2, False): "basic block", (3, False): "bottleneck"}
+    names |= {(2, True): "pre-activation block", (3, True): "pre-activation bottleneck"}
+    return names.get((len(spec.convs), is_pre), "residual block")
+
+
+def _compare(found: dict[nn.Module, Matched]) -> None:
+    """Refuses blocks whose fused form differs from ``forward``: of blocks with the same code, the smallest is run."""
+    groups: dict[Any, list[nn.Module]] = {}
+    for module, each in found.items():
+        if each.matches and each.reason is None:
+            groups.setdefault(_code(module, each), []).append(module)
+    for code, modules in groups.items():
+        if code not in _compared:
+            smallest = min(modules, key=lambda module: sum(p.numel() for p in module.parameters()))
+            _compared[code] = _mismatch(smallest, found[smallest])
+        for module in modules:
+            if _compared[code]:
+                found[module] = Matched(found[module].kind, Reason("{}", "", _compared[code]), True)
+
+
+_compared: dict[Any, str | None] = {}
+
+
+def _code(module: nn.Module, each: Matched) -> Any:
+    """Equal for blocks that run the same code."""
+    specs = tuple(m.found if isinstance(m.found, BlockSpec) else str(m.found.reason) for m in each.matches)
+    parts = tuple((part.path, part.kind, part.version) for part in each.matches[0].structure)
+    return specs, parts
+
+
+def _mismatch(module: nn.Module, each: Matched) -> str | None:
+    spec = next(m.found for m in each.matches if isinstance(m.found, BlockSpec))
+    chain = layers.read(module, spec, [])
+    if isinstance(chain, Reason):
+        return str(chain)
+    return _probe.mismatch(module, fused_class(type(module)), chain, _probe.MATCHED)
