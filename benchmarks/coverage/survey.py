@@ -16,7 +16,7 @@ from .models import build
 
 
 class Found(NamedTuple):
-    """A residual block, whether ``convert`` fused it, and what the report says before."""
+    """A residual block, whether ``convert`` fused it, and what the report says if not."""
 
     block: Block
     converted: bool
@@ -81,8 +81,8 @@ def survey(family: Family, limit: int | None = None) -> Result:
 def examine(model: nn.Module, blocks: list[Block], unlisted: Counter[str]) -> list[Found]:
     """Converts an eager model, looks up its blocks, and counts what else converted."""
     kinds = {name: name_of(type(module)) for name, module in model.named_modules()}
-    reasons = {name: entry.reason for name, entry in resnet_fused.report(model).items()}
     after = resnet_fused.report(resnet_fused.convert(model))
+    reasons = {name: entry.reason for name, entry in after.items()}
     fused = set(converted_names(after))
     listed = {block.name for block in blocks}
     unlisted.update(kinds[name] for name in fused - listed if after[name].kind != STEM)
