@@ -219,7 +219,8 @@ def _judge(module: nn.Module, path: str, matched: recognise.Matched | None) -> E
     recogniser = recognise.find(module)
     if recogniser is not None:
         if type(module) is recogniser.fused:
-            return _converted(recogniser.kind, recogniser.reason(module, path, converted=True))
+            kind = recognise.kind_of(module) if isinstance(module, recognise.MatchedBlock) else recogniser.kind
+            return _converted(kind, recogniser.reason(module, path, converted=True))
         reason = recogniser.reason(module, path)
         if reason is not None:
             return Entry(recogniser.kind, REFUSED, reason)

@@ -22,13 +22,17 @@ from .spec import IDENTITY, BlockSpec, Branch, Chain, Conv, Norm, Pool, Reason, 
 
 
 class Derived:
-    """A function from a block to its spec, which depends on nothing but the block's modules and attributes."""
+    """A function from a block to its spec, which depends on nothing but the block's modules and attributes.
 
-    def __init__(self, function: Callable[[Any], BlockSpec | Reason]) -> None:
-        self._function = function
+    ``part``: that of the spec.
+    """
+
+    def __init__(self, function: Callable[[Any], BlockSpec | Reason], part: str = "") -> None:
+        self._function, self.part = function, part
 
     def __call__(self, module: Any) -> BlockSpec | Reason:
-        return self._function(module)
+        names = self._function(module)
+        return names if isinstance(names, Reason) else names._replace(part=self.part)
 
 
 Spec = BlockSpec | Derived | Callable[[Any], BlockSpec]

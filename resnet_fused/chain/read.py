@@ -322,7 +322,7 @@ def _last_seen(module: nn.Module, spec: layers.Spec) -> _Seen | Reason:
     if memory is None:
         memory = module.__dict__["_seen"] = _Memory()
     if isinstance(spec, layers.Derived):
-        seen = memory.get("")
+        seen = memory.get(spec.part)
         if seen is not None and seen.is_current(module, seen.spec):
             return seen  # type: ignore[no-any-return]
     names = layers.resolve(module, spec)
@@ -339,7 +339,7 @@ def _last_seen(module: nn.Module, spec: layers.Spec) -> _Seen | Reason:
 
 def names(module: nn.Module, spec: layers.Spec) -> BlockSpec | Reason:
     """The names of a block's parts, as of its last call if the spec is derived."""
-    seen = module.__dict__.get("_seen", {}).get("") if isinstance(spec, layers.Derived) else None
+    seen = module.__dict__.get("_seen", {}).get(spec.part) if isinstance(spec, layers.Derived) else None
     return layers.resolve(module, spec) if seen is None else seen.spec  # type: ignore[no-any-return]
 
 

@@ -5,6 +5,6 @@
 """
 
 from .block import Mismatch
-from .derive import Match, in_modes, remember, spec_of
+from .derive import Match, in_modes, remember, shortcut_argument, spec_of, spec_with_shortcut
 
-__all__ = ["Match", "Mismatch", "in_modes", "remember", "spec_of"]
+__all__ = ["Match", "Mismatch", "in_modes", "remember", "shortcut_argument", "spec_of", "spec_with_shortcut"]

@@ -41,10 +41,13 @@ class _Refused(Exception):
         self.mismatch = Mismatch(Reason(text, name, *values), residual)
 
 
-def match(trace: Trace) -> BlockSpec | Mismatch:
-    """The spec of the block; the mismatch if the block is no chain with a shortcut."""
+def match(trace: Trace, argument: str = "") -> BlockSpec | Mismatch:
+    """The spec of the block; the mismatch if the block is no chain with a shortcut.
+
+    ``argument``: the argument of ``forward`` that has to be the shortcut.
+    """
     try:
-        return _Matcher(trace).match()
+        return _Matcher(trace, argument).match()
     except _Refused as refused:
         return refused.mismatch
 
@@ -60,8 +63,8 @@ class _Path(NamedTuple):
 
 
 class _Matcher:
-    def __init__(self, trace: Trace) -> None:
-        self.trace, self.steps = trace, Steps(trace)
+    def __init__(self, trace: Trace, argument: str) -> None:
+        self.trace, self.steps, self.argument = trace, Steps(trace), argument
         self.order = {node: i for i, node in enumerate(trace.graph.nodes)}
         self.output = next(node for node in trace.graph.nodes if node.op == "output")
 
@@ -71,8 +74,8 @@ class _Matcher:
             raise _Refused("its output is not one tensor", residual=False)
         end, relu = self.steps.source(found), False
         self.live = live = self._above(self.output)
-        used = [node for node in live if node.op == "placeholder"]
-        if len(used) != 1:
+        used = sorted((node for node in live if node.op == "placeholder"), key=self.order.__getitem__)
+        if len(used) != (2 if self.argument else 1):
             raise _Refused("it reads {} inputs", "", len(used), residual=False)
         self.x = used[0]
         if self.steps[end].kind == RELU:
@@ -83,7 +86,7 @@ class _Matcher:
         self._check_dead(live)
         self._check_in_place()
         convs, norms, act0 = self._chain(main, side)
-        found = shortcut.Sides(self.trace, self.steps, self.x, act0).branch(side)
+        found = shortcut.Sides(self.trace, self.steps, self.x, act0).branch(side, self.argument)
         if isinstance(found, Reason):
             raise _Refused(found.text, found.name, *found.values)
         leads = self.steps.source(end.args[0]) is side  # type: ignore[arg-type]

@@ -8,25 +8,36 @@ from torch import nn
 from ..chain.spec import BlockSpec, Reason
 from .block import Mismatch, match
 from .structure import Structure, structure, unseen
-from .trace import copy_of, trace
+from .trace import copy_of, defaults, trace
 
-_REMEMBERED = 4  # structures a block: usually one for eval and one for training
+_REMEMBERED = 8  # structures of a block: usually one for eval and one for training
 
 
 class Match(NamedTuple):
-    """The spec of a block, or why it has none, while it has this structure."""
+    """The spec of a block, or why it has none, while it has this structure.
+
+    ``argument``: the name of an optional argument of ``forward`` that is given and is the shortcut; "" if none is.
+    """
 
     structure: Structure
     found: BlockSpec | Mismatch
+    argument: str = ""
 
 
-def in_modes(block: nn.Module, kind: type[nn.Module]) -> tuple[Match, Match]:
-    """The matches of a block of class ``kind`` in eval and in training mode."""
-    matches = []
-    for mode in (False, True):
-        root = copy_of(block, kind, mode)
-        matches.append(Match(structure(root, kind), _match(root)))
-    return matches[0], matches[1]
+def in_modes(block: nn.Module, kind: type[nn.Module]) -> tuple[Match, ...]:
+    """The matches of a block of class ``kind`` in eval and in training mode, then those with a given shortcut."""
+    roots = [copy_of(block, kind, mode) for mode in (False, True)]
+    matches = [Match(structure(root, kind), _match(root)) for root in roots]
+    argument = shortcut_argument(kind)
+    if argument and any(isinstance(each.found, BlockSpec) for each in matches):
+        matches += [Match(structure(root, kind), _match(root, argument), argument) for root in roots]
+    return tuple(matches)
+
+
+def shortcut_argument(kind: type[nn.Module]) -> str:
+    """The name of the optional argument of ``forward`` after x that may be the shortcut, "" if there is none."""
+    name, default = next(iter(defaults(kind).items()), ("", None))
+    return name if default is None else ""
 
 
 def remember(block: nn.Module, matches: tuple[Match, ...]) -> None:
@@ -36,19 +47,26 @@ def remember(block: nn.Module, matches: tuple[Match, ...]) -> None:
 
 def spec_of(block: Any) -> BlockSpec | Reason:
     """The spec of a converted block as it is now, or why it has none."""
-    found = _remembered(block)
+    found = _remembered(block, "")
     return found.reason if isinstance(found, Mismatch) else found
 
 
-def _remembered(block: Any) -> BlockSpec | Mismatch:
-    kind, known = block._eager_class, block.__dict__.get("_matches", ())
+def spec_with_shortcut(block: Any) -> BlockSpec | Reason:
+    """The same if the caller gives the shortcut."""
+    found = _remembered(block, shortcut_argument(block._eager_class))
+    return found.reason if isinstance(found, Mismatch) else found
+
+
+def _remembered(block: Any, argument: str) -> BlockSpec | Mismatch:
+    kind = block._eager_class
+    known = [each for each in block.__dict__.get("_matches", ()) if each.argument == argument]
     if torch.compiler.is_dynamo_compiling():
         return next((each.found for each in known if _holds(block, each.structure)), _UNKNOWN)
     current = structure(block, kind)
     found = next((each.found for each in known if each.structure == current), None)
     if found is None:
-        found = _match(copy_of(block, kind))
-        remember(block, (Match(current, found), *known))
+        found = _match(copy_of(block, kind), argument)
+        remember(block, (Match(current, found, argument), *block.__dict__.get("_matches", ())))
     return found
 
 
@@ -71,9 +89,9 @@ def _holds(block: Any, known: Structure) -> bool:
     return True
 
 
-def _match(root: nn.Module) -> BlockSpec | Mismatch:
+def _match(root: nn.Module, argument: str = "") -> BlockSpec | Mismatch:
     reason = unseen(root, type(root))
     if reason is not None:
         return Mismatch(reason)
-    traced = trace(root)
-    return Mismatch(traced) if isinstance(traced, Reason) else match(traced)
+    traced = trace(root, argument)
+    return Mismatch(traced) if isinstance(traced, Reason) else match(traced, argument)

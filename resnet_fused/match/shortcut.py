@@ -42,8 +42,11 @@ class Sides:
     def __init__(self, trace: Trace, steps: Steps, x: fx.Node, act0: fx.Node) -> None:
         self.trace, self.steps, self.x, self.act0 = trace, steps, x, act0
 
-    def branch(self, side: fx.Node) -> Branch | Reason:
-        """The shortcut whose value is that of ``side``."""
+    def branch(self, side: fx.Node, argument: str) -> Branch | Reason:
+        """The shortcut whose value is that of ``side``, which has to be ``argument`` if that is given."""
+        if argument:
+            is_argument = side.op == "placeholder" and side.target == argument
+            return Branch(function=_itself) if is_argument else Reason("{} is not its shortcut", "", argument)
         end, norm = side, None
         if self.steps[end].kind == NORM and not self.steps[end].relu:
             norm, end = self.steps[end].path, self._before(end)

@@ -36,14 +36,17 @@ def copy_of(block: nn.Module, kind: type[nn.Module], mode: bool | None = None) -
     return root  # type: ignore[no-any-return]
 
 
-def trace(root: nn.Module) -> Trace | Reason:
-    """The trace of ``forward(root, x)``; other arguments have their defaults. ``root`` is a :func:`copy_of` a block."""
+def trace(root: nn.Module, argument: str = "") -> Trace | Reason:
+    """The trace of ``forward(root, x)``; other arguments except ``argument`` have their defaults.
+
+    ``root``: a :func:`copy_of` a block.
+    """
     kind = type(root)
     before, states = structure(root, kind), States.now()
     try:
         with torch.inference_mode(False), torch.enable_grad():
             tracer = _Tracer()
-            graph = tracer.trace(root, _defaults(kind))
+            graph = tracer.trace(root, {k: v for k, v in defaults(kind).items() if k != argument})
     except Exception as error:  # the user's code may raise anything
         return Reason("its forward cannot be traced: {}: {}", "", type(error), " ".join(str(error).split())[:160])
     finally:
@@ -61,7 +64,8 @@ def trace(root: nn.Module) -> Trace | Reason:
     return Trace(graph, root)
 
 
-def _defaults(kind: type[nn.Module]) -> dict[str, Any]:
+def defaults(kind: type[nn.Module]) -> dict[str, Any]:
+    """The arguments of ``forward`` after the first, apart from those without default."""
     _, *parameters = inspect.signature(kind.forward).parameters.values()
     return {each.name: each.default for each in parameters[1:] if each.default is not inspect.Parameter.empty}
 

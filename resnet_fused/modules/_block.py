@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
@@ -13,7 +14,7 @@ from ..chain import layers, read
 from ..chain.memory_format import contiguous, has_channels_last_weight, is_channels_last, nhwc
 from ..chain.patches import constant_while_tracing
 from ..chain.policy import Setting
-from ..chain.spec import ALL_VISIBLE, Branch, Reason, Visibility
+from ..chain.spec import ALL_VISIBLE, Branch, Reason, Shortcut, Visibility
 from ._eager import Methods
 from ._packing import OwnsPackedWeights
 
@@ -36,6 +37,7 @@ class FusedBlock(OwnsPackedWeights):
     _eager_class: ClassVar[type[nn.Module]]
     _eager_methods: ClassVar[Methods]
     _spec: ClassVar[Any]  # a layers.Spec
+    _spec_with_shortcut: ClassVar[Any]  # the same if the caller gives the shortcut
     _watched: ClassVar[tuple[tuple[type, str, Any], ...]] = ()  # attributes of a user's classes: owner, name, value
     recompute: bool = False
     fused_training: bool = True
@@ -48,12 +50,23 @@ class FusedBlock(OwnsPackedWeights):
             _warn_about_fx_tracing()
         return self._eager_class.forward(self, x)
 
+    def forward_with_shortcut(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """:meth:`forward` of a class whose caller gives what the block adds."""
+        y = self.fused_forward(x, shortcut=shortcut)
+        if y is None:
+            return self._eager_class.forward(self, x, shortcut)
+        return y if is_channels_last(x) or self.outputs_channels_last() else contiguous(y)
+
     def fused_forward(
-        self, x: Tensor, visibility: Visibility = ALL_VISIBLE, setting: Setting | Reason | None = None
+        self,
+        x: Tensor,
+        visibility: Visibility = ALL_VISIBLE,
+        setting: Setting | Reason | None = None,
+        shortcut: Tensor | None = None,
     ) -> Tensor | None:
         """The output of a fused path in any memory format, or None if the eager block must run.
 
-        ``setting``: that of x, if known.
+        ``setting``: that of x, if known. ``shortcut``: an argument of the block that it adds.
         """
         for name, function in self._eager_methods.items():
             if getattr(self._eager_class, name) is not function or name in self.__dict__:
@@ -63,9 +76,13 @@ class FusedBlock(OwnsPackedWeights):
         if changed:
             read.record(self, self._spec, Reason("{} of {} was changed", "", changed, self._eager_class))
             return None
-        how = read.block(self, self._spec, x, setting)
+        how = read.block(self, self._spec if shortcut is None else self._spec_with_shortcut, x, setting)
         if isinstance(how, Reason):
             return None
+        if shortcut is not None:
+            if shortcut.requires_grad and torch.is_grad_enabled() and not how.trains:
+                return None
+            how = how._replace(chain=how.chain._replace(shortcut=Shortcut(module=lambda _: shortcut)))
         return chain.run(x if how.trains else nhwc(x), how, keep_packed=True, visibility=visibility)
 
     def _kernel_weights(self) -> Iterator[Any]:

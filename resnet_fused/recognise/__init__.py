@@ -12,11 +12,12 @@ from . import matched, own, registered
 from ._blocks import Recogniser
 from ._subclasses import DynamicFusedClass, overridden, recogniser_of
 from ._unknown import looks_like_a_block, parts_of
-from .matched import Matched, blocks_in
+from .matched import Matched, MatchedBlock, blocks_in, kind_of
 from .registered import register_block
 
 __all__ = [
     "Matched",
+    "MatchedBlock",
     "Recogniser",
     "blocks_in",
     "by_fused_class",
@@ -24,6 +25,7 @@ __all__ = [
     "find",
     "find_base",
     "find_class",
+    "kind_of",
     "looks_like_a_block",
     "overridden",
     "parts_of",

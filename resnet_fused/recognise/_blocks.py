@@ -49,13 +49,9 @@ def _refusal(module: nn.Module, path: str, chain: Chain) -> str | None:
     """Why a module that could run fused is not converted."""
     if parametrize.is_parametrized(module):
         return "it is parametrised (torch.nn.utils.parametrize)"
-    norms: list[Any] = [norm.module for norm in chain.all_norms() if norm is not None]
-    if chain.shortcut is not None and isinstance(chain.shortcut.module, nn.Module):
-        norms += (each for each in chain.shortcut.module.modules() if isinstance(each, nn.SyncBatchNorm))
+    norms: list[Any] = [norm.module for norm in chain.all_norms() if norm is not None and norm.module is not None]
     for layer in norms:
         name = next(".".join(filter(None, (path, name))) for name, each in module.named_modules() if each is layer)
-        if type(layer) is not nn.BatchNorm2d:
-            return f"{name} is {class_name(type(layer))}, not torch.nn.BatchNorm2d"
         if layer.running_mean is None or layer.running_var is None:
             return f"{name} has no running statistics (track_running_stats=False), so eval mode uses batch statistics"
     return None

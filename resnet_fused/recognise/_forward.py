@@ -3,14 +3,16 @@
 import inspect
 from typing import Any
 
+from torch import Tensor
+
 from ..modules import FusedBlock
 
 
-def attributes(kind: Any) -> dict[str, Any]:
+def attributes(kind: Any, shortcut: str = "") -> dict[str, Any]:
     """The attribute ``forward`` of the fused class of ``kind``; nothing where that of FusedBlock fits.
 
-    The new function has the same signature, which tracers read. It runs the fused path if all arguments but the first
-    have their defaults.
+    The function has the same signature, which tracers read. It runs the fused path if all arguments but the first have
+    their defaults, or all but the first and ``shortcut``.
     """
     try:
         signature = inspect.signature(kind.forward)
@@ -25,22 +27,27 @@ def attributes(kind: Any) -> dict[str, Any]:
         return {"forward": _any_arguments}
     if any(each.default is inspect.Parameter.empty for each in others):
         return {"forward": _any_arguments}
-    return {"forward": _with_signature(names[0], names[1], others)}
+    return {"forward": _with_signature(names[0], names[1], others, shortcut)}
 
 
-def _with_signature(self: str, x: str, others: list[inspect.Parameter]) -> Any:
-    space: dict[str, Any] = {"fused": FusedBlock.forward}
+def _with_signature(self: str, x: str, others: list[inspect.Parameter], shortcut: str) -> Any:
+    space: dict[str, Any] = {"fused": FusedBlock.forward, "Tensor": Tensor}
     space |= {f"default_{each.name}": each.default for each in others}
     keywords = [each for each in others if each.kind is inspect.Parameter.KEYWORD_ONLY]
     positional = [each for each in others if each not in keywords]
     declared = [self, x, *(f"{each.name}=default_{each.name}" for each in positional)]
     declared += ["*", *(f"{each.name}=default_{each.name}" for each in keywords)] if keywords else []
     passed = [self, x, *(each.name for each in positional), *(f"{each.name}={each.name}" for each in keywords)]
+    rest = "".join(f" and {each.name} is default_{each.name}" for each in others if each.name != shortcut)
+    given = (
+        f"    if isinstance({shortcut}, Tensor){rest}:\n        return {self}.forward_with_shortcut({x}, {shortcut})\n"
+    )
     condition = " and ".join(f"{each.name} is default_{each.name}" for each in others) or "True"
     source = (
         f"def forward({', '.join(declared)}):\n"
         f"    if {condition}:\n"
         f"        return fused({self}, {x})\n"
+        f"{given if shortcut else ''}"
         f"    return {self}._eager_class.forward({', '.join(passed)})\n"
     )
     exec(compile(source, "<forward of a fused block>", "exec"), space)

@@ -25,6 +25,7 @@ class MatchedBlock(FusedBlock):
 
     _eager_methods = {}  # noqa: RUF012
     _spec = layers.Derived(match.spec_of)
+    _spec_with_shortcut = layers.Derived(match.spec_with_shortcut, "with a shortcut")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         state = nn.Module.__reduce_ex__(self, max(2, protocol))[2]  # type: ignore[index]
@@ -69,7 +70,7 @@ def fused_class(kind: Any) -> Any:
             "_eager_class": kind,
             "__module__": kind.__module__,
             "__doc__": f":class:`{class_name(kind)}`, converted.",
-            **_forward.attributes(kind),
+            **_forward.attributes(kind, match.shortcut_argument(kind)),
         }
         made = types.new_class(
             f"Fused{kind.__name__}", (MatchedBlock, kind), {}, lambda space: space.update(attributes)
@@ -81,6 +82,12 @@ def recogniser(kind: Any) -> Recogniser | None:
     """The recogniser of a fused class made here, or of a subclass that a library such as FSDP2 made of it."""
     made = next((each for each in kind.__mro__ if MatchedBlock in each.__bases__), None)
     return None if made is None else Recogniser("residual block", made._eager_class, kind)
+
+
+def kind_of(module: nn.Module) -> str:
+    """The kind of a converted block, for the report."""
+    found = (each.found for each in module.__dict__.get("_matches", ()))
+    return next((_kind(spec) for spec in found if isinstance(spec, BlockSpec)), "residual block")
 
 
 def blocks_in(model: nn.Module, skip: Any) -> dict[nn.Module, Matched]:
