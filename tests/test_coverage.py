@@ -86,7 +86,6 @@ MODELS = {
     "transformers DETR backbone": lambda: detr_backbone(use_timm_backbone=False, backbone_config=resnet_config()),
     "timm transformers DETR backbone": lambda: detr_backbone(backbone="resnet18"),
     "pytorchcv preresnet10": lambda: pytorchcv_model("preresnet", "preresnet10"),
-    "pytorchcv resnext14_16x4d": lambda: pytorchcv_model("resnext", "resnext14_16x4d"),
 }
 
 # More models, whose blocks are only recognised. Some are exact in part or not at all.
@@ -100,7 +99,6 @@ RECOGNISED = {
     **{f"timm {name}": functools.partial(timm_model, name) for name in WHOLE},
     "timm hrnet_w18_small": lambda: timm_model("hrnet_w18_small"),
     "torchvision regnet_y_400mf": lambda: torchvision_model("regnet_y_400mf"),
-    "torchvision fcn_resnet50": lambda: torchvision_model("fcn_resnet50", ".segmentation", weights_backbone=None),
     "transformers ResNet, basic": lambda: transformers_model("ResNetModel", "ResNetConfig", layer_type="basic", **hf),
     "transformers RegNet y": lambda: transformers_model("RegNetModel", "RegNetConfig", depths=LAYERS),
     "transformers BiT": lambda: transformers_model("BitModel", "BitConfig", depths=LAYERS),
@@ -149,10 +147,6 @@ def tensors(output):
         return [output]
     parts = output.values() if hasattr(output, "values") else output
     return [tensor for part in parts if part is not None for tensor in tensors(part)]
-
-
-def fused_blocks(model):
-    return set(converted_names(resnet_fused.report(resnet_fused.convert(model))))
 
 
 def converted(model):
