@@ -10,16 +10,18 @@ except ImportError as error:
 
 from . import functional, models
 from .chain.spec import BlockSpec
-from .convert import Entry, Report, convert, report, revert
+from .convert import Coverage, Entry, Report, convert, report, revert
 from .explain import Explanation, Run, explain
 from .freeze import freeze, unfreeze
 from .modules import FusedBasicBlock, FusedBottleneck, FusedPreActBlock, FusedPreActBottleneck
 from .recognise import register_block
+from .tracer import Tracer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BlockSpec",
+    "Coverage",
     "Entry",
     "Explanation",
     "FusedBasicBlock",
@@ -28,6 +30,7 @@ __all__ = [
     "FusedPreActBottleneck",
     "Report",
     "Run",
+    "Tracer",
     "convert",
     "explain",
     "freeze",

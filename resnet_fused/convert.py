@@ -11,10 +11,13 @@ import torch
 from torch import nn
 
 from . import recognise
+from .modules import FusedStage
 from .modules._packing import OwnsPackedWeights
 
 CONVERTED, CONVERTIBLE, REFUSED = "converted", "convertible", "refused"
-UNKNOWN, STEM, WRAPPED = "unknown", "stem", "wrapped"  # kinds; other kinds are named by the recogniser
+# Kinds; the recogniser names others. Chains may be those of a residual block that cannot be fused as a whole.
+UNKNOWN, STEM, WRAPPED, CHAINS, BLOCK_CHAINS = "unknown", "stem", "wrapped", "chains", "chains of a residual block"
+_HINT = "chains=True fuses its convolutions in inference"
 
 _log = logging.getLogger("resnet_fused")
 
@@ -72,8 +75,9 @@ class Report(Mapping[str, Entry]):
     @property
     def coverage(self) -> Coverage:
         """The residual blocks that are converted or convertible, and all of them, without stems and other modules."""
-        blocks = [entry for entry in self.entries.values() if entry.kind not in (STEM, UNKNOWN, WRAPPED)]
-        return Coverage(sum(entry.status != REFUSED for entry in blocks), len(blocks))
+        blocks = [entry for entry in self.entries.values() if entry.kind not in (STEM, UNKNOWN, WRAPPED, CHAINS)]
+        fused = sum(entry.status != REFUSED and entry.kind != BLOCK_CHAINS for entry in blocks)
+        return Coverage(fused, len(blocks))
 
     def __str__(self) -> str:
         if not self.entries:
@@ -95,7 +99,7 @@ def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = False) -> Model:
+def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = False, chains: bool = False) -> Model:
     """Converts the residual blocks and the stem of ``model`` to fused ones, in place, and returns the model.
 
     Only the class of a block changes. Submodules, Parameters, buffers, hooks, the state_dict, ``.training`` and all
@@ -142,7 +146,15 @@ def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = Fal
             module.__class__ = recogniser.fused
         else:
             matched[module].convert(module)
-    _log.info("%s: %s can be fused", type(model).__name__, Report(entries).coverage)
+    for stage in recognise.stages_in(model):
+        stage.__class__ = FusedStage
+    if chains:
+        names = {module: name for name, module in model.named_modules()}
+        for module in recognise.modules_with_chains(model):
+            if filter_fn is None or filter_fn(module, names[module]):
+                module.__class__ = recognise.FusedChains.fused_class(type(module))
+    coverage = Report(entries).coverage
+    _log.info("%s: converted %d modules; %s can be fused", type(model).__name__, len(chosen), coverage)
     return model
 
 
@@ -161,6 +173,7 @@ def revert(model: Model) -> Model:
         if recogniser is not None:
             if isinstance(module, OwnsPackedWeights):
                 module.forget_packed()
+            module.__dict__.pop("_matches", None)
             module.__class__ = recogniser.eager
     return model
 
@@ -199,6 +212,8 @@ def _candidates(
             yield name, module, Entry(WRAPPED, REFUSED, f"it is {_wrapped_by(wrappers[module])}", _class_name(module))
             inside.update(module.modules())
             continue
+        if isinstance(module, FusedStage):
+            continue
         entry = _judge(module, name, matched.get(module))
         if entry is None:
             continue
@@ -218,6 +233,8 @@ def _class_name(module: nn.Module) -> str:
 def _judge(module: nn.Module, path: str, matched: recognise.Matched | None) -> Entry | None:
     recogniser = recognise.find(module)
     if recogniser is not None:
+        if recogniser.kind == CHAINS:
+            return Entry(BLOCK_CHAINS if recognise.is_residual(module) else CHAINS, CONVERTED)
         if type(module) is recogniser.fused:
             kind = recognise.kind_of(module) if isinstance(module, recognise.MatchedBlock) else recogniser.kind
             return _converted(kind, recogniser.reason(module, path, converted=True))
@@ -234,11 +251,15 @@ def _judge(module: nn.Module, path: str, matched: recognise.Matched | None) -> E
             return _converted(base.kind, reason or base.reason(module, path, converted=True))
         return Entry(base.kind, REFUSED, reason or "")
     if matched is not None and matched.is_block:
-        return Entry(matched.kind, REFUSED, str(matched.reason and matched.reason.at(path)))
+        return Entry(matched.kind, REFUSED, _with_hint(matched.reason.at(path) if matched.reason else "", module))
     if recognise.looks_like_a_block(module):
         reason = "" if matched is None or matched.reason is None else f": {matched.reason.at(path)}"
-        return Entry(UNKNOWN, REFUSED, f"it is no residual block{reason}")
+        return Entry(UNKNOWN, REFUSED, _with_hint(f"it is no residual block{reason}", module))
     return None
+
+
+def _with_hint(reason: str, module: nn.Module) -> str:
+    return f"{reason}; {_HINT}" if recognise.has_chains(module) else reason
 
 
 def _converted(kind: str, reason: str | None) -> Entry:

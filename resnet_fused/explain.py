@@ -102,7 +102,7 @@ def runs(model: nn.Module, found: Report, records: list[Any]) -> dict[str, Run]:
         reason = next((how.at(name) for how in hows if isinstance(how, Reason)), None)
         if entry.status != CONVERTED or not hows:
             reason = entry.reason.removeprefix("converted, but runs eagerly: ") or "it was not called"
-        trains = any(isinstance(how, read.Read) and how.trains for how in hows)
+        trains = any(isinstance(how, read.Read | read.Fused) and how.trains for how in hows)
         how = EAGER if reason is not None else TRAINING if trains else INFERENCE
         result[name] = Run(entry.kind, how, reason or "")
     return result

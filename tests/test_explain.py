@@ -280,17 +280,12 @@ def test_device_without_training_kernels_is_a_reason(monkeypatch):
         assert resnet_fused.explain(model, features())["0"].how == "inference"
 
 
-def test_zero_padding_in_a_pre_activation_block_trains_eagerly():
+def test_zero_padding_in_a_pre_activation_block_trains_fused():
     model = resnet_fused.convert(models.cifar_resnet(8, preact=True), strict=True).train()
     explained = resnet_fused.explain(model, images())
-    reason = "the shortcut of a pre-activation block trains only as a convolution"
-    assert {name: run.how for name, run in explained.items()} == {
-        "": "training",
-        "layer1.0": "training",
-        "layer2.0": "eager",
-        "layer3.0": "eager",
-    }
-    assert explained["layer2.0"].reason == explained["layer3.0"].reason == reason
+    assert {name: run.how for name, run in explained.items()} == dict.fromkeys(
+        ["", "layer1.0", "layer2.0", "layer3.0"], "training"
+    )
     with torch.no_grad():
         assert {run.how for run in resnet_fused.explain(model.eval(), images()).values()} == {"inference"}
 

@@ -31,7 +31,14 @@ class Read(NamedTuple):
     recompute: bool = False
 
 
-_records: list[tuple[nn.Module, str, Read | Reason]] | None = None  # see :func:`recording`
+class Fused(NamedTuple):
+    """A module whose chains run fused, without gradients (:mod:`.runs`)."""
+
+    trains: bool = False
+
+
+FUSED = Fused()
+_records: list[tuple[nn.Module, str, Read | Fused | Reason]] | None = None  # see :func:`recording`
 
 
 def block(module: nn.Module, spec: layers.Spec, x: Tensor, how: Setting | Reason | None = None) -> Read | Reason:
@@ -49,8 +56,14 @@ def record(module: nn.Module, spec: layers.Spec, how: Read | Reason) -> None:
         _records.append((module, names.part if isinstance(names, BlockSpec) else "", how))
 
 
+def note(module: nn.Module, part: str, reason: Reason | None) -> None:
+    """:func:`record` of a module that runs fused without gradients, or eagerly for a reason."""
+    if _records is not None:
+        _records.append((module, part, reason or FUSED))
+
+
 @contextlib.contextmanager
-def recording() -> Iterator[list[tuple[nn.Module, str, Read | Reason]]]:
+def recording() -> Iterator[list[tuple[nn.Module, str, Read | Fused | Reason]]]:
     """Collects how blocks run, in the order of their calls: module, part of its spec, and how it runs."""
     global _records
     before, _records = _records, []
@@ -64,7 +77,7 @@ def _block(module: nn.Module, spec: layers.Spec, x: Tensor, how: Setting | Reaso
     if isinstance(how, Reason):
         return how
     is_traced = type(x) is not Tensor or torch.compiler.is_compiling()  # sizes may be symbols
-    seen = None if is_traced else _last_seen(module, spec)
+    seen = None if is_traced else last_seen(module, spec)
     if isinstance(seen, Reason):
         return seen
     chain = layers.described(module, spec) if seen is None else seen.chain
@@ -76,16 +89,7 @@ def _block(module: nn.Module, spec: layers.Spec, x: Tensor, how: Setting | Reaso
     trains = trains or (torch.is_grad_enabled() and _learns(x, chain))
     if trains and not getattr(module, "fused_training", True):
         return Reason("fused_training is False")
-    if seen is None or how.autocast:  # autocast casts weights on every call
-        checked = _check(x, chain, how, trains)
-    else:
-        question = [x.shape, x.dtype, how, trains, *map(_SHAPE_AND_DTYPE, seen.weights)]
-        if trains:
-            question += [(t.dtype, t.requires_grad) for t in seen.tensors]
-        known, checked = seen.verdict
-        if question != known:
-            checked = _check(x, chain, how, trains)
-            seen.verdict = question, checked  # one assignment: other threads may read it
+    checked = _check(x, chain, how, trains) if seen is None else seen.check(x, how, trains)
     if isinstance(checked, Reason):
         return checked
     return Read(checked, how, trains, trains and bool(getattr(module, "recompute", False)))
@@ -243,7 +247,7 @@ def _is_supported(dtype: torch.dtype, norm: Norm) -> bool:
     return not any(t is not None and t.requires_grad for t in (norm.mean, norm.var))
 
 
-class _Seen:
+class Seen:
     """A block's chain as last read, and what its modules held then."""
 
     def __init__(self, module: nn.Module, spec: BlockSpec) -> None:
@@ -252,6 +256,7 @@ class _Seen:
         self.own_shortcut = _own_attribute(module, spec.shortcut)
         self.chain = chain = layers.read(module, spec, parts)
         self.verdict: tuple[Any, Any] = None, None  # shapes and dtypes, and the chain that runs for them or a reason
+        self.runs: Any = None  # see :mod:`.runs`
         if isinstance(chain, Reason):
             return
         self.uses_batch_statistics = _uses_batch_statistics(chain)
@@ -264,7 +269,14 @@ class _Seen:
             list(dict.fromkeys(c for p in parts for c in layers.own_classes(type(p)))) if spec.derived else []
         )
         self.contents = [dict(vars(kind)) for kind in self.classes]
-        self.copies = [{name: _copy(name, value) for name, value in vars(part).items()} for part in parts]
+        # Hooks of the block itself run when it is called.
+        self.copies = [
+            {
+                name: value if part is module and name in layers.HOOKS else _copy(name, value)
+                for name, value in held.items()
+            }
+            for part, held in zip(parts, map(vars, parts), strict=True)
+        ]
 
     def is_current(self, module: nn.Module, spec: BlockSpec) -> bool:
         """Whether the modules hold the same parameters, buffers, modules and settings, and no hooks."""
@@ -278,6 +290,20 @@ class _Seen:
         except Exception:  # another tensor: the result of its comparison has no truth value
             return False
         return is_same and [*map(type, self.parts)] == self.kinds and [*map(type, self.tensors)] == self.types
+
+    def check(self, x: Tensor, how: Setting, trains: bool) -> Chain | Reason:
+        """:func:`_check`, remembered for the last shapes and dtypes."""
+        assert isinstance(self.chain, Chain)
+        if how.autocast:  # casts weights on every call
+            return _check(x, self.chain, how, trains)
+        question = [x.shape, x.dtype, how, trains, *map(_SHAPE_AND_DTYPE, self.weights)]
+        if trains:
+            question += [(t.dtype, t.requires_grad) for t in self.tensors]
+        known, checked = self.verdict
+        if question != known:
+            checked = _check(x, self.chain, how, trains)
+            self.verdict = question, checked  # one assignment: other threads may read it
+        return checked  # type: ignore[no-any-return]
 
     def is_reusable(self) -> bool:
         """Whether :meth:`is_current` finds every change, and keeping the tensors until then does no harm."""
@@ -310,17 +336,17 @@ def _own_attribute(module: nn.Module, name: Any) -> Any:
     return None if not isinstance(name, str) else module.__dict__.get(name, BlockSpec)  # BlockSpec: there is none
 
 
-class _Memory(dict[str, _Seen]):
+class Memory(dict[str, Seen]):
     """What is known of a module, by part of its spec. It lives in the module's ``__dict__``; copies are empty."""
 
     def __reduce__(self) -> Any:
-        return _Memory, ()
+        return Memory, ()
 
 
-def _last_seen(module: nn.Module, spec: layers.Spec) -> _Seen | Reason:
+def last_seen(module: nn.Module, spec: layers.Spec) -> Seen | Reason:
     memory = module.__dict__.get("_seen")
     if memory is None:
-        memory = module.__dict__["_seen"] = _Memory()
+        memory = module.__dict__["_seen"] = Memory()
     if isinstance(spec, layers.Derived):
         seen = memory.get(spec.part)
         if seen is not None and seen.is_current(module, seen.spec):
@@ -331,7 +357,7 @@ def _last_seen(module: nn.Module, spec: layers.Spec) -> _Seen | Reason:
     seen = memory.get(names.part)
     if seen is None or not seen.is_current(module, names):
         memory.pop(names.part, None)
-        seen = _Seen(module, names)
+        seen = Seen(module, names)
         if seen.is_reusable():
             memory[names.part] = seen
     return seen  # type: ignore[no-any-return]

@@ -229,7 +229,7 @@ class _Matcher:
 
     def _check_dead(self, live: set[fx.Node]) -> None:
         for node in self.trace.graph.nodes:
-            if node not in live and node.op not in ("placeholder", "get_attr") and not _is_check(node):
+            if node not in live and node.op not in ("placeholder", "get_attr") and not is_check(node):
                 raise _Refused("it computes {} without using it", "", self._text(self.steps[node], node))
 
     def _check_in_place(self) -> None:
@@ -261,7 +261,7 @@ class _Matcher:
             members.setdefault(alias[node], []).append(node)
 
 
-def _is_check(node: fx.Node) -> bool:
+def is_check(node: fx.Node) -> bool:
     """Whether a node that does not contribute to the output has no effect either."""
     if node.op == "call_function":
         return getattr(node.target, "__name__", "") in _CHECKS

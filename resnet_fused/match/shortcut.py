@@ -109,8 +109,13 @@ class Sides:
             elif node in nodes:
                 values[node] = graph.node_copy(node, lambda old: values[old])
         graph.output(values[end])
-        code = graph.python_code("self")
-        return _function(code.src, tuple(sorted((name, _Unhashed(value)) for name, value in code.globals.items())))
+        return compiled(graph)
+
+
+def compiled(graph: fx.Graph) -> Any:
+    """The function of a graph, whose first argument is the module."""
+    code = graph.python_code("self")
+    return _function(code.src, tuple(sorted((name, _Unhashed(value)) for name, value in code.globals.items())))
 
 
 class _Unhashed:

@@ -11,6 +11,7 @@ from torch import fx, nn
 from ..chain.layers import is_library_code
 from ..chain.norms import is_norm
 from ..chain.spec import Reason
+from ..modules._packing import OwnsPackedWeights
 from .randomness import States
 from .structure import structure
 
@@ -94,6 +95,8 @@ class _Tracer(fx.Tracer):
         self.thread, self.settings, self.context = threading.get_ident(), _settings(), ""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, OwnsPackedWeights):  # already fused
+            return True
         return is_norm(m) or (is_library_code(type(m)) and not isinstance(m, _CONTAINERS))
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -1,6 +1,7 @@
 """Fused residual blocks: the eager block's submodules and Parameters, with one kernel per convolution."""
 
 from ._block import FusedBlock
+from ._stages import FusedStage
 from .blocks import (
     FusedBasicBlock,
     FusedBottleneck,
@@ -20,5 +21,6 @@ __all__ = [
     "FusedPreActBlock",
     "FusedPreActBottleneck",
     "FusedPreActEnds",
+    "FusedStage",
     "FusedStem",
 ]

@@ -26,10 +26,14 @@ def run_stages(x: Tensor, channels_last: bool, stages: Iterable[nn.Module]) -> t
     that is not a fused block or that user code can observe: a module with hooks, with its own ``compile()``, or with a
     replaced ``forward``.
     """
+    return _run_blocks(x, channels_last, _blocks_with_next(stages))
+
+
+def _run_blocks(x: Tensor, channels_last: bool, blocks: Iterable[tuple[Any, Any]]) -> tuple[Tensor, bool]:
     internal = False  # whether only the next block reads x, which then has the default call
     how: Setting | Reason | None = None  # for activations of this dtype, until user code runs
     dtype: torch.dtype | None = None
-    for block, after in _blocks_with_next(stages):
+    for block, after in blocks:
         y, for_next = None, False
         if internal or (isinstance(block, FusedBlock) and _has_default_call(block)):
             if how is None or x.dtype is not dtype:
@@ -58,7 +62,8 @@ def is_observed(x: Tensor) -> bool:
 def _has_default_call(block: FusedBlock) -> bool:
     """Whether calling the block runs :meth:`FusedBlock.forward` and nothing else (no override, patch or hook)."""
     cls = type(block)
-    return cls.forward is _FORWARD and cls.__call__ is _CALL and not has_hooks_or_patches(block)
+    forwards = cls.forward is _FORWARD or getattr(cls.forward, "runs_fused", False)
+    return forwards and cls.__call__ is _CALL and not has_hooks_or_patches(block)
 
 
 def _is_internal_to(after: Any) -> bool:
@@ -75,14 +80,33 @@ def _blocks_with_next(stages: Iterable[nn.Module]) -> Iterator[tuple[Any, Any]]:
         if not _is_plain(stage):
             yield stage, None
             continue
-        names = list(stage._modules)
-        for name, next_name in zip(names, [*names[1:], None], strict=True):
-            yield stage._modules[name], _first_block(after) if next_name is None else stage._modules[next_name]
+        yield from _children_with_next(stage, _first_block(after))
+
+
+def _children_with_next(stage: Any, after: Any) -> Iterator[tuple[Any, Any]]:
+    names = list(stage._modules)
+    for name, next_name in zip(names, [*names[1:], None], strict=True):
+        yield stage._modules[name], after if next_name is None else stage._modules[next_name]
 
 
 def _is_plain(stage: Any) -> bool:
-    return type(stage) is nn.Sequential and not has_hooks_or_patches(stage)
+    return type(stage) in (nn.Sequential, FusedStage) and not has_hooks_or_patches(stage)
 
 
 def _first_block(stage: Any) -> Any:
     return next(iter(stage._modules.values()), None) if _is_plain(stage) else None
+
+
+class FusedStage(nn.Sequential):
+    """An ``nn.Sequential`` in a network that is not known as a whole: its fused blocks run as by :func:`run_stages`.
+
+    The output, and the input of everything else in the stage, have eager's memory format.
+    """
+
+    _eager_class = nn.Sequential
+
+    def forward(self, input: Tensor) -> Tensor:
+        if is_observed(input):
+            return nn.Sequential.forward(self, input)
+        y, last = _run_blocks(input, is_channels_last(input), _children_with_next(self, None))
+        return y if last or not isinstance(y, Tensor) else contiguous(y)

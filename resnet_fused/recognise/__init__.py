@@ -8,14 +8,18 @@ import sys
 from torch import nn
 
 from ..chain.spec import class_name
+from ..modules import FusedBlock, FusedStage
+from ..modules.stem import RunsStages
 from . import matched, own, registered
 from ._blocks import Recogniser
 from ._subclasses import DynamicFusedClass, overridden, recogniser_of
 from ._unknown import looks_like_a_block, parts_of
-from .matched import Matched, MatchedBlock, blocks_in, kind_of
+from .chains import FusedChains, has_chains, modules_with_chains
+from .matched import Matched, MatchedBlock, blocks_in, is_residual, kind_of
 from .registered import register_block
 
 __all__ = [
+    "FusedChains",
     "Matched",
     "MatchedBlock",
     "Recogniser",
@@ -25,11 +29,15 @@ __all__ = [
     "find",
     "find_base",
     "find_class",
+    "has_chains",
+    "is_residual",
     "kind_of",
     "looks_like_a_block",
+    "modules_with_chains",
     "overridden",
     "parts_of",
     "register_block",
+    "stages_in",
 ]
 
 
@@ -41,6 +49,8 @@ def find(module: nn.Module) -> Recogniser | None:
 def find_class(kind: type[nn.Module]) -> Recogniser | None:
     """The recogniser of a class: known exactly, or through a base class whose computation it does not override."""
     exact = next((r for r in _recognisers() if kind in (r.eager, r.fused)), None) or matched.recogniser(kind)
+    if exact is None and issubclass(kind, FusedChains):
+        return Recogniser("chains", kind._eager_class, kind)
     if exact is not None:
         return exact
     base = _nearest(kind)
@@ -61,9 +71,23 @@ def by_fused_class(module: nn.Module) -> Recogniser | None:
     kind = type(module)
     if DynamicFusedClass in kind.__bases__:
         return find_class(kind)
-    if matched.MatchedBlock in kind.__bases__:
-        return matched.recogniser(kind)
+    if kind is FusedStage:
+        return Recogniser("stage", nn.Sequential, FusedStage)
+    if matched.MatchedBlock in kind.__bases__ or FusedChains in kind.__bases__:
+        return find_class(kind)
     return next((r for r in _recognisers() if kind is r.fused), None)
+
+
+def stages_in(model: nn.Module) -> list[nn.Module]:
+    """The ``nn.Sequential`` modules with at least two fused blocks, apart from those of networks with a fused stem."""
+    handled = {part for network in model.modules() if isinstance(network, RunsStages) for part in network.modules()}
+    return [
+        module
+        for module in model.modules()
+        if type(module) is nn.Sequential
+        and module not in handled
+        and sum(isinstance(child, FusedBlock) for child in module) > 1
+    ]
 
 
 def _nearest(kind: type[nn.Module]) -> Recogniser | None:

@@ -69,17 +69,34 @@ def _first_override(kind: type, base: type, names: Iterable[str]) -> str | None:
 
 def recogniser_of(kind: type[nn.Module], base: Recogniser) -> Recogniser:
     """``base`` for its subclass ``kind``. The fused class derives from ``kind`` first, then from the fused base."""
+    made = class_of(kind, DynamicFusedClass, DynamicFusedClass, kind, base.fused)
+    return replace(base, eager=kind, fused=made)
+
+
+def class_of(kind: Any, mark: type, *bases: Any, **attributes: Any) -> Any:
+    """The fused class of ``kind`` with ``bases``, of which ``mark`` is one; created if necessary."""
     # Look in __subclasses__, which holds weak references; a cache here would keep the classes alive forever.
-    made: Any = next((c for c in kind.__subclasses__() if DynamicFusedClass in c.__bases__), None)
+    made = next((each for each in kind.__subclasses__() if mark in each.__bases__), None)
     if made is None:
-        attributes = {
+        attributes |= {
             "_eager_class": kind,
             "__module__": kind.__module__,
             "__doc__": f":class:`{class_name(kind)}`, converted.",
         }
-        bases = (DynamicFusedClass, kind, base.fused)
-        made = types.new_class(f"Fused{kind.__name__}", bases, exec_body=lambda namespace: namespace.update(attributes))
-    return replace(base, eager=kind, fused=made)
+        made = types.new_class(f"Fused{kind.__name__}", bases, exec_body=lambda space: space.update(attributes))
+    return made
+
+
+def new_instance(mark: Any, kind: Any) -> Any:
+    """Called by pickle: an instance without state of the fused class of ``kind`` that ``mark`` makes."""
+    made = mark.fused_class(kind)
+    return made.__new__(made)
+
+
+def reduced(module: Any, protocol: Any, mark: Any) -> Any:
+    """``__reduce_ex__`` of a class that ``mark`` made at run time, without what is known of the module."""
+    state: Any = nn.Module.__reduce_ex__(module, max(2, protocol))[2]
+    return new_instance, (mark, module._eager_class), {n: each for n, each in state.items() if n != "_matches"}
 
 
 def _fusing_attributes(base: Recogniser) -> Iterator[str]:

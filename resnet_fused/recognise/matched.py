@@ -1,6 +1,5 @@
 """Recognisers of blocks of any class, from what their ``forward`` computes."""
 
-import types
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +8,13 @@ from torch import nn
 from .. import match
 from ..chain import layers
 from ..chain.layers import is_library_code, own_classes
-from ..chain.spec import BlockSpec, Reason, class_name
+from ..chain.spec import BlockSpec, Reason
 from ..match import Mismatch
 from ..modules import FusedBlock
 from ..modules._packing import OwnsPackedWeights
 from . import _forward, _probe
 from ._blocks import Recogniser
-from ._subclasses import SPECIAL
+from ._subclasses import SPECIAL, class_of, reduced
 
 MAX_CONVS = 16  # of a block: tracing whole networks would take time
 
@@ -28,22 +27,17 @@ class MatchedBlock(FusedBlock):
     _spec_with_shortcut = layers.Derived(match.spec_with_shortcut, "with a shortcut")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        state = nn.Module.__reduce_ex__(self, max(2, protocol))[2]  # type: ignore[index]
-        return _new, (self._eager_class,), {name: value for name, value in state.items() if name != "_matches"}  # type: ignore[union-attr]
-
-    def forget_packed(self) -> None:
-        self.__dict__.pop("_matches", None)
-        super().forget_packed()
+        return reduced(self, protocol, MatchedBlock)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         match.remember(self, match.in_modes(self, self._eager_class))  # torch.compile cannot trace fx
 
-
-def _new(kind: Any) -> Any:
-    """Called by pickle: an instance without state of the fused class of ``kind``."""
-    made = fused_class(kind)
-    return made.__new__(made)
+    @staticmethod
+    def fused_class(kind: Any) -> Any:
+        """The fused class of an eager class, created if necessary."""
+        attributes = _forward.attributes(kind, shortcut=match.shortcut_argument(kind))
+        return class_of(kind, MatchedBlock, MatchedBlock, kind, **attributes)
 
 
 @dataclass(frozen=True)
@@ -57,31 +51,20 @@ class Matched:
 
     def convert(self, module: nn.Module) -> None:
         """Sets the class of the block to its fused class."""
-        module.__class__ = fused_class(type(module))
+        module.__class__ = MatchedBlock.fused_class(type(module))
         match.remember(module, self.matches)
-
-
-def fused_class(kind: Any) -> Any:
-    """The fused class of an eager class, created if necessary."""
-    # Look in __subclasses__, which holds weak references; a cache here would keep the classes alive forever.
-    made = next((each for each in kind.__subclasses__() if MatchedBlock in each.__bases__), None)
-    if made is None:
-        attributes = {
-            "_eager_class": kind,
-            "__module__": kind.__module__,
-            "__doc__": f":class:`{class_name(kind)}`, converted.",
-            **_forward.attributes(kind, match.shortcut_argument(kind)),
-        }
-        made = types.new_class(
-            f"Fused{kind.__name__}", (MatchedBlock, kind), {}, lambda space: space.update(attributes)
-        )
-    return made
 
 
 def recogniser(kind: Any) -> Recogniser | None:
     """The recogniser of a fused class made here, or of a subclass that a library such as FSDP2 made of it."""
     made = next((each for each in kind.__mro__ if MatchedBlock in each.__bases__), None)
     return None if made is None else Recogniser("residual block", made._eager_class, kind)
+
+
+def is_residual(module: Any) -> bool:
+    """Whether a converted module's ``forward`` ends with the addition of a shortcut."""
+    found = match.in_modes(module, module._eager_class)[0].found
+    return isinstance(found, BlockSpec) or found.residual
 
 
 def kind_of(module: nn.Module) -> str:
@@ -119,7 +102,7 @@ def _is_candidate(module: nn.Module) -> bool:
 def examine(module: nn.Module) -> Matched:
     """What a module computes, in eval and training mode."""
     kind = type(module)
-    reason = _unsuited(module, kind)
+    reason = unsuited(module, kind)
     if reason is not None:
         return Matched("residual block", reason, False)
     matches = match.in_modes(module, kind)
@@ -132,7 +115,7 @@ def examine(module: nn.Module) -> Matched:
     return Matched("residual block", first.reason, first.residual)
 
 
-def _unsuited(module: nn.Module, kind: type[nn.Module]) -> Reason | None:
+def unsuited(module: nn.Module, kind: type[nn.Module]) -> Reason | None:
     """Why the class of a module cannot be replaced."""
     if type(kind) not in (type, *_METACLASSES):
         return Reason("{} has the metaclass {}", "", kind, type(kind))
@@ -157,7 +140,7 @@ _RESERVED = {
     *vars(FusedBlock),
     *vars(OwnsPackedWeights),
 }
-_RESERVED = {name for name in _RESERVED if not name.startswith("__") and not hasattr(nn.Module, name)}
+_RESERVED = {name for name in _RESERVED if not name.startswith("__") and not hasattr(nn.Module, name)} | {"fused_class"}
 
 
 def _kind(spec: BlockSpec) -> str:
@@ -197,4 +180,4 @@ def _mismatch(module: nn.Module, each: Matched) -> str | None:
     chain = layers.read(module, spec, [])
     if isinstance(chain, Reason):
         return str(chain)
-    return _probe.mismatch(module, fused_class(type(module)), chain, _probe.MATCHED)
+    return _probe.mismatch(module, MatchedBlock.fused_class(type(module)), chain, _probe.MATCHED)

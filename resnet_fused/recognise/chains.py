@@ -1,0 +1,76 @@
+"""Modules that are no residual blocks, whose convolutions with BatchNorm and ReLU run as one op each in inference."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..chain import read, runs
+from ..chain.layers import is_library_code
+from ..chain.runs import Rewrite
+from ..chain.spec import Reason
+from ..match.runs import rewrite, rewrite_of
+from ..match.trace import copy_of
+from ..modules._packing import OwnsPackedWeights
+from . import _forward
+from ._subclasses import class_of, reduced
+from .matched import unsuited
+
+MAX_CONVS = 64  # of a module, so that whole networks of other kinds are not traced
+
+
+class FusedChains(OwnsPackedWeights):
+    """First base of the classes created here; see :func:`resnet_fused.convert` for ``chains``."""
+
+    _eager_class: Any
+
+    def forward(self, x: Tensor) -> Any:
+        found = runs.scope(self, rewrite_of, x)
+        read.note(self, "", found if isinstance(found, Reason) else None)
+        if isinstance(found, Reason):
+            return self._eager_class.forward(self, x)
+        function, scope = found
+        return function(scope, x)
+
+    def _kernel_weights(self) -> Iterator[Any]:
+        yield from (module._parameters.get("weight") for module in self.modules() if isinstance(module, nn.Conv2d))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return reduced(self, protocol, FusedChains)
+
+    @staticmethod
+    def fused_class(kind: Any) -> Any:
+        """The fused class of an eager class, created if necessary."""
+        return class_of(kind, FusedChains, FusedChains, kind, **_forward.attributes(kind, FusedChains.forward))
+
+
+def modules_with_chains(model: nn.Module) -> list[nn.Module]:
+    """The outermost modules that have both the convolution and the BatchNorm of a chain, but not in one child."""
+    found: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        if module in inside:
+            continue
+        if isinstance(module, OwnsPackedWeights):
+            inside.update(module.modules())
+        elif has_chains(module):
+            found.append(module)
+            inside.update(module.modules())
+    return found
+
+
+def has_chains(module: nn.Module) -> bool:
+    """Whether ``forward`` of a module has a chain that is in none of its children."""
+    kind = type(module)
+    if (is_library_code(kind) and kind is not nn.Sequential) or unsuited(module, kind) is not None:
+        return False
+    if not 0 < sum(isinstance(part, nn.Conv2d) for part in module.modules()) <= MAX_CONVS:
+        return False
+    found = rewrite(copy_of(module, kind, mode=False))
+    if not isinstance(found, Rewrite):
+        return False
+    return any(_child(spec.convs[0]) != _child(spec.norms[-1] or "") for spec in found.specs)
+
+
+def _child(path: str) -> str:
+    return path.partition(".")[0]
