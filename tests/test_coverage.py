@@ -265,6 +265,7 @@ def norm():
         (Reading((nn.Sequential(conv(groups=2), nn.SyncBatchNorm(4)),), ()), ""),
         (Reading((norm(), nn.ReLU(), conv(), norm(), nn.ReLU(), conv(), nn.Dropout().eval())), ""),
         (Reading((norm(), nn.ReLU(), conv()), (nn.ReLU(),)), "pre-activation with a ReLU after the addition"),
+        (Reading((conv(),), (nn.ReLU(),)), ""),
         (Reading((conv(), norm(), nn.ReLU())), "the branch is conv, norm, ReLU"),
         (Reading((conv(), nn.ReLU(), conv(), norm())), "the branch is conv, ReLU, conv, norm"),
         (Reading((conv(), norm(), nn.Dropout())), "Dropout in the branch"),

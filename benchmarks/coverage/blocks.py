@@ -174,7 +174,7 @@ READINGS: dict[str, Callable[[Any], Reading | None]] = {
 
 # Classes of the surveyed models that hold convolutions and add something, but are not counted, and why.
 LEFT_OUT = {
-    "timm's RepVggBlock and MobileOneBlock, Hugging Face's RepVggBlock": "sums of parallel branches",
+    "timm's RepVggBlock and MobileOneBlock, Hugging Face's RepVggBlock": "sums of branches; those of two convert",
     "timm's DlaTree, HighResolutionModule and CrossStage, pytorchcv's DLATree and HRBlock": "stages that hold blocks",
     "timm's SelecSlsBlock and OsaBlock, pytorchcv's SelecSLSUnit, Hugging Face's HGNetV2BasicLayer": "concatenations",
     "pytorchcv's BamResUnit and resattnet's AttBlock": "attention around blocks that are counted",

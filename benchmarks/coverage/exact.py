@@ -3,7 +3,7 @@
 Judged from a hand-written reading of the block's ``forward`` (:mod:`.blocks`), by class and attributes. Two forms are
 exact:
 
-    post-activation:  conv norm relu ... conv norm  + shortcut, then a ReLU or nothing
+    post-activation:  conv norm relu ... conv [norm]  + shortcut, then a ReLU or nothing
     pre-activation:   norm relu conv ... norm relu conv  + shortcut
 
 The shortcut may be any function of the block's input or, in the second form, of the first activated tensor. Eval mode:
@@ -86,7 +86,7 @@ NORMS = {
 }
 DROPS = {"Dropout", "Dropout2d", "DropPath", "BitDropPath", "StochasticDepth", "DropBlock2d"}
 
-POST, PRE = re.compile(r"(cnr)*cn"), re.compile(r"(nrc)+")
+POST, PRE = re.compile(r"(cnr)*cn?"), re.compile(r"(nrc)+")
 WORDS = {"c": "conv", "n": "norm", "r": "ReLU"}
 
 
