@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from ..chain import norms
 from ..chain.spec import class_name
-from .trace import Trace
+from .trace import IN_PLACE, Trace
 
 INPUT, CONV, NORM, RELU, ADD, SAME, OTHER = "input", "conv", "norm", "relu", "add", "same", "other"
 
@@ -158,9 +158,5 @@ def changes_input(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         in_place = argument(node, 99, "inplace", False) or (
             node.target in (F.relu,) and len(node.args) > 1 and node.args[1]
         )
-        return bool(in_place) or name.endswith("_") or node.target in _IN_PLACE or node.kwargs.get("out") is not None
+        return bool(in_place) or name.endswith("_") or node.target in IN_PLACE or node.kwargs.get("out") is not None
     return False
-
-
-_IN_PLACE = tuple(getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod"))
-_IN_PLACE += (operator.setitem,)

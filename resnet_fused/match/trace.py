@@ -1,6 +1,7 @@
 """Traces ``forward`` of one block with ``torch.fx``, without running or changing the block."""
 
 import inspect
+import operator
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -131,8 +132,12 @@ def _settings() -> tuple[bool, ...]:
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
 
 
+#: Augmented assignments, which ``fx.Proxy`` would record as if they made new tensors.
+IN_PLACE = tuple(getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod"))
+
+
 class _Proxy(fx.Proxy):
-    """A proxy that knows the number of dimensions, so that ``forward`` may check it."""
+    """A proxy that records augmented assignments, and knows the number of dimensions, so that it may be checked."""
 
     def dim(self) -> Any:
         return 4 if self.tracer.is_image(self.node) else fx.Proxy.__getattr__(self, "dim")()  # type: ignore[attr-defined]
@@ -143,6 +148,17 @@ class _Proxy(fx.Proxy):
 
     def numel(self) -> Any:
         return _Count()
+
+
+def _in_place(function: Any) -> Any:
+    def method(self: Any, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for each in IN_PLACE:
+    setattr(_Proxy, f"__{each.__name__}__", _in_place(each))
 
 
 class _Count:
