@@ -1,6 +1,7 @@
 """``convert``, ``revert`` and ``report``: switch eager blocks to fused blocks in place, and back."""
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -252,10 +253,16 @@ def _judge(module: nn.Module, path: str, matched: recognise.Matched | None) -> E
         return Entry(base.kind, REFUSED, reason or "")
     if matched is not None and matched.is_block:
         return Entry(matched.kind, REFUSED, _with_hint(matched.reason.at(path) if matched.reason else "", module))
-    if recognise.looks_like_a_block(module):
+    if recognise.looks_like_a_block(module) or (matched is not None and _is_named_block(module)):
         reason = "" if matched is None or matched.reason is None else f": {matched.reason.at(path)}"
         return Entry(UNKNOWN, REFUSED, _with_hint(f"it is no residual block{reason}", module))
     return None
+
+
+def _is_named_block(module: nn.Module) -> bool:
+    """Whether the name of a class that cannot be traced says that it is a block."""
+    convs = sum(isinstance(part, nn.Conv2d) for part in module.modules())
+    return convs > 1 and re.search("block|bottleneck|unit", type(module).__name__, re.IGNORECASE) is not None
 
 
 def _with_hint(reason: str, module: nn.Module) -> str:

@@ -1,6 +1,7 @@
 """Parses stride, padding and similar layer attributes, which users may have modified, as torch interprets them."""
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor
@@ -12,12 +13,16 @@ def pair(value: Any, least: int) -> Pair | None:
     """``value`` as a pair of ints, each at least ``least``; None if torch rejects it or interprets it differently."""
     if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int and min(value) >= least:
         return value  # fast path: nn.Conv2d stores every argument in this form
-    values = (value,) if isinstance(value, int) else value
+    values = (value,) if isinstance(value, Integral) else value
     if not isinstance(values, tuple | list) or not 1 <= len(values) <= 2:
         return None
-    if any(not isinstance(v, int) or isinstance(v, bool) or v < least for v in values):
+    if any(not _is_number(v) or v < least for v in values):
         return None
-    return values[0], values[-1]
+    return int(values[0]), int(values[-1])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Integral) and value is not True and value is not False  # numpy's integers too
 
 
 def of_conv(conv: Any) -> tuple[Pair, Pair, Pair, int] | None:
@@ -26,9 +31,9 @@ def of_conv(conv: Any) -> tuple[Pair, Pair, Pair, int] | None:
         return None
     stride, padding, dilation = pair(conv.stride, 1), pair(conv.padding, 0), pair(conv.dilation, 1)
     groups = conv.groups
-    if stride is None or padding is None or dilation is None or type(groups) is not int or groups < 1:
+    if stride is None or padding is None or dilation is None or not _is_number(groups) or groups < 1:
         return None
-    return stride, padding, dilation, groups
+    return stride, padding, dilation, int(groups)
 
 
 def of_pool(pool: Any) -> tuple[Pair, Pair, Pair] | None:

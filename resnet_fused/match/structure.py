@@ -80,17 +80,17 @@ def structure(block: nn.Module, kind: type) -> Structure:
 
 
 def _counts(value: Any) -> bool:
-    return not isinstance(value, Tensor)  # such as an output that a hook stores: see unseen()
+    return not issubclass(type(value), Tensor)  # such as an output that a hook stores: see unseen()
 
 
-def frozen(value: Any) -> Any:
+def frozen(value: Any, depth: int = 0) -> Any:
     """A copy of an attribute that later changes of the attribute do not reach."""
-    if isinstance(value, _PLAIN):
+    if type(value) in _PLAIN:
         return value
-    if type(value) in (list, tuple):
-        return type(value)(map(frozen, value))
-    if type(value) is dict:
-        return {key: frozen(each) for key, each in value.items()}
+    if type(value) in (list, tuple) and depth <= 4:
+        return type(value)(frozen(each, depth + 1) for each in value)
+    if type(value) is dict and depth <= 4:
+        return {key: frozen(each, depth + 1) for key, each in value.items()}
     return frozenset(map(repr, value)) if type(value) is set else Same(value)
 
 
@@ -116,7 +116,7 @@ def unseen(block: nn.Module, kind: type) -> Reason | None:
         for name, value in vars(part).items():
             if name in _INTERNAL or _is_seen(value, inside):
                 continue
-            if isinstance(value, Tensor) and not (not is_library_code(cls) and name in _reachable(cls).names):
+            if issubclass(type(value), Tensor) and not (not is_library_code(cls) and name in _reachable(cls).names):
                 continue
             where = f"{path}.{name}" if path else name
             return Reason("{name} is a {}, whose changes would not be seen", where, type(value))
@@ -127,11 +127,11 @@ def unseen(block: nn.Module, kind: type) -> Reason | None:
             if name in reached.names:
                 return Reason("the code of {} uses {}", "", cls, name)
         for name, value in reached.globals.items():
-            if not _is_seen(value, set()) and not isinstance(value, type | logging.Logger):
+            if not _is_constant(value) and not isinstance(value, logging.Logger):
                 return Reason("the code of {} uses the global variable {}", "", cls, name)
         for owner in own_classes(cls):
             for name, value in vars(owner).items():
-                if not (name.startswith(("__", "_abc_")) or _is_class_member(value)):
+                if not (name.startswith(("__", "_abc_")) or _is_constant(value)):
                     return Reason("{}.{} is a {}, whose changes would not be seen", "", owner, name, type(value))
     return None
 
@@ -148,31 +148,38 @@ _UNSAFE: tuple[str, ...] = (
     "buffers",
 )
 _UNSAFE += ("random", "numpy", "np", "time", "environ")
-_MEMBERS = (types.FunctionType, staticmethod, classmethod, property, functools.cached_property, type)
+_CLOCKS = ("random", "numpy.random", "time")
 
 
-def _is_class_member(value: Any) -> bool:
-    return isinstance(value, _MEMBERS) or _is_seen(value, set())
+def _is_constant(value: Any, depth: int = 0) -> bool:
+    """Whether nothing that code reads of a value can change: a number, a function, a class, a module of functions."""
+    if depth > 4:
+        return False
+    if type(value) in (tuple, frozenset):
+        return all(_is_constant(each, depth + 1) for each in value)
+    if isinstance(value, staticmethod | classmethod | functools.cached_property):
+        return True
+    if isinstance(value, property):
+        return all(each is None or _is_constant(each, depth + 1) for each in (value.fget, value.fset, value.fdel))
+    if isinstance(value, types.FunctionType):
+        cells = (cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell))
+        return all(_is_constant(each, depth + 1) for each in cells)
+    return isinstance(value, (*_FIXED, type)) and getattr(value, "__name__", "") not in _CLOCKS
 
 
 def _is_seen(value: Any, inside: set[int], depth: int = 0) -> bool:
     """Whether a change of the value is a change of an attribute. ``inside``: the ids of modules that are watched."""
-    if isinstance(value, _FIXED):
-        return not isinstance(value, types.ModuleType) or value.__name__ not in ("random", "numpy.random", "time")
     if depth > 4:  # such as a list that contains itself
         return False
     if type(value) in (list, tuple, set):
         return all(_is_seen(each, inside, depth + 1) for each in value)
     if type(value) is dict:
         return all(_is_seen(each, inside, depth + 1) for each in value.values())
-    if isinstance(value, type):
+    if type(value) is functools.partial:
+        return all(_is_constant(each) for each in (value.func, *value.args, *value.keywords.values()))
+    if isinstance(type(value), type) and issubclass(type(value), type):
         return is_library_code(value) or issubclass(value, nn.Module)
-    if isinstance(value, functools.partial):
-        return _is_seen((value.func, *value.args, value.keywords), inside, depth + 1)
-    if isinstance(value, types.FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-        return all(isinstance(each, (*_FIXED, type)) or _is_seen(each, inside, depth + 1) for each in cells)
-    return isinstance(value, nn.Module) and id(value) in inside
+    return id(value) in inside or _is_constant(value)
 
 
 def _is_filled(cell: Any) -> bool:
@@ -216,9 +223,7 @@ def _reach(cls: type) -> _Reached:
                 names |= found
                 waiting += found
                 variables |= {each: function.__globals__[each] for each in found if each in function.__globals__}
-    return _Reached(
-        frozenset(names), {name: each for name, each in variables.items() if not isinstance(each, _MEMBERS)}
-    )
+    return _Reached(frozenset(names), variables)
 
 
 def _functions(value: Any) -> Iterator[types.FunctionType]:

@@ -42,12 +42,14 @@ def copy_of(block: nn.Module, kind: type[nn.Module], mode: bool | None = None) -
     return root  # type: ignore[no-any-return]
 
 
-def _copy(value: Any, memo: dict[int, Any], kind: type[nn.Module] | None = None) -> Any:
+def _copy(value: Any, memo: dict[int, Any], kind: type[nn.Module] | None = None, depth: int = 0) -> Any:
     """A copy of a module of class ``kind`` and of all its modules, or of a list that may contain modules."""
+    if depth > 4:  # such as a list that contains itself, which unseen() refuses
+        return value
     if type(value) in (list, tuple):
-        return type(value)(_copy(each, memo) for each in value)
+        return type(value)(_copy(each, memo, depth=depth + 1) for each in value)
     if type(value) is dict:
-        return {key: _copy(each, memo) for key, each in value.items()}
+        return {key: _copy(each, memo, depth=depth + 1) for key, each in value.items()}
     if not issubclass(type(value), nn.Module):
         return value
     if id(value) not in memo:

@@ -14,7 +14,7 @@ from ..match.trace import copy_of
 from ..modules._packing import OwnsPackedWeights
 from . import _forward
 from ._subclasses import class_of, reduced
-from .matched import unsuited
+from .matched import why_unsuited
 
 MAX_CONVS = 64  # of a module, so that whole networks of other kinds are not traced
 
@@ -62,11 +62,14 @@ def modules_with_chains(model: nn.Module) -> list[nn.Module]:
 def has_chains(module: nn.Module) -> bool:
     """Whether ``forward`` of a module has a chain that is in none of its children."""
     kind = type(module)
-    if (is_library_code(kind) and kind is not nn.Sequential) or unsuited(module, kind) is not None:
+    if (is_library_code(kind) and kind is not nn.Sequential) or why_unsuited(module, kind) is not None:
         return False
     if not 0 < sum(isinstance(part, nn.Conv2d) for part in module.modules()) <= MAX_CONVS:
         return False
-    found = rewrite(copy_of(module, kind, mode=False))
+    try:
+        found = rewrite(copy_of(module, kind, mode=False))
+    except Exception:  # the user's classes may raise anything
+        return False
     if not isinstance(found, Rewrite):
         return False
     return any(_child(spec.convs[0]) != _child(spec.norms[-1] or "") for spec in found.specs)

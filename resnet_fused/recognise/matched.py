@@ -111,7 +111,7 @@ def examine(module: nn.Module) -> Matched:
 
 
 def _examine(module: nn.Module, kind: type[nn.Module]) -> Matched:
-    reason = unsuited(module, kind)
+    reason = why_unsuited(module, kind)
     if reason is not None:
         return Matched("residual block", reason, False)
     matches = match.in_modes(module, kind)
@@ -124,7 +124,7 @@ def _examine(module: nn.Module, kind: type[nn.Module]) -> Matched:
     return Matched("residual block", first.reason, first.residual)
 
 
-def unsuited(module: nn.Module, kind: type[nn.Module]) -> Reason | None:
+def why_unsuited(module: nn.Module, kind: type[nn.Module]) -> Reason | None:
     """Why the class of a module cannot be replaced."""
     parts = list(module.named_modules())
     for path, part in parts:
