@@ -1,6 +1,7 @@
 """Compares a registered block's spec with its ``forward``: a wrong spec must not change a model silently."""
 
 import copy
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..chain import read
+from ..chain.geometry import output_shape
 from ..chain.spec import Chain, Reason
 from ..match import Match, remember
 from ..match.randomness import States
@@ -18,6 +20,7 @@ TOLERANCE = 1e-6
 SIZES = ((2, 9, 8), (2, 33, 32))  # N, H, W: odd and even, so that a wrong stride shows; the first that forward accepts
 NONE, EVEN, ODD = slice(0, 0), slice(0, None, 2), slice(1, None, 2)  # the BatchNorms in eval mode
 MODES = (("eval", NONE), ("training", NONE), ("mixed training", EVEN), ("mixed training", ODD))
+NOT_COMPARED = "it cannot be compared with its spec"
 SCALES = (1.0, 1e3)  # of the input and of gamma: a clamp such as relu6 shows
 
 
@@ -56,24 +59,29 @@ def _differences(module: nn.Module, fused: Any, chain: Chain, matches: tuple[Mat
         accepted = (shape for shape in shapes if _accepts(eager, fused._eager_class.forward, shape))
         shape = next(accepted, shapes[0])
         x = torch.randn(shape, dtype=torch.float64, generator=generator) * scale
-        for (mode, frozen), grad in itertools.product(MODES, (True, False)):
+        variants: list[tuple[dict[str, Tensor], Any]] = [({}, fused._spec)]
+        argument = next((each.argument for each in matches if each.argument), "")
+        if argument:
+            added = torch.randn(output_shape(x, chain.convs), dtype=torch.float64, generator=generator)
+            variants.append(({argument: added}, fused._spec_with_shortcut))
+        for (mode, frozen), grad, (given, spec) in itertools.product(MODES, (True, False), variants):
             for block in (eager, own):
                 block.train(mode != "eval")
                 norms = [part for part in block.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
                 for norm in norms[frozen]:
                     norm.eval()
             with torch.set_grad_enabled(grad):
-                how = read.block(own, fused._spec, x) if matches else None
+                how = read.block(own, spec, x) if matches else None
                 if isinstance(how, Reason):
                     reason = how
                     continue
-                difference = _difference(eager, own, x, draws=not matches)
+                difference = _difference(eager, own, x, given, draws=not matches)
             compared = True
             if difference is not None:
                 where = f"in {mode} mode{'' if grad else ' without gradients'}"
                 yield f"its spec does not match its forward: {where}, {difference}"
     if not compared:
-        yield f"it cannot be compared with its spec: {reason}"
+        yield f"{NOT_COMPARED}: {reason}"
 
 
 def _with_random_tensors(module: nn.Module, scale: float, generator: torch.Generator) -> nn.Module:
@@ -103,17 +111,17 @@ def _in_channels(chain: Chain) -> int:
     return chain.convs[0].weight.shape[1] * chain.convs[0].groups
 
 
-def _difference(eager: nn.Module, own: Any, x: Tensor, draws: bool) -> str | None:
-    """``draws``: whether to look for random numbers."""
+def _difference(eager: nn.Module, own: Any, x: Tensor, given: dict[str, Tensor], draws: bool) -> str | None:
+    """``given``: other arguments of ``forward``. ``draws``: whether to look for random numbers."""
     before = States.now() if draws else None
     try:
-        expected = list(_results(eager, own._eager_class.forward, x))
+        expected = list(_results(eager, functools.partial(own._eager_class.forward, **given), x))
     except Exception as error:  # the user's code may raise anything
         return f"it raises {type(error).__name__} for an input of shape {list(x.shape)}: {_line(error)}"
     if before is not None and States.now() != before:
         return "it draws random numbers"
     with read.recording() as records:
-        found = list(_results(own, type(own).forward, x))
+        found = list(_results(own, functools.partial(type(own).forward, **given), x))
     changed = next((name for name, value in _attributes(eager).items() if _attributes(own).get(name) != value), None)
     if changed is not None:
         return f"it sets its attribute {changed}"
@@ -156,7 +164,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 def _accepts(module: nn.Module, forward: Any, shape: tuple[int, ...]) -> bool:
     try:
-        forward(copy.deepcopy(module), torch.zeros(shape, dtype=torch.float64))
+        forward(copy.deepcopy(module).eval(), torch.zeros(shape, dtype=torch.float64))
     except Exception:  # such as an image that is smaller than a filter
         return False
     return True

@@ -174,7 +174,12 @@ def _compare(found: dict[nn.Module, Matched]) -> None:
         equal = _equal.setdefault(kind, set())
         if code in equal:
             continue
-        mismatch = _mismatch(min(modules, key=_size), found)
+        # By size: one that is called with a shortcut only may need other shapes.
+        tried = {_size(module): module for module in modules}
+        for size in sorted(tried):
+            mismatch = _mismatch(tried[size], found)
+            if mismatch is None or not mismatch.startswith(_probe.NOT_COMPARED):
+                break
         if mismatch is None:
             equal.add(code)
             continue
