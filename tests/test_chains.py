@@ -1,4 +1,4 @@
-"""``convert(model, chains=True)``: other modules run each convolution with BatchNorm and ReLU as one op in inference."""
+"""``convert(model, chains=True)``: other modules infer each convolution with BatchNorm and ReLU as one op."""
 
 import copy
 import gc
@@ -121,9 +121,7 @@ def test_outputs_in_narrow_dtypes(name, dtype):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(
-    "name", [name for name in CASES if name != "reused"]
-)  # its forward modifies what autograd saves
+@pytest.mark.parametrize("name", [name for name in CASES if name != "reused"])  # which modifies what autograd saves
 def test_gradients_run_the_eager_code(name, training):
     eager, fused = (module.float().train(training) for module in pair(CASES[name].make))
     if CASES[name].size == (1, 1) and training:

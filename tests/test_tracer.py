@@ -81,7 +81,7 @@ def test_graph_module_runs_fused(make, channels, blocks):
     x = input_of(channels, (32, 32))
     assert len(ops_of(traced(fused), x)) >= blocks
     runs = resnet_fused.explain(traced(fused).requires_grad_(False), x)
-    assert {run.how for run in runs.values()} == {"inference"}
+    assert {run.how for run in runs.values() if "block" in run.kind} == {"inference"}
 
 
 @every_network
@@ -132,7 +132,6 @@ def test_blocks_of_a_graph_are_reverted():
     graph = resnet_fused.revert(traced(fused))
     assert not any(isinstance(module, modules.FusedBlock) for module in graph.modules())
     with torch.no_grad():
-        torch.testing.assert_close(graph(input_of(3)), eager(input_of(3)) * 0 + graph(input_of(3)))
         x = input_of(3)
         assert torch.equal(graph(x), eager(x))
 
