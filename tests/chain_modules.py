@@ -187,6 +187,20 @@ class Stem(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class Own(nn.Module):
+    """A network whose stages are Sequentials: of blocks, of blocks and other modules, and nested."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, 1, 1)
+        self.layer1 = nn.Sequential(Basic(), Basic())
+        self.layer2 = nn.Sequential(Basic(6, 8, 2), nn.Dropout2d(0.0), Basic(8, 8), conv3(8, 8), Basic(8, 8))
+        self.layer3 = nn.Sequential(nn.Sequential(Basic(8, 8), Basic(8, 8)), nn.Sequential(Basic(8, 8)))
+
+    def forward(self, x):
+        return self.layer3(self.layer2(self.layer1(self.stem(x))))
+
+
 class Reused(nn.Module):
     """One convolution with two norms, its input modified afterwards, an unused value, a norm on a pooled vector."""
 

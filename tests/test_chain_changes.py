@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from chain_modules import CASES, ConvNormAct, Nested, OneConvolution, SEBottleneck, Stem, vgg
+from chain_parity import call, check, converted, explained, fused_ops, image, pair
 from criterion import assert_close
 from handwritten_blocks import conv1, conv3
 from support import randomise
-from test_chains import call, check, converted, explained, fused_ops, image, pair
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 

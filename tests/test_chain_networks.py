@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from chain_modules import ConvNormAct, OneConvolution, SEBottleneck, Stem, vgg
+from chain_parity import check, converted, explained, fused_ops, image, pair, step
 from handwritten_blocks import Basic, conv1, conv3
 from handwritten_parity import FORMATS, MODES, assert_same
 from support import RecordedOps
-from test_chains import check, converted, explained, fused_ops, image, pair, step
 from torch import nn
 
 import resnet_fused

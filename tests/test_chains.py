@@ -22,70 +22,16 @@ from chain_modules import (
     TwoOutputs,
     vgg,
 )
+from chain_parity import LAST, call, check, converted, explained, fused_ops, image, pair, step
 from criterion import assert_close
 from handwritten_blocks import Basic, conv1
 from handwritten_parity import FORMATS, MODES, assert_same
-from support import ops_of, randomise
 from torch import Tensor, nn
 
 import resnet_fused
 
 every_case = pytest.mark.parametrize("name", CASES)
 formats = pytest.mark.parametrize("memory_format", FORMATS, ids=["contiguous", "channels_last"])
-LAST = torch.channels_last
-
-
-def pair(make, dtype=torch.float64):
-    """An eager module in eval mode and its converted copy."""
-    torch.manual_seed(0)
-    eager = randomise(make()).to(dtype).eval()
-    return eager, converted(copy.deepcopy(eager))
-
-
-def converted(module):
-    return resnet_fused.convert(module, chains=True)
-
-
-def image(size=(7, 9), memory_format=LAST, dtype=torch.float64, channels=8):
-    torch.manual_seed(1)
-    return torch.randn(3, channels, *size).to(dtype).contiguous(memory_format=memory_format)
-
-
-def call(module, *args, grad=False, **kwargs):
-    """The outputs, by index."""
-    torch.manual_seed(2)  # of dropout
-    with torch.set_grad_enabled(grad):
-        y = module(*(x.clone() if isinstance(x, Tensor) else x for x in args), **kwargs)
-    return dict(enumerate((y,) if isinstance(y, Tensor) else y))
-
-
-def check(eager, fused, *args, **kwargs):
-    """Compares outputs and their strides; without gradients."""
-    args = args or (image(),)
-    expected, actual = (call(module, *args, **kwargs) for module in (eager, fused))
-    assert_same(actual, expected)
-    for i, y in expected.items():
-        assert actual[i].stride() == y.stride()
-
-
-def step(module, x):
-    """Everything that a call with gradients gives or changes."""
-    module.zero_grad()
-    leaf = x.clone().requires_grad_()
-    outputs = call(module, leaf, grad=True)
-    sum(y.square().sum() for y in outputs.values()).backward()
-    found = {i: y.detach() for i, y in outputs.items()} | {"gradient of x": leaf.grad}
-    found |= {f"gradient of {name}": p.grad for name, p in module.named_parameters() if p.grad is not None}
-    return found | {name: buffer.clone() for name, buffer in module.named_buffers()}
-
-
-def fused_ops(module, x=None):
-    return len(ops_of(module, image() if x is None else x))
-
-
-def explained(module, *args):
-    with torch.no_grad():
-        return resnet_fused.explain(module, *(args or (image(),)))[""]
 
 
 @formats
@@ -102,9 +48,12 @@ def test_outputs_and_strides_equal_eager(name, memory_format):
 @every_case
 def test_each_convolution_and_norm_is_one_op(name):
     case, (_, fused) = CASES[name], pair(CASES[name].make)
+    if case.runs is None:
+        return
     assert type(fused)._eager_class is type(case.make())
-    assert explained(fused, image(case.size)).how == "inference"
-    assert case.runs in (None, fused_ops(fused, image(case.size)))
+    assert fused_ops(fused, image(case.size)) == case.runs
+    if case.runs:
+        assert explained(fused, image(case.size)).how == "inference"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -131,7 +80,9 @@ def test_gradients_run_the_eager_code(name, training):
         expected, actual = step(eager, x), step(fused, x)
         assert all(torch.equal(actual[key], value) for key, value in expected.items())
     run = resnet_fused.explain(fused, x)[""]
-    assert (run.how, run.reason) == ("eager", "gradients are enabled; chains are fused in inference only")
+    assert run.how == "eager"
+    if CASES[name].runs:
+        assert run.reason == "gradients are enabled; chains are fused in inference only"
 
 
 @pytest.mark.parametrize("grad", [True, False])

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from chain_modules import Own
 from criterion import assert_close
 from handwritten_blocks import Basic, NoLastReLU, conv3
 from handwritten_parity import ALL_MODES, FORMATS, MODES, assert_same, input_of, step
@@ -15,21 +16,6 @@ from torch import nn
 import resnet_fused
 from resnet_fused import models, reference
 from resnet_fused.modules import FusedStage
-
-
-class Own(nn.Module):
-    """A network whose stages are Sequentials: of blocks, of blocks and other modules, and nested."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 6, 3, 1, 1)
-        self.layer1 = nn.Sequential(Basic(), Basic())
-        self.layer2 = nn.Sequential(Basic(6, 8, 2), nn.Dropout2d(0.0), Basic(8, 8), conv3(8, 8), Basic(8, 8))
-        self.layer3 = nn.Sequential(nn.Sequential(Basic(8, 8), Basic(8, 8)), nn.Sequential(Basic(8, 8)))
-
-    def forward(self, x):
-        return self.layer3(self.layer2(self.layer1(self.stem(x))))
-
 
 STAGES = {
     "two blocks": lambda: nn.Sequential(Basic(), Basic()),

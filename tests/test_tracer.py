@@ -6,11 +6,11 @@ import warnings
 
 import pytest
 import torch
+from chain_modules import Own
 from handwritten_blocks import BLOCKS, Basic
 from handwritten_parity import MODES, assert_same, input_of, step
 from handwritten_shortcuts import SHORTCUTS, PreActivation
 from support import ops_of, randomise
-from test_fused_stage import Own
 from torch import nn
 
 import resnet_fused
