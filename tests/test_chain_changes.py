@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from chain_modules import CASES, ConvNormAct, Nested, OneConvolution, SEBottleneck, Stem, vgg
 from chain_parity import call, check, converted, explained, fused_ops, image, pair
 from criterion import assert_close
-from handwritten_blocks import conv1, conv3
+from handwritten_blocks import Basic, conv1, conv3
 from support import randomise
 from torch import nn
 from torch.nn.utils import parametrizations, prune
@@ -398,3 +398,41 @@ def test_sequential_is_edited_and_sliced():
         module[-1] = nn.ReLU()
     check(eager, fused)
     assert fused_ops(fused) == 3
+
+
+class WithoutAutocast(Basic):
+    """Both its convolutions and those of the shortcut run in float32."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x)
+
+
+class OneWithoutAutocast(OneConvolution):
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            return F.relu(self.bn(self.conv(x)))
+
+
+class WithGradients(OneConvolution):
+    def forward(self, x):
+        with torch.enable_grad():
+            return F.relu(self.bn(self.conv(x)))
+
+
+@pytest.mark.parametrize("make", [OneWithoutAutocast, lambda: WithoutAutocast(8, 6, 2)], ids=["chain", "block"])
+def test_forward_that_disables_autocast(make):
+    eager, fused = pair(make, torch.float32)
+    x = image(dtype=torch.float32)
+    call(fused, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, actual = call(eager, x)[0], call(fused, x)[0]
+    assert actual.dtype is expected.dtype is torch.float32
+    torch.testing.assert_close(actual, expected)
+
+
+def test_forward_that_enables_gradients():
+    eager, fused = pair(WithGradients)
+    check(eager, fused)
+    with torch.no_grad():
+        assert fused(image()).requires_grad == eager(image()).requires_grad
