@@ -191,6 +191,22 @@ def test_hint_is_kept():
             assert all(report[name].kind.startswith("chains") for name in hints)
 
 
+def test_coverage_counts_blocks_inside_a_converted_network():
+    """The stem is a chain of the network itself; the blocks cannot be fused as a whole, so they are chains too."""
+
+    class Network(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).mean((2, 3))
+
+    model = Network(conv3(8, 8), nn.BatchNorm2d(8), nn.ReLU(), SEBottleneck(), SEBottleneck(), Basic(8, 8))
+    before = resnet_fused.report(model).coverage
+    report = resnet_fused.report(converted(model))
+    assert tuple(report.coverage) == tuple(before) == (1, 3)
+    assert report[""].kind == "chains"
+    assert {report[name].kind for name in "34"} == {"chains of a residual block"}
+    assert not any("chains=True" in entry.reason for entry in report.values())
+
+
 def test_lists_and_dictionaries_of_modules():
     class Lists(nn.Module):
         def __init__(self):
