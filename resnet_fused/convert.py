@@ -127,6 +127,7 @@ def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = Fal
     wrapper = _wrapper(model)
     if wrapper is not None:
         raise ValueError(f"the model is {_wrapped_by(wrapper)}")
+    recognise.revert_outdated(model)
     matched = _matched_blocks(model)
     chosen: list[nn.Module] = []
     refused: list[str] = []
@@ -147,13 +148,17 @@ def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = Fal
             module.__class__ = recogniser.fused
         else:
             matched[module].convert(module)
-    for stage in recognise.stages_in(model):
-        stage.__class__ = FusedStage
     if chains:
         names = {module: name for name, module in model.named_modules()}
-        for module in recognise.modules_with_chains(model):
-            if filter_fn is None or filter_fn(module, names[module]):
-                module.__class__ = recognise.FusedChains.fused_class(type(module))
+        wrappers, _ = _wrapped_modules(model)
+
+        def accepts(module: nn.Module) -> bool:
+            return module not in wrappers and (filter_fn is None or filter_fn(module, names[module]))
+
+        for module in recognise.modules_with_chains(model, accepts):
+            module.__class__ = recognise.FusedChains.fused_class(type(module))
+    for stage in recognise.stages_in(model):
+        stage.__class__ = FusedStage
     coverage = Report(entries).coverage
     _log.info("%s: converted %d modules; %s can be fused", type(model).__name__, len(chosen), coverage)
     return model
@@ -206,6 +211,7 @@ def _candidates(
 ) -> Iterator[tuple[str, nn.Module, Entry]]:
     wrappers, untouched = _wrapped_modules(model)
     inside: set[nn.Module] = set()  # submodules of modules already listed
+    covered: set[nn.Module] = set()  # those of modules whose chains run fused
     for name, module in model.named_modules():
         if module in inside:
             continue
@@ -216,14 +222,18 @@ def _candidates(
         if isinstance(module, FusedStage):
             continue
         entry = _judge(module, name, matched.get(module))
-        if entry is None:
+        if entry is None or (module in covered and entry.kind == UNKNOWN):
             continue
+        if entry.kind == CHAINS:
+            covered.update(module.modules())
+        elif module in covered and entry.status == REFUSED:
+            entry = Entry(BLOCK_CHAINS, CONVERTED)
         if entry.status == CONVERTIBLE and module in wrappers:
             entry = Entry(entry.kind, REFUSED, f"it is {_wrapped_by(wrappers[module])}")
         yield name, module, replace(entry, class_name=_class_name(module))
-        if entry.kind not in (STEM, UNKNOWN):
+        if entry.kind not in (STEM, UNKNOWN, CHAINS):
             inside.update(module.modules())
-        elif entry.kind == UNKNOWN and name:
+        elif entry.kind != STEM and name:
             inside.update(recognise.parts_of(module))
 
 
@@ -235,7 +245,9 @@ def _judge(module: nn.Module, path: str, matched: recognise.Matched | None) -> E
     recogniser = recognise.find(module)
     if recogniser is not None:
         if recogniser.kind == CHAINS:
-            return Entry(BLOCK_CHAINS if recognise.is_residual(module) else CHAINS, CONVERTED)
+            kind = BLOCK_CHAINS if recognise.is_residual(module) else CHAINS
+            eager = recognise.why_eager(module)
+            return _converted(kind, None if eager is None else eager.at(path))
         if type(module) is recogniser.fused:
             kind = recognise.kind_of(module) if isinstance(module, recognise.MatchedBlock) else recogniser.kind
             return _converted(kind, recogniser.reason(module, path, converted=True))

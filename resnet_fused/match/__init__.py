@@ -5,6 +5,15 @@
 """
 
 from .block import Mismatch
-from .derive import Match, in_modes, remember, shortcut_argument, spec_of, spec_with_shortcut
+from .derive import Match, in_modes, is_outdated, remember, shortcut_argument, spec_of, spec_with_shortcut
 
-__all__ = ["Match", "Mismatch", "in_modes", "remember", "shortcut_argument", "spec_of", "spec_with_shortcut"]
+__all__ = [
+    "Match",
+    "Mismatch",
+    "in_modes",
+    "is_outdated",
+    "remember",
+    "shortcut_argument",
+    "spec_of",
+    "spec_with_shortcut",
+]

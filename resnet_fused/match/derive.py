@@ -56,6 +56,11 @@ def spec_of(block: Any) -> BlockSpec | Reason:
     return found.reason if isinstance(found, Mismatch) else found
 
 
+def is_outdated(block: Any) -> bool:
+    """Whether a converted block runs code that was not compared at conversion."""
+    return _remembered(block, "") is _CHANGED
+
+
 def spec_with_shortcut(block: Any) -> BlockSpec | Reason:
     """The same if the caller gives the shortcut."""
     found = _remembered(block, shortcut_argument(block._eager_class))

@@ -20,7 +20,7 @@ def rewrite_of(module: Any) -> Rewrite | Reason:
 
 def rewrite(root: nn.Module) -> Rewrite | Reason:
     """The ``forward`` of ``root``, a :func:`copy_of` a module, with its runs as calls; or why it stays as it is."""
-    reason = unseen(root, type(root))
+    reason = unseen(root, type(root), compared=False)
     traced = trace(root) if reason is None else reason
     if isinstance(traced, Reason):
         return traced
@@ -46,7 +46,7 @@ def rewrite(root: nn.Module) -> Rewrite | Reason:
         if node.op == "placeholder":
             if node in used:
                 values[node] = graph.placeholder("x")
-                run = graph.get_attr("run")
+                run = graph.get_attr("rf_run")
         elif node in runs:  # called where the convolution is: its input may be modified later
             _, last = runs[node]
             source = values[next(iter(inputs(node)))]

@@ -108,8 +108,11 @@ def code(structure: Structure) -> Any:
     return tuple(found)
 
 
-def unseen(block: nn.Module, kind: type) -> Reason | None:
-    """Why a change of something that ``forward`` may read could not be seen."""
+def unseen(block: nn.Module, kind: type, compared: bool = True) -> Reason | None:
+    """Why a change of something that ``forward`` may read could not be seen.
+
+    ``compared``: whether the trace is compared with ``forward``, which shows what a proxy hides.
+    """
     inside = set(map(id, block.modules()))
     for path, part in block.named_modules():
         cls = kind if part is block else type(part)
@@ -123,7 +126,7 @@ def unseen(block: nn.Module, kind: type) -> Reason | None:
         if is_library_code(cls):
             continue
         reached = _reachable(cls)
-        for name in _UNSAFE:
+        for name in _UNSAFE if compared else (*_UNSAFE, "isinstance"):
             if name in reached.names:
                 return Reason("the code of {} uses {}", "", cls, name)
         for name, value in reached.globals.items():

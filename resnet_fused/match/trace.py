@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from ..chain.layers import is_library_code
 from ..chain.norms import is_norm
 from ..chain.spec import Reason
+from ..modules import FusedStage
 from ..modules._packing import OwnsPackedWeights
 from .structure import structure
 
@@ -201,7 +202,7 @@ class _Tracer(fx.Tracer):
             self.module_stack.popitem()
 
     def _is_leaf(self, module: nn.Module) -> bool:
-        if isinstance(module, OwnsPackedWeights):  # already fused
+        if isinstance(module, OwnsPackedWeights | FusedStage):
             return True
         return is_norm(module) or (is_library_code(type(module)) and not isinstance(module, _CONTAINERS))
 
@@ -253,6 +254,8 @@ class _Proxy(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         if name in _PROPERTIES:
             raise TraceError(f"it reads {name} of a tensor")
+        if not hasattr(Tensor, name):
+            raise AttributeError(f"'Tensor' object has no attribute '{name}'")
         return super().__getattr__(name)
 
     def dim(self) -> Any:

@@ -85,7 +85,7 @@ def _blocks_with_next(stages: Iterable[nn.Module]) -> Iterator[tuple[Any, Any]]:
 
 def _children_with_next(stage: Any, after: Any) -> Iterator[tuple[Any, Any]]:
     names = list(stage._modules)
-    for name, next_name in zip(names, [*names[1:], None], strict=True):
+    for name, next_name in zip(names, [*names[1:], None], strict=False):  # of different lengths if there are none
         yield stage._modules[name], after if next_name is None else stage._modules[next_name]
 
 

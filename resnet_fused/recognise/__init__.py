@@ -14,8 +14,8 @@ from . import matched, own, registered
 from ._blocks import Recogniser
 from ._subclasses import DynamicFusedClass, overridden, recogniser_of
 from ._unknown import looks_like_a_block, parts_of
-from .chains import FusedChains, has_chains, modules_with_chains
-from .matched import Matched, MatchedBlock, blocks_in, is_residual, kind_of
+from .chains import FusedChains, has_chains, modules_with_chains, why_eager
+from .matched import Matched, MatchedBlock, blocks_in, is_residual, kind_of, revert_outdated
 from .registered import register_block
 
 __all__ = [
@@ -37,7 +37,9 @@ __all__ = [
     "overridden",
     "parts_of",
     "register_block",
+    "revert_outdated",
     "stages_in",
+    "why_eager",
 ]
 
 

@@ -1,17 +1,18 @@
 """Modules that are no residual blocks, whose convolutions with BatchNorm and ReLU run as one op each in inference."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..chain import read, runs
+from ..chain import layers, read, runs
 from ..chain.layers import is_library_code
 from ..chain.runs import Rewrite
 from ..chain.spec import Reason
 from ..match.runs import rewrite, rewrite_of
 from ..match.trace import copy_of
 from ..modules._packing import OwnsPackedWeights
+from ..modules.stem import RunsStages
 from . import _forward
 from ._subclasses import class_of, reduced
 from .matched import why_unsuited
@@ -26,11 +27,13 @@ class FusedChains(OwnsPackedWeights):
 
     def forward(self, x: Tensor) -> Any:
         found = runs.scope(self, rewrite_of, x)
-        read.note(self, "", found if isinstance(found, Reason) else None)
         if isinstance(found, Reason):
+            read.note(self, "", found)
             return self._eager_class.forward(self, x)
         function, scope = found
-        return function(scope, x)
+        y = function(scope, x)
+        read.note(self, "", scope.rf_outcome())
+        return y
 
     def _kernel_weights(self) -> Iterator[Any]:
         yield from (module._parameters.get("weight") for module in self.modules() if isinstance(module, nn.Conv2d))
@@ -44,16 +47,16 @@ class FusedChains(OwnsPackedWeights):
         return class_of(kind, FusedChains, FusedChains, kind, **_forward.attributes(kind, FusedChains.forward))
 
 
-def modules_with_chains(model: nn.Module) -> list[nn.Module]:
+def modules_with_chains(model: nn.Module, accepts: Callable[[nn.Module], bool]) -> list[nn.Module]:
     """The outermost modules that have both the convolution and the BatchNorm of a chain, but not in one child."""
     found: list[nn.Module] = []
     inside: set[nn.Module] = set()
     for module in model.modules():
-        if module in inside:
+        if module in inside or isinstance(module, RunsStages):
             continue
         if isinstance(module, OwnsPackedWeights):
             inside.update(module.modules())
-        elif has_chains(module):
+        elif accepts(module) and has_chains(module):
             found.append(module)
             inside.update(module.modules())
     return found
@@ -73,6 +76,13 @@ def has_chains(module: nn.Module) -> bool:
     if not isinstance(found, Rewrite):
         return False
     return any(_child(spec.convs[0]) != _child(spec.norms[-1] or "") for spec in found.specs)
+
+
+def why_eager(module: Any) -> Reason | None:
+    """Why a converted module always runs eagerly as it is now."""
+    chain = layers.read(module, runs.ALL, [])
+    found = chain if isinstance(chain, Reason) else rewrite_of(module)
+    return found if isinstance(found, Reason) else None
 
 
 def _child(path: str) -> str:

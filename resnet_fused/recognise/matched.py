@@ -63,6 +63,15 @@ def recogniser(kind: Any) -> Recogniser | None:
     return None if made is None else Recogniser("residual block", made._eager_class, kind)
 
 
+def revert_outdated(model: nn.Module) -> None:
+    """Restores the class of blocks that changed since they were converted, so that they are examined again."""
+    for module in model.modules():
+        if isinstance(module, MatchedBlock) and match.is_outdated(module):
+            module.__dict__.pop("_matches", None)
+            module.forget_packed()
+            module.__class__ = module._eager_class  # type: ignore[assignment]
+
+
 def is_residual(module: Any) -> bool:
     """Whether a converted module's ``forward`` ends with the addition of a shortcut."""
     found = match.in_modes(module, module._eager_class)[0].found
@@ -126,8 +135,9 @@ def _examine(module: nn.Module, kind: type[nn.Module]) -> Matched:
 
 def why_unsuited(module: nn.Module, kind: type[nn.Module]) -> Reason | None:
     """Why the class of a module cannot be replaced."""
-    parts = list(module.named_modules())
-    for path, part in parts:
+    for path, part in module.named_modules():
+        if part is not module and isinstance(part, OwnsPackedWeights):  # already fused
+            continue
         cls = kind if part is module else type(part)
         if type(cls) not in (type, *_METACLASSES):
             return Reason("{} has the metaclass {}", path, cls, type(cls))
