@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..chain.layers import is_library_code, own_classes
 from ..chain.spec import Reason
 
-_INTERNAL = {*vars(nn.Module()), "_seen", "_matches"} - {"training"}
+#: Attributes that are no part of a structure.
+IGNORED = {*vars(nn.Module()), "_seen", "_matches"} - {"training"}
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _FIXED = (
     *_PLAIN,
@@ -70,7 +71,7 @@ def structure(block: nn.Module, kind: type) -> Structure:
             path,
             kind if part is block else type(part),
             code_version(kind if part is block else type(part)),
-            {name: frozen(value) for name, value in vars(part).items() if name not in _INTERNAL and _counts(value)},
+            {name: frozen(value) for name, value in vars(part).items() if name not in IGNORED and _counts(value)},
             {name: each is not None for name, each in part._modules.items()},
             {name: each is not None for name, each in (*part._parameters.items(), *part._buffers.items())},
             first.setdefault(id(part), path),
@@ -117,7 +118,7 @@ def unseen(block: nn.Module, kind: type, compared: bool = True) -> Reason | None
     for path, part in block.named_modules():
         cls = kind if part is block else type(part)
         for name, value in vars(part).items():
-            if name in _INTERNAL or _is_seen(value, inside):
+            if name in IGNORED or _is_seen(value, inside):
                 continue
             if issubclass(type(value), Tensor) and not (not is_library_code(cls) and name in _reachable(cls).names):
                 continue
@@ -214,19 +215,33 @@ def _reachable(cls: type) -> _Reached:
 def _reach(cls: type) -> _Reached:
     names: set[str] = set()
     variables: dict[str, Any] = {}
-    waiting, done = ["forward"], set()
-    while waiting:
-        name = waiting.pop()
-        if name in done or name == "__init__":
+    methods, done = ["forward"], {"__init__"}
+    functions: list[types.FunctionType] = []
+    seen: set[int] = set()
+    while methods or functions:
+        if not functions:
+            name = methods.pop()
+            if name not in done:
+                done.add(name)
+                functions += [each for owner in own_classes(cls) for each in _functions(vars(owner).get(name))]
             continue
-        done.add(name)
-        for owner in own_classes(cls):
-            for function in _functions(vars(owner).get(name)):
-                found = set(_names(function.__code__))
-                names |= found
-                waiting += found
-                variables |= {each: function.__globals__[each] for each in found if each in function.__globals__}
+        function = functions.pop()
+        if id(function) in seen:
+            continue
+        seen.add(id(function))
+        found = set(_names(function.__code__))
+        names |= found
+        methods += found
+        held = {name: function.__globals__[name] for name in found if name in function.__globals__}
+        variables |= held
+        cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+        functions += [each for each in (*held.values(), *cells) if _is_users(each)]
     return _Reached(frozenset(names), variables)
+
+
+def _is_users(value: Any) -> bool:
+    """Whether a value is a Python function that is not torch's."""
+    return isinstance(value, types.FunctionType) and (value.__module__ or "").partition(".")[0] != "torch"
 
 
 def _functions(value: Any) -> Iterator[types.FunctionType]:
