@@ -104,16 +104,19 @@ def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = Fal
     """Converts the residual blocks and the stem of ``model`` to fused ones, in place, and returns the model.
 
     Only the class of a block changes. Submodules, Parameters, buffers, hooks, the state_dict, ``.training`` and all
-    references to the block stay the same. Blocks are recognised by class: torchvision's ResNet family,
-    :mod:`resnet_fused.reference`, :mod:`resnet_fused.models`, and subclasses of these that do not override the
-    computation (``isinstance`` with the subclass still holds). All other modules stay eager, as do parts of the model
-    that are wrapped by DDP, FSDP, ``torch.compile`` or TorchScript. :func:`report` gives the reasons. Converting twice
-    has no effect.
+    references to the block stay the same, and ``isinstance`` with its class still holds. A residual block of any class
+    is recognised by what its ``forward`` computes: convolutions with BatchNorm and ReLU, and a shortcut (He et al.
+    2015, arXiv:1512.03385; 2016, arXiv:1603.05027). An ``nn.Sequential`` of fused blocks becomes a
+    :class:`resnet_fused.modules.FusedStage`. All other modules stay eager, as do parts of the model that are wrapped by
+    DDP, FSDP, ``torch.compile`` or TorchScript. :func:`report` gives the reasons. Converting twice has no effect,
+    unless a block changed in between.
 
     Args:
         model: any module, in any mode, on any device.
         filter_fn: ``filter_fn(module, name) -> bool``; modules for which it returns False are not converted.
         strict: raise ``ValueError`` if a module that passes ``filter_fn`` is refused. The model is unchanged then.
+        chains: also fuse convolutions with the BatchNorm and ReLU that follow them in other modules, such as blocks
+            with squeeze-excitation. They run fused in inference on channels_last activations.
 
     Returns:
         The same ``model``.
