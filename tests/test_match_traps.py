@@ -311,3 +311,12 @@ def test_converting_in_threads_leaves_torch_alone():
     user.join()
     assert not errors
     assert (nn.Module.__call__, nn.Module.__getattr__) == calls
+
+
+def test_a_copy_of_a_changed_block_is_not_trusted():
+    kind = block_of(either(lambda self, x: self.flag and isinstance(x, torch.Tensor)))
+    block = resnet_fused.convert(kind().double().eval())
+    block.flag = True
+    other = copy.deepcopy(block)
+    with torch.no_grad():
+        assert torch.allclose(other(image()), TwoConvs.differs(block, image()))

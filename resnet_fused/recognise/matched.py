@@ -33,7 +33,16 @@ class MatchedBlock(FusedBlock):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        match.remember(self, match.in_modes(self, self._eager_class))  # torch.compile cannot trace fx
+        # Now, since torch.compile cannot trace the tracer; and only what was compared with forward may run fused.
+        fused = type(self)
+        self.__class__ = self._eager_class  # type: ignore[assignment]
+        matches = match.in_modes(self, type(self))
+        if any(isinstance(each.found, BlockSpec) for each in matches):
+            found = {self: Matched("", None, True, matches)}
+            _compare(found)  # type: ignore[arg-type]
+            matches = found[self].matches
+        self.__class__ = fused  # type: ignore[assignment]
+        match.remember(self, matches)
 
     @staticmethod
     def fused_class(kind: Any) -> Any:
@@ -145,11 +154,15 @@ def why_unsuited(module: nn.Module, kind: type[nn.Module]) -> Reason | None:
             name = next((name for name in vars(owner) if name in SPECIAL or name in _RESERVED), None)
             if name is not None:
                 return Reason("{} defines {}", path, owner, name)
-        if any(isinstance(t, FakeTensor) for t in (*part._parameters.values(), *part._buffers.values())):
+        if _is_fake(part):
             return Reason("{name} has fake tensors", path)
         if part is not module and layers.has_hooks(part):
             return layers.hook_reason(part, path)
     return None
+
+
+def _is_fake(part: nn.Module) -> bool:
+    return any(isinstance(t, FakeTensor) for t in (*part._parameters.values(), *part._buffers.values()))
 
 
 _METACLASSES = (type(nn.Module),)
@@ -206,6 +219,8 @@ def _size(module: nn.Module) -> int:
 
 
 def _mismatch(module: nn.Module, found: dict[nn.Module, Matched]) -> str | None:
+    if any(map(_is_fake, module.modules())):  # copying fake tensors can crash
+        return "it has fake tensors"
     spec = next(m.found for m in found[module].matches if isinstance(m.found, BlockSpec))
     chain = layers.read(module, spec, [])
     if isinstance(chain, Reason):
