@@ -98,8 +98,6 @@ class Steps:
             return self._conv2d(node)
         if target in _DROPS_WITH_P:
             return self._dropout(node, argument(node, 1, "p", 0.5), argument(node, 2, "training", True))
-        if name == "stochastic_depth" and getattr(target, "__module__", "") == "torchvision.ops.stochastic_depth":
-            return self._dropout(node, argument(node, 1, "p", 1.0), argument(node, 3, "training", True))
         return Step(OTHER, text=name)
 
     def _dropout(self, node: fx.Node, p: Any, training: Any) -> Step:
@@ -155,8 +153,6 @@ def changes_input(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     if node.op == "call_function":
         name = getattr(node.target, "__name__", "")
-        in_place = argument(node, 99, "inplace", False) or (
-            node.target in (F.relu,) and len(node.args) > 1 and node.args[1]
-        )
+        in_place = node.kwargs.get("inplace", False) or (node.target is F.relu and len(node.args) > 1 and node.args[1])
         return bool(in_place) or name.endswith("_") or node.target in IN_PLACE or node.kwargs.get("out") is not None
     return False

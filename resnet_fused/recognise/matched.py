@@ -101,14 +101,12 @@ def blocks_in(model: nn.Module, skip: Any) -> dict[nn.Module, Matched]:
     found: dict[nn.Module, Matched] = {}
     contains: set[nn.Module] = set()  # modules with a block inside
     for module in reversed([*model.modules()]):  # children before their parents
-        known = skip(module)
-        if known or not _is_candidate(module) or any(child in contains for child in module.children()):
-            if known or any(child in contains for child in module.children()):
-                contains.add(module)
-            continue
-        found[module] = examined = examine(module)
-        if examined.is_block:
+        if skip(module) or any(child in contains for child in module.children()):
             contains.add(module)
+        elif _is_candidate(module):
+            found[module] = examined = examine(module)
+            if examined.is_block:
+                contains.add(module)
     _compare(found)
     return found
 
