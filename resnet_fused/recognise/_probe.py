@@ -3,17 +3,19 @@
 import copy
 import functools
 import itertools
+import random
+import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..chain import read
 from ..chain.geometry import output_shape
 from ..chain.spec import Chain, Reason
 from ..match import Match, remember
-from ..match.randomness import States
 
 # Rounding in float64 stays orders of magnitude below this; a missing layer or another order is far above.
 TOLERANCE = 1e-6
@@ -176,3 +178,29 @@ def _line(error: Exception) -> str:
 
 def _shape(value: Any) -> str:
     return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+class States(NamedTuple):
+    """The states of the generators of torch, Python and, if it is loaded, numpy."""
+
+    torch: list[int]
+    python: Any
+    numpy: Any
+
+    @staticmethod
+    def now() -> "States":
+        with _disable_current_modes():
+            of_torch = torch.get_rng_state().tolist()
+        numpy = sys.modules.get("numpy")
+        if numpy is None:
+            return States(of_torch, random.getstate(), None)
+        name, keys, *rest = numpy.random.get_state()
+        return States(of_torch, random.getstate(), (name, keys.tolist(), *rest))
+
+    def restore(self) -> None:
+        """Sets the generators to these states."""
+        with _disable_current_modes():
+            torch.set_rng_state(torch.tensor(self.torch, dtype=torch.uint8))
+        random.setstate(self.python)
+        if self.numpy is not None:
+            sys.modules["numpy"].random.set_state(self.numpy)
