@@ -247,7 +247,7 @@ CASES = {
     "vgg": Case(vgg, 3),
     "nested": Case(Nested, 4),
     "res2": Case(Res2, 3),
-    "activations": Case(Activations, 4),
+    "activations": Case(Activations, 2),
     "two outputs": Case(TwoOutputs, 2),
     "reused": Case(Reused, 3),
     "names": Case(NamedRun, None),

@@ -65,8 +65,10 @@ def run(x: Tensor, chain: Chain, how: Setting, keep_packed: bool, internal: bool
             leads = shortcut is not None and shortcut.leads and not is_channels_last(residual)  # type: ignore[arg-type]
             return contiguous(y) if leads else y
         y = _conv(y, pre, last, norm, None, False, options, internal)
-        assert shortcut is not None and residual is not None
-        y = y.add_(residual) if shortcut.in_place else y + residual  # broadcasts or raises, as in eager
+        if shortcut is None or shortcut.in_place:
+            y += residual  # type: ignore[arg-type]  # broadcasts or raises, as in eager
+        else:
+            y = y + residual  # type: ignore[operator]
         return y.relu_() if chain.relu else y
     assert shortcut.conv is not None
     side = (*_weight_args(shortcut.conv, shortcut.norm), shortcut.conv.stride, *norm_args(before))

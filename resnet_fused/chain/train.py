@@ -53,7 +53,10 @@ def run(
     group = next(iter(process_groups(norms)), "")
     y = run_chain(x.to(dtype), *args, group, lambda batches: update_running([norm.module for norm in norms], batches))
     if added is not None:
-        y = y.add_(added) if in_place else y + added  # broadcasts or raises, as in eager
+        if in_place:
+            y += added  # broadcasts or raises, as in eager
+        else:
+            y = y + added
         y = y.relu() if chain.relu else y
     if leads is not None and not is_channels_last(leads):
         y = contiguous(y)

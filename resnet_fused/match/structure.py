@@ -9,6 +9,7 @@ import logging
 import types
 import weakref
 from collections.abc import Callable, Iterator
+from numbers import Number
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ IGNORED = {*vars(nn.Module()), "_seen", "_matches"} - {"training"}
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _FIXED = (
     *_PLAIN,
+    Number,  # numpy's too
     torch.dtype,
     torch.device,
     torch.Size,

@@ -67,13 +67,16 @@ def has_chains(module: nn.Module) -> bool:
     kind = type(module)
     if (is_library_code(kind) and kind is not nn.Sequential) or why_unsuited(module, kind) is not None:
         return False
-    if not 0 < sum(isinstance(part, nn.Conv2d) for part in module.modules()) <= MAX_CONVS:
+    fused = {part for each in module.modules() if isinstance(each, OwnsPackedWeights) for part in each.modules()}
+    convs = sum(isinstance(part, nn.Conv2d) and part not in fused for part in module.modules())
+    if not 0 < convs <= MAX_CONVS:
         return False
     try:
         found = rewrite(copy_of(module, kind, mode=False))
     except Exception:  # the user's classes may raise anything
         return False
-    if not isinstance(found, Rewrite):
+    # Measured (benchmarks/results/cpu-kernels): fewer do not pay for watching the whole module on each call.
+    if not isinstance(found, Rewrite) or 2 * len(found.specs) < convs:
         return False
     return any(_child(spec.convs[0]) != _child(spec.norms[-1] or "") for spec in found.specs)
 
