@@ -76,8 +76,9 @@ class _Matcher:
         if isinstance(found, Reason):
             raise _Refused(found.text, found.name, *found.values)
         function = set() if found.function is None else self._modules_above(side)
-        main_path = map(id, map(self.trace.modules.get, (*convs, *filter(None, norms))))
-        if (norms[0] is None or found.reads_x) and function.intersection(main_path):
+        own_norms = norms if norms[0] is None or found.reads_x else norms[1:]  # the function reads relu(norms[0](x))
+        main_path = map(id, map(self.trace.modules.get, (*convs, *filter(None, own_norms))))
+        if function.intersection(main_path):
             raise _Refused("a module is both on its main path and in its shortcut")
         leads = self.steps.source(end.args[0]) is side  # type: ignore[arg-type]
         in_place = changes_input(end, self.trace.modules) and not leads
