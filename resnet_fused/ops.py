@@ -180,5 +180,5 @@ def _watch_packed(weight: Tensor, address: int) -> None:
 def _storage_ended(address: int) -> None:
     if not sys.is_finalizing():
         # The garbage collector may run this during tracing: keep the op out of the traced graph.
-        with _disable_current_modes():
+        with torch._C.DisableTorchFunction(), _disable_current_modes():
             storage_ended(address)

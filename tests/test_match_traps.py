@@ -320,3 +320,35 @@ def test_a_copy_of_a_changed_block_is_not_trusted():
     other = copy.deepcopy(block)
     with torch.no_grad():
         assert torch.allclose(other(image()), TwoConvs.differs(block, image()))
+
+
+def helper(x):
+    return F.relu(x)
+
+
+FLAG = False
+
+
+@pytest.mark.parametrize("name", ["helper", "FLAG"])
+def test_global_variables_that_are_rebound(name, monkeypatch):
+    kind = block_of(lambda self, x: helper(self.branch(x) + x) if not FLAG else self.differs(x))
+    block = resnet_fused.convert(kind().double().eval())
+    with torch.no_grad():
+        assert torch.allclose(block(image()), TwoConvs.fits(block, image()))
+        monkeypatch.setitem(globals(), name, F.leaky_relu if name == "helper" else True)
+        assert torch.allclose(block(image()), type(block)._eager_class.forward(block, image()))
+
+
+def test_stages_run_under_vmap():
+    kind = block_of(TwoConvs.fits)
+    stage = resnet_fused.convert(nn.Sequential(kind(), kind()).double().eval())
+    assert type(stage) is resnet_fused.modules.FusedStage
+    images = torch.stack([image(), 2 * image()])
+    with torch.no_grad():
+        expected = torch.stack([stage(each) for each in images])
+        assert torch.allclose(torch.func.vmap(stage)(images), expected)
+
+
+def test_an_attribute_named_as_a_global_variable(monkeypatch):
+    monkeypatch.setitem(globals(), "conv1", [1])
+    assert type(resnet_fused.convert(block_of(TwoConvs.fits)())).__name__ == "FusedBlock"

@@ -4,6 +4,7 @@ Eager runs where calling the modules would compute something else: one has anoth
 invalid settings.
 """
 
+import dis
 import functools
 import weakref
 from collections.abc import Callable, Iterator
@@ -326,3 +327,31 @@ def can_precompute(down: Any) -> bool:
         and not getattr(part, "inplace", False)
         for part in down.modules()
     )
+
+
+def globals_of(functions: Any) -> list[tuple[dict[str, Any], str, Any]]:
+    """The global variables that functions use, and the user's functions among them: namespace, name, value."""
+    found: list[tuple[dict[str, Any], str, Any]] = []
+    todo, done = [*functions], set()
+    while todo:
+        function = todo.pop()
+        if id(function) in done:
+            continue
+        done.add(id(function))
+        for name in global_names(function.__code__):
+            value = function.__globals__.get(name, ABSENT)
+            found.append((function.__globals__, name, value))
+            if isinstance(value, FunctionType) and not (value.__module__ or "").startswith("torch"):
+                todo.append(value)
+    return found
+
+
+#: The value of a name that is no global variable, such as a builtin.
+ABSENT = object()
+
+
+@functools.lru_cache(4096)
+def global_names(code: Any) -> frozenset[str]:
+    """The names of the global variables that code reads."""
+    names = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return frozenset(names.union(*(global_names(c) for c in code.co_consts if hasattr(c, "co_names"))))

@@ -287,6 +287,7 @@ class Seen:
             each for content in self.contents for each in content.values() if isinstance(each, FunctionType)
         ]
         self.code = [*map(_CODE, self.functions)]
+        self.globals = layers.globals_of(self.functions)
 
     def is_current(self, module: nn.Module, spec: BlockSpec) -> bool:
         """Whether the modules hold the same parameters, buffers, modules and settings, and no hooks."""
@@ -299,6 +300,7 @@ class Seen:
             if self.own is not None:
                 is_same = is_same and vars(module) == self.own and [*map(vars, self.classes)] == self.contents
                 is_same = is_same and [*map(_CODE, self.functions)] == self.code
+                is_same = is_same and all(space.get(name, layers.ABSENT) is v for space, name, v in self.globals)
         except Exception:  # another tensor: the result of its comparison has no truth value
             return False
         return is_same and [*map(type, self.parts)] == self.kinds and [*map(type, self.tensors)] == self.types

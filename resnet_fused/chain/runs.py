@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import infer, layers
-from .memory_format import has_channels_last_weight, is_channels_last, nhwc
+from .memory_format import contiguous, has_channels_last_weight, is_channels_last, nhwc
 from .policy import Setting, module_setting
 from .read import Memory, Seen
 from .spec import BlockSpec, Chain, Reason
@@ -46,7 +46,8 @@ class Scope:
             self._rf_reason = found
             return self._rf_eager(seen.spec, x)
         self._rf_fused += 1
-        return infer.run(nhwc(x), *found, keep_packed=True)
+        y = infer.run(nhwc(x), *found, keep_packed=True)
+        return contiguous(y) if y.is_contiguous() else y  # BatchNorm gives default strides where both formats fit
 
     def _rf_check(self, seen: Seen, x: Tensor) -> tuple[Chain, Setting] | Reason:
         how = module_setting(x)

@@ -3,9 +3,11 @@
 Whatever may change without :func:`structure` noticing is a reason not to trust a trace (:func:`unseen`).
 """
 
+import enum
 import functools
 import itertools
 import logging
+import sys
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..chain import layers
 from ..chain.layers import is_library_code, own_classes
 from ..chain.spec import Reason
 
@@ -133,13 +136,31 @@ def unseen(block: nn.Module, kind: type, compared: bool = True) -> Reason | None
             if name in reached.names:
                 return Reason("the code of {} uses {}", "", cls, name)
         for name, value in reached.globals.items():
-            if not _is_constant(value) and not isinstance(value, logging.Logger):
+            is_logger = isinstance(value, logging.Logger)
+            if not (is_logger or _is_constant(value)) or _read_variables(value, reached.names):
                 return Reason("the code of {} uses the global variable {}", "", cls, name)
         for owner in own_classes(cls):
             for name, value in vars(owner).items():
                 if not (name.startswith(("__", "_abc_")) or _is_constant(value)):
                     return Reason("{}.{} is a {}, whose changes would not be seen", "", owner, name, type(value))
     return None
+
+
+def _read_variables(space: Any, names: frozenset[str]) -> list[str]:
+    """The variables that code may read of a user's class or module, such as a namespace of settings."""
+    if isinstance(space, type):
+        if is_library_code(space) or issubclass(space, (nn.Module, enum.Enum)):
+            return []
+    elif not isinstance(space, types.ModuleType) or _root(space.__name__) in _STABLE:
+        return []
+    return [name for name in names if type(vars(space).get(name)) in (*_PLAIN, list, dict, set) and name in vars(space)]
+
+
+def _root(name: str) -> str:
+    return name.partition(".")[0]
+
+
+_STABLE = {"torch", "torchvision", "resnet_fused", *sys.stdlib_module_names}
 
 
 #: What code sees of itself, of the world, or of tensors without their being traced.
@@ -234,7 +255,8 @@ def _reach(cls: type) -> _Reached:
         found = set(_names(function.__code__))
         names |= found
         methods += found
-        held = {name: function.__globals__[name] for name in found if name in function.__globals__}
+        read = layers.global_names(function.__code__)
+        held = {name: function.__globals__[name] for name in read if name in function.__globals__}
         variables |= held
         cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
         functions += [each for each in (*held.values(), *cells) if _is_users(each)]
@@ -276,7 +298,28 @@ _counter = itertools.count()
 
 def code_version(cls: type) -> tuple[int, ...]:
     """Numbers that change when a function or attribute of the class or its bases is replaced."""
-    return tuple(map(_version, own_classes(cls)))
+    return (*map(_version, own_classes(cls)), _globals_version(cls))
+
+
+def _globals_version(cls: type) -> int:
+    """A number that changes when a global variable that the class's code uses is rebound, such as a helper."""
+    own = tuple(map(_version, own_classes(cls)))
+    for version, classes, held in _global_versions.setdefault(cls, []):
+        if classes == own and all(space.get(name, layers.ABSENT) is value for space, name, value in held):
+            return version
+    version = next(_counter)
+    held = (
+        []
+        if is_library_code(cls)
+        else layers.globals_of(
+            f for owner in own_classes(cls) for value in vars(owner).values() for f in _functions(value)
+        )
+    )
+    _global_versions[cls].append((version, own, held))
+    return version
+
+
+_global_versions: "weakref.WeakKeyDictionary[type, list[Any]]" = weakref.WeakKeyDictionary()
 
 
 def _version(cls: type) -> int:

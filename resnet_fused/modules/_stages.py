@@ -56,6 +56,8 @@ def is_observed(x: Tensor) -> bool:
     """Whether every module must be called as in eager: under tracers, or with global hooks or patches."""
     if type(x) not in PLAIN_TENSORS or x.dim() != 4 or _has_any_global_hook():
         return True
+    if torch._C._are_functorch_transforms_active():
+        return True
     return layers_are_patched() or is_exporting()
 
 
