@@ -1,5 +1,6 @@
 """Blocks that a trace misjudges, and changes that a trace cannot see: they run as in eager."""
 
+import abc
 import contextlib
 import copy
 import functools
@@ -352,3 +353,19 @@ def test_stages_run_under_vmap():
 def test_an_attribute_named_as_a_global_variable(monkeypatch):
     monkeypatch.setitem(globals(), "conv1", [1])
     assert type(resnet_fused.convert(block_of(TwoConvs.fits)())).__name__ == "FusedBlock"
+
+
+def test_abstract_base_classes_convert():
+    class Base(TwoConvs, abc.ABC):
+        @abc.abstractmethod
+        def forward(self, x): ...
+
+    class Block(Base):
+        def forward(self, x):
+            return self.fits(x)
+
+    eager = randomise(Block()).double()
+    fused = resnet_fused.convert(copy.deepcopy(eager))
+    assert type(fused).__name__ == "FusedBlock"
+    for mode in ("inference", "training"):
+        assert_same(eager, fused, image(), mode)

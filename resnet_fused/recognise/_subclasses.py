@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ..chain.spec import class_name
+from ..modules import FusedBlock
 from ..modules._packing import OwnsPackedWeights
 from ._blocks import Recogniser
 
@@ -18,6 +19,11 @@ _CALL = ("__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__getat
 _INSTANCE = ("__new__", "__del__", "__copy__", "__deepcopy__", "__reduce__", "__reduce_ex__")
 _ARGUMENTS = ("__getnewargs__", "__getnewargs_ex__", "__init_subclass__")
 SPECIAL = {*_CALL, *_INSTANCE, *_ARGUMENTS}
+METACLASSES = (type, abc.ABCMeta)  # others may do anything when a class is made
+#: Attributes of fused blocks, which a user's class must not define.
+RESERVED = {"_eager_class", "_eager_methods", "_spec", "_seen", "_matches", "fused_class"}
+RESERVED |= {name for kind in (FusedBlock, OwnsPackedWeights) for name in vars(kind) if not name.startswith("__")}
+RESERVED = {name for name in RESERVED if not hasattr(nn.Module, name)}
 # Layers are registered modules; a class attribute of the same name would shadow one.
 _LAYERS = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "relu", "downsample", "maxpool")
 # Fused classes define these too, but cooperate through super() or only set a default.
@@ -48,7 +54,7 @@ def overridden(kind: type[nn.Module], base: Recogniser) -> str | None:
     computes = (*base.fused._eager_methods, *_CALL, *_LAYERS)
     if issubclass(kind, base.fused):
         return _first_override(kind, base.fused, computes)
-    if type(kind) not in (type, abc.ABCMeta):
+    if type(kind) not in METACLASSES:
         return f"{class_name(kind)} has the metaclass {class_name(type(kind))}"
     reason = _first_override(kind, base.eager, (*computes, *_INSTANCE, *_ARGUMENTS, *_fusing_attributes(base)))
     if reason is not None:

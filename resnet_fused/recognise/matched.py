@@ -16,7 +16,7 @@ from ..modules import FusedBlock
 from ..modules._packing import OwnsPackedWeights
 from . import _forward, _probe
 from ._blocks import Recogniser
-from ._subclasses import SPECIAL, class_of, reduced
+from ._subclasses import METACLASSES, RESERVED, SPECIAL, class_of, reduced
 
 MAX_CONVS = 16  # of a block: tracing whole networks would take time
 
@@ -146,10 +146,10 @@ def why_unsuited(module: nn.Module, kind: type[nn.Module]) -> Reason | None:
         if part is not module and isinstance(part, OwnsPackedWeights):  # already fused
             continue
         cls = kind if part is module else type(part)
-        if type(cls) not in (type, *_METACLASSES):
+        if type(cls) not in METACLASSES:
             return Reason("{} has the metaclass {}", path, cls, type(cls))
         for owner in own_classes(cls):
-            name = next((name for name in vars(owner) if name in SPECIAL or name in _RESERVED), None)
+            name = next((name for name in vars(owner) if name in SPECIAL or name in RESERVED), None)
             if name is not None:
                 return Reason("{} defines {}", path, owner, name)
         if _is_fake(part):
@@ -161,20 +161,6 @@ def why_unsuited(module: nn.Module, kind: type[nn.Module]) -> Reason | None:
 
 def _is_fake(part: nn.Module) -> bool:
     return any(isinstance(t, FakeTensor) for t in (*part._parameters.values(), *part._buffers.values()))
-
-
-_METACLASSES = (type(nn.Module),)
-#: Attributes of fused blocks, which a user's class must not define.
-_RESERVED = {
-    "_eager_class",
-    "_eager_methods",
-    "_spec",
-    "_seen",
-    "_matches",
-    *vars(FusedBlock),
-    *vars(OwnsPackedWeights),
-}
-_RESERVED = {name for name in _RESERVED if not name.startswith("__") and not hasattr(nn.Module, name)} | {"fused_class"}
 
 
 def _kind(spec: BlockSpec) -> str:

@@ -9,10 +9,9 @@ from ..chain.layers import Spec, resolve
 from ..chain.spec import BlockSpec, Reason, class_name
 from ..modules import FusedBlock
 from ..modules._eager import original_methods
-from ..modules._packing import OwnsPackedWeights
 from . import _forward
 from ._blocks import Recogniser
-from ._subclasses import reduce_by_eager_class
+from ._subclasses import RESERVED, reduce_by_eager_class
 
 _registered: dict[type[nn.Module], Recogniser] = {}
 
@@ -64,7 +63,7 @@ def register_block(kind: type[nn.Module], spec: Spec) -> None:
     known = find_class(kind)
     if known is not None or issubclass(kind, FusedBlock):
         raise ValueError(f"{class_name(kind)} is already known{'' if known is None else f' as a {known.kind}'}")
-    taken = next((name for name in sorted(_RESERVED) if hasattr(kind, name)), None)
+    taken = next((name for name in sorted(RESERVED) if hasattr(kind, name)), None)
     if taken is not None:
         raise ValueError(f"{class_name(kind)} defines {taken}, which fused blocks use; rename it")
     attributes: dict[str, Any] = {
@@ -79,11 +78,6 @@ def register_block(kind: type[nn.Module], spec: Spec) -> None:
     attributes |= _forward.attributes(kind)
     fused = types.new_class(f"Fused{kind.__name__}", (FusedBlock, kind), {}, lambda space: space.update(attributes))
     _registered[kind] = Recogniser(kind.__name__, kind, fused, probed=True)
-
-
-#: Attributes of fused blocks, which a user's class must not define.
-_RESERVED = {"_eager_class", "_eager_methods", "_spec", "_seen", *vars(FusedBlock), *vars(OwnsPackedWeights)}
-_RESERVED = {name for name in _RESERVED if not name.startswith("__") and not hasattr(nn.Module, name)}
 
 
 def _complete(spec: Spec) -> Any:
