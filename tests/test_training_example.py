@@ -126,6 +126,27 @@ def test_torchrun(tmp_path):
     assert torch.load(file, weights_only=True)["epoch"] == 0
 
 
+def test_no_thread_of_the_process_group_is_left(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import glob, train\n"
+        "train.main(['--epochs', '1'])\n"
+        "print('threads', *(open(file).read().strip() for file in glob.glob('/proc/self/task/*/comm')))\n"
+    )
+    group = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "examples")])
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env={**environment(), **group, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    threads = done.stdout.split("threads")[1]
+    assert "python" in threads
+    assert "gloo" not in threads, "one that frees a tensor while Python exits aborts (pytorch/pytorch#190489)"
+
+
 def environment():
     return {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
 
