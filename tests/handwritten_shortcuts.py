@@ -130,6 +130,33 @@ class Tower(nn.Module):
         return (planes + self.norms[1](self.conv2(out))).relu()
 
 
+class MONAI:
+    """The network of MONAI's shortcut A: its blocks call a method of it."""
+
+    def __init__(self):
+        self.state = {"stride": 2}
+
+    def pool(self, x, planes):
+        out = F.avg_pool2d(x, 1, self.state["stride"])
+        zeros = torch.zeros(out.size(0), planes - out.size(1), *out.shape[2:], dtype=out.dtype, device=out.device)
+        return torch.cat([out.data, zeros], dim=1)
+
+
+def bound_method():
+    block = Basic(4, 8, 2)
+    block.downsample = None
+    del block._modules["downsample"]
+    block.downsample = part(MONAI().pool, planes=8)
+    return block
+
+
+class AsTensor(PreActivation):
+    """MONAI's HighResBlock."""
+
+    def forward(self, x):
+        return self.conv2(F.relu(self.bn2(self.conv1(F.relu(self.bn1(x)))))) + torch.as_tensor(F.pad(x, (0, 0)))
+
+
 def frozen(planes):
     norm = pytest.importorskip("torchvision.ops").FrozenBatchNorm2d(planes)
     for name, buffer in norm.named_buffers():
@@ -156,6 +183,8 @@ SHORTCUTS = {
     "preact-activated": Case(ActivatesX),
     "wide-resnet": Case(WideResNet),
     "wide-resnet-identity": Case(part(WideResNet, 8, 8, 1), 8),
+    "bound-method": Case(bound_method, 4),
+    "as-tensor": Case(AsTensor),
     "chess-tower": Case(Tower, 8),
     "settings-of-norms": Case(settings_of_norms),
     "partial-norm": Case(part(Basic, norm=part(nn.BatchNorm2d, track_running_stats=False))),

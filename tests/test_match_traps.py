@@ -229,6 +229,90 @@ def test_changes_that_a_trace_cannot_see(name):
         assert torch.allclose(block(image()), expected, rtol=1e-9)
 
 
+def modifies(x, on=True):
+    return x.mul_(2) if on else x * 2
+
+
+PARTIALS = {
+    "modifies x": lambda self, x: self.relu(self.branch(x) + self.held(x)),
+    "modifies x first": lambda self, x: self.relu(self.held(x) + self.branch(x)),
+    "reads what the partial calls": either(lambda self, x: self.held.func is modifies),
+    "reads its arguments": either(lambda self, x: not self.held.args),
+    "reads its keywords": either(lambda self, x: self.held.keywords.get("on")),
+    "tests its class": either(lambda self, x: isinstance(self.held, functools.partial)),
+    "reads it by vars": either(lambda self, x: vars(self)["held"].keywords.get("on")),
+    "gets a number": either(lambda self, x: self.number() > 0),
+    "on the main path": lambda self, x: self.relu(self.branch(self.held(x) * 1) + x),
+}
+
+
+@pytest.mark.parametrize("on", [True, False])
+@pytest.mark.parametrize("name", PARTIALS)
+def test_partials_run_as_in_eager(name, on):
+    eager = randomise(block_of(PARTIALS[name])()).double().eval()
+    given = [None]  # a partial whose changes nothing shows
+    eager.held = functools.partial(lambda x, on, given: modifies(x, on), on=on, given=given)
+    eager.number = functools.partial(lambda given: 1, given)
+    fused = resnet_fused.convert(copy.deepcopy(eager))
+    assert_same(eager, fused, image(), "inference")
+    for block in (eager, fused):
+        block.held.keywords["on"] = not on
+    assert_same(eager, fused, image(), "inference")
+    for block in (eager, fused):
+        block.held = functools.partial(lambda x, given: modifies(x, True), given=given)
+    assert_same(eager, fused, image(), "inference")
+
+
+def test_partials_as_shortcut_are_called_as_they_are():
+    eager = randomise(block_of(lambda self, x: self.relu(self.branch(x) + self.held(x)))()).double().eval()
+    eager.held = functools.partial(lambda state, x: x * state.scale, types.SimpleNamespace(scale=2))
+    fused = resnet_fused.convert(copy.deepcopy(eager))
+    for scale in (2, 3):
+        for block in (eager, fused):
+            block.held.args[0].scale = scale
+        assert_same(eager, fused, image(), "inference")
+        assert runs(fused) == "inference"
+
+
+def test_partials_run_fused_under_compile():
+    block = randomise(block_of(lambda self, x: self.relu(self.branch(x) + self.held(x)))()).double().eval()
+    block.held = functools.partial(Network().scale, by=2)
+    expected = block(image())
+    ops = []
+
+    def backend(graph, _):
+        ops.extend(node for node in graph.graph.nodes if "resnet_fused" in str(node.target))
+        return graph
+
+    resnet_fused.convert(block)
+    compiled = torch.compile(block, backend=backend)
+    with torch.no_grad():
+        assert torch.allclose(compiled(image()), expected, rtol=1e-9)
+        assert len(ops) == 2
+        block.held = functools.partial(Network().scale, by=3)
+        assert torch.allclose(compiled(image()), block._eager_class.forward(block, image()), rtol=1e-9)
+
+
+class Network:
+    """A network whose method a block has as its shortcut."""
+
+    def scale(self, x, by):
+        return x * by
+
+
+def runs(block):
+    with torch.no_grad():
+        return resnet_fused.explain(block, image())[""].how
+
+
+def test_other_attributes_may_change_beside_a_function():
+    block = block_of(lambda self, x: self.held(self.branch(x) + x))().double().eval()
+    block.held = F.relu
+    resnet_fused.convert(block)
+    block.epoch = 3
+    assert runs(block) == "inference"
+
+
 def test_a_closure_that_changes():
     kind, change = closure()
     block = resnet_fused.convert(kind().double().eval())

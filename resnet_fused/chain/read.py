@@ -5,6 +5,7 @@ dictionaries tells.
 """
 
 import contextlib
+import functools
 import operator
 import threading
 from collections.abc import Iterator, Sequence
@@ -346,6 +347,18 @@ class _Anything:
     __hash__ = None  # type: ignore[assignment]
 
 
+class _Partial:
+    """Equal to a ``functools.partial`` while it holds the same arguments."""
+
+    def __init__(self, value: "functools.partial[Any]") -> None:
+        self.value, self.args, self.keywords = value, _content(value.args), _content(value.keywords)
+
+    def __eq__(self, other: object) -> bool:
+        return self.value is other and (self.value.args, self.value.keywords) == (self.args, self.keywords)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def _own_copy(name: str, value: Any) -> Any:
     """An attribute of the block itself, whose hooks run when it is called."""
     return _Anything() if name in layers.HOOKS or name in ("_seen", "_matches") else _copy(name, value)
@@ -357,6 +370,8 @@ def _content(value: Any) -> Any:
         return type(value)(_content(each) for each in value)
     if type(value) is dict:
         return {key: _content(each) for key, each in value.items()}
+    if type(value) is functools.partial:
+        return _Partial(value)
     return set(value) if type(value) is set else value
 
 

@@ -8,7 +8,7 @@ from torch import fx, nn
 from ..chain.spec import BlockSpec, Reason, class_name
 from . import shortcut
 from .nodes import ADD, CONV, INPUT, NORM, RELU, SAME, Step, Steps, changes_input, inputs
-from .trace import Trace
+from .trace import Trace, call_attribute
 
 #: What may be computed without use: shapes.
 _CHECKS, _CHECK_METHODS = ("getattr", "getitem"), ("size", "dim")
@@ -269,6 +269,8 @@ def _may_view(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
         return isinstance(modules[str(node.target)], nn.Flatten | nn.Unflatten)
     name = getattr(node.target, "__name__", str(node.target))
+    if node.target is call_attribute:
+        return True
     return any(
         word in name for word in ("view", "reshape", "getitem", "narrow", "chunk", "split", "permute", "flatten")
     )

@@ -1,5 +1,6 @@
 """Derives the spec of a block from its ``forward``, and remembers specs for the structures that the block had."""
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 
 from ..chain.spec import BlockSpec, Reason
 from .block import Mismatch, match
-from .structure import Same, Structure, code, structure, unseen
+from .structure import Partial, Same, Structure, code, structure, unseen
 from .trace import copy_of, defaults, trace
 
 _CONVERTED, _REMEMBERED = 4, 4  # structures of a block, at conversion and later
@@ -103,6 +104,9 @@ def _holds(block: Any, known: Structure) -> bool:
             held = getattr(module, name, _UNKNOWN)
             if isinstance(value, Same):
                 if held is not value.value:
+                    return False
+            elif isinstance(value, Partial):
+                if not isinstance(held, functools.partial) or not value.fits(held):
                     return False
             elif held != value:
                 return False

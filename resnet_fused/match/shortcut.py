@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from ..chain.layers import is_library_code
 from ..chain.spec import Branch, Reason
 from .nodes import CONV, NORM, Steps, inputs
-from .trace import Trace
+from .trace import Trace, call_attribute
 
 #: What a shortcut may call: functions whose result does not depend on the memory format of their input.
 _FUNCTIONS = {
@@ -32,6 +32,7 @@ _FUNCTIONS = {
     operator.sub,
     operator.truediv,
     operator.getitem,
+    call_attribute,
 }
 _METHODS = {"add", "mul", "sub", "relu"}
 

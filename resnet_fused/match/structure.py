@@ -49,8 +49,35 @@ class Same:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __repr__(self) -> str:
+        """Unique, unlike the object's address, which another one may get later."""
+        key = id(self.value)
+        if key not in _numbers:
+            _numbers[key] = _weakly(self.value, lambda _: _numbers.pop(key, None)), next(_counter)
+        return f"{type(self.value).__name__} {_numbers[key][1]}"
+
     def __deepcopy__(self, memo: Any) -> "Same":
         return self
+
+
+class Partial(NamedTuple):
+    """A ``functools.partial``, equal to that of its deep copy: of objects in it, only the classes are compared."""
+
+    function: Same  # without the object of a bound method
+    args: Any
+    keywords: Any
+
+    @staticmethod
+    def of(value: "functools.partial[Any]", depth: int) -> "Partial":
+        function = getattr(value.func, "__func__", value.func)
+        is_code = isinstance(function, (*_FIXED, types.FunctionType, type))
+        given = (_of_partial(each, depth) for each in (value.args, value.keywords))
+        return Partial(Same(function if is_code else type(function)), *given)
+
+    def fits(self, value: "functools.partial[Any]") -> bool:
+        """Whether ``value`` has this function and these numbers and strings, for torch.compile to trace."""
+        function = getattr(value.func, "__func__", value.func)
+        return function is self.function.value and value.args == self.args and value.keywords == self.keywords
 
 
 class Part(NamedTuple):
@@ -97,7 +124,18 @@ def frozen(value: Any, depth: int = 0) -> Any:
         return type(value)(frozen(each, depth + 1) for each in value)
     if type(value) is dict and depth <= 4:
         return {key: frozen(each, depth + 1) for key, each in value.items()}
+    if type(value) is functools.partial and depth <= 4:
+        return Partial.of(value, depth + 1)
     return frozenset(map(repr, value)) if type(value) is set else Same(value)
+
+
+def _of_partial(value: Any, depth: int) -> Any:
+    """An argument of a partial as :func:`frozen` copies it, or the class of an unknown object."""
+    if type(value) in (list, tuple) and depth <= 4:
+        return type(value)(_of_partial(each, depth + 1) for each in value)
+    if type(value) is dict and depth <= 4:
+        return {key: _of_partial(each, depth + 1) for key, each in value.items()}
+    return frozen(value) if _is_constant(value) else Same(type(value))
 
 
 def code(structure: Structure) -> Any:
@@ -123,7 +161,7 @@ def unseen(block: nn.Module, kind: type, compared: bool = True) -> Reason | None
     for path, part in block.named_modules():
         cls = kind if part is block else type(part)
         for name, value in vars(part).items():
-            if name in IGNORED or _is_seen(value, inside):
+            if name in IGNORED or _is_seen(value, inside) or is_called_as_it_is(value):
                 continue
             if issubclass(type(value), Tensor) and not (not is_library_code(cls) and name in _reachable(cls).names):
                 continue
@@ -209,6 +247,11 @@ def _is_seen(value: Any, inside: set[int], depth: int = 0) -> bool:
     return id(value) in inside or _is_constant(value)
 
 
+def is_called_as_it_is(value: Any) -> bool:
+    """Whether an attribute is a partial whose changes nothing shows: a shortcut may call it, which is not traced."""
+    return type(value) is functools.partial and not _is_seen(value, set())
+
+
 def _is_filled(cell: Any) -> bool:
     try:
         cell.cell_contents  # noqa: B018
@@ -291,9 +334,10 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(const)
 
 
-# Contents of classes and their numbers. Weak: the cache must not keep classes alive. Numbers are unique.
+# Weak: the caches must not keep anything alive. Numbers are unique.
+_numbers: dict[int, tuple[Callable[[], Any], int]] = {}  # of objects that are compared by identity, by address
 _versions: "weakref.WeakKeyDictionary[type, list[tuple[dict[str, Any], int]]]" = weakref.WeakKeyDictionary()
-_counter = itertools.count()
+_counter = itertools.count(1)
 
 
 def code_version(cls: type) -> tuple[int, ...]:
@@ -346,9 +390,9 @@ def _code(value: Any) -> Any:
     return (value.__code__, value.__defaults__, value.__kwdefaults__) if isinstance(value, types.FunctionType) else None
 
 
-def _weakly(value: Any) -> Callable[[], Any]:
+def _weakly(value: Any, died: Callable[[Any], Any] | None = None) -> Callable[[], Any]:
     try:
-        return weakref.ref(value)
+        return weakref.ref(value, died)
     except TypeError:  # such as a number
         return lambda: value
 

@@ -4,6 +4,7 @@
 block's modules get traced subclasses instead, and only the thread that traces calls them.
 """
 
+import functools
 import inspect
 import operator
 import threading
@@ -19,7 +20,7 @@ from ..chain.norms import is_norm
 from ..chain.spec import Reason
 from ..modules import FusedStage
 from ..modules._packing import OwnsPackedWeights
-from .structure import structure
+from .structure import is_called_as_it_is, structure
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -169,15 +170,25 @@ class _Tracer(fx.Tracer):
             else:
                 args.append(value)
         _active.tracer = self
+        partials = [
+            (vars(module), name, value, f"{path}.{name}" if path else name)
+            for module, path in self.submodule_paths.items()  # type: ignore[union-attr]
+            for name, value in vars(module).items()
+            if is_called_as_it_is(value)
+        ]
         try:
             for module, own in self.kinds.items():
                 module.__class__ = _traced_class(own)
+            for attributes, name, _, path in partials:
+                attributes[name] = _Partial(self, path)
             with _OnlyProxies():
                 found = kind.forward(self.root, *args, **keywords)
         finally:
             _active.tracer = None
             for module, own in self.kinds.items():
                 module.__class__ = own
+            for attributes, name, value, _ in partials:
+                attributes[name] = value
         self.create_node("output", "output", (self.create_arg(found),), {})
         return self.graph
 
@@ -230,11 +241,39 @@ class _Tracer(fx.Tracer):
         return node.op == "placeholder"
 
 
+class _Partial(functools.partial):  # type: ignore[type-arg]
+    """Stands for a ``functools.partial`` that a module has as attribute: a call is recorded, and not looked into."""
+
+    tracer: _Tracer
+    path: str
+
+    def __new__(cls, tracer: _Tracer, path: str) -> "_Partial":
+        self = super().__new__(cls, call_attribute)
+        self.tracer, self.path = tracer, path
+        return self
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        function = self.tracer.create_proxy("get_attr", self.path, (), {})
+        return self.tracer.create_proxy("call_function", call_attribute, (function, *args), kwargs)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("func", "args", "keywords"):
+            raise TraceError(f"it reads {name} of a functools.partial")
+        return super().__getattribute__(name)
+
+
+def call_attribute(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Calls an attribute of a module as it is when the module runs."""
+    return function(*args, **kwargs)
+
+
 class _OnlyProxies(TorchFunctionMode):
     """Refuses to compute without a proxy: random numbers would be drawn, and constants could change."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.as_tensor and len(args) == 1 and not kwargs and isinstance(args[0], fx.Proxy):
+            return args[0]
         flat = [*args, *kwargs.values()]
         flat += [each for value in flat if isinstance(value, list | tuple) for each in value]
         if not any(isinstance(each, fx.Proxy) for each in flat):
