@@ -293,6 +293,36 @@ def test_partials_run_fused_under_compile():
         assert torch.allclose(compiled(image()), block._eager_class.forward(block, image()), rtol=1e-9)
 
 
+@pytest.mark.parametrize("mode", ["inference", "gradients", "training", "autocast"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_partials_see_what_eager_passes(mode, memory_format):
+    kind = block_of(lambda self, x: self.relu(self.branch(x) + self.held(x)))
+    stage = nn.Sequential(kind(), kind(), kind()).to(torch.float32 if mode == "autocast" else torch.float64)
+    randomise(stage)
+    seen = []
+    for block in (stage[1], stage[2]):
+        block.held = functools.partial(lambda state, x: (seen.append((x.stride(), x.dtype, x.shape)), x * 1)[1], STATE)
+    stage[0].held = F.relu
+    x = image(next(stage.parameters()).dtype).contiguous(memory_format=memory_format)
+    fused = resnet_fused.convert(copy.deepcopy(stage))
+    assert [run.how for run in resnet_fused.explain(fused.eval(), x).values()].count("eager") == 0
+    seen.clear()
+    outcome(stage, x, mode)
+    expected = seen.copy()
+    seen.clear()
+    outcome(fused, x, mode)
+    assert seen == expected
+    assert len(seen) == 2
+
+
+def test_converting_does_not_draw_random_numbers():
+    block = block_of(lambda self, x: self.relu(self.branch(x) + self.held(x, training=self.training)))().eval()
+    block.held = functools.partial(lambda state, x, training: F.dropout(x, 0.5, training), STATE)
+    before = torch.get_rng_state()
+    resnet_fused.convert(block)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 class Network:
     """A network whose method a block has as its shortcut."""
 

@@ -1,12 +1,13 @@
 """Derives the spec of a block from its ``forward``, and remembers specs for the structures that the block had."""
 
 import functools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from ..chain.spec import BlockSpec, Reason
+from ..chain.spec import BlockSpec, Branch, Reason
 from .block import Mismatch, match
 from .structure import Partial, Same, Structure, code, structure, unseen
 from .trace import copy_of, defaults, trace
@@ -29,6 +30,18 @@ class Match(NamedTuple):
         return self.found if isinstance(self.found, BlockSpec) else str(self.found.reason), code(self.structure)
 
 
+class Matches(tuple[Match, ...]):
+    """The matches of a block. ``call_user``: whether a shortcut calls code that was not traced."""
+
+    call_user: bool
+
+    def __new__(cls, matches: Iterable[Match]) -> "Matches":
+        self = super().__new__(cls, matches)
+        shortcuts = (each.found.shortcut for each in self if isinstance(each.found, BlockSpec))
+        self.call_user = any(isinstance(each, Branch) and each.calls_user for each in shortcuts)
+        return self
+
+
 def in_modes(block: nn.Module, kind: type[nn.Module]) -> tuple[Match, ...]:
     """The matches of a block of class ``kind`` in eval and in training mode, then those with a given shortcut."""
     roots = [copy_of(block, kind, mode) for mode in (False, True)]
@@ -47,8 +60,7 @@ def shortcut_argument(kind: type[nn.Module]) -> str:
 
 def remember(block: nn.Module, matches: tuple[Match, ...]) -> None:
     """Stores matches of a block on the block."""
-    kept = matches[:_CONVERTED] + matches[_CONVERTED:][-_REMEMBERED:]
-    block.__dict__["_matches"] = kept
+    block.__dict__["_matches"] = Matches(matches[:_CONVERTED] + matches[_CONVERTED:][-_REMEMBERED:])
 
 
 def spec_of(block: Any) -> BlockSpec | Reason:

@@ -87,7 +87,10 @@ class Sides:
         if len(roots) != 1:
             return Reason("its shortcut reads {} tensors", "", len(roots))
         root = roots.pop()
-        return Branch(function=self._compile(end, nodes, root), reads_x=pre and root is self.x)
+        calls_user = any(node.target is call_attribute for node in nodes)
+        if calls_user and root is not self.x:
+            return Reason("its shortcut calls a functools.partial with relu(bn(x))")
+        return Branch(function=self._compile(end, nodes, root), reads_x=pre and root is self.x, calls_user=calls_user)
 
     def _refusal(self, node: fx.Node) -> Reason | None:
         if node.op == "get_attr":

@@ -85,10 +85,16 @@ class FusedBlock(OwnsPackedWeights):
             assert how.chain.shortcut is not None
             given = how.chain.shortcut._replace(module=lambda _: shortcut)
             how = how._replace(chain=how.chain._replace(shortcut=given))
+        if not how.trains and self.shows_memory_format():
+            how = _with_shortcut_of(x, how)
         return chain.run(x if how.trains else nhwc(x), how, keep_packed=True, visibility=visibility)
 
     def _kernel_weights(self) -> Iterator[Any]:
         yield from (module._parameters.get("weight") for module in self.modules() if isinstance(module, nn.Conv2d))
+
+    def shows_memory_format(self) -> bool:
+        """Whether the block passes its input to a user's code."""
+        return getattr(self.__dict__.get("_matches"), "call_user", False)
 
     def outputs_channels_last(self, spec: layers.Spec | None = None) -> bool:
         """Whether a channels_last weight makes the eager block return channels_last for a contiguous x."""
@@ -99,6 +105,18 @@ class FusedBlock(OwnsPackedWeights):
         if isinstance(shortcut, Branch) and shortcut.leads:
             convs = () if shortcut.conv is None else (shortcut.conv,)
         return any(has_channels_last_weight(layers.find(self, name)) for name in convs)
+
+
+def _with_shortcut_of(x: Tensor, how: read.Read) -> read.Read:
+    """``how`` with a shortcut whose function is called with ``x``, not with a copy in channels_last."""
+    shortcut = how.chain.shortcut
+    assert shortcut is not None
+    module, transform = shortcut.module, shortcut.transform
+    shortcut = shortcut._replace(
+        module=None if module is None else lambda _: module(x),
+        transform=None if transform is None else lambda _: transform(x),
+    )
+    return how._replace(chain=how.chain._replace(shortcut=shortcut))
 
 
 # torch.compile cannot trace the dictionary of a class.

@@ -63,6 +63,8 @@ def is_observed(x: Tensor) -> bool:
 
 def _has_default_call(block: FusedBlock) -> bool:
     """Whether calling the block runs :meth:`FusedBlock.forward` and nothing else (no override, patch or hook)."""
+    if block.shows_memory_format():
+        return False
     cls = type(block)
     forwards = cls.forward is _FORWARD or getattr(cls.forward, "runs_fused", False)
     return forwards and cls.__call__ is _CALL and not has_hooks_or_patches(block)

@@ -43,8 +43,7 @@ def mismatch(module: nn.Module, fused: Any, chain: Chain, matches: tuple[Match, 
         except Exception as error:  # the user's code may raise anything
             return f"comparing it with its spec raises {type(error).__name__}: {_line(error)}"
         finally:
-            if not matches:  # a trace fails on random numbers
-                states.restore()
+            states.restore()
 
 
 def _differences(module: nn.Module, fused: Any, chain: Chain, matches: tuple[Match, ...]) -> Iterator[str]:
