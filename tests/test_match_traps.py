@@ -315,6 +315,20 @@ def test_partials_see_what_eager_passes(mode, memory_format):
     assert len(seen) == 2
 
 
+def test_partials_may_hold_trained_tensors():
+    scale = torch.full((), 2.0, dtype=torch.float64, requires_grad=True)
+    eager = randomise(block_of(lambda self, x: self.relu(self.branch(x) + self.held(x)))()).double().eval()
+    eager.requires_grad_(False)
+    fused = copy.deepcopy(eager)
+    gradients = []
+    for block in (eager, fused):
+        block.held = functools.partial(torch.mul, scale)
+    resnet_fused.convert(fused)
+    for block in (eager, fused):
+        gradients += torch.autograd.grad(block(image()).square().sum(), scale)
+    assert torch.allclose(*gradients, rtol=1e-9)
+
+
 def test_converting_does_not_draw_random_numbers():
     block = block_of(lambda self, x: self.relu(self.branch(x) + self.held(x, training=self.training)))().eval()
     block.held = functools.partial(lambda state, x, training: F.dropout(x, 0.5, training), STATE)

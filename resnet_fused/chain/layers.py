@@ -7,7 +7,7 @@ invalid settings.
 import dis
 import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -121,7 +121,7 @@ def _read_derived(module: nn.Module, names: BlockSpec, parts: list[nn.Module]) -
             return each
     shortcut = None if names.shortcut is None else Shortcut()
     if shortcut is not None and branch[:3] != (None, None, None):
-        function = None if branch.function is None else Function(module, branch.function)
+        function = None if branch.function is None else Function(module, branch)
         if branch.conv is None:
             shortcut = Shortcut(module=function, reads_x=branch.reads_x, leads=branch.leads, in_place=branch.in_place)
         else:
@@ -137,18 +137,18 @@ def _derived_conv(conv: Any, name: str) -> Conv | Reason:
 class Function:
     """A function of a block and a tensor, bound to the block but not keeping it alive."""
 
-    def __init__(self, module: nn.Module, function: Callable[[nn.Module, Tensor], Any]) -> None:
-        self._module, self._function = weakref.ref(module), function
+    def __init__(self, module: nn.Module, branch: Branch) -> None:
+        self._module, self._function, self._calls_user = weakref.ref(module), branch.function, branch.calls_user
 
     def __call__(self, x: Tensor) -> Any:
         module = self._module()
-        assert module is not None
+        assert module is not None and self._function is not None
         return self._function(module, x)
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that the function may read."""
+    def requires_grad(self) -> bool:
+        """Whether its result may require a gradient if x does not."""
         module = self._module()
-        return iter(()) if module is None else module.parameters()
+        return self._calls_user or (module is not None and any(p.requires_grad for p in module.parameters()))
 
 
 def is_library_code(kind: type) -> bool:

@@ -153,8 +153,11 @@ def _learns(x: Tensor, chain: Chain) -> bool:
     if x.requires_grad or any(t.requires_grad for t in chain.tensors()):
         return True
     shortcut = chain.shortcut or Shortcut()
-    called = (each for each in (shortcut.module, shortcut.transform) if isinstance(each, nn.Module | layers.Function))
-    return any(p.requires_grad for each in called for p in each.parameters())
+    called = (shortcut.module, shortcut.transform)
+    if any(isinstance(each, layers.Function) and each.requires_grad() for each in called):
+        return True
+    modules = (each for each in called if isinstance(each, nn.Module))
+    return any(p.requires_grad for each in modules for p in each.parameters())
 
 
 def _check(x: Tensor, chain: Chain, how: Setting, trains: bool) -> Chain | Reason:
