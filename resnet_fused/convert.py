@@ -234,7 +234,9 @@ def _candidates(
         if entry.status == CONVERTIBLE and module in wrappers:
             entry = Entry(entry.kind, REFUSED, f"it is {_wrapped_by(wrappers[module])}")
         yield name, module, replace(entry, class_name=_class_name(module))
-        if entry.kind not in (STEM, UNKNOWN, CHAINS):
+        if entry.kind == STEM and entry.status != REFUSED:
+            inside.update(recognise.parts_of_stem(module))
+        elif entry.kind not in (STEM, UNKNOWN, CHAINS):
             inside.update(module.modules())
         elif entry.kind != STEM and name:
             inside.update(recognise.parts_of(module))

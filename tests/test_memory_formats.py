@@ -22,7 +22,7 @@ from resnet_fused import functional, models, modules, reference
 from resnet_fused.chain.memory_format import is_channels_last
 from resnet_fused.chain.policy import CAPABILITIES
 
-tv = pytest.importorskip("torchvision.models")
+tv, timm = pytest.importorskip("torchvision.models"), pytest.importorskip("timm")
 pytestmark = pytest.mark.skipif(not CAPABILITIES["cpu"].trains, reason="the library has no training ops")
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -49,6 +49,8 @@ NETWORKS = {
 LARGE = {  # with pooling in the stem
     "torchvision": lambda: tv.ResNet(tv.resnet.BasicBlock, [1, 1, 1, 1], 5),
     "ours": lambda: models.ResNet(reference.BasicBlock, [1, 1, 1, 1], 5),
+    "timm": lambda: timm.create_model("resnet18", layers=[1, 1, 1, 1], num_classes=5),
+    "timm-deep": lambda: timm.create_model("resnet18d", layers=[1, 1, 1, 1], num_classes=5),
 }
 SMALL = "cifar-projection"
 by_network = pytest.mark.parametrize("name", NETWORKS)
@@ -122,7 +124,7 @@ def test_features_logits_and_gradients_have_eagers_strides(name, mode, x_format,
     network, twin = twins(name, weight_format)
     seen, results = ([], []), []
     for each, record in zip((network, twin), seen, strict=True):
-        watch(each.avgpool, record, "avgpool")
+        watch(each.global_pool if "timm" in name else each.avgpool, record, "pool")
         # The large networks reduce 24x24 images to 1x1, which torch accepts as either format.
         results.append(run(each, images(x_format, size=24 if x_format == weight_format else 40), mode))
     assert seen[0] == seen[1]

@@ -10,12 +10,12 @@ from support import ROOT, randomise, run_python, truth
 import resnet_fused
 from resnet_fused import models, reference
 
-tv = pytest.importorskip("torchvision.models")
+tv, of_timm = pytest.importorskip("torchvision.models"), pytest.importorskip("timm.models.resnet")
 resnet = tv.resnet
 
 
 def small(network, block):
-    return lambda **arguments: network(block, [1, 1, 1, 1], **arguments)
+    return lambda **arguments: network(block, (1, 1, 1, 1), **arguments)
 
 
 # class, name of the method, builder of a network that uses it
@@ -24,6 +24,7 @@ METHODS = {
     "torchvision-Bottleneck-forward": (resnet.Bottleneck, "forward", small(resnet.ResNet, resnet.Bottleneck)),
     "torchvision-ResNet-forward": (resnet.ResNet, "forward", small(resnet.ResNet, resnet.BasicBlock)),
     "torchvision-ResNet-_forward_impl": (resnet.ResNet, "_forward_impl", small(resnet.ResNet, resnet.BasicBlock)),
+    "timm-ResNet-forward_features": (of_timm.ResNet, "forward_features", small(of_timm.ResNet, of_timm.BasicBlock)),
     "BasicBlock-forward": (reference.BasicBlock, "forward", models.small_resnet),
     "PreActBlock-forward": (reference.PreActBlock, "forward", models.small_preact_resnet),
     "ResNet-forward": (models.ResNet, "forward", small(models.ResNet, reference.BasicBlock)),

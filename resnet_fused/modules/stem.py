@@ -1,6 +1,6 @@
 """Fused stems and tails: the layers of a network before its first block and after its last."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from ..chain import layers, read
 from ..chain.memory_format import (
     contiguous,
     conv_outputs_channels_last,
+    has_channels_last_weight,
     is_channels_last,
     nhwc,
     nhwc_with_contiguous_grad,
@@ -35,6 +36,7 @@ class RunsStages(OwnsPackedWeights):
 
     _eager_class: ClassVar[type[nn.Module]]
     _eager_methods: ClassVar[Methods]
+    _spec: ClassVar[Any]  # a layers.Spec
     conv1: Any
     eager_memory_format: bool = False
 
@@ -49,7 +51,7 @@ class RunsStages(OwnsPackedWeights):
             for stage in stages:
                 y = stage(y)
             return y, True
-        last = is_channels_last(y) and (type(self.conv1) is not nn.Conv2d or conv_outputs_channels_last(x, self.conv1))
+        last = is_channels_last(y) and _outputs_channels_last(self.conv1, x) is not False
         if not self.eager_memory_format:
             return run_stages(y, last, stages)
         y = y if last else contiguous(y)
@@ -59,15 +61,16 @@ class RunsStages(OwnsPackedWeights):
 
 
 class FusedStem(RunsStages):
-    """Mixin for a network with ``conv1``, ``bn1``, ``relu`` and optionally ``maxpool``: provides a fused ``_stem``.
+    """Mixin for a network with ``conv1``, ``bn1``, a ReLU and optionally ``maxpool``: provides a fused ``_stem``.
 
     The eager stem runs under the same conditions as in :class:`~resnet_fused.modules._block.FusedBlock`.
     """
 
-    _spec: ClassVar[BlockSpec] = _STEM
+    _spec: ClassVar[Any] = _STEM
+    _pooled_spec: ClassVar[Any] = _POOLED_STEM  # the same with ``maxpool``
     _pools: ClassVar[bool] = True  # whether the network calls its maxpool
+    _relu: ClassVar[str] = "relu"
     bn1: Any
-    relu: Any
     maxpool: Any
 
     def _features_of(self, x: Tensor, stages: Iterable[nn.Module]) -> Tensor:
@@ -76,24 +79,24 @@ class FusedStem(RunsStages):
         return y if last else contiguous(y)
 
     def _stem(self, x: Tensor) -> Tensor:
-        y = _run_stem(self, _POOLED_STEM, x) if self._pools else None
+        y = _run_stem(self, self._pooled_spec, x) if self._pools else None
         if y is not None:
             return y
-        y = _run_stem(self, _STEM, x)
+        y = _run_stem(self, self._spec, x)
         if y is None:
-            y = self.relu(self.bn1(self.conv1(x)))
+            y = getattr(self, self._relu)(self.bn1(self.conv1(x)))
         if not self._pools:
             return y
         pool = self.maxpool
         is_seen = type(pool) not in (nn.MaxPool2d, nn.Identity) or layers.has_hooks_or_patches(pool)
-        last = is_observed(x) or conv_outputs_channels_last(x, self.conv1)
+        last = is_observed(x) or _outputs_channels_last(self.conv1, x) is not False
         return pool(contiguous(y) if is_seen and not last else y)
 
 
 class FusedPreActEnds(RunsStages):
     """Mixin for a pre-activation network: a stem of ``conv1`` alone, and ``bn1`` and ``relu`` after the last block."""
 
-    _spec: ClassVar[BlockSpec] = _STEM  # of all layers outside the stages
+    _spec: ClassVar[Any] = _STEM  # of all layers outside the stages
     bn1: Any
     relu: Any
 
@@ -126,6 +129,15 @@ class FusedPreActEnds(RunsStages):
         return None if isinstance(how, Reason) else chain.run(x, how)
 
 
+def parts_of_stem(module: nn.Module, spec: layers.Spec) -> Iterator[nn.Module]:
+    """The submodules that contain the stem's convolutions, and theirs: those of a deep stem."""
+    names = layers.resolve(module, spec)
+    for name in () if isinstance(names, Reason) else names.convs:
+        owner = layers.find(module, name.rpartition(".")[0]) if "." in name else None
+        if owner is not None:
+            yield from owner.modules()
+
+
 def _run_stem(network: nn.Module, spec: BlockSpec, x: Tensor) -> Tensor | None:
     """The stem's output in channels_last, or None if eager must run."""
     how = read.block(network, spec, x)
@@ -133,6 +145,18 @@ def _run_stem(network: nn.Module, spec: BlockSpec, x: Tensor) -> Tensor | None:
         return None
     if not how.trains:
         return nhwc(chain.run(nhwc(x), how, keep_packed=True))
-    last = conv_outputs_channels_last(x, network._modules.get("conv1"))
+    last = _outputs_channels_last(network._modules.get("conv1"), x)
     z = nhwc(x) if last else nhwc_with_contiguous_grad(x)
     return chain.run(z, how, visibility=Visibility(hidden=not last))
+
+
+def _outputs_channels_last(conv1: Any, x: Tensor) -> bool | None:
+    """Whether eager's ``conv1``, a convolution or several with their norms, returns channels_last; else None."""
+    if type(conv1) is nn.Conv2d:
+        return conv_outputs_channels_last(x, conv1)
+    if type(conv1) is not nn.Sequential or not all(type(layer) in _LAYERS for layer in conv1):
+        return None
+    return is_channels_last(x) or any(map(has_channels_last_weight, conv1))
+
+
+_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU)

@@ -4,13 +4,14 @@ There is one file per library.
 """
 
 import sys
+from collections.abc import Iterator
 
 from torch import nn
 
 from ..chain.spec import class_name
-from ..modules import FusedBlock, FusedStage
+from ..modules import FusedBlock, FusedStage, stem
 from ..modules.stem import RunsStages
-from . import matched, own, registered
+from . import matched, own, registered, transformers
 from ._blocks import Recogniser
 from ._subclasses import DynamicFusedClass, overridden, recogniser_of
 from ._unknown import looks_like_a_block, parts_of
@@ -36,6 +37,7 @@ __all__ = [
     "modules_with_chains",
     "overridden",
     "parts_of",
+    "parts_of_stem",
     "register_block",
     "revert_outdated",
     "stages_in",
@@ -80,6 +82,12 @@ def by_fused_class(module: nn.Module) -> Recogniser | None:
     return next((r for r in _recognisers() if kind is r.fused), None)
 
 
+def parts_of_stem(network: nn.Module) -> Iterator[nn.Module]:
+    """The submodules of a network whose stem is known that contain the stem's convolutions."""
+    recogniser = find(network)
+    return iter(()) if recogniser is None else stem.parts_of_stem(network, recogniser.fused._spec)
+
+
 def stages_in(model: nn.Module) -> list[nn.Module]:
     """The ``nn.Sequential`` modules with at least two fused blocks, apart from those of networks with a fused stem."""
     handled = {part for network in model.modules() if isinstance(network, RunsStages) for part in network.modules()}
@@ -98,9 +106,14 @@ def _nearest(kind: type[nn.Module]) -> Recogniser | None:
 
 
 def _recognisers() -> tuple[Recogniser, ...]:
-    # A model with torchvision blocks has already imported torchvision; do not import it for other models.
+    # A model of a library has already imported the library; do not import it for other models.
+    found: tuple[Recogniser, ...] = own.RECOGNISERS
     if "torchvision.models.resnet" in sys.modules:
         from . import torchvision
 
-        return (*own.RECOGNISERS, *torchvision.RECOGNISERS, *registered.recognisers())
-    return (*own.RECOGNISERS, *registered.recognisers())
+        found += torchvision.RECOGNISERS
+    if "timm.models.resnet" in sys.modules:
+        from . import timm
+
+        found += timm.RECOGNISERS
+    return (*found, *transformers.recognisers(), *registered.recognisers())

@@ -38,7 +38,7 @@ class Recogniser:
             return f"{class_name(self.eager)}.{changed} was changed"
         spec = self.fused._spec
         if not converted and getattr(self.fused, "_pools", False):  # converted, it calls its pooling
-            spec = spec._replace(pool="maxpool")
+            spec = self.fused._pooled_spec
         chain = layers.described(module, spec)
         if converted or isinstance(chain, Reason):
             return chain.at(path) if isinstance(chain, Reason) else None

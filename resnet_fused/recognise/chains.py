@@ -12,7 +12,7 @@ from ..chain.spec import Reason
 from ..match.runs import rewrite, rewrite_of
 from ..match.trace import copy_of
 from ..modules._packing import OwnsPackedWeights
-from ..modules.stem import RunsStages
+from ..modules.stem import RunsStages, parts_of_stem
 from . import _forward
 from ._subclasses import class_of, reduced
 from .matched import why_unsuited
@@ -52,9 +52,11 @@ def modules_with_chains(model: nn.Module, accepts: Callable[[nn.Module], bool]) 
     found: list[nn.Module] = []
     inside: set[nn.Module] = set()
     for module in model.modules():
-        if module in inside or isinstance(module, RunsStages):
+        if module in inside:
             continue
-        if isinstance(module, OwnsPackedWeights):
+        if isinstance(module, RunsStages):
+            inside.update(parts_of_stem(module, module._spec))
+        elif isinstance(module, OwnsPackedWeights):
             inside.update(module.modules())
         elif accepts(module) and has_chains(module):
             found.append(module)

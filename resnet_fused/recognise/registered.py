@@ -66,18 +66,26 @@ def register_block(kind: type[nn.Module], spec: Spec) -> None:
     taken = next((name for name in sorted(RESERVED) if hasattr(kind, name)), None)
     if taken is not None:
         raise ValueError(f"{class_name(kind)} defines {taken}, which fused blocks use; rename it")
+    _registered[kind] = recogniser(kind.__name__, kind, _complete(spec))
+
+
+def recogniser(name: str, kind: type[nn.Module], spec: Any, calls: tuple[type[nn.Module], ...] = ()) -> Recogniser:
+    """A recogniser of a class whose instances are compared with their ``spec``.
+
+    ``name``: for the report. ``calls``: classes of submodules whose ``forward`` the spec replaces.
+    """
     attributes: dict[str, Any] = {
         "_eager_class": kind,
         "_eager_methods": original_methods(kind, "forward", *_methods(kind)),
-        "_watched": _watched(kind),
-        "_spec": _complete(spec),
+        "_watched": tuple(each for owner in (kind, *calls) for each in _watched(owner)),
+        "_spec": spec,
         "__module__": kind.__module__,
         "__doc__": f":class:`{class_name(kind)}`, converted.",
         "__reduce_ex__": reduce_by_eager_class,
     }
     attributes |= _forward.attributes(kind)
     fused = types.new_class(f"Fused{kind.__name__}", (FusedBlock, kind), {}, lambda space: space.update(attributes))
-    _registered[kind] = Recogniser(kind.__name__, kind, fused, probed=True)
+    return Recogniser(name, kind, fused, probed=True)
 
 
 def _complete(spec: Spec) -> Any:

@@ -1,0 +1,63 @@
+"""Recogniser of the stem of timm's ResNet and its relatives. Imported only if ``timm.models.resnet`` already is."""
+
+from typing import Any
+
+import torch
+from timm.models import resnet
+from torch import Tensor, nn
+
+from ..chain.spec import BlockSpec
+from ..modules import FusedStem
+from ..modules._eager import original_methods, replacement
+from ._blocks import Recogniser
+
+_CONV1, _ACT1 = ("conv1",), ("act1",)
+_DEEP_CONVS, _DEEP_NORMS = ("conv1.0", "conv1.3", "conv1.6"), (None, "conv1.1", "conv1.4", "bn1")
+_DEEP_RELUS = ("conv1.2", "conv1.5", "act1")
+
+
+def _stem(network: Any, pool: str | None = None) -> BlockSpec:
+    part = "stem" if pool is None else "stem and pooling"
+    if type(network.conv1) is nn.Sequential:
+        return BlockSpec(_DEEP_CONVS, _DEEP_NORMS, _DEEP_RELUS, pool=pool, part=f"deep {part}")
+    return BlockSpec(_CONV1, (None, "bn1"), _ACT1, pool=pool, part=part)
+
+
+class FusedTimmResNet(FusedStem, resnet.ResNet):
+    """A ResNet of timm with a fused stem; the layers after its stages run as in eager."""
+
+    _eager_class = resnet.ResNet
+    _eager_methods = original_methods(resnet.ResNet, "forward_features")
+    _spec = staticmethod(_stem)
+    _pooled_spec = staticmethod(lambda network: _stem(network, "maxpool"))
+    _relu = "act1"
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        override = replacement(self, "forward_features")
+        if override is None and (self.grad_checkpointing or torch.jit.is_scripting()):
+            override = self._eager_class.forward_features
+        if override is not None:
+            return override(self, x)
+        return self._features_of(x, (self.layer1, self.layer2, self.layer3, self.layer4))
+
+
+# What forward_features calls, in the releases that this file is written for.
+_CALLS = {
+    "conv1",
+    "bn1",
+    "act1",
+    "maxpool",
+    "grad_checkpointing",
+    "checkpoint_seq",
+    "layer1",
+    "layer2",
+    "layer3",
+    "layer4",
+}
+_CALLS |= {"torch", "jit", "is_scripting"}
+_is_known = set(resnet.ResNet.forward_features.__code__.co_names) == _CALLS
+RECOGNISERS = (Recogniser("stem", resnet.ResNet, FusedTimmResNet),) if _is_known else ()

@@ -1,0 +1,41 @@
+"""Recognisers of the stems of Hugging Face's ResNet, RegNet and RT-DETR, whose check of channels cannot be traced."""
+
+import sys
+from typing import Any
+
+from ..chain.spec import BlockSpec
+from . import registered
+from ._blocks import Recogniser
+
+
+def _stem(*layers: str, pool: str | None = None) -> BlockSpec:
+    """The spec of layers that are a convolution, a BatchNorm and a ReLU each."""
+    convs, norms, relus = (
+        tuple(f"{layer}.{name}" for layer in layers) for name in ("convolution", "normalization", "activation")
+    )
+    return BlockSpec(convs, (None, *norms), relus, pool=pool)
+
+
+_PLAIN = _stem("embedder", pool="pooler")
+_DEEP = _stem("embedder.0", "embedder.1", "embedder.2", pool="pooler")
+# By module: the class of the stem, that of its layers, and what it computes.
+_STEMS = {
+    "transformers.models.resnet.modeling_resnet": (
+        "ResNetEmbeddings",
+        "ResNetConvLayer",
+        _stem("embedder", pool="pooler"),
+    ),
+    "transformers.models.regnet.modeling_regnet": ("RegNetEmbeddings", "RegNetConvLayer", _stem("embedder")),
+    "transformers.models.rt_detr.modeling_rt_detr_resnet": ("RTDetrResNetEmbeddings", "RTDetrResNetConvLayer", _DEEP),
+}
+_known: dict[str, Recogniser] = {}
+
+
+def recognisers() -> tuple[Recogniser, ...]:
+    """Those of the modules of transformers that are already imported."""
+    for name in _STEMS.keys() & sys.modules.keys() - _known.keys():
+        stem, layer, spec = _STEMS[name]
+        kinds: list[Any] = [vars(sys.modules[name]).get(kind) for kind in (stem, layer)]
+        if all(isinstance(kind, type) for kind in kinds):
+            _known[name] = registered.recogniser("stem", kinds[0], spec, (kinds[1],))
+    return tuple(_known.values())
