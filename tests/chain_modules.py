@@ -1,5 +1,6 @@
 """Modules that are no residual blocks, or none that can be fused as a whole; each has convolutions with a BatchNorm."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -233,12 +234,34 @@ class NamedRun(nn.Module):
 
 
 class OneConvolution(nn.Module):
-    def __init__(self, between=lambda y: y, after=lambda y: y):
+    def __init__(self):
         super().__init__()
-        self.conv, self.bn, self.between, self.after = conv3(8, 6), nn.BatchNorm2d(6), between, after
+        self.conv, self.bn = conv3(8, 6), nn.BatchNorm2d(6)
+
+    def between(self, y):
+        return y
+
+    def after(self, y):
+        return y
 
     def forward(self, x):
         return F.leaky_relu(self.after(self.bn(self.between(self.conv(x)))), 0.1)
+
+
+def one(**functions):
+    methods = {name: lambda self, y, function=function: function(y) for name, function in functions.items()}
+    return type("OneConvolution", (OneConvolution,), methods)
+
+
+def with_attributes(**functions):
+    module = OneConvolution()
+    vars(module).update(functions)
+    return module
+
+
+class TensorOfShape(OneConvolution):
+    def forward(self, x):
+        return self.bn(self.conv(x)) * (torch.as_tensor(x.shape) * 2)[2]
 
 
 CASES = {
@@ -253,8 +276,12 @@ CASES = {
     "names": Case(NamedRun, None),
     "one": Case(OneConvolution, 1),
     "1x1 image": Case(OneConvolution, 0, (1, 1)),
-    "contiguous between": Case(lambda: OneConvolution(lambda y: y.contiguous()), None),
-    "contiguous after": Case(lambda: OneConvolution(after=lambda y: F.relu(y.contiguous())), None),
-    "clone between": Case(lambda: OneConvolution(lambda y: y.clone()), 1),
-    "transposed view": Case(lambda: OneConvolution(after=lambda y: y.flatten(2).transpose(1, 2)), 1),
+    "contiguous between": Case(one(between=lambda y: y.contiguous()), None),
+    "contiguous after": Case(one(after=lambda y: F.relu(y.contiguous())), None),
+    "clone between": Case(one(between=lambda y: y.clone()), 1),
+    "transposed view": Case(one(after=lambda y: y.flatten(2).transpose(1, 2)), 1),
+    "as_tensor between": Case(one(between=torch.as_tensor), 1),
+    "tensor of a shape": Case(TensorOfShape, None),
+    "function after": Case(lambda: with_attributes(after=lambda y: y * 2), 1),
+    "partial after": Case(lambda: with_attributes(after=functools.partial(lambda y, by: y * by[0], by=[2])), 1),
 }

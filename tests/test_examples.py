@@ -11,7 +11,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 @pytest.mark.parametrize(
     ("name", "libraries", "fused"),
     [
-        ("timm_resnet", ["timm"], "16 converted"),
+        ("timm_resnet", ["timm"], "17 converted"),
         ("detection", ["torchvision"], "16 converted"),
         ("detr_backbone", ["transformers", "timm"], " converted"),
         ("own_block", [], "1 eager"),

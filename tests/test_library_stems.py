@@ -231,6 +231,9 @@ def test_wrong_channels_raise_an_error():
     _, fused = pair("hf resnet")
     with pytest.raises((ValueError, RuntimeError), match="channel"):
         fused(torch.randn(1, 4, 40, 40, dtype=torch.float64))
+    fused.embedder.num_channels = 4
+    with torch.no_grad(), pytest.raises(ValueError, match="channel dimension of the pixel values"):
+        fused(image())
 
 
 def test_gradient_checkpointing_of_timm():

@@ -241,6 +241,12 @@ PARTIALS = {
     "reads its keywords": either(lambda self, x: self.held.keywords.get("on")),
     "tests its class": either(lambda self, x: isinstance(self.held, functools.partial)),
     "reads it by vars": either(lambda self, x: vars(self)["held"].keywords.get("on")),
+    "reads its attribute": either(lambda self, x: getattr(self.held, "scale", 1) == 3),
+    "asks for its attribute": either(lambda self, x: hasattr(self.held, "scale")),
+    "reads its dictionary": either(lambda self, x: bool(self.held.__dict__)),
+    "compares it": either(lambda self, x: self.held == self.number),
+    "tests its identity": either(lambda self, x: self.held is self.number),
+    "prints it": either(lambda self, x: "on" in repr(self.held)),
     "gets a number": either(lambda self, x: self.number() > 0),
     "on the main path": lambda self, x: self.relu(self.branch(self.held(x) * 1) + x),
 }
@@ -259,8 +265,110 @@ def test_partials_run_as_in_eager(name, on):
         block.held.keywords["on"] = not on
     assert_same(eager, fused, image(), "inference")
     for block in (eager, fused):
+        block.held.scale = 3
+    assert_same(eager, fused, image(), "inference")
+    for block in (eager, fused):
         block.held = functools.partial(lambda x, given: modifies(x, True), given=given)
     assert_same(eager, fused, image(), "inference")
+    for block in (eager, fused):
+        block.held = block.number
+    if name in ("tests its identity", "reads its attribute"):
+        assert_same(eager, fused, image(), "inference")
+
+
+GLOBAL = {"scale": 1}
+
+
+def scaled(x, *, by=1):
+    return x * GLOBAL["scale"] * by
+
+
+def function_changes(block):
+    """What of a function that a block holds may change."""
+    function = block.held
+    yield lambda: GLOBAL.update(scale=2)
+    yield lambda: function.__kwdefaults__.update(by=3)
+    yield lambda: setattr(function, "__code__", scaled.__code__.replace(co_consts=scaled.__code__.co_consts))
+    yield lambda: setattr(block, "held", lambda x: x * 5)
+
+
+def test_functions_as_shortcut_are_called_as_they_are():
+    eager = randomise(block_of(lambda self, x: self.relu(self.branch(x) + self.held(x)))()).double().eval()
+    eager.held = types.FunctionType(scaled.__code__, globals(), "scaled", None, None)
+    eager.held.__kwdefaults__ = {"by": 1}
+    fused = resnet_fused.convert(copy.deepcopy(eager))
+    assert runs(fused) == "inference"
+    try:
+        for change, other in zip(function_changes(eager), function_changes(fused), strict=True):
+            change()
+            other()
+            assert_same(eager, fused, image(), "inference")
+    finally:
+        GLOBAL.update(scale=1)
+
+
+def test_functions_on_the_main_path_are_not_traced():
+    block = block_of(lambda self, x: self.relu(self.held(self.branch(x)) + x))().double().eval()
+    block.held = lambda x: x
+    assert resnet_fused.report(block)[""].status == "refused"
+
+
+def test_verdicts_of_partials_are_not_shared():
+    """A partial of bn2 changes its statistics twice; one of another BatchNorm does not."""
+    kind = block_of(lambda self, x: self.relu(self.branch(x) + self.held(x)))
+    network = randomise(nn.Sequential(kind(), kind())).double()
+    network[0].other = nn.BatchNorm2d(6).double()
+    network[0].held = functools.partial(network[0].other.forward)
+    network[1].other = nn.BatchNorm2d(6).double()
+    network[1].held = functools.partial(network[1].bn2.forward)
+    fused = resnet_fused.convert(copy.deepcopy(network))
+    assert_same(network, fused, image(), "training")
+    assert_same(network, fused, image(), "inference")
+
+
+def test_static_methods_that_are_no_functions_are_refused():
+    state = types.SimpleNamespace(on=False)
+    kind = block_of(either(lambda self, x: self.held()), held=staticmethod(functools.partial(lambda: state.on)))
+    block = kind().eval()
+    assert resnet_fused.report(block)[""].status == "refused"
+
+
+def test_lists_given_to_partials_are_not_copied():
+    block = block_of(lambda self, x: self.relu(self.branch(x) + self.held(x, self.log)))().double().eval()
+    block.held, block.log = functools.partial(lambda state, x, log: (log.append(1), x)[1], STATE), []
+    resnet_fused.convert(block)
+    calls = len(block.log)
+    block(image())
+    assert len(block.log) == calls + 1
+
+
+def test_partials_with_a_keyword_of_any_name():
+    eager = randomise(block_of(lambda self, x: self.relu(self.branch(x) + self.held(x, function=2)))()).double().eval()
+    eager.held = functools.partial(lambda state, x, function: x * function, STATE)
+    fused = resnet_fused.convert(copy.deepcopy(eager))
+    assert_same(eager, fused, image(), "inference")
+    assert runs(fused) == "inference"
+
+
+@pytest.mark.parametrize("result", [None, 1, torch.zeros(2, 6, 7)], ids=["None", "number", "3-d"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_partials_that_return_something_else_later(result, grad):
+    state = types.SimpleNamespace(result=None)
+    block = randomise(block_of(lambda self, x: self.relu(self.branch(x) + self.held(x)))()).double().eval()
+    block.held = functools.partial(lambda state, x: x if state.result is None else state.result[0], state)
+    resnet_fused.convert(block)
+    block.held.args[0].result = [result]
+    with torch.set_grad_enabled(grad), pytest.raises(TypeError, match=r"the shortcut of a converted .* returned"):
+        block(image())
+
+
+def test_partials_with_objects_under_compile():
+    block = randomise(block_of(lambda self, x: self.relu(self.branch(x) + self.held(x)))()).double().eval()
+    block.held = functools.partial(lambda state, x: x * state.scale, types.SimpleNamespace(scale=2))
+    expected = block(image()).detach()
+    compiled = torch.compile(resnet_fused.convert(block), backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(compiled(image()), expected, rtol=1e-9)
 
 
 def test_partials_as_shortcut_are_called_as_they_are():

@@ -143,7 +143,14 @@ class Function:
     def __call__(self, x: Tensor) -> Any:
         module = self._module()
         assert module is not None and self._function is not None
-        return self._function(module, x)
+        y = self._function(module, x)
+        if self._calls_user and not (isinstance(y, Tensor) and y.dim() == 4):
+            what = f"a tensor of shape {list(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+            raise TypeError(
+                f"the shortcut of a converted {type(module).__name__} returned {what}; a 4-d tensor expected, as when "
+                "it was converted. Revert it with resnet_fused.revert"
+            )
+        return y
 
     def requires_grad(self) -> bool:
         """Whether its result may require a gradient if x does not."""

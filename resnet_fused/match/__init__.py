@@ -5,13 +5,25 @@
 """
 
 from .block import Mismatch
-from .derive import Match, in_modes, is_outdated, remember, shortcut_argument, spec_of, spec_with_shortcut
+from .derive import (
+    Match,
+    calls_user,
+    in_modes,
+    is_outdated,
+    of_copy,
+    remember,
+    shortcut_argument,
+    spec_of,
+    spec_with_shortcut,
+)
 
 __all__ = [
     "Match",
     "Mismatch",
+    "calls_user",
     "in_modes",
     "is_outdated",
+    "of_copy",
     "remember",
     "shortcut_argument",
     "spec_of",

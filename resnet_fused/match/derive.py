@@ -37,9 +37,14 @@ class Matches(tuple[Match, ...]):
 
     def __new__(cls, matches: Iterable[Match]) -> "Matches":
         self = super().__new__(cls, matches)
-        shortcuts = (each.found.shortcut for each in self if isinstance(each.found, BlockSpec))
-        self.call_user = any(isinstance(each, Branch) and each.calls_user for each in shortcuts)
+        self.call_user = any(map(calls_user, self))
         return self
+
+
+def calls_user(match: Match) -> bool:
+    """Whether the shortcut calls code that was not traced."""
+    shortcut = match.found.shortcut if isinstance(match.found, BlockSpec) else None
+    return isinstance(shortcut, Branch) and shortcut.calls_user
 
 
 def in_modes(block: nn.Module, kind: type[nn.Module]) -> tuple[Match, ...]:
@@ -50,6 +55,12 @@ def in_modes(block: nn.Module, kind: type[nn.Module]) -> tuple[Match, ...]:
     if argument and any(isinstance(each.found, BlockSpec) for each in matches):
         matches += [Match(structure(root, kind), _match(root, argument), argument) for root in roots]
     return tuple(matches)
+
+
+def of_copy(block: nn.Module, kind: type[nn.Module], matches: tuple[Match, ...]) -> tuple[Match, ...]:
+    """The matches of a deep copy of a block with these matches: others only if the copy holds other objects."""
+    root = copy_of(block, kind, mode=False)
+    return matches if structure(root, kind) == matches[0].structure else in_modes(block, kind)
 
 
 def shortcut_argument(kind: type[nn.Module]) -> str:
@@ -118,7 +129,10 @@ def _holds(block: Any, known: Structure) -> bool:
                 if held is not value.value:
                     return False
             elif isinstance(value, Partial):
-                if not isinstance(held, functools.partial) or not value.fits(held):
+                # torch.compile guards its arguments, and cannot compare partials
+                if not isinstance(held, functools.partial):
+                    return False
+                if getattr(held.func, "__func__", held.func) is not value.function.value:
                     return False
             elif held != value:
                 return False

@@ -94,6 +94,8 @@ class Steps:
             return Step(RELU)
         if target in _ADD and len(node.args) == 2 and not node.kwargs:
             return Step(ADD)
+        if target is torch.as_tensor:
+            return Step(SAME)
         if target is F.conv2d:
             return self._conv2d(node)
         if target in _DROPS_WITH_P:

@@ -10,7 +10,7 @@ from .block import is_check
 from .nodes import CONV, NORM, RELU, Steps, inputs
 from .shortcut import compiled
 from .structure import unseen
-from .trace import copy_of, trace
+from .trace import call_attribute, copy_of, trace
 
 
 def rewrite_of(module: Any) -> Rewrite | Reason:
@@ -36,7 +36,14 @@ def rewrite(root: nn.Module) -> Rewrite | Reason:
             if unused is None
             else Reason("it computes {} without use", "", unused)
         )
-    runs = {node: found for node in traced.graph.nodes if (found := _run(node, steps)) is not None}
+    order = {node: i for i, node in enumerate(traced.graph.nodes)}
+    calls = [order[node] for node in order if node.target is call_attribute]
+    runs = {
+        node: found
+        for node in traced.graph.nodes
+        if (found := _run(node, steps)) is not None
+        and not any(order[node] < call < order[found[1]] for call in calls)  # it may change the BatchNorm
+    }
     if not runs:
         return Reason("no BatchNorm follows a convolution")
     graph = fx.Graph()

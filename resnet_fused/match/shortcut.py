@@ -23,6 +23,7 @@ _FUNCTIONS = {
     F.conv2d,
     F.relu,
     torch.relu,
+    torch.as_tensor,
     torch.cat,
     torch.zeros_like,
     torch.add,
@@ -89,7 +90,7 @@ class Sides:
         root = roots.pop()
         calls_user = any(node.target is call_attribute for node in nodes)
         if calls_user and root is not self.x:
-            return Reason("its shortcut calls a functools.partial with relu(bn(x))")
+            return Reason("its shortcut calls a function that is an attribute with relu(bn(x))")
         return Branch(function=self._compile(end, nodes, root), reads_x=pre and root is self.x, calls_user=calls_user)
 
     def _refusal(self, node: fx.Node) -> Reason | None:

@@ -61,23 +61,12 @@ class Same:
 
 
 class Partial(NamedTuple):
-    """A ``functools.partial``, equal to that of its deep copy: of objects in it, only the classes are compared."""
+    """A ``functools.partial`` and what it holds, which may change."""
 
+    itself: Same
     function: Same  # without the object of a bound method
     args: Any
     keywords: Any
-
-    @staticmethod
-    def of(value: "functools.partial[Any]", depth: int) -> "Partial":
-        function = getattr(value.func, "__func__", value.func)
-        is_code = isinstance(function, (*_FIXED, types.FunctionType, type))
-        given = (_of_partial(each, depth) for each in (value.args, value.keywords))
-        return Partial(Same(function if is_code else type(function)), *given)
-
-    def fits(self, value: "functools.partial[Any]") -> bool:
-        """Whether ``value`` has this function and these numbers and strings, for torch.compile to trace."""
-        function = getattr(value.func, "__func__", value.func)
-        return function is self.function.value and value.args == self.args and value.keywords == self.keywords
 
 
 class Part(NamedTuple):
@@ -118,24 +107,17 @@ def _counts(value: Any) -> bool:
 
 def frozen(value: Any, depth: int = 0) -> Any:
     """A copy of an attribute that later changes of the attribute do not reach."""
-    if type(value) in _PLAIN:
+    if type(value) in _PLAIN or isinstance(value, Number):
         return value
     if type(value) in (list, tuple) and depth <= 4:
         return type(value)(frozen(each, depth + 1) for each in value)
     if type(value) is dict and depth <= 4:
         return {key: frozen(each, depth + 1) for key, each in value.items()}
     if type(value) is functools.partial and depth <= 4:
-        return Partial.of(value, depth + 1)
+        function = getattr(value.func, "__func__", value.func)
+        held = (frozen(each, depth + 1) for each in (value.args, value.keywords))
+        return Partial(Same(value), Same(function), *held)
     return frozenset(map(repr, value)) if type(value) is set else Same(value)
-
-
-def _of_partial(value: Any, depth: int) -> Any:
-    """An argument of a partial as :func:`frozen` copies it, or the class of an unknown object."""
-    if type(value) in (list, tuple) and depth <= 4:
-        return type(value)(_of_partial(each, depth + 1) for each in value)
-    if type(value) is dict and depth <= 4:
-        return {key: _of_partial(each, depth + 1) for key, each in value.items()}
-    return frozen(value) if _is_constant(value) else Same(type(value))
 
 
 def code(structure: Structure) -> Any:
@@ -222,7 +204,9 @@ def _is_constant(value: Any, depth: int = 0) -> bool:
         return False
     if type(value) in (tuple, frozenset):
         return all(_is_constant(each, depth + 1) for each in value)
-    if isinstance(value, staticmethod | classmethod | functools.cached_property):
+    if isinstance(value, staticmethod | classmethod):
+        return _is_constant(value.__func__, depth + 1)
+    if isinstance(value, functools.cached_property):
         return True
     if isinstance(value, property):
         return all(each is None or _is_constant(each, depth + 1) for each in (value.fget, value.fset, value.fdel))
@@ -241,15 +225,18 @@ def _is_seen(value: Any, inside: set[int], depth: int = 0) -> bool:
     if type(value) is dict:
         return all(_is_seen(each, inside, depth + 1) for each in value.values())
     if type(value) is functools.partial:
-        return all(_is_constant(each) for each in (value.func, *value.args, *value.keywords.values()))
+        held = (value.func, *value.args, *value.keywords.values())
+        return all(_is_constant(each) and _is_seen(each, set(), depth + 1) for each in held)
+    if isinstance(value, types.FunctionType) and _is_users(value):
+        return False
     if isinstance(type(value), type) and issubclass(type(value), type):
         return is_library_code(value) or issubclass(value, nn.Module)
     return id(value) in inside or _is_constant(value)
 
 
 def is_called_as_it_is(value: Any) -> bool:
-    """Whether an attribute is a partial whose changes nothing shows: a shortcut may call it, which is not traced."""
-    return type(value) is functools.partial and not _is_seen(value, set())
+    """Whether an attribute is a function or partial whose changes nothing shows: a shortcut may call it untraced."""
+    return isinstance(value, functools.partial | types.FunctionType) and not _is_seen(value, set())
 
 
 def _is_filled(cell: Any) -> bool:
@@ -308,7 +295,7 @@ def _reach(cls: type) -> _Reached:
 
 def _is_users(value: Any) -> bool:
     """Whether a value is a Python function that is not torch's."""
-    return isinstance(value, types.FunctionType) and (value.__module__ or "").partition(".")[0] != "torch"
+    return isinstance(value, types.FunctionType) and _root(str(value.__globals__.get("__name__"))) != "torch"
 
 
 def _functions(value: Any) -> Iterator[types.FunctionType]:

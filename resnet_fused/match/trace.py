@@ -170,24 +170,25 @@ class _Tracer(fx.Tracer):
             else:
                 args.append(value)
         _active.tracer = self
-        partials = [
+        untraced = [
             (vars(module), name, value, f"{path}.{name}" if path else name)
             for module, path in self.submodule_paths.items()  # type: ignore[union-attr]
             for name, value in vars(module).items()
             if is_called_as_it_is(value)
         ]
+        stand_ins: dict[int, Any] = {}
         try:
             for module, own in self.kinds.items():
                 module.__class__ = _traced_class(own)
-            for attributes, name, _, path in partials:
-                attributes[name] = _Partial(self, path)
+            for attributes, name, value, path in untraced:
+                attributes[name] = stand_ins.setdefault(id(value), _Untraced(self, path))
             with _OnlyProxies():
                 found = kind.forward(self.root, *args, **keywords)
         finally:
             _active.tracer = None
             for module, own in self.kinds.items():
                 module.__class__ = own
-            for attributes, name, value, _ in partials:
+            for attributes, name, value, _ in untraced:
                 attributes[name] = value
         self.create_node("output", "output", (self.create_arg(found),), {})
         return self.graph
@@ -241,28 +242,35 @@ class _Tracer(fx.Tracer):
         return node.op == "placeholder"
 
 
-class _Partial(functools.partial):  # type: ignore[type-arg]
-    """Stands for a ``functools.partial`` that a module has as attribute: a call is recorded, and not looked into."""
+class _Untraced(functools.partial):  # type: ignore[type-arg]
+    """Stands for a function that a module has as attribute: a call is recorded, and nothing else may be asked."""
 
-    tracer: _Tracer
-    path: str
-
-    def __new__(cls, tracer: _Tracer, path: str) -> "_Partial":
+    def __new__(cls, tracer: _Tracer, path: str) -> "_Untraced":
         self = super().__new__(cls, call_attribute)
-        self.tracer, self.path = tracer, path
+        object.__getattribute__(self, "__dict__").update(tracer=tracer, path=path)
         return self
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        function = self.tracer.create_proxy("get_attr", self.path, (), {})
-        return self.tracer.create_proxy("call_function", call_attribute, (function, *args), kwargs)
+        for each in (*args, *kwargs.values()):
+            if not isinstance(each, (fx.Proxy, *_CONSTANTS)):  # the graph would hold a copy
+                raise TraceError(f"it passes a {type(each).__name__} to a function that is an attribute")
+        own = object.__getattribute__(self, "__dict__")
+        function = own["tracer"].create_proxy("get_attr", own["path"], (), {})
+        return own["tracer"].create_proxy("call_function", call_attribute, (function, *args), kwargs)
+
+    def _refuse(self, *_: Any) -> Any:
+        raise TraceError("it looks at a function that is an attribute")
 
     def __getattribute__(self, name: str) -> Any:
-        if name in ("func", "args", "keywords"):
-            raise TraceError(f"it reads {name} of a functools.partial")
-        return super().__getattribute__(name)
+        return super().__getattribute__(name) if name == "__class__" else _Untraced._refuse(self)
+
+    __repr__ = __str__ = __eq__ = __hash__ = __setattr__ = _refuse  # type: ignore[assignment]
 
 
-def call_attribute(function: Any, *args: Any, **kwargs: Any) -> Any:
+_CONSTANTS = (bool, int, float, str, type(None), torch.dtype, torch.memory_format)
+
+
+def call_attribute(function: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Calls an attribute of a module as it is when the module runs."""
     return function(*args, **kwargs)
 
@@ -273,7 +281,7 @@ class _OnlyProxies(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.as_tensor and len(args) == 1 and not kwargs and isinstance(args[0], fx.Proxy):
-            return args[0]
+            return args[0].tracer.create_proxy("call_function", func, args, {})  # it does not know proxies
         flat = [*args, *kwargs.values()]
         flat += [each for value in flat if isinstance(value, list | tuple) for each in value]
         if not any(isinstance(each, fx.Proxy) for each in flat):

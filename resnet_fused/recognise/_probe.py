@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ..chain import read
 from ..chain.geometry import output_shape
 from ..chain.spec import Chain, Reason
-from ..match import Match, remember
+from ..match import Match, of_copy, remember
 
 # Rounding in float64 stays orders of magnitude below this; a missing layer or another order is far above.
 TOLERANCE = 1e-6
@@ -55,6 +55,7 @@ def _differences(module: nn.Module, fused: Any, chain: Chain, matches: tuple[Mat
         own = copy.deepcopy(eager)
         own.__class__ = fused
         if matches:
+            matches = of_copy(own, fused._eager_class, matches)
             remember(own, matches)
         shapes = [(n, _in_channels(chain), h, w) for n, h, w in SIZES]
         accepted = (shape for shape in shapes if _accepts(eager, fused._eager_class.forward, shape))

@@ -188,7 +188,8 @@ def _compare(found: dict[nn.Module, Matched]) -> None:
             if mismatch is None or not mismatch.startswith(_probe.NOT_COMPARED):
                 break
         if mismatch is None:
-            equal.add(code)
+            if not any(match.calls_user(m) for m in found[modules[0]].matches):  # else it is this object's code
+                equal.add(code)
             continue
         for module in modules:
             found[module] = Matched(found[module].kind, Reason("{}", "", mismatch), True)

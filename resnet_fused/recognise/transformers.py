@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from ..chain.spec import BlockSpec
+from ..chain.spec import BlockSpec, Reason
 from . import registered
 from ._blocks import Recogniser
 
@@ -14,6 +14,18 @@ def _stem(*layers: str, pool: str | None = None) -> BlockSpec:
         tuple(f"{layer}.{name}" for layer in layers) for name in ("convolution", "normalization", "activation")
     )
     return BlockSpec(convs, (None, *norms), relus, pool=pool)
+
+
+def _checked(spec: BlockSpec) -> Any:
+    """The spec of a stem that accepts the channels of its convolution, as class attribute."""
+
+    def spec_of(stem: Any) -> BlockSpec | Reason:
+        conv = stem.get_submodule(spec.convs[0])
+        if stem.num_channels != conv.in_channels:
+            return Reason("num_channels is {} and {name} has {}", spec.convs[0], stem.num_channels, conv.in_channels)
+        return spec
+
+    return staticmethod(spec_of)
 
 
 _PLAIN = _stem("embedder", pool="pooler")
@@ -37,5 +49,5 @@ def recognisers() -> tuple[Recogniser, ...]:
         stem, layer, spec = _STEMS[name]
         kinds: list[Any] = [vars(sys.modules[name]).get(kind) for kind in (stem, layer)]
         if all(isinstance(kind, type) for kind in kinds):
-            _known[name] = registered.recogniser("stem", kinds[0], spec, (kinds[1],))
+            _known[name] = registered.recogniser("stem", kinds[0], _checked(spec), (kinds[1],))
     return tuple(_known.values())
