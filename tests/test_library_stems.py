@@ -40,6 +40,7 @@ TIMM = {
     "timm plain": of_timm("resnet18"),
     "timm deep": of_timm("resnet18d"),
     "timm tiered": of_timm("resnet26t"),
+    "timm deep frozen": lambda: freeze(of_timm("resnet18d")()),
     "timm frozen": lambda: freeze(of_timm("resnet18")()),
 }
 HUGGING_FACE = {
@@ -105,7 +106,7 @@ def how(network, name, x=None):
 def test_same_as_eager(name, x_format, weight_format, mode):
     eager, fused = pair(name, weight_format)
     assert_same(eager, fused, image(x_format), mode)
-    uses_batch_statistics = mode == "training" and name != "timm frozen"
+    uses_batch_statistics = mode == "training" and "frozen" not in name
     assert how(fused, name).how == ("training" if uses_batch_statistics else "inference")
 
 
@@ -272,6 +273,14 @@ def test_subclasses_of_timms_resnet():
         fused = resnet_fused.convert(copy.deepcopy(eager))
         assert_same(eager, fused)
         assert isinstance(fused, made)
+
+
+def test_a_longer_deep_stem_runs_eagerly():
+    eager, fused = pair("timm deep")
+    for network in (eager, fused):
+        network.conv1.append(nn.Hardtanh(-0.5, 0.5))
+    assert_same(eager, fused)
+    assert how(fused, "timm deep").reason == "conv1 is torch.nn.Sequential, not torch.nn.Conv2d"
 
 
 def test_stems_with_other_layers_are_refused():

@@ -324,7 +324,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
 # Weak: the caches must not keep anything alive. Numbers are unique.
 _numbers: dict[int, tuple[Callable[[], Any], int]] = {}  # of objects that are compared by identity, by address
 _versions: "weakref.WeakKeyDictionary[type, list[tuple[dict[str, Any], int]]]" = weakref.WeakKeyDictionary()
-_counter = itertools.count(1)
+_counter = itertools.count()
 
 
 def code_version(cls: type) -> tuple[int, ...]:

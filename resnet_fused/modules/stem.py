@@ -15,6 +15,7 @@ from ..chain.memory_format import (
     nhwc,
     nhwc_with_contiguous_grad,
 )
+from ..chain.norms import is_norm
 from ..chain.spec import BlockSpec, Reason, Visibility
 from ._eager import Methods, replacement
 from ._packing import OwnsPackedWeights
@@ -154,9 +155,8 @@ def _outputs_channels_last(conv1: Any, x: Tensor) -> bool | None:
     """Whether eager's ``conv1``, a convolution or several with their norms, returns channels_last; else None."""
     if type(conv1) is nn.Conv2d:
         return conv_outputs_channels_last(x, conv1)
-    if type(conv1) is not nn.Sequential or not all(type(layer) in _LAYERS for layer in conv1):
+    if type(conv1) is not nn.Sequential:
         return None
-    return is_channels_last(x) or any(map(has_channels_last_weight, conv1))
-
-
-_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU)
+    if not all(type(layer) in (nn.Conv2d, nn.ReLU) or is_norm(layer) for layer in conv1):
+        return None
+    return is_channels_last(x) or any(has_channels_last_weight(layer) for layer in conv1 if type(layer) is nn.Conv2d)

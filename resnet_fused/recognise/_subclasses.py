@@ -25,7 +25,7 @@ RESERVED = {"_eager_class", "_eager_methods", "_spec", "_seen", "_matches", "fus
 RESERVED |= {name for kind in (FusedBlock, OwnsPackedWeights) for name in vars(kind) if not name.startswith("__")}
 RESERVED = {name for name in RESERVED if not hasattr(nn.Module, name)}
 # Layers are registered modules; a class attribute of the same name would shadow one.
-_LAYERS = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "relu", "downsample", "maxpool")
+_LAYERS = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "relu", "act1", "downsample", "maxpool")
 # Fused classes define these too, but cooperate through super() or only set a default.
 _SHARED = ("_apply", "_load_from_state_dict", "recompute", "fused_training")
 _ABSENT = object()

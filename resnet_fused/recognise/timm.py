@@ -11,16 +11,24 @@ from ..modules import FusedStem
 from ..modules._eager import original_methods, replacement
 from ._blocks import Recogniser
 
-_CONV1, _ACT1 = ("conv1",), ("act1",)
-_DEEP_CONVS, _DEEP_NORMS = ("conv1.0", "conv1.3", "conv1.6"), (None, "conv1.1", "conv1.4", "bn1")
-_DEEP_RELUS = ("conv1.2", "conv1.5", "act1")
+_PLAIN = BlockSpec(("conv1",), (None, "bn1"), ("act1",), part="stem")
+_DEEP = BlockSpec(
+    ("conv1.0", "conv1.3", "conv1.6"),
+    (None, "conv1.1", "conv1.4", "bn1"),
+    ("conv1.2", "conv1.5", "act1"),
+    part="deep stem",
+)
+_NAMES = list("0123456")  # of the layers of a deep stem
 
 
-def _stem(network: Any, pool: str | None = None) -> BlockSpec:
-    part = "stem" if pool is None else "stem and pooling"
-    if type(network.conv1) is nn.Sequential:
-        return BlockSpec(_DEEP_CONVS, _DEEP_NORMS, _DEEP_RELUS, pool=pool, part=f"deep {part}")
-    return BlockSpec(_CONV1, (None, "bn1"), _ACT1, pool=pool, part=part)
+def _stem(network: Any) -> BlockSpec:
+    conv1 = network._modules.get("conv1")
+    return _DEEP if type(conv1) is nn.Sequential and [*conv1._modules] == _NAMES else _PLAIN
+
+
+def _pooled_stem(network: Any) -> BlockSpec:
+    spec = _stem(network)
+    return spec._replace(pool="maxpool", part=f"{spec.part} and pooling")
 
 
 class FusedTimmResNet(FusedStem, resnet.ResNet):
@@ -29,7 +37,7 @@ class FusedTimmResNet(FusedStem, resnet.ResNet):
     _eager_class = resnet.ResNet
     _eager_methods = original_methods(resnet.ResNet, "forward_features")
     _spec = staticmethod(_stem)
-    _pooled_spec = staticmethod(lambda network: _stem(network, "maxpool"))
+    _pooled_spec = staticmethod(_pooled_stem)
     _relu = "act1"
     layer1: nn.Module
     layer2: nn.Module
@@ -45,19 +53,7 @@ class FusedTimmResNet(FusedStem, resnet.ResNet):
         return self._features_of(x, (self.layer1, self.layer2, self.layer3, self.layer4))
 
 
-# What forward_features calls, in the releases that this file is written for.
-_CALLS = {
-    "conv1",
-    "bn1",
-    "act1",
-    "maxpool",
-    "grad_checkpointing",
-    "checkpoint_seq",
-    "layer1",
-    "layer2",
-    "layer3",
-    "layer4",
-}
-_CALLS |= {"torch", "jit", "is_scripting"}
-_is_known = set(resnet.ResNet.forward_features.__code__.co_names) == _CALLS
+# What forward_features uses, in the releases that this file is written for.
+_USED = "conv1 bn1 act1 maxpool grad_checkpointing torch jit is_scripting checkpoint_seq layer1 layer2 layer3 layer4"
+_is_known = set(resnet.ResNet.forward_features.__code__.co_names) == set(_USED.split())
 RECOGNISERS = (Recogniser("stem", resnet.ResNet, FusedTimmResNet),) if _is_known else ()

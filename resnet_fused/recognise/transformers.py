@@ -32,11 +32,7 @@ _PLAIN = _stem("embedder", pool="pooler")
 _DEEP = _stem("embedder.0", "embedder.1", "embedder.2", pool="pooler")
 # By module: the class of the stem, that of its layers, and what it computes.
 _STEMS = {
-    "transformers.models.resnet.modeling_resnet": (
-        "ResNetEmbeddings",
-        "ResNetConvLayer",
-        _stem("embedder", pool="pooler"),
-    ),
+    "transformers.models.resnet.modeling_resnet": ("ResNetEmbeddings", "ResNetConvLayer", _PLAIN),
     "transformers.models.regnet.modeling_regnet": ("RegNetEmbeddings", "RegNetConvLayer", _stem("embedder")),
     "transformers.models.rt_detr.modeling_rt_detr_resnet": ("RTDetrResNetEmbeddings", "RTDetrResNetConvLayer", _DEEP),
 }
