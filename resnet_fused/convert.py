@@ -114,7 +114,8 @@ def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = Fal
     Args:
         model: any module, in any mode, on any device.
         filter_fn: ``filter_fn(module, name) -> bool``; modules for which it returns False are not converted.
-        strict: raise ``ValueError`` if a module that passes ``filter_fn`` is refused. The model is unchanged then.
+        strict: raise ``ValueError`` if a module that passes ``filter_fn`` is refused, except one that contains blocks
+            that are fused. The model is unchanged then.
         chains: also fuse convolutions with the BatchNorm and ReLU that follow them in other modules, such as blocks
             with squeeze-excitation. They run fused in inference on channels_last activations.
 
@@ -122,18 +123,20 @@ def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = Fal
         The same ``model``.
 
     Raises:
-        TypeError: ``model`` is not a ``torch.nn.Module``.
+        TypeError: ``model`` is not a ``torch.nn.Module``, or ``filter_fn`` is not callable.
         ValueError: ``model`` itself is wrapped by DDP, FSDP, torch.compile or TorchScript, or ``strict`` found refused
             modules.
     """
     check_model(model, "convert")
+    if filter_fn is not None and not callable(filter_fn):
+        raise TypeError(f"convert expects filter_fn(module, name) -> bool, but got {filter_fn!r}")
     wrapper = _wrapper(model)
     if wrapper is not None:
         raise ValueError(f"the model is {_wrapped_by(wrapper)}")
     recognise.revert_outdated(model)
     matched = _matched_blocks(model)
     chosen: list[nn.Module] = []
-    refused: list[str] = []
+    refused: list[tuple[str, nn.Module]] = []
     entries: dict[str, Entry] = {}
     for name, module, entry in _candidates(model, matched):
         entries[name] = entry
@@ -142,9 +145,15 @@ def convert(model: Model, *, filter_fn: Filter | None = None, strict: bool = Fal
         if entry.status == CONVERTIBLE:
             chosen.append(module)
         else:
-            refused.append(f"  {name or '(root)'} ({entry.class_name}): {entry.reason}")
-    if strict and refused:
-        raise ValueError("strict=True, and these modules cannot be converted:\n" + "\n".join(refused))
+            refused.append((name, module))
+    fused = {*chosen, *(module for module in model.modules() if isinstance(module, OwnsPackedWeights))}
+    reasons = [
+        f"  {name or '(root)'} ({entries[name].class_name}): {entries[name].reason}"
+        for name, module in refused
+        if entries[name].kind != UNKNOWN or fused.isdisjoint(module.modules())  # a network of fused blocks
+    ]
+    if strict and reasons:
+        raise ValueError("strict=True, and these modules cannot be converted:\n" + "\n".join(reasons))
     for module in chosen:
         recogniser = recognise.find(module)
         if recogniser is not None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from .chain import read
 from .chain.spec import Reason
-from .convert import CONVERTED, Report, aligned, check_model, report
+from .convert import BLOCK_CHAINS, CONVERTED, Report, aligned, check_model, report
 
 INFERENCE, TRAINING, EAGER = "inference", "training", "eager"
 
@@ -98,8 +98,12 @@ def runs(model: nn.Module, found: Report, records: list[Any]) -> dict[str, Run]:
     names = dict(model.named_modules(remove_duplicate=False))
     result: dict[str, Run] = {}
     for name, entry in found.items():
-        hows = outcomes.get(names[name], {}).values()
-        reason = next((how.at(name) for how in hows if isinstance(how, Reason)), None)
+        path = name
+        if entry.kind == BLOCK_CHAINS:  # it may run as part of a network's chains
+            while names[path] not in outcomes and path:
+                path = path.rpartition(".")[0]
+        hows = outcomes.get(names[path], {}).values()
+        reason = next((how.at(path) for how in hows if isinstance(how, Reason)), None)
         if entry.status != CONVERTED or not hows:
             reason = entry.reason.removeprefix("converted, but runs eagerly: ") or "it was not called"
         trains = any(isinstance(how, read.Read | read.Fused) and how.trains for how in hows)

@@ -251,3 +251,19 @@ def test_modules_called_recursively_or_twice():
     check(eager, fused)
     check(eager, fused, image(), 0)
     check(eager, fused, image(), depth=3)
+
+
+def test_a_network_with_one_block_that_cannot_be_fused():
+    """Its addition is the only one in the trace of the network, which is no residual block itself."""
+
+    class Network(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).mean((2, 3))
+
+    model = converted(Network(conv3(8, 8), nn.BatchNorm2d(8), nn.ReLU(), SEBottleneck(), Basic(8, 8), Basic(8, 8)))
+    kinds = {"": "chains", "3": "chains of a residual block", "4": "basic block", "5": "basic block"}
+    assert {name: entry.kind for name, entry in resnet_fused.report(model).items()} == kinds
+    x = torch.randn(2, 8, 7, 9).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        runs = resnet_fused.explain(model.float().eval(), x)
+    assert {name: run.how for name, run in runs.items()} == dict.fromkeys(kinds, "inference")

@@ -169,12 +169,26 @@ def test_strict_lists_every_refusal_and_changes_nothing():
     with pytest.raises(ValueError, match="strict=True") as error:
         resnet_fused.convert(model, strict=True)
     assert str(error.value).splitlines()[1:] == [
-        f"  (root) (test_convert.Custom): it is no residual block{hint}",
         f"  mine (test_convert.CustomBlock): tanh follows the addition; only a ReLU is supported{hint}",
     ]
     assert type(model.known) is reference.BasicBlock
     resnet_fused.convert(model, strict=True, filter_fn=lambda module, name: name == "known")
     assert type(model.known) is modules.FusedBasicBlock
+
+
+def test_strict_accepts_a_network_of_fused_blocks():
+    class Network(nn.Sequential):
+        pass
+
+    model = Network(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), reference.BasicBlock(8, 8))
+    assert resnet_fused.report(model)[""].status == "refused"
+    assert type(resnet_fused.convert(model, strict=True)[2]) is modules.FusedBasicBlock
+    resnet_fused.convert(model, strict=True)
+
+
+def test_filter_fn_must_be_a_function():
+    with pytest.raises(TypeError, match=r"convert expects filter_fn\(module, name\) -> bool, but got 3"):
+        resnet_fused.convert(models.small_resnet(), filter_fn=3)
 
 
 def test_report_reads_like_a_table():

@@ -82,7 +82,9 @@ def revert_outdated(model: nn.Module) -> None:
 
 
 def is_residual(module: Any) -> bool:
-    """Whether a converted module's ``forward`` ends with the addition of a shortcut."""
+    """Whether a converted module is a residual block, and not a network of blocks."""
+    if any(isinstance(part, OwnsPackedWeights) for part in module.modules() if part is not module):
+        return False
     found = match.in_modes(module, module._eager_class)[0].found
     return isinstance(found, BlockSpec) or found.residual
 
