@@ -31,6 +31,7 @@ class Explanation(Mapping[str, Run]):
     """Maps fully qualified module names to :class:`Run`; ``str()`` gives a table. The root's name is ""."""
 
     runs: dict[str, Run]
+    hint: str = ""  # the last line of the table
 
     def __getitem__(self, name: str) -> Run:
         return self.runs[name]
@@ -45,7 +46,8 @@ class Explanation(Mapping[str, Run]):
         rows = [("module", "kind", "runs", "reason")]
         rows += [(name or "(root)", run.kind, run.how, run.reason) for name, run in self.runs.items()]
         eager = sum(run.how == EAGER for run in self.runs.values())
-        return "\n".join([*aligned(rows), f"{len(self.runs) - eager} fused, {eager} eager"])
+        count = f"{len(self.runs) - eager} fused, {eager} eager"
+        return "\n".join([*aligned(rows), count, *([self.hint] if self.hint else [])])
 
 
 def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
@@ -77,7 +79,14 @@ def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
         for module, name, buffer, before in buffers:
             buffer.data.copy_(before)
             module._buffers[name] = buffer
-    return Explanation(runs(model, found, records))
+    found_runs = runs(model, found, records)
+    trains = any(run.how == TRAINING and not model.get_submodule(name).training for name, run in found_runs.items())
+    return Explanation(found_runs, _HINT if trains and torch.is_grad_enabled() else "")
+
+
+_HINT = (
+    "The model is in eval mode and gradients are enabled: inference needs torch.no_grad() or torch.inference_mode()."
+)
 
 
 def record(model: nn.Module, *args: Any, **kwargs: Any) -> list[Any]:

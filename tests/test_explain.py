@@ -493,3 +493,12 @@ def test_command_shows_a_reason_in_both_modes(capsys, tmp_path, monkeypatch):
     rows = rows_of(capsys, tmp_path, monkeypatch, "model[0].relu, model[1].bn2 = nn.GELU(), nn.GroupNorm(2, 8)")
     assert " ".join(rows["0"]) == "basic block refused eager eager 0.relu is torch.nn.GELU, not torch.nn.ReLU"
     assert rows["1"][2:5] == ["refused", "eager", "eager"]
+
+
+def test_eval_mode_with_gradients_gets_a_hint():
+    model = resnet_fused.convert(models.small_resnet()).eval()
+    hint = "The model is in eval mode and gradients are enabled"
+    assert hint in str(resnet_fused.explain(model, images()))
+    with torch.no_grad():
+        assert hint not in str(resnet_fused.explain(model, images()))
+    assert hint not in str(resnet_fused.explain(model.train(), images()))

@@ -103,6 +103,8 @@ def _report(run: Any, facts: dict[str, Any], results: list[dict[str, Any]], refu
     _print_table(facts["name"], report.table(rows))
     for line in report.failures(results):
         _say(line)
+    if verdict == "incomplete":
+        _say(f"some cases did not run; give more time than --seconds {run.seconds:g}")
     _say(f"{facts['name']}: {verdict}" + (f"; {path} has every case" if keep else "; --out FOLDER keeps the report"))
     return STATUS[verdict]
 
