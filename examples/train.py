@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 
 import torch
-import torch.distributed.nn  # first: defaults in it keep an existing process group, and gloo's threads, until exit
+import torch.distributed.nn  # imported first: its default arguments keep an existing process group until exit
 from rich.progress import track
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel

@@ -42,6 +42,10 @@ def pytorchcv_model(file, name):
     return features
 
 
+def monai_model(name, **arguments):
+    return getattr(importlib.import_module("monai.networks.nets"), name)(spatial_dims=2, **arguments)
+
+
 def resnet_config(**arguments):
     library = importlib.import_module("transformers")
     stages = ["stage2", "stage4"]
@@ -86,6 +90,8 @@ MODELS = {
     "transformers DETR backbone": lambda: detr_backbone(use_timm_backbone=False, backbone_config=resnet_config()),
     "timm transformers DETR backbone": lambda: detr_backbone(backbone="resnet18"),
     "pytorchcv preresnet10": lambda: pytorchcv_model("preresnet", "preresnet10"),
+    "monai resnet10, shortcut A": lambda: monai_model("resnet10", n_input_channels=3, shortcut_type="A"),
+    "monai HighResNet": lambda: monai_model("HighResNet", in_channels=3),
 }
 
 # More models, whose blocks are only recognised. Some are exact in part or not at all.
@@ -109,7 +115,7 @@ RECOGNISED = {
 
 def constructed(name):
     """The model on the meta device. Skips if a library named in ``name`` is not installed."""
-    known = ("torchvision", "timm", "transformers", "pytorchcv")
+    known = ("torchvision", "timm", "transformers", "pytorchcv", "monai")
     for library in (word for word in name.split() if word in known):
         pytest.importorskip(library)
     construct = {**MODELS, **RECOGNISED}[name]

@@ -1,7 +1,6 @@
 """explain: how each block and stem runs for an input, and why eager runs."""
 
 import copy
-import sys
 
 import pytest
 import torch
@@ -457,42 +456,6 @@ def test_explanation_is_a_mapping():
 def test_non_modules_are_refused(value):
     with pytest.raises(TypeError, match=r"expects a torch\.nn\.Module, but got"):
         resnet_fused.explain(value, images())
-
-
-def rows_of(capsys, tmp_path, monkeypatch, line):
-    """Returns the rows of the table of modules of ``python -m resnet_fused explain``, split into words."""
-    from resnet_fused import cli
-
-    (tmp_path / "explained_model.py").write_text(
-        "from torch import nn\n"
-        "from resnet_fused.reference import BasicBlock\n"
-        "def make():\n"
-        "    model = nn.Sequential(BasicBlock(8, 8), BasicBlock(8, 8))\n"
-        f"    {line}\n"
-        "    return model\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "explained_model", raising=False)
-    monkeypatch.setenv("COLUMNS", "200")
-    assert cli.main(["explain", "explained_model:make", "--input", "1,8,9,9"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    header = next(i for i, line in enumerate(lines) if line.split()[:1] == ["module"])
-    assert lines[header].split() == ["module", "kind", "status", "eval", "training", "reason"]
-    return {row[0]: row[1:] for row in map(str.split, lines[header + 1 :]) if row[1:2] == ["basic"]}
-
-
-def test_command_shows_a_reason_in_training_only(capsys, tmp_path, monkeypatch):
-    rows = rows_of(capsys, tmp_path, monkeypatch, "model[1].fused_training = False")
-    assert rows["0"] == ["basic", "block", "converted", "fused", "fused"]
-    reason = ["training:", "fused_training", "is", "False"]
-    assert rows["1"] == ["basic", "block", "converted", "fused", "eager", *reason]
-
-
-def test_command_shows_a_reason_in_both_modes(capsys, tmp_path, monkeypatch):
-    rows = rows_of(capsys, tmp_path, monkeypatch, "model[0].relu, model[1].bn2 = nn.GELU(), nn.GroupNorm(2, 8)")
-    assert " ".join(rows["0"]) == "basic block refused eager eager 0.relu is torch.nn.GELU, not torch.nn.ReLU"
-    assert rows["1"][2:5] == ["refused", "eager", "eager"]
 
 
 def test_eval_mode_with_gradients_gets_a_hint():

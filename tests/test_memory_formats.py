@@ -309,7 +309,7 @@ def test_torchvision_backbones_have_eagers_strides(mode):
 def test_compiled_network_has_eagers_strides(name, mode, x_format, weight_format):
     torch._dynamo.reset()
     network, twin = twins(name, weight_format)
-    call = torch.compile(lambda x: network._features_of(x, stages_of(network)), fullgraph=True, backend="aot_eager")
+    call = torch.compile(lambda x: network._features_of(x, network.stages), fullgraph=True, backend="aot_eager")
     found = []
     for function in (call, lambda x: trunk(twin, x)):
         network.train(mode == "train"), twin.train(mode == "train")

@@ -138,13 +138,14 @@ class Function:
     """A function of a block and a tensor, bound to the block but not keeping it alive."""
 
     def __init__(self, module: nn.Module, branch: Branch) -> None:
-        self._module, self._function, self._calls_user = weakref.ref(module), branch.function, branch.calls_user
+        self._module, self._function = weakref.ref(module), branch.function
+        self._calls_user_code = branch.calls_user_code
 
     def __call__(self, x: Tensor) -> Any:
         module = self._module()
         assert module is not None and self._function is not None
         y = self._function(module, x)
-        if self._calls_user and not (isinstance(y, Tensor) and y.dim() == 4):
+        if self._calls_user_code and not (isinstance(y, Tensor) and y.dim() == 4):
             what = f"a tensor of shape {list(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
             raise TypeError(
                 f"the shortcut of a converted {type(module).__name__} returned {what}; a 4-d tensor expected, as when "
@@ -155,7 +156,7 @@ class Function:
     def requires_grad(self) -> bool:
         """Whether its result may require a gradient if x does not."""
         module = self._module()
-        return self._calls_user or (module is not None and any(p.requires_grad for p in module.parameters()))
+        return self._calls_user_code or (module is not None and any(p.requires_grad for p in module.parameters()))
 
 
 def is_library_code(kind: type) -> bool:
@@ -348,9 +349,14 @@ def globals_of(functions: Any) -> list[tuple[dict[str, Any], str, Any]]:
         for name in global_names(function.__code__):
             value = function.__globals__.get(name, ABSENT)
             found.append((function.__globals__, name, value))
-            if isinstance(value, FunctionType) and not (value.__module__ or "").startswith("torch"):
+            if is_users_function(value):
                 todo.append(value)
     return found
+
+
+def is_users_function(value: Any) -> bool:
+    """Whether a value is a Python function that is not torch's. ``functools.wraps`` cannot change its globals."""
+    return isinstance(value, FunctionType) and str(value.__globals__.get("__name__")).partition(".")[0] != "torch"
 
 
 #: The value of a name that is no global variable, such as a builtin.

@@ -34,7 +34,7 @@ class Branch(NamedTuple):
         reads_x: in a pre-activation block, whether the input is x and not ``act[0]``.
         leads: whether it is the first operand of the addition, whose memory format the output has.
         in_place: whether the addition modifies the main path's tensor, whose dtype and shape the output then has.
-        calls_user: whether ``function`` calls code that was not traced, and must see x in eager's memory format.
+        calls_user_code: whether ``function`` calls code that was not traced, and must see x in eager's memory format.
     """
 
     conv: str | None = None
@@ -43,7 +43,7 @@ class Branch(NamedTuple):
     reads_x: bool = False
     leads: bool = False
     in_place: bool = False
-    calls_user: bool = False
+    calls_user_code: bool = False
 
 
 class BlockSpec(NamedTuple):

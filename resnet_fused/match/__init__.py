@@ -7,7 +7,7 @@
 from .block import Mismatch
 from .derive import (
     Match,
-    calls_user,
+    calls_user_code,
     in_modes,
     is_outdated,
     of_copy,
@@ -20,7 +20,7 @@ from .derive import (
 __all__ = [
     "Match",
     "Mismatch",
-    "calls_user",
+    "calls_user_code",
     "in_modes",
     "is_outdated",
     "of_copy",

@@ -31,20 +31,20 @@ class Match(NamedTuple):
 
 
 class Matches(tuple[Match, ...]):
-    """The matches of a block. ``call_user``: whether a shortcut calls code that was not traced."""
+    """The matches of a block. ``call_user_code``: whether a shortcut calls code that was not traced."""
 
-    call_user: bool
+    call_user_code: bool
 
     def __new__(cls, matches: Iterable[Match]) -> "Matches":
         self = super().__new__(cls, matches)
-        self.call_user = any(map(calls_user, self))
+        self.call_user_code = any(map(calls_user_code, self))
         return self
 
 
-def calls_user(match: Match) -> bool:
+def calls_user_code(match: Match) -> bool:
     """Whether the shortcut calls code that was not traced."""
     shortcut = match.found.shortcut if isinstance(match.found, BlockSpec) else None
-    return isinstance(shortcut, Branch) and shortcut.calls_user
+    return isinstance(shortcut, Branch) and shortcut.calls_user_code
 
 
 def in_modes(block: nn.Module, kind: type[nn.Module]) -> tuple[Match, ...]:

@@ -88,10 +88,12 @@ class Sides:
         if len(roots) != 1:
             return Reason("its shortcut reads {} tensors", "", len(roots))
         root = roots.pop()
-        calls_user = any(node.target is call_attribute for node in nodes)
-        if calls_user and root is not self.x:
+        calls_user_code = any(node.target is call_attribute for node in nodes)
+        if calls_user_code and root is not self.x:
             return Reason("its shortcut calls a function that is an attribute with relu(bn(x))")
-        return Branch(function=self._compile(end, nodes, root), reads_x=pre and root is self.x, calls_user=calls_user)
+        return Branch(
+            function=self._compile(end, nodes, root), reads_x=pre and root is self.x, calls_user_code=calls_user_code
+        )
 
     def _refusal(self, node: fx.Node) -> Reason | None:
         if node.op == "get_attr":

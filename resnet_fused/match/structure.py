@@ -143,7 +143,7 @@ def unseen(block: nn.Module, kind: type, compared: bool = True) -> Reason | None
     for path, part in block.named_modules():
         cls = kind if part is block else type(part)
         for name, value in vars(part).items():
-            if name in IGNORED or _is_seen(value, inside) or is_called_as_it_is(value):
+            if name in IGNORED or _is_seen(value, inside) or is_opaque(value):
                 continue
             if issubclass(type(value), Tensor) and not (not is_library_code(cls) and name in _reachable(cls).names):
                 continue
@@ -227,14 +227,14 @@ def _is_seen(value: Any, inside: set[int], depth: int = 0) -> bool:
     if type(value) is functools.partial:
         held = (value.func, *value.args, *value.keywords.values())
         return all(_is_constant(each) and _is_seen(each, set(), depth + 1) for each in held)
-    if isinstance(value, types.FunctionType) and _is_users(value):
+    if layers.is_users_function(value):
         return False
     if isinstance(type(value), type) and issubclass(type(value), type):
         return is_library_code(value) or issubclass(value, nn.Module)
     return id(value) in inside or _is_constant(value)
 
 
-def is_called_as_it_is(value: Any) -> bool:
+def is_opaque(value: Any) -> bool:
     """Whether an attribute is a function or partial whose changes nothing shows: a shortcut may call it untraced."""
     return isinstance(value, functools.partial | types.FunctionType) and not _is_seen(value, set())
 
@@ -289,13 +289,8 @@ def _reach(cls: type) -> _Reached:
         held = {name: function.__globals__[name] for name in read if name in function.__globals__}
         variables |= held
         cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
-        functions += [each for each in (*held.values(), *cells) if _is_users(each)]
+        functions += [each for each in (*held.values(), *cells) if layers.is_users_function(each)]
     return _Reached(frozenset(names), variables)
-
-
-def _is_users(value: Any) -> bool:
-    """Whether a value is a Python function that is not torch's."""
-    return isinstance(value, types.FunctionType) and _root(str(value.__globals__.get("__name__"))) != "torch"
 
 
 def _functions(value: Any) -> Iterator[types.FunctionType]:

@@ -20,7 +20,7 @@ from ..chain.norms import is_norm
 from ..chain.spec import Reason
 from ..modules import FusedStage
 from ..modules._packing import OwnsPackedWeights
-from .structure import is_called_as_it_is, structure
+from .structure import is_opaque, structure
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -174,7 +174,7 @@ class _Tracer(fx.Tracer):
             (vars(module), name, value, f"{path}.{name}" if path else name)
             for module, path in self.submodule_paths.items()  # type: ignore[union-attr]
             for name, value in vars(module).items()
-            if is_called_as_it_is(value)
+            if is_opaque(value)
         ]
         stand_ins: dict[int, Any] = {}
         try:

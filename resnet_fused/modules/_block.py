@@ -94,7 +94,7 @@ class FusedBlock(OwnsPackedWeights):
 
     def shows_memory_format(self) -> bool:
         """Whether the block passes its input to a user's code."""
-        return getattr(self.__dict__.get("_matches"), "call_user", False)
+        return getattr(self.__dict__.get("_matches"), "call_user_code", False)
 
     def outputs_channels_last(self, spec: layers.Spec | None = None) -> bool:
         """Whether a channels_last weight makes the eager block return channels_last for a contiguous x."""

@@ -24,6 +24,7 @@ from ._stages import is_observed, run_stages
 _STEM = BlockSpec(convs=("conv1",), norms=(None, "bn1"), part="stem")
 _POOLED_STEM = _STEM._replace(pool="maxpool", part="stem and pooling")
 _CONV_STEM = BlockSpec(convs=("conv1",), norms=(None, None), relus=(), relu=False, part="stem")
+_LAYERS = ("layer1", "layer2", "layer3", "layer4")
 _TAIL = BlockSpec(convs=(), norms=("bn1",), part="tail")
 
 
@@ -45,9 +46,10 @@ class RunsStages(OwnsPackedWeights):
         """The output of the layers before the stages; channels_last if fused."""
         raise NotImplementedError
 
-    def _run(self, x: Tensor, stages: Iterable[nn.Module]) -> tuple[Tensor, bool]:
+    def _run(self, x: Tensor, names: Iterable[str]) -> tuple[Tensor, bool]:
         """Runs stem and stages; returns the output and whether eager's output would be channels_last."""
         y = self._stem(x)
+        stages: list[nn.Module] = [getattr(self, name) for name in names]
         if is_observed(x):
             for stage in stages:
                 y = stage(y)
@@ -74,7 +76,7 @@ class FusedStem(RunsStages):
     bn1: Any
     maxpool: Any
 
-    def _features_of(self, x: Tensor, stages: Iterable[nn.Module]) -> Tensor:
+    def _features_of(self, x: Tensor, stages: Iterable[str] = _LAYERS) -> Tensor:
         """The output of stem and stages in eager's memory format."""
         y, last = self._run(x, stages)
         return y if last else contiguous(y)
@@ -101,7 +103,7 @@ class FusedPreActEnds(RunsStages):
     bn1: Any
     relu: Any
 
-    def _features_of(self, x: Tensor, stages: Iterable[nn.Module]) -> Tensor:
+    def _features_of(self, x: Tensor, stages: Iterable[str] = _LAYERS) -> Tensor:
         """The output of stem, stages and tail in eager's memory format."""
         x, last = self._run(x, stages)
         if "_tail" in self.__dict__ or replacement(self, "_tail") is not None:

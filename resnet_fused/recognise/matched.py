@@ -190,7 +190,7 @@ def _compare(found: dict[nn.Module, Matched]) -> None:
             if mismatch is None or not mismatch.startswith(_probe.NOT_COMPARED):
                 break
         if mismatch is None:
-            if not any(match.calls_user(m) for m in found[modules[0]].matches):  # else it is this object's code
+            if not any(match.calls_user_code(m) for m in found[modules[0]].matches):  # else it is this object's code
                 equal.add(code)
             continue
         for module in modules:

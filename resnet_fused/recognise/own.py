@@ -27,7 +27,7 @@ class FusedResNet(_OwnStem, resnet.ResNet):
         override = replacement(self, "_features")
         if override is not None:
             return override(self, x)
-        return self._features_of(x, (self.layer1, self.layer2, self.layer3, self.layer4))
+        return self._features_of(x)
 
 
 class FusedCifarResNet(_OwnStem, cifar.CifarResNet):
@@ -41,7 +41,7 @@ class FusedCifarResNet(_OwnStem, cifar.CifarResNet):
         override = replacement(self, "_features")
         if override is not None:
             return override(self, x)
-        return self._features_of(x, [getattr(self, stage) for stage in self.stages])
+        return self._features_of(x, self.stages)
 
 
 class FusedCifarPreActResNet(FusedPreActEnds, cifar.CifarPreActResNet):
@@ -54,7 +54,7 @@ class FusedCifarPreActResNet(FusedPreActEnds, cifar.CifarPreActResNet):
         override = replacement(self, "_features")
         if override is not None:
             return override(self, x)
-        return self._features_of(x, [getattr(self, stage) for stage in self.stages])
+        return self._features_of(x, self.stages)
 
 
 RECOGNISERS = (

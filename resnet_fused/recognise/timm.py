@@ -39,10 +39,6 @@ class FusedTimmResNet(FusedStem, resnet.ResNet):
     _spec = staticmethod(_stem)
     _pooled_spec = staticmethod(_pooled_stem)
     _relu = "act1"
-    layer1: nn.Module
-    layer2: nn.Module
-    layer3: nn.Module
-    layer4: nn.Module
 
     def forward_features(self, x: Tensor) -> Tensor:
         override = replacement(self, "forward_features")
@@ -50,7 +46,7 @@ class FusedTimmResNet(FusedStem, resnet.ResNet):
             override = self._eager_class.forward_features
         if override is not None:
             return override(self, x)
-        return self._features_of(x, (self.layer1, self.layer2, self.layer3, self.layer4))
+        return self._features_of(x)
 
 
 # What forward_features uses, in the releases that this file is written for.

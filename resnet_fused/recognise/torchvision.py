@@ -28,10 +28,6 @@ class FusedTorchvisionResNet(FusedStem, resnet.ResNet):
 
     _eager_class = resnet.ResNet
     _eager_methods = original_methods(resnet.ResNet, "forward", "_forward_impl")
-    layer1: nn.Module
-    layer2: nn.Module
-    layer3: nn.Module
-    layer4: nn.Module
     avgpool: nn.Module
     fc: nn.Module
 
@@ -39,7 +35,7 @@ class FusedTorchvisionResNet(FusedStem, resnet.ResNet):
         override = replacement(self, "_forward_impl")
         if override is not None:
             return override(self, x)
-        x = self._features_of(x, (self.layer1, self.layer2, self.layer3, self.layer4))
+        x = self._features_of(x)
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
