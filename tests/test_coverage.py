@@ -16,7 +16,7 @@ from benchmarks.coverage.blocks import blocks_of
 from benchmarks.coverage.exact import Reading, why_not
 from benchmarks.coverage.families import FAMILIES
 from benchmarks.coverage.models import freeze
-from benchmarks.coverage.survey import converted_names
+from benchmarks.coverage.survey import converted_names, survey
 
 LAYERS = (1, 2, 1, 1)  # a projection in every stage, one identity shortcut
 
@@ -292,3 +292,17 @@ def test_committed_page_lists_every_family():
     rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")]
     families = [family.name for family in FAMILIES]
     assert [row for row in rows if row in families] == families, page.COMMAND
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_two_models_of_each_family(family):
+    """The rows of the page, for two models: all exact blocks convert and no others."""
+    for package in family.missing():
+        pytest.skip(f"{package} is not installed")
+    result = survey(family, 2)
+    assert not result.failed
+    assert result.models
+    assert result.found
+    assert not result.missed()
+    assert not result.overdone()
+    assert not result.unlisted
