@@ -126,6 +126,14 @@ def test_fatal_error_ends_only_its_launch(checks):
     assert (report["errors"], out.tolist()) == ([], [1] * WORDS)
 
 
+def test_every_block_runs_although_one_gives_up(checks):
+    for schedule in SCHEDULES:
+        out, report = run(checks, "barrier.nobody_arrives", True, schedule)
+        assert report["given_up"]
+        assert out.tolist() == [*range(64), *range(64)]
+        assert report["error_count"] == 2
+
+
 def test_random_schedule_is_reproducible(checks):
     """The random schedule depends only on the seed and the CTA, not on how fast host threads run."""
     reports = [run(checks, "shared.half_a_barrier", True, "random", seed)[1] for seed in (5, 5, 6)]

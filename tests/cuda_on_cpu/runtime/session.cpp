@@ -109,9 +109,10 @@ void run_grid(const How& how, dim3 grid, dim3 block, size_t shared_bytes, void (
   const std::vector<uint32_t> order = order_of_clusters(static_cast<uint64_t>(grid.x) * grid.y * grid.z / how.cluster);
   const unsigned count = worker_count(order.size());
   std::atomic<size_t> next{0};
+  // The others run even if one has given up: which of them have already run depends on the workers' timing.
   const auto work = [&](unsigned worker) {
     Cluster& runner = *workers[worker];
-    for (size_t i; !launch.given_up && (i = next++) < order.size();) runner.run(launch, order[i]);
+    for (size_t i; (i = next++) < order.size();) runner.run(launch, order[i]);
   };
   for (unsigned i = 0; i < count; ++i) {
     if (!workers[i]) workers[i] = std::make_unique<Cluster>(i);
