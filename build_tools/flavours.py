@@ -16,6 +16,7 @@ class Flavour:
     """How a flavour's compilation and linking differ from the shipped library's."""
 
     name: str
+    avx2: tuple[str, ...] = ()  # more flags for csrc/cpu/avx2
     avx512: tuple[str, ...] = ()  # flags for csrc/cpu/avx512, instead of AVX-512's
     compile: tuple[str, ...] = ()  # extra flags for its own sources; an -O here wins
     own: tuple[str, ...] = ()  # patterns, below csrc, of its own sources; other objects are the shipped library's
@@ -49,6 +50,7 @@ FLAVOURS = {
         Flavour("emulated-avx512", avx512=EMULATED, compile=(BELIEVES,), own=("cpu/avx512/*", "cpu/plan.cpp")),
         Flavour(
             "sanitize",
+            avx2=LESS,
             avx512=(*EMULATED, *LESS),
             compile=(BELIEVES, *SANITIZE, *CALLS, "-fno-omit-frame-pointer", "-O1", "-g"),
             link=SANITIZE,

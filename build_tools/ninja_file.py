@@ -15,8 +15,9 @@ PYTHON_TARGET = "0x030A0000"  # the limited API of CPython 3.10
 WARNINGS = ("-Wall", "-Wextra")
 COMPILE = ("-O3", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections")
 # For code that runs only if the CPU supports it. The rest of the library must not use these instructions.
+AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (
-    "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mprefer-vector-width=512",
+    *AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512",
     "-Wno-uninitialized", "-Wno-maybe-uninitialized",  # gcc 12's own headers warn (its bug 105593)
 )  # fmt: skip
 LINK = (
@@ -79,7 +80,7 @@ def sources(plan: Plan, module: str) -> list[Path]:
     }[module]  # fmt: skip
     found = [path.relative_to(plan.root) for pattern in patterns for path in sorted(csrc.glob(pattern))]
     if plan.machine != "x86_64":
-        found = [path for path in found if "avx512" not in path.parts]
+        found = [path for path in found if not {"avx2", "avx512"} & {*path.parts}]
     return found
 
 
@@ -166,6 +167,8 @@ def _compile(plan: Plan, module: str, source: Path, out: Path) -> list[str]:
     elif source.suffix == ".cu":
         archs = [Arch("90a", ptx=False)] if _is_hoppers(source) else plan.archs
         flags = [arch.flag for arch in archs]
+    elif "avx2" in source.parts:
+        flags = [*AVX2, *(plan.flavour.avx2 if plan.flavour else ())]
     elif "avx512" in source.parts and plan.flavour and plan.flavour.avx512:
         flags = [*plan.flavour.avx512]
     elif "avx512" in source.parts:

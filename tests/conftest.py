@@ -13,6 +13,7 @@ import torchvision_shim
 import verdicts
 from cuda_cases import fixtures
 from hypothesis import settings
+from op_case import isa_of_kernels
 
 from resnet_fused import ops
 
@@ -60,13 +61,13 @@ def plans(engine, isa):
     """Returns the plans of a few convolutions, chosen so that they distinguish the engines."""
     with pytest.MonkeyPatch.context() as environment:
         set_cpu(environment, engine, isa)
-        calls = [(dtype, kernel) for dtype in ("float32", "bfloat16") for kernel in (1, 3)]
+        calls = [(dtype, kernel) for dtype in ("float32", "bfloat16", "float16") for kernel in (1, 3)]
         return {(*call, plan_of_cpu(*call)) for call in calls}
 
 
 def plan_of_cpu(dtype, kernel):
     shape = ([8, 64, 56, 56], [64, 64, kernel, kernel], [1, 1], [kernel // 2] * 2, [1, 1], 1)
-    return ops.explain_cpu(*shape, dtype).partition(":")[0]
+    return ops.explain_cpu(*shape, dtype).partition("\n")[0]
 
 
 def set_cpu(monkeypatch, engine, isa):
@@ -131,7 +132,21 @@ def engine(request, monkeypatch):
     return request.param[0]
 
 
-@pytest.fixture
-def no_amx(monkeypatch):
-    """Hides AMX from the plan, which with AMX would choose oneDNN for bfloat16 instead of our own kernels."""
-    monkeypatch.setenv("RESNET_FUSED_CPU_ISA", "avx512_bf16")
+def isas_of_kernels():
+    """Returns caps that together cover the instruction sets of our convolutions on this processor.
+
+    None is "amx", with which the plan would choose oneDNN for bfloat16.
+    """
+    found = {}
+    for isa in ("avx512_bf16", "avx512", "avx2"):
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("RESNET_FUSED_CPU_ISA", isa)
+            found.setdefault((isa_of_kernels(torch.float32), isa_of_kernels(torch.bfloat16)), isa)
+    return list(found.values())
+
+
+@pytest.fixture(params=isas_of_kernels())
+def own_isa(request, monkeypatch):
+    """Selects an instruction set of our own convolutions."""
+    monkeypatch.setenv("RESNET_FUSED_CPU_ISA", request.param)
+    return request.param

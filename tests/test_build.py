@@ -195,6 +195,7 @@ def tree(tmp_path):
         "common/shape.h": "int shape();\n",
         "common/shape.cpp": '#include "common/shape.h"\nint shape() { return 2; }\n',
         "cpu/relu.cpp": '#include "common/shape.h"\nint relu() { return shape(); }\n',
+        "cpu/avx2/conv_fp32.cpp": "int conv_fp32_avx2() { return 4; }\n",
         "cpu/avx512/conv_bf16.cpp": "int conv_bf16() { return 3; }\n",
         "cpu/avx512/conv_fp32.cpp": "int conv_fp32() { return 3; }\n",
         "explain_cuda.cpp": "int explain() { return 6; }\n",
@@ -270,14 +271,15 @@ def test_each_source_is_built_once_for_its_libraries(plan, tmp_path):
     assert "-DRF_MODULE=_C_cuda\n" in edge(text, "/_C_cuda.c.o")
 
 
-def test_avx512_flags_only_in_its_folder_on_x86_64(plan):
+def test_isa_flags_only_in_their_folders_on_x86_64(plan):
     text = ninja_file.render(replace(plan, machine="x86_64"))
-    assert "-mavx512f" in edge(text, "conv_fp32.cpp.o")
-    assert "-mavx512bf16" not in edge(text, "conv_fp32.cpp.o")
+    assert "-mavx2 -mfma -mf16c\n" in edge(text, "avx2/conv_fp32.cpp.o")
+    assert "-mavx512f" in edge(text, "avx512/conv_fp32.cpp.o")
+    assert "-mavx512bf16" not in edge(text, "avx512/conv_fp32.cpp.o")
     assert "-mavx512f" in edge(text, "conv_bf16.cpp.o")
     assert "-mavx512bf16" in edge(text, "conv_bf16.cpp.o")
-    assert "-mavx512" not in edge(text, "cpu/relu.cpp.o")
-    assert "avx512" not in ninja_file.render(replace(plan, machine="aarch64"))
+    assert "-mavx" not in edge(text, "cpu/relu.cpp.o")
+    assert "avx" not in ninja_file.render(replace(plan, machine="aarch64"))
 
 
 def test_cuda_library_links_a_stub_without_cuda_torch(plan, tmp_path):

@@ -5,14 +5,14 @@ import torch
 from criterion import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_case import DTYPES, has_kernels, lay_out, plan_of
+from op_case import DTYPES, isa_of_kernels, lay_out, plan_of
 from relu_sides import assert_trains_as_computed
 from training import CLASSES, assert_trains_as_eager, identity, in_channels
 
 from resnet_fused import ops
 from resnet_fused.chain import backward, convolutions
 
-pytestmark = pytest.mark.usefixtures("no_amx")
+pytestmark = pytest.mark.usefixtures("own_isa")
 
 # n, c, h, w, k, padding of 3x3 convolutions of stride 1 that run as Winograd: odd sizes, channels that fill half a
 # register pair, no padding and large padding, one image row, and enough tiles for several chunks and parts
@@ -195,7 +195,7 @@ def test_chains_in_bfloat16(cls, autocast, calls):
     x = torch.randn(5, in_channels(block), 24, 24).bfloat16().to(memory_format=torch.channels_last)
     block = block if autocast else block.bfloat16()
     assert_trains_as_computed(block, x.requires_grad_(), enabled=autocast, dtype=torch.bfloat16)
-    ours = sum(m.kernel_size == (3, 3) for m in wide) if has_kernels(torch.bfloat16) else 0
+    ours = sum(m.kernel_size == (3, 3) for m in wide) if isa_of_kernels(torch.bfloat16) else 0
     assert sum(found is not None for found in calls) == ours
 
 

@@ -51,6 +51,7 @@ WINOGRAD = {
         (1, 32, 23, 32),
     ],
     torch.bfloat16: [(1, 64, 56, 64), (4, 128, 28, 128), (20, 256, 14, 256), (9, 48, 21, 80), (3, 32, 31, 32)],
+    torch.float16: [(4, 128, 28, 128), (9, 48, 21, 80)],
 }
 CASES = [(dtype, *shape) for dtype, shapes in WINOGRAD.items() for shape in shapes]
 
@@ -66,7 +67,7 @@ def test_three_by_three(engine, dtype, n, c, size, k, padding):
     case.check()
 
 
-@pytest.mark.usefixtures("no_amx")
+@pytest.mark.usefixtures("own_isa")
 @pytest.mark.parametrize(("dtype", "n", "c", "size", "k"), CASES)
 @pytest.mark.parametrize("padding", [0, 1, 2])
 def test_winograd_is_what_runs(dtype, n, c, size, k, padding):
@@ -74,7 +75,7 @@ def test_winograd_is_what_runs(dtype, n, c, size, k, padding):
     assert plan_of((n, c, size, size), k, (padding, padding), dtype).startswith("winograd")
 
 
-@pytest.mark.usefixtures("no_amx")
+@pytest.mark.usefixtures("own_isa")
 @pytest.mark.parametrize(("shape", "sentence"), [
     ((8, 512, 7), "392 pixels, 512 in whole tiles of 4x4: too few for what transformed weights cost"),
     ((1, 64, 16), "256 pixels, 256 in whole tiles of 4x4: too few for what transformed weights cost"),
@@ -86,7 +87,7 @@ def test_small_images_in_bfloat16_are_direct(shape, sentence):
     assert f"not winograd: {sentence}" in plan
 
 
-@pytest.mark.usefixtures("no_amx")
+@pytest.mark.usefixtures("own_isa")
 @pytest.mark.parametrize(("dtype", "n", "c", "size", "k"), CASES)
 @pytest.mark.parametrize("mean", [0, 100])
 def test_winograd_with_pixels_of_mixed_magnitude(dtype, n, c, size, k, mean):
@@ -191,7 +192,7 @@ def test_not_finite(engine, dtype, value, where, relu):
     case.check()
 
 
-@pytest.mark.usefixtures("no_amx")
+@pytest.mark.usefixtures("own_isa")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["x", "weight"])
@@ -206,7 +207,7 @@ def test_not_finite_in_winograd(dtype, value, where, relu):
     case.check()
 
 
-@pytest.mark.usefixtures("no_amx")
+@pytest.mark.usefixtures("own_isa")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_overflow_on_the_way(dtype):
     """Winograd adds inputs before it multiplies, so values near the largest float overflow only there."""

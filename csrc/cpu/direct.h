@@ -1,4 +1,4 @@
-// Direct convolution for AVX-512. A block of output pixels by output channels stays in registers for the whole
+// Direct convolution for AVX2 and AVX-512. A block of output pixels by output channels stays in registers for the whole
 // reduction; the epilogue applies scale, shift, residual and ReLU and rounds once. Plain numbers and pointers only: the
 // ISA-specific files share this header with the rest, so it includes no library.
 #pragma once
@@ -7,17 +7,15 @@
 
 namespace resnet_fused::cpu {
 
-constexpr int kLanes = 16;  // fp32 accumulators in one register
-
-// Throws: a thread's scratch buffer of this many bytes could not be allocated. Compiled without AVX-512, unlike its
-// callers.
+// Throws: a thread's scratch buffer of this many bytes could not be allocated. Compiled for any processor, unlike
+// its callers.
 [[noreturn]] void no_memory(size_t bytes);
 
 struct DirectConv {
   const void* x;               // element strides below, any layout
   int64_t xn, xc, xh, xw;      // strides of x: image, channel, row, column
   const void* packed;          // direct_pack's layout
-  const float *scale, *shift;  // [K rounded up to kLanes]
+  const float *scale, *shift;  // [K rounded up to whole registers]
   const void* residual;        // (N, OH, OW, K) dense, or null; may alias out
   void* out;                   // (N, OH, OW, K) dense; (N, PH, PW, K) with a pool
   int n, c, h, w, k, r, s, oh, ow;
@@ -29,27 +27,22 @@ struct DirectConv {
 
 // How a convolution is split into tasks; each thread takes a range of tasks.
 struct DirectTiling {
-  int vectors;    // registers across channels in the main block: 2 (14 pixels) or 4 (7 pixels)
-  int64_t units;  // output rows of an image, pooled rows with a pool, or 14-pixel pieces of a flattened 1x1
+  int vectors;    // registers across channels in the main block: 2, or 4 where few pixels are in a row
+  int64_t units;  // output rows of an image, pooled rows with a pool, or pieces of a flattened 1x1
   int blocks;     // tasks that an image's units are split into
   int k_groups;   // tasks that the output channels are split into
   bool flat;      // 1x1, stride 1, NHWC: all pixels of all images form one row
   int64_t tasks;
 };
 
-namespace avx512 {
+// The kernels of one instruction set and one element type.
+struct DirectKernels {
+  int lanes;  // scale and shift are read in whole registers of this many floats
+  int64_t (*packed_bytes)(int c, int k, int r, int s);
+  DirectTiling (*tile)(const DirectConv& conv, int threads);
+  // Packs a weight of any strides. Returns false if a value is not finite.
+  bool (*pack)(void* packed, const void* weight, const int64_t strides[4], int c, int k, int r, int s, int vectors);
+  void (*run)(const DirectConv& conv, const DirectTiling& tiling, int64_t begin, int64_t end);  // tasks
+};
 
-int64_t direct_packed_elements_fp32(int c, int k, int r, int s);
-DirectTiling direct_tiling_fp32(const DirectConv& conv, int threads);
-void direct_pack_fp32(float* packed, const float* weight, const int64_t strides[4], int c, int k, int r, int s,
-                      int vectors);
-void direct_run_fp32(const DirectConv& conv, const DirectTiling& tiling, int64_t begin, int64_t end);
-
-int64_t direct_packed_elements_bf16(int c, int k, int r, int s);
-DirectTiling direct_tiling_bf16(const DirectConv& conv, int threads);
-void direct_pack_bf16(uint16_t* packed, const uint16_t* weight, const int64_t strides[4], int c, int k, int r, int s,
-                      int vectors);
-void direct_run_bf16(const DirectConv& conv, const DirectTiling& tiling, int64_t begin, int64_t end);
-
-}  // namespace avx512
 }  // namespace resnet_fused::cpu

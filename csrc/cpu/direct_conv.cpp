@@ -2,22 +2,21 @@
 
 #include "common/parallel.h"
 #include "cpu/engines.h"
-#include "cpu/finite.h"
 #include "cpu/packed_cache.h"
 #include "cpu/scale_shift.h"
+#include "cpu/simd/kernels.h"
 
 namespace resnet_fused::cpu {
-
-#if defined(__x86_64__)
 
 bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, bool relu, bool keep_packed,
                  const Tensor& out) {
   if (out.numel() == 0) return true;
-  const bool bf16 = conv.x.scalar_type() == ScalarType::BFloat16;
+  const Isa isa = isa_of(element_of(conv.x.scalar_type()), cpu_features());
+  const DirectKernels& kernels = kernels_of(element_of(conv.x.scalar_type()), isa).direct;
   auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
   if (!bn.bias_folds) return false;
   // the kernel reads whole registers
-  bn.scale.resize((conv.k + kLanes - 1) / kLanes * kLanes);
+  bn.scale.resize((conv.k + kernels.lanes - 1) / kernels.lanes * kernels.lanes);
   bn.shift.resize(bn.scale.size());
 
   DirectConv q{};
@@ -40,42 +39,20 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
   }
 
   const int threads = static_cast<int>(torch::stable::get_num_threads());
-  const DirectTiling t = bf16 ? avx512::direct_tiling_bf16(q, threads) : avx512::direct_tiling_fp32(q, threads);
-  const auto packed =
-      packed_weight(conv.weight, {kPackedDirect, t.vectors}, keep_packed, [&]() -> std::shared_ptr<const Packed> {
-        const int64_t elements = bf16 ? avx512::direct_packed_elements_bf16(q.c, q.k, q.r, q.s)
-                                      : avx512::direct_packed_elements_fp32(q.c, q.k, q.r, q.s);
-        auto buffer = std::make_shared<PackedBuffer>(elements * (bf16 ? 2 : 4), keep_packed);
-        const Tensor& w = conv.weight;
-        const int64_t strides[4] = {w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
-        if (bf16)
-          avx512::direct_pack_bf16(static_cast<uint16_t*>(buffer->data),
-                                   static_cast<const uint16_t*>(w.const_data_ptr()), strides, q.c, q.k, q.r, q.s,
-                                   t.vectors);
-        else
-          avx512::direct_pack_fp32(static_cast<float*>(buffer->data), static_cast<const float*>(w.const_data_ptr()),
-                                   strides, q.c, q.k, q.r, q.s, t.vectors);
-        buffer->finite = all_finite(buffer->data, elements, bf16);
-        return buffer;
-      });
+  const DirectTiling t = kernels.tile(q, threads);
+  const PackedLayout layout{kPackedDirect, static_cast<int64_t>(isa), t.vectors};
+  const auto packed = packed_weight(conv.weight, layout, keep_packed, [&]() -> std::shared_ptr<const Packed> {
+    auto buffer = std::make_shared<PackedBuffer>(kernels.packed_bytes(q.c, q.k, q.r, q.s), keep_packed);
+    const Tensor& w = conv.weight;
+    const int64_t strides[4] = {w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
+    buffer->finite = kernels.pack(buffer->data, w.const_data_ptr(), strides, q.c, q.k, q.r, q.s, t.vectors);
+    return buffer;
+  });
   const auto& buffer = static_cast<const PackedBuffer&>(*packed);
   if (!buffer.finite) return false;
   q.packed = buffer.data;
-  parallel_for(0, t.tasks, 1, [&](int64_t begin, int64_t end) {
-    if (bf16)
-      avx512::direct_run_bf16(q, t, begin, end);
-    else
-      avx512::direct_run_fp32(q, t, begin, end);
-  });
+  parallel_for(0, t.tasks, 1, [&](int64_t begin, int64_t end) { kernels.run(q, t, begin, end); });
   return true;
 }
-
-#else
-
-bool direct_conv(const Conv&, const OptTensor&, const Pool*, bool, bool, const Tensor&) {
-  throw std::logic_error("the plan picked an x86 engine on another processor");
-}
-
-#endif
 
 }  // namespace resnet_fused::cpu

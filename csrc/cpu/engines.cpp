@@ -4,8 +4,6 @@
 
 namespace resnet_fused::cpu {
 
-namespace {
-
 Element element_of(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::BFloat16:
@@ -18,8 +16,6 @@ Element element_of(ScalarType dtype) {
       return Element::kFloat32;
   }
 }
-
-}  // namespace
 
 Engine engine_of(const Conv& q, const Pool* pool) {
   ConvShape shape{q.n,

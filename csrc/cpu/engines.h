@@ -1,9 +1,11 @@
-// Interface of the AVX-512 engines. Both write into a dense NHWC buffer of conv's output (or pooled) shape.
+// Interface of our own engines. Both write into a dense NHWC buffer of conv's output (or pooled) shape.
 #pragma once
 #include "common/problem.h"
 #include "cpu/plan.h"
 
 namespace resnet_fused::cpu {
+
+Element element_of(ScalarType dtype);
 
 struct Pool {
   Ints kernel, stride, padding;

@@ -39,11 +39,10 @@ std::string past_32_bits(const ConvShape& q) {
   return "";
 }
 
-// Upper bound in bytes on the padded input slab of a direct convolution task (direct_kernel.h). double, because the
-// size may exceed 64 bits.
-double slab_bytes(const ConvShape& q) {
+// Upper bound in bytes on the padded input slab of a direct convolution task (direct_kernel.h), whose elements take
+// `size` bytes. double, because the result may exceed 64 bits.
+double slab_bytes(const ConvShape& q, int64_t size) {
   constexpr int64_t kTaskBytes = 256 << 10, kMostMoreChannels = 32;  // kSlabBytes; padding against aliasing
-  const int64_t size = q.element == Element::kFloat32 ? 4 : 2;
   const int64_t row = std::max<int64_t>(1, q.w * q.c * size);
   const int64_t units = std::max<int64_t>(1, kTaskBytes / row / q.stride_h / q.pool_stride_h);
   const double rows = static_cast<double>(units - 1) * static_cast<double>(q.pool_stride_h) +
@@ -54,13 +53,14 @@ double slab_bytes(const ConvShape& q) {
          static_cast<double>(size);
 }
 
-std::string too_much_scratch(const ConvShape& q) {
+std::string too_much_scratch(const ConvShape& q, const CpuFeatures& cpu) {
   constexpr double kMost = 64 << 20;  // bytes kept per thread
   const auto says = [](const char* what, double bytes) {
     return std::string(what) + (bytes < 1e15 ? std::to_string(static_cast<int64_t>(bytes)) + " bytes" : "petabytes") +
            ", more than 67108864";
   };
-  if (const double bytes = slab_bytes(q); bytes > kMost) return says("a task's padded input takes ", bytes);
+  const int64_t size = isa_of(q.element, cpu) == Isa::kAvx512Bf16 ? 2 : 4;
+  if (const double bytes = slab_bytes(q, size); bytes > kMost) return says("a task's padded input takes ", bytes);
   if (q.pool_r * q.pool_s > 255)
     return "the pooling window is " + times(q.pool_r, q.pool_s) + ", more than 255 elements";
   const double ring = 4.0 * static_cast<double>(q.pool_r) * static_cast<double>(q.ow * q.k);
@@ -68,15 +68,13 @@ std::string too_much_scratch(const ConvShape& q) {
 }
 
 std::string no_direct(const ConvShape& q, const CpuFeatures& cpu) {
-  if (q.element == Element::kFloat32 ? !cpu.avx512 : q.element == Element::kBFloat16 ? !cpu.avx512_bf16 : true)
-    return q.element == Element::kFloat32    ? without(cpu, "AVX-512")
-           : q.element == Element::kBFloat16 ? without(cpu, "AVX512-BF16")
-                                             : "float32 and bfloat16 only";
+  if (q.element == Element::kFloat64) return "float32, bfloat16 and float16 only";
+  if (isa_of(q.element, cpu) == Isa::kNone) return without(cpu, "AVX2");
   if (q.element == Element::kBFloat16 && cpu.amx_bf16) return "this processor has AMX, which oneDNN uses for bfloat16";
   if (q.groups != 1) return "the convolution has " + std::to_string(q.groups) + " groups";
   if (q.r * q.s > 64) return "the kernel is " + times(q.r, q.s) + ", more than 64 taps";
   if (const std::string why = past_32_bits(q); !why.empty()) return why;
-  return too_much_scratch(q);
+  return too_much_scratch(q, cpu);
 }
 
 std::string no_tiles_of_2(const ConvShape& q) {
@@ -141,12 +139,13 @@ const char* name_of(Engine engine) {
   return "?";
 }
 
-const char* sentence_of(Engine engine) {
+std::string sentence_of(Engine engine, Isa isa) {
+  const std::string set = isa == Isa::kAvx512Bf16 ? "AVX512-BF16" : isa == Isa::kAvx512 ? "AVX-512" : "AVX2";
   switch (engine) {
     case Engine::kWinograd:
-      return "Winograd F(2x2, 3x3), in bfloat16 F(4x4, 3x3), AVX-512, epilogue in the output transform";
+      return "Winograd F(2x2, 3x3), in 16-bit types F(4x4, 3x3), " + set + ", epilogue in the output transform";
     case Engine::kDirect:
-      return "direct convolution, AVX-512, epilogue in registers";
+      return "direct convolution, " + set + ", epilogue in registers";
     case Engine::kOneDnn:
       return "oneDNN convolution; BatchNorm, add and ReLU fused, or one pass where the weight is larger than the "
              "output";
@@ -167,7 +166,8 @@ CpuFeatures features_of_this_processor() {
   CpuFeatures f;
   f.onednn = onednn_available();
 #if defined(__x86_64__)
-  f.avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  f.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  f.avx512 = f.avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   f.avx512_bf16 = f.avx512 && __builtin_cpu_supports("avx512bf16");
   f.amx_bf16 = __builtin_cpu_supports("amx-bf16");
@@ -198,11 +198,17 @@ CpuFeatures cpu_features() {
   return f;
 }
 
+Isa isa_of(Element element, const CpuFeatures& cpu) {
+  if (element == Element::kFloat64) return Isa::kNone;
+  if (element == Element::kBFloat16 && cpu.avx512_bf16) return Isa::kAvx512Bf16;
+  return cpu.avx512 ? Isa::kAvx512 : cpu.avx2 ? Isa::kAvx2 : Isa::kNone;
+}
+
 bool own_kernels_allowed() { return kCandidates[first_candidate()].engine <= Engine::kDirect; }
 
 Plan make_plan(const ConvShape& shape, const CpuFeatures& cpu) {
   const Candidate* first = kCandidates + first_candidate();
-  Plan plan{Engine::kComposed, {}};
+  Plan plan{Engine::kComposed, isa_of(shape.element, cpu), {}};
   for (const Candidate& c : kCandidates) {
     const std::string why =
         &c < first ? std::string("RESNET_FUSED_CPU_ENGINE is ") + first->name : c.reason(shape, cpu);
@@ -216,7 +222,7 @@ Plan make_plan(const ConvShape& shape, const CpuFeatures& cpu) {
 }
 
 std::string to_string(const Plan& plan) {
-  std::string s = std::string(name_of(plan.engine)) + ": " + sentence_of(plan.engine);
+  std::string s = std::string(name_of(plan.engine)) + ": " + sentence_of(plan.engine, plan.isa);
   for (const std::string& why : plan.rejected) s += "\n  not " + why;
   return s;
 }

@@ -10,9 +10,11 @@ namespace resnet_fused::cpu {
 
 enum class Engine { kWinograd, kDirect, kOneDnn, kComposed };
 enum class Element { kFloat32, kBFloat16, kFloat16, kFloat64 };
+enum class Isa { kNone, kAvx2, kAvx512, kAvx512Bf16 };  // of our own convolutions
 
 struct CpuFeatures {
-  bool avx512 = false;       // F, BW, VL, DQ
+  bool avx2 = false;         // with FMA and F16C
+  bool avx512 = false;       // F, BW, VL, DQ; the same with avx2
   bool avx512_bf16 = false;  // VDPBF16PS
   bool amx_bf16 = false;     // tile registers: oneDNN's bf16 beats ours there
   bool onednn = false;       // torch was built with it
@@ -29,11 +31,14 @@ struct ConvShape {
 
 struct Plan {
   Engine engine;
+  Isa isa;                            // of the winograd and direct engines
   std::vector<std::string> rejected;  // "winograd: the kernel is 1x1, not 3x3", in order of preference
 };
 
 // Features of this processor, capped by RESNET_FUSED_CPU_ISA.
 CpuFeatures cpu_features();
+// The instruction set of our convolutions of these elements on this processor.
+Isa isa_of(Element element, const CpuFeatures& cpu);
 // Whether RESNET_FUSED_CPU_ENGINE allows our own kernels.
 bool own_kernels_allowed();
 Plan make_plan(const ConvShape& shape, const CpuFeatures& cpu);

@@ -4,18 +4,16 @@
 #include "cpu/engines.h"
 #include "cpu/memory.h"
 #include "cpu/scale_shift.h"
-#include "cpu/winograd_gradient.h"
+#include "cpu/simd/kernels.h"
 
 namespace resnet_fused::cpu {
-
-#if defined(__x86_64__)
 
 bool winograd_gradient(const Conv& conv, const Tensor& grad, const Tensor& to) {
   const Tensor x = aten_contiguous(conv.x, /*channels_last=*/true);
   const auto pre = scale_shift<float>(conv.pre, std::nullopt, conv.c);
 
-  const WinogradGradientKernels& kernels =
-      x.scalar_type() == ScalarType::BFloat16 ? avx512::winograd_gradient_bf16() : avx512::winograd_gradient_fp32();
+  const Element element = element_of(x.scalar_type());
+  const WinogradGradientKernels& kernels = kernels_of(element, isa_of(element, cpu_features())).winograd_gradient;
   WinogradGradient q{};
   q.x = x.const_data_ptr();
   if (conv.pre.present()) q.scale = pre.scale.data(), q.shift = pre.shift.data();
@@ -37,11 +35,5 @@ bool winograd_gradient(const Conv& conv, const Tensor& grad, const Tensor& to) {
   });
   return finite;
 }
-
-#else
-
-bool winograd_gradient(const Conv&, const Tensor&, const Tensor&) { return false; }
-
-#endif
 
 }  // namespace resnet_fused::cpu

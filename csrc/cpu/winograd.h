@@ -4,8 +4,6 @@
 #pragma once
 #include <cstdint>
 
-#include "cpu/direct.h"
-
 namespace resnet_fused::cpu {
 
 struct WinogradConv {
@@ -23,17 +21,12 @@ struct WinogradConv {
 
 struct WinogradKernels {
   int points;                                     // transformed values per tile
+  int block;                                      // filters per block
   void (*tile)(WinogradConv& conv, int threads);  // fills tiles_h ... tasks
-  // Packs filter blocks [begin, end), 32 filters each, into points * c * (k rounded up to 32) floats.
+  // Packs blocks of filters [begin, end) into points * c * (k rounded up to whole blocks) floats.
   void (*pack)(float* packed, const void* weight, const int64_t strides[4], int c, int k, int64_t begin, int64_t end);
   // Returns false if a result was not finite.
   bool (*run)(const WinogradConv& conv, int64_t begin, int64_t end);
 };
 
-namespace avx512 {
-
-const WinogradKernels& winograd_fp32();
-const WinogradKernels& winograd_bf16();
-
-}  // namespace avx512
 }  // namespace resnet_fused::cpu

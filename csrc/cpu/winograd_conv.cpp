@@ -6,18 +6,17 @@
 #include "cpu/engines.h"
 #include "cpu/packed_cache.h"
 #include "cpu/scale_shift.h"
+#include "cpu/simd/kernels.h"
 
 namespace resnet_fused::cpu {
-
-#if defined(__x86_64__)
 
 bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool keep_packed, const Tensor& out) {
   const auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
   if (!bn.bias_folds) return false;
   const Tensor x = aten_contiguous(conv.x, /*channels_last=*/true);
 
-  const WinogradKernels& kernels =
-      x.scalar_type() == ScalarType::BFloat16 ? avx512::winograd_bf16() : avx512::winograd_fp32();
+  const Isa isa = isa_of(element_of(x.scalar_type()), cpu_features());
+  const WinogradKernels& kernels = kernels_of(element_of(x.scalar_type()), isa).winograd;
   WinogradConv q{};
   q.x = x.const_data_ptr();
   q.scale = bn.scale.data(), q.shift = bn.shift.data();
@@ -29,12 +28,13 @@ bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool 
   q.relu = relu;
   kernels.tile(q, static_cast<int>(torch::stable::get_num_threads()));
 
-  const auto packed =
-      packed_weight(conv.weight, {kPackedWinograd}, keep_packed, [&]() -> std::shared_ptr<const Packed> {
+  const auto packed = packed_weight(
+      conv.weight, {kPackedWinograd, static_cast<int64_t>(isa)}, keep_packed, [&]() -> std::shared_ptr<const Packed> {
         const Tensor& w = conv.weight;
         const int64_t strides[4] = {w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
-        const int64_t blocks = (conv.k + 31) / 32;
-        auto buffer = std::make_shared<PackedBuffer>(sizeof(float) * kernels.points * q.c * blocks * 32, keep_packed);
+        const int64_t blocks = (q.k + kernels.block - 1) / kernels.block;
+        auto buffer =
+            std::make_shared<PackedBuffer>(sizeof(float) * kernels.points * q.c * blocks * kernels.block, keep_packed);
         parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
           kernels.pack(static_cast<float*>(buffer->data), w.const_data_ptr(), strides, q.c, q.k, begin, end);
         });
@@ -47,11 +47,5 @@ bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool 
   });
   return finite;
 }
-
-#else
-
-bool winograd_conv(const Conv&, const OptTensor&, bool, bool, const Tensor&) { return false; }
-
-#endif
 
 }  // namespace resnet_fused::cpu

@@ -28,10 +28,4 @@ struct WinogradGradientKernels {
   bool (*finish)(const WinogradGradient& q, void* weight, const int64_t strides[4], int64_t begin, int64_t end);
 };
 
-namespace avx512 {
-
-const WinogradGradientKernels& winograd_gradient_fp32();
-const WinogradGradientKernels& winograd_gradient_bf16();
-
-}  // namespace avx512
 }  // namespace resnet_fused::cpu

@@ -168,6 +168,11 @@ INSTRUCTION __m256 _mm512_extractf32x8_ps(__m512 v, int which) { return emulated
 
 INSTRUCTION __m512 _mm512_setzero_ps() { return __m512{}; }
 INSTRUCTION __m512 _mm512_set1_ps(float v) { return __m512{v, v, v, v, v, v, v, v, v, v, v, v, v, v, v, v}; }
+INSTRUCTION float _mm512_cvtss_f32(__m512 v) { return v[0]; }
+INSTRUCTION __m512i _mm512_and_si512(__m512i a, __m512i b) { return a & b; }
+INSTRUCTION __m512i _mm512_add_epi32(__m512i a, __m512i b) {
+  return emulated::bits_of<__m512i>(emulated::bits_of<emulated::Bits>(a) + emulated::bits_of<emulated::Bits>(b));
+}
 INSTRUCTION __m512i _mm512_set1_epi32(int v) { return emulated::bits_of<__m512i>(emulated::Int{} + v); }
 
 // arithmetic
@@ -246,6 +251,16 @@ INSTRUCTION __m512i _mm512_cvtepu16_epi32(__m256i v) {
 }
 INSTRUCTION __m256i _mm512_cvtepi32_epi16(__m512i v) {  // the low halves
   return emulated::bits_of<__m256i>(__builtin_convertvector(emulated::bits_of<emulated::Bits>(v), emulated::Short));
+}
+INSTRUCTION __m512 _mm512_cvtph_ps(__m256i v) {
+  __m128i halves[2];
+  emulated::store(halves, v);
+  return emulated::join(_mm256_cvtph_ps(halves[0]), _mm256_cvtph_ps(halves[1]));
+}
+INSTRUCTION __m256i _mm512_cvtps_ph(__m512 v, int) {  // to nearest even: no kernel rounds otherwise
+  const __m128i halves[2] = {_mm256_cvtps_ph(emulated::half(v, 0), _MM_FROUND_TO_NEAREST_INT),
+                             _mm256_cvtps_ph(emulated::half(v, 1), _MM_FROUND_TO_NEAREST_INT)};
+  return emulated::load<__m256i>(halves);
 }
 // Rounds to nearest even regardless of MXCSR; flushes subnormals to zero and quiets NaNs.
 LONG_INSTRUCTION __m256bh _mm512_cvtneps_pbh(__m512 v) {

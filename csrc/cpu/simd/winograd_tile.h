@@ -1,14 +1,10 @@
-// The input pixels of a Winograd tile, and their transform. Everything here is static: files below avx512/ must not
-// leave AVX-512 code in symbols that the linker could share with the rest of the library.
+// The input pixels of a Winograd tile, and their transform.
 #pragma once
-#include <immintrin.h>
-
 #include <cstdint>
 
-#include "cpu/avx512/winograd_transforms.h"
-#include "cpu/direct.h"
+#include "cpu/simd/winograd_transforms.h"
 
-namespace resnet_fused::cpu::avx512 {
+namespace resnet_fused::cpu::simd {
 namespace {
 
 template <typename F>
@@ -46,13 +42,14 @@ inline void pixels_of(const Conv& q, int64_t tile, const Elem* (&p)[F::kTile][F:
     }
 }
 
-// Calls store(point, value) with B^T d B for 16 channels; load(i, j) gives their pixels.
+// Calls store(point, value) with B^T d B for a register of channels; load(i, j) gives their pixels.
 template <typename F, typename Load, typename Store>
 inline __attribute__((always_inline)) void transform_tile(const Load& load, const Store& store) {
-  __m512 half[F::kTile][F::kTile];  // d B, one column at a time
+  using Reg = typename F::Reg;
+  Reg half[F::kTile][F::kTile];  // d B, one column at a time
 #pragma GCC unroll 6
   for (int i = 0; i < F::kTile; ++i) {
-    __m512 d[F::kTile], v[F::kTile];
+    Reg d[F::kTile], v[F::kTile];
 #pragma GCC unroll 6
     for (int j = 0; j < F::kTile; ++j) d[j] = load(i, j);
     F::input(d, v);
@@ -61,7 +58,7 @@ inline __attribute__((always_inline)) void transform_tile(const Load& load, cons
   }
 #pragma GCC unroll 6
   for (int j = 0; j < F::kTile; ++j) {
-    __m512 v[F::kTile];
+    Reg v[F::kTile];
     F::input(half[j], v);
 #pragma GCC unroll 6
     for (int i = 0; i < F::kTile; ++i) store(i * F::kTile + j, v[i]);
@@ -69,4 +66,4 @@ inline __attribute__((always_inline)) void transform_tile(const Load& load, cons
 }
 
 }  // namespace
-}  // namespace resnet_fused::cpu::avx512
+}  // namespace resnet_fused::cpu::simd

@@ -1,0 +1,128 @@
+// AVX2, FMA and F16C for the kernels of simd/: a register of 8 floats, and the types of tensors. bfloat16 and float16
+// are converted to float32 as they are read. Everything here is static: files below avx2/ must not leave AVX2 code in
+// symbols that the linker could share with the rest of the library.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace resnet_fused::cpu::avx2 {
+namespace {
+
+struct Vector {
+  using Reg = __m256;
+  using Mask = int;  // lanes from the first on: AVX2's masked accesses are slow
+  using Flags = __m256i;
+  static constexpr const char* kName = "AVX2";
+  static constexpr int kLanes = 8;
+  static constexpr int kPixels = 6;        // by 2 registers of channels: 12 of 16 registers accumulate
+  static constexpr int kPixelsOfWide = 0;  // none: 4 registers of weights leave too few
+  static constexpr int kGradientRows = 4;  // by 2
+
+  static inline Reg zero() { return _mm256_setzero_ps(); }
+  static inline Reg set1(float v) { return _mm256_set1_ps(v); }
+  static inline Reg load(const float* p) { return _mm256_loadu_ps(p); }
+  static inline void store(float* p, Reg v) { _mm256_storeu_ps(p, v); }
+  static inline Reg fmadd(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+  // Returns the second operand if either is NaN.
+  static inline Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }
+  // v where it is larger or NaN, else best, which may be NaN.
+  static inline Reg larger_or_nan(Reg best, Reg v) {
+    const Reg takes = _mm256_or_ps(_mm256_cmp_ps(v, best, _CMP_GT_OQ), _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    return _mm256_blendv_ps(best, v, takes);
+  }
+
+  static constexpr Mask first(int lanes) { return lanes >= kLanes ? kLanes : lanes > 0 ? lanes : 0; }
+  static inline Reg keep(Mask lanes, Reg v) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(lanes), lane)));
+  }
+
+  static inline Flags not_finite(Reg v) {
+    const __m256i exponent = _mm256_set1_epi32(0x7f800000);
+    return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_castps_si256(v), exponent), exponent);
+  }
+  static inline bool any(Flags flags) { return !_mm256_testz_si256(flags, flags); }
+};
+
+// Calls f with a pointer to `lanes` elements at p and zeros after them, or with p itself if it has a whole register.
+template <typename Elem, typename F>
+inline __m256 with_zeros(const Elem* p, int lanes, const F& f) {
+  if (lanes == Vector::kLanes) return f(p);
+  Elem padded[Vector::kLanes] = {};
+  for (int i = 0; i < lanes; ++i) padded[i] = p[i];
+  return f(padded);
+}
+
+// Calls f with a pointer to a whole register's elements, of which `lanes` are then at p.
+template <typename Elem, typename F>
+inline void store_first(Elem* p, int lanes, const F& f) {
+  if (lanes == Vector::kLanes) return f(p);
+  Elem all[Vector::kLanes];
+  f(all);
+  for (int i = 0; i < lanes; ++i) p[i] = all[i];
+}
+
+struct Fp32 {
+  using V = Vector;
+  using Elem = float;
+  using Operand = float;
+  static constexpr int kPack = 1;
+  static constexpr int kPart = 128;
+  static inline __m256 broadcast(const float* p) { return _mm256_broadcast_ss(p); }
+  static inline __m256 weights(const float* p) { return _mm256_loadu_ps(p); }
+  static inline __m256 madd(__m256 x, __m256 w, __m256 acc) { return _mm256_fmadd_ps(x, w, acc); }
+  static inline __m256 load(const float* p, int lanes) {
+    return with_zeros(p, lanes, [](const float* from) { return _mm256_loadu_ps(from); });
+  }
+  static inline void store(float* p, __m256 v, int lanes) {
+    store_first(p, lanes, [&](float* to) { _mm256_storeu_ps(to, v); });
+  }
+  static inline __m256 round(__m256 v) { return v; }
+  static inline float value(float v) { return v; }
+};
+
+// A type of 16 bits, whose operands are converted once. T converts 8 numbers.
+template <typename T>
+struct Converted {
+  using V = Vector;
+  using Elem = uint16_t;
+  using Operand = float;
+  static constexpr int kPack = 1;
+  static constexpr int kPart = 0;  // one running sum: the final rounding is at least 8,000 times coarser
+  static inline __m256 broadcast(const float* p) { return Fp32::broadcast(p); }
+  static inline __m256 weights(const float* p) { return Fp32::weights(p); }
+  static inline __m256 madd(__m256 x, __m256 w, __m256 acc) { return Fp32::madd(x, w, acc); }
+  static inline __m256 load(const uint16_t* p, int lanes) {
+    return with_zeros(p, lanes, [](const uint16_t* from) {
+      return T::widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    });
+  }
+  static inline void store(uint16_t* p, __m256 v, int lanes) {
+    store_first(p, lanes, [&](uint16_t* to) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), T::narrow(v)); });
+  }
+  static inline __m256 round(__m256 v) { return T::widen(T::narrow(v)); }
+  static inline float value(uint16_t v) { return _mm256_cvtss_f32(T::widen(_mm_cvtsi32_si128(v))); }
+};
+
+struct ConvertsBf16 {
+  static inline __m256 widen(__m128i v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16)); }
+  // to nearest even; a NaN becomes the quiet NaN of scalar.h
+  static inline __m128i narrow(__m256 v) {
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded =
+        _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i wide = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
+    return _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  }
+};
+
+struct ConvertsFp16 {
+  static inline __m256 widen(__m128i v) { return _mm256_cvtph_ps(v); }
+  static inline __m128i narrow(__m256 v) { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
+};
+
+}  // namespace
+}  // namespace resnet_fused::cpu::avx2

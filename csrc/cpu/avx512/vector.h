@@ -1,0 +1,132 @@
+// AVX-512 for the kernels of simd/: a register of 16 floats, and the types of tensors. Everything here is static: files
+// below avx512/ must not leave AVX-512 code in symbols that the linker could share with the rest of the library.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace resnet_fused::cpu::avx512 {
+namespace {
+
+struct Vector {
+  using Reg = __m512;
+  using Mask = __mmask16;
+  using Flags = __mmask16;
+  static constexpr const char* kName = "AVX-512";
+  static constexpr int kLanes = 16;
+  static constexpr int kPixels = 14;       // by 2 registers of channels: 28 of 32 registers accumulate
+  static constexpr int kPixelsOfWide = 7;  // by 4
+  static constexpr int kGradientRows = 8;  // by 2
+
+  static inline Reg zero() { return _mm512_setzero_ps(); }
+  static inline Reg set1(float v) { return _mm512_set1_ps(v); }
+  static inline Reg load(const float* p) { return _mm512_loadu_ps(p); }
+  static inline void store(float* p, Reg v) { _mm512_storeu_ps(p, v); }
+  static inline Reg fmadd(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  // Returns the second operand if either is NaN.
+  static inline Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
+  // v where it is larger or NaN, else best, which may be NaN.
+  static inline Reg larger_or_nan(Reg best, Reg v) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(v, best, _CMP_GT_OQ) | _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), best,
+                                v);
+  }
+
+  static constexpr Mask first(int lanes) {
+    return lanes >= kLanes ? 0xffff : static_cast<Mask>((1u << (lanes > 0 ? lanes : 0)) - 1);
+  }
+  static inline Reg keep(Mask lanes, Reg v) { return _mm512_maskz_mov_ps(lanes, v); }
+
+  static inline Flags not_finite(Reg v) {
+    return _mm512_fpclass_ps_mask(v, 0x99);  // quiet and signalling NaN, +Inf, -Inf
+  }
+  static inline bool any(Flags flags) { return flags; }
+};
+
+struct Fp32 {
+  using V = Vector;
+  using Elem = float;
+  using Operand = float;
+  static constexpr int kPack = 1;
+  static constexpr int kPart = 128;
+  static inline __m512 broadcast(const float* p) { return _mm512_set1_ps(*p); }
+  static inline __m512 weights(const float* p) { return _mm512_loadu_ps(p); }
+  static inline __m512 madd(__m512 x, __m512 w, __m512 acc) { return _mm512_fmadd_ps(x, w, acc); }
+  static inline __m512 load(const float* p, __mmask16 m) { return _mm512_maskz_loadu_ps(m, p); }
+  static inline void store(float* p, __m512 v, __mmask16 m) { _mm512_mask_storeu_ps(p, m, v); }
+  static inline __m512 round(__m512 v) { return v; }
+  static inline float value(float v) { return v; }
+};
+
+// A type of 16 bits, whose operands are converted once. T converts 16 numbers.
+template <typename T>
+struct Converted {
+  using V = Vector;
+  using Elem = uint16_t;
+  using Operand = float;
+  static constexpr int kPack = 1;
+  static constexpr int kPart = 0;  // one running sum: the final rounding is at least 8,000 times coarser
+  static inline __m512 broadcast(const float* p) { return Fp32::broadcast(p); }
+  static inline __m512 weights(const float* p) { return Fp32::weights(p); }
+  static inline __m512 madd(__m512 x, __m512 w, __m512 acc) { return Fp32::madd(x, w, acc); }
+  static inline __m512 load(const uint16_t* p, __mmask16 m) { return T::widen(_mm256_maskz_loadu_epi16(m, p)); }
+  static inline void store(uint16_t* p, __m512 v, __mmask16 m) { _mm256_mask_storeu_epi16(p, m, T::narrow(v)); }
+  static inline __m512 round(__m512 v) { return T::widen(T::narrow(v)); }
+  static inline float value(uint16_t v) { return _mm512_cvtss_f32(T::widen(_mm256_set1_epi16(static_cast<short>(v)))); }
+};
+
+struct ConvertsFp16 {
+  static inline __m512 widen(__m256i v) { return _mm512_cvtph_ps(v); }
+  static inline __m256i narrow(__m512 v) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
+};
+
+struct ConvertsBf16 {
+  static inline __m512 widen(__m256i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)); }
+  // to nearest even; a NaN becomes the quiet NaN of scalar.h
+  static inline __m256i narrow(__m512 v) {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512 nan = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000));
+    return upper(_mm512_mask_mov_ps(_mm512_castsi512_ps(rounded), _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), nan));
+  }
+
+ private:
+  static inline __m256i upper(__m512 v) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(v), 16)); }
+};
+
+#ifdef __AVX512BF16__
+struct Bf16 {
+  using V = Vector;
+  using Elem = uint16_t;
+  using Operand = uint16_t;
+  static constexpr int kPack = 2;
+  static constexpr int kPart = 0;  // one running sum: the final rounding to bf16 is 65,000 times coarser
+  static inline __m512 broadcast(const uint16_t* p) {
+    int pair;
+    __builtin_memcpy(&pair, p, 4);
+    return _mm512_castsi512_ps(_mm512_set1_epi32(pair));
+  }
+  static inline __m512 weights(const uint16_t* p) { return _mm512_castsi512_ps(_mm512_loadu_si512(p)); }
+  static inline __m512 madd(__m512 x, __m512 w, __m512 acc) {
+    return _mm512_dpbf16_ps(acc, (__m512bh)_mm512_castps_si512(x), (__m512bh)_mm512_castps_si512(w));
+  }
+  static inline __m512 load(const uint16_t* p, __mmask16 m) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p)), 16));
+  }
+  static inline void store(uint16_t* p, __m512 v, __mmask16 m) {
+    _mm256_mask_storeu_epi16(p, m, (__m256i)_mm512_cvtneps_pbh(v));
+  }
+  static inline __m512 round(__m512 v) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v)), 16));
+  }
+  static inline float value(uint16_t v) {
+    const uint32_t bits = static_cast<uint32_t>(v) << 16;
+    float f;
+    __builtin_memcpy(&f, &bits, 4);
+    return f;
+  }
+};
+#endif
+
+}  // namespace
+}  // namespace resnet_fused::cpu::avx512

@@ -1,0 +1,27 @@
+// The kernels of one instruction set and element type. Only declarations: any file may include this.
+#pragma once
+#include "cpu/direct.h"
+#include "cpu/plan.h"
+#include "cpu/winograd.h"
+#include "cpu/winograd_gradient.h"
+
+namespace resnet_fused::cpu {
+
+struct VectorKernels {
+  DirectKernels direct;
+  WinogradKernels winograd;
+  WinogradGradientKernels winograd_gradient;
+};
+
+namespace avx2 {
+extern const VectorKernels kernels_fp32, kernels_converted_bf16, kernels_fp16;
+}
+
+namespace avx512 {
+extern const VectorKernels kernels_fp32, kernels_bf16, kernels_converted_bf16, kernels_fp16;
+}
+
+// The kernels of the instruction set that the plan chooses for these elements.
+const VectorKernels& kernels_of(Element element, Isa isa);
+
+}  // namespace resnet_fused::cpu
