@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -255,6 +256,16 @@ def test_unknown_command_exits_with_status_2(capsys):
         cli.main(["frobnicate"])
     assert stopped.value.code == 2
     assert "frobnicate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("lines", "name"), [
+    ("cpu family : 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n", "AMD EPYC (family 26 model 2)"),
+    ("cpu family : 6\nmodel : 143\nmodel name : Intel(R) Xeon(R) Gold 6430\n", "Intel(R) Xeon(R) Gold 6430"),
+    ("model name : ARM\n", "ARM"),
+])  # fmt: skip
+def test_nameless_cpus_are_told_apart(monkeypatch, lines, name):
+    monkeypatch.setattr(Path, "read_text", lambda path: lines)
+    assert _machine.cpu_name() == f"{name}, {torch.get_num_threads()} threads"
 
 
 def test_machine_record_names_machine_and_commit():

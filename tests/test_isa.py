@@ -8,7 +8,7 @@ import torch
 from op_case import Case, isa_of_kernels
 from support import ROOT, needs_compiler, run_python
 
-from resnet_fused import ops
+from resnet_fused import functional, ops
 
 TESTS = Path(__file__).parent
 CONV = ([8, 64, 56, 56], [64, 64, 3, 3], [1, 1], [1, 1], [1, 1], 1)
@@ -34,6 +34,22 @@ def test_lower_isa_gives_that_processors_plan(monkeypatch, dtype, engine):
     monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", "onednn")
     assert plan(dtype).startswith(f"{engine}: ")
     Case(2, 32, 13, 13, 40, 3, 3, (1, 1), (1, 1), (1, 1), dtype=getattr(torch, dtype), residual=True).check()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bits_are_read_exactly_and_rounded_once(own_isa, monkeypatch, dtype):
+    """x + residual for all pairs of neighbours among the finite numbers, by an identity convolution."""
+    monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", "direct")
+    numbers = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(dtype)
+    normal = numbers.isfinite() & (numbers.abs() >= torch.finfo(dtype).tiny)  # VDPBF16PS flushes subnormal numbers
+    x = numbers.where(normal, torch.ones_like(numbers)).view(16, 16, 16, 16)
+    residual = x.flatten().roll(1).view_as(x) / 3
+    residual = residual.where(residual.abs() >= torch.finfo(dtype).tiny, torch.ones_like(residual))
+    weight = torch.eye(16, dtype=dtype).view(16, 16, 1, 1)
+    y = functional.conv_bn_act(x, weight, residual=residual, relu=False)
+    expected = (x.float() + residual.float()).to(dtype)
+    expected = expected.where(expected.abs() >= torch.finfo(dtype).tiny, y)
+    assert torch.equal(y, expected)
 
 
 def test_isa_is_read_on_every_call(monkeypatch):

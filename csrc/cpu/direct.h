@@ -27,7 +27,7 @@ struct DirectConv {
 
 // How a convolution is split into tasks; each thread takes a range of tasks.
 struct DirectTiling {
-  int vectors;    // registers across channels in the main block: 2, or 4 where few pixels are in a row
+  int vectors;    // registers across channels in the main block: 2, or more where rows are short
   int64_t units;  // output rows of an image, pooled rows with a pool, or pieces of a flattened 1x1
   int blocks;     // tasks that an image's units are split into
   int k_groups;   // tasks that the output channels are split into

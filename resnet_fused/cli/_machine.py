@@ -21,16 +21,23 @@ def package_version(name: str) -> str:
 
 
 def cpu_name() -> str:
-    """The CPU's model name as reported by the system, and torch's number of threads."""
+    """The CPU's model name as reported by the system, and torch's number of threads.
+
+    Virtual machines may report a name without a model ("AMD EPYC"); then with the processor's family and model.
+    """
     return f"{_cpu_model()}, {torch.get_num_threads()} threads"
 
 
 def _cpu_model() -> str:
     try:
-        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        match = None
-    return match[1].strip() if match else platform.processor() or platform.machine()
+        text = ""
+    facts = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+?)\s*$", text, re.MULTILINE))
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    if re.search(r"\d", name) or "cpu family" not in facts:
+        return name
+    return f"{name} (family {facts['cpu family']} model {facts.get('model')})"
 
 
 def onednn_version() -> str:

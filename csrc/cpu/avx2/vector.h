@@ -15,8 +15,9 @@ struct Vector {
   using Flags = __m256i;
   static constexpr const char* kName = "AVX2";
   static constexpr int kLanes = 8;
-  static constexpr int kPixels = 6;        // by 2 registers of channels: 12 of 16 registers accumulate
-  static constexpr int kPixelsOfWide = 0;  // none: 4 registers of weights leave too few
+  static constexpr int kPixels = 6;     // by 2 registers of channels: 12 of 16 registers accumulate
+  static constexpr int kFewPixels = 4;  // by more, for short rows: 3x2 sums would wait for their latency
+  static constexpr int kManyVectors = 3;
   static constexpr int kGradientRows = 4;  // by 2
 
   static inline Reg zero() { return _mm256_setzero_ps(); }

@@ -14,8 +14,9 @@ struct Vector {
   using Flags = __mmask16;
   static constexpr const char* kName = "AVX-512";
   static constexpr int kLanes = 16;
-  static constexpr int kPixels = 14;       // by 2 registers of channels: 28 of 32 registers accumulate
-  static constexpr int kPixelsOfWide = 7;  // by 4
+  static constexpr int kPixels = 14;    // by 2 registers of channels: 28 of 32 registers accumulate
+  static constexpr int kFewPixels = 7;  // by more, for short rows
+  static constexpr int kManyVectors = 4;
   static constexpr int kGradientRows = 8;  // by 2
 
   static inline Reg zero() { return _mm512_setzero_ps(); }

@@ -20,6 +20,7 @@ namespace {
 
 constexpr int64_t kSlabBytes = 256 << 10;  // a quarter of a 1 MiB L2; the weights of a channel block take another
 constexpr int kMaxKernel = 64;             // at most this many runs (R * S)
+constexpr int kShortRow = 7;               // pixels
 constexpr int64_t kCacheLine = 64;         // bytes
 
 // Pixels per unit of a flattened 1x1.
@@ -112,15 +113,14 @@ TileFn<A> tile_of(int mr, std::integer_sequence<int, I...>) {
 template <typename A>
 TileFn<A> tile_fn(int mr, int nv) {
   using V = typename A::V;
-  if constexpr (V::kPixelsOfWide > 0)
-    if (nv == 4) return tile_of<A, 4>(mr, std::make_integer_sequence<int, V::kPixelsOfWide>());
+  if (nv == V::kManyVectors) return tile_of<A, V::kManyVectors>(mr, std::make_integer_sequence<int, V::kFewPixels>());
   const auto pixels = std::make_integer_sequence<int, V::kPixels>();
   return nv == 1 ? tile_of<A, 1>(mr, pixels) : tile_of<A, 2>(mr, pixels);
 }
 
 template <typename V>
 constexpr int widest_tile(int nv) {
-  return nv == 4 ? V::kPixelsOfWide : V::kPixels;
+  return nv == V::kManyVectors ? V::kFewPixels : V::kPixels;
 }
 
 // Channel blocks: as many of `vectors` registers as fit, then narrower ones.
@@ -137,7 +137,7 @@ DirectTiling tiling(const DirectConv& q, int threads) {
   DirectTiling t{};
   t.flat = q.r == 1 && q.s == 1 && q.stride_h == 1 && q.stride_w == 1 && !q.pool_r && nhwc(q) && !q.pad_h && !q.pad_w &&
            q.c % A::kPack == 0 && q.xn == static_cast<int64_t>(q.h) * q.xh;
-  t.vectors = !t.flat && q.ow <= V::kPixelsOfWide && q.k >= 4 * V::kLanes ? 4 : 2;
+  t.vectors = !t.flat && q.ow <= kShortRow && q.k >= V::kManyVectors * V::kLanes ? V::kManyVectors : 2;
   t.units = t.flat ? ceil_div(static_cast<int64_t>(q.n) * q.oh * q.ow, kUnit) : q.pool_r ? q.ph : q.oh;
   // input bytes per unit; plan.cpp (slab_bytes) bounds the slab of the resulting task
   const int64_t row = t.flat ? kUnit * q.c * kSize : q.w * q.c * kSize;
