@@ -10,10 +10,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <type_traits>
-#include <utility>
 
 #include "cpu/direct.h"
-#include "cpu/simd/register_block.h"
+#include "cpu/simd/direct_tile.h"
 
 namespace resnet_fused::cpu::simd::direct {
 namespace {
@@ -21,7 +20,6 @@ namespace {
 constexpr int64_t kSlabBytes = 256 << 10;  // a quarter of a 1 MiB L2; the weights of a channel block take another
 constexpr int kMaxKernel = 64;             // at most this many runs (R * S)
 constexpr int kShortRow = 7;               // pixels
-constexpr int64_t kCacheLine = 64;         // bytes
 
 // Pixels per unit of a flattened 1x1.
 template <typename A>
@@ -30,7 +28,6 @@ constexpr int kFlatUnit = A::V::kPixels;
 template <typename A>
 constexpr bool kConverts = !std::is_same_v<typename A::Elem, typename A::Operand>;
 
-inline int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 inline int round_up(int a, int b) { return (a + b - 1) / b * b; }
 
 inline bool nhwc(const DirectConv& q) { return q.xc == 1 && q.xw == q.c && q.xh == static_cast<int64_t>(q.w) * q.c; }
@@ -57,77 +54,6 @@ constexpr bool patches(int c, int s) {
 template <typename A>
 int row_values(int c, int s) {
   return patches<A>(c, s) ? round_up(s * c, A::kPack) : s * round_up(c, A::kPack);
-}
-
-// One tile: MR pixels, NV registers of channels.
-struct Tile {
-  int64_t pixel_step;  // elements between neighbouring output pixels in the input
-  Runs runs;
-  const float *scale, *shift;  // of this channel block
-  int k, channels_left;        // row length of out; channels of this block that exist
-  int ahead;  // distance in channels to the outputs and residuals to prefetch: those of the next block, if any
-  bool relu;
-};
-
-template <typename A, int MR, int NV>
-void run_tile(const Tile& t, const typename A::Operand* x, const typename A::Operand* w,
-              const typename A::Elem* residual, typename A::Elem* out) {
-  using V = typename A::V;
-  using Reg = typename V::Reg;
-  constexpr int kChannels = NV * V::kLanes;
-  // Prefetch an epilogue's operands; the reduction hides the latency.
-  constexpr int kLine = kCacheLine / sizeof(typename A::Elem);
-  for (int m = 0; m < MR; ++m)
-    for (int at = t.ahead; at < t.ahead + kChannels; at += kLine) {
-      if (residual) __builtin_prefetch(residual + static_cast<int64_t>(m) * t.k + at, 0, 3);
-      __builtin_prefetch(out + static_cast<int64_t>(m) * t.k + at, 1, 3);
-    }
-  Reg acc[MR][NV];
-  accumulate<A, MR, NV>(acc, x, t.pixel_step, t.runs, w);
-#pragma GCC unroll 4
-  for (int v = 0; v < NV; ++v) {
-    const typename V::Mask lanes = V::first(t.channels_left - v * V::kLanes);
-    const Reg scale = V::load(t.scale + v * V::kLanes), shift = V::load(t.shift + v * V::kLanes);
-#pragma GCC unroll 14
-    for (int m = 0; m < MR; ++m) {
-      const int64_t at = static_cast<int64_t>(m) * t.k + v * V::kLanes;
-      Reg y = V::fmadd(acc[m][v], scale, shift);
-      if (residual) y += A::load(residual + at, lanes);
-      if (t.relu) y = relu<V>(y);
-      A::store(out + at, y, lanes);
-    }
-  }
-}
-
-template <typename A>
-using TileFn = void (*)(const Tile&, const typename A::Operand*, const typename A::Operand*, const typename A::Elem*,
-                        typename A::Elem*);
-
-// Instances of run_tile with 1, 2, ... pixels.
-template <typename A, int NV, int... I>
-TileFn<A> tile_of(int mr, std::integer_sequence<int, I...>) {
-  static constexpr TileFn<A> instances[] = {run_tile<A, I + 1, NV>...};
-  return instances[mr - 1];
-}
-
-template <typename A>
-TileFn<A> tile_fn(int mr, int nv) {
-  using V = typename A::V;
-  if (nv == V::kManyVectors) return tile_of<A, V::kManyVectors>(mr, std::make_integer_sequence<int, V::kFewPixels>());
-  const auto pixels = std::make_integer_sequence<int, V::kPixels>();
-  return nv == 1 ? tile_of<A, 1>(mr, pixels) : tile_of<A, 2>(mr, pixels);
-}
-
-template <typename V>
-constexpr int widest_tile(int nv) {
-  return nv == V::kManyVectors ? V::kFewPixels : V::kPixels;
-}
-
-// Channel blocks: as many of `vectors` registers as fit, then narrower ones.
-template <typename V>
-int block_vectors(int k, int at, int vectors) {
-  const int left = ceil_div(k - at, V::kLanes);
-  return left >= vectors ? vectors : left >= 2 ? 2 : 1;
 }
 
 template <typename A>
@@ -374,19 +300,29 @@ class DirectTask {
       for (int i = 0; i < count; ++i)
         for (int j = 0; j < tiles; ++j)
           for (int k = k0_; k < k1_; k += block_vectors<V>(q_.k, k, t_.vectors) * V::kLanes)
-            tile(x, row_step, i, width, j, tiles, k, residual, out, top);
+            tile(x, row_step, i, width, j, tiles, k, residual, out, top, {nullptr, 0});
     } else {
-      for (int k = k0_; k < k1_; k += block_vectors<V>(q_.k, k, t_.vectors) * V::kLanes) {
-        const int tiles = ceil_div(width, widest_tile<V>(block_vectors<V>(q_.k, k, t_.vectors)));
+      for (int k = k0_, nv; k < k1_; k += nv * V::kLanes) {
+        nv = block_vectors<V>(q_.k, k, t_.vectors);
+        const int tiles = ceil_div(width, widest_tile<V>(nv));
+        const int64_t block = reduction_ * nv * V::kLanes;  // weights; each tile prefetches its share of the next ones
+        Ahead next{static_cast<const Operand*>(q_.packed) + k * reduction_ + block, block / tiles / count};
         for (int i = 0; i < count; ++i)
-          for (int j = 0; j < tiles; ++j) tile(x, row_step, i, width, j, tiles, k, residual, out, top);
+          for (int j = 0; j < tiles; ++j, next.from += next.count)
+            tile(x, row_step, i, width, j, tiles, k, residual, out, top, next);
       }
     }
   }
 
+  // Operands that come from memory and are needed soon.
+  struct Ahead {
+    const Operand* from;
+    int64_t count;
+  };
+
   // Tile j of row i, for the channel block at k. Tiles have nearly equal widths: 15 pixels are 8 + 7, not 14 + 1.
   void tile(const Operand* x, int64_t row_step, int i, int width, int j, int tiles, int k, const Elem* residual,
-            Elem* out, int top) {
+            Elem* out, int top, Ahead next) {
     const int nv = block_vectors<V>(q_.k, k, t_.vectors);
     const int from = static_cast<int>(static_cast<int64_t>(width) * j / tiles);
     const int mr = static_cast<int>(static_cast<int64_t>(width) * (j + 1) / tiles) - from;
@@ -400,11 +336,13 @@ class DirectTask {
     Tile t{};
     t.pixel_step = patches_ ? step_ : q_.stride_w * step_;
     const Operand* from_x = x + i * row_step + from * t.pixel_step;
-    t.runs = {offset_ + tap0 * per_row, (tap1 - tap0) * per_row, runs_.steps, reinterpret_cast<const char*>(from_x), 0};
-    if (t_.flat && k == k0_) {  // the pixels of the next tile, which come from memory
-      t.runs.next += mr * t.pixel_step * static_cast<int64_t>(sizeof(Operand));
-      t.runs.next_step = mr * t.pixel_step * static_cast<int64_t>(sizeof(Operand)) / runs_.steps;
+    if (!next.from) {
+      const bool reads_first = t_.flat && k == k0_;  // no earlier block has read the next tile's pixels
+      next = {from_x + mr * t.pixel_step, reads_first ? mr * t.pixel_step : 0};
     }
+    const int runs = (tap1 - tap0) * per_row;
+    const int64_t next_step = next.count * static_cast<int64_t>(sizeof(Operand)) / (int64_t{runs} * runs_.steps + 1);
+    t.runs = {offset_ + tap0 * per_row, runs, runs_.steps, reinterpret_cast<const char*>(next.from), next_step};
     t.scale = q_.scale + k;
     t.shift = q_.shift + k;
     t.k = q_.k;

@@ -34,20 +34,23 @@ void input_tile(const WinogradConv& q, int64_t t, const typename A::Elem* zeros,
                       [&](int point, typename V::Reg value) { V::store(v + point * point_step + c, value); });
 }
 
-// products[tile][kBlock] = v[tile][channel] * u[channel][kBlock] for MR tiles
+// products[tile][kBlock] = v[tile][channel] * u[channel][kBlock] for MR tiles. Prefetches next_count floats from
+// `next`.
 template <typename Sum, int MR>
-void multiply(const float* v, int64_t step, int c, const float* u, float* products) {
+void multiply(const float* v, int64_t step, int c, const float* u, const float* next, int64_t next_count,
+              float* products) {
   using V = typename Sum::V;
   typename V::Reg acc[MR][kVectors];
   const int64_t start = 0;
-  accumulate<Sum, MR, kVectors>(acc, v, step, Runs{&start, 1, c, reinterpret_cast<const char*>(v), 0}, u);
+  accumulate<Sum, MR, kVectors>(acc, v, step,
+                                Runs{&start, 1, c, reinterpret_cast<const char*>(next), next_count * 4 / c}, u);
 #pragma GCC unroll 14
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 2
     for (int i = 0; i < kVectors; ++i) V::store(products + m * kBlock<Sum> + i * V::kLanes, acc[m][i]);
 }
 
-using MultiplyFn = void (*)(const float*, int64_t, int, const float*, float*);
+using MultiplyFn = void (*)(const float*, int64_t, int, const float*, const float*, int64_t, float*);
 
 // Instances of multiply with 1, 2, ... tiles.
 template <typename Sum, int... I>
@@ -126,12 +129,13 @@ bool run_task(const WinogradConv& q, int64_t task) {
   typename V::Flags bad{};
   for (int b = b0; b < b1; ++b) {
     const float* u = q.packed + static_cast<int64_t>(b) * kPoints<F> * q.c * kBlock<A>;
+    const int64_t panel = static_cast<int64_t>(q.c) * kBlock<A>, share = panel / rows;
     for (int p = 0; p < kPoints<F>; ++p)
       for (int r = 0; r < rows; ++r) {
         const int from = count * r / rows, mr = count * (r + 1) / rows - from;
-        multiply_of<Sum>(mr, sizes)(v + p * v_point + static_cast<int64_t>(from) * step, step, q.c,
-                                    u + static_cast<int64_t>(p) * q.c * kBlock<A>,
-                                    products + p * m_point + from * kBlock<A>);
+        const float* of_point = u + p * panel;
+        multiply_of<Sum>(mr, sizes)(v + p * v_point + static_cast<int64_t>(from) * step, step, q.c, of_point,
+                                    of_point + panel + r * share, share, products + p * m_point + from * kBlock<A>);
       }
     for (int i = 0; i < count; ++i)
       for (int j = 0; j < kVectors; ++j) {
