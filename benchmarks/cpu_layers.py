@@ -16,8 +16,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-#: RESNET_FUSED_CPU_ISA: what PyTorch and oneDNN call it
-CAPS = {"avx2": ("avx2", "AVX2"), "avx512": ("avx512", "AVX512_CORE"), "avx512_bf16": ("avx512", "AVX512_CORE_BF16")}
+
+def _caps(ours: str, torch: str, onednn: str) -> dict[str, str]:
+    return {"RESNET_FUSED_CPU_ISA": ours, "ATEN_CPU_CAPABILITY": torch, "ONEDNN_MAX_CPU_ISA": onednn}
+
+
+CAPS = {
+    "avx2": _caps("avx2", "avx2", "AVX2"),
+    "avx512": _caps("avx512", "avx512", "AVX512_CORE"),
+    "avx512_bf16": _caps("avx512_bf16", "avx512", "AVX512_CORE_BF16"),
+}
+#: glibc keeps freed results: page faults would hit whichever contender runs after memory was returned to the system.
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "33554432"}
 ENGINES = ("winograd", "direct", "onednn", "composed")
 
 
@@ -131,11 +141,8 @@ def main(args: list[str]) -> int:
     parser.add_argument("--budget", type=float, default=1.5, help="seconds per row")
     parser.add_argument("--out", type=Path, help="folder for the JSON")
     options = parser.parse_args(args)
-    if options.isa and os.environ.get("RESNET_FUSED_CPU_ISA") != options.isa:
-        # PyTorch and oneDNN read their caps when they are loaded.
-        torch_isa, onednn_isa = CAPS[options.isa]
-        environment = {"RESNET_FUSED_CPU_ISA": options.isa, "ATEN_CPU_CAPABILITY": torch_isa}
-        environment["ONEDNN_MAX_CPU_ISA"] = onednn_isa
+    environment = {**KEEP_MEMORY, **({} if options.isa is None else CAPS[options.isa])}
+    if environment.items() - os.environ.items():  # glibc, PyTorch and oneDNN read them when they are loaded
         os.execve(sys.executable, [sys.executable, "-m", "benchmarks.cpu_layers", *args], {**os.environ, **environment})
 
     print(f"| GFLOP/s | | {' | '.join(ENGINES)} | plan | over PyTorch |")
