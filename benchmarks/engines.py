@@ -61,13 +61,17 @@ def openvino(workload: Workload, device: torch.device) -> Contender:
         },
     )
     request = compiled.create_infer_request()
-    request.set_input_tensor(ov.Tensor(x.numpy(), shared_memory=True))
+    array = x.numpy()
+    request.set_input_tensor(ov.Tensor(array, shared_memory=True))
+
+    def infer(keeps: Any = array) -> None:  # the tensor does not keep the array's memory
+        request.infer()
 
     def output(_: Any) -> Tensor:
         return torch.from_numpy(request.get_output_tensor().data.copy())
 
     note = "" if workload.dtype == "fp32" else "fp32 input and output, bf16 inside"
-    return Contender(request.infer, output, note)
+    return Contender(infer, output, note)
 
 
 def _require_cpu(device: torch.device) -> None:

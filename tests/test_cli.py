@@ -51,7 +51,7 @@ def test_module_entry_point_reports_errors():
 def test_info(capsys):
     assert cli.main(["info"]) == 0
     out = capsys.readouterr().out
-    for expected in (torch.__version__, "oneDNN", "CPU capability", "AVX512-BF16", "CUDA library", "packed"):
+    for expected in (torch.__version__, "oneDNN", "CPU capability", "CPU kernels, float16", "CUDA library", "packed"):
         assert expected in out
 
 

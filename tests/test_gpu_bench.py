@@ -309,6 +309,18 @@ def test_cpu_benchmarks_measure_batch_statistics():
     assert set(result.samples) == {"eager", "ours"}
 
 
+def test_wrong_peers_are_not_timed(monkeypatch):
+    def wrong(workload, device):
+        right = peers.eager(workload, device)
+        return replace(right, output=lambda result: right.output(result) * 1.5)
+
+    all_contenders = {"eager": ("eager", peers.eager), "wrong": ("wrong", wrong)}
+    monkeypatch.setattr(measure, "contenders", lambda device_type: all_contenders)
+    result = measure.measure(workloads("cpu", quick=True)[0], CPU, ["wrong"], 0.0, memory=False)
+    assert set(result.samples) == {"eager"}
+    assert result.unavailable["wrong"].startswith("wrong: error")
+
+
 def test_network_results_are_written_to_files(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_models, "model", lambda *a: replace(small(), batch_statistics=a[4], title=a[0] + f"{a[4]}"))
     monkeypatch.setattr(gpu_models, "CONTENDERS", CONTENDERS)

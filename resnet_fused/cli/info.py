@@ -14,6 +14,7 @@ from rich.table import Table
 from .. import _library, ops
 from ._machine import cpu_name, onednn_version, package_version
 
+DTYPES = ("float32", "bfloat16", "float16")
 # Environment variables that change which kernels run
 VARIABLES = ("RESNET_FUSED_CPU_ISA", "RESNET_FUSED_CPU_ENGINE", "RESNET_FUSED_CUDA_ENGINE", "RESNET_FUSED_CUDA_CHECK")
 
@@ -42,9 +43,8 @@ def facts() -> dict[str, str]:
         "oneDNN": onednn_version(),
         "CPU": cpu_name(),
         "CPU capability": torch.backends.cpu.get_cpu_capability(),
-        "AVX-512 engine": _engine("float32"),
-        "AVX512-BF16 engine": _engine("bfloat16"),
-        **{f"3x3 conv, {dtype}": _typical_plan(dtype).splitlines()[0] for dtype in ("float32", "bfloat16")},
+        **{f"CPU kernels, {dtype}": _own_kernels(dtype) for dtype in DTYPES},
+        **{f"3x3 conv, {dtype}": _typical_plan(dtype).splitlines()[0] for dtype in DTYPES},
         **{name: os.environ[name] for name in VARIABLES if os.environ.get(name)},
         "GPUs": _gpus(),
         **{f"verified on sm_{arch}": _trust(arch) for arch in _archs()},
@@ -56,10 +56,11 @@ def facts() -> dict[str, str]:
     }
 
 
-def _engine(dtype: str) -> str:
-    """Whether one of the library's own CPU kernels runs, with the plan's reason if not."""
-    reason = re.search(r"not direct: (.*)", _typical_plan(dtype))
-    return f"does not run: {reason[1]}" if reason else "runs"
+def _own_kernels(dtype: str) -> str:
+    """The instruction set of the library's own CPU kernels, or the plan's reason against them."""
+    plan = _typical_plan(dtype)
+    reason = re.search(r"not direct: (.*)", plan)
+    return f"do not run: {reason[1]}" if reason else plan.splitlines()[0].split(", ")[-2]
 
 
 def _typical_plan(dtype: str) -> str:
