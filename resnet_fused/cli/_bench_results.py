@@ -10,7 +10,7 @@ from typing import Any
 from ._errors import CommandError
 
 OURS = "ours"
-VARIANTS = ("ours_compile",)  # variants of ours, not peers
+VARIANTS = ("ours_frozen", "ours_compile")  # variants of ours, not peers
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ PHOTOS = (
     "Batches of {batch} crops of {size}x{size} pixels from scikit-learn's two photographs. Weights "
     "are random (pretrained weights would need a download); BatchNorm statistics are computed on the crops. Medians "
     "of {rounds} interleaved rounds. All variants but the first run in channels_last; torch.compile "
-    "uses its default mode."
+    "freezes the weights."
 )
 ERROR = (
     "Error is max|y - reference| / max|reference| of the logits; the reference is fp64 with the "

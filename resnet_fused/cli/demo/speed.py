@@ -4,6 +4,7 @@ Each round runs every variant once, so that load from other processes affects al
 rounds.
 """
 
+import contextlib
 import copy
 import statistics
 import time
@@ -116,9 +117,17 @@ def _prepare(variant: str, model: nn.Module, x: Tensor) -> _Variant:
     if variant == COMPILED:
         torch._dynamo.reset()  # otherwise a second dtype counts as a recompilation
         forward = torch.compile(model)
-    with torch.no_grad():
+    with torch.no_grad(), _freezing() if variant == COMPILED else contextlib.nullcontext():
         forward(x)
         return _Variant(variant, forward, x, forward(x))
+
+
+def _freezing() -> contextlib.AbstractContextManager[None]:
+    """What ``torch.compile`` compiles meanwhile has constant weights with BatchNorm folded in: its fastest mode."""
+    from torch._inductor import config  # imports for a second
+
+    patch: contextlib.AbstractContextManager[None] = config.patch(freezing=True)
+    return patch
 
 
 def _interleaved(variants: list[_Variant], settings: Settings, advance: Callable[[], None]) -> dict[str, list[float]]:
