@@ -13,7 +13,6 @@ struct Vector {
   using Reg = __m256;
   using Mask = int;  // lanes from the first on: AVX2's masked accesses are slow
   using Flags = __m256i;
-  static constexpr const char* kName = "AVX2";
   static constexpr int kLanes = 8;
   static constexpr int kPixels = 6;     // by 2 registers of channels: 12 of 16 registers accumulate
   static constexpr int kFewPixels = 4;  // by more, for short rows: 3x2 sums would wait for their latency

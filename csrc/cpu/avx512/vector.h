@@ -12,7 +12,6 @@ struct Vector {
   using Reg = __m512;
   using Mask = __mmask16;
   using Flags = __mmask16;
-  static constexpr const char* kName = "AVX-512";
   static constexpr int kLanes = 16;
   static constexpr int kPixels = 14;    // by 2 registers of channels: 28 of 32 registers accumulate
   static constexpr int kFewPixels = 7;  // by more, for short rows

@@ -375,13 +375,9 @@ template <typename A>
 thread_local Scratch DirectTask<A>::pool_scratch_;
 
 template <typename A>
-int64_t packed_elements(int c, int k, int r, int s) {
-  return static_cast<int64_t>(round_up(k, A::V::kLanes)) * r * row_values<A>(c, s);
-}
-
-template <typename A>
 int64_t packed_bytes(int c, int k, int r, int s) {
-  return packed_elements<A>(c, k, r, s) * static_cast<int64_t>(sizeof(typename A::Operand));
+  const int64_t elements = static_cast<int64_t>(round_up(k, A::V::kLanes)) * r * row_values<A>(c, s);
+  return elements * static_cast<int64_t>(sizeof(typename A::Operand));
 }
 
 inline bool is_finite(float v) { return __builtin_isfinite(v); }
