@@ -89,17 +89,14 @@ def measure(layer: Layer, batch: int, dtype_name: str, budget_s: float) -> dict[
     geometry = ([layer.stride] * 2, [layer.kernel // 2] * 2, [1, 1], 1)
     bn = functional.BatchNorm(mean, var, gamma, beta)
 
-    def run() -> torch.Tensor:
-        sizes = {"stride": layer.stride, "padding": layer.kernel // 2}
-        return functional.conv_bn_act(x, weight, bn, **sizes, residual=residual, keep_packed=True)
-
     def engine_with(first: str) -> str:
         os.environ["RESNET_FUSED_CPU_ENGINE"] = first
         return ops.explain_cpu(list(x.shape), list(weight.shape), *geometry, dtype_name).partition(":")[0]
 
     def call(engine: str) -> torch.Tensor:
         os.environ["RESNET_FUSED_CPU_ENGINE"] = engine
-        return run()
+        sizes = {"stride": layer.stride, "padding": layer.kernel // 2}
+        return functional.conv_bn_act(x, weight, bn, **sizes, residual=residual, keep_packed=True)
 
     calls = {engine: functools.partial(call, engine) for engine in ENGINES if engine_with(engine) == engine}
     args = (x, weight, None, gamma, beta, mean, var, 1e-5, *geometry, residual)

@@ -38,7 +38,7 @@ def test_lower_isa_gives_that_processors_plan(monkeypatch, dtype, engine):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bits_are_read_exactly_and_rounded_once(own_isa, monkeypatch, dtype):
-    """x + residual for all pairs of neighbours among the finite numbers, by an identity convolution."""
+    """An identity convolution adds x, all normal numbers of the type, and a residual."""
     monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", "direct")
     numbers = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(dtype)
     normal = numbers.isfinite() & (numbers.abs() >= torch.finfo(dtype).tiny)  # VDPBF16PS flushes subnormal numbers

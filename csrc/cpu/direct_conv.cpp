@@ -11,8 +11,9 @@ namespace resnet_fused::cpu {
 bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, bool relu, bool keep_packed,
                  const Tensor& out) {
   if (out.numel() == 0) return true;
-  const Isa isa = isa_of(element_of(conv.x.scalar_type()), cpu_features());
-  const DirectKernels& kernels = kernels_of(element_of(conv.x.scalar_type()), isa).direct;
+  const Element element = element_of(conv.x.scalar_type());
+  const Isa isa = isa_of(element, cpu_features());
+  const DirectKernels& kernels = kernels_of(element, isa).direct;
   auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
   if (!bn.bias_folds) return false;
   // the kernel reads whole registers

@@ -14,7 +14,7 @@ enum class Isa { kNone, kAvx2, kAvx512, kAvx512Bf16 };  // of our own convolutio
 
 struct CpuFeatures {
   bool avx2 = false;         // with FMA and F16C
-  bool avx512 = false;       // F, BW, VL, DQ; the same with avx2
+  bool avx512 = false;       // F, BW, VL, DQ, and avx2
   bool avx512_bf16 = false;  // VDPBF16PS
   bool avx512_fp16 = false;  // PyTorch's fp16 is native there
   bool amx_bf16 = false;     // tile registers: oneDNN's bf16 beats ours there

@@ -15,8 +15,9 @@ bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool 
   if (!bn.bias_folds) return false;
   const Tensor x = aten_contiguous(conv.x, /*channels_last=*/true);
 
-  const Isa isa = isa_of(element_of(x.scalar_type()), cpu_features());
-  const WinogradKernels& kernels = kernels_of(element_of(x.scalar_type()), isa).winograd;
+  const Element element = element_of(x.scalar_type());
+  const Isa isa = isa_of(element, cpu_features());
+  const WinogradKernels& kernels = kernels_of(element, isa).winograd;
   WinogradConv q{};
   q.x = x.const_data_ptr();
   q.scale = bn.scale.data(), q.shift = bn.shift.data();

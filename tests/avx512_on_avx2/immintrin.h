@@ -168,7 +168,6 @@ INSTRUCTION __m256 _mm512_extractf32x8_ps(__m512 v, int which) { return emulated
 
 INSTRUCTION __m512 _mm512_setzero_ps() { return __m512{}; }
 INSTRUCTION __m512 _mm512_set1_ps(float v) { return __m512{v, v, v, v, v, v, v, v, v, v, v, v, v, v, v, v}; }
-INSTRUCTION float _mm512_cvtss_f32(__m512 v) { return v[0]; }
 INSTRUCTION __m512i _mm512_and_si512(__m512i a, __m512i b) { return a & b; }
 INSTRUCTION __m512i _mm512_add_epi32(__m512i a, __m512i b) {
   return emulated::bits_of<__m512i>(emulated::bits_of<emulated::Bits>(a) + emulated::bits_of<emulated::Bits>(b));

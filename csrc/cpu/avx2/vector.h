@@ -47,7 +47,7 @@ struct Vector {
 
 // Calls f with a pointer to `lanes` elements at p and zeros after them, or with p itself if it has a whole register.
 template <typename Elem, typename F>
-inline __m256 with_zeros(const Elem* p, int lanes, const F& f) {
+inline auto with_zeros(const Elem* p, int lanes, const F& f) {
   if (lanes == Vector::kLanes) return f(p);
   Elem padded[Vector::kLanes] = {};
   for (int i = 0; i < lanes; ++i) padded[i] = p[i];
@@ -82,30 +82,19 @@ struct Fp32 {
   static inline float value(float v) { return v; }
 };
 
-// A type of 16 bits, whose operands are converted once. T converts 8 numbers.
-template <typename T>
-struct Converted {
-  using V = Vector;
-  using Elem = uint16_t;
-  using Operand = float;
-  static constexpr int kPack = 1;
-  static constexpr int kPart = 0;  // one running sum: the final rounding is at least 8,000 times coarser
-  static inline __m256 broadcast(const float* p) { return Fp32::broadcast(p); }
-  static inline __m256 weights(const float* p) { return Fp32::weights(p); }
-  static inline __m256 madd(__m256 x, __m256 w, __m256 acc) { return Fp32::madd(x, w, acc); }
-  static inline __m256 load(const uint16_t* p, int lanes) {
-    return with_zeros(p, lanes, [](const uint16_t* from) {
-      return T::widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-    });
+// 8 numbers of 16 bits.
+struct Halves {
+  static inline __m128i load(const uint16_t* p, int lanes) {
+    return with_zeros(p, lanes,
+                      [](const uint16_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); });
   }
-  static inline void store(uint16_t* p, __m256 v, int lanes) {
-    store_first(p, lanes, [&](uint16_t* to) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), T::narrow(v)); });
+  static inline void store(uint16_t* p, __m128i v, int lanes) {
+    store_first(p, lanes, [&](uint16_t* to) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), v); });
   }
-  static inline __m256 round(__m256 v) { return T::widen(T::narrow(v)); }
-  static inline float value(uint16_t v) { return _mm256_cvtss_f32(T::widen(_mm_cvtsi32_si128(v))); }
 };
 
-struct ConvertsBf16 {
+struct ConvertsBf16 : Halves {
+  static inline float value(uint16_t v) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(v << 16))); }
   static inline __m256 widen(__m128i v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16)); }
   // to nearest even; a NaN becomes the quiet NaN of scalar.h
   static inline __m128i narrow(__m256 v) {
@@ -119,7 +108,8 @@ struct ConvertsBf16 {
   }
 };
 
-struct ConvertsFp16 {
+struct ConvertsFp16 : Halves {
+  static inline float value(uint16_t v) { return _cvtsh_ss(v); }
   static inline __m256 widen(__m128i v) { return _mm256_cvtph_ps(v); }
   static inline __m128i narrow(__m256 v) { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
 };

@@ -57,29 +57,25 @@ struct Fp32 {
   static inline float value(float v) { return v; }
 };
 
-// A type of 16 bits, whose operands are converted once. T converts 16 numbers.
-template <typename T>
-struct Converted {
-  using V = Vector;
-  using Elem = uint16_t;
-  using Operand = float;
-  static constexpr int kPack = 1;
-  static constexpr int kPart = 0;  // one running sum: the final rounding is at least 8,000 times coarser
-  static inline __m512 broadcast(const float* p) { return Fp32::broadcast(p); }
-  static inline __m512 weights(const float* p) { return Fp32::weights(p); }
-  static inline __m512 madd(__m512 x, __m512 w, __m512 acc) { return Fp32::madd(x, w, acc); }
-  static inline __m512 load(const uint16_t* p, __mmask16 m) { return T::widen(_mm256_maskz_loadu_epi16(m, p)); }
-  static inline void store(uint16_t* p, __m512 v, __mmask16 m) { _mm256_mask_storeu_epi16(p, m, T::narrow(v)); }
-  static inline __m512 round(__m512 v) { return T::widen(T::narrow(v)); }
-  static inline float value(uint16_t v) { return _mm512_cvtss_f32(T::widen(_mm256_set1_epi16(static_cast<short>(v)))); }
+// 16 numbers of 16 bits.
+struct Halves {
+  static inline __m256i load(const uint16_t* p, __mmask16 m) { return _mm256_maskz_loadu_epi16(m, p); }
+  static inline void store(uint16_t* p, __m256i v, __mmask16 m) { _mm256_mask_storeu_epi16(p, m, v); }
 };
 
-struct ConvertsFp16 {
+struct ConvertsFp16 : Halves {
+  static inline float value(uint16_t v) { return _cvtsh_ss(v); }
   static inline __m512 widen(__m256i v) { return _mm512_cvtph_ps(v); }
   static inline __m256i narrow(__m512 v) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
 };
 
-struct ConvertsBf16 {
+struct ConvertsBf16 : Halves {
+  static inline float value(uint16_t v) {
+    const uint32_t bits = static_cast<uint32_t>(v) << 16;
+    float f;
+    __builtin_memcpy(&f, &bits, 4);
+    return f;
+  }
   static inline __m512 widen(__m256i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)); }
   // to nearest even; a NaN becomes the quiet NaN of scalar.h
   static inline __m256i narrow(__m512 v) {
@@ -89,8 +85,6 @@ struct ConvertsBf16 {
     const __m512 nan = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000));
     return upper(_mm512_mask_mov_ps(_mm512_castsi512_ps(rounded), _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), nan));
   }
-
- private:
   static inline __m256i upper(__m512 v) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(v), 16)); }
 };
 
@@ -110,21 +104,10 @@ struct Bf16 {
   static inline __m512 madd(__m512 x, __m512 w, __m512 acc) {
     return _mm512_dpbf16_ps(acc, (__m512bh)_mm512_castps_si512(x), (__m512bh)_mm512_castps_si512(w));
   }
-  static inline __m512 load(const uint16_t* p, __mmask16 m) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p)), 16));
-  }
-  static inline void store(uint16_t* p, __m512 v, __mmask16 m) {
-    _mm256_mask_storeu_epi16(p, m, (__m256i)_mm512_cvtneps_pbh(v));
-  }
-  static inline __m512 round(__m512 v) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v)), 16));
-  }
-  static inline float value(uint16_t v) {
-    const uint32_t bits = static_cast<uint32_t>(v) << 16;
-    float f;
-    __builtin_memcpy(&f, &bits, 4);
-    return f;
-  }
+  static inline __m512 load(const uint16_t* p, __mmask16 m) { return ConvertsBf16::widen(Halves::load(p, m)); }
+  static inline void store(uint16_t* p, __m512 v, __mmask16 m) { Halves::store(p, (__m256i)_mm512_cvtneps_pbh(v), m); }
+  static inline __m512 round(__m512 v) { return ConvertsBf16::widen((__m256i)_mm512_cvtneps_pbh(v)); }
+  static inline float value(uint16_t v) { return ConvertsBf16::value(v); }
 };
 #endif
 

@@ -20,7 +20,8 @@ struct Runs {
   const int64_t* offset;
   int count;
   int steps;
-  // Each step prefetches a line into L2 and moves on by so many bytes: operands that the caller reads next.
+  // Operands that the caller reads next: each step prefetches the line at `next` into L2 and advances it by next_step
+  // bytes.
   const char* next;
   int64_t next_step;
 };
