@@ -62,14 +62,14 @@ proof: PLANTED_BUGS = all
 proof: build  ## every planted bug and every emulated kernel, no verdict of an earlier run (PLANTED_BUGS=sm80,bn)
 	$(PY) -m pytest tests -n auto --dist worksteal -m emulator --planted-bugs=$(PLANTED_BUGS) $(ARGS)
 
-# Tests of the AVX-512 engines. On an AVX2 processor, which emulates the instructions, they take minutes.
+# Tests of the CPU engines. Where AVX-512 is emulated they take minutes.
 CPU_TESTS = $(addprefix tests/test_, ops.py packed_weights.py block_op.py functional.py blocks.py conv_stats.py \
   conv_backward_weight.py training_ops.py training_op.py training_pool.py training_blocks.py resizable.py)
-EMULATED = build/emulated-avx512/_C.abi3.so
+FLAVOUR ?= emulated-avx512
 
-test-avx512: build  ## the CPU engines' tests with AVX-512 emulated on AVX2
-	@RESNET_FUSED_FLAVOUR=emulated-avx512 $(PY) setup.py --quiet build_ext --inplace
-	RESNET_FUSED_LIBRARY=$(EMULATED) $(PY) -m pytest $(CPU_TESTS) $(ARGS)
+test-emulated: build  ## the CPU engines' tests with AVX-512 and AMX emulated on AVX2; FLAVOUR=emulated-amx on AVX-512
+	@RESNET_FUSED_FLAVOUR=$(FLAVOUR) $(PY) setup.py --quiet build_ext --inplace
+	RESNET_FUSED_LIBRARY=build/$(FLAVOUR)/_C.abi3.so $(PY) -m pytest $(CPU_TESTS) $(ARGS)
 
 N ?= 5000
 SEED ?= 1

@@ -29,7 +29,7 @@ EMULATOR = (
 )  # fmt: skip
 SANITIZED = (
     "Makefile", "setup.py", "build_tools/", "csrc/common/", "csrc/compat/", "csrc/cpu/", "tests/avx512_on_avx2/",
-    "tests/fuzz/",
+    "tests/emulated_amx/", "tests/fuzz/",
 )  # fmt: skip
 
 

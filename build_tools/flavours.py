@@ -17,7 +17,7 @@ class Flavour:
 
     name: str
     avx2: tuple[str, ...] = ()  # more flags for csrc/cpu/avx2
-    avx512: tuple[str, ...] = ()  # flags for csrc/cpu/avx512, instead of AVX-512's
+    avx512: tuple[str, ...] = ()  # flags for csrc/cpu/avx512 and csrc/cpu/amx, instead of AVX-512's
     compile: tuple[str, ...] = ()  # extra flags for its own sources; an -O here wins
     own: tuple[str, ...] = ()  # patterns, below csrc, of its own sources; other objects are the shipped library's
     link: tuple[str, ...] = ()
@@ -33,9 +33,12 @@ class Flavour:
         return not self.own or any(source.match(pattern) for pattern in self.own)
 
 
+# AMX's instructions in C++. -iquote comes before any -I.
+EMULATED_AMX = ("-iquote", "tests/emulated_amx")
 # Runs on any processor with AVX2. Unrolled code with 512-bit vectors in two halves takes minutes to compile at -O3.
-EMULATED = ("-Itests/avx512_on_avx2", "-mavx2", "-mfma", "-mf16c", "-O1", "-Wno-psabi")
-BELIEVES = "-DRESNET_FUSED_EMULATED_AVX512"  # the plan assumes AVX-512 and AVX512-BF16
+EMULATED = ("-Itests/avx512_on_avx2", *EMULATED_AMX, "-mavx2", "-mfma", "-mf16c", "-O1", "-Wno-psabi")
+BELIEVES_AMX = "-DRESNET_FUSED_EMULATED_AMX"  # the plan assumes AMX
+BELIEVES = ("-DRESNET_FUSED_EMULATED_AVX512", BELIEVES_AMX)  # the plan assumes AVX-512 and AVX512-BF16 too
 
 # The first error ends the process, so no test can miss it. vptr checks would need an instrumented torch.
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all")
@@ -47,12 +50,18 @@ LESS = ("-fno-sanitize=null,alignment,object-size,pointer-overflow",)
 FLAVOURS = {
     flavour.name: flavour
     for flavour in (
-        Flavour("emulated-avx512", avx512=EMULATED, compile=(BELIEVES,), own=("cpu/avx512/*", "cpu/plan.cpp")),
+        Flavour(
+            "emulated-avx512",
+            avx512=EMULATED,
+            compile=BELIEVES,
+            own=("cpu/avx512/*", "cpu/amx/*", "cpu/plan.cpp"),
+        ),
+        Flavour("emulated-amx", compile=(*EMULATED_AMX, BELIEVES_AMX), own=("cpu/amx/*", "cpu/plan.cpp")),
         Flavour(
             "sanitize",
             avx2=LESS,
             avx512=(*EMULATED, *LESS),
-            compile=(BELIEVES, *SANITIZE, *CALLS, "-fno-omit-frame-pointer", "-O1", "-g"),
+            compile=(*BELIEVES, *SANITIZE, *CALLS, "-fno-omit-frame-pointer", "-O1", "-g"),
             link=SANITIZE,
             strip=False,
         ),

@@ -80,7 +80,7 @@ def sources(plan: Plan, module: str) -> list[Path]:
     }[module]  # fmt: skip
     found = [path.relative_to(plan.root) for pattern in patterns for path in sorted(csrc.glob(pattern))]
     if plan.machine != "x86_64":
-        found = [path for path in found if not {"avx2", "avx512"} & {*path.parts}]
+        found = [path for path in found if not {"avx2", "avx512", "amx"} & {*path.parts}]
     return found
 
 
@@ -169,9 +169,9 @@ def _compile(plan: Plan, module: str, source: Path, out: Path) -> list[str]:
         flags = [arch.flag for arch in archs]
     elif "avx2" in source.parts:
         flags = [*AVX2, *(plan.flavour.avx2 if plan.flavour else ())]
-    elif "avx512" in source.parts and plan.flavour and plan.flavour.avx512:
+    elif {"avx512", "amx"} & {*source.parts} and plan.flavour and plan.flavour.avx512:
         flags = [*plan.flavour.avx512]
-    elif "avx512" in source.parts:
+    elif "avx512" in source.parts or source.match("amx/bf16.cpp"):
         flags = [*AVX512, *(["-mavx512bf16"] if "bf16" in source.stem else [])]
     elif "cuda" in source.parts and source.suffix == ".cpp" and plan.toolkit:
         flags = ["-DUSE_CUDA", *_system(plan.toolkit.include)]

@@ -133,12 +133,9 @@ def engine(request, monkeypatch):
 
 
 def isas_of_kernels():
-    """Returns caps that together cover the instruction sets of our convolutions on this processor.
-
-    None is "amx", with which the plan would choose oneDNN for bfloat16.
-    """
+    """Returns caps that together cover the instruction sets of our convolutions on this processor."""
     found = {}
-    for isa in ("avx512_bf16", "avx512", "avx2"):
+    for isa in ("amx", "avx512_bf16", "avx512", "avx2"):
         with pytest.MonkeyPatch.context() as environment:
             environment.setenv("RESNET_FUSED_CPU_ISA", isa)
             found.setdefault((isa_of_kernels(torch.float32), isa_of_kernels(torch.bfloat16)), isa)
@@ -148,5 +145,13 @@ def isas_of_kernels():
 @pytest.fixture(params=isas_of_kernels())
 def own_isa(request, monkeypatch):
     """Selects an instruction set of our own convolutions."""
+    monkeypatch.setenv("RESNET_FUSED_CPU_ISA", request.param)
+    return request.param
+
+
+# With AMX no convolution of bfloat16 is Winograd's.
+@pytest.fixture(params=[isa for isa in isas_of_kernels() if isa != "amx"] or [""])
+def winograd_isa(request, monkeypatch):
+    """Selects an instruction set of our Winograd kernels."""
     monkeypatch.setenv("RESNET_FUSED_CPU_ISA", request.param)
     return request.param

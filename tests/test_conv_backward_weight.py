@@ -12,7 +12,7 @@ from training import CLASSES, assert_trains_as_eager, identity, in_channels
 from resnet_fused import ops
 from resnet_fused.chain import backward, convolutions
 
-pytestmark = pytest.mark.usefixtures("own_isa")
+pytestmark = pytest.mark.usefixtures("winograd_isa")
 
 # n, c, h, w, k, padding of 3x3 convolutions of stride 1 that run as Winograd: odd sizes, channels that fill half a
 # register pair, no padding and large padding, one image row, and enough tiles for several chunks and parts

@@ -98,40 +98,41 @@ def test_bad_pool_size_is_refused_on_first_use():
     assert (done.stdout.splitlines(), done.returncode) == ([*expected, "True"], 0), done.stderr
 
 
-# A selection of the engine tests that runs every kernel within minutes; `make test-avx512` runs all of them.
+# Selections of the engine tests that run every kernel within minutes; `make test-emulated` runs all of them.
 TESTED = ["test_ops.py", "test_packed_weights.py", "test_conv_backward_weight.py"]
-CHOSEN = "resnet_shapes or not_finite_in_winograd or overflow_on or edited or what_runs or threads"
-CHOSEN += " or (chains_in and autocast)"
+WITH_AVX512 = "resnet_shapes or not_finite_in_winograd or overflow_on or edited or what_runs or threads"
+WITH_AVX512 += " or (chains_in and autocast)"
+WITH_AMX = "any_shape or by_three or resnet_shapes or corners or not_finite or pool or projection or pre_act or edited"
+
+
+# The flavour that emulates what this processor lacks, and which tests run with it.
+EMULATIONS = {"AMX": None, "AVX512-BF16": ("emulated-amx", WITH_AMX)}
+EMULATION = EMULATIONS.get(isa_of_kernels(torch.bfloat16), ("emulated-avx512", f"{WITH_AVX512} or {WITH_AMX}"))
 
 
 @pytest.fixture(scope="module")
 def emulated():
-    """Builds the library whose AVX-512 kernels are emulated on AVX2 (tests/avx512_on_avx2); returns its path.
+    """Builds a library with the instructions that this processor lacks; returns its path.
 
     Of two concurrent builds the second waits for the first.
     """
-    done = run_python("setup.py", "--quiet", "build_ext", "--inplace", RESNET_FUSED_FLAVOUR="emulated-avx512")
+    flavour = EMULATION[0]
+    done = run_python("setup.py", "--quiet", "build_ext", "--inplace", RESNET_FUSED_FLAVOUR=flavour)
     assert done.returncode == 0, done.stdout + done.stderr
-    return str(ROOT / "build/emulated-avx512/_C.abi3.so")
-
-
-def has_all_instructions():
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RESNET_FUSED_CPU_ISA", "avx512_bf16")  # with AMX the plan uses oneDNN instead
-        return isa_of_kernels(torch.bfloat16) == "AVX512-BF16"
+    return str(ROOT / f"build/{flavour}/_C.abi3.so")
 
 
 emulation = pytest.mark.skipif(
-    has_all_instructions(), reason="this processor has the instructions: other tests use them"
+    EMULATION is None, reason="this processor has all the instructions: other tests use them"
 )
 
 
 @emulation
 @needs_compiler
-def test_avx512_kernels_pass_emulated(emulated):
+def test_kernels_pass_emulated(emulated):
     """Runs the tests of these kernels; none of them may be skipped."""
     files = [TESTS / name for name in TESTED]
-    done = run_python("-m", "pytest", "-q", "-k", CHOSEN, *files, timeout=1800, RESNET_FUSED_LIBRARY=emulated)
+    done = run_python("-m", "pytest", "-q", "-k", EMULATION[1], *files, timeout=1800, RESNET_FUSED_LIBRARY=emulated)
     assert done.returncode == 0, done.stdout
     summary = done.stdout.splitlines()[-1]
     assert re.match(r"\d{2,} passed", summary) and "skipped" not in summary, done.stdout
@@ -139,6 +140,6 @@ def test_avx512_kernels_pass_emulated(emulated):
 
 @emulation
 @needs_compiler
-def test_random_problems_pass_with_avx512_emulated(emulated):
+def test_random_problems_pass_emulated(emulated):
     done = run_python("-m", "tests.fuzz", "--problems", "100", "--seed", "1000", RESNET_FUSED_LIBRARY=emulated)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -67,7 +67,7 @@ def test_three_by_three(engine, dtype, n, c, size, k, padding):
     case.check()
 
 
-@pytest.mark.usefixtures("own_isa")
+@pytest.mark.usefixtures("winograd_isa")
 @pytest.mark.parametrize(("dtype", "n", "c", "size", "k"), CASES)
 @pytest.mark.parametrize("padding", [0, 1, 2])
 def test_winograd_is_what_runs(dtype, n, c, size, k, padding):
@@ -90,7 +90,7 @@ def test_small_images_in_bfloat16_are_direct(monkeypatch, isa, shape, sentence):
     assert f"not winograd: {sentence}: too few for what transformed weights cost" in plan
 
 
-@pytest.mark.usefixtures("own_isa")
+@pytest.mark.usefixtures("winograd_isa")
 @pytest.mark.parametrize(("dtype", "n", "c", "size", "k"), CASES)
 @pytest.mark.parametrize("mean", [0, 100])
 def test_winograd_with_pixels_of_mixed_magnitude(dtype, n, c, size, k, mean):
@@ -195,7 +195,7 @@ def test_not_finite(engine, dtype, value, where, relu):
     case.check()
 
 
-@pytest.mark.usefixtures("own_isa")
+@pytest.mark.usefixtures("winograd_isa")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["x", "weight"])
@@ -210,7 +210,7 @@ def test_not_finite_in_winograd(dtype, value, where, relu):
     case.check()
 
 
-@pytest.mark.usefixtures("own_isa")
+@pytest.mark.usefixtures("winograd_isa")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_overflow_on_the_way(dtype):
     """Winograd adds inputs before it multiplies, so values near the largest float overflow only there."""

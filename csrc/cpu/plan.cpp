@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "cpu/amx/available.h"
 #include "cpu/environment.h"
 #include "cpu/onednn.h"
 
@@ -42,7 +43,7 @@ std::string past_32_bits(const ConvShape& q) {
 // Upper bound in bytes on the padded input slab of a direct convolution task (direct_kernel.h), whose elements take
 // `size` bytes. double, because the result may exceed 64 bits.
 double slab_bytes(const ConvShape& q, int64_t size) {
-  constexpr int64_t kTaskBytes = 256 << 10, kMostMoreChannels = 32;  // kSlabBytes; padding against aliasing
+  constexpr int64_t kTaskBytes = 512 << 10, kMostMoreChannels = 64;  // kSlabBytes; whole steps, and against aliasing
   const int64_t row = std::max<int64_t>(1, q.w * q.c * size);
   const int64_t units = std::max<int64_t>(1, kTaskBytes / row / q.stride_h / q.pool_stride_h);
   const double rows = static_cast<double>(units - 1) * static_cast<double>(q.pool_stride_h) +
@@ -59,7 +60,8 @@ std::string too_much_scratch(const ConvShape& q, const CpuFeatures& cpu) {
     return std::string(what) + (bytes < 1e15 ? std::to_string(static_cast<int64_t>(bytes)) + " bytes" : "petabytes") +
            ", more than 67108864";
   };
-  const int64_t size = isa_of(q.element, cpu) == Isa::kAvx512Bf16 ? 2 : 4;
+  const Isa isa = isa_of(q.element, cpu);
+  const int64_t size = isa == Isa::kAvx512Bf16 || isa == Isa::kAmx ? 2 : 4;
   if (const double bytes = slab_bytes(q, size); bytes > kMost) return says("a task's padded input takes ", bytes);
   if (q.pool_r * q.pool_s > 255)
     return "the pooling window is " + times(q.pool_r, q.pool_s) + ", more than 255 elements";
@@ -72,7 +74,8 @@ std::string no_direct(const ConvShape& q, const CpuFeatures& cpu) {
   if (isa_of(q.element, cpu) == Isa::kNone) return without(cpu, "AVX2");
   if (q.element == Element::kFloat16 && cpu.avx512_fp16)  // ours, in fp32, has not been measured there
     return "this processor has AVX512-FP16, which PyTorch uses for float16";
-  if (q.element == Element::kBFloat16 && cpu.amx_bf16) return "this processor has AMX, which oneDNN uses for bfloat16";
+  if (q.element == Element::kBFloat16 && cpu.amx_bf16 && !cpu.amx_usable)
+    return "this processor has AMX, which oneDNN uses for bfloat16 and the system does not grant to us";
   if (q.groups != 1) return "the convolution has " + std::to_string(q.groups) + " groups";
   if (q.r * q.s > 64) return "the kernel is " + times(q.r, q.s) + ", more than 64 taps";
   if (const std::string why = past_32_bits(q); !why.empty()) return why;
@@ -105,6 +108,7 @@ std::string no_winograd(const ConvShape& q, const CpuFeatures& cpu) {
   if (q.stride_h != 1 || q.stride_w != 1) return "the stride is " + times(q.stride_h, q.stride_w);
   if (q.dil_h != 1 || q.dil_w != 1) return "the dilation is " + times(q.dil_h, q.dil_w);
   if (q.pool_r) return "a max-pool follows in the same kernel";
+  if (isa_of(q.element, cpu) == Isa::kAmx) return "AMX multiplies faster than AVX-512 transforms";
   if (q.c % 16 || q.c < 32 || q.k % 16 || q.k < 32)
     return std::to_string(q.c) + " -> " + std::to_string(q.k) + " channels; multiples of 16 from 32 up expected";
   return q.element == Element::kFloat32 ? no_tiles_of_2(q) : no_tiles_of_4(q, cpu);
@@ -145,12 +149,13 @@ const char* name_of(Engine engine) {
 }
 
 std::string sentence_of(Engine engine, Isa isa) {
-  const std::string set = isa == Isa::kAvx512Bf16 ? "AVX512-BF16" : isa == Isa::kAvx512 ? "AVX-512" : "AVX2";
+  constexpr const char* kSets[] = {"no", "AVX2", "AVX-512", "AVX512-BF16", "AMX"};
+  const std::string set = kSets[static_cast<int>(isa)];
   switch (engine) {
     case Engine::kWinograd:
       return "Winograd F(2x2, 3x3), in 16-bit types F(4x4, 3x3), " + set + ", epilogue in the output transform";
     case Engine::kDirect:
-      return "direct convolution, " + set + ", epilogue in registers";
+      return "direct convolution, " + set + (isa == Isa::kAmx ? ", epilogue from L1" : ", epilogue in registers");
     case Engine::kOneDnn:
       return "oneDNN convolution; BatchNorm, add and ReLU fused, or one pass where the weight is larger than the "
              "output";
@@ -177,12 +182,16 @@ CpuFeatures features_of_this_processor() {
   f.avx512_bf16 = f.avx512 && __builtin_cpu_supports("avx512bf16");
   f.avx512_fp16 = f.avx512 && __builtin_cpu_supports("avx512fp16");
   f.amx_bf16 = __builtin_cpu_supports("amx-bf16");
+  f.amx_usable = f.amx_bf16 && f.avx512_bf16 && amx::available();
   f.onednn_bf16 = f.onednn && (f.avx512 || has_avx_ne_convert());
 #else
   f.onednn_bf16 = f.onednn;
 #endif
 #if defined(RESNET_FUSED_EMULATED_AVX512)
   f.avx512 = f.avx512_bf16 = true;  // tests/avx512_on_avx2
+#endif
+#if defined(RESNET_FUSED_EMULATED_AMX)
+  f.amx_bf16 = f.amx_usable = amx::available();  // tests/emulated_amx
 #endif
   return f;
 }
@@ -199,6 +208,7 @@ CpuFeatures cpu_features() {
   f.avx512_bf16 = f.avx512_bf16 && most >= kAvx512Bf16;
   f.avx512_fp16 = f.avx512_fp16 && most >= kAmx;
   f.amx_bf16 = f.amx_bf16 && most >= kAmx;
+  f.amx_usable = f.amx_usable && most >= kAmx;
   f.onednn_bf16 = f.onednn_bf16 && most >= kAvx512;
   f.capped = f.avx512 != of_processor.avx512 || f.avx512_bf16 != of_processor.avx512_bf16 ||
              f.avx512_fp16 != of_processor.avx512_fp16 || f.amx_bf16 != of_processor.amx_bf16 ||
@@ -208,6 +218,7 @@ CpuFeatures cpu_features() {
 
 Isa isa_of(Element element, const CpuFeatures& cpu) {
   if (element == Element::kFloat64) return Isa::kNone;
+  if (element == Element::kBFloat16 && cpu.amx_usable) return Isa::kAmx;
   if (element == Element::kBFloat16 && cpu.avx512_bf16) return Isa::kAvx512Bf16;
   return cpu.avx512 ? Isa::kAvx512 : cpu.avx2 ? Isa::kAvx2 : Isa::kNone;
 }

@@ -10,14 +10,15 @@ namespace resnet_fused::cpu {
 
 enum class Engine { kWinograd, kDirect, kOneDnn, kComposed };
 enum class Element { kFloat32, kBFloat16, kFloat16, kFloat64 };
-enum class Isa { kNone, kAvx2, kAvx512, kAvx512Bf16 };  // of our own convolutions
+enum class Isa { kNone, kAvx2, kAvx512, kAvx512Bf16, kAmx };  // of our own convolutions
 
 struct CpuFeatures {
   bool avx2 = false;         // with FMA and F16C
   bool avx512 = false;       // F, BW, VL, DQ, and avx2
   bool avx512_bf16 = false;  // VDPBF16PS
   bool avx512_fp16 = false;  // PyTorch's fp16 is native there
-  bool amx_bf16 = false;     // tile registers: oneDNN's bf16 beats ours there
+  bool amx_bf16 = false;     // tile registers
+  bool amx_usable = false;   // by our kernels: permitted by the system, checked (amx/available.h); and avx512_bf16
   bool onednn = false;       // torch was built with it
   bool onednn_bf16 = false;  // and runs bfloat16 with it on this processor
   bool capped = false;       // RESNET_FUSED_CPU_ISA disabled some of these

@@ -18,6 +18,8 @@ struct Vector {
   static constexpr int kFewPixels = 4;  // by more, for short rows: 3x2 sums would wait for their latency
   static constexpr int kManyVectors = 3;
   static constexpr int kGradientRows = 4;  // by 2
+  static constexpr int kRows = 1;          // of outputs in a tile
+  static constexpr int64_t kSlabBytes = 256 << 10;
 
   static inline Reg zero() { return _mm256_setzero_ps(); }
   static inline Reg set1(float v) { return _mm256_set1_ps(v); }

@@ -16,7 +16,9 @@ struct Vector {
   static constexpr int kPixels = 14;    // by 2 registers of channels: 28 of 32 registers accumulate
   static constexpr int kFewPixels = 7;  // by more, for short rows
   static constexpr int kManyVectors = 4;
-  static constexpr int kGradientRows = 8;  // by 2
+  static constexpr int kGradientRows = 8;           // by 2
+  static constexpr int kRows = 1;                   // of outputs in a tile
+  static constexpr int64_t kSlabBytes = 256 << 10;  // a quarter of a 1 MiB L2
 
   static inline Reg zero() { return _mm512_setzero_ps(); }
   static inline Reg set1(float v) { return _mm512_set1_ps(v); }

@@ -17,9 +17,12 @@
 namespace resnet_fused::cpu::simd::direct {
 namespace {
 
-constexpr int64_t kSlabBytes = 256 << 10;  // a quarter of a 1 MiB L2; the weights of a channel block take another
-constexpr int kMaxKernel = 64;             // at most this many runs (R * S)
-constexpr int kShortRow = 7;               // pixels
+constexpr int kMaxKernel = 64;  // at most this many runs (R * S)
+constexpr int kShortRow = 7;    // pixels
+
+// Bytes of a task's slab; the weights of a channel block take as many again.
+template <typename A>
+constexpr int64_t kSlabBytes = A::V::kSlabBytes;
 
 // Pixels per unit of a flattened 1x1.
 template <typename A>
@@ -29,6 +32,7 @@ template <typename A>
 constexpr bool kConverts = !std::is_same_v<typename A::Elem, typename A::Operand>;
 
 inline int round_up(int a, int b) { return (a + b - 1) / b * b; }
+inline int min(int a, int b) { return a < b ? a : b; }
 
 inline bool nhwc(const DirectConv& q) { return q.xc == 1 && q.xw == q.c && q.xh == static_cast<int64_t>(q.w) * q.c; }
 
@@ -68,7 +72,7 @@ DirectTiling tiling(const DirectConv& q, int threads) {
   // input bytes per unit; plan.cpp (slab_bytes) bounds the slab of the resulting task
   const int64_t row = t.flat ? kUnit * q.c * kSize : q.w * q.c * kSize;
   const int64_t fit =
-      row ? t.flat ? kSlabBytes / row : kSlabBytes / row / q.stride_h / (q.pool_r ? q.pool_stride_h : 1) : 0;
+      row ? t.flat ? kSlabBytes<A> / row : kSlabBytes<A> / row / q.stride_h / (q.pool_r ? q.pool_stride_h : 1) : 0;
   t.blocks = ceil_div(t.units, fit ? fit : 1);
   t.k_groups = 1;
   // balance the load: with few tasks, make their number a multiple of the threads
@@ -294,22 +298,24 @@ class DirectTask {
   void rows(const Operand* x, int64_t row_step, int count, int width, const Elem* residual, Elem* out, int top) {
     // Weights that fit in L2 beside the slab are re-read for each tile, so that output and residual are accessed front
     // to back. Larger weights are the outer loop instead: each block stays for all tiles of the task.
-    const bool channels_inside = reduction_ * (k1_ - k0_) * static_cast<int64_t>(sizeof(Operand)) <= kSlabBytes;
+    const bool channels_inside = reduction_ * (k1_ - k0_) * static_cast<int64_t>(sizeof(Operand)) <= kSlabBytes<A>;
+    const int at_once = width * V::kRows <= V::kPixels ? V::kRows : 1;  // rows in a tile
     if (channels_inside) {
       const int tiles = ceil_div(width, widest_tile<V>(t_.vectors));
-      for (int i = 0; i < count; ++i)
+      for (int i = 0; i < count; i += at_once)
         for (int j = 0; j < tiles; ++j)
           for (int k = k0_; k < k1_; k += block_vectors<V>(q_.k, k, t_.vectors) * V::kLanes)
-            tile(x, row_step, i, width, j, tiles, k, residual, out, top, {nullptr, 0});
+            tile(x, row_step, {i, min(at_once, count - i), width}, j, tiles, k, residual, out, top, {nullptr, 0});
     } else {
       for (int k = k0_, nv; k < k1_; k += nv * V::kLanes) {
         nv = block_vectors<V>(q_.k, k, t_.vectors);
         const int tiles = ceil_div(width, widest_tile<V>(nv));
         const int64_t block = reduction_ * nv * V::kLanes;  // weights; each tile prefetches its share of the next ones
-        Ahead next{static_cast<const Operand*>(q_.packed) + k * reduction_ + block, block / tiles / count};
-        for (int i = 0; i < count; ++i)
+        Ahead next{static_cast<const Operand*>(q_.packed) + k * reduction_ + block,
+                   block / tiles / ceil_div(count, at_once)};
+        for (int i = 0; i < count; i += at_once)
           for (int j = 0; j < tiles; ++j, next.from += next.count)
-            tile(x, row_step, i, width, j, tiles, k, residual, out, top, next);
+            tile(x, row_step, {i, min(at_once, count - i), width}, j, tiles, k, residual, out, top, next);
       }
     }
   }
@@ -320,16 +326,22 @@ class DirectTask {
     int64_t count;
   };
 
-  // Tile j of row i, for the channel block at k. Tiles have nearly equal widths: 15 pixels are 8 + 7, not 14 + 1.
-  void tile(const Operand* x, int64_t row_step, int i, int width, int j, int tiles, int k, const Elem* residual,
-            Elem* out, int top, Ahead next) {
-    const int nv = block_vectors<V>(q_.k, k, t_.vectors);
+  // Output rows [first, first + count).
+  struct Rows {
+    int first, count, width;
+  };
+
+  // Tile j of a row, or the tile of some whole rows, for the channel block at k. Tiles have nearly equal widths: 15
+  // pixels are 8 + 7, not 14 + 1.
+  void tile(const Operand* x, int64_t row_step, Rows at_rows, int j, int tiles, int k, const Elem* residual, Elem* out,
+            int top, Ahead next) {
+    const int nv = block_vectors<V>(q_.k, k, t_.vectors), i = at_rows.first, width = at_rows.width;
     const int from = static_cast<int>(static_cast<int64_t>(width) * j / tiles);
     const int mr = static_cast<int>(static_cast<int64_t>(width) * (j + 1) / tiles) - from;
     // skip kernel rows in the padding: at 7x7 they are a tenth of the work
-    const int above = top + i * q_.stride_h;
+    const int above = top + i * q_.stride_h, above_last = above + (at_rows.count - 1) * q_.stride_h;
     int tap0 = 0, tap1 = q_.r;
-    while (tap0 < tap1 && above + tap0 * q_.dil_h < 0) ++tap0;
+    while (tap0 < tap1 && above_last + tap0 * q_.dil_h < 0) ++tap0;
     while (tap1 > tap0 && above + (tap1 - 1) * q_.dil_h >= q_.h) --tap1;
     const int per_row = runs_.count / q_.r;
 
@@ -349,10 +361,15 @@ class DirectTask {
     t.channels_left = q_.k - k;
     t.relu = q_.relu;
     t.ahead = q_.k - k > nv * V::kLanes ? nv * V::kLanes : 0;
+    if constexpr (V::kRows > 1) {
+      t.pixels[0] = at_rows.count > 1 || 2 * mr <= V::kPixels ? mr : ceil_div(mr, 2);
+      t.pixels[1] = at_rows.count > 1 ? mr : mr - t.pixels[0];
+      t.second = at_rows.count > 1 ? row_step : t.pixels[0] * t.pixel_step;
+    }
     const Operand* w =
         static_cast<const Operand*>(q_.packed) + k * reduction_ + reduction_ / q_.r * tap0 * nv * V::kLanes;
     const int64_t at = (static_cast<int64_t>(i) * width + from) * q_.k + k;
-    tile_fn<A>(mr, nv)(t, from_x, w, residual ? residual + at : nullptr, out + at);
+    TileFns<A>::of(mr, t, nv)(t, from_x, w, residual ? residual + at : nullptr, out + at);
   }
 
   const DirectConv& q_;
@@ -364,6 +381,7 @@ class DirectTask {
   int64_t reduction_;
   Runs runs_;
   int64_t offset_[kMaxKernel];
+  typename TileFns<A>::Session session_;
   static thread_local Scratch slab_scratch_, row_scratch_, pool_scratch_;
 };
 
@@ -382,12 +400,13 @@ int64_t packed_bytes(int c, int k, int r, int s) {
 
 inline bool is_finite(float v) { return __builtin_isfinite(v); }
 
-// Packs (K, C, R, S) of any strides into channel blocks, each [R][values of a kernel row / kPack][kLanes *
-// vectors][kPack], with zeros for missing channels. Returns false if a value is not finite.
+// Packs (K, C, R, S) of any strides into channel blocks, each [R][values of a kernel row / kPack][vectors][kPack /
+// kPair][kLanes][kPair], with zeros for missing channels. Returns false if a value is not finite.
 template <typename A>
 bool pack(void* packed, const void* weight, const int64_t strides[4], int c, int k, int r, int s, int vectors) {
   using Operand = typename A::Operand;
   const auto* from = static_cast<const typename A::Elem*>(weight);
+  constexpr int kPair = A::kPack < 2 ? A::kPack : 2;  // channels that one instruction multiplies and adds in a lane
   const int values = row_values<A>(c, s), per_tap = patches<A>(c, s) ? c : values / s;
   bool finite = true;
   for (int k0 = 0; k0 < k;) {
@@ -395,15 +414,17 @@ bool pack(void* packed, const void* weight, const int64_t strides[4], int c, int
     Operand* to = static_cast<Operand*>(packed) + static_cast<int64_t>(k0) * r * values;
     for (int i = 0; i < r; ++i)
       for (int value = 0; value < values; value += A::kPack)
-        for (int kk = 0; kk < block; ++kk)
-          for (int e = value; e < value + A::kPack; ++e) {
-            const int tap = e / per_tap, ch = e % per_tap;
-            const bool exists = k0 + kk < k && tap < s && ch < c;
-            const auto v = exists ? from[(k0 + kk) * strides[0] + ch * strides[1] + i * strides[2] + tap * strides[3]]
-                                  : typename A::Elem(0);
-            finite &= is_finite(A::value(v));
-            *to++ = operand<A>(v);
-          }
+        for (int k1 = k0; k1 < k0 + block; k1 += A::V::kLanes)
+          for (int pair = value; pair < value + A::kPack; pair += kPair)
+            for (int kk = k1; kk < k1 + A::V::kLanes; ++kk)
+              for (int e = pair; e < pair + kPair; ++e) {
+                const int tap = e / per_tap, ch = e % per_tap;
+                const bool exists = kk < k && tap < s && ch < c;
+                const auto v = exists ? from[kk * strides[0] + ch * strides[1] + i * strides[2] + tap * strides[3]]
+                                      : typename A::Elem(0);
+                finite &= is_finite(A::value(v));
+                *to++ = operand<A>(v);
+              }
     k0 += block;
   }
   return finite;

@@ -19,21 +19,30 @@ struct Tile {
   int k, channels_left;        // row length of out; channels of this block that exist
   int ahead;  // distance in channels to the outputs and residuals to prefetch: those of the next block, if any
   bool relu;
+  // For tile registers (amx/), which hold two groups of pixels: their sizes, and the elements from the first group's
+  // first pixel in the input to the second's.
+  int pixels[2];
+  int64_t second;
 };
+
+// The reduction hides the latency of an epilogue's operands.
+template <typename Elem>
+inline __attribute__((always_inline)) void prefetch_epilogue(const Tile& t, const Elem* residual, const Elem* out,
+                                                             int pixels, int channels) {
+  constexpr int kLine = kCacheLine / sizeof(Elem);
+  for (int m = 0; m < pixels; ++m)
+    for (int at = t.ahead; at < t.ahead + channels; at += kLine) {
+      if (residual) __builtin_prefetch(residual + static_cast<int64_t>(m) * t.k + at, 0, 3);
+      __builtin_prefetch(out + static_cast<int64_t>(m) * t.k + at, 1, 3);
+    }
+}
 
 template <typename A, int MR, int NV>
 void run_tile(const Tile& t, const typename A::Operand* x, const typename A::Operand* w,
               const typename A::Elem* residual, typename A::Elem* out) {
   using V = typename A::V;
   using Reg = typename V::Reg;
-  constexpr int kChannels = NV * V::kLanes;
-  // Prefetch an epilogue's operands; the reduction hides the latency.
-  constexpr int kLine = kCacheLine / sizeof(typename A::Elem);
-  for (int m = 0; m < MR; ++m)
-    for (int at = t.ahead; at < t.ahead + kChannels; at += kLine) {
-      if (residual) __builtin_prefetch(residual + static_cast<int64_t>(m) * t.k + at, 0, 3);
-      __builtin_prefetch(out + static_cast<int64_t>(m) * t.k + at, 1, 3);
-    }
+  prefetch_epilogue(t, residual, out, MR, NV * V::kLanes);
   Reg acc[MR][NV];
   accumulate<A, MR, NV>(acc, x, t.pixel_step, t.runs, w);
 #pragma GCC unroll 4
@@ -62,13 +71,18 @@ TileFn<A> tile_of(int mr, std::integer_sequence<int, I...>) {
   return instances[mr - 1];
 }
 
+// The function for a tile of mr pixels by nv registers, and what a thread holds while it calls them. amx/ specialises
+// this.
 template <typename A>
-TileFn<A> tile_fn(int mr, int nv) {
-  using V = typename A::V;
-  if (nv == V::kManyVectors) return tile_of<A, V::kManyVectors>(mr, std::make_integer_sequence<int, V::kFewPixels>());
-  const auto pixels = std::make_integer_sequence<int, V::kPixels>();
-  return nv == 1 ? tile_of<A, 1>(mr, pixels) : tile_of<A, 2>(mr, pixels);
-}
+struct TileFns {
+  struct Session {};
+  static TileFn<A> of(int mr, const Tile& /*tile*/, int nv) {
+    using V = typename A::V;
+    if (nv == V::kManyVectors) return tile_of<A, V::kManyVectors>(mr, std::make_integer_sequence<int, V::kFewPixels>());
+    const auto pixels = std::make_integer_sequence<int, V::kPixels>();
+    return nv == 1 ? tile_of<A, 1>(mr, pixels) : tile_of<A, 2>(mr, pixels);
+  }
+};
 
 template <typename V>
 constexpr int widest_tile(int nv) {

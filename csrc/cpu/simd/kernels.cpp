@@ -7,6 +7,11 @@ namespace resnet_fused::cpu {
 const VectorKernels& kernels_of([[maybe_unused]] Element element, [[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
   const bool avx2 = isa == Isa::kAvx2;
+  if (isa == Isa::kAmx && element == Element::kBFloat16) {
+    static const VectorKernels kernels{amx::direct_bf16, avx512::kernels_bf16.winograd,
+                                       avx512::kernels_bf16.winograd_gradient};
+    return kernels;
+  }
   if (isa == Isa::kAvx512Bf16 && element == Element::kBFloat16) return avx512::kernels_bf16;
   if (avx2 || isa == Isa::kAvx512) switch (element) {
       case Element::kFloat32:

@@ -21,6 +21,10 @@ namespace avx512 {
 extern const VectorKernels kernels_fp32, kernels_bf16, kernels_converted_bf16, kernels_fp16;
 }
 
+namespace amx {
+extern const DirectKernels direct_bf16;
+}
+
 // The kernels of the instruction set that the plan chooses for these elements.
 const VectorKernels& kernels_of(Element element, Isa isa);
 
