@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import os
 
+import numpy as np
 import pytest
 import torch
 from criterion import assert_close
@@ -220,6 +221,24 @@ def test_overflow_on_the_way(dtype):
     case.bn[3].fill_(1.0)
     assert torch.isfinite(case.eager()).all()
     case.check()
+
+
+# whole and partial vectors of filters and values, odd channels, one tap, more taps than lanes; sliced: not dense
+@pytest.mark.usefixtures("own_isa")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize(("c", "k", "r"), [(32, 40, 3), (64, 16, 1), (34, 33, 3), (33, 7, 2), (6, 24, 5), (1, 17, 3)])
+def test_filters_of_any_layout_are_packed_right(monkeypatch, dtype, layout, c, k, r):
+    monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", "direct")
+    case = Case(2, c, 9, 8, k, r, r, (1, 1), (1, 1), (1, 1), dtype=dtype, relu=False)
+    case.weight = lay_out(case.weight, layout)
+    case.check()
+    for at in (0, -1, case.weight.numel() // 2):
+        index = np.unravel_index(at % case.weight.numel(), case.weight.shape)
+        kept = case.weight[index].item()
+        case.weight[index] = float("inf")
+        case.check()
+        case.weight[index] = kept
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

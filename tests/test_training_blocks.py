@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from criterion import assert_close
+from op_case import isa_of_kernels
 from relu_sides import assert_trains_as_computed, away_from_kinks
 from support import needs_compiler, randomise
 from torch import nn
@@ -176,6 +177,28 @@ def test_large_pointwise_results_use_our_convolutions(autocast, monkeypatch):
     assert len(pointwise) == 5, "three forward, and two gradients of inputs: the projection has a stride of 2"
 
 
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("groups", [1, 4])
+def test_16_bits_slow_in_torch_train_in_float32(isa, dtype, groups, monkeypatch):
+    """Where a processor lacks the type's instructions, PyTorch's convolutions get float32."""
+    monkeypatch.setenv("RESNET_FUSED_CPU_ISA", isa)
+    if isa_of_kernels(dtype) not in ("AVX2", "AVX-512"):
+        pytest.skip("this processor has instructions for the type, or no AVX2")
+    block = randomise(modules.FusedBottleneck(32, 16, 2, projection(32, 64, 2), groups=groups)).to(dtype)
+    x = x_for(block, dtype, n=4, h=17, w=18, memory_format=torch.channels_last)
+    assert convolutions._is_slow_in_torch(x)
+    converted = []
+    convert = torch.Tensor.float
+    monkeypatch.setattr(torch.Tensor, "float", lambda t: (converted.append(t.dtype), convert(t))[1])
+    y = block(x)
+    y.backward(torch.ones_like(y))
+    monkeypatch.undo()
+    assert len(converted) > 10 and set(converted) == {dtype}
+    monkeypatch.setenv("RESNET_FUSED_CPU_ISA", isa)
+    assert_trains_as_computed(block, x)
+
+
 @pytest.mark.parametrize("padding", [0, 1, 2, 3])
 @pytest.mark.parametrize("channels", [(16, 16), (20, 33)])
 def test_input_gradient_as_convolution_matches_eager(padding, channels, monkeypatch):
@@ -246,7 +269,7 @@ def everything(block, x, call=None):
 @pytest.mark.parametrize("cls", list(CLASSES))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(cls, dtype):
-    block = identity(cls)
+    block = identity(cls, 4)  # enough values for a meaningful largest error
     x = away_from_kinks(block, x_for(block, dtype))
     assert_trains_as_eager(block, x, dtype=dtype, enabled=True)
 

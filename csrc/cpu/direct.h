@@ -40,8 +40,10 @@ struct DirectKernels {
   int lanes;  // scale and shift are read in whole registers of this many floats
   int64_t (*packed_bytes)(int c, int k, int r, int s);
   DirectTiling (*tile)(const DirectConv& conv, int threads);
-  // Packs a weight of any strides. Returns false if a value is not finite.
-  bool (*pack)(void* packed, const void* weight, const int64_t strides[4], int c, int k, int r, int s, int vectors);
+  // Packs output channels [k0, k1) of a weight of any strides; both are multiples of vectors * lanes, or k1 is k.
+  // Returns false if a value is not finite.
+  bool (*pack)(void* packed, const void* weight, const int64_t strides[4], int c, int k, int r, int s, int vectors,
+               int k0, int k1);
   void (*run)(const DirectConv& conv, const DirectTiling& tiling, int64_t begin, int64_t end);  // tasks
 };
 

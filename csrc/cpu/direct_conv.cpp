@@ -1,5 +1,8 @@
 #include "cpu/direct.h"
 
+#include <algorithm>
+#include <atomic>
+
 #include "common/parallel.h"
 #include "cpu/engines.h"
 #include "cpu/packed_cache.h"
@@ -42,11 +45,18 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
   const int threads = static_cast<int>(torch::stable::get_num_threads());
   const DirectTiling t = kernels.tile(q, threads);
   const PackedLayout layout{kPackedDirect, static_cast<int64_t>(isa), t.vectors};
-  const auto packed = packed_weight(conv.weight, layout, keep_packed, [&]() -> std::shared_ptr<const Packed> {
-    auto buffer = std::make_shared<PackedBuffer>(kernels.packed_bytes(q.c, q.k, q.r, q.s), keep_packed);
+  const auto packed = packed_weight(conv.weight, layout, keep_packed, [&](bool kept) -> std::shared_ptr<const Packed> {
+    auto buffer = std::make_shared<PackedBuffer>(kernels.packed_bytes(q.c, q.k, q.r, q.s), kept);
+    std::atomic<bool> finite{true};
     const Tensor& w = conv.weight;
     const int64_t strides[4] = {w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
-    buffer->finite = kernels.pack(buffer->data, w.const_data_ptr(), strides, q.c, q.k, q.r, q.s, t.vectors);
+    const int64_t block = int64_t{t.vectors} * kernels.lanes;
+    parallel_for(0, (q.k + block - 1) / block, 1, [&](int64_t begin, int64_t end) {
+      const int k0 = narrow(begin * block), k1 = narrow(std::min<int64_t>(q.k, end * block));
+      if (!kernels.pack(buffer->data, w.const_data_ptr(), strides, q.c, q.k, q.r, q.s, t.vectors, k0, k1))
+        finite = false;
+    });
+    buffer->finite = finite;
     return buffer;
   });
   const auto& buffer = static_cast<const PackedBuffer&>(*packed);

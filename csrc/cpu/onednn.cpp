@@ -152,7 +152,7 @@ OptTensor onednn_conv(const Conv& conv, const OptTensor& residual, bool relu, bo
   const bool folds = is_worth_folding(conv);
   const auto packed = std::static_pointer_cast<const Reordered>(packed_weight(
       conv.weight, layout, keep_packed,
-      [&]() -> std::shared_ptr<const Packed> { return folds ? fold(conv, bn) : reorder(conv); },
+      [&](bool) -> std::shared_ptr<const Packed> { return folds ? fold(conv, bn) : reorder(conv); },
       [&](const Packed& p) {
         const auto& kept = static_cast<const Reordered&>(p);
         return !folds || (kept.bn.scale == bn.scale && kept.bn.shift == bn.shift);

@@ -19,6 +19,8 @@ namespace {
 
 constexpr int64_t kUntracked = -1;  // stands for the version of an inference tensor, which has none
 constexpr int64_t kDefaultLimit = int64_t{4} << 30;
+
+int64_t limit_bytes() { return mebibytes_from_environment("RESNET_FUSED_CPU_PACKED_MB").value_or(kDefaultLimit); }
 // oneDNN's layout depends on image and batch size, so a weight keeps copies for the last few.
 constexpr size_t kMostCopiesOfAWeight = 4;
 
@@ -68,7 +70,7 @@ class Cache {
 
   // Does nothing if the weight was frozen or thawed since it was digested.
   void insert(const Key& key, const Digest& digest, std::shared_ptr<const Packed> packed, bool frozen) {
-    const int64_t limit = mebibytes_from_environment("RESNET_FUSED_CPU_PACKED_MB").value_or(kDefaultLimit);
+    const int64_t limit = limit_bytes();
     Entries gone;  // destroyed after the lock is released, here and below
     std::lock_guard<ForkSafeMutex> lock(mutex_);
     if (const auto it = place_of(key); it != by_address_.end()) remove(it, gone);
@@ -213,16 +215,16 @@ PackedBuffer::~PackedBuffer() {
 }
 
 std::shared_ptr<const Packed> packed_weight(const Tensor& weight, const PackedLayout& layout, bool keep,
-                                            const std::function<std::shared_ptr<const Packed>()>& make,
+                                            const std::function<std::shared_ptr<const Packed>(bool)>& make,
                                             const std::function<bool(const Packed&)>& current) {
-  if (!keep || !worth_keeping(weight)) return make();
+  if (!keep || !worth_keeping(weight) || limit_bytes() == 0) return make(false);
   const Key key(weight, layout);
   const bool frozen = is_frozen(weight);
   const auto kept = cache.find(key);
   if (kept && frozen && (!current || current(*kept->first))) return kept->first;
   const Digest digest = digest_of(weight);
   if (kept && kept->second == digest && (!current || current(*kept->first))) return kept->first;
-  auto packed = make();
+  auto packed = make(true);
   // Edited during packing by another thread or process: usable for this call, but its digest is unknown, so not cached.
   if (digest_of(weight) != digest) return packed;
   // If two threads pack the same weight, the later copy stays.

@@ -39,11 +39,11 @@ struct PackedBuffer final : Packed {
   bool finite = true;
 };
 
-// The packed copy of this weight in this layout: the cached one if current, else the result of make(), cached if
-// `keep`. Thread-safe. current(packed) may reject a cached copy for other reasons. Throws if a frozen weight's version
-// has changed.
+// The packed copy of this weight in this layout: the cached one if current, else the result of make(kept), cached if
+// `keep` and the limit is not 0. Thread-safe. current(packed) may reject a cached copy for other reasons. Throws if a
+// frozen weight's version has changed.
 std::shared_ptr<const Packed> packed_weight(const Tensor& weight, const PackedLayout& layout, bool keep,
-                                            const std::function<std::shared_ptr<const Packed>()>& make,
+                                            const std::function<std::shared_ptr<const Packed>(bool kept)>& make,
                                             const std::function<bool(const Packed&)>& current = nullptr);
 
 // No lock is held while copies are destroyed or torch is called: a destructor may re-enter the cache.

@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import ops
 from .convolutions import (
     Sums,
+    aten_convolution_backward,
     conv_backward_reduce,
     conv_stats,
     conv_with_prologue,
@@ -232,14 +233,10 @@ class Backward:
         return grad_x
 
     def _aten_conv_backward(self, grad: Tensor, i: int, conv: ConvSlots, mask: list[bool]) -> list[Tensor | None]:
-        """The gradients of input, weight and bias from ``aten::convolution_backward``, None where ``mask`` is False."""
+        """The gradients of input, weight and bias from :func:`aten_convolution_backward`."""
         # The input's gradient needs only the input's shape, so the activation is not recomputed for it.
         x = self._activation(i) if mask[1] else self._pre_bn(i)
-        weight = self.tensors[conv.weight]
-        sizes = None if conv.bias is None else [weight.shape[0]]
-        geometry = (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
-        grads = torch.ops.aten.convolution_backward.default(grad, x, weight, sizes, *geometry, mask)
-        return [each if needed else None for each, needed in zip(grads, mask, strict=True)]
+        return aten_convolution_backward(grad, x, self.tensors[conv.weight], conv, mask)
 
     def _activation(self, i: int) -> Tensor:
         norm = self.layout.norms[i]

@@ -27,10 +27,46 @@ def convolve(
     weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
     if prefers_own_kernel(x, weight, conv):
         return ops.conv_bn_act(x, weight, bias, *NO_NORM, *conv[2:], shortcut, relu, False, False, internal=internal)
-    geometry = (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
-    y = torch.ops.aten.convolution.default(x, weight, bias, *geometry)
+    y = _aten_convolution(x, weight, bias, conv)
     y = y if shortcut is None else y.add_(shortcut)
     return y.relu_() if relu else y
+
+
+def _aten_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSlots) -> Tensor:
+    dtype = x.dtype
+    if _is_slow_in_torch(x):
+        x, weight, bias = x.float(), weight.float(), None if bias is None else bias.float()
+    return torch.ops.aten.convolution.default(x, weight, bias, *_aten_geometry(conv)).to(dtype)
+
+
+def aten_convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, conv: ConvSlots, mask: list[bool]
+) -> list[Tensor | None]:
+    """The gradients of input, weight and bias from ``aten::convolution_backward``, None where ``mask`` is False."""
+    dtype = grad.dtype
+    if _is_slow_in_torch(grad):
+        grad, x, weight = grad.float(), x.float(), weight.float()
+    sizes = None if conv.bias is None else [weight.shape[0]]
+    grads = torch.ops.aten.convolution_backward.default(grad, x, weight, sizes, *_aten_geometry(conv), mask)
+    return [each.to(dtype) if needed else None for each, needed in zip(grads, mask, strict=True)]
+
+
+def _aten_geometry(conv: ConvSlots) -> tuple[Any, ...]:
+    return conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups
+
+
+def _is_slow_in_torch(x: Tensor) -> bool:
+    """Whether x has 16 bits and the processor lacks their instructions, so that our kernels convert them to float32.
+
+    PyTorch's convolutions are then several times slower than in float32.
+    """
+    if x.dtype not in (torch.bfloat16, torch.float16) or not capabilities_of(x).packs_weights:
+        return False
+    if isinstance(x, FakeTensor):  # either choice gives the same shapes
+        return False
+    ones = (1, 1)
+    plan = ops.explain_cpu([1, 16, 8, 8], [16, 16, 1, 1], ones, (0, 0), ones, 1, _name(x.dtype))
+    return plan.startswith(("direct: direct convolution, AVX2,", "direct: direct convolution, AVX-512,"))
 
 
 def fuses_norm_prologue(x: Tensor, before: NormSlots | None) -> bool:
@@ -107,11 +143,13 @@ MIN_BYTES_TO_POOL = 16 << 20
 def prefers_own_kernel(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
     """Whether a convolution on the CPU uses our kernel.
 
-    It needs enough pixels, and either an image as input, or a shape that Winograd supports, or a 1x1 convolution with
-    an output of at least ``MIN_BYTES_TO_POOL`` bytes.
+    It needs enough pixels, and either a type that is slow in PyTorch, or an image as input, or a shape that Winograd
+    supports, or a 1x1 convolution with an output of at least ``MIN_BYTES_TO_POOL`` bytes.
     """
     if not _fits_own_kernels(x, conv):
         return False
+    if _is_slow_in_torch(x):
+        return True
     few = weight.shape[1] <= MAX_IMAGE_CHANNELS and x.dtype in _DIRECT
     return few or _fits_winograd(x, weight, conv) or _is_large_pointwise(x, weight, weight.shape[0], conv)
 
@@ -137,7 +175,7 @@ def _fits_own_kernels(x: Tensor, conv: ConvSlots) -> bool:
     )
 
 
-_DIRECT = (torch.float32, torch.bfloat16)  # dtypes of our direct kernel
+_DIRECT = (torch.float32, torch.bfloat16)  # dtypes in which our direct kernel may be faster than a fast one of PyTorch
 
 
 def _is_large_pointwise(x: Tensor, weight: Tensor, channels: int, conv: ConvSlots) -> bool:
@@ -152,13 +190,15 @@ def _fits_winograd(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
         return False
     if x.dtype is torch.float32:
         return True
+    if x.dtype not in (torch.bfloat16, torch.float16):
+        return False
     fits = all(channels % 16 == 0 and channels >= 32 for channels in weight.shape[:2])
-    return x.dtype is torch.bfloat16 and fits and saved_pixels(x) >= MIN_SAVED_PIXELS_BF16 and _has_winograd_bf16()
+    return fits and saved_pixels(x) >= MIN_SAVED_PIXELS_16 and _has_winograd(x.dtype)
 
 
-# In bfloat16 Winograd gains less and transformed weights are larger. It is used for a convolution, or for one of its
+# In 16 bits Winograd gains less and transformed weights are larger. It is used for a convolution, or for one of its
 # gradients, if it saves at least the time that PyTorch needs for this many pixels.
-MIN_SAVED_PIXELS_BF16 = 600
+MIN_SAVED_PIXELS_16 = 600
 
 
 class _Tiles(NamedTuple):
@@ -166,7 +206,7 @@ class _Tiles(NamedTuple):
     time: float  # per pixel, padding of partial tiles included, relative to PyTorch's time per pixel
 
 
-_TILES = {torch.float32: _Tiles(2, 0.55), torch.bfloat16: _Tiles(4, 0.75)}
+_TILES = {torch.float32: _Tiles(2, 0.55), torch.bfloat16: _Tiles(4, 0.75), torch.float16: _Tiles(4, 0.75)}
 
 
 def saved_pixels(x: Tensor) -> float:
@@ -176,10 +216,14 @@ def saved_pixels(x: Tensor) -> float:
     return n * (h * w - time * (h + -h % size) * (w + -w % size))
 
 
-def _has_winograd_bf16() -> bool:
-    """Whether the plan uses Winograd in bfloat16: some CPUs lack it, and some have a faster engine."""
+def _has_winograd(dtype: torch.dtype) -> bool:
+    """Whether the plan uses Winograd in 16 bits: some CPUs lack it, and some have a faster engine."""
     shapes = ([32, 64, 56, 56], [64, 64, 3, 3])
-    return ops.explain_cpu(*shapes, (1, 1), (1, 1), (1, 1), 1, "bfloat16").startswith("winograd")
+    return ops.explain_cpu(*shapes, (1, 1), (1, 1), (1, 1), 1, _name(dtype)).startswith("winograd")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 # Flipping and packing the filter at every step takes as long as PyTorch's gradient of this many pixels.
@@ -228,7 +272,7 @@ def _prefers_own_kernel(grad: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
     # Tensors of other types are being traced: comparing their sizes would add guards.
     if type(grad) is not Tensor:
         return False
-    if prefers_own_pointwise(grad, weight, conv):
+    if prefers_own_pointwise(grad, weight, conv) or (_fits_own_kernels(grad, conv) and _is_slow_in_torch(grad)):
         return True
     return prefers_winograd(grad, weight, conv) and saved_pixels(grad) >= MIN_SAVED_PIXELS_TO_FLIP
 

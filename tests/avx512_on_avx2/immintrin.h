@@ -25,6 +25,7 @@ constexpr int kLanes = 16;
 typedef int32_t Int __attribute__((vector_size(64)));
 typedef uint32_t Bits __attribute__((vector_size(64)));
 typedef uint16_t Short __attribute__((vector_size(32)));
+typedef int16_t Words __attribute__((vector_size(64)));
 
 template <typename To, typename From>
 INSTRUCTION To bits_of(From from) {
@@ -134,12 +135,16 @@ INSTRUCTION __m512 _mm512_load_ps(const void* p) {
 }
 INSTRUCTION void _mm512_storeu_ps(void* p, __m512 v) { emulated::store(p, v); }
 INSTRUCTION void _mm512_storeu_pd(void* p, __m512d v) { emulated::store(p, v); }
+INSTRUCTION void _mm512_storeu_si512(void* p, __m512i v) { emulated::store(p, v); }
 INSTRUCTION void _mm512_store_ps(void* p, __m512 v) {
   emulated::check_aligned(p);
   emulated::store(p, v);
 }
 INSTRUCTION __m512 _mm512_maskz_loadu_ps(__mmask16 m, const void* p) {
   return emulated::load_lanes<__m512>(m, static_cast<const float*>(p));
+}
+INSTRUCTION __m512i _mm512_maskz_loadu_epi32(__mmask16 m, const void* p) {
+  return emulated::load_lanes<__m512i>(m, static_cast<const int32_t*>(p));
 }
 INSTRUCTION __m512d _mm512_maskz_loadu_pd(__mmask8 m, const void* p) {
   return emulated::load_lanes<__m512d>(m, static_cast<const double*>(p));
@@ -161,6 +166,8 @@ INSTRUCTION void _mm256_mask_storeu_epi16(void* p, __mmask16 m, __m256i v) {
 
 INSTRUCTION __m512i _mm512_castps_si512(__m512 v) { return emulated::bits_of<__m512i>(v); }
 INSTRUCTION __m512 _mm512_castsi512_ps(__m512i v) { return emulated::bits_of<__m512>(v); }
+INSTRUCTION __m512d _mm512_castps_pd(__m512 v) { return emulated::bits_of<__m512d>(v); }
+INSTRUCTION __m512 _mm512_castpd_ps(__m512d v) { return emulated::bits_of<__m512>(v); }
 INSTRUCTION __m256 _mm512_castps512_ps256(__m512 v) { return emulated::half(v, 0); }
 INSTRUCTION __m256 _mm512_extractf32x8_ps(__m512 v, int which) { return emulated::half(v, which); }
 
@@ -172,6 +179,8 @@ INSTRUCTION __m512i _mm512_and_si512(__m512i a, __m512i b) { return a & b; }
 INSTRUCTION __m512i _mm512_add_epi32(__m512i a, __m512i b) {
   return emulated::bits_of<__m512i>(emulated::bits_of<emulated::Bits>(a) + emulated::bits_of<emulated::Bits>(b));
 }
+INSTRUCTION __m512i _mm512_or_si512(__m512i a, __m512i b) { return a | b; }
+INSTRUCTION __m512i _mm512_set1_epi16(int16_t v) { return emulated::bits_of<__m512i>(emulated::Words{} + v); }
 INSTRUCTION __m512i _mm512_set1_epi32(int v) { return emulated::bits_of<__m512i>(emulated::Int{} + v); }
 
 // arithmetic
@@ -236,10 +245,38 @@ INSTRUCTION __m512 _mm512_mask_blend_ps(__mmask16 m, __m512 no, __m512 yes) {
   return emulated::select(emulated::lanes_of(m), yes, no);
 }
 INSTRUCTION __m512 _mm512_mask_mov_ps(__m512 no, __mmask16 m, __m512 yes) { return _mm512_mask_blend_ps(m, no, yes); }
+INSTRUCTION __mmask32 _mm512_cmpeq_epi16_mask(__m512i a, __m512i b) {
+  const emulated::Words equal = emulated::bits_of<emulated::Words>(a) == emulated::bits_of<emulated::Words>(b);
+  __mmask32 mask = 0;
+  for (int i = 0; i < 32; ++i) mask |= static_cast<__mmask32>(equal[i] & 1) << i;
+  return mask;
+}
 INSTRUCTION __m512 _mm512_maskz_mov_ps(__mmask16 m, __m512 v) { return _mm512_mask_blend_ps(m, __m512{}, v); }
 INSTRUCTION __m512 _mm512_maskz_sub_ps(__mmask16 m, __m512 a, __m512 b) { return _mm512_maskz_mov_ps(m, a - b); }
 INSTRUCTION __m512 _mm512_maskz_max_ps(__mmask16 m, __m512 a, __m512 b) {
   return _mm512_maskz_mov_ps(m, _mm512_max_ps(a, b));
+}
+
+// permutations
+
+INSTRUCTION __m512 _mm512_unpacklo_ps(__m512 a, __m512 b) {
+  return __builtin_shuffle(a, b, emulated::Int{0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29});
+}
+INSTRUCTION __m512 _mm512_unpackhi_ps(__m512 a, __m512 b) {
+  return __builtin_shuffle(a, b, emulated::Int{2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31});
+}
+INSTRUCTION __m512d _mm512_unpacklo_pd(__m512d a, __m512d b) {
+  return __builtin_shuffle(a, b, __m512i{0, 8, 2, 10, 4, 12, 6, 14});
+}
+INSTRUCTION __m512d _mm512_unpackhi_pd(__m512d a, __m512d b) {
+  return __builtin_shuffle(a, b, __m512i{1, 9, 3, 11, 5, 13, 7, 15});
+}
+INSTRUCTION __m512 _mm512_shuffle_f32x4(__m512 a, __m512 b, int which) {
+  const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+  const auto pair = [&](int i) -> int64_t { return 2 * (which >> 2 * i & 3); };
+  const __m512i lanes = {pair(0),     pair(0) + 1, pair(1),     pair(1) + 1,
+                         pair(2) + 8, pair(2) + 9, pair(3) + 8, pair(3) + 9};
+  return _mm512_castpd_ps(__builtin_shuffle(x, y, lanes));
 }
 
 // conversion

@@ -45,6 +45,23 @@ struct Vector {
     return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_castps_si256(v), exponent), exponent);
   }
   static inline bool any(Flags flags) { return !_mm256_testz_si256(flags, flags); }
+  static inline Flags no_flags() { return _mm256_setzero_si256(); }
+
+  static inline void transpose(Reg (&rows)[kLanes]) {
+    Reg blocks[kLanes];  // of 4x4
+#pragma GCC unroll 2
+    for (int i = 0; i < kLanes; i += 4) {
+      const Reg a = _mm256_unpacklo_ps(rows[i], rows[i + 1]), b = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+      const Reg c = _mm256_unpacklo_ps(rows[i + 2], rows[i + 3]), d = _mm256_unpackhi_ps(rows[i + 2], rows[i + 3]);
+      blocks[i] = _mm256_shuffle_ps(a, c, 0x44), blocks[i + 1] = _mm256_shuffle_ps(a, c, 0xee);
+      blocks[i + 2] = _mm256_shuffle_ps(b, d, 0x44), blocks[i + 3] = _mm256_shuffle_ps(b, d, 0xee);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      rows[i] = _mm256_permute2f128_ps(blocks[i], blocks[i + 4], 0x20);
+      rows[i + 4] = _mm256_permute2f128_ps(blocks[i], blocks[i + 4], 0x31);
+    }
+  }
 };
 
 // Calls f with a pointer to `lanes` elements at p and zeros after them, or with p itself if it has a whole register.

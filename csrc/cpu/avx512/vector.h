@@ -42,6 +42,31 @@ struct Vector {
     return _mm512_fpclass_ps_mask(v, 0x99);  // quiet and signalling NaN, +Inf, -Inf
   }
   static inline bool any(Flags flags) { return flags; }
+  static inline Flags no_flags() { return 0; }
+
+  static inline void transpose(Reg (&rows)[kLanes]) {
+    __m512d halves[kLanes];  // of 4x4 blocks
+#pragma GCC unroll 4
+    for (int i = 0; i < kLanes; i += 4) {
+      const Reg a = _mm512_unpacklo_ps(rows[i], rows[i + 1]), b = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+      const Reg c = _mm512_unpacklo_ps(rows[i + 2], rows[i + 3]), d = _mm512_unpackhi_ps(rows[i + 2], rows[i + 3]);
+      halves[i] = _mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(c));
+      halves[i + 1] = _mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(c));
+      halves[i + 2] = _mm512_unpacklo_pd(_mm512_castps_pd(b), _mm512_castps_pd(d));
+      halves[i + 3] = _mm512_unpackhi_pd(_mm512_castps_pd(b), _mm512_castps_pd(d));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {  // then exchange the blocks
+      const Reg a = _mm512_castpd_ps(halves[i]), b = _mm512_castpd_ps(halves[i + 4]);
+      const Reg c = _mm512_castpd_ps(halves[i + 8]), d = _mm512_castpd_ps(halves[i + 12]);
+      const Reg ab_even = _mm512_shuffle_f32x4(a, b, 0x88), ab_odd = _mm512_shuffle_f32x4(a, b, 0xdd);
+      const Reg cd_even = _mm512_shuffle_f32x4(c, d, 0x88), cd_odd = _mm512_shuffle_f32x4(c, d, 0xdd);
+      rows[i] = _mm512_shuffle_f32x4(ab_even, cd_even, 0x88);
+      rows[i + 4] = _mm512_shuffle_f32x4(ab_odd, cd_odd, 0x88);
+      rows[i + 8] = _mm512_shuffle_f32x4(ab_even, cd_even, 0xdd);
+      rows[i + 12] = _mm512_shuffle_f32x4(ab_odd, cd_odd, 0xdd);
+    }
+  }
 };
 
 struct Fp32 {
@@ -109,6 +134,22 @@ struct Bf16 {
   static inline __m512 load(const uint16_t* p, __mmask16 m) { return ConvertsBf16::widen(Halves::load(p, m)); }
   static inline void store(uint16_t* p, __m512 v, __mmask16 m) { Halves::store(p, (__m256i)_mm512_cvtneps_pbh(v), m); }
   static inline __m512 round(__m512 v) { return ConvertsBf16::widen((__m256i)_mm512_cvtneps_pbh(v)); }
+
+  // Pairs of numbers, for packing.
+  using PairFlags = __mmask32;
+  static inline __m512 load_pairs(const uint16_t* p, __mmask16 m) {
+    return _mm512_castsi512_ps(_mm512_maskz_loadu_epi32(m, p));
+  }
+  static inline __m512 load_pairs(const uint16_t* low, const uint16_t* high, __mmask16 m) {
+    const __m512i first = _mm512_cvtepu16_epi32(Halves::load(low, m));
+    const __m512i second = _mm512_cvtepu16_epi32(Halves::load(high, m));
+    return _mm512_castsi512_ps(_mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
+  }
+  static inline void store_pairs(void* p, __m512 v) { _mm512_storeu_si512(p, _mm512_castps_si512(v)); }
+  static inline PairFlags pairs_not_finite(__m512 v) {
+    const __m512i exponent = _mm512_set1_epi16(0x7f80);
+    return _mm512_cmpeq_epi16_mask(_mm512_and_si512(_mm512_castps_si512(v), exponent), exponent);
+  }
   static inline float value(uint16_t v) { return ConvertsBf16::value(v); }
 };
 #endif

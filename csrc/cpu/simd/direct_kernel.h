@@ -9,10 +9,9 @@
 #pragma once
 #include <cstdlib>
 #include <cstring>
-#include <type_traits>
 
 #include "cpu/direct.h"
-#include "cpu/simd/direct_tile.h"
+#include "cpu/simd/direct_pack.h"
 
 namespace resnet_fused::cpu::simd::direct {
 namespace {
@@ -28,11 +27,7 @@ constexpr int64_t kSlabBytes = A::V::kSlabBytes;
 template <typename A>
 constexpr int kFlatUnit = A::V::kPixels;
 
-template <typename A>
-constexpr bool kConverts = !std::is_same_v<typename A::Elem, typename A::Operand>;
-
-inline int round_up(int a, int b) { return (a + b - 1) / b * b; }
-inline int min(int a, int b) { return a < b ? a : b; }
+inline int min(int64_t a, int64_t b) { return static_cast<int>(a < b ? a : b); }
 
 inline bool nhwc(const DirectConv& q) { return q.xc == 1 && q.xw == q.c && q.xh == static_cast<int64_t>(q.w) * q.c; }
 
@@ -45,19 +40,6 @@ bool aliases(const DirectConv& q, int64_t channels) {
 template <typename A>
 bool needs_slab(const DirectConv& q) {
   return kConverts<A> || q.pad_h || q.pad_w || !nhwc(q) || q.c % A::kPack || aliases<A>(q, q.c);
-}
-
-// If C is odd and a step takes two channels, each output column gets its own copy of the S * C values under it, padded
-// once, instead of padding every pixel: 22 values instead of 28 for the 7x3 of an RGB stem.
-template <typename A>
-constexpr bool patches(int c, int s) {
-  return c % A::kPack && s > 1;
-}
-
-// Values of one kernel row, padding to whole steps included.
-template <typename A>
-int row_values(int c, int s) {
-  return patches<A>(c, s) ? round_up(s * c, A::kPack) : s * round_up(c, A::kPack);
 }
 
 template <typename A>
@@ -83,18 +65,10 @@ DirectTiling tiling(const DirectConv& q, int threads) {
     if (t.blocks > 1 && more <= t.units)
       t.blocks = more;
     else if (!q.pool_r)
-      t.k_groups = channel_blocks < threads ? channel_blocks : threads;
+      t.k_groups = min(channel_blocks, threads);
   }
   t.tasks = static_cast<int64_t>(t.flat ? 1 : q.n) * t.blocks * t.k_groups;
   return t;
-}
-
-template <typename A>
-typename A::Operand operand(typename A::Elem v) {
-  if constexpr (kConverts<A>)
-    return A::value(v);
-  else
-    return v;
 }
 
 // Copies contiguous elements.
@@ -202,8 +176,7 @@ class DirectTask {
     const int image = static_cast<int>(task / t_.k_groups / t_.blocks);
     const int wide = t_.vectors * V::kLanes, channel_blocks = ceil_div(q_.k, wide);
     k0_ = static_cast<int64_t>(channel_blocks) * group / t_.k_groups * wide;
-    k1_ = static_cast<int64_t>(channel_blocks) * (group + 1) / t_.k_groups * wide;
-    if (k1_ > q_.k) k1_ = q_.k;
+    k1_ = min(q_.k, static_cast<int64_t>(channel_blocks) * (group + 1) / t_.k_groups * wide);
     const int first = static_cast<int>(t_.units * block / t_.blocks);
     const int last = static_cast<int>(t_.units * (block + 1) / t_.blocks);
     if (t_.flat)
@@ -396,38 +369,6 @@ template <typename A>
 int64_t packed_bytes(int c, int k, int r, int s) {
   const int64_t elements = static_cast<int64_t>(round_up(k, A::V::kLanes)) * r * row_values<A>(c, s);
   return elements * static_cast<int64_t>(sizeof(typename A::Operand));
-}
-
-inline bool is_finite(float v) { return __builtin_isfinite(v); }
-
-// Packs (K, C, R, S) of any strides into channel blocks, each [R][values of a kernel row / kPack][vectors][kPack /
-// kPair][kLanes][kPair], with zeros for missing channels. Returns false if a value is not finite.
-template <typename A>
-bool pack(void* packed, const void* weight, const int64_t strides[4], int c, int k, int r, int s, int vectors) {
-  using Operand = typename A::Operand;
-  const auto* from = static_cast<const typename A::Elem*>(weight);
-  constexpr int kPair = A::kPack < 2 ? A::kPack : 2;  // channels that one instruction multiplies and adds in a lane
-  const int values = row_values<A>(c, s), per_tap = patches<A>(c, s) ? c : values / s;
-  bool finite = true;
-  for (int k0 = 0; k0 < k;) {
-    const int block = block_vectors<typename A::V>(k, k0, vectors) * A::V::kLanes;
-    Operand* to = static_cast<Operand*>(packed) + static_cast<int64_t>(k0) * r * values;
-    for (int i = 0; i < r; ++i)
-      for (int value = 0; value < values; value += A::kPack)
-        for (int k1 = k0; k1 < k0 + block; k1 += A::V::kLanes)
-          for (int pair = value; pair < value + A::kPack; pair += kPair)
-            for (int kk = k1; kk < k1 + A::V::kLanes; ++kk)
-              for (int e = pair; e < pair + kPair; ++e) {
-                const int tap = e / per_tap, ch = e % per_tap;
-                const bool exists = kk < k && tap < s && ch < c;
-                const auto v = exists ? from[kk * strides[0] + ch * strides[1] + i * strides[2] + tap * strides[3]]
-                                      : typename A::Elem(0);
-                finite &= is_finite(A::value(v));
-                *to++ = operand<A>(v);
-              }
-    k0 += block;
-  }
-  return finite;
 }
 
 template <typename A>
