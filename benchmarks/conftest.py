@@ -92,7 +92,7 @@ def pytest_report_header(config: pytest.Config) -> str:
     return (
         f"benchmarks: {len(session.workloads)} workloads x {len(session.names)} contenders on "
         f"{_machine.device_name(session.device)}; about {timing_s / 60:.0f} min of timing (never "
-        f"fewer than {MIN_ROUNDS} rounds) and twice that of compiling and verifying; "
+        f"fewer than {MIN_ROUNDS} rounds) and several times that of compiling and verifying; "
         f"load average now {session.load_before:.1f}; "
         f"peak memory {'measured' if session.memory else 'left out'}"
     )

@@ -13,11 +13,8 @@ from torch import Tensor, nn
 
 import resnet_fused
 
+from .worker import Unavailable
 from .workloads import Workload
-
-
-class Unavailable(Exception):
-    """This contender cannot run this workload here. The sentence goes into the results."""
 
 
 @dataclass

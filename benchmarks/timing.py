@@ -3,10 +3,13 @@
 import gc
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
 Call = Callable[[], object]
+Sample = Callable[[Call], float]  # seconds of a call
+Turn = Callable[[], list[float]]  # seconds of each call of one contender's turn
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 100
 #: Seconds of silence before each contender. Idle OpenMP workers of one library spin for some
@@ -38,49 +41,67 @@ class SampleClock:
 def interleave(
     calls: Mapping[str, Call], budget_s: float, device: torch.device, *, warm: bool = False
 ) -> dict[str, list[float]]:
-    """Times each call once per round (A B C, then B C A, ...) until the budget is spent.
+    """Times each call once per round until the budget is spent, in this process.
 
     On CUDA L2 is flushed before each sample, or, where ``warm``, the call runs once before it.
     """
+    turns: dict[str, Turn] = {}
+    round_s = 0.0
     if device.type == "cpu":
-        sample: Callable[[Call], float] = _cpu_sample
+        for name, call in calls.items():
+            estimate = warm_up(call, timed)
+            turns[name] = partial(turn, call, estimate)
+            round_s += turn_s(estimate)
     else:
-        sample = _warm_cuda_sample if warm else _CudaSampler(device)
-    estimates = {name: _warm_up(call, sample) for name, call in calls.items()}
-    round_s = sum(_cost(estimate, device, warm) for estimate in estimates.values())
-    rounds = min(max(int(budget_s / round_s), MIN_ROUNDS), MAX_ROUNDS)
-
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
+        sample: Sample = _warm_cuda_sample if warm else _CudaSampler(device)
+        for name, call in calls.items():
+            estimate = warm_up(call, sample)
+            turns[name] = lambda call=call: [sample(call)]  # type: ignore[misc]
+            round_s += 2 * estimate if warm else estimate + Flush.SECONDS
     gc.collect()
     gc.disable()
     try:
-        for i in range(rounds):
-            start = i % len(names)  # rotate, so that no contender always follows the same one
-            for name in names[start:] + names[:start]:
-                if device.type == "cpu":
-                    time.sleep(SETTLE_S)
-                    if estimates[name] < REWARM_BELOW_S:
-                        calls[name]()
-                samples[name].append(sample(calls[name]))
+        return take_turns(turns, round_s, budget_s, SETTLE_S if device.type == "cpu" else 0.0)
     finally:
         gc.enable()
+
+
+def take_turns(turns: Mapping[str, Turn], round_s: float, budget_s: float, settle_s: float) -> dict[str, list[float]]:
+    """Takes a turn of each once per round (A B C, then B C A, ...), after a silence of ``settle_s`` each."""
+    samples: dict[str, list[float]] = {name: [] for name in turns}
+    if not turns:
+        return samples
+    rounds = min(max(int(budget_s / round_s), MIN_ROUNDS), MAX_ROUNDS)
+    names = list(turns)
+    for i in range(rounds):
+        start = i % len(names)  # rotate, so that no contender always follows the same one
+        for name in names[start:] + names[:start]:
+            if settle_s:
+                time.sleep(settle_s)
+            samples[name] += turns[name]()
     return samples
 
 
-def _warm_up(call: Call, sample: Callable[[Call], float]) -> float:
+def turn(call: Call, estimate_s: float, calls: int = 1) -> list[float]:
+    """Seconds of each of a few calls in a row on the CPU."""
+    if estimate_s < REWARM_BELOW_S:
+        call()
+    return [timed(call) for _ in range(calls)]
+
+
+def turn_s(estimate_s: float, calls: int = 1) -> float:
+    """Seconds that a turn on the CPU takes, silence included."""
+    return estimate_s * (calls + (estimate_s < REWARM_BELOW_S)) + SETTLE_S
+
+
+def warm_up(call: Call, sample: Sample) -> float:
+    """Runs the call three times; estimates its seconds."""
     call()
     return min(sample(call) for _ in range(2))
 
 
-def _cost(estimate: float, device: torch.device, warm: bool) -> float:
-    """Seconds that one sample takes, overhead included."""
-    if device.type == "cuda":
-        return 2 * estimate if warm else estimate + Flush.SECONDS
-    return estimate * (2 if estimate < REWARM_BELOW_S else 1) + SETTLE_S
-
-
-def _cpu_sample(call: Call) -> float:
+def timed(call: Call) -> float:
+    """Seconds of a call on the CPU."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

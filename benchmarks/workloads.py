@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ STAGES = ((64, 56), (128, 28), (256, 14), (512, 7))
 
 @dataclass(frozen=True)
 class Workload:
-    """One module at one input shape and dtype. ``make`` builds it, in fp32 on the CPU."""
+    """One module at one input shape and dtype. ``make`` builds it, in fp32 on the CPU; it pickles."""
 
     kind: str  # "block" or "model"
     title: str
@@ -30,7 +31,7 @@ class Workload:
 
     @property
     def name(self) -> str:
-        """The group name in pytest-benchmark's table, which also identifies it to ``benchmarks.memory``."""
+        """The group name in pytest-benchmark's table."""
         return f"{self.title} {self.dtype} b{self.shape[0]}"
 
     def module(self) -> nn.Module:
@@ -90,7 +91,7 @@ def _blocks(batch: int, dtype: str) -> list[Workload]:
                 f"basic {width}@{size}",
                 (batch, width, size, size),
                 dtype,
-                lambda width=width: BasicBlock(width, width),  # type: ignore[misc]
+                partial(BasicBlock, width, width),
             )
         )
         if width > STAGES[0][0]:  # stage 1 of ResNet-18 has no projection
@@ -100,7 +101,7 @@ def _blocks(batch: int, dtype: str) -> list[Workload]:
                     f"basic proj {width}@{size}",
                     (batch, width // 2, 2 * size, 2 * size),
                     dtype,
-                    lambda width=width: BasicBlock(width // 2, width, 2, _projection(width // 2, width, 2)),  # type: ignore[misc]
+                    partial(_projected, width),
                 )
             )
     for width, size in STAGES:
@@ -110,14 +111,15 @@ def _blocks(batch: int, dtype: str) -> list[Workload]:
                 f"bottleneck {width}@{size}",
                 (batch, 4 * width, size, size),
                 dtype,
-                lambda width=width: Bottleneck(4 * width, width),  # type: ignore[misc]
+                partial(Bottleneck, 4 * width, width),
             )
         )
     return found
 
 
-def _projection(channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+def _projected(width: int) -> BasicBlock:
+    projection = nn.Sequential(nn.Conv2d(width // 2, width, 1, 2, bias=False), nn.BatchNorm2d(width))
+    return BasicBlock(width // 2, width, 2, projection)
 
 
 def _randomise(bn: nn.BatchNorm2d) -> None:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from criterion import assert_close
 
-from benchmarks import gpu, gpu_kernels, gpu_layers, gpu_models, jax_models, measure, peers
+from benchmarks import gpu, gpu_kernels, gpu_layers, gpu_models, jax_models, peers
 from benchmarks.verify import Oracle
-from benchmarks.workloads import Workload, workloads
+from benchmarks.workloads import Workload
 from resnet_fused import models
 
 CPU = torch.device("cpu")
@@ -297,28 +297,6 @@ def test_batch_statistics_are_verified_in_train_mode():
     assert oracle.error(running.output(running.call())) > 100 * error
     with pytest.raises(peers.Unavailable, match="takes running statistics only"):
         peers.frozen(forgot_eval(), CPU)
-
-
-def test_cpu_benchmarks_measure_batch_statistics():
-    titles = {w.title: w for w in workloads("cpu", quick=False)}
-    assert titles["ResNet-50 batch statistics"].module().training
-    assert not titles["ResNet-50"].module().training
-    result = measure.measure(forgot_eval(), CPU, ["ours"], 0.0, memory=False)
-    assert result.unavailable == {}
-    assert result.errors["ours"] <= result.error_limit
-    assert set(result.samples) == {"eager", "ours"}
-
-
-def test_wrong_peers_are_not_timed(monkeypatch):
-    def wrong(workload, device):
-        right = peers.eager(workload, device)
-        return replace(right, output=lambda result: right.output(result) * 1.5)
-
-    all_contenders = {"eager": ("eager", peers.eager), "wrong": ("wrong", wrong)}
-    monkeypatch.setattr(measure, "contenders", lambda device_type: all_contenders)
-    result = measure.measure(workloads("cpu", quick=True)[0], CPU, ["wrong"], 0.0, memory=False)
-    assert set(result.samples) == {"eager"}
-    assert result.unavailable["wrong"].startswith("wrong: error")
 
 
 def test_network_results_are_written_to_files(tmp_path, monkeypatch):
