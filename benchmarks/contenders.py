@@ -12,14 +12,15 @@ _ALL: dict[str, tuple[str, Builder]] = {
     "freezing": ("torch.compile + freezing", peers.frozen),
     "max_autotune": ("torch.compile max-autotune", peers.max_autotune),
     "onnxruntime": ("ONNX Runtime", engines.onnx_runtime),
-    "openvino": ("OpenVINO", engines.openvino),
+    "openvino": ("OpenVINO, latency hint", engines.openvino_latency),
+    "openvino_throughput": ("OpenVINO, throughput hint", engines.openvino_throughput),
     "ours": ("resnet_fused", peers.ours),
     "ours_frozen": ("resnet_fused, frozen", peers.ours_frozen),
     "ours_compile": ("resnet_fused + torch.compile", peers.ours_compiled),
 }
-_ELSEWHERE = {"cpu": ("max_autotune",), "cuda": ("onnxruntime", "openvino", "ours_frozen")}
+_CPU_ONLY = ("onnxruntime", "openvino", "openvino_throughput", "ours_frozen")
 
 
 def contenders(device_type: str) -> dict[str, tuple[str, Builder]]:
     """Returns name -> (label, builder) of the contenders for this kind of device."""
-    return {name: entry for name, entry in _ALL.items() if name not in _ELSEWHERE[device_type]}
+    return {name: entry for name, entry in _ALL.items() if device_type == "cpu" or name not in _CPU_ONLY}

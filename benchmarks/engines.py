@@ -40,38 +40,69 @@ def onnx_runtime(workload: Workload, device: torch.device) -> Contender:
     return Contender(lambda: session.run(None, feed), output)
 
 
-def openvino(workload: Workload, device: torch.device) -> Contender:
-    """Latency mode, precision set by a hint. Input and output are fp32 in bf16 runs too."""
+def openvino_latency(workload: Workload, device: torch.device) -> Contender:
+    """All threads compute one request of the whole batch."""
+    return _openvino(workload, device, "LATENCY", workload.shape[0])
+
+
+def openvino_throughput(workload: Workload, device: torch.device) -> Contender:
+    """Splits the batch evenly over as many requests as OpenVINO runs side by side, each on a share of the threads.
+
+    That is how its users run this mode (``AsyncInferQueue``). A single image would run on one share only.
+    """
     _require_cpu(device)
     require_running_statistics(workload)
+    batch = workload.shape[0]
+    if batch == 1:
+        raise Unavailable("one image cannot be split over its requests, and one request uses a share of the threads")
+    requests = _compile(workload, "THROUGHPUT", 1).get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+    parts = max(n for n in range(1, min(requests, batch) + 1) if batch % n == 0)
+    return _openvino(workload, device, "THROUGHPUT", batch // parts)
+
+
+def _openvino(workload: Workload, device: torch.device, hint: str, images: int) -> Contender:
+    """Requests of so many images each. Input and output are fp32 in bf16 runs too."""
+    _require_cpu(device)
+    require_running_statistics(workload)
+    compiled = _compile(workload, hint, images)
     ov = _import("openvino")
-    x = workload.input().float()
+    parts = [part.numpy() for part in workload.input().float().split(images)]
+    requests = [compiled.create_infer_request() for _ in parts]
+    for request, part in zip(requests, parts, strict=True):
+        request.set_input_tensor(ov.Tensor(part, shared_memory=True))
+
+    def infer(keeps: Any = parts) -> None:  # the tensors do not keep the arrays' memory
+        if len(requests) == 1:
+            requests[0].infer()
+            return
+        for request in requests:
+            request.start_async()
+        for request in requests:
+            request.wait()
+
+    def output(_: Any) -> Tensor:
+        return torch.cat([torch.from_numpy(request.get_output_tensor().data.copy()) for request in requests])
+
+    notes = [] if workload.dtype == "fp32" else ["fp32 input and output, bf16 inside"]
+    if len(requests) > 1:
+        notes.append(f"the batch in {len(requests)} requests side by side")
+    return Contender(infer, output, "; ".join(notes))
+
+
+def _compile(workload: Workload, hint: str, images: int) -> Any:
+    ov = _import("openvino")
+    x = workload.input()[:images].float()
     # weights of a bf16 workload are already rounded to bf16, so that fp32 holds them exactly
     module = workload.module().float()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # convert_model uses torch.jit, which is deprecated
         model = ov.convert_model(module, example_input=x, input=[x.shape])
-    compiled = ov.Core().compile_model(
-        model,
-        "CPU",
-        {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[workload.dtype],
-        },
-    )
-    request = compiled.create_infer_request()
-    array = x.numpy()
-    request.set_input_tensor(ov.Tensor(array, shared_memory=True))
-
-    def infer(keeps: Any = array) -> None:  # the tensor does not keep the array's memory
-        request.infer()
-
-    def output(_: Any) -> Tensor:
-        return torch.from_numpy(request.get_output_tensor().data.copy())
-
-    note = "" if workload.dtype == "fp32" else "fp32 input and output, bf16 inside"
-    return Contender(infer, output, note)
+    options = {
+        "PERFORMANCE_HINT": hint,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[workload.dtype],
+    }
+    return ov.Core().compile_model(model, "CPU", options)
 
 
 def _require_cpu(device: torch.device) -> None:

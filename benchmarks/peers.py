@@ -59,9 +59,15 @@ def frozen(workload: Workload, device: torch.device) -> Contender:
 
 
 def max_autotune(workload: Workload, device: torch.device) -> Contender:
-    """``torch.compile(mode="max-autotune")``: Triton convolutions, CUDA graphs."""
+    """``torch.compile(mode="max-autotune")``: Triton convolutions and CUDA graphs; on the CPU with freezing."""
+    on_cpu = device.type == "cpu"
+    if on_cpu:
+        require_running_statistics(workload)
     module, x = _channels_last(workload, device)
-    return _of_compiled(module, x, fullgraph=True, mode="max-autotune")
+    with torch._inductor.config.patch(freezing=on_cpu):
+        contender = _of_compiled(module, x, fullgraph=True, mode="max-autotune")
+    contender.note = "with freezing" if on_cpu else ""
+    return contender
 
 
 def ours(workload: Workload, device: torch.device) -> Contender:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from served import Served
 
-from benchmarks import measure, peers, timing
+from benchmarks import contenders, engines, measure, peers, timing
 from benchmarks.verify import Oracle
 from benchmarks.worker import Unavailable, Worker
 from benchmarks.workloads import Workload, workloads
@@ -169,3 +169,19 @@ def test_short_calls_run_once_untimed():
     assert len(calls) == 4
     assert len(timing.turn(lambda: calls.append(1), timing.REWARM_BELOW_S, 3)) == 3
     assert len(calls) == 7
+
+
+def test_contenders_of_each_device():
+    cpu, cuda = (set(contenders.contenders(device)) for device in ("cpu", "cuda"))
+    assert {"max_autotune", "onnxruntime", "openvino", "openvino_throughput"} <= cpu
+    assert cpu - cuda == {"onnxruntime", "openvino", "openvino_throughput", "ours_frozen"}
+
+
+@torch.no_grad()
+def test_throughput_hint_splits_the_batch():
+    pytest.importorskip("openvino")
+    wanted = small()
+    eager, split = peers.eager(wanted, CPU), engines.openvino_throughput(wanted, CPU)
+    torch.testing.assert_close(split.output(split.call()), eager.call(), rtol=1e-3, atol=1e-3)
+    with pytest.raises(Unavailable, match="one image cannot be split"):
+        engines.openvino_throughput(small(batch=1), CPU)

@@ -14,7 +14,7 @@ from ._bench_results import OURS, Results, Row
 from ._bench_tables import number
 
 OURS_COLOURS = {OURS: "#c1272d", "ours_frozen": "#7d1a1e", "ours_compile": "#e8888b"}
-PEER_COLOURS = ("#9aa3ad", "#5f6b78", "#8fb8de", "#3b7dbd", "#7bc47f", "#e0a63c", "#a07cc5")
+PEER_COLOURS = ("#9aa3ad", "#5f6b78", "#8fb8de", "#3b7dbd", "#7bc47f", "#e0a63c", "#a07cc5", "#4f9d8f")
 
 
 def write(results: Results, folder: Path) -> list[Path]:
