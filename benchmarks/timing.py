@@ -1,8 +1,9 @@
 """Interleaved timing, so that a temporary slowdown of the machine affects all contenders equally."""
 
 import gc
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -12,6 +13,8 @@ Sample = Callable[[Call], float]  # seconds of a call
 Turn = Callable[[], list[float]]  # seconds of each call of one contender's turn
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 100
+#: With fewer samples p99 is not stated.
+FEWEST_FOR_P99 = 100
 #: Seconds of silence before each contender. Idle OpenMP workers of one library spin for some
 #: milliseconds on the cores that the next library's threads need: without the pause ONNX Runtime
 #: measures twice its time after torch.
@@ -105,6 +108,12 @@ def timed(call: Call) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+def percentiles_ms(samples: Sequence[float]) -> tuple[float, float | None]:
+    """p50 and p99, interpolated as NumPy does."""
+    p99 = statistics.quantiles(samples, n=100, method="inclusive")[98] if len(samples) >= FEWEST_FOR_P99 else None
+    return 1e3 * statistics.median(samples), None if p99 is None else 1e3 * p99
 
 
 class Flush:

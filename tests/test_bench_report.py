@@ -107,6 +107,18 @@ def test_report_without_ours(tmp_path: Path) -> None:
     assert bench.write(results, tmp_path).exists()
 
 
+def test_latency_is_tabulated_at_batch_1(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    enough = _benchmark("eager", 0.02, "fp32", batch=1, p50_ms=20.0, p99_ms=31.4)
+    too_few = _benchmark("ours", 0.01, "fp32", batch=1, p50_ms=10.0, p99_ms=None)
+    path.write_text(json.dumps(_document(*_three("fp32", 0.2, 0.15, 0.1), enough, too_few)))
+    [results] = load([path])
+    pages = {grid.title: grid.markdown() for grid in tables.speed_grids(results)}
+    page = pages["Models, fp32, batch 1: p50 / p99, ms per call"]
+    assert page.splitlines()[-1] == "|ResNet-18|20.0 / 31.4|10.0 / n/a|"
+    assert "|ResNet-18|8|40.0|53.3|**80.0**|" in pages["Models, fp32: images per second"]
+
+
 def test_later_run_replaces_whole_rows(tmp_path: Path) -> None:
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     old.write_text(json.dumps(_document(*_three("fp32", 0.2, 0.15, 0.1), date="2026-01-01")))

@@ -1,4 +1,4 @@
-"""The benchmarks' processes: answers, failures and turns. No test asserts a time."""
+"""The benchmarks' processes: answers, failures, turns and percentiles. No test asserts a time."""
 
 import os
 import signal
@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import fake_contenders
+import numpy as np
 import pytest
 import torch
 from served import Served
@@ -169,6 +170,16 @@ def test_short_calls_run_once_untimed():
     assert len(calls) == 4
     assert len(timing.turn(lambda: calls.append(1), timing.REWARM_BELOW_S, 3)) == 3
     assert len(calls) == 7
+
+
+def test_percentiles_are_those_of_numpy():
+    seconds = np.random.default_rng(0).exponential(size=237)
+    assert timing.percentiles_ms(list(seconds)) == pytest.approx(tuple(1e3 * np.percentile(seconds, (50, 99))))
+
+
+def test_p99_needs_a_hundred_calls():
+    assert timing.percentiles_ms([1.0] * 99) == (1000, None)
+    assert timing.percentiles_ms([1.0] * 100) == (1000, 1000)
 
 
 def test_contenders_of_each_device():

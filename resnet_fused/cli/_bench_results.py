@@ -29,6 +29,8 @@ class Entry:
     error_limit: float
     peak_mib: float | None
     note: str
+    p50_ms: float | None = None  # at batch 1 only, as p99
+    p99_ms: float | None = None  # None also if there were too few calls
 
 
 @dataclass
@@ -146,4 +148,6 @@ def _entry(info: dict[str, Any], stats: dict[str, Any]) -> Entry:
         error_limit=info["error_limit"],
         peak_mib=None if peak is None else peak / 2**20,
         note=info["note"],
+        p50_ms=info.get("p50_ms"),
+        p99_ms=info.get("p99_ms"),
     )

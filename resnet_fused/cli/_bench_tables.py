@@ -44,12 +44,14 @@ class Grid:
 
 
 def speed_grids(results: Results) -> list[Grid]:
-    """For each kind and dtype: the speed of all contenders, then ours relative to each peer."""
+    """For each kind and dtype: the speed of all contenders, ours relative to each peer, and latency at batch 1."""
     grids = []
     for kind, dtype, rows in results.sections():
         grids.append(_speed(results, kind, dtype, rows))
         if results.has_ours:
             grids.append(_ratios(results, kind, dtype, rows))
+        if single := [row for row in rows if any(entry.p50_ms is not None for entry in row.entries.values())]:
+            grids.append(_latency(results, kind, dtype, single))
     return grids
 
 
@@ -79,6 +81,18 @@ def _ratio_cell(ratio: float | None) -> Cell:
     if ratio is None:
         return Cell(MISSING)
     return Cell(f"{LOSS if ratio < 1 else ''}{ratio:.2f}", loss=ratio < 1)
+
+
+def _latency(results: Results, kind: str, dtype: str, rows: list[Row]) -> Grid:
+    labels = results.labels(rows)
+    cells = [[Cell(row.workload), *(_latency_cell(row.entries.get(name)) for name in labels)] for row in rows]
+    return Grid(f"{NAMES[kind]}, {dtype}, batch 1: p50 / p99, ms per call", [kind, *labels.values()], cells)
+
+
+def _latency_cell(entry: Entry | None) -> Cell:
+    if entry is None or entry.p50_ms is None:
+        return Cell(MISSING)
+    return Cell(f"{number(entry.p50_ms)} / {MISSING if entry.p99_ms is None else number(entry.p99_ms)}")
 
 
 def detail_grid(results: Results) -> Grid:
