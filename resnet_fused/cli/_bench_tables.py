@@ -98,7 +98,7 @@ def _latency_cell(entry: Entry | None) -> Cell:
 def detail_grid(results: Results) -> Grid:
     """Throughput, bandwidth, spread, peak memory and errors of ours for each workload."""
     header = [
-        "workload", "TFLOP/s", "GB/s", "IQR, % of median", "rounds",
+        "workload", "TFLOP/s", "GB/s", "IQR, % of median", "calls",
         "peak MiB, eager", "peak MiB, eager channels_last", "peak MiB, ours",
         "error, eager", "error, ours", "error allowed",
     ]  # fmt: skip
