@@ -79,13 +79,13 @@ def measure(
     result.flops, result.bytes = workload.work()
     oracle = Oracle(workload, device)
     builders = {n: builder for n, (_, builder) in contenders(device.type).items() if n in names or n == "eager"}
-    run = _in_processes if device.type == "cpu" else _in_this_process
+    run = in_processes if device.type == "cpu" else in_this_process
     samples = run(workload, device, builders, oracle, budget_s, memory, result)
     result.samples = {name: taken for name, taken in samples.items() if name not in result.unavailable}
     return result
 
 
-def _in_processes(
+def in_processes(
     workload: Workload,
     device: torch.device,
     builders: dict[str, Builder],
@@ -94,6 +94,7 @@ def _in_processes(
     memory: bool,
     result: Measurement,
 ) -> dict[str, list[float]]:
+    """Samples of each contender, one process each."""
     calls = LATENCY_CALLS if workload.shape[0] == 1 else 1
     turns, round_s = {}, 0.0
     with contextlib.ExitStack() as stack:
@@ -130,7 +131,7 @@ def _turn(name: str, worker: Worker, calls: int, result: Measurement) -> Callabl
     return turn
 
 
-def _in_this_process(
+def in_this_process(
     workload: Workload,
     device: torch.device,
     builders: dict[str, Builder],
@@ -139,6 +140,7 @@ def _in_this_process(
     memory: bool,
     result: Measurement,
 ) -> dict[str, list[float]]:
+    """Samples of each contender, on a GPU; only peak memory is measured in other processes."""
     torch._dynamo.reset()  # otherwise earlier workloads count towards the recompile limit
     running: dict[str, Contender] = {}
     for name, builder in builders.items():

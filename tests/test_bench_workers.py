@@ -137,6 +137,16 @@ def test_failing_contenders_do_not_stop_the_others(monkeypatch):
 
 
 @torch.no_grad()
+def test_one_process_runs_all_as_on_a_gpu():
+    fakes = {"eager": peers.eager, "wrong": fake_contenders.wrong, "absent": fake_contenders.absent, "ours": peers.ours}
+    wanted, result = small(), measure.Measurement()
+    samples = measure.in_this_process(wanted, CPU, fakes, Oracle(wanted), 0.0, False, result)
+    assert {name: len(taken) for name, taken in samples.items()} == dict.fromkeys(("eager", "ours"), timing.MIN_ROUNDS)
+    assert result.unavailable["wrong"].startswith("wrong: error")
+    assert result.unavailable["absent"] == "not installed"
+
+
+@torch.no_grad()
 def test_nothing_is_verified_without_eager():
     wanted, result = small(), measure.Measurement()
     with result.attempt("ours"):
