@@ -72,8 +72,9 @@ class Results:
         return re.sub(r"[^a-z0-9]+", "-", self.device.lower()).strip("-")
 
     def labels(self, rows: Iterable[Row]) -> dict[str, str]:
-        """Contender -> label, for those that ran in any of ``rows``."""
-        return {name: entry.label for row in rows for name, entry in row.entries.items()}
+        """Contender -> label, for those that ran in any of ``rows``, in the order of the row with the most."""
+        fullest_first = sorted(rows, key=lambda row: -len(row.entries))
+        return {name: entry.label for row in fullest_first for name, entry in row.entries.items()}
 
     def peers(self, rows: Iterable[Row]) -> dict[str, str]:
         """:meth:`labels` without ours and its variants."""
