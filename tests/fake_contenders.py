@@ -24,7 +24,7 @@ def crashes_while_timed(workload, device):
     def call():
         calls.append(1)
         if len(calls) > CALLS_BEFORE_TIMING + 2:
-            os.kill(os.getpid(), signal.SIGSEGV)
+            os.kill(os.getpid(), signal.SIGTERM)  # which dumps no core
         return right.call()
 
     return replace(right, call=call)

@@ -129,7 +129,7 @@ def test_failing_contenders_do_not_stop_the_others(monkeypatch):
     result = measure.measure(small(batch=1), CPU, list(fakes), 0.0, memory=True)
     assert result.unavailable["wrong"].startswith("wrong: error")
     assert result.unavailable["absent"] == "not installed"
-    assert result.unavailable["crashes"] == "turn: the process was ended by SIGSEGV"
+    assert result.unavailable["crashes"] == "turn: the process was ended by SIGTERM"
     assert set(result.samples) == {"eager"}
     assert len(result.samples["eager"]) == timing.MIN_ROUNDS * measure.LATENCY_CALLS
     assert set(result.peak_bytes) == {"eager"}
