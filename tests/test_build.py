@@ -273,7 +273,7 @@ def test_each_source_is_built_once_for_its_libraries(plan, tmp_path):
 
 def test_isa_flags_only_in_their_folders_on_x86_64(plan):
     text = ninja_file.render(replace(plan, machine="x86_64"))
-    assert "-mavx2 -mfma -mf16c\n" in edge(text, "avx2/conv_fp32.cpp.o")
+    assert "-mavx2 -mfma -mf16c -fira-region=all\n" in edge(text, "avx2/conv_fp32.cpp.o")
     assert "-mavx512f" in edge(text, "avx512/conv_fp32.cpp.o")
     assert "-mavx512bf16" not in edge(text, "avx512/conv_fp32.cpp.o")
     assert "-mavx512f" in edge(text, "conv_bf16.cpp.o")
