@@ -40,16 +40,22 @@ class Layer(NamedTuple):
     size: int
     stride: int = 1
     residual: bool = False
+    groups: int = 1
 
     @property
     def name(self) -> str:
         return f"{self.kernel}x{self.kernel} {self.channels}-{self.filters}@{self.size}" + (
-            f"/{self.stride}" if self.stride > 1 else ""
+            (f"/{self.stride}" if self.stride > 1 else "") + (f" by {self.width}" if self.groups > 1 else "")
         )
+
+    @property
+    def width(self) -> int:
+        """Input channels of a group."""
+        return self.channels // self.groups
 
     def flop(self, batch: int) -> int:
         out = -(-self.size // self.stride)
-        return 2 * batch * self.filters * self.channels * self.kernel**2 * out**2
+        return 2 * batch * self.filters * self.width * self.kernel**2 * out**2
 
 
 def resnet_layers() -> Iterator[Layer]:
@@ -64,6 +70,22 @@ def resnet_layers() -> Iterator[Layer]:
         yield Layer(3, width, width, size, residual=True)
         yield Layer(1, width, wide, size, residual=True)
         yield Layer(1, wide, width, size)
+
+
+#: Group width, channels and image size of convolutions like RegNet's.
+REGNET = (16, 128, 28), (16, 400, 14), (24, 168, 28), (24, 408, 14), (32, 256, 28), (48, 192, 28), (64, 384, 14)
+
+
+def grouped_layers() -> Iterator[Layer]:
+    """Yields the grouped convolutions of ResNeXt-50 32x4d and 101 32x8d, and RegNet-like ones of other group widths."""
+    for width in (4, 8):
+        for stage, size in enumerate((56, 28, 14, 7)):
+            channels = 32 * width << stage
+            yield Layer(3, channels, channels, size, groups=32)
+            if stage:
+                yield Layer(3, channels, channels, 2 * size, 2, groups=32)
+    for width, channels, size in REGNET:
+        yield Layer(3, channels, channels, size, groups=channels // width)
 
 
 def measure(layer: Layer, batch: int, dtype_name: str, budget_s: float) -> dict[str, Any]:
@@ -81,12 +103,12 @@ def measure(layer: Layer, batch: int, dtype_name: str, budget_s: float) -> dict[
     dtype, layout = getattr(torch, dtype_name), torch.channels_last
     torch.manual_seed(0)
     x = torch.randn(batch, layer.channels, layer.size, layer.size).to(dtype, memory_format=layout)
-    weight = torch.randn(layer.filters, layer.channels, layer.kernel, layer.kernel)
-    weight = (weight / (layer.channels * layer.kernel**2) ** 0.5).to(dtype, memory_format=layout)
+    weight = torch.randn(layer.filters, layer.width, layer.kernel, layer.kernel)
+    weight = (weight / (layer.width * layer.kernel**2) ** 0.5).to(dtype, memory_format=layout)
     gamma, beta, mean, var = (torch.rand(layer.filters) + 0.5 for _ in range(4))
     out = -(-layer.size // layer.stride)
     residual = torch.randn(batch, layer.filters, out, out).to(dtype, memory_format=layout) if layer.residual else None
-    geometry = ([layer.stride] * 2, [layer.kernel // 2] * 2, [1, 1], 1)
+    geometry = ([layer.stride] * 2, [layer.kernel // 2] * 2, [1, 1], layer.groups)
     bn = functional.BatchNorm(mean, var, gamma, beta)
 
     def engine_with(first: str) -> str:
@@ -95,7 +117,7 @@ def measure(layer: Layer, batch: int, dtype_name: str, budget_s: float) -> dict[
 
     def call(engine: str) -> torch.Tensor:
         os.environ["RESNET_FUSED_CPU_ENGINE"] = engine
-        sizes = {"stride": layer.stride, "padding": layer.kernel // 2}
+        sizes = {"stride": layer.stride, "padding": layer.kernel // 2, "groups": layer.groups}
         return functional.conv_bn_act(x, weight, bn, **sizes, residual=residual, keep_packed=True)
 
     calls = {engine: functools.partial(call, engine) for engine in ENGINES if engine_with(engine) == engine}
@@ -134,6 +156,7 @@ def main(args: list[str]) -> int:
     parser.add_argument("--isa", choices=CAPS, help="cap the instruction set of all contenders")
     parser.add_argument("--dtypes", default="float32", help="such as float32,bfloat16,float16")
     parser.add_argument("--batches", default="1,8")
+    parser.add_argument("--grouped", action="store_true", help="grouped convolutions of ResNeXt and RegNet instead")
     parser.add_argument("--layers", default="", help="only layers whose name contains this")
     parser.add_argument("--budget", type=float, default=1.5, help="seconds per row")
     parser.add_argument("--out", type=Path, help="folder for the JSON")
@@ -147,7 +170,7 @@ def main(args: list[str]) -> int:
     rows: list[dict[str, Any]] = []
     for dtype in options.dtypes.split(","):
         for batch in map(int, options.batches.split(",")):
-            for layer in dict.fromkeys(resnet_layers()):
+            for layer in dict.fromkeys(grouped_layers() if options.grouped else resnet_layers()):
                 if options.layers in layer.name:
                     rows.append(measure(layer, batch, dtype, options.budget))
                     print(line(rows[-1]), flush=True)

@@ -12,13 +12,13 @@ namespace resnet_fused::cpu {
 [[noreturn]] void no_memory(size_t bytes);
 
 struct DirectConv {
-  const void* x;               // element strides below, any layout
-  int64_t xn, xc, xh, xw;      // strides of x: image, channel, row, column
-  const void* packed;          // direct_pack's layout
-  const float *scale, *shift;  // [K rounded up to whole registers]
-  const void* residual;        // (N, OH, OW, K) dense, or null; may alias out
-  void* out;                   // (N, OH, OW, K) dense; (N, PH, PW, K) with a pool
-  int n, c, h, w, k, r, s, oh, ow;
+  const void* x;                            // element strides below, any layout
+  int64_t xn, xc, xh, xw;                   // strides of x: image, channel, row, column
+  const void* packed;                       // direct_pack's layout
+  const float *scale, *shift;               // [K rounded up to whole registers]
+  const void* residual;                     // (N, OH, OW, K) dense, or null; may alias out
+  void* out;                                // (N, OH, OW, K) dense; (N, PH, PW, K) with a pool
+  int n, c, h, w, k, r, s, oh, ow, groups;  // more than 1 group: grouped.h
   int stride_h, stride_w, pad_h, pad_w, dil_h, dil_w;
   bool relu;
   // fused max_pool2d of the result, through cache; pool_r == 0: none

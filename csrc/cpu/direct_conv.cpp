@@ -11,6 +11,27 @@
 
 namespace resnet_fused::cpu {
 
+namespace {
+
+// Packs the weight, or finds its copy, and runs all tasks. Returns false if pack does: a value is not finite.
+template <typename Bytes, typename Pack, typename Run>
+bool pack_and_run(DirectConv& q, const Tensor& weight, const PackedLayout& layout, bool keep_packed, const Bytes& bytes,
+                  const Pack& pack, int64_t tasks, const Run& run) {
+  const auto packed = packed_weight(weight, layout, keep_packed, [&](bool kept) -> std::shared_ptr<const Packed> {
+    auto buffer = std::make_shared<PackedBuffer>(bytes(), kept);
+    const int64_t strides[4] = {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)};
+    buffer->finite = pack(buffer->data, weight.const_data_ptr(), strides);
+    return buffer;
+  });
+  const auto& buffer = static_cast<const PackedBuffer&>(*packed);
+  if (!buffer.finite) return false;
+  q.packed = buffer.data;
+  parallel_for(0, tasks, 1, run);
+  return true;
+}
+
+}  // namespace
+
 bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, bool relu, bool keep_packed,
                  const Tensor& out) {
   if (out.numel() == 0) return true;
@@ -19,8 +40,7 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
   const DirectKernels& kernels = kernels_of(element, isa).direct;
   auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
   if (!bn.bias_folds) return false;
-  // the kernel reads whole registers
-  bn.scale.resize((conv.k + kernels.lanes - 1) / kernels.lanes * kernels.lanes);
+  bn.scale.resize(conv.k + kernels.lanes - 1);  // the kernels read whole registers
   bn.shift.resize(bn.scale.size());
 
   DirectConv q{};
@@ -34,6 +54,7 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
   q.stride_h = narrow(conv.stride[0]), q.stride_w = narrow(conv.stride[1]);
   q.pad_h = narrow(conv.padding[0]), q.pad_w = narrow(conv.padding[1]);
   q.dil_h = narrow(conv.dilation[0]), q.dil_w = narrow(conv.dilation[1]);
+  q.groups = narrow(conv.groups);
   q.relu = relu;
   if (pool) {
     q.pool_r = narrow(pool->kernel[0]), q.pool_s = narrow(pool->kernel[1]);
@@ -43,27 +64,29 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
   }
 
   const int threads = static_cast<int>(torch::stable::get_num_threads());
+  if (q.groups > 1) {
+    const GroupedKernels& grouped = kernels_of(element, isa).grouped;
+    const GroupedTiling t = grouped.tile(q, threads);
+    return pack_and_run(
+        q, conv.weight, {kPackedGrouped, static_cast<int64_t>(isa), t.vectors, q.groups}, keep_packed,
+        [&] { return grouped.packed_bytes(q, t); },
+        [&](void* to, const void* from, const int64_t* strides) { return grouped.pack(q, t, from, strides, to); },
+        t.tasks, [&](int64_t begin, int64_t end) { grouped.run(q, t, begin, end); });
+  }
   const DirectTiling t = kernels.tile(q, threads);
-  const PackedLayout layout{kPackedDirect, static_cast<int64_t>(isa), t.vectors};
-  const auto packed = packed_weight(conv.weight, layout, keep_packed, [&](bool kept) -> std::shared_ptr<const Packed> {
-    auto buffer = std::make_shared<PackedBuffer>(kernels.packed_bytes(q.c, q.k, q.r, q.s), kept);
-    std::atomic<bool> finite{true};
-    const Tensor& w = conv.weight;
-    const int64_t strides[4] = {w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
-    const int64_t block = int64_t{t.vectors} * kernels.lanes;
-    parallel_for(0, (q.k + block - 1) / block, 1, [&](int64_t begin, int64_t end) {
-      const int k0 = narrow(begin * block), k1 = narrow(std::min<int64_t>(q.k, end * block));
-      if (!kernels.pack(buffer->data, w.const_data_ptr(), strides, q.c, q.k, q.r, q.s, t.vectors, k0, k1))
-        finite = false;
-    });
-    buffer->finite = finite;
-    return buffer;
-  });
-  const auto& buffer = static_cast<const PackedBuffer&>(*packed);
-  if (!buffer.finite) return false;
-  q.packed = buffer.data;
-  parallel_for(0, t.tasks, 1, [&](int64_t begin, int64_t end) { kernels.run(q, t, begin, end); });
-  return true;
+  return pack_and_run(
+      q, conv.weight, {kPackedDirect, static_cast<int64_t>(isa), t.vectors}, keep_packed,
+      [&] { return kernels.packed_bytes(q.c, q.k, q.r, q.s); },
+      [&](void* to, const void* from, const int64_t* strides) {
+        const int64_t block = int64_t{t.vectors} * kernels.lanes;
+        std::atomic<bool> finite{true};
+        parallel_for(0, (q.k + block - 1) / block, 1, [&](int64_t begin, int64_t end) {
+          const int k0 = narrow(begin * block), k1 = narrow(std::min<int64_t>(q.k, end * block));
+          if (!kernels.pack(to, from, strides, q.c, q.k, q.r, q.s, t.vectors, k0, k1)) finite = false;
+        });
+        return finite.load();
+      },
+      t.tasks, [&](int64_t begin, int64_t end) { kernels.run(q, t, begin, end); });
 }
 
 }  // namespace resnet_fused::cpu

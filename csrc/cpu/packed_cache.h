@@ -19,7 +19,7 @@
 namespace resnet_fused::cpu {
 
 // The layout of a copy: one of these, plus the numbers that it depends on.
-enum PackedKind : int64_t { kPackedDirect = 1, kPackedOneDnn, kPackedWinograd };
+enum PackedKind : int64_t { kPackedDirect = 1, kPackedOneDnn, kPackedWinograd, kPackedGrouped };
 using PackedLayout = std::array<int64_t, 12>;
 
 struct Packed {

@@ -76,7 +76,7 @@ def _run(conv: fx.Node, steps: Steps) -> tuple[BlockSpec, fx.Node] | None:
     if steps[conv].kind != CONV or conv.op != "call_module":
         return None
     module: Any = steps.modules[steps[conv].path]
-    if module.groups != 1:  # no faster than eager: PyTorch convolves, and one more pass normalises
+    if module.groups != 1:  # CUDA has no kernel for groups, and depthwise ones gain nothing on the CPU
         return None
     readers = steps.readers(conv)
     if len(readers) != 1 or len(conv.users) != 1 or steps[readers[0]].kind != NORM:

@@ -165,6 +165,11 @@ INSTRUCTION void _mm256_mask_storeu_epi16(void* p, __mmask16 m, __m256i v) {
 // casts: reinterpret all bits or part of them
 
 INSTRUCTION __m512i _mm512_castps_si512(__m512 v) { return emulated::bits_of<__m512i>(v); }
+INSTRUCTION __m512i _mm512_castsi256_si512(__m256i v) {
+  emulated::Int wide = ~emulated::Int{};  // the upper half is undefined
+  __builtin_memcpy(&wide, &v, sizeof v);
+  return emulated::bits_of<__m512i>(wide);
+}
 INSTRUCTION __m512 _mm512_castsi512_ps(__m512i v) { return emulated::bits_of<__m512>(v); }
 INSTRUCTION __m512d _mm512_castps_pd(__m512 v) { return emulated::bits_of<__m512d>(v); }
 INSTRUCTION __m512 _mm512_castpd_ps(__m512d v) { return emulated::bits_of<__m512>(v); }
@@ -243,6 +248,10 @@ INSTRUCTION __mmask16 _mm512_mask_fpclass_ps_mask(__mmask16 m, __m512 v, int cla
 }
 INSTRUCTION __m512 _mm512_mask_blend_ps(__mmask16 m, __m512 no, __m512 yes) {
   return emulated::select(emulated::lanes_of(m), yes, no);
+}
+INSTRUCTION __m512 _mm512_permutexvar_ps(__m512i index, __m512 v) {
+  return emulated::bits_of<__m512>(
+      __builtin_shuffle(emulated::bits_of<emulated::Int>(v), emulated::bits_of<emulated::Int>(index)));
 }
 INSTRUCTION __m512 _mm512_mask_mov_ps(__m512 no, __mmask16 m, __m512 yes) { return _mm512_mask_blend_ps(m, no, yes); }
 INSTRUCTION __mmask32 _mm512_cmpeq_epi16_mask(__m512i a, __m512i b) {

@@ -13,10 +13,12 @@ struct Vector {
   using Reg = __m256;
   using Mask = int;  // lanes from the first on: AVX2's masked accesses are slow
   using Flags = __m256i;
+  using Index = __m256i;
   static constexpr int kLanes = 8;
   static constexpr int kPixels = 6;     // by 2 registers of channels: 12 of 16 registers accumulate
   static constexpr int kFewPixels = 4;  // by more, for short rows: 3x2 sums would wait for their latency
   static constexpr int kManyVectors = 3;
+  static constexpr int kPixelsByOne = 12;  // by 1 register of channels
   static constexpr int kGradientRows = 4;  // by 2
   static constexpr int kRows = 1;          // of outputs in a tile
   static constexpr int64_t kSlabBytes = 256 << 10;
@@ -33,6 +35,10 @@ struct Vector {
     const Reg takes = _mm256_or_ps(_mm256_cmp_ps(v, best, _CMP_GT_OQ), _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
     return _mm256_blendv_ps(best, v, takes);
   }
+
+  // Lane l of permute(v, index) is lane index[l] of v, which must lie in the same half.
+  static inline Index load_index(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static inline Reg permute(Reg v, Index index) { return _mm256_permutevar_ps(v, index); }
 
   static constexpr Mask first(int lanes) { return lanes >= kLanes ? kLanes : lanes > 0 ? lanes : 0; }
   static inline Reg keep(Mask lanes, Reg v) {
@@ -90,6 +96,7 @@ struct Fp32 {
   static constexpr int kPart = 128;
   static inline __m256 broadcast(const float* p) { return _mm256_broadcast_ss(p); }
   static inline __m256 weights(const float* p) { return _mm256_loadu_ps(p); }
+  static inline __m256 channels(const float* p) { return _mm256_loadu_ps(p); }
   static inline __m256 madd(__m256 x, __m256 w, __m256 acc) { return _mm256_fmadd_ps(x, w, acc); }
   static inline __m256 load(const float* p, int lanes) {
     return with_zeros(p, lanes, [](const float* from) { return _mm256_loadu_ps(from); });

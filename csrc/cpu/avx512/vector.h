@@ -12,10 +12,12 @@ struct Vector {
   using Reg = __m512;
   using Mask = __mmask16;
   using Flags = __mmask16;
+  using Index = __m512i;
   static constexpr int kLanes = 16;
   static constexpr int kPixels = 14;    // by 2 registers of channels: 28 of 32 registers accumulate
   static constexpr int kFewPixels = 7;  // by more, for short rows
   static constexpr int kManyVectors = 4;
+  static constexpr int kPixelsByOne = 14;           // by 1 register of channels
   static constexpr int kGradientRows = 8;           // by 2
   static constexpr int kRows = 1;                   // of outputs in a tile
   static constexpr int64_t kSlabBytes = 256 << 10;  // a quarter of a 1 MiB L2
@@ -32,6 +34,10 @@ struct Vector {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(v, best, _CMP_GT_OQ) | _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), best,
                                 v);
   }
+
+  // Lane l of permute(v, index) is lane index[l] of v.
+  static inline Index load_index(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static inline Reg permute(Reg v, Index index) { return _mm512_permutexvar_ps(index, v); }
 
   static constexpr Mask first(int lanes) {
     return lanes >= kLanes ? 0xffff : static_cast<Mask>((1u << (lanes > 0 ? lanes : 0)) - 1);
@@ -77,6 +83,8 @@ struct Fp32 {
   static constexpr int kPart = 128;
   static inline __m512 broadcast(const float* p) { return _mm512_set1_ps(*p); }
   static inline __m512 weights(const float* p) { return _mm512_loadu_ps(p); }
+  // kLanes channels of a pixel
+  static inline __m512 channels(const float* p) { return _mm512_loadu_ps(p); }
   static inline __m512 madd(__m512 x, __m512 w, __m512 acc) { return _mm512_fmadd_ps(x, w, acc); }
   static inline __m512 load(const float* p, __mmask16 m) { return _mm512_maskz_loadu_ps(m, p); }
   static inline void store(float* p, __m512 v, __mmask16 m) { _mm512_mask_storeu_ps(p, m, v); }
@@ -128,6 +136,9 @@ struct Bf16 {
     return _mm512_castsi512_ps(_mm512_set1_epi32(pair));
   }
   static inline __m512 weights(const uint16_t* p) { return _mm512_castsi512_ps(_mm512_loadu_si512(p)); }
+  static inline __m512 channels(const uint16_t* p) {
+    return _mm512_castsi512_ps(_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+  }
   static inline __m512 madd(__m512 x, __m512 w, __m512 acc) {
     return _mm512_dpbf16_ps(acc, (__m512bh)_mm512_castps_si512(x), (__m512bh)_mm512_castps_si512(w));
   }

@@ -4,6 +4,7 @@
 
 #include "cpu/simd/converted.h"
 #include "cpu/simd/direct_kernel.h"
+#include "cpu/simd/grouped_kernel.h"
 #include "cpu/simd/kernels.h"
 #include "cpu/simd/winograd_gradient_kernel.h"
 #include "cpu/simd/winograd_kernel.h"
@@ -16,7 +17,8 @@ template <typename A>
 using Tiles = std::conditional_t<sizeof(typename A::Elem) == 4, F2x3<typename A::V>, F4x3<typename A::V>>;
 
 template <typename A, typename Fp32>
-constexpr VectorKernels kVectorKernels = {direct::kKernels<A>, winograd::kKernels<A, Tiles<A>, Fp32>,
+constexpr VectorKernels kVectorKernels = {direct::kKernels<A>, grouped::kKernels<A>,
+                                          winograd::kKernels<A, Tiles<A>, Fp32>,
                                           winograd_gradient::kKernels<A, Tiles<A>>};
 
 }  // namespace

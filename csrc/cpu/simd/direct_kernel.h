@@ -80,7 +80,9 @@ void copy(const typename A::Elem* from, int64_t count, typename A::Operand* to) 
     for (; i + V::kLanes <= count; i += V::kLanes) V::store(to + i, A::load(from + i, V::first(V::kLanes)));
     for (; i < count; ++i) to[i] = A::value(from[i]);
   } else {
-    memcpy(to, from, static_cast<size_t>(count) * sizeof(typename A::Elem));
+    constexpr int kFew = 32 / sizeof(typename A::Elem);  // without a call: a pixel of a group is that small
+    for (; count >= kFew && count <= 8 * kFew; count -= kFew, from += kFew, to += kFew) memcpy(to, from, 32);
+    if (count) memcpy(to, from, static_cast<size_t>(count) * sizeof(typename A::Elem));
   }
 }
 
@@ -94,10 +96,14 @@ template <typename A>
 void copy_pixels(const DirectConv& q, const typename A::Elem* from, int count, int64_t step, typename A::Operand* to) {
   if (q.xc == 1 && q.xw == q.c && step == q.c) {
     copy<A>(from, static_cast<int64_t>(count) * q.c, to);
+  } else if (q.xc == 1 && q.c == A::V::kLanes && step == q.c) {  // groups: without a loop for each pixel
+    for (int j = 0; j < count; ++j, to += step, from += q.xw) copy<A>(from, A::V::kLanes, to);
+  } else if (q.xc == 1 && q.c == 2 * A::V::kLanes && step == q.c) {
+    for (int j = 0; j < count; ++j, to += step, from += q.xw) copy<A>(from, 2 * A::V::kLanes, to);
   } else if (q.xc == 1) {
     for (int j = 0; j < count; ++j, to += step, from += q.xw) {
       copy<A>(from, q.c, to);
-      fill_zeros(to + q.c, step - q.c);
+      if (step > q.c) fill_zeros(to + q.c, step - q.c);
     }
   } else {
     if (step != q.c) fill_zeros(to, count * step);

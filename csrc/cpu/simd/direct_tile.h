@@ -37,14 +37,12 @@ inline __attribute__((always_inline)) void prefetch_epilogue(const Tile& t, cons
     }
 }
 
+// Stores act(acc * scale + shift + residual), rounded once.
 template <typename A, int MR, int NV>
-void run_tile(const Tile& t, const typename A::Operand* x, const typename A::Operand* w,
-              const typename A::Elem* residual, typename A::Elem* out) {
+inline __attribute__((always_inline)) void finish(const Tile& t, const typename A::V::Reg (&acc)[MR][NV],
+                                                  const typename A::Elem* residual, typename A::Elem* out) {
   using V = typename A::V;
   using Reg = typename V::Reg;
-  prefetch_epilogue(t, residual, out, MR, NV * V::kLanes);
-  Reg acc[MR][NV];
-  accumulate<A, MR, NV>(acc, x, t.pixel_step, t.runs, w);
 #pragma GCC unroll 4
   for (int v = 0; v < NV; ++v) {
     const typename V::Mask lanes = V::first(t.channels_left - v * V::kLanes);
@@ -58,6 +56,17 @@ void run_tile(const Tile& t, const typename A::Operand* x, const typename A::Ope
       A::store(out + at, y, lanes);
     }
   }
+}
+
+template <typename A, int MR, int NV>
+void run_tile(const Tile& t, const typename A::Operand* x, const typename A::Operand* w,
+              const typename A::Elem* residual, typename A::Elem* out) {
+  using V = typename A::V;
+  using Reg = typename V::Reg;
+  prefetch_epilogue(t, residual, out, MR, NV * V::kLanes);
+  Reg acc[MR][NV];
+  accumulate<A, MR, NV>(acc, x, t.pixel_step, t.runs, w);
+  finish<A, MR, NV>(t, acc, residual, out);
 }
 
 template <typename A>

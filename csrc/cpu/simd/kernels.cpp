@@ -8,7 +8,7 @@ const VectorKernels& kernels_of([[maybe_unused]] Element element, [[maybe_unused
 #if defined(__x86_64__)
   const bool avx2 = isa == Isa::kAvx2;
   if (isa == Isa::kAmx && element == Element::kBFloat16) {
-    static const VectorKernels kernels{amx::direct_bf16, avx512::kernels_bf16.winograd,
+    static const VectorKernels kernels{amx::direct_bf16, avx512::kernels_bf16.grouped, avx512::kernels_bf16.winograd,
                                        avx512::kernels_bf16.winograd_gradient};
     return kernels;
   }

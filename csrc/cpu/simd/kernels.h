@@ -1,6 +1,7 @@
 // The kernels of one instruction set and element type. Only declarations: any file may include this.
 #pragma once
 #include "cpu/direct.h"
+#include "cpu/grouped.h"
 #include "cpu/plan.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_gradient.h"
@@ -9,6 +10,7 @@ namespace resnet_fused::cpu {
 
 struct VectorKernels {
   DirectKernels direct;
+  GroupedKernels grouped;
   WinogradKernels winograd;
   WinogradGradientKernels winograd_gradient;
 };
