@@ -76,7 +76,10 @@ def test_hanging_worker_is_ended():
 
 @pytest.mark.parametrize("end", ["Ctrl-C", "kill"])
 def test_no_worker_outlives_its_parent(end):
+    # A shell's background jobs, such as a test run, ignore SIGINT, and their children inherit that.
     program = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from benchmarks.verify import Oracle
 from benchmarks.worker import Worker
 from served import Served
