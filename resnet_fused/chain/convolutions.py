@@ -64,8 +64,7 @@ def _is_slow_in_torch(x: Tensor) -> bool:
         return False
     if isinstance(x, FakeTensor):  # either choice gives the same shapes
         return False
-    ones = (1, 1)
-    plan = ops.explain_cpu([1, 16, 8, 8], [16, 16, 1, 1], ones, (0, 0), ones, 1, _name(x.dtype))
+    plan = _plan([1, 16, 8, 8], [16, 16, 1, 1], 0, x.dtype)
     return plan.startswith(("direct: direct convolution, AVX2,", "direct: direct convolution, AVX-512,"))
 
 
@@ -218,12 +217,13 @@ def saved_pixels(x: Tensor) -> float:
 
 def _has_winograd(dtype: torch.dtype) -> bool:
     """Whether the plan uses Winograd in 16 bits: some CPUs lack it, and some have a faster engine."""
-    shapes = ([32, 64, 56, 56], [64, 64, 3, 3])
-    return ops.explain_cpu(*shapes, (1, 1), (1, 1), (1, 1), 1, _name(dtype)).startswith("winograd")
+    return _plan([32, 64, 56, 56], [64, 64, 3, 3], 1, dtype).startswith("winograd")
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _plan(x: list[int], weight: list[int], padding: int, dtype: torch.dtype) -> str:
+    """The CPU plan of a convolution of stride 1 with these shapes."""
+    ones = (1, 1)
+    return ops.explain_cpu(x, weight, ones, (padding, padding), ones, 1, str(dtype).removeprefix("torch."))
 
 
 # Flipping and packing the filter at every step takes as long as PyTorch's gradient of this many pixels.

@@ -1,7 +1,6 @@
 // Packs filters for the direct convolution (DirectKernels::pack): channel blocks, each [R][values of a kernel row /
-// kPack][vectors][kPack / kPair][kLanes][kPair], with zeros for missing channels. Called on each call of a convolution
-// whose weights are not frozen, so dense filters are transposed in registers, kLanes filters by kLanes values at a
-// time.
+// kPack][vectors][kPack / kPair][kLanes][kPair], with zeros for missing channels. Training packs at every step, so
+// dense filters are transposed in registers, kLanes filters by kLanes values at a time.
 #pragma once
 #include "cpu/simd/direct_layout.h"
 
@@ -58,7 +57,7 @@ bool pack_values(const Filters<A>& f, const int64_t strides[4], const Place<A>& 
   return finite;
 }
 
-// Loads values [e, e + kLanes) of every filter with load(pointer, lanes that exist), and transposes them.
+// Loads a register from value e on of every filter with load(pointer), and transposes them.
 template <typename A, typename Load>
 inline __attribute__((always_inline)) void transposed(const Filters<A>& f, int64_t e, const Load& load,
                                                       typename A::V::Reg (&rows)[A::V::kLanes]) {
