@@ -40,6 +40,12 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   // act(bn(x) + residual)
   m.def("bn_add_act(Tensor x, " BN ", Tensor? residual, bool relu" MEMORY ") -> Tensor");
 
+  // Calls of the ops above, captured for an x of this shape, strides and dtype (CPU; csrc/cpu/program.h). tensors: the
+  // parameters and buffers that they read.
+  m.def("run_program(Tensor x, Tensor[] tensors, Tensor code) -> Tensor");
+  // The ops that a program may call, in the order of their numbers, separated by ", ".
+  m.def("program_ops() -> str");
+
   // Training. BatchNorm with the batch's own statistics is given as mean and biased var like any other.
   // mean and biased var of each channel over N, H and W: float32, or float64 for float64. No cancellation (a mean of
   // 1e3 with a deviation of 1 keeps its digits); bit-reproducible.

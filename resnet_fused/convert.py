@@ -191,7 +191,8 @@ def revert(model: Model) -> Model:
         if recogniser is not None:
             if isinstance(module, OwnsPackedWeights):
                 module.forget_packed()
-            module.__dict__.pop("_matches", None)
+            for name in ("_matches", "_seen"):
+                module.__dict__.pop(name, None)
             module.__class__ = recogniser.eager
     return model
 

@@ -7,6 +7,7 @@
 #include "cpu/memory.h"
 #include "cpu/onednn.h"
 #include "cpu/packed_cache.h"
+#include "cpu/program.h"
 #include "cpu/scale_shift.h"
 
 namespace resnet_fused::cpu {
@@ -136,6 +137,37 @@ Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, Opt
   return normalise(x, bn, residual, relu, internal);
 }
 
+Tensor channels_last(Tensor x) { return aten_contiguous(x, /*channels_last=*/true); }
+
+constexpr ProgramOp kProgramOps[] = {
+    {"channels_last", replay<channels_last>},
+    {"conv_bn_act", replay<conv_bn_act>},
+    {"bn_relu_conv_bn_act", replay<bn_relu_conv_bn_act>},
+    {"conv_bn_proj_act", replay<conv_bn_proj_act>},
+    {"basic_block", replay<basic_block>},
+    {"conv_bn_relu_pool", replay<conv_bn_relu_pool>},
+    {"bn_add_act", replay<bn_add_act>},
+};
+
+std::string program_ops() {
+  std::string names;
+  for (const ProgramOp& op : kProgramOps) names += (names.empty() ? "" : ", ") + std::string(op.name);
+  return names;
+}
+
+Tensor run_program(Tensor x, std::vector<Tensor> tensors, Tensor code) {
+  RF_CHECK(code.is_cpu() && code.scalar_type() == ScalarType::Long && code.dim() == 1 && code.is_contiguous(),
+           "run_program: code is not a contiguous CPU vector of int64; pass that of a resnet_fused Program");
+  ProgramReader reader(x, tensors, static_cast<const int64_t*>(code.const_data_ptr()), code.numel());
+  while (!reader.at_end()) {
+    const int64_t op = reader.next();
+    RF_CHECK(op >= 0 && op < static_cast<int64_t>(std::size(kProgramOps)), "run_program: there is no op ", op,
+             "; the code must be that of a resnet_fused Program");
+    reader.finish_call(kProgramOps[op].call(reader));
+  }
+  return reader.last();
+}
+
 void forget_packed_op(std::vector<Tensor> weights) {
   for (const Tensor& w : weights) forget_packed(w);
 }
@@ -158,6 +190,7 @@ STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CPU, m) {
   m.impl("basic_block", TORCH_BOX(&basic_block));
   m.impl("conv_bn_relu_pool", TORCH_BOX(&conv_bn_relu_pool));
   m.impl("bn_add_act", TORCH_BOX(&bn_add_act));
+  m.impl("run_program", TORCH_BOX(&run_program));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
@@ -165,6 +198,7 @@ STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
   m.impl("freeze_packed", TORCH_BOX(&freeze_packed_op));
   m.impl("storage_ended", TORCH_BOX(&storage_ended));
   m.impl("packed_bytes", TORCH_BOX(&packed_bytes));
+  m.impl("program_ops", TORCH_BOX(&program_ops));
   m.impl("release_memory", TORCH_BOX(&release_all));
 }
 

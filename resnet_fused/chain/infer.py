@@ -10,6 +10,7 @@ from .. import ops
 from .geometry import output_shape
 from .memory_format import contiguous, is_channels_last
 from .policy import Setting, is_plain
+from .program import abandon, call
 from .spec import Chain, Conv, Norm, Shortcut, norm_args
 
 
@@ -27,13 +28,14 @@ def run(x: Tensor, chain: Chain, how: Setting, keep_packed: bool, internal: bool
     convs, shortcut = chain.convs, chain.shortcut
     if not convs and chain.pool is None:
         residual = None if shortcut is None else shortcut.residual
-        return ops.bn_add_act(x, *norm_args(pre), residual, chain.relu, internal=internal)
+        return call(ops.bn_add_act, x, *norm_args(pre), residual, chain.relu, internal)
     pool = chain.pool
     if pool is not None and not (len(convs) == 1 and pre is None and shortcut is None and chain.relu):
+        abandon()
         return F.max_pool2d(run(x, chain._replace(pool=None), how, keep_packed), *pool)
     if _is_one_op(x, chain):
         first, second = map(_weight_args, convs, norms)
-        return ops.basic_block(x, *first, *second, *options, internal=internal)
+        return call(ops.basic_block, x, *first, *second, *options, internal)
     act = x
     needs_act = how.autocast or not how.capabilities.norm_prologue  # under autocast, eager normalises before it rounds
     if pre is not None and (needs_act or (len(convs) == 1 and shortcut is not None and shortcut.conv is not None)):
@@ -41,7 +43,7 @@ def run(x: Tensor, chain: Chain, how: Setting, keep_packed: bool, internal: bool
     y = _to(act, how.dtype)
     if pool is not None:
         args = (*_weight_args(convs[0], norms[0]), *_geometry(convs[0]))
-        return ops.conv_bn_relu_pool(y, *args, *pool, *options, internal=internal)
+        return call(ops.conv_bn_relu_pool, y, *args, *pool, *options, internal)
     residual, source, before = None, act, pre
     if shortcut is not None and shortcut.source is not None:
         source, before = shortcut.source, shortcut.pre
@@ -50,6 +52,8 @@ def run(x: Tensor, chain: Chain, how: Setting, keep_packed: bool, internal: bool
     elif shortcut is not None and shortcut.reads_x:
         source, before = x, None
     fits = True  # whether the projection has the shape of what it is added to
+    if shortcut is not None and (shortcut.transform is not None or shortcut.module is not None):
+        abandon()  # they may be the user's code
     if shortcut is not None and shortcut.transform is not None:
         source, before = shortcut.transform(source if before is None else _activate(source, before)), None
         fits = output_shape(source, (shortcut.conv,)) == output_shape(x, convs)
@@ -65,6 +69,7 @@ def run(x: Tensor, chain: Chain, how: Setting, keep_packed: bool, internal: bool
             leads = shortcut is not None and shortcut.leads and not is_channels_last(residual)  # type: ignore[arg-type]
             return contiguous(y) if leads else y
         y = _conv(y, pre, last, norm, None, False, options, internal)
+        abandon()
         if shortcut is None or shortcut.in_place:
             y += residual  # type: ignore[arg-type]  # broadcasts or raises, as in eager
         else:
@@ -73,11 +78,11 @@ def run(x: Tensor, chain: Chain, how: Setting, keep_packed: bool, internal: bool
     assert shortcut.conv is not None
     side = (*_weight_args(shortcut.conv, shortcut.norm), shortcut.conv.stride, *norm_args(before))
     args = (*_weight_args(last, norm), *_geometry(last), _to(source, how.dtype), *side)
-    return ops.conv_bn_proj_act(y, *args, chain.relu, *options, internal=internal)
+    return call(ops.conv_bn_proj_act, y, *args, chain.relu, *options, internal)
 
 
 def _activate(x: Tensor, norm: Norm) -> Tensor:
-    return ops.bn_add_act(x, *norm_args(norm), None, True, internal=True)
+    return call(ops.bn_add_act, x, *norm_args(norm), None, True, True)
 
 
 def _residual(
@@ -115,8 +120,8 @@ def _conv(
 ) -> Tensor:
     args = (*_weight_args(conv, norm), *_geometry(conv), residual, relu, *options)
     if pre is None:
-        return ops.conv_bn_act(x, *args, internal=internal)
-    return ops.bn_relu_conv_bn_act(x, *norm_args(pre), *args, internal=internal)
+        return call(ops.conv_bn_act, x, *args, internal)
+    return call(ops.bn_relu_conv_bn_act, x, *norm_args(pre), *args, internal)
 
 
 def is_projection(conv: Conv) -> bool:

@@ -29,10 +29,11 @@ class Capabilities(NamedTuple):
     statistics_epilogue: bool = False  # a convolution sums the batch statistics of its output
     gradient_sums: bool = False  # the input gradient's convolution sums what the preceding BatchNorm's gradients need
     gradient_addend: bool = False  # the input gradient's convolution adds another gradient
+    replays: bool = False  # a network's calls run as one op (:mod:`.program`)
     tf32: bool = False  # float32 may be multiplied as TF32
 
 
-_CPU = Capabilities(trains=True, pools=True, packs_weights=True)
+_CPU = Capabilities(trains=True, pools=True, packs_weights=True, replays=True)
 _CUDA = Capabilities(
     trains=True,
     pools=True,

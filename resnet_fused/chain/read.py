@@ -23,6 +23,7 @@ from .spec import BlockSpec, Chain, Conv, Norm, Reason, Shortcut
 from .statistics import process_groups
 
 _CODE = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__")
+_OURS = ("_seen", "_matches")  # attributes that conversion adds
 _SHAPE_AND_DTYPE = operator.attrgetter("shape", "dtype")
 
 
@@ -64,6 +65,11 @@ def record(module: nn.Module, spec: layers.Spec, how: Read | Reason) -> None:
     if _recording.records is not None:
         names = layers.resolve(module, spec)
         _recording.records.append((module, names.part if isinstance(names, BlockSpec) else "", how))
+
+
+def is_recording() -> bool:
+    """Whether :func:`recording` is active in this thread."""
+    return _recording.records is not None
 
 
 def note(module: nn.Module, part: str, reason: Reason | None) -> None:
@@ -284,7 +290,7 @@ class Seen:
         self.own: dict[str, Any] | None = None
         self.classes: list[type] = []
         if spec.derived:
-            self.own = {name: _own_copy(name, value) for name, value in vars(module).items()}
+            self.own = {name: own_copy(name, value) for name, value in vars(module).items()}
             self.classes = list(dict.fromkeys(c for p in (module, *parts) for c in layers.own_classes(type(p))))
         self.contents = [dict(vars(kind)) for kind in self.classes]
         self.functions = [
@@ -362,9 +368,14 @@ class _Partial:
     __hash__ = None  # type: ignore[assignment]
 
 
-def _own_copy(name: str, value: Any) -> Any:
+def own_copy(name: str, value: Any) -> Any:
     """An attribute of the block itself, whose hooks run when it is called."""
-    return _Anything() if name in layers.HOOKS or name in ("_seen", "_matches") else _copy(name, value)
+    return _Anything() if name in layers.HOOKS or name in _OURS else _copy(name, value)
+
+
+def copy_of_attributes(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module as they are compared; equal to them while it has no hooks."""
+    return {name: _Anything() if name in _OURS else _copy(name, value) for name, value in vars(module).items()}
 
 
 def _content(value: Any) -> Any:
@@ -383,7 +394,14 @@ def _own_attribute(module: nn.Module, name: Any) -> Any:
 
 
 class Memory(dict[str, Seen]):
-    """What is known of a module, by part of its spec. It lives in the module's ``__dict__``; copies are empty."""
+    """What is known of a module, by part of its spec. It lives in the module's ``__dict__``; copies are empty.
+
+    ``programs``: see :mod:`resnet_fused.modules._replay`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.programs: dict[Any, Any] = {}
 
     def __reduce__(self) -> Any:
         return Memory, ()

@@ -11,9 +11,10 @@ from torch.fx import Proxy
 
 from .. import chain
 from ..chain import layers, read
-from ..chain.memory_format import contiguous, has_channels_last_weight, is_channels_last, nhwc
+from ..chain.memory_format import contiguous, has_channels_last_weight, is_channels_last
 from ..chain.patches import constant_while_tracing
 from ..chain.policy import Setting
+from ..chain.program import nhwc
 from ..chain.spec import ALL_VISIBLE, Branch, Reason, Visibility
 from ._eager import Methods
 from ._packing import OwnsPackedWeights

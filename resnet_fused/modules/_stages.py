@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from ..chain import program, read
 from ..chain.layers import has_hooks_or_patches
 from ..chain.memory_format import contiguous, is_channels_last, nhwc_with_contiguous_grad
 from ..chain.patches import layers_are_patched
@@ -14,6 +15,7 @@ from ..chain.policy import PLAIN_TENSORS, Setting, is_exporting, module_setting
 from ..chain.read import may_train
 from ..chain.spec import Reason, Visibility
 from ._block import FusedBlock
+from ._replay import replayed
 
 _FORWARD, _CALL = FusedBlock.forward, nn.Module.__call__
 
@@ -41,8 +43,10 @@ def _run_blocks(x: Tensor, channels_last: bool, blocks: Iterable[tuple[Any, Any]
             hidden = not channels_last and may_train(block, how)
             for_next = _is_internal_to(after)
             visibility = Visibility(hidden, internal, for_next)
-            y = block.fused_forward(nhwc_with_contiguous_grad(x) if hidden else x, visibility, how)
+            z = nhwc_with_contiguous_grad(x) if hidden and torch.is_grad_enabled() else x
+            y = block.fused_forward(z, visibility, how)
         if y is None:
+            program.abandon()
             if internal:
                 x = x.clone()  # the eager block may resize its input, so it must not be in pooled memory
             x, internal, how = block(x if channels_last else contiguous(x)), False, None
@@ -112,5 +116,15 @@ class FusedStage(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         if is_observed(input):
             return nn.Sequential.forward(self, input)
-        y, last = _run_blocks(input, is_channels_last(input), _children_with_next(self, None))
+        y, last = replayed(
+            self, input, (), lambda: _run_blocks(input, is_channels_last(input), _children_with_next(self, None))
+        )
         return y if last or not isinstance(y, Tensor) else contiguous(y)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        read.forget(self)
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        read.forget(self)
+        super()._load_from_state_dict(*args, **kwargs)

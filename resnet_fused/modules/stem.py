@@ -12,13 +12,14 @@ from ..chain.memory_format import (
     conv_outputs_channels_last,
     has_channels_last_weight,
     is_channels_last,
-    nhwc,
     nhwc_with_contiguous_grad,
 )
 from ..chain.norms import is_norm
+from ..chain.program import abandon, nhwc
 from ..chain.spec import BlockSpec, Reason, Visibility
 from ._eager import Methods, replacement
 from ._packing import OwnsPackedWeights
+from ._replay import replayed
 from ._stages import is_observed, run_stages
 
 _STEM = BlockSpec(convs=("conv1",), norms=(None, "bn1"), part="stem")
@@ -48,15 +49,20 @@ class RunsStages(OwnsPackedWeights):
 
     def _run(self, x: Tensor, names: Iterable[str]) -> tuple[Tensor, bool]:
         """Runs stem and stages; returns the output and whether eager's output would be channels_last."""
+        return replayed(self, x, ("_stem",), lambda: self._run_parts(x, names))
+
+    def _run_parts(self, x: Tensor, names: Iterable[str]) -> tuple[Tensor, bool]:
         y = self._stem(x)
         stages: list[nn.Module] = [getattr(self, name) for name in names]
         if is_observed(x):
+            abandon()
             for stage in stages:
                 y = stage(y)
             return y, True
         last = is_channels_last(y) and _outputs_channels_last(self.conv1, x) is not False
         if not self.eager_memory_format:
             return run_stages(y, last, stages)
+        abandon()
         y = y if last else contiguous(y)
         for stage in stages:
             y = stage(y)
@@ -90,6 +96,7 @@ class FusedStem(RunsStages):
             y = getattr(self, self._relu)(self.bn1(self.conv1(x)))
         if not self._pools:
             return y
+        abandon()
         pool = self.maxpool
         is_seen = type(pool) not in (nn.MaxPool2d, nn.Identity) or layers.has_hooks_or_patches(pool)
         last = is_observed(x) or _outputs_channels_last(self.conv1, x) is not False
@@ -116,6 +123,7 @@ class FusedPreActEnds(RunsStages):
     def _stem(self, x: Tensor) -> Tensor:
         override = replacement(self, "_stem")
         if override is not None:
+            abandon()
             return override(self, x)
         y = _run_stem(self, _CONV_STEM, x)
         return self.conv1(x) if y is None else y

@@ -1,0 +1,63 @@
+#include "cpu/program.h"
+
+#include <cstring>
+
+namespace resnet_fused::cpu {
+
+int64_t ProgramReader::next() {
+  RF_CHECK(at_ != end_, "run_program: the code ends inside a call; it must be that of a resnet_fused Program");
+  return *at_++;
+}
+
+const Tensor& ProgramReader::tensor(int64_t reference) const {
+  const size_t i = static_cast<size_t>(reference) / 2, count = reference % 2 ? tensors_.size() : values_.size();
+  RF_CHECK(reference >= 0 && i < count && (reference % 2 || values_[i]), "run_program: the code refers to ",
+           reference % 2 ? "tensor " : "value ", i, ", which does not exist; it must be that of a resnet_fused Program");
+  return reference % 2 ? tensors_[i] : *values_[i];
+}
+
+void ProgramReader::finish_call(Tensor result) {
+  values_.emplace_back(std::move(result));
+  for (int64_t ended = next(); ended > 0; --ended) {
+    const auto i = static_cast<size_t>(next());
+    if (i < values_.size()) values_[i].reset();
+  }
+}
+
+template <>
+Tensor read_argument<Tensor>(ProgramReader& r) {
+  return r.tensor(r.next());
+}
+
+template <>
+OptTensor read_argument<OptTensor>(ProgramReader& r) {
+  const int64_t reference = r.next();
+  return reference == -1 ? OptTensor() : OptTensor(r.tensor(reference));
+}
+
+template <>
+double read_argument<double>(ProgramReader& r) {
+  const int64_t bits = r.next();
+  double value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+template <>
+int64_t read_argument<int64_t>(ProgramReader& r) {
+  return r.next();
+}
+
+template <>
+bool read_argument<bool>(ProgramReader& r) {
+  return r.next() != 0;
+}
+
+template <>
+Ints read_argument<Ints>(ProgramReader& r) {
+  Ints values;
+  for (int64_t left = r.next(); left > 0; --left) values.push_back(r.next());
+  return values;
+}
+
+}  // namespace resnet_fused::cpu

@@ -1,0 +1,139 @@
+"""Programs: the op calls of a network's blocks, captured once and replayed as one op, as CUDA graphs are.
+
+Between two kernels Python and the dispatcher take 20 to 100 microseconds at batch 1; ``run_program``
+(csrc/cpu/program.h) takes about three. A program holds the arguments of calls and makes the same calls again. Whether
+it may be replayed is decided in :mod:`resnet_fused.modules._replay`.
+"""
+
+import contextlib
+import functools
+import struct
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from . import memory_format
+
+_CHANNELS_LAST = "channels_last"  # a copy, which is no op of ours
+#: The ops that a program may call, and their numbers in its code.
+_NUMBERS = {getattr(ops, name, name): number for number, name in enumerate(ops.program_ops().split(", "))}
+
+
+@functools.cache
+def _kinds(op: Any) -> tuple[str, ...]:
+    return ("Tensor",) if op == _CHANNELS_LAST else tuple(str(arg.type) for arg in op._schema.arguments)
+
+
+class Program:
+    """Calls in the format of csrc/cpu/program.h, and the parameters and buffers that they read."""
+
+    def __init__(self, code: list[int], tensors: list[Tensor]) -> None:
+        self.code, self.tensors = torch.tensor(code, dtype=torch.int64), tensors
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The result for an ``x`` of the shape, strides and dtype of the one that was captured."""
+        return ops.run_program(x, self.tensors, self.code)
+
+
+class Capture:
+    """The calls made since :func:`capture`, from x to the last result."""
+
+    def __init__(self, x: Tensor) -> None:
+        # By id, which stays a tensor's own while it is alive. Values are x and results; the others were given.
+        self._values, self._given = {id(x): 0}, dict[int, int]()
+        self._alive, self._tensors = [x], list[Tensor]()
+        self._calls: list[tuple[list[int], set[int]]] = []  # a call's code, and the values that it reads
+        self._is_complete = True
+
+    def abandon(self) -> None:
+        """Called where code runs that a program would leave out."""
+        self._is_complete = False
+
+    def note(self, op: Any, args: tuple[Any, ...], result: Tensor) -> None:
+        """Appends a call."""
+        number = _NUMBERS.get(op)
+        if number is None:
+            return self.abandon()
+        code, reads = [number], set()
+        for kind, arg in zip(_kinds(op), args, strict=True):
+            if isinstance(arg, Tensor):
+                value = self._values.get(id(arg))
+                if value is None:
+                    code.append(2 * self._number_of(arg) + 1)
+                else:
+                    reads.add(value)
+                    code.append(2 * value)
+            elif arg is None:
+                code.append(-1)
+            elif kind == "float":
+                code += struct.unpack("q", struct.pack("d", arg))
+            elif kind == "List[int]":
+                code += [len(arg), *map(int, arg)]
+            else:
+                code.append(int(arg))
+        self._values[id(result)] = len(self._values)
+        self._alive.append(result)
+        self._calls.append((code, reads))
+
+    def _number_of(self, given: Tensor) -> int:
+        if id(given) not in self._given:
+            self._given[id(given)] = len(self._tensors)
+            self._tensors.append(given)
+        return self._given[id(given)]
+
+    def program(self, result: Any, weights: set[int]) -> Program | None:
+        """The calls that computed ``result``; None if they read a tensor besides x and those of the ids ``weights``."""
+        if not self._calls or not self._is_complete or self._values.get(id(result)) != len(self._calls):
+            return None
+        return Program(self._code(), self._tensors) if weights.issuperset(self._given) else None
+
+    def _code(self) -> list[int]:
+        last_use = {value: i for i, (_, reads) in enumerate(self._calls) for value in reads}
+        code: list[int] = []
+        for i, (call, _) in enumerate(self._calls):
+            ended = [value for value, last in last_use.items() if last == i and value]  # the caller holds x
+            code += [*call, len(ended), *ended]
+        return code
+
+
+class _Current(threading.local):
+    capture: Capture | None = None
+
+
+_current = _Current()
+
+
+@contextlib.contextmanager
+def capture(x: Tensor) -> Iterator[Capture]:
+    """Captures the calls of this thread. ``x``: their input."""
+    before, _current.capture = _current.capture, Capture(x)
+    try:
+        yield _current.capture
+    finally:
+        _current.capture = before
+
+
+def abandon() -> None:
+    """Ends a capture without a program: something other than an op runs."""
+    if not torch.compiler.is_compiling() and _current.capture is not None:
+        _current.capture.abandon()
+
+
+def call(op: Any, *args: Any) -> Tensor:
+    """``op(*args)``, captured if a capture is active."""
+    y: Tensor = op(*args)
+    if not torch.compiler.is_compiling() and _current.capture is not None:
+        _current.capture.note(op, args, y)
+    return y
+
+
+def nhwc(x: Tensor) -> Tensor:
+    """:func:`.memory_format.nhwc`, captured like :func:`call`."""
+    y = memory_format.nhwc(x)
+    if y is not x and not torch.compiler.is_compiling() and _current.capture is not None:
+        _current.capture.note(_CHANNELS_LAST, (x,), y)
+    return y
