@@ -109,6 +109,7 @@ WAYS = [in_place, data, data_assigned, numpy_view, dlpack_view, storage_copied, 
 WAYS += [sgd, fused_adamw, vector_to_parameters]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("way", WAYS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("edit", [one_element, one_filter, two_filters_exchanged, everything], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("kind", ["3x3", "dirac", "1x1"])
