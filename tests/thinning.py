@@ -11,6 +11,8 @@ import collections
 import itertools
 from collections.abc import Hashable, Iterator, Sequence
 
+import pytest
+
 
 def add_options(parser):
     parser.addoption(
@@ -25,6 +27,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "thinned(t=2): runs enough combinations that every t values meet")
 
 
+@pytest.hookimpl(trylast=True)  # thins what -k and -m select
 def pytest_collection_modifyitems(config, items):
     if (which := config.getoption("combinations")) == "all":
         return
