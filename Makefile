@@ -85,8 +85,9 @@ sanitize: build  ## the CPU library under the address and undefined-behaviour sa
 	@RESNET_FUSED_FLAVOUR=sanitize $(PY) setup.py --quiet build_ext --inplace
 	$(SANITIZED) $(PY) -m tests.fuzz --problems 200 --seed $(SEED)
 	$(SANITIZED) $(PY) -m pytest -q -n auto tests/test_op_contract.py tests/test_packed_weights.py tests/test_ops.py \
-	  tests/test_grouped.py \
-	  -k "packed_weights or op_contract or corners or resnet_shapes or groups or group_widths or bn_add_act" $(ARGS)
+	  tests/test_grouped.py --combinations=2 \
+	  -k "(packed_weights or op_contract or corners or resnet_shapes or groups or group_widths or geometries or \
+	  bn_add_act) and not reused_address" $(ARGS)
 
 bench: build $(VENV)/.bench  ## time the kernels and whole networks
 	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)

@@ -16,7 +16,7 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 ANSWER_S = 120.0  # a worker that takes longer to answer hangs
-EXIT_S = 5.0  # from the end of the pipe to the end of the process
+EXIT_S = 5.0  # from the end of the pipe, or a kill, to the end of the process
 
 
 class Unavailable(Exception):
@@ -56,7 +56,7 @@ class Worker:
     def close(self) -> None:
         """Ends the process now: it has nothing to save."""
         self._process.kill()
-        self._process.join()
+        self._process.join(EXIT_S)  # one that waits for the disk ends later
         self._pipe.close()
 
     def __enter__(self) -> "Worker":

@@ -8,6 +8,7 @@ import before_torch  # noqa: F401
 import gpu_guard
 import not_run
 import pytest
+import thinning
 import torch
 import torchvision_shim
 import verdicts
@@ -38,11 +39,12 @@ DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.
 
 def pytest_addoption(parser):
     fixtures.add_options(parser)
+    thinning.add_options(parser)
     verdicts.add_options(parser)
 
 
 def pytest_configure(config):
-    for plugin in (gpu_guard, fixtures, not_run, verdicts):
+    for plugin in (gpu_guard, fixtures, not_run, thinning, verdicts):
         config.pluginmanager.register(plugin)
 
 

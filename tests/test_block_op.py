@@ -33,6 +33,7 @@ def two_calls(x, first, second):
     return ops.conv_bn_act(y, *second, *SAME, x, True, False, False)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "expanded"])
 @pytest.mark.parametrize("shape", [(2, 16, 9, 7), (1, 64, 14, 14), (1, 3, 1, 1)], ids=str)

@@ -53,6 +53,7 @@ def check(args):
     return found
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(("dtype", "shape"), CASES, ids=str)
 @pytest.mark.parametrize("pre", [False, True], ids=["plain", "pre"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -112,6 +113,7 @@ def test_prologue_equals_a_separate_activation_bitwise(dtype, shape):
     assert torch.equal(ops.conv_backward_weight(*args), expected)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, 3e38])
 @pytest.mark.parametrize("where", ["grad", "x"])
 @pytest.mark.parametrize("pre", [False, True], ids=["plain", "pre"])

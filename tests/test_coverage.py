@@ -215,12 +215,12 @@ def numbered(outputs):
 
 def step(model, x):
     """Outputs, gradients and buffers of one training step. Every output contributes to the loss."""
-    outputs = tensors(model.train()(x))
+    found = tensors(model.train()(x))
     generator = torch.Generator().manual_seed(2)
-    loss = sum((y * torch.randn(y.shape, generator=generator, dtype=torch.float64)).sum() for y in outputs)
+    loss = sum((y * torch.randn(y.shape, generator=generator, dtype=torch.float64)).sum() for y in found)
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    return numbered(y.detach() for y in outputs), gradients, dict(model.named_buffers())
+    return numbered(y.detach() for y in found), gradients, dict(model.named_buffers())
 
 
 def assert_same(actual, expected):
@@ -235,25 +235,25 @@ def assert_same(actual, expected):
 
 def assert_matches_as_well_as_eager(eager, fused, dtype):
     """Compares outputs in eval and training mode. Eager's error is that of its worse memory format."""
-    true = copy.deepcopy(eager).double()
     formats = (torch.contiguous_format, torch.channels_last)
-    for training in (False, True):
-        truths = tensors(in_format(true.train(training), torch.float64, formats[0], image(dtype)))
-        runs, ours = (
-            [in_format(model.train(training), dtype, memory_format, image(dtype)) for memory_format in formats]
-            for model in (eager, fused)
-        )
-        for number, truth in enumerate(truths):
-            worse = max((run[number] for run in runs), key=lambda y: (y.double() - truth).abs().max().item())
-            for run in ours:
-                assert_close(run[number], worse, truth)
+    truths = outputs(copy.deepcopy(eager).double(), torch.float64, formats[0], image(dtype))
+    runs, ours = (
+        [outputs(copy.deepcopy(model), dtype, memory_format, image(dtype)) for memory_format in formats]
+        for model in (eager, fused)
+    )
+    for number, truth in enumerate(truths):
+        worse = max((run[number] for run in runs), key=lambda y: (y.double() - truth).abs().max().item())
+        for run in ours:
+            assert len(run) == len(truths)
+            assert_close(run[number], worse, truth)
 
 
 @torch.no_grad()
-def in_format(model, dtype, memory_format, x):
-    """Outputs of a copy of the model in a memory format; the model's running averages stay."""
-    model = copy.deepcopy(model).to(memory_format=memory_format)
-    return tensors(model(x.to(dtype).contiguous(memory_format=memory_format)))
+def outputs(model, dtype, memory_format, x):
+    """Outputs in eval mode, then in training mode, which changes the model's running averages."""
+    model = model.to(memory_format=memory_format)
+    x = x.to(dtype).contiguous(memory_format=memory_format)
+    return [y for training in (False, True) for y in tensors(model.train(training)(x))]
 
 
 def conv(**arguments):

@@ -53,6 +53,7 @@ def case(geometry, dtype=torch.float32, layout="channels_last", **more):
     return Case(2, 8, 9, 9, 8, 3, 3, stride, padding, dilation, dtype=dtype, layout=layout, **more)
 
 
+@pytest.mark.thinned
 @with_every_engine
 @pytest.mark.parametrize("geometry", COMPUTED, **ids)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -75,6 +76,7 @@ def test_ineffective_stride_and_dilation_may_be_huge(huge):
     assert torch.equal(once.fused(), Case(1, 8, 9, 9, 8, 3, 3, (11, 11), (1, 1), (1, 1)).fused())
 
 
+@pytest.mark.thinned
 @with_every_engine
 @pytest.mark.parametrize("geometry", COMPUTED, **ids)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -89,6 +91,7 @@ def test_bn_relu_conv_bn_act(geometry, dtype):
     assert_close(found, eager(dtype), eager(torch.float64))
 
 
+@pytest.mark.thinned
 @with_every_engine
 @pytest.mark.parametrize("geometry", COMPUTED, **ids)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -106,6 +109,7 @@ def test_conv_bn_proj_act(geometry, dtype):
     assert_close(found, eager(dtype), eager(torch.float64))
 
 
+@pytest.mark.thinned
 @with_every_engine
 @pytest.mark.parametrize("geometry", COMPUTED, **ids)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -115,6 +119,7 @@ def test_conv_bn_relu_pool(geometry, dtype):
     assert_close(found, *(F.max_pool2d(call.eager(to), 3, 2, 1) for to in (dtype, torch.float64)))
 
 
+@pytest.mark.thinned
 @with_every_engine
 @pytest.mark.parametrize("geometry", COMPUTED, **ids)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -36,6 +36,7 @@ def check(case):
     assert layout_of(y) == layout_of(eager)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "expanded"])
 @pytest.mark.parametrize("width", WIDTHS)
@@ -43,6 +44,7 @@ def test_group_widths(dtype, layout, width):
     check(grouped(width, 15, dtype, layout=layout, residual=True))
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("width", [(4, 4, 5), (8, 8, 3), (16, 16, 2), (48, 48, 2)])
 @pytest.mark.parametrize(
@@ -79,6 +81,7 @@ def test_any_group(c, k, groups, n, size, kernel, stride, dilation, dtype, equal
     grouped(width, size, dtype, n=n, kernel=kernel, stride=stride, padding=padding, dilation=dilation, **rest).check()
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("width", [(4, 4, 8), (8, 8, 4), (16, 16, 2), (24, 24, 2)])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

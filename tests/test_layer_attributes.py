@@ -104,6 +104,7 @@ OTHERS = [setting("relu", inplace=False), setting("relu", inplace=True)]
 CHANGES = [setting("conv2", **g) for g in GEOMETRIES] + [setting("bn2", **n) for n in NORMS] + OTHERS
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("change", CHANGES, ids=lambda c: c.__name__)
 @pytest.mark.parametrize("cls", list(CLASSES))
 @by_mode
@@ -124,6 +125,7 @@ SHORTCUT_CHANGES = [
 ]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("change", SHORTCUT_CHANGES, ids=lambda c: c.__name__)
 @pytest.mark.parametrize("cls", WITH_SHORTCUT)
 @by_mode
@@ -247,6 +249,7 @@ SHORTCUTS = [
 ]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("change", [gone, *(replaced(s) for s in SHORTCUTS)], ids=lambda c: c.__name__)
 @pytest.mark.parametrize("cls", WITH_SHORTCUT)
 @pytest.mark.parametrize("projects", [False, True], ids=["identity", "projected"])

@@ -99,6 +99,7 @@ def how(network, name, x=None):
         return resnet_fused.explain(network, image() if x is None else x)[STEMS[name]]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("x_format", FORMATS, ids=str)
 @pytest.mark.parametrize("weight_format", FORMATS, ids=str)

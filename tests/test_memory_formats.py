@@ -116,6 +116,7 @@ def test_hooks_see_eagers_strides(name, mode):
         assert len(seen[0]) >= (3 if mode == "train" else 2), f"the hooks on {watched} were not called"
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", [*NETWORKS, *LARGE])
 @by_mode
 @formats

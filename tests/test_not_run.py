@@ -35,13 +35,16 @@ WHOLE_FILE = 'import pytest; pytest.importorskip("no_such_module"); test_unseen 
 XDIST = pytest.mark.skipif(importlib.util.find_spec("xdist") is None, reason="pytest-xdist is not installed")
 
 
-@pytest.mark.parametrize("arguments", [(), pytest.param(("-n", "2"), marks=XDIST)], ids=["alone", "in processes"])
+@pytest.mark.parametrize(
+    "arguments", [(), pytest.param(("-p", "xdist", "-n", "2"), marks=XDIST)], ids=["alone", "in processes"]
+)
 def test_each_reason_is_given_once_with_its_count(tmp_path, arguments):
     (tmp_path / "test_skipping.py").write_text(SKIPPING)
     (tmp_path / "test_whole_file.py").write_text(WHOLE_FILE)
+    paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "not_run", "-p", "no:cacheprovider", "-rfE", *arguments],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])},
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         check=False, text=True, capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -57,6 +57,7 @@ WINOGRAD = {
 CASES = [(dtype, *shape) for dtype, shapes in WINOGRAD.items() for shape in shapes]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(("dtype", "n", "c", "size", "k"), CASES)
 @pytest.mark.parametrize("padding", [0, 1, 2])
 def test_three_by_three(engine, dtype, n, c, size, k, padding):
@@ -91,6 +92,7 @@ def test_small_images_in_bfloat16_are_direct(monkeypatch, isa, shape, sentence):
     assert f"not winograd: {sentence}: too few for what transformed weights cost" in plan
 
 
+@pytest.mark.thinned
 @pytest.mark.usefixtures("winograd_isa")
 @pytest.mark.parametrize(("dtype", "n", "c", "size", "k"), CASES)
 @pytest.mark.parametrize("mean", [0, 100])
@@ -103,6 +105,7 @@ def test_winograd_with_pixels_of_mixed_magnitude(dtype, n, c, size, k, mean):
 
 
 # pixel strides that map to one L1 set, tails of register blocks, one image split across threads
+@pytest.mark.thinned
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("n", "c", "h", "w", "k", "r", "stride"),
@@ -117,6 +120,7 @@ def test_resnet_shapes(engine, dtype, n, c, h, w, k, r, stride):
     case.check()
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
@@ -144,6 +148,7 @@ def test_other_dtypes(dtype):
     case.check()
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "change",
@@ -179,6 +184,7 @@ def test_zero_variance_and_zero_eps(engine, dtype, gamma):
     case.check()
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["x", "weight", "residual", "mean"])
@@ -196,6 +202,7 @@ def test_not_finite(engine, dtype, value, where, relu):
     case.check()
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.usefixtures("winograd_isa")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -224,6 +231,7 @@ def test_overflow_on_the_way(dtype):
 
 
 # whole and partial vectors of filters and values, odd channels, one tap, more taps than lanes; sliced: not dense
+@pytest.mark.thinned(3)
 @pytest.mark.usefixtures("own_isa")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
@@ -241,6 +249,7 @@ def test_filters_of_any_layout_are_packed_right(monkeypatch, dtype, layout, c, k
         case.weight[index] = kept
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("not_finite", [False, True])
@@ -256,6 +265,7 @@ def test_projection(engine, dtype, layout, not_finite, pre):
     assert layout_of(y) == layout_of(eager)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 @pytest.mark.parametrize(("kernel", "stride", "groups"), [(3, 1, 1), (1, 2, 1), (3, 2, 4)])

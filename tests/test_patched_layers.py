@@ -90,6 +90,7 @@ INSTANCE_PATCHES = [
 ]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("cls", WITH_SHORTCUT)
 @pytest.mark.parametrize(("name", "patch"), INSTANCE_PATCHES)
@@ -138,6 +139,7 @@ CLASS_PATCHES = [
 ]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("cls", list(CLASSES))
 @pytest.mark.parametrize(("owner", "name"), CLASS_PATCHES, ids=lambda v: getattr(v, "__name__", v))

@@ -122,6 +122,7 @@ def test_a_constant_has_no_variance(kernels, dtype, layout):
     assert torch.equal(mean, x[0, :, 0, 0].to(mean.dtype))
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -133,6 +134,7 @@ def test_add(kernels, dtype, layout, shape, projected):
     assert layout_of(y) == layout_of(x)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -298,6 +300,7 @@ def test_stats_of_squares_that_overflow(kernels, layout):
     torch.testing.assert_close(var, truth[1].float())
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", DENSE)
 @pytest.mark.parametrize("value", [float("nan"), -float("inf")])
