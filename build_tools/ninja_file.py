@@ -13,7 +13,10 @@ TORCH_TARGET = "0x020a000000000000ULL"  # the stable ABI of torch 2.10: loads in
 PYTHON_TARGET = "0x030A0000"  # the limited API of CPython 3.10
 
 WARNINGS = ("-Wall", "-Wextra")
-COMPILE = ("-O3", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections")
+COMPILE = (
+    "-O3", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections",
+    "-fno-math-errno",  # so that loops with sqrt are vectorised
+)  # fmt: skip
 # For code that runs only if the CPU supports it. The rest of the library must not use these instructions.
 AVX2 = (
     "-mavx2", "-mfma", "-mf16c",
@@ -76,9 +79,9 @@ def sources(plan: Plan, module: str) -> list[Path]:
     csrc = plan.root / "csrc"
     patterns = {
         # Planning for a GPU is pure arithmetic, so plans can be explained without a CUDA library.
-        "_C": ("module.c", "library.cpp", "explain_cuda.cpp", "common/*.cpp", "compat/*.cpp", "cpu/**/*.cpp",
-               "cuda/block_plan.cpp", "cuda/engine_choice.cpp", "cuda/model.cpp", "cuda/plan.cpp", "cuda/trust.cpp",
-               "cuda/trust_table.cpp"),
+        "_C": ("module.c", "unchanged.c", "library.cpp", "explain_cuda.cpp", "common/*.cpp", "compat/*.cpp",
+               "cpu/**/*.cpp", "cuda/block_plan.cpp", "cuda/engine_choice.cpp", "cuda/model.cpp", "cuda/plan.cpp",
+               "cuda/trust.cpp", "cuda/trust_table.cpp"),
         "_C_cuda": ("module.c", "common/*.cpp", "compat/*.cpp", "cuda/**/*.cpp", "cuda/**/*.cu"),
     }[module]  # fmt: skip
     found = [path.relative_to(plan.root) for pattern in patterns for path in sorted(csrc.glob(pattern))]
@@ -166,7 +169,7 @@ def _compile(plan: Plan, module: str, source: Path, out: Path) -> list[str]:
     rule = {".c": "cc", ".cpp": "cxx", ".cu": "nvcc"}[source.suffix]
     flags: list[str] = []
     if source.suffix == ".c":
-        flags = [f"-DRF_MODULE={module}"]
+        flags = [f"-DRF_MODULE={module}", *(["-DRF_UNCHANGED"] if module == "_C" else [])]
     elif source.suffix == ".cu":
         archs = [Arch("90a", ptx=False)] if _is_hoppers(source) else plan.archs
         flags = [arch.flag for arch in archs]

@@ -75,7 +75,19 @@ def test_no_file_imports_upward(path):
 
 
 # The files of resnet_fused/chain; each may import the ones after it.
-CHAIN = ["__init__", "train", "runs", "infer", "program", "read", "layers", "norms", "backward", "forward", "convolutions"]
+CHAIN = [
+    "__init__",
+    "train",
+    "runs",
+    "infer",
+    "program",
+    "read",
+    "layers",
+    "norms",
+    "backward",
+    "forward",
+    "convolutions",
+]
 CHAIN += ["layout", "eager", "statistics", "memory_format", "policy", "patches", "geometry", "spec"]
 
 

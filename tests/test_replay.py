@@ -468,6 +468,13 @@ def test_broken_code_is_refused(message, code):
         ops.run_program(torch.randn(1, 4, 5, 5), [], torch.tensor(code))
 
 
+def test_tensors_of_another_shape_are_noticed():
+    x, weight = torch.randn(1, 4, 5, 5), torch.randn(4, 4, 1, 1)
+    made, _ = captured(x, weight)
+    for other in (torch.randn(4, 4, 1, 2), torch.randn(4, 4, 1), weight.double()):
+        assert ops.run_program(x, [other], made.code) is None
+
+
 def test_code_of_another_dtype_is_refused():
     with pytest.raises(RuntimeError, match="not a contiguous CPU vector of int64"):
         ops.run_program(torch.randn(1, 4, 5, 5), [], torch.zeros(3))

@@ -12,7 +12,7 @@ namespace {
 
 void add_into(const Tensor& out, const Tensor& x, const OptTensor& bias, const BatchNorm& bn, const OptTensor& other,
               const BatchNorm& other_bn, bool relu, bool channels_last) {
-  dispatch(x.scalar_type(), [&](auto zero) {
+  dispatch(scalar_type_of(x), [&](auto zero) {
     using T = decltype(zero);
     using Acc = typename AccType<T>::type;
     const BnKernels<T, Acc>& kernels = bn_kernels<T, Acc>();

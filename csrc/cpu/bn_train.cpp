@@ -158,14 +158,14 @@ std::vector<double> inverse_deviations(const BatchNorm& bn, int64_t channels) {
 }  // namespace
 
 std::tuple<Tensor, Tensor> batch_moments(const Tensor& x, bool channels_last) {
-  return dispatch(x.scalar_type(), [&](auto zero) {
+  return dispatch(scalar_type_of(x), [&](auto zero) {
     using T = decltype(zero);
     return moments<T, typename AccType<T>::type>(x, Segments(x, channels_last));
   });
 }
 
 std::tuple<Tensor, Tensor> gradient_sums(const BnGradient& q, const OptTensor& kept) {
-  return dispatch(q.x.scalar_type(), [&](auto zero) {
+  return dispatch(scalar_type_of(q.x), [&](auto zero) {
     using T = decltype(zero);
     using Acc = typename AccType<T>::type;
     const Segments s(q.x, q.channels_last);
@@ -197,7 +197,7 @@ std::tuple<Tensor, Tensor> gradient_sums(const BnGradient& q, const OptTensor& k
 void gradient_into(const Tensor& to, const BnGradient& q, const OptTensor& sum_g, const OptTensor& sum_g_xhat,
                    double count) {
   if (q.x.numel() == 0) return;
-  dispatch(q.x.scalar_type(), [&](auto zero) {
+  dispatch(scalar_type_of(q.x), [&](auto zero) {
     using T = decltype(zero);
     using Acc = typename AccType<T>::type;
     const int64_t channels = q.x.size(1);

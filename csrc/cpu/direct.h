@@ -14,7 +14,9 @@ namespace resnet_fused::cpu {
 struct DirectConv {
   const void* x;                            // element strides below, any layout
   int64_t xn, xc, xh, xw;                   // strides of x: image, channel, row, column
-  const void* packed;                       // direct_pack's layout
+  const void* packed;                       // direct_pack's layout; null if tasks pack
+  const void* weight;                       // (K, C, R, S) of these element strides
+  int64_t weight_strides[4];
   const float *scale, *shift;               // [K rounded up to whole registers]
   const void* residual;                     // (N, OH, OW, K) dense, or null; may alias out
   void* out;                                // (N, OH, OW, K) dense; (N, PH, PW, K) with a pool
@@ -32,6 +34,7 @@ struct DirectTiling {
   int blocks;     // tasks that an image's units are split into
   int k_groups;   // tasks that the output channels are split into
   bool flat;      // 1x1, stride 1, NHWC: all pixels of all images form one row
+  bool packs;     // each task packs its own weights, which no other task reads
   int64_t tasks;
 };
 
@@ -39,12 +42,13 @@ struct DirectTiling {
 struct DirectKernels {
   int lanes;  // scale and shift are read in whole registers of this many floats
   int64_t (*packed_bytes)(int c, int k, int r, int s);
-  DirectTiling (*tile)(const DirectConv& conv, int threads);
-  // Packs output channels [k0, k1) of a weight of any strides; both are multiples of vectors * lanes, or k1 is k.
-  // Returns false if a value is not finite.
+  DirectTiling (*tile)(const DirectConv& conv, int threads, bool may_pack);
+  // Packs output channels [k0, k1) of a weight of any strides into a buffer that begins with channel `first`; all are
+  // multiples of vectors * lanes, or k1 is k. Returns false if a value is not finite.
   bool (*pack)(void* packed, const void* weight, const int64_t strides[4], int c, int k, int r, int s, int vectors,
-               int k0, int k1);
-  void (*run)(const DirectConv& conv, const DirectTiling& tiling, int64_t begin, int64_t end);  // tasks
+               int k0, int k1, int first);
+  // Runs tasks; returns false if one packed a value that is not finite.
+  bool (*run)(const DirectConv& conv, const DirectTiling& tiling, int64_t begin, int64_t end);
 };
 
 }  // namespace resnet_fused::cpu

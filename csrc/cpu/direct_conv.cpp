@@ -35,7 +35,7 @@ bool pack_and_run(DirectConv& q, const Tensor& weight, const PackedLayout& layou
 bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, bool relu, bool keep_packed,
                  const Tensor& out) {
   if (out.numel() == 0) return true;
-  const Element element = element_of(conv.x.scalar_type());
+  const Element element = element_of(scalar_type_of(conv.x));
   const Isa isa = isa_of(element, cpu_features());
   const DirectKernels& kernels = kernels_of(element, isa).direct;
   auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
@@ -55,6 +55,8 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
   q.pad_h = narrow(conv.padding[0]), q.pad_w = narrow(conv.padding[1]);
   q.dil_h = narrow(conv.dilation[0]), q.dil_w = narrow(conv.dilation[1]);
   q.groups = narrow(conv.groups);
+  q.weight = conv.weight.const_data_ptr();
+  for (int i = 0; i < 4; ++i) q.weight_strides[i] = conv.weight.stride(i);
   q.relu = relu;
   if (pool) {
     q.pool_r = narrow(pool->kernel[0]), q.pool_s = narrow(pool->kernel[1]);
@@ -73,20 +75,28 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
         [&](void* to, const void* from, const int64_t* strides) { return grouped.pack(q, t, from, strides, to); },
         t.tasks, [&](int64_t begin, int64_t end) { grouped.run(q, t, begin, end); });
   }
-  const DirectTiling t = kernels.tile(q, threads);
+  const bool is_frozen = keep_packed && weight_is_frozen(conv.weight);
+  const DirectTiling t = kernels.tile(q, threads, !is_frozen);
+  std::atomic<bool> finite{true};
+  const auto run = [&](int64_t begin, int64_t end) {
+    if (!kernels.run(q, t, begin, end)) finite = false;
+  };
+  if (t.packs) {
+    parallel_for(0, t.tasks, 1, run);
+    return finite;
+  }
   return pack_and_run(
       q, conv.weight, {kPackedDirect, static_cast<int64_t>(isa), t.vectors}, keep_packed,
       [&] { return kernels.packed_bytes(q.c, q.k, q.r, q.s); },
       [&](void* to, const void* from, const int64_t* strides) {
         const int64_t block = int64_t{t.vectors} * kernels.lanes;
-        std::atomic<bool> finite{true};
         parallel_for(0, (q.k + block - 1) / block, 1, [&](int64_t begin, int64_t end) {
           const int k0 = narrow(begin * block), k1 = narrow(std::min<int64_t>(q.k, end * block));
-          if (!kernels.pack(to, from, strides, q.c, q.k, q.r, q.s, t.vectors, k0, k1)) finite = false;
+          if (!kernels.pack(to, from, strides, q.c, q.k, q.r, q.s, t.vectors, k0, k1, 0)) finite = false;
         });
         return finite.load();
       },
-      t.tasks, [&](int64_t begin, int64_t end) { kernels.run(q, t, begin, end); });
+      t.tasks, run);
 }
 
 }  // namespace resnet_fused::cpu

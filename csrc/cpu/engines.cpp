@@ -34,7 +34,7 @@ Engine engine_of(const Conv& q, const Pool* pool) {
                   q.dilation[0],
                   q.dilation[1],
                   q.groups,
-                  element_of(q.x.scalar_type())};
+                  element_of(scalar_type_of(q.x))};
   if (pool) shape.pool_r = pool->kernel[0], shape.pool_s = pool->kernel[1], shape.pool_stride_h = pool->stride[0];
   return make_plan(shape, cpu_features()).engine;
 }

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <stdexcept>
+#include <string>
+#include <string_view>
 
 namespace resnet_fused::cpu {
 
@@ -19,13 +21,13 @@ const char* value_of(const char* variable) {
 
 }  // namespace
 
-std::optional<size_t> index_from_environment(const char* variable, const std::vector<std::string>& names) {
+std::optional<size_t> index_from_environment(const char* variable, std::initializer_list<const char*> names) {
   const char* value = value_of(variable);
   if (!value) return std::nullopt;
-  const auto found = std::find(names.begin(), names.end(), value);
+  const auto* found = std::find(names.begin(), names.end(), std::string_view(value));
   if (found != names.end()) return found - names.begin();
   std::string expected = "one of";
-  for (const std::string& name : names) expected += (name == names.front() ? " " : ", ") + name;
+  for (const char* const& name : names) expected += (&name == names.begin() ? " " : ", ") + std::string(name);
   refuse(variable, value, expected);
 }
 

@@ -30,7 +30,7 @@ bool all_finite(const void* data, int64_t count, bool bf16) {
 }
 
 bool all_finite(const Tensor& x) {
-  const bool bf16 = x.scalar_type() == ScalarType::BFloat16;
+  const bool bf16 = scalar_type_of(x) == ScalarType::BFloat16;
   const char* data = static_cast<const char*>(x.const_data_ptr());
   std::atomic<bool> finite{true};
   parallel_for(0, x.numel(), 1 << 16, [&](int64_t begin, int64_t end) {

@@ -154,7 +154,7 @@ Tensor output_buffer(IntView sizes, const Tensor& like, bool internal, bool chan
   const int64_t nhwc[4] = {c * h * w, 1, w * c, c}, nchw[4] = {c * h * w, h * w, w, 1};
   AtenTensorHandle out = nullptr;
   const AOTITorchError code = torch_from_blob(block.data, 4, sizes.data(), channels_last ? nhwc : nchw, 0,
-                                              to<int32_t>(from(like.scalar_type())), aoti_torch_device_type_cpu(),
+                                              to<int32_t>(from(scalar_type_of(like))), aoti_torch_device_type_cpu(),
                                               /*device_index=*/-1, &out, aoti_torch_layout_strided(), nullptr, 0,
                                               give_back, reinterpret_cast<void*>(block.capacity));
   if (code != AOTI_TORCH_SUCCESS) pool.give_back(block);

@@ -40,7 +40,7 @@ struct Reordered final : Packed {
 // Folding saves a pass over the outputs and costs a second copy of the weight on the first call. Not worth it if the
 // weight is larger than the output, as in the deep layers of a small batch. In bfloat16 it also saves a rounding.
 bool is_worth_folding(const Conv& conv) {
-  return conv.x.scalar_type() != ScalarType::Float || conv.n * conv.k * conv.oh * conv.ow >= conv.weight.numel();
+  return scalar_type_of(conv.x) != ScalarType::Float || conv.n * conv.k * conv.oh * conv.ow >= conv.weight.numel();
 }
 
 template <typename T>
@@ -70,7 +70,7 @@ Tensor scaled_weight(const Conv& conv, const std::vector<float>& scale) {
   const int64_t c = w.size(1), r = w.size(2), s = w.size(3);
   const Ints stride(w.strides().begin(), w.strides().end());
   Tensor scaled = aten_empty(sizes_of(w), w, /*channels_last=*/true);
-  dispatch(w.scalar_type(), [&](auto zero) {
+  dispatch(scalar_type_of(w), [&](auto zero) {
     using T = decltype(zero);
     T* out = static_cast<T*>(scaled.mutable_data_ptr());
     const T* in = data<T>(w);
@@ -92,7 +92,7 @@ int64_t bytes_of(const Tensor& t) { return t.numel() * static_cast<int64_t>(t.el
 std::shared_ptr<const Reordered> fold(const Conv& conv, ScaleShift<float> bn) {
   auto folded = std::make_shared<Reordered>();
   const Tensor weight = scaled_weight(conv, bn.scale), bias = aten_empty({conv.k}, weight, /*channels_last=*/false);
-  dispatch(weight.scalar_type(), [&](auto zero) {
+  dispatch(scalar_type_of(weight), [&](auto zero) {
     using T = decltype(zero);
     T* to = static_cast<T*>(bias.mutable_data_ptr());
     for (int64_t k = 0; k < conv.k; ++k) store(to + k, static_cast<typename AccType<T>::type>(bn.shift[k]));

@@ -24,7 +24,7 @@ OptTensor no_residual(const Tensor*) { return std::nullopt; }
 Tensor composed(const Conv& conv, const OptTensor& residual, bool relu) {
   OptTensor first, later;  // bias added before or after the convolution returns
   if (conv.bias && !bias_folds(conv))
-    first = aten_to(*conv.bias, conv.x.scalar_type());
+    first = aten_to(*conv.bias, scalar_type_of(conv.x));
   else
     later = conv.bias;
   Tensor y = aten_contiguous(
@@ -155,10 +155,11 @@ std::string program_ops() {
   return names;
 }
 
-Tensor run_program(Tensor x, std::vector<Tensor> tensors, Tensor code) {
-  RF_CHECK(code.is_cpu() && code.scalar_type() == ScalarType::Long && code.dim() == 1 && code.is_contiguous(),
+OptTensor run_program(Tensor x, std::vector<Tensor> tensors, Tensor code) {
+  RF_CHECK(code.is_cpu() && scalar_type_of(code) == ScalarType::Long && code.dim() == 1 && code.is_contiguous(),
            "run_program: code is not a contiguous CPU vector of int64; pass that of a resnet_fused Program");
   ProgramReader reader(x, tensors, static_cast<const int64_t*>(code.const_data_ptr()), code.numel());
+  if (!reader.tensors_match()) return std::nullopt;
   while (!reader.at_end()) {
     const int64_t op = reader.next();
     RF_CHECK(op >= 0 && op < static_cast<int64_t>(std::size(kProgramOps)), "run_program: there is no op ", op,

@@ -36,7 +36,7 @@ struct Key {
   Key(const Tensor& w, const PackedLayout& l)
       : address(w.const_data_ptr()),
         layout(l),
-        dtype(w.scalar_type()),
+        dtype(scalar_type_of(w)),
         sizes(w.sizes().begin(), w.sizes().end()),
         strides(w.strides().begin(), w.strides().end()) {}
   bool operator==(const Key& o) const {
@@ -178,8 +178,9 @@ bool worth_keeping(const Tensor& weight) {
   return weight.numel() > 0 && span_bytes(weight) <= 2 * weight.numel() * static_cast<int64_t>(weight.element_size());
 }
 
-// Whether the weight is frozen and unchanged since. Throws if its version and its contents have changed.
-bool is_frozen(const Tensor& weight) {
+}  // namespace
+
+bool weight_is_frozen(const Tensor& weight) {
   const void* address = weight.const_data_ptr();
   const std::optional<Frozen> frozen = cache.frozen(address);
   if (!frozen) return false;
@@ -197,8 +198,6 @@ bool is_frozen(const Tensor& weight) {
   cache.thaw(address);
   return false;
 }
-
-}  // namespace
 
 PackedBuffer::PackedBuffer(int64_t size, bool keep) {
   if (!keep) {
@@ -219,7 +218,7 @@ std::shared_ptr<const Packed> packed_weight(const Tensor& weight, const PackedLa
                                             const std::function<bool(const Packed&)>& current) {
   if (!keep || !worth_keeping(weight) || limit_bytes() == 0) return make(false);
   const Key key(weight, layout);
-  const bool frozen = is_frozen(weight);
+  const bool frozen = weight_is_frozen(weight);
   const auto kept = cache.find(key);
   if (kept && frozen && (!current || current(*kept->first))) return kept->first;
   const Digest digest = digest_of(weight);

@@ -51,6 +51,8 @@ void forget_packed(const Tensor& weight);
 void forget_all_packed();
 void storage_ended(int64_t address);  // called when a storage watched through watch_packed ends
 void freeze_packed(const Tensor& weight);
+// Whether the weight is frozen and unchanged since. Throws if its version and its contents have changed.
+bool weight_is_frozen(const Tensor& weight);
 int64_t packed_bytes();
 
 }  // namespace resnet_fused::cpu

@@ -159,9 +159,10 @@ constexpr Candidate kCandidates[] = {
 
 // RESNET_FUSED_CPU_ENGINE=NAME skips the engines preferred to NAME: for tests and comparisons.
 size_t first_candidate() {
-  std::vector<std::string> names;
-  for (const Candidate& c : kCandidates) names.push_back(c.name);
-  return index_from_environment("RESNET_FUSED_CPU_ENGINE", names).value_or(0);
+  static_assert(std::size(kCandidates) == 4);
+  return index_from_environment("RESNET_FUSED_CPU_ENGINE", {kCandidates[0].name, kCandidates[1].name,
+                                                            kCandidates[2].name, kCandidates[3].name})
+      .value_or(0);
 }
 
 const char* name_of(Engine engine) {

@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor> bn_relu_max_pool(Tensor x, OptTensor gamma, OptTensor
   const Tensor out = output_buffer(sizes, x, internal || is_copied(sizes, channels_last)),
                taken = aten_empty(sizes, x, /*channels_last=*/true, ScalarType::Byte);
   const PoolShape shape = shape_of(x, sizes, kernel, stride, padding);
-  dispatch(x.scalar_type(), [&](auto zero) {
+  dispatch(scalar_type_of(x), [&](auto zero) {
     using T = decltype(zero);
     using Acc = typename AccType<T>::type;
     const auto affine = scale_shift<Acc>(bn, std::nullopt, shape.channels);
@@ -54,7 +54,7 @@ Tensor bn_relu_max_pool_backward(Tensor grad, Tensor taken, Tensor x, Ints kerne
   const bool channels_last = suggests_channels_last(x);
   const Tensor to = output_buffer(sizes_of(x), x, internal || is_copied(x.sizes(), channels_last));
   const PoolShape shape = shape_of(x, grad.sizes(), kernel, stride, padding);
-  dispatch(x.scalar_type(), [&](auto zero) {
+  dispatch(scalar_type_of(x), [&](auto zero) {
     using T = decltype(zero);
     using Acc = typename AccType<T>::type;
     for_rows(x.size(0) * shape.h, shape.w, shape.channels, [&](int64_t begin, int64_t end) {

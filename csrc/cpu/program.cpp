@@ -1,8 +1,25 @@
 #include "cpu/program.h"
 
 #include <cstring>
+#include <iterator>
 
 namespace resnet_fused::cpu {
+
+constexpr ScalarType kDtypes[] = {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half};
+
+bool ProgramReader::tensors_match() {
+  bool match = true;
+  for (const Tensor& t : tensors_) {
+    const int64_t dtype = next(), dim = next();
+    match = match && dtype >= 0 && dtype < static_cast<int64_t>(std::size(kDtypes)) && t.dim() == dim &&
+            scalar_type_of(t) == kDtypes[dtype];
+    for (int64_t d = 0; d < dim; ++d) {
+      const int64_t size = next();
+      match = match && t.size(d) == size;
+    }
+  }
+  return match;
+}
 
 int64_t ProgramReader::next() {
   RF_CHECK(at_ != end_, "run_program: the code ends inside a call; it must be that of a resnet_fused Program");

@@ -10,11 +10,14 @@ template <typename Acc>
 std::vector<Acc> per_channel(const OptTensor& t, int64_t channels, Acc absent) {
   std::vector<Acc> v(channels, absent);
   if (t)
-    dispatch(t->scalar_type(), [&](auto zero) {
+    dispatch(scalar_type_of(*t), [&](auto zero) {
       using T = decltype(zero);
       const T* p = data<T>(*t);
       const int64_t stride = t->stride(0);
-      for (int64_t k = 0; k < channels; ++k) v[k] = static_cast<Acc>(load(p[k * stride]));
+      if (stride == 1)  // a loop of its own, to be vectorised
+        for (int64_t k = 0; k < channels; ++k) v[k] = static_cast<Acc>(load(p[k]));
+      else
+        for (int64_t k = 0; k < channels; ++k) v[k] = static_cast<Acc>(load(p[k * stride]));
     });
   return v;
 }
@@ -29,7 +32,10 @@ ScaleShift<Acc> scale_shift(const BatchNorm& bn, const OptTensor& bias, int64_t 
     const Acc scale = gamma[k] * (Acc(1) / std::sqrt(var[k] + static_cast<Acc>(bn.eps)));
     out.shift[k] = beta[k] + (out.shift[k] - mean[k]) * scale;
     out.scale[k] = scale;
-    if (bias && !(std::isfinite(scale) && std::isfinite(out.shift[k]) && std::isfinite(beta[k] - mean[k] * scale)))
+  }
+  for (int64_t k = 0; bias && k < channels; ++k) {
+    const Acc scale = out.scale[k];
+    if (!(std::isfinite(scale) && std::isfinite(out.shift[k]) && std::isfinite(beta[k] - mean[k] * scale)))
       out.bias_folds = false;
   }
   return out;
@@ -37,7 +43,7 @@ ScaleShift<Acc> scale_shift(const BatchNorm& bn, const OptTensor& bias, int64_t 
 
 bool bias_folds(const Conv& conv) {
   if (!conv.bias || !conv.bn.present()) return true;
-  return conv.x.scalar_type() == ScalarType::Double ? scale_shift<double>(conv.bn, conv.bias, conv.k).bias_folds
+  return scalar_type_of(conv.x) == ScalarType::Double ? scale_shift<double>(conv.bn, conv.bias, conv.k).bias_folds
                                                     : scale_shift<float>(conv.bn, conv.bias, conv.k).bias_folds;
 }
 

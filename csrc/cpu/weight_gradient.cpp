@@ -12,7 +12,7 @@ bool winograd_gradient(const Conv& conv, const Tensor& grad, const Tensor& to) {
   const Tensor x = aten_contiguous(conv.x, /*channels_last=*/true);
   const auto pre = scale_shift<float>(conv.pre, std::nullopt, conv.c);
 
-  const Element element = element_of(x.scalar_type());
+  const Element element = element_of(scalar_type_of(x));
   const WinogradGradientKernels& kernels = kernels_of(element, isa_of(element, cpu_features())).winograd_gradient;
   WinogradGradient q{};
   q.x = x.const_data_ptr();

@@ -15,7 +15,7 @@ bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool 
   if (!bn.bias_folds) return false;
   const Tensor x = aten_contiguous(conv.x, /*channels_last=*/true);
 
-  const Element element = element_of(x.scalar_type());
+  const Element element = element_of(scalar_type_of(x));
   const Isa isa = isa_of(element, cpu_features());
   const WinogradKernels& kernels = kernels_of(element, isa).winograd;
   WinogradConv q{};

@@ -21,6 +21,13 @@ from . import memory_format
 _CHANNELS_LAST = "channels_last"  # a copy, which is no op of ours
 #: The ops that a program may call, and their numbers in its code.
 _NUMBERS = {getattr(ops, name, name): number for number, name in enumerate(ops.program_ops().split(", "))}
+_CALLED = [(name, getattr(ops, name)) for name in ops.program_ops().split(", ") if name != _CHANNELS_LAST]
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # kDtypes in csrc/cpu/program.cpp
+
+
+def ops_are_patched() -> bool:
+    """Whether a function of :mod:`resnet_fused.ops` was replaced, which a program would not call."""
+    return any(getattr(ops, name) is not op for name, op in _CALLED)
 
 
 @functools.cache
@@ -31,11 +38,15 @@ def _kinds(op: Any) -> tuple[str, ...]:
 class Program:
     """Calls in the format of csrc/cpu/program.h, and the parameters and buffers that they read."""
 
-    def __init__(self, code: list[int], tensors: list[Tensor]) -> None:
-        self.code, self.tensors = torch.tensor(code, dtype=torch.int64), tensors
+    def __init__(self, calls: list[int], tensors: list[Tensor]) -> None:
+        shapes = [number for t in tensors for number in (_DTYPES.index(t.dtype), t.dim(), *t.shape)]
+        self.code, self.tensors = torch.tensor(shapes + calls, dtype=torch.int64), tensors
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The result for an ``x`` of the shape, strides and dtype of the one that was captured."""
+    def __call__(self, x: Tensor) -> Tensor | None:
+        """The result for an ``x`` of the shape, strides and dtype of the one that was captured.
+
+        None if a parameter or buffer has another shape or dtype than it had.
+        """
         return ops.run_program(x, self.tensors, self.code)
 
 
@@ -89,7 +100,9 @@ class Capture:
         """The calls that computed ``result``; None if they read a tensor besides x and those of the ids ``weights``."""
         if not self._calls or not self._is_complete or self._values.get(id(result)) != len(self._calls):
             return None
-        return Program(self._code(), self._tensors) if weights.issuperset(self._given) else None
+        if not weights.issuperset(self._given) or not {t.dtype for t in self._tensors}.issubset(_DTYPES):
+            return None
+        return Program(self._code(), self._tensors)
 
     def _code(self) -> list[int]:
         last_use = {value: i for i, (_, reads) in enumerate(self._calls) for value in reads}

@@ -23,7 +23,8 @@ from .spec import BlockSpec, Chain, Conv, Norm, Reason, Shortcut
 from .statistics import process_groups
 
 _CODE = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__")
-_OURS = ("_seen", "_matches")  # attributes that conversion adds
+#: Attributes that conversion adds to a module.
+OURS = ("_seen", "_matches")
 _SHAPE_AND_DTYPE = operator.attrgetter("shape", "dtype")
 
 
@@ -290,7 +291,7 @@ class Seen:
         self.own: dict[str, Any] | None = None
         self.classes: list[type] = []
         if spec.derived:
-            self.own = {name: own_copy(name, value) for name, value in vars(module).items()}
+            self.own = {name: _own_copy(name, value) for name, value in vars(module).items()}
             self.classes = list(dict.fromkeys(c for p in (module, *parts) for c in layers.own_classes(type(p))))
         self.contents = [dict(vars(kind)) for kind in self.classes]
         self.functions = [
@@ -368,14 +369,9 @@ class _Partial:
     __hash__ = None  # type: ignore[assignment]
 
 
-def own_copy(name: str, value: Any) -> Any:
+def _own_copy(name: str, value: Any) -> Any:
     """An attribute of the block itself, whose hooks run when it is called."""
-    return _Anything() if name in layers.HOOKS or name in _OURS else _copy(name, value)
-
-
-def copy_of_attributes(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a module as they are compared; equal to them while it has no hooks."""
-    return {name: _Anything() if name in _OURS else _copy(name, value) for name, value in vars(module).items()}
+    return _Anything() if name in layers.HOOKS or name in OURS else _copy(name, value)
 
 
 def _content(value: Any) -> Any:

@@ -6,14 +6,14 @@ buffers of all modules, hooks, and the methods of their classes. What Python can
 ops notice as always.
 """
 
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .._library import unchanged
 from ..chain import layers, program, read
 from ..chain.policy import Setting, module_setting
 from ..chain.spec import BlockSpec
@@ -23,13 +23,12 @@ Output = tuple[Any, bool]  # a tensor, and whether eager's would be channels_las
 
 _MOST = 8  # kinds of input per module
 _CALLS_UNTIL_RETRY = 100  # of an input that could not be captured
-_SHAPE_AND_DTYPE = operator.attrgetter("shape", "dtype")
 
 
-class _Replay(NamedTuple):
-    program: program.Program
-    guard: "_Guard"
-    channels_last: bool
+class _Replay:
+    def __init__(self, captured: program.Program, guard: "_Guard", channels_last: bool) -> None:
+        self.program, self.guard, self.channels_last = captured, guard, channels_last
+        self.was_used = False
 
 
 def replayed(module: nn.Module, x: Tensor, methods: tuple[str, ...], run: Callable[[], Output]) -> Output:
@@ -46,9 +45,14 @@ def replayed(module: nn.Module, x: Tensor, methods: tuple[str, ...], run: Callab
     known = programs.get(key, 0)
     if isinstance(known, _Replay):
         if known.guard.holds(module):
-            return known.program(x), known.channels_last
+            y = known.program(x)
+            if y is not None:
+                known.was_used = True
+                return y, known.channels_last
         programs.clear()
-    elif known:
+        if not known.was_used:  # something changes in every call
+            programs[key] = known = _CALLS_UNTIL_RETRY
+    if isinstance(known, int) and known > 0:
         programs[key] = known - 1
         return run()
     if any(name in module.__dict__ or not _is_ours(getattr(type(module), name)) for name in methods):
@@ -60,7 +64,7 @@ def replayed(module: nn.Module, x: Tensor, methods: tuple[str, ...], run: Callab
     programs[key] = _CALLS_UNTIL_RETRY
     guard = _Guard(module, methods)
     captured = capture.program(y, guard.weights)
-    if captured is not None and guard.watch(captured):
+    if captured is not None and guard.covers(captured):
         programs[key] = _Replay(captured, guard, last)
     return y, last
 
@@ -71,7 +75,9 @@ def _may_replay(x: Tensor) -> bool:
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack() or read.is_recording():
         return False
     how = module_setting(x)
-    return isinstance(how, Setting) and how.capabilities.replays and not how.autocast and x.numel() > 0
+    if not isinstance(how, Setting) or not how.capabilities.replays or how.autocast:
+        return False
+    return x.numel() > 0 and not program.ops_are_patched()
 
 
 def _is_ours(function: Any) -> bool:
@@ -84,45 +90,48 @@ class _Guard:
 
     def __init__(self, module: nn.Module, methods: tuple[str, ...]) -> None:
         # A module with hooks is outside of what was captured: fused blocks and stages have none, nor do their layers.
-        self.modules = [each for each in module.modules() if each is not module and not layers.has_hooks(each)]
-        self.types = [*map(type, self.modules)]
-        self.own = {name: read.own_copy(name, value) for name, value in vars(module).items()}
-        self.copies = [read.copy_of_attributes(each) for each in self.modules]
-        blocks = [each for each in self.modules if isinstance(each, FusedBlock)]
+        parts = [each for each in module.modules() if each is not module and not layers.has_hooks(each)]
+        self.parts = tuple(parts)
+        self.types = (type(module), *map(type, parts))
+        self.attributes = (_attributes(module, layers.HOOKS), *(_attributes(each) for each in parts))
+        blocks = [each for each in parts if isinstance(each, FusedBlock)]
         self.classes: list[Any] = list(dict.fromkeys(map(type, blocks)))
         kinds: list[Any] = [type(module), *self.classes]
         self.functions = [(type(module), name, getattr(type(module), name)) for name in methods]
         self.functions += [(kind, name, getattr(kind, name)) for kind in kinds for name in ("forward", "__call__")]
         for kind in kinds:
             self.functions += [(kind._eager_class, *item) for item in getattr(kind, "_eager_methods", {}).items()]
-        self.weights = {
-            id(t) for each in (module, *self.modules) for t in (*each._parameters.values(), *each._buffers.values())
-        }
-        self.tensors: list[Tensor] = []
+        held = [each for part in (module, *parts) for each in (part._parameters, part._buffers)]
+        self.weights = {id(tensor) for each in held for tensor in each.values()}
 
-    def watch(self, captured: program.Program) -> bool:
-        """Also watches the tensors of a program; False if some change of what it depends on would not be found."""
-        self.tensors = tensors = captured.tensors
-        self.tensor_types, self.shapes = [*map(type, tensors)], [*map(_SHAPE_AND_DTYPE, tensors)]
+    def covers(self, captured: program.Program) -> bool:
+        """Whether every change of what the program depends on would be found, by this or by the op."""
         if any(issubclass(kind, nn.SyncBatchNorm) for kind in self.types):
             return False  # whether it synchronises may change
         specs = (kind._spec for kind in self.classes)
         if not all(isinstance(spec, BlockSpec) or _is_ours(spec) for spec in specs):
             return False  # it depends on a user's code
-        # A tensor of one element compares equal to another. Weights of torch.func.functional_call are temporary.
-        return all(t.numel() > 1 and t.grad_fn is None for t in tensors)
+        # weights of torch.func.functional_call are temporary
+        return all(type(tensor) in (Tensor, nn.Parameter) and tensor.grad_fn is None for tensor in captured.tensors)
 
     def holds(self, module: nn.Module) -> bool:
         """Whether nothing has changed."""
-        try:
-            if vars(module) != self.own or [*map(vars, self.modules)] != self.copies:
-                return False
-        except Exception:  # another tensor: the result of its comparison has no truth value
-            return False
-        if [*map(type, self.modules)] != self.types or [*map(type, self.tensors)] != self.tensor_types:
-            return False
-        if [*map(_SHAPE_AND_DTYPE, self.tensors)] != self.shapes:
+        if not unchanged((module, *self.parts), self.types, self.attributes):
             return False
         if any(getattr(owner, name) is not function for owner, name, function in self.functions):
             return False
         return not any(map(changed_attribute, self.classes))
+
+
+def _attributes(module: nn.Module, ignored: Iterable[str] = ()) -> tuple[Any, ...]:
+    """The attributes of a module as ``unchanged`` expects them: names, values, and what dictionaries and lists hold."""
+    expected: list[Any] = []
+    for name, value in vars(module).items():
+        if name in ignored or name in read.OURS:
+            contents: Any = False
+        elif isinstance(value, dict):
+            contents = tuple(each for item in value.items() for each in item)
+        else:
+            contents = tuple(value) if isinstance(value, list) else None
+        expected += [name, None if contents is False else value, contents]
+    return tuple(expected)

@@ -11,65 +11,12 @@
 #include <cstring>
 
 #include "cpu/direct.h"
-#include "cpu/simd/direct_pack.h"
+#include "cpu/simd/direct_tiling.h"
 
 namespace resnet_fused::cpu::simd::direct {
 namespace {
 
 constexpr int kMaxKernel = 64;  // at most this many runs (R * S)
-constexpr int kShortRow = 7;    // pixels
-
-// Bytes of a task's slab; the weights of a channel block take as many again.
-template <typename A>
-constexpr int64_t kSlabBytes = A::V::kSlabBytes;
-
-// Pixels per unit of a flattened 1x1.
-template <typename A>
-constexpr int kFlatUnit = A::V::kPixels;
-
-inline int min(int64_t a, int64_t b) { return static_cast<int>(a < b ? a : b); }
-
-inline bool nhwc(const DirectConv& q) { return q.xc == 1 && q.xw == q.c && q.xh == static_cast<int64_t>(q.w) * q.c; }
-
-// Neighbouring pixels a multiple of 4 KiB apart map to the same L1 set and would evict each other at every step.
-template <typename A>
-bool aliases(const DirectConv& q, int64_t channels) {
-  return channels * q.stride_w * sizeof(typename A::Operand) % 4096 == 0;
-}
-
-template <typename A>
-bool needs_slab(const DirectConv& q) {
-  return kConverts<A> || q.pad_h || q.pad_w || !nhwc(q) || q.c % A::kPack || aliases<A>(q, q.c);
-}
-
-template <typename A>
-DirectTiling tiling(const DirectConv& q, int threads) {
-  using V = typename A::V;
-  constexpr int64_t kSize = sizeof(typename A::Operand), kUnit = kFlatUnit<A>;
-  DirectTiling t{};
-  t.flat = q.r == 1 && q.s == 1 && q.stride_h == 1 && q.stride_w == 1 && !q.pool_r && nhwc(q) && !q.pad_h && !q.pad_w &&
-           q.c % A::kPack == 0 && q.xn == static_cast<int64_t>(q.h) * q.xh;
-  t.vectors = !t.flat && q.ow <= kShortRow && q.k >= V::kManyVectors * V::kLanes ? V::kManyVectors : 2;
-  t.units = t.flat ? ceil_div(static_cast<int64_t>(q.n) * q.oh * q.ow, kUnit) : q.pool_r ? q.ph : q.oh;
-  // input bytes per unit; plan.cpp (slab_bytes) bounds the slab of the resulting task
-  const int64_t row = t.flat ? kUnit * q.c * kSize : q.w * q.c * kSize;
-  const int64_t fit =
-      row ? t.flat ? kSlabBytes<A> / row : kSlabBytes<A> / row / q.stride_h / (q.pool_r ? q.pool_stride_h : 1) : 0;
-  t.blocks = ceil_div(t.units, fit ? fit : 1);
-  t.k_groups = 1;
-  // balance the load: with few tasks, make their number a multiple of the threads
-  const int64_t tasks = static_cast<int64_t>(t.flat ? 1 : q.n) * t.blocks;
-  if (tasks < 4 * threads && tasks % threads) {
-    const int more = round_up(t.blocks, threads);
-    const int channel_blocks = ceil_div(q.k, t.vectors * V::kLanes);
-    if (t.blocks > 1 && more <= t.units)
-      t.blocks = more;
-    else if (!q.pool_r)
-      t.k_groups = min(channel_blocks, threads);
-  }
-  t.tasks = static_cast<int64_t>(t.flat ? 1 : q.n) * t.blocks * t.k_groups;
-  return t;
-}
 
 // Copies contiguous elements.
 template <typename A>
@@ -178,8 +125,8 @@ class DirectTask {
   }
 
   void run(int64_t task) {
-    const int group = task % t_.k_groups, block = task / t_.k_groups % t_.blocks;
-    const int image = static_cast<int>(task / t_.k_groups / t_.blocks);
+    const int block = static_cast<int>(task % t_.blocks), group = static_cast<int>(task / t_.blocks % t_.k_groups);
+    const int image = static_cast<int>(task / t_.blocks / t_.k_groups);
     const int wide = t_.vectors * V::kLanes, channel_blocks = ceil_div(q_.k, wide);
     k0_ = static_cast<int64_t>(channel_blocks) * group / t_.k_groups * wide;
     k1_ = min(q_.k, static_cast<int64_t>(channel_blocks) * (group + 1) / t_.k_groups * wide);
@@ -192,6 +139,9 @@ class DirectTask {
     else
       plain(image, first, last);
   }
+
+  // Whether all weights that the tasks packed are finite.
+  bool finite() const { return finite_; }
 
  private:
   // Pixels [first, last) of all images.
@@ -277,7 +227,7 @@ class DirectTask {
   void rows(const Operand* x, int64_t row_step, int count, int width, const Elem* residual, Elem* out, int top) {
     // Weights that fit in L2 beside the slab are re-read for each tile, so that output and residual are accessed front
     // to back. Larger weights are the outer loop instead: each block stays for all tiles of the task.
-    const bool channels_inside = reduction_ * (k1_ - k0_) * static_cast<int64_t>(sizeof(Operand)) <= kSlabBytes<A>;
+    const bool channels_inside = !t_.packs && reduction_ * (k1_ - k0_) * static_cast<int64_t>(sizeof(Operand)) <= kSlabBytes<A>;
     const int at_once = width * V::kRows <= V::kPixels ? V::kRows : 1;  // rows in a tile
     if (channels_inside) {
       const int tiles = ceil_div(width, widest_tile<V>(t_.vectors));
@@ -288,22 +238,47 @@ class DirectTask {
     } else {
       for (int k = k0_, nv; k < k1_; k += nv * V::kLanes) {
         nv = block_vectors<V>(q_.k, k, t_.vectors);
+        if (t_.packs) pack_block(k, nv);
         const int tiles = ceil_div(width, widest_tile<V>(nv));
-        const int64_t block = reduction_ * nv * V::kLanes;  // weights; each tile prefetches its share of the next ones
-        Ahead next{static_cast<const Operand*>(q_.packed) + k * reduction_ + block,
-                   block / tiles / ceil_div(count, at_once)};
+        Ahead next = weights_after(k, nv);
+        next.bytes /= int64_t{tiles} * ceil_div(count, at_once);  // each tile prefetches its share
         for (int i = 0; i < count; i += at_once)
-          for (int j = 0; j < tiles; ++j, next.from += next.count)
+          for (int j = 0; j < tiles; ++j, next.from += next.bytes)
             tile(x, row_step, {i, min(at_once, count - i), width}, j, tiles, k, residual, out, top, next);
       }
     }
   }
 
-  // Operands that come from memory and are needed soon.
+  // What comes from memory and is needed soon.
   struct Ahead {
-    const Operand* from;
-    int64_t count;
+    const char* from;
+    int64_t bytes;
   };
+
+  // Packs the channel block at k, for this task alone.
+  void pack_block(int k, int nv) {
+    const int64_t values = reduction_ * nv * V::kLanes;
+    auto* block = static_cast<Operand*>(weights_scratch_.get(static_cast<size_t>(values) * sizeof(Operand)));
+    own_weights_ = block;
+    const int end = min(q_.k, k + nv * V::kLanes);
+    finite_ &= pack<A>(block, q_.weight, q_.weight_strides, q_.c, q_.k, q_.r, q_.s, nv, k, end, k);
+  }
+
+  // The packed weights of the channel block at k.
+  const Operand* weights_of(int64_t k) const {
+    return t_.packs ? own_weights_ : static_cast<const Operand*>(q_.packed) + k * reduction_;
+  }
+
+  // The weights of the channel block after the one at k.
+  Ahead weights_after(int k, int nv) const {
+    const int64_t at = k + nv * V::kLanes, count = nv * V::kLanes;
+    if (at >= k1_) return {static_cast<const char*>(q_.x), 0};
+    if (!t_.packs)
+      return {reinterpret_cast<const char*>(weights_of(at)),
+              count * reduction_ * static_cast<int64_t>(sizeof(Operand))};
+    const int64_t filter = q_.weight_strides[0] * static_cast<int64_t>(sizeof(Elem));
+    return {static_cast<const char*>(q_.weight) + at * filter, (q_.k - at < count ? q_.k - at : count) * filter};
+  }
 
   // Output rows [first, first + count).
   struct Rows {
@@ -329,11 +304,12 @@ class DirectTask {
     const Operand* from_x = x + i * row_step + from * t.pixel_step;
     if (!next.from) {
       const bool reads_first = t_.flat && k == k0_;  // no earlier block has read the next tile's pixels
-      next = {from_x + mr * t.pixel_step, reads_first ? mr * t.pixel_step : 0};
+      next = {reinterpret_cast<const char*>(from_x + mr * t.pixel_step),
+              reads_first ? mr * t.pixel_step * static_cast<int64_t>(sizeof(Operand)) : 0};
     }
     const int runs = (tap1 - tap0) * per_row;
-    const int64_t next_step = next.count * static_cast<int64_t>(sizeof(Operand)) / (int64_t{runs} * runs_.steps + 1);
-    t.runs = {offset_ + tap0 * per_row, runs, runs_.steps, reinterpret_cast<const char*>(next.from), next_step};
+    const int64_t next_step = next.bytes / (int64_t{runs} * runs_.steps + 1);
+    t.runs = {offset_ + tap0 * per_row, runs, runs_.steps, next.from, next_step};
     t.scale = q_.scale + k;
     t.shift = q_.shift + k;
     t.k = q_.k;
@@ -345,8 +321,7 @@ class DirectTask {
       t.pixels[1] = at_rows.count > 1 ? mr : mr - t.pixels[0];
       t.second = at_rows.count > 1 ? row_step : t.pixels[0] * t.pixel_step;
     }
-    const Operand* w =
-        static_cast<const Operand*>(q_.packed) + k * reduction_ + reduction_ / q_.r * tap0 * nv * V::kLanes;
+    const Operand* w = weights_of(k) + reduction_ / q_.r * tap0 * nv * V::kLanes;
     const int64_t at = (static_cast<int64_t>(i) * width + from) * q_.k + k;
     TileFns<A>::of(mr, t, nv)(t, from_x, w, residual ? residual + at : nullptr, out + at);
   }
@@ -358,10 +333,12 @@ class DirectTask {
   int64_t step_;        // elements between pixels
   int k0_, k1_;         // the task's output channels
   int64_t reduction_;
+  const Operand* own_weights_ = nullptr;  // the channel block that this task packed
+  bool finite_ = true;
   Runs runs_;
   int64_t offset_[kMaxKernel];
   typename TileFns<A>::Session session_;
-  static thread_local Scratch slab_scratch_, row_scratch_, pool_scratch_;
+  static thread_local Scratch slab_scratch_, row_scratch_, pool_scratch_, weights_scratch_;
 };
 
 template <typename A>
@@ -370,6 +347,8 @@ template <typename A>
 thread_local Scratch DirectTask<A>::slab_scratch_;
 template <typename A>
 thread_local Scratch DirectTask<A>::pool_scratch_;
+template <typename A>
+thread_local Scratch DirectTask<A>::weights_scratch_;
 
 template <typename A>
 int64_t packed_bytes(int c, int k, int r, int s) {
@@ -378,9 +357,10 @@ int64_t packed_bytes(int c, int k, int r, int s) {
 }
 
 template <typename A>
-void run(const DirectConv& conv, const DirectTiling& tiling, int64_t begin, int64_t end) {
+bool run(const DirectConv& conv, const DirectTiling& tiling, int64_t begin, int64_t end) {
   DirectTask<A> task(conv, tiling);
   for (int64_t i = begin; i < end; ++i) task.run(i);
+  return task.finite();
 }
 
 template <typename A>

@@ -137,21 +137,26 @@ bool pack_pairs(const Filters<A>& f, bool channels_inner, const Place<A>& place)
   return !bad;
 }
 
-// Packs filters [k0, k1), whole channel blocks of (K, C, R, S) with any strides. Returns false if a value is not
-// finite.
+// Whether each filter is one run of memory; `channels_inner`: its channels are adjacent, else its taps are.
+inline bool is_dense(const int64_t strides[4], int c, int r, int s, bool& channels_inner) {
+  channels_inner = (strides[1] == 1 || c == 1) && (r * s == 1 || (strides[3] == c && strides[2] == int64_t{s} * c));
+  return channels_inner ||
+         (strides[1] == int64_t{r} * s && (strides[3] == 1 || s == 1) && (strides[2] == s || r == 1));
+}
+
+// Packs filters [k0, k1), whole channel blocks of (K, C, R, S) with any strides; `packed` begins with filter `first`.
+// Returns false if a value is not finite.
 template <typename A>
 bool pack(void* packed, const void* weight, const int64_t strides[4], int c, int k, int r, int s, int vectors, int k0,
-          int k1) {
+          int k1, int first) {
   using V = typename A::V;
   const int64_t reduction = int64_t{r} * row_values<A>(c, s);
-  const bool channels_inner =
-      (strides[1] == 1 || c == 1) && (r * s == 1 || (strides[3] == c && strides[2] == int64_t{s} * c));
-  const bool taps_inner = strides[1] == int64_t{r} * s && (strides[3] == 1 || s == 1) && (strides[2] == s || r == 1);
-  const bool dense = (channels_inner || taps_inner) && c % A::kPack == 0;
+  bool channels_inner;
+  const bool dense = is_dense(strides, c, r, s, channels_inner) && c % A::kPack == 0;
   bool finite = true;
   for (int at = k0; at < k1;) {
     const int nv = block_vectors<V>(k, at, vectors);
-    auto* block = static_cast<typename A::Operand*>(packed) + at * reduction;
+    auto* block = static_cast<typename A::Operand*>(packed) + (at - first) * reduction;
     for (int v = 0; v < nv; ++v, at += V::kLanes) {
       const auto* from = static_cast<const typename A::Elem*>(weight) + at * strides[0];
       const Filters<A> f{from, strides[0], k - at < V::kLanes ? k - at : V::kLanes, c, r, s};

@@ -168,7 +168,7 @@ bool pack(const DirectConv& q, const GroupedTiling& t, const void* weight, const
       for (int tap = 0; tap < q.r * q.s; ++tap, to += nv * V::kLanes * round_up(c, A::kPack)) {
         const auto* from = static_cast<const typename A::Elem*>(weight) + first * strides[0] + tap / q.s * strides[2] +
                            tap % q.s * strides[3];
-        finite &= direct::pack<A>(to, from, strides, c, channels, 1, 1, nv, 0, channels);
+        finite &= direct::pack<A>(to, from, strides, c, channels, 1, 1, nv, 0, channels, 0);
       }
     }
   return finite;
