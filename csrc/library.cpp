@@ -37,6 +37,9 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   // max_pool2d(relu(bn(conv(x)))): a ResNet's stem
   m.def("conv_bn_relu_pool(" CONV ", int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, " HOW MEMORY
         ") -> Tensor");
+  // linear(mean(x, (2, 3)), weight, bias): the layers after a ResNet's stages, for few images; weight (K, C), out (N,
+  // K)
+  m.def("avg_pool_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   // act(bn(x) + residual)
   m.def("bn_add_act(Tensor x, " BN ", Tensor? residual, bool relu" MEMORY ") -> Tensor");
 

@@ -20,6 +20,7 @@ conv_bn_act = torch.ops.resnet_fused.conv_bn_act.default
 bn_relu_conv_bn_act = torch.ops.resnet_fused.bn_relu_conv_bn_act.default
 conv_bn_proj_act = torch.ops.resnet_fused.conv_bn_proj_act.default
 conv_bn_relu_pool = torch.ops.resnet_fused.conv_bn_relu_pool.default
+avg_pool_linear = torch.ops.resnet_fused.avg_pool_linear.default
 basic_block = torch.ops.resnet_fused.basic_block.default
 bn_add_act = torch.ops.resnet_fused.bn_add_act.default
 run_program = torch.ops.resnet_fused.run_program.default
@@ -102,6 +103,11 @@ def _fake_basic_block(x: Tensor, *args: Any) -> Tensor:
 @torch.library.register_fake("resnet_fused::conv_bn_relu_pool")
 def _fake_conv_pool(*args: Any) -> Tensor:
     return _pooled(_fake_conv(*args), *args[12:15])
+
+
+@torch.library.register_fake("resnet_fused::avg_pool_linear")
+def _fake_avg_pool_linear(x: Tensor, weight: Tensor, _bias: Tensor | None) -> Tensor:
+    return x.new_empty((x.shape[0], weight.shape[0]))
 
 
 def _pooled(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:

@@ -52,6 +52,7 @@ CALLS = {
     ),
     "basic_block": lambda: dict(x=image()) | numbered("1") | numbered("2") | HOW,
     "conv_bn_relu_pool": lambda: dict(x=image()) | filters() | bn("", K) | GEOMETRY | POOL | HOW,
+    "avg_pool_linear": lambda: dict(x=image(), weight=randn(K, C), bias=randn(K)),
     "bn_add_act": lambda: dict(x=image()) | bn("", C) | dict(residual=image(), relu=True),
     "bn_stats": lambda: dict(x=image()),
     "conv_stats": lambda: dict(x=image()) | bn("pre_", C) | filters() | GEOMETRY | HOW,
@@ -206,6 +207,13 @@ TABLE = [
     ),
     ("bn_relu_max_pool_backward", dict(grad=randn(N, C, 4, 5)), r"grad has shape \[2, 8, 4, 5\]; \[2, 8, 5, 5\]"),
     ("bn_relu_max_pool_backward", dict(taken=randn(N, C, 5, 5)), r"taken has shape .* and dtype Float; .* Byte"),
+    # avg_pool_linear
+    ("avg_pool_linear", dict(weight=randn(K, 7)), r"weight has shape \[16, 7\]; \(K, 8\) expected, one column"),
+    ("avg_pool_linear", dict(weight=randn(C)), r"weight has shape \[8\]; \(K, 8\) expected"),
+    ("avg_pool_linear", dict(weight=randn(K, C).half()), "weight has dtype Half but x has Float; cast one of them"),
+    ("avg_pool_linear", dict(bias=randn(7)), r"bias has shape \[7\]; \[16\] expected"),
+    ("avg_pool_linear", dict(bias=randn(K).double()), "bias has dtype Double but x has Float; cast one of them"),
+    ("avg_pool_linear", dict(x=image()[..., :0]), r"x has shape \[2, 8, 9, 0\]; at least one channel and one pixel"),
     # explain_cpu
     ("explain_cpu", dict(x=[C, SIZE, SIZE]), r"x_shape is \[8, 9, 9\]; four sizes of at least 0 expected"),
     ("explain_cpu", dict(x=[]), r"x_shape is \[\]; four sizes of at least 0 expected"),

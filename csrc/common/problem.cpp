@@ -40,14 +40,19 @@ void check_vector(const char* op, const char* prefix, const char* name, const Op
   check_same_device(op, prefix, name, *v, x);
 }
 
-// A tensor with the output's sizes and x's dtype and device.
-void check_output_like(const char* op, const char* name, const Tensor& t, IntView sizes, const Tensor& x) {
-  RF_CHECK(equal(t.sizes(), sizes), op, ": ", name, " has shape ", to_string(t.sizes()), "; ", to_string(sizes),
-           " expected, the shape of the output");
+// A tensor of x's dtype and device.
+void check_operand(const char* op, const char* name, const Tensor& t, const Tensor& x) {
   RF_CHECK(scalar_type_of(t) == scalar_type_of(x), op, ": ", name, " has dtype ",
            torch::headeronly::toString(t.scalar_type()), " but x has ", torch::headeronly::toString(x.scalar_type()),
            "; cast one of them");
   check_same_device(op, "", name, t, x);
+}
+
+// A tensor with the output's sizes and x's dtype and device.
+void check_output_like(const char* op, const char* name, const Tensor& t, IntView sizes, const Tensor& x) {
+  RF_CHECK(equal(t.sizes(), sizes), op, ": ", name, " has shape ", to_string(t.sizes()), "; ", to_string(sizes),
+           " expected, the shape of the output");
+  check_operand(op, name, t, x);
 }
 
 }  // namespace
@@ -87,10 +92,7 @@ void check_batch_norm(const char* op, const BatchNorm& bn, int64_t channels, con
 void check_like(const char* op, const char* name, const Tensor& t, const Tensor& x) {
   RF_CHECK(equal(t.sizes(), x.sizes()), op, ": ", name, " has shape ", to_string(t.sizes()), " but x has ",
            to_string(x.sizes()), "; the same shape expected");
-  RF_CHECK(scalar_type_of(t) == scalar_type_of(x), op, ": ", name, " has dtype ",
-           torch::headeronly::toString(t.scalar_type()), " but x has ", torch::headeronly::toString(x.scalar_type()),
-           "; cast one of them");
-  check_same_device(op, "", name, t, x);
+  check_operand(op, name, t, x);
 }
 
 void check_gradient(const char* op, const Tensor& grad, const Tensor& x, const BatchNorm& bn, const OptTensor& out) {
@@ -240,6 +242,19 @@ void check_pooled_gradient(const char* op, const Tensor& grad, const Tensor& tak
            to_string(taken.sizes()), " and dtype ", torch::headeronly::toString(taken.scalar_type()), "; ",
            to_string(sizes), " in Byte expected, as bn_relu_max_pool returned it");
   check_same_device(op, "", "taken", taken, x);
+}
+
+void check_pooled_linear(const char* op, const Tensor& x, const Tensor& weight, const OptTensor& bias) {
+  check_activation(op, x);
+  const int64_t c = x.size(1);
+  RF_CHECK(c > 0 && x.size(2) > 0 && x.size(3) > 0, op, ": x has shape ", to_string(x.sizes()),
+           "; at least one channel and one pixel expected");
+  RF_CHECK(weight.dim() == 2 && weight.size(1) == c, op, ": weight has shape ", to_string(weight.sizes()), "; (K, ", c,
+           ") expected, one column a channel of x");
+  check_operand(op, "weight", weight, x);
+  if (!bias) return;
+  check_vector(op, "", "bias", bias, weight.size(0), x);
+  check_operand(op, "bias", *bias, x);
 }
 
 }  // namespace resnet_fused

@@ -55,6 +55,8 @@ void check_pooled(const char* op, const Tensor& x, const BatchNorm& bn, const In
                   const Ints& padding);
 void check_pooled_gradient(const char* op, const Tensor& grad, const Tensor& taken, const Tensor& x, const Ints& kernel,
                            const Ints& stride, const Ints& padding);
+// The arguments of avg_pool_linear.
+void check_pooled_linear(const char* op, const Tensor& x, const Tensor& weight, const OptTensor& bias);
 // The gradient of a convolution's output (dy).
 void check_output_gradient(const char* op, const Tensor& grad, const Conv& forward);
 // The arguments of conv_backward_reduce, for a convolution that reads relu(bn(x)).

@@ -26,6 +26,9 @@ def constant_while_tracing(function: Function) -> Function:
 TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _CLASSES = (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.ReLU, nn.MaxPool2d, nn.Identity, nn.Sequential)
 _FUNCTIONS = ("conv2d", "batch_norm", "relu", "max_pool2d")
+# Those of a network's head, which blocks do not call.
+_HEAD_CLASSES = (nn.AdaptiveAvgPool2d, nn.Linear)
+_HEAD_FUNCTIONS = ("adaptive_avg_pool2d", "linear")
 
 
 def _is_torch_method(function: Any) -> bool:
@@ -33,24 +36,32 @@ def _is_torch_method(function: Any) -> bool:
     return isinstance(function, FunctionType) and function.__globals__["__name__"].startswith("torch.nn.modules.")
 
 
-def _methods() -> list[tuple[type, str, Any]]:
-    named = [(cls, "forward") for cls in _CLASSES] + [(nn.Conv2d, "_conv_forward")]
-    found = [(cls, name, getattr(cls, name)) for cls, name in named]
+Originals = tuple[list[Any], list[str], list[Any]]  # owners, names and functions
+
+
+def _originals(methods: list[tuple[type, str]], functions: tuple[str, ...]) -> Originals:
+    """torch's own methods and functions of these names."""
+    found = [getattr(cls, name) for cls, name in methods]
     # None never matches: a method that was patched before this module was imported counts as patched.
-    return [(cls, name, function if _is_torch_method(function) else None) for cls, name, function in found]
+    own = [function if _is_torch_method(function) else None for function in found]
+    owners = [*(cls for cls, _ in methods), *(F for _ in functions)]
+    return owners, [*(name for _, name in methods), *functions], [*own, *(getattr(F, name) for name in functions)]
 
 
-_METHODS = _methods()
-_OWNERS = [*(cls for cls, _, _ in _METHODS), *(F for _ in _FUNCTIONS)]
-_NAMES = [*(name for _, name, _ in _METHODS), *_FUNCTIONS]
-_ORIGINALS = [*(function for _, _, function in _METHODS), *(getattr(F, name) for name in _FUNCTIONS)]
+_LAYERS = _originals([*((cls, "forward") for cls in _CLASSES), (nn.Conv2d, "_conv_forward")], _FUNCTIONS)
+_HEAD = _originals([(cls, "forward") for cls in _HEAD_CLASSES], _HEAD_FUNCTIONS)
 _CALLS = [(name, getattr(nn.Module, name)) for name in ("__call__", "_call_impl", "__getattr__")]
+
+
+def _any_patched(originals: Originals) -> bool:
+    owners, names, functions = originals
+    # Identity, not ==: wrappers such as wrapt's compare equal to what they wrap.
+    return any(map(operator.is_not, map(getattr, owners, names), functions))
 
 
 @constant_while_tracing
 def _torch_layers_patched() -> bool:
-    # Identity, not ==: wrappers such as wrapt's compare equal to what they wrap.
-    return any(map(operator.is_not, map(getattr, _OWNERS, _NAMES), _ORIGINALS))
+    return _any_patched(_LAYERS)
 
 
 def layers_are_patched() -> bool:
@@ -59,6 +70,11 @@ def layers_are_patched() -> bool:
         return True
     # fx and some profilers patch nn.Module's call methods. So does torch.export, but it can trace our ops.
     return not torch.compiler.is_compiling() and any(getattr(nn.Module, name) is not call for name, call in _CALLS)
+
+
+def head_is_patched() -> bool:
+    """The same for the layers of a network's head, without module calls."""
+    return _any_patched(_HEAD)
 
 
 def is_patched(module: nn.Module) -> bool:

@@ -53,8 +53,11 @@ class CifarResNet(nn.Module):
             x = getattr(self, stage)(x)
         return x
 
+    def _head(self, x: Tensor) -> Tensor:  # (N, widths[-1], h, w) -> (N, num_classes); convert() fuses it
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(torch.flatten(self.avgpool(self._features(x)), 1))
+        return self._head(self._features(x))
 
 
 class CifarPreActResNet(nn.Module):
@@ -94,8 +97,11 @@ class CifarPreActResNet(nn.Module):
             x = getattr(self, stage)(x)
         return self._tail(x)
 
+    def _head(self, x: Tensor) -> Tensor:  # (N, widths[-1], h, w) -> (N, num_classes); convert() fuses it
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(torch.flatten(self.avgpool(self._features(x)), 1))
+        return self._head(self._features(x))
 
 
 def cifar_resnet(

@@ -62,8 +62,11 @@ class ResNet(nn.Module):
     def _features(self, x: Tensor) -> Tensor:  # (N, 3, H, W) -> (N, C, H/32, W/32); convert() runs it in channels_last
         return self.layer4(self.layer3(self.layer2(self.layer1(self._stem(x)))))
 
+    def _head(self, x: Tensor) -> Tensor:  # (N, C, H/32, W/32) -> (N, num_classes); convert() fuses it
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(torch.flatten(self.avgpool(self._features(x)), 1))
+        return self._head(self._features(x))
 
 
 class _StageBuilder:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from .. import chain
@@ -18,6 +19,7 @@ from ..chain.norms import is_norm
 from ..chain.program import abandon, nhwc
 from ..chain.spec import BlockSpec, Reason, Visibility
 from ._eager import Methods, replacement
+from ._head import run_head
 from ._packing import OwnsPackedWeights
 from ._replay import replayed
 from ._stages import is_observed, run_stages
@@ -81,11 +83,21 @@ class FusedStem(RunsStages):
     _relu: ClassVar[str] = "relu"
     bn1: Any
     maxpool: Any
+    avgpool: Any
+    fc: Any
 
     def _features_of(self, x: Tensor, stages: Iterable[str] = _LAYERS) -> Tensor:
         """The output of stem and stages in eager's memory format."""
         y, last = self._run(x, stages)
         return y if last else contiguous(y)
+
+    def _logits_of(self, x: Tensor) -> Tensor:
+        """The output of stem, stages, ``avgpool`` and ``fc``."""
+        y, last = self._run(x, _LAYERS)
+        logits = run_head(y, self.avgpool, self.fc)
+        if logits is not None:
+            return logits
+        return self.fc(torch.flatten(self.avgpool(y if last else contiguous(y)), 1))  # type: ignore[no-any-return]
 
     def _stem(self, x: Tensor) -> Tensor:
         y = _run_stem(self, self._pooled_spec, x) if self._pools else None

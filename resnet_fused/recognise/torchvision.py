@@ -1,7 +1,6 @@
 """Recognisers of torchvision's ResNet, ResNeXt and Wide ResNet. Imported only if torchvision already is."""
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models import resnet
 
 from ..modules import FusedBasicBlock, FusedBottleneck, FusedStem
@@ -24,19 +23,16 @@ class FusedTorchvisionBottleneck(FusedBottleneck, resnet.Bottleneck):
 
 
 class FusedTorchvisionResNet(FusedStem, resnet.ResNet):
-    """A ResNet with a fused stem; the layers after its stages run as in eager."""
+    """A ResNet with a fused stem, and a fused head for few images."""
 
     _eager_class = resnet.ResNet
     _eager_methods = original_methods(resnet.ResNet, "forward", "_forward_impl")
-    avgpool: nn.Module
-    fc: nn.Module
 
     def _forward_impl(self, x: Tensor) -> Tensor:
         override = replacement(self, "_forward_impl")
         if override is not None:
             return override(self, x)
-        x = self._features_of(x)
-        return self.fc(torch.flatten(self.avgpool(x), 1))
+        return self._logits_of(x)
 
 
 RECOGNISERS = (

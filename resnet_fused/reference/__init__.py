@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .ops import (
     CLOSED,
+    avg_pool_linear,
     basic_block,
     bn_act_backward,
     bn_act_backward_reduce,
@@ -37,6 +38,7 @@ __all__ = [
     "PreActBlock",
     "PreActBottleneck",
     "ZeroPadShortcut",
+    "avg_pool_linear",
     "basic_block",
     "bn_act_backward",
     "bn_act_backward_reduce",

@@ -145,6 +145,11 @@ def conv_bn_relu_pool(
     return F.max_pool2d(y, _pair(pool_kernel), _pair(pool_stride), _pair(pool_padding))
 
 
+def avg_pool_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``linear(mean(x, (2, 3)))``: the layers after a ResNet's stages."""
+    return F.linear(F.adaptive_avg_pool2d(x, 1).flatten(1), weight, bias)
+
+
 def basic_block(
     x: Tensor,
     weight1: Tensor,

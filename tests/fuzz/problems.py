@@ -13,7 +13,7 @@ from training import CLASSES, WITH_SHORTCUT, identity, in_channels, projected
 import resnet_fused
 from resnet_fused import models, ops, reference
 
-from .draw import Draw
+from .draw import LAYOUTS, Draw
 
 FLOATS = [torch.float32, torch.float32, torch.float32, torch.bfloat16, torch.bfloat16, torch.float16, torch.float64]
 
@@ -138,6 +138,17 @@ def norm(draw: Draw) -> None:
         compare("bn_stats", x)
 
 
+def head(draw: Draw) -> None:
+    dtype = draw.choice(FLOATS)
+    n, c, k = draw.choice([0, 1, 1, 2, 4, 7]), draw.choice([1, 3, 16, 17, 40, 131]), draw.choice([1, 3, 8, 10, 33])
+    h, w = draw.choice(SIDES), draw.choice(SIDES)
+    layout = draw.of("layout", LAYOUTS)
+    x = lay_out(torch.randn(n, c, h, w).to(dtype), layout)
+    weight, bias = (torch.randn(shape).to(dtype) for shape in ((k, c), (k,)))
+    draw.said.append(f"{[n, c, h, w]} x {[k, c]} {dtype}")
+    compare("avg_pool_linear", draw.guard(x), draw.guard(weight), draw.choice([None, draw.guard(bias)]))
+
+
 SIDES = [1, 2, 5, 7, 14, 31]
 
 
@@ -204,5 +215,5 @@ def judge(made: torch.nn.Module, x: Tensor) -> None:
 # Kinds of problems and their weights.
 KINDS = {
     conv: 10, pre_activation: 3, pool: 3, projection: 4, norm: 3, weight_gradient: 4, inference_block: 3,
-    training_block: 2, network: 1,
+    training_block: 2, network: 1, head: 2,
 }  # fmt: skip

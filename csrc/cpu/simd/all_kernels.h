@@ -6,6 +6,7 @@
 #include "cpu/simd/direct_kernel.h"
 #include "cpu/simd/grouped_kernel.h"
 #include "cpu/simd/kernels.h"
+#include "cpu/simd/linear_kernel.h"
 #include "cpu/simd/winograd_gradient_kernel.h"
 #include "cpu/simd/winograd_kernel.h"
 
@@ -19,7 +20,7 @@ using Tiles = std::conditional_t<sizeof(typename A::Elem) == 4, F2x3<typename A:
 template <typename A, typename Fp32>
 constexpr VectorKernels kVectorKernels = {direct::kKernels<A>, grouped::kKernels<A>,
                                           winograd::kKernels<A, Tiles<A>, Fp32>,
-                                          winograd_gradient::kKernels<A, Tiles<A>>};
+                                          winograd_gradient::kKernels<A, Tiles<A>>, linear::kKernels<A>};
 
 }  // namespace
 }  // namespace resnet_fused::cpu::simd

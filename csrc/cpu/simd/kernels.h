@@ -2,6 +2,7 @@
 #pragma once
 #include "cpu/direct.h"
 #include "cpu/grouped.h"
+#include "cpu/linear.h"
 #include "cpu/plan.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_gradient.h"
@@ -13,6 +14,7 @@ struct VectorKernels {
   GroupedKernels grouped;
   WinogradKernels winograd;
   WinogradGradientKernels winograd_gradient;
+  LinearKernels linear;
 };
 
 namespace avx2 {
