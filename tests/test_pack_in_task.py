@@ -12,7 +12,7 @@ from resnet_fused import ops
 # C, K, image, kernel, stride, padding, dilation: at most 256 pixels and many weights
 SHAPES = {
     "1x1 at 7x7": (512, 1024, 7, 1, 1, 0, 1),
-    "1x1 at 14x14, partial blocks": (512, 1000, 14, 1, 1, 0, 1),
+    "1x1 at 11x11, partial blocks": (1024, 1000, 11, 1, 1, 0, 1),
     "1x1, stride 2": (512, 520, 9, 1, 2, 0, 1),
     "3x3": (256, 256, 7, 3, 1, 1, 1),
     "3x3 at 16x16": (128, 280, 16, 3, 1, 1, 1),

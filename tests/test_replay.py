@@ -107,7 +107,7 @@ def test_many_shapes_keep_few_programs():
     fused = network()
     for batch in range(1, 20):
         call(fused, image(batch=batch, size=8))
-    assert 0 < len(fused._seen.programs) <= 8
+    assert 0 < len(fused._seen.programs) <= 16
 
 
 # ----- whatever changes between two calls

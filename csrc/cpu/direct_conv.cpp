@@ -16,13 +16,13 @@ namespace {
 // Packs the weight, or finds its copy, and runs all tasks. Returns false if pack does: a value is not finite.
 template <typename Bytes, typename Pack, typename Run>
 bool pack_and_run(DirectConv& q, const Tensor& weight, const PackedLayout& layout, bool keep_packed, const Bytes& bytes,
-                  const Pack& pack, int64_t tasks, const Run& run) {
-  const auto packed = packed_weight(weight, layout, keep_packed, [&](bool kept) -> std::shared_ptr<const Packed> {
+                  const Pack& pack, int64_t tasks, const Run& run, std::optional<bool> frozen = {}) {
+  const auto make = [&](bool kept) -> std::shared_ptr<const Packed> {
     auto buffer = std::make_shared<PackedBuffer>(bytes(), kept);
-    const int64_t strides[4] = {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)};
-    buffer->finite = pack(buffer->data, weight.const_data_ptr(), strides);
+    buffer->finite = pack(buffer->data, q.weight, q.weight_strides);
     return buffer;
-  });
+  };
+  const auto packed = packed_weight(weight, layout, keep_packed, make, nullptr, frozen);
   const auto& buffer = static_cast<const PackedBuffer&>(*packed);
   if (!buffer.finite) return false;
   q.packed = buffer.data;
@@ -75,8 +75,10 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
         [&](void* to, const void* from, const int64_t* strides) { return grouped.pack(q, t, from, strides, to); },
         t.tasks, [&](int64_t begin, int64_t end) { grouped.run(q, t, begin, end); });
   }
-  const bool is_frozen = keep_packed && weight_is_frozen(conv.weight);
-  const DirectTiling t = kernels.tile(q, threads, !is_frozen);
+  DirectTiling t = kernels.tile(q, threads, /*may_pack=*/true);
+  std::optional<bool> frozen;
+  if (t.packs && keep_packed) frozen = weight_is_frozen(conv.weight);
+  if (frozen.value_or(false)) t = kernels.tile(q, threads, /*may_pack=*/false);
   std::atomic<bool> finite{true};
   const auto run = [&](int64_t begin, int64_t end) {
     if (!kernels.run(q, t, begin, end)) finite = false;
@@ -96,7 +98,7 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
         });
         return finite.load();
       },
-      t.tasks, run);
+      t.tasks, run, frozen);
 }
 
 }  // namespace resnet_fused::cpu

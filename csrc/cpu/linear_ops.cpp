@@ -21,6 +21,8 @@ Tensor composed(const Tensor& x, const Tensor& weight, const OptTensor& bias) {
   return to<Tensor>(linear[0]);
 }
 
+}  // namespace
+
 Tensor avg_pool_linear(Tensor x, Tensor weight, OptTensor bias) {
   check_pooled_linear("avg_pool_linear", x, weight, bias);
   const Element element = element_of(scalar_type_of(x));
@@ -53,8 +55,6 @@ Tensor avg_pool_linear(Tensor x, Tensor weight, OptTensor bias) {
   run((q.k + kernels.rows - 1) / kernels.rows, kernels.rows * q.c * q.n, kernels.multiply);
   return out;
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CPU, m) { m.impl("avg_pool_linear", TORCH_BOX(&avg_pool_linear)); }
 

@@ -4,6 +4,7 @@
 #include "common/problem.h"
 #include "cpu/bn_add_act.h"
 #include "cpu/engines.h"
+#include "cpu/environment.h"
 #include "cpu/memory.h"
 #include "cpu/onednn.h"
 #include "cpu/packed_cache.h"
@@ -38,6 +39,7 @@ Tensor composed(const Conv& conv, const OptTensor& residual, bool relu) {
 
 // act(bn(conv(x)) + residual)
 Tensor run(const Conv& conv, const Residual& residual, bool relu, bool keep_packed, bool internal) {
+  const ReadsEnvironmentOnce here;
   const Engine engine = engine_of(conv);
   if (engine == Engine::kComposed) return composed(conv, residual(nullptr), relu);
   if (engine == Engine::kOneDnn) {
@@ -137,6 +139,12 @@ Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, Opt
   return normalise(x, bn, residual, relu, internal);
 }
 
+}  // namespace
+
+Tensor avg_pool_linear(Tensor x, Tensor weight, OptTensor bias);  // linear_ops.cpp
+
+namespace {
+
 Tensor channels_last(Tensor x) { return aten_contiguous(x, /*channels_last=*/true); }
 
 constexpr ProgramOp kProgramOps[] = {
@@ -147,6 +155,7 @@ constexpr ProgramOp kProgramOps[] = {
     {"basic_block", replay<basic_block>},
     {"conv_bn_relu_pool", replay<conv_bn_relu_pool>},
     {"bn_add_act", replay<bn_add_act>},
+    {"avg_pool_linear", replay<avg_pool_linear>},
 };
 
 std::string program_ops() {
@@ -160,6 +169,7 @@ OptTensor run_program(Tensor x, std::vector<Tensor> tensors, Tensor code) {
            "run_program: code is not a contiguous CPU vector of int64; pass that of a resnet_fused Program");
   ProgramReader reader(x, tensors, static_cast<const int64_t*>(code.const_data_ptr()), code.numel());
   if (!reader.tensors_match()) return std::nullopt;
+  const ReadsEnvironmentOnce here;
   while (!reader.at_end()) {
     const int64_t op = reader.next();
     RF_CHECK(op >= 0 && op < static_cast<int64_t>(std::size(kProgramOps)), "run_program: there is no op ", op,

@@ -215,10 +215,11 @@ PackedBuffer::~PackedBuffer() {
 
 std::shared_ptr<const Packed> packed_weight(const Tensor& weight, const PackedLayout& layout, bool keep,
                                             const std::function<std::shared_ptr<const Packed>(bool)>& make,
-                                            const std::function<bool(const Packed&)>& current) {
+                                            const std::function<bool(const Packed&)>& current,
+                                            std::optional<bool> is_frozen) {
   if (!keep || !worth_keeping(weight) || limit_bytes() == 0) return make(false);
   const Key key(weight, layout);
-  const bool frozen = weight_is_frozen(weight);
+  const bool frozen = is_frozen ? *is_frozen : weight_is_frozen(weight);
   const auto kept = cache.find(key);
   if (kept && frozen && (!current || current(*kept->first))) return kept->first;
   const Digest digest = digest_of(weight);

@@ -40,11 +40,12 @@ struct PackedBuffer final : Packed {
 };
 
 // The packed copy of this weight in this layout: the cached one if current, else the result of make(kept), cached if
-// `keep` and the limit is not 0. Thread-safe. current(packed) may reject a cached copy for other reasons. Throws if a
-// frozen weight's version has changed.
+// `keep` and the limit is not 0. Thread-safe. current(packed) may reject a cached copy for other reasons. frozen:
+// weight_is_frozen(weight), if known. Throws if a frozen weight's version has changed.
 std::shared_ptr<const Packed> packed_weight(const Tensor& weight, const PackedLayout& layout, bool keep,
                                             const std::function<std::shared_ptr<const Packed>(bool kept)>& make,
-                                            const std::function<bool(const Packed&)>& current = nullptr);
+                                            const std::function<bool(const Packed&)>& current = nullptr,
+                                            std::optional<bool> frozen = {});
 
 // No lock is held while copies are destroyed or torch is called: a destructor may re-enter the cache.
 void forget_packed(const Tensor& weight);

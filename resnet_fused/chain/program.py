@@ -114,7 +114,8 @@ class Capture:
 
 
 class _Current(threading.local):
-    capture: Capture | None = None
+    def __init__(self) -> None:
+        self.captures: list[Capture] = []  # a network's, and those of its parts
 
 
 _current = _Current()
@@ -123,30 +124,42 @@ _current = _Current()
 @contextlib.contextmanager
 def capture(x: Tensor) -> Iterator[Capture]:
     """Captures the calls of this thread. ``x``: their input."""
-    before, _current.capture = _current.capture, Capture(x)
+    made = Capture(x)
+    _current.captures.append(made)
     try:
-        yield _current.capture
+        yield made
     finally:
-        _current.capture = before
+        _current.captures.remove(made)
+
+
+def is_capturing() -> bool:
+    """Whether this thread captures."""
+    return bool(_current.captures)
 
 
 def abandon() -> None:
-    """Ends a capture without a program: something other than an op runs."""
-    if not torch.compiler.is_compiling() and _current.capture is not None:
-        _current.capture.abandon()
+    """Ends all captures without a program: something other than an op runs."""
+    if not torch.compiler.is_compiling():
+        for each in _current.captures:
+            each.abandon()
+
+
+def _note(op: Any, args: tuple[Any, ...], result: Tensor) -> None:
+    if not torch.compiler.is_compiling():
+        for each in _current.captures:
+            each.note(op, args, result)
 
 
 def call(op: Any, *args: Any) -> Tensor:
     """``op(*args)``, captured if a capture is active."""
     y: Tensor = op(*args)
-    if not torch.compiler.is_compiling() and _current.capture is not None:
-        _current.capture.note(op, args, y)
+    _note(op, args, y)
     return y
 
 
 def nhwc(x: Tensor) -> Tensor:
     """:func:`.memory_format.nhwc`, captured like :func:`call`."""
     y = memory_format.nhwc(x)
-    if y is not x and not torch.compiler.is_compiling() and _current.capture is not None:
-        _current.capture.note(_CHANNELS_LAST, (x,), y)
+    if y is not x:
+        _note(_CHANNELS_LAST, (x,), y)
     return y

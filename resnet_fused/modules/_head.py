@@ -9,6 +9,7 @@ from .. import ops
 from ..chain.layers import has_hooks_or_patches
 from ..chain.patches import head_is_patched
 from ..chain.policy import Setting, module_setting
+from ..chain.program import call
 
 # The more images, the nearer torch's matrix product comes. Zen 4, one thread, 2048 x 1000 (ResNet-50) and 512 x 1000
 # (ResNet-18) from 7x7, time of eager's three calls over the op's, minima of interleaved calls with the weight in cache:
@@ -46,7 +47,7 @@ def run_head(x: Tensor, avgpool: Any, fc: Any) -> Tensor | None:
         return None
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return None
-    return ops.avg_pool_linear(x, weight, bias)  # type: ignore[no-any-return]
+    return call(ops.avg_pool_linear, x, weight, bias)
 
 
 def _is_plain(t: Any, x: Tensor) -> bool:

@@ -15,14 +15,18 @@ from torch import Tensor, nn
 
 from .._library import unchanged
 from ..chain import layers, program, read
+from ..chain.patches import head_is_patched
 from ..chain.policy import Setting, module_setting
 from ..chain.spec import BlockSpec
 from ._block import FusedBlock, changed_attribute
 
 Output = tuple[Any, bool]  # a tensor, and whether eager's would be channels_last
 
-_MOST = 8  # kinds of input per module
+_MOST = 16  # parts and kinds of input per module
 _CALLS_UNTIL_RETRY = 100  # of an input that could not be captured
+# Dictionaries of every module that matter only if one of layers.HOOKS is not empty, or not to a call.
+_WITHOUT_EFFECT = {name for name in vars(nn.Module()) if name.endswith(("_hooks", "_with_kwargs", "_always_called"))}
+_WITHOUT_EFFECT -= {*layers.HOOKS}
 
 
 class _Replay:
@@ -31,18 +35,21 @@ class _Replay:
         self.was_used = False
 
 
-def replayed(module: nn.Module, x: Tensor, methods: tuple[str, ...], run: Callable[[], Output]) -> Output:
+def replayed(module: nn.Module, x: Tensor, part: str, methods: tuple[str, ...], run: Callable[[], Output]) -> Output:
     """``run()``, which calls fused blocks of ``module``, or the program that it was at an earlier call.
 
-    ``methods``: those of the module that ``run`` calls; they must be this package's own.
+    ``part``: which part of the module it runs. ``methods``: those of the module that it calls; they must be this
+    package's own.
     """
     if not _may_replay(x):
         return run()
     memory = module.__dict__.get("_seen")
     if memory is None:
         memory = module.__dict__["_seen"] = read.Memory()
-    programs, key = memory.programs, (x.shape, x.stride(), x.dtype)
+    programs, key = memory.programs, (part, x.shape, x.stride(), x.dtype)
     known = programs.get(key, 0)
+    if known and program.is_capturing():
+        return run()  # the network's capture needs every call
     if isinstance(known, _Replay):
         if known.guard.holds(module):
             y = known.program(x)
@@ -72,12 +79,14 @@ def replayed(module: nn.Module, x: Tensor, methods: tuple[str, ...], run: Callab
 def _may_replay(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or type(x) is not Tensor or x.dim() != 4:
         return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack() or read.is_recording():
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return False
+    if read.is_recording():
         return False
     how = module_setting(x)
     if not isinstance(how, Setting) or not how.capabilities.replays or how.autocast:
         return False
-    return x.numel() > 0 and not program.ops_are_patched()
+    return x.numel() > 0 and not program.ops_are_patched() and not head_is_patched()
 
 
 def _is_ours(function: Any) -> bool:
@@ -129,7 +138,7 @@ def _attributes(module: nn.Module, ignored: Iterable[str] = ()) -> tuple[Any, ..
     for name, value in vars(module).items():
         if name in ignored or name in read.OURS:
             contents: Any = False
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and name not in _WITHOUT_EFFECT:
             contents = tuple(each for item in value.items() for each in item)
         else:
             contents = tuple(value) if isinstance(value, list) else None

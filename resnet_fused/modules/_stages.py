@@ -117,7 +117,11 @@ class FusedStage(nn.Sequential):
         if is_observed(input):
             return nn.Sequential.forward(self, input)
         y, last = replayed(
-            self, input, (), lambda: _run_blocks(input, is_channels_last(input), _children_with_next(self, None))
+            self,
+            input,
+            "stage",
+            (),
+            lambda: _run_blocks(input, is_channels_last(input), _children_with_next(self, None)),
         )
         return y if last or not isinstance(y, Tensor) else contiguous(y)
 

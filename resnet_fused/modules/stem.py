@@ -51,7 +51,7 @@ class RunsStages(OwnsPackedWeights):
 
     def _run(self, x: Tensor, names: Iterable[str]) -> tuple[Tensor, bool]:
         """Runs stem and stages; returns the output and whether eager's output would be channels_last."""
-        return replayed(self, x, ("_stem",), lambda: self._run_parts(x, names))
+        return replayed(self, x, "features", ("_stem",), lambda: self._run_parts(x, names))
 
     def _run_parts(self, x: Tensor, names: Iterable[str]) -> tuple[Tensor, bool]:
         y = self._stem(x)
@@ -93,10 +93,14 @@ class FusedStem(RunsStages):
 
     def _logits_of(self, x: Tensor) -> Tensor:
         """The output of stem, stages, ``avgpool`` and ``fc``."""
+        return replayed(self, x, "logits", ("_stem",), lambda: (self._run_logits(x), False))[0]  # type: ignore[no-any-return]
+
+    def _run_logits(self, x: Tensor) -> Tensor:
         y, last = self._run(x, _LAYERS)
         logits = run_head(y, self.avgpool, self.fc)
         if logits is not None:
             return logits
+        abandon()
         return self.fc(torch.flatten(self.avgpool(y if last else contiguous(y)), 1))  # type: ignore[no-any-return]
 
     def _stem(self, x: Tensor) -> Tensor:
