@@ -292,6 +292,28 @@ def test_every_patched_class_is_seen(patch, replays, monkeypatch):
     assert not replays
 
 
+def test_a_setting_of_the_class_is_seen(replays, monkeypatch):
+    fused, x = network(), image()
+    for _ in range(2):
+        call(fused, x)
+    replays.clear()
+    monkeypatch.setattr(type(fused), "eager_memory_format", True)
+    call(fused, x)
+    assert not replays
+
+
+def test_functional_call_is_seen(replays):
+    fused, x = network(), image()
+    before = [call(fused, x) for _ in range(2)][-1]
+    others = {name: value * 2 for name, value in fused.named_parameters()}
+    with torch.no_grad():
+        changed = torch.func.functional_call(fused, others, x)
+        others = {name: value.detach() for name, value in others.items()}
+        again = [torch.func.functional_call(fused, others, x) for _ in range(2)]
+    assert not torch.equal(changed, before) and all(torch.equal(y, changed) for y in again)
+    assert torch.equal(call(fused, x), before)
+
+
 def test_a_stem_of_the_users_runs():
     class Counts(models.CifarResNet):
         calls = 0
@@ -442,6 +464,18 @@ def test_a_program_frees_what_it_no_longer_reads():
     # op, x, weight ... and the first result ends with the second call, which x does not
     assert made.code.tolist()[-2:] == [1, 1]
     assert made.tensors == [weight]
+
+
+def test_a_capture_keeps_no_result_alive():
+    x, weight = torch.randn(1, 4, 5, 5), torch.randn(4, 4, 1, 1)
+    args = (None, None, None, None, None, 0.0, (1, 1), (0, 0), (1, 1), 1, None, False, False, False, False)
+    with program.capture(x) as capture:
+        y = program.call(ops.conv_bn_act, x, weight, *args)
+        first = weakref.ref(y)
+        for _ in range(20):  # whose memory, and ids, are used again and again
+            y = program.call(ops.conv_bn_act, y, weight, *args)
+    assert first() is None
+    assert torch.equal(capture.program(y, {id(weight)})(x), y)
 
 
 def test_a_tensor_from_elsewhere_makes_no_program():

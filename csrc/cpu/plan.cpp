@@ -250,7 +250,9 @@ bool own_kernels_allowed() { return kCandidates[first_candidate()].engine <= Eng
 
 Plan make_plan(const ConvShape& shape, const CpuFeatures& cpu) {
   const Candidate* first = kCandidates + first_candidate();
-  Plan plan{Engine::kComposed, isa_of(shape.element, cpu), {}};
+  Isa isa = isa_of(shape.element, cpu);
+  if (isa == Isa::kAmx && shape.groups > 1) isa = Isa::kAvx512Bf16;  // there is no AMX kernel for groups
+  Plan plan{Engine::kComposed, isa, {}};
   for (const Candidate& c : kCandidates) {
     const std::string why =
         &c < first ? std::string("RESNET_FUSED_CPU_ENGINE is ") + first->name : c.reason(shape, cpu);

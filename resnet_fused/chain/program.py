@@ -9,6 +9,7 @@ import contextlib
 import functools
 import struct
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,9 +55,10 @@ class Capture:
     """The calls made since :func:`capture`, from x to the last result."""
 
     def __init__(self, x: Tensor) -> None:
-        # By id, which stays a tensor's own while it is alive. Values are x and results; the others were given.
-        self._values, self._given = {id(x): 0}, dict[int, int]()
-        self._alive, self._tensors = [x], list[Tensor]()
+        # By id. Values are x and results, which are forgotten as they are freed; the other tensors were given.
+        self._x, self._values = x, {id(x): 0}
+        self._results: list[weakref.ref[Tensor]] = []
+        self._given, self._tensors = dict[int, int](), list[Tensor]()
         self._calls: list[tuple[list[int], set[int]]] = []  # a call's code, and the values that it reads
         self._is_complete = True
 
@@ -86,9 +88,10 @@ class Capture:
                 code += [len(arg), *map(int, arg)]
             else:
                 code.append(int(arg))
-        self._values[id(result)] = len(self._values)
-        self._alive.append(result)
         self._calls.append((code, reads))
+        self._values[id(result)] = len(self._calls)
+        forget = functools.partial(self._values.pop, id(result), None)
+        self._results.append(weakref.ref(result, lambda _: forget()))
 
     def _number_of(self, given: Tensor) -> int:
         if id(given) not in self._given:

@@ -23,6 +23,7 @@ from ._block import FusedBlock, changed_attribute
 Output = tuple[Any, bool]  # a tensor, and whether eager's would be channels_last
 
 _MOST = 16  # parts and kinds of input per module
+_SETTINGS = ("eager_memory_format",)  # of a network, which its class may have
 _CALLS_UNTIL_RETRY = 100  # of an input that could not be captured
 # Dictionaries of every module that matter only if one of layers.HOOKS is not empty, or not to a call.
 _WITHOUT_EFFECT = {name for name in vars(nn.Module()) if name.endswith(("_hooks", "_with_kwargs", "_always_called"))}
@@ -108,6 +109,7 @@ class _Guard:
         kinds: list[Any] = [type(module), *self.classes]
         self.functions = [(type(module), name, getattr(type(module), name)) for name in methods]
         self.functions += [(kind, name, getattr(kind, name)) for kind in kinds for name in ("forward", "__call__")]
+        self.functions += [(type(module), name, getattr(type(module), name, None)) for name in _SETTINGS]
         for kind in kinds:
             self.functions += [(kind._eager_class, *item) for item in getattr(kind, "_eager_methods", {}).items()]
         held = [each for part in (module, *parts) for each in (part._parameters, part._buffers)]
@@ -120,14 +122,15 @@ class _Guard:
         specs = (kind._spec for kind in self.classes)
         if not all(isinstance(spec, BlockSpec) or _is_ours(spec) for spec in specs):
             return False  # it depends on a user's code
-        # weights of torch.func.functional_call are temporary
-        return all(type(tensor) in (Tensor, nn.Parameter) and tensor.grad_fn is None for tensor in captured.tensors)
+        # The weights of torch.func.functional_call are temporary.
+        kinds = {4: (nn.Parameter,)}
+        return all(type(t) in kinds.get(t.dim(), (Tensor, nn.Parameter)) and t.grad_fn is None for t in captured.tensors)
 
     def holds(self, module: nn.Module) -> bool:
         """Whether nothing has changed."""
         if not unchanged((module, *self.parts), self.types, self.attributes):
             return False
-        if any(getattr(owner, name) is not function for owner, name, function in self.functions):
+        if any(getattr(owner, name, None) is not function for owner, name, function in self.functions):
             return False
         return not any(map(changed_attribute, self.classes))
 

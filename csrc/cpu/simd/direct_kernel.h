@@ -209,18 +209,30 @@ class DirectTask {
     auto* row = static_cast<Operand*>(row_scratch_.get(static_cast<size_t>(padded_) * q_.c * sizeof(Operand)));
     for (int i = 0; i < count; ++i) {
       copy_slab<A>(q_, image, top(first) + i, 1, padded_, q_.c, row);
-      for (int j = 0; j < q_.ow; ++j) {
-        Operand* patch = slab + (static_cast<int64_t>(i) * q_.ow + j) * step_;
-        const Operand* under = row + static_cast<int64_t>(j) * q_.stride_w * q_.c;
-        if (q_.dil_w == 1)
-          memcpy(patch, under, static_cast<size_t>(q_.s) * q_.c * sizeof(Operand));
-        else
+      Operand* patch = slab + int64_t{i} * q_.ow * step_;
+      constexpr int kRgb = 7 * 3;  // values under an RGB stem's column: a copy of constant size is inlined
+      const int values = q_.s * q_.c;
+      if (q_.dil_w > 1)
+        copy_patches(row, patch, [this](Operand* to, const Operand* from) {
           for (int tap = 0; tap < q_.s; ++tap)
-            memcpy(patch + tap * q_.c, under + int64_t{tap} * q_.dil_w * q_.c, q_.c * sizeof(Operand));
-        for (int64_t c = static_cast<int64_t>(q_.s) * q_.c; c < step_; ++c) patch[c] = Operand(0);
-      }
+            memcpy(to + tap * q_.c, from + int64_t{tap} * q_.dil_w * q_.c, q_.c * sizeof(Operand));
+        });
+      else if (values == kRgb)
+        copy_patches(row, patch, [](auto* to, const auto* from) { memcpy(to, from, kRgb * sizeof(Operand)); });
+      else
+        copy_patches(row, patch, [=](auto* to, const auto* from) { memcpy(to, from, values * sizeof(Operand)); });
     }
     return slab;
+  }
+
+  // Copies the values under each output column of a row with copy(to, from), padded to whole steps.
+  template <typename Copy>
+  void copy_patches(const Operand* row, Operand* patch, const Copy& copy) const {
+    const int64_t values = static_cast<int64_t>(q_.s) * q_.c;
+    for (int j = 0; j < q_.ow; ++j, patch += step_, row += static_cast<int64_t>(q_.stride_w) * q_.c) {
+      copy(patch, row);
+      for (int64_t c = values; c < step_; ++c) patch[c] = Operand(0);
+    }
   }
 
   // Computes output rows of `width` pixels; `top` is the input row under the first row's first tap.
