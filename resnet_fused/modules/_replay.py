@@ -123,8 +123,9 @@ class _Guard:
         if not all(isinstance(spec, BlockSpec) or _is_ours(spec) for spec in specs):
             return False  # it depends on a user's code
         # The weights of torch.func.functional_call are temporary.
-        kinds = {4: (nn.Parameter,)}
-        return all(type(t) in kinds.get(t.dim(), (Tensor, nn.Parameter)) and t.grad_fn is None for t in captured.tensors)
+        if any(type(t) is not nn.Parameter for t in captured.tensors if t.dim() == 4):
+            return False
+        return all(type(t) in (Tensor, nn.Parameter) and t.grad_fn is None for t in captured.tensors)
 
     def holds(self, module: nn.Module) -> bool:
         """Whether nothing has changed."""
