@@ -64,7 +64,7 @@ proof: build  ## every planted bug and every emulated kernel, no verdict of an e
 
 # Tests of the CPU engines. Where AVX-512 is emulated they take minutes.
 CPU_TESTS = $(addprefix tests/test_, ops.py packed_weights.py block_op.py functional.py blocks.py conv_stats.py \
-  conv_backward_weight.py training_ops.py training_op.py training_pool.py training_blocks.py resizable.py)
+  conv_backward_weight.py training_ops.py training_op.py training_pool.py training_blocks.py resizable.py head.py pack_in_task.py)
 FLAVOUR ?= emulated-avx512
 
 test-emulated: build  ## the CPU engines' tests with AVX-512 and AMX emulated on AVX2; FLAVOUR=emulated-amx on AVX-512
@@ -85,9 +85,9 @@ sanitize: build  ## the CPU library under the address and undefined-behaviour sa
 	@RESNET_FUSED_FLAVOUR=sanitize $(PY) setup.py --quiet build_ext --inplace
 	$(SANITIZED) $(PY) -m tests.fuzz --problems 200 --seed $(SEED)
 	$(SANITIZED) $(PY) -m pytest -q -n auto tests/test_op_contract.py tests/test_packed_weights.py tests/test_ops.py \
-	  tests/test_grouped.py --combinations=2 \
+	  tests/test_grouped.py tests/test_head.py tests/test_pack_in_task.py tests/test_replay.py --combinations=2 \
 	  -k "(packed_weights or op_contract or corners or resnet_shapes or groups or group_widths or geometries or \
-	  bn_add_act) and not reused_address" $(ARGS)
+	  bn_add_act or any_shape or any_strides or frozen_weight or broken_code) and not reused_address" $(ARGS)
 
 bench: build $(VENV)/.bench  ## time the kernels and whole networks
 	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)
