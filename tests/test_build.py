@@ -188,7 +188,7 @@ def tree(tmp_path):
     csrc = tmp_path / "csrc"
     shutil.copytree(ROOT / "csrc/compat", csrc / "compat")
     shutil.copytree(ROOT / "build_tools", tmp_path / "build_tools", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("module.c", "exports.map"):
+    for name in ("module.c", "unchanged.c", "exports.map"):
         shutil.copy(ROOT / "csrc" / name, csrc)
     texts = {
         "library.cpp": "int library() { return 1; }\n",
@@ -267,7 +267,7 @@ def test_each_source_is_built_once_for_its_libraries(plan, tmp_path):
     assert "csrc/explain_cuda.cpp" in cpu_names - cuda_names
     text = ninja_file.render(cuda)
     assert len(re.findall(r"^build \S*common/shape\.cpp\.o:", text, re.M)) == 1
-    assert "-DRF_MODULE=_C\n" in edge(text, "/_C.c.o")
+    assert "-DRF_MODULE=_C -DRF_UNCHANGED\n" in edge(text, "/_C.c.o")
     assert "-DRF_MODULE=_C_cuda\n" in edge(text, "/_C_cuda.c.o")
 
 
