@@ -44,7 +44,7 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   m.def("bn_add_act(Tensor x, " BN ", Tensor? residual, bool relu" MEMORY ") -> Tensor");
 
   // Calls of the ops above, captured for an x of this shape, strides and dtype (CPU; csrc/cpu/program.h). tensors: the
-  // parameters and buffers that they read; none is returned if one has another shape or dtype than at the capture.
+  // parameters and buffers that they read; none is returned if one has another shape, dtype or strides than then.
   m.def("run_program(Tensor x, Tensor[] tensors, Tensor code) -> Tensor?");
   // The ops that a program may call, in the order of their numbers, separated by ", ".
   m.def("program_ops() -> str");

@@ -194,7 +194,7 @@ def test_head_runs_eagerly(x, avgpool, fc):
 @pytest.mark.parametrize(
     ("owner", "name"),
     [(nn.Linear, "forward"), (nn.AdaptiveAvgPool2d, "forward"), (F, "linear"), (F, "adaptive_avg_pool2d"),
-     (nn.Module, "__call__"), (nn.ReLU, "forward")],
+     (nn.Module, "__call__"), (nn.Linear, "__call__"), (nn.ReLU, "forward")],
 )  # fmt: skip
 def test_patched_classes_and_functions(monkeypatch, owner, name):
     original, x = getattr(owner, name), features()

@@ -302,6 +302,35 @@ def test_a_setting_of_the_class_is_seen(replays, monkeypatch):
     assert not replays
 
 
+def test_a_weights_memory_format_is_seen(replays):
+    fused, x = network("stage"), image()
+    contiguous = [call(fused, x) for _ in range(2)][-1]
+    assert replays
+    for layer in fused.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.to(memory_format=torch.channels_last)  # exchanges weight.data
+    for _ in range(3):
+        y = call(fused, x)
+        assert y.stride() == call(eager_twin(fused), x).stride() != contiguous.stride()
+
+
+def test_a_change_during_the_capture_is_seen(monkeypatch):
+    fused, x = network(), image()
+    note, noted = program._note, []
+
+    def changing(*args):  # as another thread may
+        noted.append(args)
+        if len(noted) == 4:
+            norm(fused).eps = 0.5
+        note(*args)
+
+    monkeypatch.setattr(program, "_note", changing)
+    call(fused, x)
+    assert norm(fused).eps == 0.5
+    for _ in range(3):
+        assert_close(call(fused, x), call(eager_twin(fused), x), truth(eager_twin(fused), x))
+
+
 def test_functional_call_is_seen(replays):
     fused, x = network(), image()
     before = [call(fused, x) for _ in range(2)][-1]
@@ -326,6 +355,43 @@ def test_a_stem_of_the_users_runs():
     for _ in range(3):
         call(fused, image())
     assert Counts.calls == 3
+
+
+class InPlace(nn.Module):
+    """Returns its input, which it has changed."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x.mul_(2)
+
+
+@pytest.mark.parametrize("name", ["CIFAR", "pre-activation"])
+def test_user_code_in_the_stem_runs(name, replays):
+    fused, x = network(name), torch.randn(2, 16, 8, 8)
+    fused.conv1 = InPlace()
+    if name == "CIFAR":  # its stem
+        fused.bn1 = fused.relu = nn.Identity()
+    results = [call(fused, x.clone()) for _ in range(4)]
+    assert fused.conv1.calls == 4 and not replays
+    assert all(torch.equal(y, results[0]) for y in results)
+
+
+def test_a_hook_on_a_shortcut_outside_of_the_modules_runs():
+    shortcut, calls = nn.Identity(), []
+    first = reference.BasicBlock(8, 8)
+    del first.downsample
+    object.__setattr__(first, "downsample", shortcut)
+    fused = resnet_fused.convert(nn.Sequential(first, reference.BasicBlock(8, 8)).eval())
+    for _ in range(2):
+        call(fused, torch.randn(1, 8, 8, 8))
+    shortcut.register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(2):
+        call(fused, torch.randn(1, 8, 8, 8))
+    assert len(calls) == 2
 
 
 def test_user_code_in_a_shortcut_runs(replays):
@@ -427,6 +493,16 @@ def test_loading_frees_what_was_assigned_before(name):
     assert weight() is None
 
 
+def test_a_new_input_frees_outdated_programs():
+    fused = network()
+    for _ in range(2):
+        call(fused, image())
+    weight = weakref.ref(conv(fused).weight)
+    new_weight(fused)
+    call(fused, image(size=40))
+    assert weight() is None
+
+
 def test_threads_may_call_and_change_a_network():
     fused, xs = network(), [image(batch=batch) for batch in (1, 2, 3)]
     expected = [call(fused, x) for x in xs]
@@ -493,6 +569,7 @@ BROKEN = [
     ("value 7, which does not exist", [0, 14, 0]),
     ("tensor 3, which does not exist", [0, 7, 0]),
     ("value 1, which does not exist", [0, 0, 1, 1, 0, 2, 0]),
+    ("the code ends its own result", [0, 0, 1, 1]),
 ]
 
 
@@ -505,7 +582,7 @@ def test_broken_code_is_refused(message, code):
 def test_tensors_of_another_shape_are_noticed():
     x, weight = torch.randn(1, 4, 5, 5), torch.randn(4, 4, 1, 1)
     made, _ = captured(x, weight)
-    for other in (torch.randn(4, 4, 1, 2), torch.randn(4, 4, 1), weight.double()):
+    for other in (torch.randn(4, 4, 1, 2), torch.randn(4, 4, 1), weight.double(), weight.swapaxes(0, 1)):
         assert ops.run_program(x, [other], made.code) is None
 
 

@@ -12,10 +12,10 @@ namespace resnet_fused::cpu {
 [[noreturn]] void no_memory(size_t bytes);
 
 struct DirectConv {
-  const void* x;                            // element strides below, any layout
-  int64_t xn, xc, xh, xw;                   // strides of x: image, channel, row, column
-  const void* packed;                       // direct_pack's layout; null if tasks pack
-  const void* weight;                       // (K, C, R, S) of these element strides
+  const void* x;           // element strides below, any layout
+  int64_t xn, xc, xh, xw;  // strides of x: image, channel, row, column
+  const void* packed;      // direct_pack's layout; null if tasks pack
+  const void* weight;      // (K, C, R, S) of these element strides
   int64_t weight_strides[4];
   const float *scale, *shift;               // [K rounded up to whole registers]
   const void* residual;                     // (N, OH, OW, K) dense, or null; may alias out

@@ -6,8 +6,8 @@
 
 namespace resnet_fused::cpu {
 
-// While one exists, this thread reads a variable only once: getenv takes microseconds when the environment is not in the
-// cache, and an op asks several times.
+// While one exists, this thread reads a variable only once: getenv takes microseconds when the environment is not in
+// the cache, and an op asks several times.
 class ReadsEnvironmentOnce {
  public:
   ReadsEnvironmentOnce();

@@ -160,8 +160,8 @@ constexpr Candidate kCandidates[] = {
 // RESNET_FUSED_CPU_ENGINE=NAME skips the engines preferred to NAME: for tests and comparisons.
 size_t first_candidate() {
   static_assert(std::size(kCandidates) == 4);
-  return index_from_environment("RESNET_FUSED_CPU_ENGINE", {kCandidates[0].name, kCandidates[1].name,
-                                                            kCandidates[2].name, kCandidates[3].name})
+  return index_from_environment("RESNET_FUSED_CPU_ENGINE",
+                                {kCandidates[0].name, kCandidates[1].name, kCandidates[2].name, kCandidates[3].name})
       .value_or(0);
 }
 

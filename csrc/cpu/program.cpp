@@ -13,9 +13,9 @@ bool ProgramReader::tensors_match() {
     const int64_t dtype = next(), dim = next();
     match = match && dtype >= 0 && dtype < static_cast<int64_t>(std::size(kDtypes)) && t.dim() == dim &&
             scalar_type_of(t) == kDtypes[dtype];
-    for (int64_t d = 0; d < dim; ++d) {
-      const int64_t size = next();
-      match = match && t.size(d) == size;
+    for (int64_t d = 0; d < 2 * dim; ++d) {  // sizes, then strides
+      const int64_t expected = next();
+      match = match && (d < dim ? t.size(d) : t.stride(d - dim)) == expected;
     }
   }
   return match;
@@ -26,10 +26,16 @@ int64_t ProgramReader::next() {
   return *at_++;
 }
 
+const Tensor& ProgramReader::last() const {
+  RF_CHECK(values_.back(), "run_program: the code ends its own result; it must be that of a resnet_fused Program");
+  return *values_.back();
+}
+
 const Tensor& ProgramReader::tensor(int64_t reference) const {
   const size_t i = static_cast<size_t>(reference) / 2, count = reference % 2 ? tensors_.size() : values_.size();
   RF_CHECK(reference >= 0 && i < count && (reference % 2 || values_[i]), "run_program: the code refers to ",
-           reference % 2 ? "tensor " : "value ", i, ", which does not exist; it must be that of a resnet_fused Program");
+           reference % 2 ? "tensor " : "value ", i,
+           ", which does not exist; it must be that of a resnet_fused Program");
   return reference % 2 ? tensors_[i] : *values_[i];
 }
 

@@ -1,8 +1,8 @@
 // A program: op calls captured in Python (resnet_fused/chain/program.py) that run as one op.
 //
-// The code is a list of int64. It begins with the dtype (kDtypes), number of dimensions and sizes of each of `tensors`,
-// which are those of the capture. Then a call is the op's number, its arguments in the order of the schema, and the number and
-// indices of the values that end with it:
+// The code is a list of int64. It begins with the dtype (kDtypes), number of dimensions, sizes and strides of each of
+// `tensors`, which are those of the capture. Then a call is the op's number, its arguments in the order of the schema,
+// and the number and indices of the values that end with it:
 //   Tensor     2 * i: value i (0 is x, i > 0 the result of call i - 1); 2 * i + 1: tensors[i]; -1: none
 //   float      the bits of a double
 //   int, bool  itself
@@ -20,14 +20,14 @@ class ProgramReader {
   ProgramReader(const Tensor& x, const std::vector<Tensor>& tensors, const int64_t* code, int64_t size)
       : values_{x}, tensors_(tensors), at_(code), end_(code + size) {}
 
-  // Reads the head of the code; false if a tensor has another dtype or shape.
+  // Reads the head of the code; false if a tensor has another dtype, shape or strides.
   bool tensors_match();
   bool at_end() const { return at_ == end_; }
   int64_t next();
   const Tensor& tensor(int64_t reference) const;
   // Appends the result of a call, and drops the values that end with it.
   void finish_call(Tensor result);
-  const Tensor& last() const { return *values_.back(); }
+  const Tensor& last() const;
 
  private:
   std::vector<OptTensor> values_;

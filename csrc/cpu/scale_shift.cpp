@@ -44,7 +44,7 @@ ScaleShift<Acc> scale_shift(const BatchNorm& bn, const OptTensor& bias, int64_t 
 bool bias_folds(const Conv& conv) {
   if (!conv.bias || !conv.bn.present()) return true;
   return scalar_type_of(conv.x) == ScalarType::Double ? scale_shift<double>(conv.bn, conv.bias, conv.k).bias_folds
-                                                    : scale_shift<float>(conv.bn, conv.bias, conv.k).bias_folds;
+                                                      : scale_shift<float>(conv.bn, conv.bias, conv.k).bias_folds;
 }
 
 template std::vector<float> per_channel(const OptTensor&, int64_t, float);

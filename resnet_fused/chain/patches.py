@@ -49,7 +49,7 @@ def _originals(methods: list[tuple[type, str]], functions: tuple[str, ...]) -> O
 
 
 _LAYERS = _originals([*((cls, "forward") for cls in _CLASSES), (nn.Conv2d, "_conv_forward")], _FUNCTIONS)
-_HEAD = _originals([(cls, "forward") for cls in _HEAD_CLASSES], _HEAD_FUNCTIONS)
+_HEAD = _originals([(cls, name) for cls in _HEAD_CLASSES for name in ("forward", "__call__")], _HEAD_FUNCTIONS)
 _CALLS = [(name, getattr(nn.Module, name)) for name in ("__call__", "_call_impl", "__getattr__")]
 
 
@@ -73,7 +73,7 @@ def layers_are_patched() -> bool:
 
 
 def head_is_patched() -> bool:
-    """The same for the layers of a network's head, without module calls."""
+    """The same for the layers of a network's head; :func:`layers_are_patched` covers calls of ``nn.Module``."""
     return _any_patched(_HEAD)
 
 

@@ -40,13 +40,13 @@ class Program:
     """Calls in the format of csrc/cpu/program.h, and the parameters and buffers that they read."""
 
     def __init__(self, calls: list[int], tensors: list[Tensor]) -> None:
-        shapes = [number for t in tensors for number in (_DTYPES.index(t.dtype), t.dim(), *t.shape)]
+        shapes = [number for t in tensors for number in (_DTYPES.index(t.dtype), t.dim(), *t.shape, *t.stride())]
         self.code, self.tensors = torch.tensor(shapes + calls, dtype=torch.int64), tensors
 
     def __call__(self, x: Tensor) -> Tensor | None:
         """The result for an ``x`` of the shape, strides and dtype of the one that was captured.
 
-        None if a parameter or buffer has another shape or dtype than it had.
+        None if a parameter or buffer has another shape, other strides or another dtype than it had.
         """
         return ops.run_program(x, self.tensors, self.code)
 

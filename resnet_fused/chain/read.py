@@ -403,10 +403,16 @@ class Memory(dict[str, Seen]):
         return Memory, ()
 
 
-def last_seen(module: nn.Module, spec: layers.Spec) -> Seen | Reason:
-    memory = module.__dict__.get("_seen")
+def memory_of(module: nn.Module) -> Memory:
+    """The module's :class:`Memory`, added if it has none."""
+    memory: Memory | None = module.__dict__.get("_seen")
     if memory is None:
         memory = module.__dict__["_seen"] = Memory()
+    return memory
+
+
+def last_seen(module: nn.Module, spec: layers.Spec) -> Seen | Reason:
+    memory = memory_of(module)
     if isinstance(spec, layers.Derived):
         seen = memory.get(spec.part)
         if seen is not None and seen.is_current(module, seen.spec):

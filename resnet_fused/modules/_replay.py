@@ -44,10 +44,7 @@ def replayed(module: nn.Module, x: Tensor, part: str, methods: tuple[str, ...], 
     """
     if not _may_replay(x):
         return run()
-    memory = module.__dict__.get("_seen")
-    if memory is None:
-        memory = module.__dict__["_seen"] = read.Memory()
-    programs, key = memory.programs, (part, x.shape, x.stride(), x.dtype)
+    programs, key = read.memory_of(module).programs, (part, x.shape, x.stride(), x.dtype)
     known = programs.get(key, 0)
     if known and program.is_capturing():
         return run()  # the network's capture needs every call
@@ -65,14 +62,17 @@ def replayed(module: nn.Module, x: Tensor, part: str, methods: tuple[str, ...], 
         return run()
     if any(name in module.__dict__ or not _is_ours(getattr(type(module), name)) for name in methods):
         return run()
-    if len(programs) >= _MOST:
-        programs.clear()
+    replays = [each for each in list(programs.values()) if isinstance(each, _Replay)]
+    if not all(each.guard.holds(module) for each in replays):
+        programs.clear()  # outdated ones would keep weights alive
+    elif len(programs) >= _MOST:
+        programs.pop(next(iter(programs)), None)  # the oldest
+    guard = _Guard(module, methods)
     with program.capture(x) as capture:
         y, last = run()
     programs[key] = _CALLS_UNTIL_RETRY
-    guard = _Guard(module, methods)
     captured = capture.program(y, guard.weights)
-    if captured is not None and guard.covers(captured):
+    if captured is not None and guard.covers(captured) and guard.holds(module):  # other threads may have changed it
         programs[key] = _Replay(captured, guard, last)
     return y, last
 
@@ -96,15 +96,19 @@ def _is_ours(function: Any) -> bool:
 
 
 class _Guard:
-    """What the blocks of a module looked at in a call: whatever else they would look at is the same while it is."""
+    """What the blocks of a module look at in a call: whatever else they would look at is the same while it is."""
 
     def __init__(self, module: nn.Module, methods: tuple[str, ...]) -> None:
+        for each in module.modules():
+            if isinstance(each, FusedBlock):
+                read.memory_of(each)  # not an attribute that the call adds
         # A module with hooks is outside of what was captured: fused blocks and stages have none, nor do their layers.
         parts = [each for each in module.modules() if each is not module and not layers.has_hooks(each)]
         self.parts = tuple(parts)
         self.types = (type(module), *map(type, parts))
         self.attributes = (_attributes(module, layers.HOOKS), *(_attributes(each) for each in parts))
         blocks = [each for each in parts if isinstance(each, FusedBlock)]
+        self.has_hidden_modules = any(isinstance(value, nn.Module) for each in blocks for value in vars(each).values())
         self.classes: list[Any] = list(dict.fromkeys(map(type, blocks)))
         kinds: list[Any] = [type(module), *self.classes]
         self.functions = [(type(module), name, getattr(type(module), name)) for name in methods]
@@ -122,6 +126,8 @@ class _Guard:
         specs = (kind._spec for kind in self.classes)
         if not all(isinstance(spec, BlockSpec) or _is_ours(spec) for spec in specs):
             return False  # it depends on a user's code
+        if self.has_hidden_modules:
+            return False  # whose hooks and attributes this does not compare
         # The weights of torch.func.functional_call are temporary.
         if any(type(t) is not nn.Parameter for t in captured.tensors if t.dim() == 4):
             return False

@@ -108,11 +108,12 @@ class FusedStem(RunsStages):
         if y is not None:
             return y
         y = _run_stem(self, self._spec, x)
+        if y is None or self._pools:
+            abandon()
         if y is None:
             y = getattr(self, self._relu)(self.bn1(self.conv1(x)))
         if not self._pools:
             return y
-        abandon()
         pool = self.maxpool
         is_seen = type(pool) not in (nn.MaxPool2d, nn.Identity) or layers.has_hooks_or_patches(pool)
         last = is_observed(x) or _outputs_channels_last(self.conv1, x) is not False
@@ -142,7 +143,10 @@ class FusedPreActEnds(RunsStages):
             abandon()
             return override(self, x)
         y = _run_stem(self, _CONV_STEM, x)
-        return self.conv1(x) if y is None else y
+        if y is not None:
+            return y
+        abandon()
+        return self.conv1(x)
 
     def _tail(self, x: Tensor) -> Tensor:
         override = replacement(self, "_tail")

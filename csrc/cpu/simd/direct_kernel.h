@@ -239,7 +239,8 @@ class DirectTask {
   void rows(const Operand* x, int64_t row_step, int count, int width, const Elem* residual, Elem* out, int top) {
     // Weights that fit in L2 beside the slab are re-read for each tile, so that output and residual are accessed front
     // to back. Larger weights are the outer loop instead: each block stays for all tiles of the task.
-    const bool channels_inside = !t_.packs && reduction_ * (k1_ - k0_) * static_cast<int64_t>(sizeof(Operand)) <= kSlabBytes<A>;
+    const bool channels_inside =
+        !t_.packs && reduction_ * (k1_ - k0_) * static_cast<int64_t>(sizeof(Operand)) <= kSlabBytes<A>;
     const int at_once = width * V::kRows <= V::kPixels ? V::kRows : 1;  // rows in a tile
     if (channels_inside) {
       const int tiles = ceil_div(width, widest_tile<V>(t_.vectors));

@@ -140,8 +140,7 @@ bool pack_pairs(const Filters<A>& f, bool channels_inner, const Place<A>& place)
 // Whether each filter is one run of memory; `channels_inner`: its channels are adjacent, else its taps are.
 inline bool is_dense(const int64_t strides[4], int c, int r, int s, bool& channels_inner) {
   channels_inner = (strides[1] == 1 || c == 1) && (r * s == 1 || (strides[3] == c && strides[2] == int64_t{s} * c));
-  return channels_inner ||
-         (strides[1] == int64_t{r} * s && (strides[3] == 1 || s == 1) && (strides[2] == s || r == 1));
+  return channels_inner || (strides[1] == int64_t{r} * s && (strides[3] == 1 || s == 1) && (strides[2] == s || r == 1));
 }
 
 // Packs filters [k0, k1), whole channel blocks of (K, C, R, S) with any strides; `packed` begins with filter `first`.

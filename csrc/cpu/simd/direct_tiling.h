@@ -80,9 +80,10 @@ inline void balance(DirectTiling& t, int images, const Work& work, bool by_chann
   t = best;
 }
 
-// Whether tasks should pack their own weights, in L2, instead of reading a copy after comparing its digest: for one image
-// that is so small that comparing takes longer than packing, and of which one task computes all rows. Only the weights
-// themselves then come from memory. Long reductions amortise what a task copies. Measured on Zen 4, not on Intel.
+// Whether tasks should pack their own weights, in L2, instead of reading a copy after comparing its digest: for one
+// image that is so small that comparing takes longer than packing, and of which one task computes all rows. Only the
+// weights themselves then come from memory. Long reductions amortise what a task copies. Measured on Zen 4, not on
+// Intel.
 template <typename A>
 bool packs(const DirectConv& q) {
   constexpr int64_t kFewPixels = 64, kMostPixels = 256, kLongReduction = 1024, kSize = sizeof(typename A::Operand);
