@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "docs" / "speed.svg"
 GPU = "nvidia-h200/networks/models-nvidia-h200-planned.json"
-CPU = ("runs/20261129T090700Z.json", "runs/20261129T091500Z.json")
+CPU = ("runs/20261129T125817Z.json", "runs/20261129T130827Z.json")
 EAGER, COMPILED, OURS = "eager channels_last", "torch.compile", "resnet_fused"
 RUNTIME = "best of OpenVINO, ONNX Runtime"
 LABELS = {COMPILED: "torch.compile (on the CPU with freezing)"}
