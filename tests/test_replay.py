@@ -9,39 +9,28 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision_shim
 from criterion import assert_close
-from support import RecordedOps, randomise, truth
+from replay_case import (
+    FORMATS,
+    NETWORKS,
+    block,
+    call,
+    conv,
+    first_stage,
+    image,
+    network,
+    norm,
+    torchvision_models,
+    warm,
+)
+from support import RecordedOps, truth
 from torch import nn
 from training import eager_twin
 
 import resnet_fused
-from resnet_fused import models, modules, ops, reference
+from resnet_fused import models, modules, reference
 from resnet_fused.chain import program
 from resnet_fused.chain.program import Program
-
-torchvision_shim.install()
-torchvision_models = pytest.importorskip("torchvision.models")
-
-
-def pre_activation():
-    return models.small_preact_resnet(10)
-
-
-def stage():
-    blocks = [reference.Bottleneck(32, 8) for _ in range(2)]
-    return nn.Sequential(nn.Conv2d(3, 32, 3), nn.Sequential(*blocks), nn.ReLU())
-
-
-NETWORKS = {
-    "ResNet-18": lambda: torchvision_models.resnet18(num_classes=10),
-    "ResNet-50": lambda: models.resnet50(num_classes=10),
-    "ResNeXt": lambda: torchvision_models.resnet50(num_classes=10, groups=4, width_per_group=16),
-    "CIFAR": lambda: models.small_resnet(10),
-    "pre-activation": pre_activation,
-    "stage": stage,
-}
-FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
 @pytest.fixture
@@ -56,21 +45,6 @@ def replays(monkeypatch):
 
     monkeypatch.setattr(Program, "__call__", counted)
     return called
-
-
-def network(name="CIFAR", dtype=torch.float32, memory_format=torch.contiguous_format):
-    torch.manual_seed(0)
-    eager = randomise(NETWORKS[name]()).eval().to(dtype).to(memory_format=memory_format)
-    return resnet_fused.convert(eager)
-
-
-def image(dtype=torch.float32, size=32, batch=2, memory_format=torch.contiguous_format):
-    return torch.randn(batch, 3, size, size).to(dtype).contiguous(memory_format=memory_format)
-
-
-def call(module, x):
-    with torch.no_grad():
-        return module(x)
 
 
 def block_by_block(module, x):
@@ -111,22 +85,6 @@ def test_many_shapes_keep_few_programs():
 
 
 # ----- whatever changes between two calls
-def block(fused):
-    return next(m for m in fused.modules() if isinstance(m, modules.FusedBlock))
-
-
-def conv(fused):
-    return next(m for m in block(fused).modules() if isinstance(m, nn.Conv2d))
-
-
-def norm(fused):
-    return next(m for m in block(fused).modules() if isinstance(m, nn.BatchNorm2d))
-
-
-def first_stage(fused):
-    return next(m for m in fused.modules() if type(m) is nn.Sequential)
-
-
 def edited(fused):
     with torch.no_grad():
         conv(fused).weight[0] += 1
@@ -293,9 +251,7 @@ def test_every_patched_class_is_seen(patch, replays, monkeypatch):
 
 
 def test_a_setting_of_the_class_is_seen(replays, monkeypatch):
-    fused, x = network(), image()
-    for _ in range(2):
-        call(fused, x)
+    fused, x = warm()
     replays.clear()
     monkeypatch.setattr(type(fused), "eager_memory_format", True)
     call(fused, x)
@@ -413,9 +369,7 @@ def test_user_code_in_a_shortcut_runs(replays):
 
 # ----- where calls are not replayed
 def test_gradients_and_autocast_are_not_replayed(replays):
-    fused, x = network(), image()
-    for _ in range(2):
-        call(fused, x)
+    fused, x = warm()
     replays.clear()
     fused(x).sum().backward()
     assert block(fused).conv1.weight.grad is not None
@@ -427,9 +381,7 @@ def test_gradients_and_autocast_are_not_replayed(replays):
 
 
 def test_modes_see_every_op(replays):
-    fused, x = network(), image()
-    for _ in range(2):
-        call(fused, x)
+    fused, x = warm()
     replays.clear()
     with RecordedOps() as recorded:
         call(fused, x)
@@ -437,9 +389,7 @@ def test_modes_see_every_op(replays):
 
 
 def test_explain_still_sees_every_block(replays):
-    fused, x = network(), image()
-    for _ in range(2):
-        call(fused, x)
+    fused, x = warm()
     with torch.no_grad():
         shown = str(resnet_fused.explain(fused, x))
     assert "3 fused, 0 eager" in shown and shown.count("inference") == 3
@@ -471,9 +421,7 @@ def test_copies_have_no_programs():
 
 @pytest.mark.parametrize("name", ["CIFAR", "stage"])
 def test_a_program_keeps_nothing_alive(name):
-    fused, x = network(name), image()
-    for _ in range(2):
-        call(fused, x)
+    fused, _ = warm(name)
     weight = weakref.ref(conv(fused).weight)
     gc.disable()
     try:
@@ -485,9 +433,7 @@ def test_a_program_keeps_nothing_alive(name):
 
 @pytest.mark.parametrize("name", ["CIFAR", "stage"])
 def test_loading_frees_what_was_assigned_before(name):
-    fused, x = network(name), image()
-    for _ in range(2):
-        call(fused, x)
+    fused, _ = warm(name)
     weight = weakref.ref(conv(fused).weight)
     assigned(fused)
     assert weight() is None
@@ -522,74 +468,3 @@ def test_threads_may_call_and_change_a_network():
     for thread in threads:
         thread.join()
     assert not wrong
-
-
-# ----- the op
-def captured(x, weight):
-    with program.capture(x) as capture, torch.no_grad():
-        args = (None, None, None, None, None, 0.0, (1, 1), (0, 0), (1, 1), 1)
-        y = program.call(ops.conv_bn_act, x, weight, *args, None, False, False, False, True)
-        z = program.call(ops.conv_bn_act, y, weight, *args, x, True, False, False, False)
-    return capture.program(z, {id(weight)}), z
-
-
-def test_a_program_frees_what_it_no_longer_reads():
-    x, weight = torch.randn(1, 4, 5, 5), torch.randn(4, 4, 1, 1)
-    made, z = captured(x, weight)
-    assert torch.equal(made(x), z)
-    # op, x, weight ... and the first result ends with the second call, which x does not
-    assert made.code.tolist()[-2:] == [1, 1]
-    assert made.tensors == [weight]
-
-
-def test_a_capture_keeps_no_result_alive():
-    x, weight = torch.randn(1, 4, 5, 5), torch.randn(4, 4, 1, 1)
-    args = (None, None, None, None, None, 0.0, (1, 1), (0, 0), (1, 1), 1, None, False, False, False, False)
-    with program.capture(x) as capture:
-        y = program.call(ops.conv_bn_act, x, weight, *args)
-        first = weakref.ref(y)
-        for _ in range(20):  # whose memory, and ids, are used again and again
-            y = program.call(ops.conv_bn_act, y, weight, *args)
-    assert first() is None
-    assert torch.equal(capture.program(y, {id(weight)})(x), y)
-
-
-def test_a_tensor_from_elsewhere_makes_no_program():
-    x, weight = torch.randn(1, 4, 5, 5), torch.randn(4, 4, 1, 1)
-    with program.capture(x) as capture:
-        args = (None, None, None, None, None, 0.0, (1, 1), (0, 0), (1, 1), 1, None, False, False, False, False)
-        y = program.call(ops.conv_bn_act, x * 1, weight, *args)
-    assert capture.program(y, {id(weight)}) is None
-
-
-BROKEN = [
-    ("no op 99", [99]),
-    ("no op -1", [-1]),
-    ("the code ends inside a call", [1, 0]),
-    ("value 7, which does not exist", [0, 14, 0]),
-    ("tensor 3, which does not exist", [0, 7, 0]),
-    ("value 1, which does not exist", [0, 0, 1, 1, 0, 2, 0]),
-    ("the code ends its own result", [0, 0, 1, 1]),
-]
-
-
-@pytest.mark.parametrize(("message", "code"), BROKEN)
-def test_broken_code_is_refused(message, code):
-    with pytest.raises(RuntimeError, match=message):
-        ops.run_program(torch.randn(1, 4, 5, 5), [], torch.tensor(code))
-
-
-def test_tensors_of_another_shape_are_noticed():
-    x, weight = torch.randn(1, 4, 5, 5), torch.randn(4, 4, 1, 1)
-    made, _ = captured(x, weight)
-    for other in (torch.randn(4, 4, 1, 2), torch.randn(4, 4, 1), weight.double(), weight.swapaxes(0, 1)):
-        assert ops.run_program(x, [other], made.code) is None
-
-
-def test_code_of_another_dtype_is_refused():
-    with pytest.raises(RuntimeError, match="not a contiguous CPU vector of int64"):
-        ops.run_program(torch.randn(1, 4, 5, 5), [], torch.zeros(3))
-
-
-def test_every_op_of_a_program_exists():
-    assert [name for name in ops.program_ops().split(", ") if not hasattr(ops, name)] == ["channels_last"]

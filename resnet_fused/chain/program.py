@@ -1,7 +1,7 @@
 """Programs: the op calls of a network's blocks, captured once and replayed as one op, as CUDA graphs are.
 
 Between two kernels Python and the dispatcher take 20 to 100 microseconds at batch 1; ``run_program``
-(csrc/cpu/program.h) takes about three. A program holds the arguments of calls and makes the same calls again. Whether
+(csrc/cpu/program.h) takes about ten. A program holds the arguments of calls and makes the same calls again. Whether
 it may be replayed is decided in :mod:`resnet_fused.modules._replay`.
 """
 
