@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "common/parallel.h"
+#include "cpu/deferred.h"
 #include "cpu/engines.h"
 #include "cpu/packed_cache.h"
 #include "cpu/scale_shift.h"
@@ -13,21 +14,41 @@ namespace resnet_fused::cpu {
 
 namespace {
 
-// Packs the weight, or finds its copy, and runs all tasks. Returns false if pack does: a value is not finite.
-template <typename Bytes, typename Pack, typename Run>
-bool pack_and_run(DirectConv& q, const Tensor& weight, const PackedLayout& layout, bool keep_packed, const Bytes& bytes,
-                  const Pack& pack, int64_t tasks, const Run& run, std::optional<bool> frozen = {}) {
+// The packed copy of the weight, or null if a value is not finite; pack(to) returns that, too.
+template <typename Pack>
+std::shared_ptr<const Packed> packed_copy(const Tensor& weight, const PackedLayout& layout, bool keep_packed,
+                                          int64_t bytes, const Pack& pack, std::optional<bool> frozen = {}) {
   const auto make = [&](bool kept) -> std::shared_ptr<const Packed> {
-    auto buffer = std::make_shared<PackedBuffer>(bytes(), kept);
-    buffer->finite = pack(buffer->data, q.weight, q.weight_strides);
+    auto buffer = std::make_shared<PackedBuffer>(bytes, kept);
+    buffer->finite = pack(buffer->data);
     return buffer;
   };
-  const auto packed = packed_weight(weight, layout, keep_packed, make, nullptr, frozen);
-  const auto& buffer = static_cast<const PackedBuffer&>(*packed);
-  if (!buffer.finite) return false;
-  q.packed = buffer.data;
-  parallel_for(0, tasks, 1, run);
+  auto packed = packed_weight(weight, layout, keep_packed, make, nullptr, frozen);
+  return static_cast<const PackedBuffer&>(*packed).finite ? packed : nullptr;
+}
+
+const void* data_of(const std::shared_ptr<const Packed>& packed) {
+  return static_cast<const PackedBuffer&>(*packed).data;
+}
+
+bool grouped_conv(DirectConv& q, const Tensor& weight, Isa isa, const GroupedKernels& kernels, int threads,
+                  bool keep_packed) {
+  const GroupedTiling t = kernels.tile(q, threads);
+  const auto packed = packed_copy(weight, {kPackedGrouped, static_cast<int64_t>(isa), t.vectors, q.groups}, keep_packed,
+                                  kernels.packed_bytes(q, t),
+                                  [&](void* to) { return kernels.pack(q, t, q.weight, q.weight_strides, to); });
+  if (!packed) return false;
+  q.packed = data_of(packed);
+  parallel_for(0, t.tasks, 1, [&](int64_t begin, int64_t end) { kernels.run(q, t, begin, end); });
   return true;
+}
+
+bool run(const DirectStep& step) {
+  std::atomic<bool> finite{true};
+  parallel_for(0, step.tiling.tasks, 1, [&](int64_t begin, int64_t end) {
+    if (!step.kernels->run(step.conv, step.tiling, begin, end)) finite = false;
+  });
+  return finite;
 }
 
 }  // namespace
@@ -37,10 +58,13 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
   if (out.numel() == 0) return true;
   const Element element = element_of(scalar_type_of(conv.x));
   const Isa isa = isa_of(element, cpu_features());
-  const DirectKernels& kernels = kernels_of(element, isa).direct;
+  const VectorKernels& all = kernels_of(element, isa);
+  const DirectKernels& kernels = all.direct;
+  const bool defers = Deferred::current() && kernels.deferred && conv.groups == 1 && conv.channels_last;
+  if (!defers) run_deferred();
   auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
   if (!bn.bias_folds) return false;
-  bn.scale.resize(conv.k + kernels.lanes - 1);  // the kernels read whole registers
+  bn.scale.resize(conv.k + 2 * kernels.lanes);  // the kernels read whole registers, AMX pairs of them
   bn.shift.resize(bn.scale.size());
 
   DirectConv q{};
@@ -66,39 +90,31 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
   }
 
   const int threads = static_cast<int>(torch::stable::get_num_threads());
-  if (q.groups > 1) {
-    const GroupedKernels& grouped = kernels_of(element, isa).grouped;
-    const GroupedTiling t = grouped.tile(q, threads);
-    return pack_and_run(
-        q, conv.weight, {kPackedGrouped, static_cast<int64_t>(isa), t.vectors, q.groups}, keep_packed,
-        [&] { return grouped.packed_bytes(q, t); },
-        [&](void* to, const void* from, const int64_t* strides) { return grouped.pack(q, t, from, strides, to); },
-        t.tasks, [&](int64_t begin, int64_t end) { grouped.run(q, t, begin, end); });
-  }
+  if (q.groups > 1) return grouped_conv(q, conv.weight, isa, all.grouped, threads, keep_packed);
   DirectTiling t = kernels.tile(q, threads, /*may_pack=*/true);
   std::optional<bool> frozen;
   if (t.packs && keep_packed) frozen = weight_is_frozen(conv.weight);
   if (frozen.value_or(false)) t = kernels.tile(q, threads, /*may_pack=*/false);
-  std::atomic<bool> finite{true};
-  const auto run = [&](int64_t begin, int64_t end) {
-    if (!kernels.run(q, t, begin, end)) finite = false;
-  };
-  if (t.packs) {
-    parallel_for(0, t.tasks, 1, run);
-    return finite;
+  std::shared_ptr<const Packed> packed;
+  if (!t.packs) {
+    const auto pack = [&](void* to) {
+      std::atomic<bool> finite{true};
+      const int64_t block = int64_t{t.vectors} * kernels.lanes;
+      parallel_for(0, (q.k + block - 1) / block, 1, [&](int64_t begin, int64_t end) {
+        const int k0 = narrow(begin * block), k1 = narrow(std::min<int64_t>(q.k, end * block));
+        if (!kernels.pack(to, q.weight, q.weight_strides, q.c, q.k, q.r, q.s, t.vectors, k0, k1, 0)) finite = false;
+      });
+      return finite.load();
+    };
+    packed = packed_copy(conv.weight, {kPackedDirect, static_cast<int64_t>(isa), t.vectors}, keep_packed,
+                         kernels.packed_bytes(q.c, q.k, q.r, q.s), pack, frozen);
+    if (!packed) return false;
+    q.packed = data_of(packed);
   }
-  return pack_and_run(
-      q, conv.weight, {kPackedDirect, static_cast<int64_t>(isa), t.vectors}, keep_packed,
-      [&] { return kernels.packed_bytes(q.c, q.k, q.r, q.s); },
-      [&](void* to, const void* from, const int64_t* strides) {
-        const int64_t block = int64_t{t.vectors} * kernels.lanes;
-        parallel_for(0, (q.k + block - 1) / block, 1, [&](int64_t begin, int64_t end) {
-          const int k0 = narrow(begin * block), k1 = narrow(std::min<int64_t>(q.k, end * block));
-          if (!kernels.pack(to, from, strides, q.c, q.k, q.r, q.s, t.vectors, k0, k1, 0)) finite = false;
-        });
-        return finite.load();
-      },
-      t.tasks, run, frozen);
+  DirectStep step{q, t, &kernels, std::move(bn.scale), std::move(bn.shift), std::move(packed), conv.x, out, residual};
+  if (!defers) return run(step);
+  Deferred::current()->add(std::move(step));
+  return true;
 }
 
 }  // namespace resnet_fused::cpu

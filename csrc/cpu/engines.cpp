@@ -1,6 +1,7 @@
 #include "cpu/engines.h"
 
 #include "cpu/bn_add_act.h"
+#include "cpu/deferred.h"
 
 namespace resnet_fused::cpu {
 
@@ -40,6 +41,7 @@ Engine engine_of(const Conv& q, const Pool* pool) {
 }
 
 Conv without_pre(Conv conv) {
+  if (conv.pre.present()) run_deferred();
   if (conv.pre.present()) conv.x = normalise(conv.x, conv.pre, std::nullopt, /*relu=*/true, /*internal=*/true);
   conv.pre = {};
   return conv;

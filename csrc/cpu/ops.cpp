@@ -3,6 +3,7 @@
 
 #include "common/problem.h"
 #include "cpu/bn_add_act.h"
+#include "cpu/deferred.h"
 #include "cpu/engines.h"
 #include "cpu/environment.h"
 #include "cpu/memory.h"
@@ -23,6 +24,7 @@ OptTensor no_residual(const Tensor*) { return std::nullopt; }
 
 // The engine that supports everything: torch's convolution, then one pass for the rest.
 Tensor composed(const Conv& conv, const OptTensor& residual, bool relu) {
+  run_deferred();
   OptTensor first, later;  // bias added before or after the convolution returns
   if (conv.bias && !bias_folds(conv))
     first = aten_to(*conv.bias, scalar_type_of(conv.x));
@@ -41,6 +43,7 @@ Tensor composed(const Conv& conv, const OptTensor& residual, bool relu) {
 Tensor run(const Conv& conv, const Residual& residual, bool relu, bool keep_packed, bool internal) {
   const ReadsEnvironmentOnce here;
   const Engine engine = engine_of(conv);
+  if (engine != Engine::kDirect) run_deferred();
   if (engine == Engine::kComposed) return composed(conv, residual(nullptr), relu);
   if (engine == Engine::kOneDnn) {
     OptTensor out = onednn_conv(conv, residual(nullptr), relu, keep_packed);
@@ -124,9 +127,9 @@ Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamm
     Tensor out = output_buffer(sizes, conv.x, internal || is_copied(sizes, conv.channels_last));
     if (direct_conv(conv, std::nullopt, &pool, true, keep_packed, out)) return aten_contiguous(out, conv.channels_last);
   }
-  return aten_contiguous(aten_max_pool2d(run(conv, no_residual, true, keep_packed, /*internal=*/true), pool_kernel,
-                                         pool_stride, pool_padding),
-                         conv.channels_last);
+  const Tensor all = run(conv, no_residual, true, keep_packed, /*internal=*/true);
+  run_deferred();
+  return aten_contiguous(aten_max_pool2d(all, pool_kernel, pool_stride, pool_padding), conv.channels_last);
 }
 
 Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var, double eps,
@@ -148,14 +151,14 @@ namespace {
 Tensor channels_last(Tensor x) { return aten_contiguous(x, /*channels_last=*/true); }
 
 constexpr ProgramOp kProgramOps[] = {
-    {"channels_last", replay<channels_last>},
-    {"conv_bn_act", replay<conv_bn_act>},
-    {"bn_relu_conv_bn_act", replay<bn_relu_conv_bn_act>},
-    {"conv_bn_proj_act", replay<conv_bn_proj_act>},
-    {"basic_block", replay<basic_block>},
-    {"conv_bn_relu_pool", replay<conv_bn_relu_pool>},
-    {"bn_add_act", replay<bn_add_act>},
-    {"avg_pool_linear", replay<avg_pool_linear>},
+    {"channels_last", replay<channels_last>, /*defers=*/false},
+    {"conv_bn_act", replay<conv_bn_act>, /*defers=*/true},
+    {"bn_relu_conv_bn_act", replay<bn_relu_conv_bn_act>, /*defers=*/false},
+    {"conv_bn_proj_act", replay<conv_bn_proj_act>, /*defers=*/true},
+    {"basic_block", replay<basic_block>, /*defers=*/true},
+    {"conv_bn_relu_pool", replay<conv_bn_relu_pool>, /*defers=*/true},
+    {"bn_add_act", replay<bn_add_act>, /*defers=*/false},
+    {"avg_pool_linear", replay<avg_pool_linear>, /*defers=*/false},
 };
 
 std::string program_ops() {
@@ -164,19 +167,33 @@ std::string program_ops() {
   return names;
 }
 
-OptTensor run_program(Tensor x, std::vector<Tensor> tensors, Tensor code) {
-  RF_CHECK(code.is_cpu() && scalar_type_of(code) == ScalarType::Long && code.dim() == 1 && code.is_contiguous(),
-           "run_program: code is not a contiguous CPU vector of int64; pass that of a resnet_fused Program");
+// Makes the calls. Convolutions are deferred if `defers`.
+OptTensor make_calls(const Tensor& x, const std::vector<Tensor>& tensors, const Tensor& code, bool defers) {
   ProgramReader reader(x, tensors, static_cast<const int64_t*>(code.const_data_ptr()), code.numel());
   if (!reader.tensors_match()) return std::nullopt;
-  const ReadsEnvironmentOnce here;
+  std::optional<Deferred> deferred;
+  if (defers) deferred.emplace();
+  const auto is_needed = [&](const void* data) { return reader.holds(data); };
   while (!reader.at_end()) {
     const int64_t op = reader.next();
     RF_CHECK(op >= 0 && op < static_cast<int64_t>(std::size(kProgramOps)), "run_program: there is no op ", op,
              "; the code must be that of a resnet_fused Program");
+    if (deferred && !kProgramOps[op].defers) deferred->run(is_needed);
     reader.finish_call(kProgramOps[op].call(reader));
   }
+  if (deferred) deferred->run(is_needed);
   return reader.last();
+}
+
+OptTensor run_program(Tensor x, std::vector<Tensor> tensors, Tensor code) {
+  RF_CHECK(code.is_cpu() && scalar_type_of(code) == ScalarType::Long && code.dim() == 1 && code.is_contiguous(),
+           "run_program: code is not a contiguous CPU vector of int64; pass that of a resnet_fused Program");
+  const ReadsEnvironmentOnce here;
+  try {
+    return make_calls(x, tensors, code, /*defers=*/true);
+  } catch (const WeightNotFinite&) {
+    return make_calls(x, tensors, code, /*defers=*/false);
+  }
 }
 
 void forget_packed_op(std::vector<Tensor> weights) {

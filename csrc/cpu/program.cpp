@@ -1,5 +1,6 @@
 #include "cpu/program.h"
 
+#include <algorithm>
 #include <cstring>
 #include <iterator>
 
@@ -29,6 +30,11 @@ int64_t ProgramReader::next() {
 const Tensor& ProgramReader::last() const {
   RF_CHECK(values_.back(), "run_program: the code ends its own result; it must be that of a resnet_fused Program");
   return *values_.back();
+}
+
+bool ProgramReader::holds(const void* data) const {
+  return std::any_of(values_.begin(), values_.end(),
+                     [&](const OptTensor& value) { return value && value->const_data_ptr() == data; });
 }
 
 const Tensor& ProgramReader::tensor(int64_t reference) const {

@@ -28,6 +28,8 @@ class ProgramReader {
   // Appends the result of a call, and drops the values that end with it.
   void finish_call(Tensor result);
   const Tensor& last() const;
+  // Whether a value that has not ended is stored at this address.
+  bool holds(const void* data) const;
 
  private:
   std::vector<OptTensor> values_;
@@ -65,6 +67,7 @@ Tensor replay(ProgramReader& r) {
 struct ProgramOp {
   const char* name;
   Tensor (*call)(ProgramReader&);
+  bool defers;  // it reads no activation other than by convolutions that may wait (deferred.h)
 };
 
 }  // namespace resnet_fused::cpu

@@ -1,9 +1,9 @@
-#include "cpu/amx/direct_tile.h"
-#include "cpu/simd/direct_kernel.h"
+#include "cpu/amx/task.h"
 #include "cpu/simd/kernels.h"
 
 namespace resnet_fused::cpu::amx {
 
-constexpr DirectKernels direct_bf16 = simd::direct::kKernels<Bf16>;
+constexpr DirectKernels direct_bf16 = {
+    kLanes, simd::direct::packed_bytes<Bf16>, tiling, simd::direct::pack<Bf16>, run, /*deferred=*/true};
 
 }  // namespace resnet_fused::cpu::amx

@@ -329,11 +329,6 @@ class DirectTask {
     t.channels_left = q_.k - k;
     t.relu = q_.relu;
     t.ahead = q_.k - k > nv * V::kLanes ? nv * V::kLanes : 0;
-    if constexpr (V::kRows > 1) {
-      t.pixels[0] = at_rows.count > 1 || 2 * mr <= V::kPixels ? mr : ceil_div(mr, 2);
-      t.pixels[1] = at_rows.count > 1 ? mr : mr - t.pixels[0];
-      t.second = at_rows.count > 1 ? row_step : t.pixels[0] * t.pixel_step;
-    }
     const Operand* w = weights_of(k) + reduction_ / q_.r * tap0 * nv * V::kLanes;
     const int64_t at = (static_cast<int64_t>(i) * width + from) * q_.k + k;
     TileFns<A>::of(mr, t, nv)(t, from_x, w, residual ? residual + at : nullptr, out + at);
@@ -350,7 +345,6 @@ class DirectTask {
   bool finite_ = true;
   Runs runs_;
   int64_t offset_[kMaxKernel];
-  typename TileFns<A>::Session session_;
   static thread_local Scratch slab_scratch_, row_scratch_, pool_scratch_, weights_scratch_;
 };
 
@@ -377,7 +371,7 @@ bool run(const DirectConv& conv, const DirectTiling& tiling, int64_t begin, int6
 }
 
 template <typename A>
-constexpr DirectKernels kKernels = {A::V::kLanes, packed_bytes<A>, tiling<A>, pack<A>, run<A>};
+constexpr DirectKernels kKernels = {A::V::kLanes, packed_bytes<A>, tiling<A>, pack<A>, run<A>, /*deferred=*/false};
 
 }  // namespace
 }  // namespace resnet_fused::cpu::simd::direct

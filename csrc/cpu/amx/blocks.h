@@ -1,0 +1,135 @@
+// Blocks of up to 2 x 16 output pixels by 2 x 16 output channels in tile registers: 16 pixels by 32 input channels (A),
+// 16 pairs of input channels by 16 output channels (B), 16 pixels by 16 output channels (C, float32).
+//
+// Scale, shift, residual and ReLU of a block are applied while the next block multiplies: its sums wait in L1.
+#pragma once
+#include "cpu/amx/element.h"
+#include "cpu/amx/tile.h"
+
+namespace resnet_fused::cpu::amx {
+namespace {
+
+using simd::Runs;
+
+// What a block multiplies: two groups of 16 pixels, and its packed weights.
+struct Operands {
+  const uint16_t *first, *second;  // null: one group
+  int64_t step;                    // bytes from a pixel to the next
+  const uint16_t* weights;
+  int vectors;  // of 16 output channels, 1 or 2
+};
+
+// Where a block's results go.
+struct Results {
+  const int32_t *first, *second;  // of each pixel of a group: its number in the output, or -1 if it has none
+  const float *scale, *shift;
+  const uint16_t* residual;  // null, or of the shape of out
+  uint16_t* out;             // the block's first channel of pixel 0
+  int64_t channels;          // of a pixel of out
+  int left;                  // channels of the block that exist
+  bool relu, pooled;         // pooled: -0 becomes 0
+};
+
+class Blocks {
+ public:
+  Blocks() {
+    static const Config config = [] {
+      Config c;
+      for (int tile = 0; tile < kTiles; ++tile) c.rows[tile] = kMostRows, c.row_bytes[tile] = kMostRowBytes;
+      return c;
+    }();
+    load_config(config);
+  }
+  ~Blocks() { release(); }
+  Blocks(const Blocks&) = delete;
+  Blocks& operator=(const Blocks&) = delete;
+
+  // Multiplies a block, and finishes the one before.
+  void run(const Operands& o, const Runs& runs, const Results& to) {
+    prefetch_results(to, o.second != nullptr);
+    if (o.second)
+      o.vectors == 2 ? multiply<true, 2>(o, runs) : multiply<true, 1>(o, runs);
+    else
+      o.vectors == 2 ? multiply<false, 2>(o, runs) : multiply<false, 1>(o, runs);
+    finish();
+    float(*sums)[kGroup][kLanes] = sums_[current_];
+    store<0>(sums[0], kMostRowBytes);
+    store<1>(sums[1], kMostRowBytes);
+    store<2>(sums[2], kMostRowBytes);
+    store<3>(sums[3], kMostRowBytes);
+    waiting_ = to;
+    current_ ^= 1;
+    row_ = 0, rows_ = o.second ? 2 * kGroup : kGroup;
+  }
+
+  // Finishes the last block.
+  void finish() { finish_rows(rows_); }
+
+ private:
+  template <bool kBoth, int NV>
+  void multiply(const Operands& o, const Runs& runs) {
+    const int rows_per_step = (rows_ + runs.count * runs.steps - 1) / (runs.count * runs.steps);
+    const char* next = runs.next;
+    const uint16_t* w = o.weights;
+    zero<0>(), zero<1>(), zero<2>(), zero<3>();
+    for (int i = 0; i < runs.count; ++i) {
+      const uint16_t *a = o.first + runs.offset[i], *b = kBoth ? o.second + runs.offset[i] : a;
+      for (int step = 0; step < runs.steps; ++step, a += Bf16::kPack, b += Bf16::kPack, w += NV * kStep) {
+        load<4>(a, o.step);
+        load<6>(w, kMostRowBytes);
+        if constexpr (NV == 2) load<7>(w + kStep, kMostRowBytes);
+        if constexpr (kBoth) load<5>(b, o.step);
+        amx::multiply<0, 4, 6>();
+        if constexpr (NV == 2) amx::multiply<1, 4, 7>();
+        if constexpr (kBoth) amx::multiply<2, 5, 6>();
+        if constexpr (kBoth && NV == 2) amx::multiply<3, 5, 7>();
+        for (int64_t at = 0; at < runs.next_step; at += simd::direct::kCacheLine) __builtin_prefetch(next + at, 0, 2);
+        next += runs.next_step;
+        finish_rows(rows_per_step);
+      }
+    }
+  }
+
+  // The multiplications hide the latency of what finish_rows reads and writes.
+  static void prefetch_results(const Results& to, bool both) {
+    for (int m = 0; m < (both ? 2 : 1) * kGroup; ++m) {
+      const int64_t pixel = (m < kGroup ? to.first : to.second)[m % kGroup];
+      if (pixel < 0) continue;
+      if (to.residual) __builtin_prefetch(to.residual + pixel * to.channels, 0, 3);
+      __builtin_prefetch(to.out + pixel * to.channels, 1, 3);
+    }
+  }
+
+  // Finishes up to `count` more pixels of the block that waits.
+  void finish_rows(int count) {
+    using V = Bf16::V;
+    if (row_ == rows_) return;
+    const Results& to = waiting_;
+    const int last = row_ + count < rows_ ? row_ + count : rows_;
+    const __mmask32 exist = to.left >= kBlock ? ~__mmask32{0} : (__mmask32{1} << to.left) - 1;
+    const __m512 scale0 = V::load(to.scale), scale1 = V::load(to.scale + kLanes);
+    const __m512 shift0 = V::load(to.shift), shift1 = V::load(to.shift + kLanes);
+    for (; row_ < last; ++row_) {
+      const int group = row_ / kGroup, m = row_ % kGroup;
+      const int64_t pixel = (group ? to.second : to.first)[m];
+      if (pixel < 0) continue;
+      const float(*sums)[kGroup][kLanes] = sums_[current_ ^ 1] + 2 * group;
+      __m512 low = V::fmadd(V::load(sums[0][m]), scale0, shift0), high = V::fmadd(V::load(sums[1][m]), scale1, shift1);
+      if (to.residual) {
+        const __m512i r = _mm512_maskz_loadu_epi16(exist, to.residual + pixel * to.channels);
+        low += avx512::ConvertsBf16::widen(_mm512_castsi512_si256(r)), high += avx512::ConvertsBf16::widen(_mm512_extracti64x4_epi64(r, 1));
+      }
+      if (to.relu) low = simd::relu<V>(low), high = simd::relu<V>(high);
+      if (to.pooled) low += V::zero(), high += V::zero();
+      _mm512_mask_storeu_epi16(to.out + pixel * to.channels, exist, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    }
+  }
+
+  alignas(64) float sums_[2][4][kGroup][kLanes];  // [current or waiting][group of pixels * 2 + vector]
+  Results waiting_;
+  int current_ = 0;           // sums of the next block
+  int row_ = 0, rows_ = 0;    // of the waiting block: the next pixel to finish, and how many it has
+};
+
+}  // namespace
+}  // namespace resnet_fused::cpu::amx

@@ -1,0 +1,24 @@
+// The element type of AMX's convolutions, for the copies and packing of simd/.
+#pragma once
+#include "cpu/amx/config.h"
+#include "cpu/avx512/vector.h"
+#include "cpu/simd/direct_kernel.h"
+
+namespace resnet_fused::cpu::amx {
+namespace {
+
+struct Bf16 : avx512::Bf16 {
+  struct V : avx512::Vector {
+    static constexpr int kManyVectors = 2;
+    static constexpr int64_t kSlabBytes = 512 << 10;  // a quarter of a 2 MiB L2
+  };
+  static constexpr int kPack = 32;  // channels in a row of A
+};
+
+constexpr int kGroup = kMostRows;          // pixels in a tile register
+constexpr int kLanes = Bf16::V::kLanes;    // output channels in a tile register
+constexpr int kBlock = 2 * kLanes;         // output channels of a channel block
+constexpr int kStep = kLanes * Bf16::kPack;  // operands of a B tile
+
+}  // namespace
+}  // namespace resnet_fused::cpu::amx

@@ -1,0 +1,127 @@
+#include "cpu/deferred.h"
+
+#include <algorithm>
+#include <atomic>
+#include <thread>
+
+#include "common/parallel.h"
+#include "cpu/memory.h"
+#include "cpu/schedule.h"
+
+namespace resnet_fused::cpu {
+
+namespace {
+
+thread_local Deferred* the_current = nullptr;
+
+// A convolution of all images, in parts that any thread may take.
+struct Layer {
+  DirectConv conv;
+  DirectTiling tiling;
+  const DirectKernels* kernels;
+  int64_t parts;
+  std::atomic<int64_t> taken{0}, done{0};
+};
+
+// Waits for a part that another thread has begun.
+void wait_until(const Layer& layer) {
+  constexpr int kSpins = 4000;  // some tens of microseconds: then the other thread may need this processor
+  for (int spins = 0; layer.done.load(std::memory_order_acquire) < layer.parts; ++spins) {
+    if (spins > kSpins) std::this_thread::yield();
+#if defined(__x86_64__)
+    else
+      __builtin_ia32_pause();
+#endif
+  }
+}
+
+// Runs layers one after the other, each by all threads. A thread waits for parts, not for threads: it never waits for
+// one that does not run.
+void run_layers(std::vector<Layer>& layers, int threads) {
+  std::atomic<bool> finite{true};
+  parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (Layer& layer : layers) {
+      for (;;) {
+        const int64_t part = layer.taken.fetch_add(1, std::memory_order_relaxed);
+        if (part >= layer.parts) break;
+        const int64_t tasks = layer.tiling.tasks;
+        const bool good = layer.kernels->run(layer.conv, layer.tiling, tasks * part / layer.parts,
+                                             tasks * (part + 1) / layer.parts);
+        if (!good) finite = false;
+        layer.done.fetch_add(1, std::memory_order_release);
+      }
+      wait_until(layer);
+    }
+  });
+  if (!finite) throw WeightNotFinite{};
+}
+
+}  // namespace
+
+Deferred::Deferred() { the_current = this; }
+Deferred::~Deferred() { the_current = nullptr; }
+Deferred* Deferred::current() { return the_current; }
+
+void Deferred::add(DirectStep step) {
+  if (!steps_.empty() && steps_.front().conv.n != step.conv.n) run([](const void*) { return true; });
+  steps_.push_back(std::move(step));
+}
+
+void Deferred::run_steps(const std::vector<bool>& needed) {
+  if (steps_.empty()) return;
+  const std::vector<DirectStep> steps = std::move(steps_);  // an exception leaves none
+  steps_.clear();
+  const int threads = static_cast<int>(torch::stable::get_num_threads()), images = steps.front().conv.n;
+  std::vector<StepShape> shapes;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const DirectConv& q = steps[i].conv;
+    const bool pools = q.pool_r != 0;
+    shapes.push_back({q.x, q.residual, q.out, int64_t{2} * q.c * q.h * q.w,
+                      int64_t{2} * q.k * (pools ? q.ph : q.oh) * (pools ? q.pw : q.ow), needed[i]});
+  }
+  const auto conv_of = [&](const Schedule& schedule, size_t i, char* arena, int first, int count) {
+    DirectConv q = steps[i].conv;
+    q.n = count;
+    q.x = schedule.input(i, arena, first);
+    q.residual = schedule.residual(i, arena, first);
+    q.out = schedule.output(i, arena, first);
+    return q;
+  };
+
+  const int own = images / threads, together = images - own * threads;  // images
+  if (own > 0) {
+    Schedule schedule(shapes, own);
+    const Loan arenas(static_cast<size_t>(schedule.arena_bytes()) * static_cast<size_t>(threads));
+    parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t thread = begin; thread < end; ++thread) {
+        char* arena = static_cast<char*>(arenas.data()) + thread * schedule.arena_bytes();
+        Schedule mine = schedule;  // it counts images
+        mine.run(static_cast<int>(thread) * own, own, [&](size_t i, int first, int count) {
+          const DirectConv q = conv_of(mine, i, arena, first, count);
+          const DirectTiling t = steps[i].kernels->tile(q, 1, /*may_pack=*/false);
+          steps[i].kernels->run(q, t, 0, t.tasks);
+        });
+      }
+    });
+  }
+  if (together > 0) {
+    Schedule schedule(shapes, images);
+    schedule.begin_all(own * threads);
+    const Loan arena(static_cast<size_t>(schedule.arena_bytes()));
+    std::vector<Layer> layers(steps.size());
+    for (size_t i = 0; i < steps.size(); ++i) {
+      Layer& layer = layers[i];
+      layer.kernels = steps[i].kernels;
+      layer.conv = conv_of(schedule, i, static_cast<char*>(arena.data()), own * threads, together);
+      layer.tiling = own ? layer.kernels->tile(layer.conv, threads, /*may_pack=*/false) : steps[i].tiling;
+      layer.parts = std::min<int64_t>(layer.tiling.tasks, threads);
+    }
+    run_layers(layers, threads);
+  }
+}
+
+void run_deferred() {
+  if (the_current) the_current->run([](const void*) { return true; });
+}
+
+}  // namespace resnet_fused::cpu
