@@ -77,7 +77,8 @@ void Deferred::run_steps(const std::vector<bool>& needed) {
     const DirectConv& q = steps[i].conv;
     const bool pools = q.pool_r != 0;
     shapes.push_back({q.x, q.residual, q.out, int64_t{2} * q.c * q.h * q.w,
-                      int64_t{2} * q.k * (pools ? q.ph : q.oh) * (pools ? q.pw : q.ow), needed[i]});
+                      int64_t{2} * q.k * (pools ? q.ph : q.oh) * (pools ? q.pw : q.ow),
+                      int64_t{2} * q.k * q.c * q.r * q.s, needed[i]});
   }
   const auto conv_of = [&](const Schedule& schedule, size_t i, char* arena, int first, int count) {
     DirectConv q = steps[i].conv;

@@ -38,6 +38,13 @@ int64_t free_offset(const std::vector<Buffer>& buffers, const Buffer& wanted) {
   return offset;
 }
 
+// Bytes from beyond L2 per image if so many go through a step at once: its weights once, and what does not fit.
+double traffic(const StepShape& step, int images) {
+  const double activations = static_cast<double>(step.in_bytes + step.out_bytes);  // the residual's place is the output's
+  const double fits = std::min(1.0, kCacheBytes / (images * activations));
+  return static_cast<double>(step.weight_bytes) / images + (1 - fits) * activations;
+}
+
 }  // namespace
 
 Schedule::Schedule(const std::vector<StepShape>& steps, int images) {
@@ -49,11 +56,10 @@ void Schedule::make_stages(const std::vector<StepShape>& steps, int images) {
   std::vector<int> at_once(steps.size());
   int most = images;
   for (size_t i = steps.size(); i-- > 0;) {  // no more than in any later step
-    const int64_t bytes = steps[i].in_bytes + steps[i].out_bytes * (steps[i].residual ? 2 : 1);
-    int fit = 1;
-    while (2 * fit <= most && 2 * fit * bytes <= kCacheBytes) fit *= 2;
-    if (fit * 2 > most && most * bytes <= kCacheBytes) fit = most;
-    at_once[i] = most = std::min(fit, most);
+    int best = 1;
+    for (int count = 2; count < 2 * most; count *= 2)
+      if (traffic(steps[i], std::min(count, most)) < traffic(steps[i], best)) best = std::min(count, most);
+    at_once[i] = most = best;
   }
   for (size_t i = 0; i < steps.size(); ++i) {
     if (stages_.empty() || stages_.back().at_once != at_once[i]) stages_.push_back({i, i, at_once[i], 0});

@@ -15,6 +15,7 @@ struct StepShape {
   const void *x, *residual;
   void* out;
   int64_t in_bytes, out_bytes;  // of an image
+  int64_t weight_bytes;
   bool is_needed;               // the result is read by others, too
 };
 
