@@ -101,27 +101,42 @@ class Blocks {
   }
 
   // Finishes up to `count` more pixels of the block that waits.
-  void finish_rows(int count) {
-    using V = Bf16::V;
+  inline __attribute__((always_inline)) void finish_rows(int count) {
     if (row_ == rows_) return;
-    const Results& to = waiting_;
     const int last = row_ + count < rows_ ? row_ + count : rows_;
+    if (waiting_.residual)
+      finish_rows<true>(row_, last);
+    else
+      finish_rows<false>(row_, last);
+    row_ = last;
+  }
+
+  template <bool kResidual>
+  inline __attribute__((always_inline)) void finish_rows(int row, const int last) {
+    using V = Bf16::V;
+    const Results& to = waiting_;
     const __mmask32 exist = to.left >= kBlock ? ~__mmask32{0} : (__mmask32{1} << to.left) - 1;
     const __m512 scale0 = V::load(to.scale), scale1 = V::load(to.scale + kLanes);
     const __m512 shift0 = V::load(to.shift), shift1 = V::load(to.shift + kLanes);
-    for (; row_ < last; ++row_) {
-      const int group = row_ / kGroup, m = row_ % kGroup;
+    const __m512 floor = to.relu ? V::zero() : V::set1(-__builtin_inff());
+    const int64_t channels = to.channels;
+    uint16_t* const out = to.out;
+    const uint16_t* const residual = to.residual;
+    const float(*all)[kGroup][kLanes] = sums_[current_ ^ 1];
+    for (; row < last; ++row) {
+      const int group = row / kGroup, m = row % kGroup;
       const int64_t pixel = (group ? to.second : to.first)[m];
       if (pixel < 0) continue;
-      const float(*sums)[kGroup][kLanes] = sums_[current_ ^ 1] + 2 * group;
+      const float(*sums)[kGroup][kLanes] = all + 2 * group;
       __m512 low = V::fmadd(V::load(sums[0][m]), scale0, shift0), high = V::fmadd(V::load(sums[1][m]), scale1, shift1);
-      if (to.residual) {
-        const __m512i r = _mm512_maskz_loadu_epi16(exist, to.residual + pixel * to.channels);
-        low += avx512::ConvertsBf16::widen(_mm512_castsi512_si256(r)), high += avx512::ConvertsBf16::widen(_mm512_extracti64x4_epi64(r, 1));
+      if constexpr (kResidual) {
+        const __m512i r = _mm512_maskz_loadu_epi16(exist, residual + pixel * channels);
+        low += avx512::ConvertsBf16::widen(_mm512_castsi512_si256(r));
+        high += avx512::ConvertsBf16::widen(_mm512_extracti64x4_epi64(r, 1));
       }
-      if (to.relu) low = simd::relu<V>(low), high = simd::relu<V>(high);
+      low = V::max(floor, low), high = V::max(floor, high);
       if (to.pooled) low += V::zero(), high += V::zero();
-      _mm512_mask_storeu_epi16(to.out + pixel * to.channels, exist, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+      _mm512_mask_storeu_epi16(out + pixel * channels, exist, (__m512i)_mm512_cvtne2ps_pbh(high, low));
     }
   }
 
