@@ -26,6 +26,7 @@ namespace resnet_fused::cpu {
 namespace {
 
 constexpr size_t kHugePage = 2 << 20;
+constexpr size_t kLeast = 128 << 10;  // smaller blocks come from the heap, which keeps them
 
 // A failure costs only speed.
 void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
@@ -62,8 +63,9 @@ class Pool {
         return block;
       }
     }
-    Block block{nullptr, (bytes + kHugePage - 1) / kHugePage * kHugePage};
-    if (posix_memalign(&block.data, kHugePage, block.capacity)) no_memory(bytes);
+    const size_t page = bytes < kHugePage ? kLeast : kHugePage;
+    Block block{nullptr, (bytes + page - 1) / page * page};
+    if (posix_memalign(&block.data, page < kHugePage ? 64 : page, block.capacity)) no_memory(bytes);
     prefer_huge_pages(block.data, block.capacity);
     std::lock_guard<ForkSafeMutex> lock(mutex_);
     use(block.capacity);
@@ -85,7 +87,7 @@ class Pool {
   }
 
   bool takes(size_t bytes) {
-    if (bytes < kHugePage) return false;
+    if (bytes < kLeast) return false;
     if (!configured_.load(std::memory_order_acquire)) configure();
     return limit_ > 0;
   }

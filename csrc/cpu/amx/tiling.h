@@ -31,6 +31,16 @@ inline double cycles(const DirectConv& q, const DirectTiling& t, int threads) {
   return static_cast<double>(rounds) * (tiles * blocks * steps * kCyclesPerStep + (weights + in) / kBytesPerCycle);
 }
 
+// Whether tasks should pack their own weights, in L2, instead of reading a copy after comparing its digest: for one
+// image, unless several tasks would pack the same large weight. A digest costs a parallel loop, and reads the weight, too.
+inline bool packs(const DirectConv& q, const DirectTiling& t) {
+  constexpr int64_t kSmall = 512 << 10;  // bytes
+  const int64_t bytes = int64_t{q.k} * q.r * simd::direct::row_values<Bf16>(q.c, q.s) * int64_t{sizeof(uint16_t)};
+  bool channels_inner;
+  return q.n == 1 && !q.pool_r && q.c % Bf16::kPack == 0 && (t.blocks == 1 || bytes <= kSmall) &&
+         simd::direct::is_dense(q.weight_strides, q.c, q.r, q.s, channels_inner) && channels_inner;
+}
+
 inline DirectTiling tiling(const DirectConv& q, int threads, bool may_pack) {
   constexpr int64_t kSize = sizeof(uint16_t);
   DirectTiling t{};
@@ -39,14 +49,6 @@ inline DirectTiling tiling(const DirectConv& q, int threads, bool may_pack) {
            !q.pad_h && !q.pad_w && q.c % Bf16::kPack == 0 && q.xn == static_cast<int64_t>(q.h) * q.xh;
   t.k_groups = 1;
   const int channel_blocks = ceil_div(q.k, kBlock);
-  t.packs = may_pack && simd::direct::packs<Bf16>(q);
-  if (t.packs) {
-    t.units = t.flat ? ceil_div(int64_t{q.oh} * q.ow, kUnit) : q.oh;
-    t.blocks = 1;
-    t.k_groups = channel_blocks < threads ? channel_blocks : threads;
-    t.tasks = t.k_groups;
-    return t;
-  }
   t.units = t.flat ? ceil_div(int64_t{q.n} * q.oh * q.ow, kUnit) : q.n * rows_of(q);
   // Rows whose input and output stay in L2.
   int64_t fit = t.units;
@@ -70,6 +72,7 @@ inline DirectTiling tiling(const DirectConv& q, int threads, bool may_pack) {
   consider(even, 1);
   if (threads > 1 && !q.pool_r) consider(least, threads);
   chosen.tasks = int64_t{chosen.blocks} * chosen.k_groups;
+  chosen.packs = may_pack && packs(q, chosen);
   return chosen;
 }
 
