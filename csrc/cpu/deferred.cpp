@@ -14,13 +14,14 @@ namespace {
 
 thread_local Deferred* the_current = nullptr;
 
-// A convolution of all images, in parts that any thread may take.
+// A convolution of all images, in parts.
 struct Layer {
   DirectConv conv;
   DirectTiling tiling;
   const DirectKernels* kernels;
   int64_t parts;
-  std::atomic<int64_t> taken{0}, done{0};
+  std::unique_ptr<std::atomic<bool>[]> taken;  // of each part
+  std::atomic<int64_t> done{0};
 };
 
 // Waits for a part that another thread has begun.
@@ -35,16 +36,15 @@ void wait_until(const Layer& layer) {
   }
 }
 
-// Runs layers one after the other, each by all threads. A thread waits for parts, not for threads: it never waits for
-// one that does not run.
+// Runs layers one after the other, each by all threads. A thread takes the same part of each layer, whose input is then
+// in its L2, and any part that another has not begun: it waits for parts, never for a thread that does not run.
 void run_layers(std::vector<Layer>& layers, int threads) {
   std::atomic<bool> finite{true};
-  parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+  parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
     for (Layer& layer : layers) {
-      for (;;) {
-        const int64_t part = layer.taken.fetch_add(1, std::memory_order_relaxed);
-        if (part >= layer.parts) break;
-        const int64_t tasks = layer.tiling.tasks;
+      for (int64_t i = 0; i < layer.parts; ++i) {
+        const int64_t part = (thread + i) % layer.parts, tasks = layer.tiling.tasks;
+        if (layer.taken[part].exchange(true, std::memory_order_relaxed)) continue;
         const bool good = layer.kernels->run(layer.conv, layer.tiling, tasks * part / layer.parts,
                                              tasks * (part + 1) / layer.parts);
         if (!good) finite = false;
@@ -116,6 +116,7 @@ void Deferred::run_steps(const std::vector<bool>& needed) {
       layer.conv = conv_of(schedule, i, static_cast<char*>(arena.data()), own * threads, together);
       layer.tiling = own ? layer.kernels->tile(layer.conv, threads, /*may_pack=*/false) : steps[i].tiling;
       layer.parts = std::min<int64_t>(layer.tiling.tasks, threads);
+      layer.taken = std::make_unique<std::atomic<bool>[]>(layer.parts);
     }
     run_layers(layers, threads);
   }
