@@ -115,7 +115,7 @@ class Blocks {
   inline __attribute__((always_inline)) void finish_rows(int row, const int last) {
     using V = Bf16::V;
     const Results& to = waiting_;
-    const __mmask32 exist = to.left >= kBlock ? ~__mmask32{0} : (__mmask32{1} << to.left) - 1;
+    const __mmask32 exist = first_lanes(to.left);
     const __m512 scale0 = V::load(to.scale), scale1 = V::load(to.scale + kLanes);
     const __m512 shift0 = V::load(to.shift), shift1 = V::load(to.shift + kLanes);
     const __m512 floor = to.relu ? V::zero() : V::set1(-__builtin_inff());

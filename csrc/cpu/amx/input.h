@@ -23,47 +23,67 @@ struct Band {
   int image, first, last;
 };
 
-// How rows are copied. Rows under a vertical stride of n are dealt into n planes, so that neighbouring output rows lie
-// a row apart in each.
+// How the rows under a convolution are copied. Rows under a vertical stride of n are dealt into n planes, so that
+// neighbouring output rows lie a row apart in each.
+enum class Copies {
+  kColumns,   // whole columns: channels padded to whole steps
+  kGathered,  // only the columns that a 1x1 reads
+  kPacked,    // columns without padding between channels. A step multiplies the first channels of the columns after its
+              // taps by zero weights, so they must be finite.
+  kPatches,   // for each output column the values under it, padded once
+};
+
+inline Copies copies_of(const DirectConv& q, bool finite) {
+  if (simd::direct::patches<Bf16>(q.c, q.s)) return finite && q.dil_w == 1 ? Copies::kPacked : Copies::kPatches;
+  return q.s == 1 && q.stride_w > 1 ? Copies::kGathered : Copies::kColumns;
+}
+
 class Layout {
  public:
-  explicit Layout(const DirectConv& q) : q_(q), patches_(simd::direct::patches<Bf16>(q.c, q.s)) {
-    gathers_ = patches_ || (q.s == 1 && q.stride_w > 1);  // a copy for each output column of what it reads
-    values_ = patches_ ? simd::direct::row_values<Bf16>(q.c, q.s) : round_up(q.c, Bf16::kPack);
-    columns_between_ = gathers_ ? 1 : q.stride_w;
-    const int padded = (q.ow - 1) * q.stride_w + (q.s - 1) * q.dil_w + 1;  // columns that the taps reach
-    const int right = padded - q.pad_w - q.w;
-    shared_ = gathers_ || right <= 0 ? 0 : q.pad_w < right ? q.pad_w : right;  // a row's right padding is the next's left
-    columns_ = gathers_ ? q.ow : round_up(padded - shared_, q.stride_w);
-    padded_ = padded;
-    const int64_t bytes = values_ * columns_between_ * int64_t{sizeof(uint16_t)};
-    step_ = values_ + (bytes % 4096 == 0 ? simd::direct::kCacheLine / int{sizeof(uint16_t)} : 0);  // not all in one set
+  // finite: copy() may find that a value is not, and must then be repeated with a layout of false.
+  Layout(const DirectConv& q, bool finite) : q_(&q), how_(copies_of(q, finite)) {
+    const bool by_output = how_ == Copies::kGathered || how_ == Copies::kPatches;
+    const bool by_row = how_ == Copies::kPacked || how_ == Copies::kPatches;
+    values_ = by_row ? simd::direct::row_values<Bf16>(q.c, q.s) : round_up(q.c, Bf16::kPack);
+    columns_between_ = by_output ? 1 : q.stride_w;
+    padded_ = (q.ow - 1) * q.stride_w + (q.s - 1) * q.dil_w + 1;
+    const int right = padded_ - q.pad_w - q.w;
+    shared_ = how_ != Copies::kColumns || right <= 0 ? 0 : q.pad_w < right ? q.pad_w : right;
+    // zeros for what a step multiplies after the last taps
+    const int more = how_ == Copies::kPacked ? ceil_div(values_ - q.s * q.c, q.c) : 0;
+    columns_ = by_output ? q.ow : round_up(padded_ - shared_ + more, q.stride_w);
+    step_ = how_ == Copies::kPacked ? q.c : values_;
+    if (position_bytes() % 4096 == 0) step_ += simd::direct::kCacheLine / int{sizeof(uint16_t)};  // not all in one set
   }
 
   // Bytes of a slab of `bands` bands of at most `rows` output rows.
   int64_t bytes(int64_t bands, int64_t rows) const {
-    const int64_t beyond = int64_t{kGroup} * columns_between_ + shared_;  // positions that a last group may read
-    return (bands * planes() * plane_rows(rows) * columns_ + beyond) * step_ * int64_t{sizeof(uint16_t)};
+    const int64_t beyond = int64_t{kGroup} * columns_between_ + shared_;  // columns that a last group may read
+    const int64_t all = (bands * planes() * plane_rows(rows) * columns_ + beyond) * step_ + values_;
+    return all * int64_t{sizeof(uint16_t)};
   }
 
   // The runs under a position. Returns how many.
   int runs(int64_t most_rows, int64_t* offsets, int& steps) const {
-    const bool whole_rows = patches_ || q_.s == 1 || (q_.dil_w == 1 && step_ == values_);
-    const int per_row = whole_rows ? 1 : q_.s;
-    for (int i = 0; i < q_.r * per_row; ++i) {
-      const int row = i / per_row * q_.dil_h;
-      offsets[i] = (slab_row(row, most_rows) * columns_ + int64_t{i % per_row} * q_.dil_w) * step_;
+    const bool by_row = how_ == Copies::kPacked || how_ == Copies::kPatches;
+    const bool whole_rows = by_row || q_->s == 1 || (q_->dil_w == 1 && step_ == values_);
+    const int per_row = whole_rows ? 1 : q_->s;
+    for (int i = 0; i < q_->r * per_row; ++i) {
+      const int row = i / per_row * q_->dil_h;
+      offsets[i] = (slab_row(row, most_rows) * columns_ + int64_t{i % per_row} * q_->dil_w) * step_;
     }
-    steps = (patches_ ? values_ : whole_rows ? q_.s * values_ : values_) / Bf16::kPack;
-    return q_.r * per_row;
+    steps = (by_row ? values_ : whole_rows ? q_->s * values_ : values_) / Bf16::kPack;
+    return q_->r * per_row;
   }
 
-  // Copies what a band reads; `number`: that of the band.
-  void copy(const Band& band, int number, int64_t most_rows, uint16_t* slab) {
-    const int top = band.first * q_.stride_h - q_.pad_h, count = input_rows(band.last - band.first);
+  // Copies what a band reads; `number`: that of the band. Returns false if a value is not finite but must be.
+  bool copy(const Band& band, int number, int64_t most_rows, uint16_t* slab) {
+    const int top = band.first * q_->stride_h - q_->pad_h, count = input_rows(band.last - band.first);
     uint16_t* to = slab + number * planes() * plane_rows(most_rows) * columns_ * step_;
-    for (int row = 0; row < count; ++row)
-      if (is_read(row)) copy_row(band.image, top + row, to + slab_row(row, most_rows) * columns_ * step_);
+    bool good = true;
+    for (int row = 0; row < count && good; ++row)
+      if (is_read(row)) good = copy_row(band.image, top + row, to + slab_row(row, most_rows) * columns_ * step_);
+    return good;
   }
 
   // Appends the groups of a band, whose first pixel is `pixel` in the output.
@@ -78,19 +98,19 @@ class Layout {
       group.first = from + (int64_t{row} * columns_ + int64_t{column} * columns_between_) * step_;
       for (int m = 0; m < kGroup; ++m) {
         group.pixels[m] =
-            row < rows && column < q_.ow ? static_cast<int32_t>(pixel + int64_t{row} * q_.ow + column) : -1;
+            row < rows && column < q_->ow ? static_cast<int32_t>(pixel + int64_t{row} * q_->ow + column) : -1;
         if (++column == width) column = 0, ++row;
       }
-      if (column >= q_.ow) column = 0, ++row;
+      if (column >= q_->ow) column = 0, ++row;
     }
   }
 
   int64_t position_bytes() const { return int64_t{columns_between_} * step_ * int64_t{sizeof(uint16_t)}; }
 
  private:
-  int planes() const { return q_.stride_h; }
+  int planes() const { return q_->stride_h; }
   int input_rows(int64_t rows) const {
-    return static_cast<int>((rows - 1) * q_.stride_h + int64_t{q_.r - 1} * q_.dil_h + 1);
+    return static_cast<int>((rows - 1) * q_->stride_h + int64_t{q_->r - 1} * q_->dil_h + 1);
   }
   int64_t plane_rows(int64_t rows) const { return ceil_div(input_rows(rows), planes()); }
   int64_t slab_row(int row, int64_t most_rows) const {
@@ -98,52 +118,64 @@ class Layout {
   }
   // Whether a tap reads the plane of this row.
   bool is_read(int row) const {
-    for (int tap = 0; tap < q_.r; ++tap)
-      if (int64_t{tap} * q_.dil_h % planes() == row % planes()) return true;
+    for (int tap = 0; tap < q_->r; ++tap)
+      if (int64_t{tap} * q_->dil_h % planes() == row % planes()) return true;
     return false;
   }
 
-  void copy_row(int image, int h, uint16_t* to) {
-    if (!gathers_) {
-      copy_slab<Bf16>(q_, image, h, 1, columns_, step_, to);
-      if (shared_) simd::direct::fill_zeros(to + int64_t{columns_} * step_, int64_t{shared_} * step_);
-      return;
+  bool copy_row(int image, int h, uint16_t* to) {
+    const int64_t size = int64_t{columns_} * step_;
+    if (h < 0 || h >= q_->h) {
+      simd::direct::fill_zeros(to, size + int64_t{shared_} * step_);
+    } else if (how_ == Copies::kPatches) {
+      copy_patches(image, h, to);
+    } else if (how_ == Copies::kGathered) {
+      gather(image, h, to);
+    } else {
+      copy_slab<Bf16>(*q_, image, h, 1, columns_, step_, to);
+      if (shared_) simd::direct::fill_zeros(to + size, int64_t{shared_} * step_);
+      if (how_ == Copies::kPacked) return all_finite(to, size);
     }
-    if (h < 0 || h >= q_.h) return simd::direct::fill_zeros(to, int64_t{columns_} * step_);
-    if (patches_) return copy_patches(image, h, to);
-    const auto* x = static_cast<const uint16_t*>(q_.x) + image * q_.xn + h * q_.xh;
-    for (int j = 0; j < q_.ow; ++j, to += step_) {
-      const int column = j * q_.stride_w - q_.pad_w;
-      if (column < 0 || column >= q_.w)
+    return true;
+  }
+
+  static bool all_finite(const uint16_t* from, int64_t count) {
+    const __m512i exponent = _mm512_set1_epi16(0x7f80);
+    __mmask32 bad = 0;
+    for (int64_t i = 0; i < count; i += Bf16::kPack) {
+      const __m512i v = _mm512_maskz_loadu_epi16(first_lanes(count - i), from + i);
+      bad |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(v, exponent), exponent);
+    }
+    return bad == 0;
+  }
+
+  void gather(int image, int h, uint16_t* to) {
+    const auto* x = static_cast<const uint16_t*>(q_->x) + image * q_->xn + h * q_->xh;
+    for (int j = 0; j < q_->ow; ++j, to += step_) {
+      const int column = j * q_->stride_w - q_->pad_w;
+      if (column < 0 || column >= q_->w)
         simd::direct::fill_zeros(to, step_);
       else
-        copy_pixels<Bf16>(q_, x + column * q_.xw, 1, step_, to);
+        copy_pixels<Bf16>(*q_, x + column * q_->xw, 1, step_, to);
     }
   }
 
   void copy_patches(int image, int h, uint16_t* to) {
     static thread_local Scratch scratch;
-    auto* row = static_cast<uint16_t*>(scratch.get(int64_t{padded_} * q_.c * sizeof(uint16_t)));
-    copy_slab<Bf16>(q_, image, h, 1, padded_, q_.c, row);
-    const int values = q_.s * q_.c;
+    auto* row = static_cast<uint16_t*>(scratch.get(int64_t{padded_} * q_->c * sizeof(uint16_t)));
+    copy_slab<Bf16>(*q_, image, h, 1, padded_, q_->c, row);
+    const int values = q_->s * q_->c;
     const uint16_t* from = row;
-    if (q_.dil_w == 1 && values <= Bf16::kPack) {
-      const __mmask32 exist = values == Bf16::kPack ? ~__mmask32{0} : (__mmask32{1} << values) - 1;
-      for (int j = 0; j < q_.ow; ++j, to += step_, from += int64_t{q_.stride_w} * q_.c)
-        _mm512_storeu_si512(to, _mm512_maskz_loadu_epi16(exist, from));
-      return;
-    }
-    for (int j = 0; j < q_.ow; ++j, to += step_, from += int64_t{q_.stride_w} * q_.c) {
-      for (int tap = 0; tap < q_.s; ++tap)
-        memcpy(to + tap * q_.c, from + int64_t{tap} * q_.dil_w * q_.c, q_.c * sizeof(uint16_t));
+    for (int j = 0; j < q_->ow; ++j, to += step_, from += int64_t{q_->stride_w} * q_->c) {
+      for (int tap = 0; tap < q_->s; ++tap)
+        memcpy(to + tap * q_->c, from + int64_t{tap} * q_->dil_w * q_->c, q_->c * sizeof(uint16_t));
       simd::direct::fill_zeros(to + values, step_ - values);
     }
   }
 
-  const DirectConv& q_;
-  const bool patches_;
-  bool gathers_;
-  int values_, step_;     // operands of a column; elements between columns
+  const DirectConv* q_;
+  Copies how_;
+  int values_, step_;     // operands of a column, or of a row of taps; elements between columns
   int columns_between_;   // positions
   int columns_, padded_;  // of a row of the slab; that the taps reach
   int shared_;            // columns of padding that a row has in common with the next

@@ -28,7 +28,7 @@ thread_local Scratch slab_scratch, pool_scratch, weights_scratch;
 class Task {
  public:
   Task(const DirectConv& q, const DirectTiling& t)
-      : q_(q), t_(t), layout_(q), reduction_(int64_t{q.r} * simd::direct::row_values<Bf16>(q.c, q.s)) {}
+      : q_(q), t_(t), layout_(q, /*finite=*/true), reduction_(int64_t{q.r} * simd::direct::row_values<Bf16>(q.c, q.s)) {}
 
   void run(int64_t task) {
     const int block = static_cast<int>(task / t_.k_groups), group = static_cast<int>(task % t_.k_groups);
@@ -79,53 +79,74 @@ class Task {
 
   // Output rows [first, last) of all images.
   void plain(int64_t first, int64_t last) {
+    if (!plain_once(first, last)) use_patches(), plain_once(first, last);
+  }
+
+  // Pooled rows [first, last) of all images: the convolution's rows under them, then the pool.
+  void pooled(int64_t first, int64_t last) {
+    for (int64_t row = first, rows; row < last; row += rows) {
+      const int image = static_cast<int>(row / q_.ph), from = static_cast<int>(row % q_.ph);
+      rows = last - row < q_.ph - from ? last - row : q_.ph - from;
+      const int to = static_cast<int>(from + rows);
+      if (!pooled_once(image, from, to)) use_patches(), pooled_once(image, from, to);
+    }
+  }
+
+  // After a value was not finite.
+  void use_patches() { layout_ = Layout(q_, /*finite=*/false); }
+
+  bool plain_once(int64_t first, int64_t last) {
     const int64_t most = last - first < q_.oh ? last - first : q_.oh, bands = (last - 1) / q_.oh - first / q_.oh + 1;
     start(bands, most);
     for (int64_t row = first, number = 0; row < last; ++number) {
       const int image = static_cast<int>(row / q_.oh), from = static_cast<int>(row % q_.oh);
       const Band band{image, from, static_cast<int>(from + (last - row < q_.oh - from ? last - row : q_.oh - from))};
-      layout_.copy(band, static_cast<int>(number), most, slab_);
+      if (!layout_.copy(band, static_cast<int>(number), most, slab_)) return false;
       layout_.add_groups(band, static_cast<int>(number), most, (row - first) * q_.ow, slab_, groups_);
       row += band.last - band.first;
     }
     multiply_bands(most, pixel_of(q_.out, first * q_.ow), pixel_of(q_.residual, first * q_.ow));
+    return true;
   }
 
-  // Pooled rows [first, last) of all images: the convolution's rows under them, then the pool.
-  void pooled(int64_t first, int64_t last) {
-    for (int64_t row = first; row < last;) {
-      const int image = static_cast<int>(row / q_.ph), from = static_cast<int>(row % q_.ph);
-      const int to = static_cast<int>(from + (last - row < q_.ph - from ? last - row : q_.ph - from));
-      const int above = from * q_.pool_stride_h - q_.pool_pad_h;
-      const int below = (to - 1) * q_.pool_stride_h - q_.pool_pad_h + q_.pool_r;
-      const Band band{image, above > 0 ? above : 0, below < q_.oh ? below : q_.oh};
-      const int64_t rows = band.last - band.first;
-      start(1, rows);
-      layout_.copy(band, 0, rows, slab_);
-      layout_.add_groups(band, 0, rows, 0, slab_, groups_);
-      auto* conv = static_cast<uint16_t*>(pool_scratch.get(rows * q_.ow * q_.k * sizeof(uint16_t)));
-      multiply_bands(rows, conv, nullptr);
-      auto* out = static_cast<uint16_t*>(q_.out) + (int64_t{image} * q_.ph + from) * q_.pw * q_.k;
-      for (int p = from; p < to; ++p, out += int64_t{q_.pw} * q_.k) pool_row(conv, band, p, out);
-      row += to - from;
-    }
+  bool pooled_once(int image, int from, int to) {
+    const int above = from * q_.pool_stride_h - q_.pool_pad_h;
+    const int below = (to - 1) * q_.pool_stride_h - q_.pool_pad_h + q_.pool_r;
+    const Band band{image, above > 0 ? above : 0, below < q_.oh ? below : q_.oh};
+    const int64_t rows = band.last - band.first;
+    start(1, rows);
+    if (!layout_.copy(band, 0, rows, slab_)) return false;
+    layout_.add_groups(band, 0, rows, 0, slab_, groups_);
+    auto* conv = static_cast<uint16_t*>(pool_scratch.get((rows + 1) * q_.ow * q_.k * sizeof(uint16_t)));
+    multiply_bands(rows, conv, nullptr);
+    uint16_t* highest = conv + rows * q_.ow * q_.k;
+    auto* out = static_cast<uint16_t*>(q_.out) + (int64_t{image} * q_.ph + from) * q_.pw * q_.k;
+    for (int p = from; p < to; ++p, out += int64_t{q_.pw} * q_.k) pool_row(conv, band, p, highest, out);
+    return true;
   }
 
-  // Numbers that are not negative, and NaN, are ordered as their bits are.
-  void pool_row(const uint16_t* conv, const Band& band, int p, uint16_t* out) const {
+  // Numbers that are not negative, and NaN, are ordered as their bits are. `highest`: scratch for a row.
+  void pool_row(const uint16_t* conv, const Band& band, int p, uint16_t* highest, uint16_t* out) const {
     const int top = p * q_.pool_stride_h - q_.pool_pad_h;
-    const int row0 = top > band.first ? top : band.first, row1 = top + q_.pool_r < band.last ? top + q_.pool_r : band.last;
+    const int first = top > band.first ? top : band.first;
+    const int last = top + q_.pool_r < band.last ? top + q_.pool_r : band.last;
+    const int64_t row = int64_t{q_.ow} * q_.k;
+    const uint16_t* from = conv + (first - band.first) * row;
+    for (int64_t i = 0; i < row; i += kBlock) {
+      const __mmask32 exist = first_lanes(row - i);
+      __m512i best = _mm512_maskz_loadu_epi16(exist, from + i);
+      for (int h = 1; h < last - first; ++h)
+        best = _mm512_max_epu16(best, _mm512_maskz_loadu_epi16(exist, from + h * row + i));
+      _mm512_mask_storeu_epi16(highest + i, exist, best);
+    }
     for (int j = 0; j < q_.pw; ++j) {
       const int left = j * q_.pool_stride_w - q_.pool_pad_w;
-      const int column0 = left > 0 ? left : 0, column1 = left + q_.pool_s < q_.ow ? left + q_.pool_s : q_.ow;
+      const int begin = left > 0 ? left : 0, end = left + q_.pool_s < q_.ow ? left + q_.pool_s : q_.ow;
       for (int k = 0; k < q_.k; k += kBlock) {
-        const __mmask32 exist = q_.k - k >= kBlock ? ~__mmask32{0} : (__mmask32{1} << (q_.k - k)) - 1;
+        const __mmask32 exist = first_lanes(q_.k - k);
         __m512i best = _mm512_setzero_si512();
-        for (int row = row0; row < row1; ++row) {
-          const uint16_t* from = conv + (static_cast<int64_t>(row - band.first) * q_.ow + column0) * q_.k + k;
-          for (int column = column0; column < column1; ++column, from += q_.k)
-            best = _mm512_max_epu16(best, _mm512_maskz_loadu_epi16(exist, from));
-        }
+        for (int column = begin; column < end; ++column)
+          best = _mm512_max_epu16(best, _mm512_maskz_loadu_epi16(exist, highest + int64_t{column} * q_.k + k));
         _mm512_mask_storeu_epi16(out + static_cast<int64_t>(j) * q_.k + k, exist, best);
       }
     }
