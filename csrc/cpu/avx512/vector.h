@@ -19,6 +19,7 @@ struct Vector {
   static constexpr int kManyVectors = 4;
   static constexpr int kPixelsByOne = 14;           // by 1 register of channels
   static constexpr int kGradientRows = 8;           // by 2
+  static constexpr int kLinesAhead = 4;             // of each filter that is packed
   static constexpr int kRows = 1;                   // of outputs in a tile
   static constexpr int64_t kSlabBytes = 256 << 10;  // a quarter of a 1 MiB L2
 
@@ -147,7 +148,6 @@ struct Bf16 {
   static inline __m512 round(__m512 v) { return ConvertsBf16::widen((__m256i)_mm512_cvtneps_pbh(v)); }
 
   // Pairs of numbers, for packing.
-  using PairFlags = __mmask32;
   static inline __m512 load_pairs(const uint16_t* p, __mmask16 m) {
     return _mm512_castsi512_ps(_mm512_maskz_loadu_epi32(m, p));
   }
@@ -157,9 +157,13 @@ struct Bf16 {
     return _mm512_castsi512_ps(_mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
   }
   static inline void store_pairs(void* p, __m512 v) { _mm512_storeu_si512(p, _mm512_castps_si512(v)); }
-  static inline PairFlags pairs_not_finite(__m512 v) {
-    const __m512i exponent = _mm512_set1_epi16(0x7f80);
-    return _mm512_cmpeq_epi16_mask(_mm512_and_si512(_mm512_castps_si512(v), exponent), exponent);
+  // The larger magnitudes, whose bits are ordered as they are.
+  static inline __m512 larger_pairs(__m512 largest, __m512 v) {
+    const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi16(0x7fff));
+    return _mm512_castsi512_ps(_mm512_max_epu16(_mm512_castps_si512(largest), magnitude));
+  }
+  static inline bool pairs_are_finite(__m512 magnitudes) {
+    return !_mm512_cmpge_epu16_mask(_mm512_castps_si512(magnitudes), _mm512_set1_epi16(0x7f80));
   }
   static inline float value(uint16_t v) { return ConvertsBf16::value(v); }
 };

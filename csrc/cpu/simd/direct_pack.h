@@ -29,6 +29,8 @@ class Place {
 
   // Where value v of a filter, or its pair, begins; v counts from the first kernel row on.
   Operand* of(int64_t v) const { return to_ + v / A::kPack * stride_ + v % A::kPack / kPair * (A::V::kLanes * kPair); }
+  // From a value, or pair, to the next of kLanes that begin at a multiple of kLanes.
+  int64_t step() const { return A::kPack <= kPair ? stride_ : A::V::kLanes * kPair; }
 
  private:
   Operand* to_;
@@ -62,14 +64,21 @@ template <typename A, typename Load>
 inline __attribute__((always_inline)) void transposed(const Filters<A>& f, int64_t e, const Load& load,
                                                       typename A::V::Reg (&rows)[A::V::kLanes]) {
   using V = typename A::V;
-  constexpr int kLinesAhead = 4;
-#pragma GCC unroll 16
-  for (int i = 0; i < V::kLanes; ++i) {
-    rows[i] = V::zero();
-    if (i >= f.count) continue;
-    const auto* p = f.from + i * f.step + e;
+  const auto* from = f.from + e;
+  const auto read = [&](int i) {
+    const auto* p = from + i * f.step;
     rows[i] = load(p);
-    __builtin_prefetch(p + kLinesAhead * kCacheLine / sizeof *p);
+    if constexpr (V::kLinesAhead > 0) __builtin_prefetch(p + V::kLinesAhead * kCacheLine / sizeof *p);
+  };
+  if (f.count == V::kLanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < V::kLanes; ++i) read(i);
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < V::kLanes; ++i) {
+      rows[i] = V::zero();
+      if (i < f.count) read(i);
+    }
   }
   V::transpose(rows);
 }
@@ -106,21 +115,21 @@ template <typename A>
 bool pack_pairs(const Filters<A>& f, bool channels_inner, const Place<A>& place) {
   using V = typename A::V;
   const int taps = f.r * f.s;
-  typename A::PairFlags bad = 0;
-  typename V::Reg rows[V::kLanes];
+  typename V::Reg rows[V::kLanes], largest = V::zero();  // bits of magnitudes
   if (channels_inner) {
     const int64_t pairs = int64_t{taps} * f.c / 2;
     for (int64_t at = 0; at < pairs; at += V::kLanes) {
       const int count = pairs - at < V::kLanes ? static_cast<int>(pairs - at) : V::kLanes;
       const auto load = [&](const uint16_t* p) {
         const auto v = A::load_pairs(p, V::first(count));
-        bad |= A::pairs_not_finite(v);
+        largest = A::larger_pairs(largest, v);
         return v;
       };
       transposed<A>(f, 2 * at, load, rows);
-      for (int i = 0; i < count; ++i) A::store_pairs(place.of(2 * (at + i)), rows[i]);
+      auto* to = place.of(2 * at);
+      for (int i = 0; i < count; ++i, to += place.step()) A::store_pairs(to, rows[i]);
     }
-    return !bad;
+    return A::pairs_are_finite(largest);
   }
   // A tap's values for two channels are `taps` apart.
   for (int c = 0; c < f.c; c += 2)
@@ -128,13 +137,13 @@ bool pack_pairs(const Filters<A>& f, bool channels_inner, const Place<A>& place)
       const int count = taps - tap < V::kLanes ? taps - tap : V::kLanes;
       const auto load = [&](const uint16_t* p) {
         const auto v = A::load_pairs(p, p + taps, V::first(count));
-        bad |= A::pairs_not_finite(v);
+        largest = A::larger_pairs(largest, v);
         return v;
       };
       transposed<A>(f, int64_t{c} * taps + tap, load, rows);
       for (int i = 0; i < count; ++i) A::store_pairs(place.of(int64_t{tap + i} * f.c + c), rows[i]);
     }
-  return !bad;
+  return A::pairs_are_finite(largest);
 }
 
 // Whether each filter is one run of memory; `channels_inner`: its channels are adjacent, else its taps are.
