@@ -10,6 +10,8 @@ namespace resnet_fused::cpu {
 // Throws: a thread's scratch buffer of this many bytes could not be allocated. Compiled for any processor, unlike
 // its callers.
 [[noreturn]] void no_memory(size_t bytes);
+// Of a core's second-level cache; 1 MiB if unknown.
+int64_t l2_bytes();
 
 struct DirectConv {
   const void* x;           // element strides below, any layout

@@ -1,5 +1,7 @@
 #include "cpu/direct.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 
@@ -52,6 +54,16 @@ bool run(const DirectStep& step) {
 }
 
 }  // namespace
+
+int64_t l2_bytes() {
+  static const int64_t bytes = [] {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    if (const long known = sysconf(_SC_LEVEL2_CACHE_SIZE); known > 0) return static_cast<int64_t>(known);
+#endif
+    return int64_t{1} << 20;
+  }();
+  return bytes;
+}
 
 bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, bool relu, bool keep_packed,
                  const Tensor& out) {
