@@ -14,6 +14,7 @@ from criterion import assert_close
 from op_case import Case, lay_out, pre_args
 
 from resnet_fused import ops, reference
+from resnet_fused.chain.convolutions import MAX_TORCH_EXTENT
 
 with_every_engine = pytest.mark.usefixtures("engine")
 
@@ -21,7 +22,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 MOST = 2**63 - 1
 # stride, padding, dilation of a 3x3 convolution of a 9x9 image that eager computes correctly and in little memory
 COMPUTED = [
-    *((1, huge, huge) for huge in (30000, 32768, 2**31, 2**32, 2**40)),  # only the middle tap overlaps the image
+    *((1, huge, huge) for huge in (3000, 30000, 32768, 2**31, 2**32, 2**40)),  # only the middle tap overlaps the image
     *((huge, 1, 1) for huge in (30000, 2**31, 2**32)),  # one output
     *((huge, huge, 1) for huge in (30000, 2**31, 2**32)),  # nine outputs, one of which overlaps the image
     *((1, padding, padding // 2) for padding in (20, 90)),  # some windows have the image between their taps
@@ -147,7 +148,10 @@ def test_training_ops(geometry, dtype):
     if pairs[0] == [1, 1]:
         norm = (*call.bn, call.eps)
         to_x, sum_g, _ = ops.conv_backward_reduce(grad, call.weight, *pairs[1:], call.x, *norm, None, False)
-        assert_close(to_x, gradient(0, dtype), gradient(0, torch.float64))
+        truth = gradient(0, torch.float64)
+        # torch's gradient in bfloat16 fails with AMX (MAX_TORCH_EXTENT), so the truth, rounded, stands for eager's
+        fails = dtype is torch.bfloat16 and 2 * max(pairs[2]) > MAX_TORCH_EXTENT
+        assert_close(to_x, truth.to(dtype) if fails else gradient(0, dtype), truth)
         assert torch.equal(sum_g, ops.bn_act_backward_reduce(to_x, call.x, *norm, None, True)[0])
 
 

@@ -13,6 +13,7 @@ from .policy import capabilities_of, torch_allows_tf32
 from .spec import norm_args
 
 NO_NORM = norm_args(None)
+_16_BITS = (torch.bfloat16, torch.float16)
 
 
 def convolve(
@@ -60,7 +61,7 @@ def _is_slow_in_torch(x: Tensor) -> bool:
 
     PyTorch's convolutions are then several times slower than in float32.
     """
-    if x.dtype not in (torch.bfloat16, torch.float16) or not capabilities_of(x).packs_weights:
+    if x.dtype not in _16_BITS or not capabilities_of(x).packs_weights:
         return False
     if isinstance(x, FakeTensor):  # either choice gives the same shapes
         return False
@@ -189,7 +190,7 @@ def _fits_winograd(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
         return False
     if x.dtype is torch.float32:
         return True
-    if x.dtype not in (torch.bfloat16, torch.float16):
+    if x.dtype not in _16_BITS:
         return False
     fits = all(channels % 16 == 0 and channels >= 32 for channels in weight.shape[:2])
     return fits and saved_pixels(x) >= MIN_SAVED_PIXELS_16 and _has_winograd(x.dtype)
@@ -268,10 +269,17 @@ def _fuses_addend(grad: Tensor, grad_addend: Tensor | None) -> bool:
     return grad_addend is not None and capabilities_of(grad).gradient_addend
 
 
+# With AMX, oneDNN's input gradient in bfloat16 copies the padded gradient in every thread: at this extent up to 70 MB,
+# at 60000 230 GB. From 6000 to 12000 it fails ("could not create a primitive"). Common networks stay far below.
+MAX_TORCH_EXTENT = 1024
+
+
 def _prefers_own_kernel(grad: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
     # Tensors of other types are being traced: comparing their sizes would add guards.
     if type(grad) is not Tensor:
         return False
+    if grad.dtype in _16_BITS and capabilities_of(grad).packs_weights and max(_extent(weight, conv)) > MAX_TORCH_EXTENT:
+        return True
     if prefers_own_pointwise(grad, weight, conv) or (_fits_own_kernels(grad, conv) and _is_slow_in_torch(grad)):
         return True
     return prefers_winograd(grad, weight, conv) and saved_pixels(grad) >= MIN_SAVED_PIXELS_TO_FLIP
