@@ -1,5 +1,7 @@
 """Grouped convolutions of our own kernels against float64, on every instruction set; their plan."""
 
+import re
+
 import pytest
 import torch
 from criterion import assert_close
@@ -29,9 +31,13 @@ def grouped(width, size, dtype, *, n=2, kernel=3, stride=1, padding=1, dilation=
     return Case(n, c * groups, size, size + 1, k * groups, kernel, kernel, *pairs, groups, dtype=dtype, **rest)
 
 
+# Why a plan may leave groups to PyTorch: bfloat16 on processors with AMX, float16 on those with AVX512-FP16.
+LEFT = re.compile("not direct: .*(for which we have no AMX kernel|this processor has (AMX|AVX512-FP16), which)")
+
+
 def check(case):
-    """Checks a case that our kernels must run, except in bfloat16 with AMX."""
-    assert case.plan().startswith("direct: ") or isa_of_kernels(case.x.dtype) == "AMX"
+    """Checks a case that our kernels must run, unless PyTorch has instructions that they do not use."""
+    assert case.plan().startswith("direct: ") or LEFT.search(case.plan())
     y, eager = case.check()
     assert layout_of(y) == layout_of(eager)
 
@@ -162,9 +168,8 @@ def plan(width, dtype, *, kernel=3):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("width", [4, 8, 16, 24, 32, 48, 64])
 def test_resnext_and_regnet_run_on_our_kernels(dtype, width):
-    first = plan((width, width, 4), dtype).splitlines()[0]
-    isa = isa_of_kernels(dtype)
-    assert first == f"direct: direct convolution, {isa}, epilogue in registers" or isa == "AMX"
+    found, isa = plan((width, width, 4), dtype), isa_of_kernels(dtype)
+    assert found.startswith(f"direct: direct convolution, {isa}, epilogue in registers") or LEFT.search(found)
 
 
 @pytest.mark.parametrize(
