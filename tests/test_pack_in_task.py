@@ -1,5 +1,7 @@
 """Small images: each task packs its own weights, so that nothing is cached and no weight can be stale."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,13 +45,15 @@ def direct(monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", SHAPES)
-def test_results_are_those_of_a_frozen_weight(name, dtype):
+def test_results_are_those_of_a_frozen_weight(name, dtype, own_isa):
     case = case_of(name, dtype)
     unfrozen = run(case)
     assert ops.packed_bytes() == 0
     ops.freeze_packed([case.weight])
     frozen = run(case)
-    assert ops.packed_bytes() > 0
+    ours = case.plan().startswith("direct: ")
+    assert (ops.packed_bytes() > 0) == ours
+    assert ours or re.search("not direct: this processor has (AMX|AVX512-FP16), which", case.plan())
     ops.forget_packed([case.weight])
     assert torch.equal(frozen, unfrozen)
 
