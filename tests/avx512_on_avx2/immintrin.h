@@ -26,6 +26,7 @@ typedef int32_t Int __attribute__((vector_size(64)));
 typedef uint32_t Bits __attribute__((vector_size(64)));
 typedef uint16_t Short __attribute__((vector_size(32)));
 typedef int16_t Words __attribute__((vector_size(64)));
+typedef uint16_t UnsignedWords __attribute__((vector_size(64)));
 
 template <typename To, typename From>
 INSTRUCTION To bits_of(From from) {
@@ -55,7 +56,7 @@ INSTRUCTION void check_aligned(const void* p) {
 template <typename Vector, typename Elem>
 INSTRUCTION Vector load_lanes(uint32_t mask, const Elem* p) {
   constexpr int kCount = sizeof(Vector) / sizeof(Elem);
-  if (mask == (1u << kCount) - 1) return load<Vector>(p);
+  if (mask == (uint64_t{1} << kCount) - 1) return load<Vector>(p);
   Elem lanes[kCount] = {};
   for (int i = 0; i < kCount; ++i)
     if (mask >> i & 1) lanes[i] = p[i];
@@ -65,7 +66,7 @@ INSTRUCTION Vector load_lanes(uint32_t mask, const Elem* p) {
 template <typename Vector, typename Elem>
 INSTRUCTION void store_lanes(Elem* p, uint32_t mask, Vector v) {
   constexpr int kCount = sizeof(Vector) / sizeof(Elem);
-  if (mask == (1u << kCount) - 1) return store(p, v);
+  if (mask == (uint64_t{1} << kCount) - 1) return store(p, v);
   Elem lanes[kCount];
   store(lanes, v);
   for (int i = 0; i < kCount; ++i)
@@ -157,6 +158,12 @@ INSTRUCTION void _mm512_mask_storeu_ps(void* p, __mmask16 m, __m512 v) {
 }
 INSTRUCTION void _mm512_mask_storeu_pd(void* p, __mmask8 m, __m512d v) {
   emulated::store_lanes(static_cast<double*>(p), m, v);
+}
+INSTRUCTION __m512i _mm512_maskz_loadu_epi16(__mmask32 m, const void* p) {
+  return emulated::load_lanes<__m512i>(m, static_cast<const uint16_t*>(p));
+}
+INSTRUCTION void _mm512_mask_storeu_epi16(void* p, __mmask32 m, __m512i v) {
+  emulated::store_lanes(static_cast<uint16_t*>(p), m, v);
 }
 INSTRUCTION void _mm256_mask_storeu_epi16(void* p, __mmask16 m, __m256i v) {
   emulated::store_lanes(static_cast<uint16_t*>(p), m, v);
@@ -260,6 +267,13 @@ INSTRUCTION __mmask32 _mm512_cmpeq_epi16_mask(__m512i a, __m512i b) {
   for (int i = 0; i < 32; ++i) mask |= static_cast<__mmask32>(equal[i] & 1) << i;
   return mask;
 }
+INSTRUCTION __m512i _mm512_max_epu16(__m512i a, __m512i b) {
+  const auto x = emulated::bits_of<emulated::UnsignedWords>(a), y = emulated::bits_of<emulated::UnsignedWords>(b);
+  return emulated::bits_of<__m512i>(x > y ? x : y);
+}
+INSTRUCTION __mmask32 _mm512_cmpge_epu16_mask(__m512i a, __m512i b) {
+  return _mm512_cmpeq_epi16_mask(_mm512_max_epu16(a, b), a);
+}
 INSTRUCTION __m512 _mm512_maskz_mov_ps(__mmask16 m, __m512 v) { return _mm512_mask_blend_ps(m, __m512{}, v); }
 INSTRUCTION __m512 _mm512_maskz_sub_ps(__mmask16 m, __m512 a, __m512 b) { return _mm512_maskz_mov_ps(m, a - b); }
 INSTRUCTION __m512 _mm512_maskz_max_ps(__mmask16 m, __m512 a, __m512 b) {
@@ -294,6 +308,12 @@ INSTRUCTION __m512d _mm512_cvtps_pd(__m256 v) { return __builtin_convertvector(v
 INSTRUCTION __m512i _mm512_cvtepu16_epi32(__m256i v) {
   return emulated::bits_of<__m512i>(__builtin_convertvector(emulated::bits_of<emulated::Short>(v), emulated::Bits));
 }
+INSTRUCTION __m256i _mm512_castsi512_si256(__m512i v) {
+  return emulated::bits_of<__m256i>(emulated::half(emulated::bits_of<__m512>(v), 0));
+}
+INSTRUCTION __m256i _mm512_extracti64x4_epi64(__m512i v, int which) {
+  return emulated::bits_of<__m256i>(emulated::half(emulated::bits_of<__m512>(v), which));
+}
 INSTRUCTION __m256i _mm512_cvtepi32_epi16(__m512i v) {  // the low halves
   return emulated::bits_of<__m256i>(__builtin_convertvector(emulated::bits_of<emulated::Bits>(v), emulated::Short));
 }
@@ -315,6 +335,10 @@ LONG_INSTRUCTION __m256bh _mm512_cvtneps_pbh(__m512 v) {
   const Bits size = bits & ~emulated::kSign;
   const Bits upper = size > emulated::kInf ? nan : rounded;  // Inf is unchanged: its low bits are 0
   return emulated::bits_of<__m256bh>(__builtin_convertvector(upper >> 16, emulated::Short));
+}
+INSTRUCTION __m512bh _mm512_cvtne2ps_pbh(__m512 high, __m512 low) {
+  const __m256bh halves[2] = {_mm512_cvtneps_pbh(low), _mm512_cvtneps_pbh(high)};
+  return emulated::load<__m512bh>(halves);
 }
 // Two fused multiply-adds, odd elements first. Each rounds to nearest even and flushes subnormal inputs and outputs to
 // zero, regardless of MXCSR (Intel's manual, VDPBF16PS).

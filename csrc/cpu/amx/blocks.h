@@ -115,10 +115,10 @@ class Blocks {
   inline __attribute__((always_inline)) void finish_rows(int row, const int last) {
     using V = Bf16::V;
     const Results& to = waiting_;
-    const __mmask32 exist = first_lanes(to.left);
-    const __m512 scale0 = V::load(to.scale), scale1 = V::load(to.scale + kLanes);
-    const __m512 shift0 = V::load(to.shift), shift1 = V::load(to.shift + kLanes);
-    const __m512 floor = to.relu ? V::zero() : V::set1(-__builtin_inff());
+    const Words::Mask exist = Words::first(to.left);
+    const V::Reg scale0 = V::load(to.scale), scale1 = V::load(to.scale + kLanes);
+    const V::Reg shift0 = V::load(to.shift), shift1 = V::load(to.shift + kLanes);
+    const V::Reg floor = to.relu ? V::zero() : V::set1(-__builtin_inff());
     const int64_t channels = to.channels;
     uint16_t* const out = to.out;
     const uint16_t* const residual = to.residual;
@@ -128,15 +128,14 @@ class Blocks {
       const int64_t pixel = (group ? to.second : to.first)[m];
       if (pixel < 0) continue;
       const float(*sums)[kGroup][kLanes] = all + 2 * group;
-      __m512 low = V::fmadd(V::load(sums[0][m]), scale0, shift0), high = V::fmadd(V::load(sums[1][m]), scale1, shift1);
+      V::Reg low = V::fmadd(V::load(sums[0][m]), scale0, shift0), high = V::fmadd(V::load(sums[1][m]), scale1, shift1);
       if constexpr (kResidual) {
-        const __m512i r = _mm512_maskz_loadu_epi16(exist, residual + pixel * channels);
-        low += avx512::ConvertsBf16::widen(_mm512_castsi512_si256(r));
-        high += avx512::ConvertsBf16::widen(_mm512_extracti64x4_epi64(r, 1));
+        const Words::Reg r = Words::load(residual + pixel * channels, exist);
+        low += Words::low(r), high += Words::high(r);
       }
       low = V::max(floor, low), high = V::max(floor, high);
       if (to.pooled) low += V::zero(), high += V::zero();
-      _mm512_mask_storeu_epi16(out + pixel * channels, exist, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+      Words::store(out + pixel * channels, Words::narrow(low, high), exist);
     }
   }
 

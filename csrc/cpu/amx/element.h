@@ -16,15 +16,12 @@ struct Bf16 : avx512::Bf16 {
   static constexpr int kPack = 32;  // channels in a row of A
 };
 
+using avx512::Words;
+
 constexpr int kGroup = kMostRows;          // pixels in a tile register
 constexpr int kLanes = Bf16::V::kLanes;    // output channels in a tile register
 constexpr int kBlock = 2 * kLanes;         // output channels of a channel block
 constexpr int kStep = kLanes * Bf16::kPack;  // operands of a B tile
-
-// The first `count` of 32 numbers of 16 bits.
-inline __mmask32 first_lanes(int64_t count) {
-  return count >= 32 ? ~__mmask32{0} : (__mmask32{1} << (count > 0 ? count : 0)) - 1;
-}
 
 }  // namespace
 }  // namespace resnet_fused::cpu::amx

@@ -140,13 +140,10 @@ class Layout {
   }
 
   static bool all_finite(const uint16_t* from, int64_t count) {
-    const __m512i exponent = _mm512_set1_epi16(0x7f80);
-    __mmask32 bad = 0;
-    for (int64_t i = 0; i < count; i += Bf16::kPack) {
-      const __m512i v = _mm512_maskz_loadu_epi16(first_lanes(count - i), from + i);
-      bad |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(v, exponent), exponent);
-    }
-    return bad == 0;
+    Words::Reg largest{};
+    for (int64_t i = 0; i < count; i += Words::kLanes)
+      largest = Words::larger_magnitude(largest, Words::load(from + i, Words::first(count - i)));
+    return Words::are_finite(largest);
   }
 
   void gather(int image, int h, uint16_t* to) {

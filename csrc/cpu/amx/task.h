@@ -133,21 +133,21 @@ class Task {
     const int64_t row = int64_t{q_.ow} * q_.k;
     const uint16_t* from = conv + (first - band.first) * row;
     for (int64_t i = 0; i < row; i += kBlock) {
-      const __mmask32 exist = first_lanes(row - i);
-      __m512i best = _mm512_maskz_loadu_epi16(exist, from + i);
+      const Words::Mask exist = Words::first(row - i);
+      Words::Reg best = Words::load(from + i, exist);
       for (int h = 1; h < last - first; ++h)
-        best = _mm512_max_epu16(best, _mm512_maskz_loadu_epi16(exist, from + h * row + i));
-      _mm512_mask_storeu_epi16(highest + i, exist, best);
+        best = Words::larger(best, Words::load(from + h * row + i, exist));
+      Words::store(highest + i, best, exist);
     }
     for (int j = 0; j < q_.pw; ++j) {
       const int left = j * q_.pool_stride_w - q_.pool_pad_w;
       const int begin = left > 0 ? left : 0, end = left + q_.pool_s < q_.ow ? left + q_.pool_s : q_.ow;
       for (int k = 0; k < q_.k; k += kBlock) {
-        const __mmask32 exist = first_lanes(q_.k - k);
-        __m512i best = _mm512_setzero_si512();
+        const Words::Mask exist = Words::first(q_.k - k);
+        Words::Reg best{};
         for (int column = begin; column < end; ++column)
-          best = _mm512_max_epu16(best, _mm512_maskz_loadu_epi16(exist, highest + int64_t{column} * q_.k + k));
-        _mm512_mask_storeu_epi16(out + static_cast<int64_t>(j) * q_.k + k, exist, best);
+          best = Words::larger(best, Words::load(highest + int64_t{column} * q_.k + k, exist));
+        Words::store(out + static_cast<int64_t>(j) * q_.k + k, best, exist);
       }
     }
   }

@@ -125,6 +125,28 @@ struct ConvertsBf16 : Halves {
 };
 
 #ifdef __AVX512BF16__
+// 32 bfloat16 numbers. Those that are not negative, and NaN without its sign, are ordered as their bits are.
+struct Words {
+  using Reg = __m512i;
+  using Mask = __mmask32;
+  static constexpr int kLanes = 32;
+  static inline Mask first(int64_t lanes) {
+    return lanes >= kLanes ? ~Mask{0} : (Mask{1} << (lanes > 0 ? lanes : 0)) - 1;
+  }
+  static inline Reg load(const uint16_t* p, Mask m) { return _mm512_maskz_loadu_epi16(m, p); }
+  static inline void store(uint16_t* p, Reg v, Mask m) { _mm512_mask_storeu_epi16(p, m, v); }
+  static inline Reg larger(Reg a, Reg b) { return _mm512_max_epu16(a, b); }
+  static inline Reg larger_magnitude(Reg largest, Reg v) {
+    return larger(largest, _mm512_and_si512(v, _mm512_set1_epi16(0x7fff)));
+  }
+  static inline bool are_finite(Reg magnitudes) {
+    return !_mm512_cmpge_epu16_mask(magnitudes, _mm512_set1_epi16(0x7f80));
+  }
+  static inline __m512 low(Reg v) { return ConvertsBf16::widen(_mm512_castsi512_si256(v)); }
+  static inline __m512 high(Reg v) { return ConvertsBf16::widen(_mm512_extracti64x4_epi64(v, 1)); }
+  static inline Reg narrow(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+};
+
 struct Bf16 {
   using V = Vector;
   using Elem = uint16_t;
@@ -157,13 +179,11 @@ struct Bf16 {
     return _mm512_castsi512_ps(_mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
   }
   static inline void store_pairs(void* p, __m512 v) { _mm512_storeu_si512(p, _mm512_castps_si512(v)); }
-  // The larger magnitudes, whose bits are ordered as they are.
   static inline __m512 larger_pairs(__m512 largest, __m512 v) {
-    const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi16(0x7fff));
-    return _mm512_castsi512_ps(_mm512_max_epu16(_mm512_castps_si512(largest), magnitude));
+    return _mm512_castsi512_ps(Words::larger_magnitude(_mm512_castps_si512(largest), _mm512_castps_si512(v)));
   }
   static inline bool pairs_are_finite(__m512 magnitudes) {
-    return !_mm512_cmpge_epu16_mask(_mm512_castps_si512(magnitudes), _mm512_set1_epi16(0x7f80));
+    return Words::are_finite(_mm512_castps_si512(magnitudes));
   }
   static inline float value(uint16_t v) { return ConvertsBf16::value(v); }
 };
