@@ -10,6 +10,7 @@ namespace {
 using simd::direct::ceil_div;
 using simd::direct::copy_pixels;
 using simd::direct::copy_slab;
+using simd::direct::min;
 using simd::direct::round_up;
 using simd::Scratch;
 
@@ -48,7 +49,8 @@ class Layout {
     columns_between_ = by_output ? 1 : q.stride_w;
     padded_ = (q.ow - 1) * q.stride_w + (q.s - 1) * q.dil_w + 1;
     const int right = padded_ - q.pad_w - q.w;
-    shared_ = how_ != Copies::kColumns || right <= 0 ? 0 : q.pad_w < right ? q.pad_w : right;
+    if (how_ == Copies::kColumns && right > 0)  // each output column keeps a position
+      shared_ = min(min(q.pad_w, right), int64_t{q.s - 1} * q.dil_w);
     // zeros for what a step multiplies after the last taps
     const int more = how_ == Copies::kPacked ? ceil_div(values_ - q.s * q.c, q.c) : 0;
     columns_ = by_output ? q.ow : round_up(padded_ - shared_ + more, q.stride_w);
@@ -175,7 +177,7 @@ class Layout {
   int values_, step_;     // operands of a column, or of a row of taps; elements between columns
   int columns_between_;   // positions
   int columns_, padded_;  // of a row of the slab; that the taps reach
-  int shared_;            // columns of padding that a row has in common with the next
+  int shared_ = 0;        // columns of padding that a row has in common with the next
 };
 
 }  // namespace
