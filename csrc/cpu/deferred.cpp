@@ -45,8 +45,8 @@ void run_layers(std::vector<Layer>& layers, int threads) {
       for (int64_t i = 0; i < layer.parts; ++i) {
         const int64_t part = (thread + i) % layer.parts, tasks = layer.tiling.tasks;
         if (layer.taken[part].exchange(true, std::memory_order_relaxed)) continue;
-        const bool good = layer.kernels->run(layer.conv, layer.tiling, tasks * part / layer.parts,
-                                             tasks * (part + 1) / layer.parts);
+        const bool good =
+            layer.kernels->run(layer.conv, layer.tiling, tasks * part / layer.parts, tasks * (part + 1) / layer.parts);
         if (!good) finite = false;
         layer.done.fetch_add(1, std::memory_order_release);
       }

@@ -40,7 +40,8 @@ int64_t free_offset(const std::vector<Buffer>& buffers, const Buffer& wanted) {
 
 // Bytes from beyond L2 per image if so many go through a step at once: its weights once, and what does not fit.
 double traffic(const StepShape& step, int images) {
-  const double activations = static_cast<double>(step.in_bytes + step.out_bytes);  // the residual's place is the output's
+  const double activations =
+      static_cast<double>(step.in_bytes + step.out_bytes);  // the residual's place is the output's
   const double fits = std::min(1.0, kCacheBytes / (images * activations));
   return static_cast<double>(step.weight_bytes) / images + (1 - fits) * activations;
 }

@@ -16,7 +16,7 @@ struct StepShape {
   void* out;
   int64_t in_bytes, out_bytes;  // of an image
   int64_t weight_bytes;
-  bool is_needed;               // the result is read by others, too
+  bool is_needed;  // the result is read by others, too
 };
 
 class Schedule {
@@ -55,7 +55,7 @@ class Schedule {
   // A tensor outside, or an arena's part for as many images as its last reader's stage takes at once.
   struct Place {
     const void* tensor = nullptr;
-    int64_t offset = -1;       // in the arena; without either there is none
+    int64_t offset = -1;  // in the arena; without either there is none
     int64_t image_bytes = 0;
     int stage = 0;
   };

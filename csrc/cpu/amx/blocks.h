@@ -52,7 +52,7 @@ class Blocks {
     else
       o.vectors == 2 ? multiply<false, 2>(o, runs) : multiply<false, 1>(o, runs);
     finish();
-    float(*sums)[kGroup][kLanes] = sums_[current_];
+    float (*sums)[kGroup][kLanes] = sums_[current_];
     store<0>(sums[0], kMostRowBytes);
     store<1>(sums[1], kMostRowBytes);
     store<2>(sums[2], kMostRowBytes);
@@ -122,12 +122,12 @@ class Blocks {
     const int64_t channels = to.channels;
     uint16_t* const out = to.out;
     const uint16_t* const residual = to.residual;
-    const float(*all)[kGroup][kLanes] = sums_[current_ ^ 1];
+    const float (*all)[kGroup][kLanes] = sums_[current_ ^ 1];
     for (; row < last; ++row) {
       const int group = row / kGroup, m = row % kGroup;
       const int64_t pixel = (group ? to.second : to.first)[m];
       if (pixel < 0) continue;
-      const float(*sums)[kGroup][kLanes] = all + 2 * group;
+      const float (*sums)[kGroup][kLanes] = all + 2 * group;
       V::Reg low = V::fmadd(V::load(sums[0][m]), scale0, shift0), high = V::fmadd(V::load(sums[1][m]), scale1, shift1);
       if constexpr (kResidual) {
         const Words::Reg r = Words::load(residual + pixel * channels, exist);
@@ -141,8 +141,8 @@ class Blocks {
 
   alignas(64) float sums_[2][4][kGroup][kLanes];  // [current or waiting][group of pixels * 2 + vector]
   Results waiting_;
-  int current_ = 0;           // sums of the next block
-  int row_ = 0, rows_ = 0;    // of the waiting block: the next pixel to finish, and how many it has
+  int current_ = 0;         // sums of the next block
+  int row_ = 0, rows_ = 0;  // of the waiting block: the next pixel to finish, and how many it has
 };
 
 }  // namespace

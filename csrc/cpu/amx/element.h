@@ -10,7 +10,7 @@ namespace {
 struct Bf16 : avx512::Bf16 {
   struct V : avx512::Vector {
     static constexpr int kManyVectors = 2;
-    static constexpr int kLinesAhead = 0;             // of each filter that is packed: Intel's own prefetchers do better
+    static constexpr int kLinesAhead = 0;  // of each filter that is packed: Intel's own prefetchers do better
     static constexpr int64_t kSlabBytes = 512 << 10;  // a quarter of a 2 MiB L2
   };
   static constexpr int kPack = 32;  // channels in a row of A
@@ -18,9 +18,9 @@ struct Bf16 : avx512::Bf16 {
 
 using avx512::Words;
 
-constexpr int kGroup = kMostRows;          // pixels in a tile register
-constexpr int kLanes = Bf16::V::kLanes;    // output channels in a tile register
-constexpr int kBlock = 2 * kLanes;         // output channels of a channel block
+constexpr int kGroup = kMostRows;            // pixels in a tile register
+constexpr int kLanes = Bf16::V::kLanes;      // output channels in a tile register
+constexpr int kBlock = 2 * kLanes;           // output channels of a channel block
 constexpr int kStep = kLanes * Bf16::kPack;  // operands of a B tile
 
 }  // namespace

@@ -7,12 +7,12 @@
 namespace resnet_fused::cpu::amx {
 namespace {
 
+using simd::Scratch;
 using simd::direct::ceil_div;
 using simd::direct::copy_pixels;
 using simd::direct::copy_slab;
 using simd::direct::min;
 using simd::direct::round_up;
-using simd::Scratch;
 
 struct Group {
   const uint16_t* first;   // the first position's first tap
@@ -115,9 +115,7 @@ class Layout {
     return static_cast<int>((rows - 1) * q_->stride_h + int64_t{q_->r - 1} * q_->dil_h + 1);
   }
   int64_t plane_rows(int64_t rows) const { return ceil_div(input_rows(rows), planes()); }
-  int64_t slab_row(int row, int64_t most_rows) const {
-    return row % planes() * plane_rows(most_rows) + row / planes();
-  }
+  int64_t slab_row(int row, int64_t most_rows) const { return row % planes() * plane_rows(most_rows) + row / planes(); }
   // Whether a tap reads the plane of this row.
   bool is_read(int row) const {
     for (int tap = 0; tap < q_->r; ++tap)

@@ -28,7 +28,10 @@ thread_local Scratch slab_scratch, pool_scratch, weights_scratch;
 class Task {
  public:
   Task(const DirectConv& q, const DirectTiling& t)
-      : q_(q), t_(t), layout_(q, /*finite=*/true), reduction_(int64_t{q.r} * simd::direct::row_values<Bf16>(q.c, q.s)) {}
+      : q_(q),
+        t_(t),
+        layout_(q, /*finite=*/true),
+        reduction_(int64_t{q.r} * simd::direct::row_values<Bf16>(q.c, q.s)) {}
 
   void run(int64_t task) {
     const int block = static_cast<int>(task / t_.k_groups), group = static_cast<int>(task % t_.k_groups);
@@ -65,7 +68,8 @@ class Task {
     groups_.start(ceil_div(count, kGroup));
     for (int64_t i = 0; i < count; i += kGroup) {
       Group& group = groups_.add();
-      const int64_t start = i + kGroup <= count || count < kGroup ? i : count - kGroup;  // reads no pixel that is not there
+      const int64_t start =
+          i + kGroup <= count || count < kGroup ? i : count - kGroup;  // reads no pixel that is not there
       group.first = x + start * step;
       for (int m = 0; m < kGroup; ++m) {
         const int64_t at = start + m;
@@ -135,8 +139,7 @@ class Task {
     for (int64_t i = 0; i < row; i += kBlock) {
       const Words::Mask exist = Words::first(row - i);
       Words::Reg best = Words::load(from + i, exist);
-      for (int h = 1; h < last - first; ++h)
-        best = Words::larger(best, Words::load(from + h * row + i, exist));
+      for (int h = 1; h < last - first; ++h) best = Words::larger(best, Words::load(from + h * row + i, exist));
       Words::store(highest + i, best, exist);
     }
     for (int j = 0; j < q_.pw; ++j) {
@@ -230,7 +233,8 @@ class Task {
   void pack_block(int k) {
     const int end = k + kBlock < k1_ ? k + kBlock : k1_;
     own_weights_ = static_cast<uint16_t*>(weights_scratch.get(reduction_ * kBlock * sizeof(uint16_t)));
-    finite_ &= simd::direct::pack<Bf16>(own_weights_, q_.weight, q_.weight_strides, q_.c, q_.k, q_.r, q_.s, 2, k, end, k);
+    finite_ &=
+        simd::direct::pack<Bf16>(own_weights_, q_.weight, q_.weight_strides, q_.c, q_.k, q_.r, q_.s, 2, k, end, k);
   }
 
   const DirectConv& q_;

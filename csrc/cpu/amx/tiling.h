@@ -1,5 +1,5 @@
-// How a convolution is split into tasks for AMX: parts of all output rows, or of the pixels of a flattened 1x1, by parts
-// of the output channels.
+// How a convolution is split into tasks for AMX: parts of all output rows, or of the pixels of a flattened 1x1, by
+// parts of the output channels.
 #pragma once
 #include "cpu/amx/input.h"
 
@@ -32,7 +32,8 @@ inline double cycles(const DirectConv& q, const DirectTiling& t, int threads) {
 }
 
 // Whether tasks should pack their own weights, in L2, instead of reading a copy after comparing its digest: for one
-// image, unless several tasks would pack the same large weight. A digest costs a parallel loop, and reads the weight, too.
+// image, unless several tasks would pack the same large weight. A digest costs a parallel loop, and reads the weight,
+// too.
 inline bool packs(const DirectConv& q, const DirectTiling& t) {
   constexpr int64_t kSmall = 512 << 10;  // bytes
   const int64_t bytes = int64_t{q.k} * q.r * simd::direct::row_values<Bf16>(q.c, q.s) * int64_t{sizeof(uint16_t)};

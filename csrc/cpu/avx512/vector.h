@@ -182,9 +182,7 @@ struct Bf16 {
   static inline __m512 larger_pairs(__m512 largest, __m512 v) {
     return _mm512_castsi512_ps(Words::larger_magnitude(_mm512_castps_si512(largest), _mm512_castps_si512(v)));
   }
-  static inline bool pairs_are_finite(__m512 magnitudes) {
-    return Words::are_finite(_mm512_castps_si512(magnitudes));
-  }
+  static inline bool pairs_are_finite(__m512 magnitudes) { return Words::are_finite(_mm512_castps_si512(magnitudes)); }
   static inline float value(uint16_t v) { return ConvertsBf16::value(v); }
 };
 #endif
