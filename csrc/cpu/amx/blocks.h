@@ -46,7 +46,6 @@ class Blocks {
 
   // Multiplies a block, and finishes the one before.
   void run(const Operands& o, const Runs& runs, const Results& to) {
-    prefetch_results(to, o.second != nullptr);
     if (o.second)
       o.vectors == 2 ? multiply<true, 2>(o, runs) : multiply<true, 1>(o, runs);
     else
@@ -87,16 +86,6 @@ class Blocks {
         next += runs.next_step;
         finish_rows(rows_per_step);
       }
-    }
-  }
-
-  // The multiplications hide the latency of what finish_rows reads and writes.
-  static void prefetch_results(const Results& to, bool both) {
-    for (int m = 0; m < (both ? 2 : 1) * kGroup; ++m) {
-      const int64_t pixel = (m < kGroup ? to.first : to.second)[m % kGroup];
-      if (pixel < 0) continue;
-      if (to.residual) __builtin_prefetch(to.residual + pixel * to.channels, 0, 3);
-      __builtin_prefetch(to.out + pixel * to.channels, 1, 3);
     }
   }
 
