@@ -76,7 +76,7 @@ void Deferred::run_steps(const std::vector<bool>& needed) {
   for (size_t i = 0; i < steps.size(); ++i) {
     const DirectConv& q = steps[i].conv;
     const bool pools = q.pool_r != 0;
-    shapes.push_back({q.x, q.residual, q.out, int64_t{2} * q.c * q.h * q.w,
+    shapes.push_back({q.x, q.residual, q.out, int64_t{2} * q.xn, int64_t{2} * q.c * q.h * q.w,
                       int64_t{2} * q.k * (pools ? q.ph : q.oh) * (pools ? q.pw : q.ow),
                       int64_t{2} * q.k * q.c * q.r * q.s, needed[i]});
   }
@@ -89,9 +89,10 @@ void Deferred::run_steps(const std::vector<bool>& needed) {
     return q;
   };
 
-  const int own = images / threads, together = images - own * threads;  // images
+  // Of one image tasks may pack weights, as its steps' tilings say.
+  const int own = images > 1 ? images / threads : 0, together = images - own * threads;  // images
   if (own > 0) {
-    Schedule schedule(shapes, own);
+    const Schedule schedule(shapes, own, Schedule::Order::kDepthFirst);
     const Loan arenas(static_cast<size_t>(schedule.arena_bytes()) * static_cast<size_t>(threads));
     parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t thread = begin; thread < end; ++thread) {
@@ -106,7 +107,7 @@ void Deferred::run_steps(const std::vector<bool>& needed) {
     });
   }
   if (together > 0) {
-    Schedule schedule(shapes, images);
+    Schedule schedule(shapes, together, Schedule::Order::kByLayer);
     schedule.begin_all(own * threads);
     const Loan arena(static_cast<size_t>(schedule.arena_bytes()));
     std::vector<Layer> layers(steps.size());

@@ -48,17 +48,17 @@ double traffic(const StepShape& step, int images) {
 
 }  // namespace
 
-Schedule::Schedule(const std::vector<StepShape>& steps, int images) {
-  make_stages(steps, images);
+Schedule::Schedule(const std::vector<StepShape>& steps, int images, Order order) {
+  make_stages(steps, images, order);
   make_places(steps);
 }
 
-void Schedule::make_stages(const std::vector<StepShape>& steps, int images) {
+void Schedule::make_stages(const std::vector<StepShape>& steps, int images, Order order) {
   std::vector<int> at_once(steps.size());
   int most = images;
   for (size_t i = steps.size(); i-- > 0;) {  // no more than in any later step
-    int best = 1;
-    for (int count = 2; count < 2 * most; count *= 2)
+    int best = order == Order::kByLayer ? images : 1;
+    for (int count = 2; order == Order::kDepthFirst && count < 2 * most; count *= 2)
       if (traffic(steps[i], std::min(count, most)) < traffic(steps[i], best)) best = std::min(count, most);
     at_once[i] = most = best;
   }
@@ -118,7 +118,7 @@ void Schedule::make_places(const std::vector<StepShape>& steps) {
     return {nullptr, buffers[values[value].buffer].offset, bytes, values[value].stage};
   };
   for (size_t i = 0; i < steps.size(); ++i)
-    places_.push_back({place_of(input[i], steps[i].x, steps[i].in_bytes),
+    places_.push_back({place_of(input[i], steps[i].x, input[i] < 0 ? steps[i].in_step : steps[i].in_bytes),
                        place_of(residual[i], steps[i].residual, steps[i].out_bytes),
                        place_of(static_cast<int>(i), steps[i].out, steps[i].out_bytes)});
 }

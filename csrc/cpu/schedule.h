@@ -14,6 +14,7 @@ namespace resnet_fused::cpu {
 struct StepShape {
   const void *x, *residual;
   void* out;
+  int64_t in_step;              // bytes from an image of x to the next
   int64_t in_bytes, out_bytes;  // of an image
   int64_t weight_bytes;
   bool is_needed;  // the result is read by others, too
@@ -21,8 +22,9 @@ struct StepShape {
 
 class Schedule {
  public:
-  // `images`: how many a thread takes through all steps.
-  Schedule(const std::vector<StepShape>& steps, int images);
+  // Depth first, or layer by layer: all images at once. `images`: how many go through all steps.
+  enum class Order { kDepthFirst, kByLayer };
+  Schedule(const std::vector<StepShape>& steps, int images, Order order);
 
   int64_t arena_bytes() const { return arena_bytes_; }
 
@@ -80,7 +82,7 @@ class Schedule {
     }
   }
 
-  void make_stages(const std::vector<StepShape>& steps, int images);
+  void make_stages(const std::vector<StepShape>& steps, int images, Order order);
   void make_places(const std::vector<StepShape>& steps);
 
   std::vector<Stage> stages_;
