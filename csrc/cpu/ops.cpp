@@ -46,13 +46,16 @@ Tensor run(const Conv& conv, const Residual& residual, bool relu, bool keep_pack
   if (engine != Engine::kDirect) run_deferred();
   if (engine == Engine::kComposed) return composed(conv, residual(nullptr), relu);
   if (engine == Engine::kOneDnn) {
-    OptTensor out = onednn_conv(conv, residual(nullptr), relu, keep_packed);
+    const OptTensor r = residual(nullptr);
+    run_deferred();  // a projection may wait
+    OptTensor out = onednn_conv(conv, r, relu, keep_packed);
     return out ? *out : composed(conv, residual(nullptr), relu);
   }
   const Sizes sizes = conv.output_sizes();
   Tensor out = output_buffer(sizes, conv.x, internal || is_copied(sizes, conv.channels_last));
   const auto nhwc_residual = [&]() -> OptTensor {
     OptTensor r = residual(&out);
+    if (engine != Engine::kDirect) run_deferred();
     if (r) r = aten_contiguous(*r, /*channels_last=*/true);
     return r;
   };
