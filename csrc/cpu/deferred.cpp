@@ -24,6 +24,15 @@ struct Layer {
   std::atomic<int64_t> done{0};
 };
 
+// A part that a thread has begun: done at the end, even if it throws, because others wait for it.
+struct Part {
+  explicit Part(Layer& l) : layer(l) {}
+  ~Part() { layer.done.fetch_add(1, std::memory_order_release); }
+  Part(const Part&) = delete;
+  Part& operator=(const Part&) = delete;
+  Layer& layer;
+};
+
 // Waits for a part that another thread has begun.
 void wait_until(const Layer& layer) {
   constexpr int kSpins = 4000;  // some tens of microseconds: then the other thread may need this processor
@@ -45,10 +54,10 @@ void run_layers(std::vector<Layer>& layers, int threads) {
       for (int64_t i = 0; i < layer.parts; ++i) {
         const int64_t part = (thread + i) % layer.parts, tasks = layer.tiling.tasks;
         if (layer.taken[part].exchange(true, std::memory_order_relaxed)) continue;
+        const Part begun(layer);
         const bool good =
             layer.kernels->run(layer.conv, layer.tiling, tasks * part / layer.parts, tasks * (part + 1) / layer.parts);
         if (!good) finite = false;
-        layer.done.fetch_add(1, std::memory_order_release);
       }
       wait_until(layer);
     }
