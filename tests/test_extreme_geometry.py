@@ -69,6 +69,15 @@ def test_conv_bn_act(geometry, dtype, layout):
 
 
 @with_every_engine
+@pytest.mark.parametrize("r, s", [(1, 1), (3, 1), (3, 3)])
+@pytest.mark.parametrize("padding", [2, 5])
+def test_padding_wider_than_the_kernel_reaches(r, s, padding):
+    """With so many channels that whole columns are copied."""
+    for stride in (1, 2):
+        Case(2, 64, 3, 4, 40, r, s, (1, stride), (1, padding), (1, 1), dtype=torch.bfloat16).check()
+
+
+@with_every_engine
 @pytest.mark.parametrize("huge", [2**31, 2**32, MOST])
 def test_ineffective_stride_and_dilation_may_be_huge(huge):
     """The dilation of a 1x1 kernel has no effect, nor has a stride if there is only one output."""
