@@ -57,6 +57,10 @@ inline DirectTiling tiling(const DirectConv& q, int threads, bool may_pack) {
     const int64_t in = (input_rows(q, 2) - input_rows(q, 1)) * q.w * q.c * kSize;
     const int64_t out = int64_t{q.pool_r ? q.pool_stride_h : 1} * q.ow * q.k * kSize;
     fit = Bf16::V::kSlabBytes / (in + (q.pool_r ? out : 0) + 1);
+    if (!q.pool_r && fit > q.oh) {  // whole images, with their padding
+      const int64_t images = Bf16::V::kSlabBytes / Layout(q, /*finite=*/true).bytes(1, q.oh);
+      fit = q.oh * (images > 1 ? images : 1);
+    }
   }
   const int64_t least = fit > 0 ? ceil_div(t.units, fit) : t.units;
   double best = 0;
