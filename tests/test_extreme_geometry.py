@@ -69,7 +69,7 @@ def test_conv_bn_act(geometry, dtype, layout):
 
 
 @with_every_engine
-@pytest.mark.parametrize("r, s", [(1, 1), (3, 1), (3, 3)])
+@pytest.mark.parametrize(("r", "s"), [(1, 1), (3, 1), (3, 3)])
 @pytest.mark.parametrize("padding", [2, 5])
 def test_padding_wider_than_the_kernel_reaches(r, s, padding):
     """With so many channels that whole columns are copied."""
