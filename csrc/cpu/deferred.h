@@ -21,12 +21,15 @@ struct DirectStep {
   const DirectKernels* kernels;
   std::vector<float> scale, shift;
   std::shared_ptr<const Packed> packed;
+  Tensor weight;
+  std::optional<Digest> unverified;  // of the weight that `packed` was made from
   Tensor x, out;
   OptTensor residual;
 };
 
-// Thrown if a weight that a task packed is not finite. The results are undefined: call the ops again, one by one.
-struct WeightNotFinite {};
+// Thrown if a packed copy is not the weight's, or a weight that a task packed is not finite. The results are undefined:
+// call the ops again, one by one.
+struct CannotDefer {};
 
 class Deferred {
  public:

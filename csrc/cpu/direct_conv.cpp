@@ -19,14 +19,18 @@ namespace {
 // The packed copy of the weight, or null if a value is not finite; pack(to) returns that, too.
 template <typename Pack>
 std::shared_ptr<const Packed> packed_copy(const Tensor& weight, const PackedLayout& layout, bool keep_packed,
-                                          int64_t bytes, const Pack& pack, std::optional<bool> frozen = {}) {
+                                          int64_t bytes, const Pack& pack, std::optional<bool> frozen = {},
+                                          std::optional<Digest>* unverified = nullptr) {
   const auto make = [&](bool kept) -> std::shared_ptr<const Packed> {
     auto buffer = std::make_shared<PackedBuffer>(bytes, kept);
     buffer->finite = pack(buffer->data);
     return buffer;
   };
-  auto packed = packed_weight(weight, layout, keep_packed, make, nullptr, frozen);
-  return static_cast<const PackedBuffer&>(*packed).finite ? packed : nullptr;
+  const auto is_finite = [](const Packed& p) { return static_cast<const PackedBuffer&>(p).finite; };
+  std::function<bool(const Packed&)> current;
+  if (unverified) current = is_finite;  // one that is not is an answer only if it is verified
+  auto packed = packed_weight(weight, layout, keep_packed, make, current, frozen, unverified);
+  return is_finite(*packed) ? packed : nullptr;
 }
 
 const void* data_of(const std::shared_ptr<const Packed>& packed) {
@@ -108,6 +112,7 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
   if (t.packs && keep_packed) frozen = weight_is_frozen(conv.weight);
   if (frozen.value_or(false)) t = kernels.tile(q, threads, /*may_pack=*/false);
   std::shared_ptr<const Packed> packed;
+  std::optional<Digest> unverified;
   if (!t.packs) {
     const auto pack = [&](void* to) {
       std::atomic<bool> finite{true};
@@ -119,11 +124,13 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
       return finite.load();
     };
     packed = packed_copy(conv.weight, {kPackedDirect, static_cast<int64_t>(isa), t.vectors}, keep_packed,
-                         kernels.packed_bytes(q.c, q.k, q.r, q.s), pack, frozen);
+                         kernels.packed_bytes(q.c, q.k, q.r, q.s), pack, frozen, defers ? &unverified : nullptr);
     if (!packed) return false;
     q.packed = data_of(packed);
   }
-  DirectStep step{q, t, &kernels, std::move(bn.scale), std::move(bn.shift), std::move(packed), conv.x, out, residual};
+  DirectStep step{
+      q,      t,   &kernels, std::move(bn.scale), std::move(bn.shift), std::move(packed), conv.weight, unverified,
+      conv.x, out, residual};
   if (!defers) return run(step);
   Deferred::current()->add(std::move(step));
   return true;

@@ -194,7 +194,7 @@ OptTensor run_program(Tensor x, std::vector<Tensor> tensors, Tensor code) {
   const ReadsEnvironmentOnce here;
   try {
     return make_calls(x, tensors, code, /*defers=*/true);
-  } catch (const WeightNotFinite&) {
+  } catch (const CannotDefer&) {
     return make_calls(x, tensors, code, /*defers=*/false);
   }
 }

@@ -8,7 +8,6 @@
 #include <unordered_set>
 
 #include "common/problem.h"
-#include "cpu/digest.h"
 #include "cpu/direct.h"
 #include "cpu/environment.h"
 #include "cpu/fork_safe.h"
@@ -216,12 +215,15 @@ PackedBuffer::~PackedBuffer() {
 std::shared_ptr<const Packed> packed_weight(const Tensor& weight, const PackedLayout& layout, bool keep,
                                             const std::function<std::shared_ptr<const Packed>(bool)>& make,
                                             const std::function<bool(const Packed&)>& current,
-                                            std::optional<bool> is_frozen) {
+                                            std::optional<bool> is_frozen, std::optional<Digest>* unverified) {
   if (!keep || !worth_keeping(weight) || limit_bytes() == 0) return make(false);
   const Key key(weight, layout);
   const bool frozen = is_frozen ? *is_frozen : weight_is_frozen(weight);
   const auto kept = cache.find(key);
-  if (kept && frozen && (!current || current(*kept->first))) return kept->first;
+  if (kept && (frozen || unverified) && (!current || current(*kept->first))) {
+    if (!frozen) *unverified = kept->second;
+    return kept->first;
+  }
   const Digest digest = digest_of(weight);
   if (kept && kept->second == digest && (!current || current(*kept->first))) return kept->first;
   auto packed = make(true);

@@ -14,6 +14,7 @@
 #include <memory>
 
 #include "common/torch_abi.h"
+#include "cpu/digest.h"
 #include "cpu/memory.h"
 
 namespace resnet_fused::cpu {
@@ -41,11 +42,14 @@ struct PackedBuffer final : Packed {
 
 // The packed copy of this weight in this layout: the cached one if current, else the result of make(kept), cached if
 // `keep` and the limit is not 0. Thread-safe. current(packed) may reject a cached copy for other reasons. frozen:
-// weight_is_frozen(weight), if known. Throws if a frozen weight's version has changed.
+// weight_is_frozen(weight), if known. unverified: if given, a cached copy of a weight that is not frozen is returned
+// without comparing; the caller must compare its digest, returned there, with digest_of(weight) before using the copy.
+// Throws if a frozen weight's version has changed.
 std::shared_ptr<const Packed> packed_weight(const Tensor& weight, const PackedLayout& layout, bool keep,
                                             const std::function<std::shared_ptr<const Packed>(bool kept)>& make,
                                             const std::function<bool(const Packed&)>& current = nullptr,
-                                            std::optional<bool> frozen = {});
+                                            std::optional<bool> frozen = {},
+                                            std::optional<Digest>* unverified = nullptr);
 
 // No lock is held while copies are destroyed or torch is called: a destructor may re-enter the cache.
 void forget_packed(const Tensor& weight);
