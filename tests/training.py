@@ -115,7 +115,9 @@ def assert_trains_as_eager(block, x, *, fused=True, **autocast):
     assert actual[0].stride() == expected[0].stride()
     assert_close(actual[0].detach(), expected[0].detach(), true[0].detach())
     assert actual[1].keys() == expected[1].keys() == true[1].keys()
+    largest = max((truth.abs().max().item() for truth in true[1].values()), default=0)
     for name, truth in true[1].items():
+        truth = truth.masked_fill(truth.abs() < 1e-13 * largest, 0)  # a sum of float64 roundings, such as a bias's
         assert actual[1][name].dtype is expected[1][name].dtype, name
         assert_gradient_close(actual[1][name], expected[1][name], truth)
     assert actual[2].keys() == expected[2].keys()

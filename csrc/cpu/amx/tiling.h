@@ -67,7 +67,7 @@ inline DirectTiling tiling(const DirectConv& q, int threads, bool may_pack) {
   DirectTiling chosen = t;
   const auto consider = [&](int64_t blocks, int k_groups) {
     if (blocks > t.units) blocks = t.units;
-    if (blocks < 1 || k_groups > channel_blocks) return;
+    if (blocks < 1) return;
     DirectTiling other = t;
     other.blocks = static_cast<int>(blocks), other.k_groups = k_groups;
     const double cost = cycles(q, other, threads);
@@ -75,7 +75,12 @@ inline DirectTiling tiling(const DirectConv& q, int threads, bool may_pack) {
   };
   const int64_t even = (least + threads - 1) / threads * threads;
   consider(even, 1);
-  if (threads > 1 && !q.pool_r) consider(least, threads);
+  if (threads > 1 && !q.pool_r) {
+    const int k_groups = min(threads, channel_blocks);
+    consider(least, k_groups);
+    const int64_t more = ceil_div(threads, k_groups);  // for more threads than channel blocks
+    consider(least > more ? least : more, k_groups);
+  }
   chosen.tasks = int64_t{chosen.blocks} * chosen.k_groups;
   chosen.packs = may_pack && packs(q, chosen);
   return chosen;
