@@ -14,7 +14,10 @@ from matplotlib.axes import Axes
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "docs" / "speed.svg"
 GPU = "nvidia-h200/networks/models-nvidia-h200-planned.json"
-CPU = ("runs/20261129T125817Z.json", "runs/20261129T130827Z.json")
+CPUS = {  # the runs of a processor
+    "Intel Xeon with AMX (Sapphire Rapids)": ("runs/20261129T163434Z.json", "runs/20261129T164233Z.json"),
+    "AMD EPYC (Zen 4)": ("runs/20261129T125817Z.json", "runs/20261129T130827Z.json"),
+}
 EAGER, COMPILED, OURS = "eager channels_last", "torch.compile", "resnet_fused"
 RUNTIME = "best of OpenVINO, ONNX Runtime"
 LABELS = {COMPILED: "torch.compile (on the CPU with freezing)"}
@@ -33,10 +36,10 @@ def on_gpu(results: Path = ROOT / "benchmarks" / "results") -> Speeds:
     return groups
 
 
-def on_cpu(results: Path = ROOT / "benchmarks" / "results") -> Speeds:
+def on_cpu(files: tuple[str, ...], results: Path = ROOT / "benchmarks" / "results") -> Speeds:
     """ResNet-50 in eval mode. torch.compile with freezing, its faster mode."""
     groups: Speeds = {}
-    entries = [entry for file in CPU for entry in json.loads((results / file).read_text())["benchmarks"]]
+    entries = [entry for file in files for entry in json.loads((results / file).read_text())["benchmarks"]]
     for dtype in ("fp32", "bf16"):
         rows: dict[int, dict[str, float]] = {}
         for entry in entries:
@@ -58,13 +61,15 @@ def draw(file: Path) -> None:
     style = {"svg.fonttype": "none", "svg.hashsalt": "resnet_fused", "font.size": 9, "text.color": TEXT}
     style |= {f"{part}.color": TEXT for part in ("xtick", "ytick")} | {"axes.labelcolor": TEXT, "axes.edgecolor": TEXT}
     with plt.rc_context(style):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(12, 3.7), sharey=True)
-        _panel(left, on_gpu(), "NVIDIA H200, bf16, inference in CUDA graphs")
-        _panel(right, on_cpu(), "AMD EPYC (Zen 4), 2 threads, ResNet-50, inference")
-        left.set_ylabel("times as fast as eager PyTorch")
-        handles, labels = right.get_legend_handles_labels()
+        figure, (gpu, *cpus) = plt.subplots(1 + len(CPUS), 1, figsize=(10, 3.1 * (1 + len(CPUS))))
+        _panel(gpu, on_gpu(), "NVIDIA H200, bf16, inference in CUDA graphs")
+        for axis, (name, files) in zip(cpus, CPUS.items(), strict=True):
+            _panel(axis, on_cpu(files), f"{name}, 2 threads, ResNet-50, inference")
+        for axis in (gpu, *cpus):
+            axis.set_ylabel("times as fast as eager")
+        handles, labels = cpus[-1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
-        figure.tight_layout(rect=(0, 0.08, 1, 1))
+        figure.tight_layout(rect=(0, 0.04, 1, 1))
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, transparent=True, metadata={"Date": None, "Creator": None})
         plt.close(figure)

@@ -12,7 +12,7 @@ def test_chart_shows_the_committed_results(tmp_path):
     chart.draw(tmp_path / "speed.svg")
     shown, drawn = (re.findall(r">([^<>]+)</text>", file.read_text()) for file in (chart.FILE, tmp_path / "speed.svg"))
     assert shown == drawn, "python -m benchmarks.chart draws it again"
-    for groups in (chart.on_gpu(), chart.on_cpu()):
+    for groups in (chart.on_gpu(), *map(chart.on_cpu, chart.CPUS.values())):
         for group in groups.values():
             assert {f"{ratio:.2f}" for ratio in chart.ratios(group).values()} <= set(shown)
 
