@@ -85,7 +85,7 @@ Deferred::~Deferred() { the_current = nullptr; }
 Deferred* Deferred::current() { return the_current; }
 
 void Deferred::add(DirectStep step) {
-  if (!steps_.empty() && steps_.front().conv.n != step.conv.n) run([](const void*) { return true; });
+  if (!steps_.empty() && steps_.front().conv.n != step.conv.n) run_deferred();
   steps_.push_back(std::move(step));
 }
 

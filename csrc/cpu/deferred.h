@@ -55,7 +55,8 @@ class Deferred {
   std::vector<DirectStep> steps_;
 };
 
-// Called before anything reads an activation that is not a DirectStep.
+// Runs the steps that wait in this thread, if any. Call it before anything but a direct convolution reads an
+// activation.
 void run_deferred();
 
 }  // namespace resnet_fused::cpu

@@ -43,7 +43,6 @@ Tensor composed(const Conv& conv, const OptTensor& residual, bool relu) {
 Tensor run(const Conv& conv, const Residual& residual, bool relu, bool keep_packed, bool internal) {
   const ReadsEnvironmentOnce here;
   const Engine engine = engine_of(conv);
-  if (engine != Engine::kDirect) run_deferred();
   if (engine == Engine::kComposed) return composed(conv, residual(nullptr), relu);
   if (engine == Engine::kOneDnn) {
     const OptTensor r = residual(nullptr);

@@ -21,7 +21,6 @@ struct Vector {
   static constexpr int kPixelsByOne = 12;  // by 1 register of channels
   static constexpr int kGradientRows = 4;  // by 2
   static constexpr int kLinesAhead = 4;    // of each filter that is packed
-  static constexpr int kRows = 1;          // of outputs in a tile
   static constexpr int64_t kSlabBytes = 256 << 10;
 
   static inline Reg zero() { return _mm256_setzero_ps(); }

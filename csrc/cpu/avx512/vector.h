@@ -20,7 +20,6 @@ struct Vector {
   static constexpr int kPixelsByOne = 14;           // by 1 register of channels
   static constexpr int kGradientRows = 8;           // by 2
   static constexpr int kLinesAhead = 4;             // of each filter that is packed
-  static constexpr int kRows = 1;                   // of outputs in a tile
   static constexpr int64_t kSlabBytes = 256 << 10;  // a quarter of a 1 MiB L2
 
   static inline Reg zero() { return _mm512_setzero_ps(); }

@@ -241,23 +241,22 @@ class DirectTask {
     // to back. Larger weights are the outer loop instead: each block stays for all tiles of the task.
     const bool channels_inside =
         !t_.packs && reduction_ * (k1_ - k0_) * static_cast<int64_t>(sizeof(Operand)) <= kSlabBytes<A>;
-    const int at_once = width * V::kRows <= V::kPixels ? V::kRows : 1;  // rows in a tile
     if (channels_inside) {
       const int tiles = ceil_div(width, widest_tile<V>(t_.vectors));
-      for (int i = 0; i < count; i += at_once)
+      for (int i = 0; i < count; ++i)
         for (int j = 0; j < tiles; ++j)
           for (int k = k0_; k < k1_; k += block_vectors<V>(q_.k, k, t_.vectors) * V::kLanes)
-            tile(x, row_step, {i, min(at_once, count - i), width}, j, tiles, k, residual, out, top, {nullptr, 0});
+            tile(x, row_step, i, width, j, tiles, k, residual, out, top, {nullptr, 0});
     } else {
       for (int k = k0_, nv; k < k1_; k += nv * V::kLanes) {
         nv = block_vectors<V>(q_.k, k, t_.vectors);
         if (t_.packs) pack_block(k, nv);
         const int tiles = ceil_div(width, widest_tile<V>(nv));
         Ahead next = weights_after(k, nv);
-        next.bytes /= int64_t{tiles} * ceil_div(count, at_once);  // each tile prefetches its share
-        for (int i = 0; i < count; i += at_once)
+        next.bytes /= int64_t{tiles} * count;  // each tile prefetches its share
+        for (int i = 0; i < count; ++i)
           for (int j = 0; j < tiles; ++j, next.from += next.bytes)
-            tile(x, row_step, {i, min(at_once, count - i), width}, j, tiles, k, residual, out, top, next);
+            tile(x, row_step, i, width, j, tiles, k, residual, out, top, next);
       }
     }
   }
@@ -293,22 +292,17 @@ class DirectTask {
     return {static_cast<const char*>(q_.weight) + at * filter, (q_.k - at < count ? q_.k - at : count) * filter};
   }
 
-  // Output rows [first, first + count).
-  struct Rows {
-    int first, count, width;
-  };
-
-  // Tile j of a row, or the tile of some whole rows, for the channel block at k. Tiles have nearly equal widths: 15
+  // Tile j of row i, for the channel block at k. Tiles have nearly equal widths: 15
   // pixels are 8 + 7, not 14 + 1.
-  void tile(const Operand* x, int64_t row_step, Rows at_rows, int j, int tiles, int k, const Elem* residual, Elem* out,
-            int top, Ahead next) {
-    const int nv = block_vectors<V>(q_.k, k, t_.vectors), i = at_rows.first, width = at_rows.width;
+  void tile(const Operand* x, int64_t row_step, int i, int width, int j, int tiles, int k, const Elem* residual,
+            Elem* out, int top, Ahead next) {
+    const int nv = block_vectors<V>(q_.k, k, t_.vectors);
     const int from = static_cast<int>(static_cast<int64_t>(width) * j / tiles);
     const int mr = static_cast<int>(static_cast<int64_t>(width) * (j + 1) / tiles) - from;
     // skip kernel rows in the padding: at 7x7 they are a tenth of the work
-    const int above = top + i * q_.stride_h, above_last = above + (at_rows.count - 1) * q_.stride_h;
+    const int above = top + i * q_.stride_h;
     int tap0 = 0, tap1 = q_.r;
-    while (tap0 < tap1 && above_last + tap0 * q_.dil_h < 0) ++tap0;
+    while (tap0 < tap1 && above + tap0 * q_.dil_h < 0) ++tap0;
     while (tap1 > tap0 && above + (tap1 - 1) * q_.dil_h >= q_.h) --tap1;
     const int per_row = runs_.count / q_.r;
 
@@ -331,7 +325,7 @@ class DirectTask {
     t.ahead = q_.k - k > nv * V::kLanes ? nv * V::kLanes : 0;
     const Operand* w = weights_of(k) + reduction_ / q_.r * tap0 * nv * V::kLanes;
     const int64_t at = (static_cast<int64_t>(i) * width + from) * q_.k + k;
-    TileFns<A>::of(mr, t, nv)(t, from_x, w, residual ? residual + at : nullptr, out + at);
+    tile_fn<A>(mr, nv)(t, from_x, w, residual ? residual + at : nullptr, out + at);
   }
 
   const DirectConv& q_;

@@ -19,10 +19,6 @@ struct Tile {
   int k, channels_left;        // row length of out; channels of this block that exist
   int ahead;  // distance in channels to the outputs and residuals to prefetch: those of the next block, if any
   bool relu;
-  // For tile registers (amx/), which hold two groups of pixels: their sizes, and the elements from the first group's
-  // first pixel in the input to the second's.
-  int pixels[2];
-  int64_t second;
 };
 
 // The reduction hides the latency of an epilogue's operands.
@@ -80,18 +76,14 @@ TileFn<A> tile_of(int mr, std::integer_sequence<int, I...>) {
   return instances[mr - 1];
 }
 
-// The function for a tile of mr pixels by nv registers, and what a thread holds while it calls them. amx/ specialises
-// this.
+// The function for a tile of mr pixels by nv registers.
 template <typename A>
-struct TileFns {
-  struct Session {};
-  static TileFn<A> of(int mr, const Tile& /*tile*/, int nv) {
-    using V = typename A::V;
-    if (nv == V::kManyVectors) return tile_of<A, V::kManyVectors>(mr, std::make_integer_sequence<int, V::kFewPixels>());
-    const auto pixels = std::make_integer_sequence<int, V::kPixels>();
-    return nv == 1 ? tile_of<A, 1>(mr, pixels) : tile_of<A, 2>(mr, pixels);
-  }
-};
+TileFn<A> tile_fn(int mr, int nv) {
+  using V = typename A::V;
+  if (nv == V::kManyVectors) return tile_of<A, V::kManyVectors>(mr, std::make_integer_sequence<int, V::kFewPixels>());
+  const auto pixels = std::make_integer_sequence<int, V::kPixels>();
+  return nv == 1 ? tile_of<A, 1>(mr, pixels) : tile_of<A, 2>(mr, pixels);
+}
 
 template <typename V>
 constexpr int widest_tile(int nv) {
