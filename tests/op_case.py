@@ -49,12 +49,18 @@ class Case:
         cast = (lambda t: t) if dtype is None else (lambda t: None if t is None else t.to(dtype))
         x, weight, bias, residual = map(cast, (self.x, self.weight, self.bias, self.residual))
         bn = [cast(t) for t in self.bn]
-        # oneDNN 3.12 with AMX reads uninitialised memory if a bfloat16 output is one pixel wide.
-        is_wrong = x.dtype is torch.bfloat16 and self._output_shape()[-1] == 1
-        with torch.backends.mkldnn.flags(enabled=False) if is_wrong else contextlib.nullcontext():
+        with self.correct_eager():
             return reference.conv_bn_act(
                 x, weight, bias, *bn, self.eps, *self.geometry, residual, self.relu if relu is None else relu
             )
+
+    def correct_eager(self):
+        """Disables oneDNN for eager if it is wrong on this problem.
+
+        oneDNN 3.12 with AMX reads uninitialised memory if a bfloat16 output is one pixel wide.
+        """
+        is_wrong = self.x.dtype is torch.bfloat16 and self._output_shape()[-1] == 1
+        return torch.backends.mkldnn.flags(enabled=False) if is_wrong else contextlib.nullcontext()
 
     def plan(self):
         dtype = str(self.x.dtype).removeprefix("torch.")

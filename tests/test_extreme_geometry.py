@@ -77,6 +77,21 @@ def test_padding_wider_than_the_kernel_reaches(r, s, padding):
         Case(2, 64, 3, 4, 40, r, s, (1, stride), (1, padding), (1, 1), dtype=torch.bfloat16).check()
 
 
+@pytest.mark.parametrize("stride", [1, 3])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_bfloat16_outputs_one_pixel_wide(layout, stride, monkeypatch):
+    """torch's convolution reads uninitialised memory for them if oneDNN multiplies with AMX."""
+    monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", "composed")
+    for attempt in range(8):
+        sizes = [2**k + d for k in range(3, 20) for d in (0, 17)]
+        freed = [torch.full((size,), float("nan"), dtype=torch.bfloat16) for size in sizes for _ in range(4)]
+        del freed
+        case = Case(
+            2, 24, 9, 3, 40, 3, 3, (1, stride), (1, 0), (1, 1), dtype=torch.bfloat16, layout=layout, seed=attempt
+        )
+        case.check()
+
+
 @with_every_engine
 @pytest.mark.parametrize("huge", [2**31, 2**32, MOST])
 def test_ineffective_stride_and_dilation_may_be_huge(huge):

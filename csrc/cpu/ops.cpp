@@ -22,6 +22,22 @@ using Residual = std::function<OptTensor(const Tensor* out)>;
 
 OptTensor no_residual(const Tensor*) { return std::nullopt; }
 
+// torch's convolution. Where that is wrong in oneDNN, x gets zeros for a second column of outputs.
+Tensor torch_conv(const Conv& conv, const OptTensor& bias) {
+  const auto of = [&](const Tensor& x) {
+    return aten_convolution(x, conv.weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups);
+  };
+  if (!onednn_is_wrong(element_of(scalar_type_of(conv.x)), conv.ow, cpu_features())) return of(conv.x);
+  const int64_t w = conv.x.size(3);
+  const Sizes sizes{conv.n, conv.c, conv.h, w + conv.stride[1]};
+  Tensor wide = aten_empty(sizes, conv.x, /*channels_last=*/true);
+  torch::stable::zero_(wide);
+  Tensor left = torch::stable::narrow(wide, 3, 0, w);
+  torch::stable::copy_(left, conv.x);
+  Tensor y = of(wide);
+  return torch::stable::narrow(y, 3, 0, 1);
+}
+
 // The engine that supports everything: torch's convolution, then one pass for the rest.
 Tensor composed(const Conv& conv, const OptTensor& residual, bool relu) {
   run_deferred();
@@ -30,9 +46,7 @@ Tensor composed(const Conv& conv, const OptTensor& residual, bool relu) {
     first = aten_to(*conv.bias, scalar_type_of(conv.x));
   else
     later = conv.bias;
-  Tensor y = aten_contiguous(
-      aten_convolution(conv.x, conv.weight, first, conv.stride, conv.padding, conv.dilation, conv.groups),
-      conv.channels_last);
+  Tensor y = aten_contiguous(torch_conv(conv, first), conv.channels_last);
   OptTensor r;
   if (residual) r = aten_contiguous(*residual, conv.channels_last);
   bn_add_act_into(y, y, later, conv.bn, r, relu, conv.channels_last);

@@ -80,8 +80,7 @@ std::string no_onednn(const ConvShape& q, const CpuFeatures& cpu) {
     return "a padding of " + times(q.pad_h, q.pad_w) + " is wider than the kernel reaches";
   if ((q.pad_h && q.dil_h > q.h) || (q.pad_w && q.dil_w > q.w))
     return "a dilation of " + times(q.dil_h, q.dil_w) + " steps over the whole image";
-  // oneDNN 3.12 reads uninitialised memory there
-  if (q.element == Element::kBFloat16 && cpu.amx_bf16 && q.ow == 1) return "the output is one pixel wide, with AMX";
+  if (onednn_is_wrong(q.element, q.ow, cpu)) return "the output is one pixel wide, with AMX";
   return past_32_bits(q);
 }
 
@@ -208,6 +207,7 @@ CpuFeatures features_of_this_processor() {
   f.avx512_fp16 = f.avx512 && __builtin_cpu_supports("avx512fp16");
   f.amx_bf16 = __builtin_cpu_supports("amx-bf16");
   f.amx_usable = f.amx_bf16 && f.avx512_bf16 && amx::available();
+  f.onednn_amx = f.onednn && f.amx_bf16;
   f.onednn_bf16 = f.onednn && (f.avx512 || has_avx_ne_convert());
 #else
   f.onednn_bf16 = f.onednn;

@@ -21,6 +21,7 @@ struct CpuFeatures {
   bool amx_usable = false;   // by our kernels: permitted by the system, checked (amx/available.h); and avx512_bf16
   bool onednn = false;       // torch was built with it
   bool onednn_bf16 = false;  // and runs bfloat16 with it on this processor
+  bool onednn_amx = false;   // and multiplies tiles in it, which no variable of ours disables
   bool capped = false;       // RESNET_FUSED_CPU_ISA disabled some of these
 };
 
@@ -36,6 +37,11 @@ struct Plan {
   Isa isa;                            // of the winograd and direct engines
   std::vector<std::string> rejected;  // "winograd: the kernel is 1x1, not 3x3", in order of preference
 };
+
+// oneDNN 3.12 reads uninitialised memory if it multiplies tiles and a bfloat16 output is one pixel wide.
+inline bool onednn_is_wrong(Element element, int64_t output_width, const CpuFeatures& cpu) {
+  return cpu.onednn_amx && element == Element::kBFloat16 && output_width == 1;
+}
 
 // Features of this processor, capped by RESNET_FUSED_CPU_ISA.
 CpuFeatures cpu_features();

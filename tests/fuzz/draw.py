@@ -55,7 +55,8 @@ class Draw(random.Random):
         reach = dilation[0] * (r - 1), dilation[1] * (s - 1)
         # Torch's channels_last convolution and its oneDNN crash on windows that contain only padding.
         padding = tuple(self.randint(0, min(3, most)) for most in reach)
-        h, w = (max(size, most + 1 - 2 * pad) for size, most, pad in zip((h, w), reach, padding, strict=True))
+        limits = zip((h, w), reach, padding, dilation, strict=True)
+        h, w = (max(size, most + 1 - 2 * pad, step) for size, most, pad, step in limits)
         choices = dict(
             layout=self.choice(LAYOUTS), residual=self.maybe(), relu=self.maybe(), bias=self.maybe(0.3),
             affine=self.maybe(0.8), seed=self.randint(0, 1 << 30),
