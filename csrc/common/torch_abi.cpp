@@ -8,9 +8,6 @@ using torch::headeronly::MemoryFormat;
 
 constexpr Pair kNoPadding{0, 0}, kNoDilation{1, 1};
 
-namespace {
-// True if x is dense in the given dimension order, ignoring dimensions of size 1. A call to torch would cost a
-// dispatch.
 bool is_dense(const Tensor& x, bool channels_last) {
   constexpr int kNchw[4] = {3, 2, 1, 0}, kNhwc[4] = {1, 3, 2, 0};
   if (x.dim() != 4) return false;
@@ -22,6 +19,7 @@ bool is_dense(const Tensor& x, bool channels_last) {
   return true;
 }
 
+namespace {
 MemoryFormat format(bool channels_last) {
   return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }

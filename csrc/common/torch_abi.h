@@ -62,6 +62,10 @@ ScalarType scalar_type_of(const Tensor& t);
 // Bytes from the tensor's first element to the end of its last one.
 int64_t span_bytes(const Tensor& t);
 
+// True if x is dense in the given dimension order, ignoring dimensions of size 1. A call to torch would cost a
+// dispatch.
+bool is_dense(const Tensor& x, bool channels_last);
+
 // ATen ops used by the engines.
 Tensor aten_convolution(const Tensor& x, const Tensor& weight, const OptTensor& bias, IntView stride, IntView padding,
                         IntView dilation, int64_t groups);

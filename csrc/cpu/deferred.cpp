@@ -14,11 +14,17 @@ namespace {
 
 thread_local Deferred* the_current = nullptr;
 
+int64_t tasks_of(const Work& work) {
+  return std::visit([](const auto& w) { return w.tasks(); }, work);
+}
+
+bool run(const Work& work, int64_t begin, int64_t end) {
+  return std::visit([&](const auto& w) { return w.run(begin, end); }, work);
+}
+
 // A convolution of all images, in parts.
 struct Layer {
-  DirectConv conv;
-  DirectTiling tiling;
-  const DirectKernels* kernels;
+  Work work;
   int64_t parts;
   std::unique_ptr<std::atomic<bool>[]> taken;  // of each part
   std::atomic<int64_t> done{0};
@@ -52,12 +58,10 @@ void run_layers(std::vector<Layer>& layers, int threads) {
   parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
     for (Layer& layer : layers) {
       for (int64_t i = 0; i < layer.parts; ++i) {
-        const int64_t part = (thread + i) % layer.parts, tasks = layer.tiling.tasks;
+        const int64_t part = (thread + i) % layer.parts, tasks = tasks_of(layer.work);
         if (layer.taken[part].exchange(true, std::memory_order_relaxed)) continue;
         const Part begun(layer);
-        const bool good =
-            layer.kernels->run(layer.conv, layer.tiling, tasks * part / layer.parts, tasks * (part + 1) / layer.parts);
-        if (!good) finite = false;
+        if (!run(layer.work, tasks * part / layer.parts, tasks * (part + 1) / layer.parts)) finite = false;
       }
       wait_until(layer);
     }
@@ -66,8 +70,8 @@ void run_layers(std::vector<Layer>& layers, int threads) {
 }
 
 // Compares packed copies with their weights: all in one parallel loop, where a loop for each would cost 20 us.
-void verify(const std::vector<DirectStep>& steps, int threads) {
-  const auto is_unverified = [](const DirectStep& step) { return step.unverified.has_value(); };
+void verify(const std::vector<Step>& steps, int threads) {
+  const auto is_unverified = [](const Step& step) { return step.unverified.has_value(); };
   if (std::none_of(steps.begin(), steps.end(), is_unverified)) return;
   std::atomic<int64_t> left{static_cast<int64_t>(steps.size())};  // the last weights are the largest
   std::atomic<bool> same{true};
@@ -78,42 +82,64 @@ void verify(const std::vector<DirectStep>& steps, int threads) {
   if (!same) throw CannotDefer{};
 }
 
+StepShape shape_of(const Step& step, bool is_needed) {
+  const int64_t size = static_cast<int64_t>(step.x.element_size()), images = step.x.size(0);
+  return {step.x.const_data_ptr(),        step.residual ? step.residual->const_data_ptr() : nullptr,
+          step.out.mutable_data_ptr(),    size * step.x.stride(0),
+          size * step.x.numel() / images, size * step.out.numel() / images,
+          size * step.weight.numel(),     is_needed};
+}
+
 }  // namespace
 
 Deferred::Deferred() { the_current = this; }
 Deferred::~Deferred() { the_current = nullptr; }
 Deferred* Deferred::current() { return the_current; }
 
-void Deferred::add(DirectStep step) {
-  if (!steps_.empty() && steps_.front().conv.n != step.conv.n) run_deferred();
+bool run_now(const Step& step) {
+  std::atomic<bool> finite{true};
+  parallel_for(0, tasks_of(step.work), 1, [&](int64_t begin, int64_t end) {
+    if (!run(step.work, begin, end)) finite = false;
+  });
+  return finite;
+}
+
+void Deferred::add(Step step) {
+  if (!steps_.empty() && steps_.front().x.size(0) != step.x.size(0)) run_deferred();
   steps_.push_back(std::move(step));
 }
 
 void Deferred::run_steps(const std::vector<bool>& needed) {
   if (steps_.empty()) return;
-  const std::vector<DirectStep> steps = std::move(steps_);  // an exception leaves none
+  const std::vector<Step> steps = std::move(steps_);  // an exception leaves none
   steps_.clear();
-  const int threads = static_cast<int>(torch::stable::get_num_threads()), images = steps.front().conv.n;
+  const int threads = static_cast<int>(torch::stable::get_num_threads());
+  const int images = static_cast<int>(steps.front().x.size(0));
   verify(steps, threads);
   std::vector<StepShape> shapes;
+  bool depth_first = images > 1;
   for (size_t i = 0; i < steps.size(); ++i) {
-    const DirectConv& q = steps[i].conv;
-    const bool pools = q.pool_r != 0;
-    shapes.push_back({q.x, q.residual, q.out, int64_t{2} * q.xn, int64_t{2} * q.c * q.h * q.w,
-                      int64_t{2} * q.k * (pools ? q.ph : q.oh) * (pools ? q.pw : q.ow),
-                      int64_t{2} * q.k * q.c * q.r * q.s, needed[i]});
+    shapes.push_back(shape_of(steps[i], needed[i]));
+    depth_first = depth_first && std::visit([](const auto& w) { return w.depth_first(); }, steps[i].work);
   }
-  const auto conv_of = [&](const Schedule& schedule, size_t i, char* arena, int first, int count) {
-    DirectConv q = steps[i].conv;
-    q.n = count;
-    q.x = schedule.input(i, arena, first);
-    q.residual = schedule.residual(i, arena, first);
-    q.out = schedule.output(i, arena, first);
-    return q;
+  // The step's work on some images.
+  const auto work_of = [&](const Schedule& schedule, size_t i, char* arena, int first, int count) {
+    Work work = steps[i].work;
+    std::visit(
+        [&](auto& w) {
+          w.conv.n = count;
+          w.conv.x = schedule.input(i, arena, first);
+          w.conv.residual = schedule.residual(i, arena, first);
+          w.conv.out = schedule.output(i, arena, first);
+        },
+        work);
+    return work;
+  };
+  const auto tile = [](Work& work, int threads) {
+    std::visit([&](auto& w) { w.tile(threads, /*may_pack=*/false); }, work);
   };
 
-  // Of one image tasks may pack weights, as its steps' tilings say.
-  const int own = images > 1 ? images / threads : 0, together = images - own * threads;  // images
+  const int own = depth_first ? images / threads : 0, together = images - own * threads;  // images
   if (own > 0) {
     const Schedule schedule(shapes, own, Schedule::Order::kDepthFirst);
     const Loan arenas(static_cast<size_t>(schedule.arena_bytes()) * static_cast<size_t>(threads));
@@ -122,9 +148,9 @@ void Deferred::run_steps(const std::vector<bool>& needed) {
         char* arena = static_cast<char*>(arenas.data()) + thread * schedule.arena_bytes();
         Schedule mine = schedule;  // it counts images
         mine.run(static_cast<int>(thread) * own, own, [&](size_t i, int first, int count) {
-          const DirectConv q = conv_of(mine, i, arena, first, count);
-          const DirectTiling t = steps[i].kernels->tile(q, 1, /*may_pack=*/false);
-          steps[i].kernels->run(q, t, 0, t.tasks);
+          Work work = work_of(mine, i, arena, first, count);
+          tile(work, 1);
+          cpu::run(work, 0, tasks_of(work));
         });
       }
     });
@@ -136,10 +162,9 @@ void Deferred::run_steps(const std::vector<bool>& needed) {
     std::vector<Layer> layers(steps.size());
     for (size_t i = 0; i < steps.size(); ++i) {
       Layer& layer = layers[i];
-      layer.kernels = steps[i].kernels;
-      layer.conv = conv_of(schedule, i, static_cast<char*>(arena.data()), own * threads, together);
-      layer.tiling = own ? layer.kernels->tile(layer.conv, threads, /*may_pack=*/false) : steps[i].tiling;
-      layer.parts = std::min<int64_t>(layer.tiling.tasks, threads);
+      layer.work = work_of(schedule, i, static_cast<char*>(arena.data()), own * threads, together);
+      if (own) tile(layer.work, threads);  // else as the step says: of one image tasks may pack weights
+      layer.parts = std::min<int64_t>(tasks_of(layer.work), threads);
       layer.taken = std::make_unique<std::atomic<bool>[]>(layer.parts);
     }
     run_layers(layers, threads);

@@ -51,7 +51,7 @@ struct DirectKernels {
                int k0, int k1, int first);
   // Runs tasks; returns false if one packed a value that is not finite.
   bool (*run)(const DirectConv& conv, const DirectTiling& tiling, int64_t begin, int64_t end);
-  bool deferred;  // whether a program should run them image by image through several layers (deferred.h)
+  bool depth_first;  // whether a program should run them image by image through several layers (deferred.h)
 };
 
 }  // namespace resnet_fused::cpu

@@ -49,14 +49,6 @@ bool grouped_conv(DirectConv& q, const Tensor& weight, Isa isa, const GroupedKer
   return true;
 }
 
-bool run(const DirectStep& step) {
-  std::atomic<bool> finite{true};
-  parallel_for(0, step.tiling.tasks, 1, [&](int64_t begin, int64_t end) {
-    if (!step.kernels->run(step.conv, step.tiling, begin, end)) finite = false;
-  });
-  return finite;
-}
-
 }  // namespace
 
 int64_t l2_bytes() {
@@ -76,7 +68,7 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
   const Isa isa = isa_of(element, cpu_features());
   const VectorKernels& all = kernels_of(element, isa);
   const DirectKernels& kernels = all.direct;
-  const bool defers = Deferred::current() && kernels.deferred && conv.groups == 1 && conv.channels_last;
+  const bool defers = Deferred::current() && conv.groups == 1 && conv.channels_last;
   if (!defers) run_deferred();
   auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
   if (!bn.bias_folds) return false;
@@ -128,10 +120,16 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
     if (!packed) return false;
     q.packed = data_of(packed);
   }
-  DirectStep step{
-      q,      t,   &kernels, std::move(bn.scale), std::move(bn.shift), std::move(packed), conv.weight, unverified,
-      conv.x, out, residual};
-  if (!defers) return run(step);
+  Step step{DirectWork{q, t, &kernels},
+            std::move(bn.scale),
+            std::move(bn.shift),
+            std::move(packed),
+            conv.weight,
+            unverified,
+            conv.x,
+            out,
+            residual};
+  if (!defers) return run_now(step);
   Deferred::current()->add(std::move(step));
   return true;
 }

@@ -68,7 +68,6 @@ Tensor run(const Conv& conv, const Residual& residual, bool relu, bool keep_pack
   Tensor out = output_buffer(sizes, conv.x, internal || is_copied(sizes, conv.channels_last));
   const auto nhwc_residual = [&]() -> OptTensor {
     OptTensor r = residual(&out);
-    if (engine != Engine::kDirect) run_deferred();
     if (r) r = aten_contiguous(*r, /*channels_last=*/true);
     return r;
   };

@@ -1,8 +1,7 @@
 #include "cpu/winograd.h"
 
-#include <atomic>
-
 #include "common/parallel.h"
+#include "cpu/deferred.h"
 #include "cpu/engines.h"
 #include "cpu/packed_cache.h"
 #include "cpu/scale_shift.h"
@@ -11,7 +10,9 @@
 namespace resnet_fused::cpu {
 
 bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool keep_packed, const Tensor& out) {
-  const auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
+  const bool defers = Deferred::current() && conv.channels_last && is_dense(conv.x, /*channels_last=*/true);
+  if (!defers) run_deferred();
+  auto bn = scale_shift<float>(conv.bn, conv.bias, conv.k);
   if (!bn.bias_folds) return false;
   const Tensor x = aten_contiguous(conv.x, /*channels_last=*/true);
 
@@ -29,7 +30,8 @@ bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool 
   q.relu = relu;
   kernels.tile(q, static_cast<int>(torch::stable::get_num_threads()));
 
-  const auto packed = packed_weight(
+  std::optional<Digest> unverified;
+  auto packed = packed_weight(
       conv.weight, {kPackedWinograd, static_cast<int64_t>(isa)}, keep_packed,
       [&](bool kept) -> std::shared_ptr<const Packed> {
         const Tensor& w = conv.weight;
@@ -41,13 +43,21 @@ bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool 
           kernels.pack(static_cast<float*>(buffer->data), w.const_data_ptr(), strides, q.c, q.k, begin, end);
         });
         return buffer;
-      });
+      },
+      nullptr, {}, defers ? &unverified : nullptr);
   q.packed = static_cast<const float*>(static_cast<const PackedBuffer&>(*packed).data);
-  std::atomic<bool> finite{true};
-  parallel_for(0, q.tasks, 1, [&](int64_t begin, int64_t end) {
-    if (!kernels.run(q, begin, end)) finite = false;
-  });
-  return finite;
+  Step step{WinogradWork{q, &kernels},
+            std::move(bn.scale),
+            std::move(bn.shift),
+            std::move(packed),
+            conv.weight,
+            unverified,
+            x,
+            out,
+            residual};
+  if (!defers) return run_now(step);
+  Deferred::current()->add(std::move(step));
+  return true;
 }
 
 }  // namespace resnet_fused::cpu

@@ -4,6 +4,6 @@
 namespace resnet_fused::cpu::amx {
 
 constexpr DirectKernels direct_bf16 = {
-    kLanes, simd::direct::packed_bytes<Bf16>, tiling, simd::direct::pack<Bf16>, run, /*deferred=*/true};
+    kLanes, simd::direct::packed_bytes<Bf16>, tiling, simd::direct::pack<Bf16>, run, /*depth_first=*/true};
 
 }  // namespace resnet_fused::cpu::amx

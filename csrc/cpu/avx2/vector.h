@@ -15,7 +15,8 @@ struct Vector {
   using Flags = __m256i;
   using Index = __m256i;
   static constexpr int kLanes = 8;
-  static constexpr int kPixels = 6;     // by 2 registers of channels: 12 of 16 registers accumulate
+  static constexpr int kPixels = 6;  // by 2 registers of channels: 12 of 16 registers accumulate
+  static constexpr int kRowsOfShort = 1;
   static constexpr int kFewPixels = 4;  // by more, for short rows: 3x2 sums would wait for their latency
   static constexpr int kManyVectors = 3;
   static constexpr int kPixelsByOne = 12;  // by 1 register of channels

@@ -105,8 +105,9 @@ class DirectTask {
   using Operand = typename A::Operand;
 
  public:
-  DirectTask(const DirectConv& q, const DirectTiling& t)
-      : q_(q), t_(t), slab_(needs_slab<A>(q)), patches_(patches<A>(q.c, q.s)) {
+  DirectTask(const DirectConv& conv, const DirectTiling& t)
+      : q_(with_unit_stride(conv)), t_(t), slab_(needs_slab<A>(q_)), patches_(patches<A>(conv.c, conv.s)) {
+    const DirectConv& q = q_;
     const int channels = slab_ ? round_up(q.c, A::kPack) : q.c;
     padded_ = slab_ ? (q.ow - 1) * q.stride_w + (q.s - 1) * q.dil_w + 1 : q.w;
     width_ = patches_ ? q.ow : padded_;
@@ -148,14 +149,22 @@ class DirectTask {
   void flat(int64_t first, int64_t last) {
     const int64_t pixels = static_cast<int64_t>(q_.n) * q_.oh * q_.ow;
     const int count = static_cast<int>((last < pixels ? last : pixels) - first);
-    const Elem* from = static_cast<const Elem*>(q_.x) + first * q_.c;
-    const Operand* x = in_place(from);
-    if (slab_) {
-      Operand* slab = static_cast<Operand*>(slab_scratch_.get(count * step_ * sizeof(Operand)));
-      copy_pixels<A>(q_, from, count, step_, slab);
-      x = slab;
-    }
+    const Operand* x = slab_ ? copy_flat(first, count) : in_place(static_cast<const Elem*>(q_.x) + first * q_.c);
     rows(x, 0, 1, count, residual(first), static_cast<Elem*>(q_.out) + first * q_.k, 0);
+  }
+
+  // A slab of the pixels [first, first + count) of all images.
+  const Operand* copy_flat(int64_t first, int count) {
+    auto* slab = static_cast<Operand*>(slab_scratch_.get(count * step_ * sizeof(Operand)));
+    const Elem* x = static_cast<const Elem*>(q_.x);
+    for (int done = 0, run; done < count; done += run) {  // as much of a row as there is
+      const int64_t p = first + done, row = p / q_.ow;
+      const int column = static_cast<int>(p % q_.ow);
+      run = min(q_.ow - column, count - done);
+      copy_pixels<A>(q_, x + row / q_.oh * q_.xn + row % q_.oh * q_.xh + column * q_.xw, run, step_,
+                     slab + done * step_);
+    }
+    return slab;
   }
 
   // Output rows [first, last) of an image.
@@ -241,22 +250,23 @@ class DirectTask {
     // to back. Larger weights are the outer loop instead: each block stays for all tiles of the task.
     const bool channels_inside =
         !t_.packs && reduction_ * (k1_ - k0_) * static_cast<int64_t>(sizeof(Operand)) <= kSlabBytes<A>;
+    const int at_once = width <= kShortRow ? V::kRowsOfShort : 1;
     if (channels_inside) {
       const int tiles = ceil_div(width, widest_tile<V>(t_.vectors));
-      for (int i = 0; i < count; ++i)
+      for (int i = 0; i < count; i += at_once)
         for (int j = 0; j < tiles; ++j)
           for (int k = k0_; k < k1_; k += block_vectors<V>(q_.k, k, t_.vectors) * V::kLanes)
-            tile(x, row_step, i, width, j, tiles, k, residual, out, top, {nullptr, 0});
+            tile(x, row_step, i, min(at_once, count - i), width, j, tiles, k, residual, out, top, {nullptr, 0});
     } else {
       for (int k = k0_, nv; k < k1_; k += nv * V::kLanes) {
         nv = block_vectors<V>(q_.k, k, t_.vectors);
         if (t_.packs) pack_block(k, nv);
         const int tiles = ceil_div(width, widest_tile<V>(nv));
         Ahead next = weights_after(k, nv);
-        next.bytes /= int64_t{tiles} * count;  // each tile prefetches its share
-        for (int i = 0; i < count; ++i)
+        next.bytes /= int64_t{tiles} * ceil_div(count, at_once);  // each tile prefetches its share
+        for (int i = 0; i < count; i += at_once)
           for (int j = 0; j < tiles; ++j, next.from += next.bytes)
-            tile(x, row_step, i, width, j, tiles, k, residual, out, top, next);
+            tile(x, row_step, i, min(at_once, count - i), width, j, tiles, k, residual, out, top, next);
       }
     }
   }
@@ -292,27 +302,27 @@ class DirectTask {
     return {static_cast<const char*>(q_.weight) + at * filter, (q_.k - at < count ? q_.k - at : count) * filter};
   }
 
-  // Tile j of row i, for the channel block at k. Tiles have nearly equal widths: 15
-  // pixels are 8 + 7, not 14 + 1.
-  void tile(const Operand* x, int64_t row_step, int i, int width, int j, int tiles, int k, const Elem* residual,
-            Elem* out, int top, Ahead next) {
+  // Tile j of `rows` rows from row i on, for the channel block at k. Tiles have nearly equal widths: 15 pixels are 8 +
+  // 7, not 14 + 1.
+  void tile(const Operand* x, int64_t row_step, int i, int rows, int width, int j, int tiles, int k,
+            const Elem* residual, Elem* out, int top, Ahead next) {
     const int nv = block_vectors<V>(q_.k, k, t_.vectors);
     const int from = static_cast<int>(static_cast<int64_t>(width) * j / tiles);
     const int mr = static_cast<int>(static_cast<int64_t>(width) * (j + 1) / tiles) - from;
     // skip kernel rows in the padding: at 7x7 they are a tenth of the work
-    const int above = top + i * q_.stride_h;
+    const int above = top + i * q_.stride_h, above_last = above + (rows - 1) * q_.stride_h;
     int tap0 = 0, tap1 = q_.r;
-    while (tap0 < tap1 && above + tap0 * q_.dil_h < 0) ++tap0;
+    while (tap0 < tap1 && above_last + tap0 * q_.dil_h < 0) ++tap0;
     while (tap1 > tap0 && above + (tap1 - 1) * q_.dil_h >= q_.h) --tap1;
     const int per_row = runs_.count / q_.r;
 
     Tile t{};
-    t.pixel_step = patches_ ? step_ : q_.stride_w * step_;
-    const Operand* from_x = x + i * row_step + from * t.pixel_step;
+    t.pixels = {patches_ ? step_ : q_.stride_w * step_, row_step};
+    const Operand* from_x = x + i * row_step + from * t.pixels.step;
     if (!next.from) {
       const bool reads_first = t_.flat && k == k0_;  // no earlier block has read the next tile's pixels
-      next = {reinterpret_cast<const char*>(from_x + mr * t.pixel_step),
-              reads_first ? mr * t.pixel_step * static_cast<int64_t>(sizeof(Operand)) : 0};
+      next = {reinterpret_cast<const char*>(from_x + mr * t.pixels.step),
+              reads_first ? mr * t.pixels.step * static_cast<int64_t>(sizeof(Operand)) : 0};
     }
     const int runs = (tap1 - tap0) * per_row;
     const int64_t next_step = next.bytes / (int64_t{runs} * runs_.steps + 1);
@@ -325,10 +335,10 @@ class DirectTask {
     t.ahead = q_.k - k > nv * V::kLanes ? nv * V::kLanes : 0;
     const Operand* w = weights_of(k) + reduction_ / q_.r * tap0 * nv * V::kLanes;
     const int64_t at = (static_cast<int64_t>(i) * width + from) * q_.k + k;
-    tile_fn<A>(mr, nv)(t, from_x, w, residual ? residual + at : nullptr, out + at);
+    tile_fn<A>(rows, mr, nv)(t, from_x, w, residual ? residual + at : nullptr, out + at);
   }
 
-  const DirectConv& q_;
+  const DirectConv q_;
   const DirectTiling& t_;
   const bool slab_, patches_;
   int padded_, width_;  // columns of a padded input row; pixels in a row of the slab, or of x
@@ -365,7 +375,7 @@ bool run(const DirectConv& conv, const DirectTiling& tiling, int64_t begin, int6
 }
 
 template <typename A>
-constexpr DirectKernels kKernels = {A::V::kLanes, packed_bytes<A>, tiling<A>, pack<A>, run<A>, /*deferred=*/false};
+constexpr DirectKernels kKernels = {A::V::kLanes, packed_bytes<A>, tiling<A>, pack<A>, run<A>, /*depth_first=*/false};
 
 }  // namespace
 }  // namespace resnet_fused::cpu::simd::direct

@@ -8,12 +8,13 @@ namespace resnet_fused::cpu::simd::direct {
 namespace {
 
 constexpr int64_t kCacheLine = 64;  // bytes
+constexpr int kShortRow = 7;        // pixels
 
 inline int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
-// One tile: MR pixels, NV registers of channels.
+// One tile: MR pixels, in rows of W, by NV registers of channels.
 struct Tile {
-  int64_t pixel_step;  // elements between neighbouring output pixels in the input
+  Pixels pixels;  // in the input
   Runs runs;
   const float *scale, *shift;  // of this channel block
   int k, channels_left;        // row length of out; channels of this block that exist
@@ -54,14 +55,14 @@ inline __attribute__((always_inline)) void finish(const Tile& t, const typename 
   }
 }
 
-template <typename A, int MR, int NV>
+template <typename A, int MR, int NV, int W>
 void run_tile(const Tile& t, const typename A::Operand* x, const typename A::Operand* w,
               const typename A::Elem* residual, typename A::Elem* out) {
   using V = typename A::V;
   using Reg = typename V::Reg;
   prefetch_epilogue(t, residual, out, MR, NV * V::kLanes);
   Reg acc[MR][NV];
-  accumulate<A, MR, NV>(acc, x, t.pixel_step, t.runs, w);
+  accumulate<A, MR, NV, W>(acc, x, t.pixels, t.runs, w);
   finish<A, MR, NV>(t, acc, residual, out);
 }
 
@@ -69,17 +70,22 @@ template <typename A>
 using TileFn = void (*)(const Tile&, const typename A::Operand*, const typename A::Operand*, const typename A::Elem*,
                         typename A::Elem*);
 
-// Instances of run_tile with 1, 2, ... pixels.
-template <typename A, int NV, int... I>
-TileFn<A> tile_of(int mr, std::integer_sequence<int, I...>) {
-  static constexpr TileFn<A> instances[] = {run_tile<A, I + 1, NV>...};
-  return instances[mr - 1];
+// Instances of run_tile with `Rows` rows of 1, 2, ... pixels.
+template <typename A, int NV, int Rows = 1, int... I>
+TileFn<A> tile_of(int width, std::integer_sequence<int, I...>) {
+  static constexpr TileFn<A> instances[] = {run_tile<A, Rows*(I + 1), NV, I + 1>...};
+  return instances[width - 1];
 }
 
-// The function for a tile of mr pixels by nv registers.
+// The function for a tile of `rows` rows of mr pixels by nv registers.
 template <typename A>
-TileFn<A> tile_fn(int mr, int nv) {
+TileFn<A> tile_fn(int rows, int mr, int nv) {
   using V = typename A::V;
+  if constexpr (V::kRowsOfShort > 1)
+    if (rows == V::kRowsOfShort) {
+      constexpr auto kWidths = std::make_integer_sequence<int, kShortRow>();
+      return nv == 1 ? tile_of<A, 1, V::kRowsOfShort>(mr, kWidths) : tile_of<A, 2, V::kRowsOfShort>(mr, kWidths);
+    }
   if (nv == V::kManyVectors) return tile_of<A, V::kManyVectors>(mr, std::make_integer_sequence<int, V::kFewPixels>());
   const auto pixels = std::make_integer_sequence<int, V::kPixels>();
   return nv == 1 ? tile_of<A, 1>(mr, pixels) : tile_of<A, 2>(mr, pixels);

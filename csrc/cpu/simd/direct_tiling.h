@@ -4,11 +4,10 @@
 
 #include "cpu/direct.h"
 #include "cpu/simd/direct_pack.h"
+#include "cpu/simd/direct_tile.h"
 
 namespace resnet_fused::cpu::simd::direct {
 namespace {
-
-constexpr int kShortRow = 7;  // pixels
 
 // Bytes of a task's slab; the weights of a channel block take as many again.
 template <typename A>
@@ -20,6 +19,21 @@ constexpr int kFlatUnit = A::V::kPixels;
 
 inline int min(int64_t a, int64_t b) { return static_cast<int>(a < b ? a : b); }
 
+// An unpadded 1x1 convolution reads every n-th pixel only: one of stride 1, of a view of x.
+inline DirectConv with_unit_stride(DirectConv q) {
+  if (q.r > 1 || q.s > 1 || q.pad_h || q.pad_w) return q;
+  q.xh *= q.stride_h, q.xw *= q.stride_w;
+  q.h = q.oh, q.w = q.ow;
+  q.stride_h = q.stride_w = 1;
+  return q;
+}
+
+// Whether the pixels of all images can be numbered in one row.
+inline bool is_flat(const DirectConv& q, int pack) {
+  return q.r == 1 && q.s == 1 && q.stride_h == 1 && q.stride_w == 1 && !q.pad_h && !q.pad_w && !q.pool_r && q.xc == 1 &&
+         q.c % pack == 0;
+}
+
 inline bool nhwc(const DirectConv& q) { return q.xc == 1 && q.xw == q.c && q.xh == static_cast<int64_t>(q.w) * q.c; }
 
 // Neighbouring pixels a multiple of 4 KiB apart map to the same L1 set and would evict each other at every step.
@@ -30,6 +44,7 @@ bool aliases(const DirectConv& q, int64_t channels) {
 
 template <typename A>
 bool needs_slab(const DirectConv& q) {
+  if (is_flat(q, A::kPack) && q.n > 1 && q.xn != int64_t{q.h} * q.w * q.c) return true;
   return kConverts<A> || q.pad_h || q.pad_w || !nhwc(q) || q.c % A::kPack || aliases<A>(q, q.c);
 }
 
@@ -97,13 +112,14 @@ bool packs(const DirectConv& q) {
 }
 
 template <typename A>
-DirectTiling tiling(const DirectConv& q, int threads, bool may_pack) {
+DirectTiling tiling(const DirectConv& conv, int threads, bool may_pack) {
   using V = typename A::V;
+  const DirectConv q = with_unit_stride(conv);
   constexpr int64_t kSize = sizeof(typename A::Operand), kUnit = kFlatUnit<A>;
   DirectTiling t{};
-  t.flat = q.r == 1 && q.s == 1 && q.stride_h == 1 && q.stride_w == 1 && !q.pool_r && nhwc(q) && !q.pad_h && !q.pad_w &&
-           q.c % A::kPack == 0 && q.xn == static_cast<int64_t>(q.h) * q.xh;
-  t.vectors = !t.flat && q.ow <= kShortRow && q.k >= V::kManyVectors * V::kLanes ? V::kManyVectors : 2;
+  t.flat = is_flat(q, A::kPack);
+  const bool widens = !t.flat && V::kRowsOfShort == 1 && q.ow <= kShortRow && q.k >= V::kManyVectors * V::kLanes;
+  t.vectors = widens ? V::kManyVectors : 2;
   t.units = t.flat ? ceil_div(static_cast<int64_t>(q.n) * q.oh * q.ow, kUnit) : q.pool_r ? q.ph : q.oh;
   // input bytes per unit; plan.cpp (slab_bytes) bounds the slab of the resulting task
   const int64_t row = t.flat ? kUnit * q.c * kSize : q.w * q.c * kSize;

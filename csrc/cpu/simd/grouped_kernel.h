@@ -111,8 +111,8 @@ class GroupedTask {
     while (tap1 > tap0 && above + (tap1 - 1) * q_.dil_h >= q_.h) --tap1;
     const int per_row = runs_.count / q_.r;
     Tile t{};
-    t.pixel_step = q_.stride_w * step_;
-    x += from * t.pixel_step;
+    t.pixels.step = q_.stride_w * step_;
+    x += from * t.pixels.step;
     t.runs = {offset_ + tap0 * per_row, (tap1 - tap0) * per_row, runs_.steps, reinterpret_cast<const char*>(x), 0};
     t.scale = q_.scale + k0 + k;
     t.shift = q_.shift + k0 + k;

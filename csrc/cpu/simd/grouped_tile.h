@@ -50,7 +50,7 @@ void run_narrow_tile(const Tile& t, const Words<typename A::V>& words, const typ
       for (int tap = 0; tap < kTaps; ++tap) wv[tap] = A::weights(w + (tap * t.runs.steps + i) * kWeights);
 #pragma GCC unroll 16
       for (int q = 0; q < MR + kTaps - 1; ++q) {
-        const Reg xv = V::permute(A::channels(p + q * t.pixel_step), word);
+        const Reg xv = V::permute(A::channels(p + q * t.pixels.step), word);
 #pragma GCC unroll 3
         for (int tap = 0; tap < kTaps; ++tap)
           if (q >= tap && q - tap < MR) acc[q - tap][0] = A::madd(xv, wv[tap], acc[q - tap][0]);

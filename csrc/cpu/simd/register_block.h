@@ -26,13 +26,18 @@ struct Runs {
   int64_t next_step;
 };
 
-// acc[i][v] = sum over runs and steps of x[i * pixel_step + ...] * w[...]; w advances by NV * kLanes * kPack per step.
+// Where the input of a register block's pixels is: W pixels in a row, then the next row.
+struct Pixels {
+  int64_t step, row_step;  // elements between neighbouring pixels, and between rows
+};
+
+// acc[i][v] = sum over runs and steps of x[pixel i + ...] * w[...]; w advances by NV * kLanes * kPack per step.
 //
 // A long sum is split into parts of kPart steps, added up in memory: the rounding error of a running sum grows with its
 // length, and a plain loop over 4,608 products has ten times the error of torch's own NCHW convolution.
-template <typename A, int MR, int NV>
+template <typename A, int MR, int NV, int W = MR>
 inline __attribute__((always_inline)) void accumulate(typename A::V::Reg (&acc)[MR][NV], const typename A::Operand* x,
-                                                      int64_t pixel_step, const Runs& runs,
+                                                      const Pixels& pixels, const Runs& runs,
                                                       const typename A::Operand* w) {
   using V = typename A::V;
   using Reg = typename V::Reg;
@@ -46,9 +51,11 @@ inline __attribute__((always_inline)) void accumulate(typename A::V::Reg (&acc)[
     for (int v = 0; v < NV; ++v) acc[m][v] = V::zero();
   for (int i = 0; i < runs.count; ++i) {
     // Three pixels share a pointer: [p], [p + step] and [p + 2 step] are single x86 addresses, so 14 pixels need five
-    // pointers and nothing spills.
-    const typename A::Operand* p[(MR + 2) / 3];
-    for (int g = 0; g < (MR + 2) / 3; ++g) p[g] = x + runs.offset[i] + 3 * g * pixel_step;
+    // or six pointers and nothing spills.
+    constexpr int kPointers = (W + 2) / 3;  // of a row
+    const typename A::Operand* p[MR / W * kPointers];
+    for (int g = 0; g < MR / W * kPointers; ++g)
+      p[g] = x + runs.offset[i] + g / kPointers * pixels.row_step + g % kPointers * 3 * pixels.step;
     for (int left = runs.steps; left > 0;) {
       if (A::kPart && since >= A::kPart) {
 #pragma GCC unroll 14
@@ -71,15 +78,15 @@ inline __attribute__((always_inline)) void accumulate(typename A::V::Reg (&acc)[
         for (int v = 0; v < NV; ++v) wv[v] = A::weights(w + v * V::kLanes * A::kPack);
 #pragma GCC unroll 14
         for (int m = 0; m < MR; ++m) {
-          const Reg xv = A::broadcast(p[m / 3] + (m % 3) * pixel_step);
+          const Reg xv = A::broadcast(p[m / W * kPointers + m % W / 3] + m % W % 3 * pixels.step);
 #pragma GCC unroll 4
           for (int v = 0; v < NV; ++v) acc[m][v] = A::madd(xv, wv[v], acc[m][v]);
         }
         __builtin_prefetch(next, 0, 2);
         next += runs.next_step;
         w += NV * V::kLanes * A::kPack;
-#pragma GCC unroll 5
-        for (int g = 0; g < (MR + 2) / 3; ++g) p[g] += A::kPack;
+#pragma GCC unroll 6
+        for (int g = 0; g < MR / W * kPointers; ++g) p[g] += A::kPack;
       }
     }
   }

@@ -42,7 +42,7 @@ void multiply(const float* v, int64_t step, int c, const float* u, const float* 
   using V = typename Sum::V;
   typename V::Reg acc[MR][kVectors];
   const int64_t start = 0;
-  accumulate<Sum, MR, kVectors>(acc, v, step,
+  accumulate<Sum, MR, kVectors>(acc, v, {step, 0},
                                 Runs{&start, 1, c, reinterpret_cast<const char*>(next), next_count * 4 / c}, u);
 #pragma GCC unroll 14
   for (int m = 0; m < MR; ++m)
