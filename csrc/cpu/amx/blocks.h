@@ -1,7 +1,8 @@
 // Blocks of up to 2 x 16 output pixels by 2 x 16 output channels in tile registers: 16 pixels by 32 input channels (A),
 // 16 pairs of input channels by 16 output channels (B), 16 pixels by 16 output channels (C, float32).
 //
-// Scale, shift, residual and ReLU of a block are applied while the next block multiplies: its sums wait in L1.
+// Scale, shift, residual and ReLU of a block are applied while the next block multiplies: its sums wait in L1. Weights
+// may be packed while a block multiplies them.
 #pragma once
 #include "cpu/amx/element.h"
 #include "cpu/amx/tile.h"
@@ -17,6 +18,31 @@ struct Operands {
   int64_t step;                    // bytes from a pixel to the next
   const uint16_t* weights;
   int vectors;  // of 16 output channels, 1 or 2
+};
+
+// Packs the weights of a channel block step by step: those of a tile per vector. C is a multiple of a step, and a
+// filter's channels are adjacent.
+class Packer {
+ public:
+  // The filters from k on, of which `left` exist.
+  Packer(const DirectConv& q, int k, int left, uint16_t* to) : to_(to), vectors_(left > kLanes ? 2 : 1) {
+    for (int v = 0; v < vectors_; ++v) {
+      const int exist = left - v * kLanes;
+      filters_[v] = {static_cast<const uint16_t*>(q.weight) + (k + v * kLanes) * q.weight_strides[0],
+                     q.weight_strides[0], exist < kLanes ? exist : kLanes, q.c, q.r, q.s};
+    }
+  }
+  inline __attribute__((always_inline)) void pack(int64_t step) {
+    for (int v = 0; v < vectors_; ++v)
+      simd::direct::pack_some_pairs<Bf16>(filters_[v], {to_, vectors_, v}, step * kLanes, kLanes, largest_);
+  }
+  bool finite() const { return Bf16::pairs_are_finite(largest_); }
+
+ private:
+  simd::direct::Filters<Bf16> filters_[2];
+  uint16_t* to_;
+  int vectors_;
+  Bf16::V::Reg largest_ = Bf16::V::zero();
 };
 
 // Where a block's results go.
@@ -44,12 +70,12 @@ class Blocks {
   Blocks(const Blocks&) = delete;
   Blocks& operator=(const Blocks&) = delete;
 
-  // Multiplies a block, and finishes the one before.
-  void run(const Operands& o, const Runs& runs, const Results& to) {
-    if (o.second)
-      o.vectors == 2 ? multiply<true, 2>(o, runs) : multiply<true, 1>(o, runs);
+  // Multiplies a block, and finishes the one before. With a packer, o.weights are where it packs them.
+  void run(const Operands& o, const Runs& runs, const Results& to, Packer* packer = nullptr) {
+    if (packer)
+      multiply<true>(o, runs, packer);
     else
-      o.vectors == 2 ? multiply<false, 2>(o, runs) : multiply<false, 1>(o, runs);
+      multiply<false>(o, runs, packer);
     finish();
     float (*sums)[kGroup][kLanes] = sums_[current_];
     store<0>(sums[0], kMostRowBytes);
@@ -65,15 +91,30 @@ class Blocks {
   void finish() { finish_rows(rows_); }
 
  private:
-  template <bool kBoth, int NV>
-  void multiply(const Operands& o, const Runs& runs) {
-    const int rows_per_step = (rows_ + runs.count * runs.steps - 1) / (runs.count * runs.steps);
+  template <bool kPacks>
+  void multiply(const Operands& o, const Runs& runs, Packer* packer) {
+    if (o.second)
+      o.vectors == 2 ? multiply<true, 2, kPacks>(o, runs, packer) : multiply<true, 1, kPacks>(o, runs, packer);
+    else
+      o.vectors == 2 ? multiply<false, 2, kPacks>(o, runs, packer) : multiply<false, 1, kPacks>(o, runs, packer);
+  }
+
+  template <bool kBoth, int NV, bool kPacks>
+  void multiply(const Operands& o, const Runs& runs, Packer* packer) {
+    constexpr int kLead = 2;  // steps: a load of a tile waits for what has just been stored there
+    const int64_t steps = int64_t{runs.count} * runs.steps;
+    int64_t packed = 0;
+    if constexpr (kPacks)
+      while (packed < kLead && packed < steps) packer->pack(packed++);
+    const int rows_per_step = static_cast<int>((rows_ + steps - 1) / steps);
     const char* next = runs.next;
     const uint16_t* w = o.weights;
     zero<0>(), zero<1>(), zero<2>(), zero<3>();
     for (int i = 0; i < runs.count; ++i) {
       const uint16_t *a = o.first + runs.offset[i], *b = kBoth ? o.second + runs.offset[i] : a;
       for (int step = 0; step < runs.steps; ++step, a += Bf16::kPack, b += Bf16::kPack, w += NV * kStep) {
+        if constexpr (kPacks)
+          if (packed < steps) packer->pack(packed++);
         load<4>(a, o.step);
         load<6>(w, kMostRowBytes);
         if constexpr (NV == 2) load<7>(w + kStep, kMostRowBytes);

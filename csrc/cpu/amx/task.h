@@ -187,15 +187,19 @@ class Task {
       for (int i = 0; i < groups_.count(); i += 2)
         for (int k = k0_; k < k1_; k += kBlock) block(i, k, runs, step, out, residual);
     } else {
+      if (t_.packs)
+        own_weights_ = static_cast<uint16_t*>(weights_scratch.get(reduction_ * kBlock * sizeof(uint16_t)));
       Runs ahead = runs;
       const int64_t each = int64_t{ceil_div(groups_.count(), 2)} * runs.count * runs.steps;
       for (int k = k0_; k < k1_; k += kBlock) {
-        if (t_.packs) pack_block(k);
+        const int left = min(k1_ - k, kBlock);
+        Packer packer(q_, k, left, own_weights_);
         const int64_t next = k + kBlock < k1_ ? next_bytes(k + kBlock) : 0;
         ahead.next = next ? next_weights(k + kBlock) : nullptr;
         ahead.next_step = next / each;
         for (int i = 0; i < groups_.count(); i += 2, ahead.next += ahead.next_step * runs.count * runs.steps)
-          block(i, k, ahead, step, out, residual);
+          block(i, k, ahead, step, out, residual, t_.packs && i == 0 ? &packer : nullptr);
+        if (t_.packs) finite_ &= packer.finite();
       }
     }
     blocks_.finish();
@@ -211,7 +215,8 @@ class Task {
                     : static_cast<const char*>(q_.packed) + k * reduction_ * int64_t{sizeof(uint16_t)};
   }
 
-  void block(int i, int k, const Runs& runs, int64_t step, uint16_t* out, const uint16_t* residual) {
+  void block(int i, int k, const Runs& runs, int64_t step, uint16_t* out, const uint16_t* residual,
+             Packer* packer = nullptr) {
     const Group& first = groups_[i];
     const Group* second = i + 1 < groups_.count() ? &groups_[i + 1] : nullptr;
     const uint16_t* weights = t_.packs ? own_weights_ : static_cast<const uint16_t*>(q_.packed) + k * reduction_;
@@ -226,15 +231,7 @@ class Task {
                           q_.k - k,
                           q_.relu,
                           q_.pool_r != 0};
-    blocks_.run(operands, runs, results);
-  }
-
-  // Packs the channel block at k, for this task alone.
-  void pack_block(int k) {
-    const int end = k + kBlock < k1_ ? k + kBlock : k1_;
-    own_weights_ = static_cast<uint16_t*>(weights_scratch.get(reduction_ * kBlock * sizeof(uint16_t)));
-    finite_ &=
-        simd::direct::pack<Bf16>(own_weights_, q_.weight, q_.weight_strides, q_.c, q_.k, q_.r, q_.s, 2, k, end, k);
+    blocks_.run(operands, runs, results, packer);
   }
 
   const DirectConv& q_;
@@ -243,7 +240,7 @@ class Task {
   const int64_t reduction_;
   int k0_ = 0, k1_ = 0;  // the task's output channels
   uint16_t* slab_ = nullptr;
-  uint16_t* own_weights_ = nullptr;  // the channel block that this task packed
+  uint16_t* own_weights_ = nullptr;  // of the channel block that this task packs
   bool finite_ = true;
   Groups groups_;
   Blocks blocks_;

@@ -110,6 +110,23 @@ bool pack_singles(const Filters<A>& f, bool channels_inner, const Place<A>& plac
   return !V::any(bad);
 }
 
+// Packs `count` pairs of channels, at most kLanes, from pair `at` on, of filters whose channels are adjacent. `largest`
+// collects the bits of magnitudes.
+template <typename A>
+inline __attribute__((always_inline)) void pack_some_pairs(const Filters<A>& f, const Place<A>& place, int64_t at,
+                                                           int count, typename A::V::Reg& largest) {
+  using V = typename A::V;
+  typename V::Reg rows[V::kLanes];
+  const auto load = [&](const uint16_t* p) {
+    const auto v = A::load_pairs(p, V::first(count));
+    largest = A::larger_pairs(largest, v);
+    return v;
+  };
+  transposed<A>(f, 2 * at, load, rows);
+  auto* to = place.of(2 * at);
+  for (int i = 0; i < count; ++i, to += place.step()) A::store_pairs(to, rows[i]);
+}
+
 // Dense filters whose values are multiplied in pairs of channels; C is even.
 template <typename A>
 bool pack_pairs(const Filters<A>& f, bool channels_inner, const Place<A>& place) {
@@ -120,14 +137,7 @@ bool pack_pairs(const Filters<A>& f, bool channels_inner, const Place<A>& place)
     const int64_t pairs = int64_t{taps} * f.c / 2;
     for (int64_t at = 0; at < pairs; at += V::kLanes) {
       const int count = pairs - at < V::kLanes ? static_cast<int>(pairs - at) : V::kLanes;
-      const auto load = [&](const uint16_t* p) {
-        const auto v = A::load_pairs(p, V::first(count));
-        largest = A::larger_pairs(largest, v);
-        return v;
-      };
-      transposed<A>(f, 2 * at, load, rows);
-      auto* to = place.of(2 * at);
-      for (int i = 0; i < count; ++i, to += place.step()) A::store_pairs(to, rows[i]);
+      pack_some_pairs<A>(f, place, at, count, largest);
     }
     return A::pairs_are_finite(largest);
   }
