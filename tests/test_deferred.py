@@ -1,6 +1,6 @@
 """Replayed convolutions that wait and run together: the results are those of the ops, one by one.
 
-They wait on processors with AMX, in bfloat16; elsewhere the same calls run at once.
+On processors with AMX those in bfloat16 run depth first, all others layer by layer.
 """
 
 import random
@@ -20,6 +20,7 @@ from resnet_fused.chain import program
 BATCHES = [1, 2, 3, 5]
 THREADS = [1, 2, 3]
 ONES = [1, 1]
+with_both_dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 
 
 def block_by_block(module, x):
@@ -27,8 +28,12 @@ def block_by_block(module, x):
         return call(module, x)
 
 
-def bf16_image(batch, size):
-    return image(torch.bfloat16, size, batch, torch.channels_last)
+def images(dtype, batch, size):
+    return image(dtype, size, batch, torch.channels_last)
+
+
+def dtype_of(module):
+    return next(module.parameters()).dtype
 
 
 def same(actual, expected):
@@ -36,7 +41,7 @@ def same(actual, expected):
 
 
 def check_replays(module, batch, size, threads):
-    x, other = bf16_image(batch, size), bf16_image(batch, size)
+    x, other = (images(dtype_of(module), batch, size) for _ in range(2))
     torch.set_num_threads(threads)
     expected = [block_by_block(module, given) for given in (x, other)]
     call(module, x)
@@ -45,49 +50,53 @@ def check_replays(module, batch, size, threads):
 
 
 # ----- networks
+@with_both_dtypes
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("name", ["ResNet-18", "ResNet-50", "CIFAR", "pre-activation"])
-def test_a_replay_is_the_same_call(name, threads, own_isa):
-    fused = network(name, torch.bfloat16, torch.channels_last)
+def test_a_replay_is_the_same_call(name, threads, dtype, own_isa):
+    fused = network(name, dtype, torch.channels_last)
     for batch in BATCHES:
         check_replays(fused, batch, 35, threads)
 
 
+@with_both_dtypes
 @pytest.mark.parametrize("threads", THREADS)
-def test_engines_may_differ(threads, own_isa):
-    fused = network("ResNeXt", torch.bfloat16, torch.channels_last)
+def test_engines_may_differ(threads, dtype, own_isa):
+    fused = network("ResNeXt", dtype, torch.channels_last)
     for batch in BATCHES:
         check_replays(fused, batch, 40, threads)
 
 
-def large_stage():
+def large_stage(dtype):
     torch.manual_seed(0)
     shortcut = nn.Sequential(nn.Conv2d(64, 256, 1, bias=False), nn.BatchNorm2d(256))
     blocks = [reference.Bottleneck(64, 64, downsample=shortcut), reference.Bottleneck(256, 64)]
-    eager = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.Sequential(*blocks), nn.ReLU()).eval().bfloat16()
+    eager = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.Sequential(*blocks), nn.ReLU()).eval().to(dtype)
     return resnet_fused.convert(eager.to(memory_format=torch.channels_last))
 
 
+@with_both_dtypes
 @pytest.mark.parametrize("threads", [1, 3, 4])
-def test_images_larger_than_a_cache(threads):
-    fused = large_stage()
+def test_images_larger_than_a_cache(threads, dtype):
+    fused = large_stage(dtype)
     for batch in BATCHES:
         check_replays(fused, batch, 56, threads)
 
 
 def test_threads_may_change_between_calls():
-    fused, x = network("ResNet-18", torch.bfloat16, torch.channels_last), bf16_image(3, 35)
+    fused, x = network("ResNet-18", torch.bfloat16, torch.channels_last), images(torch.bfloat16, 3, 35)
     expected = block_by_block(fused, x)
     for threads in (2, 1, 5, 3, 1):
         torch.set_num_threads(threads)
         assert torch.equal(call(fused, x), expected)
 
 
+@with_both_dtypes
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("batch", BATCHES[:3])
 @pytest.mark.parametrize("name", ["ResNet-18", "ResNet-50"])
-def test_weights_that_are_not_finite(name, batch, threads):
-    fused, x = network(name, torch.bfloat16, torch.channels_last), bf16_image(batch, 35)
+def test_weights_that_are_not_finite(name, batch, threads, dtype):
+    fused, x = network(name, dtype, torch.channels_last), images(dtype, batch, 35)
     torch.set_num_threads(threads)
     layers = [m for m in fused.modules() if isinstance(m, nn.Conv2d)]
     before = [call(fused, x) for _ in range(2)][-1]
@@ -103,9 +112,10 @@ def test_weights_that_are_not_finite(name, batch, threads):
 
 
 def test_python_threads_run_networks_at_once():
-    nets = [network(name, torch.bfloat16, torch.channels_last) for name in ("ResNet-18", "CIFAR")]
-    inputs = [bf16_image(batch, 35) for batch in (1, 2, 3)]
-    expected = {(net, x): block_by_block(net, x) for net in nets for x in inputs}
+    kinds = [("ResNet-18", torch.bfloat16), ("CIFAR", torch.float32)]
+    nets = [network(name, dtype, torch.channels_last) for name, dtype in kinds]
+    calls = [(net, images(dtype_of(net), batch, 35)) for net in nets for batch in (1, 2, 3)]
+    expected = {(net, x): block_by_block(net, x) for net, x in calls}
     wrong = []
 
     def work(threads):
@@ -140,9 +150,9 @@ def check_program(run, x, *others):
             assert same(captured(each), run(directly, each))
 
 
-def weight(k, c, r=1):
+def weight(dtype, k, c, r=1):
     w = torch.randn(k, c, r, r) / (c * r * r) ** 0.5
-    return w.bfloat16().contiguous(memory_format=torch.channels_last)
+    return w.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
 def norm(k):
@@ -152,10 +162,10 @@ def norm(k):
 class Layer:
     """An op's weights; called with the function that calls ops, and activations."""
 
-    def __init__(self, c, k, r=1, stride=1, groups=1, proj_c=0, proj_stride=1):
-        self.main = (weight(k, c // groups, r), None, *norm(k), [stride] * 2, [r // 2] * 2, ONES, groups)
+    def __init__(self, c, k, r=1, stride=1, groups=1, proj_c=0, proj_stride=1, dtype=torch.bfloat16):
+        self.main = (weight(dtype, k, c // groups, r), None, *norm(k), [stride] * 2, [r // 2] * 2, ONES, groups)
         if proj_c:
-            self.side = (weight(k, proj_c), None, *norm(k), [proj_stride] * 2, *[None] * 4, 0.0)
+            self.side = (weight(dtype, k, proj_c), None, *norm(k), [proj_stride] * 2, *[None] * 4, 0.0)
 
     def __call__(self, run, x, residual=None):
         return run(ops.conv_bn_act, x, *self.main, residual, True, True, False, True)
@@ -164,11 +174,13 @@ class Layer:
         return run(ops.conv_bn_proj_act, x, *self.main, other, *self.side, True, True, False, True)
 
 
+@with_both_dtypes
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "expanded", "batch"])
-def test_inputs_of_any_strides(layout, threads):
+def test_inputs_of_any_strides(layout, threads, dtype):
     torch.set_num_threads(threads)
-    layers = [Layer(32, 64), Layer(64, 64, 3), Layer(64, 32)]
+    shapes = [(32, 64), (64, 64, 3), (64, 32), (32, 64, 1, 2)]
+    layers = [Layer(*shape, dtype=dtype) for shape in shapes]
 
     def run(call, x):
         y = x
@@ -177,7 +189,7 @@ def test_inputs_of_any_strides(layout, threads):
         return y
 
     for batch in BATCHES:
-        xs = [lay_out(torch.randn(2 * batch, 32, 9, 9).bfloat16(), "channels_last") for _ in range(2)]
+        xs = [lay_out(torch.randn(2 * batch, 32, 9, 9).to(dtype), "channels_last") for _ in range(2)]
         if layout == "sliced":
             xs = [torch.cat([x, x], 3).contiguous(memory_format=torch.channels_last)[:batch, :, :, ::2] for x in xs]
         elif layout == "batch":
@@ -187,19 +199,21 @@ def test_inputs_of_any_strides(layout, threads):
         check_program(run, *xs)
 
 
+@with_both_dtypes
 @pytest.mark.parametrize("threads", THREADS)
-@pytest.mark.parametrize("more", [dict(r=3, groups=32), dict(r=9)], ids=["groups", "81 taps"])
-def test_a_projection_beside_another_engine(more, threads):
+@pytest.mark.parametrize("more", [dict(r=3), dict(r=3, groups=32), dict(r=9)], ids=["3x3", "groups", "81 taps"])
+def test_a_projection_beside_another_engine(more, threads, dtype):
     torch.set_num_threads(threads)
-    first, second = Layer(32, 64), Layer(64, 64, proj_c=32, **more)
+    first, second = Layer(32, 64, dtype=dtype), Layer(64, 64, proj_c=32, dtype=dtype, **more)
     for batch in BATCHES:
-        xs = [lay_out(torch.randn(batch, 32, 9, 9).bfloat16(), "channels_last") for _ in range(2)]
+        xs = [lay_out(torch.randn(batch, 32, 9, 9).to(dtype), "channels_last") for _ in range(2)]
         check_program(lambda call, x: second.project(call, first(call, x), x), *xs)
 
 
+@with_both_dtypes
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("seed", range(6))
-def test_results_that_wait_for_later_steps(seed, threads):
+def test_results_that_wait_for_later_steps(seed, threads, dtype):
     """Random chains with projections, and residuals from far before."""
     torch.set_num_threads(threads)
     choose = random.Random(seed)
@@ -216,12 +230,11 @@ def test_results_that_wait_for_later_steps(seed, threads):
         kind = choose.choice(["plain", "residual", "projection"])
         if kind == "projection" and sources:
             other = choose.choice(sources)
-            plan.append(
-                (Layer(c, k, r, stride, proj_c=widths[other], proj_stride=size_of[other] // sizes), True, other)
-            )
+            side = dict(proj_c=widths[other], proj_stride=size_of[other] // sizes)
+            plan.append((Layer(c, k, r, stride, dtype=dtype, **side), True, other))
         else:
             other = choose.choice(residuals) if kind == "residual" and residuals else None
-            plan.append((Layer(c, k, r, stride), False, other))
+            plan.append((Layer(c, k, r, stride, dtype=dtype), False, other))
         widths.append(k)
         size_of.append(sizes)
 
@@ -233,5 +246,5 @@ def test_results_that_wait_for_later_steps(seed, threads):
         return values[-1]
 
     for batch in BATCHES:
-        xs = [lay_out(torch.randn(batch, 32, 28, 28).bfloat16(), "channels_last") for _ in range(2)]
+        xs = [lay_out(torch.randn(batch, 32, 28, 28).to(dtype), "channels_last") for _ in range(2)]
         check_program(run, *xs)
