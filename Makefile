@@ -3,8 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-# Byte-compiling all of torch takes longer than installing it; Python compiles modules on import.
+# Byte-compiling all of torch takes longer than installing it; Python compiles modules on import and keeps the result,
+# unless this variable, which container images set, tells it not to.
 PIP := $(PY) -m pip install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 # Output folder of `make gpu`, relative to the repository.
 OUT ?= benchmarks/results/gpu-out
 

@@ -101,7 +101,7 @@ case "$words" in
   *"build_tools.changes sanitizers"*) echo ${SANITIZERS:-no};;
   *"build_tools.changes planted-bugs"*) echo sm80,bn;;
   *archs.DEFAULT*) echo "8.0+PTX;9.0a";;
-  *) echo "ran $words for $TORCH_CUDA_ARCH_LIST";;
+  *) echo "ran $words for $TORCH_CUDA_ARCH_LIST${PYTHONDONTWRITEBYTECODE:+ without bytecode}";;
 esac
 case "$words" in *"${FAILS:-nothing}"*) echo "$words is broken"; exit 3;; esac
 """
@@ -121,7 +121,7 @@ def run_ci(tmp_path, **environment):
 
 
 def test_ci_runs_every_part(tmp_path):
-    done = run_ci(tmp_path, SANITIZERS="yes")
+    done = run_ci(tmp_path, SANITIZERS="yes", PYTHONDONTWRITEBYTECODE="1")
     assert done.returncode == 0, done.stdout
     for part in (
         "make lint", "make setup", "python -m resnet_fused demo --quick", "make wheel", "make sanitize",
