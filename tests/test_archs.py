@@ -42,7 +42,12 @@ def test_hopper_gets_sm_90a_code_and_portable_ptx():
 
 
 def test_architectures_too_old_for_the_kernels_are_dropped():
-    assert flags("7.5 8.6") == ["arch=compute_86,code=sm_86"]
+    assert flags("7.5 8.6") == ["arch=compute_80,code=sm_86"]
+
+
+def test_architectures_without_new_instructions_share_ptx():
+    assert {flag.partition(",")[0] for flag in flags("8.0+PTX;8.6;8.9")} == {"arch=compute_80"}
+    assert flags("8.6+PTX") == ["arch=compute_80,code=sm_86", "arch=compute_86,code=compute_86"]
 
 
 @pytest.mark.parametrize(
