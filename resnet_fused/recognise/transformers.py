@@ -41,8 +41,9 @@ _known: dict[str, Recogniser] = {}
 
 def recognisers() -> tuple[Recogniser, ...]:
     """Those of the modules of transformers that are already imported."""
-    for name in _STEMS.keys() & sys.modules.keys() - _known.keys():
-        stem, layer, spec = _STEMS[name]
+    for name, (stem, layer, spec) in _STEMS.items():
+        if name in _known or name not in sys.modules:
+            continue
         kinds: list[Any] = [vars(sys.modules[name]).get(kind) for kind in (stem, layer)]
         if all(isinstance(kind, type) for kind in kinds):
             _known[name] = registered.recogniser("stem", kinds[0], _checked(spec), (kinds[1],))
