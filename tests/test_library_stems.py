@@ -19,10 +19,11 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.skipif(not CAPABILITIES["cpu"].trains, reason="the library has no training ops")
 
 LAYERS = (2, 1, 1, 1)
+CHANNELS = (64, 32, 32, 32)  # the first stage has an identity shortcut
 
 
 def of_timm(name, **arguments):
-    return lambda: timm.create_model(name, layers=LAYERS, num_classes=7, **arguments)
+    return lambda: timm.create_model(name, layers=LAYERS, channels=CHANNELS, num_classes=7, **arguments)
 
 
 def of_transformers(name, config, **arguments):
