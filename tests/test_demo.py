@@ -2,8 +2,6 @@
 
 import json
 import math
-import runpy
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +14,6 @@ from resnet_fused.cli import demo
 from resnet_fused.cli.demo import digits, numerics, photos, report, speed
 from resnet_fused.cli.demo.settings import Settings, full, quick
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 CPU = torch.device("cpu")
 TINY = Settings(CPU, ("resnet18",), batch=4, size=64, compile=False, rounds=2, epochs=6, omitted=("nearly all",))
 
@@ -145,10 +142,3 @@ def test_quick_reports_what_it_omits():
     assert full(CPU).compile
     assert not quick(CPU).compile
     assert any("torch.compile" in what for what in quick(CPU).omitted)
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_run(example, capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", [str(example)])  # not pytest's arguments
-    runpy.run_path(str(example), run_name="__main__")
-    assert capsys.readouterr().out
