@@ -189,6 +189,7 @@ def test_chains_use_winograd_gradients(cls, calls):
     assert sum(found is not None for found in calls) == sum(m.kernel_size == (3, 3) for m in convs)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 @pytest.mark.parametrize("autocast", [False, True], ids=["bfloat16", "autocast"])
 def test_chains_in_bfloat16(cls, autocast, calls):

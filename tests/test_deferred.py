@@ -50,6 +50,7 @@ def check_replays(module, batch, size, threads):
 
 
 # ----- networks
+@pytest.mark.thinned
 @with_both_dtypes
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("name", ["ResNet-18", "ResNet-50", "CIFAR", "pre-activation"])

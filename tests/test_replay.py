@@ -52,6 +52,7 @@ def block_by_block(module, x):
         return call(module, x)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.parametrize("weights", FORMATS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
