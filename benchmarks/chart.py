@@ -15,7 +15,11 @@ ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "docs" / "speed.svg"
 GPU = "nvidia-h200/networks/models-nvidia-h200-planned.json"
 CPUS = {  # the runs of a processor
-    "Intel Xeon with AMX (Sapphire Rapids)": ("runs/20261129T163434Z.json", "runs/20261129T164233Z.json"),
+    "Intel Xeon with AMX (Sapphire Rapids)": (
+        "runs/20261129T190856Z.json",
+        "runs/20261129T191554Z.json",
+        "runs/20261129T192253Z.json",
+    ),
     "AMD EPYC (Zen 4)": ("runs/20261129T125817Z.json", "runs/20261129T130827Z.json"),
 }
 EAGER, COMPILED, OURS = "eager channels_last", "torch.compile", "resnet_fused"
