@@ -29,7 +29,11 @@ class Packer {
     for (int v = 0; v < vectors_; ++v) {
       const int exist = left - v * kLanes;
       filters_[v] = {static_cast<const uint16_t*>(q.weight) + (k + v * kLanes) * q.weight_strides[0],
-                     q.weight_strides[0], exist < kLanes ? exist : kLanes, q.c, q.r, q.s};
+                     q.weight_strides[0],
+                     exist < kLanes ? exist : kLanes,
+                     q.c,
+                     q.r,
+                     q.s};
     }
   }
   inline __attribute__((always_inline)) void pack(int64_t step) {

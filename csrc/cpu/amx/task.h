@@ -187,8 +187,7 @@ class Task {
       for (int i = 0; i < groups_.count(); i += 2)
         for (int k = k0_; k < k1_; k += kBlock) block(i, k, runs, step, out, residual);
     } else {
-      if (t_.packs)
-        own_weights_ = static_cast<uint16_t*>(weights_scratch.get(reduction_ * kBlock * sizeof(uint16_t)));
+      if (t_.packs) own_weights_ = static_cast<uint16_t*>(weights_scratch.get(reduction_ * kBlock * sizeof(uint16_t)));
       Runs ahead = runs;
       const int64_t each = int64_t{ceil_div(groups_.count(), 2)} * runs.count * runs.steps;
       for (int k = k0_; k < k1_; k += kBlock) {
