@@ -28,7 +28,7 @@ from torch import nn
 from training import eager_twin
 
 import resnet_fused
-from resnet_fused import models, modules, ops, reference
+from resnet_fused import models, modules, reference
 from resnet_fused.chain import program
 from resnet_fused.chain.program import Program
 
@@ -50,16 +50,6 @@ def replays(monkeypatch):
 def block_by_block(module, x):
     with RecordedOps():  # which sees every op
         return call(module, x)
-
-
-def test_capture_releases_the_memory_of_its_call(monkeypatch):
-    released = []
-    monkeypatch.setattr(ops, "release_memory", lambda: released.append(1))
-    fused = network()
-    for size in (32, 40):
-        for _ in range(3):
-            call(fused, image(size=size))
-    assert len(released) == 2
 
 
 @pytest.mark.thinned
