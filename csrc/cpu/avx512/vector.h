@@ -15,7 +15,7 @@ struct Vector {
   using Index = __m512i;
   static constexpr int kLanes = 16;
   static constexpr int kPixels = 14;      // by 2 registers of channels: 28 of 32 registers accumulate
-  static constexpr int kRowsOfShort = 2;  // a register block of short rows takes two: half as many weights as 7 by 4
+  static constexpr int kRowsOfShort = 2;  // in a register block of short rows: reads half as many weights as 7 by 4
   static constexpr int kFewPixels = 7;    // by more, for groups
   static constexpr int kManyVectors = 4;
   static constexpr int kPixelsByOne = 14;           // by 1 register of channels
