@@ -19,8 +19,14 @@ Tensor conv_backward_weight(Tensor grad, Tensor x, OptTensor pre_gamma, OptTenso
     if (winograd_gradient(conv, aten_contiguous(grad, /*channels_last=*/true), to)) return to;
   }
   const Tensor activated = without_pre(conv).x;
-  return aten_contiguous(aten_convolution_backward(GradientOf::kWeight, grad, activated, weight, conv.stride,
-                                                   conv.padding, conv.dilation, groups),
+  const auto of = [&](const Tensor& g, const Tensor& x, const Tensor& w) {
+    return aten_convolution_backward(GradientOf::kWeight, g, x, w, conv.stride, conv.padding, conv.dilation, groups);
+  };
+  const ScalarType dtype = scalar_type_of(weight);
+  if (!onednn_is_wrong(element_of(dtype), conv.ow, cpu_features()))
+    return aten_contiguous(of(grad, activated, weight), channels_last);
+  constexpr ScalarType kWide = ScalarType::Float;
+  return aten_contiguous(aten_to(of(aten_to(grad, kWide), aten_to(activated, kWide), aten_to(weight, kWide)), dtype),
                          channels_last);
 }
 
