@@ -14,9 +14,12 @@ Tensor conv_backward_weight(Tensor grad, Tensor x, OptTensor pre_gamma, OptTenso
                               {pre_gamma, pre_beta, pre_mean, pre_var, pre_eps});
   check_output_gradient(op, grad, conv);
   const bool channels_last = suggests_channels_last(weight);
-  if (engine_of(conv) == Engine::kWinograd) {
+  const Engine engine = engine_of(conv);
+  if (const auto own = engine == Engine::kWinograd ? winograd_gradient
+                       : engine == Engine::kDirect ? direct_gradient
+                                                   : nullptr) {
     const Tensor to = aten_empty(weight.sizes(), weight, channels_last);
-    if (winograd_gradient(conv, aten_contiguous(grad, /*channels_last=*/true), to)) return to;
+    if (own(conv, aten_contiguous(grad, /*channels_last=*/true), to)) return to;
   }
   const Tensor activated = without_pre(conv).x;
   const auto of = [&](const Tensor& g, const Tensor& x, const Tensor& w) {

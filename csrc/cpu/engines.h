@@ -30,5 +30,6 @@ bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool 
 // to = the weight gradient of conv(x), or of conv(relu(pre(x))). The output gradient is channels_last and dense.
 // Returns false if a result was not finite.
 bool winograd_gradient(const Conv& conv, const Tensor& grad, const Tensor& to);
+bool direct_gradient(const Conv& conv, const Tensor& grad, const Tensor& to);  // or if there is no kernel for it
 
 }  // namespace resnet_fused::cpu

@@ -61,12 +61,24 @@ def _is_slow_in_torch(x: Tensor) -> bool:
 
     PyTorch's convolutions are then several times slower than in float32.
     """
-    if x.dtype not in _16_BITS or not capabilities_of(x).packs_weights:
-        return False
-    if isinstance(x, FakeTensor):  # either choice gives the same shapes
-        return False
-    plan = _plan([1, 16, 8, 8], [16, 16, 1, 1], 0, x.dtype)
-    return plan.startswith(("direct: direct convolution, AVX2,", "direct: direct convolution, AVX-512,"))
+    return _direct_isa(x) in ("AVX2", "AVX-512")
+
+
+def _multiplies_tiles(x: Tensor) -> bool:
+    """Whether our kernels multiply x's type in tile registers (AMX).
+
+    They are then at least as fast as PyTorch's convolutions of any shape, packing included.
+    """
+    return _direct_isa(x) == "AMX"
+
+
+def _direct_isa(x: Tensor) -> str:
+    """The instruction set of our direct kernel for x, which has 16 bits; empty if there is none."""
+    # For a fake tensor either choice gives the same shapes.
+    if x.dtype not in _16_BITS or not capabilities_of(x).packs_weights or isinstance(x, FakeTensor):
+        return ""
+    engine, _, rest = _plan([1, 16, 8, 8], [16, 16, 1, 1], 0, x.dtype).partition(": direct convolution, ")
+    return rest.partition(",")[0] if engine == "direct" else ""
 
 
 def fuses_norm_prologue(x: Tensor, before: NormSlots | None) -> bool:
@@ -143,9 +155,11 @@ MIN_BYTES_TO_POOL = 16 << 20
 def prefers_own_kernel(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
     """Whether a convolution on the CPU uses our kernel.
 
-    It needs enough pixels, and either a type that is slow in PyTorch, or an image as input, or a shape that Winograd
-    supports, or a 1x1 convolution with an output of at least ``MIN_BYTES_TO_POOL`` bytes.
+    It needs AMX, or enough pixels and either a type that is slow in PyTorch, or an image as input, or a shape that
+    Winograd supports, or a 1x1 convolution with an output of at least ``MIN_BYTES_TO_POOL`` bytes.
     """
+    if _fits_tiles(x, conv):
+        return True
     if not _fits_own_kernels(x, conv):
         return False
     if _is_slow_in_torch(x):
@@ -162,6 +176,10 @@ def prefers_own_pointwise(grad: Tensor, weight: Tensor, conv: ConvSlots) -> bool
 def prefers_winograd(x: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
     """Whether Winograd applies to a convolution, or to one of its gradients, with enough pixels."""
     return _fits_own_kernels(x, conv) and _fits_winograd(x, weight, conv)
+
+
+def _fits_tiles(x: Tensor, conv: ConvSlots) -> bool:
+    return conv.groups == 1 and _multiplies_tiles(x) and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _fits_own_kernels(x: Tensor, conv: ConvSlots) -> bool:
@@ -280,7 +298,9 @@ def _prefers_own_kernel(grad: Tensor, weight: Tensor, conv: ConvSlots) -> bool:
         return False
     if grad.dtype in _16_BITS and capabilities_of(grad).packs_weights and max(_extent(weight, conv)) > MAX_TORCH_EXTENT:
         return True
-    if prefers_own_pointwise(grad, weight, conv) or (_fits_own_kernels(grad, conv) and _is_slow_in_torch(grad)):
+    if _fits_tiles(grad, conv) or prefers_own_pointwise(grad, weight, conv):
+        return True
+    if _fits_own_kernels(grad, conv) and _is_slow_in_torch(grad):
         return True
     return prefers_winograd(grad, weight, conv) and saved_pixels(grad) >= MIN_SAVED_PIXELS_TO_FLIP
 
@@ -293,7 +313,8 @@ def weight_gradient(
     ``norm``: the BatchNorm's arguments; BatchNorm and ReLU are applied while pre_bn is read. None if
     ``aten::convolution_backward`` should compute the gradient.
     """
-    if not prefers_winograd(grad, weight, conv):
+    image = weight.shape[1] <= MAX_IMAGE_CHANNELS
+    if not prefers_winograd(grad, weight, conv) and (image or not _fits_tiles(pre_bn, conv)):
         return None
     return ops.conv_backward_weight(grad, pre_bn, *(norm or NO_NORM), weight, *conv[2:])
 

@@ -48,6 +48,14 @@ INSTRUCTION void store(void* p, Vector v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+// Four words from `first` on of each eight, of a and b in turn.
+INSTRUCTION __m512i interleave(__m512i a, __m512i b, int first) {
+  const Words x = bits_of<Words>(a), y = bits_of<Words>(b);
+  Words v;
+  for (int i = 0; i < 32; i += 2) v[i] = x[i / 8 * 8 + first + i % 8 / 2], v[i + 1] = y[i / 8 * 8 + first + i % 8 / 2];
+  return bits_of<__m512i>(v);
+}
+
 INSTRUCTION void check_aligned(const void* p) {
   if (reinterpret_cast<uintptr_t>(p) % 64) __builtin_trap();
 }
@@ -293,6 +301,15 @@ INSTRUCTION __m512d _mm512_unpacklo_pd(__m512d a, __m512d b) {
 }
 INSTRUCTION __m512d _mm512_unpackhi_pd(__m512d a, __m512d b) {
   return __builtin_shuffle(a, b, __m512i{1, 9, 3, 11, 5, 13, 7, 15});
+}
+INSTRUCTION __m512i _mm512_unpacklo_epi16(__m512i a, __m512i b) {
+  return emulated::interleave(a, b, 0);
+}
+INSTRUCTION __m512i _mm512_unpackhi_epi16(__m512i a, __m512i b) {
+  return emulated::interleave(a, b, 4);
+}
+INSTRUCTION __m512i _mm512_permutexvar_epi64(__m512i index, __m512i v) {
+  return __builtin_shuffle(v, index);
 }
 INSTRUCTION __m512 _mm512_shuffle_f32x4(__m512 a, __m512 b, int which) {
   const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);

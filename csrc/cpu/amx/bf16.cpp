@@ -1,3 +1,4 @@
+#include "cpu/amx/gradient.h"
 #include "cpu/amx/task.h"
 #include "cpu/simd/kernels.h"
 
@@ -5,5 +6,7 @@ namespace resnet_fused::cpu::amx {
 
 constexpr DirectKernels direct_bf16 = {
     kLanes, simd::direct::packed_bytes<Bf16>, tiling, simd::direct::pack<Bf16>, run, /*depth_first=*/true};
+constexpr DirectGradientKernels direct_gradient_bf16 = {gradient::tile, gradient::sum, gradient::row_blocks,
+                                                        gradient::finish};
 
 }  // namespace resnet_fused::cpu::amx

@@ -5,7 +5,6 @@
 // may be packed while a block multiplies them.
 #pragma once
 #include "cpu/amx/element.h"
-#include "cpu/amx/tile.h"
 
 namespace resnet_fused::cpu::amx {
 namespace {
@@ -62,18 +61,6 @@ struct Results {
 
 class Blocks {
  public:
-  Blocks() {
-    static const Config config = [] {
-      Config c;
-      for (int tile = 0; tile < kTiles; ++tile) c.rows[tile] = kMostRows, c.row_bytes[tile] = kMostRowBytes;
-      return c;
-    }();
-    load_config(config);
-  }
-  ~Blocks() { release(); }
-  Blocks(const Blocks&) = delete;
-  Blocks& operator=(const Blocks&) = delete;
-
   // Multiplies a block, and finishes the one before. With a packer, o.weights are where it packs them.
   void run(const Operands& o, const Runs& runs, const Results& to, Packer* packer = nullptr) {
     if (packer)
@@ -173,6 +160,7 @@ class Blocks {
     }
   }
 
+  UsesTiles tiles_;
   alignas(64) float sums_[2][4][kGroup][kLanes];  // [current or waiting][group of pixels * 2 + vector]
   Results waiting_;
   int current_ = 0;         // sums of the next block

@@ -145,6 +145,15 @@ struct Words {
   static inline __m512 low(Reg v) { return ConvertsBf16::widen(_mm512_castsi512_si256(v)); }
   static inline __m512 high(Reg v) { return ConvertsBf16::widen(_mm512_extracti64x4_epi64(v, 1)); }
   static inline Reg narrow(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+  static inline Reg keep(Mask m, Reg v) { return _mm512_maskz_mov_epi16(m, v); }
+  // Pairs (a[i], b[i]): low for i in 0-3, 8-11, 16-19, 24-27, high for the others.
+  static inline __m512 interleave_low(Reg a, Reg b) { return _mm512_castsi512_ps(_mm512_unpacklo_epi16(a, b)); }
+  static inline __m512 interleave_high(Reg a, Reg b) { return _mm512_castsi512_ps(_mm512_unpackhi_epi16(a, b)); }
+  // Narrows numbers in the order of those pairs into the order of i.
+  static inline Reg narrow_interleaved(__m512 low, __m512 high) {
+    static constexpr int64_t kFours[] = {0, 4, 1, 5, 2, 6, 3, 7};
+    return _mm512_permutexvar_epi64(_mm512_loadu_si512(kFours), narrow(low, high));
+  }
 };
 
 struct Bf16 {

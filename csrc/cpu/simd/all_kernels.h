@@ -18,9 +18,12 @@ template <typename A>
 using Tiles = std::conditional_t<sizeof(typename A::Elem) == 4, F2x3<typename A::V>, F4x3<typename A::V>>;
 
 template <typename A, typename Fp32>
-constexpr VectorKernels kVectorKernels = {direct::kKernels<A>, grouped::kKernels<A>,
+constexpr VectorKernels kVectorKernels = {direct::kKernels<A>,
+                                          grouped::kKernels<A>,
                                           winograd::kKernels<A, Tiles<A>, Fp32>,
-                                          winograd_gradient::kKernels<A, Tiles<A>>, linear::kKernels<A>};
+                                          winograd_gradient::kKernels<A, Tiles<A>>,
+                                          linear::kKernels<A>,
+                                          {}};
 
 }  // namespace
 }  // namespace resnet_fused::cpu::simd

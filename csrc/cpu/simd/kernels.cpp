@@ -8,8 +8,11 @@ const VectorKernels& kernels_of([[maybe_unused]] Element element, [[maybe_unused
 #if defined(__x86_64__)
   const bool avx2 = isa == Isa::kAvx2;
   if (isa == Isa::kAmx && element == Element::kBFloat16) {
-    static const VectorKernels kernels{amx::direct_bf16, avx512::kernels_bf16.grouped, avx512::kernels_bf16.winograd,
-                                       avx512::kernels_bf16.winograd_gradient, avx512::kernels_bf16.linear};
+    static const VectorKernels kernels = [] {
+      VectorKernels all = avx512::kernels_bf16;
+      all.direct = amx::direct_bf16, all.direct_gradient = amx::direct_gradient_bf16;
+      return all;
+    }();
     return kernels;
   }
   if (isa == Isa::kAvx512Bf16 && element == Element::kBFloat16) return avx512::kernels_bf16;
