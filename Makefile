@@ -87,7 +87,8 @@ sanitize: build  ## the CPU library under the address and undefined-behaviour sa
 	@RESNET_FUSED_FLAVOUR=sanitize $(PY) setup.py --quiet build_ext --inplace
 	$(SANITIZED) $(PY) -m tests.fuzz --problems 200 --seed $(SEED)
 	$(SANITIZED) $(PY) -m pytest -q -n auto tests/test_op_contract.py tests/test_packed_weights.py tests/test_ops.py \
-	  tests/test_grouped.py tests/test_head.py tests/test_pack_in_task.py tests/test_program.py --combinations=2 \
+	  tests/test_grouped.py tests/test_head.py tests/test_pack_in_task.py tests/test_program.py tests/test_direct_gradient.py \
+	  --combinations=2 \
 	  -k "(packed_weights or op_contract or corners or resnet_shapes or groups or group_widths or geometries or \
 	  bn_add_act or any_shape or any_strides or frozen_weight or broken_code) and not reused_address" $(ARGS)
 

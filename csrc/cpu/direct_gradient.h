@@ -16,6 +16,7 @@ struct DirectGradient {
   // Output rows are dealt into bands, bands into chunks, chunks into `parts` that are summed separately. A task takes
   // one part and a group of the rows of the products.
   bool rows_are_x;      // the products' rows are channels of x instead of grad's (1x1 kernels only)
+  bool joins_taps;      // a kernel row's taps and channels are the products' columns: for images, of few channels
   int width;            // positions of an output row: its pixels, and padding where the kernel is wider than 1
   int band_rows;        // output rows
   int band_positions;   // rounded up to whole steps

@@ -313,8 +313,7 @@ def weight_gradient(
     ``norm``: the BatchNorm's arguments; BatchNorm and ReLU are applied while pre_bn is read. None if
     ``aten::convolution_backward`` should compute the gradient.
     """
-    image = weight.shape[1] <= MAX_IMAGE_CHANNELS
-    if not prefers_winograd(grad, weight, conv) and (image or not _fits_tiles(pre_bn, conv)):
+    if not (prefers_winograd(grad, weight, conv) or _fits_tiles(pre_bn, conv)):
         return None
     return ops.conv_backward_weight(grad, pre_bn, *(norm or NO_NORM), weight, *conv[2:])
 

@@ -170,6 +170,9 @@ INSTRUCTION void _mm512_mask_storeu_pd(void* p, __mmask8 m, __m512d v) {
 INSTRUCTION __m512i _mm512_maskz_loadu_epi16(__mmask32 m, const void* p) {
   return emulated::load_lanes<__m512i>(m, static_cast<const uint16_t*>(p));
 }
+INSTRUCTION __m512i _mm512_maskz_mov_epi16(__mmask32 m, __m512i v) {
+  return emulated::load_lanes<__m512i>(m, reinterpret_cast<const uint16_t*>(&v));
+}
 INSTRUCTION void _mm512_mask_storeu_epi16(void* p, __mmask32 m, __m512i v) {
   emulated::store_lanes(static_cast<uint16_t*>(p), m, v);
 }

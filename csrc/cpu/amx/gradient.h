@@ -1,7 +1,8 @@
 // The weight gradient with AMX (direct_gradient.h). Rows of the products are A, transposed: a row holds one channel of
 // 32 positions. Columns are B: a row holds a pair of positions of 16 channels. A tap reads B some positions later, so B
 // exists twice where taps begin at odd positions: pairs from even ones on, and from odd ones on. Under a stride of n, x
-// is dealt into planes of every nth row and column, so that a tap's neighbouring positions are neighbours.
+// is dealt into planes of every nth row and column, so that a tap's neighbouring positions are neighbours. Of an image,
+// a position is all values under a kernel row, which lie side by side in a padded copy of its row.
 #pragma once
 #include "cpu/amx/element.h"
 #include "cpu/direct_gradient.h"
@@ -24,7 +25,9 @@ constexpr int kMostTaps = simd::direct::kMaxKernel;
 inline bool is_pointwise(const DirectGradient& q) { return q.r * q.s == 1; }
 
 inline int rows_of(const DirectGradient& q) { return q.rows_are_x ? q.c : q.k; }
-inline int columns_of(const DirectGradient& q) { return q.rows_are_x ? q.k : q.c; }
+inline int columns_of(const DirectGradient& q) { return q.rows_are_x ? q.k : q.joins_taps ? q.s * q.c : q.c; }
+inline int taps_in_row(const DirectGradient& q) { return q.joins_taps ? 1 : q.s; }
+inline int taps_of(const DirectGradient& q) { return q.r * taps_in_row(q); }
 inline int64_t row_blocks(const DirectGradient& q) { return ceil_div(rows_of(q), kBlock); }
 inline int column_blocks(const DirectGradient& q) { return ceil_div(columns_of(q), kBlock); }
 
@@ -45,8 +48,8 @@ struct Taps {
   int plane_count = 0, copy_count = 0;
 
   explicit Taps(const DirectGradient& q) {
-    for (int tap = 0; tap < q.r * q.s; ++tap) {
-      const int h = tap / q.s * q.dil_h, w = tap % q.s * q.dil_w;
+    for (int tap = 0; tap < taps_of(q); ++tap) {
+      const int h = tap / taps_in_row(q) * q.dil_h, w = tap % taps_in_row(q) * q.dil_w;
       position[tap] = h / q.stride_h * q.width + w / q.stride_w;
       copy[tap] = find_copy(find_plane(h % q.stride_h, w % q.stride_w), position[tap] % 2);
     }
@@ -67,19 +70,26 @@ struct Taps {
   }
 };
 
-thread_local Scratch pixel_scratch, zero_scratch, row_scratch, pair_scratch;
+thread_local Scratch pixel_scratch, zero_scratch, padded_scratch, row_scratch, pair_scratch;
 
 // The operands of one chunk: pointers to its pixels, and the tiles that are made of them.
 class Chunk {
  public:
   Chunk(const DirectGradient& q, const Taps& taps, int m0, int m1) : q_(q), taps_(taps), m0_(m0), m1_(m1) {
-    const int64_t most = q.c > q.k ? q.c : q.k, bands = q.chunk_bands;
+    const int64_t bands = q.chunk_bands;
+    const int most = round_up(q.c > q.k ? q.c : q.k, kBlock);
     auto* zeros = static_cast<uint16_t*>(zero_scratch.get(most * sizeof(uint16_t)));
     simd::direct::fill_zeros(zeros, most);
     zeros_ = zeros;
     const int64_t pixels = bands * (q.band_positions + int64_t{taps.plane_count} * q.plane_positions);
     row_pixels_ = static_cast<const uint16_t**>(pixel_scratch.get(pixels * sizeof(uint16_t*)));
     column_pixels_ = row_pixels_ + bands * q.band_positions;
+    if (q.joins_taps) {
+      padded_columns_ = (q.ow - 1) * q.stride_w + q.s;
+      padded_rows_ = (q.band_rows - 1) * q.stride_h + (q.r - 1) * q.dil_h + 1;
+      const int64_t values = bands * padded_rows_ * padded_columns_ * q.c;
+      padded_ = static_cast<uint16_t*>(padded_scratch.get(values * sizeof(uint16_t)));
+    }
     const int64_t row_values = int64_t{m1 - m0} * kBlock * bands * q.band_positions;
     rows_ = static_cast<uint16_t*>(row_scratch.get(row_values * sizeof(uint16_t)));
     const int64_t pair_values = int64_t{taps.copy_count} * kBlock * bands * q.plane_positions;
@@ -101,8 +111,10 @@ class Chunk {
         find_grad(band, q_.plane_positions, column_pixels_of(0, i));
       } else {
         find_grad(band, q_.band_positions, rows);
+        if (q_.joins_taps) pad(band, padded_of(i));
         for (int plane = 0; plane < taps_.plane_count; ++plane)
-          find_x(band, taps_.planes[plane], q_.plane_positions, column_pixels_of(plane, i));
+          q_.joins_taps ? find_padded(taps_.planes[plane], padded_of(i), column_pixels_of(plane, i))
+                        : find_x(band, taps_.planes[plane], q_.plane_positions, column_pixels_of(plane, i));
       }
     }
     q_.rows_are_x&& q_.scale ? transpose<true>() : transpose<false>();
@@ -178,6 +190,28 @@ class Chunk {
     }
   }
 
+  uint16_t* padded_of(int band) const { return padded_ + int64_t{band} * padded_rows_ * padded_columns_ * q_.c; }
+
+  // Copies the rows of x under a band.
+  void pad(const Band& band, uint16_t* to) const {
+    const int64_t size = int64_t{padded_columns_} * q_.c, row = int64_t{q_.w} * q_.c;
+    const int64_t left = int64_t{q_.pad_w} * q_.c, inside = size - left < row ? size - left : row;
+    for (int i = 0; i < padded_rows_; ++i, to += size) {
+      const int64_t h = int64_t{band.row} * q_.stride_h - q_.pad_h + i;
+      simd::direct::fill_zeros(to, size);
+      if (h >= 0 && h < q_.h && inside > 0)
+        memcpy(to + left, static_cast<const uint16_t*>(q_.x) + (band.image * q_.h + h) * row, inside * sizeof *to);
+    }
+  }
+
+  void find_padded(const Taps::Plane& plane, const uint16_t* padded, const uint16_t** to) const {
+    for (int row = plane.h, count = q_.plane_positions; count > 0; row += q_.stride_h) {
+      const uint16_t* from = row < padded_rows_ ? padded + int64_t{row} * padded_columns_ * q_.c : zeros_;
+      const int step = row < padded_rows_ ? q_.stride_w * q_.c : 0;
+      for (int j = 0; j < q_.width && count > 0; ++j, --count, from += step) *to++ = from;
+    }
+  }
+
   // A pixel's channels of a block, from channel `at` on.
   template <bool kActivates>
   inline __attribute__((always_inline)) Words::Reg load(const uint16_t* pixel, int at, Words::Mask exist) const {
@@ -240,11 +274,13 @@ class Chunk {
   int first_ = 0, bands_ = 0;
   const uint16_t* zeros_;
   const uint16_t **row_pixels_, **column_pixels_;
+  uint16_t* padded_ = nullptr;
+  int padded_rows_ = 0, padded_columns_ = 0;
   uint16_t *rows_, *pairs_;
 };
 
 inline int64_t sums_at(const DirectGradient& q, int64_t m, int n, int tap) {
-  return ((m * column_blocks(q) + n) * q.r * q.s + tap) * 4 * kTileFloats;
+  return ((m * column_blocks(q) + n) * taps_of(q) + tap) * 4 * kTileFloats;
 }
 
 // sums += products of row block m and column block n at a tap, over the positions of a chunk.
@@ -293,7 +329,7 @@ inline void sum(const DirectGradient& q, int64_t begin, int64_t end) {
       for (int n = 0; n < column_blocks(q); ++n) {
         chunk.use_columns(n);
         for (int m = m0; m < m1; ++m)
-          for (int tap = 0; tap < q.r * q.s; ++tap) multiply(chunk, m, tap, i == first, sums + sums_at(q, m, n, tap));
+          for (int tap = 0; tap < taps_of(q); ++tap) multiply(chunk, m, tap, i == first, sums + sums_at(q, m, n, tap));
       }
     }
   }
@@ -311,48 +347,55 @@ inline Words::Reg total(const DirectGradient& q, int64_t at) {
 }
 
 inline bool finish(const DirectGradient& q, void* weight, const int64_t strides[4], int64_t begin, int64_t end) {
-  auto* const to = static_cast<uint16_t*>(weight);
+  const int64_t row_stride = strides[q.rows_are_x ? 1 : 0];
+  const auto column_offset = [&](int column) {
+    if (q.joins_taps) return column % q.c * strides[1] + column / q.c * strides[3];
+    return column * strides[q.rows_are_x ? 0 : 1];
+  };
+  const bool dense = column_offset(columns_of(q) - 1) == columns_of(q) - 1 && column_offset(1) == 1;
   Words::Reg largest{};
   uint16_t block[kBlock][kBlock];
-  const int64_t row_stride = strides[q.rows_are_x ? 1 : 0], column_stride = strides[q.rows_are_x ? 0 : 1];
   for (int64_t m = begin; m < end; ++m)
     for (int n = 0; n < column_blocks(q); ++n)
-      for (int tap = 0; tap < q.r * q.s; ++tap) {
-        const int64_t at = sums_at(q, m, n, tap);
-        const int rows = static_cast<int>(rows_of(q) - m * kBlock < kBlock ? rows_of(q) - m * kBlock : kBlock);
+      for (int tap = 0; tap < taps_of(q); ++tap) {
+        const int64_t at = sums_at(q, m, n, tap), first = m * kBlock;
+        const int rows = static_cast<int>(rows_of(q) - first < kBlock ? rows_of(q) - first : kBlock);
         const int columns = min(columns_of(q) - n * kBlock, kBlock);
-        uint16_t* from = to + m * kBlock * row_stride + int64_t{n} * kBlock * column_stride + tap / q.s * strides[2] +
-                         tap % q.s * strides[3];
+        const Words::Mask exist = Words::first(columns);
+        auto* const to = static_cast<uint16_t*>(weight) + first * row_stride + tap / taps_in_row(q) * strides[2] +
+                         tap % taps_in_row(q) * strides[3];
         for (int half = 0; half < 2; ++half)
           for (int i = 0; i < kGroup; ++i) {
             const int row = channel_of(half, i);
             if (row >= rows) continue;
-            const Words::Reg v = total(q, at + (2 * half * kGroup + i) * kLanes);
-            const Words::Mask exist = Words::first(columns);
-            largest = Words::larger_magnitude(largest, Words::keep(exist, v));
-            if (column_stride == 1)
-              Words::store(from + row * row_stride, v, exist);
+            const Words::Reg v = Words::keep(exist, total(q, at + (2 * half * kGroup + i) * kLanes));
+            largest = Words::larger_magnitude(largest, v);
+            if (dense)
+              Words::store(to + row * row_stride + n * kBlock, v, exist);
             else
-              Words::store(block[row], v, Words::first(kBlock));
+              Words::store(block[row], v, exist);
           }
-        if (column_stride == 1) continue;
+        if (dense) continue;
         for (int column = 0; column < columns; ++column)
-          for (int row = 0; row < rows; ++row) from[row * row_stride + column * column_stride] = block[row][column];
+          for (int row = 0; row < rows; ++row)
+            to[row * row_stride + column_offset(n * kBlock + column)] = block[row][column];
       }
   return Words::are_finite(largest);
 }
 
 inline bool tile(DirectGradient& q, int threads) {
   // Constants of a Sapphire Rapids.
-  constexpr int kChunk = 256;                 // positions
+  constexpr int kChunk = 256;  // positions
+  constexpr int kLeastChannels = 8;
   constexpr int64_t kRowBytes = 512 << 10;    // of a task's tiles of rows
   constexpr int64_t kMostScratch = 64 << 20;  // bytes of a thread's pairs
   const bool pointwise = is_pointwise(q);
   q.rows_are_x = pointwise && q.c < q.k;
-  // Where the stride is 1, a row's right padding is the next row's left padding.
-  const int64_t beyond = int64_t{q.s - 1} * q.dil_w / q.stride_w;
-  int64_t shared = 0;
-  if (q.stride_w == 1 && !pointwise) {
+  q.joins_taps = !pointwise && q.s * q.c <= kBlock && q.dil_w == 1 && !q.scale;
+  if (!q.joins_taps && q.c < kLeastChannels) return false;                    // mostly idle lanes
+  const int64_t beyond = int64_t{taps_in_row(q) - 1} * q.dil_w / q.stride_w;  // positions
+  int64_t shared = 0;  // a row's right padding that is the next row's left padding
+  if (q.stride_w == 1 && beyond > 0) {
     const int64_t right = q.ow + beyond - q.pad_w - q.w;
     shared = right < q.pad_w ? right : q.pad_w;
     if (shared > beyond) shared = beyond;
@@ -368,7 +411,7 @@ inline bool tile(DirectGradient& q, int threads) {
   const int64_t positions = (rows * width + kPositions - 1) / kPositions * kPositions;
   const int64_t last = int64_t{q.r - 1} * q.dil_h / q.stride_h * width + beyond;
   const int64_t plane = (positions + last + 1) / 2 * 2;
-  const int64_t copies = pointwise ? 1 : 2 * int64_t{min(q.stride_h, q.r)} * min(q.stride_w, q.s);
+  const int64_t copies = pointwise ? 1 : 2 * int64_t{min(q.stride_h, q.r)} * min(q.stride_w, taps_in_row(q));
   const int64_t in_chunk = positions < kChunk ? kChunk / positions : 1;
   if (copies * in_chunk * plane * kBlock * int64_t{sizeof(uint16_t)} > kMostScratch) return false;
   if (q.n > INT32_MAX / image_bands) return false;
@@ -379,7 +422,7 @@ inline bool tile(DirectGradient& q, int threads) {
   q.chunk_bands = static_cast<int>(in_chunk < q.bands ? in_chunk : q.bands);
   q.chunks = ceil_div(q.bands, q.chunk_bands);
 
-  q.part_floats = row_blocks(q) * column_blocks(q) * q.r * q.s * 4 * kTileFloats;
+  q.part_floats = row_blocks(q) * column_blocks(q) * taps_of(q) * 4 * kTileFloats;
   // Parts and chunks fix the order of summation. They depend only on the shape, so results are bit-identical for any
   // number of threads. A part must be large enough to justify writing and reading its sums.
   constexpr int64_t kSumBytes = 16 << 20, kMostParts = 16, kPartPositions = 4096;
