@@ -53,7 +53,7 @@ def test_results_are_those_of_a_frozen_weight(name, dtype, own_isa):
     frozen = run(case)
     ours = case.plan().startswith("direct: ")
     assert (ops.packed_bytes() > 0) == ours
-    assert ours or re.search("not direct: this processor has (AMX|AVX512-FP16), which", case.plan())
+    assert ours or re.search("not direct: this processor has AMX, which", case.plan())
     ops.forget_packed([case.weight])
     assert torch.equal(frozen, unfrozen)
 

@@ -106,8 +106,6 @@ std::string no_groups(const ConvShape& q, const CpuFeatures& cpu) {
 std::string no_direct(const ConvShape& q, const CpuFeatures& cpu) {
   if (q.element == Element::kFloat64) return "float32, bfloat16 and float16 only";
   if (isa_of(q.element, cpu) == Isa::kNone) return without(cpu, "AVX2");
-  if (q.element == Element::kFloat16 && cpu.avx512_fp16)  // ours, in fp32, has not been measured there
-    return "this processor has AVX512-FP16, which PyTorch uses for float16";
   if (q.element == Element::kBFloat16 && cpu.amx_bf16 && !cpu.amx_usable)
     return "this processor has AMX, which oneDNN uses for bfloat16 and the system does not grant to us";
   if (const std::string why = q.groups > 1 ? no_groups(q, cpu) : ""; !why.empty()) return why;
@@ -204,7 +202,6 @@ CpuFeatures features_of_this_processor() {
   f.avx512 = f.avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   f.avx512_bf16 = f.avx512 && __builtin_cpu_supports("avx512bf16");
-  f.avx512_fp16 = f.avx512 && __builtin_cpu_supports("avx512fp16");
   f.amx_bf16 = __builtin_cpu_supports("amx-bf16");
   f.amx_usable = f.amx_bf16 && f.avx512_bf16 && amx::available();
   f.onednn_amx = f.onednn && f.amx_bf16;
@@ -226,18 +223,16 @@ CpuFeatures features_of_this_processor() {
 CpuFeatures cpu_features() {
   static const CpuFeatures of_processor = features_of_this_processor();
   CpuFeatures f = of_processor;
-  enum { kAvx2, kAvx512, kAvx512Bf16, kAmx };  // each includes the one before; kAmx also AVX512-FP16
+  enum { kAvx2, kAvx512, kAvx512Bf16, kAmx };  // each includes the one before
   const size_t most =
       index_from_environment("RESNET_FUSED_CPU_ISA", {"avx2", "avx512", "avx512_bf16", "amx"}).value_or(kAmx);
   f.avx512 = f.avx512 && most >= kAvx512;
   f.avx512_bf16 = f.avx512_bf16 && most >= kAvx512Bf16;
-  f.avx512_fp16 = f.avx512_fp16 && most >= kAmx;
   f.amx_bf16 = f.amx_bf16 && most >= kAmx;
   f.amx_usable = f.amx_usable && most >= kAmx;
   f.onednn_bf16 = f.onednn_bf16 && most >= kAvx512;
   f.capped = f.avx512 != of_processor.avx512 || f.avx512_bf16 != of_processor.avx512_bf16 ||
-             f.avx512_fp16 != of_processor.avx512_fp16 || f.amx_bf16 != of_processor.amx_bf16 ||
-             f.onednn_bf16 != of_processor.onednn_bf16;
+             f.amx_bf16 != of_processor.amx_bf16 || f.onednn_bf16 != of_processor.onednn_bf16;
   return f;
 }
 

@@ -16,7 +16,6 @@ struct CpuFeatures {
   bool avx2 = false;         // with FMA and F16C
   bool avx512 = false;       // F, BW, VL, DQ, and avx2
   bool avx512_bf16 = false;  // VDPBF16PS
-  bool avx512_fp16 = false;  // PyTorch's fp16 is native there
   bool amx_bf16 = false;     // tile registers
   bool amx_usable = false;   // by our kernels: permitted by the system, checked (amx/available.h); and avx512_bf16
   bool onednn = false;       // torch was built with it
