@@ -109,6 +109,8 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   m.def("storage_ended(int address) -> ()");
   // Frees all packed weights and all free blocks of the pool (CPU).
   m.def("release_memory() -> ()");
+  // Frees only the free blocks of the pool.
+  m.def("release_pool() -> ()");
   // The plan of conv_bn_act on the CPU for these shapes, as text; dtype is "float32", "bfloat16", ...
   m.def(
       "explain_cpu(int[] x_shape, int[] weight_shape, int[2] stride, int[2] padding, int[2] dilation, int groups, str "

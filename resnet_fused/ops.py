@@ -42,6 +42,7 @@ freeze_packed = torch.ops.resnet_fused.freeze_packed.default
 packed_bytes = torch.ops.resnet_fused.packed_bytes.default
 storage_ended = torch.ops.resnet_fused.storage_ended.default
 release_memory = torch.ops.resnet_fused.release_memory.default
+release_pool = torch.ops.resnet_fused.release_pool.default
 explain_cpu = torch.ops.resnet_fused.explain_cpu.default
 explain_cuda = torch.ops.resnet_fused.explain_cuda.default
 explain_cuda_block = torch.ops.resnet_fused.explain_cuda_block.default

@@ -93,7 +93,13 @@ def call(op, **change):
 def test_every_op_has_a_call_in_this_file():
     known = {name.removeprefix("resnet_fused::") for name in torch._C._dispatch_get_all_op_names()
              if name.startswith("resnet_fused::")}  # fmt: skip
-    others = {"forget_packed", "freeze_packed", "packed_bytes", "release_memory"}  # tested below, or without arguments
+    others = {
+        "forget_packed",
+        "freeze_packed",
+        "packed_bytes",
+        "release_memory",
+        "release_pool",
+    }  # tested below, or without arguments
     others |= {"watch_packed", "storage_ended", "in_format", "sum_over_processes"}  # only for the package itself
     others |= {"cuda_engines", "predict_cuda", "explain_trust", "run_program", "program_ops"}  # tested elsewhere
     others |= {name for name in known if name.startswith(("explain_cuda", "check_", "train_chain"))}

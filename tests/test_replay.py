@@ -28,7 +28,7 @@ from torch import nn
 from training import eager_twin
 
 import resnet_fused
-from resnet_fused import models, modules, reference
+from resnet_fused import models, modules, ops, reference
 from resnet_fused.chain import program
 from resnet_fused.chain.program import Program
 
@@ -50,6 +50,18 @@ def replays(monkeypatch):
 def block_by_block(module, x):
     with RecordedOps():  # which sees every op
         return call(module, x)
+
+
+def test_capture_releases_the_memory_of_its_call(monkeypatch):
+    released = []
+    release = ops.release_pool
+    monkeypatch.setattr(ops, "release_pool", lambda: (release(), released.append(ops.packed_bytes())))
+    fused = network()
+    for size in (32, 40):
+        for _ in range(3):
+            call(fused, image(size=size))
+    assert len(released) == 2
+    assert all(released), "packed weights stay"
 
 
 @pytest.mark.thinned

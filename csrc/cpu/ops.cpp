@@ -243,6 +243,7 @@ STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
   m.impl("packed_bytes", TORCH_BOX(&packed_bytes));
   m.impl("program_ops", TORCH_BOX(&program_ops));
   m.impl("release_memory", TORCH_BOX(&release_all));
+  m.impl("release_pool", TORCH_BOX(&release_memory));
 }
 
 }  // namespace resnet_fused::cpu

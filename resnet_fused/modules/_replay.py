@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from .._library import unchanged
 from ..chain import layers, program, read
 from ..chain.patches import head_is_patched
@@ -74,6 +75,7 @@ def replayed(module: nn.Module, x: Tensor, part: str, methods: tuple[str, ...], 
     captured = capture.program(y, guard.weights)
     if captured is not None and guard.covers(captured) and guard.holds(module):  # other threads may have changed it
         programs[key] = _Replay(captured, guard, last)
+        ops.release_pool()  # replays keep intermediate results in an arena, not in the blocks that this call used
     return y, last
 
 
