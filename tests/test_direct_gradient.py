@@ -118,6 +118,12 @@ def test_not_finite_values_match_torch(name, value, where):
     assert value == 3e38 or not found.isfinite().all()
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_empty_batch_has_zero_gradient(kernel):
+    args = call((0, 32, 9, 9, 32, (kernel, kernel), (1, 1), (1, 1), (1, 1)))
+    assert torch.equal(ops.conv_backward_weight(*args), torch.zeros_like(args[7]))
+
+
 @pytest.mark.parametrize("name", ["rows of x", "several images in a chunk", "parts"])
 def test_every_number_of_threads_gives_the_same_bits(name):
     args, threads = call(SHAPES[name], pre=True), torch.get_num_threads()

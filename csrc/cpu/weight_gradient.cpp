@@ -49,7 +49,7 @@ bool winograd_gradient(const Conv& conv, const Tensor& grad, const Tensor& to) {
 bool direct_gradient(const Conv& conv, const Tensor& grad, const Tensor& to) {
   const Element element = element_of(scalar_type_of(conv.x));
   const DirectGradientKernels& kernels = kernels_of(element, isa_of(element, cpu_features())).direct_gradient;
-  if (!kernels.tile || conv.groups != 1) return false;
+  if (!kernels.tile || conv.groups != 1 || grad.numel() == 0 || to.numel() == 0) return false;
   const Tensor x = aten_contiguous(conv.x, /*channels_last=*/true);
   auto pre = scale_shift<float>(conv.pre, std::nullopt, conv.c);
   pre.scale.resize(conv.c + 32), pre.shift.resize(conv.c + 32);

@@ -117,7 +117,10 @@ class Chunk {
                         : find_x(band, taps_.planes[plane], q_.plane_positions, column_pixels_of(plane, i));
       }
     }
-    q_.rows_are_x&& q_.scale ? transpose<true>() : transpose<false>();
+    if (q_.rows_are_x && q_.scale)
+      transpose<true>();
+    else
+      transpose<false>();
   }
 
   // Makes the pairs of a block of columns.
