@@ -163,7 +163,6 @@ def test_large_float32_layers_use_our_convolutions(cls, monkeypatch):
     block = identity(cls)
     x = x_for(block, n=4, h=17, w=16, memory_format=torch.channels_last)
     assert x[:, 0].numel() >= convolutions.MIN_PIXELS_TO_PACK
-    monkeypatch.setattr(convolutions, "MIN_SAVED_PIXELS_TO_FLIP", 0)
     called = recorded_weights(monkeypatch)
     assert_trains_as_eager(block, x)
     assert len(called) == 4, "two forward, and two gradients of their inputs"
