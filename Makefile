@@ -66,7 +66,8 @@ proof: build  ## every planted bug and every emulated kernel, no verdict of an e
 
 # Tests of the CPU engines. Where AVX-512 is emulated they take minutes.
 CPU_TESTS = $(addprefix tests/test_, ops.py packed_weights.py block_op.py functional.py blocks.py conv_stats.py \
-  conv_backward_weight.py training_ops.py training_op.py training_pool.py training_blocks.py resizable.py head.py pack_in_task.py)
+  conv_backward_input.py conv_backward_weight.py training_ops.py training_op.py training_pool.py training_blocks.py \
+  resizable.py head.py pack_in_task.py)
 FLAVOUR ?= emulated-avx512
 
 test-emulated: build  ## the CPU engines' tests with AVX-512 and AMX emulated on AVX2; FLAVOUR=emulated-amx on AVX-512

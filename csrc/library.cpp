@@ -73,6 +73,11 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   // another gradient, is added before the one rounding; and bn_act_backward_reduce of it.
   m.def("conv_backward_reduce(Tensor grad, Tensor weight, int[2] padding, int[2] dilation, Tensor x, " BN
         ", Tensor? beside, bool allow_tf32) -> (Tensor, Tensor, Tensor)");
+  // The input gradient of a convolution with stride 1 and one group: a convolution with the flipped filter. `beside`,
+  // another gradient, is added before the one rounding. padding: at most the filter's extent.
+  m.def(
+      "conv_backward_input(Tensor grad, Tensor weight, int[2] padding, int[2] dilation, Tensor? beside, bool "
+      "allow_tf32" MEMORY ") -> Tensor");
   // The weight gradient of conv(relu(pre(x))), or of conv(x) without pre_mean; only the weight's shape and layout are
   // used (CPU).
   m.def(
@@ -91,10 +96,12 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
       "bn_relu_max_pool_backward(Tensor grad, Tensor taken, Tensor x, int[2] pool_kernel, int[2] pool_stride, int[2] "
       "pool_padding" MEMORY ") -> Tensor");
 
-  // Argument checks of conv_stats and conv_backward_reduce, which are composed of other ops in Python on the CPU.
+  // Argument checks of ops that are composed of others in Python: of conv_stats and conv_backward_reduce on the CPU, of
+  // conv_backward_input on CUDA.
   m.def(
       "check_conv_stats(Tensor x, Tensor? pre_gamma, Tensor? pre_beta, Tensor? pre_mean, Tensor? pre_var, float "
       "pre_eps, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int groups) -> ()");
+  m.def("check_conv_backward_input(Tensor grad, Tensor weight, int[2] padding, int[2] dilation, Tensor? beside) -> ()");
   m.def("check_conv_backward_reduce(Tensor grad, Tensor weight, int[2] padding, int[2] dilation, Tensor x, " BN
         ", Tensor? beside) -> ()");
 

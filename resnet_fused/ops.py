@@ -31,11 +31,13 @@ bn_add_bn_act = torch.ops.resnet_fused.bn_add_bn_act.default
 bn_act_backward_reduce = torch.ops.resnet_fused.bn_act_backward_reduce.default
 bn_add_act_backward_reduce = torch.ops.resnet_fused.bn_add_act_backward_reduce.default
 conv_backward_reduce = torch.ops.resnet_fused.conv_backward_reduce.default
+conv_backward_input = torch.ops.resnet_fused.conv_backward_input.default
 conv_backward_weight = torch.ops.resnet_fused.conv_backward_weight.default
 bn_act_backward = torch.ops.resnet_fused.bn_act_backward.default
 bn_relu_max_pool = torch.ops.resnet_fused.bn_relu_max_pool.default
 bn_relu_max_pool_backward = torch.ops.resnet_fused.bn_relu_max_pool_backward.default
 check_conv_stats = torch.ops.resnet_fused.check_conv_stats.default
+check_conv_backward_input = torch.ops.resnet_fused.check_conv_backward_input.default
 check_conv_backward_reduce = torch.ops.resnet_fused.check_conv_backward_reduce.default
 forget_packed = torch.ops.resnet_fused.forget_packed.default
 freeze_packed = torch.ops.resnet_fused.freeze_packed.default
@@ -163,6 +165,15 @@ def _fake_conv_backward_reduce(
     _grad: Tensor, _weight: Tensor, _padding: Any, _dilation: Any, x: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _fake_like_x(x), *_statistics(x)
+
+
+@torch.library.register_fake("resnet_fused::conv_backward_input")
+def _fake_conv_backward_input(
+    grad: Tensor, weight: Tensor, padding: Sequence[int], dilation: Sequence[int], *_: Any
+) -> Tensor:
+    out = zip(grad.shape[2:], weight.shape[2:], padding, dilation, strict=True)
+    size = [out + d * (kernel - 1) - 2 * p for out, kernel, p, d in out]
+    return grad.new_empty((grad.shape[0], weight.shape[1], *size)).to(memory_format=_memory_format(grad, weight))
 
 
 @torch.library.register_fake("resnet_fused::conv_backward_weight")

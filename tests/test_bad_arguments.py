@@ -65,6 +65,9 @@ CALLS = {
         dict(grad=image(K), weight=randn(K, C, 3, 3), padding=ONE, dilation=ONE, x=image()) | bn("", C)
         | dict(beside=image(), allow_tf32=False)
     ),
+    "conv_backward_input": lambda: dict(
+        grad=image(K), weight=randn(K, C, 3, 3), padding=ONE, dilation=ONE, beside=image(), allow_tf32=False
+    ),
     "conv_backward_weight": lambda: (
         dict(grad=image(K), x=image()) | bn("pre_", C) | dict(weight=randn(K, C, 3, 3)) | GEOMETRY
     ),
@@ -81,7 +84,7 @@ CALLS = {
 
 CONVOLVES = ("conv_bn_act", "bn_relu_conv_bn_act", "conv_bn_proj_act", "conv_bn_relu_pool", "conv_stats")
 CONVOLVES += ("conv_backward_weight", "explain_cpu")
-OF_TENSORS = [op for op in CALLS if op not in ("explain_cpu", "basic_block")]
+OF_TENSORS = [op for op in CALLS if op not in ("explain_cpu", "basic_block", "conv_backward_input")]
 
 
 def call(op, **change):
@@ -186,6 +189,28 @@ TABLE = [
     ("conv_backward_reduce", dict(beside=image()[:1]), r"beside has shape \[1, 8, 9, 9\] but x has \[2, 8, 9, 9\]"),
     ("conv_backward_reduce", dict(padding=[0, -1]), r"padding is \[0, -1\]; two integers of at least 0 expected"),
     ("conv_backward_reduce", dict(dilation=[5, 5], padding=[0, 0]), r"dilation \[5, 5\] is larger than the input 9x9"),
+    *(
+        ("conv_backward_input", change, sentence)
+        for change, sentence in (
+            (dict(grad=image(K)[0]), r"grad has shape \[16, 9, 9\]; \(N, C, H, W\) expected"),
+            (dict(grad=image(K).int()), "grad has dtype Int; float32, float16, bfloat16 or float64 expected"),
+            (dict(grad=torch.zeros(()).expand(2**10, K, 2**20)[..., None]), "grad of shape .* more than 2147483647"),
+            (dict(grad=image(7)), r"\[16, 8, 3, 3\] makes 16 channels but grad of shape \[2, 7, 9, 9\] has 7; the"),
+            (dict(weight=randn(K, C, 3)), r"weight has shape \[16, 8, 3\]; \(K, C, R, S\) expected"),
+            (dict(weight=randn(K, C, 3, 3).half()), "weight has dtype Half but grad has Float; cast one of them"),
+            (dict(weight=randn(K, C, 0, 3)), "leave nothing to convolve"),
+            (dict(weight=randn(K, 0, 3, 3)), "leave nothing to convolve"),
+            (dict(padding=[0, -1]), r"padding is \[0, -1\]; two integers of at least 0 expected"),
+            (dict(padding=[1]), r"padding is \[1\]; two integers of at least 0 expected"),
+            (dict(padding=[1, 3]), r"padding is \[1, 3\], more than the reach of a 3x3 kernel with dilation \[1, 1\]"),
+            (dict(padding=[2, 2], grad=image(K)[..., :2]), "leave an input without pixels"),
+            (dict(dilation=[0, 1]), r"dilation is \[0, 1\]; two integers of at least 1 expected"),
+            (dict(dilation=[2**62, 1]), "a 3x3 kernel with dilation .* is past what 64 bits count; a smaller dilation"),
+            (dict(dilation=[2**31, 2**31]), "the output of shape .* has more than 2147483647 elements"),
+            (dict(beside=image()[:1]), r"beside has shape \[1, 8, 9, 9\]; \[2, 8, 9, 9\] expected, the shape of the i"),
+            (dict(beside=image().double()), "beside has dtype Double but grad has Float; cast one of them"),
+        )
+    ),
     ("conv_backward_weight", dict(grad=image(K)[:1]), r"grad has shape \[1, 16, 9, 9\]; \[2, 16, 9, 9\] expected"),
     ("conv_backward_weight", dict(grad=image(K).half()), "grad has dtype Half but x has Float; cast one of them"),
     *((op, dict(grad=image()[:1]), r"grad has shape \[1, 8, 9, 9\] but x has \[2, 8, 9, 9\]; the same shape expected")

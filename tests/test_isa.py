@@ -100,7 +100,7 @@ def test_bad_pool_size_is_refused_on_first_use():
 
 # Selections of the engine tests that run every kernel within minutes; `make test-emulated` runs all of them.
 TESTED = ["test_ops.py", "test_packed_weights.py", "test_conv_backward_weight.py", "test_head.py"]
-TESTED += ["test_pack_in_task.py", "test_direct_gradient.py"]
+TESTED += ["test_pack_in_task.py", "test_direct_gradient.py", "test_conv_backward_input.py"]
 WITH_AVX512 = "resnet_shapes or not_finite_in_winograd or overflow_on or edited or what_runs or threads"
 WITH_AVX512 += " or (chains_in and autocast)"
 WITH_AMX = "any_shape or by_three or resnet_shapes or corners or not_finite or pool or projection or pre_act or edited"

@@ -146,15 +146,24 @@ def test_strided_inputs(cls):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
 
 
+def recorded_weights(monkeypatch):
+    """Returns a list of the weights' shapes in all coming calls of our convolutions and input gradients."""
+    shapes = []
+
+    def recorded(op):
+        return lambda *args, **how: (shapes.append(args[1].shape), op(*args, **how))[1]
+
+    for name in ("conv_bn_act", "conv_backward_input"):
+        monkeypatch.setattr(ops, name, recorded(getattr(ops, name)))
+    return shapes
+
+
 @pytest.mark.parametrize("cls", [modules.FusedBasicBlock, modules.FusedPreActBlock])
 def test_large_float32_layers_use_our_convolutions(cls, monkeypatch):
     block = identity(cls)
     x = x_for(block, n=4, h=17, w=16, memory_format=torch.channels_last)
     assert x[:, 0].numel() >= convolutions.MIN_PIXELS_TO_PACK
-    called = []
-    monkeypatch.setattr(convolutions, "MIN_SAVED_PIXELS_TO_FLIP", 0)
-    ours = ops.conv_bn_act
-    monkeypatch.setattr(ops, "conv_bn_act", lambda *args, **how: (called.append(args), ours(*args, **how))[1])
+    called = recorded_weights(monkeypatch)
     assert_trains_as_eager(block, x)
     assert len(called) == 4, "two forward, and two gradients of their inputs"
     block(x[:3]).sum().backward()
@@ -166,9 +175,7 @@ def test_large_pointwise_results_use_our_convolutions(autocast, monkeypatch):
     monkeypatch.setenv("RESNET_FUSED_CPU_ISA", "avx512_bf16")  # with AMX all do
     block = projected(modules.FusedBottleneck)
     x = x_for(block, n=4, h=34, w=32, memory_format=torch.channels_last)
-    called = []
-    ours = ops.conv_bn_act
-    monkeypatch.setattr(ops, "conv_bn_act", lambda *args, **how: (called.append(args[1].shape), ours(*args, **how))[1])
+    called = recorded_weights(monkeypatch)
     how = {"enabled": autocast, "dtype": torch.bfloat16}
     assert_trains_as_eager(block, x, **how)
     assert not any(tuple(shape[2:]) == (1, 1) for shape in called)

@@ -77,6 +77,28 @@ Geometry check_geometry(const char* op, IntView x, IntView weight, IntView strid
   return g;
 }
 
+Pair flipped_padding(const char* op, IntView grad, IntView weight, IntView padding, IntView dilation) {
+  check_pair(op, "padding", padding, 0, kMost64 / 2);
+  check_pair(op, "dilation", dilation, 1, kMost64);
+  const int64_t r = weight[2], s = weight[3];
+  RF_CHECK(weight[0] >= 1 && weight[1] >= 1 && r >= 1 && s >= 1, op, ": grad of shape ", to_string(grad),
+           " and weight of shape ", to_string(weight), " leave nothing to convolve");
+  Pair flipped;
+  for (int i = 0; i < 2; ++i) {
+    int64_t extent = 0, padded = 0;
+    const bool counts = !__builtin_mul_overflow(dilation[i], weight[2 + i] - 1, &extent) &&
+                        !__builtin_add_overflow(grad[2 + i], extent, &padded);
+    RF_CHECK(counts, op, ": a ", r, "x", s, " kernel with dilation ", to_string(dilation),
+             " is past what 64 bits count; a smaller dilation expected");
+    RF_CHECK(padding[i] <= extent, op, ": padding is ", to_string(padding), ", more than the reach of a ", r, "x", s,
+             " kernel with dilation ", to_string(dilation), "; use aten::convolution_backward");
+    RF_CHECK(2 * padding[i] < padded, op, ": grad of shape ", to_string(grad), " and a ", r, "x", s,
+             " kernel with padding ", to_string(padding), " leave an input without pixels; at least one expected");
+    flipped[i] = extent - padding[i];
+  }
+  return flipped;
+}
+
 void check_pool(const char* op, IntView sizes, const Ints& kernel, const Ints& stride, const Ints& padding) {
   check_pair(op, "pool_kernel", kernel, 1, kMost32);
   check_pair(op, "pool_stride", stride, 1, kMost32);

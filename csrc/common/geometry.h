@@ -17,6 +17,10 @@ struct Geometry {
 Geometry check_geometry(const char* op, IntView x, IntView weight, IntView stride, IntView padding, IntView dilation,
                         int64_t groups);
 
+// The padding of the convolution that computes an input gradient, filter extent - padding: of a convolution with stride
+// 1 and this weight (K, C, R, S), whose output has grad's sizes. Throws if one is negative or the input has no pixels.
+Pair flipped_padding(const char* op, IntView grad, IntView weight, IntView padding, IntView dilation);
+
 // Checks pooling arguments by torch's rules.
 void check_pool(const char* op, IntView sizes, const Ints& kernel, const Ints& stride, const Ints& padding);
 Ints pooled_sizes(IntView sizes, const Ints& kernel, const Ints& stride, const Ints& padding);

@@ -19,10 +19,11 @@ bool equal(IntView a, IntView b) { return std::equal(a.begin(), a.end(), b.begin
 
 std::string device_name(const Tensor& t) { return t.is_cpu() ? "cpu" : "cuda:" + std::to_string(t.get_device_index()); }
 
-void check_same_device(const char* op, const char* prefix, const char* name, const Tensor& t, const Tensor& x) {
+void check_same_device(const char* op, const char* prefix, const char* name, const Tensor& t, const Tensor& x,
+                       const char* name_of_x = "x") {
   check_allocated(op, prefix, name, t);
   RF_CHECK(t.is_cpu() == x.is_cpu() && (t.is_cpu() || t.get_device_index() == x.get_device_index()), op, ": ", prefix,
-           name, " is on ", device_name(t), " but x is on ", device_name(x), "; move both to one device");
+           name, " is on ", device_name(t), " but ", name_of_x, " is on ", device_name(x), "; move both to one device");
 }
 
 void check_floating(const char* op, const char* prefix, const char* name, ScalarType t) {
@@ -41,11 +42,11 @@ void check_vector(const char* op, const char* prefix, const char* name, const Op
 }
 
 // A tensor of x's dtype and device.
-void check_operand(const char* op, const char* name, const Tensor& t, const Tensor& x) {
+void check_operand(const char* op, const char* name, const Tensor& t, const Tensor& x, const char* name_of_x = "x") {
   RF_CHECK(scalar_type_of(t) == scalar_type_of(x), op, ": ", name, " has dtype ",
-           torch::headeronly::toString(t.scalar_type()), " but x has ", torch::headeronly::toString(x.scalar_type()),
-           "; cast one of them");
-  check_same_device(op, "", name, t, x);
+           torch::headeronly::toString(t.scalar_type()), " but ", name_of_x, " has ",
+           torch::headeronly::toString(x.scalar_type()), "; cast one of them");
+  check_same_device(op, "", name, t, x, name_of_x);
 }
 
 // A tensor with the output's sizes and x's dtype and device.
@@ -70,11 +71,11 @@ bool suggests_channels_last(const Tensor& x) {
   return true;
 }
 
-void check_activation(const char* op, const Tensor& x) {
-  RF_CHECK(x.dim() == 4, op, ": x has shape ", to_string(x.sizes()), "; (N, C, H, W) expected");
-  check_floating(op, "", "x", scalar_type_of(x));
-  check_allocated(op, "", "x", x);
-  check_32bit_indexing(op, "x", x.sizes());
+void check_activation(const char* op, const Tensor& x, const char* name) {
+  RF_CHECK(x.dim() == 4, op, ": ", name, " has shape ", to_string(x.sizes()), "; (N, C, H, W) expected");
+  check_floating(op, "", name, scalar_type_of(x));
+  check_allocated(op, "", name, x);
+  check_32bit_indexing(op, name, x.sizes());
 }
 
 void check_batch_norm(const char* op, const BatchNorm& bn, int64_t channels, const Tensor& x, const char* prefix) {
@@ -173,6 +174,28 @@ Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNor
             geometry.out[1],
             false};
   conv.channels_last = suggests_channels_last(conv.x) || suggests_channels_last(conv.weight);
+  return conv;
+}
+
+Conv make_input_gradient(const char* op, Tensor grad, Tensor weight, IntView padding, IntView dilation,
+                         const OptTensor& beside) {
+  check_activation(op, grad, "grad");
+  RF_CHECK(weight.dim() == 4, op, ": weight has shape ", to_string(weight.sizes()), "; (K, C, R, S) expected");
+  check_operand(op, "weight", weight, grad, "grad");
+  RF_CHECK(weight.size(0) == grad.size(1), op, ": weight of shape ", to_string(weight.sizes()), " makes ",
+           weight.size(0), " channels but grad of shape ", to_string(grad.sizes()), " has ", grad.size(1),
+           "; the gradient of the convolution's output expected");
+  const Pair flipped = flipped_padding(op, grad.sizes(), weight.sizes(), padding, dilation);
+  const bool channels_last = suggests_channels_last(grad) || suggests_channels_last(weight);
+  Conv conv = make_conv(op, std::move(grad), torch::stable::transpose(weight, 0, 1), {}, {}, {1, 1}, flipped, dilation,
+                        /*groups=*/1);
+  conv.channels_last = channels_last;
+  conv.flipped = true;
+  if (beside) {
+    RF_CHECK(equal(beside->sizes(), conv.output_sizes()), op, ": beside has shape ", to_string(beside->sizes()), "; ",
+             to_string(conv.output_sizes()), " expected, the shape of the input gradient");
+    check_operand(op, "beside", *beside, conv.x, "grad");
+  }
   return conv;
 }
 

@@ -21,7 +21,8 @@ struct Conv {
   int64_t groups = 1;
 
   int64_t n, c, h, w, k, r, s, oh, ow;
-  bool channels_last;  // torch's rule: the output is channels_last if the input or the weight is
+  bool channels_last;    // torch's rule: the output is channels_last if the input or the weight is
+  bool flipped = false;  // the filter is the weight flipped: its taps are read from the last to the first
 
   Sizes output_sizes() const { return {n, k, oh, ow}; }
 };
@@ -30,7 +31,11 @@ struct Conv {
 // of weight, bias and bn in error messages, as in the op's schema.
 Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn, IntView stride, IntView padding,
                IntView dilation, int64_t groups, BatchNorm pre = {}, const char* prefix = "");
-void check_activation(const char* op, const Tensor& x);
+// The input gradient of a convolution with stride 1 and one group, as a convolution of the output's gradient with the
+// flipped filter: a view of the weight, to be read from the last tap on. `beside` must have its shape.
+Conv make_input_gradient(const char* op, Tensor grad, Tensor weight, IntView padding, IntView dilation,
+                         const OptTensor& beside);
+void check_activation(const char* op, const Tensor& x, const char* name = "x");
 // Throws if a tensor's storage has been freed (FSDP and others free the storage but keep the tensor).
 void check_allocated(const char* op, const char* prefix, const char* name, const Tensor& t);
 

@@ -1,5 +1,5 @@
-// Argument checks of the ops that the CPU implements in Python (resnet_fused/autograd), the same as for their CUDA
-// kernels.
+// Argument checks of the ops that one device implements in Python (resnet_fused/chain/convolutions.py), the same as for
+// the other's kernels.
 #include "common/problem.h"
 
 namespace resnet_fused::cpu {
@@ -11,6 +11,10 @@ void check_conv_stats(Tensor x, OptTensor pre_gamma, OptTensor pre_beta, OptTens
                       int64_t groups) {
   make_conv("conv_stats", x, weight, bias, {}, stride, padding, dilation, groups,
             {pre_gamma, pre_beta, pre_mean, pre_var, pre_eps});
+}
+
+void check_conv_backward_input(Tensor grad, Tensor weight, Ints padding, Ints dilation, OptTensor beside) {
+  make_input_gradient("conv_backward_input", grad, weight, padding, dilation, beside);
 }
 
 void check_conv_backward_reduce(Tensor grad, Tensor weight, Ints padding, Ints dilation, Tensor x, OptTensor gamma,
@@ -25,6 +29,10 @@ void check_conv_backward_reduce(Tensor grad, Tensor weight, Ints padding, Ints d
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CPU, m) {
   m.impl("check_conv_stats", TORCH_BOX(&check_conv_stats));
   m.impl("check_conv_backward_reduce", TORCH_BOX(&check_conv_backward_reduce));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
+  m.impl("check_conv_backward_input", TORCH_BOX(&check_conv_backward_input));
 }
 
 }  // namespace resnet_fused::cpu

@@ -87,8 +87,9 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
   q.pad_h = narrow(conv.padding[0]), q.pad_w = narrow(conv.padding[1]);
   q.dil_h = narrow(conv.dilation[0]), q.dil_w = narrow(conv.dilation[1]);
   q.groups = narrow(conv.groups);
-  q.weight = conv.weight.const_data_ptr();
-  for (int i = 0; i < 4; ++i) q.weight_strides[i] = conv.weight.stride(i);
+  const FilterView filter = filter_of(conv);
+  q.weight = filter.data;
+  std::copy(std::begin(filter.strides), std::end(filter.strides), q.weight_strides);
   q.relu = relu;
   if (pool) {
     q.pool_r = narrow(pool->kernel[0]), q.pool_s = narrow(pool->kernel[1]);

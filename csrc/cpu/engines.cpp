@@ -40,6 +40,23 @@ Engine engine_of(const Conv& q, const Pool* pool) {
   return make_plan(shape, cpu_features()).engine;
 }
 
+FilterView filter_of(const Conv& conv) {
+  const Tensor& w = conv.weight;
+  FilterView view{w.const_data_ptr(), {w.stride(0), w.stride(1), w.stride(2), w.stride(3)}};
+  if (!conv.flipped) return view;
+  const int64_t last = (conv.r - 1) * view.strides[2] + (conv.s - 1) * view.strides[3];
+  view.data = static_cast<const char*>(view.data) + last * static_cast<int64_t>(w.element_size());
+  view.strides[2] *= -1, view.strides[3] *= -1;
+  return view;
+}
+
+Conv with_weight(Conv conv) {
+  if (conv.flipped)
+    conv.weight = aten_contiguous(aten_turned(torch::stable::transpose(conv.weight, 0, 1)), /*channels_last=*/true);
+  conv.flipped = false;
+  return conv;
+}
+
 Conv without_pre(Conv conv) {
   if (conv.pre.present()) run_deferred();
   if (conv.pre.present()) conv.x = normalise(conv.x, conv.pre, std::nullopt, /*relu=*/true, /*internal=*/true);

@@ -14,6 +14,16 @@ struct Pool {
 // The plan for conv, followed by an optional pool.
 Engine engine_of(const Conv& conv, const Pool* pool = nullptr);
 
+// A convolution's filter in memory, read in place: the value at (k, c, r, s) is k * strides[0] + c * strides[1] + r *
+// strides[2] + s * strides[3] elements after `data`. Strides of a flipped filter are negative.
+struct FilterView {
+  const void* data;
+  int64_t strides[4];
+};
+FilterView filter_of(const Conv& conv);
+// Copies a flipped filter, for engines that need it as a weight.
+Conv with_weight(Conv conv);
+
 // Replaces x with relu(pre(x)) if conv has a pre: a convolution reads its input many times, so compute it once.
 Conv without_pre(Conv conv);
 

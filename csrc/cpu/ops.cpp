@@ -39,8 +39,9 @@ Tensor torch_conv(const Conv& conv, const OptTensor& bias) {
 }
 
 // The engine that supports everything: torch's convolution, then one pass for the rest.
-Tensor composed(const Conv& conv, const OptTensor& residual, bool relu) {
+Tensor composed(const Conv& call, const OptTensor& residual, bool relu) {
   run_deferred();
+  const Conv conv = with_weight(call);
   OptTensor first, later;  // bias added before or after the convolution returns
   if (conv.bias && !bias_folds(conv))
     first = aten_to(*conv.bias, scalar_type_of(conv.x));
@@ -61,7 +62,7 @@ Tensor run(const Conv& conv, const Residual& residual, bool relu, bool keep_pack
   if (engine == Engine::kOneDnn) {
     const OptTensor r = residual(nullptr);
     run_deferred();  // a projection may wait
-    OptTensor out = onednn_conv(conv, r, relu, keep_packed);
+    OptTensor out = onednn_conv(with_weight(conv), r, relu, keep_packed);
     return out ? *out : composed(conv, residual(nullptr), relu);
   }
   const Sizes sizes = conv.output_sizes();
@@ -145,6 +146,12 @@ Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamm
   const Tensor all = run(conv, no_residual, true, keep_packed, /*internal=*/true);
   run_deferred();
   return aten_contiguous(aten_max_pool2d(all, pool_kernel, pool_stride, pool_padding), conv.channels_last);
+}
+
+Tensor conv_backward_input(Tensor grad, Tensor weight, Ints padding, Ints dilation, OptTensor beside,
+                           bool /*allow_tf32*/, bool internal) {
+  const Conv conv = make_input_gradient("conv_backward_input", grad, weight, padding, dilation, beside);
+  return run(conv, [&](const Tensor*) { return beside; }, /*relu=*/false, /*keep_packed=*/false, internal);
 }
 
 Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var, double eps,
@@ -232,6 +239,7 @@ STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CPU, m) {
   m.impl("conv_bn_proj_act", TORCH_BOX(&conv_bn_proj_act));
   m.impl("basic_block", TORCH_BOX(&basic_block));
   m.impl("conv_bn_relu_pool", TORCH_BOX(&conv_bn_relu_pool));
+  m.impl("conv_backward_input", TORCH_BOX(&conv_backward_input));
   m.impl("bn_add_act", TORCH_BOX(&bn_add_act));
   m.impl("run_program", TORCH_BOX(&run_program));
 }

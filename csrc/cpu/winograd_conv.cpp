@@ -34,13 +34,12 @@ bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool 
   auto packed = packed_weight(
       conv.weight, {kPackedWinograd, static_cast<int64_t>(isa)}, keep_packed,
       [&](bool kept) -> std::shared_ptr<const Packed> {
-        const Tensor& w = conv.weight;
-        const int64_t strides[4] = {w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
+        const FilterView filter = filter_of(conv);
         const int64_t blocks = (q.k + kernels.block - 1) / kernels.block;
         auto buffer =
             std::make_shared<PackedBuffer>(sizeof(float) * kernels.points * q.c * blocks * kernels.block, kept);
         parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-          kernels.pack(static_cast<float*>(buffer->data), w.const_data_ptr(), strides, q.c, q.k, begin, end);
+          kernels.pack(static_cast<float*>(buffer->data), filter.data, filter.strides, q.c, q.k, begin, end);
         });
         return buffer;
       },

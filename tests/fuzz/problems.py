@@ -163,6 +163,22 @@ def compare(op: str, *args) -> None:
         assert_close(*triple)
 
 
+def input_gradient(draw: Draw) -> None:
+    """A convolution of the drawn x with the drawn filter is the gradient of one with the flipped filter."""
+    dtype = draw.choice(FLOATS)
+    stride, groups = [0, 0], 0
+    while stride != [1, 1] or groups != 1:
+        case = draw.conv(dtype, relu=False, bias=False)
+        stride, padding, dilation, groups = case.geometry
+    case.bn = [None] * 4
+    draw.guard_case(case)
+    weight = lay_out(case.weight.flip(2, 3).transpose(0, 1).contiguous(), draw.of("weight", LAYOUTS[:2]))
+    reach = [d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True)]
+    of_forward = [r - p for r, p in zip(reach, padding, strict=True)]
+    y = ops.conv_backward_input(case.x, draw.guard(weight), of_forward, dilation, case.residual, False)
+    close(y, case, lambda c: reference.conv_bn_act(*c.args()))
+
+
 def weight_gradient(draw: Draw) -> None:
     dtype = draw.choice(FLOATS)
     case = draw.conv(dtype, residual=False, bias=False)
@@ -218,6 +234,6 @@ def judge(made: torch.nn.Module, x: Tensor) -> None:
 
 # Kinds of problems and their weights.
 KINDS = {
-    conv: 10, pre_activation: 3, pool: 3, projection: 4, norm: 3, weight_gradient: 4, inference_block: 3,
-    training_block: 2, network: 1, head: 2,
+    conv: 10, pre_activation: 3, pool: 3, projection: 4, norm: 3, input_gradient: 4, weight_gradient: 4,
+    inference_block: 3, training_block: 2, network: 1, head: 2,
 }  # fmt: skip

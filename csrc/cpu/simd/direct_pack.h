@@ -1,6 +1,7 @@
 // Packs filters for the direct convolution (DirectKernels::pack): channel blocks, each [R][values of a kernel row /
 // kPack][vectors][kPack / kPair][kLanes][kPair], with zeros for missing channels. Training packs at every step, so
-// dense filters are transposed in registers, kLanes filters by kLanes values at a time.
+// dense filters are transposed in registers, kLanes filters by kLanes values at a time, and adjacent ones, as those of
+// an input gradient, are loaded kLanes filters at a time.
 #pragma once
 #include "cpu/simd/direct_layout.h"
 
@@ -156,6 +157,41 @@ bool pack_pairs(const Filters<A>& f, bool channels_inner, const Place<A>& place)
   return A::pairs_are_finite(largest);
 }
 
+// Adjacent filters (step == 1): a value, or pair, of kLanes filters is one load. C is even if values are in pairs.
+template <typename A>
+bool pack_adjacent(const Filters<A>& f, const int64_t strides[4], const Place<A>& place) {
+  using V = typename A::V;
+  constexpr int kPair = Place<A>::kPair;
+  const int values = row_values<A>(f.c, f.s), per_tap = patches<A>(f.c, f.s) ? f.c : values / f.s;
+  const typename V::Mask exist = V::first(f.count);
+  typename V::Flags bad = V::no_flags();
+  typename V::Reg largest = V::zero();  // bits of magnitudes
+  for (int i = 0; i < f.r; ++i)
+    for (int value = 0, tap = 0; value < values; ++tap)
+      for (int ch = 0; ch < per_tap && value < values; ch += kPair, value += kPair) {
+        auto* to = place.of(int64_t{i} * values + value);
+        const auto* from = f.from + ch * strides[1] + i * strides[2] + tap * strides[3];
+        typename V::Reg v = V::zero();
+        if (tap < f.s && ch < f.c) {
+          if constexpr (kPair == 1) {
+            v = A::load(from, exist);
+            bad |= V::not_finite(v);
+          } else {
+            v = A::load_pairs(from, from + strides[1], exist);
+            largest = A::larger_pairs(largest, v);
+          }
+        }
+        if constexpr (kPair == 1)
+          V::store(to, v);
+        else
+          A::store_pairs(to, v);
+      }
+  if constexpr (kPair == 1)
+    return !V::any(bad);
+  else
+    return A::pairs_are_finite(largest);
+}
+
 // Whether each filter is one run of memory; `channels_inner`: its channels are adjacent, else its taps are.
 inline bool is_dense(const int64_t strides[4], int c, int r, int s, bool& channels_inner) {
   channels_inner = (strides[1] == 1 || c == 1) && (r * s == 1 || (strides[3] == c && strides[2] == int64_t{s} * c));
@@ -171,6 +207,7 @@ bool pack(void* packed, const void* weight, const int64_t strides[4], int c, int
   const int64_t reduction = int64_t{r} * row_values<A>(c, s);
   bool channels_inner;
   const bool dense = is_dense(strides, c, r, s, channels_inner) && c % A::kPack == 0;
+  const bool adjacent = strides[0] == 1 && c % Place<A>::kPair == 0;
   bool finite = true;
   for (int at = k0; at < k1;) {
     const int nv = block_vectors<V>(k, at, vectors);
@@ -179,7 +216,9 @@ bool pack(void* packed, const void* weight, const int64_t strides[4], int c, int
       const auto* from = static_cast<const typename A::Elem*>(weight) + at * strides[0];
       const Filters<A> f{from, strides[0], k - at < V::kLanes ? k - at : V::kLanes, c, r, s};
       const Place<A> place(block, nv, v);
-      if (!dense)
+      if (adjacent)
+        finite &= pack_adjacent<A>(f, strides, place);
+      else if (!dense)
         finite &= pack_values<A>(f, strides, place);
       else if constexpr (A::kPack == 1)
         finite &= pack_singles<A>(f, channels_inner, place);

@@ -175,6 +175,24 @@ inline void transform_filters(const typename F::Weight (&g)[3][kCount], typename
   }
 }
 
+// Reads a value of `count` filters, at most kBlock, `step` elements apart. Where filters are adjacent, as in an input
+// gradient, channels are so far apart that processors do not prefetch them: `channel_step` is the distance.
+template <typename A, typename Weight>
+inline void read_filters(const typename A::Elem* from, int64_t step, int count, int64_t channel_step,
+                         Weight (&to)[kBlock<A>]) {
+  using V = typename A::V;
+  constexpr int kChannelsAhead = 4, kLine = 64 / sizeof *from;
+  if (step == 1 && count == kBlock<A>) {
+    float values[kBlock<A>];
+    for (int v = 0; v < kVectors; ++v)
+      V::store(values + v * V::kLanes, A::load(from + v * V::kLanes, V::first(V::kLanes)));
+    for (int kk = 0; kk < kBlock<A>; ++kk) to[kk] = values[kk];
+    for (int kk = 0; kk < kBlock<A>; kk += kLine) __builtin_prefetch(from + kChannelsAhead * channel_step + kk);
+  } else {
+    for (int kk = 0; kk < count; ++kk) to[kk] = A::value(from[kk * step]);
+  }
+}
+
 // Packs (K, C, 3, 3) of any strides: G g G^T as [block of kBlock channels][point][C][kBlock]
 template <typename A, typename F>
 void winograd_pack(float* packed, const void* weight, const int64_t strides[4], int c, int k, int64_t begin,
@@ -184,11 +202,12 @@ void winograd_pack(float* packed, const void* weight, const int64_t strides[4], 
   for (int64_t block = begin; block < end; ++block)
     for (int ch = 0; ch < c; ++ch) {
       typename F::Weight columns[3][3][kCount] = {}, half[3][kTile][kCount], u[kTile][kCount], row[3][kCount];
+      const int64_t left = k - block * kCount;
       for (int j = 0; j < 3; ++j) {
-        for (int i = 0; i < 3; ++i)
-          for (int kk = 0; kk < kCount && block * kCount + kk < k; ++kk)
-            columns[j][i][kk] =
-                A::value(g[(block * kCount + kk) * strides[0] + ch * strides[1] + i * strides[2] + j * strides[3]]);
+        for (int i = 0; i < 3; ++i) {
+          const auto* from = g + block * kCount * strides[0] + ch * strides[1] + i * strides[2] + j * strides[3];
+          read_filters<A>(from, strides[0], static_cast<int>(left < kCount ? left : kCount), strides[1], columns[j][i]);
+        }
         transform_filters<F>(columns[j], half[j]);
       }
       for (int i = 0; i < kTile; ++i) {

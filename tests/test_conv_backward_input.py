@@ -1,0 +1,176 @@
+"""conv_backward_input: bit-identical to a convolution with the flipped filter, which its engines read in place."""
+
+import pytest
+import torch
+from criterion import assert_close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from op_case import DTYPES, isa_of_kernels, lay_out, layout_of
+
+from resnet_fused import ops
+from resnet_fused.chain.convolutions import flip_and_convolve
+
+NO_NORM = (None, None, None, None, 0.0)
+LAYOUTS = ["contiguous", "channels_last"]
+# r, s, padding, dilation
+GEOMETRIES = [(1, 1, (0, 0), (1, 1)), (3, 3, (1, 1), (1, 1)), (3, 3, (2, 0), (1, 1)), (5, 3, (2, 1), (1, 1))]
+GEOMETRIES += [(5, 3, (3, 2), (2, 3)), (1, 3, (0, 2), (1, 1)), (3, 1, (0, 0), (2, 1))]
+# K, C: whole channel blocks, parts of one, odd numbers, one, enough for Winograd
+CHANNELS = [(64, 48), (32, 96), (33, 20), (48, 17), (6, 5), (1, 3)]
+
+
+def call(channels=(24, 16), geometry=GEOMETRIES[1], dtype=torch.float32, layout="channels_last", n=2, beside=False,
+         grad_layout="channels_last"):  # fmt: skip
+    g = torch.Generator().manual_seed(0)
+    (k, c), (r, s, padding, dilation) = channels, geometry
+    x = torch.randn(n, c, 13, 12, generator=g)
+    weight = torch.randn(k, c, r, s, generator=g) / (k * r * s) ** 0.5
+    grad = torch.randn(torch.nn.functional.conv2d(x, weight, None, 1, padding, dilation).shape, generator=g)
+    grad = lay_out(grad.to(dtype), grad_layout)
+    other = lay_out(x.to(dtype), layout) if beside else None
+    return grad, lay_out(weight.to(dtype), layout), list(padding), list(dilation), other, False
+
+
+def with_flipped_filter(grad, weight, padding, dilation, beside, _):
+    """The same convolution by conv_bn_act, with a flipped copy of the weight."""
+    flipped = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    reach = [d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True)]
+    geometry = ([1, 1], [r - p for r, p in zip(reach, padding, strict=True)], dilation, 1)
+    return ops.conv_bn_act(grad, flipped, None, *NO_NORM, *geometry, beside, False, False, False)
+
+
+def torchs(grad, weight, padding, dilation, beside, _):
+    shape = ops.conv_backward_input(*(t.to("meta") for t in (grad, weight)), padding, dilation, None, False).shape
+    found = torch.nn.grad.conv2d_input(shape, weight, grad, 1, padding, dilation)
+    return found if beside is None else found + beside
+
+
+def assert_flips_exactly(args):
+    found, wanted = ops.conv_backward_input(*args), with_flipped_filter(*args)
+    assert found.shape == wanted.shape
+    assert torch.equal(found.isnan(), wanted.isnan())
+    assert torch.equal(found.nan_to_num(nan=7.0), wanted.nan_to_num(nan=7.0))
+    return found
+
+
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("channels", CHANNELS, ids=str)
+@pytest.mark.parametrize("direct", [False, True], ids=["preferred", "direct"])
+def test_corners_are_bit_identical(dtype, layout, geometry, channels, direct, own_isa, monkeypatch):
+    if direct:
+        monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", "direct")
+    for n in (1, 3):  # for one image, tasks of the direct kernel pack dense weights themselves
+        assert_flips_exactly(call(channels, geometry, dtype, layout, n))
+
+
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", [*LAYOUTS, "sliced"])
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
+@pytest.mark.usefixtures("engine")
+def test_every_engine_matches_torch(dtype, layout, geometry, beside):
+    args = call(geometry=geometry, dtype=dtype, layout=layout, beside=beside)
+    found = assert_flips_exactly(args)
+    double = [a.double() if isinstance(a, torch.Tensor) else a for a in args]
+    if dtype == torch.float64:
+        torch.testing.assert_close(found, torchs(*args), rtol=1e-12, atol=1e-12)
+    else:
+        assert_close(found, torchs(*args), torchs(*double))
+
+
+@given(
+    st.tuples(*(st.integers(1, most) for most in (3, 70, 70, 20, 20, 5, 5))),
+    st.tuples(*(st.integers(0, 8) for _ in range(2))),
+    st.tuples(*(st.integers(1, 3) for _ in range(2))),
+    st.sampled_from(LAYOUTS),
+    st.sampled_from(DTYPES),
+)
+@settings(max_examples=100)
+def test_any_shape(sizes, padding, dilation, layout, dtype):
+    n, k, c, h, w, r, s = sizes
+    reach = [dilation[0] * (r - 1), dilation[1] * (s - 1)]
+    padding = [min(p, most, (h_or_w + most - 1) // 2) for p, most, h_or_w in zip(padding, reach, (h, w), strict=True)]
+    grad = lay_out(torch.randn(n, k, h, w).to(dtype), "channels_last")
+    weight = lay_out(torch.randn(k, c, r, s).to(dtype), layout)
+    assert_flips_exactly((grad, weight, padding, list(dilation), None, False))
+
+
+@pytest.mark.thinned
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("at", [(0, 0, 0, 0), (63, 47, 2, 2), (33, 20, 1, 0)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_not_finite(value, at, dtype, layout, own_isa):
+    """A padding of zeros times an infinite weight is NaN in a direct convolution, and not in the definition."""
+    args = call((64, 48), dtype=dtype, layout=layout)
+    args[1][at] = value
+    found = assert_flips_exactly(args)
+    assert not found[:, at[1]].isfinite().all()
+    others = [c for c in range(48) if c != at[1]]
+    assert found[:, others].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_reads_only_the_weight(dtype, own_isa):
+    """Around the weight, a part of a larger tensor, are NaN."""
+    grad, weight, *rest = call((32, 48), dtype=dtype)
+    wide = lay_out(torch.full((34, 64, 5, 5), torch.nan, dtype=dtype), "channels_last")
+    wide[1:33, 8:56, 1:4, 1:4] = weight
+    found = ops.conv_backward_input(grad, wide[1:33, 8:56, 1:4, 1:4], *rest)
+    assert torch.equal(found, ops.conv_backward_input(grad, weight, *rest))
+
+
+def test_every_number_of_threads_gives_the_same_bits(own_isa):
+    threads = torch.get_num_threads()
+    for dtype in (torch.float32, torch.bfloat16):
+        args, found = call((64, 160), dtype=dtype), []
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            found.append(ops.conv_backward_input(*args))
+        torch.set_num_threads(threads)
+        assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.skipif(isa_of_kernels(torch.float32) is None, reason="this processor has no AVX2, which our kernels need")
+def test_flipped_filter_is_not_materialised():
+    """No engine of ours allocates a tensor of the weight's size."""
+    args = call((64, 64))
+    with torch.profiler.profile() as profile:
+        ops.conv_backward_input(*args)
+    called = {event.key for event in profile.key_averages()}
+    assert not called & {"aten::flip", "aten::contiguous", "aten::clone", "aten::copy_"}
+
+
+@pytest.mark.parametrize("weight_layout", LAYOUTS)
+@pytest.mark.parametrize("grad_layout", LAYOUTS)
+def test_output_is_channels_last_if_an_argument_is(grad_layout, weight_layout):
+    found = ops.conv_backward_input(*call(layout=weight_layout, grad_layout=grad_layout))
+    layout = "channels_last" if "channels_last" in (grad_layout, weight_layout) else "contiguous"
+    assert layout_of(found) == layout_of(lay_out(torch.empty(found.shape), layout))
+    assert torch.equal(found, ops.conv_backward_input(*call()))
+
+
+def test_empty_batch():
+    grad, *rest = call()
+    assert ops.conv_backward_input(grad[:0], *rest).shape == (0, 16, 13, 12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
+def test_implementation_for_cuda(dtype, geometry, beside):
+    """It flips the filter in Python. Here it runs on the CPU."""
+    args = call(geometry=geometry, dtype=dtype, beside=beside)
+    found, wanted = flip_and_convolve(*args), ops.conv_backward_input(*args)
+    assert torch.equal(found, wanted)
+    assert found.stride() == wanted.stride()
+
+
+def test_opcheck():
+    for layout in LAYOUTS:
+        for beside in (False, True):
+            torch.library.opcheck(ops.conv_backward_input, call(layout=layout, beside=beside))
