@@ -56,17 +56,19 @@ def test_wrong_results_of_every_kind_fail(kind, monkeypatch):
 
 
 def test_dying_process_fails_one_problem_only(capfd):
-    """The second of five problems kills its process, as an access out of bounds would."""
+    """The second of five problems kills its process, as an access out of bounds would; the first and last fail."""
     code = """if True:
         import os, pathlib, sys
         at_hand, first, count = pathlib.Path(sys.argv[2]), int(sys.argv[4]), int(sys.argv[6])
+        failed = 0
         for number in range(first, first + count):
-            at_hand.write_text(str(number))
+            at_hand.write_text(f"{number} {failed}")
             if number == 8:
                 os.abort()
-        at_hand.write_text("done 0")
+            failed += number in (7, 11)
+        at_hand.write_text(f"done {failed}")
     """
-    assert attack(range(7, 12), [sys.executable, "-c", code]) == 1
+    assert attack(range(7, 12), [sys.executable, "-c", code]) == 3
     assert "python -m tests.fuzz --problems 1 --seed 8 # the process died with status -6" in capfd.readouterr().out
 
 
