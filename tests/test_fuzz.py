@@ -55,6 +55,12 @@ def test_wrong_results_of_every_kind_fail(kind, monkeypatch):
     assert failed > 0
 
 
+@pytest.mark.usefixtures("_surroundings")
+def test_a_problem_that_only_eager_without_onednn_solves_differently():
+    """A NaN weight that only meets padding, in bfloat16 with an output one pixel wide."""
+    problems.solve(103197)
+
+
 def test_dying_process_fails_one_problem_only(capfd):
     """The second of five problems kills its process, as an access out of bounds would; the first and last fail."""
     code = """if True:
