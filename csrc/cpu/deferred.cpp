@@ -96,6 +96,9 @@ Deferred::Deferred() { the_current = this; }
 Deferred::~Deferred() { the_current = nullptr; }
 Deferred* Deferred::current() { return the_current; }
 
+WithoutDeferring::WithoutDeferring() : before_(the_current) { the_current = nullptr; }
+WithoutDeferring::~WithoutDeferring() { the_current = before_; }
+
 bool run_now(const Step& step) {
   std::atomic<bool> finite{true};
   parallel_for(0, tasks_of(step.work), 1, [&](int64_t begin, int64_t end) {
