@@ -166,7 +166,7 @@ void Deferred::run_steps(const std::vector<bool>& needed) {
     for (size_t i = 0; i < steps.size(); ++i) {
       Layer& layer = layers[i];
       layer.work = work_of(schedule, i, static_cast<char*>(arena.data()), own * threads, together);
-      if (own) tile(layer.work, threads);  // else as the step says: of one image tasks may pack weights
+      if (own) tile(layer.work, threads);  // else keep the step's tiling: of one image, tasks may pack weights
       layer.parts = std::min<int64_t>(tasks_of(layer.work), threads);
       layer.taken = std::make_unique<std::atomic<bool>[]>(layer.parts);
     }
