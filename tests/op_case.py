@@ -55,12 +55,12 @@ class Case:
             )
 
     def correct_eager(self):
-        """Disables oneDNN for eager if it is wrong on this problem.
+        """Disables oneDNN for eager if it is wrong on this problem."""
+        return torch.backends.mkldnn.flags(enabled=False) if self.eager_is_wrong() else contextlib.nullcontext()
 
-        oneDNN 3.12 with AMX reads uninitialised memory if a bfloat16 output is one pixel wide.
-        """
-        is_wrong = self.x.dtype is torch.bfloat16 and self._output_shape()[-1] == 1
-        return torch.backends.mkldnn.flags(enabled=False) if is_wrong else contextlib.nullcontext()
+    def eager_is_wrong(self):
+        """oneDNN 3.12 with AMX reads uninitialised memory if a bfloat16 output is one pixel wide."""
+        return self.x.dtype is torch.bfloat16 and self._output_shape()[-1] == 1
 
     def plan(self):
         dtype = str(self.x.dtype).removeprefix("torch.")

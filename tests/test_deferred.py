@@ -5,6 +5,7 @@ On processors with AMX those in bfloat16 run depth first, all others layer by la
 
 import random
 import threading
+import weakref
 
 import pytest
 import torch
@@ -132,6 +133,28 @@ def test_python_threads_run_networks_at_once():
     for worker in workers:
         worker.join()
     assert not wrong
+
+
+@with_both_dtypes
+def test_python_runs_a_network_within_a_replay(dtype, monkeypatch):
+    """As a finalizer or a signal handler may, while the memory of a packed weight is watched."""
+    nets = [network(name, dtype, torch.channels_last) for name in ("ResNet-18", "CIFAR")]
+    calls = [(net, images(dtype, batch, 35)) for net, batch in zip(nets, (2, 3), strict=True)]
+    expected = [block_by_block(*each) for each in calls]
+    for net, x in 2 * calls:
+        call(net, x)
+    for layer in nets[0].modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.data = layer.weight.data.clone()  # memory that is not yet watched
+    within, finalize = [], weakref.finalize
+
+    def interrupted(*args):
+        within.append(call(*calls[1]))
+        return finalize(*args)
+
+    monkeypatch.setattr(weakref, "finalize", interrupted)
+    assert same(call(*calls[0]), expected[0])
+    assert within and all(same(y, expected[1]) for y in within)
 
 
 # ----- programs of ops

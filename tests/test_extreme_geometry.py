@@ -14,7 +14,9 @@ from criterion import assert_close
 from op_case import Case, lay_out, pre_args
 
 from resnet_fused import ops, reference
+from resnet_fused.chain import convolutions
 from resnet_fused.chain.convolutions import MAX_TORCH_EXTENT
+from resnet_fused.chain.layout import ConvSlots
 
 with_every_engine = pytest.mark.usefixtures("engine")
 
@@ -93,6 +95,22 @@ def test_bfloat16_outputs_one_pixel_wide(layout, stride, monkeypatch):
         at = case.weight.shape, case.geometry[0], case.geometry[1]
         truth = torch.nn.grad.conv2d_weight(case.x.double(), at[0], grad.double(), *at[1:])
         assert_close(found, truth.bfloat16(), truth)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_training_with_bfloat16_outputs_one_pixel_wide(groups):
+    case = Case(4, 32, 9, 1, 24, 3, 3, (2, 2), (1, 1), (1, 1), groups, dtype=torch.bfloat16, layout="channels_last")
+    slots = ConvSlots(0, None, (2, 2), (1, 1), (1, 1), groups)
+    grad = torch.randn(case._output_shape()).bfloat16().contiguous(memory_format=torch.channels_last)
+    args = (2, 1, 1, groups)
+    truth = F.conv2d(case.x.double(), case.weight.double(), None, *args)
+    gradient = torch.nn.grad.conv2d_weight(case.x.double(), case.weight.shape, grad.double(), *args)
+    sizes = [2**k + d for k in range(3, 20) for d in (0, 17)]
+    freed = [torch.full((size,), float("nan"), dtype=torch.bfloat16) for size in sizes for _ in range(4)]
+    del freed
+    assert_close(convolutions.convolve(case.x, [case.weight], slots), truth.bfloat16(), truth)
+    found = convolutions.aten_convolution_backward(grad, case.x, case.weight, slots, [True, True, False])
+    assert_close(found[1], gradient.bfloat16(), gradient)
 
 
 @with_every_engine

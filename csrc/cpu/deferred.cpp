@@ -96,6 +96,9 @@ Deferred::Deferred() { the_current = this; }
 Deferred::~Deferred() { the_current = nullptr; }
 Deferred* Deferred::current() { return the_current; }
 
+WithoutDeferring::WithoutDeferring() : before_(the_current) { the_current = nullptr; }
+WithoutDeferring::~WithoutDeferring() { the_current = before_; }
+
 bool run_now(const Step& step) {
   std::atomic<bool> finite{true};
   parallel_for(0, tasks_of(step.work), 1, [&](int64_t begin, int64_t end) {
@@ -163,7 +166,7 @@ void Deferred::run_steps(const std::vector<bool>& needed) {
     for (size_t i = 0; i < steps.size(); ++i) {
       Layer& layer = layers[i];
       layer.work = work_of(schedule, i, static_cast<char*>(arena.data()), own * threads, together);
-      if (own) tile(layer.work, threads);  // else as the step says: of one image tasks may pack weights
+      if (own) tile(layer.work, threads);  // else keep the step's tiling: of one image, tasks may pack weights
       layer.parts = std::min<int64_t>(tasks_of(layer.work), threads);
       layer.taken = std::make_unique<std::atomic<bool>[]>(layer.parts);
     }

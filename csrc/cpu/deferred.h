@@ -81,6 +81,19 @@ class Deferred {
   std::vector<Step> steps_;
 };
 
+// While this object exists, convolutions of this thread do not wait. Python may run anything inside a call, even
+// networks, in finalizers and signal handlers: create one around calls to Python.
+class WithoutDeferring {
+ public:
+  WithoutDeferring();
+  ~WithoutDeferring();
+  WithoutDeferring(const WithoutDeferring&) = delete;
+  WithoutDeferring& operator=(const WithoutDeferring&) = delete;
+
+ private:
+  Deferred* const before_;
+};
+
 // Runs the steps that wait in this thread, if any. Call it before anything but a step reads an activation.
 void run_deferred();
 

@@ -35,7 +35,7 @@ struct DirectTiling {
   int64_t units;  // output rows of an image, pooled rows with a pool, or pieces of a flattened 1x1
   int blocks;     // tasks that an image's units are split into
   int k_groups;   // tasks that the output channels are split into
-  bool flat;      // 1x1, stride 1, NHWC: all pixels of all images form one row
+  bool flat;      // 1x1 without padding, channels innermost: the output pixels of all images form one row
   bool packs;     // each task packs its own weights, which no other task reads
   int64_t tasks;
 };

@@ -22,7 +22,8 @@ using Residual = std::function<OptTensor(const Tensor* out)>;
 
 OptTensor no_residual(const Tensor*) { return std::nullopt; }
 
-// torch's convolution. Where that is wrong in oneDNN, x gets zeros for a second column of outputs.
+// torch's convolution. Where oneDNN is wrong, x is padded with columns of zeros to a second output column, which is
+// dropped.
 Tensor torch_conv(const Conv& conv, const OptTensor& bias) {
   const auto of = [&](const Tensor& x) {
     return aten_convolution(x, conv.weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups);

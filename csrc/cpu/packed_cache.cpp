@@ -8,6 +8,7 @@
 #include <unordered_set>
 
 #include "common/problem.h"
+#include "cpu/deferred.h"
 #include "cpu/direct.h"
 #include "cpu/environment.h"
 #include "cpu/fork_safe.h"
@@ -167,6 +168,7 @@ Cache& cache = *new Cache;
 void watch(const Tensor& weight) {
   const void* address = weight.const_data_ptr();
   if (!cache.is_new_watch(address)) return;
+  const WithoutDeferring here;
   std::array<StableIValue, 2> stack{from(weight), from(reinterpret_cast<int64_t>(address))};
   if (torch_call_dispatcher("resnet_fused::watch_packed", "", stack.data(), TORCH_ABI_VERSION) != AOTI_TORCH_SUCCESS)
     cache.unwatch(address);

@@ -36,7 +36,8 @@ def convolve(
 
 def _aten_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSlots) -> Tensor:
     dtype = x.dtype
-    if _is_slow_in_torch(x):
+    last = x.shape[3] + 2 * conv.padding[1] - conv.dilation[1] * (weight.shape[3] - 1) - 1  # first tap's last column
+    if _is_slow_in_torch(x) or _is_wrong_in_torch(x, last // conv.stride[1] + 1):
         x, weight, bias = x.float(), weight.float(), None if bias is None else bias.float()
     return torch.ops.aten.convolution.default(x, weight, bias, *_aten_geometry(conv)).to(dtype)
 
@@ -46,7 +47,7 @@ def aten_convolution_backward(
 ) -> list[Tensor | None]:
     """The gradients of input, weight and bias from ``aten::convolution_backward``, None where ``mask`` is False."""
     dtype = grad.dtype
-    if _is_slow_in_torch(grad):
+    if _is_slow_in_torch(grad) or _is_wrong_in_torch(grad, grad.shape[3]):
         grad, x, weight = grad.float(), x.float(), weight.float()
     sizes = None if conv.bias is None else [weight.shape[0]]
     grads = torch.ops.aten.convolution_backward.default(grad, x, weight, sizes, *_aten_geometry(conv), mask)
@@ -55,6 +56,16 @@ def aten_convolution_backward(
 
 def _aten_geometry(conv: ConvSlots) -> tuple[Any, ...]:
     return conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups
+
+
+def _is_wrong_in_torch(x: Tensor, width: int) -> bool:
+    """Whether PyTorch's convolution of x with outputs of this width, or its weight gradient, may be wrong.
+
+    oneDNN 3.12 with AMX reads uninitialised memory if the output is one pixel wide.
+    """
+    if x.dtype is not torch.bfloat16 or not capabilities_of(x).packs_weights or isinstance(x, FakeTensor):
+        return False
+    return width == 1
 
 
 def _is_slow_in_torch(x: Tensor) -> bool:

@@ -16,7 +16,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Random problems against float64.")
     parser.add_argument("--problems", type=int, default=200, help="how many (200)")
     parser.add_argument("--seed", type=int, default=1, help="the first one's number (1)")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)  # file with the number of the current problem
+    parser.add_argument("--worker", help=argparse.SUPPRESS)  # file that says how far it is
     args = parser.parse_args()
     numbers = range(args.seed, args.seed + args.problems)
     if args.worker:
@@ -27,13 +27,16 @@ def main() -> int:
 
 
 def work(numbers: range, at_hand: Path) -> int:
-    """Solves problems in this process. Writes the current number to a file, in case the process dies."""
+    """Solves problems in this process. Writes the current number, and how many have failed, to a file.
+
+    The file outlives the process, which a problem may kill.
+    """
     from .problems import solve
 
     faulthandler.enable()
     failed = 0
     for number in numbers:
-        at_hand.write_text(str(number))
+        at_hand.write_text(f"{number} {failed}")
         try:
             solve(number)
         except AssertionError as error:
@@ -49,13 +52,14 @@ def attack(numbers: range, worker: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         at_hand = Path(folder, "at-hand")
         while numbers:
-            at_hand.write_text(str(numbers[0]))
+            at_hand.write_text(f"{numbers[0]} 0")
             command = [*worker, "--worker", str(at_hand), "--seed", str(numbers[0]), "--problems", str(len(numbers))]
             status = subprocess.run(command, cwd=TESTS.parent, check=False).returncode
-            last = at_hand.read_text().split()
-            if last[0] == "done":
-                return failed + int(last[1])
-            died = int(last[0])
+            last, failed_before = at_hand.read_text().split()
+            failed += int(failed_before)
+            if last == "done":
+                return failed
+            died = int(last)
             failed += 1
             print(reproducer(died), f"the process died with status {status}", flush=True)
             numbers = range(died + 1, numbers.stop)

@@ -85,6 +85,8 @@ class Draw(random.Random):
         if not self.maybe(0.15) or (case.x.dtype == torch.bfloat16 and case.x.shape[1] % 2):
             return
         where = self.of("planted in", ["x", "weight", "residual"])
+        if where == "weight" and case.eager_is_wrong() and any(case.geometry[1]):
+            return  # with and without oneDNN, eager multiplies different zeros of the padding
         t = getattr(case, where)
         if t is not None and t.numel():
             value = self.of("value", [torch.nan, torch.inf, -torch.inf])

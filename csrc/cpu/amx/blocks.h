@@ -92,7 +92,7 @@ class Blocks {
 
   template <bool kBoth, int NV, bool kPacks>
   void multiply(const Operands& o, const Runs& runs, Packer* packer) {
-    constexpr int kLead = 2;  // steps: a load of a tile waits for what has just been stored there
+    constexpr int kLead = 2;  // steps: loading a tile stalls on stores that have only just been made
     const int64_t steps = int64_t{runs.count} * runs.steps;
     int64_t packed = 0;
     if constexpr (kPacks)

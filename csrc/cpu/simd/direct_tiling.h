@@ -19,7 +19,7 @@ constexpr int kFlatUnit = A::V::kPixels;
 
 inline int min(int64_t a, int64_t b) { return static_cast<int>(a < b ? a : b); }
 
-// An unpadded 1x1 convolution reads every n-th pixel only: one of stride 1, of a view of x.
+// A strided 1x1 convolution without padding as one of stride 1: its x is a view of the pixels that it reads.
 inline DirectConv with_unit_stride(DirectConv q) {
   if (q.r > 1 || q.s > 1 || q.pad_h || q.pad_w) return q;
   q.xh *= q.stride_h, q.xw *= q.stride_w;
