@@ -172,7 +172,8 @@ def test_large_float32_layers_use_our_convolutions(cls, monkeypatch):
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
 def test_large_pointwise_results_use_our_convolutions(autocast, monkeypatch):
-    monkeypatch.setenv("RESNET_FUSED_CPU_ISA", "avx512_bf16")  # with AMX all do
+    # Above that all do.
+    monkeypatch.setenv("RESNET_FUSED_CPU_ISA", "avx512_bf16" if autocast else "avx2")
     block = projected(modules.FusedBottleneck)
     x = x_for(block, n=4, h=34, w=32, memory_format=torch.channels_last)
     called = recorded_weights(monkeypatch)
