@@ -61,7 +61,7 @@ FLAVOURS = {
             "sanitize",
             avx2=LESS,
             avx512=(*EMULATED, *LESS),
-            compile=(*BELIEVES, *SANITIZE, *CALLS, "-fno-omit-frame-pointer", "-O1", "-g"),
+            compile=(*BELIEVES, *SANITIZE, *CALLS, "-fno-omit-frame-pointer", "-O1", "-g1"),
             link=SANITIZE,
             strip=False,
         ),
