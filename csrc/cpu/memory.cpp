@@ -147,11 +147,8 @@ void no_memory(size_t bytes) {
 Tensor output_buffer(IntView sizes, const Tensor& like, bool internal, bool channels_last) {
   const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
   const size_t bytes = sizes[0] * c * h * w * like.element_size();
-  if (!pool.takes(bytes) || !internal || !torch_from_blob) {  // report an invalid limit in every case
-    Tensor out = aten_empty(sizes, like, channels_last);
-    if (bytes >= 2 * kHugePage) prefer_huge_pages(out.mutable_data_ptr(), bytes);
-    return out;
-  }
+  if (!pool.takes(bytes) || !internal || !torch_from_blob)  // report an invalid limit in every case
+    return aten_empty(sizes, like, channels_last);
   const Block block = pool.take(bytes);
   const int64_t nhwc[4] = {c * h * w, 1, w * c, c}, nchw[4] = {c * h * w, h * w, w, 1};
   AtenTensorHandle out = nullptr;

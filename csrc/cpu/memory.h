@@ -2,8 +2,9 @@
 //
 // A fresh 100 MB activation costs 25,000 page faults, or the equivalent zeroing, before the first useful byte: as much
 // time as a convolution. glibc returns blocks of that size to the system on every free, so large internal results come
-// from a pool. torch cannot resize a tensor over such memory, so visible results are torch's own allocations; from 4
-// MiB on they use huge pages, which take a quarter of the time of small ones.
+// from a pool, in huge pages. torch cannot resize a tensor over such memory, so visible results are torch's own
+// allocations, in small pages: where a hypervisor takes freed huge pages back, the next touch of each costs
+// milliseconds.
 #pragma once
 #include "common/problem.h"
 
