@@ -305,15 +305,9 @@ INSTRUCTION __m512d _mm512_unpacklo_pd(__m512d a, __m512d b) {
 INSTRUCTION __m512d _mm512_unpackhi_pd(__m512d a, __m512d b) {
   return __builtin_shuffle(a, b, __m512i{1, 9, 3, 11, 5, 13, 7, 15});
 }
-INSTRUCTION __m512i _mm512_unpacklo_epi16(__m512i a, __m512i b) {
-  return emulated::interleave(a, b, 0);
-}
-INSTRUCTION __m512i _mm512_unpackhi_epi16(__m512i a, __m512i b) {
-  return emulated::interleave(a, b, 4);
-}
-INSTRUCTION __m512i _mm512_permutexvar_epi64(__m512i index, __m512i v) {
-  return __builtin_shuffle(v, index);
-}
+INSTRUCTION __m512i _mm512_unpacklo_epi16(__m512i a, __m512i b) { return emulated::interleave(a, b, 0); }
+INSTRUCTION __m512i _mm512_unpackhi_epi16(__m512i a, __m512i b) { return emulated::interleave(a, b, 4); }
+INSTRUCTION __m512i _mm512_permutexvar_epi64(__m512i index, __m512i v) { return __builtin_shuffle(v, index); }
 INSTRUCTION __m512 _mm512_shuffle_f32x4(__m512 a, __m512 b, int which) {
   const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
   const auto pair = [&](int i) -> int64_t { return 2 * (which >> 2 * i & 3); };
