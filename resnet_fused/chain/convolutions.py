@@ -69,20 +69,20 @@ def _is_wrong_in_torch(x: Tensor, width: int) -> bool:
 
 
 def _is_slow_in_torch(x: Tensor) -> bool:
-    """Whether x has 16 bits that our kernels convert to float32, because the processor cannot multiply and sum them so.
+    """Whether x has 16 bits that our kernels convert to float32: no instruction multiplies them and sums in float32.
 
-    PyTorch's convolutions are then several times slower than in float32. AVX512-FP16 sums in 16 bits; PyTorch's
-    weight gradients take hundreds of times as long there (Sapphire Rapids, torch 2.13.0).
+    PyTorch's convolutions are then several times slower than in float32, with AVX512-FP16 too, where its weight
+    gradients take hundreds of times as long (Sapphire Rapids, torch 2.13.0).
     """
     return x.dtype in _16_BITS and _direct_isa(x) in ("AVX2", "AVX-512")
 
 
 def _multiplies_tiles(x: Tensor) -> bool:
-    """Whether our kernels multiply x's type in tile registers (AMX).
+    """Whether our kernels multiply x in tile registers (AMX).
 
     They are then at least as fast as PyTorch's convolutions of any shape, packing included.
     """
-    return _direct_isa(x) == "AMX"
+    return x.dtype is torch.bfloat16 and _direct_isa(x) == "AMX"
 
 
 def _is_fast_in_float32(x: Tensor) -> bool:

@@ -7,7 +7,7 @@
 #include "cpu/amx/element.h"
 #include "cpu/direct_gradient.h"
 
-namespace resnet_fused::cpu::amx::gradient {
+namespace resnet_fused::cpu::amx::weight_gradient {
 namespace {
 
 using simd::Scratch;
@@ -443,4 +443,4 @@ inline bool tile(DirectGradient& q, int threads) {
 }
 
 }  // namespace
-}  // namespace resnet_fused::cpu::amx::gradient
+}  // namespace resnet_fused::cpu::amx::weight_gradient
