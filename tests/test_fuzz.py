@@ -57,7 +57,7 @@ def test_wrong_results_of_every_kind_fail(kind, monkeypatch):
 
 
 @pytest.mark.usefixtures("_surroundings")
-def test_a_problem_that_only_eager_without_onednn_solves_differently():
+def test_problem_whose_eager_nans_depend_on_onednn():
     """A NaN weight that only meets padding, in bfloat16 with an output one pixel wide."""
     problems.solve(103197)
 
