@@ -11,7 +11,7 @@ namespace {
 template <typename V>
 constexpr int kRegisters = V::kLanes / 2;
 
-constexpr int64_t kPart = 64;  // pixels in a partial sum: one running sum of a large image loses digits
+constexpr int64_t kPart = 16;  // pixels in a partial sum: a longer one of equal pixels loses digits
 
 // The means of NV registers of channels, of which the last may have fewer lanes. step: elements between pixels.
 template <typename A, int NV>
