@@ -82,6 +82,18 @@ class Case:
         return y, eager
 
 
+def assert_same_bits_with_any_number_of_threads(call):
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            found.append(call())
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
 def plan_of(x, k, padding, dtype):
     """Returns the CPU plan for a 3x3 convolution of stride 1 with input shape x.
 

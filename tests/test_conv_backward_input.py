@@ -5,7 +5,7 @@ import torch
 from criterion import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_case import DTYPES, isa_of_kernels, lay_out, layout_of
+from op_case import DTYPES, assert_same_bits_with_any_number_of_threads, isa_of_kernels, lay_out, layout_of
 
 from resnet_fused import ops
 from resnet_fused.chain.convolutions import flip_and_convolve
@@ -125,14 +125,9 @@ def test_reads_only_the_weight(dtype, own_isa):
 
 
 def test_every_number_of_threads_gives_the_same_bits(own_isa):
-    threads = torch.get_num_threads()
     for dtype in (torch.float32, torch.bfloat16):
-        args, found = call((64, 160), dtype=dtype), []
-        for count in (1, 2, 3, 5):
-            torch.set_num_threads(count)
-            found.append(ops.conv_backward_input(*args))
-        torch.set_num_threads(threads)
-        assert all(torch.equal(found[0], other) for other in found[1:])
+        args = call((64, 160), dtype=dtype)
+        assert_same_bits_with_any_number_of_threads(lambda args=args: ops.conv_backward_input(*args))
 
 
 @pytest.mark.skipif(isa_of_kernels(torch.float32) is None, reason="this processor has no AVX2, which our kernels need")
