@@ -3,8 +3,8 @@
 // A fresh 100 MB activation costs 25,000 page faults, or the equivalent zeroing, before the first useful byte: as much
 // time as a convolution. glibc returns blocks of that size to the system on every free, so large internal results come
 // from a pool, in huge pages. torch cannot resize a tensor over such memory, so visible results are torch's own
-// allocations, in small pages: where a hypervisor takes freed huge pages back, the next touch of each costs
-// milliseconds.
+// allocations. They stay in small pages: malloc returns them, and on one virtual machine the next touch of a huge page
+// took milliseconds.
 #pragma once
 #include "common/problem.h"
 
