@@ -118,6 +118,24 @@ def test_not_finite_values_match_torch(name, value, where):
     assert value == 3e38 or not found.isfinite().all()
 
 
+@pytest.mark.parametrize("groups", [1, 16])
+def test_stride_wider_than_the_image_in_torchs_gradient(groups):
+    """With AMX, oneDNN leaves taps that meet only padding unwritten."""
+    c, k = (3, 64) if groups == 1 else (16, 16)
+    args = call((2, c, 12, 1, k, (3, 3), (2, 2), (1, 2), (1, 1)), pre=True)
+    args[7], args[11] = args[7][:, : c // groups].clone(memory_format=torch.contiguous_format), groups
+    for _ in range(3):
+        dirty = [torch.full_like(args[7], 777.0) for _ in range(50)]
+        del dirty
+        check(args)
+
+
+def test_rows_far_apart_need_no_padded_copy():
+    """A copy of all rows of the padded image would take 95 GB."""
+    args = call((1, 8, 1, 1, 8, (3, 3), (20_000_000, 1), (1_000_000_000, 1), (1, 1)))
+    assert ops.conv_backward_weight(*args).isfinite().all()
+
+
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_empty_batch_has_zero_gradient(kernel):
     args = call((0, 32, 9, 9, 32, (kernel, kernel), (1, 1), (1, 1), (1, 1)))

@@ -26,7 +26,9 @@ Tensor conv_backward_weight(Tensor grad, Tensor x, OptTensor pre_gamma, OptTenso
     return aten_convolution_backward(GradientOf::kWeight, g, x, w, conv.stride, conv.padding, conv.dilation, groups);
   };
   const ScalarType dtype = scalar_type_of(weight);
-  if (!onednn_is_wrong(element_of(dtype), conv.ow, cpu_features()))
+  // Where the stride is wider than the image, oneDNN with AMX returns uninitialised memory for some taps.
+  const int64_t width = conv.stride[1] > conv.w ? 1 : conv.ow;
+  if (!onednn_is_wrong(element_of(dtype), width, cpu_features()))
     return aten_contiguous(of(grad, activated, weight), channels_last);
   constexpr ScalarType kWide = ScalarType::Float;
   return aten_contiguous(aten_to(of(aten_to(grad, kWide), aten_to(activated, kWide), aten_to(weight, kWide)), dtype),

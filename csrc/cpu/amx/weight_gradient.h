@@ -391,7 +391,7 @@ inline bool tile(DirectGradient& q, int threads) {
   constexpr int kChunk = 256;  // positions
   constexpr int kLeastChannels = 8;
   constexpr int64_t kRowBytes = 512 << 10;    // of a task's tiles of rows
-  constexpr int64_t kMostScratch = 64 << 20;  // bytes of a thread's pairs
+  constexpr int64_t kMostScratch = 64 << 20;  // bytes of a thread's pairs, and of padded rows
   const bool pointwise = is_pointwise(q);
   q.rows_are_x = pointwise && q.c < q.k;
   q.joins_taps = !pointwise && q.s * q.c <= kBlock && q.dil_w == 1 && !q.scale;
@@ -417,6 +417,10 @@ inline bool tile(DirectGradient& q, int threads) {
   const int64_t copies = pointwise ? 1 : 2 * int64_t{min(q.stride_h, q.r)} * min(q.stride_w, taps_in_row(q));
   const int64_t in_chunk = positions < kChunk ? kChunk / positions : 1;
   if (copies * in_chunk * plane * kBlock * int64_t{sizeof(uint16_t)} > kMostScratch) return false;
+  const int64_t padded_rows = (rows - 1) * q.stride_h + int64_t{q.r - 1} * q.dil_h + 1;
+  const int64_t padded_columns = int64_t{q.ow - 1} * q.stride_w + q.s;
+  const int64_t most_padded = kMostScratch / (in_chunk * q.c * int64_t{sizeof(uint16_t)});  // columns of all rows
+  if (q.joins_taps && padded_rows > most_padded / padded_columns) return false;
   if (q.n > INT32_MAX / image_bands) return false;
   q.width = static_cast<int>(width), q.band_rows = static_cast<int>(rows);
   q.band_positions = static_cast<int>(positions), q.plane_positions = static_cast<int>(plane);
