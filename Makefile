@@ -13,7 +13,7 @@ OUT ?= benchmarks/results/gpu-out
 CXX_SOURCES = $(shell find csrc tests build_tools -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test proof test-avx512 fuzz sanitize bench lint format wheel gpu clean
+.PHONY: help setup build demo test proof test-avx512 fuzz sanitize bench lint format docs linkcheck wheel gpu clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -44,6 +44,10 @@ $(VENV)/.editable: pyproject.toml setup.py $(VENV)/.cuda
 
 $(VENV)/.bench: requirements/bench.txt $(VENV)/.dev
 	$(PIP) -r requirements/bench.txt
+	@touch $@
+
+$(VENV)/.docs: requirements/docs.txt $(VENV)/.dev
+	$(PIP) -r requirements/docs.txt
 	@touch $@
 
 build: $(VENV)/.editable  ## compile what changed
@@ -108,6 +112,15 @@ format: $(VENV)/.dev  ## let ruff and clang-format rewrite
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CXX_SOURCES)
+
+# -n -W: a link, anchor, reference or page that leads nowhere is an error.
+SPHINX = $(PY) -m sphinx -c docs -n -W --keep-going --quiet
+
+docs: build $(VENV)/.docs  ## the site, build/site/index.html; checks every link inside it
+	$(SPHINX) . build/site $(ARGS)
+
+linkcheck: build $(VENV)/.docs  ## checks links to web sites; needs network
+	$(SPHINX) -b linkcheck . build/linkcheck $(ARGS)
 
 wheel: $(VENV)/.cuda  ## dist/: the wheel, audited
 	$(PY) -m build_tools.wheel dist

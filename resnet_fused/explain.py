@@ -16,9 +16,12 @@ INFERENCE, TRAINING, EAGER = "inference", "training", "eager"
 
 @dataclass(frozen=True)
 class Run:
-    """How a module ran: "inference" (fused, constant statistics), "training" (one differentiable op), or "eager".
+    """How a module ran.
 
-    ``reason``: why eager ran.
+    Attributes:
+        kind: as in :class:`Entry`.
+        how: "inference" (fused, constant statistics), "training" (one differentiable op), or "eager".
+        reason: why eager ran.
     """
 
     kind: str
@@ -28,10 +31,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Explanation(Mapping[str, Run]):
-    """Maps fully qualified module names to :class:`Run`; ``str()`` gives a table. The root's name is ""."""
+    """Maps fully qualified module names to :class:`Run`; ``str()`` gives a table. The root's name is "".
+
+    Attributes:
+        runs: the same as a dictionary.
+        hint: the last line of the table, or "".
+    """
 
     runs: dict[str, Run]
-    hint: str = ""  # the last line of the table
+    hint: str = ""
 
     def __getitem__(self, name: str) -> Run:
         return self.runs[name]
@@ -57,9 +65,20 @@ def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
     inputs of these shapes, dtypes and devices. :func:`resnet_fused.report` needs no input and says what
     :func:`resnet_fused.convert` does. Buffers and the CPU's random state are restored afterwards.
 
+    >>> import torch, resnet_fused
+    >>> model = resnet_fused.convert(resnet_fused.models.small_resnet().eval())
+    >>> with torch.no_grad():
+    ...     print(explain(model, torch.randn(1, 3, 32, 32)))
+    module    kind         runs       reason
+    (root)    stem         inference
+    layer1.0  basic block  inference
+    layer2.0  basic block  inference
+    3 fused, 0 eager
+
     Args:
         model: a model, or one block, converted or not.
-        args, kwargs: what ``forward`` takes, as a rule one tensor (N, C, H, W).
+        args: what ``forward`` takes, as a rule one tensor ``(N, C, H, W)``.
+        kwargs: the same by name.
 
     Raises:
         TypeError: ``model`` is not a ``torch.nn.Module``.

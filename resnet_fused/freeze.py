@@ -26,6 +26,11 @@ def freeze(model: Model) -> Model:
     reverted, and when the memory is freed. A tensor that replaces a weight is not frozen, and neither is a deep copy.
     On CUDA no weights are packed, so ``freeze`` has no effect.
 
+    >>> import resnet_fused
+    >>> model = resnet_fused.convert(resnet_fused.models.small_resnet().eval())
+    >>> resnet_fused.unfreeze(resnet_fused.freeze(model)) is model
+    True
+
     Args:
         model: a module with converted blocks, in any mode, on any device.
 
@@ -42,7 +47,10 @@ def freeze(model: Model) -> Model:
 
 
 def unfreeze(model: Model) -> Model:
-    """Undoes :func:`freeze`: weights may change at any time again. Returns the same ``model``.
+    """Undoes :func:`freeze`: weights may change at any time again.
+
+    Returns:
+        The same ``model``.
 
     Raises:
         TypeError: ``model`` is not a ``torch.nn.Module``.

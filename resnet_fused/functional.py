@@ -32,8 +32,12 @@ Pair = int | Sequence[int]
 class BatchNorm(NamedTuple):
     """A BatchNorm in eval mode: ``weight * (y - running_mean) / sqrt(running_var + eps) + bias`` for each channel.
 
-    All tensors have shape (C,). ``weight=None`` means 1 and ``bias=None`` means 0. ``BatchNorm.of(module)`` reads an
-    ``nn.BatchNorm2d``.
+    All tensors have shape ``(C,)``, in any floating dtype. ``weight=None`` means 1 and ``bias=None`` means 0. Ioffe and
+    Szegedy 2015 (arXiv:1502.03167, algorithm 2).
+
+    >>> from torch import nn
+    >>> BatchNorm.of(nn.BatchNorm2d(8, eps=1e-3)).eps
+    0.001
     """
 
     running_mean: Tensor
@@ -44,7 +48,7 @@ class BatchNorm(NamedTuple):
 
     @classmethod
     def of(cls, module: nn.BatchNorm2d) -> "BatchNorm":
-        """The statistics and parameters of ``module``, shared, not copied.
+        """The statistics, parameters and eps of ``module``: the same tensors, not copies.
 
         Raises:
             ValueError: ``module`` has no running statistics.
@@ -60,6 +64,7 @@ class BatchNorm(NamedTuple):
 class Projection(NamedTuple):
     """A projection shortcut: a 1x1 convolution with ``weight (K, C, 1, 1)`` and any stride, and an optional BatchNorm.
 
+    ``bias`` is ``(K,)``, ``bn`` a BatchNorm of K channels. Option B of He et al. 2015 (arXiv:1512.03385, section 3.3).
     With ``pre``, a BatchNorm of C channels, the convolution reads ``relu(pre(x))`` instead of ``x``.
     """
 
@@ -92,11 +97,32 @@ def conv_bn_act(
         y = F.batch_norm(y, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
         return F.relu(y + residual)
 
-    ``bn=None``, ``residual=None`` and ``relu=False`` omit the respective step. ``residual`` has the output's shape
-    ``(N, K, OH, OW)``. This is the layer of He et al. 2015 (arXiv:1512.03385, sections 3.2 and 3.4).
+    This is the layer of He et al. 2015 (arXiv:1512.03385, sections 3.2 and 3.4).
 
-    ``keep_packed=True`` caches the packed weight for later calls with a weight of the same bytes at the same address;
-    :func:`forget_packed` frees it.
+    >>> import torch
+    >>> x, weight = torch.randn(2, 16, 14, 14), torch.randn(32, 16, 3, 3)
+    >>> conv_bn_act(x, weight, BatchNorm(torch.zeros(32), torch.ones(32)), stride=2, padding=1).shape
+    torch.Size([2, 32, 7, 7])
+
+    Args:
+        x: ``(N, C, H, W)``.
+        weight: ``(K, C / groups, R, S)``.
+        bn: of K channels; None omits it.
+        bias: ``(K,)``, added before ``bn``.
+        stride: an int, or two for height and width; so are ``padding`` (zeros, in pixels) and ``dilation``.
+        residual: ``(N, K, OH, OW)``, the output's shape; None omits the addition.
+        relu: whether a ReLU follows.
+        keep_packed: cache the packed weight for later calls with a weight of the same bytes at the same address (CPU).
+            :func:`forget_packed` frees it.
+
+    Returns:
+        ``(N, K, OH, OW)`` in x's dtype, with torch's output size: ``OH = (H + 2 padding - dilation (R - 1) - 1) //
+        stride + 1``.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices do not fit each other.
+        ValueError: a geometry is not an int or two ints, or ``bn`` lacks running statistics.
+        TypeError: ``bn`` is a module and not a :class:`BatchNorm`.
     """
     conv = _conv("", weight, bias, stride, padding, dilation, groups)
     shortcut = None if residual is None else Shortcut(residual=residual)
@@ -122,7 +148,8 @@ def bn_relu_conv_bn_act(
 
     Equivalent: ``conv_bn_act(bn_add_act(x, pre), weight, bn, ...)``. ``pre`` is a BatchNorm of x's C channels. The
     convolution's padding is zero: it is not normalised. This is the start of a pre-activation block up to its second
-    BatchNorm, He et al. 2016 (arXiv:1603.05027, figure 4e). Other arguments as in :func:`conv_bn_act`.
+    BatchNorm, He et al. 2016 (arXiv:1603.05027, figure 4e). Other arguments, result and errors as in
+    :func:`conv_bn_act`.
     """
     conv = _conv("", weight, bias, stride, padding, dilation, groups)
     shortcut = None if residual is None else Shortcut(residual=residual)
@@ -152,8 +179,9 @@ def conv_bn_proj_act(
         shortcut = conv_bn_act(a, projection.weight, projection.bn, stride=projection.stride, relu=False)
         return conv_bn_act(x, weight, bn, stride=stride, padding=padding, residual=shortcut)
 
-    ``proj_x`` is ``(N, C', H', W')``. Projection shortcuts are option B of He et al. 2015 (arXiv:1512.03385, sections
-    3.3 and 4.1). Other arguments as in :func:`conv_bn_act`.
+    ``proj_x`` is ``(N, C', H', W')`` in x's dtype, and the projection's output has the shape of the other summand.
+    Projection shortcuts are option B of He et al. 2015 (arXiv:1512.03385, sections 3.3 and 4.1). Other arguments,
+    result and errors as in :func:`conv_bn_act`.
     """
     conv = _conv("", weight, bias, stride, padding, dilation, groups)
     shortcut = _projection(projection)._replace(source=proj_x)
@@ -183,7 +211,8 @@ def conv_bn_relu_pool(
         return F.max_pool2d(y, pool_kernel, pool_stride, pool_padding)
 
     The defaults are the paper's 7x7 stride-2 convolution and 3x3 stride-2 pooling. As in torch, a pooling window that
-    contains NaN yields NaN. Other arguments as in :func:`conv_bn_act`.
+    contains NaN yields NaN. ``pool_padding`` is in pixels, at most half of ``pool_kernel``. Other arguments, result and
+    errors as in :func:`conv_bn_act`.
     """
     conv = _conv("", weight, bias, stride, padding, dilation, groups)
     pool = Pool(
@@ -195,8 +224,8 @@ def conv_bn_relu_pool(
 def bn_add_act(x: Tensor, bn: BatchNorm | None, *, residual: Tensor | None = None, relu: bool = True) -> Tensor:
     """``relu(bn(x) + residual)`` in one pass: the pre-activation of He et al. 2016 (arXiv:1603.05027, section 4.2).
 
-    Equivalent: ``F.relu(F.batch_norm(x, ...) + residual)``. ``residual`` has x's shape. As in eager PyTorch, autocast
-    does not change the dtype.
+    Equivalent: ``F.relu(F.batch_norm(x, ...) + residual)``. ``x`` and ``residual`` are ``(N, C, H, W)``, ``bn`` has C
+    channels. As in eager PyTorch, autocast does not change the dtype. Errors as in :func:`conv_bn_act`.
     """
     shortcut = None if residual is None else Shortcut(residual=residual)
     return _run(x, Chain((), (_norm(bn),), shortcut, relu))
@@ -216,8 +245,9 @@ def basic_block(
     """``relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut)``, both convolutions 3x3 with padding 1.
 
     ``conv1 (P, C, 3, 3)`` has the stride, ``conv2`` is ``(P, P, 3, 3)``. The shortcut is the projection of x, or x
-    itself. He et al. 2015 (arXiv:1512.03385), figure 5 left. Equivalent to :class:`resnet_fused.reference.BasicBlock`
-    in eval mode.
+    itself. ``(N, C, H, W)`` gives ``(N, P, OH, OW)`` with ``OH = ceil(H / stride)``. He et al. 2015 (arXiv:1512.03385),
+    figure 5 left. Equivalent to :class:`resnet_fused.reference.BasicBlock` in eval mode. Errors as in
+    :func:`conv_bn_act`; without projection C must be P and the stride 1.
     """
     convs = _same(conv1, stride), _same(conv2)
     return _run_block(x, Chain(convs, (None, _norm(bn1), _norm(bn2))), projection, keep_packed)
@@ -241,8 +271,9 @@ def bottleneck(
     """``relu(bn3(conv3(relu(bn2(conv2(relu(bn1(conv1(x)))))))) + shortcut)``: 1x1, 3x3, 1x1 convolutions.
 
     ``conv2 (W, W / groups, 3, 3)`` has the stride, dilation and groups (ResNeXt: Xie et al. 2017, arXiv:1611.05431,
-    figure 3c). The shortcut is the projection of x, or x itself. He et al. 2015 (arXiv:1512.03385), figure 5 right.
-    Equivalent to :class:`resnet_fused.reference.Bottleneck` in eval mode.
+    figure 3c), ``conv1`` is ``(W, C, 1, 1)`` and ``conv3 (K, W, 1, 1)``. The shortcut is the projection of x, or x
+    itself. He et al. 2015 (arXiv:1512.03385), figure 5 right. Equivalent to :class:`resnet_fused.reference.Bottleneck`
+    in eval mode. Result and errors as in :func:`basic_block`, with K channels.
     """
     convs = _same(conv1), _same(conv2, stride, dilation, groups), _same(conv3)
     return _run_block(x, Chain(convs, (None, _norm(bn1), _norm(bn2), _norm(bn3))), projection, keep_packed)
@@ -261,8 +292,13 @@ def preact_block(
 ) -> Tensor:
     """``conv2(relu(bn2(conv1(a)))) + shortcut`` with ``a = relu(bn1(x))``, both convolutions 3x3 with padding 1.
 
-    The shortcut is the projection of a, or x itself. He et al. 2016 (arXiv:1603.05027), figure 4e. Equivalent to
+    The shortcut is the projection of a, or x itself. ``bn1`` has x's C channels; other shapes as in
+    :func:`basic_block`. He et al. 2016 (arXiv:1603.05027), figure 4e. Equivalent to
     :class:`resnet_fused.reference.PreActBlock` in eval mode.
+
+    Raises:
+        ValueError: ``projection.pre`` is given: the projection reads ``relu(bn1(x))`` already. Others as in
+            :func:`conv_bn_act`.
     """
     convs = _same(conv1, stride), _same(conv2)
     return _run_block(x, Chain(convs, (_norm(bn1), _norm(bn2), None), relu=False), projection, keep_packed)
@@ -286,7 +322,7 @@ def preact_bottleneck(
     """``conv3(relu(bn3(conv2(relu(bn2(conv1(a))))))) + shortcut`` with ``a = relu(bn1(x))``.
 
     Arguments as in :func:`bottleneck`, shortcut as in :func:`preact_block`. He et al. 2016 (arXiv:1603.05027), section
-    4.2. Equivalent to :class:`resnet_fused.reference.PreActBottleneck` in eval mode.
+    4.2. Equivalent to :class:`resnet_fused.reference.PreActBottleneck` in eval mode. Errors as in :func:`preact_block`.
     """
     convs = _same(conv1), _same(conv2, stride, dilation, groups), _same(conv3)
     norms = _norm(bn1), _norm(bn2), _norm(bn3), None
@@ -294,9 +330,9 @@ def preact_bottleneck(
 
 
 def forget_packed(weights: Tensor | Iterable[Tensor]) -> None:
-    """Frees the packed copies that ``keep_packed=True`` caches for these weights.
+    """Frees the packed copies that ``keep_packed=True`` caches for a weight, or for several.
 
-    Results do not change. Thread-safe.
+    Results do not change. Thread-safe. Weights without a packed copy are ignored.
     """
     ops.forget_packed([weights] if isinstance(weights, Tensor) else list(weights))
 

@@ -7,10 +7,13 @@ from .modules import FusedBlock
 
 
 class Tracer(torch.fx.Tracer):
-    """Traces a converted model with its fused blocks as leaf modules::
+    """Traces a converted model with its fused blocks as leaf modules.
 
-        graph = resnet_fused.Tracer().trace(model)
-        traced = torch.fx.GraphModule(model, graph)
+    >>> import resnet_fused, torch
+    >>> model = resnet_fused.convert(resnet_fused.models.small_resnet())
+    >>> traced = torch.fx.GraphModule(model, resnet_fused.Tracer().trace(model))
+    >>> [node.target for node in traced.graph.nodes if "layer" in str(node.target)]
+    ['layer1.0', 'layer2.0']
 
     ``torch.fx.symbolic_trace`` traces into the blocks instead, so that its graph has the eager layers.
     """

@@ -124,7 +124,7 @@ def test_ci_runs_every_part(tmp_path):
     done = run_ci(tmp_path, SANITIZERS="yes", PYTHONDONTWRITEBYTECODE="1")
     assert done.returncode == 0, done.stdout
     for part in (
-        "make lint", "make setup", "python -m resnet_fused demo --quick", "make wheel", "make sanitize",
+        "make lint", "make setup", "python -m resnet_fused demo --quick", "make wheel", "make docs", "make sanitize",
         "make test VERDICTS= PLANTED_BUGS=sm80,bn",
     ):  # fmt: skip
         assert f"ran {part} for 8.0+PTX;9.0a\n" in done.stdout
@@ -135,7 +135,8 @@ def test_ci_runs_every_part(tmp_path):
 @pytest.mark.parametrize(
     "part",
     [
-        "make .venv/.dev", "make lint", "make setup", "demo --quick", "make wheel", "make sanitize", "make test",
+        "make .venv/.dev", "make lint", "make setup", "demo --quick", "make wheel", "make docs", "make sanitize",
+        "make test",
         "archs.DEFAULT", "changes sanitizers", "changes planted-bugs",
     ],
 )  # fmt: skip

@@ -54,15 +54,15 @@ class BlockSpec(NamedTuple):
         norms: one more than ``convs``: the BatchNorm before each convolution, then the one after the last; None for
             none. A ReLU follows each BatchNorm except the last.
         relus: the ReLU modules that ``forward`` calls. Leave it empty if it calls ``F.relu``.
-        shortcut: the module that computes the shortcut, :data:`IDENTITY` to add x itself, None for no shortcut. An
+        shortcut: the module that computes the shortcut, "" to add x itself, None for no shortcut. An
             attribute that holds None means x itself too. The shortcut reads ``act[0]``, that is ``relu(bn(x))`` if the
-            block begins with a BatchNorm. Derived specs have a :class:`Branch`.
+            block begins with a BatchNorm. Derived specs have a ``Branch``.
         relu: whether a ReLU follows the addition.
         pool: the max-pooling after the last ReLU.
         complete: eager runs if the block has other modules than these, apart from ``nn.Identity``, or containers on the
             way that are not ``nn.Sequential``, ``ModuleList`` or ``ModuleDict``. ``register_block`` sets it.
         part: a network with two chains, such as a stem and a tail, names each.
-        derived: the spec was derived from the block's ``forward`` (:mod:`resnet_fused.match`), and holds while nothing
+        derived: the spec was derived from the block's ``forward`` (``resnet_fused/match``), and holds while nothing
             in the block changes.
     """
 

@@ -18,9 +18,10 @@ CIFAR_WIDTHS = (16, 32, 64)
 class CifarResNet(nn.Module):
     """``(N, in_channels, H, W)`` in any floating dtype -> ``(N, num_classes)`` logits in that dtype.
 
-    Stage ``layer<i + 1>`` has ``blocks[i]`` blocks of ``widths[i]`` channels. ``shortcut`` selects how blocks of
-    different shapes are joined: "A" subsamples and pads channels with zeros, "B" uses a 1x1 convolution and a norm.
-    ``residual=False`` omits all shortcuts: the plain network that the paper compares with.
+    He et al. 2015 (arXiv:1512.03385, section 4.2). Stage ``layer<i + 1>`` has ``blocks[i]`` blocks of ``widths[i]``
+    channels. ``shortcut`` selects how blocks of different shapes are joined: "A" subsamples and pads channels with
+    zeros, "B" uses a 1x1 convolution and a norm. ``residual=False`` omits all shortcuts: the plain network that the
+    paper compares with.
 
     Raises:
         ValueError: ``shortcut`` is neither "A" nor "B".
@@ -61,7 +62,7 @@ class CifarResNet(nn.Module):
 
 
 class CifarPreActResNet(nn.Module):
-    """The pre-activation (v2) form of :class:`CifarResNet`, with the same arguments.
+    """The pre-activation (v2) form of :class:`CifarResNet` (arXiv:1603.05027), with the same arguments and errors.
 
     Norm and ReLU precede each convolution. The stem is a convolution alone, and ``bn1`` and ``relu`` follow the last
     stage, before pooling. The projection of ``shortcut="B"`` is a 1x1 convolution without a norm.
@@ -114,7 +115,11 @@ def cifar_resnet(
 ) -> CifarResNet | CifarPreActResNet:
     """The paper's network of ``depth`` = 6n + 2 layers: three stages of n blocks with 16, 32 and 64 channels.
 
-    ``cifar_resnet(20)`` has 0.27 M parameters, ``cifar_resnet(110)`` has 1.7 M. ``shortcut="A"`` adds no parameters.
+    ``cifar_resnet(20)`` has 0.27 million parameters, ``cifar_resnet(110)`` has 1.7 million. ``shortcut="A"`` adds none.
+    ``preact=True`` gives the pre-activation network of arXiv:1603.05027. Shapes are those of :class:`CifarResNet`.
+
+    >>> sum(p.numel() for p in cifar_resnet(20).parameters())
+    269722
 
     Raises:
         ValueError: ``depth`` is not 6n + 2 with n >= 1, or ``shortcut`` is neither "A" nor "B".

@@ -18,11 +18,16 @@ WIDTHS = (64, 128, 256, 512)
 class ResNet(nn.Module):
     """``(N, 3, H, W)`` images in any floating dtype -> ``(N, num_classes)`` logits in that dtype.
 
+    He et al. 2015 (arXiv:1512.03385, table 1), with torchvision's arguments, names and initialisation. ``layers`` has
+    the number of blocks of each stage. ``zero_init_residual`` starts each block as the identity (arXiv:1706.02677,
+    section 5.1). ``groups`` and ``width_per_group`` are for bottlenecks (arXiv:1611.05431, arXiv:1605.07146).
     ``norm_layer`` is called with the number of channels. ``replace_stride_with_dilation`` has one flag each for layer2,
     layer3 and layer4 (dilated networks for segmentation).
 
     Raises:
-        ValueError: ``replace_stride_with_dilation`` does not have 3 flags.
+        ValueError: ``replace_stride_with_dilation`` does not have 3 flags, or basic blocks get ``groups`` or
+            ``width_per_group``.
+        NotImplementedError: basic blocks are dilated.
     """
 
     def __init__(
@@ -121,25 +126,30 @@ class _StageBuilder:
 
 
 def resnet18(num_classes: int = 1000, **kwargs: Any) -> ResNet:
-    """ResNet-18: 11.7 M parameters with 1000 classes."""
+    """ResNet-18: 11.7 million parameters with 1000 classes. ``kwargs`` are those of :class:`ResNet`, as below.
+
+    >>> import torch
+    >>> resnet18(num_classes=10).eval()(torch.randn(2, 3, 64, 64)).shape
+    torch.Size([2, 10])
+    """
     return ResNet(BasicBlock, [2, 2, 2, 2], num_classes, **kwargs)
 
 
 def resnet34(num_classes: int = 1000, **kwargs: Any) -> ResNet:
-    """ResNet-34: 21.8 M parameters with 1000 classes."""
+    """ResNet-34: 21.8 million parameters with 1000 classes."""
     return ResNet(BasicBlock, [3, 4, 6, 3], num_classes, **kwargs)
 
 
 def resnet50(num_classes: int = 1000, **kwargs: Any) -> ResNet:
-    """ResNet-50: 25.6 M parameters with 1000 classes. The first 3x3 convolution of a stage has the stride (v1.5)."""
+    """ResNet-50: 25.6 million parameters with 1000 classes. A stage's first 3x3 convolution has its stride (v1.5)."""
     return ResNet(Bottleneck, [3, 4, 6, 3], num_classes, **kwargs)
 
 
 def resnet101(num_classes: int = 1000, **kwargs: Any) -> ResNet:
-    """ResNet-101: 44.5 M parameters with 1000 classes."""
+    """ResNet-101: 44.5 million parameters with 1000 classes."""
     return ResNet(Bottleneck, [3, 4, 23, 3], num_classes, **kwargs)
 
 
 def resnet152(num_classes: int = 1000, **kwargs: Any) -> ResNet:
-    """ResNet-152: 60.2 M parameters with 1000 classes."""
+    """ResNet-152: 60.2 million parameters with 1000 classes."""
     return ResNet(Bottleneck, [3, 8, 36, 3], num_classes, **kwargs)

@@ -23,7 +23,7 @@ from ._packing import OwnsPackedWeights
 class FusedBlock(OwnsPackedWeights):
     """A fused block. ``_eager_class`` is its specification, its fallback, and the class that ``revert`` restores.
 
-    ``_spec`` says what the block computes; :func:`resnet_fused.chain.read.block` decides on every call whether that is
+    ``_spec`` says what the block computes; ``resnet_fused/chain/read.py`` decides on every call whether that is
     what calling its modules would compute. Inference runs one op per convolution if no gradient is needed and every
     BatchNorm of the block uses its running statistics (``bn.training`` decides, not ``self.training``). Otherwise the
     block is one op with one autograd formula (docs/training.md). :func:`resnet_fused.explain` says why a block runs

@@ -106,7 +106,7 @@ def _first_block(stage: Any) -> Any:
 
 
 class FusedStage(nn.Sequential):
-    """An ``nn.Sequential`` in a network that is not known as a whole: its fused blocks run as by :func:`run_stages`.
+    """An ``nn.Sequential`` of a network that is not known as a whole: fused blocks pass channels_last to each other.
 
     The output, and the input of everything else in the stage, have eager's memory format.
     """

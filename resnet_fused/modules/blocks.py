@@ -11,6 +11,12 @@ class FusedBasicBlock(FusedBlock, reference.BasicBlock):
 
     Arguments, state_dict and numerics match torchvision's. Equivalent to
     ``relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))``, He et al. 2015 (arXiv:1512.03385), figure 5 left.
+    ``(N, inplanes, H, W)`` gives ``(N, planes, ceil(H / stride), ceil(W / stride))`` in the same dtype: float32,
+    bfloat16, float16 or float64. Raises the errors of :class:`resnet_fused.reference.BasicBlock`.
+
+    >>> import torch
+    >>> FusedBasicBlock(64, 64).eval()(torch.randn(1, 64, 8, 8)).shape
+    torch.Size([1, 64, 8, 8])
 
     ``torchvision.models.ResNet(FusedBasicBlock, [2, 2, 2, 2])`` works, but its ``zero_init_residual`` checks for
     torchvision's own classes: for that, build with torchvision's block and call :func:`resnet_fused.convert`.
@@ -25,7 +31,8 @@ class FusedBottleneck(FusedBlock, reference.Bottleneck):
     """``torchvision.models.resnet.Bottleneck`` with three kernels in eval mode.
 
     Arguments, state_dict and numerics match torchvision's. He et al. 2015 (arXiv:1512.03385), figure 5 right.
-    ``groups`` gives ResNeXt (arXiv:1611.05431), ``base_width`` gives wide networks (arXiv:1605.07146).
+    ``groups`` gives ResNeXt (arXiv:1611.05431), ``base_width`` gives wide networks (arXiv:1605.07146). Shapes and
+    dtypes are those of :class:`FusedBasicBlock` with ``4 * planes`` channels out.
     ``torchvision.models.ResNet(FusedBottleneck, [3, 4, 6, 3])`` works; for its ``zero_init_residual`` see
     :class:`FusedBasicBlock`.
     """
@@ -40,7 +47,8 @@ class FusedPreActBlock(FusedBlock, reference.PreActBlock):
 
     Equivalent to ``conv2(relu(bn2(conv1(a)))) + shortcut`` with ``a = relu(bn1(x))``, where the shortcut is
     ``downsample(a)``, or ``x`` without downsample. He et al. 2016 (arXiv:1603.05027), figure 4e. The constructor takes
-    torchvision's arguments.
+    torchvision's arguments and raises the errors of :class:`resnet_fused.reference.BasicBlock`; shapes and dtypes are
+    those of :class:`FusedBasicBlock`.
     """
 
     _eager_class = reference.PreActBlock
@@ -52,7 +60,8 @@ class FusedPreActBottleneck(FusedBlock, reference.PreActBottleneck):
     """:class:`resnet_fused.reference.PreActBottleneck` in three kernels on CUDA and four on the CPU.
 
     Equivalent to ``conv3(relu(bn3(conv2(relu(bn2(conv1(a))))))) + shortcut``; ``a`` and the shortcut are as in
-    :class:`FusedPreActBlock`. He et al. 2016 (arXiv:1603.05027), section 4.2.
+    :class:`FusedPreActBlock`. He et al. 2016 (arXiv:1603.05027), section 4.2. Shapes and dtypes are those of
+    :class:`FusedBottleneck`.
     """
 
     _eager_class = reference.PreActBottleneck

@@ -1,6 +1,9 @@
-"""Eager definitions of every op (``ops.py``) and block: the specification, and the fallback of the fused blocks.
+"""Eager definitions of every op and block: the specification, and the fallback of the fused blocks.
 
-Imports torch only.
+Everything accepts any floating dtype and returns it, and any device; tests evaluate it in float64. Activations are
+``(N, C, H, W)``, weights ``(K, C / groups, R, S)``; gamma, beta, mean and var, of a BatchNorm, are ``(C,)``.
+``stride``, ``padding`` (pixels) and ``dilation`` are ints or (height, width). Sizes that do not fit raise torch's
+``RuntimeError``. Imports torch only.
 """
 
 from collections.abc import Callable
@@ -77,7 +80,8 @@ def _check_basic(name: str, groups: int, base_width: int, dilation: int) -> None
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al. 2015, arXiv:1512.03385, figure 5 left).
 
-    Arguments, attributes and their order, and initialisation match ``torchvision.models.resnet.BasicBlock``.
+    ``(N, inplanes, H, W)`` gives ``(N, planes, ceil(H / stride), ceil(W / stride))``. Arguments, attributes and their
+    order, and initialisation match ``torchvision.models.resnet.BasicBlock``.
 
     Raises:
         ValueError: ``groups != 1`` or ``base_width != 64``.
@@ -130,7 +134,8 @@ class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions and a shortcut (He et al. 2015, arXiv:1512.03385, figure 5 right).
 
     The 3x3 convolution has the stride ("v1.5"). ``groups`` and ``base_width`` give the ResNeXt (arXiv:1611.05431) and
-    wide (arXiv:1605.07146) variants. Arguments, attributes and their order, and initialisation match torchvision's.
+    wide (arXiv:1605.07146) variants. ``(N, inplanes, H, W)`` gives ``(N, 4 * planes, ceil(H / stride), ceil(W /
+    stride))``. Arguments, attributes and their order, and initialisation match torchvision's.
     """
 
     expansion: ClassVar[int] = 4
@@ -258,8 +263,11 @@ class PreActBottleneck(nn.Module):
 class ZeroPadShortcut(nn.Module):
     """A shortcut without parameters: subsamples pixels by ``stride`` and pads new channels with zeros.
 
-    Option A of He et al. 2015 (arXiv:1512.03385, sections 3.3 and 4.2). Half of the new channels come before the
-    existing ones, the rest after.
+    Option A of He et al. 2015 (arXiv:1512.03385, sections 3.3 and 4.2). ``(N, inplanes, H, W)`` gives ``(N, planes,
+    ceil(H / stride), ceil(W / stride))``. Half of the new channels come before the existing ones, the rest after.
+
+    Raises:
+        ValueError: ``planes < inplanes``.
     """
 
     def __init__(self, inplanes: int, planes: int, stride: int = 1) -> None:

@@ -25,7 +25,10 @@ def bn_add_act(
     residual: Tensor | None = None,
     relu: bool = True,
 ) -> Tensor:
-    """``act(bn(x) + residual)`` with running statistics. Without ``mean`` and ``var``, bn is the identity."""
+    """``act(bn(x) + residual)`` with running statistics (Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 2).
+
+    Without ``mean`` and ``var``, bn is the identity. ``act`` is ReLU, or with ``relu=False`` nothing.
+    """
     if mean is not None:
         x = F.batch_norm(x, mean, var, gamma, beta, training=False, eps=eps)
     if residual is not None:
@@ -49,7 +52,7 @@ def conv_bn_act(
     residual: Tensor | None = None,
     relu: bool = True,
 ) -> Tensor:
-    """``act(bn(conv2d(x)) + residual)``."""
+    """``act(bn(conv2d(x)) + residual)``, the layer of He et al. 2015 (arXiv:1512.03385, section 3.4)."""
     y = F.conv2d(x, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups)
     return bn_add_act(y, gamma, beta, mean, var, eps, residual, relu)
 
@@ -75,7 +78,10 @@ def bn_relu_conv_bn_act(
     residual: Tensor | None = None,
     relu: bool = True,
 ) -> Tensor:
-    """``act(bn(conv2d(relu(pre(x)))) + residual)``, where pre is a BatchNorm with running statistics."""
+    """``act(bn(conv2d(relu(pre(x)))) + residual)``, where pre is a BatchNorm with running statistics.
+
+    The start of a pre-activation block, He et al. 2016 (arXiv:1603.05027, figure 4e).
+    """
     x = bn_add_act(x, pre_gamma, pre_beta, pre_mean, pre_var, pre_eps)
     return conv_bn_act(x, weight, bias, gamma, beta, mean, var, eps, stride, padding, dilation, groups, residual, relu)
 
@@ -140,13 +146,13 @@ def conv_bn_relu_pool(
     pool_stride: Pair = 2,
     pool_padding: Pair = 1,
 ) -> Tensor:
-    """``max_pool2d(relu(bn(conv2d(x))))``: the stem of an ImageNet ResNet."""
+    """``max_pool2d(relu(bn(conv2d(x))))``: the stem of an ImageNet ResNet (arXiv:1512.03385, table 1)."""
     y = conv_bn_act(x, weight, bias, gamma, beta, mean, var, eps, stride, padding, dilation, groups)
     return F.max_pool2d(y, _pair(pool_kernel), _pair(pool_stride), _pair(pool_padding))
 
 
 def avg_pool_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``linear(mean(x, (2, 3)))``: the layers after a ResNet's stages."""
+    """``linear(mean(x, (2, 3)))``: the layers after a ResNet's stages. ``weight`` is ``(K, C)``, as for ``nn.Linear``."""
     return F.linear(F.adaptive_avg_pool2d(x, 1).flatten(1), weight, bias)
 
 
