@@ -60,6 +60,7 @@ python_maximum_signature_line_length = 88
 python_display_short_literal_types = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 add_module_names = False
 nitpick_ignore_regex = [
     # Other projects' objects: their inventories are on web sites, which the build does not read.

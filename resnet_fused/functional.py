@@ -116,8 +116,7 @@ def conv_bn_act(
             :func:`forget_packed` frees it.
 
     Returns:
-        ``(N, K, OH, OW)`` in x's dtype, with torch's output size: ``OH = (H + 2 padding - dilation (R - 1) - 1) //
-        stride + 1``.
+        ``(N, K, OH, OW)`` in x's dtype. As in torch, ``OH = (H + 2 * padding - dilation * (R - 1) - 1) // stride + 1``.
 
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit each other.

@@ -1,9 +1,8 @@
-"""The directive ``command-line``: what ``python -m resnet_fused COMMAND --help`` prints."""
+"""The directive ``command-line``: what each ``python -m resnet_fused COMMAND --help`` prints."""
 
 import argparse
 import importlib
 import os
-from typing import ClassVar
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -11,22 +10,28 @@ from sphinx.util.docutils import SphinxDirective
 
 from resnet_fused.cli import _main
 
+COLUMNS = 92
+
 
 def help_of(command: str) -> str:
+    purpose = _main.COMMANDS[command]
     parser = argparse.ArgumentParser(
-        prog=f"python -m resnet_fused {command}", description=_main.COMMANDS[command].capitalize() + "."
+        prog=f"python -m resnet_fused {command}", description=f"{purpose[0].upper()}{purpose[1:]}."
     )
     importlib.import_module(f"resnet_fused.cli.{command}").add_arguments(parser)
     return parser.format_help()
 
 
 class CommandLine(SphinxDirective):
-    required_arguments: ClassVar[int] = 1
-
     def run(self) -> list[nodes.Node]:
-        os.environ["COLUMNS"] = "92"
-        text = help_of(self.arguments[0])
-        return [nodes.literal_block(text, text, language="none")]
+        os.environ["COLUMNS"] = str(COLUMNS)  # argparse reads it
+        found: list[nodes.Node] = []
+        for command in _main.COMMANDS:
+            text = help_of(command)
+            section = nodes.section("", nodes.title(command, command), ids=[command], names=[command])
+            section += nodes.literal_block(text, text, language="none")
+            found.append(section)
+        return found
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

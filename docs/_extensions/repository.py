@@ -144,8 +144,10 @@ def mark_reports(app: Sphinx, doctree: nodes.document) -> None:
         app.env.metadata[docname]["orphan"] = True
 
 
-def drop_empty_globs(app: Sphinx, docname: str, source: list[str]) -> None:
-    """``source-read``: a toctree may name a folder without pages."""
+def read_source(app: Sphinx, docname: str, source: list[str]) -> None:
+    """``source-read``: a toctree may name a folder without pages, and a report may lack a title."""
+    if docname.startswith("benchmarks/results/") and not source[0].startswith(("#", "<!--")):
+        source[0] = f"# {Path(docname).parent.name}/{Path(docname).name}\n\n{source[0]}"
     for pattern in re.findall(r"^\.\./\S*\*$", source[0], re.MULTILINE):
         found = {path.suffix for path in (ROOT / docname).parent.glob(pattern)}
         if not found & {".md", ".ipynb"}:
@@ -157,5 +159,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("missing-reference", resolve)
     app.connect("html-collect-pages", pages)
     app.connect("doctree-read", mark_reports)
-    app.connect("source-read", drop_empty_globs)
+    app.connect("source-read", read_source)
     return {"parallel_read_safe": True, "parallel_write_safe": False}

@@ -152,7 +152,7 @@ def conv_bn_relu_pool(
 
 
 def avg_pool_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``linear(mean(x, (2, 3)))``: the layers after a ResNet's stages. ``weight`` is ``(K, C)``, as for ``nn.Linear``."""
+    """``linear(mean(x, (2, 3)))``: what follows a ResNet's stages. ``weight`` is ``(K, C)``, as in ``nn.Linear``."""
     return F.linear(F.adaptive_avg_pool2d(x, 1).flatten(1), weight, bias)
 
 
