@@ -249,6 +249,16 @@ def test_public_objects_have_docstrings(page):
         assert not callable(value) or inspect.getdoc(value), name
 
 
+# Pages of which the site shows parts only, so that `make docs` checks the links of those parts.
+PARTS = [ROOT / "README.md", *sorted((ROOT / "benchmarks/results").glob("*/notes.md"))]
+
+
+@pytest.mark.parametrize("page", PARTS, ids=names(PARTS))
+def test_links_of_pages_outside_the_site_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert "://" in link or (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
 def test_readme_is_short_and_imports_what_it_uses():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.split()) <= 650
