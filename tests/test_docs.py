@@ -144,7 +144,11 @@ def check_command_line(arguments):
     assert arguments[0] in COMMANDS, f"no command {arguments[0]}"
     parser = argparse.ArgumentParser(exit_on_error=False)
     importlib.import_module(f"resnet_fused.cli.{arguments[0]}").add_arguments(parser)
-    if arguments[0] == "explain" and len(arguments) == 1:
+    if len(arguments) == 1:  # a mention of the command
+        return
+    if any(re.fullmatch(r"[A-Z]+", word) for word in arguments):  # NAME stands for something
+        missing = {word for word in arguments if word.startswith("--")} - parser._option_string_actions.keys()
+        assert not missing, f"{arguments[0]} has no {', '.join(sorted(missing))}"
         return
     try:
         parser.parse_args(arguments[1:])
