@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+
+import torch
 
 from resnet_fused.models import cifar_resnet
 
@@ -22,21 +25,24 @@ class Run:
     fused: bool
     seed: int
     recipe: Recipe
-    cifar10: str | None = None
+    cifar10: Path | None = None
 
     def data(self) -> data.Data:
         return data.digits() if self.cifar10 is None else data.cifar10(self.cifar10)
+
+    def device(self) -> str:
+        return "cuda" if self.cifar10 is not None and torch.cuda.is_available() else "cpu"
 
 
 def train(run: Run) -> Curve:
     images = run.data()
     build = partial(cifar_resnet, run.depth, residual=run.residual, in_channels=images.channels)
-    return fit(network(build, run.seed, run.fused), images, run.recipe, run.seed)
+    return fit(network(build, run.seed, run.fused).to(run.device()), images, run.recipe, run.seed)
 
 
 def run(context: Context) -> Report:
     if context.cifar10 is not None:
-        depths, recipe = (20, 56), Recipe(epochs=1 if context.quick else 60)
+        depths, recipe = (20, 56), Recipe(epochs=1 if context.quick else 30)
     elif context.quick:
         depths, recipe = (8, 14), Recipe(epochs=2)
     else:

@@ -1,9 +1,11 @@
 """The studies: what they share, and each in its short form."""
 
 import json
+import pickle
 import re
 from pathlib import Path
 
+import numpy
 import pytest
 
 pytest.importorskip("sklearn")
@@ -12,7 +14,7 @@ pytest.importorskip("mlxtend")
 
 import studies
 from resnet_fused.cli import main
-from studies.common import publish
+from studies.common import data, publish
 from studies.common.report import Report
 from studies.common.training import Curve
 
@@ -46,6 +48,17 @@ def test_results_of_the_same_weights_must_agree(fused):
     assert report.failures() == []
     report.same_weights("response", [1.0, 2.0], fused)
     assert len(report.failures()) == 1
+
+
+def test_cifar10_is_read_from_a_folder(tmp_path):
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    for i, name in enumerate(names):
+        pixels = numpy.arange(2 * 3072, dtype=numpy.uint8).reshape(2, 3072)
+        (tmp_path / name).write_bytes(pickle.dumps({b"data": pixels, b"labels": [i, 9]}))
+    loaded = data.cifar10(tmp_path)
+    assert loaded.train_x.shape == (10, 3, 32, 32) and loaded.test_x.shape == (2, 3, 32, 32)
+    assert loaded.train_y.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9] and loaded.test_y.tolist() == [5, 9]
+    assert loaded.train_x.mean().abs() < 1e-5
 
 
 def test_page_without_markers_is_refused(tmp_path):

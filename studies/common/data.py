@@ -24,6 +24,9 @@ class Data:
     def channels(self) -> int:
         return self.train_x.shape[1]
 
+    def to(self, device: torch.device) -> "Data":
+        return Data(self.name, *(x.to(device) for x in (self.train_x, self.train_y, self.test_x, self.test_y)))
+
 
 @functools.cache
 def digits() -> Data:

@@ -54,8 +54,12 @@ def network(build: Callable[[], nn.Module], seed: int, fused: bool) -> nn.Module
 
 
 def fit(model: nn.Module, data: Data, recipe: Recipe, seed: int, loss_of=nn.functional.cross_entropy) -> Curve:
-    """Trains ``model`` in place, in the batch order of ``seed``; the last partial batch of an epoch is dropped."""
+    """Trains ``model`` in place, in the batch order of ``seed``; the last partial batch of an epoch is dropped.
+
+    Runs on the device of the model's parameters.
+    """
     steps = len(data.train_x) // recipe.batch
+    data = data.to(next(model.parameters()).device)
     optimiser = torch.optim.SGD(
         model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
@@ -69,6 +73,7 @@ def fit(model: nn.Module, data: Data, recipe: Recipe, seed: int, loss_of=nn.func
         model.train()
         losses, wrong = [], 0
         for chosen in torch.randperm(len(data.train_x), generator=order)[: steps * recipe.batch].split(recipe.batch):
+            chosen = chosen.to(data.train_x.device)
             labels = data.train_y[chosen]
             logits = model(data.train_x[chosen].contiguous(memory_format=torch.channels_last))
             loss = loss_of(logits, labels)
