@@ -27,6 +27,7 @@ extensions = [
 root_doc = "docs/index"
 include_patterns = [
     "docs/**.md",
+    "examples/README.md",
     "examples/*.ipynb",
     "studies/**.md",
     "benchmarks/README.md",

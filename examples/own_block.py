@@ -3,9 +3,12 @@
 python examples/own_block.py
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from utils import compare
 
 import resnet_fused
 
@@ -28,13 +31,14 @@ class Block(nn.Module):
         return F.relu(y + (self.project(x) if hasattr(self, "project") else x))
 
 
+torch.manual_seed(0)
 model = nn.Sequential(Block(64, 64), Block(64, 128, 2), Block(128, 128)).to(memory_format=torch.channels_last).eval()
 x = torch.randn(2, 64, 56, 56).contiguous(memory_format=torch.channels_last)
 with torch.no_grad():
-    eager = model(x)
+    eager, exact = model(x), copy.deepcopy(model).double()(x.double())
     resnet_fused.convert(model, strict=True)  # traces forward, and compares a block of each kind with it
-    print(f"largest difference: {(model(x) - eager).abs().max():.1e}\n")
-    print(resnet_fused.explain(model, x))
+    compare("output", model(x), eager, exact)
+    print(f"\n{resnet_fused.explain(model, x)}")
 
 model[1].norm_a.register_forward_hook(lambda module, args, output: output)  # eager has to run now
 print(f"\n{resnet_fused.explain(model.train(), x)}")

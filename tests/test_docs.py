@@ -33,7 +33,10 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Pages whose commands are checked too.
-OTHERS = [ROOT / "benchmarks/README.md", ROOT / "tests/golden/README.md", *sorted((ROOT / "studies").glob("*.md"))]
+OTHERS = [
+    *map(ROOT.joinpath, ("benchmarks/README.md", "examples/README.md", "tests/golden/README.md")),
+    *sorted((ROOT / "studies").glob("*.md")),
+]
 FLAGS = doctest.ELLIPSIS
 # A block of Python by any name that GitHub highlights.
 FENCE = re.compile(r"^\s*(?:```|~~~)\s*(?:\{code[\w-]*\}\s*)?(python|py|python3|pycon|ipython)\b", re.MULTILINE)

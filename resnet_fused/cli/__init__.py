@@ -1,4 +1,4 @@
-"""The five commands: ``python -m resnet_fused info | explain | demo | verify | bench``."""
+"""The six commands: ``python -m resnet_fused info | explain | demo | verify | bench | study``."""
 
 from ._main import main
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": "train, convert, and compare accuracy and speed; writes a table and a chart",
     "verify": "run every kernel on this machine and compare it with PyTorch in float64",
     "bench": "compare the fused ops and models with other libraries; writes tables and charts",
+    "study": "run an experiment on why residual networks work; writes figures and tables",
 }
 
 # Import name -> distribution name, where they differ.

@@ -1,0 +1,1 @@
+"""What the studies share: data, training, comparison of eager with fused networks, figures, reports."""

@@ -1,0 +1,60 @@
+"""Writes a report: figures, ``results.json`` and ``table.md`` in a folder; on request also the study's page."""
+
+import json
+from pathlib import Path
+
+from . import figures
+from .report import Report, Table
+
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
+def write(report: Report, record: dict, folder: Path) -> None:
+    """Writes ``<figure>.svg``, ``results.json`` and ``table.md`` to ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in report.figures.items():
+        figures.save(figure, folder / f"{name}.svg")
+    stored = {
+        "run": record,
+        "data": report.data,
+        "tables": [vars(table) for table in report.tables],
+        "agreement": [{**vars(a), "holds": a.holds} for a in report.agreements],
+        "numbers": report.numbers,
+    }
+    (folder / "results.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(measured(report, record, ""), encoding="utf-8")
+
+
+def measured(report: Report, record: dict, folder: str) -> str:
+    """The figures, tables and provenance in Markdown. ``folder`` is where the figures are, ending in "/" or empty."""
+    parts = [f"![{name.replace('_', ' ')}]({folder}{name}.svg)" for name in report.figures]
+    parts += [table.markdown() for table in report.tables]
+    parts.append(_agreement(report).markdown())
+    seeds = ", ".join(map(str, record["seeds"]))
+    parts.append(
+        f"Data: {report.data}. Seeds {seeds}; mean and, in brackets or as a band, the range over seeds. "
+        f"Measured on {record['cpu']}, {record['date'][:10]}, commit {record['commit']}, torch {record['torch']}, in "
+        f"{record['minutes']} minutes: `{record['command']}`."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def update_page(page: Path, text: str) -> None:
+    """Replaces what stands between the page's two markers.
+
+    Raises:
+        ValueError: the page does not hold both markers.
+    """
+    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{page} must hold the lines {BEGIN} and {END}")
+    page.write_text(f"{before}{BEGIN}\n{text}{END}{after}", encoding="utf-8")
+
+
+def _agreement(report: Report) -> Table:
+    rows = tuple(
+        (a.what, f"{a.difference:.2g}", f"{a.limit:.2g}", a.unit, "yes" if a.holds else "**no**")
+        for a in report.agreements
+    )
+    return Table("Eager against fused blocks", ("compared", "difference", "allowed", "unit", "agree"), rows)

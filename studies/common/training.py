@@ -1,0 +1,101 @@
+"""Training of small classifiers, with eager or with fused blocks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import resnet_fused
+
+from .data import Data
+
+EARLY_STEPS = 2  # before and after the first update; from then on rounding differences grow tenfold a step
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """SGD with momentum, one epoch of linear warm-up, then a cosine schedule to zero (arXiv:1608.03983)."""
+
+    epochs: int
+    batch: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One training run. Errors are fractions in [0, 1], one per epoch.
+
+    ``train_error`` and ``loss`` are means over the epoch's training steps, in training mode, as in He et al. 2015
+    (arXiv:1512.03385, figure 1). ``early`` holds the losses of the first ``EARLY_STEPS`` steps.
+    """
+
+    loss: tuple[float, ...]
+    train_error: tuple[float, ...]
+    test_error: tuple[float, ...]
+    early: tuple[float, ...]
+
+
+def network(build: Callable[[], nn.Module], seed: int, fused: bool) -> nn.Module:
+    """``build()`` with the weights of ``seed``; its blocks, stems and chains of layers fused if ``fused``.
+
+    Raises:
+        RuntimeError: ``fused``, and ``convert`` fused nothing: the comparison would be of eager with eager.
+    """
+    torch.manual_seed(seed)
+    model = build()
+    if fused:
+        resnet_fused.convert(model, chains=True)
+        if not resnet_fused.report(model).count("converted"):
+            raise RuntimeError(f"convert() fused nothing in this network:\n{resnet_fused.report(model)}")
+    return model.to(memory_format=torch.channels_last)
+
+
+def fit(model: nn.Module, data: Data, recipe: Recipe, seed: int, loss_of=nn.functional.cross_entropy) -> Curve:
+    """Trains ``model`` in place, in the batch order of ``seed``; the last partial batch of an epoch is dropped.
+
+    Runs on the device of the model's parameters.
+    """
+    steps = len(data.train_x) // recipe.batch
+    data = data.to(next(model.parameters()).device)
+    optimiser = torch.optim.SGD(
+        model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    warmup = torch.optim.lr_scheduler.LinearLR(optimiser, 1 / steps, total_iters=steps)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, (recipe.epochs - 1) * steps))
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimiser, [warmup, cosine], [steps])
+    order = torch.Generator().manual_seed(seed)
+    epochs: list[tuple[float, float, float]] = []
+    early: list[float] = []
+    for _ in range(recipe.epochs):
+        model.train()
+        losses, wrong = [], 0
+        for chosen in torch.randperm(len(data.train_x), generator=order)[: steps * recipe.batch].split(recipe.batch):
+            chosen = chosen.to(data.train_x.device)
+            labels = data.train_y[chosen]
+            logits = model(data.train_x[chosen].contiguous(memory_format=torch.channels_last))
+            loss = loss_of(logits, labels)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            losses.append(loss.item())
+            wrong += int((logits.argmax(1) != labels).sum())
+        early += losses[: EARLY_STEPS - len(early)]
+        epochs.append((sum(losses) / steps, wrong / (steps * recipe.batch), error(model, data.test_x, data.test_y)))
+    loss_, train_error, test_error = zip(*epochs, strict=True)
+    return Curve(loss_, train_error, test_error, tuple(early))
+
+
+def error(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """The fraction of images that ``model`` in eval mode classifies wrongly. Leaves it in eval mode."""
+    return int((logits(model, x).argmax(1) != y).sum()) / len(y)
+
+
+def logits(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
+    """``model(x)`` in eval mode without gradients, (N, classes), computed in batches. Leaves it in eval mode."""
+    model.eval()
+    with torch.no_grad():
+        return torch.cat([model(part.contiguous(memory_format=torch.channels_last)) for part in x.split(batch)])
