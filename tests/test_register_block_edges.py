@@ -30,6 +30,22 @@ def test_block_is_fused_again_once_a_hook_is_removed(part):
     assert resnet_fused.explain(block, x)[""].how == "inference"
 
 
+@torch.no_grad()
+def test_a_class_of_executed_code_converts():
+    """Its module is not in ``sys.modules``: a snippet, or a script that ``runpy`` has run."""
+    namespace = {"__name__": "no_such_module", "Base": BasicBlock}
+    exec("class Block(Base):\n    def forward(self, x):\n        return Base.forward(self, x)\n", namespace)
+    resnet_fused.register_block(namespace["Block"], SPECS[BasicBlock])
+    block, x = randomise(namespace["Block"](8, 8)).eval(), torch.randn(2, 8, 6, 6)
+    expected = block(x)
+    fused = resnet_fused.convert(block, strict=True)
+    assert resnet_fused.explain(fused, x)[""].how == "inference"
+    torch.testing.assert_close(fused(x), expected)
+    replaced = namespace["Block"].forward
+    namespace["Block"].forward = lambda self, x: 2 * replaced(self, x)
+    torch.testing.assert_close(fused(x), 2 * expected)
+
+
 @pytest.mark.parametrize("disabled", [torch.no_grad, torch.inference_mode])
 def test_conversion_without_gradients(disabled):
     resnet_fused.register_block(BasicBlock, SPECS[BasicBlock])

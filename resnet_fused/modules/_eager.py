@@ -22,11 +22,16 @@ def original_methods(eager: type[nn.Module], *names: str) -> Methods:
         owner = next(kind for kind in eager.__mro__ if name in vars(kind))
         is_original = (
             isinstance(function, FunctionType)
-            and function.__globals__ is vars(sys.modules[owner.__module__])
+            and _defined_in(function, owner.__module__)
             and function.__qualname__ == f"{owner.__qualname__}.{name}"
         )
         methods[name] = function if is_original else None
     return methods
+
+
+def _defined_in(function: FunctionType, module: str) -> bool:
+    known = sys.modules.get(module)  # None for a class of code that was passed to exec
+    return function.__globals__.get("__name__") == module if known is None else function.__globals__ is vars(known)
 
 
 def replacement(module: Any, name: str) -> Callable[..., Any] | None:
