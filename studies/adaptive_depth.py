@@ -141,7 +141,7 @@ def run(context: Context) -> Report:
     elif context.quick:
         depths, recipe, draws = (8, 14), Recipe(epochs=1, batch=512), 1
     else:
-        depths, recipe, draws = (20, 56), Recipe(epochs=12, batch=64), 5
+        depths, recipe, draws = (20, 56), Recipe(epochs=8, batch=32), 5
     runs = [
         Run(depth, zero_init, fused, seed, recipe, draws, context.cifar10)
         for depth in reversed(depths)

@@ -4,8 +4,8 @@ Deletes and permutes blocks of trained networks, and decomposes the gradient by 
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -50,10 +50,8 @@ class Run:
     cifar10: Path | None = None
 
     def data(self) -> data.Data:
-        whole = data.mnist(14, self.size.train) if self.cifar10 is None else data.cifar10(self.cifar10)
-        return data.Data(
-            whole.name, whole.train_x, whole.train_y, whole.test_x[: self.size.test], whole.test_y[: self.size.test]
-        )
+        found = data.mnist(14, self.size.train) if self.cifar10 is None else data.cifar10(self.cifar10)
+        return replace(found, test_x=found.test_x[: self.size.test], test_y=found.test_y[: self.size.test])
 
     def network(self, fused: bool) -> nn.Module:
         channels = self.data().channels
@@ -138,20 +136,12 @@ def by_length(model: nn.Module, images: data.Data, run: Run, fused: bool = True)
     model.train().requires_grad_(False)
     for i in range(run.size.batches):
         part = slice(i * run.size.recipe.batch, (i + 1) * run.size.recipe.batch)
-        steps, gradient = _forward(model, images.train_x[part], images.train_y[part], fused)
+        steps, gradient = forward(model, images.train_x[part], images.train_y[part], fused)
         for k in range(n + 1):
             for _ in range(run.size.samples):
-                chosen = set(draw.choice(n, k, replace=False).tolist())
-                g = gradient
-                for j in reversed(range(n)):
-                    g = steps[j].branch(g) if j in chosen else steps[j].shortcut(g)
-                one[k] += float(g.norm()) / run.size.samples / run.size.batches
-        sums = [gradient]  # sums[k]: over all paths through exactly k branches
-        for step in reversed(steps):
-            direct = [step.shortcut(g) for g in sums]
-            branch = [step.block(g) - d for g, d in zip(sums, direct, strict=True)]
-            zero = [torch.zeros_like(direct[0])]
-            sums = [d + b for d, b in zip(direct + zero, zero + branch, strict=True)]
+                chosen = draw.choice(n, k, replace=False).tolist()
+                one[k] += float(along(steps, gradient, chosen).norm()) / run.size.samples / run.size.batches
+        sums = summed(steps, gradient)
         whole = torch.stack(sums).sum(0)
         shares += [float((g * whole).sum() / whole.square().sum()) / run.size.batches for g in sums]
         norms += [float(g.norm() / whole.norm()) / run.size.batches for g in sums]
@@ -160,8 +150,26 @@ def by_length(model: nn.Module, images: data.Data, run: Run, fused: bool = True)
     return Paths(tuple(one.tolist()), tuple(shares.tolist()), tuple(norms.tolist()))
 
 
+def along(steps: Sequence["Step"], gradient: Tensor, chosen: Sequence[int]) -> Tensor:
+    """The gradient of one path, through the branches of the blocks ``chosen`` and the shortcuts of the others."""
+    for i in reversed(range(len(steps))):
+        gradient = steps[i].branch(gradient) if i in chosen else steps[i].shortcut(gradient)
+    return gradient
+
+
+def summed(steps: Sequence["Step"], gradient: Tensor) -> list[Tensor]:
+    """By k, the sum over all paths through exactly k branches."""
+    sums = [gradient]
+    for step in reversed(steps):
+        direct = [step.shortcut(g) for g in sums]
+        branch = [step.block(g) - d for g, d in zip(sums, direct, strict=True)]
+        zero = [torch.zeros_like(direct[0])]
+        sums = [d + b for d, b in zip(direct + zero, zero + branch, strict=True)]
+    return sums
+
+
 @dataclass(frozen=True)
-class _Step:
+class Step:
     """One block of a forward pass, whose gradients can be computed again and again."""
 
     x: Tensor
@@ -179,7 +187,7 @@ class _Step:
         return self.block(g) - self.shortcut(g)
 
 
-def _forward(model: nn.Module, x: Tensor, labels: Tensor, fused: bool) -> tuple[list[_Step], Tensor]:
+def forward(model: nn.Module, x: Tensor, labels: Tensor, fused: bool) -> tuple[list[Step], Tensor]:
     """The steps, and the gradient of the mean loss with respect to the last block's output."""
     with torch.no_grad():
         x = model.relu(model.bn1(model.conv1(x.contiguous(memory_format=torch.channels_last))))
@@ -189,7 +197,7 @@ def _forward(model: nn.Module, x: Tensor, labels: Tensor, fused: bool) -> tuple[
         if fused:
             require_fused(block, x)
         y = block(x)
-        steps.append(_Step(x, y, without_branch(block)(x), (y > 0).to(y.dtype)))
+        steps.append(Step(x, y, without_branch(block)(x), (y > 0).to(y.dtype)))
         x = y
     x = x.detach().requires_grad_()
     loss = nn.functional.cross_entropy(model.fc(torch.flatten(model.avgpool(x), 1)), labels)
@@ -243,7 +251,7 @@ def run(context: Context) -> Report:
     elif context.cifar10 is not None:
         size = Size(depth=32, recipe=Recipe(epochs=60), train=50000, test=2000, draws=6, batches=2, samples=10)
     else:
-        size = Size(depth=32, recipe=Recipe(epochs=8, batch=64), train=2000, test=500, draws=6, batches=2, samples=10)
+        size = Size(depth=32, recipe=Recipe(epochs=8, batch=32), train=1000, test=500, draws=6, batches=4, samples=5)
     runs = [
         Run(residual, fused, seed, size, context.cifar10)
         for fused in (True, False)
@@ -270,14 +278,7 @@ def run(context: Context) -> Report:
         report.numbers[kind] = {
             "eager": [vars(m.curve) for m in of(residual, False)],
             "fused": [
-                {
-                    "curve": vars(m.curve),
-                    "test_error": m.test_error,
-                    "single": m.single,
-                    "several": m.several,
-                    "permuted": m.permuted,
-                    "paths": [vars(p) for p in m.paths],
-                }
+                vars(m) | {"curve": vars(m.curve), "paths": [vars(p) for p in m.paths], "checks": None}
                 for m in of(residual)
             ],
         }
@@ -285,49 +286,37 @@ def run(context: Context) -> Report:
 
 
 def _tables(report: Report, size: Size, of) -> None:
-    inner = [i for stage in _movable(size) for i in stage]
-    outer = [i for i in range((size.depth - 2) // 2) if i not in inner]
     stages = _movable(size)
-    rows = [("all blocks in order", *(percent([m.test_error for m in of(r)]) for r in KINDS))]
-    for title, chosen in (
-        ("one deleted, mean of those that keep the shape", inner),
-        ("one deleted, the worst of them", inner),
-    ):
-        reduce = max if "worst" in title else np.mean
-        rows.append((title, *(percent([float(reduce([m.single[i] for i in chosen])) for m in of(r)]) for r in KINDS)))
-    rows.append(
-        (
-            "one deleted, mean of those that change it",
-            *(percent([float(np.mean([m.single[i] for i in outer])) for m in of(r)]) for r in KINDS),
-        )
-    )
-    for k in deletions(size):
-        rows.append(
-            (f"{k} deleted at random", *(percent([float(np.mean(m.several[k])) for m in of(r)]) for r in KINDS))
-        )
+    inner = [i for stage in stages for i in stage]
+    outer = [i for i in range((size.depth - 2) // 2) if i not in inner]
+
+    def row(title: str, value: Callable[[Measured], float]) -> tuple[str, ...]:
+        return title, *(percent([float(value(m)) for m in of(residual)]) for residual in KINDS)
+
+    rows = [
+        row("all blocks in order", lambda m: m.test_error),
+        row("one deleted, mean of those that keep the shape", lambda m: np.mean([m.single[i] for i in inner])),
+        row("one deleted, the worst of them", lambda m: max(m.single[i] for i in inner)),
+        row("one deleted, mean of those that change it", lambda m: np.mean([m.single[i] for i in outer])),
+    ]
+    rows += [row(f"{k} deleted at random", lambda m, k=k: np.mean(m.several[k])) for k in deletions(size)]
     for swaps, orders in permutations(size).items():
         tau = np.mean([kendall_tau(order, stages) for order in orders])
-        errors = (percent([float(np.mean(m.permuted[swaps])) for m in of(r)]) for r in KINDS)
-        rows.append((f"{swaps} exchanged pair{'s' * (swaps > 1)}, Kendall tau {tau:.2f}", *errors))
+        title = f"{swaps} exchange{'s' * (swaps > 1)}, Kendall tau {tau:.2f}"
+        rows.append(row(title, lambda m, swaps=swaps: np.mean(m.permuted[swaps])))
     report.table("Test error in %, fused blocks", ("blocks", *(kind for kind, _, _ in KINDS.values())), rows)
     rows = []
-    for when, index in (("before training", 0), ("after training", 1)):
+    for when, index in (("before training", 0), ("trained", 1)):
         paths = [m.paths[index] for m in of(True)]
         one = [_times_count(p.one) for p in paths]
-        cells = [
-            spread([float(np.arange(len(w)) @ w) for w in one]),
-            spread([float(np.arange(len(p.share)) @ p.share) for p in paths]),
-        ]
-        cells += [
-            spread([_centre(w) for w in one], 0),
-            spread([p.share[0] for p in paths], 2),
-            spread([max(p.norm) for p in paths], 1),
-        ]
-        rows.append((when, *cells))
+        low, high = np.searchsorted(np.cumsum(np.mean(one, axis=0)), (0.05, 0.95))
+        means = [[float(np.arange(len(w)) @ w) for w in weights] for weights in (one, [p.share for p in paths])]
+        largest = spread([max(p.norm) for p in paths], 2)
+        rows.append((when, f"{low} to {high}", spread(means[0]), spread(means[1]), largest))
     n = (size.depth - 2) // 2
     report.table(
-        f"Length of the paths that carry the gradient, in branches (of {n}; all paths alike: {n / 2})",
-        ("", "mean, by norms", "mean, by shares", "median, by norms", "share of length 0", "largest |G_k| / |G|"),
+        f"Lengths of the paths that carry the gradient, in branches of {n} (mean over all paths: {n / 2})",
+        ("", "one path: 90 % of it from", "one path: mean", "all paths: mean", "largest norm of G_k, relative to G"),
         rows,
     )
 
@@ -336,10 +325,6 @@ def _times_count(one: Sequence[float]) -> np.ndarray:
     """Mean norms of one path times the number of paths, divided by their sum."""
     weighted = np.array(one) * [math.comb(len(one) - 1, k) for k in range(len(one))]
     return weighted / weighted.sum()
-
-
-def _centre(weights: np.ndarray) -> float:
-    return float(np.searchsorted(np.cumsum(weights), 0.5))
 
 
 def _deleted(size: Size, of):
@@ -388,8 +373,9 @@ def _permuted(size: Size, of):
 def _path_lengths(measured: list[Measured]):
     figure, axes = figures.panels(3)
     lengths = range(len(measured[0].paths[0].one))
-    for index, (when, colour, marker) in enumerate(
-        (("before training", figures.GREY, "s"), ("after training", figures.RESIDUAL, "o"))
+    for index, when, colour, marker in (
+        (0, "before training", figures.GREY, "s"),
+        (1, "trained", figures.RESIDUAL, "o"),
     ):
         paths = [m.paths[index] for m in measured]
         line = {"marker": marker, "markersize": 4}
@@ -400,16 +386,9 @@ def _path_lengths(measured: list[Measured]):
     count = [100 * math.comb(n, k) / 2**n for k in lengths]
     axes[1].plot(lengths, count, color=figures.PLAIN, linestyle="--", label="number of paths")
     axes[0].set_yscale("log")
-    for axis, title, label in zip(
-        axes,
-        ("one path", "its norm times the number of paths", "all paths of a length, summed"),
-        (
-            "norm of the gradient, relative to length 0",
-            "part of the sum over lengths, %",
-            "part of the whole gradient, %",
-        ),
-        strict=True,
-    ):
+    titles = ("one path", "its norm times the number of paths", "all paths of a length, summed")
+    labels = ("norm of the gradient, relative to length 0", "part of the sum over lengths, %", "part of the whole, %")
+    for axis, title, label in zip(axes, titles, labels, strict=True):
         axis.set_title(title)
         axis.set_ylabel(label)
         axis.set_xlabel("branches on the path")
