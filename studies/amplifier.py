@@ -271,6 +271,7 @@ def _by_depth(depths, of):
         axis.set_xticks(depths)
         axis.set_xlabel("layers")
         axis.set_yscale("log")
+        figures.log_ticks(axis.yaxis)
     axes[0].set_ylabel("gain of the logits (1 % of change)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
@@ -286,6 +287,7 @@ def _by_layer(depth, of):
                 figures.band(axis, range(len(runs[0])), runs, f"{name}, {kind}", colour, **style)
         axis.set_xlabel("0: stem, 1, 2, ...: blocks, last: logits")
         axis.set_yscale("log")
+        figures.log_ticks(axis.yaxis)
     axes[0].set_ylabel(f"gain up to this layer, {depth} layers")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
@@ -319,6 +321,7 @@ def _linearity(depths, of):
                 label = f"{name}, {depth} layers"
                 figures.band(axis, percents, runs, label, colour, linestyle=line, marker="o", markersize=4)
         axis.set_xscale("log")
+        figures.log_ticks(axis.xaxis)
         axis.set_xlabel("change of the image, noise, %")
     axes[0].set_ylabel("cosine of the responses to d and 2d")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
