@@ -20,8 +20,10 @@ TITLE = "A differential amplifier: the response of the last layer to a small cha
 KINDS = ("noise", "one pixel", "towards another image")
 SIZES = (1e-3, 1e-2, 1e-1, 0.5)  # ||d|| / ||x||
 SHOWN = 1  # the index in SIZES of what the tables show: 1 %
+SINGLE = 2  # the index in SIZES of what float32 is compared at: 10 %
 STATES = ("at initialisation", "after training")
 DOUBLE_LIMIT = 1e-6  # float64: rounding differences of 1e-13, enlarged by the difference of two nearly equal results
+TRAINED_TWICE = 20  # the largest depth at which the eager network is trained to the end; deeper, for one epoch
 LINES = (("-", "o"), ("--", "s"), (":", "^"))
 
 
@@ -53,6 +55,7 @@ class Response:
     share: np.ndarray  # (kind, size): ||f(x + d) - f(x)|| / ||f(x') - f(x)||, x' an image of another class
     branch: np.ndarray  # (L - 2,): of each block, relative change of F / of the block's input, for noise
     block: np.ndarray  # (L - 2,): the same of the block's output
+    single: np.ndarray  # (kind,): gain of the logits in float32, for the size of SINGLE
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,8 @@ def measure(job: Job) -> Result:
     images = job.data()
     untrained = respond({fused: job.network(fused) for fused in (False, True)}, images, job)
     models = {fused: job.network(fused) for fused in (False, True)}
-    recipe = Recipe(job.epochs, batch=64)
-    curves = {fused: fit(model, images, recipe, job.seed) for fused, model in models.items()}
+    epochs = {False: job.epochs if job.depth <= TRAINED_TWICE else 1, True: job.epochs}
+    curves = {fused: fit(model, images, Recipe(epochs[fused], batch=64), job.seed) for fused, model in models.items()}
     return Result((untrained, respond(models, images, job)), curves)
 
 
@@ -76,7 +79,7 @@ def respond(models: dict[bool, nn.Module], images: data.Data, job: Job) -> dict[
     """Of an eager and a fused network, both with the weights of the fused one, converted to float64."""
     measure_statistics(models[True], images.train_x[:5000])
     models[False].load_state_dict(models[True].state_dict())
-    return {fused: response(model.double().eval(), images, job, fused) for fused, model in models.items()}
+    return {fused: response(model.eval(), images, job, fused) for fused, model in models.items()}
 
 
 def response(model: nn.Module, images: data.Data, job: Job, fused: bool) -> Response:
@@ -84,6 +87,13 @@ def response(model: nn.Module, images: data.Data, job: Job, fused: bool) -> Resp
     y = images.test_y[: job.images]
     other = x[[next(j % len(y) for j in range(i + 1, i + len(y)) if y[j % len(y)] != y[i]) for i in range(len(y))]]
     with torch.no_grad():
+        if fused:
+            check_fused(model, x.float())
+        single = [
+            median(relative(model(x.float()), model((x + SIZES[SINGLE] * d).float())) / SIZES[SINGLE])
+            for d in directions(x, other, job.seed)
+        ]
+        model.double()
         if fused:
             check_fused(model, x)
         before = layers(model, x)
@@ -106,7 +116,7 @@ def response(model: nn.Module, images: data.Data, job: Job, fused: bool) -> Resp
             for block, a, b in zip(blocks(model), before[:-2], moved[:-2], strict=True)
         ]
     ratios = [[median(a / b) for a, b in zip(part, entering, strict=True)] for part in (inside, leaving)]
-    return Response(gain, cosine, share, *map(np.array, ratios))
+    return Response(gain, cosine, share, *map(np.array, [*ratios, single]))
 
 
 def directions(x: Tensor, other: Tensor, seed: int) -> Iterator[Tensor]:
@@ -149,7 +159,7 @@ def median(x: Tensor) -> float:
 
 
 def run(context: Context) -> Report:
-    depths, epochs, images = (8, 20, 32, 56), 10, 48
+    depths, epochs, images = (8, 20, 32, 56), 8, 48
     if context.quick:
         depths, epochs, images = (8, 14), 1, 16
     elif context.cifar10 is not None:
@@ -171,11 +181,13 @@ def run(context: Context) -> Report:
         name = "residual" if residual else "plain"
         for state, when in enumerate(STATES):
             pair = [[np.concatenate([_numbers(r) for d in depths for r in of(d, residual, state, f)])] for f in (0, 1)]
-            report.same_weights(f"{name}: responses {when}", *pair, limit=DOUBLE_LIMIT)
+            report.same_weights(f"{name}: responses {when}, float64", *pair, limit=DOUBLE_LIMIT)
+            pair = [[r.single for d in depths for r in of(d, residual, state, f)] for f in (0, 1)]
+            report.same_weights(f"{name}: responses {when}, float32, {SIZES[SINGLE]:.0%}", *pair)
         for depth in depths:
             chosen = [r.curves for j, r in results.items() if (j.depth, j.residual) == (depth, residual)]
             pair = [[curves[fused] for curves in chosen] for fused in (False, True)]
-            report.curves(f"{name} {depth}", *pair, finished=not context.quick)
+            report.curves(f"{name} {depth}", *pair, finished=not context.quick and depth <= TRAINED_TWICE)
             report.numbers[f"{name} {depth}"] = {
                 when: [{n: a.tolist() for n, a in vars(r).items()} for r in of(depth, residual, state)]
                 for state, when in enumerate(STATES)
@@ -189,8 +201,8 @@ def run(context: Context) -> Report:
 
 
 def _numbers(r: Response) -> np.ndarray:
-    """Of one response all numbers, each kind relative to its largest."""
-    return np.concatenate([(values / np.abs(values).max()).ravel() for values in vars(r).values()])
+    """Of one response all that is computed in float64, each kind relative to its largest."""
+    return np.concatenate([(v / np.abs(v).max()).ravel() for name, v in vars(r).items() if name != "single"])
 
 
 def _tables(report, depths, results, of):
