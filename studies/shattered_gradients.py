@@ -238,18 +238,19 @@ def run(context: Context) -> Report:
 
 
 def _signals():
-    figure, axes = figures.panels(3, 2, height=2.4, sharex=True, sharey=True)
+    figure, axes = figures.panels(2, 3, height=2.2, sharex=True, sharey=True)
     x = np.linspace(-2, 2, POINTS)
     shown = [(DENSE[0], 1), (DENSE[0], 24), (DENSE[3], 24), (DENSE[5], 50)]
     signals = [
-        (f"{kind.name}, {depth}", dense_gradient(Job(kind, depth, 0), 0), figures.PLAIN) for kind, depth in shown
+        (f"{kind.name}, {depth} layer{'s' * (depth > 1)}", dense_gradient(Job(kind, depth, 0), 0), figures.PLAIN)
+        for kind, depth in shown
     ]
     signals += [("brown noise", noise(True, 0), figures.GREY), ("white noise", noise(False, 0), figures.GREY)]
     for i, (axis, (name, g, colour)) in enumerate(zip(axes, signals, strict=True)):
         colour = figures.RESIDUAL if name.startswith("residual") else colour
         axis.plot(x, (g - g.mean()) / g.std(), color=colour, linewidth=1)
         axis.set_title(name)
-        if i >= 3:
+        if i >= 4:
             axis.set_xlabel("input x")
     figure.supylabel("df/dx, standardised", fontsize=10)
     return figure
@@ -260,15 +261,16 @@ MARKERS = ("o", "s", "^", "D", "v")
 
 
 def _fully_connected(depths, of, references):
-    figure, axes = figures.panels(3, 2, height=3, sharex=True, sharey=True)
-    for i, (axis, kind) in enumerate(zip(axes, DENSE, strict=True)):
+    figure, axes = figures.panels(2, 3, height=2.8, sharex=True, sharey=True)
+    for i, kind in enumerate(DENSE):
+        axis = axes[2 * (i % 3) + i // 3]  # left without, right with BatchNorm
         for depth, colour, marker in zip(depths, COLOURS, MARKERS, strict=False):
             style = dict(marker=marker, markersize=3, linewidth=1.2)
             figures.band(axis, range(LAGS), of(kind, depth), f"{depth} layers", colour, **style)
         for (name, values), line in zip(references.items(), ("--", ":"), strict=True):
             axis.plot(range(LAGS), np.mean(values, axis=0), line, color="black", linewidth=1, label=name)
         axis.set_title(kind.name)
-        if i >= 3:
+        if i % 3 == 2:
             axis.set_xlabel("lag, points of the grid")
     figure.supylabel("autocorrelation of df/dx", fontsize=10)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
@@ -276,7 +278,7 @@ def _fully_connected(depths, of, references):
 
 
 def _convolutional(depths, of):
-    figure, axes = figures.panels(3, sharey=True, width=3.6)
+    figure, axes = figures.panels(3, sharey=True, width=2.8)
     for axis, kind in zip(axes, CONVOLUTIONAL, strict=True):
         for depth, colour, marker in zip(depths, COLOURS[1:], MARKERS[1:], strict=False):
             found = of(kind, depth)
@@ -284,7 +286,7 @@ def _convolutional(depths, of):
             style = dict(marker=marker, markersize=3, markevery=4)
             figures.band(axis, distance, [r.acf for r in found], f"{depth} layers", colour, **style)
         axis.set_title(kind.name)
-        axis.set_xlabel("distance, % of an image's length")
+        axis.set_xlabel("distance, % of ‖x‖")
     axes[0].set_ylabel("autocorrelation of the gradients")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
