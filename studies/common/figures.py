@@ -6,7 +6,9 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib import ticker
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -44,6 +46,13 @@ def band(axes: Axes, x: Sequence[float], runs: Sequence[Sequence[float]], label:
     values = np.asarray(runs, dtype=np.float64)
     axes.plot(x, values.mean(0), label=label, color=colour, **line)
     axes.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
+
+
+def log_ticks(axis: Axis) -> None:
+    """Labels a logarithmic axis 1, 2, 5, 10, ... instead of with powers of ten."""
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -99,3 +99,31 @@ def logits(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
     model.eval()
     with torch.no_grad():
         return torch.cat([model(part.contiguous(memory_format=torch.channels_last)) for part in x.split(batch)])
+
+
+def check_fused(module: nn.Module, x: Tensor) -> None:
+    """Runs ``module(x)`` once, as it is now.
+
+    Raises:
+        RuntimeError: not all of its blocks and stems ran fused: the comparison would be of eager with eager.
+    """
+    explanation = resnet_fused.explain(module, x)
+    if not explanation or any(run.how == "eager" for run in explanation.values()):
+        raise RuntimeError(f"not all ran fused:\n{explanation}")
+
+
+def measure_statistics(model: nn.Module, x: Tensor) -> None:
+    """Replaces the running statistics of every BatchNorm by those of ``x``: the mean over batches of about 500 images,
+    in training mode. Leaves ``model`` in eval mode."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+    model.train()
+    with torch.no_grad():
+        for part in x.chunk(max(1, len(x) // 500)):  # parts of the same size, give or take one image
+            model(part.contiguous(memory_format=torch.channels_last))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
