@@ -112,8 +112,8 @@ def measure(design: Design) -> Cost:
 
 
 def run(context: Context) -> Report:
-    small, large = (1, 1) if context.quick else (3, 9)
-    recipe = Recipe(epochs=1 if context.quick else 6, batch=128 if context.quick else 64)
+    small, large = (1, 1) if context.quick else (3, 7)
+    recipe = Recipe(epochs=1 if context.quick else 5, batch=128 if context.quick else 64)
     places = {place: Design(large, place) for place in blocks.PLACES}
     versions = {(place, n): Design(n, place) for n in (small, large) for place in (blocks.V1, blocks.V2)}
     options = {option: Design(small, option=option) for option in OPTIONS}
@@ -192,40 +192,28 @@ def run(context: Context) -> Report:
 Of = Callable[..., list[Curve]]
 
 
-def _by_epoch(axis, design: Design, of: Of, label: str, colour: str, marker: str, style: str = "-") -> None:
-    runs = [[100 * error for error in curve.train_error] for curve in of(design)]
-    epochs = range(1, len(runs[0]) + 1)
-    figures.band(axis, epochs, runs, label, colour, marker=marker, markersize=4, linestyle=style)
-
-
-def _log_percent(axis, label: str) -> None:
-    axis.set_yscale("log")
-    ticks = (0.5, 1, 2, 5, 10, 20, 50, 100)
-    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axis.minorticks_off()
-    axis.set_ylabel(label)
+def _training(of: Of, design: Design) -> list[tuple[float, ...]]:
+    return [curve.train_error for curve in of(design)]
 
 
 def _versions(versions: dict, sizes: Iterable[int], of: Of):
     figure, axes = figures.panels(2, sharey=True)
     for axis, n in zip(axes, sizes, strict=True):
         for place, name, colour, marker in ((blocks.V1, "v1", COLOURS[0], "o"), (blocks.V2, "v2", COLOURS[1], "s")):
-            _by_epoch(axis, versions[place, n], of, name, colour, marker)
+            figures.errors_by_epoch(axis, _training(of, versions[place, n]), name, colour, marker=marker)
         axis.set_title(f"{Design(n).depth} layers")
-        axis.set_xlabel("epoch")
         axis.legend()
-    _log_percent(axes[0], "training error, %")
+    figures.log_percent(axes[0], "training error, %")
     return figure
 
 
 def _compared(places: dict[str, Design], of: Of):
     figure, (axis,) = figures.panels(1, width=7, height=4)
     for (place, design), colour, marker in zip(places.items(), COLOURS, MARKERS, strict=True):
-        _by_epoch(axis, design, of, place, colour, marker)
+        figures.errors_by_epoch(axis, _training(of, design), place, colour, marker=marker)
     axis.set_title(f"{next(iter(places.values())).depth} layers")
-    axis.set_xlabel("epoch")
     axis.legend()
-    _log_percent(axis, "training error, %")
+    figures.log_percent(axis, "training error, %")
     return figure
 
 
@@ -234,13 +222,12 @@ def _rules(rules: dict[str, Design], costs: dict[Design, Cost], of: Of):
     for (rule, design), colour, marker in zip(rules.items(), COLOURS, MARKERS, strict=False):
         thousands = [cost / 1e3 for cost in costs[design].per_block]
         axes[0].plot(range(1, len(thousands) + 1), thousands, color=colour, marker=marker, markersize=4)
-        _by_epoch(axes[1], design, of, rule, colour, marker)
+        figures.errors_by_epoch(axes[1], _training(of, design), rule, colour, marker=marker)
     axes[0].set_title("cost of each block")
     axes[0].set_xlabel("block")
     axes[0].set_ylabel("multiply-adds per image, thousands")
     axes[0].set_ylim(bottom=0)
     axes[1].set_title("training")
-    axes[1].set_xlabel("epoch")
-    _log_percent(axes[1], "training error, %")
+    figures.log_percent(axes[1], "training error, %")
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
