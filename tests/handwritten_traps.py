@@ -186,6 +186,14 @@ class IgnoresDownsample(TwoConvs):
         return F.relu(self.branch(x) + x)
 
 
+class ThrowsNormAway(PreActivation):
+    """Normalises x, then convolves x itself."""
+
+    def forward(self, x):
+        F.relu(self.bn1(x))
+        return self.conv2(F.relu(self.bn2(self.conv1(x)))) + x
+
+
 class ModifiesX(TwoConvs):
     def forward(self, x):
         out = self.conv1(F.relu_(x))
@@ -444,6 +452,7 @@ TRAPS = {
     "layer-scale": Case(part(LayerScale, 6, 1, 1), **NEVER),
     "beta-parameter": Case(LearnsBeta, **MAYBE),
     "ignores-downsample": Case(IgnoresDownsample, 6, None, False),
+    "throws-norm-away": Case(ThrowsNormAway, **NEVER),
     "modifies-x": Case(ModifiesX, **NEVER),
     "adds-into-x": Case(AddsIntoX, **NEVER),
     "modifies-x-in-shortcut": Case(ModifiesXInTheShortcut, **NEVER),

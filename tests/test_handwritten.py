@@ -23,7 +23,14 @@ from handwritten_parity import (
     step,
 )
 from handwritten_shortcuts import DiveIntoDeepLearning, PreActivation
-from handwritten_traps import AppendsToList, CountsCalls, RemembersOutput, with_activation
+from handwritten_traps import (
+    AppendsToList,
+    CountsCalls,
+    NormAfterAdd,
+    RemembersOutput,
+    ThrowsNormAway,
+    with_activation,
+)
 from support import ops_of, randomise, truth
 from torch import nn
 from training import assert_trains_as_eager
@@ -177,6 +184,17 @@ def test_strict_names_block_and_reason():
     with pytest.raises(ValueError, match=r"1 \(.*LeakyReLU"):
         resnet_fused.convert(model, strict=True)
     assert type(model[0]) is Basic, "the model is unchanged"
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        (NormAfterAdd, "bn2 follows the addition; only a ReLU is supported"),
+        (ThrowsNormAway, "it computes bn1 without using it"),
+    ],
+)
+def test_reason_names_a_norm_by_its_path(block, reason):
+    assert reason in resnet_fused.report(block())[""].reason
 
 
 def test_strict_names_the_class():

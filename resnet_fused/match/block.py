@@ -177,7 +177,9 @@ class _Matcher:
             return "another addition"
         if step.kind == INPUT:
             return "its input"
-        return f"{step.path} ({step.text})" if step.path else step.text or str(node.target)
+        if step.path:
+            return f"{step.path} ({step.text})" if step.text else step.path  # a convolution or norm has no text
+        return step.text or str(node.target)
 
     def _chain(self, main: _Path, side: fx.Node) -> tuple[tuple[str, ...], tuple[str | None, ...], fx.Node]:
         """Names of convolutions and norms, and the node of ``act[0]``."""

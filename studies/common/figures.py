@@ -55,5 +55,23 @@ def log_ticks(axis: Axis) -> None:
     axis.set_minor_formatter(ticker.NullFormatter())
 
 
+def errors_by_epoch(axes: Axes, runs: Sequence[Sequence[float]], label: str, colour: str, **line) -> None:
+    """:func:`band` of errors in [0, 1], one sequence per seed, in percent against the epoch."""
+    percent = [[100 * error for error in run] for run in runs]
+    band(axes, range(1, len(percent[0]) + 1), percent, label, colour, markersize=4, **line)
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def log_percent(axes: Axes, label: str) -> None:
+    """A logarithmic y axis with percent as plain numbers. Call it after drawing."""
+    low, high = axes.dataLim.intervaly
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if 0.7 * low < tick < 1.5 * high]
+    axes.set_yscale("log")
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_ylabel(label)
+
+
 def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None}, facecolor="white")
