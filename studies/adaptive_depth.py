@@ -17,10 +17,10 @@ import resnet_fused
 from resnet_fused.models import cifar_resnet
 
 from .common import data, figures
-from .common.blocks import arranged, blocks_of, deleted, require_fused, without_branch
+from .common.blocks import arranged, blocks_of, deleted, without_branch
 from .common.context import Context
 from .common.report import Report, percent, spread
-from .common.training import Curve, Recipe, fit, logits, network
+from .common.training import Curve, Recipe, check_fused, fit, logits, network
 
 TITLE = "Depth that adapts itself: how near blocks are to the identity, and what removing them costs"
 NEAR = 0.3  # a block whose ratio is less counts as near the identity
@@ -95,7 +95,7 @@ def measure(run: Run) -> Measured:
         for k in range(run.blocks + 1):
             with arranged(model, deleted(model, order[:k])), torch.no_grad():
                 if k == run.blocks // 2:
-                    require_fused(model, x[:2])
+                    check_fused(model, x[:2])
                 fused = logits(model, x)
             with arranged(eager, deleted(eager, order[:k])):
                 seen[0].append(logits(eager, x[:100]).numpy())
@@ -127,8 +127,8 @@ def ratios(model: nn.Module, x: Tensor, fused: bool) -> tuple[float, ...]:
             branch = nn.Sequential(block.conv1, block.bn1, block.relu, block.conv2, block.bn2).eval()
             if fused:
                 resnet_fused.convert(branch, chains=True)
-                require_fused(branch, x[:2])
-                require_fused(block, x[:2])
+                check_fused(branch, x[:2])
+                check_fused(block, x[:2])
             change, kept = branch(x), without_branch(block)(x)
             found.append(float((change.flatten(1).norm(dim=1) / kept.flatten(1).norm(dim=1)).mean()))
             x = block(x)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from resnet_fused.models import cifar_resnet
 
 from .common import data, figures
-from .common.blocks import arranged, blocks_of, deleted, keeps_shape, require_fused, without_branch
+from .common.blocks import arranged, blocks_of, deleted, keeps_shape, without_branch
 from .common.context import Context
 from .common.report import Report, percent, spread
-from .common.training import Curve, Recipe, error, fit, logits, network
+from .common.training import Curve, Recipe, check_fused, error, fit, logits, network
 
 TITLE = "An ensemble of shallow networks: what deleting and permuting blocks costs, and which paths carry the gradient"
 KINDS = {False: ("plain", figures.PLAIN, "s"), True: ("residual", figures.RESIDUAL, "o")}
@@ -100,7 +100,7 @@ def measure(run: Run) -> Measured:
         with arranged(eager, [deleted(eager, chosen)[i] for i in order]):
             seen[what][0].append(logits(eager, images.test_x[:100]).numpy())
         with arranged(model, [deleted(model, chosen)[i] for i in order]), torch.no_grad():
-            require_fused(model, images.test_x[:2])
+            check_fused(model, images.test_x[:2])
             found = logits(model, images.test_x)
         seen[what][1].append(found[:100].numpy())
         return int((found.argmax(1) != images.test_y).sum()) / len(found)
@@ -195,7 +195,7 @@ def forward(model: nn.Module, x: Tensor, labels: Tensor, fused: bool) -> tuple[l
     for block in blocks_of(model):
         x = x.detach().requires_grad_()
         if fused:
-            require_fused(block, x)
+            check_fused(block, x)
         y = block(x)
         steps.append(Step(x, y, without_branch(block)(x), (y > 0).to(y.dtype)))
         x = y

@@ -10,8 +10,8 @@ import torch
 
 from resnet_fused.models import cifar_resnet
 from studies import ensemble
-from studies.common.blocks import arranged, blocks_of, deleted, require_fused
-from studies.common.training import logits, network
+from studies.common.blocks import arranged, blocks_of, deleted
+from studies.common.training import check_fused, logits, network
 
 
 def small(fused, depth=14, residual=True):
@@ -37,9 +37,9 @@ def test_eager_and_fused_agree_without_blocks_and_in_another_order(residual):
 def test_eager_blocks_are_noticed():
     x = torch.randn(4, 1, 8, 8)
     with torch.no_grad():
-        require_fused(small(True).eval(), x)
-        with pytest.raises(RuntimeError, match="should run fused"):
-            require_fused(small(False).eval(), x)
+        check_fused(small(True).eval(), x)
+        with pytest.raises(RuntimeError, match="not all ran fused"):
+            check_fused(small(False).eval(), x)
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -3,10 +3,8 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-import resnet_fused
 from resnet_fused.reference import PlainBlock, ZeroPadShortcut
 
 
@@ -45,17 +43,6 @@ def arranged(model: nn.Module, blocks: Sequence[nn.Module]) -> Iterator[None]:
 def deleted(model: nn.Module, chosen: Sequence[int]) -> list[nn.Module]:
     """The blocks of ``model``, those at ``chosen`` without their branch: an argument of ``arranged``."""
     return [without_branch(block) if i in chosen else block for i, block in enumerate(blocks_of(model))]
-
-
-def require_fused(model: nn.Module, x: Tensor) -> None:
-    """Checks that every fused block in ``model`` runs fused on ``x``, in the modes and with the gradients of now.
-
-    Raises:
-        RuntimeError: a block runs eagerly, or there is none.
-    """
-    explanation = resnet_fused.explain(model, x.contiguous(memory_format=torch.channels_last))
-    if not explanation or any(run.how == "eager" for run in explanation.values()):
-        raise RuntimeError(f"these blocks should run fused:\n{explanation}")
 
 
 def _put(model: nn.Module, blocks: Sequence[nn.Module]) -> None:

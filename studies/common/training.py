@@ -107,7 +107,7 @@ def check_fused(module: nn.Module, x: Tensor) -> None:
     Raises:
         RuntimeError: not all of its blocks and stems ran fused: the comparison would be of eager with eager.
     """
-    explanation = resnet_fused.explain(module, x)
+    explanation = resnet_fused.explain(module, x.contiguous(memory_format=torch.channels_last))
     if not explanation or any(run.how == "eager" for run in explanation.values()):
         raise RuntimeError(f"not all ran fused:\n{explanation}")
 
