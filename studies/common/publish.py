@@ -33,8 +33,8 @@ def measured(report: Report, record: dict, folder: str) -> str:
     seeds = ", ".join(map(str, record["seeds"]))
     parts.append(
         f"Data: {report.data}. Seeds {seeds}; mean and, in brackets or as a band, the range over seeds. "
-        f"Measured on {record['cpu']}, {record['date'][:10]}, commit {record['commit']}, torch {record['torch']}, in "
-        f"{record['minutes']} minutes: `{record['command']}`."
+        f"Measured on {record['cpu']}, {record['date'][:10]}, commit {record['commit']}, torch {record['torch']}: "
+        f"`{record['command']}`."
     )
     return "\n\n".join(parts) + "\n"
 
