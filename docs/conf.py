@@ -29,7 +29,7 @@ include_patterns = [
     "docs/**.md",
     "examples/README.md",
     "examples/*.ipynb",
-    "studies/**.md",
+    "studies/*.md",
     "benchmarks/README.md",
     "benchmarks/results/**.md",
     "tests/golden/README.md",

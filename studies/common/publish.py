@@ -1,4 +1,4 @@
-"""Writes a report: figures, ``results.json`` and ``table.md`` in a folder; on request also the study's page."""
+"""Writes a report: figures and ``results.json`` in a folder, and the tables into a file or into the study's page."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 def write(report: Report, record: dict, folder: Path) -> None:
-    """Writes ``<figure>.svg``, ``results.json`` and ``table.md`` to ``folder``."""
+    """Writes ``<figure>.svg`` and ``results.json`` to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in report.figures.items():
         figures.save(figure, folder / f"{name}.svg")
@@ -22,7 +22,6 @@ def write(report: Report, record: dict, folder: Path) -> None:
         "numbers": report.numbers,
     }
     (folder / "results.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(measured(report, record, ""), encoding="utf-8")
 
 
 def measured(report: Report, record: dict, folder: str) -> str:

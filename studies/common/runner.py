@@ -45,11 +45,13 @@ def run(names: list[str], options: Options, console: Console) -> list[str]:
             folder = (FOLDER / "results" if options.publish else options.out) / name
             with figures.style():
                 publish.write(report, record, folder)
+            text = publish.measured(report, record, f"results/{name}/" if options.publish else "")
             if options.publish:
-                text = publish.measured(report, record, f"results/{name}/")
                 publish.update_page(FOLDER / f"{name}.md", text)
+            else:
+                (folder / "table.md").write_text(text, encoding="utf-8")
             console.print(f"\n{study.TITLE}\n")
-            console.print((folder / "table.md").read_text(encoding="utf-8"), markup=False, highlight=False)
-            console.print(f"Wrote {', '.join(report.figures)} (svg), table.md and results.json to {folder}\n")
+            console.print(text, markup=False, highlight=False)
+            console.print(f"Wrote {', '.join(report.figures)} (svg), results.json and the tables; see {folder}\n")
             failures += [f"{name}: {failure}" for failure in report.failures()]
     return failures
