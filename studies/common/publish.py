@@ -28,7 +28,7 @@ def measured(report: Report, record: dict, folder: str) -> str:
     """The figures, tables and provenance in Markdown. ``folder`` is where the figures are, ending in "/" or empty."""
     parts = [f"![{name.replace('_', ' ')}]({folder}{name}.svg)" for name in report.figures]
     parts += [table.markdown() for table in report.tables]
-    parts.append(_agreement(report).markdown())
+    parts += _agreement(report)
     seeds = ", ".join(map(str, record["seeds"]))
     parts.append(
         f"Data: {report.data}. Seeds {seeds}; mean and, in brackets or as a band, the range over seeds. "
@@ -51,9 +51,13 @@ def update_page(page: Path, text: str) -> None:
     page.write_text(f"{before}{BEGIN}\n{text}{END}{after}", encoding="utf-8")
 
 
-def _agreement(report: Report) -> Table:
+def _agreement(report: Report) -> list[str]:
+    """A folded table, which GitHub and the site unfold."""
     rows = tuple(
         (a.what, f"{a.difference:.2g}", f"{a.limit:.2g}", a.unit, "yes" if a.holds else "**no**")
         for a in report.agreements
     )
-    return Table("Eager against fused blocks", ("compared", "difference", "allowed", "unit", "agree"), rows)
+    table = Table("", ("compared", "difference", "allowed", "unit", "agree"), rows).markdown()
+    agree = sum(a.holds for a in report.agreements)
+    summary = f"<summary>Eager against fused blocks: {agree} of {len(rows)} comparisons agree</summary>"
+    return [f"<details>{summary}", table, "</details>"]

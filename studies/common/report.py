@@ -22,7 +22,8 @@ class Table:
 
     def markdown(self) -> str:
         lines = [self.columns, ("---",) + ("---:",) * (len(self.columns) - 1), *self.rows]
-        return f"**{self.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        title = f"**{self.title}**\n\n" if self.title else ""
+        return title + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 @dataclass(frozen=True)
