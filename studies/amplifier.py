@@ -14,7 +14,7 @@ from resnet_fused.models import cifar_resnet
 from .common import data, figures
 from .common.context import Context
 from .common.report import Report, percent, spread
-from .common.training import Curve, Recipe, check_fused, fit, measure_statistics, network
+from .common.training import Curve, Recipe, check_fused, early_losses, fit, measure_statistics, network
 
 TITLE = "A differential amplifier: the response of the last layer to a small change of the input"
 KINDS = ("noise", "one pixel", "towards another image")
@@ -64,6 +64,7 @@ class Result:
 
     responses: tuple[dict[bool, Response], ...]
     curves: dict[bool, Curve]
+    exact: tuple[float, ...]  # the first losses in float64
 
 
 def measure(job: Job) -> Result:
@@ -72,7 +73,8 @@ def measure(job: Job) -> Result:
     models = {fused: job.network(fused) for fused in (False, True)}
     epochs = {False: job.epochs if job.depth <= TRAINED_TWICE else 1, True: job.epochs}
     curves = {fused: fit(model, images, Recipe(epochs[fused], batch=64), job.seed) for fused, model in models.items()}
-    return Result((untrained, respond(models, images, job)), curves)
+    exact = early_losses(job.network(False).double(), images, Recipe(job.epochs, batch=64), job.seed)
+    return Result((untrained, respond(models, images, job)), curves, exact)
 
 
 def respond(models: dict[bool, nn.Module], images: data.Data, job: Job) -> dict[bool, Response]:
@@ -185,9 +187,10 @@ def run(context: Context) -> Report:
             pair = [[r.single for d in depths for r in of(d, residual, state, f)] for f in (0, 1)]
             report.same_weights(f"{name}: responses {when}, float32, {SIZES[SINGLE]:.0%}", *pair)
         for depth in depths:
-            chosen = [r.curves for j, r in results.items() if (j.depth, j.residual) == (depth, residual)]
-            pair = [[curves[fused] for curves in chosen] for fused in (False, True)]
-            report.curves(f"{name} {depth}", *pair, finished=not context.quick and depth <= TRAINED_TWICE)
+            chosen = [r for j, r in results.items() if (j.depth, j.residual) == (depth, residual)]
+            pair = [[r.curves[fused] for r in chosen] for fused in (False, True)]
+            finished = not context.quick and depth <= TRAINED_TWICE
+            report.curves(f"{name} {depth}", *pair, finished, [r.exact for r in chosen])
             report.numbers[f"{name} {depth}"] = {
                 when: [{n: a.tolist() for n, a in vars(r).items()} for r in of(depth, residual, state)]
                 for state, when in enumerate(STATES)

@@ -41,6 +41,14 @@ def test_curves_that_differ_fail(fused):
     assert "eager and fused differ" in report.failures()[0]
 
 
+def test_where_eager_is_inexact_float64_decides():
+    eager, exact = [curve(0.1, early=(2.3, 2.05))], [(2.3, 2.1)]
+    for second, failures in ((2.2, 0), (2.3, 1)):
+        report = Report("data")
+        report.curves("plain", eager, [curve(0.1, early=(2.3, second))], finished=False, exact=exact)
+        assert len(report.failures()) == failures
+
+
 @pytest.mark.parametrize("fused", [[1.0, 2.01], [1.0, float("nan")]])
 def test_results_of_the_same_weights_must_agree(fused):
     report = Report("data")

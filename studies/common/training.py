@@ -1,6 +1,7 @@
 """Training of small classifiers, with eager or with fused blocks."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -58,35 +59,58 @@ def fit(model: nn.Module, data: Data, recipe: Recipe, seed: int, loss_of=nn.func
 
     Runs on the device of the model's parameters.
     """
-    steps = len(data.train_x) // recipe.batch
     data = data.to(next(model.parameters()).device)
-    optimiser = torch.optim.SGD(
-        model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
-    warmup = torch.optim.lr_scheduler.LinearLR(optimiser, 1 / steps, total_iters=steps)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, (recipe.epochs - 1) * steps))
-    schedule = torch.optim.lr_scheduler.SequentialLR(optimiser, [warmup, cosine], [steps])
-    order = torch.Generator().manual_seed(seed)
+    run = _Run(model, data, recipe, seed, loss_of)
     epochs: list[tuple[float, float, float]] = []
     early: list[float] = []
     for _ in range(recipe.epochs):
         model.train()
-        losses, wrong = [], 0
-        for chosen in torch.randperm(len(data.train_x), generator=order)[: steps * recipe.batch].split(recipe.batch):
-            chosen = chosen.to(data.train_x.device)
-            labels = data.train_y[chosen]
-            logits = model(data.train_x[chosen].contiguous(memory_format=torch.channels_last))
-            loss = loss_of(logits, labels)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            losses.append(loss.item())
-            wrong += int((logits.argmax(1) != labels).sum())
+        losses, wrong = zip(*(run.step(chosen) for chosen in run.batches()), strict=True)
         early += losses[: EARLY_STEPS - len(early)]
-        epochs.append((sum(losses) / steps, wrong / (steps * recipe.batch), error(model, data.test_x, data.test_y)))
-    loss_, train_error, test_error = zip(*epochs, strict=True)
-    return Curve(loss_, train_error, test_error, tuple(early))
+        test_error = error(model, data.test_x, data.test_y)
+        epochs.append((sum(losses) / run.steps, sum(wrong) / (run.steps * recipe.batch), test_error))
+    loss, train_error, test_error = zip(*epochs, strict=True)
+    return Curve(loss, train_error, test_error, tuple(early))
+
+
+def early_losses(model: nn.Module, data: Data, recipe: Recipe, seed: int) -> tuple[float, ...]:
+    """The losses of the first ``EARLY_STEPS`` steps of :func:`fit`, in the dtype of the model's parameters."""
+    run = _Run(model.train(), data, recipe, seed, nn.functional.cross_entropy)
+    return tuple(run.step(chosen)[0] for chosen in itertools.islice(run.batches(), EARLY_STEPS))
+
+
+class _Run:
+    """The steps of a training run. ``steps``: of an epoch."""
+
+    def __init__(self, model: nn.Module, data: Data, recipe: Recipe, seed: int, loss_of) -> None:
+        self.model, self.data, self.batch, self.loss_of = model, data, recipe.batch, loss_of
+        self.steps = len(data.train_x) // recipe.batch
+        self.optimiser = torch.optim.SGD(
+            model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+        warmup = torch.optim.lr_scheduler.LinearLR(self.optimiser, 1 / self.steps, total_iters=self.steps)
+        rest = max(1, (recipe.epochs - 1) * self.steps)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, rest)
+        self.schedule = torch.optim.lr_scheduler.SequentialLR(self.optimiser, [warmup, cosine], [self.steps])
+        self.order = torch.Generator().manual_seed(seed)
+
+    def batches(self) -> Iterator[Tensor]:
+        """The indices of each batch of the next epoch."""
+        shuffled = torch.randperm(len(self.data.train_x), generator=self.order)[: self.steps * self.batch]
+        yield from shuffled.to(self.data.train_x.device).split(self.batch)
+
+    def step(self, chosen: Tensor) -> tuple[float, int]:
+        """Takes one step; returns the loss before it, and the number of images that were classified wrongly."""
+        dtype = next(self.model.parameters()).dtype
+        x = self.data.train_x[chosen].to(dtype, memory_format=torch.channels_last)
+        labels = self.data.train_y[chosen]
+        logits = self.model(x)
+        loss = self.loss_of(logits, labels)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        self.schedule.step()
+        return loss.item(), int((logits.argmax(1) != labels).sum())
 
 
 def error(model: nn.Module, x: Tensor, y: Tensor) -> float:
