@@ -11,7 +11,7 @@ from resnet_fused.models import cifar_resnet
 from .common import data, figures
 from .common.context import Context
 from .common.report import Report, percent
-from .common.training import Curve, Recipe, fit, network
+from .common.training import Curve, Recipe, early_losses, fit, network
 
 TITLE = "Degradation: deeper plain networks train worse, deeper residual networks do not"
 
@@ -40,6 +40,13 @@ def train(run: Run) -> Curve:
     return fit(network(build, run.seed, run.fused).to(run.device()), images, run.recipe, run.seed)
 
 
+def first_losses(run: Run) -> tuple[float, ...]:
+    """In float64, of the eager network on the CPU."""
+    images = run.data()
+    build = partial(cifar_resnet, run.depth, residual=run.residual, in_channels=images.channels)
+    return early_losses(network(build, run.seed, fused=False).double(), images, run.recipe, run.seed)
+
+
 def run(context: Context) -> Report:
     if context.cifar10 is not None:
         depths, recipe = (20, 56), Recipe(epochs=1 if context.quick else 30)
@@ -55,13 +62,19 @@ def run(context: Context) -> Report:
         for fused in (False, True)
     ]
     curves = context.map("Degradation: training", train, runs)
+    exact = context.map("Degradation: first losses, float64", first_losses, [run for run in runs if not run.fused])
+    return summary(curves, exact, finished=not context.quick)
+
+
+def summary(curves: dict[Run, Curve], exact: dict[Run, tuple[float, ...]], finished: bool) -> Report:
+    """The report. ``exact`` has the first losses of each eager run in float64."""
+    run = next(iter(curves))
+    depths, recipe = sorted({run.depth for run in curves}), run.recipe
 
     def of(depth: int, residual: bool, fused: bool = True) -> list[Curve]:
-        return [
-            curve for run, curve in curves.items() if (run.depth, run.residual, run.fused) == (depth, residual, fused)
-        ]
+        return [curves[run] for run in curves if (run.depth, run.residual, run.fused) == (depth, residual, fused)]
 
-    report = Report(runs[0].data().name)
+    report = Report(run.data().name)
     report.table(
         f"Training and test error in % after {recipe.epochs} epochs, fused blocks",
         ("depth", "plain: training", "residual: training", "plain: test", "residual: test"),
@@ -77,7 +90,8 @@ def run(context: Context) -> Report:
     for residual in (False, True):
         for depth in depths:
             kind = f"{'residual' if residual else 'plain'} {depth}"
-            report.curves(kind, of(depth, residual, False), of(depth, residual), finished=not context.quick)
+            truth = [exact[run] for run in exact if (run.depth, run.residual) == (depth, residual)]
+            report.curves(kind, of(depth, residual, False), of(depth, residual), finished, truth)
             report.numbers[kind] = {
                 "eager": [vars(c) for c in of(depth, residual, False)],
                 "fused": [vars(c) for c in of(depth, residual)],
