@@ -113,7 +113,8 @@ def _by_epoch(depths, recipe, of):
                 figures.band(axis, epochs, runs, label, colour, linestyle=style)
         axis.set_title("residual" if residual else "plain")
         axis.set_xlabel("epoch")
-        axis.legend()
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     axes[0].set_ylabel("training error, %")
     axes[0].set_ylim(bottom=0)
     return figure
