@@ -19,7 +19,7 @@ def small(fused, depth=14, residual=True):
 
 
 @pytest.mark.parametrize("residual", [True, False])
-def test_eager_and_fused_agree_without_blocks_and_in_another_order(residual):
+def test_eager_and_fused_agree_in_another_order_of_blocks(residual):
     eager, fused = small(False, residual=residual), small(True, residual=residual)
     x = torch.randn(4, 1, 8, 8)
     whole = logits(eager, x)
@@ -59,7 +59,7 @@ def test_paths_of_a_length_add_up(fused):
     torch.testing.assert_close(torch.stack(sums).sum(0), torch.autograd.grad(loss, start)[0])
 
 
-def test_path_through_branches_only_is_the_gradient_without_shortcuts():
+def test_path_of_branches_is_the_gradient_without_shortcuts():
     model = small(False, depth=8).train().requires_grad_(False)
     steps, gradient = ensemble.forward(model, torch.randn(8, 1, 8, 8), torch.arange(8), False)
     found = ensemble.along(steps, gradient, range(3))
