@@ -6,7 +6,6 @@ source; a link to a folder opens a list of its files. What is no text, or is lar
 
 import html
 import os
-import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,13 +144,9 @@ def mark_reports(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def read_source(app: Sphinx, docname: str, source: list[str]) -> None:
-    """``source-read``: a toctree may name a folder without pages, and a report may lack a title."""
+    """``source-read``: a report may lack a title."""
     if docname.startswith("benchmarks/results/") and not source[0].startswith(("#", "<!--")):
         source[0] = f"# {Path(docname).parent.name}/{Path(docname).name}\n\n{source[0]}"
-    for pattern in re.findall(r"^\.\./\S*\*$", source[0], re.MULTILINE):
-        found = {path.suffix for path in (ROOT / docname).parent.glob(pattern)}
-        if not found & {".md", ".ipynb"}:
-            source[0] = source[0].replace(f"\n{pattern}\n", "\n")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
