@@ -191,6 +191,10 @@ def run(context: Context) -> Report:
             pair = [[r.curves[fused] for r in chosen] for fused in (False, True)]
             finished = not context.quick and depth <= TRAINED_TWICE
             report.curves(f"{name} {depth}", *pair, finished, [r.exact for r in chosen])
+            report.numbers[f"{name} {depth}: training"] = [
+                {"eager": vars(r.curves[False]), "fused": vars(r.curves[True]), "first losses in float64": r.exact}
+                for r in chosen
+            ]
             report.numbers[f"{name} {depth}"] = {
                 when: [{n: a.tolist() for n, a in vars(r).items()} for r in of(depth, residual, state)]
                 for state, when in enumerate(STATES)

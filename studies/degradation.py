@@ -11,7 +11,7 @@ from resnet_fused.models import cifar_resnet
 from .common import data, figures
 from .common.context import Context
 from .common.report import Report, percent
-from .common.training import Curve, Recipe, early_losses, fit, network
+from .common.training import Curve, Recipe, check_fused, early_losses, fit, network
 
 TITLE = "Degradation: deeper plain networks train worse, deeper residual networks do not"
 
@@ -37,7 +37,10 @@ class Run:
 def train(run: Run) -> Curve:
     images = run.data()
     build = partial(cifar_resnet, run.depth, residual=run.residual, in_channels=images.channels)
-    return fit(network(build, run.seed, run.fused).to(run.device()), images, run.recipe, run.seed)
+    model = network(build, run.seed, run.fused).to(run.device())
+    if run.fused:
+        check_fused(model.train(), images.train_x[:2].to(run.device()))
+    return fit(model, images, run.recipe, run.seed)
 
 
 def first_losses(run: Run) -> tuple[float, ...]:
@@ -95,6 +98,7 @@ def summary(curves: dict[Run, Curve], exact: dict[Run, tuple[float, ...]], finis
             report.numbers[kind] = {
                 "eager": [vars(c) for c in of(depth, residual, False)],
                 "fused": [vars(c) for c in of(depth, residual)],
+                "first losses in float64": truth,
             }
     report.figures["training_error"] = _by_epoch(depths, recipe, of)
     report.figures["by_depth"] = _by_depth(depths, of)

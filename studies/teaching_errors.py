@@ -18,6 +18,7 @@ from .common.report import Report, percent, spread
 from .common.training import Curve, Recipe, fit, logits, network
 
 TITLE = "Errors found in teaching code: what each costs, and what resnet_fused says about it"
+DOUBLE_LIMIT = 1e-6  # float64
 LOOKS = {"mended": (figures.PLAIN, "o"), "first": (figures.RESIDUAL, "s"), "second": (figures.THIRD, "^")}
 
 # Each takes the number of blocks per stage.
@@ -132,7 +133,8 @@ class Trained:
 
 @dataclass(frozen=True)
 class Checked:
-    """``steps``: loss, gradients and buffers after one training step in float64, eager and fused.
+    """``steps``: loss, gradients and buffers after one training step in float64, eager and fused, each tensor relative
+    to the largest value of the eager one, or to a millionth of the largest of all where that is more.
 
     ``without_gradient``: the number of parameters (tensors) that get none, eager and fused.
     """
@@ -158,13 +160,17 @@ def check(run: Run) -> Checked:
     steps, missing = [], []
     for fused in (False, True):
         model = network(run.build, 0, fused).double()
-        nn.functional.cross_entropy(model(x.double()), images.train_y[:32]).backward()
+        loss = nn.functional.cross_entropy(model(x.double()), images.train_y[:32])
+        loss.backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        parts = [*gradients, *(buffer.double() for buffer in model.buffers())]
-        steps.append(torch.cat([part.flatten() for part in parts]).numpy())
+        parts = [loss.detach(), *gradients, *(buffer.double() for buffer in model.buffers())]
+        steps.append([part.flatten() for part in parts])
         missing.append(len(list(model.parameters())) - len(gradients))
+    sizes = torch.stack([part.abs().max() for part in steps[0]])
+    sizes = sizes.clamp_min(1e-6 * sizes.max())
+    scaled = [torch.cat([part / size for part, size in zip(step, sizes, strict=True)]).numpy() for step in steps]
     types = tuple({type(unit) for unit in network(run.build, 0, False).modules() if isinstance(unit, UNITS)})
-    return Checked(fusing(network(run.build, 0, False), types, x), tuple(steps), tuple(missing))
+    return Checked(fusing(network(run.build, 0, False), types, x), (scaled[0], scaled[1]), tuple(missing))
 
 
 UNITS = (blocks.Layers, blocks.PreActivation)
@@ -240,7 +246,7 @@ def run(context: Context) -> Report:
         report.same_weights(f"{name}: the same exception (1: yes)", [1], [int(eager == fused)])
     for run in forms:
         result = checked[run]
-        report.same_weights(f"{run}: gradients and buffers of a step", *result.steps)
+        report.same_weights(f"{run}: loss, gradients and buffers of a step", *result.steps, limit=DOUBLE_LIMIT)
         report.same_weights(f"{run}: parameters without gradient", *result.without_gradient)
         first = next(
             trained[other] for other in runs if (other.part, other.form, other.fused) == (run.part, run.form, False)

@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help='a study, as listed by "study list", or "all"')
     parser.add_argument("--quick", action="store_true", help="a short form, in seconds: checks the code only")
     parser.add_argument("--seeds", type=int, nargs="+", help=f"default: {SEEDS}; {QUICK_SEEDS} with --quick")
-    parser.add_argument("--cifar10", type=Path, metavar="FOLDER", help="folder of cifar-10-batches-py")
+    parser.add_argument(
+        "--cifar10", type=Path, metavar="FOLDER", help="use CIFAR-10 from here; variants and teaching_errors do not"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("study-output"), metavar="FOLDER", help="output folder (default: %(default)s)"
     )

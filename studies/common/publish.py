@@ -18,7 +18,7 @@ def write(report: Report, record: dict, folder: Path) -> None:
         "run": record,
         "data": report.data,
         "tables": [vars(table) for table in report.tables],
-        "agreement": [{**vars(a), "holds": a.holds} for a in report.agreements],
+        "agreement": [{**vars(a), "verdict": a.verdict} for a in report.agreements],
         "numbers": report.numbers,
     }
     (folder / "results.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
@@ -32,8 +32,8 @@ def measured(report: Report, record: dict, folder: str) -> str:
     seeds = ", ".join(map(str, record["seeds"]))
     parts.append(
         f"Data: {report.data}. Seeds {seeds}; mean and, in brackets or as a band, the range over seeds. "
-        f"Measured on {record['cpu']}, {record['date'][:10]}, commit {record['commit']}, torch {record['torch']}: "
-        f"`{record['command']}`."
+        f"Measured on {record['cpu'].rpartition(', ')[0]}, in processes of one thread, {record['date'][:10]}, "
+        f"commit {record['commit']}, torch {record['torch']}: `{record['command']}`."
     )
     return "\n\n".join(parts) + "\n"
 
@@ -53,11 +53,9 @@ def update_page(page: Path, text: str) -> None:
 
 def _agreement(report: Report) -> list[str]:
     """A folded table, which GitHub and the site unfold."""
-    rows = tuple(
-        (a.what, f"{a.difference:.2g}", f"{a.limit:.2g}", a.unit, "yes" if a.holds else "**no**")
-        for a in report.agreements
-    )
+    rows = tuple((a.what, f"{a.difference:.2g}", f"{a.limit:.2g}", a.unit, a.verdict) for a in report.agreements)
     table = Table("", ("compared", "difference", "allowed", "unit", "agree"), rows).markdown()
-    agree = sum(a.holds for a in report.agreements)
-    summary = f"<summary>Eager against fused blocks: {agree} of {len(rows)} comparisons agree</summary>"
+    verdicts = [a.verdict for a in report.agreements]
+    counts = f"{verdicts.count('yes')} of {len(rows)} comparisons agree, {verdicts.count('cannot tell')} cannot tell"
+    summary = f"<summary>Eager against fused blocks: {counts}</summary>"
     return [f"<details>{summary}", table, "</details>"]

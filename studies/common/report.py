@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from .training import Curve
 
 EARLY_LIMIT = 0.01  # relative difference of the losses before and after the first update
+CONCLUSIVE = 2.0  # points of training error
 SAME_WEIGHTS_LIMIT = 1e-3  # relative difference of results computed from the same weights
 
 
@@ -34,6 +35,11 @@ class Agreement:
     difference: float
     limit: float
     unit: str
+    conclusive: bool = True  # False: the limit is so wide that the two could differ unseen
+
+    @property
+    def verdict(self) -> str:
+        return "**no**" if not self.holds else "yes" if self.conclusive else "cannot tell"
 
     @property
     def holds(self) -> bool:
@@ -88,7 +94,8 @@ class Report:
             e, f = ([100 * curve.train_error[-1] for curve in runs] for runs in (eager, fused))
             limit = 2 * float(max(np.ptp(e), np.ptp(f))) + 0.1
             difference = abs(float(np.mean(e) - np.mean(f)))
-            self.agreements.append(Agreement(f"{what}: final training error", difference, limit, "points"))
+            conclusive = limit <= CONCLUSIVE
+            self.agreements.append(Agreement(f"{what}: final training error", difference, limit, "points", conclusive))
 
     def failures(self) -> list[str]:
         """One sentence for each disagreement."""
