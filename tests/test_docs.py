@@ -180,7 +180,7 @@ def check(words):
         assert paths, words
         assert all((ROOT / path).exists() for path in paths), f"no such file: {paths}"
     else:
-        assert program in ("git", "cd", "pip", "export"), f"no check of {program}"
+        assert program in ("git", "cd", "pip", "export", "."), f"no check of {program}"
 
 
 WITH_COMMANDS = [page for page in [*PAGES, *OTHERS] if any(commands(page.read_text(encoding="utf-8")))]
