@@ -38,10 +38,7 @@ PAGES = [
     *sorted((ROOT / "studies").glob("*.md")),
 ]
 # Pages whose commands are checked too.
-OTHERS = [
-    *map(ROOT.joinpath, ("benchmarks/README.md", "examples/README.md", "tests/golden/README.md")),
-    *sorted((ROOT / "studies").glob("*.md")),
-]
+OTHERS = [ROOT / path for path in ("benchmarks/README.md", "examples/README.md", "tests/golden/README.md")]
 FLAGS = doctest.ELLIPSIS
 # A block of Python by any name that GitHub highlights.
 FENCE = re.compile(r"^\s*(?:```|~~~)\s*(?:\{code[\w-]*\}\s*)?(python|py|python3|pycon|ipython)\b", re.MULTILINE)
