@@ -83,7 +83,7 @@ def measure(run: Run) -> Measured:
         return Measured(images.name, fit(model, images, run.recipe, run.seed))
     x, y = images.test_x[:1000], images.test_y[:1000]
     start = ratios(model, x, fused=True)
-    curve = fit(model, images, run.recipe, run.seed)
+    curve = fit(model, images, run.recipe, run.seed, require_fused=True)
     trained = ratios(model, x, fused=True)
     eager = run.network(images.channels, fused=False)
     eager.load_state_dict(model.state_dict())

@@ -72,7 +72,10 @@ def measure(job: Job) -> Result:
     untrained = respond({fused: job.network(fused) for fused in (False, True)}, images, job)
     models = {fused: job.network(fused) for fused in (False, True)}
     epochs = {False: job.epochs if job.depth <= TRAINED_TWICE else 1, True: job.epochs}
-    curves = {fused: fit(model, images, Recipe(epochs[fused], batch=64), job.seed) for fused, model in models.items()}
+    curves = {
+        fused: fit(model, images, Recipe(epochs[fused], batch=64), job.seed, require_fused=fused)
+        for fused, model in models.items()
+    }
     exact = early_losses(job.network(False).double(), images, Recipe(job.epochs, batch=64), job.seed)
     return Result((untrained, respond(models, images, job)), curves, exact)
 

@@ -11,7 +11,7 @@ from resnet_fused.models import cifar_resnet
 from .common import data, figures
 from .common.context import Context
 from .common.report import Report, percent
-from .common.training import Curve, Recipe, check_fused, early_losses, fit, network
+from .common.training import Curve, Recipe, early_losses, fit, network
 
 TITLE = "Degradation: deeper plain networks train worse, deeper residual networks do not"
 
@@ -38,9 +38,7 @@ def train(run: Run) -> Curve:
     images = run.data()
     build = partial(cifar_resnet, run.depth, residual=run.residual, in_channels=images.channels)
     model = network(build, run.seed, run.fused).to(run.device())
-    if run.fused:
-        check_fused(model.train(), images.train_x[:2].to(run.device()))
-    return fit(model, images, run.recipe, run.seed)
+    return fit(model, images, run.recipe, run.seed, require_fused=run.fused)
 
 
 def first_losses(run: Run) -> tuple[float, ...]:

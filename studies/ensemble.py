@@ -88,7 +88,7 @@ def measure(run: Run) -> Measured:
     images = run.data()
     model = run.network(run.fused)
     paths = [by_length(model, images, run)] if run.fused and run.residual else []
-    curve = fit(model, images, run.size.recipe, run.seed)
+    curve = fit(model, images, run.size.recipe, run.seed, require_fused=run.fused)
     test_error = error(model, images.test_x, images.test_y)
     if not run.fused:
         return Measured(images.name, curve, test_error)

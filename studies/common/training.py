@@ -54,12 +54,21 @@ def network(build: Callable[[], nn.Module], seed: int, fused: bool) -> nn.Module
     return model.to(memory_format=torch.channels_last)
 
 
-def fit(model: nn.Module, data: Data, recipe: Recipe, seed: int, loss_of=nn.functional.cross_entropy) -> Curve:
+def fit(
+    model: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    seed: int,
+    loss_of=nn.functional.cross_entropy,
+    require_fused: bool = False,
+) -> Curve:
     """Trains ``model`` in place, in the batch order of ``seed``; the last partial batch of an epoch is dropped.
 
-    Runs on the device of the model's parameters.
+    Runs on the device of the model's parameters. ``require_fused``: first :func:`check_fused` in training mode.
     """
     data = data.to(next(model.parameters()).device)
+    if require_fused:
+        check_fused(model.train(), data.train_x[:2])
     run = _Run(model, data, recipe, seed, loss_of)
     epochs: list[tuple[float, float, float]] = []
     early: list[float] = []
