@@ -69,14 +69,14 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   m.def("bn_act_backward_reduce(Tensor grad, Tensor x, " BN ", Tensor? out, bool relu) -> (Tensor, Tensor)");
   // g and these sums, with out the ReLU's output behind an add: g is also the shortcut's gradient.
   m.def("bn_add_act_backward_reduce(Tensor grad, Tensor x, " BN ", Tensor out" MEMORY ") -> (Tensor, Tensor, Tensor)");
-  // Backward through conv(relu(bn(x))) with stride 1 and one group: the gradient of relu(bn(x)), to which `beside`,
-  // another gradient, is added before the one rounding; and bn_act_backward_reduce of it.
+  // Backward through conv(relu(bn(x))) with stride 1 and one group: the gradient of relu(bn(x)), to which
+  // `grad_addend`, another gradient, is added before the one rounding; and bn_act_backward_reduce of it.
   m.def("conv_backward_reduce(Tensor grad, Tensor weight, int[2] padding, int[2] dilation, Tensor x, " BN
-        ", Tensor? beside, bool allow_tf32) -> (Tensor, Tensor, Tensor)");
-  // The input gradient of a convolution with stride 1 and one group: a convolution with the flipped filter. `beside`,
-  // another gradient, is added before the one rounding. padding: at most the filter's extent.
+        ", Tensor? grad_addend, bool allow_tf32) -> (Tensor, Tensor, Tensor)");
+  // The input gradient of a convolution with stride 1 and one group: a convolution with the flipped filter.
+  // `grad_addend`, another gradient, is added before the one rounding. padding: at most the filter's extent.
   m.def(
-      "conv_backward_input(Tensor grad, Tensor weight, int[2] padding, int[2] dilation, Tensor? beside, bool "
+      "conv_backward_input(Tensor grad, Tensor weight, int[2] padding, int[2] dilation, Tensor? grad_addend, bool "
       "allow_tf32" MEMORY ") -> Tensor");
   // The weight gradient of conv(relu(pre(x))), or of conv(x) without pre_mean; only the weight's shape and layout are
   // used (CPU).
@@ -93,7 +93,7 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
         ") -> (Tensor, Tensor)");
   // From that output's gradient to bn(x)'s: the sum over the windows whose argmax an element is. One rounding.
   m.def(
-      "bn_relu_max_pool_backward(Tensor grad, Tensor taken, Tensor x, int[2] pool_kernel, int[2] pool_stride, int[2] "
+      "bn_relu_max_pool_backward(Tensor grad, Tensor argmax, Tensor x, int[2] pool_kernel, int[2] pool_stride, int[2] "
       "pool_padding" MEMORY ") -> Tensor");
 
   // Argument checks of ops that are composed of others in Python: of conv_stats and conv_backward_reduce on the CPU, of
@@ -101,9 +101,11 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   m.def(
       "check_conv_stats(Tensor x, Tensor? pre_gamma, Tensor? pre_beta, Tensor? pre_mean, Tensor? pre_var, float "
       "pre_eps, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int groups) -> ()");
-  m.def("check_conv_backward_input(Tensor grad, Tensor weight, int[2] padding, int[2] dilation, Tensor? beside) -> ()");
+  m.def(
+      "check_conv_backward_input(Tensor grad, Tensor weight, int[2] padding, int[2] dilation, Tensor? grad_addend) -> "
+      "()");
   m.def("check_conv_backward_reduce(Tensor grad, Tensor weight, int[2] padding, int[2] dilation, Tensor x, " BN
-        ", Tensor? beside) -> ()");
+        ", Tensor? grad_addend) -> ()");
 
   // Drops the packed copies of these weights and unfreezes them. Safe at any time, from any thread.
   m.def("forget_packed(Tensor[] weights) -> ()");
@@ -125,9 +127,9 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   // The plan of a convolution on a GPU, as text. mode is "plain", "prologue" (bn_relu_conv_bn_act),
   // "projection" or "projection prologue" (conv_bn_proj_act without and with pre_mean), "statistics" or "prologue
   // statistics" (conv_stats likewise), "gradient sums" (conv_backward_reduce; x_shape is the gradient's, weight_shape
-  // the flipped filter's, residual means beside); proj_x_shape and proj_stride are read where there is a projection.
-  // device is compute capability (80 for 8.0), SMs, and the shared memory in bytes that a block may have and that an SM
-  // has.
+  // the flipped filter's, residual means grad_addend); proj_x_shape and proj_stride are read where there is a
+  // projection. device is compute capability (80 for 8.0), SMs, and the shared memory in bytes that a block may have
+  // and that an SM has.
   m.def(
       "explain_cuda(int[] x_shape, int[] weight_shape, int[2] stride, int[2] padding, int[2] dilation, int groups, str "
       "dtype, str mode, int[] proj_x_shape, int[2] proj_stride, bool residual, bool aligned, bool allow_tf32, int[] "

@@ -63,10 +63,10 @@ CALLS = {
     "bn_add_act_backward_reduce": lambda: dict(grad=image(), x=image()) | bn("", C) | dict(out=image()),
     "conv_backward_reduce": lambda: (
         dict(grad=image(K), weight=randn(K, C, 3, 3), padding=ONE, dilation=ONE, x=image()) | bn("", C)
-        | dict(beside=image(), allow_tf32=False)
+        | dict(grad_addend=image(), allow_tf32=False)
     ),
     "conv_backward_input": lambda: dict(
-        grad=image(K), weight=randn(K, C, 3, 3), padding=ONE, dilation=ONE, beside=image(), allow_tf32=False
+        grad=image(K), weight=randn(K, C, 3, 3), padding=ONE, dilation=ONE, grad_addend=image(), allow_tf32=False
     ),
     "conv_backward_weight": lambda: (
         dict(grad=image(K), x=image()) | bn("pre_", C) | dict(weight=randn(K, C, 3, 3)) | GEOMETRY
@@ -77,7 +77,7 @@ CALLS = {
     ),
     "bn_relu_max_pool": lambda: dict(x=image()) | bn("", C) | POOL,
     "bn_relu_max_pool_backward": lambda: (
-        dict(grad=randn(N, C, 5, 5), taken=torch.zeros(N, C, 5, 5, dtype=torch.uint8), x=image()) | POOL
+        dict(grad=randn(N, C, 5, 5), argmax=torch.zeros(N, C, 5, 5, dtype=torch.uint8), x=image()) | POOL
     ),
     "explain_cpu": lambda: dict(x=[N, C, SIZE, SIZE], weight=[K, C, 3, 3]) | GEOMETRY | dict(dtype="float32"),
 }  # fmt: skip
@@ -186,7 +186,7 @@ TABLE = [
     # gradients and addends
     ("conv_backward_reduce", dict(grad=image(K)[:1]), r"grad has shape \[1, 16, 9, 9\]; \[2, 16, 9, 9\] expected"),
     ("conv_backward_reduce", dict(grad=image(K).double()), "grad has dtype Double but x has Float; cast one of them"),
-    ("conv_backward_reduce", dict(beside=image()[:1]), r"beside has shape \[1, 8, 9, 9\] but x has \[2, 8, 9, 9\]"),
+    ("conv_backward_reduce", dict(grad_addend=image()[:1]), r"addend has shape \[1, 8, 9, 9\] but x"),
     ("conv_backward_reduce", dict(padding=[0, -1]), r"padding is \[0, -1\]; two integers of at least 0 expected"),
     ("conv_backward_reduce", dict(dilation=[5, 5], padding=[0, 0]), r"dilation \[5, 5\] is larger than the input 9x9"),
     *(
@@ -207,8 +207,8 @@ TABLE = [
             (dict(dilation=[0, 1]), r"dilation is \[0, 1\]; two integers of at least 1 expected"),
             (dict(dilation=[2**62, 1]), "a 3x3 kernel with dilation .* is past what 64 bits count; a smaller dilation"),
             (dict(dilation=[2**31, 2**31]), "the output of shape .* has more than 2147483647 elements"),
-            (dict(beside=image()[:1]), r"beside has shape \[1, 8, 9, 9\]; \[2, 8, 9, 9\] expected, the shape of the i"),
-            (dict(beside=image().double()), "beside has dtype Double but grad has Float; cast one of them"),
+            (dict(grad_addend=image()[:1]), r"grad_addend has shape \[1, 8, 9, 9\]; \[2, 8, 9, 9\] expected, the"),
+            (dict(grad_addend=image().double()), "grad_addend has dtype Double but grad has Float; cast one of them"),
         )
     ),
     ("conv_backward_weight", dict(grad=image(K)[:1]), r"grad has shape \[1, 16, 9, 9\]; \[2, 16, 9, 9\] expected"),
@@ -237,7 +237,7 @@ TABLE = [
         )
     ),
     ("bn_relu_max_pool_backward", dict(grad=randn(N, C, 4, 5)), r"grad has shape \[2, 8, 4, 5\]; \[2, 8, 5, 5\]"),
-    ("bn_relu_max_pool_backward", dict(taken=randn(N, C, 5, 5)), r"taken has shape .* and dtype Float; .* Byte"),
+    ("bn_relu_max_pool_backward", dict(argmax=randn(N, C, 5, 5)), r"argmax has shape .* and dtype Float; .* Byte"),
     # avg_pool_linear
     ("avg_pool_linear", dict(weight=randn(K, 7)), r"weight has shape \[16, 7\]; \(K, 8\) expected, one column"),
     ("avg_pool_linear", dict(weight=randn(C)), r"weight has shape \[8\]; \(K, 8\) expected"),

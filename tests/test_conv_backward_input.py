@@ -19,7 +19,7 @@ GEOMETRIES += [(5, 3, (3, 2), (2, 3)), (1, 3, (0, 2), (1, 1)), (3, 1, (0, 0), (2
 CHANNELS = [(64, 48), (32, 96), (33, 20), (48, 17), (6, 5), (1, 3)]
 
 
-def call(channels=(24, 16), geometry=GEOMETRIES[1], dtype=torch.float32, layout="channels_last", n=2, beside=False,
+def call(channels=(24, 16), geometry=GEOMETRIES[1], dtype=torch.float32, layout="channels_last", n=2, grad_addend=False,
          grad_layout="channels_last"):  # fmt: skip
     g = torch.Generator().manual_seed(0)
     (k, c), (r, s, padding, dilation) = channels, geometry
@@ -27,22 +27,22 @@ def call(channels=(24, 16), geometry=GEOMETRIES[1], dtype=torch.float32, layout=
     weight = torch.randn(k, c, r, s, generator=g) / (k * r * s) ** 0.5
     grad = torch.randn(torch.nn.functional.conv2d(x, weight, None, 1, padding, dilation).shape, generator=g)
     grad = lay_out(grad.to(dtype), grad_layout)
-    other = lay_out(x.to(dtype), layout) if beside else None
+    other = lay_out(x.to(dtype), layout) if grad_addend else None
     return grad, lay_out(weight.to(dtype), layout), list(padding), list(dilation), other, False
 
 
-def with_flipped_filter(grad, weight, padding, dilation, beside, _):
+def with_flipped_filter(grad, weight, padding, dilation, grad_addend, _):
     """The same convolution by conv_bn_act, with a flipped copy of the weight."""
     flipped = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
     reach = [d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True)]
     geometry = ([1, 1], [r - p for r, p in zip(reach, padding, strict=True)], dilation, 1)
-    return ops.conv_bn_act(grad, flipped, None, *NO_NORM, *geometry, beside, False, False, False)
+    return ops.conv_bn_act(grad, flipped, None, *NO_NORM, *geometry, grad_addend, False, False, False)
 
 
-def torchs(grad, weight, padding, dilation, beside, _):
+def torchs(grad, weight, padding, dilation, grad_addend, _):
     shape = ops.conv_backward_input(*(t.to("meta") for t in (grad, weight)), padding, dilation, None, False).shape
     found = torch.nn.grad.conv2d_input(shape, weight, grad, 1, padding, dilation)
-    return found if beside is None else found + beside
+    return found if grad_addend is None else found + grad_addend
 
 
 def assert_flips_exactly(args):
@@ -70,10 +70,10 @@ def test_corners_are_bit_identical(dtype, layout, geometry, channels, direct, ow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", [*LAYOUTS, "sliced"])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
+@pytest.mark.parametrize("grad_addend", [False, True], ids=["alone", "grad_addend"])
 @pytest.mark.usefixtures("engine")
-def test_every_engine_matches_torch(dtype, layout, geometry, beside):
-    args = call(geometry=geometry, dtype=dtype, layout=layout, beside=beside)
+def test_every_engine_matches_torch(dtype, layout, geometry, grad_addend):
+    args = call(geometry=geometry, dtype=dtype, layout=layout, grad_addend=grad_addend)
     found = assert_flips_exactly(args)
     double = [a.double() if isinstance(a, torch.Tensor) else a for a in args]
     if dtype == torch.float64:
@@ -156,10 +156,10 @@ def test_empty_batch():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
-def test_implementation_for_cuda(dtype, geometry, beside):
+@pytest.mark.parametrize("grad_addend", [False, True], ids=["alone", "grad_addend"])
+def test_implementation_for_cuda(dtype, geometry, grad_addend):
     """It flips the filter in Python. Here it runs on the CPU."""
-    args = call(geometry=geometry, dtype=dtype, beside=beside)
+    args = call(geometry=geometry, dtype=dtype, grad_addend=grad_addend)
     found, wanted = flip_and_convolve(*args), ops.conv_backward_input(*args)
     assert torch.equal(found, wanted)
     assert found.stride() == wanted.stride()
@@ -167,5 +167,5 @@ def test_implementation_for_cuda(dtype, geometry, beside):
 
 def test_opcheck():
     for layout in LAYOUTS:
-        for beside in (False, True):
-            torch.library.opcheck(ops.conv_backward_input, call(layout=layout, beside=beside))
+        for grad_addend in (False, True):
+            torch.library.opcheck(ops.conv_backward_input, call(layout=layout, grad_addend=grad_addend))

@@ -34,7 +34,7 @@ ENGINES = [("a100", "torch"), ("a100", "sm80:64x64"), ("h200", "sm80:128x64")]
 by_engine = pytest.mark.parametrize(("gpu", "engine"), ENGINES, ids=[f"{g}-{e}" for g, e in ENGINES])
 
 
-def call(shape, dtype, memory_format=torch.channels_last, beside=False, bn_dtype=None):
+def call(shape, dtype, memory_format=torch.channels_last, grad_addend=False, bn_dtype=None):
     """Returns the op's arguments except the last. No ReLU input is so close to 0 that rounding decides its sign."""
     n, c, h, w, k, r, padding, dilation = shape
     x = randn(n, c, h, w, dtype=dtype, memory_format=memory_format)
@@ -42,11 +42,11 @@ def call(shape, dtype, memory_format=torch.channels_last, beside=False, bn_dtype
     x = away_from_kink(x, bn)
     weight = (randn(k, c, r, r) / (c * r * r) ** 0.5).to(dtype).contiguous(memory_format=memory_format)
     grad = torch.randn_like(torch.nn.functional.conv2d(x, weight, None, 1, padding, dilation))
-    return [grad, weight, [padding] * 2, [dilation] * 2, x, *bn, torch.randn_like(x) if beside else None]
+    return [grad, weight, [padding] * 2, [dilation] * 2, x, *bn, torch.randn_like(x) if grad_addend else None]
 
 
 def gradient(*args):
-    """Returns the reference input gradient. `beside` is added after rounding, as in eager."""
+    """Returns the reference input gradient. `grad_addend` is added after rounding, as in eager."""
     return reference.conv_backward_reduce(*args)[0]
 
 
@@ -72,12 +72,12 @@ def check(found, args):
 @by_format
 def test_every_engine(layer, gpu, engine, shape, dtype, memory_format):
     on = layer(gpu, engine)
-    for beside in (False, True):
-        args = call(shape, dtype, memory_format, beside)
+    for grad_addend in (False, True):
+        args = call(shape, dtype, memory_format, grad_addend)
         check(on.conv_backward_reduce(*args, False), args)
         kernel, added = "conv_fwd" if engine != "torch" else "bn_backward_reduce", ["bn_add_act_kernel<Config>"]
         launched = on.reports[-1]["launched"]
-        assert launched == added * (beside and engine == "torch") + [
+        assert launched == added * (grad_addend and engine == "torch") + [
             f"{kernel}_kernel<Config>",
             "bn_finish_kernel<Last>",
         ]
@@ -99,8 +99,8 @@ def test_unsupported_convolutions(layer, dtype, memory_format):
     """Odd channels, float64 and padding above dilation * (filter - 1) use torch's gradient and a separate pass."""
     on = layer("h200", "sm80")
     for shape in ((2, 12, 7, 6, 9, 3, 1, 1), (1, 64, 5, 4, 64, 3, 3, 1)):
-        for beside in (False, True):
-            args = call(shape, dtype, memory_format, beside)
+        for grad_addend in (False, True):
+            args = call(shape, dtype, memory_format, grad_addend)
             check(on.conv_backward_reduce(*args, True), args)
             assert "bn_backward_reduce_kernel<Config>" in on.reports[-1]["launched"]
 
@@ -130,7 +130,7 @@ def test_error_messages(layer):
         1: (args[1].float(), "weight has dtype Float but x has BFloat16"),
         5: (torch.ones(7), r"gamma has shape \[7\]; \[72\] expected"),
         7: (None, "mean and var are absent; give what the forward pass normalised with"),
-        10: (args[4][:1], r"beside has shape \[1, 72, 6, 5\] but x has \[2, 72, 6, 5\]"),
+        10: (args[4][:1], r"grad_addend has shape \[1, 72, 6, 5\] but x has \[2, 72, 6, 5\]"),
     }
     for at, (value, sentence) in changes.items():
         with pytest.raises(RuntimeError, match=f"conv_backward_reduce: .*{sentence}"):

@@ -35,13 +35,13 @@ def raw_of(conv, seed=40):
     return move_from_kink(randn(conv.output_shape(), conv.x.dtype, seed), conv.bn)
 
 
-def check(kernels, tile, conv, raw=None, beside=None, **options):
+def check(kernels, tile, conv, raw=None, grad_addend=None, **options):
     """Checks the gradient against eager's, and the sums against those of the stored gradient."""
     raw = raw_of(conv) if raw is None else raw
-    out, sums, report = run_gradient(kernels, tile, conv, raw, beside, **options)
+    out, sums, report = run_gradient(kernels, tile, conv, raw, grad_addend, **options)
     assert report["errors"] == []
     plain = conv._replace(bn=BatchNorm())
-    assert_close(out, eager(plain, beside, relu=False), eager(plain, beside, relu=False, dtype=torch.float64))
+    assert_close(out, eager(plain, grad_addend, relu=False), eager(plain, grad_addend, relu=False, dtype=torch.float64))
     args = (out, raw, *conv.bn[:4], conv.bn.eps)
     want = reference.bn_act_backward_reduce
     for a, e, t in zip(sums, want(*args), want(*map(in_float64, args)), strict=True):
@@ -55,10 +55,10 @@ def test_every_variant(kernels, v, schedule):
     conv = small_convolution(v)
     n, k, p, q = conv.output_shape()
     size, parts = n * k * p * q * v.dtype.itemsize, -(-n * p * q // v.tile[0])
-    for beside in (None, randn(conv.output_shape(), v.dtype, 20)):
-        report = check(kernels, v.tile, conv, beside=beside, schedule=schedule)
+    for grad_addend in (None, randn(conv.output_shape(), v.dtype, 20)):
+        report = check(kernels, v.tile, conv, grad_addend=grad_addend, schedule=schedule)
         assert report["bytes_stored"] == size + parts * 2 * k * 4
-        vectors = report["bytes_loaded"] - report["bytes_copied"] - size * (1 if beside is None else 2)
+        vectors = report["bytes_loaded"] - report["bytes_copied"] - size * (1 if grad_addend is None else 2)
         assert 0 < vectors < 64 << 10  # each activation once; the rest is BatchNorm vectors
 
 
@@ -150,7 +150,7 @@ BUGS = {
     "mean of another tile's channels": value(
         EPILOGUE, "p.main.bn.mean, place.n, 0.0f", "p.main.bn.mean, place.tile_n, 0.0f"
     ),
-    "second gradient not added": value(EPILOGUE, "v[e] += beside[pass].get(e);", "v[e] += 0;"),
+    "second gradient not added": value(EPILOGUE, "v[e] += grad_addend[pass].get(e);", "v[e] += 0;"),
     "lower warp's sum of g not added": value(EPILOGUE, "sum_g[e + f] + exchange[place.tile_n + e + f]", "sum_g[e + f]"),
     "lower warp's sum of products not added": value(
         EPILOGUE,
@@ -169,7 +169,7 @@ def exercise(kernels, schedule):
     """Every planted bug must make this fail."""
     conv = convolution(torch.float16, 3, 24, 6, 7, 72, 3, 3, padding=1)
     check(kernels, (64, 64), conv, schedule=schedule)
-    check(kernels, (64, 64), conv, beside=randn(conv.output_shape(), torch.float16, 20), schedule=schedule)
+    check(kernels, (64, 64), conv, grad_addend=randn(conv.output_shape(), torch.float16, 20), schedule=schedule)
     # Nearly identity weights, and gradients that float16 rounds noticeably: the sums are of the stored values.
     conv = convolution(torch.float16, 1, 64, 8, 8, 64, 1, 1)
     weight = torch.full((64, 64, 1, 1), 2.0**-12).half().contiguous(memory_format=torch.channels_last)

@@ -149,13 +149,13 @@ def test_pooling_in_training(layer, dtype, memory_format, c, pool):
     x = randn(2, c, 9, 8, dtype=dtype, memory_format=memory_format)
     bn = batch_norm(c, torch.float64 if dtype is torch.float64 else torch.float32)
     on = layer()
-    out, taken = on.bn_relu_max_pool(x, *bn, *pool)
-    expected, expected_taken = ops.bn_relu_max_pool(x, *bn, *pool)
+    out, argmax = on.bn_relu_max_pool(x, *bn, *pool)
+    expected, expected_argmax = ops.bn_relu_max_pool(x, *bn, *pool)
     assert on.reports[-1]["launched"] == ["bn_pool_kernel<Config>"]
     assert layout_of(out) == layout_of(expected)
-    assert layout_of(taken) == layout_of(expected_taken)
+    assert layout_of(argmax) == layout_of(expected_argmax)
     # Rounding of the scale decides between nearly equal elements.
-    assert (taken != expected_taken).sum() <= (dtype.itemsize == 2) * taken.numel() // 100
+    assert (argmax != expected_argmax).sum() <= (dtype.itemsize == 2) * argmax.numel() // 100
     truth = reference.bn_add_act(*as64([x, *bn]), None, True)
     truth = F.max_pool2d(truth, *([min(v, 100) for v in pair] for pair in pool))
     if dtype is torch.float64:
@@ -164,21 +164,21 @@ def test_pooling_in_training(layer, dtype, memory_format, c, pool):
         assert_close(out, expected, truth)
 
     grad = randn(*out.shape, dtype=dtype, memory_format=memory_format)
-    dx = on.bn_relu_max_pool_backward(grad, taken, x, *pool)
+    dx = on.bn_relu_max_pool_backward(grad, argmax, x, *pool)
     assert on.reports[-1]["launched"] == ["pool_backward_kernel<Config>"]
     assert layout_of(dx) == layout_of(x)
-    assert torch.equal(dx, ops.bn_relu_max_pool_backward(grad, taken, x, *pool)), "sums in one order"
+    assert torch.equal(dx, ops.bn_relu_max_pool_backward(grad, argmax, x, *pool)), "sums in one order"
 
 
 def test_pooling_of_views(layer):
     """A gradient in another format and with gaps, every second pixel of x, and an empty batch."""
     on, pool, bn = layer(), POOLS[0], batch_norm(8)
     x = randn(2, 8, 14, 13, dtype=torch.bfloat16, memory_format=torch.channels_last)[:, :, ::2, 1::2]
-    out, taken = on.bn_relu_max_pool(x, *bn, *pool)
+    out, argmax = on.bn_relu_max_pool(x, *bn, *pool)
     assert torch.equal(out, on.bn_relu_max_pool(x.contiguous(), *bn, *pool)[0])
     grad = randn(2, 16, *out.shape[2:], dtype=torch.bfloat16)[:, ::2]
-    dx = on.bn_relu_max_pool_backward(grad, taken.contiguous(), x, *pool)
-    assert torch.equal(dx, ops.bn_relu_max_pool_backward(grad, taken, x, *pool))
+    dx = on.bn_relu_max_pool_backward(grad, argmax.contiguous(), x, *pool)
+    assert torch.equal(dx, ops.bn_relu_max_pool_backward(grad, argmax, x, *pool))
     none, none_taken = on.bn_relu_max_pool(x[:0], *bn, *pool)
     assert none.shape == none_taken.shape == (0, *out.shape[1:])
     assert on.bn_relu_max_pool_backward(none, none_taken, x[:0], *pool).shape == x[:0].shape

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from planting import bugs_of, by_schedule, each_bug, fails, order, value
 from support import TINY_EPS
 
-NONE_TAKEN = 255
+NO_ARGMAX = 255
 STEM = ((3, 3), (2, 2), (1, 1))
 # The stem's; 3x3 windows with stride 1, and with gaps; other sizes, some of them not square.
 POOLS = [STEM, ((3, 3), (1, 1), (1, 1)), ((3, 3), (4, 5), (0, 1)), ((2, 2), (2, 2), (0, 0)), ((5, 2), (3, 1), (2, 1))]
@@ -47,17 +47,17 @@ def definition(v, pool):
     elements, size = windows(v, pool), emulated.pooled(v, pool)
     number = torch.arange(elements.shape[2]).view(1, 1, -1, 1)
     finite = elements.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    first = torch.where(finite == finite.amax(2, keepdim=True), number, NONE_TAKEN).amin(2)
+    first = torch.where(finite == finite.amax(2, keepdim=True), number, NO_ARGMAX).amin(2)
     nan = elements.isnan()
-    taken = torch.where(nan.any(2), torch.where(nan, number, -1).amax(2), first)
+    argmax = torch.where(nan.any(2), torch.where(nan, number, -1).amax(2), first)
     value = torch.where(nan.any(2), torch.nan, finite.amax(2)).relu()
-    taken = torch.where(value == 0, NONE_TAKEN, taken)
-    return value.view(size), taken.to(torch.uint8).view(size)
+    argmax = torch.where(value == 0, NO_ARGMAX, argmax)
+    return value.view(size), argmax.to(torch.uint8).view(size)
 
 
 def check_forward(kernels, x, bn, pool, exact=False, **options):
     """``exact``: nothing is rounded before the maximum, so the argmax is known."""
-    out, taken, report = emulated.forward(kernels, x, bn, pool, **options)
+    out, argmax, report = emulated.forward(kernels, x, bn, pool, **options)
     assert report["error_count"] == 0, report["errors"]
     v = normalised(x, bn)
     truth, expected = definition(v, pool)
@@ -67,12 +67,12 @@ def check_forward(kernels, x, bn, pool, exact=False, **options):
     else:
         assert_close(out, truth.to(x.dtype), truth)
     if exact:
-        assert torch.equal(taken, expected)
+        assert torch.equal(argmax, expected)
         return report
-    closed = taken == NONE_TAKEN
+    closed = argmax == NO_ARGMAX
     assert torch.equal(closed, out == 0)
-    # The element taken equals the maximum up to rounding; padding does not.
-    number = torch.where(closed, 0, taken.long())
+    # The element at the argmax equals the maximum up to rounding; padding does not.
+    number = torch.where(closed, 0, argmax.long())
     assert (number < pool[0][0] * pool[0][1]).all()
     reached = windows(v, pool).gather(2, number.flatten(2)[:, :, None])[:, :, 0].view(truth.shape)
     torch.testing.assert_close(torch.where(closed, 0, reached), truth, rtol=1e-5, atol=1e-5, equal_nan=True)
@@ -81,28 +81,28 @@ def check_forward(kernels, x, bn, pool, exact=False, **options):
 
 def check_without_argmax(kernels, x, bn, pool, expected, report, **options):
     """Without an argmax, the output is bit-identical and nothing else is stored."""
-    out, _, less = emulated.forward(kernels, x, bn, pool, argmax=False, **options)
+    out, _, less = emulated.forward(kernels, x, bn, pool, with_argmax=False, **options)
     assert less["error_count"] == 0, less["errors"]
     assert torch.equal(out.nan_to_num(-1), expected.nan_to_num(-1))
     assert less["bytes_stored"] == report["bytes_stored"] - out.numel()
 
 
-def gathered(grad, taken, size, pool):
+def gathered(grad, argmax, size, pool):
     """Returns the input gradient in float64: adds each gradient at its argmax."""
     (_, kw), (sh, sw), (ph, pw) = pool
-    t = taken.long()
-    row = torch.arange(taken.shape[2])[:, None] * sh - ph + t // kw
-    column = torch.arange(taken.shape[3]) * sw - pw + t % kw
-    none = t == NONE_TAKEN
+    t = argmax.long()
+    row = torch.arange(argmax.shape[2])[:, None] * sh - ph + t // kw
+    column = torch.arange(argmax.shape[3]) * sw - pw + t % kw
+    none = t == NO_ARGMAX
     place = torch.where(none, 0, row * size[3] + column).flatten(2)
     sums = torch.zeros(size, dtype=torch.float64).flatten(2)
     return sums.scatter_add_(2, place, torch.where(none, 0, grad.double()).flatten(2)).view(size)
 
 
-def check_backward(kernels, grad, taken, size, pool, **options):
-    to, report = emulated.backward(kernels, grad, taken, size, pool, **options)
+def check_backward(kernels, grad, argmax, size, pool, **options):
+    to, report = emulated.backward(kernels, grad, argmax, size, pool, **options)
     assert report["error_count"] == 0, report["errors"]
-    truth = gathered(grad, taken, size, pool)
+    truth = gathered(grad, argmax, size, pool)
     if grad.dtype == torch.float64:
         torch.testing.assert_close(to, truth, rtol=1e-14, atol=1e-14)
     else:
@@ -113,9 +113,9 @@ def check_backward(kernels, grad, taken, size, pool, **options):
 def gradient(size, pool, dtype, seed=0, misalign=""):
     """Returns grad and argmax for an input of this size; a third of the ReLUs are closed."""
     x = activation(size, torch.float64, True, seed) + 0.5
-    taken = definition(x, pool)[1]
-    grad = activation(tuple(taken.shape), dtype, True, seed + 1, int(misalign == "grad"))
-    return grad, emulated.empty(tuple(taken.shape), torch.uint8, int(misalign == "taken")).copy_(taken)
+    argmax = definition(x, pool)[1]
+    grad = activation(tuple(argmax.shape), dtype, True, seed + 1, int(misalign == "grad"))
+    return grad, emulated.empty(tuple(argmax.shape), torch.uint8, int(misalign == "argmax")).copy_(argmax)
 
 
 def whole_numbers(size, dtype, seed=0):
@@ -129,17 +129,17 @@ def whole_numbers(size, dtype, seed=0):
 def test_compiled_variants_are_the_listed_ones(kernels):
     """The compiled variants are exactly those that the plan can select."""
     forward, backward = set(), set()
-    for pool, dtype, c, misalign in itertools.product(POOLS, DTYPES, (8, 5), ("", "x", "out", "taken")):
+    for pool, dtype, c, misalign in itertools.product(POOLS, DTYPES, (8, 5), ("", "x", "out", "argmax")):
         x = activation((1, c, 6, 6), dtype, True, 0, int(misalign == "x"))
         size = emulated.pooled(x, pool)
-        out, taken = (
+        out, argmax = (
             emulated.empty(size, dtype, int(misalign == "out")),
-            emulated.empty(size, torch.uint8, int(misalign == "taken")),
+            emulated.empty(size, torch.uint8, int(misalign == "argmax")),
         )
         one, less = (
-            kernels.select_bn_pool(emulated.forward_parameters(x, BatchNorm(), pool, out, t)) for t in (taken, None)
+            kernels.select_bn_pool(emulated.forward_parameters(x, BatchNorm(), pool, out, t)) for t in (argmax, None)
         )
-        other = kernels.select_pool_backward(emulated.backward_parameters(out, taken, x, pool))
+        other = kernels.select_pool_backward(emulated.backward_parameters(out, argmax, x, pool))
         assert not misalign or one[1] == other[1] == 1
         forward |= {one, less}
         backward.add(other)
@@ -164,8 +164,8 @@ def test_every_variant(kernels, dtype, vector, pool, schedule):
     x, bn = whole_numbers(size, dtype)
     x[0, 1, 4, 4] = x[0, 1, 5, 4] = x[1, 0, 0, 0] = x[1, 2, 8, 7] = torch.nan
     check_forward(kernels, x, bn, pool, exact=True, schedule=schedule)
-    grad, taken = gradient(size, pool, dtype)
-    report = check_backward(kernels, grad, taken, size, pool, schedule=schedule)
+    grad, argmax = gradient(size, pool, dtype)
+    report = check_backward(kernels, grad, argmax, size, pool, schedule=schedule)
     assert report["bytes_stored"] == x.numel() * dtype.itemsize
 
 
@@ -176,11 +176,11 @@ def test_stem_pooling_memory_traffic(kernels):
     outputs, threads = 36 * 2, 36 * 2
     assert report["wide_accesses"] == outputs * (9 + 1)
     assert report["bytes_loaded"] == outputs * 9 * 16 + threads * 4 * 8 * 4
-    less = emulated.forward(kernels, x, batch_norm(16, torch.float32), STEM, argmax=False)[2]
+    less = emulated.forward(kernels, x, batch_norm(16, torch.float32), STEM, with_argmax=False)[2]
     assert less["wide_accesses"] == report["wide_accesses"]
     assert less["bytes_loaded"] == report["bytes_loaded"]
-    grad, taken = gradient((1, 16, 12, 12), STEM, torch.bfloat16)
-    report = check_backward(kernels, grad, taken, (1, 16, 12, 12), STEM)
+    grad, argmax = gradient((1, 16, 12, 12), STEM, torch.bfloat16)
+    report = check_backward(kernels, grad, argmax, (1, 16, 12, 12), STEM)
     assert report["wide_accesses"] == 144 * 2 * (4 + 1)
     assert report["bytes_loaded"] == 144 * 2 * 4 * (16 + 8)
 
@@ -249,14 +249,14 @@ def test_relu_is_closed_where_output_underflowed(kernels, dtype, tiny, kernel):
     beta = torch.tensor([tiny, more] * 4)
     bn = BatchNorm(torch.zeros(8), beta, torch.zeros(8), torch.ones(8), None, 0.0)
     x = activation((1, 8, 4, 4), dtype, True)
-    out, taken, _ = emulated.forward(kernels, x, bn, (kernel, (1, 1), (1, 1)))
+    out, argmax, _ = emulated.forward(kernels, x, bn, (kernel, (1, 1), (1, 1)))
     assert (out[:, ::2] == 0).all()
-    assert (taken[:, ::2] == NONE_TAKEN).all()
+    assert (argmax[:, ::2] == NO_ARGMAX).all()
     assert (out[:, 1::2] > 0).all()
-    assert (taken[:, 1::2] < NONE_TAKEN).all()
+    assert (argmax[:, 1::2] < NO_ARGMAX).all()
 
 
-@pytest.mark.parametrize("misalign", ["x", "out", "taken", "grad", "to"])
+@pytest.mark.parametrize("misalign", ["x", "out", "argmax", "grad", "to"])
 def test_misaligned_tensors(kernels, misalign):
     """One misaligned tensor rules out vector accesses, even if the others are aligned."""
     size = (2, 8, 7, 6)
@@ -287,18 +287,18 @@ def test_empty_batch_launches_nothing(kernels):
     for argmax in (True, False):
         report = emulated.forward(kernels, x, batch_norm(8, torch.float32), STEM, argmax=argmax)[2]
         assert report["launched"] == []
-    grad, taken = torch.empty(0, 8, 3, 3), torch.empty(0, 8, 3, 3, dtype=torch.uint8)
-    assert emulated.backward(kernels, grad, taken, (0, 8, 6, 6), STEM)[1]["launched"] == []
+    grad, argmax = torch.empty(0, 8, 3, 3), torch.empty(0, 8, 3, 3, dtype=torch.uint8)
+    assert emulated.backward(kernels, grad, argmax, (0, 8, 6, 6), STEM)[1]["launched"] == []
 
 
 def test_windows_in_the_padding(kernels):
     """An input without rows, padded to two, has an output but no argmax."""
     x = emulated.empty((1, 8, 0, 4), torch.float32)
-    out, taken, report = emulated.forward(kernels, x, batch_norm(8, torch.float32), ((2, 2), (2, 2), (1, 0)))
+    out, argmax, report = emulated.forward(kernels, x, batch_norm(8, torch.float32), ((2, 2), (2, 2), (1, 0)))
     assert report["errors"] == []
     assert out.shape == (1, 8, 1, 2)
     assert (out == 0).all()
-    assert (taken == NONE_TAKEN).all()
+    assert (argmax == NO_ARGMAX).all()
 
 
 @given(n=st.integers(0, 2**31 - 1), by=st.integers(1, 2**31 - 1))
@@ -322,7 +322,7 @@ BYTE_BUGS = {
     )
 }
 FORWARD_BUGS = {
-    "last maximum taken": value(
+    "last maximum wins": value(
         FORWARD_FILE,
         "const bool takes = v > value[c] || v != v;",
         "const bool takes = v >= value[c] || v != v;",
@@ -332,7 +332,7 @@ FORWARD_BUGS = {
         "const bool takes = v > value[c] || v != v;",
         "const bool takes = v > value[c];",
     ),
-    "first NaN taken": value(FORWARD_FILE, "v > value[c] || v != v;", "!(v <= value[c]) && value[c] == value[c];"),
+    "first NaN wins": value(FORWARD_FILE, "v > value[c] || v != v;", "!(v <= value[c]) && value[c] == value[c];"),
     "closed ReLU not marked in the argmax": value(
         FORWARD_FILE,
         "if (value[c] <= Acc(kVanishes",
@@ -351,12 +351,12 @@ FORWARD_BUGS = {
     "window has one row too many": value(FORWARD_FILE, "row < bottom", "row <= bottom"),
     "reads rows above the image": value(FORWARD_FILE, "row = larger(top, 0); row", "row = top; row"),
     "reads rows below the image": value(FORWARD_FILE, "smaller(top + h.kernel, h.in)", "top + h.kernel"),
-    "3x3: last maximum taken": value(
+    "3x3: last maximum wins": value(
         FORWARD_FILE,
         "for (int t = kTaps - 1; t >= 0; --t) number",
         "for (int t = 0; t < kTaps; ++t) number",
     ),
-    "3x3: first NaN taken": value(
+    "3x3: first NaN wins": value(
         FORWARD_FILE,
         "for (int t = 0; t < kTaps; ++t) number = v[t] != v[t]",
         "for (int t = kTaps - 1; t >= 0; --t) number = v[t] != v[t]",
@@ -379,7 +379,7 @@ FORWARD_BUGS = {
         "    if constexpr (Config::kArgmax) {\n      // What is stored",
         "    {\n      // What is stored",
     ),
-    "argmax kernel selected without an argmax tensor": value(HOST, "p.taken != nullptr", "true"),
+    "argmax kernel selected without an argmax tensor": value(HOST, "p.argmax != nullptr", "true"),
     "BatchNorm vectors of lane 0": value(FORWARD_FILE, "bn(p.bn, lane * Config::kChannels)", "bn(p.bn, 0)"),
     "forward: no bounds check on lanes": value(FORWARD_FILE, "if (lane >= walk.all_lanes) return;", ""),
     "forward: one item past the end": value(FORWARD_FILE, "i < walk.items;", "i <= walk.items;"),
@@ -392,9 +392,9 @@ FORWARD_BUGS = {
         "static_cast<uint64_t>(access) * Config::kVector;",
         "data_at<Config>(access);",
     ),
-    "alignment of taken not checked": value(
+    "alignment of argmax not checked": value(
         HOST,
-        "reinterpret_cast<uintptr_t>(p.out) | reinterpret_cast<uintptr_t>(p.taken);",
+        "reinterpret_cast<uintptr_t>(p.out) | reinterpret_cast<uintptr_t>(p.argmax);",
         "reinterpret_cast<uintptr_t>(p.out);",
     ),
     "walk uses the height as width": value(
@@ -419,7 +419,7 @@ BACKWARD_BUGS = {
         BACKWARD_FILE, "smaller(stride.quotient(from), axis.out - 1)", "stride.quotient(from)"
     ),
     "padding not added to the position": value(BACKWARD_FILE, "from(at + axis.pad)", "from(at)"),
-    "argmax not compared": value(BACKWARD_FILE, "if (taken.get(c) == id) sum", "if (taken.get(c) != kNoneTaken) sum"),
+    "argmax not compared": value(BACKWARD_FILE, "if (argmax.get(c) == id) sum", "if (argmax.get(c) != kNoArgmax) sum"),
     "backward: window height as the argmax pitch": value(
         BACKWARD_FILE,
         "(h.from - row * s.h.stride) * s.w.kernel",
@@ -456,13 +456,13 @@ def exercise_forward(kernels, schedule):
         check_forward(kernels, drawn, batch_norm(24), pool, schedule=schedule)
         # 2^-25 everywhere: positive, but stored as 0
         tiny = BatchNorm(torch.zeros(24), torch.full((24,), 2.0**-25), torch.zeros(24), torch.ones(24), None, 0.0)
-        out, taken, _ = emulated.forward(kernels, x.nan_to_num(), tiny, pool, schedule=schedule)
+        out, argmax, _ = emulated.forward(kernels, x.nan_to_num(), tiny, pool, schedule=schedule)
         assert (out == 0).all()
-        assert (taken == NONE_TAKEN).all()
+        assert (argmax == NO_ARGMAX).all()
     # 257 lanes in two groups, the last one partial
     check_forward(kernels, *whole_numbers((1, 2056, 3, 3), torch.float16), STEM, exact=True, schedule=schedule)
     x, bn = whole_numbers((2, 8, 5, 4), torch.float16)
-    check_forward(kernels, x, bn, STEM, exact=True, schedule=schedule, misalign="taken")
+    check_forward(kernels, x, bn, STEM, exact=True, schedule=schedule, misalign="argmax")
 
 
 def exercise_backward(kernels, schedule):

@@ -143,20 +143,20 @@ def test_pooling(dtype, layout, pool, shape):
     """Values and gradients match the CPU's; the argmax may differ between nearly equal elements."""
     bn = vectors(shape[1], torch.float64 if dtype == torch.float64 else torch.float32)
     x = lay_out(torch.randn(shape).to(dtype), layout)
-    expected, expected_taken = ops.bn_relu_max_pool(x, *bn, 1e-5, *pool)
+    expected, expected_argmax = ops.bn_relu_max_pool(x, *bn, 1e-5, *pool)
     args = on_gpu([x, *bn])
-    out, taken = ops.bn_relu_max_pool(*args, 1e-5, *pool)
+    out, argmax = ops.bn_relu_max_pool(*args, 1e-5, *pool)
     again = ops.bn_relu_max_pool(*args, 1e-5, *pool)
     assert torch.equal(out, again[0])
-    assert torch.equal(taken, again[1])
+    assert torch.equal(argmax, again[1])
     assert out.stride() == expected.stride()
-    assert taken.stride() == expected_taken.stride()
+    assert argmax.stride() == expected_argmax.stride()
     close(out.cpu(), expected.double(), dtype)
-    assert (taken.cpu() != expected_taken).sum() <= 1e-3 * taken.numel() + 1
+    assert (argmax.cpu() != expected_argmax).sum() <= 1e-3 * argmax.numel() + 1
     grad = lay_out(torch.randn(expected.shape).to(dtype), layout)
-    dx = ops.bn_relu_max_pool_backward(grad.cuda(), taken, args[0], *pool)
+    dx = ops.bn_relu_max_pool_backward(grad.cuda(), argmax, args[0], *pool)
     assert meaningful_strides(dx) == meaningful_strides(x)
-    assert torch.equal(dx.cpu(), ops.bn_relu_max_pool_backward(grad, taken.cpu(), x, *pool)), "sums in one order"
+    assert torch.equal(dx.cpu(), ops.bn_relu_max_pool_backward(grad, argmax.cpu(), x, *pool)), "sums in one order"
 
 
 def test_pooling_ties_and_nan_match_the_cpu():
@@ -198,16 +198,16 @@ def test_network_stem_trains_with_fused_pooling(dtype):
 
 @by_layout
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
+@pytest.mark.parametrize("grad_addend", [False, True], ids=["alone", "grad_addend"])
 @pytest.mark.parametrize("tf32", [False, True], ids=["exact", "tf32"])
 @pytest.mark.parametrize("geometry", [(64, 72, 3, 1), (256, 64, 1, 0), (33, 64, 3, 1), (64, 64, 3, 3)], ids=str)
-def test_conv_backward_reduce(dtype, layout, beside, tf32, geometry):
+def test_conv_backward_reduce(dtype, layout, grad_addend, tf32, geometry):
     """The gradient meets the criterion, the sums match the stored gradient, and a repeat is bit-identical."""
     c, k, kernel, padding = geometry
     case = Backward((8, c, 28, 28), dtype, layout)
     weight = lay_out((torch.randn(k, c, kernel, kernel) / (c * kernel**2) ** 0.5).to(dtype), layout)
     size = 28 + 2 * padding - kernel + 1
-    grad, other = torch.randn(8, k, size, size).to(dtype), case.grad if beside else None
+    grad, other = torch.randn(8, k, size, size).to(dtype), case.grad if grad_addend else None
     x, weight, grad, other, *norm = on_gpu([case.x, weight, lay_out(grad, layout), other, *case.bn])
     args = (grad, weight, [padding] * 2, [1, 1], x, *norm, 1e-5, other, tf32)
     found, again = ops.conv_backward_reduce(*args), ops.conv_backward_reduce(*args)

@@ -153,8 +153,8 @@ def test_wrong_arguments_are_refused(sentence):
     ("grad", "argmax", "sentence"),
     [
         (torch.empty(1, 8, 9, 10), torch.empty(1, 8, 10, 10, dtype=torch.uint8), r"grad has shape \[1, 8, 9, 10\]"),
-        (torch.empty(1, 8, 10, 10), torch.empty(1, 8, 10, 10), r"taken has shape \[1, 8, 10, 10\] and dtype Float"),
-        (torch.empty(1, 8, 10, 10), torch.empty(8, 10, 10, dtype=torch.uint8), r"taken has shape \[8, 10, 10\]"),
+        (torch.empty(1, 8, 10, 10), torch.empty(1, 8, 10, 10), r"argmax has shape \[1, 8, 10, 10\] and dtype Float"),
+        (torch.empty(1, 8, 10, 10), torch.empty(8, 10, 10, dtype=torch.uint8), r"argmax has shape \[8, 10, 10\]"),
         (torch.empty(1, 8, 10, 10).half(), torch.empty(1, 8, 10, 10, dtype=torch.uint8), "grad has dtype Half but x"),
     ],
     ids=["shape", "dtype", "dimensions", "half"],

@@ -124,12 +124,12 @@ void check_output_gradient(const char* op, const Tensor& grad, const Conv& forwa
 }
 
 void check_conv_gradient(const char* op, const Tensor& grad, const Conv& forward, const BatchNorm& bn,
-                         const OptTensor& beside) {
+                         const OptTensor& grad_addend) {
   const Tensor& x = forward.x;
   check_output_gradient(op, grad, forward);
   RF_CHECK(bn.present(), op, ": mean and var are absent; give what the forward pass normalised with");
   check_batch_norm(op, bn, x.size(1), x);
-  if (beside) check_like(op, "beside", *beside, x);
+  if (grad_addend) check_like(op, "grad_addend", *grad_addend, x);
 }
 
 void check_residual(const char* op, const OptTensor& residual, IntView sizes, const Tensor& x) {
@@ -178,7 +178,7 @@ Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNor
 }
 
 Conv make_input_gradient(const char* op, Tensor grad, Tensor weight, IntView padding, IntView dilation,
-                         const OptTensor& beside) {
+                         const OptTensor& grad_addend) {
   check_activation(op, grad, "grad");
   RF_CHECK(weight.dim() == 4, op, ": weight has shape ", to_string(weight.sizes()), "; (K, C, R, S) expected");
   check_operand(op, "weight", weight, grad, "grad");
@@ -191,10 +191,11 @@ Conv make_input_gradient(const char* op, Tensor grad, Tensor weight, IntView pad
                         /*groups=*/1);
   conv.channels_last = channels_last;
   conv.flipped = true;
-  if (beside) {
-    RF_CHECK(equal(beside->sizes(), conv.output_sizes()), op, ": beside has shape ", to_string(beside->sizes()), "; ",
-             to_string(conv.output_sizes()), " expected, the shape of the input gradient");
-    check_operand(op, "beside", *beside, conv.x, "grad");
+  if (grad_addend) {
+    RF_CHECK(equal(grad_addend->sizes(), conv.output_sizes()), op, ": grad_addend has shape ",
+             to_string(grad_addend->sizes()), "; ", to_string(conv.output_sizes()),
+             " expected, the shape of the input gradient");
+    check_operand(op, "grad_addend", *grad_addend, conv.x, "grad");
   }
   return conv;
 }
@@ -255,16 +256,16 @@ void check_pooled(const char* op, const Tensor& x, const BatchNorm& bn, const In
   check_batch_norm(op, bn, x.size(1), x);
 }
 
-void check_pooled_gradient(const char* op, const Tensor& grad, const Tensor& taken, const Tensor& x, const Ints& kernel,
-                           const Ints& stride, const Ints& padding) {
+void check_pooled_gradient(const char* op, const Tensor& grad, const Tensor& argmax, const Tensor& x,
+                           const Ints& kernel, const Ints& stride, const Ints& padding) {
   check_activation(op, x);
   check_numbered_pool(op, x, kernel, stride, padding);
   const Ints sizes = pooled_sizes(x.sizes(), kernel, stride, padding);
   check_output_like(op, "grad", grad, sizes, x);
-  RF_CHECK(equal(taken.sizes(), sizes) && scalar_type_of(taken) == ScalarType::Byte, op, ": taken has shape ",
-           to_string(taken.sizes()), " and dtype ", torch::headeronly::toString(taken.scalar_type()), "; ",
+  RF_CHECK(equal(argmax.sizes(), sizes) && scalar_type_of(argmax) == ScalarType::Byte, op, ": argmax has shape ",
+           to_string(argmax.sizes()), " and dtype ", torch::headeronly::toString(argmax.scalar_type()), "; ",
            to_string(sizes), " in Byte expected, as bn_relu_max_pool returned it");
-  check_same_device(op, "", "taken", taken, x);
+  check_same_device(op, "", "argmax", argmax, x);
 }
 
 void check_pooled_linear(const char* op, const Tensor& x, const Tensor& weight, const OptTensor& bias) {

@@ -32,9 +32,9 @@ struct Conv {
 Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNorm bn, IntView stride, IntView padding,
                IntView dilation, int64_t groups, BatchNorm pre = {}, const char* prefix = "");
 // The input gradient of a convolution with stride 1 and one group, as a convolution of the output's gradient with the
-// flipped filter: a view of the weight, to be read from the last tap on. `beside` must have its shape.
+// flipped filter: a view of the weight, to be read from the last tap on. `grad_addend` must have its shape.
 Conv make_input_gradient(const char* op, Tensor grad, Tensor weight, IntView padding, IntView dilation,
-                         const OptTensor& beside);
+                         const OptTensor& grad_addend);
 void check_activation(const char* op, const Tensor& x, const char* name = "x");
 // Throws if a tensor's storage has been freed (FSDP and others free the storage but keep the tensor).
 void check_allocated(const char* op, const char* prefix, const char* name, const Tensor& t);
@@ -58,15 +58,15 @@ void check_sums(const char* op, const OptTensor& sum_g, const OptTensor& sum_g_x
 // The arguments of bn_relu_max_pool and its backward.
 void check_pooled(const char* op, const Tensor& x, const BatchNorm& bn, const Ints& kernel, const Ints& stride,
                   const Ints& padding);
-void check_pooled_gradient(const char* op, const Tensor& grad, const Tensor& taken, const Tensor& x, const Ints& kernel,
-                           const Ints& stride, const Ints& padding);
+void check_pooled_gradient(const char* op, const Tensor& grad, const Tensor& argmax, const Tensor& x,
+                           const Ints& kernel, const Ints& stride, const Ints& padding);
 // The arguments of avg_pool_linear.
 void check_pooled_linear(const char* op, const Tensor& x, const Tensor& weight, const OptTensor& bias);
 // The gradient of a convolution's output (dy).
 void check_output_gradient(const char* op, const Tensor& grad, const Conv& forward);
 // The arguments of conv_backward_reduce, for a convolution that reads relu(bn(x)).
 void check_conv_gradient(const char* op, const Tensor& grad, const Conv& forward, const BatchNorm& bn,
-                         const OptTensor& beside);
+                         const OptTensor& grad_addend);
 void check_projection(const char* op, const Conv& conv, const Conv& projection);
 
 // c10's suggest_memory_format() == ChannelsLast: torch's rule for the output format of a convolution.

@@ -53,7 +53,7 @@ INLINE void apply_body(T* to, const Sum<T, Acc>& s, Block block) {
 template <Mask kMask, typename T, typename Acc>
 INLINE Acc masked(const Masked<T, Acc>& g, int64_t at, int64_t channel) {
   const Acc v = load(g.grad[at]);
-  if constexpr (kMask == Mask::kOut || kMask == Mask::kOutKept) return load(g.out[at]) <= Acc(0) ? Acc(0) : v;
+  if constexpr (kMask == Mask::kOut || kMask == Mask::kOutStored) return load(g.out[at]) <= Acc(0) ? Acc(0) : v;
   if constexpr (kMask == Mask::kRecompute)
     return load(g.x[at]) * g.scale[channel] + g.shift[channel] <= static_cast<Acc>(vanishes<T>) ? Acc(0) : v;
   return v;
@@ -137,7 +137,7 @@ template <Mask kMask, typename T, typename Acc>
 INLINE void sum_gradient_body(const Masked<T, Acc>& g, Block block, double* first, double* second) {
   const auto add = [g](int64_t at, int64_t channel, Acc& a, Acc& b) __attribute__((always_inline)) {
     const Acc v = masked<kMask>(g, at, channel);
-    if constexpr (kMask == Mask::kOutKept) store(g.kept + at, v);
+    if constexpr (kMask == Mask::kOutStored) store(g.masked_grad + at, v);
     a += v;
     b += v * (load(g.x[at]) - g.mean[channel]);
   };
@@ -167,8 +167,8 @@ INLINE void apply_gradient_body(T* to, const Masked<T, Acc>& g, const Acc* a, co
   FOR_EVERY_ISA void sum_gradient(const Masked<T, Acc>& g, Block block, double* first, double* second) {      \
     if (g.mask == Mask::kOut)                                                                                 \
       sum_gradient_body<Mask::kOut>(g, block, first, second);                                                 \
-    else if (g.mask == Mask::kOutKept)                                                                        \
-      sum_gradient_body<Mask::kOutKept>(g, block, first, second);                                             \
+    else if (g.mask == Mask::kOutStored)                                                                      \
+      sum_gradient_body<Mask::kOutStored>(g, block, first, second);                                           \
     else if (g.mask == Mask::kRecompute)                                                                      \
       sum_gradient_body<Mask::kRecompute>(g, block, first, second);                                           \
     else                                                                                                      \

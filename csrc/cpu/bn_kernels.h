@@ -23,10 +23,10 @@ struct Sum {
 
 // Source of the ReLU mask. The gradient passes unless the ReLU's input is <= 0, so NaN passes, as in torch.
 enum class Mask {
-  kNone,      // no ReLU
-  kOut,       // from out, the ReLU's output
-  kOutKept,   // as kOut, and sum_gradient also stores g
-  kRecompute  // recompute x * scale + shift; open where it rounds to more than 0 in the storage type
+  kNone,       // no ReLU
+  kOut,        // from out, the ReLU's output
+  kOutStored,  // as kOut, and sum_gradient also stores g
+  kRecompute   // recompute x * scale + shift; open where it rounds to more than 0 in the storage type
 };
 
 // g: grad where the mask is open, else 0
@@ -35,7 +35,7 @@ struct Masked {
   const T *grad, *x, *out;
   const Acc *scale, *shift, *mean;
   Mask mask;
-  T* kept;
+  T* masked_grad;
 };
 
 template <typename T, typename Acc>

@@ -140,13 +140,13 @@ struct Source {
             affine.shift.data() + channel,
             mean.data() + channel,
             mask,
-            kept ? kept + at : nullptr};
+            masked_grad ? masked_grad + at : nullptr};
   }
   ScaleShift<Acc> affine;
   std::vector<Acc> mean;
   Mask mask;
   const T *grad, *x, *out;
-  T* kept = nullptr;
+  T* masked_grad = nullptr;
 };
 
 std::vector<double> inverse_deviations(const BatchNorm& bn, int64_t channels) {
@@ -164,15 +164,15 @@ std::tuple<Tensor, Tensor> batch_moments(const Tensor& x, bool channels_last) {
   });
 }
 
-std::tuple<Tensor, Tensor> gradient_sums(const BnGradient& q, const OptTensor& kept) {
+std::tuple<Tensor, Tensor> gradient_sums(const BnGradient& q, const OptTensor& masked_grad) {
   return dispatch(scalar_type_of(q.x), [&](auto zero) {
     using T = decltype(zero);
     using Acc = typename AccType<T>::type;
     const Segments s(q.x, q.channels_last);
     Source<T, Acc> source(q);
-    if (kept) {
-      source.mask = Mask::kOutKept;
-      source.kept = static_cast<T*>(kept->mutable_data_ptr());
+    if (masked_grad) {
+      source.mask = Mask::kOutStored;
+      source.masked_grad = static_cast<T*>(masked_grad->mutable_data_ptr());
     }
     const BnKernels<T, Acc>& k = bn_kernels<T, Acc>();
     Partials parts(s);

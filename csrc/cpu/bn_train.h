@@ -19,8 +19,8 @@ struct BnGradient {
 // Per-channel mean and biased variance, in float32 (float64 for float64 input); NaN for an empty batch.
 std::tuple<Tensor, Tensor> batch_moments(const Tensor& x, bool channels_last);
 
-// Per-channel sums of g and g * xhat. If `kept` is given (q.out must be present), also stores g there.
-std::tuple<Tensor, Tensor> gradient_sums(const BnGradient& q, const OptTensor& kept = {});
+// Per-channel sums of g and g * xhat. If `masked_grad` is given (q.out must be present), also stores g there.
+std::tuple<Tensor, Tensor> gradient_sums(const BnGradient& q, const OptTensor& masked_grad = {});
 
 // gamma / sqrt(var + eps) * (g - sum_g / count - xhat * sum_g_xhat / count); without sums, only gamma / sqrt(var + eps)
 // * g.

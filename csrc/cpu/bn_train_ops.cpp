@@ -60,9 +60,9 @@ std::tuple<Tensor, Tensor, Tensor> bn_add_act_backward_reduce(Tensor grad, Tenso
   const BatchNorm bn{gamma, beta, mean, var, eps};
   check_gradient("bn_add_act_backward_reduce", grad, x, bn, out);
   const BnGradient q = make_gradient(grad, x, bn, out, /*relu=*/true);
-  const Tensor kept = output_buffer(sizes_of(x), x, internal, q.channels_last);
-  const auto [sum_g, sum_g_xhat] = gradient_sums(q, kept);
-  return {kept, sum_g, sum_g_xhat};
+  const Tensor masked_grad = output_buffer(sizes_of(x), x, internal, q.channels_last);
+  const auto [sum_g, sum_g_xhat] = gradient_sums(q, masked_grad);
+  return {masked_grad, sum_g, sum_g_xhat};
 }
 
 Tensor bn_act_backward(Tensor grad, Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var,

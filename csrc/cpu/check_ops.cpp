@@ -13,15 +13,15 @@ void check_conv_stats(Tensor x, OptTensor pre_gamma, OptTensor pre_beta, OptTens
             {pre_gamma, pre_beta, pre_mean, pre_var, pre_eps});
 }
 
-void check_conv_backward_input(Tensor grad, Tensor weight, Ints padding, Ints dilation, OptTensor beside) {
-  make_input_gradient("conv_backward_input", grad, weight, padding, dilation, beside);
+void check_conv_backward_input(Tensor grad, Tensor weight, Ints padding, Ints dilation, OptTensor grad_addend) {
+  make_input_gradient("conv_backward_input", grad, weight, padding, dilation, grad_addend);
 }
 
 void check_conv_backward_reduce(Tensor grad, Tensor weight, Ints padding, Ints dilation, Tensor x, OptTensor gamma,
-                                OptTensor beta, OptTensor mean, OptTensor var, double eps, OptTensor beside) {
+                                OptTensor beta, OptTensor mean, OptTensor var, double eps, OptTensor grad_addend) {
   constexpr const char* op = "conv_backward_reduce";
   const Conv forward = make_conv(op, x, weight, {}, {}, {1, 1}, padding, dilation, /*groups=*/1);
-  check_conv_gradient(op, grad, forward, {gamma, beta, mean, var, eps}, beside);
+  check_conv_gradient(op, grad, forward, {gamma, beta, mean, var, eps}, grad_addend);
 }
 
 }  // namespace

@@ -149,10 +149,10 @@ Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamm
   return aten_contiguous(aten_max_pool2d(all, pool_kernel, pool_stride, pool_padding), conv.channels_last);
 }
 
-Tensor conv_backward_input(Tensor grad, Tensor weight, Ints padding, Ints dilation, OptTensor beside,
+Tensor conv_backward_input(Tensor grad, Tensor weight, Ints padding, Ints dilation, OptTensor grad_addend,
                            bool /*allow_tf32*/, bool internal) {
-  const Conv conv = make_input_gradient("conv_backward_input", grad, weight, padding, dilation, beside);
-  return run(conv, [&](const Tensor*) { return beside; }, /*relu=*/false, /*keep_packed=*/false, internal);
+  const Conv conv = make_input_gradient("conv_backward_input", grad, weight, padding, dilation, grad_addend);
+  return run(conv, [&](const Tensor*) { return grad_addend; }, /*relu=*/false, /*keep_packed=*/false, internal);
 }
 
 Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var, double eps,

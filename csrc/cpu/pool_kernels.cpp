@@ -22,12 +22,12 @@ using Index = std::conditional_t<sizeof(Acc) == 8, int64_t, int32_t>;
 
 // Pools one window for `width` channels from c on. (h, w) is the window's first pixel, which may lie outside the image.
 template <typename T, typename Acc>
-INLINE void pool_window(T* out, uint8_t* taken, const T* image, const Acc* scale, const Acc* shift, const PoolShape& s,
+INLINE void pool_window(T* out, uint8_t* argmax, const T* image, const Acc* scale, const Acc* shift, const PoolShape& s,
                         int64_t h, int64_t w, int64_t c, int64_t width) {
   Acc most[kSpan];
   Index<Acc> tap[kSpan];
   std::fill(most, most + width, -std::numeric_limits<Acc>::infinity());
-  std::fill(tap, tap + width, Index<Acc>(kNoneTaken));
+  std::fill(tap, tap + width, Index<Acc>(kNoArgmax));
   for (int64_t i = std::max<int64_t>(0, -h); i < std::min(s.kernel_h, s.h - h); ++i)
     for (int64_t j = std::max<int64_t>(0, -w); j < std::min(s.kernel_w, s.w - w); ++j) {
       const T* x = image + ((h + i) * s.w + w + j) * s.channels + c;
@@ -41,19 +41,19 @@ INLINE void pool_window(T* out, uint8_t* taken, const T* image, const Acc* scale
     }
   for (int64_t k = 0; k < width; ++k) {
     store(out + c + k, most[k] < Acc(0) ? Acc(0) : most[k]);
-    taken[c + k] = static_cast<uint8_t>(most[k] <= static_cast<Acc>(vanishes<T>) ? Index<Acc>(kNoneTaken) : tap[k]);
+    argmax[c + k] = static_cast<uint8_t>(most[k] <= static_cast<Acc>(vanishes<T>) ? Index<Acc>(kNoArgmax) : tap[k]);
   }
 }
 
 template <typename T, typename Acc>
-INLINE void forward_body(T* out, uint8_t* taken, const T* x, const Acc* scale, const Acc* shift, const PoolShape& s,
+INLINE void forward_body(T* out, uint8_t* argmax, const T* x, const Acc* scale, const Acc* shift, const PoolShape& s,
                          int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const T* image = x + row / s.oh * s.h * s.w * s.channels;
     for (int64_t q = 0; q < s.ow; ++q) {
       const int64_t to = (row * s.ow + q) * s.channels;
       for (int64_t c = 0; c < s.channels; c += kSpan)
-        pool_window(out + to, taken + to, image, scale, shift, s, row % s.oh * s.stride_h - s.pad_h,
+        pool_window(out + to, argmax + to, image, scale, shift, s, row % s.oh * s.stride_h - s.pad_h,
                     q * s.stride_w - s.pad_w, c, std::min(kSpan, s.channels - c));
     }
   }
@@ -66,7 +66,7 @@ INLINE void windows_of(int64_t at, int64_t kernel, int64_t stride, int64_t out, 
 }
 
 template <typename T, typename Acc>
-INLINE void backward_body(T* to, const T* grad, const uint8_t* taken, const PoolShape& s, int64_t begin, int64_t end) {
+INLINE void backward_body(T* to, const T* grad, const uint8_t* argmax, const PoolShape& s, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const int64_t image = row / s.h * s.oh, h = row % s.h + s.pad_h;
     int64_t first_p, last_p;
@@ -83,7 +83,7 @@ INLINE void backward_body(T* to, const T* grad, const uint8_t* taken, const Pool
           for (int64_t q = first_q; q <= last_q; ++q) {
             const int64_t from = ((image + p) * s.ow + q) * s.channels + c;
             const T* g = grad + from;
-            const uint8_t* tap = taken + from;
+            const uint8_t* tap = argmax + from;
             const uint8_t id = static_cast<uint8_t>((h - p * s.stride_h) * s.kernel_w + w - q * s.stride_w);
             for (int64_t k = 0; k < width; ++k) sum[k] += tap[k] == id ? load(g[k]) : Acc(0);
           }
@@ -95,18 +95,18 @@ INLINE void backward_body(T* to, const T* grad, const uint8_t* taken, const Pool
 }
 
 // target_clones does not work on templates: one set of functions per storage type.
-#define DEFINE_KERNELS(T, Acc)                                                                           \
-  FOR_EVERY_ISA void forward(T* out, uint8_t* taken, const T* x, const Acc* scale, const Acc* shift,     \
-                             const PoolShape& shape, int64_t begin, int64_t end) {                       \
-    forward_body(out, taken, x, scale, shift, shape, begin, end);                                        \
-  }                                                                                                      \
-  FOR_EVERY_ISA void backward_of_##T(T* to, const T* grad, const uint8_t* taken, const PoolShape& shape, \
-                                     int64_t begin, int64_t end) {                                       \
-    backward_body<T, Acc>(to, grad, taken, shape, begin, end);                                           \
-  }                                                                                                      \
-  const PoolKernels<T, Acc>& kernels_of(T) {                                                             \
-    static const PoolKernels<T, Acc> kernels{forward, backward_of_##T};                                  \
-    return kernels;                                                                                      \
+#define DEFINE_KERNELS(T, Acc)                                                                            \
+  FOR_EVERY_ISA void forward(T* out, uint8_t* argmax, const T* x, const Acc* scale, const Acc* shift,     \
+                             const PoolShape& shape, int64_t begin, int64_t end) {                        \
+    forward_body(out, argmax, x, scale, shift, shape, begin, end);                                        \
+  }                                                                                                       \
+  FOR_EVERY_ISA void backward_of_##T(T* to, const T* grad, const uint8_t* argmax, const PoolShape& shape, \
+                                     int64_t begin, int64_t end) {                                        \
+    backward_body<T, Acc>(to, grad, argmax, shape, begin, end);                                           \
+  }                                                                                                       \
+  const PoolKernels<T, Acc>& kernels_of(T) {                                                              \
+    static const PoolKernels<T, Acc> kernels{forward, backward_of_##T};                                   \
+    return kernels;                                                                                       \
   }
 DEFINE_KERNELS(float, float)
 DEFINE_KERNELS(double, double)

@@ -10,15 +10,15 @@ struct PoolShape {
 };
 
 // Stored instead of the argmax if the ReLU is closed at a window's maximum.
-constexpr uint8_t kNoneTaken = 255;
+constexpr uint8_t kNoArgmax = 255;
 
 template <typename T, typename Acc>
 struct PoolKernels {
   // Rows [begin, end) of the output, counted over all images: out = max(relu(x * scale + shift)), and its argmax.
-  void (*forward)(T* out, uint8_t* taken, const T* x, const Acc* scale, const Acc* shift, const PoolShape& shape,
+  void (*forward)(T* out, uint8_t* argmax, const T* x, const Acc* scale, const Acc* shift, const PoolShape& shape,
                   int64_t begin, int64_t end);
   // Rows [begin, end) of the input gradient, counted the same way.
-  void (*backward)(T* to, const T* grad, const uint8_t* taken, const PoolShape& shape, int64_t begin, int64_t end);
+  void (*backward)(T* to, const T* grad, const uint8_t* argmax, const PoolShape& shape, int64_t begin, int64_t end);
 };
 
 template <typename T, typename Acc>

@@ -32,7 +32,7 @@ std::tuple<Tensor, Tensor> bn_relu_max_pool(Tensor x, OptTensor gamma, OptTensor
   const Tensor dense = aten_contiguous(x, /*channels_last=*/true);
   const Ints sizes = pooled_sizes(x.sizes(), kernel, stride, padding);
   const Tensor out = output_buffer(sizes, x, internal || is_copied(sizes, channels_last)),
-               taken = aten_empty(sizes, x, /*channels_last=*/true, ScalarType::Byte);
+               argmax = aten_empty(sizes, x, /*channels_last=*/true, ScalarType::Byte);
   const PoolShape shape = shape_of(x, sizes, kernel, stride, padding);
   dispatch(scalar_type_of(x), [&](auto zero) {
     using T = decltype(zero);
@@ -40,17 +40,17 @@ std::tuple<Tensor, Tensor> bn_relu_max_pool(Tensor x, OptTensor gamma, OptTensor
     const auto affine = scale_shift<Acc>(bn, std::nullopt, shape.channels);
     for_rows(x.size(0) * shape.oh, shape.ow, shape.channels, [&](int64_t begin, int64_t end) {
       pool_kernels<T, Acc>().forward(static_cast<T*>(out.mutable_data_ptr()),
-                                     static_cast<uint8_t*>(taken.mutable_data_ptr()), data<T>(dense),
+                                     static_cast<uint8_t*>(argmax.mutable_data_ptr()), data<T>(dense),
                                      affine.scale.data(), affine.shift.data(), shape, begin, end);
     });
   });
-  return {aten_contiguous(out, channels_last), aten_contiguous(taken, channels_last)};
+  return {aten_contiguous(out, channels_last), aten_contiguous(argmax, channels_last)};
 }
 
-Tensor bn_relu_max_pool_backward(Tensor grad, Tensor taken, Tensor x, Ints kernel, Ints stride, Ints padding,
+Tensor bn_relu_max_pool_backward(Tensor grad, Tensor argmax, Tensor x, Ints kernel, Ints stride, Ints padding,
                                  bool internal) {
-  check_pooled_gradient("bn_relu_max_pool_backward", grad, taken, x, kernel, stride, padding);
-  const Tensor from = aten_contiguous(grad, /*channels_last=*/true), taps = aten_contiguous(taken, true);
+  check_pooled_gradient("bn_relu_max_pool_backward", grad, argmax, x, kernel, stride, padding);
+  const Tensor from = aten_contiguous(grad, /*channels_last=*/true), taps = aten_contiguous(argmax, true);
   const bool channels_last = suggests_channels_last(x);
   const Tensor to = output_buffer(sizes_of(x), x, internal || is_copied(x.sizes(), channels_last));
   const PoolShape shape = shape_of(x, grad.sizes(), kernel, stride, padding);

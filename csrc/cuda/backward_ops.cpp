@@ -25,7 +25,7 @@ struct Call {
   const Conv& forward;
   const BatchNorm& bn;
   const Tensor& grad;
-  const OptTensor& beside;
+  const OptTensor& grad_addend;
   bool allow_tf32;
 };
 
@@ -47,9 +47,9 @@ ConvProblem problem_of(const Call& call) {
   p.main.pad_h = static_cast<int32_t>(std::clamp<int64_t>(padding[0], -1, kMost));
   p.main.pad_w = static_cast<int32_t>(std::clamp<int64_t>(padding[1], -1, kMost));
   p.mode = ConvFwdMode::kGradientSums;
-  p.residual = call.beside.has_value();
+  p.residual = call.grad_addend.has_value();
   p.aligned = is_aligned(call.grad) && is_aligned(forward.x) && is_aligned(forward.weight) &&
-              (!call.beside || is_aligned(*call.beside));
+              (!call.grad_addend || is_aligned(*call.grad_addend));
   p.allow_tf32 = call.allow_tf32;
   return p;
 }
@@ -61,14 +61,14 @@ std::tuple<Tensor, Tensor, Tensor> run_kernel(const Call& call, const ConvPlan& 
                                 forward.dilation, /*groups=*/1);
   const Operands main(turned);
   const Tensor raw = aten_contiguous(forward.x, true);
-  OptTensor beside;
-  if (call.beside) beside = aten_contiguous(*call.beside, true);
+  OptTensor grad_addend;
+  if (call.grad_addend) grad_addend = aten_contiguous(*call.grad_addend, true);
   const Tensor out = aten_empty(raw.sizes(), raw, /*channels_last=*/true);
   const Tensor sum_g = channel_sums(raw, forward.c), sum_g_xhat = channel_sums(raw, forward.c);
 
   ConvFwdParams p;
   p.main = main.pointers();
-  p.residual = beside ? beside->const_data_ptr() : nullptr;
+  p.residual = grad_addend ? grad_addend->const_data_ptr() : nullptr;
   p.raw = raw.const_data_ptr();
   p.out = out.mutable_data_ptr();
   BnFinishParams last;
@@ -88,7 +88,7 @@ std::tuple<Tensor, Tensor, Tensor> run_kernel(const Call& call, const ConvPlan& 
   return {aten_contiguous(out, suggests_channels_last(forward.x)), sum_g, sum_g_xhat};
 }
 
-// torch's input gradient, an addition if `beside` is given, then a pass over the gradient and x for the sums.
+// torch's input gradient, an addition if `grad_addend` is given, then a pass over the gradient and x for the sums.
 std::tuple<Tensor, Tensor, Tensor> run_torch(const Call& call, const Queue& queue) {
   const Conv& forward = call.forward;
   const bool channels_last = suggests_channels_last(forward.x);
@@ -98,7 +98,8 @@ std::tuple<Tensor, Tensor, Tensor> run_torch(const Call& call, const Queue& queu
       aten_contiguous(aten_convolution_backward(GradientOf::kInput, aten_contiguous(call.grad, channels_last), raw,
                                                 forward.weight, kOne, forward.padding, forward.dilation, /*groups=*/1),
                       channels_last);
-  if (call.beside) add_act_into(out, out, Vectors({}, std::nullopt, raw), call.beside, nullptr, false, channels_last);
+  if (call.grad_addend)
+    add_act_into(out, out, Vectors({}, std::nullopt, raw), call.grad_addend, nullptr, false, channels_last);
   const Tensor sum_g = channel_sums(raw, forward.c), sum_g_xhat = channel_sums(raw, forward.c);
   const Vectors bn(call.bn, std::nullopt, raw);
   BnBackwardReduceParams p;
@@ -114,14 +115,14 @@ std::tuple<Tensor, Tensor, Tensor> run_torch(const Call& call, const Queue& queu
 std::tuple<Tensor, Tensor, Tensor> conv_backward_reduce(const Tensor& grad, const Tensor& weight, const Ints& padding,
                                                         const Ints& dilation, const Tensor& x, const OptTensor& gamma,
                                                         const OptTensor& beta, const OptTensor& mean,
-                                                        const OptTensor& var, double eps, const OptTensor& beside,
+                                                        const OptTensor& var, double eps, const OptTensor& grad_addend,
                                                         bool allow_tf32) {
   const Conv forward = make_conv(kOp, x, weight, {}, {}, kOne, padding, dilation, /*groups=*/1);
   const BatchNorm bn{gamma, beta, mean, var, eps};
-  check_conv_gradient(kOp, grad, forward, bn, beside);
+  check_conv_gradient(kOp, grad, forward, bn, grad_addend);
   const int device = x.get_device_index();
   const DeviceGuard guard(device);
-  const Call call{forward, bn, grad, beside, allow_tf32};
+  const Call call{forward, bn, grad, grad_addend, allow_tf32};
   const Queue queue = current_queue(device);
   const ConvPlan plan = plan_conv(problem_of(call), device);
   return plan.engine == ConvEngine::kTorch ? run_torch(call, queue) : run_kernel(call, plan, queue);

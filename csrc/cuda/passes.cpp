@@ -46,7 +46,7 @@ Tensor relu_max_pool(const Tensor& x, const Vectors& bn, const Ints& kernel, con
   p.bn = bn.pointers();
   p.shape = pool_shape_of(x, out.sizes(), kernel, stride, padding);
   p.out = out.mutable_data_ptr();
-  p.taken = argmax ? argmax->mutable_data_ptr() : nullptr;
+  p.argmax = argmax ? argmax->mutable_data_ptr() : nullptr;
   const int device = x.get_device_index();
   launch_checked(p, current_queue(device), device);
   return out;

@@ -281,18 +281,18 @@ def conv_backward_reduce(
     mean: Tensor,
     var: Tensor,
     eps: float = 1e-5,
-    beside: Tensor | None = None,
+    grad_addend: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Backward through ``conv2d(relu(bn(x)))`` with stride 1: the gradient of ``relu(bn(x))``, and its sums.
 
-    ``beside``, another gradient of ``relu(bn(x))`` of the same shape, is added to it. The sums are those of
+    ``grad_addend``, another gradient of ``relu(bn(x))`` of the same shape, is added to it. The sums are those of
     :func:`bn_act_backward_reduce`.
     """
     geometry = ([1, 1], _pair(padding), _pair(dilation), False, [0, 0], 1)
     mask = [True, False, False]
     grad_x = torch.ops.aten.convolution_backward.default(grad, x, weight, None, *geometry, mask)[0]
-    if beside is not None:
-        grad_x = grad_x + beside
+    if grad_addend is not None:
+        grad_x = grad_x + grad_addend
     return grad_x, *bn_act_backward_reduce(grad_x, x, gamma, beta, mean, var, eps)
 
 
@@ -349,11 +349,11 @@ def bn_relu_max_pool(
 
 
 def bn_relu_max_pool_backward(
-    grad: Tensor, taken: Tensor, x: Tensor, kernel: Pair, stride: Pair, padding: Pair
+    grad: Tensor, argmax: Tensor, x: Tensor, kernel: Pair, stride: Pair, padding: Pair
 ) -> Tensor:
     """The gradient of bn(x) from that of the pooled output: each element sums over the windows whose argmax it is.
 
-    ``taken`` is the argmax of :func:`bn_relu_max_pool`.
+    ``argmax`` is that of :func:`bn_relu_max_pool`.
     """
     (height, width), (stride_h, stride_w), (pad_h, pad_w) = _pair(kernel), _pair(stride), _pair(padding)
     (p, q), (h, w) = grad.shape[2:], x.shape[2:]
@@ -363,7 +363,7 @@ def bn_relu_max_pool_backward(
         row, column = divmod(i, width)
         rows = slice(row, row + (p - 1) * stride_h + 1, stride_h)
         columns = slice(column, column + (q - 1) * stride_w + 1, stride_w)
-        sums[:, :, rows, columns] += torch.where(taken == i, _wide(grad), 0)
+        sums[:, :, rows, columns] += torch.where(argmax == i, _wide(grad), 0)
     return sums[:, :, pad_h : pad_h + h, pad_w : pad_w + w].to(x.dtype)
 
 

@@ -109,7 +109,7 @@ def args_of_every_op(dtype=torch.bfloat16):
     block = [randn(64, 64, 3, 3, dtype=dtype) / 24, None, *batch_norm(64)]
     norm, pool = batch_norm(64), ([3, 3], [2, 2], [1, 1])
     apart = away_from_kink(x, norm)
-    pooled, taken = reference.bn_relu_max_pool(x, *norm, *pool)
+    pooled, argmax = reference.bn_relu_max_pool(x, *norm, *pool)
     how, grad = [False, False], torch.randn_like(x)
     sums = [*reference.bn_act_backward_reduce(grad, apart, *norm), float(2 * 6 * 5)]
     return {
@@ -127,7 +127,7 @@ def args_of_every_op(dtype=torch.bfloat16):
         "conv_backward_reduce": [like_out, weight, [1, 1], [1, 1], apart, *norm, None, False],
         "bn_act_backward": [grad, apart, *norm, None, True, *sums],
         "bn_relu_max_pool": [x, *norm, *pool],
-        "bn_relu_max_pool_backward": [torch.randn_like(pooled), taken, x, *pool],
+        "bn_relu_max_pool_backward": [torch.randn_like(pooled), argmax, x, *pool],
     }
 
 

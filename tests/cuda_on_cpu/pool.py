@@ -33,8 +33,8 @@ def empty(size: tuple[int, ...], dtype: torch.dtype, misalign: int = 0) -> Tenso
     return room.as_strided(size, (c * h * w, 1, w * c, c), misalign)
 
 
-def forward_parameters(x: Tensor, bn: BatchNorm, pool: Pool, out: Tensor, taken: Tensor | None) -> dict:
-    addresses = dict(x=x.data_ptr(), out=out.data_ptr()) | ({} if taken is None else dict(taken=taken.data_ptr()))
+def forward_parameters(x: Tensor, bn: BatchNorm, pool: Pool, out: Tensor, argmax: Tensor | None) -> dict:
+    addresses = dict(x=x.data_ptr(), out=out.data_ptr()) | ({} if argmax is None else dict(argmax=argmax.data_ptr()))
     return addresses | dict(bn=vectors(bn)) | shape(x, pool)
 
 
@@ -46,31 +46,31 @@ def forward(
     sm_count: int = 1,
     schedule: str = "stay",
     misalign: str = "",
-    argmax: bool = True,
+    with_argmax: bool = True,
 ) -> tuple[Tensor, Tensor | None, dict]:
-    """Returns ``out``, ``taken`` (the argmax; None without ``argmax``) and the emulator's report."""
+    """Returns ``out``, ``argmax`` (None unless ``with_argmax``) and the emulator's report."""
     out = empty(pooled(x, pool), x.dtype, int(misalign == "out"))
-    taken = empty(pooled(x, pool), torch.uint8, int(misalign == "taken")) if argmax else None
+    argmax = empty(pooled(x, pool), torch.uint8, int(misalign == "argmax")) if with_argmax else None
     named = dict(x=x) | {field: getattr(bn, field) for field in BatchNorm._fields[:5]}
     buffers = [*inputs(named), ("out", *span(out), "write")]
-    if taken is not None:
-        buffers.append(("taken", *span(taken), "write bytes"))
+    if argmax is not None:
+        buffers.append(("argmax", *span(argmax), "write bytes"))
     return (
         out,
-        taken,
-        kernels["bn_pool"].run_bn_pool(buffers, forward_parameters(x, bn, pool, out, taken), sm_count, schedule),
+        argmax,
+        kernels["bn_pool"].run_bn_pool(buffers, forward_parameters(x, bn, pool, out, argmax), sm_count, schedule),
     )
 
 
-def backward_parameters(grad: Tensor, taken: Tensor, x: Tensor, pool: Pool) -> dict:
+def backward_parameters(grad: Tensor, argmax: Tensor, x: Tensor, pool: Pool) -> dict:
     """``x`` is where the gradient of the input is written."""
-    return dict(grad=grad.data_ptr(), taken=taken.data_ptr(), to=x.data_ptr()) | shape(x, pool)
+    return dict(grad=grad.data_ptr(), argmax=argmax.data_ptr(), to=x.data_ptr()) | shape(x, pool)
 
 
 def backward(
     kernels: Kernels,
     grad: Tensor,
-    taken: Tensor,
+    argmax: Tensor,
     size: tuple[int, ...],
     pool: Pool,
     sm_count: int = 1,
@@ -79,7 +79,7 @@ def backward(
 ) -> tuple[Tensor, dict]:
     """Returns the gradient of an input of ``size`` and the emulator's report."""
     to = empty(size, grad.dtype, int(misalign == "to"))
-    buffers = [*inputs(dict(grad=grad, taken=taken)), ("to", *span(to), "write")]
+    buffers = [*inputs(dict(grad=grad, argmax=argmax)), ("to", *span(to), "write")]
     return to, kernels["pool_backward"].run_pool_backward(
-        buffers, backward_parameters(grad, taken, to, pool), sm_count, schedule
+        buffers, backward_parameters(grad, argmax, to, pool), sm_count, schedule
     )

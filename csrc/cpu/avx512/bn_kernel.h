@@ -173,12 +173,12 @@ struct Products {
   INLINE void prefetch(int64_t at, int vectors) const {
     prefetch_vectors(g.x + at, vectors);
     prefetch_vectors(g.grad + at, vectors);
-    if (kMask == Mask::kOut || kMask == Mask::kOutKept) prefetch_vectors(g.out + at, vectors);
+    if (kMask == Mask::kOut || kMask == Mask::kOutStored) prefetch_vectors(g.out + at, vectors);
   }
   template <typename Lanes>
   INLINE void add(const Channels& k, int64_t at, Lanes m, __m512& sum, __m512& products) const {
     const __m512 x = A::load(g.x + at, m), v = masked<A, kMask>(g, at, x, k.scale, k.shift, m);
-    if (kMask == Mask::kOutKept) A::store_again(g.kept + at, v, m);
+    if (kMask == Mask::kOutStored) A::store_again(g.masked_grad + at, v, m);
     sum = _mm512_add_ps(sum, v);
     products = _mm512_fmadd_ps(v, minus(x, k.mean, m), products);
   }
@@ -278,7 +278,7 @@ void sum_squares(const typename A::Elem* x, const float* center, Block block, do
 template <typename A>
 void sum_gradient(const Masked<typename A::Elem, float>& g, Block block, double* first, double* second) {
   if (g.mask == Mask::kOut) return sum(Products<A, Mask::kOut>{g}, block, first, second);
-  if (g.mask == Mask::kOutKept) return sum(Products<A, Mask::kOutKept>{g}, block, first, second);
+  if (g.mask == Mask::kOutStored) return sum(Products<A, Mask::kOutStored>{g}, block, first, second);
   if (g.mask == Mask::kRecompute) return sum(Products<A, Mask::kRecompute>{g}, block, first, second);
   sum(Products<A, Mask::kNone>{g}, block, first, second);
 }

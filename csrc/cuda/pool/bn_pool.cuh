@@ -25,7 +25,7 @@ struct Largest {
 
   __device__ __forceinline__ void begin(int c) {
     value[c] = 0;
-    if constexpr (Config::kArgmax) number[c] = kNoneTaken;
+    if constexpr (Config::kArgmax) number[c] = kNoArgmax;
   }
 
   __device__ __forceinline__ void take(int c, Acc v, uint32_t id) {
@@ -40,8 +40,8 @@ struct Largest {
       // What is stored as 0 did not pass the ReLU.
 #pragma unroll
       for (int c = 0; c < Config::kVector; ++c)
-        if (value[c] <= Acc(kVanishes<Config::kDtype>)) number[c] = kNoneTaken;
-      Bytes<Config::kVector>::store(static_cast<char*>(p.taken) + bytes_at<Config>(access), number);
+        if (value[c] <= Acc(kVanishes<Config::kDtype>)) number[c] = kNoArgmax;
+      Bytes<Config::kVector>::store(static_cast<char*>(p.argmax) + bytes_at<Config>(access), number);
     }
   }
 };
@@ -93,7 +93,7 @@ __device__ __forceinline__ void small_window(Largest<Config>& largest, const BnP
     for (int t = 0; t < kTaps; ++t) most = ptx::max_nan(most, v[t] = bn.apply(x[t].get(c), c));
     largest.value[c] = most;
     if constexpr (Config::kArgmax) {
-      uint32_t number = kNoneTaken;
+      uint32_t number = kNoArgmax;
 #pragma unroll
       for (int t = kTaps - 1; t >= 0; --t) number = v[t] == most ? id[t] : number;
       if (most != most) {

@@ -21,21 +21,22 @@ struct PoolShape {
 };
 
 // The argmax of a window whose maximum does not pass the ReLU. Real positions are smaller.
-constexpr uint32_t kNoneTaken = 255;
+constexpr uint32_t kNoArgmax = 255;
 
-// out = max_pool2d(relu(bn(x))). `taken`, unless null, receives the argmax: row * kernel width + column in the window.
+// out = max_pool2d(relu(bn(x))). `argmax`, unless null, receives each maximum's row * kernel width + column in its
+// window.
 struct BnPoolParams {
   const void* x = nullptr;
   BatchNormVectors bn;
   PoolShape shape;
   void* out = nullptr;
-  void* taken = nullptr;  // uint8; null in inference
+  void* argmax = nullptr;  // uint8; null in inference
 };
 
 // to = the gradient of bn(x): each element is the sum of grad over the windows whose argmax it is.
 struct PoolBackwardParams {
   const void* grad = nullptr;
-  const void* taken = nullptr;
+  const void* argmax = nullptr;
   PoolShape shape;
   void* to = nullptr;
 };
@@ -62,15 +63,15 @@ inline BnShape outputs_of(const PoolShape& s) { return pixels_of(s, s.h.out, s.w
 
 inline PoolVariant select_bn_pool(const BnPoolParams& p) {
   const auto addresses =
-      reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.out) | reinterpret_cast<uintptr_t>(p.taken);
+      reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.out) | reinterpret_cast<uintptr_t>(p.argmax);
   const int vector = vector_of(outputs_of(p.shape), addresses);
   const bool three = p.shape.h.kernel == 3 && p.shape.w.kernel == 3;
-  return {p.shape.dtype, vector, vector > 1 && three ? 3 : 0, p.taken != nullptr};
+  return {p.shape.dtype, vector, vector > 1 && three ? 3 : 0, p.argmax != nullptr};
 }
 
 inline PoolVariant select_pool_backward(const PoolBackwardParams& p) {
   const auto addresses =
-      reinterpret_cast<uintptr_t>(p.grad) | reinterpret_cast<uintptr_t>(p.taken) | reinterpret_cast<uintptr_t>(p.to);
+      reinterpret_cast<uintptr_t>(p.grad) | reinterpret_cast<uintptr_t>(p.argmax) | reinterpret_cast<uintptr_t>(p.to);
   const int vector = vector_of(inputs_of(p.shape), addresses);
   const auto two = [](const PoolAxis& a) { return (a.kernel - 1) / a.stride < 2; };
   return {p.shape.dtype, vector, vector > 1 && two(p.shape.h) && two(p.shape.w) ? 2 : 0};

@@ -28,17 +28,17 @@ struct Pooled {
   using Acc = typename Config::Acc;
 
   typename Config::Data grad;
-  Bytes<Config::kVector> taken;
+  Bytes<Config::kVector> argmax;
 
   __device__ __forceinline__ void load(const PoolBackwardParams& p, uint32_t access) {
     grad.template load<Access::kReused>(static_cast<const char*>(p.grad) + data_at<Config>(access));
-    taken.load(static_cast<const char*>(p.taken) + bytes_at<Config>(access));
+    argmax.load(static_cast<const char*>(p.argmax) + bytes_at<Config>(access));
   }
 
   __device__ __forceinline__ void add_to(Acc (&sum)[Config::kVector], uint32_t id) const {
 #pragma unroll
     for (int c = 0; c < Config::kVector; ++c)
-      if (taken.get(c) == id) sum[c] += grad.get(c);
+      if (argmax.get(c) == id) sum[c] += grad.get(c);
   }
 };
 

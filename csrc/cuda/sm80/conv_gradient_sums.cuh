@@ -34,7 +34,7 @@ __device__ __forceinline__ void store_tile_and_gradient_sums(const typename Conf
   for (int i = 0; i < Config::Warp::kFragmentRows; ++i) {
     uint32_t at[Place::kPasses];  // in elements: 32 bits, half the registers of byte offsets
     bool inside[Place::kPasses];
-    Data raw[Place::kPasses], beside[Place::kPasses];
+    Data raw[Place::kPasses], grad_addend[Place::kPasses];
 #pragma unroll
     for (int pass = 0; pass < Place::kPasses; ++pass) {
       const int32_t m = place.m + i * 16 + pass * Place::kRowsAPass;
@@ -43,7 +43,7 @@ __device__ __forceinline__ void store_tile_and_gradient_sums(const typename Conf
       if (!inside[pass]) continue;
       raw[pass].template load<Access::kReadOnly>(static_cast<const char*>(p.raw) + bytes_of(at[pass]));
       if (p.residual)
-        beside[pass].template load<Access::kReadOnly>(static_cast<const char*>(p.residual) + bytes_of(at[pass]));
+        grad_addend[pass].template load<Access::kReadOnly>(static_cast<const char*>(p.residual) + bytes_of(at[pass]));
     }
     slab.write(main.sum[i], place.lane);
     ptx::bar_warp_sync(~0u);
@@ -54,7 +54,7 @@ __device__ __forceinline__ void store_tile_and_gradient_sums(const typename Conf
       if (!inside[pass]) continue;
       if (p.residual) {
 #pragma unroll
-        for (int e = 0; e < kPer; ++e) v[e] += beside[pass].get(e);
+        for (int e = 0; e < kPer; ++e) v[e] += grad_addend[pass].get(e);
       }
       Data stored;
       Data::pack(stored.words, v);

@@ -25,12 +25,12 @@ BnPoolParams forward_of(const Value& d) {
   if (d.find("bn")) p.bn = batch_norm_of(d["bn"]);
   p.shape = shape_of(d);
   p.out = pointer_of<void>(d, "out");
-  p.taken = pointer_of<void>(d, "taken");
+  p.argmax = pointer_of<void>(d, "argmax");
   return p;
 }
 
 PoolBackwardParams backward_of(const Value& d) {
-  return {pointer_of<const void>(d, "grad"), pointer_of<const void>(d, "taken"), shape_of(d),
+  return {pointer_of<const void>(d, "grad"), pointer_of<const void>(d, "argmax"), shape_of(d),
           pointer_of<void>(d, "to")};
 }
 
