@@ -32,7 +32,7 @@ LAYERS = [
 ]
 LAYERS += ["functional", "chain", "ops", "first_use", "_library"]
 # Any layer may import these; they import none.
-LEAVES = {"reference", "criterion", "_build_info", "_indexing"}
+LEAVES = {"reference", "criterion", "plans", "_build_info", "_indexing"}
 
 
 def python_files():
