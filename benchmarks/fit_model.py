@@ -2,7 +2,7 @@
 
 FOLDER holds the ``kernels-*.json`` files that ``benchmarks.gpu_kernels`` wrote on one GPU. A run that covers more
 engines and tiles determines more constants. Prints the ratio of prediction to measurement for each layer before and
-after the fit, the constants that the run determines, and a diff of ``csrc/cuda/model_constants.h``. ``--write``
+after the fit, the constants that the run determines, and a diff of ``csrc/cuda/plan/cost_constants.h``. ``--write``
 applies the diff.
 
 The model is evaluated by ``ops.predict_cuda`` with varied constants. The fit minimises the absolute logarithm of

@@ -1,10 +1,10 @@
-"""The constants of the CUDA plan's model, read from ``csrc/cuda/model_constants.h`` and written into it."""
+"""The constants of the CUDA plan's model, read from ``csrc/cuda/plan/cost_constants.h`` and written into it."""
 
 import re
 from pathlib import Path
 from typing import NamedTuple
 
-HEADER = Path(__file__).resolve().parents[1] / "csrc" / "cuda" / "model_constants.h"
+HEADER = Path(__file__).resolve().parents[1] / "csrc" / "cuda" / "plan" / "cost_constants.h"
 
 _ROW = re.compile(r"^    \{\n(.*?)^    \},\n", re.M | re.S)
 _VALUE = re.compile(r"^ +(.+?), +// (\w+)(.*)$", re.M)
@@ -29,7 +29,7 @@ def families(text: str) -> list[Family]:
 
 
 def family(arch: int, text: str | None = None) -> Family:
-    """The model's constants for a GPU of this compute capability, as ``family_of`` in ``csrc/cuda/model.cpp``."""
+    """The constants for a GPU of this compute capability, as ``family_of`` in ``csrc/cuda/plan/cost_model.cpp``."""
     rows = families(HEADER.read_text() if text is None else text)
     return next((row for row in rows if arch >= row.oldest), rows[-1])
 

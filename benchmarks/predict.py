@@ -17,13 +17,13 @@ def page() -> str:
     """The whole page, in Markdown."""
     return f"""<!-- Written by python -m benchmarks.predict --write -->
 # Predictions
-What the cost model (`csrc/cuda/model.cpp`) predicts for an H200 in bf16. **Nothing on this page is measured**;
+What the cost model (`csrc/cuda/plan/cost_model.cpp`) predicts for an H200 in bf16. **Nothing here is measured**;
 measurements are in [benchmarks/results/nvidia-h200](../benchmarks/results/nvidia-h200/README.md).
 
 The model assumes {GPU_SMS} SMs at {MODEL["clock"]:g} GHz, {MODEL["macs"]:g} multiply-adds a clock and SM,
 {MEMORY / 1e3:.1f} TB/s of memory, {L2 / MODEL["clock"] / GPU_SMS:.1f} bytes a clock from L2 to an SM, and
 {LAUNCH / 1e3:.1f} us between the starts of two kernels. `benchmarks.fit_model` fits these to measured layers
-(`csrc/cuda/model_constants.h`).
+(`csrc/cuda/plan/cost_constants.h`).
 
 ## Inference of whole networks
 Channels_last, CUDA graphs on all sides, microseconds. Ours: the fastest kernel by the model. Peers: PyTorch's

@@ -1,7 +1,7 @@
 """Predicts single convolutions on an H200. Nothing in it is measured.
 
-The cost model's times (``csrc/cuda/model.cpp``): convolutions with batch statistics at batch 256, and sm90/conv_sm90 at
-small batches, data-parallel and stream-K.
+The cost model's times (``csrc/cuda/plan/cost_model.cpp``): convolutions with batch statistics at batch 256, and
+sm90/conv_sm90 at small batches, data-parallel and stream-K.
 """
 
 import re

@@ -18,14 +18,16 @@ from .sources import ROOT
 PRIMITIVES = "primitives"
 # Family -> its sources. Files that they include count too.
 FAMILIES = {
-    **{name: f"csrc/cuda/{name}" for name in ("sm80", "sm90", "bn", "pool", "tile")},
+    **{name: f"csrc/cuda/kernels/{name}" for name in ("sm80", "sm90", "bn", "pool")},
+    "tile": "csrc/cuda/device/tile",
     PRIMITIVES: "tests/cuda_primitives/kernels",
 }
 # Files that every planted bug depends on.
 EMULATOR = (
     "tests/cuda_on_cpu/", "tests/cuda_cases/", "tests/planting.py", "tests/criterion.py", "tests/support.py",
     "tests/conftest.py", "resnet_fused/criterion.py", "resnet_fused/reference/", "requirements/dev.txt",
-    "csrc/cuda/tensor_map_cache.cpp", "csrc/cuda/exact_cache.h", "csrc/cuda/tensor_map.h",
+    "csrc/cuda/runtime/tensor_map_cache.cpp", "csrc/cuda/runtime/cache.h", "csrc/cuda/runtime/tensor_map.h",
+    "csrc/cuda/device/tensor_map.h",
 )  # fmt: skip
 SANITIZED = (
     "Makefile", "setup.py", "build_tools/", "csrc/common/", "csrc/compat/", "csrc/cpu/", "tests/avx512_on_avx2/",

@@ -5,11 +5,11 @@
 #include <limits>
 
 #include "common/problem.h"
-#include "cuda/block_plan.h"
-#include "cuda/engine_choice.h"
-#include "cuda/model.h"
-#include "cuda/plan.h"
-#include "cuda/trust.h"
+#include "cuda/plan/block_plan.h"
+#include "cuda/plan/cost_model.h"
+#include "cuda/plan/override.h"
+#include "cuda/plan/plan.h"
+#include "cuda/plan/trust.h"
 
 namespace resnet_fused::cuda {
 

@@ -141,7 +141,7 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   // The valid values of RESNET_FUSED_CUDA_ENGINE, separated by ", ".
   m.def("cuda_engines() -> str");
   // Predicted microseconds of conv_bn_act by one engine: cudnn (with fused add and ReLU), torch, sm80..., sm90..., as
-  // in RESNET_FUSED_CUDA_ENGINE. constants: those of csrc/cuda/model_constants.h for this GPU, or replacements
+  // in RESNET_FUSED_CUDA_ENGINE. constants: those of csrc/cuda/plan/cost_constants.h for this GPU, or replacements
   // (benchmarks.fit_model varies them).
   m.def(
       "predict_cuda(int[] x_shape, int[] weight_shape, int[2] stride, int[2] padding, str dtype, bool residual, int[] "

@@ -1,6 +1,6 @@
 """First-use check of CUDA kernels that are not verified on this GPU: compares an op's result with eager PyTorch.
 
-C++ (``csrc/cuda/first_use.h``) calls ``resnet_fused::compare_<op>`` after it launches an unchecked kernel, and
+C++ (``csrc/cuda/ops/first_use.h``) calls ``resnet_fused::compare_<op>`` after it launches an unchecked kernel, and
 ``resnet_fused::eager_<op>`` if no kernel may run. Both are registered here for each CUDA op, from its schema and its
 definition in :mod:`resnet_fused.reference`. The rules are in ``docs/architecture.md``, "Trust".
 """
@@ -30,7 +30,7 @@ OPS = (
     *("conv_backward_reduce", "bn_act_backward", "bn_relu_max_pool", "bn_relu_max_pool_backward"),
 )
 OPTIONS = ("keep_packed", "allow_tf32", "internal")
-#: Return values of compare_<op>; csrc/cuda/first_use.cpp reads them.
+#: Return values of compare_<op>; csrc/cuda/ops/first_use.cpp reads them.
 NOT_COMPARED, RIGHT, WRONG = 0, 1, 2
 #: Ops whose further results are sums over the first result.
 SUMS_FIRST = ("conv_stats", "conv_backward_reduce")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from resnet_fused import ops
 from resnet_fused.cli._gpus import GPUS
 
-HEADER = (Path(__file__).parents[1] / "csrc/cuda/sm80/conv_fwd.h").read_text()
+HEADER = (Path(__file__).parents[1] / "csrc/cuda/kernels/sm80/conv_fwd.h").read_text()
 MODES = ["plain", "prologue", "projection", "projection prologue"]
 STATISTICS = ["statistics", "prologue statistics"]
 GRADIENT = "gradient sums"
@@ -37,8 +37,8 @@ class Plan(NamedTuple):
     tiles: int
     smem: int
     splits: int
-    whole: int
-    shares: int
+    dp_tiles: int
+    sk_units: int
     workspace: int
     bytes: int
     microseconds: float | None
@@ -52,7 +52,7 @@ def read(text):
     named = r"(sm[89]0(?: rows)?) (\d+)x(\d+): (\w+), ([a-z ]+), (\d+) tiles of (\d+) bytes of shared memory, "
     kernel = re.match(named, first)
     splits = re.search(r"(\d+) splits?, ", first)
-    shares = re.search(r"(\d+) whole, (\d+) in (\d+) shares, ", first)
+    sk_units = re.search(r"(\d+) dp_tiles, (\d+) in (\d+) sk_units, ", first)
     workspace = re.search(r"(\d+) bytes of partial sums", first)
     time = re.search(r"([\d.]+) us predicted$", first)
     engine, m, n, dtype, mode, tiles, smem = kernel.groups() if kernel else ("torch", 0, 0, None, None, 0, 0)
@@ -64,8 +64,8 @@ def read(text):
         int(tiles),
         int(smem),
         int(splits[1]) if splits else 1,
-        int(shares[1]) if shares else 0,
-        int(shares[3]) if shares else 0,
+        int(sk_units[1]) if sk_units else 0,
+        int(sk_units[3]) if sk_units else 0,
         int(workspace[1]) if workspace else 0,
         int(re.search(r"(\d+) bytes moved", first)[1]),
         float(time[1]) if time else None,

@@ -2,7 +2,7 @@
 
 A module lists its bugs and an exercise that passes without them and fails with each::
 
-    BUGS = {"last split-K slice not added": value("cuda/sm80/conv_finish.cuh", old, new), ...}
+    BUGS = {"last split-K slice not added": value("cuda/kernels/sm80/conv_finish.cuh", old, new), ...}
 
     @each_bug(bugs_of(BUGS, fails(exercise), ("conv_finish",)))
     def test_bug_is_caught(planted, bug):
@@ -52,9 +52,9 @@ class PlantedBug(NamedTuple):
 
     @property
     def family(self) -> str:
-        """The changed folder of csrc/cuda, or ``primitives``."""
+        """The changed folder of csrc/cuda/kernels or csrc/cuda/device, or ``primitives``."""
         folders = self.path.split("/")
-        return folders[2] if folders[0] == "csrc" else "primitives"
+        return folders[3] if folders[0] == "csrc" else "primitives"
 
     def assert_caught(self, kernels: Kernels | Library) -> None:
         for schedule in self.schedules:

@@ -132,16 +132,7 @@ def test_import_loads_no_torchvision_or_cli_dependency():
 
 
 # What a file below csrc/<key> must not include. Longer keys add to shorter ones.
-NEVER_INCLUDED = {
-    "common": ("cpu/", "cuda/"),
-    "cpu": ("cuda/",),
-    "cuda": ("cpu/",),
-    # Kernels depend on neither torch nor launch code, so that the emulator can compile the same files.
-    "cuda/bn": ("common/", "cuda/runtime.h", "cuda/ops"),
-    "cuda/pool": ("common/", "cuda/runtime.h", "cuda/ops"),
-    "cuda/tile": ("common/", "cuda/runtime.h", "cuda/launch.h", "cuda/kernels.h", "cuda/ops"),
-    "cuda/ptx": ("common/", "cuda/runtime.h", "cuda/launch.h", "cuda/kernels.h", "cuda/ops", "cuda/tile/", "cuda/bn/"),
-}
+NEVER_INCLUDED = {"common": ("cpu/", "cuda/"), "cpu": ("cuda/",), "cuda": ("cpu/",)}
 
 
 def includes():
@@ -229,28 +220,34 @@ def test_test_names_have_at_most_60_characters(name):
     assert not long, f"{name}.py has names of more than 60 characters: {', '.join(long)}"
 
 
-CUDA = ROOT / "csrc" / "cuda"
-# A kernel folder may include itself and the folders before it. Every folder may include the plain structs, and host
-# code may also include the launch headers.
-CUDA_LAYERS = ["ptx", "tile", "bn", "pool", "sm80", "sm90"]
-CUDA_STRUCTS = {"batch_norm.h", "conv.h", "dtype.h", "queue.h", "tensor_map.h"}
-LAUNCHING = {"kernels.h", "launch.h", "launch_cluster.h", "menu.h"}  # for .cu files, which are also host code
+# What a file below csrc/cuda may include from there: the first pattern that matches its path decides. Kernels depend on
+# neither torch nor the runtime, so that the emulator compiles the same files; plans depend on shapes only.
+MAY_INCLUDE = {
+    r"device/ptx/": r"device/(ptx/|\w+\.h$)",
+    r"device/": r"device/",
+    r"kernels/.*(\.cu|_variants\.cuh)$": r"device/|kernels/|runtime/",
+    r"kernels/.*\.cuh$": r"device/|kernels/",
+    r"kernels/.*\.cpp$": r"device/\w+\.h$|kernels/.*\.h$|plan/",
+    r"kernels/": r"device/(\w+\.h$|tile/\w+\.h$)|kernels/.*\.h$|runtime/(queue|tensor_map)\.h$",
+    r"plan/": r"device/\w+\.h$|kernels/.*\.h$|plan/",
+    r"runtime/": r"device/\w+\.h$|kernels/.*\.h$|plan/|runtime/",
+    r"ops/": r"device/\w+\.h$|kernels/.*\.h$|plan/|runtime/|ops/",
+}
+# A kernel may include those of its own folder and of the folders before it.
+KERNEL_FOLDERS = ["bn", "pool", "sm80", "sm90"]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [p for p in sorted(CUDA.rglob("*")) if p.suffix in (".h", ".cuh", ".cu")],
-    ids=lambda path: str(path.relative_to(CUDA)),
-)
-def test_no_kernel_includes_upward(path):
-    """A kernel folder includes only itself and the folders before it in CUDA_LAYERS."""
-    parts = path.relative_to(CUDA).parts
-    for name in re.findall(r'#include "cuda/([^"]+)"', path.read_text()):
-        folder, _, rest = name.rpartition("/")
-        if parts[0] in CUDA_STRUCTS:
-            assert name in CUDA_STRUCTS, f"{path.name} includes {name}"
-        elif parts[0] in CUDA_LAYERS and folder:
-            assert CUDA_LAYERS.index(folder) <= CUDA_LAYERS.index(parts[0]), f"{path.name} includes {name}"
-        elif parts[0] in CUDA_LAYERS:
-            host = path.suffix == ".cu" or any(word in path.stem for word in ("launch", "variants", "kernels"))
-            assert rest in CUDA_STRUCTS or (host and rest in LAUNCHING), f"{path.name} includes {name}"
+def test_csrc_cuda_includes_downward_only():
+    for path, included in includes().items():
+        if not path.startswith("cuda/"):
+            continue
+        allowed = next(may for pattern, may in MAY_INCLUDE.items() if re.match(f"cuda/{pattern}", path))
+        for include in included:
+            assert not path.startswith(("cuda/kernels/", "cuda/device/")) or include.startswith("cuda/"), (
+                f"{path} includes {include}"
+            )
+            if include.startswith("cuda/"):
+                assert re.match(f"cuda/({allowed})", include), f"{path} includes {include}"
+            of, own = (name.removeprefix("cuda/kernels/").split("/")[0] for name in (include, path))
+            if of in KERNEL_FOLDERS and own in KERNEL_FOLDERS:
+                assert KERNEL_FOLDERS.index(of) <= KERNEL_FOLDERS.index(own), f"{path} includes {include}"

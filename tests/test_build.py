@@ -199,14 +199,14 @@ def tree(tmp_path):
         "cpu/avx512/conv_bf16.cpp": "int conv_bf16() { return 3; }\n",
         "cpu/avx512/conv_fp32.cpp": "int conv_fp32() { return 3; }\n",
         "explain_cuda.cpp": "int explain() { return 6; }\n",
-        "cuda/block_plan.cpp": "int block_plan() { return 9; }\n",
-        "cuda/engine_choice.cpp": "int choice() { return 10; }\n",
-        "cuda/model.cpp": "int model() { return 8; }\n",
-        "cuda/plan.cpp": "int plan() { return 7; }\n",
-        "cuda/trust.cpp": "int trust() { return 11; }\n",
-        "cuda/trust_table.cpp": "int trust_table() { return 12; }\n",
-        "cuda/ops.cpp": "int ops() { return 4; }\n",
-        "cuda/bn/relu.cu": "int relu_kernel() { return 5; }\n",
+        "cuda/plan/block_plan.cpp": "int block_plan() { return 9; }\n",
+        "cuda/plan/override.cpp": "int choice() { return 10; }\n",
+        "cuda/plan/cost_model.cpp": "int model() { return 8; }\n",
+        "cuda/plan/plan.cpp": "int plan() { return 7; }\n",
+        "cuda/plan/trust.cpp": "int trust() { return 11; }\n",
+        "cuda/plan/trust_table.cpp": "int trust_table() { return 12; }\n",
+        "cuda/ops/conv.cpp": "int ops() { return 4; }\n",
+        "cuda/kernels/bn/relu.cu": "int relu_kernel() { return 5; }\n",
     }
     for name, text in texts.items():
         (csrc / name).parent.mkdir(parents=True, exist_ok=True)
@@ -231,15 +231,15 @@ def with_cuda(plan, torch_root):
 
 def test_other_architectures_recompile_only_cuda_kernels(plan, tmp_path):
     """A wheel build and an in-place build share every object that does not depend on the architectures."""
-    (tmp_path / "csrc/cuda/sm90").mkdir()
-    (tmp_path / "csrc/cuda/sm90/conv.cu").touch()
+    (tmp_path / "csrc/cuda/kernels/sm90").mkdir()
+    (tmp_path / "csrc/cuda/kernels/sm90/conv.cu").touch()
     wheel = with_cuda(plan, tmp_path)
     place = replace(wheel, archs=archs.choose(archs.WITHOUT_GPU, CUDA_13, (13, 0)))
     edges = [set(re.findall(r"^build .*\n(?:  .*\n)*", ninja_file.render(p), re.M)) for p in (wheel, place)]
     own = {re.match(r"build (\S+): (\w+)", found).groups() for found in edges[1] - edges[0]}
     folder = f"{plan.folder}/sm_80-ptx_80-sm_90a"
     assert own == {
-        (f"{folder}/cuda/bn/relu.cu.o", "nvcc"),
+        (f"{folder}/cuda/kernels/bn/relu.cu.o", "nvcc"),
         (f"{folder}/glibc-_C_cuda/stubs.rsp", "glibc"),
         (f"{folder}/_C_cuda.abi3.so", "link"),
     }
@@ -258,11 +258,12 @@ def test_each_source_is_built_once_for_its_libraries(plan, tmp_path):
     cpu_names = {str(path) for path in ninja_file.sources(cuda, "_C")}
     cuda_names = {str(path) for path in ninja_file.sources(cuda, "_C_cuda")}
     assert {"csrc/module.c", "csrc/library.cpp", "csrc/cpu/relu.cpp", "csrc/compat/libstdcxx.cpp"} <= cpu_names
-    assert {"csrc/module.c", "csrc/cuda/ops.cpp", "csrc/cuda/bn/relu.cu", "csrc/common/shape.cpp"} <= cuda_names
+    sources = {"csrc/module.c", "csrc/cuda/ops/conv.cpp", "csrc/cuda/kernels/bn/relu.cu", "csrc/common/shape.cpp"}
+    assert sources <= cuda_names
     # only one library may define the schemas
     assert "csrc/library.cpp" not in cuda_names
     # `explain --gpu` needs no CUDA library: both libraries contain the plan, and _C explains it
-    pure = {f"csrc/cuda/{name}.cpp" for name in ("block_plan", "engine_choice", "model", "plan", "trust")}
+    pure = {f"csrc/cuda/plan/{name}.cpp" for name in ("block_plan", "override", "cost_model", "plan", "trust")}
     assert pure <= cpu_names & cuda_names
     assert "csrc/explain_cuda.cpp" in cpu_names - cuda_names
     text = ninja_file.render(cuda)

@@ -15,13 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        (["csrc/cuda/sm80/conv_mainloop.cuh"], "sample,sm80"),
-        (["csrc/cuda/sm90/conv_sm90.cuh", "csrc/cuda/pool/bn_pool.cu"], "sample,sm90,pool"),
-        (["csrc/cuda/sm80/deleted.cuh"], "sample,sm80"),
-        (["csrc/cuda/bn/moments.cuh"], "sample,sm80,sm90,bn"),  # included by all three families
-        (["csrc/cuda/tile/bytes.cuh"], "sample,pool,tile"),
-        (["csrc/cuda/ptx/wgmma.cuh"], "sample,sm90,primitives"),
-        (["csrc/cuda/launch.h"], "sample,sm80,sm90,bn,pool,primitives"),
+        (["csrc/cuda/kernels/sm80/conv_mainloop.cuh"], "sample,sm80"),
+        (["csrc/cuda/kernels/sm90/conv_sm90.cuh", "csrc/cuda/kernels/pool/bn_pool.cu"], "sample,sm90,pool"),
+        (["csrc/cuda/kernels/sm80/deleted.cuh"], "sample,sm80"),
+        (["csrc/cuda/kernels/bn/moments.cuh"], "sample,sm80,sm90,bn"),  # included by all three families
+        (["csrc/cuda/device/tile/bytes.cuh"], "sample,pool,tile"),
+        (["csrc/cuda/device/ptx/wgmma.cuh"], "sample,sm90,primitives"),
+        (["csrc/cuda/runtime/launch.h"], "sample,sm80,sm90,bn,pool,primitives"),
         (["tests/test_cuda_pool.py"], "sample,pool,tile"),
         (["tests/test_cuda_primitives_bugs.py"], "sample,primitives"),
         (["tests/cuda_primitives/kernels/conv.cu"], "sample,primitives"),
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
         (None, "all"),
         ([], "sample"),
         (
-            ["README.md", "csrc/cpu/plan.cpp", "csrc/cuda/plan.cpp", "tests/test_ops.py", "tests/test_cuda_plan.py"],
+            ["README.md", "csrc/cpu/plan.cpp", "csrc/cuda/plan/plan.cpp", "tests/test_ops.py", "tests/test_explain.py"],
             "sample",
         ),
     ],
@@ -62,7 +62,7 @@ def test_every_kernel_and_every_planting_test_has_a_family():
         (["csrc/library.cpp"], True),
         (["build_tools/flavours.py"], True),
         (None, True),
-        (["csrc/cuda/plan.cpp", "tests/test_ops.py", "docs/Makefile"], False),
+        (["csrc/cuda/plan/plan.cpp", "tests/test_ops.py", "docs/Makefile"], False),
         ([], False),
     ],
 )

@@ -1,4 +1,4 @@
-"""csrc/cuda/backward_ops.cpp on CPU tensors with emulated kernels, and gradients of blocks that call its op."""
+"""csrc/cuda/ops/conv_backward_reduce.cpp on CPU tensors with emulated kernels, and gradients of blocks that use it."""
 
 from __future__ import annotations
 

@@ -169,12 +169,12 @@ def test_each_convolution_is_rounded_once(kernels, dtype, channels):
 
 
 CONFIG, ROLES, KERNEL, HOST, SHAPES, PLANES = (
-    "cuda/sm90/block_fwd_config.cuh",
-    "cuda/sm90/block_fwd_roles.cuh",
-    "cuda/sm90/block_fwd.cuh",
-    "cuda/sm90/block_fwd_variants.cuh",
-    "cuda/sm90/block_fwd.h",
-    "cuda/tile/planes.cuh",
+    "cuda/kernels/sm90/block_fwd_config.cuh",
+    "cuda/kernels/sm90/block_fwd_roles.cuh",
+    "cuda/kernels/sm90/block_fwd.cuh",
+    "cuda/kernels/sm90/block_fwd_variants.cuh",
+    "cuda/kernels/sm90/block_fwd.h",
+    "cuda/device/tile/planes.cuh",
 )
 BUGS = {
     "padding of the second convolution not zeroed": value(
@@ -184,14 +184,14 @@ BUGS = {
     ),
     "padding test off by one column": value(
         ROLES,
-        "const int32_t y0 = walk.y() - 1, x0 = walk.x() - 1;",
-        "const int32_t y0 = walk.y() - 1, x0 = walk.x();",
+        "const int32_t y0 = scheduler.y() - 1, x0 = scheduler.x() - 1;",
+        "const int32_t y0 = scheduler.y() - 1, x0 = scheduler.x();",
     ),
-    "patch off by one row": value(ROLES, "const int32_t y0 = walk.y() - 2,", "const int32_t y0 = walk.y() - 1,"),
+    "patch off by one row": value(ROLES, "y0 = scheduler.y() - 2,", "y0 = scheduler.y() - 1,"),
     "patch lacks its last halo row": order(
         ROLES,
-        "(walk.tiling.rows + 4) * walk.tiling.pitch",
-        "(walk.tiling.rows + 3) * walk.tiling.pitch",
+        "(scheduler.tiling.rows + 4) * scheduler.tiling.pitch",
+        "(scheduler.tiling.rows + 3) * scheduler.tiling.pitch",
     ),
     "tile pitch one column too small": order(
         SHAPES, "even_columns, even_columns + 4,", "even_columns, even_columns + 3,"
@@ -282,7 +282,7 @@ BUGS = {
         "    Pair packed;\n    Pair::pack(packed.words, v);",
     ),
     "shortcut not added": value(ROLES, " + shortcut[i].get(e);", ";"),
-    "stores columns of the next tile": value(ROLES, "column >= walk.tiling.columns ||", ""),
+    "stores columns of the next tile": value(ROLES, "column >= scheduler.tiling.columns ||", ""),
     "stores rows below the image": value(ROLES, " || y >= p.h ||", " ||"),
     "unloaded positions not zeroed": order(KERNEL, "    ptx::st_shared_v4(smem + at, zeros);", "    ;"),
     "no barrier after mbarrier init": order(

@@ -10,7 +10,7 @@ import pytest
 from resnet_fused import ops
 from resnet_fused.cli._gpus import GPUS
 
-HEADER = (Path(__file__).parents[1] / "csrc/cuda/sm90/block_fwd.h").read_text()
+HEADER = (Path(__file__).parents[1] / "csrc/cuda/kernels/sm90/block_fwd.h").read_text()
 TABLE = re.search(r"kBlockFwdShapes\[\] = \{(.*?)\};", HEADER, re.S)[1]
 SHAPES = {int(row[0]): [int(v) for v in row] for row in (r.split(",") for r in re.findall(r"\{([\d, ]+)\}", TABLE))}
 ENGINE = "RESNET_FUSED_CUDA_ENGINE"
@@ -27,7 +27,7 @@ def explain(n=1, c=64, h=56, w=56, dtype="bfloat16", gpu="h200", aligned=True):
 
 @pytest.mark.parametrize("channels", SHAPES)
 def test_block_kernel_is_planned_where_it_is_predicted_to_win(channels):
-    """On a GPU where the kernel is verified (csrc/cuda/trust_table.cpp)."""
+    """On a GPU where the kernel is verified (csrc/cuda/plan/trust_table.cpp)."""
     assert explain(1, channels)[0].startswith(f"sm90 block {channels}: ")
     plan, why = explain(32, channels)
     assert plan == "two launches"

@@ -10,16 +10,16 @@ from cuda_cases.training import case, check_backward, check_kept, check_reduce, 
 from planting import bugs_of, by_schedule, each_bug, fails, order, value
 
 STATS, PARTS, MOMENTS, REDUCE, GRADIENT, APPLY, FINISH, FOLD, HOST, WALK = (
-    "cuda/bn/bn_stats.cuh",
-    "cuda/bn/parts.cuh",
-    "cuda/bn/moments.cuh",
-    "cuda/bn/bn_backward_reduce.cuh",
-    "cuda/bn/bn_gradient.cuh",
-    "cuda/bn/bn_backward.cuh",
-    "cuda/bn/bn_finish.cuh",
-    "cuda/bn/fold.cuh",
-    "cuda/bn/bn_gradient.h",
-    "cuda/bn/reduction.h",
+    "cuda/kernels/bn/bn_stats.cuh",
+    "cuda/kernels/bn/parts.cuh",
+    "cuda/kernels/bn/moments.cuh",
+    "cuda/kernels/bn/bn_backward_reduce.cuh",
+    "cuda/kernels/bn/bn_gradient.cuh",
+    "cuda/kernels/bn/bn_backward.cuh",
+    "cuda/kernels/bn/bn_finish.cuh",
+    "cuda/kernels/bn/fold.cuh",
+    "cuda/kernels/bn/bn_gradient.h",
+    "cuda/kernels/bn/reduction.h",
 )
 STATISTICS_BUGS = {
     "no barrier in fold_slots": order(FOLD, "    ptx::bar_sync_all();\n", ""),
@@ -32,11 +32,11 @@ STATISTICS_BUGS = {
     "two parts share a workspace slot": order(
         PARTS, "(static_cast<uint64_t>(part) *", "(static_cast<uint64_t>(part / 2) *"
     ),
-    "excess lanes not masked": value(PARTS, "inside(lane < walk.all_lanes)", "inside(true)"),
+    "excess lanes not masked": value(PARTS, "inside(lane < loop.all_lanes)", "inside(true)"),
     "last part not clamped to the end": value(
         PARTS,
-        "walk.items - part * walk.each < walk.each ? walk.items : (part + 1) * walk.each",
-        "(part + 1) * walk.each",
+        "loop.items - part * loop.each < loop.each ? loop.items : (part + 1) * loop.each",
+        "(part + 1) * loop.each",
     ),
     "center is always zero": value(STATS, "add.center[c] = center_of(", "add.center[c] = 0 * center_of("),
     "infinite center accepted": value(MOMENTS, "return is_finite(center) ? center : Acc(0);", "return center;"),
@@ -54,9 +54,9 @@ SUM_BUGS = {
     ),
     "mean not subtracted": value(REDUCE, "chunk[b].x.get(e) - mean[c]", "chunk[b].x.get(e)"),
     "BatchNorm vectors of lane 0": value(REDUCE, "bn(from.bn, lane * Config::kChannels)", "bn(from.bn, 0)"),
-    "masked gradients of a batch stored at one offset": value(REDUCE, "kept + at[b]", "kept + at[0]"),
-    "masked gradient at offset 0 not stored": value(REDUCE, "if (kept) Config", "if (kept && at[b]) Config"),
-    "alignment of the kept gradient not checked": value(HOST, "| reinterpret_cast<uintptr_t>(to);", ";"),
+    "masked gradients of a batch stored at one offset": value(REDUCE, "masked_grad + at[b]", "masked_grad + at[0]"),
+    "masked gradient at offset 0 not stored": value(REDUCE, "(masked_grad) Config", "(masked_grad && at[b]) Config"),
+    "alignment of the masked_grad gradient not checked": value(HOST, "| reinterpret_cast<uintptr_t>(to);", ";"),
     "alignment of out not checked": value(HOST, "reinterpret_cast<uintptr_t>(g.out) |", ""),
 }
 GRADIENT_BUGS = {
@@ -66,7 +66,7 @@ GRADIENT_BUGS = {
         "      if (p.sum_g.data) g = v.bn.scale[c] * g - v.bn.scale[c] * ",
     ),
     "statistics terms applied to a frozen BatchNorm": value(APPLY, "if (p.sum_g.data) g -=", "if (true) g -="),
-    "no bounds check on lanes": value(APPLY, "if (lane >= walk.all_lanes) return;", ""),
+    "no bounds check on lanes": value(APPLY, "if (lane >= loop.all_lanes) return;", ""),
 }
 FINISH_BUGS = {
     "last part counted at full length": value(FINISH, "left < parts.each ? left : parts.each", "parts.each"),
@@ -105,9 +105,9 @@ def exercise_sums(kernels, schedule):
         check_reduce(kernels, gradient_with_nan(mask), schedule=schedule)
     check_kept(kernels, gradient_with_nan("out"), schedule=schedule)
     check_reduce(kernels, many_lanes(), schedule=schedule, sm_count=30)
-    kept, moved = (activation((2, 8, 4, 4), torch.bfloat16, True, misalign=1) for _ in range(2))
+    masked_grad, moved = (activation((2, 8, 4, 4), torch.bfloat16, True, misalign=1) for _ in range(2))
     g = case((2, 8, 4, 4), torch.bfloat16, True, "out")
-    check_kept(kernels, g, kept=kept, schedule=schedule)
+    check_kept(kernels, g, masked_grad=masked_grad, schedule=schedule)
     check_reduce(kernels, g._replace(out=moved.copy_(g.out)), schedule=schedule)
 
 

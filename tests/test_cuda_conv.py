@@ -32,7 +32,7 @@ by_variant = pytest.mark.parametrize("v", VARIANTS, ids=str)
 
 
 def test_compiled_variants_are_the_listed_ones(kernels):
-    compiled = [Variant.of(raw) for raw in kernels.compiled_conv_fwd()]
+    compiled = [Variant.of(v) for v in kernels.compiled_conv_fwd()]
     assert len(compiled) == len(set(compiled))
     # test_cuda_conv_stats.py tests those with statistics, test_cuda_gradient_sums.py those with gradient sums
     assert set(compiled) == {Variant(*v) for v in itertools.product(DTYPES, TILES, ALL_MODES)}

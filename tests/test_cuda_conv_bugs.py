@@ -11,13 +11,13 @@ from cuda_on_cpu.conv_fwd import MODES, Variant
 from planting import bugs_of, by_schedule, each_bug, fails, order, value
 
 LOOP, EPILOGUE, KERNEL, FINISH, HOST, IM2COL, MMA = (
-    "cuda/sm80/conv_mainloop.cuh",
-    "cuda/sm80/conv_epilogue.cuh",
-    "cuda/sm80/conv_fwd.cuh",
-    "cuda/sm80/conv_finish.cuh",
-    "cuda/sm80/conv_fwd.h",
-    "cuda/tile/im2col.cuh",
-    "cuda/tile/warp_mma.cuh",
+    "cuda/kernels/sm80/conv_mainloop.cuh",
+    "cuda/kernels/sm80/conv_epilogue.cuh",
+    "cuda/kernels/sm80/conv_fwd.cuh",
+    "cuda/kernels/sm80/conv_finish.cuh",
+    "cuda/kernels/sm80/conv_fwd.h",
+    "cuda/device/tile/im2col.cuh",
+    "cuda/device/tile/warp_mma.cuh",
 )
 BARRIER = "    ptx::bar_sync_all();\n    if (step + kStages - 1 < last)"
 TF32_BUGS = {

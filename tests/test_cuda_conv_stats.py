@@ -109,9 +109,9 @@ def test_sums_are_deterministic(kernels):
 
 
 MOMENTS, FINISH, FOLD = (
-    "cuda/sm80/conv_moments.cuh",
-    "cuda/bn/bn_finish.cuh",
-    "cuda/bn/fold.cuh",
+    "cuda/kernels/sm80/conv_moments.cuh",
+    "cuda/kernels/bn/bn_finish.cuh",
+    "cuda/kernels/bn/fold.cuh",
 )
 MOMENT_BUGS = {
     "no barrier before the exchange is read": order(MOMENTS, "  ptx::bar_sync_all();\n", ""),

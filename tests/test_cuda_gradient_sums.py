@@ -30,19 +30,19 @@ VARIANTS = [Variant(*v) for v in itertools.product(DTYPES, TILES, [GRADIENT])]
 by_variant = pytest.mark.parametrize("v", VARIANTS, ids=str)
 
 
-def raw_of(conv, seed=40):
+def pre_bn_of(conv, seed=40):
     """Returns a pre-BN output. No ReLU input is so close to 0 that rounding decides its sign."""
     return move_from_kink(randn(conv.output_shape(), conv.x.dtype, seed), conv.bn)
 
 
-def check(kernels, tile, conv, raw=None, grad_addend=None, **options):
+def check(kernels, tile, conv, pre_bn=None, grad_addend=None, **options):
     """Checks the gradient against eager's, and the sums against those of the stored gradient."""
-    raw = raw_of(conv) if raw is None else raw
-    out, sums, report = run_gradient(kernels, tile, conv, raw, grad_addend, **options)
+    pre_bn = pre_bn_of(conv) if pre_bn is None else pre_bn
+    out, sums, report = run_gradient(kernels, tile, conv, pre_bn, grad_addend, **options)
     assert report["errors"] == []
     plain = conv._replace(bn=BatchNorm())
     assert_close(out, eager(plain, grad_addend, relu=False), eager(plain, grad_addend, relu=False, dtype=torch.float64))
-    args = (out, raw, *conv.bn[:4], conv.bn.eps)
+    args = (out, pre_bn, *conv.bn[:4], conv.bn.eps)
     want = reference.bn_act_backward_reduce
     for a, e, t in zip(sums, want(*args), want(*map(in_float64, args)), strict=True):
         assert_close(a, e, t)
@@ -92,23 +92,23 @@ def test_sums_with_nonfinite_pre_bn_values(kernels, dtype, value):
     """A NaN in the pre-BN output lets the gradient through, as in torch."""
     conv = convolution(dtype, 1, 16, 6, 12, 24, 1, 1)
     for pixel in (0, 41):
-        raw = raw_of(conv)
-        raw[0, :, pixel // 12, pixel % 12] = value
-        out, sums, report = run_gradient(kernels, (64, 64), conv, raw)
+        pre_bn = pre_bn_of(conv)
+        pre_bn[0, :, pixel // 12, pixel % 12] = value
+        out, sums, report = run_gradient(kernels, (64, 64), conv, pre_bn)
         assert report["errors"] == []
-        args = (out, raw, *conv.bn[:4], conv.bn.eps)
+        args = (out, pre_bn, *conv.bn[:4], conv.bn.eps)
         for a, e in zip(sums, reference.bn_act_backward_reduce(*args), strict=True):
             torch.testing.assert_close(a, e, equal_nan=True, rtol=1e-5, atol=1e-5)
 
 
 def test_relu_is_closed_where_output_underflowed(kernels):
-    """bn(raw) = 2^-25 is positive in float32 but 0 in float16, so the forward ReLU was closed."""
+    """bn(pre_bn) = 2^-25 is positive in float32 but 0 in float16, so the forward ReLU was closed."""
     conv = convolution(torch.float16, 1, 16, 6, 6, 24, 1, 1)
-    raw = randn(conv.output_shape(), torch.float16, 3)
+    pre_bn = randn(conv.output_shape(), torch.float16, 3)
     one, zero = torch.ones(24), torch.zeros(24)
     for beta, is_open in ((2**-25, False), (2**-25 * 1.5, True)):
         bn = BatchNorm(gamma=zero, beta=one * beta, mean=zero, var=one)
-        out, sums, _ = run_gradient(kernels, (64, 64), conv._replace(bn=bn), raw)
+        out, sums, _ = run_gradient(kernels, (64, 64), conv._replace(bn=bn), pre_bn)
         expected = out.double().sum((0, 2, 3)) if is_open else zero.double()
         torch.testing.assert_close(sums[0].double(), expected, rtol=1e-5, atol=1e-5)
 
@@ -120,12 +120,12 @@ def test_finish_merges_many_parts(kernels):
 
 def test_sums_are_deterministic(kernels):
     conv = convolution(torch.bfloat16, 2, 16, 12, 12, 72, 3, 3, padding=1)
-    raw = raw_of(conv)
+    pre_bn = pre_bn_of(conv)
     order = [dict(schedule=s, seed=seed) for s in SCHEDULES for seed in (1, 2)]
-    assert_same_bits([run_gradient(kernels, (64, 64), conv, raw, **how)[1] for how in order])
+    assert_same_bits([run_gradient(kernels, (64, 64), conv, pre_bn, **how)[1] for how in order])
 
 
-EPILOGUE, ROWS = "cuda/sm80/conv_gradient_sums.cuh", "cuda/sm80/conv_moments.cuh"
+EPILOGUE, ROWS = "cuda/kernels/sm80/conv_gradient_sums.cuh", "cuda/kernels/sm80/conv_moments.cuh"
 BUGS = {
     "no barrier before the exchange is read": order(EPILOGUE, "  ptx::bar_sync_all();\n", ""),
     "a slab overwritten while it is read": order(
@@ -139,7 +139,7 @@ BUGS = {
     "rows past the end not masked": value(EPILOGUE, "inside[pass] = m < pixels && ", "inside[pass] = "),
     "channels past the end not masked": value(EPILOGUE, "m < pixels && place.n < k;", "m < pixels;"),
     "ReLU mask of another channel": value(EPILOGUE, "bn.apply(x, e) <=", "bn.apply(x, e ^ 1) <="),
-    "ReLU mask of another row": value(EPILOGUE, "raw[pass].get(e)", "raw[Place::kPasses - 1 - pass].get(e)"),
+    "ReLU mask of another row": value(EPILOGUE, "pre_bn[pass].get(e)", "pre_bn[Place::kPasses - 1 - pass].get(e)"),
     "ReLU mask not applied": value(EPILOGUE, "closed ? 0 :", "false ? 0 :"),
     "NaN closes the ReLU mask": value(
         EPILOGUE, "= bn.apply(x, e) <= kVanishes<Config::kDtype>;", "= !(bn.apply(x, e) > 0x1p-25f);"
@@ -178,14 +178,14 @@ def exercise(kernels, schedule):
     one, zero = torch.ones(24), torch.zeros(24)
     vanishes = BatchNorm(gamma=zero, beta=one * 2**-25, mean=zero, var=one)
     conv = convolution(torch.float16, 1, 16, 6, 6, 24, 1, 1)
-    raw = randn(conv.output_shape(), torch.float16, 3)
-    _, sums, report = run_gradient(kernels, (64, 64), conv._replace(bn=vanishes), raw, schedule=schedule)
+    pre_bn = randn(conv.output_shape(), torch.float16, 3)
+    _, sums, report = run_gradient(kernels, (64, 64), conv._replace(bn=vanishes), pre_bn, schedule=schedule)
     assert report["errors"] == []
     assert not sums[0].any()
-    raw = raw_of(conv)
-    raw[0, :, 3, 2] = torch.nan
-    out, sums, report = run_gradient(kernels, (64, 64), conv, raw, schedule=schedule)
-    args = (out, raw, *conv.bn[:4], conv.bn.eps)
+    pre_bn = pre_bn_of(conv)
+    pre_bn[0, :, 3, 2] = torch.nan
+    out, sums, report = run_gradient(kernels, (64, 64), conv, pre_bn, schedule=schedule)
+    args = (out, pre_bn, *conv.bn[:4], conv.bn.eps)
     for a, e in zip(sums, reference.bn_act_backward_reduce(*args), strict=True):
         torch.testing.assert_close(a, e, equal_nan=True, rtol=1e-5, atol=1e-5)
 

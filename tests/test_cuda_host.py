@@ -33,7 +33,7 @@ def test_only_outputs_are_allocated(host, name, engine):
     convolutions = 2 if name == "basic_block" and not engine.startswith(("sm90:rows", "sm90:block")) else 1
     partials = engine == "sm80:64x64:3" and name != "bn_add_act"
     outputs = convolutions * (1 + partials)  # two launches store the activation between them
-    most = 2 * convolutions if engine.startswith("sm90") else outputs  # a tile split into shares also has partial sums
+    most = 2 * convolutions if engine.startswith("sm90") else outputs  # stream-K tiles also have partial sums
     assert outputs <= host.allocations() - before - arguments_of(args) <= most
 
 

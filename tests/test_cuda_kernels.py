@@ -205,12 +205,12 @@ def test_result_is_rounded_once(kernels, dtype):
 
 @pytest.mark.parametrize("vector", [1, 4, 8])
 @pytest.mark.parametrize("sm_count", [1, 132])
-def test_walk_covers_each_item_once(kernels, vector, sm_count):
+def test_grid_stride_loop_covers_each_item_once(kernels, vector, sm_count):
     for c, channels_last, (n, area) in itertools.product(
         (vector, 3 * vector, 72 * vector, 513 * vector), (True, False), ((1, vector), (3, 49 * vector), (256, 3136))
     ):
         p = dict(x=0, out=0, shortcut=0, projected=False, relu=True, dtype=0, channels_last=channels_last)
-        w = kernels.walk_bn_add_act(p | dict(batch=n, channels=c, area=area), vector, sm_count)
+        w = kernels.bn_add_act_loop(p | dict(batch=n, channels=c, area=area), vector, sm_count)
         assert w["lanes"] * w["slots"] == w["block"] <= 256
         assert w["groups"] * w["splits"] == w["grid"]
         assert (w["groups"] - 1) * w["lanes"] < w["all_lanes"] <= w["groups"] * w["lanes"]
@@ -221,16 +221,16 @@ def test_walk_covers_each_item_once(kernels, vector, sm_count):
 
 
 KERNEL, CONFIG, WALK, AFFINE, ELEMENT = (
-    "cuda/bn/bn_add_act.cuh",
-    "cuda/bn/walk.cuh",
-    "cuda/bn/bn_add_act.h",
-    "cuda/tile/scale_shift.cuh",
-    "cuda/tile/element.cuh",
+    "cuda/kernels/bn/bn_add_act.cuh",
+    "cuda/kernels/bn/grid_stride.cuh",
+    "cuda/kernels/bn/bn_add_act.h",
+    "cuda/device/tile/scale_shift.cuh",
+    "cuda/device/tile/element.cuh",
 )
 BUGS = {
-    "reads past the last item": value(KERNEL, "i < walk.items; i += step", "i <= walk.items; i += step"),
-    "stops before the last item": value(KERNEL, "i < walk.items; i += step", "i + 1 < walk.items; i += step"),
-    "no bounds check on lanes": value(KERNEL, "if (lane >= walk.all_lanes) return;", ""),
+    "reads past the last item": value(KERNEL, "i < loop.items; i += step", "i <= loop.items; i += step"),
+    "stops before the last item": value(KERNEL, "i < loop.items; i += step", "i + 1 < loop.items; i += step"),
+    "no bounds check on lanes": value(KERNEL, "if (lane >= loop.all_lanes) return;", ""),
     "batches overlap": value(KERNEL, "i += Config::kBatch * step", "i += (Config::kBatch - 1) * step"),
     "neighbouring channels swapped": value(CONFIG, "kChannels == 1 ? 0 : e;", "kChannels == 1 ? 0 : e ^ 1;"),
     "BatchNorm vectors of lane 0": value(

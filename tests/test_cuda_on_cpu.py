@@ -151,7 +151,7 @@ def test_counters(checks):
 
 
 def test_invalid_planted_bug_is_an_error(compiler):
-    file, at = "cuda/bn/bn_add_act.cuh", "i < walk.items; i += step"
+    file, at = "cuda/kernels/bn/bn_add_act.cuh", "i < loop.items; i += step"
     with pytest.raises(ValueError, match="occurs 0 times"):
         cuda_on_cpu.load_planted(cuda_on_cpu.Plant(file, "not to be found", "", ("bn_add_act",)))
     with pytest.raises(ValueError, match="no such kernel source"):
@@ -163,7 +163,7 @@ def test_invalid_planted_bug_is_an_error(compiler):
 @pytest.fixture
 def planted(compiler):
     """One variant of bn_add_act, with a planted change that has no effect."""
-    file, at = "cuda/bn/bn_add_act.cuh", "i < walk.items; i += step"
+    file, at = "cuda/kernels/bn/bn_add_act.cuh", "i < loop.items; i += step"
     variants = "v.dtype == Dtype::kBFloat16 && v.layout == Layout::kNHWC && v.shortcut == Shortcut::kNone"
     plant = cuda_on_cpu.Plant(file, at, at.replace("; ", ";  "), ("bn_add_act",), f"{variants} && v.vector == 8")
     kernels = cuda_on_cpu.load_planted(plant)

@@ -17,10 +17,10 @@ WAIT = "  ptx::griddepcontrol_wait();\n"
 
 
 FORGETS = {
-    "bn_add_act": order("cuda/bn/bn_add_act.cuh", WAIT, ""),
-    "conv_fwd_bf16": order("cuda/sm80/conv_fwd.cuh", WAIT, ""),
-    "conv_finish": order("cuda/sm80/conv_finish.cuh", WAIT, ""),
-    "conv_sm90_bf16": order("cuda/sm90/conv_sm90.cuh", WAIT, ""),
+    "bn_add_act": order("cuda/kernels/bn/bn_add_act.cuh", WAIT, ""),
+    "conv_fwd_bf16": order("cuda/kernels/sm80/conv_fwd.cuh", WAIT, ""),
+    "conv_finish": order("cuda/kernels/sm80/conv_finish.cuh", WAIT, ""),
+    "conv_sm90_bf16": order("cuda/kernels/sm90/conv_sm90.cuh", WAIT, ""),
 }
 VARIANTS = {
     "bn_add_act": "v.dtype == Dtype::kBFloat16 && v.vector == 8 && v.layout == Layout::kNHWC && "

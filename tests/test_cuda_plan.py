@@ -18,7 +18,7 @@ def _planned(monkeypatch):
 def test_selected_kernels_are_the_compiled_ones():
     """Each problem gets a compiled kernel that fits the GPU, and every compiled kernel is reachable."""
     modes = [*MODES, *STATISTICS, GRADIENT]
-    menu = {(dtype, (t.m, t.n), mode) for dtype in DTYPES for t in compiled_tiles() for mode in modes}
+    compiled = {(dtype, (t.m, t.n), mode) for dtype in DTYPES for t in compiled_tiles() for mode in modes}
     selected = set()
     layers = [(112, 64), (56, 64), (56, 256), (28, 128), (28, 512), (14, 256), (14, 1024), (7, 512), (7, 2048), (9, 24)]
     grid = itertools.product(
@@ -35,8 +35,8 @@ def test_selected_kernels_are_the_compiled_ones():
         assert p.smem >= tile.stages * (tile.m + tile.n) * 128
         assert p.tiles == -(-n * hw * hw // tile.m) * -(-k // tile.n)
         selected.add((p.dtype, p.tile, p.mode))
-    assert selected <= menu
-    assert menu <= selected, "compiled, but selected by no problem here"
+    assert selected <= compiled
+    assert compiled <= selected, "compiled, but selected by no problem here"
 
 
 HARD = [

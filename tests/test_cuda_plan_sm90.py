@@ -20,14 +20,14 @@ def sm90_plan(monkeypatch, choice, **layer):
 
 
 def test_sm90_statistics_do_not_split_the_depth(monkeypatch):
-    """Even if a plain convolution is split, or the engine requests shares. The predicted time includes the moments."""
+    """Even if a plain convolution is split, or the engine requests parts. The predicted time includes the moments."""
     deep = dict(n=256, hw=7, c=512, k=512)
     for choice in ("sm90", "sm90:128x128:4", "sm90:256x64"):
         for mode, plain in zip(STATISTICS, MODES, strict=False):
             p = sm90_plan(monkeypatch, choice, **deep, mode=mode, residual=False)
-            assert (p.engine, p.mode, p.whole, p.shares, p.workspace) == ("sm90", mode, p.tiles, 0, 0)
-            whole = sm90_plan(monkeypatch, "sm90:{}x{}:1".format(*p.tile), **deep, mode=plain, residual=False)
-            assert p.microseconds > whole.microseconds + 2.5
+            assert (p.engine, p.mode, p.dp_tiles, p.sk_units, p.workspace) == ("sm90", mode, p.tiles, 0, 0)
+            dp_tiles = sm90_plan(monkeypatch, "sm90:{}x{}:1".format(*p.tile), **deep, mode=plain, residual=False)
+            assert p.microseconds > dp_tiles.microseconds + 2.5
     p = sm90_plan(monkeypatch, "sm90:256x128", **deep, mode="prologue statistics")
     assert "no tile of that size supports this mode" in p.sm90
 
@@ -49,7 +49,7 @@ def test_sm90_runs_on_request(monkeypatch):
     layer = dict(n=32, hw=28, c=128, k=128, dtype="bfloat16", gpu="h200", residual=True)
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
     p = plan(**layer)
-    assert (p.engine, p.whole, p.shares, p.workspace) == ("sm90", p.tiles, 0, 0)
+    assert (p.engine, p.dp_tiles, p.sk_units, p.workspace) == ("sm90", p.tiles, 0, 0)
     size, pixels = 2, 32 * 28 * 28
     assert p.bytes == (3 * pixels * 128 + 128 * 128 * 9) * size
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90:256x128")
@@ -148,34 +148,34 @@ def test_sm90_rows_selects_the_compiled_kernels(monkeypatch):
 
 
 def test_sm90_splits_the_tail_to_fill_idle_sms(monkeypatch):
-    """512 channels at 7x7 and batch 256 are 196 tiles: 132 whole ones, one per SM, and 64 in halves."""
+    """512 channels at 7x7 and batch 256 are 196 tiles: 132 dp_tiles ones, one per SM, and 64 in halves."""
     deep = dict(hw=7, c=512, k=512)
     p = sm90_plan(monkeypatch, "sm90:256x128", n=256, **deep)
-    assert (p.tiles, p.whole, p.shares) == (196, 132, 128)
+    assert (p.tiles, p.dp_tiles, p.sk_units) == (196, 132, 128)
     assert p.workspace == (128 + 64 - 1) * 256 * 128 * 4
     assert p.bytes == (3 * 256 * 49 * 512 + 512 * 512 * 9) * 2 + 2 * p.workspace
     alone = sm90_plan(monkeypatch, "sm90:256x128:1", n=256, **deep)
-    assert (alone.whole, alone.shares, alone.workspace) == (196, 0, 0)
+    assert (alone.dp_tiles, alone.sk_units, alone.workspace) == (196, 0, 0)
     assert p.microseconds < 0.85 * alone.microseconds
     for n, hw, c in [(1, 7, 512), (1, 14, 256), (1, 28, 128), (32, 7, 512)]:
         p = sm90_plan(monkeypatch, "sm90", n=n, hw=hw, c=c, k=c)
-        assert p.whole == 0, "fewer tiles than SMs"
-        assert p.tiles < p.shares <= 132
+        assert p.dp_tiles == 0, "fewer tiles than SMs"
+        assert p.tiles < p.sk_units <= 132
     p = sm90_plan(monkeypatch, "sm90:256x128", n=132 * 128, hw=2, c=512, k=512)
     assert p.tiles == 8 * 132, "a full last round"
-    assert p.shares == 0
+    assert p.sk_units == 0
 
 
 def test_sm90_takes_the_requested_number_of_parts(monkeypatch):
     shape = dict(n=32, hw=7, c=512, k=512)
     p = sm90_plan(monkeypatch, "sm90:256x128:4", **shape)
-    assert (p.tiles, p.whole, p.shares, p.workspace) == (28, 0, 112, (112 + 28 - 1) * 256 * 128 * 4)
+    assert (p.tiles, p.dp_tiles, p.sk_units, p.workspace) == (28, 0, 112, (112 + 28 - 1) * 256 * 128 * 4)
     p = sm90_plan(monkeypatch, "sm90:128x128:4", **shape, mode="projection", proj_c=256)
-    assert (p.tiles, p.shares, p.workspace) == (52, 208, (208 + 2 * 52 - 1) * 128 * 128 * 4)
+    assert (p.tiles, p.sk_units, p.workspace) == (52, 208, (208 + 2 * 52 - 1) * 128 * 128 * 4)
     p = sm90_plan(monkeypatch, "sm90:256x64:40", n=32, hw=28, c=64, k=64)
-    assert (p.tiles, p.shares) == (98, 98 * 9), "no more parts than steps"
+    assert (p.tiles, p.sk_units) == (98, 98 * 9), "no more parts than steps"
     p = sm90_plan(monkeypatch, "sm90:256x64:9", n=256, hw=112, c=64, k=64)
-    assert p.shares == 0, "steps times shares are past 32 bits"
+    assert p.sk_units == 0, "steps times sk_units are past 32 bits"
     with pytest.raises(RuntimeError, match="RESNET_FUSED_CUDA_ENGINE is sm90:256x64:x; one of"):
         sm90_plan(monkeypatch, "sm90:256x64:x", **shape)
 
@@ -192,8 +192,9 @@ def test_sm90_selects_the_compiled_kernels(monkeypatch):
         )
         if (p := plan(n=n, hw=hw, c=c, k=k, r=r, dtype=dtype, mode=mode, gpu="h200")).engine == "sm90"
     }
-    menu = {(d, t, m) for d in ("float16", "bfloat16") for m in modes for t in tiles.get(m, {(256, 64), (128, 128)})}
-    assert selected == menu
+    narrow = {(256, 64), (128, 128)}
+    compiled = {(d, t, m) for d in ("float16", "bfloat16") for m in modes for t in tiles.get(m, narrow)}
+    assert selected == compiled
 
 
 @pytest.mark.parametrize(

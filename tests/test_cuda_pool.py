@@ -285,7 +285,7 @@ def test_convolution_bias(kernels, dtype, pool):
 def test_empty_batch_launches_nothing(kernels):
     x = torch.empty(0, 8, 6, 6)
     for argmax in (True, False):
-        report = emulated.forward(kernels, x, batch_norm(8, torch.float32), STEM, argmax=argmax)[2]
+        report = emulated.forward(kernels, x, batch_norm(8, torch.float32), STEM, with_argmax=argmax)[2]
         assert report["launched"] == []
     grad, argmax = torch.empty(0, 8, 3, 3), torch.empty(0, 8, 3, 3, dtype=torch.uint8)
     assert emulated.backward(kernels, grad, argmax, (0, 8, 6, 6), STEM)[1]["launched"] == []
@@ -305,18 +305,18 @@ def test_windows_in_the_padding(kernels):
 @settings(max_examples=300)
 def test_divisor_is_exact(kernels, n, by):
     for each in (n, n // by * by, max(0, n // by * by - 1), 2**31 - 1, by - 1, by % 2**31):
-        assert kernels.quotient(each, by) == each // by
+        assert kernels.div(each, by) == each // by
 
 
 FORWARD_FILE, BACKWARD_FILE, PIXEL, HOST = (
-    "cuda/pool/bn_pool.cuh",
-    "cuda/pool/pool_backward.cuh",
-    "cuda/pool/pixel.cuh",
-    "cuda/pool/pool.h",
+    "cuda/kernels/pool/bn_pool.cuh",
+    "cuda/kernels/pool/pool_backward.cuh",
+    "cuda/kernels/pool/pixel.cuh",
+    "cuda/kernels/pool/pool.h",
 )
 BYTE_BUGS = {
     "byte stored at its neighbour's address": value(
-        "cuda/tile/bytes.cuh",
+        "cuda/device/tile/bytes.cuh",
         "ptx::st_global_u8(address,",
         "ptx::st_global_u8(address - (reinterpret_cast<uintptr_t>(address) & 1),",
     )
@@ -362,16 +362,16 @@ FORWARD_BUGS = {
         "for (int t = kTaps - 1; t >= 0; --t) number = v[t] != v[t]",
     ),
     "3x3: no argmax for NaN": value(FORWARD_FILE, "if (most != most)", "if (false)"),
-    "3x3: argmax in the padding": value(FORWARD_FILE, "id[t] = (row - top) * kSide + column - left;", "id[t] = t;"),
+    "3x3: argmax in the padding": value(FORWARD_FILE, "id[t] = (row - top) * kWindow + column - left;", "id[t] = t;"),
     "3x3: reads rows above the image": value(
         FORWARD_FILE,
-        "smaller(larger(top + t / kSide, 0), h.in - 1)",
-        "smaller(top + t / kSide, h.in - 1)",
+        "smaller(larger(top + t / kWindow, 0), h.in - 1)",
+        "smaller(top + t / kWindow, h.in - 1)",
     ),
     "3x3: misses the image's last column": value(
         FORWARD_FILE,
-        "smaller(larger(left + t % kSide, 0), w.in - 1)",
-        "smaller(larger(left + t % kSide, 0), w.in - 2)",
+        "smaller(larger(left + t % kWindow, 0), w.in - 1)",
+        "smaller(larger(left + t % kWindow, 0), w.in - 2)",
     ),
     "3x3: maximum starts at -1": value(FORWARD_FILE, "Acc v[kTaps], most = 0;", "Acc v[kTaps], most = -1;"),
     "argmax stored by a kernel without one": value(
@@ -381,8 +381,8 @@ FORWARD_BUGS = {
     ),
     "argmax kernel selected without an argmax tensor": value(HOST, "p.argmax != nullptr", "true"),
     "BatchNorm vectors of lane 0": value(FORWARD_FILE, "bn(p.bn, lane * Config::kChannels)", "bn(p.bn, 0)"),
-    "forward: no bounds check on lanes": value(FORWARD_FILE, "if (lane >= walk.all_lanes) return;", ""),
-    "forward: one item past the end": value(FORWARD_FILE, "i < walk.items;", "i <= walk.items;"),
+    "forward: no bounds check on lanes": value(FORWARD_FILE, "if (lane >= loop.all_lanes) return;", ""),
+    "forward: one item past the end": value(FORWARD_FILE, "i < loop.items;", "i <= loop.items;"),
     "forward: no griddepcontrol.wait": order(FORWARD_FILE, "  ptx::griddepcontrol_wait();\n", ""),
     "image offset uses columns for rows": value(
         PIXEL, "((image * rows + h) * columns + w)", "((image * columns + h) * columns + w)"
@@ -397,27 +397,25 @@ FORWARD_BUGS = {
         "reinterpret_cast<uintptr_t>(p.out) | reinterpret_cast<uintptr_t>(p.argmax);",
         "reinterpret_cast<uintptr_t>(p.out);",
     ),
-    "walk uses the height as width": value(
+    "loop uses the height as width": value(
         HOST,
-        "w.columns = Divisor(over_outputs ? s.w.out : s.w.in)",
-        "w.columns = Divisor(over_outputs ? s.h.out : s.h.in)",
+        "w.columns = FastDivmod(over_outputs ? s.w.out : s.w.in)",
+        "w.columns = FastDivmod(over_outputs ? s.h.out : s.h.in)",
     ),
 }
 BACKWARD_BUGS = {
     "first window one too late": value(
         BACKWARD_FILE,
-        "stride.quotient(from - axis.kernel) + 1",
-        "stride.quotient(from - axis.kernel) + 2",
+        "stride.div(from - axis.kernel) + 1",
+        "stride.div(from - axis.kernel) + 2",
     ),
     "first window one too early": value(BACKWARD_FILE, "from < axis.kernel ? 0", "from < axis.kernel + 1 ? 0"),
     "last window one too early": value(
         BACKWARD_FILE,
-        "smaller(stride.quotient(from), axis.out - 1)",
-        "smaller(stride.quotient(from), axis.out - 1) - 1",
+        "smaller(stride.div(from), axis.out - 1)",
+        "smaller(stride.div(from), axis.out - 1) - 1",
     ),
-    "last window not clamped": value(
-        BACKWARD_FILE, "smaller(stride.quotient(from), axis.out - 1)", "stride.quotient(from)"
-    ),
+    "last window not clamped": value(BACKWARD_FILE, "smaller(stride.div(from), axis.out - 1)", "stride.div(from)"),
     "padding not added to the position": value(BACKWARD_FILE, "from(at + axis.pad)", "from(at)"),
     "argmax not compared": value(BACKWARD_FILE, "if (argmax.get(c) == id) sum", "if (argmax.get(c) != kNoArgmax) sum"),
     "backward: window height as the argmax pitch": value(
@@ -428,15 +426,15 @@ BACKWARD_BUGS = {
     "gradient overwrites the sum": value(BACKWARD_FILE, "sum[c] += grad.get(c)", "sum[c] = grad.get(c)"),
     "few: last window added twice": value(
         BACKWARD_FILE,
-        "const int32_t row = h.first + i / kSide, column = w.first + i % kSide;",
-        "const int32_t row = smaller(h.first + i / kSide, h.last), column = smaller(w.first + i % kSide, w.last);",
+        "const int32_t row = h.first + i / kWindow, column = w.first + i % kWindow;",
+        "const int32_t row = smaller(h.first + i / kWindow, h.last), column = smaller(w.first + i % kWindow, w.last);",
     ),
     "few: loads windows past the last": value(
-        BACKWARD_FILE, "smaller(h.first + i / kSide, h.last)", "h.first + i / kSide"
+        BACKWARD_FILE, "smaller(h.first + i / kWindow, h.last)", "h.first + i / kWindow"
     ),
     "any: last column skipped": value(BACKWARD_FILE, "column <= w.last; ++column", "column < w.last; ++column"),
-    "backward: no bounds check on lanes": value(BACKWARD_FILE, "if (lane >= walk.all_lanes) return;", ""),
-    "backward: last item skipped": value(BACKWARD_FILE, "i < walk.items;", "i + 1 < walk.items;"),
+    "backward: no bounds check on lanes": value(BACKWARD_FILE, "if (lane >= loop.all_lanes) return;", ""),
+    "backward: last item skipped": value(BACKWARD_FILE, "i < loop.items;", "i + 1 < loop.items;"),
     "backward: no griddepcontrol.wait": order(BACKWARD_FILE, "  ptx::griddepcontrol_wait();\n", ""),
     "2x2 kernel for three windows": value(HOST, "(a.kernel - 1) / a.stride < 2", "(a.kernel - 1) / a.stride < 3"),
 }

@@ -36,7 +36,7 @@ def small_case(v: Variant) -> dict:
 
 
 def test_compiled_variants_are_the_listed_ones(kernels):
-    compiled = [Variant.of(raw) for raw in kernels.compiled_conv_rows()]
+    compiled = [Variant.of(v) for v in kernels.compiled_conv_rows()]
     assert len(compiled) == len(set(compiled))
     assert set(compiled) == set(VARIANTS)
 
@@ -142,12 +142,12 @@ def test_each_tap_is_rounded_once(kernels, dtype, r, s):
 
 
 ROLES, CONFIG, KERNEL, HOST = (
-    "cuda/sm90/conv_rows_roles.cuh",
-    "cuda/sm90/conv_rows_config.cuh",
-    "cuda/sm90/conv_rows.cuh",
-    "cuda/sm90/conv_rows_variants.cuh",
+    "cuda/kernels/sm90/conv_rows_roles.cuh",
+    "cuda/kernels/sm90/conv_rows_config.cuh",
+    "cuda/kernels/sm90/conv_rows.cuh",
+    "cuda/kernels/sm90/conv_rows_variants.cuh",
 )
-TURN = "    ptx::mbarrier_wait_parity(barriers.turn(consumer), consumer == 0 ? parity ^ 1 : parity);"
+TURN = "    ptx::mbarrier_wait_parity(barriers.order(consumer), consumer == 0 ? parity ^ 1 : parity);"
 BUGS = {
     "a stage refilled while it is read": order(
         ROLES,
@@ -181,7 +181,7 @@ BUGS = {
     ),
     "no wait for the turn": order(ROLES, TURN, ""),
     "neither consumer has the first turn": order(ROLES, "consumer == 0 ? parity ^ 1 : parity", "parity"),
-    "turn not passed to the other consumer": order(ROLES, "barriers.turn((t + 1) % 2)", "barriers.turn(t % 2)"),
+    "turn not passed to the other consumer": order(ROLES, "barriers.order((t + 1) % 2)", "barriers.order(t % 2)"),
     "no wgmma fence": order(ROLES, "    ptx::wgmma_fence();\n", ""),
     "a stage released while it is multiplied": order(
         ROLES, "ptx::wgmma_wait_group<1>();", "ptx::wgmma_wait_group<2>();"
@@ -192,14 +192,14 @@ BUGS = {
     ),
     "one warp arrives for its whole warp group": order(
         ROLES,
-        "const bool speaks = threadIdx.x % 32 == 0;",
-        "const bool speaks = threadIdx.x % 128 == 0;",
+        "const bool elected = threadIdx.x % 32 == 0;",
+        "const bool elected = threadIdx.x % 128 == 0;",
     ),
     "empty barrier expects one of four arrivals": order(KERNEL, "barriers.empty(s), 4)", "barriers.empty(s), 1)"),
     "all taps start at one patch row": value(ROLES, "r * Config::kPatchRowBytes", "Config::kPatchRowBytes"),
     "patch row pitch too large": value(ROLES, "r * Config::kPatchRowBytes", "r * (Config::kPatchRowBytes + 128)"),
     "rows and columns of taps swapped": value(ROLES, "(r * kConvRowsTaps + s)", "(s * kConvRowsTaps + r)"),
-    "patch off by one column": value(ROLES, "walk.column() - 1", "walk.column()"),
+    "patch off by one column": value(ROLES, "scheduler.column() - 1", "scheduler.column()"),
     "accumulators not reset for a new tile": value(ROLES, "s + r + k > 0", "true"),
     "both consumers take the same tiles": order(ROLES, "blockIdx.x + consumer * gridDim.x", "blockIdx.x"),
     "no fence.proxy.async before the output is stored": order(
@@ -219,8 +219,8 @@ BUGS = {
     "no wait for the residual": order(ROLES, "    ptx::mbarrier_wait_parity(barriers.open(consumer), parity);\n", ""),
     "one open barrier for both consumers": order(
         CONFIG,
-        "return turn(kConvRowsConsumers + consumer);",
-        "return turn(kConvRowsConsumers + 0 * consumer);",
+        "return order(kConvRowsConsumers + consumer);",
+        "return order(kConvRowsConsumers + 0 * consumer);",
     ),
     "next tile opened in memory still in use": order(ROLES, "kAhead = Config::kSets - 1;", "kAhead = 1;"),
     "no barrier after mbarrier init": order(

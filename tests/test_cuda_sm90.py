@@ -24,7 +24,7 @@ from planting import bugs_of, by_schedule, each_bug, fails, order, value
 
 
 def test_compiled_variants_are_the_listed_ones(kernels):
-    compiled = [Variant.of(raw) for raw in kernels.compiled_conv_sm90()]
+    compiled = [Variant.of(v) for v in kernels.compiled_conv_sm90()]
     assert len(compiled) == len(set(compiled))
     # test_cuda_sm90_stats.py tests those with statistics
     assert {v for v in compiled if v.mode not in STATISTICS} == set(VARIANTS)
@@ -100,11 +100,11 @@ def test_result_is_rounded_once(kernels, dtype):
 
 
 CONFIG, WORK, ROLES, KERNEL, HOST = (
-    "cuda/sm90/conv_sm90_config.cuh",
-    "cuda/sm90/conv_sm90_work.cuh",
-    "cuda/sm90/conv_sm90_roles.cuh",
-    "cuda/sm90/conv_sm90.cuh",
-    "cuda/sm90/conv_sm90_variants.cuh",
+    "cuda/kernels/sm90/conv_sm90_config.cuh",
+    "cuda/kernels/sm90/conv_sm90_work.cuh",
+    "cuda/kernels/sm90/conv_sm90_roles.cuh",
+    "cuda/kernels/sm90/conv_sm90.cuh",
+    "cuda/kernels/sm90/conv_sm90_variants.cuh",
 )
 READ_STAGE = (
     "    ptx::mbarrier_wait_parity(Config::kPrepares ? barriers.ready(at.stage) : barriers.full(at.stage), at.parity);"
@@ -138,8 +138,8 @@ BUGS = {
     "no wait for the last wgmmas": order(ROLES, "  ptx::wgmma_wait_group<0>();\n", ""),
     "one warp arrives for its whole warp group": order(
         ROLES,
-        "const bool speaks = threadIdx.x % 32 == 0;",
-        "const bool speaks = threadIdx.x % 128 == 0;",
+        "const bool elected = threadIdx.x % 32 == 0;",
+        "const bool elected = threadIdx.x % 128 == 0;",
     ),
     "empty barrier expects one of four arrivals": order(
         KERNEL,
@@ -160,7 +160,7 @@ BUGS = {
     ),
     "no wait for the residual": order(
         ROLES,
-        "    ptx::mbarrier_wait_parity(barriers.open(consumer), (Config::kTakesTurns ? piece / 2 : piece) & 1);\n",
+        "    ptx::mbarrier_wait_parity(barriers.open(consumer), (Config::kPingpong ? piece / 2 : piece) & 1);\n",
         "",
     ),
     "no barrier after mbarrier init": order(
@@ -209,21 +209,21 @@ PROLOGUE_BUGS = {
 TURN_BUGS = {
     "no wait for the turn": order(
         ROLES,
-        "      if (piece > 0) ptx::mbarrier_wait_parity(barriers.turn(consumer), (piece - 1) / 2 & 1);\n",
+        "      if (piece > 0) ptx::mbarrier_wait_parity(barriers.order(consumer), (piece - 1) / 2 & 1);\n",
         "",
     ),
     "wrong parity in the wait for a turn": order(
         ROLES,
-        "barriers.turn(consumer), (piece - 1) / 2 & 1",
-        "barriers.turn(consumer), piece / 2 & 1",
+        "barriers.order(consumer), (piece - 1) / 2 & 1",
+        "barriers.order(consumer), piece / 2 & 1",
     ),
-    "turn not passed to the other consumer": order(ROLES, "barriers.turn(1 - consumer)", "barriers.turn(consumer)"),
-    "turn barrier expects one of four arrivals": order(KERNEL, "barriers.turn(i), 4)", "barriers.turn(i), 1)"),
-    "other consumer's stages not skipped": order(ROLES, "        skip(at, walk.steps());\n", ""),
+    "turn not passed to the other consumer": order(ROLES, "barriers.order(1 - consumer)", "barriers.order(consumer)"),
+    "turn barrier expects one of four arrivals": order(KERNEL, "barriers.order(i), 4)", "barriers.order(i), 1)"),
+    "other consumer's stages not skipped": order(ROLES, "        skip(at, scheduler.steps());\n", ""),
     "parity not flipped when stages are skipped": order(ROLES, "  at.parity ^= at.stage / kStages & 1;\n", ""),
     "empty barrier expects both warp groups": order(
         CONFIG,
-        "kReaders = kTakesTurns ? 4 : 4 * kConvSm90Consumers",
+        "kReaders = kPingpong ? 4 : 4 * kConvSm90Consumers",
         "kReaders = 4 * kConvSm90Consumers",
     ),
     "residual loaded over an output being stored": order(

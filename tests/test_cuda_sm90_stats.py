@@ -49,7 +49,7 @@ def copied(values):
 
 
 def test_compiled_variants_are_the_listed_ones(kernels):
-    compiled = [Variant.of(raw) for raw in kernels.compiled_conv_sm90()]
+    compiled = [Variant.of(v) for v in kernels.compiled_conv_sm90()]
     assert {v for v in compiled if v.mode in STATISTICS} == set(STATISTICS_VARIANTS)
 
 
@@ -147,7 +147,8 @@ def test_sums_are_deterministic(kernels, tile, prologue):
     assert_same_bits([run(kernels, tile, conv, **how)[1] for how in order])
 
 
-MOMENTS, ROLES, CENTERS = "cuda/sm90/conv_sm90_moments.cuh", "cuda/sm90/conv_sm90_roles.cuh", "cuda/bn/moments.cuh"
+MOMENTS, ROLES = (f"cuda/kernels/sm90/conv_sm90_{name}.cuh" for name in ("moments", "roles"))
+CENTERS = "cuda/kernels/bn/moments.cuh"
 OF_SUMS = """
     for (int e = 0; e < 8; ++e) {
       const double d = v[e] - moments.center[e / 2 % 2];

@@ -114,31 +114,31 @@ def test_registers_leave_room_to_hide_latency():
 @compiled
 def test_library_holds_the_listed_variants():
     if reason := cuda_on_cpu.missing():
-        pytest.skip(f"the kernel emulator, which lists the menu, needs a compiler: {reason}")
+        pytest.skip(f"the kernel emulator, which lists the compiled, needs a compiler: {reason}")
     emulated = cuda_on_cpu.load()
-    menu = {(d, v, 0 if nhwc else 1, s) for d, v, nhwc, s in emulated.compiled_bn_add_act()}
-    assert {bn_add_act_variant(n) for n in named(ARCHS[0], "bn_add_act_kernel")} == menu
+    compiled = {(d, v, 0 if nhwc else 1, s) for d, v, nhwc, s in emulated.compiled_bn_add_act()}
+    assert {bn_add_act_variant(n) for n in named(ARCHS[0], "bn_add_act_kernel")} == compiled
     tiles = [(128, 128), (128, 64), (64, 64)]
-    menu = {(d, tiles.index((m, n)), mode) for d, m, n, mode in emulated.compiled_conv_fwd()}
-    assert {conv_variant(n) for n in named(ARCHS[0], "conv_fwd_kernel")} == menu
+    compiled = {(d, tiles.index((m, n)), mode) for d, m, n, mode in emulated.compiled_conv_fwd()}
+    assert {conv_variant(n) for n in named(ARCHS[0], "conv_fwd_kernel")} == compiled
     for kernel, variants in (
         ("bn_stats_kernel", [(*v, None) for v in emulated.compiled_bn_stats()]),
         ("bn_backward_reduce_kernel", emulated.compiled_bn_backward_reduce()),
         ("bn_backward_kernel", emulated.compiled_bn_backward()),
     ):
-        menu = {(d, v, 0 if nhwc else 1, mask) for d, v, nhwc, mask in variants}
-        assert {bn_train_variant(n) for n in named(ARCHS[0], kernel)} == menu
+        compiled = {(d, v, 0 if nhwc else 1, mask) for d, v, nhwc, mask in variants}
+        assert {bn_train_variant(n) for n in named(ARCHS[0], kernel)} == compiled
     for kernel, variants in (
         ("bn_pool_kernel", emulated.compiled_bn_pool()),
         ("pool_backward_kernel", emulated.compiled_pool_backward()),
     ):
         assert {pool_variant(n) for n in named(ARCHS[0], kernel)} == set(variants)
-    menu = {(d, SM90_TILES.index((m, n)), mode) for d, m, n, mode in emulated.compiled_conv_sm90()}
-    assert {conv_variant(n) for n in named("sm_90a", "conv_sm90_kernel")} == menu
-    menu = {(d, ROWS_TILES.index((m, n))) for d, m, n, _ in emulated.compiled_conv_rows()}
-    assert {rows_variant(n) for n in named("sm_90a", "conv_rows_kernel")} == menu
-    menu = {(d, BLOCK_CHANNELS.index(channels)) for d, channels in emulated.compiled_block_fwd()}
-    assert {block_variant(n) for n in named("sm_90a", "block_fwd_kernel")} == menu
+    compiled = {(d, SM90_TILES.index((m, n)), mode) for d, m, n, mode in emulated.compiled_conv_sm90()}
+    assert {conv_variant(n) for n in named("sm_90a", "conv_sm90_kernel")} == compiled
+    compiled = {(d, ROWS_TILES.index((m, n))) for d, m, n, _ in emulated.compiled_conv_rows()}
+    assert {rows_variant(n) for n in named("sm_90a", "conv_rows_kernel")} == compiled
+    compiled = {(d, BLOCK_CHANNELS.index(channels)) for d, channels in emulated.compiled_block_fwd()}
+    assert {block_variant(n) for n in named("sm_90a", "block_fwd_kernel")} == compiled
 
 
 @compiled
@@ -351,7 +351,7 @@ def test_ptxas_does_not_serialise_wgmma(tmp_path, source):
     """Warnings C7508 to C7514 mean that ptxas ignored setmaxnreg or serialised wgmma."""
     nvcc = sass.toolkit().nvcc
     command = [nvcc, "-cubin", "-arch=sm_90a", "-std=c++17", "-O3", "--expt-relaxed-constexpr"]
-    command += [f"-I{ROOT / 'csrc'}", CUDA / "sm90" / source, "-o", tmp_path / "cubin"]
+    command += [f"-I{ROOT / 'csrc'}", CUDA / "kernels/sm90/instantiations" / source, "-o", tmp_path / "cubin"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert not re.findall(r"C75\d\d|warning", done.stdout + done.stderr)
@@ -364,9 +364,9 @@ def declarations(path: Path) -> set[str]:
     return {" ".join(f.split()) for f in found}
 
 
-@pytest.mark.parametrize("twin", sorted(p.name for p in (CUDA / "ptx").glob("*.cuh")))
+@pytest.mark.parametrize("twin", sorted(p.name for p in (CUDA / "device/ptx").glob("*.cuh")))
 def test_every_instruction_is_emulated(twin):
-    ours, theirs = declarations(CUDA / "ptx" / twin), declarations(EMULATOR / "ptx" / twin)
+    ours, theirs = declarations(CUDA / "device/ptx" / twin), declarations(EMULATOR / "device/ptx" / twin)
     assert ours
     assert ours == theirs
 
@@ -374,7 +374,7 @@ def test_every_instruction_is_emulated(twin):
 def test_kernel_sources_include_no_cuda_runtime():
     """Kernels include only our headers and a few standard ones, launch through LAUNCH, and keep assembly in ptx/."""
     standard = {"<algorithm>", "<cstdint>", "<stdexcept>", "<type_traits>", "<utility>", "<vector>"}
-    for path in [*CUDA.rglob("*.cuh"), *CUDA.rglob("*.cu"), CUDA / "kernels.h"]:
+    for path in [*CUDA.rglob("*.cuh"), *CUDA.rglob("*.cu"), CUDA / "kernels/kernels.h"]:
         text = path.read_text()
         for include in re.findall(r'#include ([<"][^>"]+[>"])', text):
             assert include.startswith('"cuda/') or include in standard, f"{path}: {include}"

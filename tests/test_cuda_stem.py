@@ -1,4 +1,4 @@
-"""conv_bn_relu_pool of csrc/cuda/ops.cpp on CPU tensors: a convolution, then one emulated pooling kernel."""
+"""conv_bn_relu_pool of csrc/cuda/ops/conv.cpp on CPU tensors: a convolution, then one emulated pooling kernel."""
 
 from __future__ import annotations
 

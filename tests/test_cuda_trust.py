@@ -22,15 +22,15 @@ ROW = re.compile(r'\{KernelFamily::(\w+), (\d+), "(\d{4}-\d\d-\d\d)", "([0-9a-f]
 
 def table():
     """Returns the rows of trust_table.cpp: family, capability, date, commit, report."""
-    text = (CUDA / "trust_table.cpp").read_text()
+    text = (CUDA / "plan" / "trust_table.cpp").read_text()
     rows = text[text.index("rows = ") : text.index("return rows")]
     assert len(ROW.findall(rows)) == rows.count("KernelFamily::"), "a row that is not written like the others"
     return ROW.findall(rows)
 
 
 def test_each_row_has_a_passing_report():
-    enumerators = re.search(r"enum class KernelFamily : int32_t \{(.*?)\}", (CUDA / "trust.h").read_text(), re.S)[1]
-    enumerators = re.findall(r"\w+", enumerators)
+    header = (CUDA / "plan" / "trust.h").read_text()
+    enumerators = re.findall(r"\w+", re.search(r"enum class KernelFamily : int32_t \{(.*?)\}", header, re.S)[1])
     names = [line.split(":")[0] for line in ops.explain_trust(90).splitlines()]
     for family, arch, _, commit, report in table():
         assert report.startswith("benchmarks/results/"), (family, arch)
@@ -133,7 +133,7 @@ def test_ops_launch_through_the_check():
         "backward_ops.cpp": {"launch_conv_fwd", "launch_bn_finish"},
         "block_ops.cpp": {"launch_block_fwd"},
     }
-    kernels = set(re.findall(r"\bvoid (launch_\w+)\(", (CUDA / "kernels.h").read_text()))
+    kernels = set(re.findall(r"\bvoid (launch_\w+)\(", (CUDA / "kernels" / "kernels.h").read_text()))
     assert len(kernels) > 10
     for path in sorted(CUDA.glob("*.cpp")):
         if path.name in ("first_use.cpp", "plan_cache.cpp"):

@@ -138,7 +138,7 @@ def test_every_layer_is_compiled_past_the_recompile_limit(tmp_path, small_layers
 
 
 def test_second_engine_in_a_process_is_an_error(monkeypatch):
-    """csrc/cuda/runtime.cpp reads the variable once, so a second engine would be timed as the first."""
+    """csrc/cuda/runtime/device.cpp reads the variable once, so a second engine would be timed as the first."""
     monkeypatch.setattr(gpu, "_engine_of_process", None)
     cuda = torch.device("cuda")
     for _ in range(2):

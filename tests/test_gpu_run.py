@@ -275,7 +275,7 @@ def layer_op(name):
 
 
 def in_words_of_trust(case):
-    """Returns the name that csrc/cuda/trust.cpp gives the kernel of a convolution's case."""
+    """Returns the name that csrc/cuda/plan/trust.cpp gives the kernel of a convolution's case."""
     family, *rest = case["kernel"].removesuffix(" split").split(" ")
     dtype = "float32" if case["kind"] == "tf32" else case["kind"]
     parts = ", in parts" if case["kernel"].endswith(" split") else ""

@@ -54,7 +54,7 @@ Tensor aten_convolution_backward(GradientOf which, const Tensor& grad, const Ten
   return all[input ? 0 : 1];
 }
 
-Tensor aten_turned(const Tensor& weight) {
+Tensor aten_flipped(const Tensor& weight) {
   if (weight.size(2) == 1 && weight.size(3) == 1) return torch::stable::transpose(weight, 0, 1);
   constexpr Pair kImage{2, 3};
   std::array<StableIValue, 2> stack{from(weight), from(IntView(kImage))};

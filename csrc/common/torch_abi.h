@@ -74,7 +74,7 @@ enum class GradientOf { kInput, kWeight };
 Tensor aten_convolution_backward(GradientOf which, const Tensor& grad, const Tensor& x, const Tensor& weight,
                                  IntView stride, IntView padding, IntView dilation, int64_t groups);
 // (K, C, R, S) -> (C, K, R, S) with flipped filters: a view, or a copy in the weight's layout.
-Tensor aten_turned(const Tensor& weight);
+Tensor aten_flipped(const Tensor& weight);
 Tensor aten_max_pool2d(const Tensor& x, IntView kernel, IntView stride, IntView padding);
 Tensor aten_to(const Tensor& x, ScalarType dtype);
 // A dense tensor with like's dtype (or the given one), channels_last if requested and four-dimensional. Bypasses the

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import Kernels
 from .tensors import DTYPES, POISON, BatchNorm, span, vectors
 
-SHORTCUTS = ["none", "add", "projected"]  # in the order of Shortcut in csrc/cuda/bn/bn_add_act.h
+SHORTCUTS = ["none", "add", "projected"]  # in the order of Shortcut in csrc/cuda/kernels/bn/bn_add_act.h
 
 
 class Variant(NamedTuple):

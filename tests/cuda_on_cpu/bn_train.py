@@ -10,7 +10,7 @@ from torch import Tensor
 from . import Kernels
 from .tensors import DTYPES, POISON, BatchNorm, span, vectors
 
-MASKS = ["none", "recompute", "out"]  # in the order of Mask in csrc/cuda/bn/bn_gradient.h
+MASKS = ["none", "recompute", "out"]  # in the order of Mask in csrc/cuda/kernels/bn/bn_gradient.h
 
 
 class Gradient(NamedTuple):
@@ -93,12 +93,14 @@ def reduce(
     sm_count: int = 1,
     schedule: str = "stay",
     seed: int = 1,
-    kept: Tensor | None = None,
+    masked_grad: Tensor | None = None,
 ) -> tuple[list[Tensor], dict]:
-    """Returns ``[sum_g, sum_g_xhat]`` and the emulator's report; stores g itself in ``kept``."""
-    p = g.parameters(channels_last) | ({} if kept is None else dict(kept=kept.data_ptr()))
+    """Returns ``[sum_g, sum_g_xhat]`` and the emulator's report; stores g itself in ``masked_grad``."""
+    p = g.parameters(channels_last) | ({} if masked_grad is None else dict(masked_grad=masked_grad.data_ptr()))
     results = Results(g.x.shape[1], g.x.dtype, kernels.bn_backward_reduce_workspace(p, sm_count))
-    buffers = [*g.buffers(), *results.buffers()] + ([] if kept is None else [("kept", *span(kept), "write")])
+    buffers = [*g.buffers(), *results.buffers()]
+    if masked_grad is not None:
+        buffers.append(("masked_grad", *span(masked_grad), "write"))
     return results.values, kernels["bn_backward_reduce"].run_bn_backward_reduce(
         buffers, p | results.parameters(), sm_count, schedule, seed
     )

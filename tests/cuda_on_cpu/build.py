@@ -24,10 +24,10 @@ EMULATOR = BUILD / f"emulator{sysconfig.get_config_var('EXT_SUFFIX')}"
 OPS = HERE / "ops"
 CSRC = ROOT / "csrc"
 #: Sources of csrc that kernel launchers need. Compiled into the emulator, so that all libraries share the cache.
-HOST = [CSRC / "cuda" / "tensor_map_cache.cpp"]
+HOST = [CSRC / "cuda" / "runtime" / "tensor_map_cache.cpp"]
 #: Files of csrc/cuda left out of the op layer: they query a GPU or hold the trust table, and ops/ has doubles, or the
 #: emulator already has them (``HOST``).
-DOUBLED = {"runtime", "smem_grants", "tensor_map", "trust_table", "tensor_map_cache"}
+DOUBLED = {"device", "tensor_map", "trust_table", "tensor_map_cache"}
 _CUDA = "_ZN12resnet_fused4cuda"
 #: Functions that each file of ops/ wraps (mangled names).
 WRAPPED = {
@@ -115,7 +115,7 @@ def _torch() -> Path:
 def _rules() -> list[str]:
     import pybind11
 
-    # The emulator's include folder shadows csrc/cuda/launch.h and csrc/cuda/ptx; a planted copy shadows both.
+    # The emulator's include folder shadows csrc/cuda/runtime/launch.h and device/ptx; a planted copy shadows both.
     own = f"-I{HERE / 'include'} -I{HERE} -I{CSRC}"
     python = f"-isystem {pybind11.get_include()} -isystem {sysconfig.get_paths()['include']}"
     layer = f"-I{OPS / 'include'} {own} -isystem {_torch() / 'include'} -DTORCH_TARGET_VERSION={TORCH_TARGET}"
@@ -186,7 +186,7 @@ def _everything() -> list[str]:
         lines += _link(library(name), [*(kernels[s] for s in stems), *bindings, *functions])
 
     files = [CSRC / "library.cpp", CSRC / "explain_cuda.cpp", *sorted((CSRC / "common").glob("*.cpp"))]
-    files += [f for f in sorted((CSRC / "cuda").glob("*.cpp")) if f.stem not in DOUBLED]
+    files += [f for f in sorted((CSRC / "cuda").rglob("*.cpp")) if f.stem not in DOUBLED]
     layer = compiled("ops", [*files, OPS / "device.cpp", OPS / "bindings.cpp"], "ops")
     host = compiled("host", SOURCES.values(), "ops")
     twins = {

@@ -14,7 +14,7 @@ from .tensors import DTYPES, POISON, SUFFIXES, BatchNorm, span, vectors
 MODES = ["plain", "prologue", "projection", "projection-prologue"]
 STATISTICS = ["statistics", "prologue-statistics"]
 GRADIENT = "gradient-sums"
-ALL_MODES = [*MODES, *STATISTICS, GRADIENT]  # in the order of ConvFwdMode in csrc/cuda/conv.h
+ALL_MODES = [*MODES, *STATISTICS, GRADIENT]  # in the order of ConvFwdMode in csrc/cuda/kernels/conv.h
 
 
 class Variant(NamedTuple):
@@ -23,11 +23,11 @@ class Variant(NamedTuple):
     mode: str
 
     @classmethod
-    def of(cls, raw: tuple[int, int, int, int]) -> Variant:
-        return cls(DTYPES[raw[0]], (raw[1], raw[2]), ALL_MODES[raw[3]])
+    def of(cls, numbers: tuple[int, int, int, int]) -> Variant:
+        return cls(DTYPES[numbers[0]], (numbers[1], numbers[2]), ALL_MODES[numbers[3]])
 
     @property
-    def raw(self) -> tuple[int, int, int, int]:
+    def numbers(self) -> tuple[int, int, int, int]:
         return DTYPES.index(self.dtype), *self.tile, ALL_MODES.index(self.mode)
 
     def __str__(self) -> str:
@@ -77,8 +77,8 @@ def run(
     residual: Tensor | None = None,
     relu: bool = True,
     splits: int = 1,
-    whole: int = 0,
-    shares: int = 0,
+    dp_tiles: int = 0,
+    sk_units: int = 0,
     schedule: str = "stay",
     seed: int = 1,
     sm_count: int = 4,
@@ -86,8 +86,8 @@ def run(
 ) -> tuple[Tensor, dict]:
     """Returns the output (channels_last) and the emulator's report. ``family``: conv_fwd, conv_sm90 or conv_rows.
 
-    ``whole``, ``shares``: stream-K of conv_sm90. Tiles before ``whole`` are computed whole; the steps of the remaining
-    tiles are split into ``shares`` parts.
+    ``dp_tiles``, ``sk_units``: stream-K of conv_sm90. The first ``dp_tiles`` are computed whole; the steps of the
+    remaining tiles are split into ``sk_units`` parts.
     """
     shape = conv.output_shape()
     out = torch.empty(shape, dtype=conv.x.dtype, memory_format=torch.channels_last)
@@ -104,11 +104,11 @@ def run(
         partials = torch.empty(splits + (projection is not None), *shape)
         buffers.append(("partials", *span(partials), "scratch"))
         params["partials"] = partials.data_ptr()
-    if shares:
-        tail = -(-shape[0] * shape[2] * shape[3] // tile[0]) * -(-shape[1] // tile[1]) - whole
-        partials = torch.empty(shares + tail * (1 + (projection is not None)) - 1, *tile)
+    if sk_units:
+        tail = -(-shape[0] * shape[2] * shape[3] // tile[0]) * -(-shape[1] // tile[1]) - dp_tiles
+        partials = torch.empty(sk_units + tail * (1 + (projection is not None)) - 1, *tile)
         buffers.append(("partials", *span(partials), "scratch"))
-        params.update(partials=partials.data_ptr(), whole=whole, shares=shares)
+        params.update(partials=partials.data_ptr(), dp_tiles=dp_tiles, sk_units=sk_units)
     side = projection or conv
     mode = ("projection" if projection else "") + ("-" if projection and side.pre else "")
     mode = mode + ("prologue" if side.pre else "") or "plain"
@@ -120,7 +120,7 @@ def launch(kernels: Kernels, family: str, variant: Variant, buffers: list, param
     kind = "stats" if variant.mode in STATISTICS else "gradient" if variant.mode == GRADIENT else "fwd"
     stem = f"conv_{kind}" if family == "conv_fwd" else f"{family}_stats" if kind == "stats" else family
     library = kernels[f"{stem}_{SUFFIXES[variant.dtype]}"]
-    return getattr(library, f"run_{family}")(buffers, params, variant.raw, *how)
+    return getattr(library, f"run_{family}")(buffers, params, variant.numbers, *how)
 
 
 def part_pixels(family: str, tile: tuple[int, int], prologue: bool) -> int:
@@ -159,13 +159,13 @@ def run_gradient(
     kernels: Kernels,
     tile: tuple[int, int],
     conv: Conv,
-    raw: Tensor,
+    pre_bn: Tensor,
     beside: Tensor | None = None,
     *,
     schedule: str = "stay",
     seed: int = 1,
 ) -> tuple[Tensor, list[Tensor], dict]:
-    """Convolves a gradient, adds ``beside``, and sums for the backward pass of ``relu(conv.bn(raw))``.
+    """Convolves a gradient, adds ``beside``, and sums for the backward pass of ``relu(conv.bn(pre_bn))``.
 
     Returns the output, the two sums, and the kernel's report with bn_finish's errors added.
     """
@@ -174,9 +174,9 @@ def run_gradient(
     out.untyped_storage().fill_(POISON)
     parts = torch.empty(-(-shape[0] * shape[2] * shape[3] // tile[0]), 2, shape[1])
     parts.untyped_storage().fill_(POISON)
-    buffers = [*conv.buffers(), ("raw", *span(raw), "read"), ("out", *span(out), "write")]
+    buffers = [*conv.buffers(), ("pre_bn", *span(pre_bn), "read"), ("out", *span(out), "write")]
     buffers.append(("statistics", *span(parts), "write"))
-    params = dict(main=conv.operands(), raw=raw.data_ptr(), out=out.data_ptr(), relu=False, splits=1)
+    params = dict(main=conv.operands(), pre_bn=pre_bn.data_ptr(), out=out.data_ptr(), relu=False, splits=1)
     params["statistics"] = parts.data_ptr()
     if beside is not None:
         buffers.append(("beside", *span(beside), "read"))

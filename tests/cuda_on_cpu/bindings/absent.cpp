@@ -1,40 +1,40 @@
-// Weak defaults for the kernels that a library leaves out. A library contains the kernels of one source: the menus of
+// Weak defaults for the kernels that a library leaves out. A library contains the kernels of one source: the tables of
 // all others are empty, and their launchers throw. The linker prefers a library's real definitions.
 #include <stdexcept>
 
-#include "cuda/kernels.h"
-#include "cuda/sm80/conv_finish.h"
-#include "cuda/sm80/conv_fwd_kernels.h"
-#include "cuda/sm90/block_fwd_kernels.h"
-#include "cuda/sm90/conv_rows_kernels.h"
-#include "cuda/sm90/conv_sm90_finish.h"
-#include "cuda/sm90/conv_sm90_kernels.h"
+#include "cuda/kernels/kernels.h"
+#include "cuda/kernels/sm80/conv_finish.h"
+#include "cuda/kernels/sm80/conv_fwd_kernels.h"
+#include "cuda/kernels/sm90/block_fwd_kernels.h"
+#include "cuda/kernels/sm90/conv_rows_kernels.h"
+#include "cuda/kernels/sm90/conv_sm90_finish.h"
+#include "cuda/kernels/sm90/conv_sm90_kernels.h"
 
-#define MENU(type, name) \
+#define TABLE(type, name) \
   __attribute__((weak)) type name() { return {}; }
-#define VARIANTS(type, name) MENU(std::vector<type>, name)
+#define VARIANTS(type, name) TABLE(std::vector<type>, name)
 #define LAUNCHER(name, ...) \
   __attribute__((weak)) void name(__VA_ARGS__) { throw std::logic_error(#name " is not in this library"); }
 
 namespace resnet_fused::cuda {
 
-MENU(ConvFwdMenu, conv_fwd_f16)
-MENU(ConvFwdMenu, conv_fwd_bf16)
-MENU(ConvFwdMenu, conv_fwd_tf32)
-MENU(ConvFwdMenu, conv_stats_f16)
-MENU(ConvFwdMenu, conv_stats_bf16)
-MENU(ConvFwdMenu, conv_stats_tf32)
-MENU(ConvFwdMenu, conv_gradient_f16)
-MENU(ConvFwdMenu, conv_gradient_bf16)
-MENU(ConvFwdMenu, conv_gradient_tf32)
-MENU(ConvSm90Menu, conv_sm90_f16)
-MENU(ConvSm90Menu, conv_sm90_bf16)
-MENU(ConvSm90Menu, conv_sm90_stats_f16)
-MENU(ConvSm90Menu, conv_sm90_stats_bf16)
-MENU(ConvRowsMenu, conv_rows_f16)
-MENU(ConvRowsMenu, conv_rows_bf16)
-MENU(BlockFwdMenu, block_fwd_f16)
-MENU(BlockFwdMenu, block_fwd_bf16)
+TABLE(ConvFwdTable, conv_fwd_f16)
+TABLE(ConvFwdTable, conv_fwd_bf16)
+TABLE(ConvFwdTable, conv_fwd_tf32)
+TABLE(ConvFwdTable, conv_stats_f16)
+TABLE(ConvFwdTable, conv_stats_bf16)
+TABLE(ConvFwdTable, conv_stats_tf32)
+TABLE(ConvFwdTable, conv_gradient_f16)
+TABLE(ConvFwdTable, conv_gradient_bf16)
+TABLE(ConvFwdTable, conv_gradient_tf32)
+TABLE(ConvSm90Table, conv_sm90_f16)
+TABLE(ConvSm90Table, conv_sm90_bf16)
+TABLE(ConvSm90Table, conv_sm90_stats_f16)
+TABLE(ConvSm90Table, conv_sm90_stats_bf16)
+TABLE(ConvRowsTable, conv_rows_f16)
+TABLE(ConvRowsTable, conv_rows_bf16)
+TABLE(BlockFwdTable, block_fwd_f16)
+TABLE(BlockFwdTable, block_fwd_bf16)
 
 VARIANTS(BnAddActVariant, compiled_bn_add_act)
 VARIANTS(BnStatsVariant, compiled_bn_stats)

@@ -1,6 +1,6 @@
 // Python bindings of sm90/block_fwd.
 #include "bindings/batch_norm.h"
-#include "cuda/kernels.h"
+#include "cuda/kernels/kernels.h"
 
 using namespace resnet_fused::cuda;
 

@@ -1,6 +1,6 @@
 // Python bindings of bn_add_act.
 #include "bindings/batch_norm.h"
-#include "cuda/kernels.h"
+#include "cuda/kernels/kernels.h"
 
 using namespace resnet_fused::cuda;
 
@@ -40,8 +40,8 @@ Value run(const std::vector<BufferArg>& buffers, const Value& params, int sm_cou
 
 Value select(const Value& params) { return value_of(select_bn_add_act(params_of(params))); }
 
-Value walk(const Value& params, int vector, int sm_count) {
-  const BnWalk w = walk_bn_add_act(params_of(params), vector, sm_count);
+Value loop(const Value& params, int vector, int sm_count) {
+  const GridStrideLoop w = bn_add_act_loop(params_of(params), vector, sm_count);
   return Value::Dict{{"all_lanes", w.all_lanes}, {"items", w.items},   {"lanes", w.lanes},   {"slots", w.slots},
                      {"groups", w.groups},       {"splits", w.splits}, {"block", w.block()}, {"grid", w.grid()}};
 }
@@ -55,7 +55,7 @@ Value compiled() {
 const Binding bindings[] = {
     {"run_bn_add_act", &run},
     {"select_bn_add_act", &select},
-    {"walk_bn_add_act", &walk},
+    {"bn_add_act_loop", &loop},
     {"compiled_bn_add_act", &compiled},
 };
 

@@ -1,6 +1,6 @@
 // Python bindings of the training kernels.
 #include "bindings/batch_norm.h"
-#include "cuda/kernels.h"
+#include "cuda/kernels/kernels.h"
 
 using namespace resnet_fused::cuda;
 
@@ -72,7 +72,7 @@ Value run_stats(const std::vector<BufferArg>& buffers, const Value& d, int sm_co
 // Pointers may be absent when only the workspace size is queried.
 BnBackwardReduceParams reduce_of(const Value& d) {
   return {gradient_of(d), pointer_of<void>(d, "workspace"), pointer_of<void>(d, "first"), pointer_of<void>(d, "second"),
-          pointer_of<void>(d, "kept")};
+          pointer_of<void>(d, "masked_grad")};
 }
 
 Value run_reduce(const std::vector<BufferArg>& buffers, const Value& d, int sm_count, const std::string& schedule,

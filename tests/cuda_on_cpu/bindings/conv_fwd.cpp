@@ -1,6 +1,6 @@
 // Python bindings of sm80/conv_fwd, sm90/conv_sm90 and sm90/conv_rows.
 #include "bindings/batch_norm.h"
-#include "cuda/kernels.h"
+#include "cuda/kernels/kernels.h"
 
 using namespace resnet_fused::cuda;
 
@@ -44,12 +44,12 @@ ConvFwdParams params_of(const Value& d) {
   p.main = operands_of(d["main"]);
   if (d.find("projection")) p.projection = operands_of(d["projection"]);
   p.residual = pointer_of<const void>(d, "residual");
-  p.raw = pointer_of<const void>(d, "raw");
+  p.pre_bn = pointer_of<const void>(d, "pre_bn");
   p.out = pointer_of<void>(d, "out");
   p.partials = pointer_of<float>(d, "partials");
   p.statistics = pointer_of<float>(d, "statistics");
   p.splits = d["splits"].as<int32_t>();
-  if (d.find("shares")) p.whole = d["whole"].as<int32_t>(), p.shares = d["shares"].as<int32_t>();
+  if (d.find("sk_units")) p.dp_tiles = d["whole"].as<int32_t>(), p.sk_units = d["sk_units"].as<int32_t>();
   p.relu = d["relu"].as<bool>();
   return p;
 }

@@ -1,6 +1,6 @@
 // Python bindings of the max-pooling kernels.
 #include "bindings/batch_norm.h"
-#include "cuda/kernels.h"
+#include "cuda/kernels/kernels.h"
 
 using namespace resnet_fused::cuda;
 
@@ -42,8 +42,8 @@ Value run(void (*launch)(const Params&, const Queue&), const Params& p, const st
   return end_session();
 }
 
-// dtype, vector, side, argmax
-Value value_of(const PoolVariant& v) { return std::tuple(v.dtype, v.vector, v.side, v.argmax); }
+// dtype, vector, window, argmax
+Value value_of(const PoolVariant& v) { return std::tuple(v.dtype, v.vector, v.window, v.argmax); }
 
 Value list_of(const std::vector<PoolVariant>& variants) {
   Value::List l;
@@ -62,7 +62,7 @@ const Binding bindings[] = {
     {"select_pool_backward", [](const Value& d) { return value_of(select_pool_backward(backward_of(d))); }},
     {"compiled_bn_pool", [] { return list_of(compiled_bn_pool()); }},
     {"compiled_pool_backward", [] { return list_of(compiled_pool_backward()); }},
-    {"quotient", [](uint32_t n, uint32_t by) { return Divisor(by).quotient(n); }},
+    {"quotient", [](uint32_t n, uint32_t by) { return FastDivmod(by).div(n); }},
 };
 
 }  // namespace

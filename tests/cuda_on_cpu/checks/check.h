@@ -6,12 +6,12 @@
 #pragma once
 #include <cstdint>
 
-#include "cuda/launch.h"
-#include "cuda/ptx/cp_async.cuh"
-#include "cuda/ptx/global.cuh"
-#include "cuda/ptx/mma.cuh"
-#include "cuda/ptx/shared.cuh"
-#include "cuda/ptx/sync.cuh"
+#include "cuda/device/ptx/cp_async.cuh"
+#include "cuda/device/ptx/global.cuh"
+#include "cuda/device/ptx/mma.cuh"
+#include "cuda/device/ptx/shared.cuh"
+#include "cuda/device/ptx/sync.cuh"
+#include "cuda/runtime/launch.h"
 
 namespace cuda_on_cpu::checks {
 

@@ -1,10 +1,10 @@
 // Clusters: remote arrivals, writes to other blocks' shared memory, and blocks that have exited.
-#include "cuda/ptx/cluster.cuh"
+#include "cuda/device/ptx/cluster.cuh"
 
 #include "check.h"
-#include "cuda/launch_cluster.h"
-#include "cuda/ptx/mbarrier.cuh"
-#include "cuda/ptx/tma.cuh"
+#include "cuda/device/ptx/mbarrier.cuh"
+#include "cuda/device/ptx/tma.cuh"
+#include "cuda/runtime/launch.h"
 
 namespace cuda_on_cpu::checks {
 namespace {

@@ -1,6 +1,6 @@
 // Overlapping grids: no access to global memory before griddepcontrol.wait, and no block that ends without it.
 #include "check.h"
-#include "cuda/ptx/grid.cuh"
+#include "cuda/device/ptx/grid.cuh"
 
 namespace cuda_on_cpu::checks {
 namespace {

@@ -1,6 +1,6 @@
 // Launches that a GPU refuses.
 #include "check.h"
-#include "cuda/launch_cluster.h"
+#include "cuda/runtime/launch.h"
 
 namespace cuda_on_cpu::checks {
 namespace {

@@ -1,6 +1,6 @@
 // ldmatrix and mma: invalid rows, operands that are not rounded to tf32.
 #include "check.h"
-#include "cuda/ptx/math.cuh"
+#include "cuda/device/ptx/math.cuh"
 
 namespace cuda_on_cpu::checks {
 namespace {

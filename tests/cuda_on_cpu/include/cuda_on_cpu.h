@@ -1,7 +1,7 @@
 // CUDA C++ for g++: the keywords and types with which a kernel's source compiles unchanged for the CPU.
 //
-// This folder comes first on the include path, so a kernel's `#include "cuda/launch.h"` and `#include "cuda/ptx/..."`
-// find the emulated headers. Every CUDA thread is a fiber; runtime/ schedules and checks them.
+// This folder comes first on the include path, so a kernel's `#include "cuda/runtime/launch.h"` and `#include
+// "cuda/device/ptx/..."` find the emulated headers. Every CUDA thread is a fiber; runtime/ schedules and checks them.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -1,6 +1,6 @@
 // Python interface of the op layer besides torch.ops: sets the emulated GPU and reports what a call's kernels did.
 #include "bindings/library.h"
-#include "cuda/grid_waits.h"
+#include "cuda/runtime/kernel_attributes.h"
 #include "ops/device.h"
 #include "runtime/tensor_map.h"
 

@@ -4,7 +4,7 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/plan.h"
+#include "cuda/plan/plan.h"
 
 namespace cuda_on_cpu {
 

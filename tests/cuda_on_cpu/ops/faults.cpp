@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "cuda/kernels.h"
+#include "cuda/kernels/kernels.h"
 
 // The linker's --wrap routes every launch of these kernels through here.
 #define LAUNCHER(mangled, ...)                   \

@@ -4,10 +4,10 @@
 #include <thread>
 
 #include "bindings/library.h"
-#include "cuda/exact_cache.h"
-#include "cuda/first_use.h"
-#include "cuda/plan_cache.h"
-#include "cuda/tensor_map.h"
+#include "cuda/ops/first_use.h"
+#include "cuda/runtime/cache.h"
+#include "cuda/runtime/plan_cache.h"
+#include "cuda/runtime/tensor_map.h"
 #include "ops/news.h"
 #include "ops/timed.h"
 

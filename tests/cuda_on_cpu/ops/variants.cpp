@@ -1,7 +1,7 @@
-// All compiled kernel variants, as distinguished by csrc/cuda/trust.h.
+// All compiled kernel variants, as distinguished by csrc/cuda/plan/trust.h.
 #include "bindings/library.h"
-#include "cuda/kernels.h"
-#include "cuda/trust.h"
+#include "cuda/kernels/kernels.h"
+#include "cuda/plan/trust.h"
 #include "ops/faults.h"
 
 namespace cuda_on_cpu::bindings {

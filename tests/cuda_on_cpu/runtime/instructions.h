@@ -1,5 +1,5 @@
-// Run-time implementation of the instructions in include/cuda/ptx. Each function executes one instruction for the
-// calling thread. Kernels call it through an always_inline wrapper, so that reports name the kernel's own line.
+// Run-time implementation of the instructions in include/cuda/device/ptx. Each function executes one instruction for
+// the calling thread. Kernels call it through an always_inline wrapper, so that reports name the kernel's own line.
 // instructions_sm90.h has mbarrier, TMA and wgmma; instructions_cluster.h has clusters.
 #pragma once
 #include <cstddef>

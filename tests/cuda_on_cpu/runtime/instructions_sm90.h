@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "cuda/tensor_map.h"
+#include "cuda/runtime/tensor_map.h"
 
 namespace cuda_on_cpu {
 

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "cuda/tensor_map.h"
+#include "cuda/runtime/tensor_map.h"
 #include "runtime/instructions_sm90.h"
 
 namespace cuda_on_cpu {

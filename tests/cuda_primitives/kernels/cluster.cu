@@ -1,14 +1,14 @@
 // A cluster of two blocks: in every step, each multicasts half of the bytes to both and frees the stage in both
 // (sm_90).
-#include "cuda/ptx/cluster.cuh"
+#include "cuda/device/ptx/cluster.cuh"
 
 #include "call.h"
-#include "cuda/launch_cluster.h"
-#include "cuda/ptx/global.cuh"
-#include "cuda/ptx/mbarrier.cuh"
-#include "cuda/ptx/shared.cuh"
-#include "cuda/ptx/sync.cuh"
-#include "cuda/ptx/tma.cuh"
+#include "cuda/device/ptx/global.cuh"
+#include "cuda/device/ptx/mbarrier.cuh"
+#include "cuda/device/ptx/shared.cuh"
+#include "cuda/device/ptx/sync.cuh"
+#include "cuda/device/ptx/tma.cuh"
+#include "cuda/runtime/launch.h"
 #include "tensor_numbers.h"
 
 namespace cuda_primitives {

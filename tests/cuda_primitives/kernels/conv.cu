@@ -2,16 +2,16 @@
 // warpgroups multiply (wgmma) and write the result to shared memory (stmatrix), and TMA stores it. bfloat16, NHWC and
 // KRSC, stride 1 or 2.
 #include "call.h"
-#include "cuda/launch.h"
-#include "cuda/ptx/control.cuh"
-#include "cuda/ptx/math.cuh"
-#include "cuda/ptx/mbarrier.cuh"
-#include "cuda/ptx/shared.cuh"
-#include "cuda/ptx/stmatrix.cuh"
-#include "cuda/ptx/sync.cuh"
-#include "cuda/ptx/tma.cuh"
-#include "cuda/ptx/wgmma.cuh"
-#include "cuda/tile/smem_descriptor.cuh"
+#include "cuda/device/ptx/control.cuh"
+#include "cuda/device/ptx/math.cuh"
+#include "cuda/device/ptx/mbarrier.cuh"
+#include "cuda/device/ptx/shared.cuh"
+#include "cuda/device/ptx/stmatrix.cuh"
+#include "cuda/device/ptx/sync.cuh"
+#include "cuda/device/ptx/tma.cuh"
+#include "cuda/device/ptx/wgmma.cuh"
+#include "cuda/device/tile/smem_descriptor.cuh"
+#include "cuda/runtime/launch.h"
 #include "tensor_numbers.h"
 
 namespace cuda_primitives {

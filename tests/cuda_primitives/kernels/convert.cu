@@ -1,8 +1,8 @@
 // Conversions and rounding: one word in, one word out.
 #include "call.h"
-#include "cuda/launch.h"
-#include "cuda/ptx/global.cuh"
-#include "cuda/ptx/math.cuh"
+#include "cuda/device/ptx/global.cuh"
+#include "cuda/device/ptx/math.cuh"
+#include "cuda/runtime/launch.h"
 
 namespace cuda_primitives {
 namespace {

@@ -1,9 +1,9 @@
-// Entry point of the primitives on a GPU for ctypes, and the error check that cuda/launch.h needs.
+// Entry point of the primitives on a GPU for ctypes, and the error check that cuda/runtime/launch.h needs.
 #include <cstdio>
 #include <stdexcept>
 #include <string>
 
-#include "cuda/runtime.h"
+#include "cuda/runtime/device.h"
 #include "registry.h"
 
 namespace resnet_fused::cuda {

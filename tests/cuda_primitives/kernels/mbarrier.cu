@@ -1,11 +1,11 @@
 // mbarrier: a ring of two stages between two warps, through many phases (sm_90).
-#include "cuda/ptx/mbarrier.cuh"
+#include "cuda/device/ptx/mbarrier.cuh"
 
 #include "call.h"
-#include "cuda/launch.h"
-#include "cuda/ptx/global.cuh"
-#include "cuda/ptx/shared.cuh"
-#include "cuda/ptx/sync.cuh"
+#include "cuda/device/ptx/global.cuh"
+#include "cuda/device/ptx/shared.cuh"
+#include "cuda/device/ptx/sync.cuh"
+#include "cuda/runtime/launch.h"
 
 namespace cuda_primitives {
 namespace {

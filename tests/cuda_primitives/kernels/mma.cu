@@ -1,10 +1,10 @@
 // mma: one warp and one instruction per block.
 #include "call.h"
-#include "cuda/dtype.h"
-#include "cuda/launch.h"
-#include "cuda/ptx/global.cuh"
-#include "cuda/ptx/math.cuh"
-#include "cuda/ptx/mma.cuh"
+#include "cuda/device/dtype.h"
+#include "cuda/device/ptx/global.cuh"
+#include "cuda/device/ptx/math.cuh"
+#include "cuda/device/ptx/mma.cuh"
+#include "cuda/runtime/launch.h"
 
 namespace cuda_primitives {
 namespace {

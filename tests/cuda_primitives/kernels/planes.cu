@@ -1,14 +1,14 @@
 // wgmma over pixels stored in planes, from any start position, as sm90/block_fwd uses it for a filter tap (sm_90a).
-#include "cuda/ptx/wgmma.cuh"
+#include "cuda/device/ptx/wgmma.cuh"
 
 #include "call.h"
-#include "cuda/launch.h"
-#include "cuda/ptx/global.cuh"
-#include "cuda/ptx/math.cuh"
-#include "cuda/ptx/shared.cuh"
-#include "cuda/ptx/sync.cuh"
-#include "cuda/ptx/tma.cuh"
-#include "cuda/tile/planes.cuh"
+#include "cuda/device/ptx/global.cuh"
+#include "cuda/device/ptx/math.cuh"
+#include "cuda/device/ptx/shared.cuh"
+#include "cuda/device/ptx/sync.cuh"
+#include "cuda/device/ptx/tma.cuh"
+#include "cuda/device/tile/planes.cuh"
+#include "cuda/runtime/launch.h"
 
 namespace cuda_primitives {
 namespace {

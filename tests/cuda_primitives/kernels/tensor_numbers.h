@@ -1,7 +1,7 @@
 // Reads tensor maps from a call's numbers; ../tensors.py writes them in the same order.
 #pragma once
 #include "call.h"
-#include "cuda/tensor_map.h"
+#include "cuda/runtime/tensor_map.h"
 
 namespace cuda_primitives {
 

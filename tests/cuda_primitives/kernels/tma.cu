@@ -1,14 +1,14 @@
 // TMA: loads one box to shared memory and copies it out; stores boxes from shared memory to a tensor (sm_90).
-#include "cuda/ptx/tma.cuh"
+#include "cuda/device/ptx/tma.cuh"
 
 #include "call.h"
-#include "cuda/launch.h"
-#include "cuda/ptx/control.cuh"
-#include "cuda/ptx/global.cuh"
-#include "cuda/ptx/grid.cuh"
-#include "cuda/ptx/mbarrier.cuh"
-#include "cuda/ptx/shared.cuh"
-#include "cuda/ptx/sync.cuh"
+#include "cuda/device/ptx/control.cuh"
+#include "cuda/device/ptx/global.cuh"
+#include "cuda/device/ptx/grid.cuh"
+#include "cuda/device/ptx/mbarrier.cuh"
+#include "cuda/device/ptx/shared.cuh"
+#include "cuda/device/ptx/sync.cuh"
+#include "cuda/runtime/launch.h"
 #include "tensor_numbers.h"
 
 namespace cuda_primitives {

@@ -1,11 +1,11 @@
 // ldmatrix, cp.async with zero fill, and shuffles of one warp (sm_80).
 #include "call.h"
-#include "cuda/launch.h"
-#include "cuda/ptx/cp_async.cuh"
-#include "cuda/ptx/global.cuh"
-#include "cuda/ptx/mma.cuh"
-#include "cuda/ptx/shared.cuh"
-#include "cuda/ptx/sync.cuh"
+#include "cuda/device/ptx/cp_async.cuh"
+#include "cuda/device/ptx/global.cuh"
+#include "cuda/device/ptx/mma.cuh"
+#include "cuda/device/ptx/shared.cuh"
+#include "cuda/device/ptx/sync.cuh"
+#include "cuda/runtime/launch.h"
 
 namespace cuda_primitives {
 namespace {

@@ -1,17 +1,17 @@
 // wgmma: one warpgroup and one tile along K per block (sm_90a).
-#include "cuda/ptx/wgmma.cuh"
+#include "cuda/device/ptx/wgmma.cuh"
 
 #include <string>
 
 #include "call.h"
-#include "cuda/dtype.h"
-#include "cuda/launch.h"
-#include "cuda/ptx/global.cuh"
-#include "cuda/ptx/math.cuh"
-#include "cuda/ptx/shared.cuh"
-#include "cuda/ptx/sync.cuh"
-#include "cuda/ptx/tma.cuh"
-#include "cuda/tile/smem_descriptor.cuh"
+#include "cuda/device/dtype.h"
+#include "cuda/device/ptx/global.cuh"
+#include "cuda/device/ptx/math.cuh"
+#include "cuda/device/ptx/shared.cuh"
+#include "cuda/device/ptx/sync.cuh"
+#include "cuda/device/ptx/tma.cuh"
+#include "cuda/device/tile/smem_descriptor.cuh"
+#include "cuda/runtime/launch.h"
 
 namespace cuda_primitives {
 namespace {

@@ -1,0 +1,132 @@
+#include "cuda/ops/first_use.h"
+
+#include "cuda/runtime/device.h"
+#include "cuda/runtime/plan_cache.h"
+
+namespace resnet_fused::cuda {
+
+namespace {
+
+constexpr int64_t kRight = 1, kWrong = 2;
+constexpr int kMostKernels = 8;  // launched by one op
+
+struct Launched {
+  KernelVariant kernels[kMostKernels];
+  int count, device;
+};
+thread_local Launched launched{};
+
+void note(const KernelVariant& v, int device) {
+  for (int i = 0; i < launched.count; ++i)
+    if (launched.kernels[i].index() == v.index()) return;
+  RF_CHECK(launched.count < kMostKernels, "first_use: an op launches more than ", kMostKernels, " kernels");
+  launched.kernels[launched.count++] = v;
+  launched.device = device;
+}
+
+// Slow path of may_launch, for kernels that are not trusted yet and for kAlways.
+bool may_launch_unknown(const KernelVariant& v, int device, CheckMode mode) {
+  const Device& numbers = device_numbers(device);
+  KernelStates& states = *numbers.states;
+  if (states.of(v) == KernelStates::kRefused) return false;
+  if (mode == CheckMode::kNever || verified_on(v.family, numbers.arch)) states.trust(v);
+  const bool trusted = states.of(v) == KernelStates::kTrusted;
+  if (trusted && mode != CheckMode::kAlways) return true;
+  if (is_capturing(device)) return trusted;
+  note(v, device);
+  return true;
+}
+
+// Whether this kernel may run. An unchecked kernel is noted, to be compared before the op returns.
+bool may_launch(const KernelVariant& v, int device) {
+  const CheckMode mode = chosen_check();
+  const bool trusted = device_numbers(device).states->of(v) == KernelStates::kTrusted;
+  return (trusted && mode != CheckMode::kAlways) || may_launch_unknown(v, device, mode);
+}
+
+void demand(const KernelVariant& v, int device) {
+  if (!may_launch(v, device)) throw NoKernel();
+}
+
+bool merges(int64_t parts) { return parts > kMostParts; }
+
+KernelVariant variant_of(const ConvProblem& p, const ConvPlan& plan) {
+  if (plan.engine == ConvEngine::kSm90Rows) return variant_of_rows(plan.variant);
+  const ConvFwdMode mode = plan.variant.mode;
+  bool finished = plan.splits > 1 || plan.sk_units > 0;
+  if (leaves_parts(mode)) {
+    const int64_t each = has_statistics(mode) ? plan.part : plan.variant.tile_m;
+    finished = merges((int64_t{p.main.n} * p.main.p * p.main.q + each - 1) / each);
+  }
+  return plan.engine == ConvEngine::kSm90 ? variant_of_sm90(plan.variant, finished)
+                                          : variant_of_sm80(plan.variant, finished);
+}
+
+}  // namespace
+
+ConvPlan plan_conv(const ConvProblem& problem, int device) {
+  const ConvPlan plan = cached_plan(problem, device_numbers(device), chosen_engine());
+  if (plan.engine == ConvEngine::kTorch || may_launch(variant_of(problem, plan), device)) return plan;
+  ConvPlan torch;
+  torch.variant.mode = problem.mode;
+  return torch;
+}
+
+BlockPlan plan_block(const BlockProblem& problem, int device) {
+  const BlockPlan plan = cached_block_plan(problem, device_numbers(device), chosen_engine());
+  if (!plan.one_launch || may_launch(variant_of_block(plan.variant), device)) return plan;
+  return {};
+}
+
+void launch_checked(const BnAddActParams& p, const Queue& queue, int device) {
+  demand(variant_of_add_act(select_bn_add_act(p)), device);
+  launch_bn_add_act(p, queue);
+}
+
+void launch_checked(const BnStatsParams& p, const Queue& queue, int device) {
+  const BnStatsVariant v = select_bn_stats(p);
+  demand(variant_of_stats(v, merges(parts_of(Parts::kMoments, p.shape, v.vector, queue.sm_count).parts)), device);
+  launch_bn_stats(p, queue);
+}
+
+void launch_checked(const BnBackwardReduceParams& p, const Queue& queue, int device) {
+  const BnGradientVariant v = select_bn_gradient(p.from, p.masked_grad);
+  demand(variant_of_reduce(v, merges(parts_of(Parts::kSums, p.from.shape, v.vector, queue.sm_count).parts)), device);
+  launch_bn_backward_reduce(p, queue);
+}
+
+void launch_checked(const BnBackwardParams& p, const Queue& queue, int device) {
+  demand(variant_of_backward(select_bn_gradient(p.from, p.to)), device);
+  launch_bn_backward(p, queue);
+}
+
+void launch_checked(const BnPoolParams& p, const Queue& queue, int device) {
+  demand(variant_of_pool(select_bn_pool(p)), device);
+  launch_bn_pool(p, queue);
+}
+
+void launch_checked(const PoolBackwardParams& p, const Queue& queue, int device) {
+  demand(variant_of_pool_backward(select_pool_backward(p)), device);
+  launch_pool_backward(p, queue);
+}
+
+void begin_op() { launched.count = 0; }
+
+bool must_compare() { return launched.count > 0; }
+
+std::string launched_kernels() {
+  std::string lines;
+  for (int i = 0; i < launched.count; ++i) lines += (i ? "\n" : "") + to_string(launched.kernels[i]);
+  return lines;
+}
+
+bool judge(int64_t verdict) {
+  KernelStates& states = *device_numbers(launched.device).states;
+  for (int i = 0; i < launched.count; ++i) {
+    if (verdict == kRight) states.trust(launched.kernels[i]);
+    if (verdict == kWrong) states.refuse(launched.kernels[i]);
+  }
+  return verdict == kRight;
+}
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,36 @@
+// Passes over the activations around convolutions, on torch's tensors: allocate and launch.
+#pragma once
+#include <tuple>
+
+#include "common/problem.h"
+#include "cuda/kernels/bn/grid_stride.h"
+#include "cuda/kernels/pool/pool.h"
+#include "cuda/ops/operands.h"
+
+namespace resnet_fused::cuda {
+
+BnShape bn_shape_of(const Tensor& x, bool channels_last);
+
+// out = act(bn(x) + shortcut), or act(bn(x) + shortcut_bn(shortcut)). x and out are dense in the same layout and may be
+// the same tensor; the shortcut, if any, is converted to that layout.
+void add_act_into(const Tensor& out, const Tensor& x, const Vectors& bn, const OptTensor& shortcut,
+                  const Vectors* shortcut_bn, bool relu, bool channels_last);
+
+// act(bn(x) + residual), dense in the requested layout.
+Tensor normalise(const Tensor& x, const BatchNorm& bn, const OptTensor& residual, bool relu, bool channels_last);
+
+// max_pool2d(relu(bn(x))) of a dense NHWC tensor, as NHWC. argmax, if given, is NHWC too and receives the position of
+// each maximum in its window, which may then have at most 255 elements.
+Tensor relu_max_pool(const Tensor& x, const Vectors& bn, const Ints& kernel, const Ints& stride, const Ints& padding,
+                     const OptTensor& argmax);
+PoolShape pool_shape_of(const Tensor& x, IntView pooled, const Ints& kernel, const Ints& stride, const Ints& padding);
+
+// Mean and biased variance of each channel of a dense tensor.
+std::tuple<Tensor, Tensor> batch_moments(const Tensor& x, bool channels_last);
+
+// An uninitialised tensor of one value per channel, in the dtype of sums: float64 if x is float64, else float32.
+Tensor channel_sums(const Tensor& x, int64_t channels);
+
+Tensor workspace_of(int64_t bytes, const Tensor& like);
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,69 @@
+#include "cuda/plan/override.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/kernels/sm80/conv_fwd.h"
+#include "cuda/kernels/sm90/conv_rows.h"
+#include "cuda/kernels/sm90/conv_sm90.h"
+
+namespace resnet_fused::cuda {
+
+namespace {
+
+std::string named_tile(const char* before, int32_t m, int32_t n) {
+  return before + std::to_string(m) + "x" + std::to_string(n);
+}
+
+}  // namespace
+
+std::string engine_names() {
+  std::string names = "all, torch, sm80, sm90, sm90:block, sm90:rows";
+  for (const ConvFwdTile& t : kConvFwdTiles) names += named_tile(", sm80:", t.m, t.n);
+  for (const ConvSm90Tile& t : kConvSm90Tiles) names += named_tile(", sm90:", t.pixels, t.channels);
+  for (const ConvRowsTile& t : kConvRowsTiles) names += named_tile(", sm90:rows:", t.rows, t.columns);
+  return names;
+}
+
+EngineChoice engine_choice(const char* text) {
+  const std::string name = text ? text : "";
+  EngineChoice choice;
+  if (name.empty()) return choice;
+  if (name == "all") {
+    choice.kind = EngineChoice::kAll;
+    return choice;
+  }
+  const std::string family = name.substr(0, name.find(':'));
+  choice.kind = family == "sm90"    ? EngineChoice::kSm90
+                : family == "sm80"  ? EngineChoice::kSm80
+                : family == "torch" ? EngineChoice::kTorch
+                                    : EngineChoice::kModel;
+  if (choice.kind != EngineChoice::kModel && name == family) return choice;
+  if (name == "sm90:block") {
+    choice.block = true;
+    return choice;
+  }
+  const std::string of_rows = family + ":rows";
+  choice.rows = choice.kind == EngineChoice::kSm90 && name.rfind(of_rows, 0) == 0;
+  if (choice.rows && name == of_rows) return choice;
+  const size_t named = choice.rows ? of_rows.size() : family.size();
+  int end = 0;
+  std::sscanf(name.c_str() + std::min(named, name.size()), ":%dx%d%n:%d%n", &choice.tile_m, &choice.tile_n, &end,
+              &choice.splits, &end);
+  bool known = false;
+  for (const ConvFwdTile& t : kConvFwdTiles)
+    known |= choice.kind == EngineChoice::kSm80 && t.m == choice.tile_m && t.n == choice.tile_n && choice.splits >= 0;
+  for (const ConvSm90Tile& t : kConvSm90Tiles)
+    known |= choice.kind == EngineChoice::kSm90 && !choice.rows && t.pixels == choice.tile_m &&
+             t.channels == choice.tile_n && choice.splits >= 0;
+  for (const ConvRowsTile& t : kConvRowsTiles)
+    known |= choice.rows && t.rows == choice.tile_m && t.columns == choice.tile_n && choice.splits == 0;
+  if (known && named + end == name.size()) return choice;
+  throw std::runtime_error("RESNET_FUSED_CUDA_ENGINE is " + name + "; one of " + engine_names() +
+                           " expected, after a tile of m x n perhaps :4 for a depth in 4 parts; or unset it to let the "
+                           "plan choose");
+}
+
+}  // namespace resnet_fused::cuda

@@ -1,0 +1,164 @@
+#include "cuda/plan/trust.h"
+
+#include <stdexcept>
+
+#include "cuda/kernels/sm80/conv_fwd.h"
+#include "cuda/kernels/sm90/conv_rows.h"
+#include "cuda/kernels/sm90/conv_sm90.h"
+#include "cuda/plan/names.h"
+#include "cuda/plan/sentence.h"
+
+namespace resnet_fused::cuda {
+
+namespace {
+
+constexpr const char* kNames[kKernelFamilies] = {
+    "sm80/conv_fwd",  "sm80/conv_stats", "sm80/conv_gradient", "sm90/conv_sm90", "sm90/conv_sm90_stats",
+    "sm90/conv_rows", "sm90/block_fwd",  "bn/bn_add_act",      "bn/bn_stats",    "bn/bn_backward_reduce",
+    "bn/bn_backward", "pool/bn_pool",    "pool/pool_backward"};
+
+// The index of a tile in its kernel's list.
+template <typename Tile, size_t N, typename Is>
+int32_t find(const Tile (&tiles)[N], const Is& is) {
+  static_assert(N <= KernelVariant::kShapes);
+  for (size_t i = 0; i < N; ++i)
+    if (is(tiles[i])) return static_cast<int32_t>(i);
+  throw std::logic_error("trust: no such tile is compiled in");  // never: tests/test_cuda_trust.py
+}
+
+KernelVariant gradient_variant(KernelFamily family, const BnGradientVariant& v, bool merges) {
+  const int32_t option = 2 * static_cast<int32_t>(v.mask) + (v.layout == Layout::kNCHW);
+  return {family, v.dtype, v.vector > 1, option, merges};
+}
+
+constexpr int32_t kWithArgmax = 4;  // added to PoolVariant::window, which is smaller
+
+KernelVariant pool_variant(KernelFamily family, const PoolVariant& v) {
+  return {family, v.dtype, v.vector > 1, v.window + kWithArgmax * v.argmax};
+}
+
+std::string tile_words(const KernelVariant& v) {
+  switch (v.family) {
+    case KernelFamily::kConvFwd:
+    case KernelFamily::kConvStats:
+    case KernelFamily::kConvGradient:
+      return sentence(kConvFwdTiles[v.shape].m, "x", kConvFwdTiles[v.shape].n);
+    case KernelFamily::kConvSm90:
+    case KernelFamily::kConvSm90Stats:
+      return sentence(kConvSm90Tiles[v.shape].pixels, "x", kConvSm90Tiles[v.shape].channels);
+    case KernelFamily::kConvRows:
+      return sentence(kConvRowsTiles[v.shape].rows, "x", kConvRowsTiles[v.shape].columns);
+    case KernelFamily::kBlockFwd:
+      return sentence(kBlockFwdShapes[v.shape].channels, " channels");
+    default:
+      return v.shape ? "16 bytes an access" : "an element an access";
+  }
+}
+
+std::string option_words(const KernelVariant& v) {
+  constexpr const char* kMasks[] = {"no mask", "mask recomputed", "mask of out"};
+  constexpr const char* kShortcuts[] = {"no shortcut", "shortcut", "projected shortcut"};
+  const char* const layout = v.option % 2 ? "NCHW" : "NHWC";
+  switch (v.family) {
+    case KernelFamily::kBlockFwd:
+      return "";
+    case KernelFamily::kBnAddAct:
+      return sentence(" ", layout, " ", kShortcuts[v.option / 2]);
+    case KernelFamily::kBnStats:
+      return sentence(" ", layout);
+    case KernelFamily::kBnBackwardReduce:
+    case KernelFamily::kBnBackward:
+      return sentence(" ", layout, " ", kMasks[v.option / 2]);
+    case KernelFamily::kBnPool:
+    case KernelFamily::kPoolBackward:
+      return (v.option % kWithArgmax ? sentence(" windows of ", v.option % kWithArgmax) : " any window") +
+             (v.option / kWithArgmax ? ", argmax" : "");
+    default:
+      return sentence(" ", name_of(static_cast<ConvFwdMode>(v.option)));
+  }
+}
+
+}  // namespace
+
+const char* name_of(KernelFamily family) { return kNames[static_cast<int32_t>(family)]; }
+
+const Verified* verified_on(KernelFamily family, int32_t arch) {
+  for (const Verified& v : verified_kernels())
+    if (v.family == family && v.arch == arch) return &v;
+  return nullptr;
+}
+
+bool is_planned_by_default(KernelFamily family, int32_t arch) {
+  return !waits_on_mbarriers(family) || verified_on(family, arch);
+}
+
+std::string verified_words(KernelFamily family, int32_t arch) {
+  if (const Verified* v = verified_on(family, arch))
+    return sentence("verified on sm_", arch, ", ", v->date, ", commit ", v->commit, ", ", v->report);
+  for (const Verified& v : verified_kernels())
+    if (v.family == family) return sentence("no sm_", arch, " has run it yet");
+  return "no GPU has run it yet";
+}
+
+KernelVariant variant_of_sm80(const ConvFwdVariant& v, bool finished) {
+  const KernelFamily family = has_statistics(v.mode)                 ? KernelFamily::kConvStats
+                              : v.mode == ConvFwdMode::kGradientSums ? KernelFamily::kConvGradient
+                                                                     : KernelFamily::kConvFwd;
+  const int32_t tile = find(kConvFwdTiles, [&](const ConvFwdTile& t) { return t.m == v.tile_m && t.n == v.tile_n; });
+  return {family, v.dtype, tile, static_cast<int32_t>(v.mode), finished};
+}
+
+KernelVariant variant_of_sm90(const ConvFwdVariant& v, bool finished) {
+  const KernelFamily family = has_statistics(v.mode) ? KernelFamily::kConvSm90Stats : KernelFamily::kConvSm90;
+  const int32_t tile =
+      find(kConvSm90Tiles, [&](const ConvSm90Tile& t) { return t.pixels == v.tile_m && t.channels == v.tile_n; });
+  return {family, v.dtype, tile, static_cast<int32_t>(v.mode), finished};
+}
+
+KernelVariant variant_of_rows(const ConvFwdVariant& v) {
+  const int32_t tile =
+      find(kConvRowsTiles, [&](const ConvRowsTile& t) { return t.rows == v.tile_m && t.columns == v.tile_n; });
+  return {KernelFamily::kConvRows, v.dtype, tile, static_cast<int32_t>(v.mode)};
+}
+
+KernelVariant variant_of_block(const BlockFwdVariant& v) {
+  const int32_t shape = find(kBlockFwdShapes, [&](const BlockFwdShape& s) { return s.channels == v.channels; });
+  return {KernelFamily::kBlockFwd, v.dtype, shape, 0};
+}
+
+KernelVariant variant_of_add_act(const BnAddActVariant& v) {
+  const int32_t option = 2 * static_cast<int32_t>(v.shortcut) + (v.layout == Layout::kNCHW);
+  return {KernelFamily::kBnAddAct, v.dtype, v.vector > 1, option};
+}
+
+KernelVariant variant_of_stats(const BnStatsVariant& v, bool merges) {
+  return {KernelFamily::kBnStats, v.dtype, v.vector > 1, v.layout == Layout::kNCHW, merges};
+}
+
+KernelVariant variant_of_reduce(const BnGradientVariant& v, bool merges) {
+  return gradient_variant(KernelFamily::kBnBackwardReduce, v, merges);
+}
+
+KernelVariant variant_of_backward(const BnGradientVariant& v) {
+  return gradient_variant(KernelFamily::kBnBackward, v, false);
+}
+
+KernelVariant variant_of_pool(const PoolVariant& v) { return pool_variant(KernelFamily::kBnPool, v); }
+
+KernelVariant variant_of_pool_backward(const PoolVariant& v) { return pool_variant(KernelFamily::kPoolBackward, v); }
+
+std::string to_string(const KernelVariant& v) {
+  return sentence(name_of(v.family), " ", name_of(v.dtype), " ", tile_words(v), option_words(v),
+                  v.finished ? ", in parts" : "");
+}
+
+CheckMode check_mode(const char* text) {
+  const std::string name = text ? text : "";
+  if (name.empty() || name == "first") return CheckMode::kFirst;
+  if (name == "0") return CheckMode::kNever;
+  if (name == "always") return CheckMode::kAlways;
+  throw std::runtime_error("RESNET_FUSED_CUDA_CHECK is " + name +
+                           "; one of 0, first, always expected, or unset it to check each kernel's first use");
+}
+
+}  // namespace resnet_fused::cuda

@@ -1,7 +1,0 @@
-#include "cuda/sm80/conv_fwd_variants.cuh"
-
-namespace resnet_fused::cuda {
-
-ConvFwdMenu conv_gradient_f16() { return compile_gradient<Dtype::kFloat16>(); }
-
-}  // namespace resnet_fused::cuda

@@ -1,7 +1,0 @@
-#include "cuda/sm80/conv_fwd_variants.cuh"
-
-namespace resnet_fused::cuda {
-
-ConvFwdMenu conv_stats_bf16() { return compile_training<Dtype::kBFloat16>(); }
-
-}  // namespace resnet_fused::cuda

@@ -1,7 +1,0 @@
-#include "cuda/sm90/block_fwd_variants.cuh"
-
-namespace resnet_fused::cuda {
-
-BlockFwdMenu block_fwd_bf16() { return compile_all_block_fwd<Dtype::kBFloat16>(); }
-
-}  // namespace resnet_fused::cuda

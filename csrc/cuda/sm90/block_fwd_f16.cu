@@ -1,7 +1,0 @@
-#include "cuda/sm90/block_fwd_variants.cuh"
-
-namespace resnet_fused::cuda {
-
-BlockFwdMenu block_fwd_f16() { return compile_all_block_fwd<Dtype::kFloat16>(); }
-
-}  // namespace resnet_fused::cuda

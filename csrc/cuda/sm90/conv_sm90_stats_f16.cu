@@ -1,7 +1,0 @@
-#include "cuda/sm90/conv_sm90_variants.cuh"
-
-namespace resnet_fused::cuda {
-
-ConvSm90Menu conv_sm90_stats_f16() { return compile_sm90_training<Dtype::kFloat16>(); }
-
-}  // namespace resnet_fused::cuda
