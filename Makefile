@@ -56,17 +56,17 @@ build: $(VENV)/.editable  ## compile what changed
 demo: build  ## the demo
 	$(PY) -m resnet_fused demo $(ARGS)
 
-# Planted bugs in `make test`: sample (chosen by the commit's hash), all, none, or kernel families: sm80,bn.
-PLANTED_BUGS = sample
+# Mutations in `make test`: sample (chosen by the commit's hash), all, none, or kernel families: sm80,bn.
+MUTATIONS = sample
 # Tests that passed and have not changed are not rerun; `make test VERDICTS=` runs everything.
 VERDICTS = --verdicts
 
-test: build  ## every test, and a sample of the planted bugs; ARGS="-k stem -x" is passed on
-	$(PY) -m pytest tests -n auto --dist worksteal $(VERDICTS) --planted-bugs=$(PLANTED_BUGS) $(ARGS)
+test: build  ## every test, and a sample of the mutations; ARGS="-k stem -x" is passed on
+	$(PY) -m pytest tests -n auto --dist worksteal $(VERDICTS) --mutations=$(MUTATIONS) $(ARGS)
 
-proof: PLANTED_BUGS = all
-proof: build  ## every planted bug and every emulated kernel, no verdict of an earlier run (PLANTED_BUGS=sm80,bn)
-	$(PY) -m pytest tests -n auto --dist worksteal -m emulator --planted-bugs=$(PLANTED_BUGS) $(ARGS)
+proof: MUTATIONS = all
+proof: build  ## every mutation and every emulated kernel, no verdict of an earlier run (MUTATIONS=sm80,bn)
+	$(PY) -m pytest tests -n auto --dist worksteal -m emulator --mutations=$(MUTATIONS) $(ARGS)
 
 # Tests of the CPU engines. Where AVX-512 is emulated they take minutes.
 CPU_TESTS = $(addprefix tests/test_, ops.py packed_weights.py block_op.py functional.py blocks.py conv_stats.py \

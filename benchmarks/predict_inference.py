@@ -8,7 +8,6 @@ the network's end are PyTorch's on all sides and counted alike. Our pooling behi
 as it reads; torch.compile's follows a pass that does; torch's own also writes 64-bit indices.
 """
 
-import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
@@ -20,6 +19,7 @@ from resnet_fused import models, reference
 from resnet_fused.cli import _gpus
 from resnet_fused.cli._cuda_plans import cuda_plan
 from resnet_fused.cli._shapes import ConvCall, conv_calls
+from resnet_fused.plans import Plan
 
 from . import gpu, model_constants
 
@@ -73,16 +73,14 @@ class Network:
         self.model = resnet_fused.convert(model)
         self.gpu = _gpus.numbers(GPU)
 
-    def plan(self, call: ConvCall, name: str) -> str:
+    def plan(self, call: ConvCall, name: str) -> Plan:
         owner = call.name.rpartition(".")[0].removesuffix(".downsample")
         with engine(name):
             return cuda_plan(self.model, owner, call, self.calls, DTYPE, self.gpu)
 
-    def torch_time(self, plan: str, last_pass: float) -> float:
+    def torch_time(self, plan: Plan, last_pass: float) -> float:
         """Time of the convolutions alone, from torch's plan."""
-        found = re.search(r"([\d.]+) us predicted", plan.splitlines()[0])
-        assert found, plan
-        return float(found[1]) - last_pass
+        return float(plan.fields["microseconds"]) - last_pass
 
     def conv(self, call: ConvCall) -> Times | None:
         """A convolution and the passes after it. None for a projection, which another convolution's plan includes."""
@@ -93,15 +91,14 @@ class Network:
             eager = 2 * sweep(y, y)
             return Times(stem, stem + sweep(y, y), stem + eager, stem)
         modelled = self.plan(call, "torch")
-        if modelled.startswith("in "):
+        if not modelled.fields:  # in another convolution's plan
             return None
-        ours = self.plan(call, "all").splitlines()[0]
-        projects, ends = "projection" in ours, call.name.endswith(self.last_conv(call))
+        ours = self.plan(call, "all")
+        projects, ends = "projection" in ours.fields.get("mode", ""), call.name.endswith(self.last_conv(call))
         after = sweep(y, y, y) if ends else sweep(y, y)
         convolutions = self.torch_time(modelled, after)
-        found = re.search(r"([\d.]+) us predicted", ours)
-        assert found or ours.startswith("in conv1"), ours  # a fused block counts as its first convolution
-        fused = float(found[1]) if found else 0.0
+        assert ours.fields or ours.kernel == "in conv1", ours  # a fused block counts as its first convolution
+        fused = float(ours.fields.get("microseconds", 0.0))
         passes = sweep(y, y) * (1 + projects) + sweep(y, y) + (sweep(y, y, y) if ends else 0)
         # cuDNN adds the shortcut and applies ReLU in its kernel.
         shortcut = 2 * y / MEMORY / 1e3 if ends else 0.0

@@ -4,10 +4,9 @@ The cost model's times (``csrc/cuda/plan/cost_model.cpp``): convolutions with ba
 sm90/conv_sm90 at small batches, data-parallel and stream-K.
 """
 
-import re
-
-from resnet_fused import ops
+from resnet_fused import ops, plans
 from resnet_fused.cli import _gpus
+from resnet_fused.plans import Plan
 
 from .predict_inference import DTYPE, GPU, engine
 
@@ -22,17 +21,16 @@ SMALL = [(batch, width, size) for batch in (1, 32) for width, size in ((64, 56),
 TILES = ("256x128", "256x64", "128x128")
 
 
-def plan(name: str, n: int, c: int, k: int, taps: int, size: int, mode: str = "plain", residual: bool = False) -> str:
-    """In words, by the engine of this name."""
+def plan(name: str, n: int, c: int, k: int, taps: int, size: int, mode: str = "plain", residual: bool = False) -> Plan:
+    """By the engine of this name."""
     geometry = ([n, c, size, size], [k, c, taps, taps], [1, 1], [taps // 2] * 2, [1, 1], 1)
     with engine(name):
-        return ops.explain_cuda(*geometry, DTYPE, mode, [], [1, 1], residual, True, True, _gpus.GPUS[GPU])
+        found = ops.explain_cuda(*geometry, DTYPE, mode, [], [1, 1], residual, True, True, _gpus.GPUS[GPU])
+    return plans.read(found)
 
 
-def microseconds(words: str) -> float:
-    found = re.search(r"([\d.]+) us predicted", words)
-    assert found, words
-    return float(found[1])
+def microseconds(plan: Plan) -> float:
+    return round(float(plan.fields["microseconds"]), 1)
 
 
 def statistics_row(c: int, k: int, taps: int, size: int) -> str:
@@ -45,26 +43,21 @@ def statistics_row(c: int, k: int, taps: int, size: int) -> str:
 
 
 def small_row(batch: int, width: int, size: int) -> str:
-    """The fastest tile with whole depth, and the fastest in shares."""
+    """The fastest tile with data-parallel tiles only, and the fastest with stream-K."""
     layer = (batch, width, width, 3, size)
     steps = 9 * width // 64
 
-    def fastest(parts: str) -> tuple[str, str]:
-        plans = {tile: plan(f"sm90:{tile}{parts}", *layer, residual=True).splitlines()[0] for tile in TILES}
-        tile = min(plans, key=lambda tile: microseconds(plans[tile]))
-        return tile, plans[tile]
+    def fastest(parts: str) -> Plan:
+        return min((plan(f"sm90:{tile}{parts}", *layer, residual=True) for tile in TILES), key=microseconds)
 
-    tile, whole = fastest(":1")
-    tiles = re.search(r"(\d+) tiles", whole)
-    best_tile, best = fastest("")
-    cut = re.search(r"(\d+) whole, (\d+) in (\d+) shares", best)
-    assert tiles, whole
-    assert cut, best
-    shares = "no gain"
-    if int(cut[3]):
-        shares = f"{microseconds(best)} us: {best_tile.replace('x', ' x ')}, {cut[2]} tiles in {cut[3]} shares"
-    cell = f"{microseconds(whole)} us: {tile.replace('x', ' x ')}, {tiles[1]} tiles of {steps} steps"
-    return f"| {batch} | {width}@{size} | {cell} | {shares} |"
+    def tile(of: Plan) -> str:
+        return f"{of.fields['tile_m']} x {of.fields['tile_n']}"
+
+    whole, best = fastest(":1"), fastest("")
+    units, cut = best.fields["sk_units"], best.fields["tiles"] - best.fields["dp_tiles"]
+    stream_k = "no gain" if not units else f"{microseconds(best)} us: {tile(best)}, {cut} tiles in {units} units"
+    cell = f"{microseconds(whole)} us: {tile(whole)}, {whole.fields['tiles']} tiles of {steps} steps"
+    return f"| {batch} | {width}@{size} | {cell} | {stream_k} |"
 
 
 def tables() -> str:

@@ -1,6 +1,6 @@
 """Selects what ``.ci/run`` checks, from the changes since main (the last green state).
 
-``python -m build_tools.changes planted-bugs`` prints the argument of pytest's ``--planted-bugs``: the kernel families
+``python -m build_tools.changes mutations`` prints the argument of pytest's ``--mutations``: the kernel families
 with changed sources or tests, and a sample of the others; "all" if the emulator changed or the changes are unknown.
 ``python -m build_tools.changes sanitizers`` prints "yes" if their sources may have changed, else "no".
 """
@@ -22,9 +22,9 @@ FAMILIES = {
     "tile": "csrc/cuda/device/tile",
     PRIMITIVES: "tests/cuda_primitives/kernels",
 }
-# Files that every planted bug depends on.
+# Files that every mutation depends on.
 EMULATOR = (
-    "tests/cuda_on_cpu/", "tests/cuda_cases/", "tests/planting.py", "tests/criterion.py", "tests/support.py",
+    "tests/cuda_on_cpu/", "tests/cuda_cases/", "tests/mutation.py", "tests/criterion.py", "tests/support.py",
     "tests/conftest.py", "resnet_fused/criterion.py", "resnet_fused/reference/", "requirements/dev.txt",
     "csrc/cuda/runtime/tensor_map_cache.cpp", "csrc/cuda/runtime/cache.h", "csrc/cuda/runtime/tensor_map.h",
     "csrc/cuda/device/tensor_map.h",
@@ -43,7 +43,7 @@ def since_last_green(root: Path = ROOT) -> list[str] | None:
     return None if listed is None else listed.splitlines()
 
 
-def planted_bugs(changed: Iterable[str] | None, root: Path = ROOT) -> str:
+def mutations(changed: Iterable[str] | None, root: Path = ROOT) -> str:
     changed = None if changed is None else list(changed)
     if changed is None or any(file.startswith(EMULATOR) for file in changed):
         return "all"
@@ -70,7 +70,7 @@ def sanitizers(changed: Iterable[str] | None) -> bool:
 
 def _families_of_test(text: str) -> set[str]:
     """The kernel families in which a test file plants bugs."""
-    if "planting" not in text:
+    if "mutation" not in text:
         return set()
     found = {family for family, folder in FAMILIES.items() if f'"{folder.removeprefix("csrc/")}/' in text}
     return found | ({PRIMITIVES} if "cuda_primitives" in text else set())
@@ -99,9 +99,9 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("planted-bugs", "sanitizers"))
+    parser.add_argument("what", choices=("mutations", "sanitizers"))
     what, changed = parser.parse_args().what, since_last_green()
-    print(planted_bugs(changed) if what == "planted-bugs" else "yes" if sanitizers(changed) else "no")
+    print(mutations(changed) if what == "mutations" else "yes" if sanitizers(changed) else "no")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def sources(plan: Plan, module: str) -> list[Path]:
     patterns = {
         # Planning for a GPU is pure arithmetic, so plans can be explained without a CUDA library.
         "_C": ("module.c", "unchanged.c", "library.cpp", "explain_cuda.cpp", "common/*.cpp", "compat/*.cpp",
-               "cpu/**/*.cpp", "cuda/plan/*.cpp"),
+               "cpu/**/*.cpp", "cuda/plan/*.cpp", "cuda/kernels/**/*.cpp"),
         "_C_cuda": ("module.c", "common/*.cpp", "compat/*.cpp", "cuda/**/*.cpp", "cuda/**/*.cu"),
     }[module]  # fmt: skip
     found = [path.relative_to(plan.root) for pattern in patterns for path in sorted(csrc.glob(pattern))]

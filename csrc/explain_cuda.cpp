@@ -1,15 +1,15 @@
-// explain_cuda: the plan for a GPU as text. predict_cuda: the cost model's time of one kernel, with any constants. Both
-// are in the library that loads everywhere, so they work without a GPU.
+// explain_cuda: the plan for a GPU as text and fields. predict_cuda: the cost model's time of one kernel, with any
+// constants. Both are in the library that loads everywhere, so they work without a GPU.
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
 
 #include "common/problem.h"
-#include "cuda/plan/block_plan.h"
-#include "cuda/plan/cost_model.h"
-#include "cuda/plan/override.h"
+#include "cuda/kernels/sm90/conv_rows.h"
+#include "cuda/plan/explain.h"
 #include "cuda/plan/plan.h"
-#include "cuda/plan/trust.h"
+#include "cuda/plan/torch.h"
+#include "cuda/plan/words.h"
 
 namespace resnet_fused::cuda {
 
@@ -29,13 +29,13 @@ constexpr Named<Dtype> kDtypes[] = {{"float32", Dtype::kFloat32},
                                     {"float16", Dtype::kFloat16},
                                     {"bfloat16", Dtype::kBFloat16},
                                     {"float64", Dtype::kFloat64}};
-constexpr Named<ConvFwdMode> kModes[] = {{"plain", ConvFwdMode::kPlain},
-                                         {"prologue", ConvFwdMode::kPrologue},
-                                         {"projection", ConvFwdMode::kProjection},
-                                         {"projection prologue", ConvFwdMode::kProjectionPrologue},
-                                         {"statistics", ConvFwdMode::kStatistics},
-                                         {"prologue statistics", ConvFwdMode::kPrologueStatistics},
-                                         {"gradient sums", ConvFwdMode::kGradientSums}};
+constexpr Named<ConvMode> kModes[] = {{"plain", {Prologue::kNone, Epilogue::kAffine}},
+                                      {"prologue", {Prologue::kBnRelu, Epilogue::kAffine}},
+                                      {"projection", {Prologue::kNone, Epilogue::kProjection}},
+                                      {"projection prologue", {Prologue::kBnRelu, Epilogue::kProjection}},
+                                      {"statistics", {Prologue::kNone, Epilogue::kMoments}},
+                                      {"prologue statistics", {Prologue::kBnRelu, Epilogue::kMoments}},
+                                      {"gradient sums", {Prologue::kNone, Epilogue::kGradientSums}}};
 
 template <typename T, size_t N>
 T value_of(const char* what, const Named<T> (&known)[N], const std::string& name) {
@@ -75,21 +75,24 @@ ConvShape shape_of(const Ints& x, const Ints& weight, const Ints& stride, const 
           i(q),    i(stride[0]), i(stride[1]), i(padding[0]), i(padding[1]), i(dilation[0]), i(dilation[1])};
 }
 
-// The plan for this device and environment, and why the other kernels lost.
-template <typename Plan, typename Problem>
-std::string in_words(Plan (*plan)(const Problem&, const Device&, const EngineChoice&, Notes*), const Problem& problem,
-                     const Ints& device) {
-  const auto i = [&](int at) { return static_cast<int32_t>(device[at]); };
-  Notes notes;
-  const EngineChoice choice = engine_choice(std::getenv("RESNET_FUSED_CUDA_ENGINE"));
-  std::string text = to_string(plan(problem, {i(0), i(1), i(2), i(3)}, choice, &notes));
-  for (const std::string& why : notes) text += "\n  not " + why;
-  return text;
+using Explained = std::tuple<std::string, std::string>;  // text and fields
+
+Device device_of(const Ints& numbers) {
+  const auto i = [&](int at) { return static_cast<int32_t>(numbers[at]); };
+  return {i(0), i(1), i(2), i(3)};
 }
 
-std::string explain_cuda(Ints x, Ints weight, Ints stride, Ints padding, Ints dilation, int64_t groups,
-                         std::string dtype, std::string mode, Ints proj_x, Ints proj_stride, bool residual,
-                         bool aligned, bool allow_tf32, Ints device) {
+// The plan for this device and environment, and why the other kernels lost.
+Explained explained(const Problem& problem, const Ints& numbers) {
+  const Device device = device_of(numbers);
+  std::vector<Rejected> rejected;
+  const Plan plan = make_plan(problem, device, override_of(std::getenv("RESNET_FUSED_CUDA_ENGINE")), &rejected);
+  return {to_text(problem, device, plan, rejected), to_fields(problem, device, plan, rejected).json()};
+}
+
+Explained explain_cuda(Ints x, Ints weight, Ints stride, Ints padding, Ints dilation, int64_t groups, std::string dtype,
+                       std::string mode, Ints proj_x, Ints proj_stride, bool residual, bool aligned, bool allow_tf32,
+                       Ints device) {
   check_shape("x_shape", x, 0);
   check_shape("weight_shape", weight, 1);
   check_sizes("stride", stride, 2, 1);
@@ -99,7 +102,7 @@ std::string explain_cuda(Ints x, Ints weight, Ints stride, Ints padding, Ints di
   RF_CHECK(groups >= 1 && weight[1] * groups == x[1] && weight[0] % groups == 0, kOp, ": x_shape is ",
            resnet_fused::to_string(x), ", weight_shape ", resnet_fused::to_string(weight), " and groups ", groups,
            "; weight_shape must be (K, C / groups, R, S) with K divisible by groups");
-  ConvProblem problem;
+  Problem problem;
   problem.dtype = value_of("dtype", kDtypes, dtype);
   problem.mode = value_of("mode", kModes, mode);
   problem.main = shape_of(x, weight, stride, padding, dilation);
@@ -116,42 +119,39 @@ std::string explain_cuda(Ints x, Ints weight, Ints stride, Ints padding, Ints di
              " but the convolution gives ", x[0], " x ", problem.main.p, "x", problem.main.q,
              "; they are added, so they must agree");
   }
-  return in_words(make_plan, problem, device);
+  return explained(problem, device);
 }
 
-std::string explain_cuda_block(Ints x, std::string dtype, bool aligned, bool allow_tf32, Ints device) {
+Explained explain_cuda_block(Ints x, std::string dtype, bool aligned, bool allow_tf32, Ints device) {
   check_shape("x_shape", x, 0);
   check_sizes("device", device, 4, 1);
-  BlockProblem problem;
+  Problem problem;
+  problem.task = Task::kBasicBlock;
   problem.dtype = value_of("dtype", kDtypes, dtype);
-  problem.conv = shape_of(x, {x[1], x[1], 3, 3}, {1, 1}, {1, 1}, {1, 1});
+  problem.main = shape_of(x, {x[1], x[1], 3, 3}, {1, 1}, {1, 1}, {1, 1});
   problem.aligned = aligned;
   problem.allow_tf32 = allow_tf32;
-  return in_words(make_block_plan, problem, device);
+  return explained(problem, device);
 }
 
 // A row of kFamilies from its numbers, in the order of the struct's members.
 Family family_from(const std::vector<double>& v) {
   RF_CHECK(v.size() == 10, kPredict, ": constants has ", v.size(),
-           " numbers; the 10 of model_constants.h's Family, from ", "launch to l2_size, or none expected");
+           " numbers; the 10 of cost_constants.h's Family, from ", "launch to l2_size, or none expected");
   return {0, "", v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9]};
 }
 
-// Time in ns of the fastest kernel that the engine name allows.
-double time_of(const Model& model, const ConvProblem& p, const EngineChoice& choice) {
-  const int64_t compulsory = compulsory_bytes(p);
-  double ns = kNever;
-  if (choice.kind == EngineChoice::kTorch) return torch_convolution(model, p.main) + torch_passes(model, p);
-  if (choice.kind == EngineChoice::kSm80)
-    for (const ConvFwdTile& tile : kConvFwdTiles)
-      if (!choice.tile_m || (tile.m == choice.tile_m && tile.n == choice.tile_n))
-        ns = std::min(ns, best_split(model, p, tile, conv_fwd_smem(tile, p.mode, 0), compulsory, choice.splits).ns);
-  if (choice.kind == EngineChoice::kSm90) {
-    if (!choice.rows) ns = best_sm90(model, p, choice, 0, compulsory).ns;
-    if ((choice.rows || !choice.tile_m) && conv_rows_takes(p.main))
-      ns = std::min(ns, best_rows(model, p, choice, compulsory).ns);
+// Time in us of the fastest kernel that the engine name allows.
+double time_of(const Model& model, const Problem& p, const Override& override) {
+  double fastest = kNever;
+  for (const Engine engine : {Engine::kSm90Rows, Engine::kSm90, Engine::kSm80, Engine::kTorch}) {
+    const bool named = (override.kind == Override::kTorch) == (engine == Engine::kTorch) &&
+                       (override.kind == Override::kSm80) == (engine == Engine::kSm80);
+    if (!named || is_excluded(override, engine)) continue;
+    for (const Candidate& c : priced_candidates(engine, p, model, override))
+      fastest = std::min(fastest, c.microseconds);
   }
-  return ns;
+  return fastest;
 }
 
 double predict_cuda(Ints x, Ints weight, Ints stride, Ints padding, std::string dtype, bool residual, Ints device,
@@ -161,31 +161,34 @@ double predict_cuda(Ints x, Ints weight, Ints stride, Ints padding, std::string 
   check_sizes("stride", stride, 2, 1);
   check_sizes("padding", padding, 2, 0);
   check_sizes("device", device, 4, 1);
-  ConvProblem problem;
+  Problem problem;
   problem.dtype = value_of("dtype", kDtypes, dtype);
   problem.main = shape_of(x, weight, stride, padding, {1, 1});
   problem.residual = residual;
-  const auto i = [&](int at) { return static_cast<int32_t>(device[at]); };
-  const Device gpu{i(0), i(1), i(2), i(3)};
+  const Device gpu = device_of(device);
   const Family family = constants.empty() ? family_of(gpu.arch) : family_from(constants);
   const Model model(gpu, problem.dtype, family);
   const int64_t added = residual ? outputs(problem.main) * size_of(problem.dtype) : 0;
-  const double ns = engine == "cudnn" ? torch_convolution(model, problem.main, added)
-                                      : time_of(model, problem, engine_choice(engine.c_str()));
-  RF_CHECK(ns < kNever, kPredict, ": no kernel of engine ", engine, " takes a convolution of x_shape ",
+  const double us = engine == "cudnn" ? torch_convolution(model, problem.main, added) / 1e3
+                                      : time_of(model, problem, override_of(engine.c_str()));
+  RF_CHECK(us < kNever, kPredict, ": no kernel of engine ", engine, " takes a convolution of x_shape ",
            resnet_fused::to_string(x), " and weight_shape ", resnet_fused::to_string(weight),
            "; cudnn, torch, or a kernel of sm80 or sm90 that takes it expected");
-  return ns / 1e3;
+  return us;
 }
 
-std::string explain_trust(int64_t capability) {
+Explained explain_trust(int64_t capability) {
+  const auto arch = static_cast<int32_t>(capability);
   std::string lines;
+  std::vector<Fields> families;
   for (int32_t i = 0; i < kKernelFamilies; ++i) {
     const auto family = static_cast<KernelFamily>(i);
-    const std::string words = verified_words(family, static_cast<int32_t>(capability));
+    const std::string words = verified_words(family, arch);
+    const Verified* row = verified_on(family, arch);
     lines += (i ? "\n" : "") + std::string(name_of(family)) + ": " + words;
+    families.push_back(Fields().add("name", name_of(family)).add("report", row ? row->report : "").add("words", words));
   }
-  return lines;
+  return {lines, Fields().add("families", families).json()};
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // Every op of the library, on one screen. Kernels register themselves: CPU ones below csrc/cpu, CUDA
-// ones in csrc/cuda/*ops.cpp; shapes without data (fake kernels) in resnet_fused/ops.py.
+// ones in csrc/cuda/ops; shapes without data (fake kernels) in resnet_fused/ops.py.
 //
 // All activations are (N, C, H, W) of any strides, weights (K, C / groups, R, S). BatchNorm arrives as
 // its own tensors of shape (K): y * gamma / sqrt(var + eps) + beta - mean * gamma / sqrt(var + eps).
@@ -124,20 +124,20 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   m.def(
       "explain_cpu(int[] x_shape, int[] weight_shape, int[2] stride, int[2] padding, int[2] dilation, int groups, str "
       "dtype) -> str");
-  // The plan of a convolution on a GPU, as text. mode is "plain", "prologue" (bn_relu_conv_bn_act),
-  // "projection" or "projection prologue" (conv_bn_proj_act without and with pre_mean), "statistics" or "prologue
-  // statistics" (conv_stats likewise), "gradient sums" (conv_backward_reduce; x_shape is the gradient's, weight_shape
-  // the flipped filter's, residual means grad_addend); proj_x_shape and proj_stride are read where there is a
-  // projection. device is compute capability (80 for 8.0), SMs, and the shared memory in bytes that a block may have
-  // and that an SM has.
+  // The plan of a convolution on a GPU, as text and as JSON (resnet_fused/plans.py reads it). mode is "plain",
+  // "prologue" (bn_relu_conv_bn_act), "projection" or "projection prologue" (conv_bn_proj_act without and with
+  // pre_mean), "statistics" or "prologue statistics" (conv_stats likewise), "gradient sums" (conv_backward_reduce;
+  // x_shape is the gradient's, weight_shape the flipped filter's, residual means grad_addend); proj_x_shape and
+  // proj_stride are read where there is a projection. device is compute capability (80 for 8.0), SMs, and the shared
+  // memory in bytes that a block may have and that an SM has.
   m.def(
       "explain_cuda(int[] x_shape, int[] weight_shape, int[2] stride, int[2] padding, int[2] dilation, int groups, str "
       "dtype, str mode, int[] proj_x_shape, int[2] proj_stride, bool residual, bool aligned, bool allow_tf32, int[] "
-      "device) -> str");
-  // A line per kernel family: its name, and whether it is verified on that compute capability.
-  m.def("explain_trust(int capability) -> str");
+      "device) -> (str, str)");
+  // A line per kernel family: its name, and whether it is verified on that compute capability; and the same as JSON.
+  m.def("explain_trust(int capability) -> (str, str)");
   // The plan of basic_block on a GPU, likewise.
-  m.def("explain_cuda_block(int[] x_shape, str dtype, bool aligned, bool allow_tf32, int[] device) -> str");
+  m.def("explain_cuda_block(int[] x_shape, str dtype, bool aligned, bool allow_tf32, int[] device) -> (str, str)");
   // The valid values of RESNET_FUSED_CUDA_ENGINE, separated by ", ".
   m.def("cuda_engines() -> str");
   // Predicted microseconds of conv_bn_act by one engine: cudnn (with fused add and ReLU), torch, sm80..., sm90..., as

@@ -1,4 +1,4 @@
-"""Helpers of the plan's tests: ``ops.explain_cuda`` of one convolution, parsed."""
+"""Helpers of the plan's tests: ``ops.explain_cuda`` of one convolution."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from resnet_fused import ops
+from resnet_fused import ops, plans
 from resnet_fused.cli._gpus import GPUS
 
 HEADER = (Path(__file__).parents[1] / "csrc/cuda/kernels/sm80/conv_fwd.h").read_text()
@@ -29,6 +29,14 @@ def compiled_tiles():
     return [Tile(*map(int, row.split(","))) for row in re.findall(r"\{([\d, ]+)\}", table)]
 
 
+class Rejected(NamedTuple):
+    engine: str
+    tile: tuple[int, int] | None  # None: the whole engine
+    why: str
+    reason: str
+    microseconds: float | None
+
+
 class Plan(NamedTuple):
     engine: str  # "sm90 rows", "sm90", "sm80" or "torch"
     tile: tuple[int, int] | None
@@ -42,37 +50,31 @@ class Plan(NamedTuple):
     workspace: int
     bytes: int
     microseconds: float | None
-    rejected: list[str]  # except sm90's
-    sm90: str | None  # why not sm90/conv_sm90
-    rows: str | None  # why not sm90/conv_rows
+    rejected: list[Rejected]
+    text: str
+
+    def why_not(self, engine):
+        """The reasons against an engine and its tiles."""
+        return [r.reason for r in self.rejected if r.engine == engine]
 
 
-def read(text):
-    first, *rejected = text.split("\n  not ")
-    named = r"(sm[89]0(?: rows)?) (\d+)x(\d+): (\w+), ([a-z ]+), (\d+) tiles of (\d+) bytes of shared memory, "
-    kernel = re.match(named, first)
-    splits = re.search(r"(\d+) splits?, ", first)
-    sk_units = re.search(r"(\d+) dp_tiles, (\d+) in (\d+) sk_units, ", first)
-    workspace = re.search(r"(\d+) bytes of partial sums", first)
-    time = re.search(r"([\d.]+) us predicted$", first)
-    engine, m, n, dtype, mode, tiles, smem = kernel.groups() if kernel else ("torch", 0, 0, None, None, 0, 0)
+def tile_of(fields):
+    return (fields["tile_m"], fields["tile_n"]) if "tile_m" in fields else None
+
+
+def read(explained):
+    plan = plans.read(explained)
+    f = plan.fields
+    defaults = dict(tiles=0, smem=0, splits=1, dp_tiles=0, sk_units=0, workspace=0)
+    numbers = (f.get(name, default) for name, default in defaults.items())
+    rejected = [
+        Rejected(r.fields["engine"], tile_of(r.fields), r.fields["why"], r.reason, r.fields.get("microseconds"))
+        for r in plan.rejected
+    ]
     return Plan(
-        engine,
-        (int(m), int(n)) if kernel else None,
-        dtype,
-        mode,
-        int(tiles),
-        int(smem),
-        int(splits[1]) if splits else 1,
-        int(sk_units[1]) if sk_units else 0,
-        int(sk_units[3]) if sk_units else 0,
-        int(workspace[1]) if workspace else 0,
-        int(re.search(r"(\d+) bytes moved", first)[1]),
-        float(time[1]) if time else None,
-        [why for why in rejected if not why.startswith("sm90")],
-        next((why for why in rejected if re.match("sm90(?! rows)", why)), None),
-        next((why for why in rejected if why.startswith("sm90 rows")), None),
-    )
+        f["engine"], tile_of(f), f.get("dtype"), f.get("mode"), *numbers, f["bytes"], f.get("microseconds"), rejected,
+        plan.text,
+    )  # fmt: skip
 
 
 def explain(n=8, hw=14, c=256, k=256, r=3, stride=1, dtype="float16", mode="plain", gpu="a100", proj_c=None,
@@ -80,10 +82,11 @@ def explain(n=8, hw=14, c=256, k=256, r=3, stride=1, dtype="float16", mode="plai
             padding=None):  # fmt: skip
     padding = (r // 2 * dilation if padding is None else padding,) * 2
     out = (hw + 2 * padding[0] - dilation * (r - 1) - 1) // stride + 1
-    side = [n, proj_c or c, (out - 1) * proj_stride + 1, out * proj_stride] if mode.startswith("projection") else []
+    projected = [n, proj_c or c, (out - 1) * proj_stride + 1, out * proj_stride]
     return ops.explain_cuda(
-        [n, c, hw, hw], [k, c // groups, r, r], [stride] * 2, padding, [dilation] * 2, groups, dtype, mode, side,
-        [proj_stride] * 2, residual, aligned, allow_tf32, GPUS[gpu] if isinstance(gpu, str) else gpu,
+        [n, c, hw, hw], [k, c // groups, r, r], [stride] * 2, padding, [dilation] * 2, groups, dtype, mode,
+        projected if mode.startswith("projection") else [], [proj_stride] * 2, residual, aligned, allow_tf32,
+        GPUS[gpu] if isinstance(gpu, str) else gpu,
     )  # fmt: skip
 
 

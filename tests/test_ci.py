@@ -1,4 +1,4 @@
-"""CI: which planted bugs and sanitizers run for a change (build_tools/changes.py); .ci/run reports every failure."""
+"""CI: which mutations and sanitizers run for a change (build_tools/changes.py); .ci/run reports every failure."""
 
 import shutil
 import subprocess
@@ -23,12 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
         (["csrc/cuda/device/ptx/wgmma.cuh"], "sample,sm90,primitives"),
         (["csrc/cuda/runtime/launch.h"], "sample,sm80,sm90,bn,pool,primitives"),
         (["tests/test_cuda_pool.py"], "sample,pool,tile"),
-        (["tests/test_cuda_primitives_bugs.py"], "sample,primitives"),
+        (["tests/test_cuda_primitives_mutations.py"], "sample,primitives"),
         (["tests/cuda_primitives/kernels/conv.cu"], "sample,primitives"),
         (["tests/cuda_primitives/cases.py"], "sample,primitives"),
         (["tests/test_cuda_deleted.py"], "all"),
         (["tests/cuda_on_cpu/runtime/device.cpp"], "all"),
-        (["README.md", "tests/planting.py"], "all"),
+        (["README.md", "tests/mutation.py"], "all"),
         (["tests/cuda_cases/sm90.py"], "all"),
         (None, "all"),
         ([], "sample"),
@@ -38,21 +38,21 @@ ROOT = Path(__file__).resolve().parent.parent
         ),
     ],
 )
-def test_changed_files_choose_planted_bugs(files, expected):
-    assert changes.planted_bugs(files) == expected
+def test_changed_files_choose_mutations(files, expected):
+    assert changes.mutations(files) == expected
 
 
-def test_emulator_sources_require_all_planted_bugs():
+def test_emulator_sources_require_all_mutations():
     for path in cuda_on_cpu.build.HOST:
-        assert changes.planted_bugs([path.relative_to(ROOT).as_posix()]) == "all", path
+        assert changes.mutations([path.relative_to(ROOT).as_posix()]) == "all", path
 
 
-def test_every_kernel_and_every_planting_test_has_a_family():
+def test_every_kernel_and_every_mutation_has_a_family():
     for path in (ROOT / "csrc/cuda").rglob("*.cu*"):
-        assert changes.planted_bugs([path.relative_to(ROOT).as_posix()]) != "sample", path
+        assert changes.mutations([path.relative_to(ROOT).as_posix()]) != "sample", path
     for path in (ROOT / "tests").glob("test_cuda_*.py"):
-        plants = "@each_bug(" in path.read_text()
-        assert not plants or changes.planted_bugs([f"tests/{path.name}"]) != "sample", path
+        mutates = "@each_mutation(" in path.read_text()
+        assert not mutates or changes.mutations([f"tests/{path.name}"]) != "sample", path
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ STUB = """#!/bin/sh
 words="$(basename $0) $*"
 case "$words" in
   *"build_tools.changes sanitizers"*) echo ${SANITIZERS:-no};;
-  *"build_tools.changes planted-bugs"*) echo sm80,bn;;
+  *"build_tools.changes mutations"*) echo sm80,bn;;
   *archs.DEFAULT*) echo "8.0+PTX;9.0a";;
   *) echo "ran $words for $TORCH_CUDA_ARCH_LIST${PYTHONDONTWRITEBYTECODE:+ without bytecode}";;
 esac
@@ -125,7 +125,7 @@ def test_ci_runs_every_part(tmp_path):
     assert done.returncode == 0, done.stdout
     for part in (
         "make lint", "make setup", "python -m resnet_fused demo --quick", "make wheel", "make docs", "make sanitize",
-        "make test VERDICTS= PLANTED_BUGS=sm80,bn",
+        "make test VERDICTS= MUTATIONS=sm80,bn",
     ):  # fmt: skip
         assert f"ran {part} for 8.0+PTX;9.0a\n" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("ran make test ")
@@ -137,7 +137,7 @@ def test_ci_runs_every_part(tmp_path):
     [
         "make .venv/.dev", "make lint", "make setup", "demo --quick", "make wheel", "make docs", "make sanitize",
         "make test",
-        "archs.DEFAULT", "changes sanitizers", "changes planted-bugs",
+        "archs.DEFAULT", "changes sanitizers", "changes mutations",
     ],
 )  # fmt: skip
 def test_ci_fails_with_the_output_of_the_failed_part_last(tmp_path, part):

@@ -17,7 +17,7 @@ from cuda_on_cpu.conv_fwd import Conv
 from cuda_on_cpu.conv_fwd import run as run_conv
 from cuda_on_cpu.tensors import DTYPES as ALL_DTYPES
 from cuda_on_cpu.tensors import BatchNorm
-from planting import bugs_of, by_schedule, each_bug, fails, order, value
+from mutation import by_schedule, each_mutation, fails, mutations_of, order, value
 
 from resnet_fused import reference
 
@@ -176,7 +176,7 @@ CONFIG, ROLES, KERNEL, HOST, SHAPES, PLANES = (
     "cuda/kernels/sm90/block_fwd.h",
     "cuda/device/tile/planes.cuh",
 )
-BUGS = {
+MUTATIONS = {
     "padding of the second convolution not zeroed": value(
         ROLES,
         "v[e] = inside ? bn.apply(sum[j * 4 + e], e / 2 % 2) : 0.0f;",
@@ -297,7 +297,7 @@ BUGS = {
         "tile(blockIdx.x + team * 0 * gridDim.x) {}",
     ),
 }
-CLUSTER_BUGS = {
+CLUSTER_MUTATIONS = {
     "no wait for a free stage": order(
         ROLES,
         "ptx::mbarrier_wait_parity(barriers.free(at.stage), at.parity ^ 1);",
@@ -359,7 +359,7 @@ def exercise(channels, kernels, schedule):
 
 def caught(bugs, channels):
     check = fails(functools.partial(exercise, channels))
-    return bugs_of(bugs, check, ("block_fwd_bf16",), f"v.channels == {channels}")
+    return mutations_of(bugs, check, ("block_fwd_bf16",), f"v.channels == {channels}")
 
 
 @by_schedule
@@ -368,6 +368,6 @@ def test_exercise_passes(kernels, schedule):
         exercise(channels, kernels, schedule)
 
 
-@each_bug(caught(BUGS, 64), caught(CLUSTER_BUGS, 128))
-def test_bug_is_caught(planted, bug):
-    bug.assert_caught(planted)
+@each_mutation(caught(MUTATIONS, 64), caught(CLUSTER_MUTATIONS, 128))
+def test_mutation_is_caught(mutant, mutation):
+    mutation.assert_caught(mutant)

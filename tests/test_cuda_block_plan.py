@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_fused import ops
+from resnet_fused import ops, plans
 from resnet_fused.cli._gpus import GPUS
 
 HEADER = (Path(__file__).parents[1] / "csrc/cuda/kernels/sm90/block_fwd.h").read_text()
@@ -22,31 +22,35 @@ def _planned(monkeypatch):
 
 
 def explain(n=1, c=64, h=56, w=56, dtype="bfloat16", gpu="h200", aligned=True):
-    return ops.explain_cuda_block([n, c, h, w], dtype, aligned, True, GPUS[gpu]).split("\n  not ")
+    return plans.read(ops.explain_cuda_block([n, c, h, w], dtype, aligned, True, GPUS[gpu]))
+
+
+BLOCK, TWO = "sm90/block_fwd", "two launches"
 
 
 @pytest.mark.parametrize("channels", SHAPES)
 def test_block_kernel_is_planned_where_it_is_predicted_to_win(channels):
     """On a GPU where the kernel is verified (csrc/cuda/plan/trust_table.cpp)."""
-    assert explain(1, channels)[0].startswith(f"sm90 block {channels}: ")
-    plan, why = explain(32, channels)
-    assert plan == "two launches"
-    own, two = map(float, re.fullmatch(r"sm90 block: ([\d.]+) us predicted, and two launches ([\d.]+)", why).groups())
-    assert own > two
+    plan = explain(1, channels)
+    assert plan.kernel == BLOCK
+    assert plan.text.startswith(f"sm90 block {channels}: ")
+    plan = explain(32, channels)
+    assert plan.kernel == TWO
+    (own,) = plan.rejected
+    assert (own.kernel, own.fields["why"]) == (BLOCK, "slower")
+    assert own.fields["microseconds"] > plan.fields["microseconds"]
 
 
 @pytest.mark.parametrize("channels", SHAPES)
 def test_block_kernel_wins_at_batch_1_with_sm90(monkeypatch, channels):
     monkeypatch.setenv(ENGINE, "sm90")
-    plan, why = explain(c=channels, h=28, w=28)
+    plan = explain(c=channels, h=28, w=28)
     size, pixels = 2, 28 * 28
-    assert plan.startswith(f"sm90 block {channels}: bfloat16, ")
-    assert f" {(2 * pixels * channels + 2 * 9 * channels**2) * size} bytes moved, " in plan
-    own, two = (
-        float(re.search(r"([\d.]+) us predicted$", plan)[1]),
-        float(re.search(r"two launches: ([\d.]+) us", why)[1]),
-    )
-    assert own < two
+    assert (plan.kernel, plan.fields["dtype"]) == (BLOCK, "bfloat16")
+    assert plan.fields["bytes"] == (2 * pixels * channels + 2 * 9 * channels**2) * size
+    (two,) = plan.rejected
+    assert two.kernel == TWO
+    assert plan.fields["microseconds"] < two.fields["microseconds"]
 
 
 @pytest.mark.parametrize(
@@ -62,21 +66,26 @@ def test_block_kernel_wins_at_batch_1_with_sm90(monkeypatch, channels):
 @pytest.mark.parametrize("engine", ["sm90", "sm90:block"])
 def test_unsupported_blocks_have_a_reason(monkeypatch, change, sentence, engine):
     monkeypatch.setenv(ENGINE, engine)
-    plan, why = explain(**change)
-    assert plan == "two launches"
-    assert why.startswith(f"sm90 block: {sentence}")
+    plan = explain(**change)
+    assert plan.kernel == TWO
+    (why,) = plan.rejected
+    assert why.kernel == BLOCK
+    assert why.reason.startswith(sentence)
 
 
 def test_other_engines_leave_out_the_block_kernel(monkeypatch):
     for engine in ("torch", "sm80", "sm80:64x64", "sm90:256x64"):
         monkeypatch.setenv(ENGINE, engine)
-        assert explain() == ["two launches", "sm90 block: RESNET_FUSED_CUDA_ENGINE names another engine"]
+        plan = explain()
+        assert plan.kernel == TWO
+        assert [(r.kernel, r.reason) for r in plan.rejected] == [(BLOCK, f"{ENGINE} is {engine}")]
     monkeypatch.setenv(ENGINE, "sm90:block")
-    plan, why = explain(n=256)
-    assert plan.startswith("sm90 block 64: ")
-    assert why == "two launches: RESNET_FUSED_CUDA_ENGINE is sm90:block"
+    plan = explain(n=256)
+    assert plan.kernel == BLOCK
+    assert [(r.kernel, r.reason) for r in plan.rejected] == [(TWO, f"{ENGINE} is sm90:block")]
     geometry = ([1, 64, 8, 8], [64, 64, 3, 3], [1, 1], [1, 1], [1, 1], 1, "bfloat16", "plain", [], [1, 1])
-    assert ops.explain_cuda(*geometry, False, True, True, GPUS["h200"]).startswith("sm90 "), "convolutions: any tile"
+    convolution = plans.read(ops.explain_cuda(*geometry, False, True, True, GPUS["h200"]))
+    assert convolution.fields["engine"] in ("sm90", "sm90 rows"), "convolutions: any tile"
     monkeypatch.setenv(ENGINE, "sm90:blocks")
     with pytest.raises(RuntimeError, match="sm90:blocks; one of all, torch, sm80, sm90, sm90:block, "):
         explain()
@@ -84,9 +93,8 @@ def test_other_engines_leave_out_the_block_kernel(monkeypatch):
 
 def tiling(monkeypatch, n, c, h, w):
     monkeypatch.setenv(ENGINE, "sm90:block")
-    plan = explain(n, c, h, w)[0]
-    tiles, rows, columns, smem = map(int, re.search(r"(\d+) tiles of (\d+)x(\d+) pixels, (\d+) bytes", plan).groups())
-    return tiles, rows, columns, smem
+    fields = explain(n, c, h, w).fields
+    return fields["tiles"], fields["tile_m"], fields["tile_n"], fields["smem"]
 
 
 @pytest.mark.parametrize("channels", SHAPES)

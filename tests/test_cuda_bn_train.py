@@ -8,12 +8,12 @@ import pytest
 import torch
 from cuda_cases.batch_norm import WIDTHS, activation, batch_norm, by_dtype, by_format
 from cuda_cases.convolution import assert_same_bits
-from cuda_cases.training import case, check_backward, check_kept, check_reduce, check_stats
+from cuda_cases.training import case, check_backward, check_masked_grad, check_reduce, check_stats
 from cuda_on_cpu import bn_add_act
 from cuda_on_cpu.bn_train import MASKS, Gradient, backward, finish, reduce, stats, wide
 from cuda_on_cpu.bn_train import shape as numbers_of
 from cuda_on_cpu.tensors import DTYPES
-from planting import by_schedule
+from mutation import by_schedule
 from support import zero_eps
 
 from resnet_fused import reference
@@ -68,7 +68,7 @@ def test_statistics_of_every_variant(kernels, kind, schedule):
 @by_schedule
 def test_reduce_keeps_masked_gradient(kernels, kind, schedule):
     dtype, vector, last = kind
-    check_kept(kernels, case(shape_for(vector, last), dtype, last, "out"), last, schedule=schedule)
+    check_masked_grad(kernels, case(shape_for(vector, last), dtype, last, "out"), last, schedule=schedule)
 
 
 @each_kind

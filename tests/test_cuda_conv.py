@@ -23,8 +23,8 @@ from cuda_cases.convolution import (
     shifted_prologue,
     small_case,
 )
-from cuda_on_cpu.conv_fwd import ALL_MODES, MODES, Variant, run
-from planting import SCHEDULES, by_schedule
+from cuda_on_cpu.conv_fwd import AXES, MODES, Variant, run
+from mutation import SCHEDULES, by_schedule
 
 VARIANTS = [Variant(*v) for v in itertools.product(DTYPES, TILES, MODES)]
 
@@ -35,7 +35,7 @@ def test_compiled_variants_are_the_listed_ones(kernels):
     compiled = [Variant.of(v) for v in kernels.compiled_conv_fwd()]
     assert len(compiled) == len(set(compiled))
     # test_cuda_conv_stats.py tests those with statistics, test_cuda_gradient_sums.py those with gradient sums
-    assert set(compiled) == {Variant(*v) for v in itertools.product(DTYPES, TILES, ALL_MODES)}
+    assert set(compiled) == {Variant(*v) for v in itertools.product(DTYPES, TILES, AXES)}
 
 
 @by_variant

@@ -19,8 +19,8 @@ from cuda_cases.convolution import (
     raw_convolution,
     small_convolution,
 )
-from cuda_on_cpu.conv_fwd import STATISTICS, Variant, run_statistics
-from planting import SCHEDULES, bugs_of, by_schedule, each_bug, fails, order, value
+from cuda_on_cpu.conv_fwd import STATISTICS, Variant, is_mode, run_statistics
+from mutation import SCHEDULES, by_schedule, each_mutation, fails, mutations_of, order, value
 
 from resnet_fused import reference
 
@@ -108,35 +108,36 @@ def test_sums_are_deterministic(kernels):
     assert_same_bits([run_statistics(kernels, (64, 64), conv, **how)[1] for how in order])
 
 
-MOMENTS, FINISH, FOLD = (
+MOMENTS, PARTS, FINISH, FOLD = (
     "cuda/kernels/sm80/conv_moments.cuh",
+    "cuda/kernels/sm80/conv_parts.cuh",
     "cuda/kernels/bn/bn_finish.cuh",
     "cuda/kernels/bn/fold.cuh",
 )
-MOMENT_BUGS = {
-    "no barrier before the exchange is read": order(MOMENTS, "  ptx::bar_sync_all();\n", ""),
-    "a slab overwritten while it is read": order(MOMENTS, "    ptx::bar_warp_sync(~0u);  // before the next", "    //"),
+MOMENT_MUTATIONS = {
+    "no barrier before the exchange is read": order(PARTS, "    ptx::bar_sync_all();\n", ""),
+    "a slab overwritten while it is read": order(
+        MOMENTS, "      ptx::bar_warp_sync(~0u);  // before the next", "      //"
+    ),
     "a slab read before it is written": order(
         MOMENTS,
-        "    slab.write(main.sum[i], place.lane);\n    ptx::bar_warp_sync(~0u);",
-        "    slab.write(main.sum[i], place.lane);",
+        "slab.write(main.sum[i], place.lane);\n      ptx::bar_warp_sync(~0u);",
+        "slab.write(main.sum[i], place.lane);",
     ),
     "lower warp counts rows past the end": value(MOMENTS, "left < 0 ? 0 : left < most ? left : most", "most"),
-    "lower warp's moments not added": value(MOMENTS, "  if (count > 0) {", "  if (count > 1e9f) {"),
-    "lower warp's center ignored": value(
-        MOMENTS, "exchange[place.tile_n + e] - center[e], distances", "0.f, distances"
-    ),
-    "warp reduction stops one step early": value(MOMENTS, "by = kLanesARow; by < 32;", "by = kLanesARow; by < 16;"),
+    "lower warp's moments not added": value(MOMENTS, "    if (count > 0) {", "    if (count > 1e9f) {"),
+    "lower warp's center ignored": value(MOMENTS, "theirs[0][e] - center[e], distances", "0.f, distances"),
+    "warp reduction stops one step early": value(PARTS, "by = kLanesARow; by < 32;", "by = kLanesARow; by < 16;"),
     "moments of unrounded values": value(MOMENTS, "stored.get(e), center[e]);", "v[e], center[e]);"),
     "infinite center accepted": value(MOMENTS, "is_finite(rounded.get(e)) ?", "true ?"),
-    "two parts share a workspace slot": order(MOMENTS, "(m0 / Config::kM)", "(m0 / Config::kM / 2)"),
+    "two parts share a workspace slot": order(PARTS, "(m0 / Config::kM)", "(m0 / Config::kM / 2)"),
     "bias not added": value(MOMENTS, "v[e] = add_bias.apply(v[e], e);", "v[e] += 0;"),
 }
-CENTER_BUGS = {
+CENTER_MUTATIONS = {
     "center is always zero": value(MOMENTS, "center[e] += stored.get(e);", "center[e] += 0;"),
     "center includes rows past the end": value(MOMENTS, "kRowsAPass >= pixels) continue;", "kRowsAPass < 0) continue;"),
 }
-FINISH_BUGS = {
+FINISH_MUTATIONS = {
     "last part counted at full length": value(FINISH, "left < parts.each ? left : parts.each", "parts.each"),
     "every second leftover part skipped": value(FINISH, "part += kFinishRows) {", "part += 2 * kFinishRows) {"),
     "squares re-centered with half the cross term": value(
@@ -172,10 +173,10 @@ def test_exercise_passes(kernels, schedule, prologue):
     exercise(kernels, schedule, prologue)
 
 
-@each_bug(
-    bugs_of(MOMENT_BUGS, fails(exercise), ("conv_stats_bf16",), "v.tile_m == 64 && v.mode == ConvFwdMode::kStatistics"),
-    bugs_of(CENTER_BUGS, fails(exercise_center), ("conv_stats_tf32",), "v.tile_m == 64"),
-    bugs_of(FINISH_BUGS, fails(exercise), ("bn_finish",)),
+@each_mutation(
+    mutations_of(MOMENT_MUTATIONS, fails(exercise), ("conv_stats_bf16",), f"v.tile_m == 64 && {is_mode('statistics')}"),
+    mutations_of(CENTER_MUTATIONS, fails(exercise_center), ("conv_stats_tf32",), "v.tile_m == 64"),
+    mutations_of(FINISH_MUTATIONS, fails(exercise), ("bn_finish",)),
 )
-def test_bug_is_caught(planted, bug):
-    bug.assert_caught(planted)
+def test_mutation_is_caught(mutant, mutation):
+    mutation.assert_caught(mutant)

@@ -22,7 +22,7 @@ from cuda_cases.convolution import (
 )
 from cuda_on_cpu.conv_fwd import GRADIENT, Variant, run_gradient
 from cuda_on_cpu.tensors import BatchNorm
-from planting import SCHEDULES, bugs_of, by_schedule, each_bug, fails, order, value
+from mutation import SCHEDULES, by_schedule, each_mutation, fails, mutations_of, order, value
 
 from resnet_fused import reference
 
@@ -125,16 +125,16 @@ def test_sums_are_deterministic(kernels):
     assert_same_bits([run_gradient(kernels, (64, 64), conv, pre_bn, **how)[1] for how in order])
 
 
-EPILOGUE, ROWS = "cuda/kernels/sm80/conv_gradient_sums.cuh", "cuda/kernels/sm80/conv_moments.cuh"
-BUGS = {
-    "no barrier before the exchange is read": order(EPILOGUE, "  ptx::bar_sync_all();\n", ""),
+EPILOGUE, PARTS = "cuda/kernels/sm80/conv_gradient_sums.cuh", "cuda/kernels/sm80/conv_parts.cuh"
+MUTATIONS = {
+    "no barrier before the exchange is read": order(PARTS, "    ptx::bar_sync_all();\n", ""),
     "a slab overwritten while it is read": order(
-        EPILOGUE, "    ptx::bar_warp_sync(~0u);  // before the next", "    //"
+        EPILOGUE, "      ptx::bar_warp_sync(~0u);  // before the next", "    //"
     ),
     "a slab read before it is written": order(
         EPILOGUE,
-        "    slab.write(main.sum[i], place.lane);\n    ptx::bar_warp_sync(~0u);",
-        "    slab.write(main.sum[i], place.lane);",
+        "slab.write(main.sum[i], place.lane);\n      ptx::bar_warp_sync(~0u);",
+        "slab.write(main.sum[i], place.lane);",
     ),
     "rows past the end not masked": value(EPILOGUE, "inside[pass] = m < pixels && ", "inside[pass] = "),
     "channels past the end not masked": value(EPILOGUE, "m < pixels && place.n < k;", "m < pixels;"),
@@ -151,22 +151,22 @@ BUGS = {
         EPILOGUE, "p.main.bn.mean, place.n, 0.0f", "p.main.bn.mean, place.tile_n, 0.0f"
     ),
     "second gradient not added": value(EPILOGUE, "v[e] += grad_addend[pass].get(e);", "v[e] += 0;"),
-    "lower warp's sum of g not added": value(EPILOGUE, "sum_g[e + f] + exchange[place.tile_n + e + f]", "sum_g[e + f]"),
+    "lower warp's sum of g not added": value(EPILOGUE, "sum_g[e] += theirs[0][e];", ""),
     "lower warp's sum of products not added": value(
         EPILOGUE,
-        "sum_g_x[e + f] + exchange[Config::kN + place.tile_n + e + f]",
-        "sum_g_x[e + f]",
+        "sum_g_x[e] += theirs[1][e];",
+        "",
     ),
     "the two sums swapped": value(
-        EPILOGUE, "(part + e * sizeof(float), both_g)", "(part + e * sizeof(float), both_g_x)"
+        EPILOGUE, "auto &sum_g = own[0], &sum_g_x = own[1];", "auto &sum_g = own[1], &sum_g_x = own[0];"
     ),
-    "two parts share a workspace slot": order(EPILOGUE, "(m0 / Config::kM)", "(m0 / Config::kM / 2)"),
-    "warp reduction stops one step early": value(ROWS, "by = kLanesARow; by < 32;", "by = kLanesARow; by < 16;"),
+    "two parts share a workspace slot": order(PARTS, "(m0 / Config::kM)", "(m0 / Config::kM / 2)"),
+    "warp reduction stops one step early": value(PARTS, "by = kLanesARow; by < 32;", "by = kLanesARow; by < 16;"),
 }
 
 
 def exercise(kernels, schedule):
-    """Every planted bug must make this fail."""
+    """Every mutation must make this fail."""
     conv = convolution(torch.float16, 3, 24, 6, 7, 72, 3, 3, padding=1)
     check(kernels, (64, 64), conv, schedule=schedule)
     check(kernels, (64, 64), conv, grad_addend=randn(conv.output_shape(), torch.float16, 20), schedule=schedule)
@@ -195,6 +195,6 @@ def test_exercise_passes(kernels, schedule):
     exercise(kernels, schedule)
 
 
-@each_bug(bugs_of(BUGS, fails(exercise), ("conv_gradient_f16",), "v.tile_m == 64"))
-def test_bug_is_caught(planted, bug):
-    bug.assert_caught(planted)
+@each_mutation(mutations_of(MUTATIONS, fails(exercise), ("conv_gradient_f16",), "v.tile_m == 64"))
+def test_mutation_is_caught(mutant, mutation):
+    mutation.assert_caught(mutant)

@@ -10,7 +10,7 @@ from criterion import assert_close
 from cuda_cases.batch_norm import REDUCED, WIDTHS, activation, batch_norm, by_dtype, by_format, in_float64
 from cuda_on_cpu.bn_add_act import Variant, parameters, run
 from cuda_on_cpu.tensors import BatchNorm
-from planting import bugs_of, by_schedule, each_bug, fails, order, value
+from mutation import by_schedule, each_mutation, fails, mutations_of, order, value
 from support import zero_eps
 
 from resnet_fused import reference
@@ -227,7 +227,7 @@ KERNEL, CONFIG, WALK, AFFINE, ELEMENT = (
     "cuda/device/tile/scale_shift.cuh",
     "cuda/device/tile/element.cuh",
 )
-BUGS = {
+MUTATIONS = {
     "reads past the last item": value(KERNEL, "i < loop.items; i += step", "i <= loop.items; i += step"),
     "stops before the last item": value(KERNEL, "i < loop.items; i += step", "i + 1 < loop.items; i += step"),
     "no bounds check on lanes": value(KERNEL, "if (lane >= loop.all_lanes) return;", ""),
@@ -259,7 +259,7 @@ BUGS = {
 
 
 def exercise(kernels, schedule):
-    """Every planted bug must make this fail."""
+    """Every mutation must make this fail."""
     for shape, shortcut in itertools.product([(3, 16, 36, 36), (2, 2056, 2, 4)], ["none", "add", "projected"]):
         args = arguments(Variant(torch.bfloat16, 8, True, shortcut), shape, torch.float32)
         args[0][0, 0, 0, 0] = torch.nan
@@ -276,13 +276,13 @@ def test_exercise_passes(kernels, schedule):
     exercise(kernels, schedule)
 
 
-@each_bug(
-    bugs_of(
-        BUGS,
+@each_mutation(
+    mutations_of(
+        MUTATIONS,
         fails(exercise),
         ("bn_add_act",),
         "v.dtype == Dtype::kBFloat16 && v.layout == Layout::kNHWC && (v.vector == 8 || v.shortcut == Shortcut::kAdd)",
     )
 )
-def test_bug_is_caught(planted, bug):
-    bug.assert_caught(planted)
+def test_mutation_is_caught(mutant, mutation):
+    mutation.assert_caught(mutant)

@@ -12,7 +12,7 @@ from gpu_case import block_of, conv_args, each_block, randn
 from support import randomise
 from torch import nn
 
-from resnet_fused import modules
+from resnet_fused import modules, plans
 from resnet_fused.cli import _gpus
 
 if not torch.cuda.is_available():
@@ -41,9 +41,9 @@ def kernels_of(call):
 def test_launches_match_the_plan():
     args, _ = conv_args((1, 512, 7, 7, 512, 3, 1, 1, 1), torch.bfloat16, torch.channels_last)
     geometry = ([1, 512, 7, 7], [512, 512, 3, 3], [1, 1], [1, 1], [1, 1], 1, "bfloat16", "plain", [], [1, 1])
-    plan = ops.explain_cuda(*geometry, False, True, True, _gpus.numbers("auto"))
-    assert plan.startswith("sm80"), plan
-    assert "1 split," not in plan
+    plan = plans.read(ops.explain_cuda(*geometry, False, True, True, _gpus.numbers("auto")))
+    assert plan.kernel == "sm80/conv_fwd", plan.text
+    assert plan.fields["splits"] > 1
     first, second = kernels_of(lambda: ops.conv_bn_act(*args, None, True, False, False))
     assert "conv_fwd_kernel" in first
     assert "conv_finish_kernel" in second

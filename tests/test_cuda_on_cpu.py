@@ -150,41 +150,41 @@ def test_counters(checks):
         assert counted == dict(bytes_loaded=512, bytes_copied=512, bytes_stored=512, wide_accesses=0)
 
 
-def test_invalid_planted_bug_is_an_error(compiler):
+def test_invalid_mutation_is_an_error(compiler):
     file, at = "cuda/kernels/bn/bn_add_act.cuh", "i < loop.items; i += step"
     with pytest.raises(ValueError, match="occurs 0 times"):
-        cuda_on_cpu.load_planted(cuda_on_cpu.Plant(file, "not to be found", "", ("bn_add_act",)))
+        cuda_on_cpu.load_mutant(cuda_on_cpu.Patch(file, "not to be found", "", ("bn_add_act",)))
     with pytest.raises(ValueError, match="no such kernel source"):
-        cuda_on_cpu.load_planted(cuda_on_cpu.Plant(file, at, "", ("no_such_kernel",)))
+        cuda_on_cpu.load_mutant(cuda_on_cpu.Patch(file, at, "", ("no_such_kernel",)))
     with pytest.raises(ValueError, match="no kernel source is compiled with the bug"):
-        cuda_on_cpu.load_planted(cuda_on_cpu.Plant(file, at, ""))
+        cuda_on_cpu.load_mutant(cuda_on_cpu.Patch(file, at, ""))
 
 
 @pytest.fixture
-def planted(compiler):
-    """One variant of bn_add_act, with a planted change that has no effect."""
+def mutant(compiler):
+    """One variant of bn_add_act, with a mutant change that has no effect."""
     file, at = "cuda/kernels/bn/bn_add_act.cuh", "i < loop.items; i += step"
     variants = "v.dtype == Dtype::kBFloat16 && v.layout == Layout::kNHWC && v.shortcut == Shortcut::kNone"
-    plant = cuda_on_cpu.Plant(file, at, at.replace("; ", ";  "), ("bn_add_act",), f"{variants} && v.vector == 8")
-    kernels = cuda_on_cpu.load_planted(plant)
+    patch = cuda_on_cpu.Patch(file, at, at.replace("; ", ";  "), ("bn_add_act",), f"{variants} && v.vector == 8")
+    kernels = cuda_on_cpu.load_mutant(patch)
     yield kernels
     kernels.close()
 
 
-def test_planted_bug_compiles_its_source_and_variants(planted):
-    library = planted["bn_add_act"]
+def test_mutation_compiles_its_source_and_variants(mutant):
+    library = mutant["bn_add_act"]
     folder = Path(library.file).parent
-    assert [o.name for o in folder.glob("*.o")] == ["planted_bn_add_act.o"]
+    assert [o.name for o in folder.glob("*.o")] == ["mutant_bn_add_act.o"]
     assert len(library.compiled_bn_add_act()) == 1
     x = torch.ones(1, 8, 2, 2, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
     with pytest.raises(RuntimeError, match="bn_add_act: the selected kernel is not compiled in"):
-        bn_add_act.run(planted, x, BatchNorm())
+        bn_add_act.run(mutant, x, BatchNorm())
 
 
-def test_closed_library_is_unloaded(planted):
-    library = planted["bn_add_act"]
+def test_closed_library_is_unloaded(mutant):
+    library = mutant["bn_add_act"]
     assert str(library.file) in Path("/proc/self/maps").read_text()
-    planted.close()
+    mutant.close()
     assert str(library.file) not in Path("/proc/self/maps").read_text()
     with pytest.raises(RuntimeError, match="closed"):
         library.compiled_bn_add_act()

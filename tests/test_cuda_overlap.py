@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from cuda_on_cpu import bn_add_act, conv_fwd
+from cuda_on_cpu.conv_fwd import is_mode
 from cuda_on_cpu.tensors import BatchNorm
-from planting import bugs_of, each_bug, order
+from mutation import each_mutation, mutations_of, order
 
 CUDA = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
 WAIT = "  ptx::griddepcontrol_wait();\n"
@@ -25,9 +26,9 @@ FORGETS = {
 VARIANTS = {
     "bn_add_act": "v.dtype == Dtype::kBFloat16 && v.vector == 8 && v.layout == Layout::kNHWC && "
     "v.shortcut == Shortcut::kNone",
-    "conv_fwd_bf16": "v.tile_m == 64 && v.mode == ConvFwdMode::kPlain",
+    "conv_fwd_bf16": f"v.tile_m == 64 && {is_mode('plain')}",
     "conv_finish": "true",
-    "conv_sm90_bf16": "v.tile_m == 128 && v.mode == ConvFwdMode::kPlain",
+    "conv_sm90_bf16": f"v.tile_m == 128 && {is_mode('plain')}",
 }
 
 
@@ -52,14 +53,14 @@ def check_found(source, kernels, schedule):
     assert {"global memory before griddepcontrol.wait", "no griddepcontrol.wait"} <= found
 
 
-@each_bug(
+@each_mutation(
     *(
-        bugs_of({f"{source}: no wait": edit}, functools.partial(check_found, source), (source,), VARIANTS[source])
+        mutations_of({f"{source}: no wait": edit}, functools.partial(check_found, source), (source,), VARIANTS[source])
         for source, edit in FORGETS.items()
     )
 )
-def test_missing_wait_is_found(planted, bug):
-    bug.assert_caught(planted)
+def test_missing_wait_is_found(mutant, mutation):
+    mutation.assert_caught(mutant)
 
 
 @pytest.mark.parametrize("source", FORGETS)

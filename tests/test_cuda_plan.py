@@ -4,7 +4,7 @@ import itertools
 import re
 
 import pytest
-from plans import DTYPES, GRADIENT, MODES, STATISTICS, compiled_tiles, explain, plan
+from plans import DTYPES, GRADIENT, MODES, STATISTICS, compiled_tiles, plan
 
 from resnet_fused import ops
 from resnet_fused.cli._gpus import GPUS
@@ -62,21 +62,21 @@ HARD = [
 def test_unsupported_convolutions_go_to_torch(problem, reason):
     p = plan(**problem)
     assert p.engine == "torch"
-    (why,) = p.rejected
-    assert why.startswith("sm80: ")
-    assert reason in why
+    assert {r.engine for r in p.rejected} == {"sm80", "sm90", "sm90 rows"}
+    assert all(r.tile is None and r.why == "unsupported" and reason in r.reason for r in p.rejected)
     assert p.microseconds is None, "there is no choice to predict anything for"
 
 
 def test_tiles_past_shared_memory_are_not_picked():
     """A prologue needs 8 bytes per channel. With 512 channels, the largest tile exceeds an A10's shared memory."""
-    too_large = "bytes of shared memory; the limit is"
-    assert not any(too_large in why for why in plan(gpu="a10", c=128, mode="prologue").rejected)
+    assert not [r for r in plan(gpu="a10", c=128, mode="prologue").rejected if r.why == "shared memory"]
     p = plan(gpu="a10", c=512, mode="prologue")
-    assert f"sm80 128x128: a block needs 103424 {too_large} 101376" in p.rejected
+    (large,) = [r for r in p.rejected if r.why == "shared memory"]
+    assert (large.engine, large.tile) == ("sm80", (128, 128))
+    assert large.reason == "a block needs 103424 bytes of shared memory; the limit is 101376"
     nothing = plan(gpu=[80, 108, 49152, 49152])
     assert nothing.engine == "torch"
-    assert len(nothing.rejected) == len(compiled_tiles())
+    assert len(nothing.why_not("sm80")) == len(compiled_tiles())
     assert nothing.microseconds > 0
 
 
@@ -98,9 +98,9 @@ def test_bytes_count_each_tensor_once(dtype, mode, residual, r, stride, hw):
         assert p.workspace == slices * pixels * k * 4
         assert p.bytes == elements * size + 2 * p.workspace
     else:
-        raw = pixels * k * (1 + mode.startswith("projection"))
+        pre_bn = pixels * k * (1 + mode.startswith("projection"))
         prepared = {"prologue": touched * c, "projection prologue": pixels * proj_c}.get(mode, 0)
-        assert p.bytes == (elements + 2 * raw + 2 * prepared) * size
+        assert p.bytes == (elements + 2 * pre_bn + 2 * prepared) * size
 
 
 @pytest.mark.parametrize("gpu", ["a100", "h200"])
@@ -149,8 +149,8 @@ def test_statistics_after_torchs_convolution_cost_a_pass():
     assert {p.engine for p in (plain, normalised, sums, both)} == {"torch"}
     assert plain.bytes - sums.bytes == normalised.bytes - both.bytes == elements * 2
     assert both.bytes - sums.bytes == 2 * elements * 2
-    assert "convolution, then bn_stats, " in explain(mode="statistics", **shape)
-    assert "convolution, then bn_add_act, " in explain(**shape)
+    assert "convolution, then bn_stats, " in plan(mode="statistics", **shape).text
+    assert "convolution, then bn_add_act, " in plan(**shape).text
 
 
 @pytest.mark.parametrize("gpu", ["a100", "h200"])
@@ -175,7 +175,7 @@ def test_sums_after_torchs_gradient_cost_a_pass(residual):
     torch, plain = plan(mode=GRADIENT, **shape), plan(**shape)
     assert {torch.engine, plain.engine} == {"torch"}
     assert torch.bytes - plain.bytes == (2 if residual else 0) * tensor
-    assert "convolution, then bn_backward_reduce, " in explain(mode=GRADIENT, **shape)
+    assert "convolution, then bn_backward_reduce, " in plan(mode=GRADIENT, **shape).text
 
 
 def test_prediction_grows_with_the_work():
@@ -188,18 +188,22 @@ def test_prediction_grows_with_the_work():
 def test_rejected_candidates_have_reasons_with_numbers():
     p = plan(n=1, hw=7, c=512, k=512, residual=True)
     assert p.engine == "sm80"
-    assert [why.partition(":")[0] for why in p.rejected] == ["sm80 128x128", "sm80 128x64", "torch"]
-    for why in p.rejected[:2]:
-        assert re.search(r"\d+ blocks with \d+ splits leave \d+ of 108 SMs idle, [\d.]+ us predicted$", why), why
-    assert re.fullmatch(r"torch: [\d.]+ us predicted, [\d.]+ of them in an extra pass over activations", p.rejected[-1])
-    assert re.search(r"\d+ blocks, \d+ on the busiest of 108 SMs", plan(n=64).rejected[0])
+    lost = [(r.engine, r.tile) for r in p.rejected if r.why == "slower"]
+    assert lost == [("sm80", (128, 128)), ("sm80", (128, 64)), ("torch", None)]
+    assert all(r.microseconds >= p.microseconds for r in p.rejected if r.why == "slower")
+    for why in p.why_not("sm80"):
+        assert re.fullmatch(r"\d+ blocks with \d+ splits leave \d+ of 108 SMs idle, [\d.]+ us predicted", why), why
+    (why,) = p.why_not("torch")
+    assert re.fullmatch(r"[\d.]+ us predicted, [\d.]+ of them in an extra pass over activations", why)
+    assert re.match(r"\d+ blocks, \d+ on the busiest of 108 SMs", plan(n=64).why_not("sm80")[0])
+    assert p.text.count("\n  not ") == len(p.rejected), "the text has a line a candidate"
 
 
 def test_torch_is_picked_where_wgmma_is_faster():
     """A 3x3 convolution of many channels is compute-bound at a large batch, and mma.sync is slower than wgmma."""
     p = plan(n=256, hw=14, c=256, k=256, gpu="b200", residual=True)
     assert p.engine == "torch"
-    predicted = [float(re.search(r"([\d.]+) us predicted", why)[1]) for why in p.rejected]
+    predicted = [r.microseconds for r in p.rejected if r.why == "slower"]
     assert len(predicted) == len(compiled_tiles())
     assert min(predicted) > p.microseconds
     assert plan(n=256, hw=56, c=64, k=256, r=1, gpu="b200", residual=True).engine == "sm80", "bound by memory"
@@ -210,15 +214,18 @@ def test_environment_forces_an_engine_or_tile(monkeypatch):
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm80")
     p = plan(**compute_bound)
     assert p.engine == "sm80"
-    assert p.rejected[-1] == "torch: RESNET_FUSED_CUDA_ENGINE is sm80"
+    assert p.why_not("torch") == p.why_not("sm90") == ["RESNET_FUSED_CUDA_ENGINE is sm80"]
     assert plan(groups=32).engine == "torch", "where the kernel can run"
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "torch")
     p = plan(n=1)
-    assert (p.engine, p.rejected) == ("torch", ["sm80: RESNET_FUSED_CUDA_ENGINE is torch"])
+    assert p.engine == "torch"
+    assert p.why_not("sm80") == ["RESNET_FUSED_CUDA_ENGINE is torch"]
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "")
     assert plan(n=1).engine == "sm80"
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm80:64x64")
-    assert plan(**compute_bound).tile == (64, 64)
+    p = plan(**compute_bound)
+    assert p.tile == (64, 64)
+    assert "RESNET_FUSED_CUDA_ENGINE names another tile" in p.why_not("sm80")
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm80:128x64:3")
     p = plan(**compute_bound)
     assert (p.tile, p.splits) == ((128, 64), 3)

@@ -14,7 +14,7 @@ from cuda_on_cpu.bn_train import wide
 from cuda_on_cpu.tensors import DTYPES, BatchNorm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planting import bugs_of, by_schedule, each_bug, fails, order, value
+from mutation import by_schedule, each_mutation, fails, mutations_of, order, value
 from support import TINY_EPS
 
 NO_ARGMAX = 255
@@ -303,7 +303,7 @@ def test_windows_in_the_padding(kernels):
 
 @given(n=st.integers(0, 2**31 - 1), by=st.integers(1, 2**31 - 1))
 @settings(max_examples=300)
-def test_divisor_is_exact(kernels, n, by):
+def test_fast_divmod_is_exact(kernels, n, by):
     for each in (n, n // by * by, max(0, n // by * by - 1), 2**31 - 1, by - 1, by % 2**31):
         assert kernels.div(each, by) == each // by
 
@@ -314,14 +314,14 @@ FORWARD_FILE, BACKWARD_FILE, PIXEL, HOST = (
     "cuda/kernels/pool/pixel.cuh",
     "cuda/kernels/pool/pool.h",
 )
-BYTE_BUGS = {
+BYTE_MUTATIONS = {
     "byte stored at its neighbour's address": value(
         "cuda/device/tile/bytes.cuh",
         "ptx::st_global_u8(address,",
         "ptx::st_global_u8(address - (reinterpret_cast<uintptr_t>(address) & 1),",
     )
 }
-FORWARD_BUGS = {
+FORWARD_MUTATIONS = {
     "last maximum wins": value(
         FORWARD_FILE,
         "const bool takes = v > value[c] || v != v;",
@@ -382,7 +382,7 @@ FORWARD_BUGS = {
     "argmax kernel selected without an argmax tensor": value(HOST, "p.argmax != nullptr", "true"),
     "BatchNorm vectors of lane 0": value(FORWARD_FILE, "bn(p.bn, lane * Config::kChannels)", "bn(p.bn, 0)"),
     "forward: no bounds check on lanes": value(FORWARD_FILE, "if (lane >= loop.all_lanes) return;", ""),
-    "forward: one item past the end": value(FORWARD_FILE, "i < loop.items;", "i <= loop.items;"),
+    "forward: one item past the end": value(PIXEL, "i < loop.items;", "i <= loop.items;"),
     "forward: no griddepcontrol.wait": order(FORWARD_FILE, "  ptx::griddepcontrol_wait();\n", ""),
     "image offset uses columns for rows": value(
         PIXEL, "((image * rows + h) * columns + w)", "((image * columns + h) * columns + w)"
@@ -403,7 +403,7 @@ FORWARD_BUGS = {
         "w.columns = FastDivmod(over_outputs ? s.h.out : s.h.in)",
     ),
 }
-BACKWARD_BUGS = {
+BACKWARD_MUTATIONS = {
     "first window one too late": value(
         BACKWARD_FILE,
         "stride.div(from - axis.kernel) + 1",
@@ -434,7 +434,7 @@ BACKWARD_BUGS = {
     ),
     "any: last column skipped": value(BACKWARD_FILE, "column <= w.last; ++column", "column < w.last; ++column"),
     "backward: no bounds check on lanes": value(BACKWARD_FILE, "if (lane >= loop.all_lanes) return;", ""),
-    "backward: last item skipped": value(BACKWARD_FILE, "i < loop.items;", "i + 1 < loop.items;"),
+    "backward: last item skipped": value(PIXEL, "i < loop.items;", "i + 1 < loop.items;"),
     "backward: no griddepcontrol.wait": order(BACKWARD_FILE, "  ptx::griddepcontrol_wait();\n", ""),
     "2x2 kernel for three windows": value(HOST, "(a.kernel - 1) / a.stride < 2", "(a.kernel - 1) / a.stride < 3"),
 }
@@ -483,12 +483,20 @@ def test_exercise_passes(kernels, schedule):
     exercise_backward(kernels, schedule)
 
 
-@each_bug(
-    bugs_of(BYTE_BUGS, check_bytes_apart, ("bn_pool",), "v.dtype == Dtype::kFloat64 && v.argmax"),
-    bugs_of(
-        FORWARD_BUGS, fails(exercise_forward), ("bn_pool",), "v.dtype == Dtype::kFloat16 && (v.vector == 8 || v.argmax)"
+@each_mutation(
+    mutations_of(BYTE_MUTATIONS, check_bytes_apart, ("bn_pool",), "v.dtype == Dtype::kFloat64 && v.argmax"),
+    mutations_of(
+        FORWARD_MUTATIONS,
+        fails(exercise_forward),
+        ("bn_pool",),
+        "v.dtype == Dtype::kFloat16 && (v.vector == 8 || v.argmax)",
     ),
-    bugs_of(BACKWARD_BUGS, fails(exercise_backward), ("pool_backward",), "v.dtype == Dtype::kFloat16 && v.vector == 8"),
+    mutations_of(
+        BACKWARD_MUTATIONS,
+        fails(exercise_backward),
+        ("pool_backward",),
+        "v.dtype == Dtype::kFloat16 && v.vector == 8",
+    ),
 )
-def test_bug_is_caught(planted, bug):
-    bug.assert_caught(planted)
+def test_mutation_is_caught(mutant, mutation):
+    mutation.assert_caught(mutant)

@@ -13,7 +13,7 @@ from cuda_cases.convolution import check, check_nonfinite, convolution, plant_no
 from cuda_cases.sm90 import DTYPES, by_dtype
 from cuda_on_cpu.conv_fwd import Variant, run
 from cuda_on_cpu.tensors import BatchNorm
-from planting import bugs_of, by_schedule, each_bug, fails, order, value
+from mutation import by_schedule, each_mutation, fails, mutations_of, order, value
 
 TILES = [(4, 56), (7, 32), (8, 32), (16, 16), (8, 8)]  # rows, columns
 VARIANTS = [Variant(d, t, "plain") for d, t in itertools.product(DTYPES, TILES)]
@@ -148,7 +148,7 @@ ROLES, CONFIG, KERNEL, HOST = (
     "cuda/kernels/sm90/conv_rows_variants.cuh",
 )
 TURN = "    ptx::mbarrier_wait_parity(barriers.order(consumer), consumer == 0 ? parity ^ 1 : parity);"
-BUGS = {
+MUTATIONS = {
     "a stage refilled while it is read": order(
         ROLES,
         "ptx::mbarrier_wait_parity(barriers.empty(stage), Config::parity_of(t) ^ 1);",
@@ -244,7 +244,7 @@ BUGS = {
         "nhwc_tensor(base, dtype, 1, int64_t{q.n} * q.h, q.w, kConvRowsChannels)",
     ),
 }
-SET_BUGS = {
+SET_MUTATIONS = {
     "output stored from the other set": order(
         ROLES,
         "tma_store_4d(maps.out, smem + Config::kOut + Config::set_of(t)",
@@ -266,7 +266,7 @@ def exercise(tile, kernels, schedule):
 
 def caught(bugs, tile):
     check = fails(functools.partial(exercise, tile))
-    return bugs_of(bugs, check, ("conv_rows_bf16",), f"v.tile_m == {tile[0]} && v.tile_n == {tile[1]}")
+    return mutations_of(bugs, check, ("conv_rows_bf16",), f"v.tile_m == {tile[0]} && v.tile_n == {tile[1]}")
 
 
 @by_schedule
@@ -275,6 +275,6 @@ def test_exercise_passes(kernels, schedule):
     exercise((8, 8), kernels, schedule)
 
 
-@each_bug(caught(BUGS, (16, 16)), caught(SET_BUGS, (8, 8)))
-def test_bug_is_caught(planted, bug):
-    bug.assert_caught(planted)
+@each_mutation(caught(MUTATIONS, (16, 16)), caught(SET_MUTATIONS, (8, 8)))
+def test_mutation_is_caught(mutant, mutation):
+    mutation.assert_caught(mutant)

@@ -19,8 +19,8 @@ from cuda_cases.convolution import (
     shifted_prologue,
 )
 from cuda_cases.sm90 import GEOMETRIES, ON_HOPPER, TILES, VARIANTS, by_dtype, by_variant, small_case
-from cuda_on_cpu.conv_fwd import MODES, STATISTICS, Variant, run
-from planting import bugs_of, by_schedule, each_bug, fails, order, value
+from cuda_on_cpu.conv_fwd import MODES, STATISTICS, Variant, is_mode, run
+from mutation import by_schedule, each_mutation, fails, mutations_of, order, value
 
 
 def test_compiled_variants_are_the_listed_ones(kernels):
@@ -109,7 +109,7 @@ CONFIG, WORK, ROLES, KERNEL, HOST = (
 READ_STAGE = (
     "    ptx::mbarrier_wait_parity(Config::kPrepares ? barriers.ready(at.stage) : barriers.full(at.stage), at.parity);"
 )
-BUGS = {
+MUTATIONS = {
     "a stage refilled while it is read": order(
         ROLES,
         "ptx::mbarrier_wait_parity(barriers.empty(at.stage), at.parity ^ 1);",
@@ -148,7 +148,7 @@ BUGS = {
     ),
     "no fence.proxy.async before the output is stored": order(
         ROLES,
-        "    ptx::fence_proxy_async();  // TMA reads through the async proxy\n",
+        "      ptx::fence_proxy_async();  // TMA reads through the async proxy\n",
         "",
     ),
     "no wait for the staged output": order(ROLES, "    ptx::mbarrier_wait_parity(staged, parity);\n", ""),
@@ -192,7 +192,7 @@ BUGS = {
         ROLES, "finishes && channel != known", "finishes && known == none"
     ),
 }
-PROLOGUE_BUGS = {
+PROLOGUE_MUTATIONS = {
     "prologue does not wait for the stage": order(
         ROLES,
         "ptx::mbarrier_wait_parity(barriers.full(at.stage), at.parity);\n    const ChannelRegisters",
@@ -206,19 +206,19 @@ PROLOGUE_BUGS = {
     "prologue applied to padding": value(ROLES, "      if (!pixels.valid(i, tap)) continue;\n", ""),
     "ready barrier expects half the arrivals": order(KERNEL, "barriers.ready(i), 128)", "barriers.ready(i), 64)"),
 }
-TURN_BUGS = {
-    "no wait for the turn": order(
+PINGPONG_MUTATIONS = {
+    "no wait for the order barrier": order(
         ROLES,
         "      if (piece > 0) ptx::mbarrier_wait_parity(barriers.order(consumer), (piece - 1) / 2 & 1);\n",
         "",
     ),
-    "wrong parity in the wait for a turn": order(
+    "wrong parity in the wait for the order barrier": order(
         ROLES,
         "barriers.order(consumer), (piece - 1) / 2 & 1",
         "barriers.order(consumer), piece / 2 & 1",
     ),
-    "turn not passed to the other consumer": order(ROLES, "barriers.order(1 - consumer)", "barriers.order(consumer)"),
-    "turn barrier expects one of four arrivals": order(KERNEL, "barriers.order(i), 4)", "barriers.order(i), 1)"),
+    "order not passed to the other consumer": order(ROLES, "barriers.order(1 - consumer)", "barriers.order(consumer)"),
+    "order barrier expects one of four arrivals": order(KERNEL, "barriers.order(i), 4)", "barriers.order(i), 1)"),
     "other consumer's stages not skipped": order(ROLES, "        skip(at, scheduler.steps());\n", ""),
     "parity not flipped when stages are skipped": order(ROLES, "  at.parity ^= at.stage / kStages & 1;\n", ""),
     "empty barrier expects both warp groups": order(
@@ -245,31 +245,29 @@ def exercise(mode, kernels, schedule):
     check(kernels, **case, schedule=schedule, family="conv_sm90", sm_count=3)
 
 
-def exercise_turns(kernels, schedule):
+def exercise_pingpong(kernels, schedule):
     """Two tiles per warp group: of nine steps, and of four steps in a pipeline of four stages."""
-    turns = small_case(Variant(torch.bfloat16, (256, 64), "plain"))
-    check(kernels, **turns, schedule=schedule, family="conv_sm90", sm_count=1)
+    two = small_case(Variant(torch.bfloat16, (256, 64), "plain"))
+    check(kernels, **two, schedule=schedule, family="conv_sm90", sm_count=1)
     once_round = convolution(torch.bfloat16, 1, 256, 3, 250, 64, 1, 1)
     check(kernels, (256, 64), once_round, schedule=schedule, family="conv_sm90", sm_count=1)
 
 
 def caught(bugs, exercise, variants):
-    return bugs_of(bugs, fails(exercise), ("conv_sm90_bf16",), variants)
+    return mutations_of(bugs, fails(exercise), ("conv_sm90_bf16",), variants)
 
 
 @by_schedule
 def test_exercise_passes(kernels, schedule):
     for mode in MODES:
         exercise(mode, kernels, schedule)
-    exercise_turns(kernels, schedule)
+    exercise_pingpong(kernels, schedule)
 
 
-@each_bug(
-    caught(BUGS, functools.partial(exercise, "plain"), "v.tile_m == 128 && v.mode == ConvFwdMode::kPlain"),
-    caught(
-        PROLOGUE_BUGS, functools.partial(exercise, "prologue"), "v.tile_m == 128 && v.mode == ConvFwdMode::kPrologue"
-    ),
-    caught(TURN_BUGS, exercise_turns, "v.tile_n == 64 && v.mode == ConvFwdMode::kPlain"),
+@each_mutation(
+    caught(MUTATIONS, functools.partial(exercise, "plain"), f"v.tile_m == 128 && {is_mode('plain')}"),
+    caught(PROLOGUE_MUTATIONS, functools.partial(exercise, "prologue"), f"v.tile_m == 128 && {is_mode('prologue')}"),
+    caught(PINGPONG_MUTATIONS, exercise_pingpong, f"v.tile_n == 64 && {is_mode('plain')}"),
 )
-def test_bug_is_caught(planted, bug):
-    bug.assert_caught(planted)
+def test_mutation_is_caught(mutant, mutation):
+    mutation.assert_caught(mutant)

@@ -22,8 +22,8 @@ from cuda_cases.sm90 import (
     by_dtype,
     small_convolution,
 )
-from cuda_on_cpu.conv_fwd import STATISTICS, Variant, part_pixels, run_statistics
-from planting import SCHEDULES, bugs_of, by_schedule, each_bug, fails, order, value
+from cuda_on_cpu.conv_fwd import STATISTICS, Variant, is_mode, part_pixels, run_statistics
+from mutation import SCHEDULES, by_schedule, each_mutation, fails, mutations_of, order, value
 
 from resnet_fused import reference
 
@@ -147,7 +147,7 @@ def test_sums_are_deterministic(kernels, tile, prologue):
     assert_same_bits([run(kernels, tile, conv, **how)[1] for how in order])
 
 
-MOMENTS, ROLES = (f"cuda/kernels/sm90/conv_sm90_{name}.cuh" for name in ("moments", "roles"))
+MOMENTS = "cuda/kernels/sm90/conv_sm90_moments.cuh"
 CENTERS = "cuda/kernels/bn/moments.cuh"
 OF_SUMS = """
     for (int e = 0; e < 8; ++e) {
@@ -155,7 +155,7 @@ OF_SUMS = """
       if ((j + e / 4) * 8 + e % 2 < moments.left) moments.sum[e / 2 % 2] += d, moments.squares[e / 2 % 2] += d * d;
     }
 """
-BUGS = {
+MUTATIONS = {
     "counts pixels past the end": value(MOMENTS, "if ((j + e / 4) * 8 + e % 2 < left)", "if (true)"),
     "lane offset not subtracted from the pixel count": value(
         MOMENTS, "count - static_cast<int32_t>(threadIdx.x % 4 * 2)", "count"
@@ -177,15 +177,15 @@ BUGS = {
     "second channel stored next to the first": value(MOMENTS, "at = channel + row * 8;", "at = channel + row;"),
     "bias not added": value(MOMENTS, "v[e] = bias.apply(product[j * 4 + e], e / 2 % 2);", "v[e] = product[j * 4 + e];"),
 }
-CENTER_BUGS = {
+CENTER_MUTATIONS = {
     "center is the first value": value(MOMENTS, "whole ? stored.get(2 + row) : first", "first"),
     "infinite center accepted": value(CENTERS, "return is_finite(center) ? center : Acc(0);", "return center;"),
     "infinite mean accepted as center": value(MOMENTS, "if (is_finite(mean)) {", "if (true) {"),
 }
-PART_BUGS = {
-    "empty part stored": value(ROLES, "if (left > 0) moments.store", "moments.store"),
+PART_MUTATIONS = {
+    "empty part stored": value(MOMENTS, "if (left > 0) moments.store", "moments.store"),
     "both warp groups store to one part": order(
-        ROLES, "pixel / Config::kColumns, channel", "pixel / Config::kPixels, channel"
+        MOMENTS, "part.pixel / Config::kColumns", "part.pixel / Config::kPixels"
     ),
 }
 
@@ -213,7 +213,7 @@ def exercise_centers(kernels, schedule):
 
 
 def caught(bugs, exercise, variants):
-    return bugs_of(bugs, fails(exercise), ("conv_sm90_stats_bf16",), variants)
+    return mutations_of(bugs, fails(exercise), ("conv_sm90_stats_bf16",), variants)
 
 
 @by_schedule
@@ -223,13 +223,14 @@ def test_exercise_passes(kernels, schedule):
     exercise_centers(kernels, schedule)
 
 
-MODE = "v.mode == ConvFwdMode::"
-
-
-@each_bug(
-    caught(BUGS, functools.partial(exercise, (128, 128), False), f"v.tile_m == 128 && {MODE}kStatistics"),
-    caught(CENTER_BUGS, exercise_centers, f"v.tile_m == 256 && v.tile_n == 64 && {MODE}kStatistics"),
-    caught(PART_BUGS, functools.partial(exercise, (256, 64), True), f"v.tile_m == 256 && {MODE}kPrologueStatistics"),
+@each_mutation(
+    caught(MUTATIONS, functools.partial(exercise, (128, 128), False), f"v.tile_m == 128 && {is_mode('statistics')}"),
+    caught(CENTER_MUTATIONS, exercise_centers, f"v.tile_m == 256 && v.tile_n == 64 && {is_mode('statistics')}"),
+    caught(
+        PART_MUTATIONS,
+        functools.partial(exercise, (256, 64), True),
+        f"v.tile_m == 256 && {is_mode('prologue-statistics')}",
+    ),
 )
-def test_bug_is_caught(planted, bug):
-    bug.assert_caught(planted)
+def test_mutation_is_caught(mutant, mutation):
+    mutation.assert_caught(mutant)

@@ -16,8 +16,8 @@ from cuda_cases.convolution import (
     shifted_prologue,
 )
 from cuda_cases.sm90 import ON_HOPPER, by_dtype, by_variant, small_case
-from cuda_on_cpu.conv_fwd import MODES, Variant, run
-from planting import bugs_of, by_schedule, each_bug, fails, order, value
+from cuda_on_cpu.conv_fwd import MODES, Variant, is_mode, run
+from mutation import by_schedule, each_mutation, fails, mutations_of, order, value
 
 # For four or six tiles: a CTA has a data-parallel tile and units, and only the last unit ends where a tile ends.
 UNEVEN = dict(dp_tiles=1, sk_units=7)
@@ -58,7 +58,7 @@ def check_units(kernels, case, dp_tiles, sk_units, **options):
 
 @by_variant
 @by_schedule
-def test_every_variant_in_shares(kernels, v, schedule):
+def test_every_variant_in_units(kernels, v, schedule):
     check_units(kernels, small_case(v), **UNEVEN, schedule=schedule)
 
 
@@ -74,12 +74,12 @@ PARTITIONS = {
 
 @pytest.mark.parametrize("partition", PARTITIONS.values(), ids=PARTITIONS)
 @pytest.mark.parametrize("mode", MODES)
-def test_share_partitions(kernels, partition, mode):
+def test_unit_partitions(kernels, partition, mode):
     check_units(kernels, small_case(Variant(torch.bfloat16, (128, 128), mode)), *partition)
 
 
 @by_dtype
-def test_share_begins_within_a_tap(kernels, dtype):
+def test_unit_begins_within_a_tap(kernels, dtype):
     """Three steps per tap, and a filter that is not square."""
     conv = convolution(dtype, 1, 192, 9, 11, 72, 2, 3, (2, 1), (1, 1))
     case = dict(tile=(256, 64), conv=conv, residual=randn(conv.output_shape(), dtype, 20))
@@ -88,7 +88,7 @@ def test_share_begins_within_a_tap(kernels, dtype):
 
 
 @by_dtype
-def test_share_with_prologue_begins_within_a_tap(kernels, dtype):
+def test_unit_with_prologue_begins_within_a_tap(kernels, dtype):
     """Padding stays zero, although BatchNorm and ReLU turn a zero input into relu(shift)."""
     conv = convolution(dtype, 1, 128, 9, 8, 24, 3, 3, 2, 1, prologue=True)
     case = dict(tile=(128, 128), conv=shifted_prologue(conv))
@@ -108,7 +108,7 @@ def test_outputs_around_the_size_of_a_finish_cta(kernels, dtype, h, w, k):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_shares_are_deterministic(kernels, mode):
+def test_units_are_deterministic(kernels, mode):
     case = small_case(Variant(torch.bfloat16, (128, 128), mode))
     order = [(2, "stay", 1), (3, "random", 2), (6, "random", 3)]
     order = [dict(family="conv_sm90", sm_count=sms, schedule=schedule, seed=seed) for sms, schedule, seed in order]
@@ -125,7 +125,7 @@ def test_nonfinite_values(kernels, dtype, mode):
 
 FILES = (".h", "_work.cuh", "_roles.cuh", "_finish.cuh")
 TABLE, WORK, ROLES, FINISH = (f"cuda/kernels/sm90/conv_sm90{name}" for name in FILES)
-FINISH_BUGS = {
+FINISH_MUTATIONS = {
     "unit index rounded down": value(WORK, "((step + 1) * units - 1) / steps", "step * units / steps"),
     "last unit not added": value(FINISH, "last - unit + 1, stride", "last - unit, stride"),
     "adds one unit too many": value(FINISH, "last - unit + 1, stride", "last - unit + 2, stride"),
@@ -156,10 +156,10 @@ FINISH_BUGS = {
         "if (channel >= shape.k) return;",
     ),
 }
-UNIT_BUGS = {
+UNIT_MUTATIONS = {
     "main sums stored in the next tile's place": order(TABLE, "? 2 * tile + main : tile", "? tile + main : tile"),
 }
-BUGS = {
+MUTATIONS = {
     "two units of a tile store to one place": order(WORK, "partial = item - dp_tiles + conv", "partial = conv"),
     "unit loads weights from step 0": value(ROLES, "depth = steps.first * kConvSm90Depth;", "depth = 0;"),
     "unit loads pixels from the first tap": value(ROLES, "r = tap / shape.s, s = tap % shape.s,", "r = 0, s = 0,"),
@@ -184,10 +184,10 @@ BUGS = {
     ),
     "both warp groups store sums to one place": order(ROLES, "? 0 : consumer * (Config", "? 0 : 0 * (Config"),
 }
-PROLOGUE_BUGS = {
+PROLOGUE_MUTATIONS = {
     "prologue of a unit starts at the first tap": value(ROLES, "steps.first * kRowChunks + column", "column"),
 }
-TAP_BUGS = {
+TAP_MUTATIONS = {
     "unit starts at the tap's first channel": value(
         ROLES,
         "c = steps.first % a_tap * kConvSm90Depth;",
@@ -200,7 +200,7 @@ def exercise(mode, kernels, schedule):
     check_units(kernels, small_case(Variant(torch.bfloat16, (128, 128), mode)), **UNEVEN, schedule=schedule)
 
 
-def exercise_turns(kernels, schedule):
+def exercise_pingpong(kernels, schedule):
     """Shares of full tiles, and of an output smaller than a tile with two steps per tap."""
     check_units(kernels, small_case(Variant(torch.bfloat16, (256, 64), "plain")), **UNEVEN, schedule=schedule)
     conv = convolution(torch.bfloat16, 1, 128, 5, 5, 24, 3, 3, 1, 1)
@@ -210,12 +210,12 @@ def exercise_turns(kernels, schedule):
 def exercise_finish(kernels, schedule):
     for mode in MODES:
         exercise(mode, kernels, schedule)
-    exercise_turns(kernels, schedule)
+    exercise_pingpong(kernels, schedule)
 
 
 def caught(bugs, mode, *others):
-    variants = f"v.tile_m == 128 && v.mode == ConvFwdMode::k{mode.title()}"
-    return bugs_of(bugs, fails(functools.partial(exercise, mode)), ("conv_sm90_bf16", *others), variants)
+    variants = f"v.tile_m == 128 && {is_mode(mode)}"
+    return mutations_of(bugs, fails(functools.partial(exercise, mode)), ("conv_sm90_bf16", *others), variants)
 
 
 @by_schedule
@@ -223,12 +223,12 @@ def test_exercise_passes(kernels, schedule):
     exercise_finish(kernels, schedule)
 
 
-@each_bug(
-    caught(BUGS, "plain"),
-    caught(PROLOGUE_BUGS, "prologue"),
-    bugs_of(TAP_BUGS, fails(exercise_turns), ("conv_sm90_bf16",), "v.tile_n == 64 && v.mode == ConvFwdMode::kPlain"),
-    caught(UNIT_BUGS, "projection", "conv_sm90_finish"),
-    bugs_of(FINISH_BUGS, fails(exercise_finish), ("conv_sm90_finish",)),
+@each_mutation(
+    caught(MUTATIONS, "plain"),
+    caught(PROLOGUE_MUTATIONS, "prologue"),
+    mutations_of(TAP_MUTATIONS, fails(exercise_pingpong), ("conv_sm90_bf16",), f"v.tile_n == 64 && {is_mode('plain')}"),
+    caught(UNIT_MUTATIONS, "projection", "conv_sm90_finish"),
+    mutations_of(FINISH_MUTATIONS, fails(exercise_finish), ("conv_sm90_finish",)),
 )
-def test_bug_is_caught(planted, bug):
-    bug.assert_caught(planted)
+def test_mutation_is_caught(mutant, mutation):
+    mutation.assert_caught(mutant)

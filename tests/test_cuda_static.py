@@ -17,7 +17,7 @@ CUDA = ROOT / "csrc" / "cuda"
 EMULATOR = ROOT / "tests" / "cuda_on_cpu" / "include" / "cuda"
 LIBRARY = ROOT / "resnet_fused" / "_C_cuda.abi3.so"
 ARCHS = [label for label in _build_info.CUDA_ARCHS if label.startswith("sm_")]
-GRADIENT = 6  # ConvFwdMode::kGradientSums
+AFFINE, PROJECTION, MOMENTS, GRADIENT_SUMS = range(4)  # Epilogue of csrc/cuda/kernels/conv.h
 HALF = {"1": ".F32", "2": ".F32.BF16"}  # HMMA's suffix for the element type, by Dtype
 
 compiled = pytest.mark.skipif(
@@ -56,8 +56,9 @@ def pool_variant(mangled: str) -> tuple[int, ...]:
 
 
 def conv_variant(mangled: str) -> tuple[int, ...]:
-    """dtype, tile, mode"""
-    return tuple(int(n) for n in re.search(r"DtypeE(\d)ELi(\d)EL.*ModeE(\d)E", mangled).groups())
+    """dtype, tile, prologue, epilogue"""
+    found = re.search(r"DtypeE(\d)ELi(\d)EL.*PrologueE(\d)EL.*EpilogueE(\d)E", mangled)
+    return tuple(int(n) for n in found.groups())
 
 
 def rows_variant(mangled: str) -> tuple[int, ...]:
@@ -106,8 +107,9 @@ def test_registers_leave_room_to_hide_latency():
     for k in sass.kernels(LIBRARY):
         limit = 128 if family(k.name).startswith(("bn_", "pool_")) else limits.get(family(k.name))
         if family(k.name) == "conv_fwd_kernel":
-            dtype, tile, mode = conv_variant(k.name)
-            limit = 128 if tile == 0 and ((mode == 0 and dtype in (1, 2)) or mode == GRADIENT) else 255
+            dtype, tile, prologue, epilogue = conv_variant(k.name)
+            plain = (prologue, epilogue) == (0, AFFINE) and dtype in (1, 2)
+            limit = 128 if tile == 0 and (plain or epilogue == GRADIENT_SUMS) else 255
         assert k.registers <= limit, k
 
 
@@ -119,7 +121,7 @@ def test_library_holds_the_listed_variants():
     compiled = {(d, v, 0 if nhwc else 1, s) for d, v, nhwc, s in emulated.compiled_bn_add_act()}
     assert {bn_add_act_variant(n) for n in named(ARCHS[0], "bn_add_act_kernel")} == compiled
     tiles = [(128, 128), (128, 64), (64, 64)]
-    compiled = {(d, tiles.index((m, n)), mode) for d, m, n, mode in emulated.compiled_conv_fwd()}
+    compiled = {(d, tiles.index((m, n)), *axes) for d, m, n, *axes in emulated.compiled_conv_fwd()}
     assert {conv_variant(n) for n in named(ARCHS[0], "conv_fwd_kernel")} == compiled
     for kernel, variants in (
         ("bn_stats_kernel", [(*v, None) for v in emulated.compiled_bn_stats()]),
@@ -133,9 +135,9 @@ def test_library_holds_the_listed_variants():
         ("pool_backward_kernel", emulated.compiled_pool_backward()),
     ):
         assert {pool_variant(n) for n in named(ARCHS[0], kernel)} == set(variants)
-    compiled = {(d, SM90_TILES.index((m, n)), mode) for d, m, n, mode in emulated.compiled_conv_sm90()}
+    compiled = {(d, SM90_TILES.index((m, n)), *axes) for d, m, n, *axes in emulated.compiled_conv_sm90()}
     assert {conv_variant(n) for n in named("sm_90a", "conv_sm90_kernel")} == compiled
-    compiled = {(d, ROWS_TILES.index((m, n))) for d, m, n, _ in emulated.compiled_conv_rows()}
+    compiled = {(d, ROWS_TILES.index((m, n))) for d, m, n, *_ in emulated.compiled_conv_rows()}
     assert {rows_variant(n) for n in named("sm_90a", "conv_rows_kernel")} == compiled
     compiled = {(d, BLOCK_CHANNELS.index(channels)) for d, channels in emulated.compiled_block_fwd()}
     assert {block_variant(n) for n in named("sm_90a", "block_fwd_kernel")} == compiled
@@ -208,10 +210,10 @@ def test_pooling_moves_16_bytes_per_thread(arch):
 def test_conv_fwd_runs_on_tensor_cores(arch):
     """All products use tensor cores, fed by ldmatrix and asynchronous 16-byte copies; all stores are 16 bytes wide."""
     for name, code in named(arch, "conv_fwd_kernel").items():
-        dtype, tile, mode = conv_variant(name)
+        dtype, tile, _, epilogue = conv_variant(name)
         products = {i for i in code if i.startswith("HMMA")}
         assert products == {f"HMMA.16816{HALF[str(dtype)]}"} if dtype else {"HMMA.1688.F32.TF32"}, f"{name}: {products}"
-        rows, loops = (2 if tile == 2 else 4), (2 if mode in (2, 3) else 1)
+        rows, loops = (2 if tile == 2 else 4), (2 if epilogue == PROJECTION else 1)
         # fragments x columns x steps of 32 bytes, or a multiple where the compiler unrolls or peels a loop
         assert sum(i.startswith("HMMA") for i in code) % (rows * 4 * 4 * loops) == 0, name
         assert any(i.startswith("LDSM.16.M88.4") for i in code), name
@@ -222,7 +224,7 @@ def test_conv_fwd_runs_on_tensor_cores(arch):
         assert stores, name
         assert all(".128" in i for i in stores), f"{name}: {stores}"
         wide_loads = [i for i in code if i.startswith("LDG.") and ".128" in i]
-        reads = mode < 2 or mode == GRADIENT
+        reads = epilogue in (AFFINE, GRADIENT_SUMS)
         assert bool(wide_loads) == reads, f"{name}: the residual, and what a BatchNorm read, are 16 bytes a thread"
 
 
@@ -271,20 +273,21 @@ ROWS_TILES = [(4, 56), (7, 32), (8, 32), (16, 16), (8, 8)]
 def test_conv_sm90_runs_on_wgmma_and_tma():
     """Operands come by TMA, products use wgmma of the tile's width; stmatrix transposes the output for TMA stores."""
     for name, code in named("sm_90a", "conv_sm90_kernel").items():
-        dtype, tile, mode = conv_variant(name)
-        columns = 256 if tile == 0 or (tile == 1 and mode in (0, 4)) else 128  # ping-pong: one warp group per tile
+        dtype, tile, prologue, epilogue = conv_variant(name)
+        pingpong = tile == 1 and not prologue and epilogue != PROJECTION  # one warp group per tile
+        columns = 256 if tile == 0 or pingpong else 128
         kind = f"HGMMA.64x{columns}x16{HALF[str(dtype)]}"
         products = [i for i in code if "MMA" in i]
         assert set(products) == {kind}, f"{name}: {set(products)}"
         # four steps of depth 16 per stage; a projection has a second main loop
-        assert len(products) % (4 * (2 if mode in (2, 3) else 1)) == 0, name
+        assert len(products) % (4 * (2 if epilogue == PROJECTION else 1)) == 0, name
         loads = {i for i in code if i.startswith("UTMALDG")}
         assert loads == {"UTMALDG.4D.IM2COL", "UTMALDG.2D"}, f"{name}: {loads}"
         assert {i for i in code if i.startswith("UTMASTG")} == {"UTMASTG.2D"}, name
         assert "STSM.16.MT88.4" in code, name
-        assert any(i.startswith("LDSM.16.MT88.4") for i in code) == (mode < 2), f"{name}: the residual"
+        assert any(i.startswith("LDSM.16.MT88.4") for i in code) == (epilogue == AFFINE), f"{name}: the residual"
         stores = [i for i in code if i.startswith("STG")]
-        if mode >= 4:
+        if epilogue == MOMENTS:
             assert set(stores) == {"STG.E"}, f"{name}: a lane's number of each of its channels, and nothing else"
             continue
         assert stores, f"{name}: sums of shares"

@@ -10,8 +10,9 @@ import pytest
 import torch
 from cuda_on_cpu import op_layer
 from cuda_on_cpu.host_calls import calls
+from plans import read
 
-from resnet_fused import ops
+from resnet_fused import ops, plans
 from resnet_fused.cli import info
 from resnet_fused.cli._gpus import GPUS
 
@@ -30,8 +31,8 @@ def table():
 
 def test_each_row_has_a_passing_report():
     header = (CUDA / "plan" / "trust.h").read_text()
-    enumerators = re.findall(r"\w+", re.search(r"enum class KernelFamily : int32_t \{(.*?)\}", header, re.S)[1])
-    names = [line.split(":")[0] for line in ops.explain_trust(90).splitlines()]
+    enumerators = re.findall(r"X\((k\w+), \"", header)
+    names = [family.name for family in plans.families(ops.explain_trust(90))]
     for family, arch, _, commit, report in table():
         assert report.startswith("benchmarks/results/"), (family, arch)
         found = json.loads((ROOT / report).read_text())
@@ -44,8 +45,12 @@ def test_each_row_has_a_passing_report():
 
 def test_library_matches_the_trust_table():
     archs = {numbers[0] for numbers in GPUS.values()} | {int(row[1]) for row in table()}
-    said = [line for arch in archs for line in ops.explain_trust(arch).splitlines() if ": verified on" in line]
-    assert sorted(line.rsplit(", ", 1)[1] for line in said) == sorted(row[4] for row in table())
+    found = [family for arch in archs for family in plans.families(ops.explain_trust(arch)) if family.verified]
+    assert sorted(family.report for family in found) == sorted(row[4] for row in table())
+    assert all(family.words.startswith("verified on sm_") for family in found)
+    assert ops.explain_trust(90)[0].splitlines() == [
+        f"{family.name}: {family.words}" for family in plans.families(ops.explain_trust(90))
+    ]
 
 
 @pytest.fixture
@@ -58,69 +63,74 @@ def explain(library, monkeypatch):
         on_layer = getattr(torch.ops, op_layer.NAME).explain_cuda.default
         x, weight = [32, channels, 56, 56], [channels, channels, 3, 3]
         rest = ("bfloat16", mode, [], [1, 1], False, True, True, GPUS[gpu])
-        return on_layer(x, weight, [1, 1], [1, 1], [1, 1], 1, *rest)
+        return read(on_layer(x, weight, [1, 1], [1, 1], [1, 1], 1, *rest))
 
     yield plan
     library.set_verified([])
 
 
 def test_unverified_sm90_is_not_planned(explain):
-    text = explain([])
-    assert not text.startswith("sm90")
-    assert re.search(r"not sm90 rows \S+: no GPU has run it yet; RESNET_FUSED_CUDA_ENGINE=sm90:rows enables it;", text)
-    assert re.search(r"not sm90 \d\S+: no GPU has run it yet; RESNET_FUSED_CUDA_ENGINE=sm90 enables it;", text)
-    assert explain([("sm90/conv_rows", 80), ("sm80/conv_fwd", 90)]) == text.replace(
-        "sm90 rows 8x8: no GPU", "sm90 rows 8x8: no sm_90"
-    ), "other GPUs, other kernels"
-    assert re.search(r"not sm90 rows \S+: no sm_90 has run it yet", explain([("sm90/conv_rows", 80)]))
+    plan = explain([])
+    assert plan.engine in ("sm80", "torch")
+    unverified = [r for r in plan.rejected if r.why == "unverified"]
+    assert {r.engine for r in unverified} == {"sm90", "sm90 rows"}
+    for r in unverified:
+        name = r.engine.replace(" ", ":")
+        assert r.reason.startswith(f"no GPU has run it yet; RESNET_FUSED_CUDA_ENGINE={name} enables it; ")
+        assert r.microseconds > 0
+    others = explain([("sm90/conv_rows", 80), ("sm80/conv_fwd", 90)])
+    assert others.engine == plan.engine
+    why = {r.why for r in others.rejected if r.engine.startswith("sm90")}
+    assert why == {"unverified"}, "other GPUs, other kernels"
+    assert all(reason.startswith("no sm_90 has run it yet") for reason in others.why_not("sm90 rows"))
 
 
 @pytest.mark.parametrize(
-    ("family", "channels", "mode", "begin", "other"),
+    ("family", "channels", "mode", "engine"),
     [
-        ("sm90/conv_rows", 64, "plain", "sm90 rows", "sm90 "),
-        ("sm90/conv_sm90", 256, "plain", "sm90 ", "sm90 rows"),
-        ("sm90/conv_sm90_stats", 256, "statistics", "sm90 ", "sm90 rows"),
+        ("sm90/conv_rows", 64, "plain", "sm90 rows"),
+        ("sm90/conv_sm90", 256, "plain", "sm90"),
+        ("sm90/conv_sm90_stats", 256, "statistics", "sm90"),
     ],
 )
-def test_verified_family_is_planned_by_default(explain, family, channels, mode, begin, other):
+def test_verified_family_is_planned_by_default(explain, family, channels, mode, engine):
     rows = [(family, 90)]
-    text = explain(rows, channels=channels, mode=mode)
-    assert text.startswith(begin), text
-    assert not text.startswith(other) or other == "sm90 "
+    plan = explain(rows, channels=channels, mode=mode)
+    assert plan.engine == engine
     without = explain([], channels=channels, mode=mode)
-    assert not without.startswith("sm90")
-    best = float(re.search(r"([\d.]+) us predicted", text)[1])
-    assert best <= float(re.search(r"([\d.]+) us predicted", without)[1])
-    assert not explain(rows, channels=channels, mode=mode, gpu="a100").startswith("sm90")
-    assert not explain(rows, "sm80", channels, mode).startswith("sm90")
-    assert not explain(rows, "torch", channels, mode).startswith("sm90")
+    assert without.engine in ("sm80", "torch")
+    assert plan.microseconds <= without.microseconds
+    for change in (dict(gpu="a100"), dict(engine="sm80"), dict(engine="torch")):
+        assert explain(rows, channels=channels, mode=mode, **change).engine in ("sm80", "torch")
 
 
 def test_faster_of_two_verified_families_is_planned(explain):
     both = explain([("sm90/conv_rows", 90), ("sm90/conv_sm90", 90)])
-    assert both.startswith("sm90 ")
-    won, lost = (float(re.search(pattern, both)[1]) for pattern in (r"([\d.]+) us", r"not sm90 [^:]*: ([\d.]+) us"))
-    assert won <= lost
+    assert both.engine in ("sm90", "sm90 rows")
+    slower = [r for r in both.rejected if r.why == "slower"]
+    assert {"sm90", "sm90 rows"} <= {r.engine for r in slower}
+    assert all(r.microseconds >= both.microseconds for r in slower)
     rows, conv = explain([("sm90/conv_rows", 90)]), explain([("sm90/conv_sm90", 90)])
-    assert rows.startswith("sm90 rows")
-    assert re.match(r"sm90 \d", conv)
-    assert "not sm90 rows" in conv
-    assert not re.search(r"not sm90 \d", rows), "conv_sm90 does not compete"
+    assert (rows.engine, conv.engine) == ("sm90 rows", "sm90")
+    for plan, other in ((rows, "sm90"), (conv, "sm90 rows")):
+        assert {r.why for r in plan.rejected if r.engine == other} == {"unverified"}, f"{other} does not compete"
 
 
 def test_verified_block_fwd_is_planned(library, monkeypatch):
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "")
     explain = getattr(torch.ops, op_layer.NAME).explain_cuda_block.default
     args = ([1, 64, 56, 56], "bfloat16", True, True, GPUS["h200"])
-    assert explain(*args).startswith("two launches\n  not sm90 block: no GPU has run it yet; RESNET_FUSED_CUDA_ENGINE")
+    plan = plans.read(explain(*args))
+    assert plan.kernel == "two launches"
+    (block,) = plan.rejected
+    assert block.reason.startswith("no GPU has run it yet; RESNET_FUSED_CUDA_ENGINE=sm90 enables it")
     library.set_verified([("sm90/block_fwd", 90)])
     try:
-        assert explain(*args).startswith("sm90 block 64")
+        assert plans.read(explain(*args)).kernel == "sm90/block_fwd"
         monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm80")
-        assert explain(*args).startswith(
-            "two launches\n  not sm90 block: RESNET_FUSED_CUDA_ENGINE names another engine"
-        )
+        plan = plans.read(explain(*args))
+        assert plan.kernel == "two launches"
+        assert [r.reason for r in plan.rejected] == ["RESNET_FUSED_CUDA_ENGINE is sm80"]
     finally:
         library.set_verified([])
 
@@ -128,14 +138,14 @@ def test_verified_block_fwd_is_planned(library, monkeypatch):
 def test_ops_launch_through_the_check():
     """first_use.cpp launches passes and makes all plans; ops launch only what was planned."""
     planned = {
-        "ops.cpp": {"launch_conv_fwd", "launch_conv_sm90", "launch_conv_rows"},
-        "train_ops.cpp": {"launch_bn_finish"},
-        "backward_ops.cpp": {"launch_conv_fwd", "launch_bn_finish"},
-        "block_ops.cpp": {"launch_block_fwd"},
+        "conv.cpp": {"launch_bn_finish"},  # and, through CONV_KERNELS, the planned kernel
+        "basic_block.cpp": {"launch_block_fwd"},
     }
     kernels = set(re.findall(r"\bvoid (launch_\w+)\(", (CUDA / "kernels" / "kernels.h").read_text()))
+    convolutions = re.findall(r"X\(k\w+, (\w+)\)", (CUDA / "kernels" / "conv_kernels.h").read_text())
+    kernels = {*kernels, *(f"launch_{kernel}" for kernel in convolutions)} - {"launch_"}
     assert len(kernels) > 10
-    for path in sorted(CUDA.glob("*.cpp")):
+    for path in sorted(CUDA.rglob("*.cpp")):
         if path.name in ("first_use.cpp", "plan_cache.cpp"):
             continue
         text = path.read_text()
@@ -148,7 +158,7 @@ def test_ops_launch_through_the_check():
 @pytest.mark.parametrize("check", ["first", "0"])
 @torch.no_grad()
 def test_trusted_kernel_allocates_nothing(host, check):
-    families = [line.split(":")[0] for line in ops.explain_trust(90).splitlines()]
+    families = [family.name for family in plans.families(ops.explain_trust(90))]
     host.set_device(*GPUS["h200"])
     host.set_verified([(family, 90) for family in families])
     counts = {}
@@ -170,11 +180,8 @@ def test_trusted_kernel_allocates_nothing(host, check):
 
 def test_info_lists_verified_families(monkeypatch):
     assert info._trust(80) == "none of 13 kernel families; the first use of each kernel is checked against eager"
-    lines = [
-        "a/b: verified on sm_90, 2026-12-01, commit 0123abc, benchmarks/results/x.json",
-        "c/d: no GPU has run it yet",
-    ]
-    monkeypatch.setattr(info.ops, "explain_trust", lambda arch: "\n".join(lines))
+    rows = [plans.Family("a/b", "benchmarks/results/x.json", "verified"), plans.Family("c/d", "", "not yet")]
+    monkeypatch.setattr(info.plans, "families", lambda explained: rows)
     assert info._trust(90) == "a/b; for the others (c/d) the first use is checked against eager"
-    monkeypatch.setattr(info.ops, "explain_trust", lambda arch: lines[0])
+    monkeypatch.setattr(info.plans, "families", lambda explained: rows[:1])
     assert info._trust(90) == "all 1 kernel families"

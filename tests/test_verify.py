@@ -12,7 +12,7 @@ import pytest
 import torch
 from support import ROOT, run_python
 
-from resnet_fused import cli, ops, reference
+from resnet_fused import cli, ops, plans, reference
 from resnet_fused.cli._gpus import GPUS
 from resnet_fused.cli.verify import cases, problems, processes, report, truth
 from resnet_fused.cli.verify.processes import Limits, Unit
@@ -118,7 +118,7 @@ def test_spawned_processes_give_the_same_results(tmp_path):
 # The cases
 
 #: The families of the trust table.
-FAMILIES = {line.partition(":")[0] for line in ops.explain_trust(90).splitlines()}
+FAMILIES = {family.name for family in plans.families(ops.explain_trust(90))}
 ON_HOPPER = {*FAMILIES, cases.TORCH}
 
 

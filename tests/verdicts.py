@@ -91,7 +91,7 @@ def _prepare(session):
         try:
             known = {p for item in session.items if _is_emulated(item) for p in _libraries(item)}
             fixtures.prepare(session, known & {_cuda_on_cpu().build.library(n) for n in _cuda_on_cpu().LIBRARIES})
-        except Exception as error:  # a compiler error, or a planted bug that no longer applies
+        except Exception as error:  # a compiler error, or a mutation that no longer applies
             session.stash[_failure] = f"{type(error).__name__}: {error}"
     if session.stash[_failure]:
         pytest.fail(session.stash[_failure], pytrace=False)

@@ -54,12 +54,12 @@ Tensor aten_convolution_backward(GradientOf which, const Tensor& grad, const Ten
   return all[input ? 0 : 1];
 }
 
-Tensor aten_flipped(const Tensor& weight) {
-  if (weight.size(2) == 1 && weight.size(3) == 1) return torch::stable::transpose(weight, 0, 1);
+Tensor aten_flip(const Tensor& weight) {
+  if (weight.size(2) == 1 && weight.size(3) == 1) return weight;
   constexpr Pair kImage{2, 3};
   std::array<StableIValue, 2> stack{from(weight), from(IntView(kImage))};
   call_aten("aten::flip", "", stack);
-  return torch::stable::transpose(to<Tensor>(stack[0]), 0, 1);
+  return to<Tensor>(stack[0]);
 }
 
 Tensor aten_max_pool2d(const Tensor& x, IntView kernel, IntView stride, IntView padding) {

@@ -73,8 +73,8 @@ Tensor aten_convolution(const Tensor& x, const Tensor& weight, const OptTensor& 
 enum class GradientOf { kInput, kWeight };
 Tensor aten_convolution_backward(GradientOf which, const Tensor& grad, const Tensor& x, const Tensor& weight,
                                  IntView stride, IntView padding, IntView dilation, int64_t groups);
-// (K, C, R, S) -> (C, K, R, S) with flipped filters: a view, or a copy in the weight's layout.
-Tensor aten_flipped(const Tensor& weight);
+// A filter with its taps in reverse order: a copy, or the filter itself if it is 1x1.
+Tensor aten_flip(const Tensor& weight);
 Tensor aten_max_pool2d(const Tensor& x, IntView kernel, IntView stride, IntView padding);
 Tensor aten_to(const Tensor& x, ScalarType dtype);
 // A dense tensor with like's dtype (or the given one), channels_last if requested and four-dimensional. Bypasses the

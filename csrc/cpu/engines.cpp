@@ -51,8 +51,7 @@ FilterView filter_of(const Conv& conv) {
 }
 
 Conv with_weight(Conv conv) {
-  if (conv.flipped)
-    conv.weight = aten_contiguous(aten_flipped(torch::stable::transpose(conv.weight, 0, 1)), /*channels_last=*/true);
+  if (conv.flipped) conv.weight = aten_contiguous(aten_flip(conv.weight), /*channels_last=*/true);
   conv.flipped = false;
   return conv;
 }

@@ -11,7 +11,7 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
-from .. import _library, ops
+from .. import _library, ops, plans
 from ._machine import cpu_name, onednn_version, package_version
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -83,13 +83,13 @@ def _archs() -> list[int]:
 
 def _trust(arch: int) -> str:
     """Which kernel families are verified on this compute capability (docs/architecture.md, Trust)."""
-    words = dict(line.split(": ", 1) for line in ops.explain_trust(arch).splitlines())
-    verified = [family for family, said in words.items() if said.startswith("verified")]
-    others = [family for family in words if family not in verified]
+    families = plans.families(ops.explain_trust(arch))
+    verified = [family.name for family in families if family.verified]
+    others = [family.name for family in families if not family.verified]
     if not others:
-        return f"all {len(words)} kernel families"
+        return f"all {len(families)} kernel families"
     if not verified:
-        return f"none of {len(words)} kernel families; the first use of each kernel is checked against eager"
+        return f"none of {len(families)} kernel families; the first use of each kernel is checked against eager"
     return f"{', '.join(verified)}; for the others ({', '.join(others)}) the first use is checked against eager"
 
 

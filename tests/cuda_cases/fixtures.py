@@ -61,52 +61,52 @@ def primitives(compiler):
 
 
 @pytest.fixture
-def planted(compiler, bug):
-    """The kernels with the test's planted bug."""
+def mutant(compiler, mutation):
+    """The kernels with the test's mutation."""
     import cuda_on_cpu
 
-    kernels = cuda_on_cpu.load_planted(bug.plant)
+    kernels = cuda_on_cpu.load_mutant(mutation.patch)
     yield kernels
     kernels.close()
 
 
-SAMPLED = 8  # one in SAMPLED planted bugs is in the sample
+SAMPLED = 8  # one in SAMPLED mutations is in the sample
 
 
 def add_options(parser):
     parser.addoption(
-        "--planted-bugs",
+        "--mutations",
         default="all",
         metavar="all|none|sample,sm80,sm90,bn,pool,tile,primitives",
-        help="which planted bugs run: all (default), none, a sample that the commit chooses, those of these folders",
+        help="which mutations run: all (default), none, a sample that the commit chooses, those of these folders",
     )
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "planted_bug: the emulator catches the bug that is planted (tests/planting.py)")
+    config.addinivalue_line("markers", "mutation: the emulator catches this edit of a kernel (tests/mutation.py)")
 
 
 def pytest_report_header(config):
-    if (which := config.getoption("planted_bugs")) != "all":
+    if (which := config.getoption("mutations")) != "all":
         more = f" (one of {SAMPLED}, by commit {commit()[:12]})" if "sample" in which else ""
-        return f"planted bugs: {which}{more}; make proof runs all"
+        return f"mutations: {which}{more}; make proof runs all"
     return None
 
 
 def pytest_collection_modifyitems(config, items):
-    import planting
+    import mutation
 
-    which = config.getoption("planted_bugs")
+    which = config.getoption("mutations")
     if which == "all":
         return
-    left = {item for item, bug in planting.all_bugs(items).items() if not is_chosen(bug, which, item.nodeid)}
+    left = {item for item, each in mutation.all_mutations(items).items() if not is_chosen(each, which, item.nodeid)}
     config.hook.pytest_deselected(items=list(left))
     items[:] = [item for item in items if item not in left]
 
 
-def is_chosen(bug, which, nodeid):
+def is_chosen(mutation, which, nodeid):
     sampled = hashlib.sha256(f"{commit()} {nodeid}".encode()).digest()[0] % SAMPLED == 0
-    return bug.family in which.split(",") or ("sample" in which.split(",") and sampled)
+    return mutation.family in which.split(",") or ("sample" in which.split(",") and sampled)
 
 
 @functools.cache
@@ -122,17 +122,17 @@ def prepare(session, known):
     If all tests are in one file, libraries of fixtures are not compiled in advance but when loaded.
     """
     import cuda_on_cpu
-    import planting
+    import mutation
 
     items = [item for item in session.items if item.get_closest_marker("emulator")]
     fixtures = {name for item in items for name in item.fixturenames}
     libraries = set(known)
     if len({item.path for item in items}) > 1:
-        if fixtures & {"kernels", "planted"}:
+        if fixtures & {"kernels", "mutant"}:
             libraries.update(map(cuda_on_cpu.build.library, cuda_on_cpu.libraries.LIBRARIES))
         libraries.update(cuda_on_cpu.build.library(name) for f, name in LIBRARIES.items() if f in fixtures)
-    plants = [bug.plant for bug in planting.all_bugs(items).values()]
-    cuda_on_cpu.prepare(sorted(libraries), plants)
+    patches = [each.patch for each in mutation.all_mutations(items).values()]
+    cuda_on_cpu.prepare(sorted(libraries), patches)
 
 
 #: Fixture -> library that it loads.

@@ -51,14 +51,14 @@ def check_reduce(kernels, g, channels_last=True, **options):
     return report
 
 
-def check_kept(kernels, g, channels_last=True, kept=None, **options):
-    """Checks the sums, and that ``kept`` is bit-identical to grad masked by out."""
-    kept = poisoned(g.x) if kept is None else kept
-    actual, report = reduce(kernels, g, channels_last, kept=kept, **options)
+def check_masked_grad(kernels, g, channels_last=True, masked_grad=None, **options):
+    """Checks the sums, and that ``masked_grad`` is bit-identical to grad masked by out."""
+    masked_grad = poisoned(g.x) if masked_grad is None else masked_grad
+    actual, report = reduce(kernels, g, channels_last, masked_grad=masked_grad, **options)
     assert report["error_count"] == 0, report["errors"]
     want = reference.bn_act_backward_reduce
     agree(actual, want(*eager_args(g)), want(*eager_args(g, True)))
-    torch.testing.assert_close(kept, torch.where(g.out <= 0, 0, g.grad), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(masked_grad, torch.where(g.out <= 0, 0, g.grad), rtol=0, atol=0, equal_nan=True)
 
 
 def check_backward(kernels, g, channels_last=True, frozen=False, **options):

@@ -1,7 +1,7 @@
 """Runs the CUDA kernels on the CPU and checks every access. See docs/kernels/emulator.md.
 
 ``load()`` returns the kernel libraries, compiled with g++ from the unchanged sources; ninja rebuilds what changed. A
-library has the functions of ``bindings/``. ``load_planted(Plant(...))`` returns them with a planted bug.
+library has the functions of ``bindings/``. ``load_mutant(Patch(...))`` returns them with a mutation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from . import build, report
-from .build import Planted, missing
+from .build import Mutant, missing
 from .libraries import CHECKS, LIBRARIES, PRIMITIVES, ROOT, SOURCES, Own, containing
 
 __all__ = [
@@ -23,10 +23,10 @@ __all__ = [
     "PRIMITIVES",
     "Kernels",
     "Library",
-    "Plant",
+    "Patch",
     "load",
+    "load_mutant",
     "load_own",
-    "load_planted",
     "missing",
     "prepare",
     "used",
@@ -37,8 +37,8 @@ __all__ = [
 used: dict[Path, str] = {}
 
 
-class Plant(NamedTuple):
-    """A bug: replaces ``old`` by ``new`` in ``file`` (below csrc/).
+class Patch(NamedTuple):
+    """A mutation: replaces ``old`` by ``new`` in ``file`` (below csrc/).
 
     ``sources``: stems of the .cu files compiled with it. ``variants``: a C++ condition on a kernel's variant ``v``;
     other variants are not compiled and cannot be launched. ``own``: a test's library; ``file`` then names one of its
@@ -79,15 +79,15 @@ class Kernels:
     Attributes are functions: ``compiled_*`` lists the variants of all libraries; any other must be in all of them.
     """
 
-    def __init__(self, planted: Planted | None = None) -> None:
-        self._planted, self._open = planted, dict[str, Library]()
+    def __init__(self, mutant: Mutant | None = None) -> None:
+        self._mutant, self._open = mutant, dict[str, Library]()
 
     def __getitem__(self, name: str) -> Library:
         if name not in self._open:
             file = build.library(name)
-            if self._planted and name in self._planted.libraries:
-                file = self._planted.library(name)
-            build.build([file], [self._planted] * (self._planted is not None))
+            if self._mutant and name in self._mutant.libraries:
+                file = self._mutant.library(name)
+            build.build([file], [self._mutant] * (self._mutant is not None))
             self._open[name] = Library(file)
         return self._open[name]
 
@@ -126,9 +126,9 @@ def load() -> Kernels:
     return _clean()
 
 
-def load_planted(plant: Plant) -> Kernels | Library:
+def load_mutant(patch: Patch) -> Kernels | Library:
     """The kernels with a bug. The caller must close() them."""
-    return Kernels(_planted(plant)) if plant.own is None else _own(plant.own, plant)
+    return Kernels(_mutant(patch)) if patch.own is None else _own(patch.own, patch)
 
 
 @functools.cache
@@ -137,35 +137,35 @@ def load_own(own: Own) -> Library:
     return _own(own)
 
 
-def prepare(libraries: Iterable[Path], plants: Iterable[Plant] = ()) -> None:
-    """Builds libraries and planted bugs in one ninja run."""
-    bugs = [_planted(plant) for plant in dict.fromkeys(plants)]  # two tests may plant the same bug
-    build.build([*libraries, *(bug.library(name) for bug in bugs for name in bug.libraries)], bugs)
+def prepare(libraries: Iterable[Path], patches: Iterable[Patch] = ()) -> None:
+    """Builds libraries and mutations in one ninja run."""
+    mutants = [_mutant(patch) for patch in dict.fromkeys(patches)]  # two tests may have the same patch
+    build.build([*libraries, *(mutant.library(name) for mutant in mutants for name in mutant.libraries)], mutants)
 
 
-def _own(own: Own, plant: Plant | None = None) -> Library:
-    bugs = [_planted(plant)] if plant else []
-    file = bugs[0].library(own.name) if bugs else build.library(own.name)
-    build.build([file], bugs)
+def _own(own: Own, patch: Patch | None = None) -> Library:
+    mutants = [_mutant(patch)] if patch else []
+    file = mutants[0].library(own.name) if mutants else build.library(own.name)
+    build.build([file], mutants)
     return Library(file)
 
 
-def _planted(plant: Plant) -> Planted:
+def _mutant(patch: Patch) -> Mutant:
     """Writes a copy of the source file with the bug."""
-    own = plant.own
+    own = patch.own
     by_name = {path.name: path for path in own.kernels} if own else {}
-    original = by_name.get(plant.file, ROOT / "csrc" / plant.file)
+    original = by_name.get(patch.file, ROOT / "csrc" / patch.file)
     text = original.read_text()
-    if text.count(plant.old) != 1:
-        raise ValueError(f"{plant.old!r} occurs {text.count(plant.old)} times in {plant.file}")
-    if own is None and not plant.sources:
-        raise ValueError(f"no kernel source is compiled with the bug in {plant.file}; name those that read it")
-    libraries = (own.name,) if own else containing(plant.sources)
-    folder = build.BUILD / ("planted_" + hashlib.sha256(repr(plant).encode()).hexdigest()[:12])
-    copy = folder / "include" / plant.file
-    text = text.replace(plant.old, plant.new)
+    if text.count(patch.old) != 1:
+        raise ValueError(f"{patch.old!r} occurs {text.count(patch.old)} times in {patch.file}")
+    if own is None and not patch.sources:
+        raise ValueError(f"no kernel source is compiled with the bug in {patch.file}; name those that read it")
+    libraries = (own.name,) if own else containing(patch.sources)
+    folder = build.BUILD / ("mutant_" + hashlib.sha256(repr(patch).encode()).hexdigest()[:12])
+    copy = folder / "include" / patch.file
+    text = text.replace(patch.old, patch.new)
     if not copy.exists() or copy.read_text() != text:
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(text)
-    sources = (copy,) if own else tuple(copy if SOURCES[s] == original else SOURCES[s] for s in plant.sources)
-    return Planted(folder, sources, libraries, plant.variants, own)
+    sources = (copy,) if own else tuple(copy if SOURCES[s] == original else SOURCES[s] for s in patch.sources)
+    return Mutant(folder, sources, libraries, patch.variants, own)

@@ -1,7 +1,7 @@
 """Compiles the emulator and its libraries with one ninja file, one object per source.
 
 ``build/cuda_on_cpu`` has the emulator (a Python module), the kernel libraries (libraries.py), those of tests (``own``),
-the op layer twice (op_layer.py), and a folder for each planted bug.
+the op layer twice (op_layer.py), and a folder for each mutation.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ WRAPPED = {
 TORCH_TARGET = "0x020a000000000000ULL"  # as in build_tools/ninja_file.py
 MOST_OUTPUT = 6000  # characters of compiler output in an error message
 
-# gnu_unique symbols would merge a planted bug's variables with those of other libraries and prevent unloading.
+# gnu_unique symbols would merge a mutation's variables with those of other libraries and prevent unloading.
 COMMON = "-std=c++17 -fPIC -fno-gnu-unique -ffp-contract=off"
 STRICT = "-Wall -Wextra -Werror"
 # -fsanitize makes every plain access call a hook of runtime/hooks.cpp. Without sibling calls, return addresses name the
@@ -58,7 +58,7 @@ CHECKED = (
 PRECOMPILED = HERE / "include" / "precompiled.h"
 
 
-class Planted(NamedTuple):
+class Mutant(NamedTuple):
     """A copy of a source file with a bug in it, and the libraries that have the bug."""
 
     folder: Path  # has the objects; the copy is below include/
@@ -85,13 +85,13 @@ def library(name: str) -> Path:
     return BUILD / "libraries" / f"{name}.so"
 
 
-def build(targets: Iterable[Path], planted: Iterable[Planted] = ()) -> None:
+def build(targets: Iterable[Path], mutant: Iterable[Mutant] = ()) -> None:
     """Builds out-of-date targets with ninja, one compiler per core. A lock makes other processes wait."""
     BUILD.mkdir(parents=True, exist_ok=True)
     with _locked():
         file = BUILD / "build.ninja"
         file.write_text(
-            "\n".join([*_rules(), *_everything(), *_own(CHECKS), *_own(PRIMITIVES), *_planted(planted)]) + "\n"
+            "\n".join([*_rules(), *_everything(), *_own(CHECKS), *_own(PRIMITIVES), *_mutant(mutant)]) + "\n"
         )
         arguments = ["-C", str(ROOT), "-f", str(file), *(str(t) for t in targets)]
         done = subprocess.run([_ninja(), *arguments], capture_output=True, text=True)
@@ -115,7 +115,7 @@ def _torch() -> Path:
 def _rules() -> list[str]:
     import pybind11
 
-    # The emulator's include folder shadows csrc/cuda/runtime/launch.h and device/ptx; a planted copy shadows both.
+    # The emulator's include folder shadows csrc/cuda/runtime/launch.h and device/ptx; a mutant copy shadows both.
     own = f"-I{HERE / 'include'} -I{HERE} -I{CSRC}"
     python = f"-isystem {pybind11.get_include()} -isystem {sysconfig.get_paths()['include']}"
     layer = f"-I{OPS / 'include'} {own} -isystem {_torch() / 'include'} -DTORCH_TARGET_VERSION={TORCH_TARGET}"
@@ -125,8 +125,8 @@ def _rules() -> list[str]:
         "module": f"-O0 {STRICT} {hidden} {own} {python}",
         "bindings": f"-O0 {STRICT} {hidden} $more {own}",
         "kernel": f"-O1 {CHECKED} {STRICT} -Wframe-larger-than=65536 {hidden} $more {own}",
-        # A planted bug runs briefly, so compile time dominates (-O0), and it may leave a variable unused (-w).
-        "planted": f"-O0 {CHECKED} -w {hidden} $more {own}",
+        # A mutation runs briefly, so compile time dominates (-O0), and it may leave a variable unused (-w).
+        "mutant": f"-O0 {CHECKED} -w {hidden} $more {own}",
         # Host code, compiled as for a GPU: optimised, without checks.
         "ops": f"-O2 {STRICT} {hidden} $more {layer}",
         "host": f"-O2 {STRICT} -Wno-unknown-pragmas {hidden} -I{OPS / 'no_launch'} {own}",
@@ -135,14 +135,14 @@ def _rules() -> list[str]:
     for rule, flags in rules.items():
         lines += [f"rule {rule}", f"  command = g++ -MMD -MF $out.d {COMMON} {flags} -x c++ -c $in -o $out"]
         lines += ["  depfile = $out.d"]
-    for rule in ("kernel", "planted"):
+    for rule in ("kernel", "mutant"):
         lines += [f"rule {rule}_header", f"  command = g++ {COMMON} {rules[rule]} -x c++-header $in -o $out"]
     return [*lines, "rule link", "  command = g++ -shared -pthread -o $out $in $libs"]
 
 
 def _compile(rule: str, source: Path, folder: Path, **variables: str) -> tuple[Path, list[str]]:
     built = folder / f"{rule}_{source.stem}.o"
-    header = f" | {_header(rule)}" if rule in ("kernel", "planted") else ""
+    header = f" | {_header(rule)}" if rule in ("kernel", "mutant") else ""
     if header:
         variables["more"] = f"{variables.get('more', '')} -include {_header(rule).with_suffix('')}"
     return built, [f"build {built}: {rule} {source}{header}", *(f"  {k} = {v}" for k, v in variables.items())]
@@ -172,7 +172,7 @@ def _everything() -> list[str]:
             objects.append(built)
         return objects
 
-    for rule in ("kernel", "planted"):
+    for rule in ("kernel", "mutant"):
         lines.append(f"build {_header(rule)}: {rule}_header {PRECOMPILED}")
     emulator = compiled("runtime", [*sorted((HERE / "runtime").glob("*.cpp")), *HOST], "emulator")
     emulator += compiled("runtime", [HERE / "bindings" / "session.cpp"], "emulator/bindings")
@@ -217,14 +217,14 @@ def _own(own: Own) -> list[str]:
     return [*lines, *_link(library(own.name), [*objects, BUILD / "libraries" / "bindings_library.o"])]
 
 
-def _planted(planted: Iterable[Planted]) -> list[str]:
+def _mutant(mutant: Iterable[Mutant]) -> list[str]:
     lines = []
-    for p in planted:
+    for p in mutant:
         include = [p.folder / "include", *(p.own.include if p.own else ())]
         more = " ".join(f"-I{path}" for path in include) + f" '-DCOMPILES(v)=({p.variants})'"
         ours = {}
         for source in p.sources:
-            ours[source.stem], of_object = _compile("planted", source, p.folder, more=more)
+            ours[source.stem], of_object = _compile("mutant", source, p.folder, more=more)
             lines += of_object
         for name in p.libraries:
             if p.own:

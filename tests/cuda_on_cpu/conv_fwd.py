@@ -14,7 +14,14 @@ from .tensors import DTYPES, POISON, SUFFIXES, BatchNorm, span, vectors
 MODES = ["plain", "prologue", "projection", "projection-prologue"]
 STATISTICS = ["statistics", "prologue-statistics"]
 GRADIENT = "gradient-sums"
-ALL_MODES = [*MODES, *STATISTICS, GRADIENT]  # in the order of ConvFwdMode in csrc/cuda/kernels/conv.h
+# Mode -> (Prologue, Epilogue) of csrc/cuda/kernels/conv.h.
+AXES = dict(zip([*MODES, *STATISTICS, GRADIENT], [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2), (0, 3)], strict=True))
+
+
+def is_mode(name: str) -> str:
+    """The C++ expression that is true for compiled variants ``v`` of a mode."""
+    prologue, epilogue = AXES[name]
+    return f"(v.mode == ConvMode{{static_cast<Prologue>({prologue}), static_cast<Epilogue>({epilogue})}})"
 
 
 class Variant(NamedTuple):
@@ -23,12 +30,13 @@ class Variant(NamedTuple):
     mode: str
 
     @classmethod
-    def of(cls, numbers: tuple[int, int, int, int]) -> Variant:
-        return cls(DTYPES[numbers[0]], (numbers[1], numbers[2]), ALL_MODES[numbers[3]])
+    def of(cls, numbers: tuple[int, ...]) -> Variant:
+        mode = next(name for name, axes in AXES.items() if axes == tuple(numbers[3:]))
+        return cls(DTYPES[numbers[0]], (numbers[1], numbers[2]), mode)
 
     @property
-    def numbers(self) -> tuple[int, int, int, int]:
-        return DTYPES.index(self.dtype), *self.tile, ALL_MODES.index(self.mode)
+    def numbers(self) -> tuple[int, ...]:
+        return DTYPES.index(self.dtype), *self.tile, *AXES[self.mode]
 
     def __str__(self) -> str:
         return f"{str(self.dtype)[6:]}-{self.tile[0]}x{self.tile[1]}-{self.mode}"

@@ -77,8 +77,8 @@ def _own(frames: list[str]) -> str:
 
 
 def _short(path: Path) -> str:
-    """The path from the root; a planted copy is shown as its original."""
+    """The path from the root; a mutant copy is shown as its original."""
     parts = path.resolve().parts
-    if "include" in parts and any(p.startswith("planted_") for p in parts):
+    if "include" in parts and any(p.startswith("mutant_") for p in parts):
         return str(Path("csrc", *parts[parts.index("include") + 1 :]))
     return str(path.resolve().relative_to(ROOT)) if ROOT in path.resolve().parents else str(path)

@@ -27,46 +27,48 @@ struct ConvFwdParams {
   int32_t splits = 1;                  // sm80, split-K: slices of the main GEMM; a projection adds one slice
   int32_t dp_tiles = 0, sk_units = 0;  // sm90, stream-K: tiles from dp_tiles on are cut into sk_units; 0: none
   bool relu = false;
-  float* statistics = nullptr;   // has_statistics(): (parts of the pixels, 3, k), the moments of bn/reduction.h
-  const void* pre_bn = nullptr;  // kGradientSums: (n, p, q, k), pre-BN input of main.bn; `statistics` gets the sums
+  float* statistics = nullptr;   // leaves_parts(): (parts of the pixels, 3 or 2, k), as in bn/reduction.h
+  const void* pre_bn = nullptr;  // kGradientSums: (n, p, q, k), the pre-BN input of main.bn
 };
 
-// kProjectionPrologue: only the projection's input has the prologue. kStatistics, kPrologueStatistics: out = conv(x) +
-// bias, without BatchNorm, and the moments of the stored values. kGradientSums: out = conv(x) + residual, the gradient
-// of relu(main.bn(pre_bn)), and the sums of bn_backward_reduce. The last three use neither split-K nor stream-K.
-enum class ConvFwdMode : int32_t {
-  kPlain,
-  kPrologue,
-  kProjection,
-  kProjectionPrologue,
-  kStatistics,
-  kPrologueStatistics,
-  kGradientSums
+// What a convolution does as it reads its input. With a projection, the prologue is the projection's: the main
+// convolution then has none.
+enum class Prologue : int32_t {
+  kNone,
+  kBnRelu,  // reads relu(pre(x))
 };
 
-constexpr bool has_projection(ConvFwdMode mode) {
-  return mode == ConvFwdMode::kProjection || mode == ConvFwdMode::kProjectionPrologue;
-}
+// What it does as it writes its output y.
+enum class Epilogue : int32_t {
+  kAffine,        // act(bn(y) + residual)
+  kProjection,    // act(bn(y) + projection.bn(conv1x1(projection.x)))
+  kMoments,       // y + bias, rounded, and the moments of the stored values
+  kGradientSums,  // y + residual, the gradient of relu(bn(pre_bn)), and the sums of bn_backward_reduce
+};
 
-constexpr bool has_prologue(ConvFwdMode mode) {
-  return mode == ConvFwdMode::kPrologue || mode == ConvFwdMode::kProjectionPrologue ||
-         mode == ConvFwdMode::kPrologueStatistics;
-}
+struct ConvMode {
+  Prologue prologue = Prologue::kNone;
+  Epilogue epilogue = Epilogue::kAffine;
 
-constexpr bool has_statistics(ConvFwdMode mode) {
-  return mode == ConvFwdMode::kStatistics || mode == ConvFwdMode::kPrologueStatistics;
-}
+  constexpr bool operator==(const ConvMode& o) const { return prologue == o.prologue && epilogue == o.epilogue; }
+};
 
-// Whether each pixel tile stores partial moments or sums, which bn_finish combines.
-constexpr bool leaves_parts(ConvFwdMode mode) { return has_statistics(mode) || mode == ConvFwdMode::kGradientSums; }
+constexpr bool has_prologue(ConvMode m) { return m.prologue != Prologue::kNone; }
+constexpr bool has_projection(ConvMode m) { return m.epilogue == Epilogue::kProjection; }
+constexpr bool has_moments(ConvMode m) { return m.epilogue == Epilogue::kMoments; }
+constexpr bool has_gradient_sums(ConvMode m) { return m.epilogue == Epilogue::kGradientSums; }
+
+// Whether each pixel tile stores partial moments or sums, which bn_finish combines. Then neither split-K nor stream-K
+// is used: both need complete sums.
+constexpr bool leaves_parts(ConvMode m) { return has_moments(m) || has_gradient_sums(m); }
 
 // Identifies a compiled kernel within its family.
 struct ConvFwdVariant {
   Dtype dtype;             // kFloat32 is multiplied as TF32
   int32_t tile_m, tile_n;  // output pixels and channels; conv_rows: rows and columns of pixels
-  ConvFwdMode mode;
+  ConvMode mode;
 
-  bool operator==(const ConvFwdVariant& o) const {
+  constexpr bool operator==(const ConvFwdVariant& o) const {
     return dtype == o.dtype && tile_m == o.tile_m && tile_n == o.tile_n && mode == o.mode;
   }
 };

@@ -6,11 +6,10 @@
 #include "cuda/kernels/bn/bn_finish.h"
 #include "cuda/kernels/bn/bn_gradient.h"
 #include "cuda/kernels/bn/bn_stats.h"
+#include "cuda/kernels/conv.h"
+#include "cuda/kernels/conv_kernels.h"
 #include "cuda/kernels/pool/pool.h"
-#include "cuda/kernels/sm80/conv_fwd.h"
 #include "cuda/kernels/sm90/block_fwd.h"
-#include "cuda/kernels/sm90/conv_rows.h"
-#include "cuda/kernels/sm90/conv_sm90.h"
 #include "cuda/runtime/queue.h"
 
 namespace resnet_fused::cuda {
@@ -38,20 +37,21 @@ std::vector<PoolVariant> compiled_pool_backward();
 // One kernel. If there are too many parts for one block, more kernels merge them first.
 void launch_bn_finish(const BnFinishParams& params, const Queue& queue);
 
-// With params.splits > 1, two kernels: partial sums, then conv_finish, which adds them in a fixed order.
-void launch_conv_fwd(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue);
-std::vector<ConvFwdVariant> compiled_conv_fwd();
+// Convolutions. sm80/conv_fwd with params.splits > 1, and sm90/conv_sm90 with params.sk_units > 0, launch two kernels:
+// one that leaves partial sums, and the finishing kernel, which adds them in a fixed order. sm90/ runs on Hopper only.
+// conv_rows_takes() accepts the shape that conv_rows gets; a variant's tile is rows x columns of pixels there.
+#define DECLARE(engine, kernel)                                                                         \
+  void launch_##kernel(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue); \
+  std::vector<ConvFwdVariant> compiled_##kernel();
+CONV_KERNELS(DECLARE)
+#undef DECLARE
 
-// Hopper only. With params.sk_units > 0, two kernels: partial sums of the tail, then conv_sm90_finish, which adds them.
-void launch_conv_sm90(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue);
-std::vector<ConvFwdVariant> compiled_conv_sm90();
+// out = act(bn(sum of the partials) + shortcut): of split-K slices, and of the work units of each stream-K tile. They
+// are added in order, so results are bit-reproducible.
+void launch_conv_finish(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue);
+void launch_conv_sm90_finish(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue);
 
-// Hopper only. conv_rows_takes() accepts params.main.shape; no prologue; params.splits is 1. A variant's tile is rows x
-// columns of pixels.
-void launch_conv_rows(const ConvFwdParams& params, const ConvFwdVariant& variant, const Queue& queue);
-std::vector<ConvFwdVariant> compiled_conv_rows();
-
-// Hopper only: a dp_tiles identity BasicBlock.
+// Hopper only: a whole identity BasicBlock.
 void launch_block_fwd(const BlockFwdParams& params, const BlockFwdVariant& variant, const Queue& queue);
 std::vector<BlockFwdVariant> compiled_block_fwd();
 

@@ -11,19 +11,18 @@ namespace resnet_fused::cuda {
 
 namespace {
 
-using torch::stable::accelerator::DeviceGuard;
-
-BlockProblem problem_of(const BasicBlock& block, bool allow_tf32) {
+Problem problem_of(const BasicBlock& block, bool allow_tf32) {
   const Conv &first = block.first, &second = block.second;
-  BlockProblem p;
+  Problem p;
+  p.task = Task::kBasicBlock;
   p.dtype = dtype_of(first.x);
-  p.conv = shape_of(first);
+  p.main = shape_of(first);
   p.aligned = is_aligned(first.x) && is_aligned(first.weight) && is_aligned(second.weight);
   p.allow_tf32 = allow_tf32;
   return p;
 }
 
-Tensor run_block(const BasicBlock& block, const BlockPlan& plan) {
+Tensor run_in_one_launch(const BasicBlock& block) {
   const Conv& first = block.first;
   const Operands convs[] = {Operands(first), Operands(block.second)};
   const Tensor out = aten_empty(first.output_sizes(), first.x, /*channels_last=*/true);
@@ -37,8 +36,15 @@ Tensor run_block(const BasicBlock& block, const BlockPlan& plan) {
   p.out = out.mutable_data_ptr();
   const ConvShape shape = shape_of(first);
   p.n = shape.n, p.h = shape.h, p.w = shape.w;
-  launch_block_fwd(p, plan.variant, current_queue(first.x.get_device_index()));
-  return aten_contiguous(out, first.channels_last || block.second.channels_last);
+  launch_block_fwd(p, {dtype_of(first.x), shape.c}, current_queue(first.x.get_device_index()));
+  return out;
+}
+
+Tensor run_in_two_launches(const BasicBlock& block, bool allow_tf32) {
+  const Tensor middle =
+      run_conv({block.first, Epilogue::kAffine, nullptr, std::nullopt, /*relu=*/true, allow_tf32}).out;
+  const Conv second = block.of_middle(aten_contiguous(middle, block.first.channels_last));
+  return run_conv({second, Epilogue::kAffine, nullptr, block.first.x, /*relu=*/true, allow_tf32}).out;
 }
 
 Tensor basic_block(const Tensor& x, const Tensor& weight1, const OptTensor& bias1, const OptTensor& gamma1,
@@ -50,11 +56,10 @@ Tensor basic_block(const Tensor& x, const Tensor& weight1, const OptTensor& bias
   const BasicBlock block = make_basic_block(x, weight1, bias1, {gamma1, beta1, mean1, var1, eps1}, weight2, bias2,
                                             {gamma2, beta2, mean2, var2, eps2});
   const int device = x.get_device_index();
-  const DeviceGuard guard(device);
-  const BlockPlan plan = plan_block(problem_of(block, allow_tf32), device);
-  if (plan.one_launch) return run_block(block, plan);
-  return run_conv(block.of_middle(run_conv(block.first, std::nullopt, /*relu=*/true, allow_tf32)), x, /*relu=*/true,
-                  allow_tf32);
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const bool one_launch = plan_now(problem_of(block, allow_tf32), device).engine == Engine::kSm90Block;
+  const Tensor out = one_launch ? run_in_one_launch(block) : run_in_two_launches(block, allow_tf32);
+  return aten_contiguous(out, block.first.channels_last || block.second.channels_last);
 }
 
 }  // namespace

@@ -50,32 +50,15 @@ void demand(const KernelVariant& v, int device) {
 
 bool merges(int64_t parts) { return parts > kMostParts; }
 
-KernelVariant variant_of(const ConvProblem& p, const ConvPlan& plan) {
-  if (plan.engine == ConvEngine::kSm90Rows) return variant_of_rows(plan.variant);
-  const ConvFwdMode mode = plan.variant.mode;
-  bool finished = plan.splits > 1 || plan.sk_units > 0;
-  if (leaves_parts(mode)) {
-    const int64_t each = has_statistics(mode) ? plan.part : plan.variant.tile_m;
-    finished = merges((int64_t{p.main.n} * p.main.p * p.main.q + each - 1) / each);
-  }
-  return plan.engine == ConvEngine::kSm90 ? variant_of_sm90(plan.variant, finished)
-                                          : variant_of_sm80(plan.variant, finished);
-}
-
 }  // namespace
 
-ConvPlan plan_conv(const ConvProblem& problem, int device) {
-  const ConvPlan plan = cached_plan(problem, device_numbers(device), chosen_engine());
-  if (plan.engine == ConvEngine::kTorch || may_launch(variant_of(problem, plan), device)) return plan;
-  ConvPlan torch;
-  torch.variant.mode = problem.mode;
-  return torch;
-}
-
-BlockPlan plan_block(const BlockProblem& problem, int device) {
-  const BlockPlan plan = cached_block_plan(problem, device_numbers(device), chosen_engine());
-  if (!plan.one_launch || may_launch(variant_of_block(plan.variant), device)) return plan;
-  return {};
+Plan plan_now(const Problem& problem, int device) {
+  const Plan plan = cached_plan(problem, device_numbers(device), chosen_override());
+  const std::optional<KernelVariant> kernel = kernel_of(problem, plan);
+  if (!kernel || may_launch(*kernel, device)) return plan;
+  Plan fallback;
+  fallback.engine = problem.task == Task::kBasicBlock ? Engine::kTwoLaunches : Engine::kTorch;
+  return fallback;
 }
 
 void launch_checked(const BnAddActParams& p, const Queue& queue, int device) {

@@ -1,7 +1,7 @@
 // First-use check of unverified kernels: the op's result is compared with eager PyTorch's, once per compiled variant,
 // device and process, and a wrong kernel is not used again (docs/architecture.md, Trust).
 //
-// plan_conv, plan_block and launch_checked decide before each launch whether the kernel may run; for a trusted kernel
+// plan_now and launch_checked decide before each launch whether the kernel may run; for a trusted kernel
 // that costs one atomic load. FirstUse wraps the op: it compares the result if an unchecked kernel ran, and runs eager
 // if a kernel may not run. The eager definitions are in resnet_fused/first_use.py.
 #pragma once
@@ -12,15 +12,13 @@
 
 #include "common/torch_abi.h"
 #include "cuda/kernels/kernels.h"
-#include "cuda/plan/block_plan.h"
 #include "cuda/plan/plan.h"
 #include "cuda/plan/trust.h"
 
 namespace resnet_fused::cuda {
 
 // The plan to run now. Nothing can be compared during graph capture, so torch then replaces an unchecked kernel.
-ConvPlan plan_conv(const ConvProblem& problem, int device);
-BlockPlan plan_block(const BlockProblem& problem, int device);
+Plan plan_now(const Problem& problem, int device);
 
 // Thrown by launch_checked if its kernel may not run; caught by FirstUse.
 struct NoKernel {};

@@ -18,7 +18,11 @@ ChannelVector pointer(const OptTensor& t) {
   return {t->const_data_ptr(), t->stride(0), dtype_of(*t)};
 }
 
-int32_t i32(int64_t v) { return static_cast<int32_t>(std::min<int64_t>(v, std::numeric_limits<int32_t>::max())); }
+// A gradient's padding may be negative.
+int32_t i32(int64_t v) {
+  using Limits = std::numeric_limits<int32_t>;
+  return static_cast<int32_t>(std::clamp<int64_t>(v, Limits::min(), Limits::max()));
+}
 
 }  // namespace
 
@@ -53,7 +57,7 @@ BatchNormVectors Vectors::pointers() const {
 
 Operands::Operands(const Conv& conv)
     : x_(aten_contiguous(conv.x, true)),
-      weight_(aten_contiguous(conv.weight, true)),
+      weight_(aten_contiguous(conv.flipped ? aten_flip(conv.weight) : conv.weight, true)),
       pre_(conv.pre, std::nullopt, conv.x),
       bn_(conv.bn, conv.bias, conv.x),
       shape_(shape_of(conv)) {}

@@ -26,7 +26,8 @@ class Vectors {
   double eps_;
 };
 
-// A convolution's tensors in the kernels' form: NHWC and KRSC, copied if necessary. Holds them.
+// A convolution's tensors in the kernels' form: NHWC and KRSC, copied if necessary. A flipped filter is copied. Holds
+// them.
 class Operands {
  public:
   explicit Operands(const Conv& conv);

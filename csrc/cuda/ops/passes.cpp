@@ -82,4 +82,18 @@ std::tuple<Tensor, Tensor> batch_moments(const Tensor& x, bool channels_last) {
   return {mean, var};
 }
 
+std::tuple<Tensor, Tensor> gradient_sums(const Gradient& from, const OptTensor& masked_grad) {
+  const Tensor sum_g = channel_sums(from.x, from.x.size(1)), sum_g_xhat = channel_sums(from.x, from.x.size(1));
+  const int device = from.x.get_device_index();
+  const Queue queue = current_queue(device);
+  BnBackwardReduceParams p;
+  p.from = from.pointers();
+  if (masked_grad) p.masked_grad = masked_grad->mutable_data_ptr();
+  const Tensor workspace = workspace_of(bn_backward_reduce_workspace(p, queue.sm_count), from.x);
+  p.workspace = workspace.mutable_data_ptr();
+  p.sum_g = sum_g.mutable_data_ptr(), p.sum_g_xhat = sum_g_xhat.mutable_data_ptr();
+  launch_checked(p, queue, device);
+  return {sum_g, sum_g_xhat};
+}
+
 }  // namespace resnet_fused::cuda

@@ -1,51 +1,29 @@
-// Chooses the kernel of a convolution on a GPU, and says why the others lost. Pure: shapes and device numbers in, a
-// plan out. No torch and no CUDA, so it can be printed and tested on any machine.
+// Chooses the kernel of a problem on a GPU. Pure: shapes and device numbers in, a plan out, so it can be printed and
+// tested on any machine.
 #pragma once
-#include <cstdint>
-#include <string>
+#include <optional>
 #include <vector>
 
-#include "cuda/kernels/conv.h"
 #include "cuda/plan/device.h"
 #include "cuda/plan/override.h"
+#include "cuda/plan/planner.h"
+#include "cuda/plan/types.h"
 
 namespace resnet_fused::cuda {
 
-// A convolution without its tensors: everything that the plan depends on.
-struct ConvProblem {
-  Dtype dtype = Dtype::kFloat32;
-  ConvShape main;
-  ConvShape projection;  // read if has_projection(mode)
-  ConvFwdMode mode = ConvFwdMode::kPlain;
-  int64_t groups = 1;
-  bool residual = false;
-  bool aligned = true;     // every address is a multiple of 16 bytes
-  bool allow_tf32 = true;  // float32 may be multiplied as TF32
-};
+// The fastest candidate by prediction, or the one that `override` names. `rejected`, unless null, receives all others
+// in the order of the table, and why each lost.
+Plan make_plan(const Problem& problem, const Device& device, const Override& override = {},
+               std::vector<Rejected>* rejected = nullptr);
 
-enum class ConvEngine : int32_t { kSm90Rows, kSm90, kSm80, kTorch };
+// Candidates of an engine of this task with their costs, whether or not they fit the GPU: for predictions.
+std::vector<Candidate> priced_candidates(Engine engine, const Problem& problem, const Model& model,
+                                         const Override& override);
 
-struct ConvPlan {
-  ConvEngine engine = ConvEngine::kTorch;
-  ConvFwdVariant variant{};            // kTorch: only its mode is set, and none of the fields up to workspace
-  int32_t splits = 1;                  // kSm80
-  int32_t dp_tiles = 0, sk_units = 0;  // kSm90: stream-K, as in ConvFwdParams
-  int32_t tiles = 0;                   // kSm80: blocks per slice
-  int32_t smem = 0;                    // bytes per block
-  int32_t part = 0;                    // with statistics: pixels per part that bn_finish combines
-  int64_t workspace = 0;               // bytes of partial sums
-  // Inputs and outputs, each counted once, without BatchNorm vectors and pixels that no tap reads. Kernels: plus
-  // partial sums, written and read. kTorch: plus what the passes around its convolutions write and read.
-  int64_t bytes = 0;
-  double microseconds = 0;  // PREDICTED by model.cpp; 0: not predicted, no kernel can run
-};
+// The compiled kernel that a plan launches, with its finishing kernel if it launches one; empty: none of ours.
+std::optional<KernelVariant> kernel_of(const Problem& problem, const Plan& plan);
 
-// Why the other candidates lost: "sm80 128x128: 4 blocks leave 104 of 108 SMs idle, ...", in the order they were tried.
-using Notes = std::vector<std::string>;
-
-// notes may be null; then nothing is formatted.
-ConvPlan make_plan(const ConvProblem& problem, const Device& device, const EngineChoice& choice = {},
-                   Notes* notes = nullptr);
-std::string to_string(const ConvPlan& plan);  // one line
+const char* name_of(Engine engine);                    // "sm90 rows"
+KernelFamily family_of(Engine engine, ConvMode mode);  // of an engine of ours
 
 }  // namespace resnet_fused::cuda

@@ -5,17 +5,23 @@
 #include "cuda/kernels/sm80/conv_fwd.h"
 #include "cuda/kernels/sm90/conv_rows.h"
 #include "cuda/kernels/sm90/conv_sm90.h"
-#include "cuda/plan/names.h"
+#include "cuda/plan/planner.h"
 #include "cuda/plan/sentence.h"
+#include "cuda/plan/words.h"
 
 namespace resnet_fused::cuda {
 
 namespace {
 
-constexpr const char* kNames[kKernelFamilies] = {
-    "sm80/conv_fwd",  "sm80/conv_stats", "sm80/conv_gradient", "sm90/conv_sm90", "sm90/conv_sm90_stats",
-    "sm90/conv_rows", "sm90/block_fwd",  "bn/bn_add_act",      "bn/bn_stats",    "bn/bn_backward_reduce",
-    "bn/bn_backward", "pool/bn_pool",    "pool/pool_backward"};
+struct FamilyRow {
+  const char* name;
+  bool waits_on_mbarriers;
+};
+constexpr FamilyRow kRows[] = {
+#define ROW(family, name, waits) {name, waits},
+    KERNEL_FAMILIES(ROW)
+#undef ROW
+};
 
 // The index of a tile in its kernel's list.
 template <typename Tile, size_t N, typename Is>
@@ -38,22 +44,11 @@ KernelVariant pool_variant(KernelFamily family, const PoolVariant& v) {
 }
 
 std::string tile_words(const KernelVariant& v) {
-  switch (v.family) {
-    case KernelFamily::kConvFwd:
-    case KernelFamily::kConvStats:
-    case KernelFamily::kConvGradient:
-      return sentence(kConvFwdTiles[v.shape].m, "x", kConvFwdTiles[v.shape].n);
-    case KernelFamily::kConvSm90:
-    case KernelFamily::kConvSm90Stats:
-      return sentence(kConvSm90Tiles[v.shape].pixels, "x", kConvSm90Tiles[v.shape].channels);
-    case KernelFamily::kConvRows:
-      return sentence(kConvRowsTiles[v.shape].rows, "x", kConvRowsTiles[v.shape].columns);
-    case KernelFamily::kBlockFwd:
-      return sentence(kBlockFwdShapes[v.shape].channels, " channels");
-    default:
-      return v.shape ? "16 bytes an access" : "an element an access";
-  }
+  if (const Planner* planner = planner_of(v.family)) return planner->tile_name(v.shape);
+  return v.shape ? "16 bytes an access" : "an element an access";
 }
+
+ConvMode mode_of(int32_t option) { return {static_cast<Prologue>(option % 2), static_cast<Epilogue>(option / 2)}; }
 
 std::string option_words(const KernelVariant& v) {
   constexpr const char* kMasks[] = {"no mask", "mask recomputed", "mask of out"};
@@ -74,13 +69,15 @@ std::string option_words(const KernelVariant& v) {
       return (v.option % kWithArgmax ? sentence(" windows of ", v.option % kWithArgmax) : " any window") +
              (v.option / kWithArgmax ? ", argmax" : "");
     default:
-      return sentence(" ", name_of(static_cast<ConvFwdMode>(v.option)));
+      return sentence(" ", name_of(mode_of(v.option)));
   }
 }
 
 }  // namespace
 
-const char* name_of(KernelFamily family) { return kNames[static_cast<int32_t>(family)]; }
+const char* name_of(KernelFamily family) { return kRows[static_cast<int32_t>(family)].name; }
+
+bool waits_on_mbarriers(KernelFamily family) { return kRows[static_cast<int32_t>(family)].waits_on_mbarriers; }
 
 const Verified* verified_on(KernelFamily family, int32_t arch) {
   for (const Verified& v : verified_kernels())
@@ -100,25 +97,29 @@ std::string verified_words(KernelFamily family, int32_t arch) {
   return "no GPU has run it yet";
 }
 
+int32_t option_of(ConvMode mode) {
+  return 2 * static_cast<int32_t>(mode.epilogue) + static_cast<int32_t>(mode.prologue);
+}
+
 KernelVariant variant_of_sm80(const ConvFwdVariant& v, bool finished) {
-  const KernelFamily family = has_statistics(v.mode)                 ? KernelFamily::kConvStats
-                              : v.mode == ConvFwdMode::kGradientSums ? KernelFamily::kConvGradient
-                                                                     : KernelFamily::kConvFwd;
+  const KernelFamily family = has_moments(v.mode)         ? KernelFamily::kConvStats
+                              : has_gradient_sums(v.mode) ? KernelFamily::kConvGradient
+                                                          : KernelFamily::kConvFwd;
   const int32_t tile = find(kConvFwdTiles, [&](const ConvFwdTile& t) { return t.m == v.tile_m && t.n == v.tile_n; });
-  return {family, v.dtype, tile, static_cast<int32_t>(v.mode), finished};
+  return {family, v.dtype, tile, option_of(v.mode), finished};
 }
 
 KernelVariant variant_of_sm90(const ConvFwdVariant& v, bool finished) {
-  const KernelFamily family = has_statistics(v.mode) ? KernelFamily::kConvSm90Stats : KernelFamily::kConvSm90;
+  const KernelFamily family = has_moments(v.mode) ? KernelFamily::kConvSm90Stats : KernelFamily::kConvSm90;
   const int32_t tile =
       find(kConvSm90Tiles, [&](const ConvSm90Tile& t) { return t.pixels == v.tile_m && t.channels == v.tile_n; });
-  return {family, v.dtype, tile, static_cast<int32_t>(v.mode), finished};
+  return {family, v.dtype, tile, option_of(v.mode), finished};
 }
 
 KernelVariant variant_of_rows(const ConvFwdVariant& v) {
   const int32_t tile =
       find(kConvRowsTiles, [&](const ConvRowsTile& t) { return t.rows == v.tile_m && t.columns == v.tile_n; });
-  return {KernelFamily::kConvRows, v.dtype, tile, static_cast<int32_t>(v.mode)};
+  return {KernelFamily::kConvRows, v.dtype, tile, option_of(v.mode)};
 }
 
 KernelVariant variant_of_block(const BlockFwdVariant& v) {

@@ -16,31 +16,38 @@
 
 namespace resnet_fused::cuda {
 
-// Kernels that are verified together, named after their files in csrc/cuda. A finishing kernel (bn_finish, conv_finish,
-// conv_sm90_finish) belongs to the family of the kernel that it finishes.
+// Kernels that are verified together: their names are their files in csrc/cuda/kernels. A finishing kernel (bn_finish,
+// conv_finish, conv_sm90_finish) belongs to the family of the kernel that it finishes. X(family, name, waits on
+// mbarriers)
+#define KERNEL_FAMILIES(X)                             \
+  X(kConvFwd, "sm80/conv_fwd", false)                  \
+  X(kConvStats, "sm80/conv_stats", false)              \
+  X(kConvGradient, "sm80/conv_gradient", false)        \
+  X(kConvSm90, "sm90/conv_sm90", true)                 \
+  X(kConvSm90Stats, "sm90/conv_sm90_stats", true)      \
+  X(kConvRows, "sm90/conv_rows", true)                 \
+  X(kBlockFwd, "sm90/block_fwd", true)                 \
+  X(kBnAddAct, "bn/bn_add_act", false)                 \
+  X(kBnStats, "bn/bn_stats", false)                    \
+  X(kBnBackwardReduce, "bn/bn_backward_reduce", false) \
+  X(kBnBackward, "bn/bn_backward", false)              \
+  X(kBnPool, "pool/bn_pool", false)                    \
+  X(kPoolBackward, "pool/pool_backward", false)
+
 enum class KernelFamily : int32_t {
-  kConvFwd,
-  kConvStats,
-  kConvGradient,
-  kConvSm90,
-  kConvSm90Stats,
-  kConvRows,
-  kBlockFwd,
-  kBnAddAct,
-  kBnStats,
-  kBnBackwardReduce,
-  kBnBackward,
-  kBnPool,
-  kPoolBackward
+#define FAMILY(family, name, waits) family,
+  KERNEL_FAMILIES(FAMILY)
+#undef FAMILY
 };
-constexpr int32_t kKernelFamilies = 13;
+
+#define ONE(family, name, waits) +1
+constexpr int32_t kKernelFamilies = 0 KERNEL_FAMILIES(ONE);
+#undef ONE
 
 const char* name_of(KernelFamily family);  // "sm80/conv_fwd"
 
 // Such a kernel can hang, and a check of its result cannot end a hang.
-constexpr bool waits_on_mbarriers(KernelFamily family) {
-  return family >= KernelFamily::kConvSm90 && family <= KernelFamily::kBlockFwd;
-}
+bool waits_on_mbarriers(KernelFamily family);
 
 // A row of the trust table: all kernels of a family were right on GPUs of this compute capability.
 struct Verified {
@@ -76,6 +83,7 @@ struct KernelVariant {
   }
 };
 
+int32_t option_of(ConvMode mode);  // of a convolution
 KernelVariant variant_of_sm80(const ConvFwdVariant& v, bool finished);
 KernelVariant variant_of_sm90(const ConvFwdVariant& v, bool finished);
 KernelVariant variant_of_rows(const ConvFwdVariant& v);

@@ -52,8 +52,8 @@ const Device& device_numbers(int device) {
   return devices.at(device);
 }
 
-const EngineChoice& chosen_engine() {
-  static const EngineChoice choice = engine_choice(std::getenv("RESNET_FUSED_CUDA_ENGINE"));
+const Override& chosen_override() {
+  static const Override choice = override_of(std::getenv("RESNET_FUSED_CUDA_ENGINE"));
   return choice;
 }
 

@@ -7,7 +7,7 @@
 
 namespace resnet_fused::cuda {
 
-struct EngineChoice;
+struct Override;
 enum class CheckMode : int32_t;
 struct KernelCode;
 
@@ -18,7 +18,7 @@ void check(cudaError_t error, const char* what);
 const Device& device_numbers(int device);
 
 // RESNET_FUSED_CUDA_ENGINE, read once. Throws std::runtime_error for an unknown name.
-const EngineChoice& chosen_engine();
+const Override& chosen_override();
 
 // RESNET_FUSED_CUDA_CHECK, read once. Throws std::runtime_error for an unknown value.
 CheckMode chosen_check();

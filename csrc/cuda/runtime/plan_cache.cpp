@@ -7,52 +7,40 @@ namespace resnet_fused::cuda {
 
 namespace {
 
-// A key is everything that planning reads, without padding. The number of refusals stands for a device's refused
-// kernels. If a struct gains a field, its static_assert fails: add the field to the key too.
-static_assert(sizeof(Device) == 24 && sizeof(EngineChoice) == 24);
-static_assert(sizeof(ConvProblem) == sizeof(Dtype) + 2 * sizeof(ConvShape) + sizeof(ConvFwdMode) + 16);
-static_assert(sizeof(BlockProblem) == sizeof(Dtype) + sizeof(ConvShape) + 4);
+// Everything that planning reads, without padding. The number of refusals stands for a device's refused kernels. If a
+// struct gains a field, its static_assert fails: add the field to the key too.
+static_assert(sizeof(Device) == 24 && sizeof(Override) == 24);
+static_assert(sizeof(Problem) == 2 * sizeof(int32_t) + 2 * sizeof(ConvShape) + sizeof(ConvMode) + 16);
 
-struct Circumstances {
-  Device device;
-  uint64_t refusals;
-  int32_t choice[6];
-};
-
-Circumstances circumstances(const Device& device, const EngineChoice& c) {
-  return {
-      device, device.states ? device.states->refusals() : 0, {c.kind, c.rows, c.tile_m, c.tile_n, c.splits, c.block}};
-}
-
-struct ConvKey {
+struct Key {
   ConvShape main, projection;
-  Dtype dtype;
-  ConvFwdMode mode;
+  int32_t task, dtype;
+  ConvMode mode;
   int64_t groups;
   int32_t residual, aligned, allow_tf32, unused;
-  Circumstances at;
-};
-
-struct BlockKey {
-  ConvShape conv;
-  Dtype dtype;
-  int32_t aligned, allow_tf32;
-  Circumstances at;
+  Device device;
+  uint64_t refusals;
+  int32_t override[6];
 };
 
 }  // namespace
 
-ConvPlan cached_plan(const ConvProblem& p, const Device& device, const EngineChoice& choice) {
-  static ExactCache<ConvKey, ConvPlan, 128> plans;
-  const ConvKey key{p.main,     p.projection, p.dtype,      p.mode, p.groups,
-                    p.residual, p.aligned,    p.allow_tf32, 0,      circumstances(device, choice)};
-  return plans.get(key, [&] { return make_plan(p, device, choice); });
-}
-
-BlockPlan cached_block_plan(const BlockProblem& p, const Device& device, const EngineChoice& choice) {
-  static ExactCache<BlockKey, BlockPlan, 32> plans;
-  const BlockKey key{p.conv, p.dtype, p.aligned, p.allow_tf32, circumstances(device, choice)};
-  return plans.get(key, [&] { return make_block_plan(p, device, choice); });
+Plan cached_plan(const Problem& p, const Device& device, const Override& o) {
+  static ExactCache<Key, Plan, 128> plans;
+  const Key key{p.main,
+                p.projection,
+                static_cast<int32_t>(p.task),
+                static_cast<int32_t>(p.dtype),
+                p.mode,
+                p.groups,
+                p.residual,
+                p.aligned,
+                p.allow_tf32,
+                0,
+                device,
+                device.states ? device.states->refusals() : 0,
+                {o.kind, o.rows, o.tile_m, o.tile_n, o.splits, o.block}};
+  return plans.get(key, [&] { return make_plan(p, device, o); });
 }
 
 }  // namespace resnet_fused::cuda

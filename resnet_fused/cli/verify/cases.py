@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ... import ops
+from ... import ops, plans
 from . import problems
 from .problems import CONV_MODES, PASSES, Problem, Shape
 
@@ -149,33 +149,29 @@ def _sm90_file(mode: str) -> str:
     return "conv_sm90_stats" if "statistics" in mode else "conv_sm90"
 
 
-def explain(problem: Problem, numbers: list[int]) -> str:
-    """The plan for a problem on that GPU and the reasons against other kernels, as in ``explain --gpu``."""
+def plan_of(problem: Problem, numbers: list[int]) -> plans.Plan:
+    """The plan for a problem on that GPU, with the reasons against other kernels."""
     s = problem.shape
     dtype, tf32 = str(problem.kind.dtype).removeprefix("torch."), problem.kind.tf32
     if problem.op == "basic_block":
-        return ops.explain_cuda_block([s.n, s.c, s.h, s.w], dtype, True, tf32, numbers)
+        return plans.read(ops.explain_cuda_block([s.n, s.c, s.h, s.w], dtype, True, tf32, numbers))
     mode = "plain" if problem.mode == "residual" else problem.mode
     projection = (problems.projected(s), [problems.PROJECTED_STRIDE] * 2) if "projection" in mode else ([], [1, 1])
     residual = problem.mode in ("residual", "prologue", "gradient sums")
     geometry = ([s.n, s.c, s.h, s.w], [s.k, s.c, s.r, s.r], *s.pairs(), 1)
-    return ops.explain_cuda(*geometry, dtype, mode, *projection, residual, True, tf32, numbers)
+    return plans.read(ops.explain_cuda(*geometry, dtype, mode, *projection, residual, True, tf32, numbers))
 
 
 def cuda_kernel(problem: Problem, numbers: list[int]) -> tuple[str, str]:
     """The kernel that the plan selects, as named in the report, and its family."""
-    plan = explain(problem, numbers).splitlines()[0]
-    kind = problem.kind_name
-    if plan.startswith("sm90 block"):
-        return f"sm90/block_fwd {problem.shape.c} {kind}", "sm90/block_fwd"
-    match = re.match(r"(sm80|sm90 rows|sm90) (\d+x\d+):", plan)
-    if match is None:
+    plan, kind = plan_of(problem, numbers), problem.kind_name
+    if plan.kernel == "sm90/block_fwd":
+        return f"{plan.kernel} {problem.shape.c} {kind}", plan.kernel
+    if "/" not in plan.kernel:
         return f"{TORCH} {kind} {problem.mode}", TORCH
-    split = " split" if re.search(r" [1-9]\d* bytes of partial sums", plan) else ""
-    mode = "plain" if problem.mode == "residual" else problem.mode
-    file = {"sm80": _sm80_file(mode), "sm90 rows": "conv_rows", "sm90": _sm90_file(mode)}[match[1]]
-    family = f"{match[1].split()[0]}/{file}"
-    return f"{family} {match[2]} {kind} {mode}{split}", family
+    fields = plan.fields
+    split = " split" if fields["workspace"] else ""
+    return f"{plan.kernel} {fields['tile_m']}x{fields['tile_n']} {kind} {fields['mode']}{split}", plan.kernel
 
 
 def refused(numbers: list[int], found: Iterable[Case]) -> dict[str, str]:
@@ -189,9 +185,8 @@ def refused(numbers: list[int], found: Iterable[Case]) -> dict[str, str]:
             if family in reached or not family or family in reasons:
                 continue
             with _environment({CUDA_ENGINE: engine}):
-                lines = explain(problem, numbers).splitlines()[1:]
-            name = engine.split(":")[0]
-            reasons[family] = next((line.split(": ", 1)[1] for line in lines if f"not {name}" in line), "not planned")
+                rejected = plan_of(problem, numbers).rejected
+            reasons[family] = next((r.reason for r in rejected if r.kernel == family), "not planned")
     return reasons
 
 

@@ -3,12 +3,7 @@
 #include <stdexcept>
 
 #include "cuda/kernels/kernels.h"
-#include "cuda/kernels/sm80/conv_finish.h"
-#include "cuda/kernels/sm80/conv_fwd_kernels.h"
-#include "cuda/kernels/sm90/block_fwd_kernels.h"
-#include "cuda/kernels/sm90/conv_rows_kernels.h"
-#include "cuda/kernels/sm90/conv_sm90_finish.h"
-#include "cuda/kernels/sm90/conv_sm90_kernels.h"
+#include "cuda/kernels/tables.h"
 
 #define TABLE(type, name) \
   __attribute__((weak)) type name() { return {}; }
@@ -18,21 +13,21 @@
 
 namespace resnet_fused::cuda {
 
-TABLE(ConvFwdTable, conv_fwd_f16)
-TABLE(ConvFwdTable, conv_fwd_bf16)
-TABLE(ConvFwdTable, conv_fwd_tf32)
-TABLE(ConvFwdTable, conv_stats_f16)
-TABLE(ConvFwdTable, conv_stats_bf16)
-TABLE(ConvFwdTable, conv_stats_tf32)
-TABLE(ConvFwdTable, conv_gradient_f16)
-TABLE(ConvFwdTable, conv_gradient_bf16)
-TABLE(ConvFwdTable, conv_gradient_tf32)
-TABLE(ConvSm90Table, conv_sm90_f16)
-TABLE(ConvSm90Table, conv_sm90_bf16)
-TABLE(ConvSm90Table, conv_sm90_stats_f16)
-TABLE(ConvSm90Table, conv_sm90_stats_bf16)
-TABLE(ConvRowsTable, conv_rows_f16)
-TABLE(ConvRowsTable, conv_rows_bf16)
+TABLE(ConvTable, conv_fwd_f16)
+TABLE(ConvTable, conv_fwd_bf16)
+TABLE(ConvTable, conv_fwd_tf32)
+TABLE(ConvTable, conv_stats_f16)
+TABLE(ConvTable, conv_stats_bf16)
+TABLE(ConvTable, conv_stats_tf32)
+TABLE(ConvTable, conv_gradient_f16)
+TABLE(ConvTable, conv_gradient_bf16)
+TABLE(ConvTable, conv_gradient_tf32)
+TABLE(ConvTable, conv_sm90_f16)
+TABLE(ConvTable, conv_sm90_bf16)
+TABLE(ConvTable, conv_sm90_stats_f16)
+TABLE(ConvTable, conv_sm90_stats_bf16)
+TABLE(ConvTable, conv_rows_f16)
+TABLE(ConvTable, conv_rows_bf16)
 TABLE(BlockFwdTable, block_fwd_f16)
 TABLE(BlockFwdTable, block_fwd_bf16)
 
@@ -42,9 +37,6 @@ VARIANTS(BnGradientVariant, compiled_bn_backward_reduce)
 VARIANTS(BnGradientVariant, compiled_bn_backward)
 VARIANTS(PoolVariant, compiled_bn_pool)
 VARIANTS(PoolVariant, compiled_pool_backward)
-VARIANTS(ConvFwdVariant, compiled_conv_fwd)
-VARIANTS(ConvFwdVariant, compiled_conv_sm90)
-VARIANTS(ConvFwdVariant, compiled_conv_rows)
 VARIANTS(BlockFwdVariant, compiled_block_fwd)
 
 LAUNCHER(launch_bn_add_act, const BnAddActParams&, const Queue&)
@@ -54,11 +46,12 @@ LAUNCHER(launch_bn_backward, const BnBackwardParams&, const Queue&)
 LAUNCHER(launch_bn_finish, const BnFinishParams&, const Queue&)
 LAUNCHER(launch_bn_pool, const BnPoolParams&, const Queue&)
 LAUNCHER(launch_pool_backward, const PoolBackwardParams&, const Queue&)
-LAUNCHER(launch_conv_fwd, const ConvFwdParams&, const ConvFwdVariant&, const Queue&)
+#define ABSENT(engine, kernel)                \
+  VARIANTS(ConvFwdVariant, compiled_##kernel) \
+  LAUNCHER(launch_##kernel, const ConvFwdParams&, const ConvFwdVariant&, const Queue&)
+CONV_KERNELS(ABSENT)
 LAUNCHER(launch_conv_finish, const ConvFwdParams&, const ConvFwdVariant&, const Queue&)
-LAUNCHER(launch_conv_sm90, const ConvFwdParams&, const ConvFwdVariant&, const Queue&)
 LAUNCHER(launch_conv_sm90_finish, const ConvFwdParams&, const ConvFwdVariant&, const Queue&)
-LAUNCHER(launch_conv_rows, const ConvFwdParams&, const ConvFwdVariant&, const Queue&)
 LAUNCHER(launch_block_fwd, const BlockFwdParams&, const BlockFwdVariant&, const Queue&)
 
 }  // namespace resnet_fused::cuda

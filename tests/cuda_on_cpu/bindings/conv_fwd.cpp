@@ -1,4 +1,4 @@
-// Python bindings of sm80/conv_fwd, sm90/conv_sm90 and sm90/conv_rows.
+// Python bindings of the convolution kernels.
 #include "bindings/batch_norm.h"
 #include "cuda/kernels/kernels.h"
 
@@ -49,16 +49,17 @@ ConvFwdParams params_of(const Value& d) {
   p.partials = pointer_of<float>(d, "partials");
   p.statistics = pointer_of<float>(d, "statistics");
   p.splits = d["splits"].as<int32_t>();
-  if (d.find("sk_units")) p.dp_tiles = d["whole"].as<int32_t>(), p.sk_units = d["sk_units"].as<int32_t>();
+  if (d.find("sk_units")) p.dp_tiles = d["dp_tiles"].as<int32_t>(), p.sk_units = d["sk_units"].as<int32_t>();
   p.relu = d["relu"].as<bool>();
   return p;
 }
 
-using VariantArg = std::tuple<int, int32_t, int32_t, int>;  // dtype, tile_m, tile_n, mode
+using VariantArg = std::tuple<int, int32_t, int32_t, int, int>;  // dtype, tile_m, tile_n, prologue, epilogue
 
 ConvFwdVariant variant_of(const VariantArg& v) {
-  const auto& [dtype, tile_m, tile_n, mode] = v;
-  return {static_cast<Dtype>(dtype), tile_m, tile_n, static_cast<ConvFwdMode>(mode)};
+  const auto& [dtype, tile_m, tile_n, prologue, epilogue] = v;
+  return {
+      static_cast<Dtype>(dtype), tile_m, tile_n, {static_cast<Prologue>(prologue), static_cast<Epilogue>(epilogue)}};
 }
 
 template <void (*launch)(const ConvFwdParams&, const ConvFwdVariant&, const Queue&)>
@@ -74,14 +75,16 @@ template <std::vector<ConvFwdVariant> (*list)()>
 std::vector<VariantArg> compiled() {
   std::vector<VariantArg> l;
   for (const ConvFwdVariant& v : list())
-    l.emplace_back(static_cast<int>(v.dtype), v.tile_m, v.tile_n, static_cast<int>(v.mode));
+    l.emplace_back(static_cast<int>(v.dtype), v.tile_m, v.tile_n, static_cast<int>(v.mode.prologue),
+                   static_cast<int>(v.mode.epilogue));
   return l;
 }
 
 const Binding bindings[] = {
-    {"run_conv_fwd", &run<launch_conv_fwd>},   {"compiled_conv_fwd", &compiled<compiled_conv_fwd>},
-    {"run_conv_sm90", &run<launch_conv_sm90>}, {"compiled_conv_sm90", &compiled<compiled_conv_sm90>},
-    {"run_conv_rows", &run<launch_conv_rows>}, {"compiled_conv_rows", &compiled<compiled_conv_rows>},
+#define BIND(engine, kernel) \
+  {"run_" #kernel, &run<launch_##kernel>}, {"compiled_" #kernel, &compiled<compiled_##kernel>},
+    CONV_KERNELS(BIND)
+#undef BIND
 };
 
 }  // namespace

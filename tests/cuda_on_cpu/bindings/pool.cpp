@@ -62,7 +62,7 @@ const Binding bindings[] = {
     {"select_pool_backward", [](const Value& d) { return value_of(select_pool_backward(backward_of(d))); }},
     {"compiled_bn_pool", [] { return list_of(compiled_bn_pool()); }},
     {"compiled_pool_backward", [] { return list_of(compiled_pool_backward()); }},
-    {"quotient", [](uint32_t n, uint32_t by) { return FastDivmod(by).div(n); }},
+    {"div", [](uint32_t n, uint32_t by) { return FastDivmod(by).div(n); }},
 };
 
 }  // namespace

@@ -13,7 +13,7 @@ using namespace resnet_fused::cuda;
 
 KernelStates states;
 Device device{80, 108, 166912, 167936, &states};
-EngineChoice choice;
+Override override;
 CheckMode check = CheckMode::kNever;  // tests of the first-use check change it
 bool capturing = false;
 std::vector<Verified> verified;
@@ -27,7 +27,7 @@ void set_device(const Device& wanted) {
   device.states = &states;
 }
 
-void set_engine(const std::string& text) { choice = engine_choice(text.c_str()); }
+void set_engine(const std::string& text) { override = override_of(text.c_str()); }
 void set_check(const std::string& text) { check = check_mode(text.c_str()); }
 void set_capturing(bool now) { capturing = now; }
 
@@ -51,7 +51,7 @@ int kernel_code_asked() { return code_asked; }
 namespace resnet_fused::cuda {
 
 const Device& device_numbers(int) { return cuda_on_cpu::device; }
-const EngineChoice& chosen_engine() { return cuda_on_cpu::choice; }
+const Override& chosen_override() { return cuda_on_cpu::override; }
 CheckMode chosen_check() { return cuda_on_cpu::check; }
 bool is_capturing(int) { return cuda_on_cpu::capturing; }
 const std::vector<Verified>& verified_kernels() { return cuda_on_cpu::verified; }

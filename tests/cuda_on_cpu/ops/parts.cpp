@@ -27,8 +27,8 @@ double time_of(int calls, const Part& part) {
   return static_cast<double>((std::chrono::steady_clock::now() - begin).count()) / calls;
 }
 
-ConvProblem layer(int32_t channels, int32_t size) {
-  ConvProblem p;
+Problem layer(int32_t channels, int32_t size) {
+  Problem p;
   p.dtype = Dtype::kBFloat16;
   p.main = {1, size, size, channels, channels, 3, 3, size, size, 1, 1, 1, 1, 1, 1};
   p.residual = true;
@@ -46,8 +46,8 @@ TensorShape activation(const void* base) {
 // Mean time of each part over `calls` calls, in ns.
 Value parts(int calls) {
   const Device h200{90, 132, 232448, 233472};
-  const EngineChoice sm90 = engine_choice("sm90");
-  const ConvProblem problem = layer(64, 56);
+  const Override sm90 = override_of("sm90");
+  const Problem problem = layer(64, 56);
   const TensorShape shape = activation(nullptr);
   Im2colBox box;
   box.lower[0] = box.lower[1] = box.upper[0] = box.upper[1] = -1;
@@ -56,7 +56,7 @@ Value parts(int calls) {
       {"a plan, made", time_of(calls, [&] { return make_plan(problem, h200, {}); })},
       {"a plan of sm90, made", time_of(calls, [&] { return make_plan(problem, h200, sm90); })},
       {"a plan, found", time_of(calls, [&] { return cached_plan(problem, h200, sm90); })},
-      {"a plan, found and trusted", time_of(calls, [&] { return plan_conv(problem, 0); })},
+      {"a plan, found and trusted", time_of(calls, [&] { return plan_now(problem, 0); })},
       {"a tensor map, found", time_of(calls, [&] { return encode_im2col(shape, box); })},
   };
 }

@@ -110,21 +110,18 @@ __global__ void __launch_bounds__(Config::kThreads, kBnBlocksPerSm)
     bn_pool_kernel(const BnPoolParams p, const PoolLoop loop) {
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();
-  const uint32_t group = blockIdx.x % loop.groups, split = blockIdx.x / loop.groups;
-  const uint32_t lane = group * loop.lanes + threadIdx.x % loop.lanes;
+  const PoolThread thread(loop);
+  const uint32_t lane = thread.lane;
   if (lane >= loop.all_lanes) return;
   const typename Config::Affine bn(p.bn, lane * Config::kChannels);
-
-  const uint32_t step = loop.splits * loop.slots;
-  for (uint32_t i = split * loop.slots + threadIdx.x / loop.lanes; i < loop.items; i += step) {
-    const Pixel out(loop, i);
+  thread.for_each_pixel(loop, [&](const Pixel& out, uint32_t access) {
     Largest<Config> largest;
     if constexpr (Config::kWindow != 0)
       small_window(largest, p, loop, bn, out, lane);
     else
       any_window(largest, p, loop, bn, out, lane);
-    largest.store(p, i * loop.all_lanes + lane);
-  }
+    largest.store(p, access);
+  });
 }
 
 }  // namespace resnet_fused::cuda

@@ -1,4 +1,4 @@
-// Pixel coordinates of an item, and addresses of its channels, in the input or output of a pooling.
+// The loop over the pixels of a pooling's input or output, and the addresses of their channels.
 #pragma once
 #include "cuda/device/tile/bytes.cuh"
 #include "cuda/kernels/bn/grid_stride.cuh"
@@ -14,6 +14,22 @@ struct Pixel {
     w = i - row * loop.columns.divisor;
     h = row - n * loop.rows.divisor;
     image = n;
+  }
+};
+
+// A thread's place in the grid-stride loop of both pooling kernels.
+struct PoolThread {
+  uint32_t lane, split;
+
+  __device__ __forceinline__ explicit PoolThread(const PoolLoop& loop)
+      : lane(blockIdx.x % loop.groups * loop.lanes + threadIdx.x % loop.lanes), split(blockIdx.x / loop.groups) {}
+
+  // body(pixel, access): each of the thread's pixels, and the index of its access there.
+  template <typename Body>
+  __device__ __forceinline__ void for_each_pixel(const PoolLoop& loop, const Body& body) const {
+    const uint32_t step = loop.splits * loop.slots;
+    for (uint32_t i = split * loop.slots + threadIdx.x / loop.lanes; i < loop.items; i += step)
+      body(Pixel(loop, i), i * loop.all_lanes + lane);
   }
 };
 

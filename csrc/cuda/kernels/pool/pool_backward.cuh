@@ -84,21 +84,18 @@ __global__ void __launch_bounds__(Config::kThreads, kBnBlocksPerSm)
     pool_backward_kernel(const PoolBackwardParams p, const PoolLoop loop) {
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();
-  const uint32_t group = blockIdx.x % loop.groups, split = blockIdx.x / loop.groups;
-  const uint32_t lane = group * loop.lanes + threadIdx.x % loop.lanes;
+  const PoolThread thread(loop);
+  const uint32_t lane = thread.lane;
   if (lane >= loop.all_lanes) return;
-
-  const uint32_t step = loop.splits * loop.slots;
-  for (uint32_t i = split * loop.slots + threadIdx.x / loop.lanes; i < loop.items; i += step) {
-    const Pixel in(loop, i);
+  thread.for_each_pixel(loop, [&](const Pixel& in, uint32_t access) {
     const Windows h(p.shape.h, loop.stride_h, in.h), w(p.shape.w, loop.stride_w, in.w);
     typename Config::Acc sum[Config::kVector] = {};
     if constexpr (Config::kWindow != 0)
       gather_few<Config>(sum, p, loop, in.image, h, w, lane);
     else
       gather_any<Config>(sum, p, loop, in.image, h, w, lane);
-    Config::Data::store(static_cast<char*>(p.to) + data_at<Config>(i * loop.all_lanes + lane), sum);
-  }
+    Config::Data::store(static_cast<char*>(p.to) + data_at<Config>(access), sum);
+  });
 }
 
 }  // namespace resnet_fused::cuda

@@ -6,12 +6,13 @@
 
 namespace resnet_fused::cuda {
 
-template <Dtype kDtype_, int kTile_, ConvFwdMode kMode_>
+template <Dtype kDtype_, int kTile_, Prologue kPrologue_, Epilogue kEpilogue_>
 struct ConvFwdConfig {
   static constexpr Dtype kDtype = kDtype_;
-  static constexpr ConvFwdMode kMode = kMode_;
+  static constexpr ConvMode kMode{kPrologue_, kEpilogue_};
   static constexpr ConvFwdTile kTile = kConvFwdTiles[kTile_];
   static constexpr bool kProjects = has_projection(kMode), kPrepares = has_prologue(kMode);
+  static constexpr bool kPreparesMain = kPrepares && !kProjects, kPreparesProjection = kPrepares && kProjects;
 
   static constexpr int kM = kTile.m, kN = kTile.n, kStages = kTile.stages, kThreads = kTile.threads;
   // Minimum blocks per SM for ptxas; 0 leaves the choice to it. For statistics in blocks of four warps it would then

@@ -1,4 +1,4 @@
-// Epilogue: BatchNorm, shortcut, ReLU, one rounding, 16-byte stores.
+// Epilogues store a tile. This one: BatchNorm, shortcut, ReLU, one rounding, 16-byte stores.
 #pragma once
 #include "cuda/device/ptx/sync.cuh"
 #include "cuda/device/tile/channel_table.cuh"
@@ -55,64 +55,81 @@ struct WarpPlace {
         n(n0 + tile_n) {}
 };
 
+// Where a block's tile goes, and what its epilogue reads.
 template <typename Config>
-__device__ __forceinline__ void store_tile(const typename Config::Warp& main, const typename Config::Warp* projected,
-                                           const ConvFwdParams& p, unsigned char* ring, const ChannelTable& bn_table,
-                                           const ChannelTable& projection_table, int32_t m0, int32_t n0) {
-  constexpr int kPer = Config::kPerChunk;
-  using Place = WarpPlace<Config, kPer>;
-  using Slab = Transpose<Config::kWarpN>;
-  const Place place(m0, n0);
-  const int32_t pixels = p.main.shape.n * p.main.shape.p * p.main.shape.q, k = p.main.shape.k;
-  constexpr int kSlabs = Config::kProjects ? 2 : 1;
-  unsigned char* own = ring + place.part * kSlabs * Slab::kBytes;
-  const Slab slab{reinterpret_cast<float*>(own)};
-  const Slab projected_slab{reinterpret_cast<float*>(own + (kSlabs - 1) * Slab::kBytes)};
-  static_assert(kSlabs * Slab::kBytes * Config::kWarps <= Config::kStages * Config::kStageBytes);
+struct TileOutput {
+  const ConvFwdParams& p;
+  unsigned char* ring;  // the main loop's shared memory, free by now
+  const ChannelTable &bn, &projection_bn;
+  int32_t m0, n0;
 
-  const ChannelRegisters<kPer> bn(bn_table, place.tile_n);
-  const ChannelRegisters<kPer> projection_bn(Config::kProjects ? projection_table : bn_table, place.tile_n);
+  __device__ __forceinline__ int32_t pixels() const { return p.main.shape.n * p.main.shape.p * p.main.shape.q; }
+  __device__ __forceinline__ int32_t channels() const { return p.main.shape.k; }
+};
+
+// act(bn(y) + residual), or with the projection as shortcut.
+template <typename Config>
+struct AffineEpilogue {
+  using Warp = typename Config::Warp;
+
+  __device__ __forceinline__ void operator()(const Warp& main, const Warp& projected,
+                                             const TileOutput<Config>& to) const {
+    constexpr int kPer = Config::kPerChunk;
+    using Place = WarpPlace<Config, kPer>;
+    using Slab = Transpose<Config::kWarpN>;
+    const ConvFwdParams& p = to.p;
+    const Place place(to.m0, to.n0);
+    const int32_t pixels = to.pixels(), k = to.channels();
+    constexpr int kSlabs = Config::kProjects ? 2 : 1;
+    unsigned char* own = to.ring + place.part * kSlabs * Slab::kBytes;
+    const Slab slab{reinterpret_cast<float*>(own)};
+    const Slab projected_slab{reinterpret_cast<float*>(own + (kSlabs - 1) * Slab::kBytes)};
+    static_assert(kSlabs * Slab::kBytes * Config::kWarps <= Config::kStages * Config::kStageBytes);
+
+    const ChannelRegisters<kPer> bn(to.bn, place.tile_n);
+    const ChannelRegisters<kPer> projection_bn(Config::kProjects ? to.projection_bn : to.bn, place.tile_n);
 #pragma unroll
-  for (int i = 0; i < Config::Warp::kFragmentRows; ++i) {
-    uint64_t at[Place::kPasses];
-    bool inside[Place::kPasses];
-    typename Config::Data residual[Place::kPasses];
+    for (int i = 0; i < Warp::kFragmentRows; ++i) {
+      uint64_t at[Place::kPasses];
+      bool inside[Place::kPasses];
+      typename Config::Data residual[Place::kPasses];
 #pragma unroll
-    for (int pass = 0; pass < Place::kPasses; ++pass) {
-      const int32_t m = place.m + i * 16 + pass * Place::kRowsAPass;
-      inside[pass] = m < pixels && place.n < k;
-      at[pass] = (static_cast<uint64_t>(m) * k + place.n) * kSizeOf<Config::kDtype>;
-      if constexpr (!Config::kProjects)
-        if (p.residual && inside[pass])
-          residual[pass].template load<Access::kReadOnly>(static_cast<const char*>(p.residual) + at[pass]);
-    }
-    slab.write(main.sum[i], place.lane);
-    if constexpr (Config::kProjects) projected_slab.write(projected->sum[i], place.lane);
-    ptx::bar_warp_sync(~0u);
-#pragma unroll
-    for (int pass = 0; pass < Place::kPasses; ++pass) {
-      float v[kPer];
-      slab.read(v, place.row + pass * Place::kRowsAPass, place.col);
-#pragma unroll
-      for (int e = 0; e < kPer; ++e) v[e] = bn.apply(v[e], e);
-      if constexpr (Config::kProjects) {
-        float shortcut[kPer];
-        projected_slab.read(shortcut, place.row + pass * Place::kRowsAPass, place.col);
-#pragma unroll
-        for (int e = 0; e < kPer; ++e) v[e] += projection_bn.apply(shortcut[e], e);
-      } else if (p.residual) {
-#pragma unroll
-        for (int e = 0; e < kPer; ++e) v[e] += residual[pass].get(e);
+      for (int pass = 0; pass < Place::kPasses; ++pass) {
+        const int32_t m = place.m + i * 16 + pass * Place::kRowsAPass;
+        inside[pass] = m < pixels && place.n < k;
+        at[pass] = (static_cast<uint64_t>(m) * k + place.n) * kSizeOf<Config::kDtype>;
+        if constexpr (!Config::kProjects)
+          if (p.residual && inside[pass])
+            residual[pass].template load<Access::kReadOnly>(static_cast<const char*>(p.residual) + at[pass]);
       }
-      if (p.relu) {
+      slab.write(main.sum[i], place.lane);
+      if constexpr (Config::kProjects) projected_slab.write(projected.sum[i], place.lane);
+      ptx::bar_warp_sync(~0u);
 #pragma unroll
-        for (int e = 0; e < kPer; ++e) v[e] = relu_of(v[e]);
+      for (int pass = 0; pass < Place::kPasses; ++pass) {
+        float v[kPer];
+        slab.read(v, place.row + pass * Place::kRowsAPass, place.col);
+#pragma unroll
+        for (int e = 0; e < kPer; ++e) v[e] = bn.apply(v[e], e);
+        if constexpr (Config::kProjects) {
+          float shortcut[kPer];
+          projected_slab.read(shortcut, place.row + pass * Place::kRowsAPass, place.col);
+#pragma unroll
+          for (int e = 0; e < kPer; ++e) v[e] += projection_bn.apply(shortcut[e], e);
+        } else if (p.residual) {
+#pragma unroll
+          for (int e = 0; e < kPer; ++e) v[e] += residual[pass].get(e);
+        }
+        if (p.relu) {
+#pragma unroll
+          for (int e = 0; e < kPer; ++e) v[e] = relu_of(v[e]);
+        }
+        if (inside[pass]) Config::Data::store(static_cast<char*>(p.out) + at[pass], v);
       }
-      if (inside[pass]) Config::Data::store(static_cast<char*>(p.out) + at[pass], v);
+      ptx::bar_warp_sync(~0u);  // before the next fragment row overwrites the slab
     }
-    ptx::bar_warp_sync(~0u);  // before the next fragment row overwrites the slab
   }
-}
+};
 
 // A slice of a split-K convolution: stores partial sums, which conv_finish adds to those of the other slices.
 template <typename Config>

@@ -1,6 +1,6 @@
 #include "cuda/kernels/sm80/conv_finish.cuh"
 
-#include "cuda/kernels/sm80/conv_finish.h"
+#include "cuda/kernels/kernels.h"
 #include "cuda/runtime/launch.h"
 
 namespace resnet_fused::cuda {

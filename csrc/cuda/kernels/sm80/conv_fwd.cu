@@ -1,17 +1,16 @@
 #include "cuda/kernels/sm80/conv_fwd.h"
 
 #include "cuda/kernels/kernels.h"
-#include "cuda/kernels/sm80/conv_finish.h"
-#include "cuda/kernels/sm80/conv_fwd_kernels.h"
+#include "cuda/kernels/tables.h"
 
 namespace resnet_fused::cuda {
 
 namespace {
 
-const ConvFwdTable& table() {
+const ConvTable& table() {
   static const auto all =
-      join_tables<ConvFwdTable>(conv_fwd_f16, conv_fwd_bf16, conv_fwd_tf32, conv_stats_f16, conv_stats_bf16,
-                                conv_stats_tf32, conv_gradient_f16, conv_gradient_bf16, conv_gradient_tf32);
+      join_tables<ConvTable>(conv_fwd_f16, conv_fwd_bf16, conv_fwd_tf32, conv_stats_f16, conv_stats_bf16,
+                             conv_stats_tf32, conv_gradient_f16, conv_gradient_bf16, conv_gradient_tf32);
   return all;
 }
 

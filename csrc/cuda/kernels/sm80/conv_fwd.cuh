@@ -11,6 +11,11 @@
 
 namespace resnet_fused::cuda {
 
+template <typename Config>
+using EpilogueOf = std::conditional_t<
+    has_moments(Config::kMode), MomentsEpilogue<Config>,
+    std::conditional_t<has_gradient_sums(Config::kMode), GradientSumsEpilogue<Config>, AffineEpilogue<Config>>>;
+
 // Main loop steps for a convolution's depth.
 template <typename Config>
 __device__ __forceinline__ int32_t steps_of(const ConvShape& shape) {
@@ -22,7 +27,6 @@ __device__ __forceinline__ int32_t steps_of(const ConvShape& shape) {
 // that all but the first find them in L2.
 template <typename Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm) conv_fwd_kernel(const ConvFwdParams p) {
-  constexpr ConvFwdMode kMode = Config::kMode;
   DYNAMIC_SMEM(smem);
   const uint32_t ring = ptx::smem_address(smem);
   unsigned char* tables = smem + Config::kStages * Config::kStageBytes;
@@ -30,7 +34,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm) conv_f
   tables += Config::kN * 2 * sizeof(float);
   const ChannelTable projection_bn(tables, Config::kN);
   if constexpr (Config::kProjects) tables += Config::kN * 2 * sizeof(float);
-  const ConvOperands& prepared = kMode == ConvFwdMode::kProjectionPrologue ? p.projection : p.main;
+  const ConvOperands& prepared = Config::kPreparesProjection ? p.projection : p.main;
   const ChannelTable pre(tables, prepared.shape.c);
 
   const int32_t k = p.main.shape.k, tiles_n = (k + Config::kN - 1) / Config::kN;
@@ -50,10 +54,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm) conv_f
     ptx::bar_sync_all();  // the first step reads the table before the main loop's first barrier
   }
 
-  constexpr bool kPreparesMain = Config::kPrepares && !Config::kProjects;
-  using MainPrologue = std::conditional_t<kPreparesMain, Prologue<Config>, NoPrologue>;
-  using ProjectionPrologue =
-      std::conditional_t<kMode == ConvFwdMode::kProjectionPrologue, Prologue<Config>, NoPrologue>;
+  using MainPrologue = std::conditional_t<Config::kPreparesMain, BnReluPrologue<Config>, NoPrologue>;
+  using ProjectionPrologue = std::conditional_t<Config::kPreparesProjection, BnReluPrologue<Config>, NoPrologue>;
   typename Config::Warp projected, main;
   const bool whole = p.splits == 1;
   if constexpr (Config::kProjects) {
@@ -66,14 +68,10 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm) conv_f
   const int32_t steps = steps_of<Config>(p.main.shape);
   const auto part = [&](int32_t i) { return static_cast<int32_t>(static_cast<int64_t>(steps) * i / p.splits); };
   multiply_tile<Config, MainPrologue>(main, p.main, ring, pre, m0, n0, part(slice), part(slice + 1));
-  if constexpr (has_statistics(kMode))
-    store_tile_and_moments<Config>(main, p, smem, bn, m0, n0);
-  else if constexpr (kMode == ConvFwdMode::kGradientSums)
-    store_tile_and_gradient_sums<Config>(main, p, smem, bn, m0, n0);
-  else if (whole)
-    store_tile<Config>(main, &projected, p, smem, bn, projection_bn, m0, n0);
-  else
-    store_partial<Config>(main, p, slice, smem, m0, n0);
+  if constexpr (!leaves_parts(Config::kMode)) {
+    if (!whole) return store_partial<Config>(main, p, slice, smem, m0, n0);
+  }
+  EpilogueOf<Config>()(main, projected, {p, smem, bn, projection_bn, m0, n0});
 }
 
 }  // namespace resnet_fused::cuda

@@ -19,11 +19,11 @@ constexpr int32_t kConvFwdRowBytes = 128;  // per operand row of a stage: the de
 constexpr int32_t conv_fwd_depth(Dtype dtype) { return kConvFwdRowBytes / size_of(dtype); }
 
 // Slices of the workspace when splits > 1.
-constexpr int32_t conv_fwd_slices(ConvFwdMode mode, int32_t splits) { return splits + has_projection(mode); }
+constexpr int32_t conv_fwd_slices(ConvMode mode, int32_t splits) { return splits + has_projection(mode); }
 
 // Dynamic shared memory: the ring of stages, which the epilogue reuses, and tables of scale and shift for the tile's
 // output channels, for those of the projection, and for every input channel of a prologue.
-constexpr int32_t conv_fwd_smem(const ConvFwdTile& tile, ConvFwdMode mode, int32_t prologue_channels) {
+constexpr int32_t conv_fwd_smem(const ConvFwdTile& tile, ConvMode mode, int32_t prologue_channels) {
   const int32_t table = 2 * 4;  // bytes per channel
   return tile.stages * (tile.m + tile.n) * kConvFwdRowBytes + tile.n * table * (1 + has_projection(mode)) +
          (has_prologue(mode) ? prologue_channels * table : 0);

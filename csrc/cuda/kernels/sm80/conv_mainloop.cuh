@@ -12,7 +12,7 @@ namespace resnet_fused::cuda {
 // Applies relu(bn(.)) in place to the chunks that this thread copied, before any other thread may read them. Padding
 // must stay zero, so chunks of padding are skipped; the thread that copied a chunk knows which it was.
 template <typename Config>
-struct Prologue {
+struct BnReluPrologue {
   const ChannelTable& table;
   int32_t chunks;      // per input pixel
   int32_t chunk;       // of this thread in the next stage
@@ -20,7 +20,7 @@ struct Prologue {
 
   static_assert(Config::kRowsA * (Config::kStages - 1) <= 64);
 
-  __device__ __forceinline__ Prologue(const ChannelTable& table, const TapCursor& at)
+  __device__ __forceinline__ BnReluPrologue(const ChannelTable& table, const TapCursor& at)
       : table(table), chunks(at.chunks), chunk(at.chunk) {}
 
   __device__ __forceinline__ void copied(uint32_t rows) { valid = valid << Config::kRowsA | rows; }

@@ -1,7 +1,7 @@
 #include "cuda/kernels/sm90/block_fwd.h"
 
 #include "cuda/kernels/kernels.h"
-#include "cuda/kernels/sm90/block_fwd_kernels.h"
+#include "cuda/kernels/tables.h"
 
 namespace resnet_fused::cuda {
 

@@ -4,8 +4,9 @@
 #include <utility>
 
 #include "cuda/kernels/sm90/block_fwd.cuh"
-#include "cuda/kernels/sm90/block_fwd_kernels.h"
+#include "cuda/kernels/tables.h"
 #include "cuda/runtime/launch.h"
+#include "cuda/runtime/tensor_map.h"
 
 namespace resnet_fused::cuda {
 

@@ -1,14 +1,14 @@
 #include "cuda/kernels/sm90/conv_rows.h"
 
 #include "cuda/kernels/kernels.h"
-#include "cuda/kernels/sm90/conv_rows_kernels.h"
+#include "cuda/kernels/tables.h"
 
 namespace resnet_fused::cuda {
 
 namespace {
 
-const ConvRowsTable& table() {
-  static const auto all = join_tables<ConvRowsTable>(conv_rows_f16, conv_rows_bf16);
+const ConvTable& table() {
+  static const auto all = join_tables<ConvTable>(conv_rows_f16, conv_rows_bf16);
   return all;
 }
 

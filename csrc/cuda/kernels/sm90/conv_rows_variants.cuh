@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "cuda/kernels/sm90/conv_rows.cuh"
-#include "cuda/kernels/sm90/conv_rows_kernels.h"
 #include "cuda/kernels/sm90/nhwc_tensor.h"
+#include "cuda/kernels/tables.h"
 #include "cuda/runtime/launch.h"
 
 namespace resnet_fused::cuda {
@@ -48,21 +48,21 @@ void launch_conv_rows_variant(const ConvFwdParams& p, const Queue& queue) {
 }
 
 template <Dtype kDtype, int kTile>
-void add_conv_rows(ConvRowsTable& all) {
+void add_conv_rows(ConvTable& all) {
   constexpr ConvRowsTile kShape = kConvRowsTiles[kTile];
-  constexpr ConvFwdVariant kVariant{kDtype, kShape.rows, kShape.columns, ConvFwdMode::kPlain};
+  constexpr ConvFwdVariant kVariant{kDtype, kShape.rows, kShape.columns, ConvMode{}};
   if constexpr (COMPILES(kVariant)) all.push_back({kVariant, &launch_conv_rows_variant<ConvRowsConfig<kDtype, kTile>>});
 }
 
 template <Dtype kDtype, int... kTile>
-ConvRowsTable compile_conv_rows(std::integer_sequence<int, kTile...>) {
-  ConvRowsTable all;
+ConvTable compile_conv_rows(std::integer_sequence<int, kTile...>) {
+  ConvTable all;
   (add_conv_rows<kDtype, kTile>(all), ...);
   return all;
 }
 
 template <Dtype kDtype>
-ConvRowsTable compile_all_conv_rows() {
+ConvTable compile_all_conv_rows() {
   constexpr int kTiles = sizeof(kConvRowsTiles) / sizeof(kConvRowsTiles[0]);
   return compile_conv_rows<kDtype>(std::make_integer_sequence<int, kTiles>());
 }

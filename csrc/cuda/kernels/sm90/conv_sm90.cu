@@ -1,16 +1,15 @@
 #include "cuda/kernels/sm90/conv_sm90.h"
 
 #include "cuda/kernels/kernels.h"
-#include "cuda/kernels/sm90/conv_sm90_finish.h"
-#include "cuda/kernels/sm90/conv_sm90_kernels.h"
+#include "cuda/kernels/tables.h"
 
 namespace resnet_fused::cuda {
 
 namespace {
 
-const ConvSm90Table& table() {
+const ConvTable& table() {
   static const auto all =
-      join_tables<ConvSm90Table>(conv_sm90_f16, conv_sm90_bf16, conv_sm90_stats_f16, conv_sm90_stats_bf16);
+      join_tables<ConvTable>(conv_sm90_f16, conv_sm90_bf16, conv_sm90_stats_f16, conv_sm90_stats_bf16);
   return all;
 }
 

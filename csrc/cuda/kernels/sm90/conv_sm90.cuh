@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   DYNAMIC_SMEM(memory);
   const uint32_t smem = ptx::smem_address(memory), group = threadIdx.x / 128;
   const ConvSm90Barriers<Config> barriers{smem + Config::kBarriers};
-  const ConvOperands& prepared = Config::kMode == ConvFwdMode::kProjectionPrologue ? p.projection : p.main;
+  const ConvOperands& prepared = Config::kPreparesProjection ? p.projection : p.main;
   const ChannelTable table(memory + Config::kTable, prepared.shape.c);
   if (threadIdx.x == 0) {
     for (int i = 0; i < Config::kStages; ++i) {

@@ -26,33 +26,33 @@ constexpr int64_t conv_sm90_tiles(const ConvSm90Tile& tile, const ConvShape& q) 
 }
 
 // Whether registers hold one product's accumulators only: the mode has neither projection nor prologue.
-constexpr bool conv_sm90_has_registers(ConvFwdMode mode) { return !has_projection(mode) && !has_prologue(mode); }
+constexpr bool conv_sm90_has_registers(ConvMode mode) { return !has_projection(mode) && !has_prologue(mode); }
 
 // Ping-pong: whether tiles alternate between the consumer warp groups, so that one's epilogue overlaps the other's main
 // loop.
-constexpr bool conv_sm90_pingpong(const ConvSm90Tile& tile, ConvFwdMode mode) {
+constexpr bool conv_sm90_pingpong(const ConvSm90Tile& tile, ConvMode mode) {
   return tile.channels == 64 && conv_sm90_has_registers(mode);
 }
 
 // Columns of one warp group's product.
-constexpr int32_t conv_sm90_columns(const ConvSm90Tile& tile, ConvFwdMode mode) {
+constexpr int32_t conv_sm90_columns(const ConvSm90Tile& tile, ConvMode mode) {
   return tile.channels == 64 && !conv_sm90_pingpong(tile, mode) ? tile.pixels / kConvSm90Consumers : tile.pixels;
 }
 
 // Pixels per part of the statistics: each warp group writes a part for its own pixels and channels.
-constexpr int32_t conv_sm90_part(const ConvSm90Tile& tile, ConvFwdMode mode) { return conv_sm90_columns(tile, mode); }
+constexpr int32_t conv_sm90_part(const ConvSm90Tile& tile, ConvMode mode) { return conv_sm90_columns(tile, mode); }
 
 // 256 columns take 128 accumulators per thread. A projection needs as many again. With a prologue, four warp groups
 // start with 128 registers per thread, while the wgmma alone needs 154.
-constexpr bool conv_sm90_takes(const ConvSm90Tile& tile, ConvFwdMode mode) {
+constexpr bool conv_sm90_takes(const ConvSm90Tile& tile, ConvMode mode) {
   return conv_sm90_has_registers(mode) || conv_sm90_columns(tile, mode) <= 128;
 }
 
 // The producer warp group, the consumers and, with a prologue, the warp group that applies it.
-constexpr int32_t conv_sm90_threads(ConvFwdMode mode) { return 128 * (1 + kConvSm90Consumers + has_prologue(mode)); }
+constexpr int32_t conv_sm90_threads(ConvMode mode) { return 128 * (1 + kConvSm90Consumers + has_prologue(mode)); }
 
 // Dynamic shared memory: pipeline stages, each consumer's output tile, mbarriers, the prologue's scale and shift.
-constexpr int32_t conv_sm90_smem(const ConvSm90Tile& tile, ConvFwdMode mode, int32_t prologue_channels) {
+constexpr int32_t conv_sm90_smem(const ConvSm90Tile& tile, ConvMode mode, int32_t prologue_channels) {
   return tile.stages * (tile.pixels + tile.channels) * kConvSm90RowBytes +
          kConvSm90Consumers * conv_sm90_columns(tile, mode) * kConvSm90RowBytes + kConvSm90BarrierBytes +
          (has_prologue(mode) ? prologue_channels * 8 : 0);
@@ -61,17 +61,17 @@ constexpr int32_t conv_sm90_smem(const ConvSm90Tile& tile, ConvFwdMode mode, int
 // Stream-K (Osama et al. 2023, arXiv:2301.03598): data-parallel tiles first; the steps of the remaining sk_tiles, which
 // would leave SMs idle, are cut into equal work units. Units write partial sums for conv_sm90_finish. A segment is one
 // convolution of one such tile: first the projection, if any, then the main convolution.
-constexpr int32_t conv_sm90_segment(ConvFwdMode mode, int32_t tile, bool main) {
+constexpr int32_t conv_sm90_segment(ConvMode mode, int32_t tile, bool main) {
   return has_projection(mode) ? 2 * tile + main : tile;
 }
 
 // Unit i writes the sums of segment s to partial tile i + s. Partial tiles are unique, because each next piece is of a
 // new unit, a new segment or both.
-constexpr int64_t conv_sm90_partials(ConvFwdMode mode, int64_t sk_tiles, int64_t sk_units) {
+constexpr int64_t conv_sm90_partials(ConvMode mode, int64_t sk_tiles, int64_t sk_units) {
   return sk_units + sk_tiles * (1 + has_projection(mode)) - 1;
 }
 
-constexpr int64_t conv_sm90_workspace(const ConvSm90Tile& tile, ConvFwdMode mode, int64_t sk_tiles, int64_t sk_units) {
+constexpr int64_t conv_sm90_workspace(const ConvSm90Tile& tile, ConvMode mode, int64_t sk_tiles, int64_t sk_units) {
   return conv_sm90_partials(mode, sk_tiles, sk_units) * tile.pixels * tile.channels * 4;
 }
 

@@ -6,13 +6,13 @@
 
 namespace resnet_fused::cuda {
 
-template <Dtype kDtype_, int kTile_, ConvFwdMode kMode_>
+template <Dtype kDtype_, int kTile_, Prologue kPrologue_, Epilogue kEpilogue_>
 struct ConvSm90Config {
   static constexpr Dtype kDtype = kDtype_;
-  static constexpr ConvFwdMode kMode = kMode_;
+  static constexpr ConvMode kMode{kPrologue_, kEpilogue_};
   static constexpr ConvSm90Tile kTile = kConvSm90Tiles[kTile_];
   static constexpr bool kProjects = has_projection(kMode), kPrepares = has_prologue(kMode);
-  static constexpr bool kTakesMoments = has_statistics(kMode);  // without stream-K: all tiles are whole
+  static constexpr bool kPreparesMain = kPrepares && !kProjects, kPreparesProjection = kPrepares && kProjects;
 
   static constexpr int kPixels = kTile.pixels, kChannels = kTile.channels, kStages = kTile.stages;
   static constexpr int kColumns = conv_sm90_columns(kTile, kMode);

@@ -1,6 +1,6 @@
 #include "cuda/kernels/sm90/conv_sm90_finish.cuh"
 
-#include "cuda/kernels/sm90/conv_sm90_finish.h"
+#include "cuda/kernels/kernels.h"
 #include "cuda/runtime/launch.h"
 
 namespace resnet_fused::cuda {

@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(Config::kThreads)
   };
   typename Config::Sum sum = {}, projected = {};
   const bool holds = channel + static_cast<int32_t>(warp) * 16 < shape.k;  // else conv_sm90's warp stored nothing
-  constexpr ConvFwdMode kMode = Config::kProjects ? ConvFwdMode::kProjection : ConvFwdMode::kPlain;
+  constexpr ConvMode kMode{Prologue::kNone, Config::kProjects ? Epilogue::kProjection : Epilogue::kAffine};
   if (holds) {
     if constexpr (Config::kProjects)
       add(projected, conv_sm90_segment(kMode, index, false), first_step, projection_steps);

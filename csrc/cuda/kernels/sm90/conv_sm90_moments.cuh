@@ -103,4 +103,24 @@ __device__ __forceinline__ void store_pre_bn(const typename Config::Sum& product
   }
 }
 
+// y + bias, rounded, and the moments of the stored values. They need complete sums, so all tiles are data-parallel.
+template <typename Config>
+struct MomentsEpilogue {
+  static constexpr bool kStreamK = false;
+  using Sum = typename Config::Sum;
+  using Affine = RowAffine<Config::kDtype>;
+
+  template <typename HandOver>
+  __device__ __forceinline__ void operator()(const Sum& sum, const Sum&, const Affine& bias, const Affine&,
+                                             const ConvFwdParams& p, const StagedPart& part,
+                                             const HandOver& hand_over) const {
+    const ConvShape& shape = p.main.shape;
+    const int32_t left = shape.n * shape.p * shape.q - part.pixel;
+    RowMoments<Config> moments(sum, bias, left);
+    store_pre_bn<Config>(sum, bias, moments, part.memory);
+    hand_over();
+    if (left > 0) moments.store(p.statistics, part.pixel / Config::kColumns, part.channel, shape.k);
+  }
+};
+
 }  // namespace resnet_fused::cuda

@@ -1,6 +1,8 @@
 // Warp roles of conv_sm90. All roles visit the same tiles and steps in the same order, and synchronise only through
 // mbarriers.
 #pragma once
+#include <type_traits>
+
 #include "cuda/device/ptx/mbarrier.cuh"
 #include "cuda/device/ptx/shared.cuh"
 #include "cuda/device/ptx/sync.cuh"
@@ -239,6 +241,7 @@ __device__ __forceinline__ void consume(const ConvFwdParams& p, uint32_t smem, u
   const uint32_t out = smem + Config::kOut + consumer * Config::kOutBytes;
   RingCursor<Config::kStages> at;
   using Affine = RowAffine<Config::kDtype>;
+  using Epilogue = std::conditional_t<has_moments(Config::kMode), MomentsEpilogue<Config>, AffineEpilogue<Config>>;
   const int32_t none = p.main.shape.k;
   Affine bn(p.main.bn, none, none), projection_bn = bn;
   int32_t known = none;
@@ -264,28 +267,18 @@ __device__ __forceinline__ void consume(const ConvFwdParams& p, uint32_t smem, u
     if constexpr (Config::kProjects)
       if (finishes) multiply<Config>(projected, scheduler.projection.count, smem, consumer, barriers, at);
     multiply<Config>(sum, finishes ? scheduler.main.count : scheduler.steps(), smem, consumer, barriers, at);
-    if constexpr (!Config::kTakesMoments) {
+    if constexpr (Epilogue::kStreamK) {
       if (!finishes) {
         store_partial<Config>(sum, p, scheduler.partial, consumer, pixel, channel);
         continue;
       }
     }
     ptx::mbarrier_wait_parity(barriers.open(consumer), (Config::kPingpong ? piece / 2 : piece) & 1);
-    const auto hand_over = [&] {
+    Epilogue()(sum, projected, bn, projection_bn, p, {pixel, channel + static_cast<int32_t>(lane) / 4, out}, [&] {
       ptx::fence_proxy_async();  // TMA reads through the async proxy
       ptx::bar_warp_sync(~0u);
       if (lane == 0) ptx::mbarrier_arrive(barriers.staged(consumer));
-    };
-    if constexpr (Config::kTakesMoments) {
-      const int32_t left = p.main.shape.n * p.main.shape.p * p.main.shape.q - pixel;
-      RowMoments<Config> moments(sum, bn, left);
-      store_pre_bn<Config>(sum, bn, moments, out);
-      hand_over();
-      if (left > 0) moments.store(p.statistics, pixel / Config::kColumns, channel + lane / 4, p.main.shape.k);
-    } else {
-      finish<Config>(sum, &projected, bn, projection_bn, p.residual != nullptr, p.relu, out);
-      hand_over();
-    }
+    });
   }
 }
 

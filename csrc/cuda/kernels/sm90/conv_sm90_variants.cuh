@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "cuda/kernels/sm90/conv_sm90.cuh"
-#include "cuda/kernels/sm90/conv_sm90_kernels.h"
 #include "cuda/kernels/sm90/nhwc_tensor.h"
+#include "cuda/kernels/tables.h"
 #include "cuda/runtime/launch.h"
 
 namespace resnet_fused::cuda {
@@ -43,7 +43,7 @@ template <typename Config>
 void launch_conv_sm90_variant(const ConvFwdParams& p, const Queue& queue) {
   constexpr Dtype kDtype = Config::kDtype;
   const ConvShape& shape = p.main.shape;
-  const ConvShape& prepared = Config::kMode == ConvFwdMode::kProjectionPrologue ? p.projection.shape : shape;
+  const ConvShape& prepared = Config::kPreparesProjection ? p.projection.shape : shape;
   const int64_t pixels = static_cast<int64_t>(shape.n) * shape.p * shape.q;
   ConvSm90Maps maps;
   maps.x = map_of_pixels(p.main, kDtype, Config::kPixels);
@@ -61,37 +61,27 @@ void launch_conv_sm90_variant(const ConvFwdParams& p, const Queue& queue) {
   LAUNCH_DEPENDENT(conv_sm90_kernel<Config>, dim3(grid), dim3(Config::kThreads), smem, queue, p, maps);
 }
 
-template <Dtype kDtype, int kTile, ConvFwdMode kMode>
-void add_conv_sm90(ConvSm90Table& all) {
+template <Dtype kDtype, int kTile, Prologue kPrologue, Epilogue kEpilogue>
+void add_conv_sm90(ConvTable& all) {
   constexpr ConvSm90Tile kShape = kConvSm90Tiles[kTile];
-  constexpr ConvFwdVariant kVariant{kDtype, kShape.pixels, kShape.channels, kMode};
-  if constexpr (conv_sm90_takes(kShape, kMode) && COMPILES(kVariant))
-    all.push_back({kVariant, &launch_conv_sm90_variant<ConvSm90Config<kDtype, kTile, kMode>>});
+  constexpr ConvFwdVariant kVariant{kDtype, kShape.pixels, kShape.channels, {kPrologue, kEpilogue}};
+  if constexpr (conv_sm90_takes(kShape, kVariant.mode) && COMPILES(kVariant))
+    all.push_back({kVariant, &launch_conv_sm90_variant<ConvSm90Config<kDtype, kTile, kPrologue, kEpilogue>>});
 }
 
-template <Dtype kDtype, ConvFwdMode kMode, int... kTile>
-void add_conv_sm90_tiles(ConvSm90Table& all, std::integer_sequence<int, kTile...>) {
-  (add_conv_sm90<kDtype, kTile, kMode>(all), ...);
+template <Dtype kDtype, Prologue kPrologue, Epilogue kEpilogue, int... kTile>
+void add_conv_sm90_tiles(ConvTable& all, std::integer_sequence<int, kTile...>) {
+  (add_conv_sm90<kDtype, kTile, kPrologue, kEpilogue>(all), ...);
 }
 
-// Every tile of these modes that conv_sm90_takes.
-template <Dtype kDtype, ConvFwdMode... kMode>
-ConvSm90Table compile_conv_sm90() {
-  constexpr int kTiles = sizeof(kConvSm90Tiles) / sizeof(kConvSm90Tiles[0]);
-  ConvSm90Table all;
-  (add_conv_sm90_tiles<kDtype, kMode>(all, std::make_integer_sequence<int, kTiles>()), ...);
+// Every tile with these epilogues, with and without the prologue, that conv_sm90_takes.
+template <Dtype kDtype, Epilogue... kEpilogue>
+ConvTable compile_conv_sm90() {
+  constexpr std::make_integer_sequence<int, sizeof(kConvSm90Tiles) / sizeof(kConvSm90Tiles[0])> kTiles;
+  ConvTable all;
+  (add_conv_sm90_tiles<kDtype, Prologue::kNone, kEpilogue>(all, kTiles), ...);
+  (add_conv_sm90_tiles<kDtype, Prologue::kBnRelu, kEpilogue>(all, kTiles), ...);
   return all;
-}
-
-template <Dtype kDtype>
-ConvSm90Table compile_sm90_inference() {
-  return compile_conv_sm90<kDtype, ConvFwdMode::kPlain, ConvFwdMode::kPrologue, ConvFwdMode::kProjection,
-                           ConvFwdMode::kProjectionPrologue>();
-}
-
-template <Dtype kDtype>
-ConvSm90Table compile_sm90_training() {
-  return compile_conv_sm90<kDtype, ConvFwdMode::kStatistics, ConvFwdMode::kPrologueStatistics>();
 }
 
 }  // namespace resnet_fused::cuda

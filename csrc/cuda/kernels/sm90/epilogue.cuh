@@ -4,6 +4,7 @@
 #include "cuda/device/ptx/stmatrix.cuh"
 #include "cuda/device/tile/scale_shift.cuh"
 #include "cuda/device/tile/swizzle.cuh"
+#include "cuda/kernels/conv.h"
 
 namespace resnet_fused::cuda {
 
@@ -68,5 +69,27 @@ __device__ __forceinline__ void finish(const typename Config::Sum& sum, const ty
   else
     finish_as<Config, false>(sum, projected, bn, projection_bn, residual, out);
 }
+
+// A consumer's part of a tile: its first pixel, the thread's first channel, and the part in shared memory.
+struct StagedPart {
+  int32_t pixel, channel;
+  uint32_t memory;
+};
+
+// act(bn(y) + residual), or with the projection as shortcut. hand_over() lets the store thread store the part.
+template <typename Config>
+struct AffineEpilogue {
+  static constexpr bool kStreamK = true;  // a tile may be a work unit's partial sums instead
+  using Sum = typename Config::Sum;
+  using Affine = RowAffine<Config::kDtype>;
+
+  template <typename HandOver>
+  __device__ __forceinline__ void operator()(const Sum& sum, const Sum& projected, const Affine& bn,
+                                             const Affine& projection_bn, const ConvFwdParams& p,
+                                             const StagedPart& part, const HandOver& hand_over) const {
+    finish<Config>(sum, &projected, bn, projection_bn, p.residual != nullptr, p.relu, part.memory);
+    hand_over();
+  }
+};
 
 }  // namespace resnet_fused::cuda

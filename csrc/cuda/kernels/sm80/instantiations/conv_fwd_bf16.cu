@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-ConvFwdTable conv_fwd_bf16() { return compile_inference<Dtype::kBFloat16>(); }
+ConvTable conv_fwd_bf16() { return compile_conv_fwd<Dtype::kBFloat16, Epilogue::kAffine, Epilogue::kProjection>(); }
 
 }  // namespace resnet_fused::cuda

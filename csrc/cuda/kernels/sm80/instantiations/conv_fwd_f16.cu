@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-ConvFwdTable conv_fwd_f16() { return compile_inference<Dtype::kFloat16>(); }
+ConvTable conv_fwd_f16() { return compile_conv_fwd<Dtype::kFloat16, Epilogue::kAffine, Epilogue::kProjection>(); }
 
 }  // namespace resnet_fused::cuda

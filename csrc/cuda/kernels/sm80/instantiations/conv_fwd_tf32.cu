@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-ConvFwdTable conv_fwd_tf32() { return compile_inference<Dtype::kFloat32>(); }
+ConvTable conv_fwd_tf32() { return compile_conv_fwd<Dtype::kFloat32, Epilogue::kAffine, Epilogue::kProjection>(); }
 
 }  // namespace resnet_fused::cuda

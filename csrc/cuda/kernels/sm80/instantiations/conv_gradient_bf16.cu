@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-ConvFwdTable conv_gradient_bf16() { return compile_gradient<Dtype::kBFloat16>(); }
+ConvTable conv_gradient_bf16() { return compile_conv_gradient<Dtype::kBFloat16>(); }
 
 }  // namespace resnet_fused::cuda

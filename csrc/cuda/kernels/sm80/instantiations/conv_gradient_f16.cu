@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-ConvFwdTable conv_gradient_f16() { return compile_gradient<Dtype::kFloat16>(); }
+ConvTable conv_gradient_f16() { return compile_conv_gradient<Dtype::kFloat16>(); }
 
 }  // namespace resnet_fused::cuda

@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-ConvFwdTable conv_gradient_tf32() { return compile_gradient<Dtype::kFloat32>(); }
+ConvTable conv_gradient_tf32() { return compile_conv_gradient<Dtype::kFloat32>(); }
 
 }  // namespace resnet_fused::cuda

@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-ConvFwdTable conv_stats_bf16() { return compile_training<Dtype::kBFloat16>(); }
+ConvTable conv_stats_bf16() { return compile_conv_fwd<Dtype::kBFloat16, Epilogue::kMoments>(); }
 
 }  // namespace resnet_fused::cuda

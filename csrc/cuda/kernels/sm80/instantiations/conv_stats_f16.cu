@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-ConvFwdTable conv_stats_f16() { return compile_training<Dtype::kFloat16>(); }
+ConvTable conv_stats_f16() { return compile_conv_fwd<Dtype::kFloat16, Epilogue::kMoments>(); }
 
 }  // namespace resnet_fused::cuda

@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-ConvFwdTable conv_stats_tf32() { return compile_training<Dtype::kFloat32>(); }
+ConvTable conv_stats_tf32() { return compile_conv_fwd<Dtype::kFloat32, Epilogue::kMoments>(); }
 
 }  // namespace resnet_fused::cuda

@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-ConvRowsTable conv_rows_bf16() { return compile_all_conv_rows<Dtype::kBFloat16>(); }
+ConvTable conv_rows_bf16() { return compile_all_conv_rows<Dtype::kBFloat16>(); }
 
 }  // namespace resnet_fused::cuda

@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-ConvRowsTable conv_rows_f16() { return compile_all_conv_rows<Dtype::kFloat16>(); }
+ConvTable conv_rows_f16() { return compile_all_conv_rows<Dtype::kFloat16>(); }
 
 }  // namespace resnet_fused::cuda

@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-ConvSm90Table conv_sm90_bf16() { return compile_sm90_inference<Dtype::kBFloat16>(); }
+ConvTable conv_sm90_bf16() { return compile_conv_sm90<Dtype::kBFloat16, Epilogue::kAffine, Epilogue::kProjection>(); }
 
 }  // namespace resnet_fused::cuda

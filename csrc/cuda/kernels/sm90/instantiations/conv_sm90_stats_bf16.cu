@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-ConvSm90Table conv_sm90_stats_bf16() { return compile_sm90_training<Dtype::kBFloat16>(); }
+ConvTable conv_sm90_stats_bf16() { return compile_conv_sm90<Dtype::kBFloat16, Epilogue::kMoments>(); }
 
 }  // namespace resnet_fused::cuda

@@ -2,6 +2,6 @@
 
 namespace resnet_fused::cuda {
 
-ConvSm90Table conv_sm90_stats_f16() { return compile_sm90_training<Dtype::kFloat16>(); }
+ConvTable conv_sm90_stats_f16() { return compile_conv_sm90<Dtype::kFloat16, Epilogue::kMoments>(); }
 
 }  // namespace resnet_fused::cuda

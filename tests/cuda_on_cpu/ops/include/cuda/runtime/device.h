@@ -8,7 +8,7 @@
 namespace resnet_fused::cuda {
 
 const Device& device_numbers(int device);
-const EngineChoice& chosen_engine();
+const Override& chosen_override();
 CheckMode chosen_check();
 bool is_capturing(int device);
 KernelCode code_of(const void* kernel);

@@ -1,12 +1,12 @@
-"""Bugs planted in the emulated kernels: the edit, the sources compiled with it, and how a test must catch it.
+"""Mutations of the emulated kernels: the edit, the sources compiled with it, and how a test must catch it.
 
-A module lists its bugs and an exercise that passes without them and fails with each::
+A module lists its mutations and an exercise that passes without them and fails with each::
 
-    BUGS = {"last split-K slice not added": value("cuda/kernels/sm80/conv_finish.cuh", old, new), ...}
+    MUTATIONS = {"last split-K slice not added": value("cuda/kernels/sm80/conv_finish.cuh", old, new), ...}
 
-    @each_bug(bugs_of(BUGS, fails(exercise), ("conv_finish",)))
-    def test_bug_is_caught(planted, bug):
-        bug.assert_caught(planted)
+    @each_mutation(mutations_of(MUTATIONS, fails(exercise), ("conv_finish",)))
+    def test_mutation_is_caught(mutant, mutation):
+        mutation.assert_caught(mutant)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import pytest
-from cuda_on_cpu import Kernels, Library, Plant
+from cuda_on_cpu import Kernels, Library, Patch
 
 SCHEDULES = ["stay", "rotate", "random"]
 by_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
@@ -43,12 +43,12 @@ def order(file: str, old: str, new: str) -> Edit:
     return Edit(file, old, new, tuple(SCHEDULES))
 
 
-class PlantedBug(NamedTuple):
+class Mutation(NamedTuple):
     name: str
     path: str  # the changed file, relative to the repository
-    plant: Plant
+    patch: Patch
     schedules: tuple[str, ...]
-    check: Exercise  # passes if the bug is caught
+    check: Exercise  # passes if the mutation is caught
 
     @property
     def family(self) -> str:
@@ -69,23 +69,23 @@ def fails(exercise: Exercise) -> Exercise:
     return check
 
 
-def bugs_of(
+def mutations_of(
     edits: dict[str, Edit], check: Exercise, sources: tuple[str, ...], variants: str = "true"
-) -> list[PlantedBug]:
-    """Returns the bugs that ``edits`` plant in ``sources``; ``check`` must catch each."""
+) -> list[Mutation]:
+    """Returns the mutations that ``edits`` make in ``sources``; ``check`` must catch each."""
     return [
-        PlantedBug(name, f"csrc/{e.file}", Plant(e.file, e.old, e.new, sources, variants), e.schedules, check)
+        Mutation(name, f"csrc/{e.file}", Patch(e.file, e.old, e.new, sources, variants), e.schedules, check)
         for name, e in edits.items()
     ]
 
 
-def each_bug(*groups: Iterable[PlantedBug]) -> pytest.MarkDecorator:
-    """Parametrizes a test with every bug of the groups and marks each ``planted_bug``."""
-    bugs = [bug for group in groups for bug in group]
-    assert len({bug.name for bug in bugs}) == len(bugs), "two bugs have one name"
-    return pytest.mark.parametrize("bug", [pytest.param(b, id=b.name, marks=pytest.mark.planted_bug) for b in bugs])
+def each_mutation(*groups: Iterable[Mutation]) -> pytest.MarkDecorator:
+    """Parametrizes a test with every mutation of the groups and marks each ``mutation``."""
+    every = [each for group in groups for each in group]
+    assert len({each.name for each in every}) == len(every), "two mutations have one name"
+    return pytest.mark.parametrize("mutation", [pytest.param(b, id=b.name, marks=pytest.mark.mutation) for b in every])
 
 
-def all_bugs(items: Iterable[pytest.Item]) -> dict[pytest.Item, PlantedBug]:
-    """Maps each test to its planted bug."""
-    return {item: item.callspec.params["bug"] for item in items if item.get_closest_marker("planted_bug")}
+def all_mutations(items: Iterable[pytest.Item]) -> dict[pytest.Item, Mutation]:
+    """Maps each test to its mutation."""
+    return {item: item.callspec.params["mutation"] for item in items if item.get_closest_marker("mutation")}

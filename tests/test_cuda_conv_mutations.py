@@ -1,4 +1,4 @@
-"""Bugs planted in sm80/conv_fwd and conv_finish are caught."""
+"""Mutations of sm80/conv_fwd and conv_finish are caught."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import functools
 import pytest
 import torch
 from cuda_cases.convolution import check, deep_projection, small_case
-from cuda_on_cpu.conv_fwd import MODES, Variant
-from planting import bugs_of, by_schedule, each_bug, fails, order, value
+from cuda_on_cpu.conv_fwd import MODES, Variant, is_mode
+from mutation import by_schedule, each_mutation, fails, mutations_of, order, value
 
 LOOP, EPILOGUE, KERNEL, FINISH, HOST, IM2COL, MMA = (
     "cuda/kernels/sm80/conv_mainloop.cuh",
@@ -20,10 +20,10 @@ LOOP, EPILOGUE, KERNEL, FINISH, HOST, IM2COL, MMA = (
     "cuda/device/tile/warp_mma.cuh",
 )
 BARRIER = "    ptx::bar_sync_all();\n    if (step + kStages - 1 < last)"
-TF32_BUGS = {
+TF32_MUTATIONS = {
     "operands not rounded to TF32": value(MMA, "if constexpr (kDtype == Dtype::kFloat32) round_to_tf32(two);", ""),
 }
-FINISH_BUGS = {
+FINISH_MUTATIONS = {
     "last split-K slice not added": value(
         FINISH,
         "for (int32_t s = 1; s < p.splits; ++s)",
@@ -35,7 +35,7 @@ FINISH_BUGS = {
         "s < p.splits + Config::kProjects; ++s)",
     ),
 }
-BUGS = {
+MUTATIONS = {
     "no barrier in the main-loop step": order(LOOP, BARRIER, "    if (step + kStages - 1 < last)"),
     "one warp skips a barrier": order(LOOP, BARRIER, "    if (step != first + 1 || part)" + BARRIER[3:]),
     "cp.async wait leaves one group too many pending": order(
@@ -88,18 +88,18 @@ BUGS = {
     ),
     "no warp barrier before the epilogue reads its slab": order(
         EPILOGUE,
-        "(projected->sum[i], place.lane);\n    ptx::bar_warp_sync(~0u);",
-        "(projected->sum[i], place.lane);",
+        "(projected.sum[i], place.lane);\n      ptx::bar_warp_sync(~0u);",
+        "(projected.sum[i], place.lane);",
     ),
     "a slab overwritten while it is read": order(
         EPILOGUE,
-        "    ptx::bar_warp_sync(~0u);  // before the next",
-        "    // before the next",
+        "      ptx::bar_warp_sync(~0u);  // before the next",
+        "      // before the next",
     ),
     "only half a warp at the warp barrier": order(
         EPILOGUE,
-        "    ptx::bar_warp_sync(~0u);  // before the next",
-        "    if (place.lane < 16) ptx::bar_warp_sync(~0u);  // before the next",
+        "      ptx::bar_warp_sync(~0u);  // before the next",
+        "      if (place.lane < 16) ptx::bar_warp_sync(~0u);  // before the next",
     ),
     "epilogue stores one pixel past the end": value(
         EPILOGUE,
@@ -120,7 +120,7 @@ BUGS = {
         KERNEL, "part(slice), part(slice + 1));", "part(slice), part(slice + 1) - (slice == 0));"
     ),
 }
-PROLOGUE_BUGS = {
+PROLOGUE_MUTATIONS = {
     "prologue applied to padding": value(LOOP, "if (!(rows >> i & 1)) continue;", ""),
     "prologue uses another stage's padding mask": value(
         LOOP,
@@ -131,14 +131,14 @@ PROLOGUE_BUGS = {
         KERNEL, "    ptx::bar_sync_all();  // the first step", "    // the first step"
     ),
 }
-PROJECTION_BUGS = {
+PROJECTION_MUTATIONS = {
     "projection uses the main BatchNorm": value(
         EPILOGUE,
         "v[e] += projection_bn.apply(shortcut[e], e)",
         "v[e] += bn.apply(shortcut[e], e)",
     ),
 }
-DEPTH_BUGS = {
+DEPTH_MUTATIONS = {
     "projection runs the main convolution's step count": value(
         KERNEL, "steps_of<Config>(p.projection.shape)", "steps_of<Config>(p.main.shape)"
     ),
@@ -161,8 +161,8 @@ def exercise_splits(kernels, schedule):
 
 
 def caught(bugs, source="conv_fwd_bf16", mode="plain", dtype=torch.bfloat16):
-    variants = f"v.tile_m == 64 && v.mode == ConvFwdMode::k{mode.title()}"
-    return bugs_of(bugs, fails(functools.partial(exercise, mode=mode, dtype=dtype)), (source,), variants)
+    variants = f"v.tile_m == 64 && {is_mode(mode)}"
+    return mutations_of(bugs, fails(functools.partial(exercise, mode=mode, dtype=dtype)), (source,), variants)
 
 
 @by_schedule
@@ -173,18 +173,18 @@ def test_exercise_passes(kernels, schedule, dtype):
     exercise_depth(kernels, schedule)
 
 
-@each_bug(
-    caught(BUGS),
-    caught(PROLOGUE_BUGS, mode="prologue"),
-    caught(PROJECTION_BUGS, mode="projection"),
-    bugs_of(
-        DEPTH_BUGS,
+@each_mutation(
+    caught(MUTATIONS),
+    caught(PROLOGUE_MUTATIONS, mode="prologue"),
+    caught(PROJECTION_MUTATIONS, mode="projection"),
+    mutations_of(
+        DEPTH_MUTATIONS,
         fails(exercise_depth),
         ("conv_fwd_bf16",),
-        "v.tile_m == 64 && v.mode == ConvFwdMode::kProjection",
+        f"v.tile_m == 64 && {is_mode('projection')}",
     ),
-    caught(TF32_BUGS, "conv_fwd_tf32", dtype=torch.float32),
-    bugs_of(FINISH_BUGS, fails(exercise_splits), ("conv_finish",)),
+    caught(TF32_MUTATIONS, "conv_fwd_tf32", dtype=torch.float32),
+    mutations_of(FINISH_MUTATIONS, fails(exercise_splits), ("conv_finish",)),
 )
-def test_bug_is_caught(planted, bug):
-    bug.assert_caught(planted)
+def test_mutation_is_caught(mutant, mutation):
+    mutation.assert_caught(mutant)

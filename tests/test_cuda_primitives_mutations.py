@@ -1,13 +1,13 @@
-"""The emulator catches bugs planted in kernels that use TMA, mbarriers and wgmma."""
+"""The emulator catches mutations of kernels that use TMA, mbarriers and wgmma."""
 
 from __future__ import annotations
 
 import functools
 
-from cuda_on_cpu import PRIMITIVES, Plant
+from cuda_on_cpu import PRIMITIVES, Patch
 from cuda_primitives import emulator
 from cuda_primitives.cases import all_cases
-from planting import PlantedBug, each_bug, order, value
+from mutation import Mutation, each_mutation, order, value
 
 CASES = {case.name: case for case in all_cases()}
 WRONG = "a wrong result"
@@ -32,7 +32,7 @@ INIT_EMPTY = "ptx::mbarrier_init(smem + kEmpty + 8 * i, kConsumerWarps)"
 DESCRIPTOR_B = "smem_descriptor<Swizzle::k128>(b + i * 32)"
 WGMMA = "wgmma_bf16_n64_registers_128-whole-accumulate"
 
-BUGS = {
+MUTATIONS = {
     # mbarriers and TMA loads
     "a stage is released while it is multiplied": edit(
         order,
@@ -144,17 +144,17 @@ def check(caught, case, module, schedule):
 
 
 PLANTED = [
-    PlantedBug(
+    Mutation(
         name,
         f"tests/cuda_primitives/kernels/{e.file}",
-        Plant(*e[:3], own=PRIMITIVES),
+        Patch(*e[:3], own=PRIMITIVES),
         e.schedules,
         functools.partial(check, *how),
     )
-    for name, (e, *how) in BUGS.items()
+    for name, (e, *how) in MUTATIONS.items()
 ]
 
 
-@each_bug(PLANTED)
-def test_bug_is_caught(planted, bug):
-    bug.assert_caught(planted)
+@each_mutation(PLANTED)
+def test_mutation_is_caught(mutant, mutation):
+    mutation.assert_caught(mutant)

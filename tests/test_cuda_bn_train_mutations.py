@@ -1,4 +1,4 @@
-"""Bugs planted in BatchNorm's training kernels are caught."""
+"""Mutations of BatchNorm's training kernels are caught."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import itertools
 
 import torch
 from cuda_cases.batch_norm import activation
-from cuda_cases.training import case, check_backward, check_kept, check_reduce, check_stats
-from planting import bugs_of, by_schedule, each_bug, fails, order, value
+from cuda_cases.training import case, check_backward, check_masked_grad, check_reduce, check_stats
+from mutation import by_schedule, each_mutation, fails, mutations_of, order, value
 
 STATS, PARTS, MOMENTS, REDUCE, GRADIENT, APPLY, FINISH, FOLD, HOST, WALK = (
     "cuda/kernels/bn/bn_stats.cuh",
@@ -21,7 +21,7 @@ STATS, PARTS, MOMENTS, REDUCE, GRADIENT, APPLY, FINISH, FOLD, HOST, WALK = (
     "cuda/kernels/bn/bn_gradient.h",
     "cuda/kernels/bn/reduction.h",
 )
-STATISTICS_BUGS = {
+STATISTICS_MUTATIONS = {
     "no barrier in fold_slots": order(FOLD, "    ptx::bar_sync_all();\n", ""),
     "fold_slots drops the odd slot": value(FOLD, "half = (width + 1) / 2;", "half = width / 2;"),
     "reads one item past the part's end": value(
@@ -45,7 +45,7 @@ STATISTICS_BUGS = {
         WALK, "r.splits = ceil_div(r.items, r.each);", "r.splits = ceil_div(r.items, r.each) + 1;"
     ),
 }
-SUM_BUGS = {
+SUM_MUTATIONS = {
     "NaN in out closes the mask": value(GRADIENT, "closed = out.get(e) <= Acc(0);", "closed = !(out.get(e) > Acc(0));"),
     "NaN closes the recomputed mask": value(
         GRADIENT,
@@ -59,7 +59,7 @@ SUM_BUGS = {
     "alignment of the masked_grad gradient not checked": value(HOST, "| reinterpret_cast<uintptr_t>(to);", ";"),
     "alignment of out not checked": value(HOST, "reinterpret_cast<uintptr_t>(g.out) |", ""),
 }
-GRADIENT_BUGS = {
+GRADIENT_MUTATIONS = {
     "gradient scaled twice": value(
         APPLY,
         "      if (p.sum_g.data) g -= ",
@@ -68,7 +68,7 @@ GRADIENT_BUGS = {
     "statistics terms applied to a frozen BatchNorm": value(APPLY, "if (p.sum_g.data) g -=", "if (true) g -="),
     "no bounds check on lanes": value(APPLY, "if (lane >= loop.all_lanes) return;", ""),
 }
-FINISH_BUGS = {
+FINISH_MUTATIONS = {
     "last part counted at full length": value(FINISH, "left < parts.each ? left : parts.each", "parts.each"),
     "one channel past the end": value(
         FINISH, "inside = channel < parts.channels;", "inside = channel <= parts.channels;"
@@ -103,11 +103,11 @@ def many_lanes():
 def exercise_sums(kernels, schedule):
     for mask in ("recompute", "out"):
         check_reduce(kernels, gradient_with_nan(mask), schedule=schedule)
-    check_kept(kernels, gradient_with_nan("out"), schedule=schedule)
+    check_masked_grad(kernels, gradient_with_nan("out"), schedule=schedule)
     check_reduce(kernels, many_lanes(), schedule=schedule, sm_count=30)
     masked_grad, moved = (activation((2, 8, 4, 4), torch.bfloat16, True, misalign=1) for _ in range(2))
     g = case((2, 8, 4, 4), torch.bfloat16, True, "out")
-    check_kept(kernels, g, masked_grad=masked_grad, schedule=schedule)
+    check_masked_grad(kernels, g, masked_grad=masked_grad, schedule=schedule)
     check_reduce(kernels, g._replace(out=moved.copy_(g.out)), schedule=schedule)
 
 
@@ -136,26 +136,26 @@ NHWC = "v.layout == Layout::kNHWC"
 BF16_MASKED = f"{NHWC} && v.dtype == Dtype::kBFloat16 && v.mask != Mask::kNone"
 
 
-@each_bug(
-    bugs_of(
-        STATISTICS_BUGS,
+@each_mutation(
+    mutations_of(
+        STATISTICS_MUTATIONS,
         fails(exercise_statistics),
         ("bn_stats",),
         f"{NHWC} && (v.dtype == Dtype::kBFloat16 || v.dtype == Dtype::kFloat32) && v.vector > 1",
     ),
-    bugs_of(
-        SUM_BUGS,
+    mutations_of(
+        SUM_MUTATIONS,
         fails(exercise_sums),
         ("bn_backward_reduce",),
         f"{BF16_MASKED} && (v.vector == 8 || v.mask == Mask::kOut)",
     ),
-    bugs_of(
-        GRADIENT_BUGS,
+    mutations_of(
+        GRADIENT_MUTATIONS,
         fails(exercise_gradient),
         ("bn_backward",),
         f"{BF16_MASKED} && v.vector == 8",
     ),
-    bugs_of(FINISH_BUGS, fails(exercise_finish), ("bn_finish",)),
+    mutations_of(FINISH_MUTATIONS, fails(exercise_finish), ("bn_finish",)),
 )
-def test_bug_is_caught(planted, bug):
-    bug.assert_caught(planted)
+def test_mutation_is_caught(mutant, mutation):
+    mutation.assert_caught(mutant)
