@@ -166,7 +166,9 @@ def test_shortcut_gradient_is_added_in_the_convolution(cls, frozen, as_on_cuda, 
 
     def counted(*args):
         found = convolutions.input_gradient(*args)
-        return found if found is None else calls.append(args) or found
+        if found is not None and args[3] is not None:
+            calls.append(args)
+        return found
 
     grant(monkeypatch, gradient_addend=True)
     monkeypatch.setattr(backward, "input_gradient", counted)

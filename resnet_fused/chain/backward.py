@@ -25,6 +25,7 @@ from .convolutions import (
 )
 from .forward import PreBNs, Statistics, norm_args
 from .layout import ConvSlots, Layout, NormSlots
+from .memory_format import is_channels_last
 from .statistics import Change, statistics_change, sum_over_processes
 
 
@@ -210,7 +211,7 @@ class Backward:
         grad_x = input_gradient(grad, weight, conv, grad_addend, internal) if mask[0] else None
         if grad_x is not None:
             self._conv_backward(grad, i, conv, [False, *mask[1:]])
-            return grad_x
+            return grad_x if internal else _in_format_of(grad_x, self._pre_bn(i))
         return _sum(self._conv_backward(grad, i, conv, mask), grad_addend)
 
     def _conv_backward(self, grad: Tensor, i: int, conv: ConvSlots, mask: list[bool]) -> Tensor | None:
@@ -218,8 +219,13 @@ class Backward:
         grad_x, grad_weight, grad_bias = None, None, None
         if mask[1]:
             norm = self.layout.norms[i]
-            args = None if norm is None else self._norm_args(i, norm)
-            grad_weight = weight_gradient(grad, self._pre_bn(i), args, self.tensors[conv.weight], conv)
+            # An activation with a second reader, or that exists already, is read instead of computed again.
+            is_read_twice = i == 0 and self.layout.projection is not None
+            if norm is None or is_read_twice or i in self.activations:
+                x, args = self._activation(i), None
+            else:
+                x, args = self._pre_bn(i), self._norm_args(i, norm)
+            grad_weight = weight_gradient(grad, x, args, self.tensors[conv.weight], conv)
         rest = [mask[0], mask[1] and grad_weight is None, mask[2]]
         if any(rest):
             grad_x, aten_grad_weight, grad_bias = self._aten_conv_backward(grad, i, conv, rest)
@@ -264,6 +270,11 @@ class Backward:
             else:
                 self.pre_bns[key] = convolve(self._activation(source), self.tensors, conv, internal=True)
         return self.pre_bns[key]
+
+
+def _in_format_of(grad: Tensor, x: Tensor) -> Tensor:
+    """A gradient that the user sees, channels_last if its tensor is, as in eager."""
+    return grad.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else grad
 
 
 def _match_strides(total: Tensor, grad_addend: Tensor) -> Tensor:

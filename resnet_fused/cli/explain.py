@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import resnet_fused
 
-from .. import ops
+from .. import ops, plans
 from ..explain import EAGER, Run, record, runs
 from . import _gpus
 from ._cuda_plans import cuda_plan
@@ -53,18 +53,17 @@ def main(args: argparse.Namespace) -> int:
     console = Console()
     console.print(_report_table(report, how))
     if gpu is None:
-        plans = [_cpu_plan(call, report, args.dtype) for call in calls]
+        found = [_cpu_plan(call, report, args.dtype) for call in calls]
+        console.print(_cpu_table(calls, found, "channels_last input" if args.channels_last else "contiguous input"))
+        for summary in dict.fromkeys(plan.summary for plan in found):
+            console.print(escape(summary))
+        texts = [plan.text for plan in found]
     else:
-        plans = [_gpu_plan(call, calls, report, model, args.dtype, gpu) for call in calls]
-    table = _cpu_table if gpu is None else _gpu_table
-    where = "channels_last input" if args.channels_last else "contiguous input"
-    console.print(table(calls, plans, where if args.gpu is None else f"{args.gpu}, batch {shape[0]}, {args.dtype}"))
-    if gpu is None:
-        for plan in dict.fromkeys(plan.splitlines()[0] for plan in plans):
-            console.print(escape(plan))
+        texts = [_gpu_plan(call, calls, report, model, args.dtype, gpu) for call in calls]
+        console.print(_gpu_table(calls, texts, f"{args.gpu}, batch {shape[0]}, {args.dtype}"))
     if args.why:
-        for call, plan in zip(calls, plans, strict=True):
-            console.print(escape(f"\n{call.name}: {plan}"))
+        for call, text in zip(calls, texts, strict=True):
+            console.print(escape(f"\n{call.name}: {text}"))
     console.print(f"\n{FOR_CPU if gpu is None else FOR_GPU}")
     return 0
 
@@ -106,11 +105,11 @@ def _shape(text: str) -> list[int]:
 NOT_FUSED = "torch: not in a converted module, not fused"
 
 
-def _cpu_plan(call: ConvCall, report: resnet_fused.Report, dtype: str) -> str:
-    """The kernel's name, a colon and its description; further lines give the reasons against other kernels."""
+def _cpu_plan(call: ConvCall, report: resnet_fused.Report, dtype: str) -> plans.Plan:
     if _owner(call.name, report) is None:
-        return NOT_FUSED
-    return ops.explain_cpu(call.input, call.weight, call.stride, call.padding, call.dilation, call.groups, dtype)
+        return plans.Plan("torch", {}, [], NOT_FUSED)
+    geometry = (call.stride, call.padding, call.dilation, call.groups)
+    return plans.read(ops.explain_cpu(call.input, call.weight, *geometry, dtype))
 
 
 def _gpu_plan(
@@ -150,16 +149,16 @@ def _report_table(report: resnet_fused.Report, how: dict[str, dict[str, Run]]) -
     return table
 
 
-def _cpu_table(calls: list[ConvCall], plans: list[str], title: str) -> Table:
+def _cpu_table(calls: list[ConvCall], found: list[plans.Plan], title: str) -> Table:
     table = _table("convolution", "shape", "kernel", title=title)
-    for call, plan in zip(calls, plans, strict=True):
-        table.add_row(escape(call.name), str(call), plan.partition(":")[0])
+    for call, plan in zip(calls, found, strict=True):
+        table.add_row(escape(call.name), str(call), plan.kernel)
     return table
 
 
-def _gpu_table(calls: list[ConvCall], plans: list[str], title: str) -> Table:
+def _gpu_table(calls: list[ConvCall], texts: list[str], title: str) -> Table:
     table = _table("convolution", "shape", "kernel", "splits", "predicted us", "MB moved", title=title)
-    for call, plan in zip(calls, plans, strict=True):
+    for call, plan in zip(calls, texts, strict=True):
         first = plan.splitlines()[0]
         moved = _number(r"(\d+) bytes moved", first)
         numbers = [_number(r"(\d+) splits?", first), _number(r"([\d.]+) us predicted", first)]
