@@ -21,7 +21,7 @@ with_every_engine = pytest.mark.usefixtures("engine")
 
 DTYPES = [torch.float32, torch.bfloat16]
 MOST = 2**63 - 1
-MOST_EXTENT_IN_TORCH = 1024  # of a filter, for torch's input gradient in bfloat16 (csrc/cpu/plan.h)
+MOST_EXTENT_IN_TORCH = 1024  # of a filter, for torch's input gradient in bfloat16 (csrc/cpu/plan.cpp)
 # stride, padding, dilation of a 3x3 convolution of a 9x9 image that eager computes correctly and in little memory
 COMPUTED = [
     *((1, huge, huge) for huge in (3000, 30000, 32768, 2**31, 2**32, 2**40)),  # only the middle tap overlaps the image

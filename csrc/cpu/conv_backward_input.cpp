@@ -25,7 +25,7 @@ Tensor input_gradient(const Conv& conv, const OptTensor& grad_addend, bool inter
   const ReadsEnvironmentOnce here;
   const ConvShape forward = shape_of(conv, Purpose::kInputGradient);
   const Plan plan = make_plan(forward, cpu_features());
-  if (plan.engine != Engine::kComposed || torchs_input_gradient_fails(forward))
+  if (plan.engine != Engine::kComposed || plan.flips)
     return run_conv(
         conv, plan, [&](const Tensor*) { return grad_addend; }, /*relu=*/false, /*keep_packed=*/false, internal);
   return torchs_input_gradient(conv.x, torch::stable::transpose(conv.weight, 0, 1), conv.output_sizes(),

@@ -256,6 +256,14 @@ std::string left_to_torch(const ConvShape& q, const CpuFeatures& cpu) {
   return "torch's is as fast, and packs no weight for it";
 }
 
+// With AMX, oneDNN's input gradient in bfloat16 copies the padded gradient in every thread: at this filter extent,
+// dilation * (size - 1), up to 70 MB, at 60000 230 GB. From 6000 to 12000 it fails ("could not create a primitive").
+// Common networks stay far below.
+bool torchs_input_gradient_fails(const ConvShape& q) {
+  constexpr int64_t kMostExtent = 1024;
+  return has_16_bits(q.element) && std::max(q.dil_h * (q.r - 1), q.dil_w * (q.s - 1)) > kMostExtent;
+}
+
 // Why the input gradient is not a convolution that our kernels compute.
 std::string no_flipped(const ConvShape& forward) {
   if (forward.groups != 1) return "the input gradient has " + std::to_string(forward.groups) + " groups";
@@ -281,7 +289,7 @@ std::string sentence_of(const Plan& plan) {
     return (plan.engine == Engine::kDirect ? "a product of matrices for each tap, " : "transposed Winograd, ") + set +
            ", BatchNorm and ReLU as x is read";
   if (plan.engine == Engine::kComposed && plan.purpose > Purpose::kForward)
-    return "torch's convolution_backward" + with;
+    return (plan.flips ? "torch's convolution with the flipped filter" : "torch's convolution_backward") + with;
   switch (plan.engine) {
     case Engine::kWinograd:
       return "Winograd F(2x2, 3x3), in 16-bit types F(4x4, 3x3), " + set + ", epilogue in the output transform";
@@ -362,23 +370,18 @@ ConvShape flipped(const ConvShape& forward) {
   return q;
 }
 
-bool torchs_input_gradient_fails(const ConvShape& q) {
-  return has_16_bits(q.element) && std::max(q.dil_h * (q.r - 1), q.dil_w * (q.s - 1)) > kMostExtentInTorch;
-}
-
 Plan make_plan(const ConvShape& shape, const CpuFeatures& cpu) {
   const std::optional<size_t> chosen = engine_from_environment();
   const Candidate* first = kCandidates + chosen.value_or(0);
   Isa isa = isa_of(shape.element, cpu);
   if (isa == Isa::kAmx && shape.groups > 1) isa = Isa::kAvx512Bf16;  // there is no AMX kernel for groups
-  Plan plan{Engine::kComposed, isa, shape.purpose, false, {}};
-
   const bool of_input = shape.purpose == Purpose::kInputGradient;
   const ConvShape q = of_input ? flipped(shape) : shape;  // that runs
   const std::string impossible = of_input ? no_flipped(shape) : "";
-  const bool fails = of_input && torchs_input_gradient_fails(shape);
-  const bool compares = shape.purpose != Purpose::kInference && !chosen && !fails;
+  const bool flips = of_input && impossible.empty() && torchs_input_gradient_fails(shape);
+  const bool compares = shape.purpose != Purpose::kInference && !chosen && !flips;
   const std::string slower = compares ? left_to_torch(q, cpu) : "";
+  Plan plan{Engine::kComposed, isa, shape.purpose, false, flips, {}};
   for (const Candidate& c : kCandidates) {
     std::string why;
     if (&c < first)
@@ -392,11 +395,10 @@ Plan make_plan(const ConvShape& shape, const CpuFeatures& cpu) {
     }
     plan.rejected.push_back({c.name, why});
   }
-  if (shape.purpose != Purpose::kInference && (!fails || !impossible.empty())) {
+  if (shape.purpose != Purpose::kInference && !flips) {
     // Where the stride is wider than the image, oneDNN with AMX leaves taps of the weight gradient unwritten.
-    const int64_t width = shape.stride_w > shape.w ? 1 : shape.ow;
-    plan.in_float32 = is_slow_in_torch(shape.element, cpu) ||
-                      (shape.purpose != Purpose::kForward && onednn_is_wrong(shape.element, width, cpu));
+    const int64_t width = shape.purpose != Purpose::kForward && shape.stride_w > shape.w ? 1 : shape.ow;
+    plan.in_float32 = is_slow_in_torch(shape.element, cpu) || onednn_is_wrong(shape.element, width, cpu);
   }
   return plan;
 }

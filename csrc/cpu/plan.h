@@ -46,19 +46,13 @@ struct Plan {
   Isa isa;  // of the winograd and direct engines
   Purpose purpose;
   bool in_float32;                 // training: torch's convolution gets float32, if it runs
+  bool flips;                      // input gradient: torch also computes it as a convolution, if it runs
   std::vector<Rejected> rejected;  // in order of preference
 };
 
 // The convolution that computes the input gradient: of the output's gradient with the flipped filter, with padding =
 // filter extent - padding (Dumoulin and Visin 2016, arXiv:1603.07285, section 4.3). Its own inverse.
 ConvShape flipped(const ConvShape& forward);
-
-// With AMX, oneDNN's input gradient in bfloat16 copies the padded gradient in every thread: at this filter extent,
-// dilation * (size - 1), up to 70 MB, at 60000 230 GB. From 6000 to 12000 it fails ("could not create a primitive").
-// Common networks stay far below.
-constexpr int64_t kMostExtentInTorch = 1024;
-// Whether that limits the input gradient, so that even torch has to compute it as a convolution.
-bool torchs_input_gradient_fails(const ConvShape& shape);
 
 // oneDNN 3.12 reads uninitialised memory if it multiplies tiles and a bfloat16 output is one pixel wide.
 inline bool onednn_is_wrong(Element element, int64_t output_width, const CpuFeatures& cpu) {

@@ -211,7 +211,7 @@ class Backward:
         grad_x = input_gradient(grad, weight, conv, grad_addend, internal) if mask[0] else None
         if grad_x is not None:
             self._conv_backward(grad, i, conv, [False, *mask[1:]])
-            return grad_x if internal else _in_format_of(grad_x, self._pre_bn(i))
+            return grad_x if internal else _in_format_of(grad_x, self._pre_bn(i), weight)
         return _sum(self._conv_backward(grad, i, conv, mask), grad_addend)
 
     def _conv_backward(self, grad: Tensor, i: int, conv: ConvSlots, mask: list[bool]) -> Tensor | None:
@@ -272,9 +272,10 @@ class Backward:
         return self.pre_bns[key]
 
 
-def _in_format_of(grad: Tensor, x: Tensor) -> Tensor:
-    """A gradient that the user sees, channels_last if its tensor is, as in eager."""
-    return grad.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else grad
+def _in_format_of(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """A gradient that the user sees in eager's format: channels_last if x or the weight is."""
+    channels_last = is_channels_last(x) or is_channels_last(weight)
+    return grad.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def _match_strides(total: Tensor, grad_addend: Tensor) -> Tensor:
