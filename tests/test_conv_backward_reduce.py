@@ -52,7 +52,7 @@ def test_op_equals_its_separate_ops_bitwise(dtype, layout, geometry, addend):
     args = call(dtype, layout, geometry, addend)
     grad, weight, padding, dilation, x, *norm, eps, other, _ = args
     conv = ConvSlots(0, None, (1, 1), tuple(padding), tuple(dilation), 1)
-    to_x = input_gradient(grad, weight, conv, other)
+    to_x = input_gradient(grad, x, weight, conv, other)
     if to_x is None:
         to_x = aten_convolution_backward(grad, x, weight, conv, [True, False, False])[0]
         to_x = to_x if other is None else to_x.add_(other)

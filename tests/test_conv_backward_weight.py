@@ -182,7 +182,7 @@ def calls(monkeypatch):
     def counted(*args):
         with OpsOfTorch() as called:
             found = convolutions.weight_gradient(*args)
-        answers.append(not called.convolved())
+        answers.append(found is not None and not called.convolved())
         return found
 
     monkeypatch.setattr(backward, "weight_gradient", counted)

@@ -36,7 +36,8 @@ std::string fields_of(const Plan& plan) {
   Fields fields;
   fields.add("kernel", name_of(plan.engine)).add("purpose", name_of(plan.purpose));
   if (plan.engine <= Engine::kDirect) fields.add("isa", name_of(plan.isa));
-  if (plan.engine == Engine::kComposed) fields.add("in_float32", static_cast<int64_t>(plan.in_float32));
+  if (plan.purpose != Purpose::kInference)
+    fields.add("in_float32", static_cast<int64_t>(plan.in_float32)).add("flips", static_cast<int64_t>(plan.flips));
   std::vector<Fields> rejected;
   for (const Rejected& each : plan.rejected)
     rejected.push_back(Fields().add("kernel", each.engine).add("reason", each.reason));

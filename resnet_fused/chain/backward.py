@@ -208,7 +208,7 @@ class Backward:
         if not any(mask):
             return grad_addend
         internal = self.layout.norms[i] is not None or self._is_internal(i)
-        grad_x = input_gradient(grad, weight, conv, grad_addend, internal) if mask[0] else None
+        grad_x = input_gradient(grad, self._pre_bn(i), weight, conv, grad_addend, internal) if mask[0] else None
         if grad_x is not None:
             self._conv_backward(grad, i, conv, [False, *mask[1:]])
             return grad_x if internal else _in_format_of(grad_x, self._pre_bn(i), weight)
@@ -219,13 +219,8 @@ class Backward:
         grad_x, grad_weight, grad_bias = None, None, None
         if mask[1]:
             norm = self.layout.norms[i]
-            # An activation with a second reader, or that exists already, is read instead of computed again.
-            is_read_twice = i == 0 and self.layout.projection is not None
-            if norm is None or is_read_twice or i in self.activations:
-                x, args = self._activation(i), None
-            else:
-                x, args = self._pre_bn(i), self._norm_args(i, norm)
-            grad_weight = weight_gradient(grad, x, args, self.tensors[conv.weight], conv)
+            args = None if norm is None else self._norm_args(i, norm)
+            grad_weight = weight_gradient(grad, self._pre_bn(i), args, self.tensors[conv.weight], conv)
         rest = [mask[0], mask[1] and grad_weight is None, mask[2]]
         if any(rest):
             grad_x, aten_grad_weight, grad_bias = self._aten_conv_backward(grad, i, conv, rest)
