@@ -1,8 +1,8 @@
 """The convolutions of training and their gradients: by our ops, or by PyTorch's.
 
 Which kernel runs on the CPU is decided in ``csrc/cpu/plan.cpp``. The ops call PyTorch themselves where the plan says
-so. This module asks the plan for one thing: where PyTorch computes both gradients, one call of it does, instead of two
-ops (a training step of a small block on the CPU takes 12 % less time).
+so. This module asks the plan which gradients are PyTorch's, because one call of it computes both: with two ops, a step
+of a BasicBlock of 16 channels at 4x4 took 13 % longer (float32, Xeon with AMX, 2026-11-30).
 """
 
 import functools
