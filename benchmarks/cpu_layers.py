@@ -96,7 +96,7 @@ def measure(layer: Layer, batch: int, dtype_name: str, budget_s: float) -> dict[
     """
     import torch
 
-    from resnet_fused import criterion, functional, ops, reference
+    from resnet_fused import criterion, functional, ops, plans, reference
 
     from .timing import interleave
 
@@ -113,7 +113,7 @@ def measure(layer: Layer, batch: int, dtype_name: str, budget_s: float) -> dict[
 
     def engine_with(first: str) -> str:
         os.environ["RESNET_FUSED_CPU_ENGINE"] = first
-        return ops.explain_cpu(list(x.shape), list(weight.shape), *geometry, dtype_name).partition(":")[0]
+        return plans.read(ops.explain_cpu(list(x.shape), list(weight.shape), *geometry, dtype_name)).kernel
 
     def call(engine: str) -> torch.Tensor:
         os.environ["RESNET_FUSED_CPU_ENGINE"] = engine

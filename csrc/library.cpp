@@ -96,16 +96,10 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
       "bn_relu_max_pool_backward(Tensor grad, Tensor argmax, Tensor x, int[2] pool_kernel, int[2] pool_stride, int[2] "
       "pool_padding" MEMORY ") -> Tensor");
 
-  // Argument checks of ops that are composed of others in Python: of conv_stats and conv_backward_reduce on the CPU, of
-  // conv_backward_input on CUDA.
-  m.def(
-      "check_conv_stats(Tensor x, Tensor? pre_gamma, Tensor? pre_beta, Tensor? pre_mean, Tensor? pre_var, float "
-      "pre_eps, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int groups) -> ()");
+  // Argument checks of conv_backward_input, which is composed of others in Python on CUDA.
   m.def(
       "check_conv_backward_input(Tensor grad, Tensor weight, int[2] padding, int[2] dilation, Tensor? grad_addend) -> "
       "()");
-  m.def("check_conv_backward_reduce(Tensor grad, Tensor weight, int[2] padding, int[2] dilation, Tensor x, " BN
-        ", Tensor? grad_addend) -> ()");
 
   // Drops the packed copies of these weights and unfreezes them. Safe at any time, from any thread.
   m.def("forget_packed(Tensor[] weights) -> ()");
@@ -120,10 +114,13 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   m.def("release_memory() -> ()");
   // Frees only the free blocks of the pool.
   m.def("release_pool() -> ()");
-  // The plan of conv_bn_act on the CPU for these shapes, as text; dtype is "float32", "bfloat16", ...
+  // The plan of a convolution on the CPU, or of its gradients, for these shapes of the forward convolution: as text,
+  // and as a JSON object (resnet_fused/plans.py). dtype is "float32", "bfloat16", ...; purpose is "inference" (with
+  // BatchNorm, or a weight that is kept packed), "forward" (of training), "input gradient" or "weight gradient", the
+  // last three of channels_last tensors.
   m.def(
       "explain_cpu(int[] x_shape, int[] weight_shape, int[2] stride, int[2] padding, int[2] dilation, int groups, str "
-      "dtype) -> str");
+      "dtype, str purpose=\"inference\") -> (str, str)");
   // The plan of a convolution on a GPU, as text and as JSON (resnet_fused/plans.py reads it). mode is "plain",
   // "prologue" (bn_relu_conv_bn_act), "projection" or "projection prologue" (conv_bn_proj_act without and with
   // pre_mean), "statistics" or "prologue statistics" (conv_stats likewise), "gradient sums" (conv_backward_reduce;

@@ -17,6 +17,7 @@ from hypothesis import settings
 from op_case import isa_of_kernels
 
 from resnet_fused import ops
+from resnet_fused.plans import read as read_plan
 
 torchvision_shim.install()
 
@@ -69,7 +70,7 @@ def plans(engine, isa):
 
 def plan_of_cpu(dtype, kernel):
     shape = ([8, 64, 56, 56], [64, 64, kernel, kernel], [1, 1], [kernel // 2] * 2, [1, 1], 1)
-    return ops.explain_cpu(*shape, dtype).partition("\n")[0]
+    return read_plan(ops.explain_cpu(*shape, dtype)).summary
 
 
 def set_cpu(monkeypatch, engine, isa):

@@ -1,13 +1,12 @@
 """One random conv_bn_act call: its arguments, eager result and float64 reference."""
 
 import contextlib
-import re
 
 import pytest
 import torch
 from criterion import assert_close
 
-from resnet_fused import ops, reference
+from resnet_fused import ops, plans, reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -64,12 +63,12 @@ class Case:
 
     def plan(self):
         dtype = str(self.x.dtype).removeprefix("torch.")
-        return ops.explain_cpu(self.x.shape, self.weight.shape, *self.geometry, dtype)
+        return plans.read(ops.explain_cpu(self.x.shape, self.weight.shape, *self.geometry, dtype))
 
     def check(self, keep_packed=False):
         y, eager = self.fused(keep_packed), self.eager()
         baseline = eager
-        if self.plan().startswith("onednn"):
+        if self.plan().kernel == "onednn":
             # oneDNN's summation order depends on the layout. We always run it in NHWC, so measure eager's error there.
             x, self.x = self.x, lay_out(self.x, "channels_last")
             threads = torch.get_num_threads()
@@ -95,12 +94,13 @@ def assert_same_bits_with_any_number_of_threads(call):
 
 
 def plan_of(x, k, padding, dtype):
-    """Returns the CPU plan for a 3x3 convolution of stride 1 with input shape x.
+    """Returns the CPU's plan (resnet_fused.plans.Plan) for a 3x3 convolution of stride 1 with input shape x.
 
     Skips the test if the processor lacks the instructions of our kernels.
     """
     weight, ones = [k, x[1], 3, 3], [1, 1]
-    plan = ops.explain_cpu(list(x), weight, ones, list(padding), ones, 1, str(dtype).removeprefix("torch."))
+    dtype_name = str(dtype).removeprefix("torch.")
+    plan = plans.read(ops.explain_cpu(list(x), weight, ones, list(padding), ones, 1, dtype_name))
     if isa_of_kernels(dtype) is None:
         pytest.skip("this processor has no AVX2, which our kernels need")
     return plan
@@ -109,9 +109,13 @@ def plan_of(x, k, padding, dtype):
 def isa_of_kernels(dtype):
     """Returns the instruction set of our convolutions (AVX2, AVX-512 or AVX512-BF16); None if the plan has none."""
     ones = [1, 1]
-    plan = ops.explain_cpu([1, 16, 8, 8], [16, 16, 1, 1], ones, [0, 0], ones, 1, str(dtype).removeprefix("torch."))
-    found = re.match("direct: direct convolution, ([^,]+),", plan)
-    return found and found[1]
+    dtype = str(dtype).removeprefix("torch.")
+    return plans.read(ops.explain_cpu([1, 16, 8, 8], [16, 16, 1, 1], ones, [0, 0], ones, 1, dtype)).fields.get("isa")
+
+
+def reason_against(kernel, plan):
+    """Returns the plan's reason against this kernel; "" if it was not rejected."""
+    return next((each.reason for each in plan.rejected if each.kernel == kernel), "")
 
 
 def layout_of(x):
@@ -156,3 +160,26 @@ def projection_args(dtype, layout, c=32, k=64, size=14, proj_c=16, stride=2, pre
         seed=1,
     )
     return (*main.args()[:-2], proj.x, proj.weight, proj.bias, *proj.bn, proj.eps, [stride, stride], *pre, True)
+
+
+class OpsOfTorch:
+    """Counts the ops of torch that run while it is open, also those that the library calls: ``aten::convolution``..."""
+
+    def __enter__(self):
+        self._profile = torch.profiler.profile()
+        self._profile.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self._profile.__exit__(*error)
+        self.counts = {event.key: event.count for event in self._profile.key_averages()}
+
+    def convolved(self):
+        """Whether torch computed a convolution or a gradient of one."""
+        return bool({"aten::convolution", "aten::convolution_backward"} & self.counts.keys())
+
+
+@pytest.fixture
+def wherever_they_can(monkeypatch):
+    """Makes training use our kernels wherever they can run, also where PyTorch's are faster."""
+    monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", "winograd")

@@ -19,7 +19,12 @@ from training import (
 from resnet_fused import ops
 from resnet_fused.chain import backward, forward
 from resnet_fused.chain.backward import Backward
-from resnet_fused.chain.convolutions import conv_backward_reduce, fuses_gradient_sums, input_gradient
+from resnet_fused.chain.convolutions import (
+    aten_convolution_backward,
+    conv_backward_reduce,
+    fuses_gradient_sums,
+    input_gradient,
+)
 from resnet_fused.chain.layout import ConvSlots, pack, unpack
 from resnet_fused.chain.spec import ALL_VISIBLE, Chain, Conv, Norm
 
@@ -47,10 +52,9 @@ def test_op_equals_its_separate_ops_bitwise(dtype, layout, geometry, addend):
     args = call(dtype, layout, geometry, addend)
     grad, weight, padding, dilation, x, *norm, eps, other, _ = args
     conv = ConvSlots(0, None, (1, 1), tuple(padding), tuple(dilation), 1)
-    to_x = input_gradient(grad, weight, conv, other)
+    to_x = input_gradient(grad, x, weight, conv, other)
     if to_x is None:
-        rest = ([1, 1], padding, dilation, False, [0, 0], 1, [True, False, False])
-        to_x = torch.ops.aten.convolution_backward.default(grad, x, weight, None, *rest)[0]
+        to_x = aten_convolution_backward(grad, x, weight, conv, [True, False, False])[0]
         to_x = to_x if other is None else to_x.add_(other)
     wanted = (to_x, *ops.bn_act_backward_reduce(to_x, x, *norm, eps, None, True))
     found = ops.conv_backward_reduce(*args)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import resnet_fused
-from resnet_fused import models, ops
+from resnet_fused import models, ops, plans
 
 
 @pytest.fixture
@@ -46,9 +46,8 @@ def is_frozen(model, x):
 
 
 def packs():
-    return (
-        ops.explain_cpu([2, 32, 8, 8], [32, 32, 3, 3], [1, 1], [1, 1], [1, 1], 1, "float32").split(":")[0] != "composed"
-    )
+    plan = plans.read(ops.explain_cpu([2, 32, 8, 8], [32, 32, 3, 3], [1, 1], [1, 1], [1, 1], 1, "float32"))
+    return plan.kernel != "composed"
 
 
 def test_frozen_model_is_the_same_and_skips_the_digest(model, x):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from op_case import Case, pre_args, projection_args
 
-from resnet_fused import ops
+from resnet_fused import ops, plans
 
 
 def test_opcheck():
@@ -116,10 +116,14 @@ def test_mixed_devices():
 
 
 def test_explain_names_the_engine_and_why_not_the_others(monkeypatch):
-    plan = ops.explain_cpu([1, 64, 8, 8], [64, 64, 1, 1], [1, 1], [0, 0], [1, 1], 1, "float64")
-    assert plan.startswith("composed") and "not onednn: " in plan and "not direct: " in plan
+    call = ([1, 64, 8, 8], [64, 64, 1, 1], [1, 1], [0, 0], [1, 1], 1)
+    plan = plans.read(ops.explain_cpu(*call, "float64"))
+    assert plan.kernel == "composed"
+    assert [each.kernel for each in plan.rejected] == ["winograd", "direct", "onednn"]
+    assert all(f"\n  not {each.kernel}: {each.reason}" in plan.text for each in plan.rejected)
     monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", "composed")
-    plan = ops.explain_cpu([1, 64, 8, 8], [64, 64, 1, 1], [1, 1], [0, 0], [1, 1], 1, "float32")
-    assert plan.startswith("composed") and "RESNET_FUSED_CPU_ENGINE is composed" in plan
+    plan = plans.read(ops.explain_cpu(*call, "float32"))
+    assert plan.kernel == "composed"
+    assert {each.reason for each in plan.rejected} == {"RESNET_FUSED_CPU_ENGINE is composed"}
     with pytest.raises(RuntimeError, match="int8"):
         ops.explain_cpu([1, 64, 8, 8], [64, 64, 1, 1], [1, 1], [0, 0], [1, 1], 1, "int8")

@@ -1,11 +1,12 @@
 """Fused training of every block: outputs, gradients and running averages match eager, or the block runs eagerly."""
 
+import contextlib
 import copy
 
 import pytest
 import torch
 from criterion import assert_close
-from op_case import isa_of_kernels
+from op_case import OpsOfTorch, isa_of_kernels
 from relu_sides import assert_trains_as_computed, away_from_kinks
 from support import needs_compiler, randomise
 from torch import nn
@@ -147,11 +148,18 @@ def test_strided_inputs(cls):
 
 
 def recorded_weights(monkeypatch):
-    """Returns a list of the weights' shapes in all coming calls of our convolutions and input gradients."""
+    """Returns a list of the weights' shapes in all coming convolutions and input gradients that our kernels compute."""
     shapes = []
 
     def recorded(op):
-        return lambda *args, **how: (shapes.append(args[1].shape), op(*args, **how))[1]
+        def call(*args, **how):
+            with OpsOfTorch() as called:
+                found = op(*args, **how)
+            if not called.convolved():
+                shapes.append(args[1].shape)
+            return found
+
+        return call
 
     for name in ("conv_bn_act", "conv_backward_input"):
         monkeypatch.setattr(ops, name, recorded(getattr(ops, name)))
@@ -162,12 +170,13 @@ def recorded_weights(monkeypatch):
 def test_large_float32_layers_use_our_convolutions(cls, monkeypatch):
     block = identity(cls)
     x = x_for(block, n=4, h=17, w=16, memory_format=torch.channels_last)
-    assert x[:, 0].numel() >= convolutions.MIN_PIXELS_TO_PACK
+    assert x[:, 0].numel() >= 1024  # csrc/cpu/plan.cpp
     called = recorded_weights(monkeypatch)
     assert_trains_as_eager(block, x)
-    assert len(called) == 4, "two forward, and two gradients of their inputs"
+    ours = 4 if isa_of_kernels(torch.float32) else 0
+    assert len(called) == ours, "two forward, and two gradients of their inputs"
     block(x[:3]).sum().backward()
-    assert len(called) == 4, "too few pixels"
+    assert len(called) == ours, "too few pixels"
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
@@ -180,7 +189,7 @@ def test_large_pointwise_results_use_our_convolutions(autocast, monkeypatch):
     how = {"enabled": autocast, "dtype": torch.bfloat16}
     assert_trains_as_eager(block, x, **how)
     assert not any(tuple(shape[2:]) == (1, 1) for shape in called)
-    monkeypatch.setattr(convolutions, "MIN_BYTES_TO_POOL", 1)
+    monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", "direct")  # as if they were larger
     assert_trains_as_eager(block, x, **how)
     pointwise = [shape for shape in called if tuple(shape[2:]) == (1, 1)]
     assert len(pointwise) == 5, "three forward, and two gradients of inputs: the projection has a stride of 2"
@@ -196,16 +205,23 @@ def test_16_bits_slow_in_torch_train_in_float32(isa, dtype, groups, monkeypatch)
         pytest.skip("this processor has instructions for the type, or no AVX2")
     block = randomise(modules.FusedBottleneck(32, 16, 2, projection(32, 64, 2), groups=groups)).to(dtype)
     x = x_for(block, dtype, n=4, h=17, w=18, memory_format=torch.channels_last)
-    assert convolutions._is_slow_in_torch(x)
-    converted = []
-    convert = torch.Tensor.float
-    monkeypatch.setattr(torch.Tensor, "float", lambda t: (converted.append(t.dtype), convert(t))[1])
-    y = block(x)
-    y.backward(torch.ones_like(y))
-    monkeypatch.undo()
-    assert len(converted) > 10 and set(converted) == {dtype}
-    monkeypatch.setenv("RESNET_FUSED_CPU_ISA", isa)
+    with convolution_dtypes() as seen:
+        y = block(x)
+        y.backward(torch.ones_like(y))
+    assert len(seen) > 5 and set(seen) == {"float"}
     assert_trains_as_computed(block, x)
+
+
+@contextlib.contextmanager
+def convolution_dtypes():
+    """Yields a list that receives the dtype of every convolution and gradient that torch computes meanwhile."""
+    found = []
+    with torch.profiler.profile(record_shapes=True) as profile:
+        yield found
+    names = ("aten::convolution", "aten::convolution_backward")
+    for event in profile.profiler.kineto_results.events():
+        if event.name() in names:
+            found.append(event.dtypes()[0])
 
 
 @pytest.mark.parametrize("padding", [0, 1, 2, 3])
@@ -214,11 +230,11 @@ def test_input_gradient_as_convolution_matches_eager(padding, channels, monkeypa
     c, k = channels
     weight = torch.randn(k, c, 3, 3).contiguous(memory_format=torch.channels_last)
     slots = layout.ConvSlots(0, None, (1, 1), (padding, padding), (1, 1), 1)
-    monkeypatch.setattr(convolutions, "MIN_SAVED_PIXELS_TO_FLIP", 0)
+    monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", "winograd")
     x = torch.randn(4, c, 20, 19).contiguous(memory_format=torch.channels_last).requires_grad_()
     y = nn.functional.conv2d(x, weight, None, 1, padding)
     grad = torch.randn_like(y)
-    found = convolutions.input_gradient(grad, weight, slots)
+    found = convolutions.input_gradient(grad, x.detach(), weight, slots)
     (expected,) = torch.autograd.grad(y, x, grad)
     if padding == 3:  # the convolution would need negative padding
         assert found is None

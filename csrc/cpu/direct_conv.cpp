@@ -81,11 +81,7 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
   q.scale = bn.scale.data(), q.shift = bn.shift.data();
   q.residual = residual ? residual->const_data_ptr() : nullptr;
   q.out = out.mutable_data_ptr();
-  q.n = narrow(conv.n), q.c = narrow(conv.c), q.h = narrow(conv.h), q.w = narrow(conv.w);
-  q.k = narrow(conv.k), q.r = narrow(conv.r), q.s = narrow(conv.s), q.oh = narrow(conv.oh), q.ow = narrow(conv.ow);
-  q.stride_h = narrow(conv.stride[0]), q.stride_w = narrow(conv.stride[1]);
-  q.pad_h = narrow(conv.padding[0]), q.pad_w = narrow(conv.padding[1]);
-  q.dil_h = narrow(conv.dilation[0]), q.dil_w = narrow(conv.dilation[1]);
+  set_geometry(q, conv);
   q.groups = narrow(conv.groups);
   const FilterView filter = filter_of(conv);
   q.weight = filter.data;

@@ -18,7 +18,7 @@ Element element_of(ScalarType dtype) {
   }
 }
 
-Engine engine_of(const Conv& q, const Pool* pool) {
+ConvShape shape_of(const Conv& q, Purpose purpose) {
   ConvShape shape{q.n,
                   q.c,
                   q.h,
@@ -35,7 +35,16 @@ Engine engine_of(const Conv& q, const Pool* pool) {
                   q.dilation[0],
                   q.dilation[1],
                   q.groups,
-                  element_of(scalar_type_of(q.x))};
+                  element_of(scalar_type_of(q.x)),
+                  purpose};
+  shape.x_nhwc = is_dense(q.x, /*channels_last=*/true);
+  return q.flipped ? flipped(shape) : shape;
+}
+
+Plan plan_of(const Conv& conv, Purpose purpose) { return make_plan(shape_of(conv, purpose), cpu_features()); }
+
+Engine engine_of(const Conv& conv, const Pool* pool) {
+  ConvShape shape = shape_of(conv);
   if (pool) shape.pool_r = pool->kernel[0], shape.pool_s = pool->kernel[1], shape.pool_stride_h = pool->stride[0];
   return make_plan(shape, cpu_features()).engine;
 }

@@ -11,8 +11,28 @@ struct Pool {
   Ints kernel, stride, padding;
 };
 
-// The plan for conv, followed by an optional pool.
+// conv for the plan; `flipped` ones, which compute input gradients, too.
+ConvShape shape_of(const Conv& conv, Purpose purpose = Purpose::kInference);
+Plan plan_of(const Conv& conv, Purpose purpose);
+// The engine for inference of conv, followed by an optional pool.
 Engine engine_of(const Conv& conv, const Pool* pool = nullptr);
+
+// conv's sizes in a kernel's parameters.
+template <typename Parameters>
+void set_sizes(Parameters& q, const Conv& conv) {
+  q.n = narrow(conv.n), q.c = narrow(conv.c), q.h = narrow(conv.h), q.w = narrow(conv.w);
+  q.k = narrow(conv.k), q.oh = narrow(conv.oh), q.ow = narrow(conv.ow);
+  q.pad_h = narrow(conv.padding[0]), q.pad_w = narrow(conv.padding[1]);
+}
+
+// And its filter's size, stride and dilation.
+template <typename Parameters>
+void set_geometry(Parameters& q, const Conv& conv) {
+  set_sizes(q, conv);
+  q.r = narrow(conv.r), q.s = narrow(conv.s);
+  q.stride_h = narrow(conv.stride[0]), q.stride_w = narrow(conv.stride[1]);
+  q.dil_h = narrow(conv.dilation[0]), q.dil_w = narrow(conv.dilation[1]);
+}
 
 // A convolution's filter in memory, read in place: the value at (k, c, r, s) is k * strides[0] + c * strides[1] + r *
 // strides[2] + s * strides[3] elements after `data`. Strides of a flipped filter are negative.
@@ -36,10 +56,5 @@ bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, 
 // The same without a pool. Returns false if a result was not finite: Winograd's sums can turn an Inf, or an
 // intermediate overflow, into NaN where the definition has none. The caller must then use another engine.
 bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool keep_packed, const Tensor& out);
-
-// to = the weight gradient of conv(x), or of conv(relu(pre(x))). The output gradient is channels_last and dense.
-// Returns false if a result was not finite.
-bool winograd_gradient(const Conv& conv, const Tensor& grad, const Tensor& to);
-bool direct_gradient(const Conv& conv, const Tensor& grad, const Tensor& to);  // or if there is no kernel for it
 
 }  // namespace resnet_fused::cpu

@@ -1,82 +1,21 @@
 // CPU kernels of the convolution ops, bn_add_act and the memory ops: check, pick an engine, run it.
-#include <functional>
-
 #include "common/problem.h"
 #include "cpu/bn_add_act.h"
 #include "cpu/deferred.h"
 #include "cpu/engines.h"
 #include "cpu/environment.h"
 #include "cpu/memory.h"
-#include "cpu/onednn.h"
 #include "cpu/packed_cache.h"
 #include "cpu/program.h"
-#include "cpu/scale_shift.h"
+#include "cpu/run_conv.h"
 
 namespace resnet_fused::cpu {
 
 namespace {
 
-// Computes the residual of a convolution lazily, and again if the first engine gives up. `out` is the channels_last
-// output, or null; the residual may be written there, because the convolution reads each value before it overwrites it.
-using Residual = std::function<OptTensor(const Tensor* out)>;
-
-OptTensor no_residual(const Tensor*) { return std::nullopt; }
-
-// torch's convolution. Where oneDNN is wrong, x is padded with columns of zeros to a second output column, which is
-// dropped.
-Tensor torch_conv(const Conv& conv, const OptTensor& bias) {
-  const auto of = [&](const Tensor& x) {
-    return aten_convolution(x, conv.weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups);
-  };
-  if (!onednn_is_wrong(element_of(scalar_type_of(conv.x)), conv.ow, cpu_features())) return of(conv.x);
-  const int64_t w = conv.x.size(3);
-  const Sizes sizes{conv.n, conv.c, conv.h, w + conv.stride[1]};
-  Tensor wide = aten_empty(sizes, conv.x, /*channels_last=*/true);
-  torch::stable::zero_(wide);
-  Tensor left = torch::stable::narrow(wide, 3, 0, w);
-  torch::stable::copy_(left, conv.x);
-  Tensor y = of(wide);
-  return torch::stable::narrow(y, 3, 0, 1);
-}
-
-// The engine that supports everything: torch's convolution, then one pass for the rest.
-Tensor composed(const Conv& call, const OptTensor& residual, bool relu) {
-  run_deferred();
-  const Conv conv = with_weight(call);
-  OptTensor first, later;  // bias added before or after the convolution returns
-  if (conv.bias && !bias_folds(conv))
-    first = aten_to(*conv.bias, scalar_type_of(conv.x));
-  else
-    later = conv.bias;
-  Tensor y = aten_contiguous(torch_conv(conv, first), conv.channels_last);
-  OptTensor r;
-  if (residual) r = aten_contiguous(*residual, conv.channels_last);
-  bn_add_act_into(y, y, later, conv.bn, r, relu, conv.channels_last);
-  return y;
-}
-
-// act(bn(conv(x)) + residual)
+// Inference.
 Tensor run(const Conv& conv, const Residual& residual, bool relu, bool keep_packed, bool internal) {
-  const ReadsEnvironmentOnce here;
-  const Engine engine = engine_of(conv);
-  if (engine == Engine::kComposed) return composed(conv, residual(nullptr), relu);
-  if (engine == Engine::kOneDnn) {
-    const OptTensor r = residual(nullptr);
-    run_deferred();  // a projection may wait
-    OptTensor out = onednn_conv(with_weight(conv), r, relu, keep_packed);
-    return out ? *out : composed(conv, residual(nullptr), relu);
-  }
-  const Sizes sizes = conv.output_sizes();
-  Tensor out = output_buffer(sizes, conv.x, internal || is_copied(sizes, conv.channels_last));
-  const auto nhwc_residual = [&]() -> OptTensor {
-    OptTensor r = residual(&out);
-    if (r) r = aten_contiguous(*r, /*channels_last=*/true);
-    return r;
-  };
-  if ((engine == Engine::kWinograd && winograd_conv(conv, nhwc_residual(), relu, keep_packed, out)) ||
-      direct_conv(conv, nhwc_residual(), nullptr, relu, keep_packed, out))
-    return aten_contiguous(out, conv.channels_last);
-  return composed(conv, residual(nullptr), relu);
+  return run_conv(conv, Purpose::kInference, residual, relu, keep_packed, internal);
 }
 
 Tensor conv_bn_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, OptTensor beta, OptTensor mean,
@@ -85,7 +24,11 @@ Tensor conv_bn_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, Opt
   const Conv conv =
       make_conv("conv_bn_act", x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_residual("conv_bn_act", residual, conv.output_sizes(), conv.x);
-  return run(conv, [&](const Tensor*) { return residual; }, relu, keep_packed, internal);
+  // A weight that is packed for this call only has to pay off within it, as in training's forward, which calls the op
+  // like this. With a BatchNorm our kernels also save passes over the output, which training's rules do not count: that
+  // is inference, whether it keeps the packed weight or not (resnet_fused.functional without keep_packed, autocast).
+  const Purpose purpose = keep_packed || conv.bn.present() ? Purpose::kInference : Purpose::kForward;
+  return run_conv(conv, purpose, [&](const Tensor*) { return residual; }, relu, keep_packed, internal);
 }
 
 Tensor bn_relu_conv_bn_act(Tensor x, OptTensor pre_gamma, OptTensor pre_beta, Tensor pre_mean, Tensor pre_var,
@@ -147,12 +90,6 @@ Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamm
   const Tensor all = run(conv, no_residual, true, keep_packed, /*internal=*/true);
   run_deferred();
   return aten_contiguous(aten_max_pool2d(all, pool_kernel, pool_stride, pool_padding), conv.channels_last);
-}
-
-Tensor conv_backward_input(Tensor grad, Tensor weight, Ints padding, Ints dilation, OptTensor grad_addend,
-                           bool /*allow_tf32*/, bool internal) {
-  const Conv conv = make_input_gradient("conv_backward_input", grad, weight, padding, dilation, grad_addend);
-  return run(conv, [&](const Tensor*) { return grad_addend; }, /*relu=*/false, /*keep_packed=*/false, internal);
 }
 
 Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var, double eps,
@@ -240,7 +177,6 @@ STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CPU, m) {
   m.impl("conv_bn_proj_act", TORCH_BOX(&conv_bn_proj_act));
   m.impl("basic_block", TORCH_BOX(&basic_block));
   m.impl("conv_bn_relu_pool", TORCH_BOX(&conv_bn_relu_pool));
-  m.impl("conv_backward_input", TORCH_BOX(&conv_backward_input));
   m.impl("bn_add_act", TORCH_BOX(&bn_add_act));
   m.impl("run_program", TORCH_BOX(&run_program));
 }

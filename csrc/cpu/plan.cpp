@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
+#include <utility>
 
 #include "cpu/amx/available.h"
 #include "cpu/environment.h"
@@ -81,6 +83,7 @@ std::string no_onednn(const ConvShape& q, const CpuFeatures& cpu) {
   if ((q.pad_h && q.dil_h > q.h) || (q.pad_w && q.dil_w > q.w))
     return "a dilation of " + times(q.dil_h, q.dil_w) + " steps over the whole image";
   if (onednn_is_wrong(q.element, q.ow, cpu)) return "the output is one pixel wide, with AMX";
+  if (q.purpose == Purpose::kWeightGradient) return "it computes no gradient of a weight";
   return past_32_bits(q);
 }
 
@@ -116,24 +119,63 @@ std::string no_direct(const ConvShape& q, const CpuFeatures& cpu) {
   return too_much_scratch(section, cpu);
 }
 
+// The instruction set of our own kernels; kNone if there are none for these elements.
+Isa own_isa(Element element, const CpuFeatures& cpu) {
+  const bool withheld = element == Element::kBFloat16 && cpu.amx_bf16 && !cpu.amx_usable;
+  return withheld ? Isa::kNone : isa_of(element, cpu);
+}
+
+bool has_16_bits(Element element) { return element == Element::kBFloat16 || element == Element::kFloat16; }
+
+// What Winograd's algorithm costs, in the time that the alternative takes for a pixel.
+struct WinogradCost {
+  int64_t tile;     // its outputs are tile x tile
+  int64_t percent;  // time of a pixel, those that fill up partial tiles included
+  int64_t pixels;   // time of the transformed weights
+};
+// Inference, against our direct kernel: loading the transformed weights, which are packed. Measured on Zen 4
+// (AVX512-BF16, which doubles the direct kernel's rate; 8 times its weights) and on Zen 5 (conversion to fp32; 4 times
+// its weights), not on Intel.
+constexpr WinogradCost kAgainstDirectInBf16{4, 70, 300}, kAgainstDirectInFp32{4, 40, 80};
+// In fp32 with fewer tiles of 2x2, reading the transformed weights (16/9 of the size) costs more than it saves (Zen 4,
+// Zen 5).
+constexpr int64_t kLeastTiles = 28;
+// Training, against torch's convolution: the weights are also transformed in every call, so less remains to gain. In 16
+// bits; must hold beside the rows above.
+constexpr WinogradCost kAgainstTorchIn16Bits{4, 75, 600};
+// Its input gradient in fp32. On two cores of a Sapphire Rapids, with AVX-512 and capped to AVX2 (2026-11-29, 1024
+// pixels and more), torch took 1.29 to 4.7 times our time where 218 pixels or more were saved, 0.91 to 1.87 times at 23
+// to 51, 0.26 times below 0.
+constexpr WinogradCost kAgainstTorchInFp32{2, 55, 100};
+
+struct Image {
+  int64_t h, w;
+  int64_t pixels(const ConvShape& q) const { return q.n * h * w; }
+  int64_t filled(const ConvShape& q, int64_t tile) const {
+    return q.n * ((h + tile - 1) / tile * tile) * ((w + tile - 1) / tile * tile);
+  }
+};
+
+bool pays(const WinogradCost& cost, const ConvShape& q, const Image& image) {
+  return 100 * image.pixels(q) - cost.percent * image.filled(q, cost.tile) >= 100 * cost.pixels;
+}
+
+std::string does_not_pay(const WinogradCost& cost, const ConvShape& q, const Image& image) {
+  return std::to_string(image.pixels(q)) + " pixels, " + std::to_string(image.filled(q, cost.tile)) +
+         " in whole tiles of " + times(cost.tile, cost.tile) + ": too few for what transformed weights cost";
+}
+
 std::string no_tiles_of_2(const ConvShape& q) {
   const int64_t tiles = q.n * ((q.oh + 1) / 2) * ((q.ow + 1) / 2);
-  // with fewer tiles, reading the transformed weights (16/9 of the size) costs more than it saves (Zen 4, Zen 5)
-  constexpr int64_t kLeastTiles = 28;
   if (tiles >= kLeastTiles) return "";
   return "only " + std::to_string(tiles) + " tiles of 2x2 outputs, fewer than " + std::to_string(kLeastTiles);
 }
 
-// A pixel, partial tiles counted as full, costs a part of the direct form's; loading the fp32 transformed weights costs
-// as much as some pixels. Measured on Zen 4 (AVX512-BF16, which doubles the direct form's rate; 8 times its weights)
-// and Zen 5 (conversion to fp32; 4 times its weights), not on Intel.
 std::string no_tiles_of_4(const ConvShape& q, const CpuFeatures& cpu) {
-  const int64_t pixels = q.n * q.oh * q.ow, filled = q.n * ((q.oh + 3) / 4 * 4) * ((q.ow + 3) / 4 * 4);
   const bool converts = isa_of(q.element, cpu) != Isa::kAvx512Bf16;
-  const int64_t tenths = converts ? 4 : 7, pixels_of_weights = converts ? 80 : 300;
-  if (10 * pixels - tenths * filled >= 10 * pixels_of_weights) return "";
-  return std::to_string(pixels) + " pixels, " + std::to_string(filled) +
-         " in whole tiles of 4x4: too few for what transformed weights cost";
+  const WinogradCost& cost = converts ? kAgainstDirectInFp32 : kAgainstDirectInBf16;
+  const Image out{q.oh, q.ow};
+  return pays(cost, q, out) ? "" : does_not_pay(cost, q, out);
 }
 
 std::string no_winograd(const ConvShape& q, const CpuFeatures& cpu) {
@@ -149,31 +191,107 @@ std::string no_winograd(const ConvShape& q, const CpuFeatures& cpu) {
   return q.element == Element::kFloat32 ? no_tiles_of_2(q) : no_tiles_of_4(q, cpu);
 }
 
+std::string no_direct_in_purpose(const ConvShape& q, const CpuFeatures& cpu) {
+  if (const std::string why = no_direct(q, cpu); !why.empty() || q.purpose != Purpose::kWeightGradient) return why;
+  return isa_of(q.element, cpu) == Isa::kAmx && q.groups == 1 ? "" : "its weight gradient is computed with AMX only";
+}
+
 constexpr Candidate kCandidates[] = {
     {Engine::kWinograd, "winograd", no_winograd},
-    {Engine::kDirect, "direct", no_direct},
+    {Engine::kDirect, "direct", no_direct_in_purpose},
     {Engine::kOneDnn, "onednn", no_onednn},
     {Engine::kComposed, "composed", [](const ConvShape&, const CpuFeatures&) { return std::string(); }},
 };
 
-// RESNET_FUSED_CPU_ENGINE=NAME skips the engines preferred to NAME: for tests and comparisons.
-size_t first_candidate() {
+// Whether our kernels convert 16 bits to float32: no instruction multiplies them and sums in float32. torch's
+// convolutions are then several times slower than in float32, with AVX512-FP16 too, where its weight gradients take
+// hundreds of times as long (Sapphire Rapids, torch 2.13.0).
+bool is_slow_in_torch(Element element, const CpuFeatures& cpu) {
+  const Isa isa = own_isa(element, cpu);
+  return has_16_bits(element) && (isa == Isa::kAvx2 || isa == Isa::kAvx512);
+}
+
+// Training, for each purpose: why torch's kernel is expected to be faster than any of ours, or empty. Weights change at
+// every step, so packing them has to pay off within one call. q: the convolution that computes an input gradient.
+std::string left_to_torch(const ConvShape& q, const CpuFeatures& cpu) {
+  // Images have few input channels, over which oneDNN vectorises; our kernels do over output channels.
+  constexpr int64_t kMostImageChannels = 4;
+  constexpr int64_t kLeastPixels = 1024;
+  // torch allocates results of this size anew each time, and the page faults take as long as a 1x1 convolution. Ours
+  // use pooled memory or huge pages (memory.h).
+  constexpr double kLeastPooledBytes = 16 << 20;
+  const bool forward = q.purpose == Purpose::kForward, of_weight = q.purpose == Purpose::kWeightGradient;
+  if (q.groups != 1)
+    return "the convolution has " + std::to_string(q.groups) + " groups, for which training uses torch";
+
+  // AMX is at least as fast as torch in any shape, packing included.
+  const Isa isa = own_isa(q.element, cpu);
+  const bool nhwc = of_weight && isa != Isa::kAmx ? q.grad_nhwc : q.x_nhwc;
+  if (!nhwc) return "a tensor is not channels_last, and converting it takes too long";
+  if (isa == Isa::kAmx) return "";
+
+  const Image image = of_weight ? Image{q.oh, q.ow} : Image{q.h, q.w};
+  if (image.pixels(q) < kLeastPixels)
+    return "only " + std::to_string(image.pixels(q)) + " pixels, fewer than the " + std::to_string(kLeastPixels) +
+           " for which packing the weight pays in one call";
+
+  const bool fp32 = q.element == Element::kFloat32, fp32_or_bf16 = fp32 || q.element == Element::kBFloat16;
+  if (!of_weight && is_slow_in_torch(q.element, cpu)) return "";
+  if (forward && fp32_or_bf16 && q.c <= kMostImageChannels) return "";
+  const Image unpadded{(q.h - 1) / q.stride_h + 1, (q.w - 1) / q.stride_w + 1};  // output of a 1x1 kernel
+  const double bytes = static_cast<double>(unpadded.pixels(q)) * static_cast<double>(q.k) * (fp32 ? 4 : 2);
+  if (!of_weight && fp32_or_bf16 && q.r * q.s == 1 && bytes >= kLeastPooledBytes) return "";
+
+  const bool unit = q.stride_h == 1 && q.stride_w == 1 && q.dil_h == 1 && q.dil_w == 1;
+  if (q.r == 3 && q.s == 3 && unit && fp32)
+    return q.purpose != Purpose::kInputGradient || pays(kAgainstTorchInFp32, q, image)
+               ? ""
+               : does_not_pay(kAgainstTorchInFp32, q, image);
+  const bool whole = q.c % 16 == 0 && q.c >= 32 && q.k % 16 == 0 && q.k >= 32;
+  if (q.r == 3 && q.s == 3 && unit && has_16_bits(q.element) && whole && isa != Isa::kNone)
+    return pays(kAgainstTorchIn16Bits, q, image) ? "" : does_not_pay(kAgainstTorchIn16Bits, q, image);
+
+  // Our direct kernel is 1.0 to 2.4 times as fast as torch's on a Sapphire Rapids in all of ResNet's shapes, input
+  // gradients too, packing included. With AVX2 it is not.
+  if (!of_weight && fp32 && isa == Isa::kAvx512) return "";
+  return "torch's is as fast, and packs no weight for it";
+}
+
+// With AMX, oneDNN's input gradient in bfloat16 copies the padded gradient in every thread: at this filter extent,
+// dilation * (size - 1), up to 70 MB, at 60000 230 GB. From 6000 to 12000 it fails ("could not create a primitive").
+// Common networks stay far below.
+bool torchs_input_gradient_fails(const ConvShape& q) {
+  constexpr int64_t kMostExtent = 1024;
+  return has_16_bits(q.element) && std::max(q.dil_h * (q.r - 1), q.dil_w * (q.s - 1)) > kMostExtent;
+}
+
+// Why the input gradient is not a convolution that our kernels compute.
+std::string no_flipped(const ConvShape& forward) {
+  if (forward.groups != 1) return "the input gradient has " + std::to_string(forward.groups) + " groups";
+  if (forward.stride_h != 1 || forward.stride_w != 1)
+    return "with a stride of " + times(forward.stride_h, forward.stride_w) + " the input gradient is no convolution";
+  const ConvShape q = flipped(forward);
+  if (q.pad_h >= 0 && q.pad_w >= 0) return "";
+  return "a padding of " + times(forward.pad_h, forward.pad_w) + " is wider than the kernel reaches";
+}
+
+// RESNET_FUSED_CPU_ENGINE=NAME skips the engines preferred to NAME, and uses the others in training wherever they can
+// run, even if torch is faster: for tests and comparisons.
+std::optional<size_t> engine_from_environment() {
   static_assert(std::size(kCandidates) == 4);
   return index_from_environment("RESNET_FUSED_CPU_ENGINE",
-                                {kCandidates[0].name, kCandidates[1].name, kCandidates[2].name, kCandidates[3].name})
-      .value_or(0);
+                                {kCandidates[0].name, kCandidates[1].name, kCandidates[2].name, kCandidates[3].name});
 }
 
-const char* name_of(Engine engine) {
-  for (const Candidate& c : kCandidates)
-    if (c.engine == engine) return c.name;
-  return "?";
-}
-
-std::string sentence_of(Engine engine, Isa isa) {
-  constexpr const char* kSets[] = {"no", "AVX2", "AVX-512", "AVX512-BF16", "AMX"};
-  const std::string set = kSets[static_cast<int>(isa)];
-  switch (engine) {
+std::string sentence_of(const Plan& plan) {
+  const Isa isa = plan.isa;
+  const std::string set = name_of(isa), with = plan.in_float32 ? ", in float32" : "";
+  if (plan.purpose == Purpose::kWeightGradient && plan.engine <= Engine::kDirect)
+    return (plan.engine == Engine::kDirect ? "a product of matrices for each tap, " : "transposed Winograd, ") + set +
+           ", BatchNorm and ReLU as x is read";
+  if (plan.engine == Engine::kComposed && plan.purpose > Purpose::kForward)
+    return (plan.flips ? "torch's convolution with the flipped filter" : "torch's convolution_backward") + with;
+  switch (plan.engine) {
     case Engine::kWinograd:
       return "Winograd F(2x2, 3x3), in 16-bit types F(4x4, 3x3), " + set + ", epilogue in the output transform";
     case Engine::kDirect:
@@ -184,7 +302,7 @@ std::string sentence_of(Engine engine, Isa isa) {
     case Engine::kComposed:
       break;
   }
-  return "torch's convolution, then one pass for BatchNorm, add and ReLU";
+  return "torch's convolution" + with + ", then one pass for BatchNorm, add and ReLU";
 }
 
 #if defined(__x86_64__)
@@ -243,28 +361,68 @@ Isa isa_of(Element element, const CpuFeatures& cpu) {
   return cpu.avx512 ? Isa::kAvx512 : cpu.avx2 ? Isa::kAvx2 : Isa::kNone;
 }
 
-bool own_kernels_allowed() { return kCandidates[first_candidate()].engine <= Engine::kDirect; }
+bool own_kernels_allowed() { return kCandidates[engine_from_environment().value_or(0)].engine <= Engine::kDirect; }
+
+ConvShape flipped(const ConvShape& forward) {
+  ConvShape q = forward;
+  std::swap(q.c, q.k), std::swap(q.h, q.oh), std::swap(q.w, q.ow);
+  q.pad_h = q.dil_h * (q.r - 1) - q.pad_h, q.pad_w = q.dil_w * (q.s - 1) - q.pad_w;
+  std::swap(q.x_nhwc, q.grad_nhwc);
+  return q;
+}
 
 Plan make_plan(const ConvShape& shape, const CpuFeatures& cpu) {
-  const Candidate* first = kCandidates + first_candidate();
+  const std::optional<size_t> chosen = engine_from_environment();
+  const Candidate* first = kCandidates + chosen.value_or(0);
   Isa isa = isa_of(shape.element, cpu);
   if (isa == Isa::kAmx && shape.groups > 1) isa = Isa::kAvx512Bf16;  // there is no AMX kernel for groups
-  Plan plan{Engine::kComposed, isa, {}};
+  const bool of_input = shape.purpose == Purpose::kInputGradient;
+  const ConvShape q = of_input ? flipped(shape) : shape;  // that runs
+  const std::string impossible = of_input ? no_flipped(shape) : "";
+  const bool flips = of_input && impossible.empty() && torchs_input_gradient_fails(shape);
+  const bool compares = shape.purpose != Purpose::kInference && !chosen && !flips;
+  const std::string slower = compares ? left_to_torch(q, cpu) : "";
+  Plan plan{Engine::kComposed, isa, shape.purpose, false, flips, {}};
   for (const Candidate& c : kCandidates) {
-    const std::string why =
-        &c < first ? std::string("RESNET_FUSED_CPU_ENGINE is ") + first->name : c.reason(shape, cpu);
+    std::string why;
+    if (&c < first)
+      why = std::string("RESNET_FUSED_CPU_ENGINE is ") + first->name;
+    else if (c.engine != Engine::kComposed)
+      why = !impossible.empty() ? impossible : c.reason(q, cpu);
+    if (why.empty() && c.engine != Engine::kComposed) why = slower;
     if (why.empty()) {
       plan.engine = c.engine;
-      return plan;
+      break;
     }
-    plan.rejected.push_back(std::string(c.name) + ": " + why);
+    plan.rejected.push_back({c.name, why});
+  }
+  if (shape.purpose != Purpose::kInference && !flips) {
+    // Where the stride is wider than the image, oneDNN with AMX leaves taps of the weight gradient unwritten.
+    const int64_t width = shape.purpose != Purpose::kForward && shape.stride_w > shape.w ? 1 : shape.ow;
+    plan.in_float32 = is_slow_in_torch(shape.element, cpu) || onednn_is_wrong(shape.element, width, cpu);
   }
   return plan;
 }
 
+const char* name_of(Engine engine) {
+  for (const Candidate& c : kCandidates)
+    if (c.engine == engine) return c.name;
+  return "?";
+}
+
+const char* name_of(Isa isa) {
+  constexpr const char* kNames[] = {"no", "AVX2", "AVX-512", "AVX512-BF16", "AMX"};
+  return kNames[static_cast<int>(isa)];
+}
+
+const char* name_of(Purpose purpose) {
+  constexpr const char* kNames[] = {"inference", "forward", "input gradient", "weight gradient"};
+  return kNames[static_cast<int>(purpose)];
+}
+
 std::string to_string(const Plan& plan) {
-  std::string s = std::string(name_of(plan.engine)) + ": " + sentence_of(plan.engine, plan.isa);
-  for (const std::string& why : plan.rejected) s += "\n  not " + why;
+  std::string s = std::string(name_of(plan.engine)) + ": " + sentence_of(plan);
+  for (const Rejected& each : plan.rejected) s += "\n  not " + std::string(each.engine) + ": " + each.reason;
   return s;
 }
 

@@ -24,9 +24,7 @@ bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool 
   q.scale = bn.scale.data(), q.shift = bn.shift.data();
   q.residual = residual ? residual->const_data_ptr() : nullptr;
   q.out = out.mutable_data_ptr();
-  q.n = narrow(conv.n), q.c = narrow(conv.c), q.h = narrow(conv.h), q.w = narrow(conv.w);
-  q.k = narrow(conv.k), q.oh = narrow(conv.oh), q.ow = narrow(conv.ow);
-  q.pad_h = narrow(conv.padding[0]), q.pad_w = narrow(conv.padding[1]);
+  set_sizes(q, conv);
   q.relu = relu;
   kernels.tile(q, static_cast<int>(torch::stable::get_num_threads()));
 

@@ -25,6 +25,7 @@ from .convolutions import (
 )
 from .forward import PreBNs, Statistics, norm_args
 from .layout import ConvSlots, Layout, NormSlots
+from .memory_format import is_channels_last
 from .statistics import Change, statistics_change, sum_over_processes
 
 
@@ -207,10 +208,10 @@ class Backward:
         if not any(mask):
             return grad_addend
         internal = self.layout.norms[i] is not None or self._is_internal(i)
-        grad_x = input_gradient(grad, weight, conv, grad_addend, internal) if mask[0] else None
+        grad_x = input_gradient(grad, self._pre_bn(i), weight, conv, grad_addend, internal) if mask[0] else None
         if grad_x is not None:
             self._conv_backward(grad, i, conv, [False, *mask[1:]])
-            return grad_x
+            return grad_x if internal else _in_format_of(grad_x, self._pre_bn(i), weight)
         return _sum(self._conv_backward(grad, i, conv, mask), grad_addend)
 
     def _conv_backward(self, grad: Tensor, i: int, conv: ConvSlots, mask: list[bool]) -> Tensor | None:
@@ -264,6 +265,12 @@ class Backward:
             else:
                 self.pre_bns[key] = convolve(self._activation(source), self.tensors, conv, internal=True)
         return self.pre_bns[key]
+
+
+def _in_format_of(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """A gradient that the user sees in eager's format: channels_last if x or the weight is."""
+    channels_last = is_channels_last(x) or is_channels_last(weight)
+    return grad.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def _match_strides(total: Tensor, grad_addend: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class Capabilities(NamedTuple):
 
     trains: bool  # every op of the training path has a kernel
     pools: bool  # so has max-pooling in training
-    packs_weights: bool = False  # a convolution packs its weight, so that in training PyTorch's may be faster
+    chooses_kernels: bool = False  # the ops of training's convolutions choose between our kernels and PyTorch's
     norm_prologue: bool = False  # a convolution applies the preceding BatchNorm and ReLU to what it reads
     statistics_epilogue: bool = False  # a convolution sums the batch statistics of its output
     gradient_sums: bool = False  # the input gradient's convolution sums what the preceding BatchNorm's gradients need
@@ -33,7 +33,7 @@ class Capabilities(NamedTuple):
     tf32: bool = False  # float32 may be multiplied as TF32
 
 
-_CPU = Capabilities(trains=True, pools=True, packs_weights=True, replays=True)
+_CPU = Capabilities(trains=True, pools=True, chooses_kernels=True, replays=True)
 _CUDA = Capabilities(
     trains=True,
     pools=True,

@@ -1,7 +1,6 @@
 """``explain``: shows what convert() does to a model, why eager runs, and the kernel of each convolution."""
 
 import argparse
-import re
 
 import torch
 from rich import box
@@ -12,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import resnet_fused
 
-from .. import ops
+from .. import ops, plans
 from ..explain import EAGER, Run, record, runs
 from . import _gpus
 from ._cuda_plans import cuda_plan
@@ -53,18 +52,16 @@ def main(args: argparse.Namespace) -> int:
     console = Console()
     console.print(_report_table(report, how))
     if gpu is None:
-        plans = [_cpu_plan(call, report, args.dtype) for call in calls]
+        found = [_cpu_plan(call, report, args.dtype) for call in calls]
+        console.print(_cpu_table(calls, found, "channels_last input" if args.channels_last else "contiguous input"))
+        for summary in dict.fromkeys(plan.summary for plan in found):
+            console.print(escape(summary))
     else:
-        plans = [_gpu_plan(call, calls, report, model, args.dtype, gpu) for call in calls]
-    table = _cpu_table if gpu is None else _gpu_table
-    where = "channels_last input" if args.channels_last else "contiguous input"
-    console.print(table(calls, plans, where if args.gpu is None else f"{args.gpu}, batch {shape[0]}, {args.dtype}"))
-    if gpu is None:
-        for plan in dict.fromkeys(plan.splitlines()[0] for plan in plans):
-            console.print(escape(plan))
+        found = [_gpu_plan(call, calls, report, model, args.dtype, gpu) for call in calls]
+        console.print(_gpu_table(calls, found, f"{args.gpu}, batch {shape[0]}, {args.dtype}"))
     if args.why:
-        for call, plan in zip(calls, plans, strict=True):
-            console.print(escape(f"\n{call.name}: {plan}"))
+        for call, plan in zip(calls, found, strict=True):
+            console.print(escape(f"\n{call.name}: {plan.text}"))
     console.print(f"\n{FOR_CPU if gpu is None else FOR_GPU}")
     return 0
 
@@ -103,14 +100,14 @@ def _shape(text: str) -> list[int]:
     return shape
 
 
-NOT_FUSED = "torch: not in a converted module, not fused"
+NOT_FUSED = plans.of_text("torch: not in a converted module, not fused")
 
 
-def _cpu_plan(call: ConvCall, report: resnet_fused.Report, dtype: str) -> str:
-    """The kernel's name, a colon and its description; further lines give the reasons against other kernels."""
+def _cpu_plan(call: ConvCall, report: resnet_fused.Report, dtype: str) -> plans.Plan:
     if _owner(call.name, report) is None:
         return NOT_FUSED
-    return ops.explain_cpu(call.input, call.weight, call.stride, call.padding, call.dilation, call.groups, dtype)
+    geometry = (call.stride, call.padding, call.dilation, call.groups)
+    return plans.read(ops.explain_cpu(call.input, call.weight, *geometry, dtype))
 
 
 def _gpu_plan(
@@ -120,7 +117,7 @@ def _gpu_plan(
     model: torch.nn.Module,
     dtype: str,
     gpu: list[int],
-) -> str:
+) -> plans.Plan:
     owner = _owner(call.name, report)
     return NOT_FUSED if owner is None else cuda_plan(model, owner, call, calls, dtype, gpu)
 
@@ -150,29 +147,23 @@ def _report_table(report: resnet_fused.Report, how: dict[str, dict[str, Run]]) -
     return table
 
 
-def _cpu_table(calls: list[ConvCall], plans: list[str], title: str) -> Table:
+def _cpu_table(calls: list[ConvCall], found: list[plans.Plan], title: str) -> Table:
     table = _table("convolution", "shape", "kernel", title=title)
-    for call, plan in zip(calls, plans, strict=True):
-        table.add_row(escape(call.name), str(call), plan.partition(":")[0])
+    for call, plan in zip(calls, found, strict=True):
+        table.add_row(escape(call.name), str(call), plan.kernel)
     return table
 
 
-def _gpu_table(calls: list[ConvCall], plans: list[str], title: str) -> Table:
+def _gpu_table(calls: list[ConvCall], found: list[plans.Plan], title: str) -> Table:
     table = _table("convolution", "shape", "kernel", "splits", "predicted us", "MB moved", title=title)
-    for call, plan in zip(calls, plans, strict=True):
-        first = plan.splitlines()[0]
-        moved = _number(r"(\d+) bytes moved", first)
-        numbers = [_number(r"(\d+) splits?", first), _number(r"([\d.]+) us predicted", first)]
-        numbers.append(moved and f"{int(moved) / 1e6:.2f}")
-        table.add_row(escape(call.name), str(call), first.partition(":")[0], *numbers)
+    for call, plan in zip(calls, found, strict=True):
+        numbers = [
+            form.format(plan.fields[name] / unit) if name in plan.fields else ""
+            for name, unit, form in (("splits", 1, "{:.0f}"), ("microseconds", 1, "{:.1f}"), ("bytes", 1e6, "{:.2f}"))
+        ]
+        table.add_row(escape(call.name), str(call), plan.fields.get("name", plan.kernel), *numbers)
     return table
 
 
 def _table(*columns: str, title: str) -> Table:
     return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, title=f"Convolutions, {title}")
-
-
-def _number(pattern: str, plan: str) -> str:
-    """The first group of ``pattern`` in a plan, or ""."""
-    found = re.search(pattern, plan)
-    return found[1] if found else ""

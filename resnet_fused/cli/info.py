@@ -4,7 +4,6 @@ import argparse
 import importlib
 import os
 import platform
-import re
 
 import rich
 import torch
@@ -44,7 +43,7 @@ def facts() -> dict[str, str]:
         "CPU": cpu_name(),
         "CPU capability": torch.backends.cpu.get_cpu_capability(),
         **{f"CPU kernels, {dtype}": _own_kernels(dtype) for dtype in DTYPES},
-        **{f"3x3 conv, {dtype}": _typical_plan(dtype).splitlines()[0] for dtype in DTYPES},
+        **{f"3x3 conv, {dtype}": _typical_plan(dtype).summary for dtype in DTYPES},
         **{name: os.environ[name] for name in VARIABLES if os.environ.get(name)},
         "GPUs": _gpus(),
         **{f"verified on sm_{arch}": _trust(arch) for arch in _archs()},
@@ -59,13 +58,16 @@ def facts() -> dict[str, str]:
 def _own_kernels(dtype: str) -> str:
     """The instruction set of the library's own CPU kernels, or the plan's reason against them."""
     plan = _typical_plan(dtype)
-    reason = re.search(r"not direct: (.*)", plan)
-    return f"do not run: {reason[1]}" if reason else plan.splitlines()[0].split(", ")[-2]
+    for each in plan.rejected:
+        if each.kernel == "direct":
+            return f"do not run: {each.reason}"
+    isa: str = plan.fields["isa"]
+    return isa
 
 
-def _typical_plan(dtype: str) -> str:
+def _typical_plan(dtype: str) -> plans.Plan:
     """The CPU plan for the most common convolution of a ResNet: 64 -> 64 channels at 56x56."""
-    return ops.explain_cpu([8, 64, 56, 56], [64, 64, 3, 3], [1, 1], [1, 1], [1, 1], 1, dtype)
+    return plans.read(ops.explain_cpu([8, 64, 56, 56], [64, 64, 3, 3], [1, 1], [1, 1], [1, 1], 1, dtype))
 
 
 def _gpus() -> str:

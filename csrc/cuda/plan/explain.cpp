@@ -91,6 +91,7 @@ Fields fields_of(const Problem& p, const Candidate& c, bool whole_engine) {
   f.add("kernel", !is_kernel(c) ? name_of(c.engine) : name_of(family_of(c.engine, p.mode)));
   f.add("engine", name_of(c.engine));
   if (whole_engine) return f;
+  f.add("name", name_of(p, c));
   if (is_kernel(c)) {
     f.add("dtype", name_of(p.dtype)).add("mode", name_of(p.mode));
     f.add("tile_m", int64_t{c.variant.tile_m}).add("tile_n", int64_t{c.variant.tile_n});

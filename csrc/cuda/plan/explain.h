@@ -12,9 +12,9 @@ namespace resnet_fused::cuda {
 std::string to_text(const Problem& problem, const Device& device, const Plan& plan,
                     const std::vector<Rejected>& rejected);
 
-// kernel, engine, dtype, mode, tile_m, tile_n, tiles, smem, splits, dp_tiles, sk_units, workspace, bytes, microseconds;
-// and `rejected`: a list with the same fields, why (unsupported, missing, shared memory, wrong, unverified, override,
-// other tile, slower) and reason. Fields that a candidate has not are left out.
+// kernel, engine, name, dtype, mode, tile_m, tile_n, tiles, smem, splits, dp_tiles, sk_units, workspace, bytes,
+// microseconds; and `rejected`: a list with the same fields, why (unsupported, missing, shared memory, wrong,
+// unverified, override, other tile, slower) and reason. Fields that a candidate has not are left out.
 Fields to_fields(const Problem& problem, const Device& device, const Plan& plan, const std::vector<Rejected>& rejected);
 
 }  // namespace resnet_fused::cuda
