@@ -27,7 +27,7 @@ EMULATOR = (
     "tests/cuda_on_cpu/", "tests/cuda_cases/", "tests/mutation.py", "tests/criterion.py", "tests/support.py",
     "tests/conftest.py", "resnet_fused/criterion.py", "resnet_fused/reference/", "requirements/dev.txt",
     "csrc/cuda/runtime/tensor_map_cache.cpp", "csrc/cuda/runtime/cache.h", "csrc/cuda/runtime/tensor_map.h",
-    "csrc/cuda/device/tensor_map.h",
+    "csrc/cuda/device/types.h",
 )  # fmt: skip
 SANITIZED = (
     "Makefile", "setup.py", "build_tools/", "csrc/common/", "csrc/compat/", "csrc/cpu/", "tests/avx512_on_avx2/",

@@ -6,9 +6,9 @@
 
 #include "common/problem.h"
 #include "cuda/kernels/sm90/conv_rows.h"
+#include "cuda/plan/cost_model.h"
 #include "cuda/plan/explain.h"
 #include "cuda/plan/plan.h"
-#include "cuda/plan/torch.h"
 #include "cuda/plan/words.h"
 
 namespace resnet_fused::cuda {

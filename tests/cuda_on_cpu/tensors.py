@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]  # in the order of csrc/cuda/device/dtype.h
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]  # in the order of csrc/cuda/device/types.h
 #: Suffixes in names of kernel sources.
 SUFFIXES = {torch.float32: "tf32", torch.float16: "f16", torch.bfloat16: "bf16"}
 POISON = 0xA5

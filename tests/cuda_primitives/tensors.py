@@ -7,7 +7,7 @@ import numpy as np
 from .definitions import Window
 
 MOST_RANK = 5
-DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}  # csrc/cuda/device/dtype.h
+DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}  # csrc/cuda/device/types.h
 
 
 def _padded(values: tuple[int, ...], fill: int) -> list[int]:

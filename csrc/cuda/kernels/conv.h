@@ -1,9 +1,8 @@
-// Parameters of the convolution kernels of all families. Pure: no torch, no CUDA.
+// The convolution kernels of all families: their parameters, and their table. Pure: no torch, no CUDA.
 #pragma once
 #include <cstdint>
 
-#include "cuda/device/batch_norm.h"
-#include "cuda/device/conv_shape.h"
+#include "cuda/device/types.h"
 
 namespace resnet_fused::cuda {
 
@@ -72,5 +71,13 @@ struct ConvFwdVariant {
     return dtype == o.dtype && tile_m == o.tile_m && tile_n == o.tile_n && mode == o.mode;
   }
 };
+
+// The table of convolution kernels. A line X(engine, kernel) declares Engine::engine, launch_<kernel>,
+// compiled_<kernel> and <kernel>_planner, and adds them to the plan (plan/plan.cpp), the ops (ops/conv.cpp) and the
+// emulator's bindings. In order of preference: of two equal predicted times, the plan takes the first.
+#define CONV_KERNELS(X)                          \
+  X(kSm90Rows, conv_rows) /* sm90/conv_rows.h */ \
+  X(kSm90, conv_sm90)     /* sm90/conv_sm90.h */ \
+  X(kSm80, conv_fwd)      /* sm80/conv_fwd.h */
 
 }  // namespace resnet_fused::cuda

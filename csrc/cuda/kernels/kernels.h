@@ -7,7 +7,6 @@
 #include "cuda/kernels/bn/bn_gradient.h"
 #include "cuda/kernels/bn/bn_stats.h"
 #include "cuda/kernels/conv.h"
-#include "cuda/kernels/conv_kernels.h"
 #include "cuda/kernels/pool/pool.h"
 #include "cuda/kernels/sm90/block_fwd.h"
 #include "cuda/runtime/queue.h"

@@ -17,6 +17,10 @@
 
 namespace resnet_fused::cuda {
 
+// make_plan, cached: evaluating the cost model for every candidate takes longer than a launch. Thread-safe; holds a few
+// hundred plans.
+Plan cached_plan(const Problem& problem, const Device& device, const Override& override);
+
 // The plan to run now. Nothing can be compared during graph capture, so torch then replaces an unchecked kernel.
 Plan plan_now(const Problem& problem, int device);
 

@@ -3,7 +3,6 @@
 #include <cstdint>
 
 #include "cuda/plan/cost_constants.h"
-#include "cuda/plan/device.h"
 #include "cuda/plan/types.h"
 
 namespace resnet_fused::cuda {
@@ -47,5 +46,12 @@ struct Model {
 };
 
 constexpr int32_t kSplits[] = {2, 3, 4, 6, 8, 12, 16};  // of a GEMM's depth
+
+// torch.cpp: ns of cuDNN, modelled with our tiles and on Hopper larger ones too. torch_share covers faster instructions
+// where the GPU has them. `extra_bytes`: that the kernel moves in addition to the convolution's.
+double torch_convolution(const Model& model, const ConvShape& q, int64_t extra_bytes = 0);
+
+// Bytes of inputs and outputs, and those that the passes around the convolutions write and read.
+int64_t torch_bytes(const Problem& p);
 
 }  // namespace resnet_fused::cuda

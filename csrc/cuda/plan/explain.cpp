@@ -1,6 +1,5 @@
 #include "cuda/plan/explain.h"
 
-#include "cuda/plan/sentence.h"
 #include "cuda/plan/words.h"
 
 namespace resnet_fused::cuda {

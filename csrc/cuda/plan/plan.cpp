@@ -1,7 +1,7 @@
 #include "cuda/plan/plan.h"
 
 #include "cuda/kernels/bn/bn_finish.h"
-#include "cuda/plan/torch.h"
+#include "cuda/plan/cost_model.h"
 
 namespace resnet_fused::cuda {
 

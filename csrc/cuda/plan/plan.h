@@ -4,7 +4,6 @@
 #include <optional>
 #include <vector>
 
-#include "cuda/plan/device.h"
 #include "cuda/plan/override.h"
 #include "cuda/plan/planner.h"
 #include "cuda/plan/types.h"

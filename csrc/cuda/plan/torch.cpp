@@ -1,9 +1,9 @@
 // The candidate that always runs: PyTorch's convolution (cuDNN), and passes of ours around it.
 #include <limits>
 
+#include "cuda/plan/cost_model.h"
 #include "cuda/plan/gemm_cost.h"
 #include "cuda/plan/planner.h"
-#include "cuda/plan/torch.h"
 
 namespace resnet_fused::cuda {
 

@@ -6,7 +6,6 @@
 #include "cuda/kernels/sm90/conv_rows.h"
 #include "cuda/kernels/sm90/conv_sm90.h"
 #include "cuda/plan/planner.h"
-#include "cuda/plan/sentence.h"
 #include "cuda/plan/words.h"
 
 namespace resnet_fused::cuda {

@@ -12,7 +12,7 @@
 #include "cuda/kernels/conv.h"
 #include "cuda/kernels/pool/pool.h"
 #include "cuda/kernels/sm90/block_fwd.h"
-#include "cuda/plan/device.h"
+#include "cuda/plan/types.h"
 
 namespace resnet_fused::cuda {
 

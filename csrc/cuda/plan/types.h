@@ -1,13 +1,23 @@
-// What is planned, and what a plan chooses among. Pure: shapes and numbers, no torch, no CUDA.
+// What is planned, for which GPU, and what a plan chooses among. Pure: shapes and numbers, no torch, no CUDA.
 #pragma once
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "cuda/kernels/conv.h"
-#include "cuda/kernels/conv_kernels.h"
 
 namespace resnet_fused::cuda {
+
+class KernelStates;  // trust.h
+
+// The properties of a GPU that plans depend on.
+struct Device {
+  int32_t arch = 80;  // 10 * major + minor
+  int32_t sm_count = 108;
+  int32_t smem_per_block = 166912;  // bytes per block, at most
+  int32_t smem_per_sm = 167936;     // bytes shared by the blocks of an SM
+  KernelStates* states = nullptr;   // what this process knows of its kernels; null: none was wrong
+};
 
 enum class Task : int32_t {
   kConv,

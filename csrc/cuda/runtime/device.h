@@ -2,7 +2,7 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
-#include "cuda/plan/device.h"
+#include "cuda/plan/types.h"
 #include "cuda/runtime/queue.h"
 
 namespace resnet_fused::cuda {

@@ -3,8 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#include "cuda/device/dtype.h"
-#include "cuda/device/tensor_map.h"
+#include "cuda/device/types.h"
 
 namespace resnet_fused::cuda {
 

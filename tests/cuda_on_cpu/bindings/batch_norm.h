@@ -1,7 +1,7 @@
 // BatchNormVectors from Python values. Tensors are passed as addresses; the caller keeps them alive.
 #pragma once
 #include "bindings/library.h"
-#include "cuda/device/batch_norm.h"
+#include "cuda/device/types.h"
 
 namespace cuda_on_cpu::bindings {
 

@@ -6,7 +6,6 @@
 #include "bindings/library.h"
 #include "cuda/ops/first_use.h"
 #include "cuda/runtime/cache.h"
-#include "cuda/runtime/plan_cache.h"
 #include "cuda/runtime/tensor_map.h"
 #include "ops/news.h"
 #include "ops/timed.h"

@@ -1,9 +1,9 @@
 // mma: one warp and one instruction per block.
 #include "call.h"
-#include "cuda/device/dtype.h"
 #include "cuda/device/ptx/global.cuh"
 #include "cuda/device/ptx/math.cuh"
 #include "cuda/device/ptx/mma.cuh"
+#include "cuda/device/types.h"
 #include "cuda/runtime/launch.h"
 
 namespace cuda_primitives {

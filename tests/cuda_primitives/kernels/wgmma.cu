@@ -4,13 +4,13 @@
 #include <string>
 
 #include "call.h"
-#include "cuda/device/dtype.h"
 #include "cuda/device/ptx/global.cuh"
 #include "cuda/device/ptx/math.cuh"
 #include "cuda/device/ptx/shared.cuh"
 #include "cuda/device/ptx/sync.cuh"
 #include "cuda/device/ptx/tma.cuh"
 #include "cuda/device/tile/smem_descriptor.cuh"
+#include "cuda/device/types.h"
 #include "cuda/runtime/launch.h"
 
 namespace cuda_primitives {

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "cuda/device/tensor_map.h"
+#include "cuda/device/types.h"
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 

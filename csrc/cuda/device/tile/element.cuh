@@ -1,8 +1,8 @@
 // Loads and stores of one element or of 16 bytes of elements: Dtype in memory, float in registers (double for float64).
 #pragma once
-#include "cuda/device/dtype.h"
 #include "cuda/device/ptx/global.cuh"
 #include "cuda/device/ptx/math.cuh"
+#include "cuda/device/types.h"
 
 namespace resnet_fused::cuda {
 

@@ -1,7 +1,7 @@
 // Implicit GEMM: rows are output pixels, depth is taps x input channels, gathered on the fly. The depth is cut into
 // 16-byte chunks, so that with few channels a step holds several taps.
 #pragma once
-#include "cuda/device/conv_shape.h"
+#include "cuda/device/types.h"
 
 namespace resnet_fused::cuda {
 

@@ -1,7 +1,7 @@
 // BatchNorm as y * scale + shift for the kCount consecutive channels of one thread, in registers.
 #pragma once
-#include "cuda/device/batch_norm.h"
 #include "cuda/device/tile/element.cuh"
+#include "cuda/device/types.h"
 
 namespace resnet_fused::cuda {
 

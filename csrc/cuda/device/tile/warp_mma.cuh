@@ -1,9 +1,9 @@
 // A warp's part of an output tile: kRows x kCols accumulators, from two swizzled operand tiles in shared memory.
 #pragma once
-#include "cuda/device/dtype.h"
 #include "cuda/device/ptx/math.cuh"
 #include "cuda/device/ptx/mma.cuh"
 #include "cuda/device/tile/swizzle.cuh"
+#include "cuda/device/types.h"
 
 namespace resnet_fused::cuda {
 

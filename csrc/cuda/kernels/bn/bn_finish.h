@@ -1,6 +1,6 @@
 // bn_finish: adds the partial sums of all blocks. Pure: no torch, no CUDA.
 #pragma once
-#include "cuda/device/batch_norm.h"
+#include "cuda/device/types.h"
 #include "cuda/kernels/bn/reduction.h"
 
 namespace resnet_fused::cuda {

@@ -1,6 +1,6 @@
 // Backward pass of act(bn(x)), with batch or frozen statistics. Pure: no torch, no CUDA.
 #pragma once
-#include "cuda/device/batch_norm.h"
+#include "cuda/device/types.h"
 #include "cuda/kernels/bn/bn_finish.h"
 
 namespace resnet_fused::cuda {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "cuda/device/dtype.h"
+#include "cuda/device/types.h"
 
 namespace resnet_fused::cuda {
 

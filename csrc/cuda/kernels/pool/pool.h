@@ -2,8 +2,8 @@
 #pragma once
 #include <cstdint>
 
-#include "cuda/device/batch_norm.h"
 #include "cuda/device/tile/fast_divmod.h"
+#include "cuda/device/types.h"
 #include "cuda/kernels/bn/grid_stride.h"
 
 namespace resnet_fused::cuda {

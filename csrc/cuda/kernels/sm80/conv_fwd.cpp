@@ -4,7 +4,7 @@
 
 #include "cuda/plan/gemm_cost.h"
 #include "cuda/plan/planner.h"
-#include "cuda/plan/sentence.h"
+#include "cuda/plan/words.h"
 
 namespace resnet_fused::cuda {
 

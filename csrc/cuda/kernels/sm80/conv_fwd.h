@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "cuda/device/dtype.h"
+#include "cuda/device/types.h"
 #include "cuda/kernels/conv.h"
 
 namespace resnet_fused::cuda {

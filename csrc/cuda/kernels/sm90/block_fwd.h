@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "cuda/device/batch_norm.h"
+#include "cuda/device/types.h"
 
 namespace resnet_fused::cuda {
 

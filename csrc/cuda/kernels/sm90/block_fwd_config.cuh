@@ -1,6 +1,5 @@
 // Compile-time configuration of an sm90/block_fwd kernel.
 #pragma once
-#include "cuda/device/ptx/wgmma.cuh"
 #include "cuda/device/tile/element.cuh"
 #include "cuda/device/tile/planes.cuh"
 #include "cuda/kernels/sm90/block_fwd.h"
@@ -112,13 +111,5 @@ struct PositionGrid {
     return static_cast<int32_t>(position - row(position) * pitch);
   }
 };
-
-template <Dtype kDtype, int kColumns>
-__device__ __forceinline__ void wgmma_of(float (&d)[kColumns / 2], uint64_t a, uint64_t b, bool accumulate) {
-  if constexpr (kDtype == Dtype::kFloat16)
-    ptx::wgmma_m64k16_f16<kColumns>(d, a, b, accumulate);
-  else
-    ptx::wgmma_m64k16_bf16<kColumns>(d, a, b, accumulate);
-}
 
 }  // namespace resnet_fused::cuda

@@ -9,11 +9,12 @@
 #include "cuda/device/ptx/stmatrix.cuh"
 #include "cuda/device/ptx/sync.cuh"
 #include "cuda/device/ptx/tma.cuh"
-#include "cuda/device/tensor_map.h"
 #include "cuda/device/tile/scale_shift.cuh"
 #include "cuda/device/tile/smem_descriptor.cuh"
+#include "cuda/device/types.h"
 #include "cuda/kernels/sm90/block_fwd_config.cuh"
 #include "cuda/kernels/sm90/epilogue.cuh"
+#include "cuda/kernels/sm90/product.cuh"
 
 namespace resnet_fused::cuda {
 
@@ -120,9 +121,9 @@ __device__ __forceinline__ void multiply(float (&sum)[kColumns / 2], const Pixel
       ptx::wgmma_fence();
 #pragma unroll
       for (uint32_t k = 0; k < kRowChunks; k += 2)
-        wgmma_of<Config::kDtype, kColumns>(sum, moved(stage_weights, k * kChunkBytes),
-                                           moved(tap_pixels, pixels.offset(d * kRowChunks + k, 0)),
-                                           tap > 0 || d > 0 || k > 0);
+        wgmma<Config::kDtype, kColumns>(sum, moved(stage_weights, k * kChunkBytes),
+                                        moved(tap_pixels, pixels.offset(d * kRowChunks + k, 0)),
+                                        tap > 0 || d > 0 || k > 0);
       ptx::wgmma_commit_group();
       if constexpr (!Config::kKeepsWeights) {
         // The previous step's wgmmas have completed: release its stage.

@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "cuda/plan/planner.h"
-#include "cuda/plan/sentence.h"
 #include "cuda/plan/words.h"
 
 namespace resnet_fused::cuda {

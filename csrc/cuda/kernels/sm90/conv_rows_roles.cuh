@@ -4,8 +4,8 @@
 #include "cuda/device/ptx/mbarrier.cuh"
 #include "cuda/device/ptx/sync.cuh"
 #include "cuda/device/ptx/tma.cuh"
-#include "cuda/device/tensor_map.h"
 #include "cuda/device/tile/smem_descriptor.cuh"
+#include "cuda/device/types.h"
 #include "cuda/kernels/sm90/conv_rows_config.cuh"
 #include "cuda/kernels/sm90/epilogue.cuh"
 #include "cuda/kernels/sm90/product.cuh"
@@ -112,8 +112,9 @@ __device__ __forceinline__ void multiply_tile(typename Config::Sum& sum, uint32_
     for (uint32_t r = 0; r < kConvRowsTaps; ++r)
 #pragma unroll
       for (uint32_t k = 0; k < kRowBytes; k += 32)
-        wgmma<Config>(sum, moved_uniform(filter, (r * kConvRowsTaps + s) * Config::kTapBytes + k),
-                      move(patches, s * Config::kPatchBytes + r * Config::kPatchRowBytes + k), s + r + k > 0);
+        wgmma<Config::kDtype, Config::kColumns>(
+            sum, moved_uniform(filter, (r * kConvRowsTaps + s) * Config::kTapBytes + k),
+            move(patches, s * Config::kPatchBytes + r * Config::kPatchRowBytes + k), s + r + k > 0);
     ptx::wgmma_commit_group();
     if (s == 0) continue;
     ptx::wgmma_wait_group<1>();  // the previous patch has been multiplied

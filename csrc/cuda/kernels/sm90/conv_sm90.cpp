@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "cuda/plan/planner.h"
-#include "cuda/plan/sentence.h"
+#include "cuda/plan/words.h"
 
 namespace resnet_fused::cuda {
 

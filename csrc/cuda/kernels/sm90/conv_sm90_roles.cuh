@@ -7,10 +7,10 @@
 #include "cuda/device/ptx/shared.cuh"
 #include "cuda/device/ptx/sync.cuh"
 #include "cuda/device/ptx/tma.cuh"
-#include "cuda/device/tensor_map.h"
 #include "cuda/device/tile/channel_table.cuh"
 #include "cuda/device/tile/im2col.cuh"
 #include "cuda/device/tile/smem_descriptor.cuh"
+#include "cuda/device/types.h"
 #include "cuda/kernels/sm90/conv_sm90_config.cuh"
 #include "cuda/kernels/sm90/conv_sm90_moments.cuh"
 #include "cuda/kernels/sm90/conv_sm90_work.cuh"
@@ -194,7 +194,7 @@ __device__ __forceinline__ void multiply(typename Config::Sum& sum, int32_t step
     ptx::wgmma_fence();
 #pragma unroll
     for (uint32_t k = 0; k < kRowBytes; k += 32)
-      wgmma<Config>(sum, moved(stage_weights, k), moved(stage_pixels, k), step > 0 || k > 0);
+      wgmma<Config::kDtype, Config::kColumns>(sum, moved(stage_weights, k), moved(stage_pixels, k), step > 0 || k > 0);
     ptx::wgmma_commit_group();
     // The previous step's wgmmas have completed: release its stage.
     ptx::wgmma_wait_group<1>();
