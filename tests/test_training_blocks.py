@@ -208,7 +208,7 @@ def test_16_bits_slow_in_torch_train_in_float32(isa, dtype, groups, monkeypatch)
     with convolution_dtypes() as seen:
         y = block(x)
         y.backward(torch.ones_like(y))
-    assert len(seen) > 5 and set(seen) == {"float"}
+    assert len(seen) >= 5 and set(seen) == {"float"}
     assert_trains_as_computed(block, x)
 
 

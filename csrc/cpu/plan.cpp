@@ -399,7 +399,9 @@ Plan make_plan(const ConvShape& shape, const CpuFeatures& cpu) {
   if (shape.purpose != Purpose::kInference && !flips) {
     // Where the stride is wider than the image, oneDNN with AMX leaves taps of the weight gradient unwritten.
     const int64_t width = shape.purpose != Purpose::kForward && shape.stride_w > shape.w ? 1 : shape.ow;
-    plan.in_float32 = is_slow_in_torch(shape.element, cpu) || onednn_is_wrong(shape.element, width, cpu);
+    // Where ours gives up, torch's 16 bits have eager's Inf and NaN.
+    plan.in_float32 = (plan.engine == Engine::kComposed && is_slow_in_torch(shape.element, cpu)) ||
+                      onednn_is_wrong(shape.element, width, cpu);
   }
   return plan;
 }

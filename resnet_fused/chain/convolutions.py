@@ -51,7 +51,8 @@ def aten_convolution_backward(
     if not any(mask):
         return [None, None, grad_bias]
     dtype = grad.dtype
-    if dtype.itemsize == 2 and (plan := _plan_of(_WEIGHT, x, weight, conv)) is not None and plan.in_float32:
+    plan = _plan_of(_INPUT if mask[0] else _WEIGHT, x, weight, conv) if dtype.itemsize == 2 else None
+    if plan is not None and plan.in_float32:
         grad, x, weight = grad.float(), x.float(), weight.float()
     sizes = None if conv.bias is None else [weight.shape[0]]
     grads = torch.ops.aten.convolution_backward.default(grad, x, weight, sizes, *_aten_geometry(conv), mask)
