@@ -41,10 +41,9 @@ Tensor run_in_one_launch(const BasicBlock& block) {
 }
 
 Tensor run_in_two_launches(const BasicBlock& block, bool allow_tf32) {
-  const Tensor middle =
-      run_conv({block.first, Epilogue::kAffine, nullptr, std::nullopt, /*relu=*/true, allow_tf32}).out;
+  const Tensor middle = run_conv({block.first, Epilogue::kAffine, nullptr, nullptr, /*relu=*/true, allow_tf32}).out;
   const Conv second = block.of_middle(aten_contiguous(middle, block.first.channels_last));
-  return run_conv({second, Epilogue::kAffine, nullptr, block.first.x, /*relu=*/true, allow_tf32}).out;
+  return run_conv({second, Epilogue::kAffine, nullptr, &block.first.x, /*relu=*/true, allow_tf32}).out;
 }
 
 Tensor basic_block(const Tensor& x, const Tensor& weight1, const OptTensor& bias1, const OptTensor& gamma1,

@@ -24,7 +24,7 @@ Problem problem_of(const ConvCall& call) {
   p.dtype = dtype_of(conv.x);
   p.main = shape_of(conv);
   p.groups = conv.groups;
-  p.residual = call.residual.has_value();
+  p.residual = call.residual != nullptr;
   p.aligned = is_aligned(conv.x) && is_aligned(conv.weight) && (!call.residual || is_aligned(*call.residual)) &&
               (!call.projection || (is_aligned(call.projection->x) && is_aligned(call.projection->weight))) &&
               (!call.forward || is_aligned(call.forward->x));
@@ -124,7 +124,8 @@ Tensor convolve(const Conv& conv, const OptTensor& bias, bool channels_last) {
 Tensor run_torch_affine(const ConvCall& call) {
   const Conv& conv = call.conv;
   const Tensor y = convolve(conv, std::nullopt, conv.channels_last);
-  OptTensor shortcut = call.residual;
+  OptTensor shortcut;
+  if (call.residual) shortcut = *call.residual;
   std::optional<Vectors> shortcut_bn;  // and bias: applied to the projection's pre-BN output when it is added
   if (call.projection) {
     shortcut = convolve(*call.projection, std::nullopt, conv.channels_last);
@@ -145,7 +146,8 @@ ConvResult run_torch_gradient(const ConvCall& call) {
       aten_convolution_backward(GradientOf::kInput, aten_contiguous(call.conv.x, channels_last), x, forward.weight,
                                 forward.stride, forward.padding, forward.dilation, forward.groups),
       channels_last);
-  if (call.residual) add_act_into(out, out, Vectors({}, std::nullopt, x), call.residual, nullptr, false, channels_last);
+  if (call.residual)
+    add_act_into(out, out, Vectors({}, std::nullopt, x), *call.residual, nullptr, false, channels_last);
   const auto [sum_g, sum_g_xhat] =
       gradient_sums(Gradient(out, x, call.conv.bn, std::nullopt, /*relu=*/true), std::nullopt);
   return {out, sum_g, sum_g_xhat};
@@ -173,7 +175,7 @@ Tensor conv_bn_act(const Tensor& x, const Tensor& weight, const OptTensor& bias,
   const Conv conv =
       make_conv("conv_bn_act", x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_residual("conv_bn_act", residual, conv.output_sizes(), conv.x);
-  return infer({conv, Epilogue::kAffine, nullptr, residual, relu, allow_tf32});
+  return infer({conv, Epilogue::kAffine, nullptr, residual ? &*residual : nullptr, relu, allow_tf32});
 }
 
 Tensor bn_relu_conv_bn_act(const Tensor& x, const OptTensor& pre_gamma, const OptTensor& pre_beta,
@@ -186,7 +188,7 @@ Tensor bn_relu_conv_bn_act(const Tensor& x, const OptTensor& pre_gamma, const Op
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups,
                               {pre_gamma, pre_beta, pre_mean, pre_var, pre_eps});
   check_residual(op, residual, conv.output_sizes(), conv.x);
-  return infer({conv, Epilogue::kAffine, nullptr, residual, relu, allow_tf32});
+  return infer({conv, Epilogue::kAffine, nullptr, residual ? &*residual : nullptr, relu, allow_tf32});
 }
 
 Tensor conv_bn_proj_act(const Tensor& x, const Tensor& weight, const OptTensor& bias, const OptTensor& gamma,
@@ -203,7 +205,7 @@ Tensor conv_bn_proj_act(const Tensor& x, const Tensor& weight, const OptTensor& 
       make_conv(op, proj_x, proj_weight, proj_bias, {proj_gamma, proj_beta, proj_mean, proj_var, proj_eps}, proj_stride,
                 {0, 0}, {1, 1}, 1, {pre_gamma, pre_beta, pre_mean, pre_var, pre_eps}, "proj_");
   check_projection(op, conv, projection);
-  return infer({conv, Epilogue::kProjection, &projection, std::nullopt, relu, allow_tf32});
+  return infer({conv, Epilogue::kProjection, &projection, nullptr, relu, allow_tf32});
 }
 
 Tensor conv_bn_relu_pool(const Tensor& x, const Tensor& weight, const OptTensor& bias, const OptTensor& gamma,
@@ -215,7 +217,7 @@ Tensor conv_bn_relu_pool(const Tensor& x, const Tensor& weight, const OptTensor&
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_pool(op, conv.output_sizes(), pool_kernel, pool_stride, pool_padding);
   const DeviceGuard guard(conv.x.get_device_index());
-  const ConvCall call{conv, Epilogue::kAffine, nullptr, std::nullopt, /*relu=*/true, allow_tf32};
+  const ConvCall call{conv, Epilogue::kAffine, nullptr, nullptr, /*relu=*/true, allow_tf32};
   const Plan plan = plan_of(call);
   // torch's pre-BN output is normalised while it is pooled. The output of our kernel is normalised already.
   const bool is_pre_bn = plan.engine == Engine::kTorch;
@@ -233,7 +235,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_stats(const Tensor& x, const OptTensor& 
   const Conv conv = make_conv("conv_stats", x, weight, bias, {}, stride, padding, dilation, groups,
                               {pre_gamma, pre_beta, pre_mean, pre_var, pre_eps});
   const DeviceGuard guard(x.get_device_index());
-  const ConvResult y = run_conv({conv, Epilogue::kMoments, nullptr, std::nullopt, /*relu=*/false, allow_tf32});
+  const ConvResult y = run_conv({conv, Epilogue::kMoments, nullptr, nullptr, /*relu=*/false, allow_tf32});
   return {aten_contiguous(y.out, conv.channels_last), *y.first, *y.second};
 }
 

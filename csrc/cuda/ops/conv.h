@@ -11,7 +11,7 @@ struct ConvCall {
   const Conv& conv;  // for gradient sums gradient_of(forward): the gradient as a convolution with the flipped filter
   Epilogue epilogue;
   const Conv* projection = nullptr;  // kProjection
-  OptTensor residual;                // kAffine; kGradientSums: the grad addend
+  const Tensor* residual = nullptr;  // kAffine; kGradientSums: the grad addend
   bool relu = false;
   bool allow_tf32 = false;
   const Conv* forward = nullptr;  // kGradientSums; its x is the pre-BN output of conv.bn's convolution

@@ -38,8 +38,8 @@ std::tuple<Tensor, Tensor, Tensor> conv_backward_reduce(const Tensor& grad, cons
   check_conv_gradient(kOp, grad, forward, bn, grad_addend);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Conv gradient = gradient_of(forward, grad, bn);
-  const ConvResult y =
-      run_conv({gradient, Epilogue::kGradientSums, nullptr, grad_addend, /*relu=*/false, allow_tf32, &forward});
+  const ConvResult y = run_conv({gradient, Epilogue::kGradientSums, nullptr, grad_addend ? &*grad_addend : nullptr,
+                                 /*relu=*/false, allow_tf32, &forward});
   return {aten_contiguous(y.out, suggests_channels_last(x)), *y.first, *y.second};
 }
 

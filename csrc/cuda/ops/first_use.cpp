@@ -68,8 +68,8 @@ bool merges(int64_t parts) { return parts > kMostParts; }
 
 }  // namespace
 
-Plan cached_plan(const Problem& p, const Device& device, const Override& o) {
-  static ExactCache<Key, Plan, 128> plans;
+Planned cached_plan(const Problem& p, const Device& device, const Override& o) {
+  static ExactCache<Key, Planned, 128> plans;
   const Key key{p.main,
                 p.projection,
                 static_cast<int32_t>(p.task),
@@ -83,13 +83,15 @@ Plan cached_plan(const Problem& p, const Device& device, const Override& o) {
                 device,
                 device.states ? device.states->refusals() : 0,
                 {o.kind, o.rows, o.tile_m, o.tile_n, o.splits, o.block}};
-  return plans.get(key, [&] { return make_plan(p, device, o); });
+  return plans.get(key, [&]() -> Planned {
+    const Plan plan = make_plan(p, device, o);
+    return {plan, kernel_of(p, plan)};
+  });
 }
 
 Plan plan_now(const Problem& problem, int device) {
-  const Plan plan = cached_plan(problem, device_numbers(device), chosen_override());
-  const std::optional<KernelVariant> kernel = kernel_of(problem, plan);
-  if (!kernel || may_launch(*kernel, device)) return plan;
+  const Planned planned = cached_plan(problem, device_numbers(device), chosen_override());
+  if (!planned.kernel || may_launch(*planned.kernel, device)) return planned.plan;
   Plan fallback;
   fallback.engine = problem.task == Task::kBasicBlock ? Engine::kTwoLaunches : Engine::kTorch;
   return fallback;

@@ -7,6 +7,7 @@
 #pragma once
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <tuple>
 #include <utility>
 
@@ -17,9 +18,13 @@
 
 namespace resnet_fused::cuda {
 
-// make_plan, cached: evaluating the cost model for every candidate takes longer than a launch. Thread-safe; holds a few
-// hundred plans.
-Plan cached_plan(const Problem& problem, const Device& device, const Override& override);
+// make_plan and kernel_of, cached: evaluating the cost model for every candidate takes longer than a launch.
+// Thread-safe; holds a few hundred plans.
+struct Planned {
+  Plan plan;
+  std::optional<KernelVariant> kernel;  // kernel_of(problem, plan)
+};
+Planned cached_plan(const Problem& problem, const Device& device, const Override& override);
 
 // The plan to run now. Nothing can be compared during graph capture, so torch then replaces an unchecked kernel.
 Plan plan_now(const Problem& problem, int device);

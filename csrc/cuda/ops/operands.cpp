@@ -18,6 +18,11 @@ ChannelVector pointer(const OptTensor& t) {
   return {t->const_data_ptr(), t->stride(0), dtype_of(*t)};
 }
 
+Tensor filter_of(const Conv& conv) {
+  if (conv.flipped) return aten_contiguous(aten_flip(conv.weight), true);
+  return aten_contiguous(conv.weight, true);
+}
+
 // A gradient's padding may be negative.
 int32_t i32(int64_t v) {
   using Limits = std::numeric_limits<int32_t>;
@@ -57,7 +62,7 @@ BatchNormVectors Vectors::pointers() const {
 
 Operands::Operands(const Conv& conv)
     : x_(aten_contiguous(conv.x, true)),
-      weight_(aten_contiguous(conv.flipped ? aten_flip(conv.weight) : conv.weight, true)),
+      weight_(filter_of(conv)),
       pre_(conv.pre, std::nullopt, conv.x),
       bn_(conv.bn, conv.bias, conv.x),
       shape_(shape_of(conv)) {}
