@@ -140,8 +140,8 @@ constexpr WinogradCost kAgainstDirectInBf16{4, 70, 300}, kAgainstDirectInFp32{4,
 // In fp32 with fewer tiles of 2x2, reading the transformed weights (16/9 of the size) costs more than it saves (Zen 4,
 // Zen 5).
 constexpr int64_t kLeastTiles = 28;
-// Training, against torch's convolution: the weights are also transformed in every call, so less remains to gain. In 16
-// bits; must hold beside the rows above.
+// Training in 16 bits, against torch's convolution: the weights are also transformed in every call, so less remains to
+// gain. The rows above have to hold too.
 constexpr WinogradCost kAgainstTorchIn16Bits{4, 75, 600};
 // Its input gradient in fp32. On two cores of a Sapphire Rapids, with AVX-512 and capped to AVX2 (2026-11-29, 1024
 // pixels and more), torch took 1.29 to 4.7 times our time where 218 pixels or more were saved, 0.91 to 1.87 times at 23
