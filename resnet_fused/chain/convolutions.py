@@ -1,8 +1,8 @@
 """The convolutions of training and their gradients: by our ops, or by PyTorch's.
 
 Which kernel runs on the CPU is decided in ``csrc/cpu/plan.cpp``. The ops call PyTorch themselves where the plan says
-so. This module asks the plan which gradients are PyTorch's, because one call of it computes both: with two ops, a step
-of a BasicBlock of 16 channels at 4x4 took 13 % longer (float32, Xeon with AMX, 2026-11-30).
+so. This module asks the plan what is PyTorch's and calls it directly, for both gradients at once: by ops, a step of a
+BasicBlock of 16 channels at 4x4 took 15 % longer (float32, Xeon with AMX, 2026-11-30).
 """
 
 import functools
@@ -33,10 +33,14 @@ def convolve(
 ) -> Tensor:
     """``act(conv(x) + shortcut)``. ``internal``: only the chain reads the result."""
     weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
-    if capabilities_of(x).chooses_kernels:
+    plan = _plan_of(_FORWARD, x, weight, conv)
+    if plan is not None and not plan.by_torch:
         # Without BatchNorm and without keeping the packed weight, the op's plan is that of training's forward.
         return ops.conv_bn_act(x, weight, bias, *NO_NORM, *conv[2:], shortcut, relu, False, False, internal=internal)
-    y = torch.ops.aten.convolution.default(x, weight, bias, *_aten_geometry(conv))
+    dtype = x.dtype
+    if plan is not None and plan.in_float32:
+        x, weight, bias = x.float(), weight.float(), None if bias is None else bias.float()
+    y = torch.ops.aten.convolution.default(x, weight, bias, *_aten_geometry(conv)).to(dtype)
     y = y if shortcut is None else y.add_(shortcut)
     return y.relu_() if relu else y
 
@@ -65,17 +69,17 @@ def _aten_geometry(conv: ConvSlots) -> tuple[Any, ...]:
 
 
 class _Plan(NamedTuple):
-    """Of a gradient on the CPU."""
+    """Of a convolution or of one of its gradients on the CPU."""
 
-    by_torch: bool  # by aten::convolution_backward, even of channels_last tensors, which our kernels need
+    by_torch: bool  # by an aten op, even of channels_last tensors, which our kernels need
     in_float32: bool  # if PyTorch computes it
 
 
-_INPUT, _WEIGHT = "input gradient", "weight gradient"
+_FORWARD, _INPUT, _WEIGHT = "forward", "input gradient", "weight gradient"
 
 
 def _plan_of(purpose: str, x: Tensor, weight: Tensor, conv: ConvSlots) -> _Plan | None:
-    """The CPU's plan of a gradient of conv(x); None on other devices."""
+    """The CPU's plan of conv(x) or of a gradient; None on other devices."""
     # Tensors of other types are being traced: all choices have the same shapes, and reading sizes would add guards.
     if not capabilities_of(x).chooses_kernels or type(x) not in (Tensor, Parameter):
         return None
