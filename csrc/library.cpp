@@ -96,11 +96,6 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
       "bn_relu_max_pool_backward(Tensor grad, Tensor argmax, Tensor x, int[2] pool_kernel, int[2] pool_stride, int[2] "
       "pool_padding" MEMORY ") -> Tensor");
 
-  // Argument checks of conv_backward_input, which is composed of others in Python on CUDA.
-  m.def(
-      "check_conv_backward_input(Tensor grad, Tensor weight, int[2] padding, int[2] dilation, Tensor? grad_addend) -> "
-      "()");
-
   // Drops the packed copies of these weights and unfreezes them. Safe at any time, from any thread.
   m.def("forget_packed(Tensor[] weights) -> ()");
   // Packed copies of these weights are used without comparing bytes from now on; their versions must not change.

@@ -27,7 +27,8 @@ from .criterion import FLOAT64, ULPS, TF32Factors, allowed_error
 OPS = (
     *("conv_bn_act", "bn_relu_conv_bn_act", "conv_bn_proj_act", "basic_block", "conv_bn_relu_pool", "bn_add_act"),
     *("bn_stats", "conv_stats", "bn_add_bn_act", "bn_act_backward_reduce", "bn_add_act_backward_reduce"),
-    *("conv_backward_reduce", "bn_act_backward", "bn_relu_max_pool", "bn_relu_max_pool_backward"),
+    *("conv_backward_reduce", "conv_backward_input", "bn_act_backward", "bn_relu_max_pool"),
+    "bn_relu_max_pool_backward",
 )
 OPTIONS = ("keep_packed", "allow_tf32", "internal")
 #: Return values of compare_<op>; csrc/cuda/ops/first_use.cpp reads them.
@@ -64,7 +65,7 @@ class _Call:
     def __init__(self, op: str, args: Sequence[Any]) -> None:
         self.op = op
         self.named = dict(zip(_names(op), args, strict=False))  # arguments with defaults may be omitted
-        self.x: Tensor = self.named["x"]
+        self.x: Tensor = args[0]  # or a gradient of its dtype and device
 
     def definition_args(self) -> dict[str, Any]:
         return {name: value for name, value in self.named.items() if name not in OPTIONS}

@@ -36,7 +36,6 @@ conv_backward_weight = torch.ops.resnet_fused.conv_backward_weight.default
 bn_act_backward = torch.ops.resnet_fused.bn_act_backward.default
 bn_relu_max_pool = torch.ops.resnet_fused.bn_relu_max_pool.default
 bn_relu_max_pool_backward = torch.ops.resnet_fused.bn_relu_max_pool_backward.default
-check_conv_backward_input = torch.ops.resnet_fused.check_conv_backward_input.default
 forget_packed = torch.ops.resnet_fused.forget_packed.default
 freeze_packed = torch.ops.resnet_fused.freeze_packed.default
 packed_bytes = torch.ops.resnet_fused.packed_bytes.default

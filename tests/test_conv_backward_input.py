@@ -19,7 +19,6 @@ from op_case import (
 )
 
 from resnet_fused import ops, plans
-from resnet_fused.chain.convolutions import flip_and_convolve
 
 pytestmark = pytest.mark.usefixtures("wherever_they_can")
 
@@ -196,20 +195,6 @@ def test_output_is_channels_last_if_an_argument_is(grad_layout, weight_layout):
 def test_empty_batch():
     grad, *rest = call()
     assert ops.conv_backward_input(grad[:0], *rest).shape == (0, 16, 13, 12)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-@pytest.mark.parametrize("grad_addend", [False, True], ids=["alone", "grad_addend"])
-def test_implementation_for_cuda(dtype, geometry, grad_addend):
-    """It flips the filter in Python. Here it runs on the CPU."""
-    args = call(geometry=geometry, dtype=dtype, grad_addend=grad_addend)
-    found, wanted = flip_and_convolve(*args), ops.conv_backward_input(*args)
-    if kernel_of(*args) == "composed":
-        torch.testing.assert_close(found, wanted)
-    else:
-        assert torch.equal(found, wanted)
-    assert found.stride() == wanted.stride()
 
 
 def test_opcheck():

@@ -1,4 +1,7 @@
-"""csrc/cuda/ops/conv_backward_reduce.cpp on CPU tensors with emulated kernels, and gradients of blocks that use it."""
+"""conv_backward_reduce and conv_backward_input of csrc/cuda/ops on CPU tensors with emulated kernels.
+
+And gradients of blocks that use them.
+"""
 
 from __future__ import annotations
 
@@ -83,6 +86,37 @@ def test_every_engine(layer, gpu, engine, shape, dtype, memory_format):
         ]
 
 
+@by_engine
+@pytest.mark.parametrize(("shape", "dtype"), list(zip(SHAPES, HALVES * 2, strict=True)), ids=str)
+@by_format
+def test_input_gradient_with_every_engine(layer, gpu, engine, shape, dtype, memory_format):
+    on = layer(gpu, engine)
+    for grad_addend in (False, True):
+        args = call(shape, dtype, memory_format, grad_addend)
+        args = [*args[:4], args[-1]]
+        found = on.conv_backward_input(*args, False)
+        assert found.is_contiguous(memory_format=memory_format)
+        assert_close(found, reference.conv_backward_input(*args), reference.conv_backward_input(*as64(args)))
+        assert on.reports[-1]["launched"][0] == f"{'bn_add_act' if engine == 'torch' else 'conv_fwd'}_kernel<Config>"
+
+
+@by_dtype
+def test_input_gradient_of_unsupported_convolutions(layer, dtype):
+    """Odd channels and float64, of which one tensor is channels_last: torch convolves."""
+    on = layer("h200", "sm80")
+    args = call((2, 12, 7, 6, 9, 3, 1, 1), dtype, grad_addend=True)
+    grad, weight, padding, dilation, addend = [args[0].contiguous(), *args[1:4], args[-1]]
+    found = on.conv_backward_input(grad, weight, padding, dilation, addend, False)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    args = [grad, weight, padding, dilation, addend]
+    if dtype is torch.float64:
+        torch.testing.assert_close(found, reference.conv_backward_input(*args), rtol=1e-12, atol=1e-12)
+    else:
+        assert_close(found, reference.conv_backward_input(*args), reference.conv_backward_input(*as64(args)))
+    assert on.reports[-1]["launched"] == ["bn_add_act_kernel<Config>"]
+    assert on.conv_backward_input(grad[:0], *args[1:4], None, False).shape == (0, 12, 7, 6)
+
+
 @pytest.mark.parametrize("tf32", [False, True], ids=["float32", "tf32"])
 def test_float32_uses_tf32_only_if_allowed(layer, tf32):
     on, args = layer("a100", "sm80"), call(SHAPES[0], torch.float32)
@@ -135,6 +169,8 @@ def test_error_messages(layer):
     for at, (value, sentence) in changes.items():
         with pytest.raises(RuntimeError, match=f"conv_backward_reduce: .*{sentence}"):
             layer().conv_backward_reduce(*args[:at], value, *args[at + 1 :], False)
+    with pytest.raises(RuntimeError, match="conv_backward_input: weight has dtype Float but grad has BFloat16"):
+        layer().conv_backward_input(args[0], args[1].float(), [1, 1], [1, 1], None, False)
 
 
 @pytest.fixture

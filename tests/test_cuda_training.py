@@ -226,6 +226,12 @@ def test_conv_backward_reduce(dtype, layout, grad_addend, tf32, geometry):
     held = (found[0].double(), x.double(), *(v.double() for v in norm), 1e-5)
     for a, t in zip(found[1:], reference.bn_act_backward_reduce(*held), strict=True):
         close(a, t, dtype)
+    alone = ops.conv_backward_input(grad, weight, [padding] * 2, [1, 1], other, tf32)
+    assert alone.stride() == x.stride()
+    if dtype == torch.float32 and tf32:
+        torch.testing.assert_close(alone, eager(torch.float64).float(), rtol=1e-2, atol=1e-2)
+    else:
+        assert_close(alone, eager(dtype), eager(torch.float64))
 
 
 def test_cuda_trains_fused():

@@ -200,6 +200,12 @@ Conv make_input_gradient(const char* op, Tensor grad, Tensor weight, IntView pad
   return conv;
 }
 
+Conv with_weight(Conv conv) {
+  if (conv.flipped) conv.weight = aten_contiguous(aten_flip(conv.weight), /*channels_last=*/true);
+  conv.flipped = false;
+  return conv;
+}
+
 namespace {
 
 constexpr const char* kSecondOfBlock = "basic_block, second convolution";

@@ -35,6 +35,8 @@ Conv make_conv(const char* op, Tensor x, Tensor weight, OptTensor bias, BatchNor
 // flipped filter: a view of the weight, to be read from the last tap on. `grad_addend` must have its shape.
 Conv make_input_gradient(const char* op, Tensor grad, Tensor weight, IntView padding, IntView dilation,
                          const OptTensor& grad_addend);
+// Copies a flipped filter, for kernels that need it as a weight.
+Conv with_weight(Conv conv);
 void check_activation(const char* op, const Tensor& x, const char* name = "x");
 // Throws if a tensor's storage has been freed (FSDP and others free the storage but keep the tensor).
 void check_allocated(const char* op, const char* prefix, const char* name, const Tensor& t);

@@ -41,17 +41,8 @@ Tensor conv_backward_input(Tensor grad, Tensor weight, Ints padding, Ints dilati
   return input_gradient(conv, grad_addend, internal);
 }
 
-// For CUDA, which implements the op in Python (resnet_fused/chain/convolutions.py).
-void check_conv_backward_input(Tensor grad, Tensor weight, Ints padding, Ints dilation, OptTensor grad_addend) {
-  make_input_gradient("conv_backward_input", grad, weight, padding, dilation, grad_addend);
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CPU, m) { m.impl("conv_backward_input", TORCH_BOX(&conv_backward_input)); }
-
-STABLE_TORCH_LIBRARY_IMPL(resnet_fused, CompositeExplicitAutograd, m) {
-  m.impl("check_conv_backward_input", TORCH_BOX(&check_conv_backward_input));
-}
 
 }  // namespace resnet_fused::cpu

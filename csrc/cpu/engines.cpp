@@ -59,12 +59,6 @@ FilterView filter_of(const Conv& conv) {
   return view;
 }
 
-Conv with_weight(Conv conv) {
-  if (conv.flipped) conv.weight = aten_contiguous(aten_flip(conv.weight), /*channels_last=*/true);
-  conv.flipped = false;
-  return conv;
-}
-
 Conv without_pre(Conv conv) {
   if (conv.pre.present()) run_deferred();
   if (conv.pre.present()) conv.x = normalise(conv.x, conv.pre, std::nullopt, /*relu=*/true, /*internal=*/true);

@@ -41,8 +41,6 @@ struct FilterView {
   int64_t strides[4];
 };
 FilterView filter_of(const Conv& conv);
-// Copies a flipped filter, for engines that need it as a weight.
-Conv with_weight(Conv conv);
 
 // Replaces x with relu(pre(x)) if conv has a pre: a convolution reads its input many times, so compute it once.
 Conv without_pre(Conv conv);

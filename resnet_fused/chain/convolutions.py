@@ -16,7 +16,6 @@ from torch.nn import Parameter
 
 from .. import ops, plans
 from .layout import ConvSlots, NormSlots
-from .memory_format import is_channels_last
 from .policy import capabilities_of, torch_allows_tf32
 from .spec import norm_args
 
@@ -164,30 +163,6 @@ def input_gradient(
             return None
     shape = (conv.padding, conv.dilation)
     return ops.conv_backward_input(grad, weight, *shape, grad_addend, allow_tf32(grad), internal=internal)
-
-
-def flip_and_convolve(
-    grad: Tensor,
-    weight: Tensor,
-    padding: list[int],
-    dilation: list[int],
-    grad_addend: Tensor | None,
-    allow_tf32: bool,
-    internal: bool = False,
-) -> Tensor:
-    """The CUDA implementation of conv_backward_input: copies the filter flipped, then convolves."""
-    ops.check_conv_backward_input(grad, weight, padding, dilation, grad_addend)
-    flipped = weight if tuple(weight.shape[2:]) == (1, 1) else weight.flip(2, 3)
-    flipped = flipped.transpose(0, 1).contiguous(memory_format=torch.channels_last)
-    reach = [d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True)]
-    shape = ((1, 1), [r - p for r, p in zip(reach, padding, strict=True)], dilation, 1)
-    how = (False, False, allow_tf32)
-    grad_x = ops.conv_bn_act(grad, flipped, None, *NO_NORM, *shape, grad_addend, *how, internal=internal)
-    channels_last = is_channels_last(grad) or is_channels_last(weight)
-    return grad_x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-
-
-torch.library.impl("resnet_fused::conv_backward_input", "CUDA", flip_and_convolve)
 
 
 def is_convolution(weight: Tensor, conv: ConvSlots) -> bool:

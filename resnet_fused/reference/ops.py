@@ -288,12 +288,27 @@ def conv_backward_reduce(
     ``grad_addend``, another gradient of ``relu(bn(x))`` of the same shape, is added to it. The sums are those of
     :func:`bn_act_backward_reduce`.
     """
+    grad_x = _input_gradient(grad, x, weight, padding, dilation, grad_addend)
+    return grad_x, *bn_act_backward_reduce(grad_x, x, gamma, beta, mean, var, eps)
+
+
+def conv_backward_input(
+    grad: Tensor, weight: Tensor, padding: Pair, dilation: Pair, grad_addend: Tensor | None = None
+) -> Tensor:
+    """The input gradient of ``conv2d`` with stride 1, plus ``grad_addend``, another gradient of the same shape."""
+    reach = zip(grad.shape[2:], weight.shape[2:], _pair(padding), _pair(dilation), strict=True)
+    size = [out + d * (filter - 1) - 2 * p for out, filter, p, d in reach]
+    x = grad.new_empty(grad.shape[0], weight.shape[1], *size)  # only its shape matters
+    return _input_gradient(grad, x, weight, padding, dilation, grad_addend)
+
+
+def _input_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, padding: Pair, dilation: Pair, grad_addend: Tensor | None
+) -> Tensor:
     geometry = ([1, 1], _pair(padding), _pair(dilation), False, [0, 0], 1)
     mask = [True, False, False]
-    grad_x = torch.ops.aten.convolution_backward.default(grad, x, weight, None, *geometry, mask)[0]
-    if grad_addend is not None:
-        grad_x = grad_x + grad_addend
-    return grad_x, *bn_act_backward_reduce(grad_x, x, gamma, beta, mean, var, eps)
+    grad_x: Tensor = torch.ops.aten.convolution_backward.default(grad, x, weight, None, *geometry, mask)[0]
+    return grad_x if grad_addend is None else grad_x + grad_addend
 
 
 def bn_act_backward(

@@ -14,7 +14,6 @@ from gpu_case import less_exact
 from op_case import layout_of
 
 from resnet_fused import ops, reference
-from resnet_fused.chain.convolutions import flip_and_convolve
 
 from .batch_norm import move_from_kink
 
@@ -95,8 +94,8 @@ def conv_args(n, c, h, w, k, r, stride, padding, dilation, dtype, memory_format=
 def conv_bn_act_args(dtype=torch.bfloat16, residual=True, tf32=False, shape=SHAPES[0]):
     """All arguments of conv_bn_act."""
     args, out = conv_args(*shape, dtype)
-    side = randn(*out, dtype=dtype, memory_format=torch.channels_last) if residual else None
-    return [*args, side, True, False, tf32]
+    shortcut = randn(*out, dtype=dtype, memory_format=torch.channels_last) if residual else None
+    return [*args, shortcut, True, False, tf32]
 
 
 def args_of_every_op(dtype=torch.bfloat16):
@@ -125,6 +124,7 @@ def args_of_every_op(dtype=torch.bfloat16):
         "bn_act_backward_reduce": [grad, apart, *norm, None, True],
         "bn_add_act_backward_reduce": [grad, apart, *norm, torch.randn_like(x).relu()],
         "conv_backward_reduce": [like_out, weight, [1, 1], [1, 1], apart, *norm, None, False],
+        "conv_backward_input": [like_out, weight, [1, 1], [1, 1], grad, False],
         "bn_act_backward": [grad, apart, *norm, None, True, *sums],
         "bn_relu_max_pool": [x, *norm, *pool],
         "bn_relu_max_pool_backward": [torch.randn_like(pooled), argmax, x, *pool],
@@ -138,4 +138,3 @@ def put_on_cpu(monkeypatch, layer):
         op = f"{op_layer.NAME}::{name}"
         if torch._C._dispatch_has_kernel(op) and has(op, "CPU"):
             monkeypatch.setattr(ops, name, getattr(layer, name))
-    monkeypatch.setattr(ops, "conv_backward_input", flip_and_convolve)  # on CUDA it calls other ops
