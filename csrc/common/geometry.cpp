@@ -99,7 +99,8 @@ Pair flipped_padding(const char* op, IntView grad, IntView weight, IntView paddi
   return flipped;
 }
 
-void check_pool(const char* op, IntView sizes, const Ints& kernel, const Ints& stride, const Ints& padding) {
+void check_pool(const char* op, IntView sizes, const MaxPool& pool) {
+  const auto& [kernel, stride, padding] = pool;
   check_pair(op, "pool_kernel", kernel, 1, kMost32);
   check_pair(op, "pool_stride", stride, 1, kMost32);
   check_pair(op, "pool_padding", padding, 0, kMost32);
@@ -108,10 +109,11 @@ void check_pool(const char* op, IntView sizes, const Ints& kernel, const Ints& s
   RF_CHECK(sizes[2] + 2 * padding[0] >= kernel[0] && sizes[3] + 2 * padding[1] >= kernel[1], op,
            ": a pooling window of ", to_string(kernel), " is larger than its input ", sizes[2], "x", sizes[3],
            " with padding ", to_string(padding));
-  check_32bit_indexing(op, "the pooled output", pooled_sizes(sizes, kernel, stride, padding));
+  check_32bit_indexing(op, "the pooled output", pooled_sizes(sizes, pool));
 }
 
-Ints pooled_sizes(IntView sizes, const Ints& kernel, const Ints& stride, const Ints& padding) {
+Ints pooled_sizes(IntView sizes, const MaxPool& pool) {
+  const auto& [kernel, stride, padding] = pool;
   return {sizes[0], sizes[1], conv_out(sizes[2], kernel[0], stride[0], padding[0], 1),
           conv_out(sizes[3], kernel[1], stride[1], padding[1], 1)};
 }

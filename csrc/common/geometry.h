@@ -21,9 +21,13 @@ Geometry check_geometry(const char* op, IntView x, IntView weight, IntView strid
 // 1 and this weight (K, C, R, S), whose output has grad's sizes. Throws if one is negative or the input has no pixels.
 Pair flipped_padding(const char* op, IntView grad, IntView weight, IntView padding, IntView dilation);
 
-// Checks pooling arguments by torch's rules.
-void check_pool(const char* op, IntView sizes, const Ints& kernel, const Ints& stride, const Ints& padding);
-Ints pooled_sizes(IntView sizes, const Ints& kernel, const Ints& stride, const Ints& padding);
+// A max pool, along height and width. Views of an op's arguments.
+struct MaxPool {
+  IntView kernel, stride, padding;
+};
+// Checks its arguments by torch's rules.
+void check_pool(const char* op, IntView sizes, const MaxPool& pool);
+Ints pooled_sizes(IntView sizes, const MaxPool& pool);
 
 void check_32bit_indexing(const char* op, const char* name, IntView sizes);
 

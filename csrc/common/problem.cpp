@@ -246,27 +246,27 @@ void check_projection(const char* op, const Conv& conv, const Conv& projection) 
 namespace {
 
 // The argmax is stored as a byte; 255 means that the ReLU was closed.
-void check_numbered_pool(const char* op, const Tensor& x, const Ints& kernel, const Ints& stride, const Ints& padding) {
-  check_pool(op, x.sizes(), kernel, stride, padding);
-  RF_CHECK(kernel[0] * kernel[1] <= 255, op, ": pool_kernel ", to_string(kernel), " has ", kernel[0] * kernel[1],
+void check_numbered_pool(const char* op, const Tensor& x, const MaxPool& pool) {
+  check_pool(op, x.sizes(), pool);
+  const int64_t elements = pool.kernel[0] * pool.kernel[1];
+  RF_CHECK(elements <= 255, op, ": pool_kernel ", to_string(pool.kernel), " has ", elements,
            " elements; at most 255 expected");
 }
 
 }  // namespace
 
-void check_pooled(const char* op, const Tensor& x, const BatchNorm& bn, const Ints& kernel, const Ints& stride,
-                  const Ints& padding) {
+void check_pooled(const char* op, const Tensor& x, const BatchNorm& bn, const MaxPool& pool) {
   check_activation(op, x);
-  check_numbered_pool(op, x, kernel, stride, padding);
+  check_numbered_pool(op, x, pool);
   RF_CHECK(bn.present(), op, ": mean and var are absent; give what x is normalised with");
   check_batch_norm(op, bn, x.size(1), x);
 }
 
 void check_pooled_gradient(const char* op, const Tensor& grad, const Tensor& argmax, const Tensor& x,
-                           const Ints& kernel, const Ints& stride, const Ints& padding) {
+                           const MaxPool& pool) {
   check_activation(op, x);
-  check_numbered_pool(op, x, kernel, stride, padding);
-  const Ints sizes = pooled_sizes(x.sizes(), kernel, stride, padding);
+  check_numbered_pool(op, x, pool);
+  const Ints sizes = pooled_sizes(x.sizes(), pool);
   check_output_like(op, "grad", grad, sizes, x);
   RF_CHECK(equal(argmax.sizes(), sizes) && scalar_type_of(argmax) == ScalarType::Byte, op, ": argmax has shape ",
            to_string(argmax.sizes()), " and dtype ", torch::headeronly::toString(argmax.scalar_type()), "; ",

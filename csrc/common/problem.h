@@ -58,10 +58,9 @@ void check_like(const char* op, const char* name, const Tensor& t, const Tensor&
 void check_gradient(const char* op, const Tensor& grad, const Tensor& x, const BatchNorm& bn, const OptTensor& out);
 void check_sums(const char* op, const OptTensor& sum_g, const OptTensor& sum_g_xhat, double count, const Tensor& x);
 // The arguments of bn_relu_max_pool and its backward.
-void check_pooled(const char* op, const Tensor& x, const BatchNorm& bn, const Ints& kernel, const Ints& stride,
-                  const Ints& padding);
+void check_pooled(const char* op, const Tensor& x, const BatchNorm& bn, const MaxPool& pool);
 void check_pooled_gradient(const char* op, const Tensor& grad, const Tensor& argmax, const Tensor& x,
-                           const Ints& kernel, const Ints& stride, const Ints& padding);
+                           const MaxPool& pool);
 // The arguments of avg_pool_linear.
 void check_pooled_linear(const char* op, const Tensor& x, const Tensor& weight, const OptTensor& bias);
 // The gradient of a convolution's output (dy).

@@ -61,7 +61,7 @@ int64_t l2_bytes() {
   return bytes;
 }
 
-bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, bool relu, bool keep_packed,
+bool direct_conv(const Conv& conv, const OptTensor& residual, const MaxPool* pool, bool relu, bool keep_packed,
                  const Tensor& out) {
   if (out.numel() == 0) return true;
   const Element element = element_of(scalar_type_of(conv.x));

@@ -43,7 +43,7 @@ ConvShape shape_of(const Conv& q, Purpose purpose) {
 
 Plan plan_of(const Conv& conv, Purpose purpose) { return make_plan(shape_of(conv, purpose), cpu_features()); }
 
-Engine engine_of(const Conv& conv, const Pool* pool) {
+Engine engine_of(const Conv& conv, const MaxPool* pool) {
   ConvShape shape = shape_of(conv);
   if (pool) shape.pool_r = pool->kernel[0], shape.pool_s = pool->kernel[1], shape.pool_stride_h = pool->stride[0];
   return make_plan(shape, cpu_features()).engine;

@@ -7,15 +7,11 @@ namespace resnet_fused::cpu {
 
 Element element_of(ScalarType dtype);
 
-struct Pool {
-  Ints kernel, stride, padding;
-};
-
 // conv for the plan; `flipped` ones, which compute input gradients, too.
 ConvShape shape_of(const Conv& conv, Purpose purpose = Purpose::kInference);
 Plan plan_of(const Conv& conv, Purpose purpose);
 // The engine for inference of conv, followed by an optional pool.
-Engine engine_of(const Conv& conv, const Pool* pool = nullptr);
+Engine engine_of(const Conv& conv, const MaxPool* pool = nullptr);
 
 // conv's sizes in a kernel's parameters.
 template <typename Parameters>
@@ -48,7 +44,7 @@ Conv without_pre(Conv conv);
 // out = [max_pool](act(bn(conv(x)) + residual)). residual and out are channels_last and dense, and may be the same
 // tensor. Returns false, with nothing computed, if a weight is not finite (zero padding would produce NaN) or the bias
 // must be added before the BatchNorm (scale_shift.h).
-bool direct_conv(const Conv& conv, const OptTensor& residual, const Pool* pool, bool relu, bool keep_packed,
+bool direct_conv(const Conv& conv, const OptTensor& residual, const MaxPool* pool, bool relu, bool keep_packed,
                  const Tensor& out);
 
 // The same without a pool. Returns false if a result was not finite: Winograd's sums can turn an Inf, or an

@@ -10,7 +10,8 @@ namespace resnet_fused::cpu {
 
 namespace {
 
-PoolShape shape_of(const Tensor& x, IntView pooled, const Ints& kernel, const Ints& stride, const Ints& padding) {
+PoolShape shape_of(const Tensor& x, IntView pooled, const MaxPool& pool) {
+  const auto& [kernel, stride, padding] = pool;
   return {x.size(1), x.size(2), x.size(3), pooled[2],  pooled[3], kernel[0],
           kernel[1], stride[0], stride[1], padding[0], padding[1]};
 }
@@ -27,13 +28,14 @@ std::tuple<Tensor, Tensor> bn_relu_max_pool(Tensor x, OptTensor gamma, OptTensor
                                             double eps, Ints kernel, Ints stride, Ints padding, bool internal) {
   constexpr const char* op = "bn_relu_max_pool";
   const BatchNorm bn{gamma, beta, mean, var, eps};
-  check_pooled(op, x, bn, kernel, stride, padding);
+  const MaxPool pool{kernel, stride, padding};
+  check_pooled(op, x, bn, pool);
   const bool channels_last = suggests_channels_last(x);
   const Tensor dense = aten_contiguous(x, /*channels_last=*/true);
-  const Ints sizes = pooled_sizes(x.sizes(), kernel, stride, padding);
+  const Ints sizes = pooled_sizes(x.sizes(), pool);
   const Tensor out = output_buffer(sizes, x, internal || is_copied(sizes, channels_last)),
                argmax = aten_empty(sizes, x, /*channels_last=*/true, ScalarType::Byte);
-  const PoolShape shape = shape_of(x, sizes, kernel, stride, padding);
+  const PoolShape shape = shape_of(x, sizes, pool);
   dispatch(scalar_type_of(x), [&](auto zero) {
     using T = decltype(zero);
     using Acc = typename AccType<T>::type;
@@ -49,11 +51,12 @@ std::tuple<Tensor, Tensor> bn_relu_max_pool(Tensor x, OptTensor gamma, OptTensor
 
 Tensor bn_relu_max_pool_backward(Tensor grad, Tensor argmax, Tensor x, Ints kernel, Ints stride, Ints padding,
                                  bool internal) {
-  check_pooled_gradient("bn_relu_max_pool_backward", grad, argmax, x, kernel, stride, padding);
+  const MaxPool pool{kernel, stride, padding};
+  check_pooled_gradient("bn_relu_max_pool_backward", grad, argmax, x, pool);
   const Tensor from = aten_contiguous(grad, /*channels_last=*/true), taps = aten_contiguous(argmax, true);
   const bool channels_last = suggests_channels_last(x);
   const Tensor to = output_buffer(sizes_of(x), x, internal || is_copied(x.sizes(), channels_last));
-  const PoolShape shape = shape_of(x, grad.sizes(), kernel, stride, padding);
+  const PoolShape shape = shape_of(x, grad.sizes(), pool);
   dispatch(scalar_type_of(x), [&](auto zero) {
     using T = decltype(zero);
     using Acc = typename AccType<T>::type;

@@ -215,7 +215,8 @@ Tensor conv_bn_relu_pool(const Tensor& x, const Tensor& weight, const OptTensor&
                          bool /*keep_packed*/, bool allow_tf32, bool /*internal*/) {
   constexpr const char* op = "conv_bn_relu_pool";
   const Conv conv = make_conv(op, x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
-  check_pool(op, conv.output_sizes(), pool_kernel, pool_stride, pool_padding);
+  const MaxPool pool{pool_kernel, pool_stride, pool_padding};
+  check_pool(op, conv.output_sizes(), pool);
   const DeviceGuard guard(conv.x.get_device_index());
   const ConvCall call{conv, Epilogue::kAffine, nullptr, nullptr, /*relu=*/true, allow_tf32};
   const Plan plan = plan_of(call);
@@ -223,7 +224,7 @@ Tensor conv_bn_relu_pool(const Tensor& x, const Tensor& weight, const OptTensor&
   const bool is_pre_bn = plan.engine == Engine::kTorch;
   const Tensor y = is_pre_bn ? convolve(conv, std::nullopt, /*channels_last=*/true) : run_kernel(call, plan).out;
   const Vectors bn = is_pre_bn ? Vectors(conv.bn, conv.bias, conv.x) : Vectors({}, std::nullopt, conv.x);
-  const Tensor out = relu_max_pool(y, bn, pool_kernel, pool_stride, pool_padding, /*argmax=*/std::nullopt);
+  const Tensor out = relu_max_pool(y, bn, pool, /*argmax=*/std::nullopt);
   return aten_contiguous(out, conv.channels_last);
 }
 

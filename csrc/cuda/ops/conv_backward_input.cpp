@@ -9,8 +9,7 @@ namespace resnet_fused::cuda {
 namespace {
 
 Tensor conv_backward_input(const Tensor& grad, const Tensor& weight, const Ints& padding, const Ints& dilation,
-                           const OptTensor& grad_addend, bool allow_tf32,
-                           bool /*internal: torch pools CUDA memory*/) {
+                           const OptTensor& grad_addend, bool allow_tf32, bool /*internal: torch pools CUDA memory*/) {
   const Conv conv = make_input_gradient("conv_backward_input", grad, weight, padding, dilation, grad_addend);
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
   const ConvResult y = run_conv({with_weight(conv), Epilogue::kAffine, nullptr, grad_addend ? &*grad_addend : nullptr,

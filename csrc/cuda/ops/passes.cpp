@@ -38,13 +38,12 @@ Tensor normalise(const Tensor& x, const BatchNorm& bn, const OptTensor& residual
   return out;
 }
 
-Tensor relu_max_pool(const Tensor& x, const Vectors& bn, const Ints& kernel, const Ints& stride, const Ints& padding,
-                     const OptTensor& argmax) {
-  const Tensor out = aten_empty(pooled_sizes(x.sizes(), kernel, stride, padding), x, /*channels_last=*/true);
+Tensor relu_max_pool(const Tensor& x, const Vectors& bn, const MaxPool& pool, const OptTensor& argmax) {
+  const Tensor out = aten_empty(pooled_sizes(x.sizes(), pool), x, /*channels_last=*/true);
   BnPoolParams p;
   p.x = x.const_data_ptr();
   p.bn = bn.pointers();
-  p.shape = pool_shape_of(x, out.sizes(), kernel, stride, padding);
+  p.shape = pool_shape_of(x, out.sizes(), pool);
   p.out = out.mutable_data_ptr();
   p.argmax = argmax ? argmax->mutable_data_ptr() : nullptr;
   const int device = x.get_device_index();
@@ -52,9 +51,10 @@ Tensor relu_max_pool(const Tensor& x, const Vectors& bn, const Ints& kernel, con
   return out;
 }
 
-PoolShape pool_shape_of(const Tensor& x, IntView pooled, const Ints& kernel, const Ints& stride, const Ints& padding) {
+PoolShape pool_shape_of(const Tensor& x, IntView pooled, const MaxPool& pool) {
   const auto axis = [&](int i) -> PoolAxis {
-    return {narrow(x.size(2 + i)), narrow(pooled[2 + i]), narrow(kernel[i]), narrow(stride[i]), narrow(padding[i])};
+    return {narrow(x.size(2 + i)), narrow(pooled[2 + i]), narrow(pool.kernel[i]), narrow(pool.stride[i]),
+            narrow(pool.padding[i])};
   };
   return {dtype_of(x), narrow(x.size(0)), narrow(x.size(1)), axis(0), axis(1)};
 }

@@ -21,9 +21,8 @@ Tensor normalise(const Tensor& x, const BatchNorm& bn, const OptTensor& residual
 
 // max_pool2d(relu(bn(x))) of a dense NHWC tensor, as NHWC. argmax, if given, is NHWC too and receives the position of
 // each maximum in its window, which may then have at most 255 elements.
-Tensor relu_max_pool(const Tensor& x, const Vectors& bn, const Ints& kernel, const Ints& stride, const Ints& padding,
-                     const OptTensor& argmax);
-PoolShape pool_shape_of(const Tensor& x, IntView pooled, const Ints& kernel, const Ints& stride, const Ints& padding);
+Tensor relu_max_pool(const Tensor& x, const Vectors& bn, const MaxPool& pool, const OptTensor& argmax);
+PoolShape pool_shape_of(const Tensor& x, IntView pooled, const MaxPool& pool);
 
 // Mean and biased variance of each channel of a dense tensor.
 std::tuple<Tensor, Tensor> batch_moments(const Tensor& x, bool channels_last);
