@@ -144,11 +144,9 @@ Family family_from(const std::vector<double>& v) {
 // Time in us of the fastest kernel that the engine name allows.
 double time_of(const Model& model, const Problem& p, const Override& override) {
   double fastest = kNever;
-  for (const Engine engine : {Engine::kSm90Rows, Engine::kSm90, Engine::kSm80, Engine::kTorch}) {
-    const bool named = (override.kind == Override::kTorch) == (engine == Engine::kTorch) &&
-                       (override.kind == Override::kSm80) == (engine == Engine::kSm80);
-    if (!named || is_excluded(override, engine)) continue;
-    for (const Candidate& c : priced_candidates(engine, p, model, override))
+  for (const Planner* planner : planners()) {
+    if (planner->task != Task::kConv || !is_named(override, *planner)) continue;
+    for (const Candidate& c : priced_candidates(*planner, p, model, override))
       fastest = std::min(fastest, c.microseconds);
   }
   return fastest;

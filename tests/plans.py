@@ -38,7 +38,7 @@ class Rejected(NamedTuple):
 
 
 class Plan(NamedTuple):
-    engine: str  # "sm90 rows", "sm90", "sm80" or "torch"
+    engine: str  # "sm90:rows", "sm90", "sm80" or "torch"
     tile: tuple[int, int] | None
     dtype: str | None
     mode: str | None

@@ -148,12 +148,12 @@ def test_explain_for_a_gpu_knows_one_launch_blocks(capsys, tmp_path, monkeypatch
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm80")
     assert cli.main(argv) == 0
     out = capsys.readouterr().out
-    reason = "not sm90 block: RESNET_FUSED_CUDA_ENGINE is sm80"
+    reason = "not sm90:block: RESNET_FUSED_CUDA_ENGINE is sm80"
     assert len(re.findall(reason, out)) == 2, "both convolutions of the identity block"
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
     assert cli.main(argv) == 0
     plans = dict(re.findall(r"^(\d\S+): (.*)", capsys.readouterr().out, re.M))
-    assert plans["0.conv1"].startswith("sm90 block 64: bfloat16, ")
+    assert plans["0.conv1"].startswith("sm90:block 64: bfloat16, ")
     assert plans["0.conv2"] == "in conv1: one launch computes all of 0"
     assert re.match(r"sm90 \d+x\d+: ", plans["1.conv2"])
 

@@ -33,7 +33,7 @@ def test_block_kernel_is_planned_where_it_is_predicted_to_win(channels):
     """On a GPU where the kernel is verified (csrc/cuda/plan/trust_table.cpp)."""
     plan = explain(1, channels)
     assert plan.kernel == BLOCK
-    assert plan.text.startswith(f"sm90 block {channels}: ")
+    assert plan.text.startswith(f"sm90:block {channels}: ")
     plan = explain(32, channels)
     assert plan.kernel == TWO
     (own,) = plan.rejected
@@ -85,9 +85,9 @@ def test_other_engines_leave_out_the_block_kernel(monkeypatch):
     assert [(r.kernel, r.reason) for r in plan.rejected] == [(TWO, f"{ENGINE} is sm90:block")]
     geometry = ([1, 64, 8, 8], [64, 64, 3, 3], [1, 1], [1, 1], [1, 1], 1, "bfloat16", "plain", [], [1, 1])
     convolution = plans.read(ops.explain_cuda(*geometry, False, True, True, GPUS["h200"]))
-    assert convolution.fields["engine"] in ("sm90", "sm90 rows"), "convolutions: any tile"
+    assert convolution.fields["engine"] in ("sm90", "sm90:rows"), "convolutions: any tile"
     monkeypatch.setenv(ENGINE, "sm90:blocks")
-    with pytest.raises(RuntimeError, match="sm90:blocks; one of all, torch, sm80, sm90, sm90:block, "):
+    with pytest.raises(RuntimeError, match="sm90:blocks; one of all, torch, sm80, sm90, sm90:rows, sm90:block, "):
         explain()
 
 

@@ -62,7 +62,7 @@ HARD = [
 def test_unsupported_convolutions_go_to_torch(problem, reason):
     p = plan(**problem)
     assert p.engine == "torch"
-    assert {r.engine for r in p.rejected} == {"sm80", "sm90", "sm90 rows"}
+    assert {r.engine for r in p.rejected} == {"sm80", "sm90", "sm90:rows"}
     assert all(r.tile is None and r.why == "unsupported" and reason in r.reason for r in p.rejected)
     assert p.microseconds is None, "there is no choice to predict anything for"
 
@@ -230,12 +230,15 @@ def test_environment_forces_an_engine_or_tile(monkeypatch):
     p = plan(**compute_bound)
     assert (p.tile, p.splits) == ((128, 64), 3)
     assert plan(n=1, c=8, r=1).splits == 1, "no more parts than steps"
-    for wrong in ("sm80:64x32", "sm80:64x64:", "sm80:64x64:4x", "sm80:", "sm800"):
+    for wrong in (
+        *("sm80:64x32", "sm80:64x64:", "sm80:64x64:4x", "sm80:64x64:0", "sm80:64x64:-2", "sm80:", "sm800", "sm70"),
+        *("sm90:rows:4x56:2", "sm90:block:64x64", "sm90:rows:", "sm90:block:", "torch:64x64", "two launches", "all:"),
+    ):
         monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", wrong)
         with pytest.raises(RuntimeError, match=f"RESNET_FUSED_CUDA_ENGINE is {wrong}; one of"):
             plan()
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "cutlass")
-    every = "one of all, torch, sm80, sm90, sm90:block, sm90:rows, sm80:128x128, "
+    every = "one of all, torch, sm80, sm90, sm90:rows, sm90:block, sm80:128x128, "
     with pytest.raises(RuntimeError, match=f"RESNET_FUSED_CUDA_ENGINE is cutlass; {every}"):
         plan()
 

@@ -90,24 +90,24 @@ def test_sm90_picks_the_faster_of_its_two_kernels(monkeypatch):
     layer = dict(n=256, hw=56, c=64, k=64, dtype="bfloat16", gpu="h200", residual=True)
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90")
     p = plan(**layer)
-    assert (p.engine, p.tile, p.tiles, p.splits, p.workspace) == ("sm90 rows", (4, 56), 256 * 14, 1, 0)
+    assert (p.engine, p.tile, p.tiles, p.splits, p.workspace) == ("sm90:rows", (4, 56), 256 * 14, 1, 0)
     assert p.bytes == (3 * 256 * 56 * 56 + 64 * 9) * 64 * 2
     other = min(r.microseconds for r in p.rejected if r.engine == "sm90")
     assert other > 1.1 * p.microseconds
     assert plan(**{**layer, "n": 1}).tile == (8, 8), "on 49 SMs"
     small = plan(**{**layer, "n": 1024, "hw": 3})
     assert small.engine == "sm90"
-    assert {r.why for r in small.rejected if r.engine == "sm90 rows"} == {"slower"}
+    assert {r.why for r in small.rejected if r.engine == "sm90:rows"} == {"slower"}
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90:128x128")
     named = plan(**layer)
     assert (named.engine, named.tile) == ("sm90", (128, 128))
-    assert named.why_not("sm90 rows") == ["RESNET_FUSED_CUDA_ENGINE is sm90:128x128"]
+    assert named.why_not("sm90:rows") == ["RESNET_FUSED_CUDA_ENGINE is sm90:128x128"]
 
 
 def test_sm90_rows_runs_on_request(monkeypatch):
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90:rows")
     layer = dict(n=8, hw=7, c=64, k=64, dtype="bfloat16", gpu="h200")
-    assert plan(**layer).engine == "sm90 rows"
+    assert plan(**layer).engine == "sm90:rows"
     elsewhere = {
         "the GPU is sm_80; wgmma": dict(gpu="a100"),
         "the kernel has no TF32 wgmma": dict(dtype="float32"),
@@ -124,10 +124,10 @@ def test_sm90_rows_runs_on_request(monkeypatch):
     for why, change in elsewhere.items():
         p = plan(**{**layer, **change})
         assert p.engine in ("sm80", "torch")
-        assert any(why in reason for reason in p.why_not("sm90 rows"))
+        assert any(why in reason for reason in p.why_not("sm90:rows"))
     monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", "sm90:rows:8x32")
     p = plan(**layer)
-    assert (p.engine, p.tile, p.tiles) == ("sm90 rows", (8, 32), 8)
+    assert (p.engine, p.tile, p.tiles) == ("sm90:rows", (8, 32), 8)
     assert p.smem == 9 * 64 * 128 + 3 * 10 * 32 * 128 + 8 * 32 * 128 + 256
     for wrong in ("sm90:rows:8x31", "sm90:rows:256x64", "sm90:rows:8x32:2", "sm90:rows8x32", "sm90:8x32", "sm80:rows"):
         monkeypatch.setenv("RESNET_FUSED_CUDA_ENGINE", wrong)

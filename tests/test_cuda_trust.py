@@ -73,22 +73,21 @@ def test_unverified_sm90_is_not_planned(explain):
     plan = explain([])
     assert plan.engine in ("sm80", "torch")
     unverified = [r for r in plan.rejected if r.why == "unverified"]
-    assert {r.engine for r in unverified} == {"sm90", "sm90 rows"}
+    assert {r.engine for r in unverified} == {"sm90", "sm90:rows"}
     for r in unverified:
-        name = r.engine.replace(" ", ":")
-        assert r.reason.startswith(f"no GPU has run it yet; RESNET_FUSED_CUDA_ENGINE={name} enables it; ")
+        assert r.reason.startswith(f"no GPU has run it yet; RESNET_FUSED_CUDA_ENGINE={r.engine} enables it; ")
         assert r.microseconds > 0
     others = explain([("sm90/conv_rows", 80), ("sm80/conv_fwd", 90)])
     assert others.engine == plan.engine
     why = {r.why for r in others.rejected if r.engine.startswith("sm90")}
     assert why == {"unverified"}, "other GPUs, other kernels"
-    assert all(reason.startswith("no sm_90 has run it yet") for reason in others.why_not("sm90 rows"))
+    assert all(reason.startswith("no sm_90 has run it yet") for reason in others.why_not("sm90:rows"))
 
 
 @pytest.mark.parametrize(
     ("family", "channels", "mode", "engine"),
     [
-        ("sm90/conv_rows", 64, "plain", "sm90 rows"),
+        ("sm90/conv_rows", 64, "plain", "sm90:rows"),
         ("sm90/conv_sm90", 256, "plain", "sm90"),
         ("sm90/conv_sm90_stats", 256, "statistics", "sm90"),
     ],
@@ -106,13 +105,13 @@ def test_verified_family_is_planned_by_default(explain, family, channels, mode, 
 
 def test_faster_of_two_verified_families_is_planned(explain):
     both = explain([("sm90/conv_rows", 90), ("sm90/conv_sm90", 90)])
-    assert both.engine in ("sm90", "sm90 rows")
+    assert both.engine in ("sm90", "sm90:rows")
     slower = [r for r in both.rejected if r.why == "slower"]
-    assert {"sm90", "sm90 rows"} <= {r.engine for r in slower}
+    assert {"sm90", "sm90:rows"} <= {r.engine for r in slower}
     assert all(r.microseconds >= both.microseconds for r in slower)
     rows, conv = explain([("sm90/conv_rows", 90)]), explain([("sm90/conv_sm90", 90)])
-    assert (rows.engine, conv.engine) == ("sm90 rows", "sm90")
-    for plan, other in ((rows, "sm90"), (conv, "sm90 rows")):
+    assert (rows.engine, conv.engine) == ("sm90:rows", "sm90")
+    for plan, other in ((rows, "sm90"), (conv, "sm90:rows")):
         assert {r.why for r in plan.rejected if r.engine == other} == {"unverified"}, f"{other} does not compete"
 
 
@@ -123,7 +122,7 @@ def test_verified_block_fwd_is_planned(library, monkeypatch):
     plan = plans.read(explain(*args))
     assert plan.kernel == "two launches"
     (block,) = plan.rejected
-    assert block.reason.startswith("no GPU has run it yet; RESNET_FUSED_CUDA_ENGINE=sm90 enables it")
+    assert block.reason.startswith("no GPU has run it yet; RESNET_FUSED_CUDA_ENGINE=sm90:block enables it")
     library.set_verified([("sm90/block_fwd", 90)])
     try:
         assert plans.read(explain(*args)).kernel == "sm90/block_fwd"

@@ -9,7 +9,7 @@ namespace {
 
 // Everything that planning reads, without padding. The number of refusals stands for a device's refused kernels. If a
 // struct gains a field, its static_assert fails: add the field to the key too.
-static_assert(sizeof(Device) == 24 && sizeof(Override) == 24);
+static_assert(sizeof(Device) == 24 && sizeof(Override) == 16);
 static_assert(sizeof(Problem) == 2 * sizeof(int32_t) + 2 * sizeof(ConvShape) + sizeof(ConvMode) + 16);
 
 struct Key {
@@ -20,7 +20,7 @@ struct Key {
   int32_t residual, aligned, allow_tf32, unused;
   Device device;
   uint64_t refusals;
-  int32_t override[6];
+  int32_t override[4];
 };
 
 constexpr int64_t kRight = 1, kWrong = 2;
@@ -82,7 +82,7 @@ Planned cached_plan(const Problem& p, const Device& device, const Override& o) {
                 0,
                 device,
                 device.states ? device.states->refusals() : 0,
-                {o.kind, o.rows, o.tile_m, o.tile_n, o.splits, o.block}};
+                {o.kind, static_cast<int32_t>(o.engine), o.tile, o.splits}};
   return plans.get(key, [&]() -> Planned {
     const Plan plan = make_plan(p, device, o);
     return {plan, kernel_of(p, plan)};

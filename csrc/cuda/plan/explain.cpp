@@ -13,7 +13,7 @@ const char* pass_after(ConvMode mode) {
 
 bool is_kernel(const Candidate& c) { return c.engine != Engine::kTorch && c.engine != Engine::kTwoLaunches; }
 
-// "sm80 128x64"; a block's tile depends on the image, so its name has the channels: "sm90 block 64".
+// "sm80 128x64"; a block's tile depends on the image, so its name has the channels: "sm90:block 64".
 std::string name_of(const Problem& p, const Candidate& c) {
   if (!is_kernel(c)) return name_of(c.engine);
   if (p.task == Task::kBasicBlock) return sentence(name_of(c.engine), " ", p.main.c);
@@ -62,9 +62,8 @@ std::string reason_of(const Problem& p, const Device& device, const Rejected& r)
     case Rejected::kWrong:
       return "it gave a wrong result in this process";
     case Rejected::kUnverified:
-      return sentence(r.detail,
-                      "; RESNET_FUSED_CUDA_ENGINE=", r.candidate.engine == Engine::kSm90Rows ? "sm90:rows" : "sm90",
-                      " enables it; ", r.candidate.microseconds, " us predicted");
+      return sentence(r.detail, "; RESNET_FUSED_CUDA_ENGINE=", name_of(r.candidate.engine), " enables it; ",
+                      r.candidate.microseconds, " us predicted");
     case Rejected::kOverride:
       return sentence("RESNET_FUSED_CUDA_ENGINE is ", r.detail);
     case Rejected::kOtherTile:

@@ -26,27 +26,13 @@ const Planner two_launches_planner = {
     nullptr,
     [](const Problem&, const Device&) { return std::string(); },
     nullptr,
+    0,
+    false,
     [](const Problem&, const Device&) { return std::vector<Candidate>{Candidate{Engine::kTwoLaunches}}; },
     nullptr,  // cost_of_two: it plans, which needs the override
 };
 
-// In order of preference: of two equal times, the first wins. The last of a task always runs.
-const Planner* const kTable[] = {
-    &block_fwd_planner,
-#define ROW(engine, kernel) &kernel##_planner,
-    CONV_KERNELS(ROW)
-#undef ROW
-        & torch_planner,
-    &two_launches_planner,
-};
-
 bool is_last_resort(const Planner& planner) { return planner.family == nullptr; }
-
-const Planner& planner_of(Engine engine) {
-  for (const Planner* planner : kTable)
-    if (planner->engine == engine) return *planner;
-  return torch_planner;
-}
 
 // Numbers of bn_finish: it merges parts first if there are too many.
 bool is_finished(const Problem& p, const Plan& plan) {
@@ -69,7 +55,7 @@ class Choice {
     if (const std::string why = planner.rejects(problem_, device_); !why.empty())
       return reject(whole, true, Rejected::kUnsupported, why);
     if (!is_last_resort(planner)) accepted_ = true;
-    if (is_excluded(override_, planner.engine)) return reject(whole, true, Rejected::kOverride, to_string(override_));
+    if (is_excluded(override_, planner)) return reject(whole, true, Rejected::kOverride, to_string(override_));
     for (Candidate& c : planner.candidates(problem_, device_)) consider(planner, c);
   }
 
@@ -95,7 +81,7 @@ class Choice {
   };
 
   void consider(const Planner& planner, Candidate& c) {
-    const Match match = match_of(override_, c);
+    const Match match = match_of(override_, planner, c.tile);
     if (match == Match::kOtherTile) return reject(c, false, Rejected::kOtherTile, "");
     if (c.missing) return reject(c, false, Rejected::kMissing, c.missing);
     if (c.smem > device_.smem_per_block) return reject(c, false, Rejected::kSharedMemory, "");
@@ -137,26 +123,43 @@ class Choice {
 Plan make_plan(const Problem& problem, const Device& device, const Override& override,
                std::vector<Rejected>* rejected) {
   Choice choice(problem, device, override, rejected);
-  for (const Planner* planner : kTable)
+  for (const Planner* planner : planners())
     if (planner->task == problem.task) choice.consider(*planner);
   return choice.choose();
 }
 
-std::vector<Candidate> priced_candidates(Engine engine, const Problem& problem, const Model& model,
+std::vector<Candidate> priced_candidates(const Planner& planner, const Problem& problem, const Model& model,
                                          const Override& override) {
-  const Planner& planner = planner_of(engine);
   std::vector<Candidate> priced;
   if (!planner.rejects(problem, model.device).empty()) return priced;
   for (Candidate& c : planner.candidates(problem, model.device)) {
-    if (c.missing || match_of(override, c) == Match::kOtherTile) continue;
+    if (c.missing || match_of(override, planner, c.tile) == Match::kOtherTile) continue;
     planner.cost(c, problem, model, override.splits);
     priced.push_back(c);
   }
   return priced;
 }
 
+const std::vector<const Planner*>& planners() {
+  static const std::vector<const Planner*> all = {
+      &block_fwd_planner,
+#define ROW(engine, kernel) &kernel##_planner,
+      CONV_KERNELS(ROW)
+#undef ROW
+          & torch_planner,
+      &two_launches_planner,
+  };
+  return all;
+}
+
+const Planner& planner_of(Engine engine) {
+  for (const Planner* planner : planners())
+    if (planner->engine == engine) return *planner;
+  return torch_planner;
+}
+
 const Planner* planner_of(KernelFamily family) {
-  for (const Planner* planner : kTable)
+  for (const Planner* planner : planners())
     for (const Epilogue epilogue : {Epilogue::kAffine, Epilogue::kMoments, Epilogue::kGradientSums})
       if (!is_last_resort(*planner) && planner->family({Prologue::kNone, epilogue}) == family) return planner;
   return nullptr;

@@ -15,14 +15,14 @@ namespace resnet_fused::cuda {
 Plan make_plan(const Problem& problem, const Device& device, const Override& override = {},
                std::vector<Rejected>* rejected = nullptr);
 
-// Candidates of an engine of this task with their costs, whether or not they fit the GPU: for predictions.
-std::vector<Candidate> priced_candidates(Engine engine, const Problem& problem, const Model& model,
+// A planner's candidates with their costs, whether or not they fit the GPU: for predictions.
+std::vector<Candidate> priced_candidates(const Planner& planner, const Problem& problem, const Model& model,
                                          const Override& override);
 
 // The compiled kernel that a plan launches, with its finishing kernel if it launches one; empty: none of ours.
 std::optional<KernelVariant> kernel_of(const Problem& problem, const Plan& plan);
 
-const char* name_of(Engine engine);                    // "sm90 rows"
+const char* name_of(Engine engine);                    // "sm90:rows"
 KernelFamily family_of(Engine engine, ConvMode mode);  // of an engine of ours
 
 }  // namespace resnet_fused::cuda

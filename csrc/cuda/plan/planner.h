@@ -13,11 +13,13 @@ namespace resnet_fused::cuda {
 struct Planner {
   Engine engine;
   Task task;
-  const char* name;                  // in texts: "sm90 rows"
+  const char* name;                  // "sm90:rows": in texts and in RESNET_FUSED_CUDA_ENGINE (override.h)
   KernelFamily (*family)(ConvMode);  // the trust family of its kernels; null: none of ours
   // Why it cannot run the problem on the GPU; empty: it can.
   std::string (*rejects)(const Problem&, const Device&);
   std::string (*tile_name)(int32_t tile);  // "128x64"
+  int32_t named_tiles;                     // tiles that RESNET_FUSED_CUDA_ENGINE may name, 0 to named_tiles - 1
+  bool can_split;                          // whether it may also demand a number of splits or stream-K units
   // One candidate per tile, with its launch parameters but without what depends on the cost.
   std::vector<Candidate> (*candidates)(const Problem&, const Device&);
   // Chooses the number of splits or stream-K units, and fills in workspace, bytes and microseconds. `parts`: the number
@@ -33,6 +35,9 @@ CONV_KERNELS(DECLARE)
 extern const Planner block_fwd_planner;
 extern const Planner torch_planner;  // plan/torch.cpp
 
+// All of them, in order of preference: of two equal times, the first wins. The last of a task always runs.
+const std::vector<const Planner*>& planners();
+const Planner& planner_of(Engine engine);
 // The planner that plans a family's kernels; null for passes.
 const Planner* planner_of(KernelFamily family);
 

@@ -72,6 +72,8 @@ const Planner torch_planner = {
     nullptr,
     [](const Problem&, const Device&) { return std::string(); },
     nullptr,
+    0,
+    false,
     [](const Problem&, const Device&) { return std::vector<Candidate>{Candidate{Engine::kTorch}}; },
     cost,
 };

@@ -71,7 +71,8 @@ void cost(Candidate& c, const Problem& p, const Model& model, int32_t parts) {
 
 }  // namespace
 
-const Planner conv_fwd_planner = {Engine::kSm80,    Task::kConv, "sm80",     family,
-                                  unsupported_conv, tile_name,   candidates, cost};
+const Planner conv_fwd_planner = {
+    Engine::kSm80,      Task::kConv, "sm80", family, unsupported_conv, tile_name, std::size(kConvFwdTiles),
+    /*can_split=*/true, candidates,  cost};
 
 }  // namespace resnet_fused::cuda

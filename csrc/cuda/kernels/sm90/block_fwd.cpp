@@ -71,7 +71,7 @@ void cost(Candidate& c, const Problem& p, const Model& model, int32_t) {
 
 }  // namespace
 
-const Planner block_fwd_planner = {Engine::kSm90Block, Task::kBasicBlock, "sm90 block", family, rejects,
-                                   tile_name,          candidates,        cost};
+const Planner block_fwd_planner = {Engine::kSm90Block, Task::kBasicBlock, "sm90:block",        family,     rejects,
+                                   tile_name,          /*named_tiles=*/0, /*can_split=*/false, candidates, cost};
 
 }  // namespace resnet_fused::cuda

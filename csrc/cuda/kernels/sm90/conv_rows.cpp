@@ -60,7 +60,8 @@ void cost(Candidate& c, const Problem& p, const Model& model, int32_t) {
 
 }  // namespace
 
-const Planner conv_rows_planner = {Engine::kSm90Rows, Task::kConv, "sm90 rows", family,
-                                   rejects,           tile_name,   candidates,  cost};
+const Planner conv_rows_planner = {
+    Engine::kSm90Rows,         Task::kConv,         "sm90:rows", family, rejects, tile_name,
+    std::size(kConvRowsTiles), /*can_split=*/false, candidates,  cost};
 
 }  // namespace resnet_fused::cuda

@@ -135,6 +135,8 @@ void cost(Candidate& c, const Problem& p, const Model& model, int32_t parts) {
 
 }  // namespace
 
-const Planner conv_sm90_planner = {Engine::kSm90, Task::kConv, "sm90", family, rejects, tile_name, candidates, cost};
+const Planner conv_sm90_planner = {
+    Engine::kSm90,      Task::kConv, "sm90", family, rejects, tile_name, std::size(kConvSm90Tiles),
+    /*can_split=*/true, candidates,  cost};
 
 }  // namespace resnet_fused::cuda
