@@ -69,6 +69,11 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   m.def("bn_act_backward_reduce(Tensor grad, Tensor x, " BN ", Tensor? out, bool relu) -> (Tensor, Tensor)");
   // g and these sums, with out the ReLU's output behind an add: g is also the shortcut's gradient.
   m.def("bn_add_act_backward_reduce(Tensor grad, Tensor x, " BN ", Tensor out" MEMORY ") -> (Tensor, Tensor, Tensor)");
+  // act(conv(x) + residual) in training, where the weight changes at every step: by our kernels where packing it for
+  // this call pays, else by PyTorch's convolution (CPU).
+  m.def(
+      "conv_forward(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int groups, "
+      "Tensor? residual, bool relu" MEMORY ") -> Tensor");
   // Backward through conv(relu(bn(x))) with stride 1 and one group: the gradient of relu(bn(x)), to which
   // `grad_addend`, another gradient, is added before the one rounding; and bn_act_backward_reduce of it.
   m.def("conv_backward_reduce(Tensor grad, Tensor weight, int[2] padding, int[2] dilation, Tensor x, " BN
@@ -110,9 +115,8 @@ STABLE_TORCH_LIBRARY(resnet_fused, m) {
   // Frees only the free blocks of the pool.
   m.def("release_pool() -> ()");
   // The plan of a convolution on the CPU, or of its gradients, for these shapes of the forward convolution: as text,
-  // and as a JSON object (resnet_fused/plans.py). dtype is "float32", "bfloat16", ...; purpose is "inference" (with
-  // BatchNorm, or a weight that is kept packed), "forward" (of training), "input gradient" or "weight gradient", the
-  // last three of channels_last tensors.
+  // and as a JSON object (resnet_fused/plans.py). dtype is "float32", "bfloat16", ...; purpose is "inference" or,
+  // of training with channels_last tensors, "forward", "input gradient" or "weight gradient".
   m.def(
       "explain_cpu(int[] x_shape, int[] weight_shape, int[2] stride, int[2] padding, int[2] dilation, int groups, str "
       "dtype, str purpose=\"inference\") -> (str, str)");

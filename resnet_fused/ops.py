@@ -30,6 +30,7 @@ conv_stats = torch.ops.resnet_fused.conv_stats.default
 bn_add_bn_act = torch.ops.resnet_fused.bn_add_bn_act.default
 bn_act_backward_reduce = torch.ops.resnet_fused.bn_act_backward_reduce.default
 bn_add_act_backward_reduce = torch.ops.resnet_fused.bn_add_act_backward_reduce.default
+conv_forward = torch.ops.resnet_fused.conv_forward.default
 conv_backward_reduce = torch.ops.resnet_fused.conv_backward_reduce.default
 conv_backward_input = torch.ops.resnet_fused.conv_backward_input.default
 conv_backward_weight = torch.ops.resnet_fused.conv_backward_weight.default
@@ -155,6 +156,11 @@ def _fake_bn_act_backward_reduce(_grad: Tensor, x: Tensor, *_: Any) -> tuple[Ten
 @torch.library.register_fake("resnet_fused::bn_add_act_backward_reduce")
 def _fake_bn_add_act_backward_reduce(_grad: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _fake_like_x(x), *_statistics(x)
+
+
+@torch.library.register_fake("resnet_fused::conv_forward")
+def _fake_conv_forward(x: Tensor, weight: Tensor, _bias: Tensor | None, *args: Any) -> Tensor:
+    return _conv_output(x, weight, *args[:3])
 
 
 @torch.library.register_fake("resnet_fused::conv_backward_reduce")

@@ -61,6 +61,9 @@ CALLS = {
     ),
     "bn_act_backward_reduce": lambda: dict(grad=image(), x=image()) | bn("", C) | dict(out=image(), relu=True),
     "bn_add_act_backward_reduce": lambda: dict(grad=image(), x=image()) | bn("", C) | dict(out=image()),
+    "conv_forward": lambda: (
+        dict(x=image()) | filters() | GEOMETRY | dict(residual=image(K), relu=True)
+    ),
     "conv_backward_reduce": lambda: (
         dict(grad=image(K), weight=randn(K, C, 3, 3), padding=ONE, dilation=ONE, x=image()) | bn("", C)
         | dict(grad_addend=image(), allow_tf32=False)
@@ -83,7 +86,7 @@ CALLS = {
 }  # fmt: skip
 
 CONVOLVES = ("conv_bn_act", "bn_relu_conv_bn_act", "conv_bn_proj_act", "conv_bn_relu_pool", "conv_stats")
-CONVOLVES += ("conv_backward_weight", "explain_cpu")
+CONVOLVES += ("conv_forward", "conv_backward_weight", "explain_cpu")
 OF_TENSORS = [op for op in CALLS if op not in ("explain_cpu", "basic_block", "conv_backward_input")]
 
 

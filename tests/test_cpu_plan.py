@@ -266,17 +266,15 @@ def tensors(layout, n=4, size=17):
     return lay_out(x, layout), weight, lay_out(torch.randn(n, 32, size, size, generator=g), layout)
 
 
-def conv(x, weight, norm=NO_NORM, keep_packed=False):
-    return ops.conv_bn_act(x, weight, None, *norm, [1, 1], [1, 1], [1, 1], 1, None, False, keep_packed, False)
+PAIRS = ([1, 1], [1, 1], [1, 1], 1)
 
 
 def calls(x, weight, grad):
-    pairs = ([1, 1], [1, 1], [1, 1], 1)
     return {
-        "forward": lambda: conv(x, weight),
-        "statistics": lambda: ops.conv_stats(x, *NO_NORM, weight, None, *pairs, False, False),
+        "forward": lambda: ops.conv_forward(x, weight, None, *PAIRS, None, False),
+        "statistics": lambda: ops.conv_stats(x, *NO_NORM, weight, None, *PAIRS, False, False),
         "input gradient": lambda: ops.conv_backward_input(grad, weight, [1, 1], [1, 1], None, False),
-        "weight gradient": lambda: ops.conv_backward_weight(grad, x, *NO_NORM, weight, *pairs),
+        "weight gradient": lambda: ops.conv_backward_weight(grad, x, *NO_NORM, weight, *PAIRS),
     }
 
 
@@ -290,20 +288,19 @@ def test_ops_follow_the_plan_of_their_purpose(purpose, isa):
 
 
 def test_inference_ignores_the_rules_of_training(isa):
-    """A BatchNorm, or a weight that is kept, makes it inference: see conv_bn_act in csrc/cpu/ops.cpp."""
     isa("avx2")
     x, weight, _ = tensors("contiguous", n=1)
     one = torch.ones(32)
-    for call in (lambda: conv(x, weight, (one, one, one, one, 1e-5)), lambda: conv(x, weight, keep_packed=True)):
-        with OpsOfTorch() as called:
-            call()
-        assert not called.convolved()
+    for norm in (NO_NORM, (one, one, one, one, 1e-5)):
+        for keep_packed in (False, True):
+            with OpsOfTorch() as called:
+                ops.conv_bn_act(x, weight, None, *norm, *PAIRS, None, False, keep_packed, False)
+            assert not called.convolved()
 
 
 def test_bias_alone_needs_no_pass_after_torchs_convolution(isa):
     """Training's convolution with a bias is torch's, bit for bit."""
     isa("avx2")
     x, weight, bias = torch.randn(1, 8, 9, 9), torch.randn(8, 8, 3, 3), torch.randn(8)
-    pairs = ([1, 1], [1, 1], [1, 1])
-    found = ops.conv_bn_act(x, weight, bias, *NO_NORM, *pairs, 1, None, False, False, False)
-    assert torch.equal(found, torch.ops.aten.convolution.default(x, weight, bias, *pairs, False, [0, 0], 1))
+    found = ops.conv_forward(x, weight, bias, *PAIRS, None, False)
+    assert torch.equal(found, torch.ops.aten.convolution.default(x, weight, bias, *PAIRS[:3], False, [0, 0], 1))

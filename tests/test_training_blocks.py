@@ -161,7 +161,7 @@ def recorded_weights(monkeypatch):
 
         return call
 
-    for name in ("conv_bn_act", "conv_backward_input"):
+    for name in ("conv_forward", "conv_backward_input"):
         monkeypatch.setattr(ops, name, recorded(getattr(ops, name)))
     return shapes
 

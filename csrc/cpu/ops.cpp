@@ -24,11 +24,7 @@ Tensor conv_bn_act(Tensor x, Tensor weight, OptTensor bias, OptTensor gamma, Opt
   const Conv conv =
       make_conv("conv_bn_act", x, weight, bias, {gamma, beta, mean, var, eps}, stride, padding, dilation, groups);
   check_residual("conv_bn_act", residual, conv.output_sizes(), conv.x);
-  // A weight that is packed for this call only has to pay off within it, as in training's forward, which calls the op
-  // like this. With a BatchNorm our kernels also save passes over the output, which training's rules do not count: that
-  // is inference, whether it keeps the packed weight or not (resnet_fused.functional without keep_packed, autocast).
-  const Purpose purpose = keep_packed || conv.bn.present() ? Purpose::kInference : Purpose::kForward;
-  return run_conv(conv, purpose, [&](const Tensor*) { return residual; }, relu, keep_packed, internal);
+  return run(conv, [&](const Tensor*) { return residual; }, relu, keep_packed, internal);
 }
 
 Tensor bn_relu_conv_bn_act(Tensor x, OptTensor pre_gamma, OptTensor pre_beta, Tensor pre_mean, Tensor pre_var,

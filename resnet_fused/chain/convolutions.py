@@ -34,8 +34,7 @@ def convolve(
     weight, bias = tensors[conv.weight], None if conv.bias is None else tensors[conv.bias]
     plan = _plan_of(_FORWARD, x, weight, conv)
     if plan is not None and not plan.by_torch:
-        # Without BatchNorm and without keeping the packed weight, the op's plan is that of training's forward.
-        return ops.conv_bn_act(x, weight, bias, *NO_NORM, *conv[2:], shortcut, relu, False, False, internal=internal)
+        return ops.conv_forward(x, weight, bias, *conv[2:], shortcut, relu, internal=internal)
     dtype = x.dtype
     if plan is not None and plan.in_float32:
         x, weight, bias = x.float(), weight.float(), None if bias is None else bias.float()

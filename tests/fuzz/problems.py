@@ -164,7 +164,10 @@ def compare(op: str, *args) -> None:
 
 
 def input_gradient(draw: Draw) -> None:
-    """A convolution of the drawn x with the drawn filter is the gradient of one with the flipped filter."""
+    """A convolution of the drawn x with the drawn filter is the gradient of one with the flipped filter.
+
+    So is training's forward with the drawn filter.
+    """
     dtype = draw.choice(FLOATS)
     stride, groups = [0, 0], 0
     while stride != [1, 1] or groups != 1:
@@ -177,6 +180,8 @@ def input_gradient(draw: Draw) -> None:
     of_forward = [r - p for r, p in zip(reach, padding, strict=True)]
     y = ops.conv_backward_input(case.x, draw.guard(weight), of_forward, dilation, case.residual, False)
     close(y, case, lambda c: reference.conv_bn_act(*c.args()))
+    again = ops.conv_forward(case.x, case.weight, None, *case.geometry, case.residual, False)
+    close(again, case, lambda c: reference.conv_bn_act(*c.args()))
 
 
 def weight_gradient(draw: Draw) -> None:
