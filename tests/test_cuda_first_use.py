@@ -375,6 +375,28 @@ def test_elements_near_a_kink_are_not_errors(layer):
     assert set(first_use.outcomes().values()) == {"right"}
 
 
+def test_ops_that_run_during_a_comparison_keep_verdicts_apart(layer, monkeypatch):
+    """Python may run anything meanwhile: a finalizer, a signal handler."""
+    on, args = layer("a100", "sm80:64x64:1"), conv_bn_act_args()
+    bn_stats, judge, judged = getattr(torch.ops, op_layer.NAME).bn_stats.default, first_use.judge, []
+
+    def with_another_op(call, got):
+        judged.append(call.op)
+        if judged != ["conv_bn_act"]:
+            return judge(call, got)
+        bn_stats(args[0])
+        return [first_use.Difference(1.0, 0.0, [0, 0, 0, 0])]
+
+    monkeypatch.setattr(first_use, "judge", with_another_op)
+    with pytest.warns(RuntimeWarning, match="sm80/conv_fwd bfloat16 64x64 plain gave a wrong result"):
+        on.conv_bn_act(*args)
+    assert judged == ["conv_bn_act", "bn_stats"]
+    on.conv_bn_act(*args)
+    assert launched(on) == ["bn_add_act"], "the wrong kernel is not used again"
+    on.bn_stats(args[0])
+    assert judged == ["conv_bn_act", "bn_stats", "conv_bn_act"], "bn_stats is trusted"
+
+
 def test_threads_warn_once_and_return_eager(host):
     """Launches do nothing in this build of the op layer, so every kernel is wrong."""
     host.set_device(*GPUS["h200"])

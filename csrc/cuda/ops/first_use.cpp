@@ -24,18 +24,13 @@ struct Key {
 };
 
 constexpr int64_t kRight = 1, kWrong = 2;
-constexpr int kMostKernels = 8;  // launched by one op
 
-struct Launched {
-  KernelVariant kernels[kMostKernels];
-  int count, device;
-};
-thread_local Launched launched{};
+thread_local Unchecked launched{};
 
 void note(const KernelVariant& v, int device) {
   for (int i = 0; i < launched.count; ++i)
     if (launched.kernels[i].index() == v.index()) return;
-  RF_CHECK(launched.count < kMostKernels, "first_use: an op launches more than ", kMostKernels, " kernels");
+  RF_CHECK(launched.count < Unchecked::kMost, "first_use: an op launches more than ", Unchecked::kMost, " kernels");
   launched.kernels[launched.count++] = v;
   launched.device = device;
 }
@@ -131,19 +126,19 @@ void launch_checked(const PoolBackwardParams& p, const Queue& queue, int device)
 
 void begin_op() { launched.count = 0; }
 
-bool must_compare() { return launched.count > 0; }
+const Unchecked& launched_now() { return launched; }
 
-std::string launched_kernels() {
+std::string to_string(const Unchecked& all) {
   std::string lines;
-  for (int i = 0; i < launched.count; ++i) lines += (i ? "\n" : "") + to_string(launched.kernels[i]);
+  for (int i = 0; i < all.count; ++i) lines += (i ? "\n" : "") + to_string(all.kernels[i]);
   return lines;
 }
 
-bool judge(int64_t verdict) {
-  KernelStates& states = *device_numbers(launched.device).states;
-  for (int i = 0; i < launched.count; ++i) {
-    if (verdict == kRight) states.trust(launched.kernels[i]);
-    if (verdict == kWrong) states.refuse(launched.kernels[i]);
+bool judge(const Unchecked& all, int64_t verdict) {
+  KernelStates& states = *device_numbers(all.device).states;
+  for (int i = 0; i < all.count; ++i) {
+    if (verdict == kRight) states.trust(all.kernels[i]);
+    if (verdict == kWrong) states.refuse(all.kernels[i]);
   }
   return verdict == kRight;
 }

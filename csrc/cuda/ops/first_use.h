@@ -39,12 +39,18 @@ void launch_checked(const BnBackwardParams& params, const Queue& queue, int devi
 void launch_checked(const BnPoolParams& params, const Queue& queue, int device);
 void launch_checked(const PoolBackwardParams& params, const Queue& queue, int device);
 
-// The unchecked kernels that the current op has launched on this thread. If there are any, its result must be compared.
-void begin_op();
-bool must_compare();
-std::string launched_kernels();  // one per line
+// The unchecked kernels that an op has launched. If there are any, its result must be compared.
+struct Unchecked {
+  static constexpr int kMost = 8;
+
+  KernelVariant kernels[kMost];
+  int count, device;
+};
+void begin_op();                  // on this thread
+const Unchecked& launched_now();  // since then
+std::string to_string(const Unchecked& launched);  // one per line
 // Applies Python's verdict: 0: not comparable, 1: right, 2: wrong. Returns whether the op may return its result.
-bool judge(int64_t verdict);
+bool judge(const Unchecked& launched, int64_t verdict);
 
 inline StableIValue boxed(const Ints& ints) { return from(IntView(ints)); }
 template <typename T>
@@ -80,18 +86,20 @@ struct FirstUse<Op, Result (*)(Args...), function> {
     begin_op();
     try {
       Result result = function(args...);
-      if (!must_compare() || judge(compare(result, args...))) return result;
+      if (launched_now().count == 0) return result;
+      const Unchecked launched = launched_now();  // Python may run other ops while it compares
+      if (judge(launched, compare(result, launched, args...))) return result;
     } catch (const NoKernel&) {
     }
     return eager(args...);
   }
 
  private:
-  static int64_t compare(const Result& result, const Args&... args) {
+  static int64_t compare(const Result& result, const Unchecked& launched, const Args&... args) {
     return std::apply(
         [&](const auto&... each) {
           std::array<StableIValue, sizeof...(each) + 1 + sizeof...(Args)> stack{
-              boxed(each)..., boxed(launched_kernels()), boxed(args)...};
+              boxed(each)..., boxed(to_string(launched)), boxed(args)...};
           static const std::string op = std::string("resnet_fused::compare_") + Op::name();
           call_aten(op.c_str(), "", stack);
           return to<int64_t>(stack[0]);

@@ -21,6 +21,8 @@ void SmemGrants::ask(const void* kernel, int bytes) {
   const int device = current_device();
   const bool cached = device < kCachedDevices;
   if (cached && granted_[device].load(std::memory_order_relaxed) >= bytes) return;
+  const std::lock_guard<std::mutex> lock(mutex_);  // the attribute is set, not raised: a smaller one must not follow
+  if (cached && granted_[device].load(std::memory_order_relaxed) >= bytes) return;
   allow_shared_memory(kernel, bytes);
   if (cached) granted_[device].store(bytes, std::memory_order_relaxed);
 }

@@ -1,6 +1,7 @@
 // What CUDA must be asked or told once per kernel and device, cached: the answers cost more than a launch.
 #pragma once
 #include <atomic>
+#include <mutex>
 
 namespace resnet_fused::cuda {
 
@@ -30,11 +31,13 @@ class GridWaits {
 };
 
 // Requests dynamic shared memory beyond CUDA's default limit of 48 KiB per block, only where it is more than before.
+// Thread-safe.
 class SmemGrants {
  public:
   void ask(const void* kernel, int bytes);
 
  private:
+  std::mutex mutex_;
   std::atomic<int> granted_[kCachedDevices] = {};
 };
 
