@@ -2,9 +2,6 @@
 
 #include <stdexcept>
 
-#include "cuda/kernels/sm80/conv_fwd.h"
-#include "cuda/kernels/sm90/conv_rows.h"
-#include "cuda/kernels/sm90/conv_sm90.h"
 #include "cuda/plan/planner.h"
 #include "cuda/plan/words.h"
 
@@ -21,15 +18,6 @@ constexpr FamilyRow kRows[] = {
     KERNEL_FAMILIES(ROW)
 #undef ROW
 };
-
-// The index of a tile in its kernel's list.
-template <typename Tile, size_t N, typename Is>
-int32_t find(const Tile (&tiles)[N], const Is& is) {
-  static_assert(N <= KernelVariant::kShapes);
-  for (size_t i = 0; i < N; ++i)
-    if (is(tiles[i])) return static_cast<int32_t>(i);
-  throw std::logic_error("trust: no such tile is compiled in");  // never: tests/test_cuda_trust.py
-}
 
 KernelVariant gradient_variant(KernelFamily family, const BnGradientVariant& v, bool merges) {
   const int32_t option = 2 * static_cast<int32_t>(v.mask) + (v.layout == Layout::kNCHW);
@@ -98,32 +86,6 @@ std::string verified_words(KernelFamily family, int32_t arch) {
 
 int32_t option_of(ConvMode mode) {
   return 2 * static_cast<int32_t>(mode.epilogue) + static_cast<int32_t>(mode.prologue);
-}
-
-KernelVariant variant_of_sm80(const ConvFwdVariant& v, bool finished) {
-  const KernelFamily family = has_moments(v.mode)         ? KernelFamily::kConvStats
-                              : has_gradient_sums(v.mode) ? KernelFamily::kConvGradient
-                                                          : KernelFamily::kConvFwd;
-  const int32_t tile = find(kConvFwdTiles, [&](const ConvFwdTile& t) { return t.m == v.tile_m && t.n == v.tile_n; });
-  return {family, v.dtype, tile, option_of(v.mode), finished};
-}
-
-KernelVariant variant_of_sm90(const ConvFwdVariant& v, bool finished) {
-  const KernelFamily family = has_moments(v.mode) ? KernelFamily::kConvSm90Stats : KernelFamily::kConvSm90;
-  const int32_t tile =
-      find(kConvSm90Tiles, [&](const ConvSm90Tile& t) { return t.pixels == v.tile_m && t.channels == v.tile_n; });
-  return {family, v.dtype, tile, option_of(v.mode), finished};
-}
-
-KernelVariant variant_of_rows(const ConvFwdVariant& v) {
-  const int32_t tile =
-      find(kConvRowsTiles, [&](const ConvRowsTile& t) { return t.rows == v.tile_m && t.columns == v.tile_n; });
-  return {KernelFamily::kConvRows, v.dtype, tile, option_of(v.mode)};
-}
-
-KernelVariant variant_of_block(const BlockFwdVariant& v) {
-  const int32_t shape = find(kBlockFwdShapes, [&](const BlockFwdShape& s) { return s.channels == v.channels; });
-  return {KernelFamily::kBlockFwd, v.dtype, shape, 0};
 }
 
 KernelVariant variant_of_add_act(const BnAddActVariant& v) {

@@ -11,7 +11,6 @@
 #include "cuda/kernels/bn/bn_stats.h"
 #include "cuda/kernels/conv.h"
 #include "cuda/kernels/pool/pool.h"
-#include "cuda/kernels/sm90/block_fwd.h"
 #include "cuda/plan/types.h"
 
 namespace resnet_fused::cuda {
@@ -83,11 +82,7 @@ struct KernelVariant {
   }
 };
 
-int32_t option_of(ConvMode mode);  // of a convolution
-KernelVariant variant_of_sm80(const ConvFwdVariant& v, bool finished);
-KernelVariant variant_of_sm90(const ConvFwdVariant& v, bool finished);
-KernelVariant variant_of_rows(const ConvFwdVariant& v);
-KernelVariant variant_of_block(const BlockFwdVariant& v);
+int32_t option_of(ConvMode mode);  // of a convolution, whose variant is kernel_of(problem, plan) (plan.h)
 KernelVariant variant_of_add_act(const BnAddActVariant& v);
 KernelVariant variant_of_stats(const BnStatsVariant& v, bool merges);
 KernelVariant variant_of_reduce(const BnGradientVariant& v, bool merges);
