@@ -19,32 +19,18 @@ constexpr const char* kOp = "explain_cuda";
 constexpr const char* kPredict = "predict_cuda";
 constexpr double kNever = std::numeric_limits<double>::infinity();
 
-template <typename T>
-struct Named {
-  const char* name;
-  T value;
-};
-
-constexpr Named<Dtype> kDtypes[] = {{"float32", Dtype::kFloat32},
-                                    {"float16", Dtype::kFloat16},
-                                    {"bfloat16", Dtype::kBFloat16},
-                                    {"float64", Dtype::kFloat64}};
-constexpr Named<ConvMode> kModes[] = {{"plain", {Prologue::kNone, Epilogue::kAffine}},
-                                      {"prologue", {Prologue::kBnRelu, Epilogue::kAffine}},
-                                      {"projection", {Prologue::kNone, Epilogue::kProjection}},
-                                      {"projection prologue", {Prologue::kBnRelu, Epilogue::kProjection}},
-                                      {"statistics", {Prologue::kNone, Epilogue::kMoments}},
-                                      {"prologue statistics", {Prologue::kBnRelu, Epilogue::kMoments}},
-                                      {"gradient sums", {Prologue::kNone, Epilogue::kGradientSums}}};
-
-template <typename T, size_t N>
-T value_of(const char* what, const Named<T> (&known)[N], const std::string& name) {
+// A mode from its name.
+ConvMode mode_named(const std::string& name) {
   std::string names;
-  for (const Named<T>& k : known) {
-    if (name == k.name) return k.value;
-    names += (names.empty() ? "" : ", ") + std::string(k.name);
-  }
-  fail(kOp, ": ", what, " is ", name, "; one of ", names, " expected");
+  for (const Epilogue epilogue :
+       {Epilogue::kAffine, Epilogue::kProjection, Epilogue::kMoments, Epilogue::kGradientSums})
+    for (const Prologue prologue : {Prologue::kNone, Prologue::kBnRelu}) {
+      const ConvMode mode{prologue, epilogue};
+      if (has_prologue(mode) && has_gradient_sums(mode)) continue;  // no kernel has both
+      if (name == name_of(mode)) return mode;
+      names += (names.empty() ? "" : ", ") + std::string(name_of(mode));
+    }
+  fail(kOp, ": mode is ", name, "; one of ", names, " expected");
 }
 
 void check_sizes(const char* what, const Ints& sizes, size_t count, int64_t least) {
@@ -103,8 +89,8 @@ Explained explain_cuda(Ints x, Ints weight, Ints stride, Ints padding, Ints dila
            resnet_fused::to_string(x), ", weight_shape ", resnet_fused::to_string(weight), " and groups ", groups,
            "; weight_shape must be (K, C / groups, R, S) with K divisible by groups");
   Problem problem;
-  problem.dtype = value_of("dtype", kDtypes, dtype);
-  problem.mode = value_of("mode", kModes, mode);
+  problem.dtype = dtype_named(kOp, dtype);
+  problem.mode = mode_named(mode);
   problem.main = shape_of(x, weight, stride, padding, dilation);
   problem.groups = groups;
   problem.residual = residual;
@@ -127,7 +113,7 @@ Explained explain_cuda_block(Ints x, std::string dtype, bool aligned, bool allow
   check_sizes("device", device, 4, 1);
   Problem problem;
   problem.task = Task::kBasicBlock;
-  problem.dtype = value_of("dtype", kDtypes, dtype);
+  problem.dtype = dtype_named(kOp, dtype);
   problem.main = shape_of(x, {x[1], x[1], 3, 3}, {1, 1}, {1, 1}, {1, 1});
   problem.aligned = aligned;
   problem.allow_tf32 = allow_tf32;
@@ -160,7 +146,7 @@ double predict_cuda(Ints x, Ints weight, Ints stride, Ints padding, std::string 
   check_sizes("padding", padding, 2, 0);
   check_sizes("device", device, 4, 1);
   Problem problem;
-  problem.dtype = value_of("dtype", kDtypes, dtype);
+  problem.dtype = dtype_named(kOp, dtype);
   problem.main = shape_of(x, weight, stride, padding, {1, 1});
   problem.residual = residual;
   const Device gpu = device_of(device);

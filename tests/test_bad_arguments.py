@@ -255,7 +255,7 @@ TABLE = [
     ("explain_cpu", dict(weight=[K, C, 3]), r"weight_shape is \[16, 8, 3\]; four sizes of at least 0 expected"),
     ("explain_cpu", dict(weight=[K, 3, 3, 3]), r"expected input\[2, 8, 9, 9\] to have 3 channels, but got 8 channels"),
     ("explain_cpu", dict(weight=[7, 4, 3, 3], groups=2), "expected weight to be divisible by 2 at dimension 0"),
-    ("explain_cpu", dict(dtype="int8"), "dtype is int8; float32, bfloat16, float16 or float64 expected"),
+    ("explain_cpu", dict(dtype="int8"), "dtype is int8; float32, float16, bfloat16 or float64 expected"),
     ("explain_cpu", dict(x=[2**40, C, SIZE, SIZE]), "more than 2147483647 elements"),
 ]  # fmt: skip
 

@@ -230,18 +230,29 @@ def test_wide_filters_are_ours_where_torch_fails(dtype, isa, monkeypatch):
     assert flips == (dtype == "bfloat16")
 
 
+@pytest.mark.skipif(isa_of_kernels("bfloat16") != "AMX", reason="oneDNN is wrong with AMX only")
 def test_what_onednn_gets_wrong_is_in_float32():
-    """With AMX in bfloat16: outputs one pixel wide; gradients with a stride wider than the image."""
-    wrong = isa_of_kernels("bfloat16") == "AMX"
+    """In bfloat16: outputs one pixel wide; gradients with a stride wider than the image."""
     one_wide = {"n": 1, "groups": 4, "size": (9, 1), "dtype": "bfloat16"}
     strided = {"n": 1, "groups": 4, "size": (9, 2), "stride": 3, "padding": 3, "dtype": "bfloat16"}
-    if wrong:
-        for purpose in ("input gradient", "weight gradient"):
-            assert plan(purpose, **one_wide).fields["in_float32"] == 1
-            assert plan(purpose, **strided).fields["in_float32"] == 1
-        assert plan("forward", **one_wide).fields["in_float32"] == 1
-        assert plan("forward", **strided).fields["in_float32"] == 0
-        assert plan("input gradient", n=1, groups=4, dtype="bfloat16").fields["in_float32"] == 0
+    for purpose in ("input gradient", "weight gradient"):
+        assert plan(purpose, **one_wide).fields["in_float32"] == 1
+        assert plan(purpose, **strided).fields["in_float32"] == 1
+    assert plan("forward", **one_wide).fields["in_float32"] == 1
+    assert plan("forward", **strided).fields["in_float32"] == 0
+    assert plan("input gradient", n=1, groups=4, dtype="bfloat16").fields["in_float32"] == 0
+
+
+@pytest.mark.parametrize("purpose", PURPOSES)
+def test_types_that_torch_multiplies_slowly_are_in_float32(purpose, isa, monkeypatch):
+    """Where our kernels convert 16 bits; not if the environment forces torch's convolutions, to time them."""
+    isa("avx2")
+    small = {"n": 1, "size": (5, 5), "groups": 4}
+    for dtype in ("bfloat16", "float16"):
+        assert plan(purpose, dtype=dtype, **small).fields["in_float32"] == 1
+    assert plan(purpose, **small).fields["in_float32"] == 0
+    monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", "composed")
+    assert plan(purpose, dtype="float16", **small).fields["in_float32"] == 0
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)

@@ -251,7 +251,7 @@ def test_environment_forces_an_engine_or_tile(monkeypatch):
         ({1: [8, 7, 1, 1]}, r"weight_shape \[8, 7, 1, 1\] and groups 1; weight_shape must be"),
         ({1: [8, 8, 9, 9]}, r"a kernel that fits into its padded input"),
         ({2: [0, 1]}, r"stride is \[0, 1\]"),
-        ({6: "int8"}, "dtype is int8; one of float32, float16, bfloat16, float64 expected"),
+        ({6: "int8"}, "dtype is int8; float32, float16, bfloat16 or float64 expected"),
         ({7: "fused"}, "mode is fused; one of plain, prologue, .*, gradient sums expected"),
         ({7: "projection"}, r"proj_x_shape is \[\]; 4 integers"),
         ({7: "projection", 8: [1, 8, 9, 8]}, r"the projection gives 1 x 9x8 but the convolution gives 1 x 8x8"),

@@ -150,6 +150,7 @@ def test_ops_launch_through_the_check():
         text = path.read_text()
         launched = {kernel for kernel in kernels if re.search(rf"\b{kernel}\b", text)}
         assert launched == planned.get(path.name, set()), path.name
+        assert ("launch_##" in text) == (path == CUDA / "ops" / "conv.cpp"), f"{path.name} launches a list of kernels"
         assert "cached_" not in text, f"{path.name} plans without asking whether the kernel may run"
         assert "TORCH_BOX" not in text, f"{path.name} registers an op that is not checked"
 

@@ -99,6 +99,12 @@ Pair flipped_padding(const char* op, IntView grad, IntView weight, IntView paddi
   return flipped;
 }
 
+Dtype dtype_named(const char* op, const std::string& name) {
+  for (const Dtype dtype : kDtypes)
+    if (name == name_of(dtype)) return dtype;
+  fail(op, ": dtype is ", name, "; float32, float16, bfloat16 or float64 expected");
+}
+
 void check_pool(const char* op, IntView sizes, const MaxPool& pool) {
   const auto& [kernel, stride, padding] = pool;
   check_pair(op, "pool_kernel", kernel, 1, kMost32);

@@ -38,6 +38,9 @@ inline int64_t conv_out(int64_t in, int64_t kernel, int64_t stride, int64_t padd
 
 std::string to_string(IntView sizes);
 
+// "float32", ...; throws std::runtime_error for any other name.
+Dtype dtype_named(const char* op, const std::string& name);
+
 // Narrows v to 32 bits. The plan or an earlier check guarantees that it fits; throws if it does not.
 inline int32_t narrow(int64_t v) {
   RF_CHECK(v >= std::numeric_limits<int32_t>::min() && v <= std::numeric_limits<int32_t>::max(), "resnet_fused: ", v,

@@ -101,6 +101,19 @@ ScalarType scalar_type_of(const Tensor& t) {
   return t.scalar_type();
 }
 
+Dtype dtype_of(const Tensor& t) {
+  switch (scalar_type_of(t)) {
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    default:
+      return Dtype::kFloat32;
+  }
+}
+
 int64_t span_bytes(const Tensor& t) {
   if (t.numel() == 0) return 0;
   int64_t elements = 1;

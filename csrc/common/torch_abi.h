@@ -14,6 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "common/dtype.h"
+
 // torch >= 2.13 keeps the message of the last failed shim call; older libtorch prints it to stderr.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
@@ -58,6 +60,7 @@ void call_aten(const char* op, const char* overload, std::array<StableIValue, N>
 
 // Faster than t.scalar_type(), which queries libtorch for every dtype in turn.
 ScalarType scalar_type_of(const Tensor& t);
+Dtype dtype_of(const Tensor& t);  // of an activation or weight that the ops have checked
 
 // Bytes from the tensor's first element to the end of its last one.
 int64_t span_bytes(const Tensor& t);

@@ -35,8 +35,8 @@ bool winograd_gradient(const Conv& conv, const Tensor& grad, const Tensor& to) {
   const Tensor x = aten_contiguous(conv.x, /*channels_last=*/true);
   const auto pre = scale_shift<float>(conv.pre, std::nullopt, conv.c);
 
-  const Element element = element_of(scalar_type_of(x));
-  const WinogradGradientKernels& kernels = kernels_of(element, isa_of(element, cpu_features())).winograd_gradient;
+  const Dtype dtype = dtype_of(x);
+  const WinogradGradientKernels& kernels = kernels_of(dtype, isa_of(dtype, cpu_features())).winograd_gradient;
   WinogradGradient q{};
   q.x = x.const_data_ptr();
   if (conv.pre.present()) q.scale = pre.scale.data(), q.shift = pre.shift.data();
@@ -48,8 +48,8 @@ bool winograd_gradient(const Conv& conv, const Tensor& grad, const Tensor& to) {
 
 // The same; returns false also if the shape needs too much scratch.
 bool direct_gradient(const Conv& conv, const Tensor& grad, const Tensor& to) {
-  const Element element = element_of(scalar_type_of(conv.x));
-  const DirectGradientKernels& kernels = kernels_of(element, isa_of(element, cpu_features())).direct_gradient;
+  const Dtype dtype = dtype_of(conv.x);
+  const DirectGradientKernels& kernels = kernels_of(dtype, isa_of(dtype, cpu_features())).direct_gradient;
   if (grad.numel() == 0 || to.numel() == 0) return false;
   const Tensor x = aten_contiguous(conv.x, /*channels_last=*/true);
   auto pre = scale_shift<float>(conv.pre, std::nullopt, conv.c);

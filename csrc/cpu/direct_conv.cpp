@@ -64,9 +64,9 @@ int64_t l2_bytes() {
 bool direct_conv(const Conv& conv, const OptTensor& residual, const MaxPool* pool, bool relu, bool keep_packed,
                  const Tensor& out) {
   if (out.numel() == 0) return true;
-  const Element element = element_of(scalar_type_of(conv.x));
-  const Isa isa = isa_of(element, cpu_features());
-  const VectorKernels& all = kernels_of(element, isa);
+  const Dtype dtype = dtype_of(conv.x);
+  const Isa isa = isa_of(dtype, cpu_features());
+  const VectorKernels& all = kernels_of(dtype, isa);
   const DirectKernels& kernels = all.direct;
   const bool defers = Deferred::current() && conv.groups == 1 && conv.channels_last;
   if (!defers) run_deferred();

@@ -5,19 +5,6 @@
 
 namespace resnet_fused::cpu {
 
-Element element_of(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::BFloat16:
-      return Element::kBFloat16;
-    case ScalarType::Half:
-      return Element::kFloat16;
-    case ScalarType::Double:
-      return Element::kFloat64;
-    default:
-      return Element::kFloat32;
-  }
-}
-
 ConvShape shape_of(const Conv& q, Purpose purpose) {
   ConvShape shape{q.n,
                   q.c,
@@ -35,7 +22,7 @@ ConvShape shape_of(const Conv& q, Purpose purpose) {
                   q.dilation[0],
                   q.dilation[1],
                   q.groups,
-                  element_of(scalar_type_of(q.x)),
+                  dtype_of(q.x),
                   purpose};
   shape.x_nhwc = is_dense(q.x, /*channels_last=*/true);
   return q.flipped ? flipped(shape) : shape;

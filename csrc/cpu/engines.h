@@ -5,8 +5,6 @@
 
 namespace resnet_fused::cpu {
 
-Element element_of(ScalarType dtype);
-
 // conv for the plan; `flipped` ones, which compute input gradients, too.
 ConvShape shape_of(const Conv& conv, Purpose purpose = Purpose::kInference);
 Plan plan_of(const Conv& conv, Purpose purpose);

@@ -25,11 +25,11 @@ Tensor composed(const Tensor& x, const Tensor& weight, const OptTensor& bias) {
 
 Tensor avg_pool_linear(Tensor x, Tensor weight, OptTensor bias) {
   check_pooled_linear("avg_pool_linear", x, weight, bias);
-  const Element element = element_of(scalar_type_of(x));
-  const Isa isa = isa_of(element, cpu_features());
+  const Dtype dtype = dtype_of(x);
+  const Isa isa = isa_of(dtype, cpu_features());
   if (isa == Isa::kNone || !own_kernels_allowed()) return composed(x, weight, bias);
 
-  const LinearKernels& kernels = kernels_of(element, isa).linear;
+  const LinearKernels& kernels = kernels_of(dtype, isa).linear;
   const Tensor out = aten_empty({x.size(0), weight.size(0)}, x, /*channels_last=*/false);
   if (out.numel() == 0) return out;
   const Tensor dense = aten_contiguous(x, /*channels_last=*/true);

@@ -62,7 +62,7 @@ std::string too_much_scratch(const ConvShape& q, const CpuFeatures& cpu) {
     return std::string(what) + (bytes < 1e15 ? std::to_string(static_cast<int64_t>(bytes)) + " bytes" : "petabytes") +
            ", more than 67108864";
   };
-  const Isa isa = isa_of(q.element, cpu);
+  const Isa isa = isa_of(q.dtype, cpu);
   const int64_t size = isa == Isa::kAvx512Bf16 || isa == Isa::kAmx ? 2 : 4;
   if (const double bytes = slab_bytes(q, size); bytes > kMost) return says("a task's padded input takes ", bytes);
   if (q.pool_r * q.pool_s > 255)
@@ -73,8 +73,8 @@ std::string too_much_scratch(const ConvShape& q, const CpuFeatures& cpu) {
 
 std::string no_onednn(const ConvShape& q, const CpuFeatures& cpu) {
   if (!cpu.onednn) return "this torch was built without oneDNN's fused convolution";
-  if (q.element != Element::kFloat32 && q.element != Element::kBFloat16) return "float32 and bfloat16 only";
-  if (q.element == Element::kBFloat16 && !cpu.onednn_bf16)
+  if (q.dtype != Dtype::kFloat32 && q.dtype != Dtype::kBFloat16) return "float32 and bfloat16 only";
+  if (q.dtype == Dtype::kBFloat16 && !cpu.onednn_bf16)
     return without(cpu, "AVX-512 and no AVX-NE-CONVERT, without which torch runs no oneDNN in bfloat16");
   if (q.n * q.oh * q.ow == 0) return "the output is empty";
   // oneDNN 3.12 crashes on outputs whose whole window is padding
@@ -82,7 +82,7 @@ std::string no_onednn(const ConvShape& q, const CpuFeatures& cpu) {
     return "a padding of " + times(q.pad_h, q.pad_w) + " is wider than the kernel reaches";
   if ((q.pad_h && q.dil_h > q.h) || (q.pad_w && q.dil_w > q.w))
     return "a dilation of " + times(q.dil_h, q.dil_w) + " steps over the whole image";
-  if (onednn_is_wrong(q.element, q.ow, cpu)) return "the output is one pixel wide, with AMX";
+  if (onednn_is_wrong(q.dtype, q.ow, cpu)) return "the output is one pixel wide, with AMX";
   if (q.purpose == Purpose::kWeightGradient) return "it computes no gradient of a weight";
   return past_32_bits(q);
 }
@@ -92,8 +92,8 @@ std::string no_onednn(const ConvShape& q, const CpuFeatures& cpu) {
 std::string no_groups(const ConvShape& q, const CpuFeatures& cpu) {
   const std::string groups = std::to_string(q.groups) + " groups";
   if (q.pool_r) return "the convolution has " + groups + ", and a max-pool follows in the same kernel";
-  const Isa isa = isa_of(q.element, cpu);
-  const bool converts = q.element == Element::kFloat16 || (q.element == Element::kBFloat16 && isa < Isa::kAvx512Bf16);
+  const Isa isa = isa_of(q.dtype, cpu);
+  const bool converts = q.dtype == Dtype::kFloat16 || (q.dtype == Dtype::kBFloat16 && isa < Isa::kAvx512Bf16);
   if (converts || !no_onednn(q, cpu).empty()) return "";
   if (isa == Isa::kAmx) return "the convolution has " + groups + ", for which we have no AMX kernel";
   const int64_t lanes = isa == Isa::kAvx2 ? 8 : 16, c = q.c / q.groups, k = q.k / q.groups;
@@ -107,9 +107,9 @@ std::string no_groups(const ConvShape& q, const CpuFeatures& cpu) {
 }
 
 std::string no_direct(const ConvShape& q, const CpuFeatures& cpu) {
-  if (q.element == Element::kFloat64) return "float32, bfloat16 and float16 only";
-  if (isa_of(q.element, cpu) == Isa::kNone) return without(cpu, "AVX2");
-  if (q.element == Element::kBFloat16 && cpu.amx_bf16 && !cpu.amx_usable)
+  if (q.dtype == Dtype::kFloat64) return "float32, bfloat16 and float16 only";
+  if (isa_of(q.dtype, cpu) == Isa::kNone) return without(cpu, "AVX2");
+  if (q.dtype == Dtype::kBFloat16 && cpu.amx_bf16 && !cpu.amx_usable)
     return "this processor has AMX, which oneDNN uses for bfloat16 and the system does not grant to us";
   if (const std::string why = q.groups > 1 ? no_groups(q, cpu) : ""; !why.empty()) return why;
   if (q.r * q.s > 64) return "the kernel is " + times(q.r, q.s) + ", more than 64 taps";
@@ -120,12 +120,12 @@ std::string no_direct(const ConvShape& q, const CpuFeatures& cpu) {
 }
 
 // The instruction set of our own kernels; kNone if there are none for these elements.
-Isa own_isa(Element element, const CpuFeatures& cpu) {
-  const bool withheld = element == Element::kBFloat16 && cpu.amx_bf16 && !cpu.amx_usable;
-  return withheld ? Isa::kNone : isa_of(element, cpu);
+Isa own_isa(Dtype dtype, const CpuFeatures& cpu) {
+  const bool withheld = dtype == Dtype::kBFloat16 && cpu.amx_bf16 && !cpu.amx_usable;
+  return withheld ? Isa::kNone : isa_of(dtype, cpu);
 }
 
-bool has_16_bits(Element element) { return element == Element::kBFloat16 || element == Element::kFloat16; }
+bool has_16_bits(Dtype dtype) { return dtype == Dtype::kBFloat16 || dtype == Dtype::kFloat16; }
 
 // What Winograd's algorithm costs, in the time that the alternative takes for a pixel.
 struct WinogradCost {
@@ -172,7 +172,7 @@ std::string no_tiles_of_2(const ConvShape& q) {
 }
 
 std::string no_tiles_of_4(const ConvShape& q, const CpuFeatures& cpu) {
-  const bool converts = isa_of(q.element, cpu) != Isa::kAvx512Bf16;
+  const bool converts = isa_of(q.dtype, cpu) != Isa::kAvx512Bf16;
   const WinogradCost& cost = converts ? kAgainstDirectInFp32 : kAgainstDirectInBf16;
   const Image out{q.oh, q.ow};
   return pays(cost, q, out) ? "" : does_not_pay(cost, q, out);
@@ -185,15 +185,15 @@ std::string no_winograd(const ConvShape& q, const CpuFeatures& cpu) {
   if (q.stride_h != 1 || q.stride_w != 1) return "the stride is " + times(q.stride_h, q.stride_w);
   if (q.dil_h != 1 || q.dil_w != 1) return "the dilation is " + times(q.dil_h, q.dil_w);
   if (q.pool_r) return "a max-pool follows in the same kernel";
-  if (isa_of(q.element, cpu) == Isa::kAmx) return "AMX multiplies faster than AVX-512 transforms";
+  if (isa_of(q.dtype, cpu) == Isa::kAmx) return "AMX multiplies faster than AVX-512 transforms";
   if (q.c % 16 || q.c < 32 || q.k % 16 || q.k < 32)
     return std::to_string(q.c) + " -> " + std::to_string(q.k) + " channels; multiples of 16 from 32 up expected";
-  return q.element == Element::kFloat32 ? no_tiles_of_2(q) : no_tiles_of_4(q, cpu);
+  return q.dtype == Dtype::kFloat32 ? no_tiles_of_2(q) : no_tiles_of_4(q, cpu);
 }
 
 std::string no_direct_in_purpose(const ConvShape& q, const CpuFeatures& cpu) {
   if (const std::string why = no_direct(q, cpu); !why.empty() || q.purpose != Purpose::kWeightGradient) return why;
-  return isa_of(q.element, cpu) == Isa::kAmx && q.groups == 1 ? "" : "its weight gradient is computed with AMX only";
+  return isa_of(q.dtype, cpu) == Isa::kAmx && q.groups == 1 ? "" : "its weight gradient is computed with AMX only";
 }
 
 constexpr Candidate kCandidates[] = {
@@ -206,9 +206,9 @@ constexpr Candidate kCandidates[] = {
 // Whether our kernels convert 16 bits to float32: no instruction multiplies them and sums in float32. torch's
 // convolutions are then several times slower than in float32, with AVX512-FP16 too, where its weight gradients take
 // hundreds of times as long (Sapphire Rapids, torch 2.13.0).
-bool is_slow_in_torch(Element element, const CpuFeatures& cpu) {
-  const Isa isa = own_isa(element, cpu);
-  return has_16_bits(element) && (isa == Isa::kAvx2 || isa == Isa::kAvx512);
+bool is_slow_in_torch(Dtype dtype, const CpuFeatures& cpu) {
+  const Isa isa = own_isa(dtype, cpu);
+  return has_16_bits(dtype) && (isa == Isa::kAvx2 || isa == Isa::kAvx512);
 }
 
 // Training, for each purpose: why torch's kernel is expected to be faster than any of ours, or empty. Weights change at
@@ -225,7 +225,7 @@ std::string left_to_torch(const ConvShape& q, const CpuFeatures& cpu) {
     return "the convolution has " + std::to_string(q.groups) + " groups, for which training uses torch";
 
   // AMX is at least as fast as torch in any shape, packing included.
-  const Isa isa = own_isa(q.element, cpu);
+  const Isa isa = own_isa(q.dtype, cpu);
   const bool nhwc = of_weight && isa != Isa::kAmx ? q.grad_nhwc : q.x_nhwc;
   if (!nhwc) return "a tensor is not channels_last, and converting it takes too long";
   if (isa == Isa::kAmx) return "";
@@ -235,8 +235,8 @@ std::string left_to_torch(const ConvShape& q, const CpuFeatures& cpu) {
     return "only " + std::to_string(image.pixels(q)) + " pixels, fewer than the " + std::to_string(kLeastPixels) +
            " for which packing the weight pays in one call";
 
-  const bool fp32 = q.element == Element::kFloat32, fp32_or_bf16 = fp32 || q.element == Element::kBFloat16;
-  if (!of_weight && is_slow_in_torch(q.element, cpu)) return "";
+  const bool fp32 = q.dtype == Dtype::kFloat32, fp32_or_bf16 = fp32 || q.dtype == Dtype::kBFloat16;
+  if (!of_weight && is_slow_in_torch(q.dtype, cpu)) return "";
   if (forward && fp32_or_bf16 && q.c <= kMostImageChannels) return "";
   const Image unpadded{(q.h - 1) / q.stride_h + 1, (q.w - 1) / q.stride_w + 1};  // output of a 1x1 kernel
   const double bytes = static_cast<double>(unpadded.pixels(q)) * static_cast<double>(q.k) * (fp32 ? 4 : 2);
@@ -248,7 +248,7 @@ std::string left_to_torch(const ConvShape& q, const CpuFeatures& cpu) {
                ? ""
                : does_not_pay(kAgainstTorchInFp32, q, image);
   const bool whole = q.c % 16 == 0 && q.c >= 32 && q.k % 16 == 0 && q.k >= 32;
-  if (q.r == 3 && q.s == 3 && unit && has_16_bits(q.element) && whole && isa != Isa::kNone)
+  if (q.r == 3 && q.s == 3 && unit && has_16_bits(q.dtype) && whole && isa != Isa::kNone)
     return pays(kAgainstTorchIn16Bits, q, image) ? "" : does_not_pay(kAgainstTorchIn16Bits, q, image);
 
   // Our direct kernel is 1.0 to 2.4 times as fast as torch's on a Sapphire Rapids in all of ResNet's shapes, input
@@ -262,7 +262,7 @@ std::string left_to_torch(const ConvShape& q, const CpuFeatures& cpu) {
 // Common networks stay far below.
 bool torchs_input_gradient_fails(const ConvShape& q) {
   constexpr int64_t kMostExtent = 1024;
-  return has_16_bits(q.element) && std::max(q.dil_h * (q.r - 1), q.dil_w * (q.s - 1)) > kMostExtent;
+  return has_16_bits(q.dtype) && std::max(q.dil_h * (q.r - 1), q.dil_w * (q.s - 1)) > kMostExtent;
 }
 
 // Why the input gradient is not a convolution that our kernels compute.
@@ -354,10 +354,10 @@ CpuFeatures cpu_features() {
   return f;
 }
 
-Isa isa_of(Element element, const CpuFeatures& cpu) {
-  if (element == Element::kFloat64) return Isa::kNone;
-  if (element == Element::kBFloat16 && cpu.amx_usable) return Isa::kAmx;
-  if (element == Element::kBFloat16 && cpu.avx512_bf16) return Isa::kAvx512Bf16;
+Isa isa_of(Dtype dtype, const CpuFeatures& cpu) {
+  if (dtype == Dtype::kFloat64) return Isa::kNone;
+  if (dtype == Dtype::kBFloat16 && cpu.amx_usable) return Isa::kAmx;
+  if (dtype == Dtype::kBFloat16 && cpu.avx512_bf16) return Isa::kAvx512Bf16;
   return cpu.avx512 ? Isa::kAvx512 : cpu.avx2 ? Isa::kAvx2 : Isa::kNone;
 }
 
@@ -374,7 +374,7 @@ ConvShape flipped(const ConvShape& forward) {
 Plan make_plan(const ConvShape& shape, const CpuFeatures& cpu) {
   const std::optional<size_t> chosen = engine_from_environment();
   const Candidate* first = kCandidates + chosen.value_or(0);
-  Isa isa = isa_of(shape.element, cpu);
+  Isa isa = isa_of(shape.dtype, cpu);
   if (isa == Isa::kAmx && shape.groups > 1) isa = Isa::kAvx512Bf16;  // there is no AMX kernel for groups
   const bool of_input = shape.purpose == Purpose::kInputGradient;
   const ConvShape q = of_input ? flipped(shape) : shape;  // that runs
@@ -400,8 +400,9 @@ Plan make_plan(const ConvShape& shape, const CpuFeatures& cpu) {
     // Where the stride is wider than the image, oneDNN with AMX leaves taps of the weight gradient unwritten.
     const int64_t width = shape.purpose != Purpose::kForward && shape.stride_w > shape.w ? 1 : shape.ow;
     // Where ours gives up, torch's 16 bits have eager's Inf and NaN.
-    plan.in_float32 = (plan.engine == Engine::kComposed && is_slow_in_torch(shape.element, cpu)) ||
-                      onednn_is_wrong(shape.element, width, cpu);
+    const bool slow = first->engine <= Engine::kDirect && is_slow_in_torch(shape.dtype, cpu);
+    plan.in_float32 = (plan.engine == Engine::kComposed && slow) ||
+                      onednn_is_wrong(shape.dtype, width, cpu);
   }
   return plan;
 }

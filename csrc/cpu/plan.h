@@ -6,10 +6,11 @@
 #include <string>
 #include <vector>
 
+#include "common/dtype.h"
+
 namespace resnet_fused::cpu {
 
 enum class Engine { kWinograd, kDirect, kOneDnn, kComposed };
-enum class Element { kFloat32, kBFloat16, kFloat16, kFloat64 };
 // Inference may keep a packed weight and fuses BatchNorm; the others pack for one call.
 enum class Purpose { kInference, kForward, kInputGradient, kWeightGradient };
 enum class Isa { kNone, kAvx2, kAvx512, kAvx512Bf16, kAmx };  // of our own convolutions
@@ -30,7 +31,7 @@ struct CpuFeatures {
 struct ConvShape {
   int64_t n, c, h, w, k, r, s, oh, ow;
   int64_t stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, groups;
-  Element element;
+  Dtype dtype;
   Purpose purpose = Purpose::kInference;
   bool x_nhwc = true, grad_nhwc = true;               // in memory: x, and the output's gradient
   int64_t pool_r = 0, pool_s = 0, pool_stride_h = 1;  // max-pool fused into the same kernel; 0: none
@@ -55,14 +56,14 @@ struct Plan {
 ConvShape flipped(const ConvShape& forward);
 
 // oneDNN 3.12 reads uninitialised memory if it multiplies tiles and a bfloat16 output is one pixel wide.
-inline bool onednn_is_wrong(Element element, int64_t output_width, const CpuFeatures& cpu) {
-  return cpu.onednn_amx && element == Element::kBFloat16 && output_width == 1;
+inline bool onednn_is_wrong(Dtype dtype, int64_t output_width, const CpuFeatures& cpu) {
+  return cpu.onednn_amx && dtype == Dtype::kBFloat16 && output_width == 1;
 }
 
 // Features of this processor, capped by RESNET_FUSED_CPU_ISA.
 CpuFeatures cpu_features();
 // The instruction set of our convolutions of these elements on this processor.
-Isa isa_of(Element element, const CpuFeatures& cpu);
+Isa isa_of(Dtype dtype, const CpuFeatures& cpu);
 // Whether RESNET_FUSED_CPU_ENGINE allows our own kernels.
 bool own_kernels_allowed();
 Plan make_plan(const ConvShape& shape, const CpuFeatures& cpu);

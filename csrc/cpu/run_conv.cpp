@@ -17,7 +17,7 @@ Tensor torch_conv(const Conv& conv, const OptTensor& bias) {
   const auto of = [&](const Tensor& x) {
     return aten_convolution(x, conv.weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups);
   };
-  if (!onednn_is_wrong(element_of(scalar_type_of(conv.x)), conv.ow, cpu_features())) return of(conv.x);
+  if (!onednn_is_wrong(dtype_of(conv.x), conv.ow, cpu_features())) return of(conv.x);
   const int64_t w = conv.x.size(3);
   const Sizes sizes{conv.n, conv.c, conv.h, w + conv.stride[1]};
   Tensor wide = aten_empty(sizes, conv.x, /*channels_last=*/true);

@@ -16,9 +16,9 @@ bool winograd_conv(const Conv& conv, const OptTensor& residual, bool relu, bool 
   if (!bn.bias_folds) return false;
   const Tensor x = aten_contiguous(conv.x, /*channels_last=*/true);
 
-  const Element element = element_of(scalar_type_of(x));
-  const Isa isa = isa_of(element, cpu_features());
-  const WinogradKernels& kernels = kernels_of(element, isa).winograd;
+  const Dtype dtype = dtype_of(x);
+  const Isa isa = isa_of(dtype, cpu_features());
+  const WinogradKernels& kernels = kernels_of(dtype, isa).winograd;
   WinogradConv q{};
   q.x = x.const_data_ptr();
   q.scale = bn.scale.data(), q.shift = bn.shift.data();

@@ -33,6 +33,6 @@ extern const DirectGradientKernels direct_gradient_bf16;
 }  // namespace amx
 
 // The kernels of the instruction set that the plan chooses for these elements.
-const VectorKernels& kernels_of(Element element, Isa isa);
+const VectorKernels& kernels_of(Dtype dtype, Isa isa);
 
 }  // namespace resnet_fused::cpu

@@ -2,12 +2,11 @@
 #pragma once
 #include <cstdint>
 
+#include "common/dtype.h"
+
 namespace resnet_fused::cuda {
 
-// Element types of kernels.
-enum class Dtype : int32_t { kFloat32, kFloat16, kBFloat16, kFloat64 };
-
-constexpr int size_of(Dtype dtype) { return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2; }
+using resnet_fused::Dtype;
 
 // size_of as a constant that device code can use too.
 template <Dtype kDtype>

@@ -59,8 +59,6 @@ void demand(const KernelVariant& v, int device) {
   if (!may_launch(v, device)) throw NoKernel();
 }
 
-bool merges(int64_t parts) { return parts > kMostParts; }
-
 }  // namespace
 
 Planned cached_plan(const Problem& p, const Device& device, const Override& o) {
@@ -99,13 +97,13 @@ void launch_checked(const BnAddActParams& p, const Queue& queue, int device) {
 
 void launch_checked(const BnStatsParams& p, const Queue& queue, int device) {
   const BnStatsVariant v = select_bn_stats(p);
-  demand(variant_of_stats(v, merges(parts_of(Parts::kMoments, p.shape, v.vector, queue.sm_count).parts)), device);
+  demand(variant_of_stats(v, merges_first(parts_of(Parts::kMoments, p.shape, v.vector, queue.sm_count).parts)), device);
   launch_bn_stats(p, queue);
 }
 
 void launch_checked(const BnBackwardReduceParams& p, const Queue& queue, int device) {
   const BnGradientVariant v = select_bn_gradient(p.from, p.masked_grad);
-  demand(variant_of_reduce(v, merges(parts_of(Parts::kSums, p.from.shape, v.vector, queue.sm_count).parts)), device);
+  demand(variant_of_reduce(v, merges_first(parts_of(Parts::kSums, p.from.shape, v.vector, queue.sm_count).parts)), device);
   launch_bn_backward_reduce(p, queue);
 }
 

@@ -19,8 +19,7 @@ ChannelVector pointer(const OptTensor& t) {
 }
 
 Tensor filter_of(const Conv& conv) {
-  if (conv.flipped) return aten_contiguous(aten_flip(conv.weight), true);
-  return aten_contiguous(conv.weight, true);
+  return conv.flipped ? with_weight(conv).weight : aten_contiguous(conv.weight, true);
 }
 
 // A gradient's padding may be negative.
@@ -30,19 +29,6 @@ int32_t i32(int64_t v) {
 }
 
 }  // namespace
-
-Dtype dtype_of(const Tensor& t) {
-  switch (scalar_type_of(t)) {
-    case ScalarType::Double:
-      return Dtype::kFloat64;
-    case ScalarType::Half:
-      return Dtype::kFloat16;
-    case ScalarType::BFloat16:
-      return Dtype::kBFloat16;
-    default:  // the ops' checks reject any other type
-      return Dtype::kFloat32;
-  }
-}
 
 bool is_aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; }
 

@@ -5,8 +5,6 @@
 
 namespace resnet_fused::cuda {
 
-Dtype dtype_of(const Tensor& t);
-
 // Whether the address is a multiple of 16 bytes. This ignores that a copy to another layout would align the tensor;
 // only views at odd offsets lose by it.
 bool is_aligned(const Tensor& t);

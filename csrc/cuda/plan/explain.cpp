@@ -11,11 +11,9 @@ const char* pass_after(ConvMode mode) {
   return has_moments(mode) ? "bn_stats" : has_gradient_sums(mode) ? "bn_backward_reduce" : "bn_add_act";
 }
 
-bool is_kernel(const Candidate& c) { return c.engine != Engine::kTorch && c.engine != Engine::kTwoLaunches; }
-
 // "sm80 128x64"; a block's tile depends on the image, so its name has the channels: "sm90:block 64".
 std::string name_of(const Problem& p, const Candidate& c) {
-  if (!is_kernel(c)) return name_of(c.engine);
+  if (!is_kernel(c.engine)) return name_of(c.engine);
   if (p.task == Task::kBasicBlock) return sentence(name_of(c.engine), " ", p.main.c);
   return sentence(name_of(c.engine), " ", c.variant.tile_m, "x", c.variant.tile_n);
 }
@@ -86,11 +84,11 @@ const char* name_of(Rejected::Why why) {
 
 Fields fields_of(const Problem& p, const Candidate& c, bool whole_engine) {
   Fields f;
-  f.add("kernel", !is_kernel(c) ? name_of(c.engine) : name_of(family_of(c.engine, p.mode)));
+  f.add("kernel", !is_kernel(c.engine) ? name_of(c.engine) : name_of(family_of(c.engine, p.mode)));
   f.add("engine", name_of(c.engine));
   if (whole_engine) return f;
   f.add("name", name_of(p, c));
-  if (is_kernel(c)) {
+  if (is_kernel(c.engine)) {
     f.add("dtype", name_of(p.dtype)).add("mode", name_of(p.mode));
     f.add("tile_m", int64_t{c.variant.tile_m}).add("tile_n", int64_t{c.variant.tile_n});
     f.add("tiles", c.tiles).add("smem", int64_t{c.smem}).add("splits", int64_t{c.splits});
@@ -116,11 +114,6 @@ const char* name_of(ConvMode mode) {
       break;
   }
   return has_prologue(mode) ? "prologue" : "plain";
-}
-
-const char* name_of(Dtype dtype) {
-  constexpr const char* kNames[] = {"float32", "float16", "bfloat16", "float64"};
-  return kNames[static_cast<int32_t>(dtype)];
 }
 
 std::string to_text(const Problem& problem, const Device& device, const Plan& plan,

@@ -32,12 +32,10 @@ const Planner two_launches_planner = {
     nullptr,  // cost_of_two: it plans, which needs the override
 };
 
-bool is_last_resort(const Planner& planner) { return planner.family == nullptr; }
-
-// Numbers of bn_finish: it merges parts first if there are too many.
+// Whether a finishing kernel runs; bn_finish counts only if it merges parts first.
 bool is_finished(const Problem& p, const Plan& plan) {
   if (!leaves_parts(p.mode)) return plan.splits > 1 || plan.sk_units > 0;
-  return ceil_div(pixels(p.main), plan.part) > kMostParts;
+  return merges_first(ceil_div(pixels(p.main), plan.part));
 }
 
 KernelVariant kernel_of(const Planner& planner, const Problem& p, const Plan& c) {
@@ -54,7 +52,7 @@ class Choice {
     const Candidate whole{planner.engine};
     if (const std::string why = planner.rejects(problem_, device_); !why.empty())
       return reject(whole, true, Rejected::kUnsupported, why);
-    if (!is_last_resort(planner)) accepted_ = true;
+    if (is_kernel(planner.engine)) accepted_ = true;
     if (is_excluded(override_, planner)) return reject(whole, true, Rejected::kOverride, to_string(override_));
     for (Candidate& c : planner.candidates(problem_, device_)) consider(planner, c);
   }
@@ -86,7 +84,7 @@ class Choice {
     if (c.missing) return reject(c, false, Rejected::kMissing, c.missing);
     if (c.smem > device_.smem_per_block) return reject(c, false, Rejected::kSharedMemory, "");
     c.variant.mode = problem_.mode;
-    if (is_last_resort(planner)) {
+    if (!is_kernel(planner.engine)) {
       // Without a kernel there is nothing to compare torch with, and sizes may not even fit 64 bits.
       if (planner.task == Task::kBasicBlock)
         cost_of_two(c, problem_, model_, override_);
@@ -161,13 +159,13 @@ const Planner& planner_of(Engine engine) {
 const Planner* planner_of(KernelFamily family) {
   for (const Planner* planner : planners())
     for (const Epilogue epilogue : {Epilogue::kAffine, Epilogue::kMoments, Epilogue::kGradientSums})
-      if (!is_last_resort(*planner) && planner->family({Prologue::kNone, epilogue}) == family) return planner;
+      if (is_kernel(planner->engine) && planner->family({Prologue::kNone, epilogue}) == family) return planner;
   return nullptr;
 }
 
 std::optional<KernelVariant> kernel_of(const Problem& problem, const Plan& plan) {
   const Planner& planner = planner_of(plan.engine);
-  if (is_last_resort(planner)) return std::nullopt;
+  if (!is_kernel(planner.engine)) return std::nullopt;
   return kernel_of(planner, problem, plan);
 }
 

@@ -46,6 +46,8 @@ enum class Engine : int32_t {
   kTwoLaunches,    // a BasicBlock as two convolutions, each with its own plan
 };
 
+constexpr bool is_kernel(Engine engine) { return engine != Engine::kTorch && engine != Engine::kTwoLaunches; }
+
 // A kernel that could run a problem: its launch parameters and predicted cost.
 struct Candidate {
   Engine engine = Engine::kTorch;

@@ -10,7 +10,6 @@ namespace resnet_fused::cuda {
 
 // "plain", "prologue", "projection", "projection prologue", "statistics", "prologue statistics", "gradient sums"
 const char* name_of(ConvMode mode);
-const char* name_of(Dtype dtype);
 
 // Concatenates words and numbers into a message; floating-point numbers get one decimal.
 template <typename... Args>

@@ -120,33 +120,18 @@ def _limit_per_kernel(engine: str, limit: int, numbers: list[int], candidates: I
     """Cases for which the plan selects a kernel of the engine, at most ``limit`` for each kernel."""
     count: dict[str, int] = {}
     for problem in candidates:
-        kernel, family = cuda_kernel(problem, numbers)
-        if _engine_family(engine, problem) != family:
+        plan = plan_of(problem, numbers)
+        kernel, family = cuda_kernel(problem, plan)
+        if not _names(engine, "torch" if family == TORCH else plan.fields["engine"]):
             continue
         count[kernel] = count.get(kernel, 0) + 1
         if count[kernel] <= limit:
             yield case_of(problem, engine, kernel, family)
 
 
-def _engine_family(engine: str, problem: Problem) -> str:
-    """The kernel family that an engine's name selects for a problem, or ""."""
-    if engine.startswith("torch"):
-        return TORCH
-    if engine.startswith("sm90"):
-        if problem.op == "basic_block":
-            return "sm90/block_fwd" if engine == "sm90:block" else ""
-        if engine == "sm90:block":
-            return ""
-        return "sm90/conv_rows" if ":rows" in engine else f"sm90/{_sm90_file(problem.mode)}"
-    return f"sm80/{_sm80_file(problem.mode)}" if problem.op != "basic_block" else ""
-
-
-def _sm80_file(mode: str) -> str:
-    return "conv_gradient" if mode == "gradient sums" else "conv_stats" if "statistics" in mode else "conv_fwd"
-
-
-def _sm90_file(mode: str) -> str:
-    return "conv_sm90_stats" if "statistics" in mode else "conv_sm90"
+def _names(engine: str, planned: str) -> bool:
+    """Whether an engine's name, with a tile and a number of parts perhaps, is that of a planned kernel."""
+    return re.sub(r"(:\d+x\d+(:\d+)?)?$", "", engine) == planned
 
 
 def plan_of(problem: Problem, numbers: list[int]) -> plans.Plan:
@@ -162,9 +147,9 @@ def plan_of(problem: Problem, numbers: list[int]) -> plans.Plan:
     return plans.read(ops.explain_cuda(*geometry, dtype, mode, *projection, residual, True, tf32, numbers))
 
 
-def cuda_kernel(problem: Problem, numbers: list[int]) -> tuple[str, str]:
+def cuda_kernel(problem: Problem, plan: plans.Plan) -> tuple[str, str]:
     """The kernel that the plan selects, as named in the report, and its family."""
-    plan, kind = plan_of(problem, numbers), problem.kind_name
+    kind = problem.kind_name
     if plan.kernel == "sm90/block_fwd":
         return f"{plan.kernel} {problem.shape.c} {kind}", plan.kernel
     if "/" not in plan.kernel:
@@ -181,12 +166,11 @@ def refused(numbers: list[int], found: Iterable[Case]) -> dict[str, str]:
     reasons: dict[str, str] = {}
     for engine in cuda_engines():
         for problem in [*tried, problems.blocks("bfloat16", large=False)[0]]:
-            family = _engine_family(engine, problem)
-            if family in reached or not family or family in reasons:
-                continue
             with _environment({CUDA_ENGINE: engine}):
                 rejected = plan_of(problem, numbers).rejected
-            reasons[family] = next((r.reason for r in rejected if r.kernel == family), "not planned")
+            for each in rejected:
+                if each.kernel not in reached and _names(engine, each.fields["engine"]):
+                    reasons.setdefault(each.kernel, each.reason)
     return reasons
 
 

@@ -15,7 +15,7 @@ void finish(BnFinishParams p, const Queue& queue) {
   BnParts& parts = p.parts;
   using Merge = BnFinishConfig<kSum, kParts, false>;
   using Last = BnFinishConfig<kDtype, kParts, true>;
-  while (parts.parts > kMostParts) {
+  while (merges_first(parts.parts)) {
     char* const merged = static_cast<char*>(parts.data) + parts.bytes();
     const int32_t left = ceil_div(parts.parts, kMergedParts);
     LAUNCH_DEPENDENT(bn_finish_kernel<Merge>, dim3(groups, left), dim3(Merge::kThreads), Merge::kSharedBytes, queue, p,

@@ -19,10 +19,13 @@ constexpr int32_t kFinishChannels = 8, kFinishRows = 32;  // a block reads 32 by
 constexpr int32_t kMostParts = 1024;                      // that one block adds, at most
 constexpr int32_t kMergedParts = 256;                     // more parts than that are first merged, so many into one
 
+// Whether parts are merged before they are added.
+constexpr bool merges_first(int64_t parts) { return parts > kMostParts; }
+
 // Bytes for the parts and for intermediate merges.
 inline int64_t finish_workspace(BnParts p) {
   int64_t bytes = p.bytes();
-  while (p.parts > kMostParts) {
+  while (merges_first(p.parts)) {
     p.parts = (p.parts + kMergedParts - 1) / kMergedParts;
     bytes += p.bytes();
   }
