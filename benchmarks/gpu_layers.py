@@ -110,9 +110,9 @@ class Downsample(Layer):
         return F.relu_(y.add_(shortcut))
 
     def cudnn(self) -> Callable[[], Any] | None:
-        side = _rounded(*folded(self.projection.weight, self.projection.bn), self.x.dtype)
+        projection = _rounded(*folded(self.projection.weight, self.projection.bn), self.x.dtype)
         weight, bias = self.folded()
-        return lambda: self.fused_by_cudnn(weight, bias, F.conv2d(self.source, *side, HALVED))
+        return lambda: self.fused_by_cudnn(weight, bias, F.conv2d(self.source, *projection, HALVED))
 
     def expected(self, picked: list[int]) -> Parts:
         projection = self.projection

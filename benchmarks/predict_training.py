@@ -26,7 +26,7 @@ PARTS = 12 / 256  # bytes of moments (three floats a channel) per byte of output
 SUMS = 8 / 256  # the same for gradient sums: two floats
 SIZE = 2  # bytes of an element
 POOLED = 1 / 4  # size of the pooled tensor relative to its input; its 64-bit indices are as large as the input
-TAKEN = 1 / 8  # the same for argmax, a byte a value
+ARGMAX = 1 / 8  # the same for argmax, a byte a value
 
 
 class Conv(NamedTuple):
@@ -43,18 +43,18 @@ class Conv(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A chain of convolutions, each followed by a BatchNorm; ``side`` is a projection, ``shortcut``: any adds.
+    """A chain of convolutions, each followed by a BatchNorm; ``projection`` is its shortcut's, ``shortcut``: any adds.
 
     Without a shortcut it is the stem: its input is images and its output is pooled.
     """
 
     title: str
     main: list[Conv]
-    side: Conv | None
+    projection: Conv | None
     shortcut: bool
 
     def convs(self) -> list[Conv]:
-        return [*self.main, *([] if self.side is None else [self.side])]
+        return [*self.main, *([] if self.projection is None else [self.projection])]
 
 
 class Cost(NamedTuple):
@@ -102,11 +102,11 @@ def our_forward(b: Block, *rates: float) -> Cost:
     """Each convolution by the faster of our kernel and cuDNN's with extra passes."""
     found = []
     for c in b.convs():
-        prepared = c is not b.main[0] and c is not b.side  # reads relu(bn(raw))
-        theirs = tensors(1, c.y) + tensors(2 if prepared else 0, c.x) + Cost(0, c.seconds(CUDNN))
+        activated = c is not b.main[0] and c is not b.projection  # reads relu(bn(pre_bn))
+        theirs = tensors(1, c.y) + tensors(2 if activated else 0, c.x) + Cost(0, c.seconds(CUDNN))
         ours = [Cost(0, c.seconds(rate, 2 * PARTS * c.y)) for rate in rates]
         found.append(min([*ours, theirs], key=lambda cost: cost.seconds) if c.ours else theirs)
-    return total([*found, tensors(3 if b.shortcut else 1 + POOLED + TAKEN, b.main[-1].y)])
+    return total([*found, tensors(3 if b.shortcut else 1 + POOLED + ARGMAX, b.main[-1].y)])
 
 
 def gradient_with_sums(c: Conv) -> Cost:
@@ -115,9 +115,9 @@ def gradient_with_sums(c: Conv) -> Cost:
     The pass reads two tensors. The convolution reads one more, writes and reads partial sums, and needs a flipped
     filter (two copies).
     """
-    saved, turned = tensors(-2, c.x), tensors(4, c.weight)
+    saved, flipped = tensors(-2, c.x), tensors(4, c.weight)
     ours = Cost(0, c.seconds(SM80, c.x + 2 * SUMS * c.x) - c.seconds(CUDNN))
-    return min(saved + turned + ours, Cost(0, 0), key=lambda cost: cost.seconds)
+    return min(saved + flipped + ours, Cost(0, 0), key=lambda cost: cost.seconds)
 
 
 def our_backward(b: Block) -> Cost:
@@ -126,7 +126,7 @@ def our_backward(b: Block) -> Cost:
     found += [tensors(2, c.x) for c in b.main[1:]]  # recomputes the activation for the weight gradient
     found += [gradient_with_sums(c) for c in b.main[1:] if c.ours and c.unit_stride]
     if not b.shortcut:
-        return total([*found, tensors(POOLED + TAKEN + 1, b.main[0].y)])
+        return total([*found, tensors(POOLED + ARGMAX + 1, b.main[0].y)])
     found.append(tensors(2, b.main[-1].y))  # the masked gradient, stored by the reduction pass
     first = b.main[0]  # with stride 1, our convolution adds both gradients of x
     added = tensors(3, first.x)
@@ -170,11 +170,12 @@ def read(net: nn.Module, batch: int) -> tuple[list[Block], float]:
     for module in net.modules():
         if isinstance(module, (reference.BasicBlock, reference.Bottleneck)):
             main = [m for m in module.children() if isinstance(m, nn.Conv2d)]
-            side = None if module.downsample is None else next(module.downsample.children())
-            assert side is None or isinstance(side, nn.Conv2d)
-            kind = type(module).__name__ + ("" if side is None else f", projection, stride {side.stride[0]}")
+            projection = None if module.downsample is None else next(module.downsample.children())
+            assert projection is None or isinstance(projection, nn.Conv2d)
+            kind = type(module).__name__
+            kind += "" if projection is None else f", projection, stride {projection.stride[0]}"
             width = f" {main[-1].out_channels}@{int((found[main[-1]].y / batch / main[-1].out_channels) ** 0.5)}"
-            projection = None if side is None else found[side]
+            projection = None if projection is None else found[projection]
             blocks.append(Block(kind + width, [found[m] for m in main], projection, True))
     return blocks, sum(p.numel() for p in net.parameters())
 

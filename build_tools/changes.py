@@ -69,7 +69,7 @@ def sanitizers(changed: Iterable[str] | None) -> bool:
 
 
 def _families_of_test(text: str) -> set[str]:
-    """The kernel families in which a test file plants bugs."""
+    """The kernel families that a test file mutates."""
     if "mutation" not in text:
         return set()
     found = {family for family, folder in FAMILIES.items() if f'"{folder.removeprefix("csrc/")}/' in text}

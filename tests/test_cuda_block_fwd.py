@@ -357,9 +357,9 @@ def exercise(channels, kernels, schedule):
     check(kernels, block._replace(bn1=block.bn1._replace(beta=block.bn1.beta + 2)), schedule=schedule, sm_count=1)
 
 
-def caught(bugs, channels):
+def caught(mutations, channels):
     check = fails(functools.partial(exercise, channels))
-    return mutations_of(bugs, check, ("block_fwd_bf16",), f"v.channels == {channels}")
+    return mutations_of(mutations, check, ("block_fwd_bf16",), f"v.channels == {channels}")
 
 
 @by_schedule

@@ -9,7 +9,7 @@ from cuda_cases.batch_norm import activation
 from cuda_cases.training import case, check_backward, check_masked_grad, check_reduce, check_stats
 from mutation import by_schedule, each_mutation, fails, mutations_of, order, value
 
-STATS, PARTS, MOMENTS, REDUCE, GRADIENT, APPLY, FINISH, FOLD, HOST, WALK = (
+STATS, PARTS, MOMENTS, REDUCE, GRADIENT, APPLY, FINISH, FOLD, HOST, REDUCTION = (
     "cuda/kernels/bn/bn_stats.cuh",
     "cuda/kernels/bn/parts.cuh",
     "cuda/kernels/bn/moments.cuh",
@@ -42,7 +42,7 @@ STATISTICS_MUTATIONS = {
     "infinite center accepted": value(MOMENTS, "return is_finite(center) ? center : Acc(0);", "return center;"),
     "squares not re-centered on the mean": value(MOMENTS, "squares -= by * (2 * sum - count * by);", ""),
     "one part too many": value(
-        WALK, "r.splits = ceil_div(r.items, r.each);", "r.splits = ceil_div(r.items, r.each) + 1;"
+        REDUCTION, "r.splits = ceil_div(r.items, r.each);", "r.splits = ceil_div(r.items, r.each) + 1;"
     ),
 }
 SUM_MUTATIONS = {
@@ -56,7 +56,7 @@ SUM_MUTATIONS = {
     "BatchNorm vectors of lane 0": value(REDUCE, "bn(from.bn, lane * Config::kChannels)", "bn(from.bn, 0)"),
     "masked gradients of a batch stored at one offset": value(REDUCE, "masked_grad + at[b]", "masked_grad + at[0]"),
     "masked gradient at offset 0 not stored": value(REDUCE, "(masked_grad) Config", "(masked_grad && at[b]) Config"),
-    "alignment of the masked_grad gradient not checked": value(HOST, "| reinterpret_cast<uintptr_t>(to);", ";"),
+    "alignment of the masked gradient not checked": value(HOST, "| reinterpret_cast<uintptr_t>(to);", ";"),
     "alignment of out not checked": value(HOST, "reinterpret_cast<uintptr_t>(g.out) |", ""),
 }
 GRADIENT_MUTATIONS = {

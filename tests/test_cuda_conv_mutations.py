@@ -160,9 +160,9 @@ def exercise_splits(kernels, schedule):
         exercise(kernels, schedule, mode, splits=(3,))
 
 
-def caught(bugs, source="conv_fwd_bf16", mode="plain", dtype=torch.bfloat16):
+def caught(mutations, source="conv_fwd_bf16", mode="plain", dtype=torch.bfloat16):
     variants = f"v.tile_m == 64 && {is_mode(mode)}"
-    return mutations_of(bugs, fails(functools.partial(exercise, mode=mode, dtype=dtype)), (source,), variants)
+    return mutations_of(mutations, fails(functools.partial(exercise, mode=mode, dtype=dtype)), (source,), variants)
 
 
 @by_schedule

@@ -220,7 +220,7 @@ def test_grid_stride_loop_covers_each_item_once(kernels, vector, sm_count):
         assert w["grid"] <= max(8 * sm_count, w["groups"])
 
 
-KERNEL, CONFIG, WALK, AFFINE, ELEMENT = (
+KERNEL, CONFIG, HOST, AFFINE, ELEMENT = (
     "cuda/kernels/bn/bn_add_act.cuh",
     "cuda/kernels/bn/grid_stride.cuh",
     "cuda/kernels/bn/bn_add_act.h",
@@ -244,7 +244,7 @@ MUTATIONS = {
     "projection uses the main BatchNorm": value(KERNEL, "Affine(p.shortcut_bn,", "Affine(p.bn,"),
     "NaN lost in ReLU": value(ELEMENT, "return ptx::max_nan(v, 0.0f);", "return v > 0 ? v : 0;"),
     "alignment of the shortcut not checked": value(
-        WALK,
+        HOST,
         " | reinterpret_cast<uintptr_t>(p.shortcut)",
         "",
     ),

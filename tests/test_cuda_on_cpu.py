@@ -162,7 +162,7 @@ def test_invalid_mutation_is_an_error(compiler):
 
 @pytest.fixture
 def mutant(compiler):
-    """One variant of bn_add_act, with a mutant change that has no effect."""
+    """One variant of bn_add_act, mutated without effect."""
     file, at = "cuda/kernels/bn/bn_add_act.cuh", "i < loop.items; i += step"
     variants = "v.dtype == Dtype::kBFloat16 && v.layout == Layout::kNHWC && v.shortcut == Shortcut::kNone"
     patch = cuda_on_cpu.Patch(file, at, at.replace("; ", ";  "), ("bn_add_act",), f"{variants} && v.vector == 8")

@@ -179,9 +179,9 @@ def test_pooling_of_views(layer):
     grad = randn(2, 16, *out.shape[2:], dtype=torch.bfloat16)[:, ::2]
     dx = on.bn_relu_max_pool_backward(grad, argmax.contiguous(), x, *pool)
     assert torch.equal(dx, ops.bn_relu_max_pool_backward(grad, argmax, x, *pool))
-    none, none_taken = on.bn_relu_max_pool(x[:0], *bn, *pool)
-    assert none.shape == none_taken.shape == (0, *out.shape[1:])
-    assert on.bn_relu_max_pool_backward(none, none_taken, x[:0], *pool).shape == x[:0].shape
+    none, no_argmax = on.bn_relu_max_pool(x[:0], *bn, *pool)
+    assert none.shape == no_argmax.shape == (0, *out.shape[1:])
+    assert on.bn_relu_max_pool_backward(none, no_argmax, x[:0], *pool).shape == x[:0].shape
     assert [r["launched"] for r in on.reports[-2:]] == [[], []]
 
 

@@ -399,8 +399,8 @@ FORWARD_MUTATIONS = {
     ),
     "loop uses the height as width": value(
         HOST,
-        "w.columns = FastDivmod(over_outputs ? s.w.out : s.w.in)",
-        "w.columns = FastDivmod(over_outputs ? s.h.out : s.h.in)",
+        "loop.columns = FastDivmod(over_outputs ? s.w.out : s.w.in)",
+        "loop.columns = FastDivmod(over_outputs ? s.h.out : s.h.in)",
     ),
 }
 BACKWARD_MUTATIONS = {

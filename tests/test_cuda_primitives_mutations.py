@@ -143,7 +143,7 @@ def check(caught, case, module, schedule):
     assert found & set(caught), f"{schedule}: {sorted(found)}"
 
 
-PLANTED = [
+FROM_CASES = [
     Mutation(
         name,
         f"tests/cuda_primitives/kernels/{e.file}",
@@ -155,6 +155,6 @@ PLANTED = [
 ]
 
 
-@each_mutation(PLANTED)
+@each_mutation(FROM_CASES)
 def test_mutation_is_caught(mutant, mutation):
     mutation.assert_caught(mutant)

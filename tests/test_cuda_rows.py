@@ -147,7 +147,7 @@ ROLES, CONFIG, KERNEL, HOST = (
     "cuda/kernels/sm90/conv_rows.cuh",
     "cuda/kernels/sm90/conv_rows_variants.cuh",
 )
-TURN = "    ptx::mbarrier_wait_parity(barriers.order(consumer), consumer == 0 ? parity ^ 1 : parity);"
+ORDER = "    ptx::mbarrier_wait_parity(barriers.order(consumer), consumer == 0 ? parity ^ 1 : parity);"
 MUTATIONS = {
     "a stage refilled while it is read": order(
         ROLES,
@@ -179,9 +179,9 @@ MUTATIONS = {
         "barriers.full(first + s), Config::parity_of(t));",
         "barriers.full(first + s), Config::parity_of(t) ^ 1);",
     ),
-    "no wait for the turn": order(ROLES, TURN, ""),
-    "neither consumer has the first turn": order(ROLES, "consumer == 0 ? parity ^ 1 : parity", "parity"),
-    "turn not passed to the other consumer": order(ROLES, "barriers.order((t + 1) % 2)", "barriers.order(t % 2)"),
+    "no wait at the order barrier": order(ROLES, ORDER, ""),
+    "neither consumer is first at the order barrier": order(ROLES, "consumer == 0 ? parity ^ 1 : parity", "parity"),
+    "order barrier of the other not signalled": order(ROLES, "barriers.order((t + 1) % 2)", "barriers.order(t % 2)"),
     "no wgmma fence": order(ROLES, "    ptx::wgmma_fence();\n", ""),
     "a stage released while it is multiplied": order(
         ROLES, "ptx::wgmma_wait_group<1>();", "ptx::wgmma_wait_group<2>();"
@@ -264,9 +264,9 @@ def exercise(tile, kernels, schedule):
     check(kernels, **small_case(Variant(torch.bfloat16, tile, "plain")), schedule=schedule, **ON_HOPPER)
 
 
-def caught(bugs, tile):
+def caught(mutations, tile):
     check = fails(functools.partial(exercise, tile))
-    return mutations_of(bugs, check, ("conv_rows_bf16",), f"v.tile_m == {tile[0]} && v.tile_n == {tile[1]}")
+    return mutations_of(mutations, check, ("conv_rows_bf16",), f"v.tile_m == {tile[0]} && v.tile_n == {tile[1]}")
 
 
 @by_schedule

@@ -107,7 +107,8 @@ CONFIG, WORK, ROLES, KERNEL, HOST = (
     "cuda/kernels/sm90/conv_sm90_variants.cuh",
 )
 READ_STAGE = (
-    "    ptx::mbarrier_wait_parity(Config::kPrepares ? barriers.ready(at.stage) : barriers.full(at.stage), at.parity);"
+    "    ptx::mbarrier_wait_parity(Config::kHasPrologue ? barriers.ready(at.stage) : barriers.full(at.stage), "
+    "at.parity);"
 )
 MUTATIONS = {
     "a stage refilled while it is read": order(
@@ -253,8 +254,8 @@ def exercise_pingpong(kernels, schedule):
     check(kernels, (256, 64), once_round, schedule=schedule, family="conv_sm90", sm_count=1)
 
 
-def caught(bugs, exercise, variants):
-    return mutations_of(bugs, fails(exercise), ("conv_sm90_bf16",), variants)
+def caught(mutations, exercise, variants):
+    return mutations_of(mutations, fails(exercise), ("conv_sm90_bf16",), variants)
 
 
 @by_schedule

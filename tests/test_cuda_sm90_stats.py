@@ -212,8 +212,8 @@ def exercise_centers(kernels, schedule):
     assert torch.isnan(moments[1]).all()
 
 
-def caught(bugs, exercise, variants):
-    return mutations_of(bugs, fails(exercise), ("conv_sm90_stats_bf16",), variants)
+def caught(mutations, exercise, variants):
+    return mutations_of(mutations, fails(exercise), ("conv_sm90_stats_bf16",), variants)
 
 
 @by_schedule

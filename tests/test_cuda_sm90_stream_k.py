@@ -67,8 +67,8 @@ PARTITIONS = {
     "a unit is longer than a tile": (0, 4),
     "a unit is a tile": (0, 6),
     "a unit is half a tile": (0, 12),
-    "only the last tile in sk_units": (5, 2),
-    "as many sk_units as steps": (4, 18),
+    "only the last tile is stream-K": (5, 2),
+    "a unit is a step": (4, 18),
 }
 
 
@@ -201,7 +201,7 @@ def exercise(mode, kernels, schedule):
 
 
 def exercise_pingpong(kernels, schedule):
-    """Shares of full tiles, and of an output smaller than a tile with two steps per tap."""
+    """Stream-K units of full tiles, and of an output smaller than a tile with two steps per tap."""
     check_units(kernels, small_case(Variant(torch.bfloat16, (256, 64), "plain")), **UNEVEN, schedule=schedule)
     conv = convolution(torch.bfloat16, 1, 128, 5, 5, 24, 3, 3, 1, 1)
     check_units(kernels, dict(tile=(256, 64), conv=conv), 0, 5, schedule=schedule)
@@ -213,9 +213,9 @@ def exercise_finish(kernels, schedule):
     exercise_pingpong(kernels, schedule)
 
 
-def caught(bugs, mode, *others):
+def caught(mutations, mode, *others):
     variants = f"v.tile_m == 128 && {is_mode(mode)}"
-    return mutations_of(bugs, fails(functools.partial(exercise, mode)), ("conv_sm90_bf16", *others), variants)
+    return mutations_of(mutations, fails(functools.partial(exercise, mode)), ("conv_sm90_bf16", *others), variants)
 
 
 @by_schedule

@@ -116,7 +116,7 @@ def test_registers_leave_room_to_hide_latency():
 @compiled
 def test_library_holds_the_listed_variants():
     if reason := cuda_on_cpu.missing():
-        pytest.skip(f"the kernel emulator, which lists the compiled, needs a compiler: {reason}")
+        pytest.skip(f"the kernel emulator, which lists the compiled variants, needs a compiler: {reason}")
     emulated = cuda_on_cpu.load()
     compiled = {(d, v, 0 if nhwc else 1, s) for d, v, nhwc, s in emulated.compiled_bn_add_act()}
     assert {bn_add_act_variant(n) for n in named(ARCHS[0], "bn_add_act_kernel")} == compiled
@@ -196,10 +196,10 @@ def test_pooling_moves_16_bytes_per_thread(arch):
             stores = [i for i in code if i.startswith("STG")]
             values = [i for i in stores if ".128" in i]
             writes_argmax = kernel == "bn_pool_kernel" and argmax
-            taken = {8: ".64", 4: "STG.E", 1: ".U8"}[vector]
+            argmax_store = {8: ".64", 4: "STG.E", 1: ".U8"}[vector]
             assert len(values) == (vector > 1), f"{name}: {stores}"
             assert len(stores) == 1 + writes_argmax, f"{name}: {stores}"
-            assert not writes_argmax or any(i.endswith(taken) for i in stores), f"{name}: {stores}"
+            assert not writes_argmax or any(i.endswith(argmax_store) for i in stores), f"{name}: {stores}"
             if found == 3:
                 comparisons = sum(i.startswith("FSETP") for i in code)
                 assert (comparisons > 9 * vector) if argmax else (comparisons < 9), f"{name}: {comparisons}"
@@ -290,7 +290,7 @@ def test_conv_sm90_runs_on_wgmma_and_tma():
         if epilogue == MOMENTS:
             assert set(stores) == {"STG.E"}, f"{name}: a lane's number of each of its channels, and nothing else"
             continue
-        assert stores, f"{name}: sums of shares"
+        assert stores, f"{name}: partial tiles"
         assert all(".128" in i for i in stores), f"{name}: every other store is TMA's: {stores}"
 
 

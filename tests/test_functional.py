@@ -233,7 +233,7 @@ def test_basic_block_saves_no_inner_activation():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         y = calls["basic_block"]()
     activations = {t.data_ptr() for t in saved if t.shape == y.shape}
-    assert len(activations) == 4, "the input, two raw outputs, the output"
+    assert len(activations) == 4, "the input, two pre-BN outputs, the output"
     assert {leaves[0].data_ptr(), y.data_ptr()} <= activations
 
 

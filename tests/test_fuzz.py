@@ -43,8 +43,8 @@ def test_wrong_results_of_every_kind_fail(kind, monkeypatch):
         return call
 
     for name in ("conv_bn_act", "bn_relu_conv_bn_act", "conv_bn_proj_act", "conv_bn_relu_pool", "basic_block",
-                 "bn_add_act", "bn_add_bn_act", "bn_stats", "conv_forward", "conv_backward_input", "conv_backward_weight",
-                 "avg_pool_linear"):  # fmt: skip
+                 "bn_add_act", "bn_add_bn_act", "bn_stats", "conv_forward", "conv_backward_input",
+                 "conv_backward_weight", "avg_pool_linear"):  # fmt: skip
         monkeypatch.setattr(ops, name, wrong(getattr(ops, name)))
     monkeypatch.setattr(problems, "KINDS", {kind: 1})
     failed = 0

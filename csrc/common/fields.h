@@ -1,4 +1,4 @@
-// Fields that an op returns to Python beside a text, as a JSON object: ints, numbers, names and lists of such objects.
+// Fields that an op returns to Python with a text, as a JSON object: ints, numbers, names and lists of such objects.
 #pragma once
 #include <cmath>
 #include <cstdint>

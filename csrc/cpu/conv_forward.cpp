@@ -10,8 +10,8 @@ Tensor conv_forward(Tensor x, Tensor weight, OptTensor bias, Ints stride, Ints p
                     OptTensor residual, bool relu, bool internal) {
   const Conv conv = make_conv("conv_forward", x, weight, bias, {}, stride, padding, dilation, groups);
   check_residual("conv_forward", residual, conv.output_sizes(), conv.x);
-  return run_conv(conv, Purpose::kForward, [&](const Tensor*) { return residual; }, relu, /*keep_packed=*/false,
-                  internal);
+  return run_conv(
+      conv, Purpose::kForward, [&](const Tensor*) { return residual; }, relu, /*keep_packed=*/false, internal);
 }
 
 }  // namespace

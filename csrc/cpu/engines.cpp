@@ -6,24 +6,9 @@
 namespace resnet_fused::cpu {
 
 ConvShape shape_of(const Conv& q, Purpose purpose) {
-  ConvShape shape{q.n,
-                  q.c,
-                  q.h,
-                  q.w,
-                  q.k,
-                  q.r,
-                  q.s,
-                  q.oh,
-                  q.ow,
-                  q.stride[0],
-                  q.stride[1],
-                  q.padding[0],
-                  q.padding[1],
-                  q.dilation[0],
-                  q.dilation[1],
-                  q.groups,
-                  dtype_of(q.x),
-                  purpose};
+  ConvShape shape{q.n,          q.c,           q.h,           q.w,         q.k,           q.r,
+                  q.s,          q.oh,          q.ow,          q.stride[0], q.stride[1],   q.padding[0],
+                  q.padding[1], q.dilation[0], q.dilation[1], q.groups,    dtype_of(q.x), purpose};
   shape.x_nhwc = is_dense(q.x, /*channels_last=*/true);
   return q.flipped ? flipped(shape) : shape;
 }

@@ -41,9 +41,24 @@ std::tuple<std::string, std::string> explain_cpu(Ints x, Ints weight, Ints strid
   check_sizes("x_shape", x);
   check_sizes("weight_shape", weight);
   const Geometry g = check_geometry(kOp, x, weight, stride, padding, dilation, groups);
-  const ConvShape shape{x[0],         x[1],          x[2],          x[3],        weight[0],   weight[2],
-                        weight[3],    g.out[0],      g.out[1],      g.stride[0], g.stride[1], g.padding[0],
-                        g.padding[1], g.dilation[0], g.dilation[1], groups, dtype_named(kOp, dtype), purpose_of(purpose)};
+  const ConvShape shape{x[0],
+                        x[1],
+                        x[2],
+                        x[3],
+                        weight[0],
+                        weight[2],
+                        weight[3],
+                        g.out[0],
+                        g.out[1],
+                        g.stride[0],
+                        g.stride[1],
+                        g.padding[0],
+                        g.padding[1],
+                        g.dilation[0],
+                        g.dilation[1],
+                        groups,
+                        dtype_named(kOp, dtype),
+                        purpose_of(purpose)};
   const Plan plan = make_plan(shape, cpu_features());
   return {to_string(plan), fields_of(plan)};
 }

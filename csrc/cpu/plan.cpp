@@ -401,8 +401,7 @@ Plan make_plan(const ConvShape& shape, const CpuFeatures& cpu) {
     const int64_t width = shape.purpose != Purpose::kForward && shape.stride_w > shape.w ? 1 : shape.ow;
     // Where ours gives up, torch's 16 bits have eager's Inf and NaN.
     const bool slow = first->engine <= Engine::kDirect && is_slow_in_torch(shape.dtype, cpu);
-    plan.in_float32 = (plan.engine == Engine::kComposed && slow) ||
-                      onednn_is_wrong(shape.dtype, width, cpu);
+    plan.in_float32 = (plan.engine == Engine::kComposed && slow) || onednn_is_wrong(shape.dtype, width, cpu);
   }
   return plan;
 }

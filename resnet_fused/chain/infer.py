@@ -76,8 +76,8 @@ def run(x: Tensor, chain: Chain, how: Setting, keep_packed: bool, internal: bool
             y = y + residual  # type: ignore[operator]
         return y.relu_() if chain.relu else y
     assert shortcut.conv is not None
-    side = (*_weight_args(shortcut.conv, shortcut.norm), shortcut.conv.stride, *norm_args(before))
-    args = (*_weight_args(last, norm), *_geometry(last), _to(source, how.dtype), *side)
+    projection = (*_weight_args(shortcut.conv, shortcut.norm), shortcut.conv.stride, *norm_args(before))
+    args = (*_weight_args(last, norm), *_geometry(last), _to(source, how.dtype), *projection)
     return call(ops.conv_bn_proj_act, y, *args, chain.relu, *options, internal)
 
 

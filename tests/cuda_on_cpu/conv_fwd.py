@@ -168,12 +168,12 @@ def run_gradient(
     tile: tuple[int, int],
     conv: Conv,
     pre_bn: Tensor,
-    beside: Tensor | None = None,
+    grad_addend: Tensor | None = None,
     *,
     schedule: str = "stay",
     seed: int = 1,
 ) -> tuple[Tensor, list[Tensor], dict]:
-    """Convolves a gradient, adds ``beside``, and sums for the backward pass of ``relu(conv.bn(pre_bn))``.
+    """Convolves a gradient, adds ``grad_addend``, and sums for the backward pass of ``relu(conv.bn(pre_bn))``.
 
     Returns the output, the two sums, and the kernel's report with bn_finish's errors added.
     """
@@ -186,9 +186,9 @@ def run_gradient(
     buffers.append(("statistics", *span(parts), "write"))
     params = dict(main=conv.operands(), pre_bn=pre_bn.data_ptr(), out=out.data_ptr(), relu=False, splits=1)
     params["statistics"] = parts.data_ptr()
-    if beside is not None:
-        buffers.append(("beside", *span(beside), "read"))
-        params["residual"] = beside.data_ptr()
+    if grad_addend is not None:
+        buffers.append(("grad_addend", *span(grad_addend), "read"))
+        params["residual"] = grad_addend.data_ptr()
     variant = Variant(conv.x.dtype, tile, GRADIENT)
     report = launch(kernels, "conv_fwd", variant, buffers, params, 4, schedule, seed)
     var = conv.bn.var.float()

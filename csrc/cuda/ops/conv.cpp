@@ -113,9 +113,9 @@ ConvResult run_kernel(const ConvCall& call, const Plan& plan) {
 
 // torch's convolution. torch chooses the format from x and weight; a channels_last x is enough.
 Tensor convolve(const Conv& conv, const OptTensor& bias, bool channels_last) {
-  const Tensor prepared =
+  const Tensor activated =
       conv.pre.present() ? normalise(conv.x, conv.pre, std::nullopt, /*relu=*/true, channels_last) : conv.x;
-  const Tensor x = channels_last ? aten_contiguous(prepared, true) : prepared;
+  const Tensor x = channels_last ? aten_contiguous(activated, true) : activated;
   return aten_contiguous(aten_convolution(x, conv.weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups),
                          channels_last);
 }

@@ -103,7 +103,8 @@ void launch_checked(const BnStatsParams& p, const Queue& queue, int device) {
 
 void launch_checked(const BnBackwardReduceParams& p, const Queue& queue, int device) {
   const BnGradientVariant v = select_bn_gradient(p.from, p.masked_grad);
-  demand(variant_of_reduce(v, merges_first(parts_of(Parts::kSums, p.from.shape, v.vector, queue.sm_count).parts)), device);
+  demand(variant_of_reduce(v, merges_first(parts_of(Parts::kSums, p.from.shape, v.vector, queue.sm_count).parts)),
+         device);
   launch_bn_backward_reduce(p, queue);
 }
 

@@ -46,8 +46,8 @@ struct Unchecked {
   KernelVariant kernels[kMost];
   int count, device;
 };
-void begin_op();                  // on this thread
-const Unchecked& launched_now();  // since then
+void begin_op();                                   // on this thread
+const Unchecked& launched_now();                   // since then
 std::string to_string(const Unchecked& launched);  // one per line
 // Applies Python's verdict: 0: not comparable, 1: right, 2: wrong. Returns whether the op may return its result.
 bool judge(const Unchecked& launched, int64_t verdict);

@@ -1,5 +1,6 @@
-// Constants of the cost model (model.cpp), each with unit and source. `python -m benchmarks.fit_model` parses kFamilies
-// and rewrites the values that a run determines, so each value has its own line: "value,  // field: source".
+// Constants of the cost model (cost_model.cpp, and each kernel's planner), each with unit and source. `python -m
+// benchmarks.fit_model` parses kFamilies and rewrites the values that a run determines, so each value has its own line:
+// "value,  // field: source".
 #pragma once
 #include <cstdint>
 

@@ -11,7 +11,7 @@
 namespace resnet_fused::cuda {
 
 // The fastest candidate by prediction, or the one that `override` names. `rejected`, unless null, receives all others
-// in the order of the table, and why each lost.
+// and why each lost.
 Plan make_plan(const Problem& problem, const Device& device, const Override& override = {},
                std::vector<Rejected>* rejected = nullptr);
 

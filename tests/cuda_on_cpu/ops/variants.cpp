@@ -29,7 +29,9 @@ Problem problem_of(Task task, Dtype dtype, ConvMode mode, int32_t channels) {
 }
 
 bool is_compiled(Engine engine, const ConvFwdVariant& v) {
-  const auto in = [&](const std::vector<ConvFwdVariant>& all) { return std::find(all.begin(), all.end(), v) != all.end(); };
+  const auto in = [&](const std::vector<ConvFwdVariant>& all) {
+    return std::find(all.begin(), all.end(), v) != all.end();
+  };
   switch (engine) {
 #define COMPILED(engine, kernel) \
   case Engine::engine:           \
@@ -54,7 +56,8 @@ size_t add_planned(const Problem& problem, Variants& all) {
       const std::string name = problem.task == Task::kBasicBlock
                                    ? std::to_string(problem.main.c) + " channels"
                                    : std::to_string(c.variant.tile_m) + "x" + std::to_string(c.variant.tile_n);
-      if (c.tile >= KernelVariant::kShapes || planner->tile_name(c.tile) != name || (problem.task == Task::kConv && !is_compiled(c.engine, c.variant)))
+      if (c.tile >= KernelVariant::kShapes || planner->tile_name(c.tile) != name ||
+          (problem.task == Task::kConv && !is_compiled(c.engine, c.variant)))
         throw std::logic_error(to_string(v) + " is planned as " + name);
       for (const bool finished : {false, true}) {
         v.finished = finished;
@@ -76,7 +79,8 @@ Variants variants() {
            {Epilogue::kAffine, Epilogue::kProjection, Epilogue::kMoments, Epilogue::kGradientSums})
         if (prologue == Prologue::kNone || epilogue != Epilogue::kGradientSums)  // no op has both
           planned += add_planned(problem_of(Task::kConv, dtype, {prologue, epilogue}, 64), all);
-    for (const int32_t channels : {64, 128}) blocks += add_planned(problem_of(Task::kBasicBlock, dtype, {}, channels), all);
+    for (const int32_t channels : {64, 128})
+      blocks += add_planned(problem_of(Task::kBasicBlock, dtype, {}, channels), all);
   }
   size_t compiled = 0;
 #define COUNT(engine, kernel) compiled += compiled_##kernel().size();

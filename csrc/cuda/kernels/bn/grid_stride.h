@@ -45,16 +45,16 @@ constexpr uint32_t kBnBlocksPerSm = 2;  // that registers must leave room for, a
 inline GridStrideLoop loop_over_activations(const BnShape& s, int vector, uint32_t widest, uint32_t blocks) {
   const auto ceil_div = [](uint32_t a, uint32_t b) { return (a + b - 1) / b; };
   const bool nhwc = s.layout == Layout::kNHWC;
-  GridStrideLoop w{};
-  w.all_lanes = nhwc ? s.channels / vector : s.channels;
-  w.plane = s.area / vector;
-  w.items = s.batch * (nhwc ? s.area : w.plane);
+  GridStrideLoop loop{};
+  loop.all_lanes = nhwc ? s.channels / vector : s.channels;
+  loop.plane = s.area / vector;
+  loop.items = s.batch * (nhwc ? s.area : loop.plane);
   // Only in NHWC are adjacent lanes adjacent in memory, so an NCHW block has one lane.
-  w.lanes = ceil_div(w.all_lanes, ceil_div(w.all_lanes, nhwc ? widest : 1));
-  w.groups = ceil_div(w.all_lanes, w.lanes);
-  w.slots = std::min(kBnThreads / w.lanes, w.items);
-  w.splits = std::min(std::max(1u, blocks / w.groups), ceil_div(w.items, w.slots));
-  return w;
+  loop.lanes = ceil_div(loop.all_lanes, ceil_div(loop.all_lanes, nhwc ? widest : 1));
+  loop.groups = ceil_div(loop.all_lanes, loop.lanes);
+  loop.slots = std::min(kBnThreads / loop.lanes, loop.items);
+  loop.splits = std::min(std::max(1u, blocks / loop.groups), ceil_div(loop.items, loop.slots));
+  return loop;
 }
 
 }  // namespace resnet_fused::cuda

@@ -81,18 +81,18 @@ constexpr uint32_t kPoolBlocksPerSm = 8;
 
 // A thread owns the channels of one access and loops over pixels: output pixels in forward, input pixels in backward.
 struct PoolLoop : GridStrideLoop {
-  FastDivmod rows, columns;  // of the pixels over over
+  FastDivmod rows, columns;  // of the pixels looped over
   FastDivmod stride_h, stride_w;
 };
 
 inline PoolLoop pool_loop(const PoolShape& s, bool over_outputs, int vector, int sm_count) {
-  PoolLoop w{};
-  static_cast<GridStrideLoop&>(w) = loop_over_activations(over_outputs ? outputs_of(s) : inputs_of(s), vector,
-                                                          kBnThreads, sm_count * kPoolBlocksPerSm);
-  w.rows = FastDivmod(over_outputs ? s.h.out : s.h.in);
-  w.columns = FastDivmod(over_outputs ? s.w.out : s.w.in);
-  w.stride_h = FastDivmod(s.h.stride), w.stride_w = FastDivmod(s.w.stride);
-  return w;
+  PoolLoop loop{};
+  static_cast<GridStrideLoop&>(loop) = loop_over_activations(over_outputs ? outputs_of(s) : inputs_of(s), vector,
+                                                             kBnThreads, sm_count * kPoolBlocksPerSm);
+  loop.rows = FastDivmod(over_outputs ? s.h.out : s.h.in);
+  loop.columns = FastDivmod(over_outputs ? s.w.out : s.w.in);
+  loop.stride_h = FastDivmod(s.h.stride), loop.stride_w = FastDivmod(s.w.stride);
+  return loop;
 }
 
 }  // namespace resnet_fused::cuda

@@ -11,8 +11,9 @@ struct ConvFwdConfig {
   static constexpr Dtype kDtype = kDtype_;
   static constexpr ConvMode kMode{kPrologue_, kEpilogue_};
   static constexpr ConvFwdTile kTile = kConvFwdTiles[kTile_];
-  static constexpr bool kProjects = has_projection(kMode), kPrepares = has_prologue(kMode);
-  static constexpr bool kPreparesMain = kPrepares && !kProjects, kPreparesProjection = kPrepares && kProjects;
+  static constexpr bool kProjects = has_projection(kMode), kHasPrologue = has_prologue(kMode);
+  static constexpr bool kMainHasPrologue = kHasPrologue && !kProjects,
+                        kProjectionHasPrologue = kHasPrologue && kProjects;
 
   static constexpr int kM = kTile.m, kN = kTile.n, kStages = kTile.stages, kThreads = kTile.threads;
   // Minimum blocks per SM for ptxas; 0 leaves the choice to it. For statistics in blocks of four warps it would then

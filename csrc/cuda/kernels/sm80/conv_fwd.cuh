@@ -34,8 +34,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm) conv_f
   tables += Config::kN * 2 * sizeof(float);
   const ChannelTable projection_bn(tables, Config::kN);
   if constexpr (Config::kProjects) tables += Config::kN * 2 * sizeof(float);
-  const ConvOperands& prepared = Config::kPreparesProjection ? p.projection : p.main;
-  const ChannelTable pre(tables, prepared.shape.c);
+  const ConvOperands& activated = Config::kProjectionHasPrologue ? p.projection : p.main;
+  const ChannelTable pre(tables, activated.shape.c);
 
   const int32_t k = p.main.shape.k, tiles_n = (k + Config::kN - 1) / Config::kN;
   const int32_t m0 = blockIdx.x / tiles_n * Config::kM, n0 = blockIdx.x % tiles_n * Config::kN;
@@ -48,14 +48,14 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm) conv_f
   bn.template fill<Config::kDtype>(p.main.bn, n0, Config::kN, k, threadIdx.x, Config::kThreads);
   if constexpr (Config::kProjects)
     projection_bn.template fill<Config::kDtype>(p.projection.bn, n0, Config::kN, k, threadIdx.x, Config::kThreads);
-  if constexpr (Config::kPrepares) {
-    const int32_t c = prepared.shape.c;
-    pre.template fill<Config::kDtype>(prepared.pre, 0, c, c, threadIdx.x, Config::kThreads);
+  if constexpr (Config::kHasPrologue) {
+    const int32_t c = activated.shape.c;
+    pre.template fill<Config::kDtype>(activated.pre, 0, c, c, threadIdx.x, Config::kThreads);
     ptx::bar_sync_all();  // the first step reads the table before the main loop's first barrier
   }
 
-  using MainPrologue = std::conditional_t<Config::kPreparesMain, BnReluPrologue<Config>, NoPrologue>;
-  using ProjectionPrologue = std::conditional_t<Config::kPreparesProjection, BnReluPrologue<Config>, NoPrologue>;
+  using MainPrologue = std::conditional_t<Config::kMainHasPrologue, BnReluPrologue<Config>, NoPrologue>;
+  using ProjectionPrologue = std::conditional_t<Config::kProjectionHasPrologue, BnReluPrologue<Config>, NoPrologue>;
   typename Config::Warp projected, main;
   const bool whole = p.splits == 1;
   if constexpr (Config::kProjects) {

@@ -12,10 +12,10 @@ template <typename Config>
 void launch_conv_fwd_variant(const ConvFwdParams& p, const Queue& queue) {
   const auto ceil_div = [](int32_t a, int32_t b) { return (a + b - 1) / b; };
   const ConvShape& shape = p.main.shape;
-  const ConvShape& prepared = Config::kPreparesProjection ? p.projection.shape : shape;
+  const ConvShape& activated = Config::kProjectionHasPrologue ? p.projection.shape : shape;
   const int32_t tiles = ceil_div(shape.n * shape.p * shape.q, Config::kM) * ceil_div(shape.k, Config::kN);
   const int32_t slices = p.splits == 1 ? 1 : conv_fwd_slices(Config::kMode, p.splits);
-  const int32_t smem = conv_fwd_smem(Config::kTile, Config::kMode, prepared.c);
+  const int32_t smem = conv_fwd_smem(Config::kTile, Config::kMode, activated.c);
   LAUNCH_DEPENDENT(conv_fwd_kernel<Config>, dim3(tiles, slices), dim3(Config::kThreads), smem, queue, p);
 }
 

@@ -13,8 +13,8 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   DYNAMIC_SMEM(memory);
   const uint32_t smem = ptx::smem_address(memory), group = threadIdx.x / 128;
   const ConvSm90Barriers<Config> barriers{smem + Config::kBarriers};
-  const ConvOperands& prepared = Config::kPreparesProjection ? p.projection : p.main;
-  const ChannelTable table(memory + Config::kTable, prepared.shape.c);
+  const ConvOperands& activated = Config::kProjectionHasPrologue ? p.projection : p.main;
+  const ChannelTable table(memory + Config::kTable, activated.shape.c);
   if (threadIdx.x == 0) {
     for (int i = 0; i < Config::kStages; ++i) {
       ptx::mbarrier_init(barriers.full(i), 1);
@@ -30,15 +30,15 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   }
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();
-  if constexpr (Config::kPrepares) {
-    const int32_t c = prepared.shape.c;
-    table.template fill<Config::kDtype>(prepared.pre, 0, c, c, threadIdx.x, Config::kThreads);
+  if constexpr (Config::kHasPrologue) {
+    const int32_t c = activated.shape.c;
+    table.template fill<Config::kDtype>(activated.pre, 0, c, c, threadIdx.x, Config::kThreads);
   }
   ptx::bar_sync_all();
 
   // Registers move from the producers to the consumers.
   if (group == kConvSm90Consumers) {
-    ptx::setmaxnreg_dec<Config::kPrepares ? 64 : 56>();
+    ptx::setmaxnreg_dec<Config::kHasPrologue ? 64 : 56>();
     if (threadIdx.x % 128 == 0) produce<Config>(p, maps, smem, barriers);
     if (threadIdx.x % 128 == 32) {
       if constexpr (Config::kPingpong)
@@ -47,12 +47,12 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
         store<Config>(p, maps, smem, barriers);
     }
   } else if (group > kConvSm90Consumers) {
-    if constexpr (Config::kPrepares) {
+    if constexpr (Config::kHasPrologue) {
       ptx::setmaxnreg_dec<96>();
       prepare<Config>(p, table, smem, barriers);
     }
   } else {
-    ptx::setmaxnreg_inc<Config::kPrepares ? 176 : 224>();
+    ptx::setmaxnreg_inc<Config::kHasPrologue ? 176 : 224>();
     consume<Config>(p, smem, group, barriers);
   }
 }

@@ -11,8 +11,9 @@ struct ConvSm90Config {
   static constexpr Dtype kDtype = kDtype_;
   static constexpr ConvMode kMode{kPrologue_, kEpilogue_};
   static constexpr ConvSm90Tile kTile = kConvSm90Tiles[kTile_];
-  static constexpr bool kProjects = has_projection(kMode), kPrepares = has_prologue(kMode);
-  static constexpr bool kPreparesMain = kPrepares && !kProjects, kPreparesProjection = kPrepares && kProjects;
+  static constexpr bool kProjects = has_projection(kMode), kHasPrologue = has_prologue(kMode);
+  static constexpr bool kMainHasPrologue = kHasPrologue && !kProjects,
+                        kProjectionHasPrologue = kHasPrologue && kProjects;
 
   static constexpr int kPixels = kTile.pixels, kChannels = kTile.channels, kStages = kTile.stages;
   static constexpr int kColumns = conv_sm90_columns(kTile, kMode);

@@ -190,7 +190,7 @@ __device__ __forceinline__ void multiply(typename Config::Sum& sum, int32_t step
   for (int32_t step = 0; step < steps; ++step) {
     const uint64_t stage_weights = moved(weights, at.stage * Config::kStageBytes);
     const uint64_t stage_pixels = moved(pixels, at.stage * Config::kStageBytes);
-    ptx::mbarrier_wait_parity(Config::kPrepares ? barriers.ready(at.stage) : barriers.full(at.stage), at.parity);
+    ptx::mbarrier_wait_parity(Config::kHasPrologue ? barriers.ready(at.stage) : barriers.full(at.stage), at.parity);
     ptx::wgmma_fence();
 #pragma unroll
     for (uint32_t k = 0; k < kRowBytes; k += 32)

@@ -43,7 +43,7 @@ template <typename Config>
 void launch_conv_sm90_variant(const ConvFwdParams& p, const Queue& queue) {
   constexpr Dtype kDtype = Config::kDtype;
   const ConvShape& shape = p.main.shape;
-  const ConvShape& prepared = Config::kPreparesProjection ? p.projection.shape : shape;
+  const ConvShape& activated = Config::kProjectionHasPrologue ? p.projection.shape : shape;
   const int64_t pixels = static_cast<int64_t>(shape.n) * shape.p * shape.q;
   ConvSm90Maps maps;
   maps.x = map_of_pixels(p.main, kDtype, Config::kPixels);
@@ -57,7 +57,7 @@ void launch_conv_sm90_variant(const ConvFwdParams& p, const Queue& queue) {
   const int64_t tiles = conv_sm90_tiles(Config::kTile, shape);
   const int64_t items = p.sk_units ? int64_t{p.dp_tiles} + p.sk_units : tiles;
   const auto grid = static_cast<unsigned>(std::min<int64_t>(items, queue.sm_count));  // one CTA per SM
-  const int32_t smem = conv_sm90_smem(Config::kTile, Config::kMode, prepared.c);
+  const int32_t smem = conv_sm90_smem(Config::kTile, Config::kMode, activated.c);
   LAUNCH_DEPENDENT(conv_sm90_kernel<Config>, dim3(grid), dim3(Config::kThreads), smem, queue, p, maps);
 }
 
