@@ -43,8 +43,8 @@ bool is_compiled(Engine engine, const ConvFwdVariant& v) {
   }
 }
 
-// The kernels of the plans' candidates, with and without a finishing kernel. Throws if one is not compiled in, or if
-// its tile's name is not the candidate's.
+// The kernels of the plans' candidates, with and without a finishing kernel if they can have one. Throws if one is not
+// compiled in, or if its tile's name is not the candidate's.
 size_t add_planned(const Problem& problem, Variants& all) {
   size_t added = 0;
   for (const Planner* planner : planners()) {
@@ -60,6 +60,7 @@ size_t add_planned(const Problem& problem, Variants& all) {
           (problem.task == Task::kConv && !is_compiled(c.engine, c.variant)))
         throw std::logic_error(to_string(v) + " is planned as " + name);
       for (const bool finished : {false, true}) {
+        if (finished && !planner->can_split) continue;
         v.finished = finished;
         all.emplace_back(v.index(), to_string(v));
       }
@@ -69,7 +70,7 @@ size_t add_planned(const Problem& problem, Variants& all) {
   return added;
 }
 
-// Index and name of each variant; both with and without its finishing kernel.
+// Index and name of each variant; both with and without its finishing kernel, if it can have one.
 Variants variants() {
   Variants all;
   size_t planned = 0, blocks = 0;
