@@ -61,14 +61,9 @@ def conv_variant(mangled: str) -> tuple[int, ...]:
     return tuple(int(n) for n in found.groups())
 
 
-def rows_variant(mangled: str) -> tuple[int, ...]:
-    """dtype, tile"""
+def tile_variant(mangled: str) -> tuple[int, ...]:
+    """dtype, tile (the channels' index for block_fwd)"""
     return tuple(int(n) for n in re.search(r"DtypeE(\d)ELi(\d)E", mangled).groups())
-
-
-def block_variant(mangled: str) -> tuple[int, ...]:
-    """dtype, shape"""
-    return tuple(int(n) for n in re.search(r"BlockFwdConfigILNS0_5DtypeE(\d)ELi(\d)E", mangled).groups())
 
 
 @compiled
@@ -138,9 +133,9 @@ def test_library_holds_the_listed_variants():
     compiled = {(d, SM90_TILES.index((m, n)), *axes) for d, m, n, *axes in emulated.compiled_conv_sm90()}
     assert {conv_variant(n) for n in named("sm_90a", "conv_sm90_kernel")} == compiled
     compiled = {(d, ROWS_TILES.index((m, n))) for d, m, n, *_ in emulated.compiled_conv_rows()}
-    assert {rows_variant(n) for n in named("sm_90a", "conv_rows_kernel")} == compiled
+    assert {tile_variant(n) for n in named("sm_90a", "conv_rows_kernel")} == compiled
     compiled = {(d, BLOCK_CHANNELS.index(channels)) for d, channels in emulated.compiled_block_fwd()}
-    assert {block_variant(n) for n in named("sm_90a", "block_fwd_kernel")} == compiled
+    assert {tile_variant(n) for n in named("sm_90a", "block_fwd_kernel")} == compiled
 
 
 @compiled
@@ -310,7 +305,7 @@ def test_conv_sm90_finish_moves_16_bytes_per_thread():
 def test_conv_rows_runs_on_wgmma_and_tma():
     """A tile has 9 taps of 4 steps, each one wgmma of the tile's width; loads and stores are TMA boxes."""
     for name, code in named("sm_90a", "conv_rows_kernel").items():
-        dtype, tile = rows_variant(name)
+        dtype, tile = tile_variant(name)
         rows, columns = ROWS_TILES[tile]
         products = [i for i in code if "MMA" in i]
         assert products == [f"HGMMA.64x{rows * columns}x16{HALF[str(dtype)]}"] * 36, f"{name}: {set(products)}"
@@ -327,7 +322,7 @@ def test_block_fwd_runs_on_wgmma_and_tma():
     """Weights come by TMA, pixels by 16-byte copies; products use wgmma of each convolution's width, then stmatrix."""
     columns = {0: (128, 96), 1: (96, 64)}
     for name, code in named("sm_90a", "block_fwd_kernel").items():
-        dtype, shape = block_variant(name)
+        dtype, shape = tile_variant(name)
         products = {i for i in code if "MMA" in i}
         assert products == {f"HGMMA.64x{n}x16{HALF[str(dtype)]}" for n in columns[shape]}, f"{name}: {products}"
         loads = {i for i in code if i.startswith("UTMALDG")}
