@@ -16,9 +16,9 @@ FILE = ROOT / "docs" / "speed.svg"
 GPU = "nvidia-h200/networks/models-nvidia-h200-planned.json"
 CPUS = {  # the runs of a processor
     "Intel Xeon with AMX (Sapphire Rapids)": (
-        "runs/20261129T190856Z.json",
-        "runs/20261129T191554Z.json",
-        "runs/20261129T192253Z.json",
+        "runs/20261130T090532Z.json",
+        "runs/20261130T091100Z.json",
+        "runs/20261130T091619Z.json",
     ),
     "AMD EPYC (Zen 4)": ("runs/20261129T125817Z.json", "runs/20261129T130827Z.json"),
 }
