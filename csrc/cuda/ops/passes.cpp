@@ -15,7 +15,6 @@ void add_act_into(const Tensor& out, const Tensor& x, const Vectors& bn, const O
   if (out.numel() == 0) return;
   OptTensor dense;
   if (shortcut) dense = aten_contiguous(*shortcut, channels_last);
-  const BnShape shape = bn_shape_of(x, channels_last);
 
   BnAddActParams p;
   p.x = x.const_data_ptr();
@@ -25,8 +24,7 @@ void add_act_into(const Tensor& out, const Tensor& x, const Vectors& bn, const O
   if (shortcut_bn) p.shortcut_bn = shortcut_bn->pointers();
   p.projected = shortcut_bn != nullptr;
   p.relu = relu;
-  p.dtype = shape.dtype, p.layout = shape.layout;
-  p.batch = shape.batch, p.channels = shape.channels, p.area = shape.area;
+  p.shape = bn_shape_of(x, channels_last);
   const int device = x.get_device_index();
   launch_checked(p, current_queue(device), device);
 }

@@ -1,7 +1,7 @@
-// BatchNormVectors from Python values. Tensors are passed as addresses; the caller keeps them alive.
+// A BatchNorm's arguments from Python values. Tensors are passed as addresses; the caller keeps them alive.
 #pragma once
 #include "bindings/library.h"
-#include "cuda/device/types.h"
+#include "cuda/kernels/bn/grid_stride.h"
 
 namespace cuda_on_cpu::bindings {
 
@@ -16,6 +16,12 @@ inline resnet_fused::cuda::BatchNormVectors batch_norm_of(const Value& bn) {
   }
   v.eps = bn[5].as<double>();
   return v;
+}
+
+inline resnet_fused::cuda::BnShape bn_shape_of(const Value& d) {
+  using namespace resnet_fused::cuda;
+  return {static_cast<Dtype>(d["dtype"].as<int>()), d["channels_last"].as<bool>() ? Layout::kNHWC : Layout::kNCHW,
+          d["batch"].as<int32_t>(), d["channels"].as<int32_t>(), d["area"].as<int32_t>()};
 }
 
 template <typename T>

@@ -17,11 +17,7 @@ BnAddActParams params_of(const Value& d) {
   if (d.find("shortcut_bn")) p.shortcut_bn = batch_norm_of(d["shortcut_bn"]);
   p.projected = d["projected"].as<bool>();
   p.relu = d["relu"].as<bool>();
-  p.dtype = static_cast<Dtype>(d["dtype"].as<int>());
-  p.layout = d["channels_last"].as<bool>() ? Layout::kNHWC : Layout::kNCHW;
-  p.batch = d["batch"].as<int32_t>();
-  p.channels = d["channels"].as<int32_t>();
-  p.area = d["area"].as<int32_t>();
+  p.shape = bn_shape_of(d);
   return p;
 }
 
@@ -41,7 +37,7 @@ Value run(const std::vector<BufferArg>& buffers, const Value& params, int sm_cou
 Value select(const Value& params) { return value_of(select_bn_add_act(params_of(params))); }
 
 Value loop(const Value& params, int vector, int sm_count) {
-  const GridStrideLoop w = bn_add_act_loop(params_of(params), vector, sm_count);
+  const GridStrideLoop w = bn_add_act_loop(bn_shape_of(params), vector, sm_count);
   return Value::Dict{{"all_lanes", w.all_lanes}, {"items", w.items},   {"lanes", w.lanes},   {"slots", w.slots},
                      {"groups", w.groups},       {"splits", w.splits}, {"block", w.block()}, {"grid", w.grid()}};
 }

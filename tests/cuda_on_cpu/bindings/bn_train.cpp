@@ -8,11 +8,6 @@ namespace cuda_on_cpu::bindings {
 
 namespace {
 
-BnShape shape_of(const Value& d) {
-  return {static_cast<Dtype>(d["dtype"].as<int>()), d["channels_last"].as<bool>() ? Layout::kNHWC : Layout::kNCHW,
-          d["batch"].as<int32_t>(), d["channels"].as<int32_t>(), d["area"].as<int32_t>()};
-}
-
 ChannelVector vector_of(const Value& d, const char* key) {
   if (!d.find(key)) return {};
   const auto [address, stride, dtype] = d[key].as<std::tuple<uintptr_t, int64_t, int>>();
@@ -22,7 +17,7 @@ ChannelVector vector_of(const Value& d, const char* key) {
 BnStatsParams stats_of(const Value& d) {
   BnStatsParams p;
   p.x = pointer_of<const void>(d, "x");
-  p.shape = shape_of(d);
+  p.shape = bn_shape_of(d);
   p.workspace = pointer_of<void>(d, "workspace");
   p.mean = pointer_of<void>(d, "first");
   p.var = pointer_of<void>(d, "second");
@@ -36,7 +31,7 @@ BnGradient gradient_of(const Value& d) {
   g.out = pointer_of<const void>(d, "out");
   if (d.find("bn")) g.bn = batch_norm_of(d["bn"]);
   g.relu = d["relu"].as<bool>();
-  g.shape = shape_of(d);
+  g.shape = bn_shape_of(d);
   return g;
 }
 
@@ -106,7 +101,7 @@ Value list_of(const std::vector<Variant>& variants) {
 }
 
 Value reduction(const Value& d, int vector, int sm_count) {
-  const BnReduction r = reduce_activations(shape_of(d), vector, sm_count);
+  const BnReduction r = reduce_activations(bn_shape_of(d), vector, sm_count);
   return Value::Dict{{"all_lanes", r.all_lanes}, {"items", r.items},   {"lanes", r.lanes}, {"slots", r.slots},
                      {"groups", r.groups},       {"parts", r.parts()}, {"each", r.each},   {"block", r.block()}};
 }

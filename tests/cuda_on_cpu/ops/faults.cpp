@@ -55,7 +55,7 @@ void __wrap__ZN12resnet_fused4cuda16launch_conv_sm90ERKNS0_13ConvFwdParamsERKNS0
 void __wrap__ZN12resnet_fused4cuda17launch_bn_add_actERKNS0_14BnAddActParamsERKNS0_5QueueE(const BnAddActParams& p,
                                                                                            const Queue& q) {
   __real__ZN12resnet_fused4cuda17launch_bn_add_actERKNS0_14BnAddActParamsERKNS0_5QueueE(p, q);
-  cuda_on_cpu::spoil("bn_add_act", p.out, p.dtype);
+  cuda_on_cpu::spoil("bn_add_act", p.out, p.shape.dtype);
 }
 
 void __wrap__ZN12resnet_fused4cuda15launch_bn_statsERKNS0_13BnStatsParamsERKNS0_5QueueE(const BnStatsParams& p,

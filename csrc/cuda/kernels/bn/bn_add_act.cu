@@ -1,60 +1,49 @@
 #include "cuda/kernels/bn/bn_add_act.cuh"
 
-#include "cuda/kernels/kernel_table.h"
 #include "cuda/kernels/kernels.h"
+#include "cuda/kernels/pass_table.cuh"
 #include "cuda/runtime/launch.h"
 
 namespace resnet_fused::cuda {
 
 namespace {
 
-template <typename Config>
-void launch(const BnAddActParams& p, const Queue& queue) {
-  const GridStrideLoop loop = bn_add_act_loop(p, Config::kVector, queue.sm_count);
-  LAUNCH_DEPENDENT(bn_add_act_kernel<Config>, loop.grid(), loop.block(), 0, queue, p, loop);
-}
+struct BnAddAct {
+  using Variant = BnAddActVariant;
+  using Params = BnAddActParams;
+  template <auto... kAxes>
+  using Config = BnAddActConfig<kAxes...>;
 
-using BnAddActTable = KernelTable<BnAddActVariant, BnAddActParams>;
+  template <Dtype kDtype, int kVector>
+  static void add(PassTable<BnAddAct>& table) {
+    add_shortcuts<kDtype, kVector, Layout::kNHWC>(table);
+    add_shortcuts<kDtype, kVector, Layout::kNCHW>(table);
+  }
 
-// Explicit instantiations: taking a launcher's address compiles its kernel.
-template <Dtype kDtype, int kVector, Layout kLayout, Shortcut kShortcut>
-void add(BnAddActTable& all) {
-  constexpr BnAddActVariant kVariant{kDtype, kVector, kLayout, kShortcut};
-  if constexpr (COMPILES(kVariant))
-    all.push_back({kVariant, &launch<BnAddActConfig<kDtype, kVector, kLayout, kShortcut>>});
-}
+  template <Dtype kDtype, int kVector, Layout kLayout>
+  static void add_shortcuts(PassTable<BnAddAct>& table) {
+    table.add<kDtype, kVector, kLayout, Shortcut::kNone>();
+    table.add<kDtype, kVector, kLayout, Shortcut::kAdd>();
+    table.add<kDtype, kVector, kLayout, Shortcut::kProjected>();
+  }
 
-template <Dtype kDtype, int kVector, Layout kLayout>
-void add_shortcuts(BnAddActTable& all) {
-  add<kDtype, kVector, kLayout, Shortcut::kNone>(all);
-  add<kDtype, kVector, kLayout, Shortcut::kAdd>(all);
-  add<kDtype, kVector, kLayout, Shortcut::kProjected>(all);
-}
+  template <typename Config>
+  static void launch(const Params& p, const Queue& queue) {
+    const GridStrideLoop loop = bn_add_act_loop(p.shape, Config::kVector, queue.sm_count);
+    LAUNCH_DEPENDENT(bn_add_act_kernel<Config>, loop.grid(), loop.block(), 0, queue, p, loop);
+  }
+};
 
-template <Dtype kDtype, int... kVector>
-void add_widths(BnAddActTable& all) {
-  (add_shortcuts<kDtype, kVector, Layout::kNHWC>(all), ...);
-  (add_shortcuts<kDtype, kVector, Layout::kNCHW>(all), ...);
-}
-
-const BnAddActTable& table() {
-  static const BnAddActTable all = [] {
-    BnAddActTable m;
-    add_widths<Dtype::kFloat32, 4, 1>(m);
-    add_widths<Dtype::kFloat16, 8, 1>(m);
-    add_widths<Dtype::kBFloat16, 8, 1>(m);
-    add_widths<Dtype::kFloat64, 1>(m);
-    return m;
-  }();
+const PassTable<BnAddAct>& table() {
+  static const PassTable<BnAddAct> all;
   return all;
 }
 
 }  // namespace
 
 void launch_bn_add_act(const BnAddActParams& params, const Queue& queue) {
-  if (params.batch == 0 || params.channels == 0 || params.area == 0) return;
-  const BnAddActVariant wanted = select_bn_add_act(params);
-  launch_from(table(), wanted, params, queue, "bn_add_act");
+  if (params.shape.empty()) return;
+  launch_from(table(), select_bn_add_act(params), params, queue, "bn_add_act");
 }
 
 std::vector<BnAddActVariant> compiled_bn_add_act() { return variants_of(table()); }

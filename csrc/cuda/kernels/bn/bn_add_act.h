@@ -19,11 +19,7 @@ struct BnAddActParams {
   BatchNormVectors shortcut_bn;  // used only if `projected`
   bool projected = false;        // the shortcut is the pre-BN output of a projection
   bool relu = false;
-  Dtype dtype = Dtype::kFloat32;
-  Layout layout = Layout::kNHWC;
-  int32_t batch = 0;     // N
-  int32_t channels = 0;  // C
-  int32_t area = 0;      // H * W; N * C * H * W < 2^31
+  BnShape shape;
 };
 
 // Identifies a compiled kernel.
@@ -38,19 +34,17 @@ struct BnAddActVariant {
   }
 };
 
-inline BnShape shape_of(const BnAddActParams& p) { return {p.dtype, p.layout, p.batch, p.channels, p.area}; }
-
 inline BnAddActVariant select_bn_add_act(const BnAddActParams& p) {
   const auto addresses =
       reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.out) | reinterpret_cast<uintptr_t>(p.shortcut);
   const Shortcut shortcut = !p.shortcut ? Shortcut::kNone : p.projected ? Shortcut::kProjected : Shortcut::kAdd;
-  return {p.dtype, vector_of(shape_of(p), addresses), p.layout, shortcut};
+  return {p.shape.dtype, vector_of(p.shape, addresses), p.shape.layout, shortcut};
 }
 
 constexpr uint32_t kBnAddActBlocksPerSm = 8;
 
-inline GridStrideLoop bn_add_act_loop(const BnAddActParams& p, int vector, int sm_count) {
-  return loop_over_activations(shape_of(p), vector, kBnThreads, sm_count * kBnAddActBlocksPerSm);
+inline GridStrideLoop bn_add_act_loop(const BnShape& s, int vector, int sm_count) {
+  return loop_over_activations(s, vector, kBnThreads, sm_count * kBnAddActBlocksPerSm);
 }
 
 }  // namespace resnet_fused::cuda

@@ -8,24 +8,25 @@ namespace resnet_fused::cuda {
 
 namespace {
 
-template <typename Config>
-struct Launcher {
-  static void launch(const BnBackwardParams& p, const Queue& queue) {
+struct BnBackward : BnGradientVariants<BnBackward> {
+  using Params = BnBackwardParams;
+
+  template <typename Config>
+  static void launch(const Params& p, const Queue& queue) {
     const GridStrideLoop loop = bn_backward_loop(p.from.shape, Config::kVector, queue.sm_count);
     LAUNCH_DEPENDENT(bn_backward_kernel<Config>, loop.grid(), loop.block(), 0, queue, p, loop);
   }
 };
 
-const BnGradientTable<BnBackwardParams, Launcher>& table() {
-  static const BnGradientTable<BnBackwardParams, Launcher> all;
+const PassTable<BnBackward>& table() {
+  static const PassTable<BnBackward> all;
   return all;
 }
 
 }  // namespace
 
 void launch_bn_backward(const BnBackwardParams& params, const Queue& queue) {
-  const BnShape& shape = params.from.shape;
-  if (shape.batch == 0 || shape.channels == 0 || shape.area == 0) return;
+  if (params.from.shape.empty()) return;
   launch_from(table(), select_bn_gradient(params.from, params.to), params, queue, "bn_backward");
 }
 

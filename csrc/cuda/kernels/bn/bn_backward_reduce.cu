@@ -8,17 +8,19 @@ namespace resnet_fused::cuda {
 
 namespace {
 
-template <typename Config>
-struct Launcher {
-  static void launch(const BnBackwardReduceParams& p, const Queue& queue) {
+struct BnBackwardReduce : BnGradientVariants<BnBackwardReduce> {
+  using Params = BnBackwardReduceParams;
+
+  template <typename Config>
+  static void launch(const Params& p, const Queue& queue) {
     const BnReduction loop = reduce_activations(p.from.shape, Config::kVector, queue.sm_count);
     const int32_t smem = loop.block() * Config::kValues * sizeof(double);
     LAUNCH_DEPENDENT(bn_backward_reduce_kernel<Config>, loop.grid(), loop.block(), smem, queue, p, loop);
   }
 };
 
-const BnGradientTable<BnBackwardReduceParams, Launcher>& table() {
-  static const BnGradientTable<BnBackwardReduceParams, Launcher> all;
+const PassTable<BnBackwardReduce>& table() {
+  static const PassTable<BnBackwardReduce> all;
   return all;
 }
 

@@ -1,38 +1,28 @@
-// Explicit instantiations of a kernel over gradients: every variant that select_bn_gradient can return.
+// What the kernels over gradients tell their tables: every variant that select_bn_gradient can return.
 #pragma once
 #include "cuda/kernels/bn/bn_gradient.cuh"
-#include "cuda/kernels/kernel_table.h"
+#include "cuda/kernels/pass_table.cuh"
 
 namespace resnet_fused::cuda {
 
-// Launcher<Config>::launch launches the kernel; taking its address compiles the kernel.
-template <typename Params, template <typename> class Launcher>
-class BnGradientTable : public KernelTable<BnGradientVariant, Params> {
- public:
-  BnGradientTable() {
-    widths<Dtype::kFloat32, 4, 1>();
-    widths<Dtype::kFloat16, 8, 1>();
-    widths<Dtype::kBFloat16, 8, 1>();
-    widths<Dtype::kFloat64, 1>();
+// Kernel: the class that derives from this one.
+template <typename Kernel>
+struct BnGradientVariants {
+  using Variant = BnGradientVariant;
+  template <auto... kAxes>
+  using Config = BnGradientConfig<kAxes...>;
+
+  template <Dtype kDtype, int kVector>
+  static void add(PassTable<Kernel>& table) {
+    add_masks<kDtype, kVector, Layout::kNHWC>(table);
+    add_masks<kDtype, kVector, Layout::kNCHW>(table);
   }
 
- private:
-  template <Dtype kDtype, int... kVector>
-  void widths() {
-    (masks<kDtype, kVector, Layout::kNHWC>(), ...);
-    (masks<kDtype, kVector, Layout::kNCHW>(), ...);
-  }
   template <Dtype kDtype, int kVector, Layout kLayout>
-  void masks() {
-    add<kDtype, kVector, kLayout, Mask::kNone>();
-    add<kDtype, kVector, kLayout, Mask::kRecompute>();
-    add<kDtype, kVector, kLayout, Mask::kOut>();
-  }
-  template <Dtype kDtype, int kVector, Layout kLayout, Mask kMask>
-  void add() {
-    constexpr BnGradientVariant kVariant{kDtype, kVector, kLayout, kMask};
-    if constexpr (COMPILES(kVariant))
-      this->push_back({kVariant, &Launcher<BnGradientConfig<kDtype, kVector, kLayout, kMask>>::launch});
+  static void add_masks(PassTable<Kernel>& table) {
+    table.template add<kDtype, kVector, kLayout, Mask::kNone>();
+    table.template add<kDtype, kVector, kLayout, Mask::kRecompute>();
+    table.template add<kDtype, kVector, kLayout, Mask::kOut>();
   }
 };
 

@@ -1,44 +1,35 @@
 #include "cuda/kernels/bn/bn_stats.cuh"
 
-#include "cuda/kernels/kernel_table.h"
 #include "cuda/kernels/kernels.h"
+#include "cuda/kernels/pass_table.cuh"
 #include "cuda/runtime/launch.h"
 
 namespace resnet_fused::cuda {
 
 namespace {
 
-template <typename Config>
-void launch(const BnStatsParams& p, const Queue& queue) {
-  const BnReduction loop = reduce_activations(p.shape, Config::kVector, queue.sm_count);
-  const int32_t smem = loop.block() * Config::kValues * sizeof(double);
-  LAUNCH_DEPENDENT(bn_stats_kernel<Config>, loop.grid(), loop.block(), smem, queue, p, loop);
-}
+struct BnStats {
+  using Variant = BnStatsVariant;
+  using Params = BnStatsParams;
+  template <auto... kAxes>
+  using Config = BnStatsConfig<kAxes...>;
 
-using BnStatsTable = KernelTable<BnStatsVariant, BnStatsParams>;
+  template <Dtype kDtype, int kVector>
+  static void add(PassTable<BnStats>& table) {
+    table.add<kDtype, kVector, Layout::kNHWC>();
+    table.add<kDtype, kVector, Layout::kNCHW>();
+  }
 
-// Explicit instantiations: taking a launcher's address compiles its kernel.
-template <Dtype kDtype, int kVector, Layout kLayout>
-void add(BnStatsTable& all) {
-  constexpr BnStatsVariant kVariant{kDtype, kVector, kLayout};
-  if constexpr (COMPILES(kVariant)) all.push_back({kVariant, &launch<BnStatsConfig<kDtype, kVector, kLayout>>});
-}
+  template <typename Config>
+  static void launch(const Params& p, const Queue& queue) {
+    const BnReduction loop = reduce_activations(p.shape, Config::kVector, queue.sm_count);
+    const int32_t smem = loop.block() * Config::kValues * sizeof(double);
+    LAUNCH_DEPENDENT(bn_stats_kernel<Config>, loop.grid(), loop.block(), smem, queue, p, loop);
+  }
+};
 
-template <Dtype kDtype, int... kVector>
-void add_widths(BnStatsTable& all) {
-  (add<kDtype, kVector, Layout::kNHWC>(all), ...);
-  (add<kDtype, kVector, Layout::kNCHW>(all), ...);
-}
-
-const BnStatsTable& table() {
-  static const BnStatsTable all = [] {
-    BnStatsTable m;
-    add_widths<Dtype::kFloat32, 4, 1>(m);
-    add_widths<Dtype::kFloat16, 8, 1>(m);
-    add_widths<Dtype::kBFloat16, 8, 1>(m);
-    add_widths<Dtype::kFloat64, 1>(m);
-    return m;
-  }();
+const PassTable<BnStats>& table() {
+  static const PassTable<BnStats> all;
   return all;
 }
 

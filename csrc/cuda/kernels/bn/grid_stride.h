@@ -16,14 +16,19 @@ struct BnShape {
   int32_t batch = 0;     // N
   int32_t channels = 0;  // C
   int32_t area = 0;      // H * W; N * C * H * W < 2^31
+
+  bool empty() const { return batch == 0 || channels == 0 || area == 0; }
 };
 
-// Elements per access: 16 bytes if every access is aligned and stays within one pixel (NHWC) or one plane (NCHW), else
-// one element; always one for float64. `addresses` is the bitwise OR of all tensors' addresses.
+// Elements of an access of 16 bytes; float64 has only accesses of one element.
+constexpr int widest_vector(Dtype dtype) { return dtype == Dtype::kFloat64 ? 1 : 16 / size_of(dtype); }
+
+// Elements per access: the widest vector if every access is aligned and stays within one pixel (NHWC) or one plane
+// (NCHW), else one element. `addresses` is the bitwise OR of all tensors' addresses.
 inline int vector_of(const BnShape& s, uintptr_t addresses) {
-  const int vector = 16 / size_of(s.dtype);
+  const int vector = widest_vector(s.dtype);
   const int run = s.layout == Layout::kNHWC ? s.channels : s.area;
-  return s.dtype != Dtype::kFloat64 && addresses % 16 == 0 && run % vector == 0 ? vector : 1;
+  return addresses % 16 == 0 && run % vector == 0 ? vector : 1;
 }
 
 // A thread owns one lane: the channels of one access (NHWC) or one channel (NCHW). It reads their BatchNorm vectors

@@ -1,7 +1,7 @@
 #include "cuda/kernels/pool/bn_pool.cuh"
 
 #include "cuda/kernels/kernels.h"
-#include "cuda/kernels/pool/pool_table.cuh"
+#include "cuda/kernels/pass_table.cuh"
 #include "cuda/runtime/launch.h"
 
 namespace resnet_fused::cuda {
@@ -9,12 +9,22 @@ namespace resnet_fused::cuda {
 namespace {
 
 struct BnPool {
+  using Variant = PoolVariant;
   using Params = BnPoolParams;
-  static constexpr int kWindow = 3;
-  static constexpr bool kWithoutArgmax = true;
+  template <auto... kAxes>
+  using Config = BnPoolConfig<kAxes...>;
 
-  template <Dtype kDtype, int kVector, int kWindow, bool kArgmax>
-  using Config = BnPoolConfig<kDtype, kVector, kWindow, kArgmax>;
+  template <Dtype kDtype, int kVector>
+  static void add(PassTable<BnPool>& table) {
+    if constexpr (kVector > 1) add_argmax<kDtype, kVector, 3>(table);
+    add_argmax<kDtype, kVector, 0>(table);
+  }
+
+  template <Dtype kDtype, int kVector, int kWindow>
+  static void add_argmax(PassTable<BnPool>& table) {
+    table.add<kDtype, kVector, kWindow, true>();
+    table.add<kDtype, kVector, kWindow, false>();
+  }
 
   template <typename Config>
   static void launch(const Params& p, const Queue& queue) {
@@ -23,15 +33,16 @@ struct BnPool {
   }
 };
 
-const PoolTable<BnPool>& table() {
-  static const PoolTable<BnPool> all;
+const PassTable<BnPool>& table() {
+  static const PassTable<BnPool> all;
   return all;
 }
 
 }  // namespace
 
 void launch_bn_pool(const BnPoolParams& params, const Queue& queue) {
-  table().launch("bn_pool", select_bn_pool(params), outputs_of(params.shape), params, queue);
+  if (outputs_of(params.shape).empty()) return;
+  launch_from(table(), select_bn_pool(params), params, queue, "bn_pool");
 }
 
 std::vector<PoolVariant> compiled_bn_pool() { return variants_of(table()); }

@@ -1,7 +1,7 @@
 #include "cuda/kernels/pool/pool_backward.cuh"
 
 #include "cuda/kernels/kernels.h"
-#include "cuda/kernels/pool/pool_table.cuh"
+#include "cuda/kernels/pass_table.cuh"
 #include "cuda/runtime/launch.h"
 
 namespace resnet_fused::cuda {
@@ -9,12 +9,16 @@ namespace resnet_fused::cuda {
 namespace {
 
 struct PoolBackward {
+  using Variant = PoolVariant;
   using Params = PoolBackwardParams;
-  static constexpr int kWindow = 2;
-  static constexpr bool kWithoutArgmax = false;
+  template <auto... kAxes>
+  using Config = PoolBackwardConfig<kAxes...>;
 
-  template <Dtype kDtype, int kVector, int kWindow, bool>
-  using Config = PoolBackwardConfig<kDtype, kVector, kWindow>;
+  template <Dtype kDtype, int kVector>
+  static void add(PassTable<PoolBackward>& table) {
+    if constexpr (kVector > 1) table.add<kDtype, kVector, 2>();
+    table.add<kDtype, kVector, 0>();
+  }
 
   template <typename Config>
   static void launch(const Params& p, const Queue& queue) {
@@ -23,15 +27,16 @@ struct PoolBackward {
   }
 };
 
-const PoolTable<PoolBackward>& table() {
-  static const PoolTable<PoolBackward> all;
+const PassTable<PoolBackward>& table() {
+  static const PassTable<PoolBackward> all;
   return all;
 }
 
 }  // namespace
 
 void launch_pool_backward(const PoolBackwardParams& params, const Queue& queue) {
-  table().launch("pool_backward", select_pool_backward(params), inputs_of(params.shape), params, queue);
+  if (inputs_of(params.shape).empty()) return;
+  launch_from(table(), select_pool_backward(params), params, queue, "pool_backward");
 }
 
 std::vector<PoolVariant> compiled_pool_backward() { return variants_of(table()); }

@@ -10,11 +10,8 @@ namespace {
 template <Dtype kDtype, bool kProjects>
 void launch(const ConvFwdParams& p, const Queue& queue) {
   using Config = ConvFinishConfig<kDtype, kProjects>;
-  BnAddActParams out;
-  out.layout = Layout::kNHWC;
-  out.batch = p.main.shape.n;
-  out.area = p.main.shape.p * p.main.shape.q;
-  out.channels = p.main.shape.k;
+  const auto& shape = p.main.shape;
+  const BnShape out{kDtype, Layout::kNHWC, shape.n, shape.k, shape.p * shape.q};
   const GridStrideLoop loop = bn_add_act_loop(out, Config::kVector, queue.sm_count);
   LAUNCH_DEPENDENT(conv_finish_kernel<Config>, loop.grid(), loop.block(), 0, queue, p, loop);
 }
