@@ -35,4 +35,10 @@ class PassTable : public KernelTable<typename Kernel::Variant, typename Kernel::
   }
 };
 
+template <typename Kernel>
+const PassTable<Kernel>& pass_table() {
+  static const PassTable<Kernel> table;
+  return table;
+}
+
 }  // namespace resnet_fused::cuda

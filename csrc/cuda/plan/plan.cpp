@@ -83,7 +83,6 @@ class Choice {
     if (match == Match::kOtherTile) return reject(c, false, Rejected::kOtherTile, "");
     if (c.missing) return reject(c, false, Rejected::kMissing, c.missing);
     if (c.smem > device_.smem_per_block) return reject(c, false, Rejected::kSharedMemory, "");
-    c.variant.mode = problem_.mode;
     if (!is_kernel(planner.engine)) {
       // Without a kernel there is nothing to compare torch with, and sizes may not even fit 64 bits.
       if (planner.task == Task::kBasicBlock)

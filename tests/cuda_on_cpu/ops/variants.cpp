@@ -51,7 +51,6 @@ size_t add_planned(const Problem& problem, Variants& all) {
     if (!planner->family || planner->task != problem.task || !planner->rejects(problem, kH200).empty()) continue;
     for (Candidate& c : planner->candidates(problem, kH200)) {
       if (c.missing) continue;
-      c.variant.mode = problem.mode;
       KernelVariant v = *kernel_of(problem, c);
       const std::string name = problem.task == Task::kBasicBlock
                                    ? std::to_string(problem.main.c) + " channels"

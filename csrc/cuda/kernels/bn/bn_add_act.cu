@@ -34,18 +34,13 @@ struct BnAddAct {
   }
 };
 
-const PassTable<BnAddAct>& table() {
-  static const PassTable<BnAddAct> all;
-  return all;
-}
-
 }  // namespace
 
 void launch_bn_add_act(const BnAddActParams& params, const Queue& queue) {
   if (params.shape.empty()) return;
-  launch_from(table(), select_bn_add_act(params), params, queue, "bn_add_act");
+  launch_from(pass_table<BnAddAct>(), select_bn_add_act(params), params, queue, "bn_add_act");
 }
 
-std::vector<BnAddActVariant> compiled_bn_add_act() { return variants_of(table()); }
+std::vector<BnAddActVariant> compiled_bn_add_act() { return variants_of(pass_table<BnAddAct>()); }
 
 }  // namespace resnet_fused::cuda

@@ -18,18 +18,13 @@ struct BnBackward : BnGradientVariants<BnBackward> {
   }
 };
 
-const PassTable<BnBackward>& table() {
-  static const PassTable<BnBackward> all;
-  return all;
-}
-
 }  // namespace
 
 void launch_bn_backward(const BnBackwardParams& params, const Queue& queue) {
   if (params.from.shape.empty()) return;
-  launch_from(table(), select_bn_gradient(params.from, params.to), params, queue, "bn_backward");
+  launch_from(pass_table<BnBackward>(), select_bn_gradient(params.from, params.to), params, queue, "bn_backward");
 }
 
-std::vector<BnGradientVariant> compiled_bn_backward() { return variants_of(table()); }
+std::vector<BnGradientVariant> compiled_bn_backward() { return variants_of(pass_table<BnBackward>()); }
 
 }  // namespace resnet_fused::cuda

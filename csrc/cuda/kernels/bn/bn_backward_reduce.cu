@@ -19,11 +19,6 @@ struct BnBackwardReduce : BnGradientVariants<BnBackwardReduce> {
   }
 };
 
-const PassTable<BnBackwardReduce>& table() {
-  static const PassTable<BnBackwardReduce> all;
-  return all;
-}
-
 }  // namespace
 
 void launch_bn_backward_reduce(const BnBackwardReduceParams& params, const Queue& queue) {
@@ -32,10 +27,10 @@ void launch_bn_backward_reduce(const BnBackwardReduceParams& params, const Queue
   last.parts = parts_of(Parts::kSums, params.from.shape, wanted.vector, queue.sm_count, params.workspace);
   last.first = params.sum_g, last.second = params.sum_g_xhat;
   last.var = params.from.bn.var, last.eps = params.from.bn.eps;
-  if (last.parts.parts > 0) launch_from(table(), wanted, params, queue, "bn_backward_reduce");
+  if (last.parts.parts > 0) launch_from(pass_table<BnBackwardReduce>(), wanted, params, queue, "bn_backward_reduce");
   launch_bn_finish(last, queue);
 }
 
-std::vector<BnGradientVariant> compiled_bn_backward_reduce() { return variants_of(table()); }
+std::vector<BnGradientVariant> compiled_bn_backward_reduce() { return variants_of(pass_table<BnBackwardReduce>()); }
 
 }  // namespace resnet_fused::cuda

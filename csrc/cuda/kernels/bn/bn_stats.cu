@@ -28,11 +28,6 @@ struct BnStats {
   }
 };
 
-const PassTable<BnStats>& table() {
-  static const PassTable<BnStats> all;
-  return all;
-}
-
 }  // namespace
 
 void launch_bn_stats(const BnStatsParams& params, const Queue& queue) {
@@ -40,10 +35,10 @@ void launch_bn_stats(const BnStatsParams& params, const Queue& queue) {
   BnFinishParams last;
   last.parts = parts_of(Parts::kMoments, params.shape, wanted.vector, queue.sm_count, params.workspace);
   last.first = params.mean, last.second = params.var;
-  if (last.parts.parts > 0) launch_from(table(), wanted, params, queue, "bn_stats");
+  if (last.parts.parts > 0) launch_from(pass_table<BnStats>(), wanted, params, queue, "bn_stats");
   launch_bn_finish(last, queue);
 }
 
-std::vector<BnStatsVariant> compiled_bn_stats() { return variants_of(table()); }
+std::vector<BnStatsVariant> compiled_bn_stats() { return variants_of(pass_table<BnStats>()); }
 
 }  // namespace resnet_fused::cuda

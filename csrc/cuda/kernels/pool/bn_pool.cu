@@ -33,18 +33,13 @@ struct BnPool {
   }
 };
 
-const PassTable<BnPool>& table() {
-  static const PassTable<BnPool> all;
-  return all;
-}
-
 }  // namespace
 
 void launch_bn_pool(const BnPoolParams& params, const Queue& queue) {
   if (outputs_of(params.shape).empty()) return;
-  launch_from(table(), select_bn_pool(params), params, queue, "bn_pool");
+  launch_from(pass_table<BnPool>(), select_bn_pool(params), params, queue, "bn_pool");
 }
 
-std::vector<PoolVariant> compiled_bn_pool() { return variants_of(table()); }
+std::vector<PoolVariant> compiled_bn_pool() { return variants_of(pass_table<BnPool>()); }
 
 }  // namespace resnet_fused::cuda

@@ -27,18 +27,13 @@ struct PoolBackward {
   }
 };
 
-const PassTable<PoolBackward>& table() {
-  static const PassTable<PoolBackward> all;
-  return all;
-}
-
 }  // namespace
 
 void launch_pool_backward(const PoolBackwardParams& params, const Queue& queue) {
   if (inputs_of(params.shape).empty()) return;
-  launch_from(table(), select_pool_backward(params), params, queue, "pool_backward");
+  launch_from(pass_table<PoolBackward>(), select_pool_backward(params), params, queue, "pool_backward");
 }
 
-std::vector<PoolVariant> compiled_pool_backward() { return variants_of(table()); }
+std::vector<PoolVariant> compiled_pool_backward() { return variants_of(pass_table<PoolBackward>()); }
 
 }  // namespace resnet_fused::cuda
