@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "common/problem.h"
-#include "cuda/kernels/sm90/conv_rows.h"
 #include "cuda/plan/cost_model.h"
 #include "cuda/plan/explain.h"
 #include "cuda/plan/plan.h"
@@ -17,7 +16,6 @@ namespace {
 
 constexpr const char* kOp = "explain_cuda";
 constexpr const char* kPredict = "predict_cuda";
-constexpr double kNever = std::numeric_limits<double>::infinity();
 
 // A mode from its name.
 ConvMode mode_named(const std::string& name) {
@@ -40,13 +38,13 @@ void check_sizes(const char* what, const Ints& sizes, size_t count, int64_t leas
            " to 2147483647 expected");
 }
 
-// Checks sizes up to a 64-bit element count; the plan reports what exceeds 32 bits.
+// Checks that 64 bits count the bytes a plan may move; the plan reports what exceeds 32 bits.
 void check_shape(const char* what, const Ints& sizes, int64_t least) {
   check_sizes(what, sizes, 4, least);
-  int64_t numel = 1;
+  int64_t bytes = 256;  // of an element in all the tensors that count: at most eight of each shape, in float64
   for (int64_t s : sizes)
-    RF_CHECK(!__builtin_mul_overflow(numel, std::max<int64_t>(s, 1), &numel), kOp, ": ", what, " is ",
-             resnet_fused::to_string(sizes), ", more elements than 64 bits count; smaller sizes expected");
+    RF_CHECK(!__builtin_mul_overflow(bytes, std::max<int64_t>(s, 1), &bytes), kOp, ": ", what, " is ",
+             resnet_fused::to_string(sizes), ", more bytes than 64 bits count; smaller sizes expected");
 }
 
 ConvShape shape_of(const Ints& x, const Ints& weight, const Ints& stride, const Ints& padding, const Ints& dilation) {
@@ -56,6 +54,7 @@ ConvShape shape_of(const Ints& x, const Ints& weight, const Ints& stride, const 
            kOp, ": x is ", resnet_fused::to_string(x), ", weight ", resnet_fused::to_string(weight), ", padding ",
            resnet_fused::to_string(padding), " and dilation ", resnet_fused::to_string(dilation),
            "; a kernel that fits into its padded input, and an output of 32-bit sizes, expected");
+  check_shape("the output", {x[0], weight[0], p, q}, 0);
   const auto i = [](int64_t v) { return static_cast<int32_t>(v); };
   return {i(x[0]), i(x[2]),      i(x[3]),      i(x[1]),       i(weight[0]),  i(weight[2]),   i(weight[3]),  i(p),
           i(q),    i(stride[0]), i(stride[1]), i(padding[0]), i(padding[1]), i(dilation[0]), i(dilation[1])};
@@ -162,6 +161,8 @@ double predict_cuda(Ints x, Ints weight, Ints stride, Ints padding, std::string 
 }
 
 Explained explain_trust(int64_t capability) {
+  RF_CHECK(capability >= 0 && capability <= std::numeric_limits<int32_t>::max(), "explain_trust: capability is ",
+           capability, "; 10 * major + minor expected, 90 for an H100");
   const auto arch = static_cast<int32_t>(capability);
   std::string lines;
   std::vector<Fields> families;

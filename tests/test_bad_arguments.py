@@ -5,6 +5,7 @@ import torch
 from op_case import pre_args
 
 from resnet_fused import first_use, ops
+from resnet_fused.cli._gpus import GPUS
 
 C, K, N, SIZE = 8, 16, 2, 9
 ONE, NO_NORM = [1, 1], (None, None, None, None, 0.0)
@@ -311,3 +312,16 @@ def test_freezing_unusable_weights_is_refused():
 def test_forgetting_unpacked_weights_is_allowed():
     ops.forget_packed([randn(4, 4, 3, 3), freed(), randn(0, 4, 3, 3), torch.tensor(1.0)])
     ops.freeze_packed([randn(0, 4, 3, 3)])
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "padding", "wrong"),
+    [
+        ([65536, 8, 2**20, 2**20], [2**24, 8, 1, 1], 0, "x"),
+        ([1, 8, 65536, 65536], [2**31 - 8, 8, 3, 3], 1, "the output"),
+    ],
+)
+def test_explain_cuda_refuses_what_64_bits_do_not_count(x, weight, padding, wrong):
+    geometry = (x, weight, [1, 1], [padding, padding], [1, 1], 1, "bfloat16", "plain", [], [1, 1])
+    with pytest.raises(RuntimeError, match=f"explain_cuda: {wrong} is .*, more bytes than 64 bits count"):
+        ops.explain_cuda(*geometry, False, True, True, GPUS["h200"])

@@ -232,7 +232,7 @@ def test_wide_filters_are_ours_where_torch_fails(dtype, isa, monkeypatch):
 
 @pytest.mark.skipif(isa_of_kernels("bfloat16") != "AMX", reason="oneDNN is wrong with AMX only")
 def test_what_onednn_gets_wrong_is_in_float32():
-    """In bfloat16: outputs one pixel wide; gradients with a stride wider than the image."""
+    """In bfloat16, with AMX: outputs one pixel wide; gradients with a stride wider than the image."""
     one_wide = {"n": 1, "groups": 4, "size": (9, 1), "dtype": "bfloat16"}
     strided = {"n": 1, "groups": 4, "size": (9, 2), "stride": 3, "padding": 3, "dtype": "bfloat16"}
     for purpose in ("input gradient", "weight gradient"):
@@ -241,6 +241,20 @@ def test_what_onednn_gets_wrong_is_in_float32():
     assert plan("forward", **one_wide).fields["in_float32"] == 1
     assert plan("forward", **strided).fields["in_float32"] == 0
     assert plan("input gradient", n=1, groups=4, dtype="bfloat16").fields["in_float32"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "in_float32"),
+    [({}, 1), (dict(dilation=1), 0), (dict(groups=8), 0), (dict(k=64), 0), (dict(dtype="float32"), 0)],
+    ids=str,
+)
+def test_dilated_depthwise_gradients_are_in_float32(change, in_float32, isa):
+    """oneDNN's weight gradient is wrong in bfloat16. One call computes both gradients; the forward pass is right."""
+    isa("avx512_bf16", "bfloat16")
+    depthwise = dict(n=2, c=32, k=32, groups=32, padding=2, dilation=2, dtype="bfloat16") | change
+    for purpose in ("input gradient", "weight gradient"):
+        assert plan(purpose, **depthwise).fields["in_float32"] == in_float32
+    assert plan("forward", **depthwise).fields["in_float32"] == 0
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)

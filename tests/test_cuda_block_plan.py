@@ -58,7 +58,7 @@ def test_block_kernel_wins_at_batch_1_with_sm90(monkeypatch, channels):
     [
         (dict(c=72), "it has 72 channels; "),
         (dict(gpu="a100"), "the GPU is sm_80; wgmma and TMA need sm_90a"),
-        (dict(dtype="float32"), "it takes float16 and bfloat16"),
+        (dict(dtype="float32"), "the kernel takes float16 and bfloat16"),
         (dict(aligned=False), "a tensor is not 16-byte aligned"),
         (dict(n=0), "the output is empty"),
     ],

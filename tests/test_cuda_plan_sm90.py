@@ -56,7 +56,7 @@ def test_sm90_runs_on_request(monkeypatch):
     assert (p.tile, p.tiles, p.smem) == ((256, 128), pixels // 256, 3 * (256 + 128) * 128 + 256 * 128 * 2 + 256)
     elsewhere = {
         "the GPU is sm_80; wgmma": dict(gpu="a100"),
-        "the kernel has no TF32 wgmma": dict(dtype="float32"),
+        "the kernel takes float16 and bfloat16": dict(dtype="float32"),
         "the convolution has 72 input channels; a multiple of 64 expected": dict(c=72),
         "the projection has 40 input channels": dict(mode="projection", proj_c=40),
         "the accumulators of this mode take too many registers": dict(mode="prologue"),
@@ -110,7 +110,7 @@ def test_sm90_rows_runs_on_request(monkeypatch):
     assert plan(**layer).engine == "sm90:rows"
     elsewhere = {
         "the GPU is sm_80; wgmma": dict(gpu="a100"),
-        "the kernel has no TF32 wgmma": dict(dtype="float32"),
+        "the kernel takes float16 and bfloat16": dict(dtype="float32"),
         "it has no prologue": dict(mode="prologue"),
         "it has no projection": dict(mode="projection"),
         "is 3x3 of 64 -> 128 channels, stride 1x1": dict(k=128),

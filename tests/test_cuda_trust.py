@@ -185,3 +185,9 @@ def test_info_lists_verified_families(monkeypatch):
     assert info._trust(90) == "a/b; for the others (c/d) the first use is checked against eager"
     monkeypatch.setattr(info.plans, "families", lambda explained: rows[:1])
     assert info._trust(90) == "all 1 kernel families"
+
+
+@pytest.mark.parametrize("capability", [-1, 2**31, 2**32 + 90])
+def test_capability_out_of_range_is_an_error(capability):
+    with pytest.raises(RuntimeError, match=rf"capability is {capability}; 10 \* major \+ minor expected"):
+        ops.explain_trust(capability)

@@ -394,3 +394,39 @@ def test_incomplete_batch_norms_are_refused(device):
     bn = norm_of(4, device)
     with pytest.raises(ValueError, match=r"projection\.pre is given, but a pre-activation block's projection reads"):
         functional.preact_block(x, bn, weight, bn, weight, projection=Projection(weight, pre=bn))
+
+
+ONE_CHANNEL = {
+    "conv_bn_act": lambda x, w, bn: functional.conv_bn_act(x, w, bn, padding=1),
+    "conv_bn_relu_pool": lambda x, w, bn: functional.conv_bn_relu_pool(x, w, bn, padding=1),
+}
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("engine", [None, "direct", "onednn", "composed"])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ONE_CHANNEL)
+def test_one_channel_has_the_strides_of_its_format(name, training, engine, memory_format, monkeypatch):
+    """Its buffer has both formats, and the next convolution reads the format from the strides."""
+    if engine is not None:
+        monkeypatch.setenv("RESNET_FUSED_CPU_ENGINE", engine)
+    x = torch.randn(2, 8, 9, 9).to(memory_format=memory_format)
+    first = torch.randn(1, 8, 3, 3).to(memory_format=memory_format).requires_grad_(training)
+    y = ONE_CHANNEL[name](x, first, norm_of(1, "cpu"))
+    assert y.stride() == torch.empty(y.shape, memory_format=memory_format).stride()
+    z = functional.conv_bn_act(y, torch.randn(8, 1, 3, 3), padding=1)
+    assert z.is_contiguous(memory_format=memory_format)
+
+
+def test_gradients_and_argmax_of_one_channel_are_contiguous():
+    x, grad, weight = torch.randn(2, 1, 9, 9), torch.randn(2, 4, 9, 9), torch.randn(4, 1, 3, 3)
+    mean, var = torch.zeros(1), torch.ones(1)
+    norm = (None, None, mean, var, 0.0)
+    geometry = ([1, 1], [1, 1])
+    found = [
+        ops.conv_backward_input(grad, weight, *geometry, None, False),
+        ops.conv_backward_reduce(grad, weight, *geometry, x, *norm, None, False)[0],
+        *ops.bn_relu_max_pool(x, *norm, [2, 2], [2, 2], [0, 0]),
+    ]
+    for each in found:
+        assert each.stride() == torch.empty(each.shape).stride()

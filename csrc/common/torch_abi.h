@@ -84,6 +84,9 @@ Tensor aten_to(const Tensor& x, ScalarType dtype);
 // dispatcher.
 Tensor aten_empty(IntView sizes, const Tensor& like, bool channels_last, std::optional<ScalarType> dtype = {});
 Tensor aten_contiguous(const Tensor& x, bool channels_last);
+// aten_contiguous for what an op returns. A buffer of one channel has both formats at once, and torch reads the format
+// from strides: they are those of the wanted one, without a copy.
+Tensor in_format(const Tensor& x, bool channels_last);
 int64_t aten_version(const Tensor& x);
 bool aten_is_inference(const Tensor& x);
 

@@ -14,7 +14,7 @@ Tensor torchs_input_gradient(const Tensor& grad, const Tensor& weight, IntView s
   Tensor to = aten_convolution_backward(GradientOf::kInput, in(grad), x, in(weight), {1, 1}, padding, dilation,
                                         /*groups=*/1);
   if (in_float32) to = aten_to(to, dtype);
-  to = aten_contiguous(to, channels_last);
+  to = in_format(to, channels_last);
   if (grad_addend)
     bn_add_act_into(to, to, std::nullopt, {}, aten_contiguous(*grad_addend, channels_last), /*relu=*/false,
                     channels_last);

@@ -24,7 +24,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_backward_reduce(Tensor grad, Tensor weig
   else
     to = torchs_input_gradient(grad, weight, x.sizes(), forward.padding, forward.dilation, grad_addend, channels_last,
                                make_plan(shape, cpu_features()).in_float32);
-  to = aten_contiguous(to, channels_last);
+  to = in_format(to, channels_last);
   const auto [sum_g, sum_g_xhat] =
       gradient_sums({to, aten_contiguous(x, channels_last), bn, std::nullopt, /*relu=*/true, channels_last});
   return {to, sum_g, sum_g_xhat};

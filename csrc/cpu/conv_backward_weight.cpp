@@ -90,7 +90,7 @@ Tensor conv_backward_weight(Tensor grad, Tensor x, OptTensor pre_gamma, OptTenso
     const Tensor to = aten_empty(weight.sizes(), weight, channels_last);
     if (own(conv, aten_contiguous(grad, /*channels_last=*/true), to)) return to;
   }
-  return aten_contiguous(torch_gradient(conv, grad, plan.in_float32), channels_last);
+  return in_format(torch_gradient(conv, grad, plan.in_float32), channels_last);
 }
 
 }  // namespace

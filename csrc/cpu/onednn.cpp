@@ -169,7 +169,7 @@ OptTensor onednn_conv(const Conv& conv, const OptTensor& residual, bool relu, bo
       !folds || (relu && !(all_finite(x) && (!r || all_finite(*r)))) || (r && (conv.groups > 1 || both_formats));
   const Tensor out = convolve(conv, x, *packed, after ? std::nullopt : r, relu && !after);
   // torch applies its own layout rule, which ours follows; exceptions cost a copy
-  const Tensor y = aten_contiguous(out, conv.channels_last);
+  const Tensor y = in_format(out, conv.channels_last);
   if (after)
     bn_add_act_into(y, y, folds ? std::nullopt : conv.bias, folds ? BatchNorm{} : conv.bn, r, relu, conv.channels_last);
   return y;

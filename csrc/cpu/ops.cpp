@@ -81,11 +81,11 @@ Tensor conv_bn_relu_pool(Tensor x, Tensor weight, OptTensor bias, OptTensor gamm
   if (engine_of(conv, &pool) == Engine::kDirect) {
     const Ints sizes = pooled_sizes(conv.output_sizes(), pool);
     Tensor out = output_buffer(sizes, conv.x, internal || is_copied(sizes, conv.channels_last));
-    if (direct_conv(conv, std::nullopt, &pool, true, keep_packed, out)) return aten_contiguous(out, conv.channels_last);
+    if (direct_conv(conv, std::nullopt, &pool, true, keep_packed, out)) return in_format(out, conv.channels_last);
   }
   const Tensor all = run(conv, no_residual, true, keep_packed, /*internal=*/true);
   run_deferred();
-  return aten_contiguous(aten_max_pool2d(all, pool.kernel, pool.stride, pool.padding), conv.channels_last);
+  return in_format(aten_max_pool2d(all, pool.kernel, pool.stride, pool.padding), conv.channels_last);
 }
 
 Tensor bn_add_act(Tensor x, OptTensor gamma, OptTensor beta, OptTensor mean, OptTensor var, double eps,

@@ -265,6 +265,11 @@ bool torchs_input_gradient_fails(const ConvShape& q) {
   return has_16_bits(q.dtype) && std::max(q.dil_h * (q.r - 1), q.dil_w * (q.s - 1)) > kMostExtent;
 }
 
+// oneDNN 3.12 computes the weight gradient of depthwise convolutions in bfloat16 wrongly if their rows are dilated.
+bool onednns_weight_gradient_is_wrong(const ConvShape& q) {
+  return q.dtype == Dtype::kBFloat16 && q.groups > 1 && q.groups == q.c && q.groups == q.k && q.dil_h > 1;
+}
+
 // Why the input gradient is not a convolution that our kernels compute.
 std::string no_flipped(const ConvShape& forward) {
   if (forward.groups != 1) return "the input gradient has " + std::to_string(forward.groups) + " groups";
@@ -291,18 +296,21 @@ std::string sentence_of(const Plan& plan) {
            ", BatchNorm and ReLU as x is read";
   if (plan.engine == Engine::kComposed && plan.purpose > Purpose::kForward)
     return (plan.flips ? "torch's convolution with the flipped filter" : "torch's convolution_backward") + with;
+  // Only inference's op has a BatchNorm, and only the forward ones a ReLU.
+  const std::string pass = plan.purpose == Purpose::kInference ? "BatchNorm, add and ReLU"
+                           : plan.purpose == Purpose::kForward ? "add and ReLU"
+                                                               : "the add";
   switch (plan.engine) {
     case Engine::kWinograd:
       return "Winograd F(2x2, 3x3), in 16-bit types F(4x4, 3x3), " + set + ", epilogue in the output transform";
     case Engine::kDirect:
       return "direct convolution, " + set + (isa == Isa::kAmx ? ", epilogue from L1" : ", epilogue in registers");
     case Engine::kOneDnn:
-      return "oneDNN convolution; BatchNorm, add and ReLU fused, or one pass where the weight is larger than the "
-             "output";
+      return "oneDNN convolution; " + pass + " fused, or one pass where the weight is larger than the output";
     case Engine::kComposed:
       break;
   }
-  return "torch's convolution" + with + ", then one pass for BatchNorm, add and ReLU";
+  return "torch's convolution" + with + ", then one pass for " + pass;
 }
 
 #if defined(__x86_64__)
@@ -401,7 +409,9 @@ Plan make_plan(const ConvShape& shape, const CpuFeatures& cpu) {
     const int64_t width = shape.purpose != Purpose::kForward && shape.stride_w > shape.w ? 1 : shape.ow;
     // Where ours gives up, torch's 16 bits have eager's Inf and NaN.
     const bool slow = first->engine <= Engine::kDirect && is_slow_in_torch(shape.dtype, cpu);
-    plan.in_float32 = (plan.engine == Engine::kComposed && slow) || onednn_is_wrong(shape.dtype, width, cpu);
+    // The two gradients have one plan for this, because one call of torch's computes both.
+    const bool wrong = shape.purpose != Purpose::kForward && onednns_weight_gradient_is_wrong(shape);
+    plan.in_float32 = (plan.engine == Engine::kComposed && slow) || wrong || onednn_is_wrong(shape.dtype, width, cpu);
   }
   return plan;
 }

@@ -46,7 +46,7 @@ std::tuple<Tensor, Tensor> bn_relu_max_pool(Tensor x, OptTensor gamma, OptTensor
                                      affine.scale.data(), affine.shift.data(), shape, begin, end);
     });
   });
-  return {aten_contiguous(out, channels_last), aten_contiguous(argmax, channels_last)};
+  return {in_format(out, channels_last), in_format(argmax, channels_last)};
 }
 
 Tensor bn_relu_max_pool_backward(Tensor grad, Tensor argmax, Tensor x, Ints kernel, Ints stride, Ints padding,
@@ -65,7 +65,7 @@ Tensor bn_relu_max_pool_backward(Tensor grad, Tensor argmax, Tensor x, Ints kern
                                       static_cast<const uint8_t*>(taps.const_data_ptr()), shape, begin, end);
     });
   });
-  return aten_contiguous(to, channels_last);
+  return in_format(to, channels_last);
 }
 
 }  // namespace

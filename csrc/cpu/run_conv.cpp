@@ -42,7 +42,7 @@ Tensor composed(const Conv& call, const OptTensor& residual, bool relu, bool in_
   if (in_float32) conv.x = aten_to(conv.x, type), conv.weight = aten_to(conv.weight, type);
   Tensor y = torch_conv(conv, first);
   if (in_float32) y = aten_to(y, dtype);
-  y = aten_contiguous(y, conv.channels_last);
+  y = in_format(y, conv.channels_last);
   if (ends) return y;
   OptTensor r;
   if (residual) r = aten_contiguous(*residual, conv.channels_last);
@@ -78,7 +78,7 @@ Tensor run_conv(const Conv& conv, const Plan& plan, const Residual& residual, bo
   };
   if ((engine == Engine::kWinograd && winograd_conv(conv, nhwc_residual(), relu, keep_packed, out)) ||
       direct_conv(conv, nhwc_residual(), nullptr, relu, keep_packed, out))
-    return aten_contiguous(out, conv.channels_last);
+    return in_format(out, conv.channels_last);
   return composed(conv, residual(nullptr), relu, plan.in_float32);
 }
 

@@ -58,7 +58,7 @@ Tensor basic_block(const Tensor& x, const Tensor& weight1, const OptTensor& bias
   const torch::stable::accelerator::DeviceGuard guard(device);
   const bool one_launch = plan_now(problem_of(block, allow_tf32), device).engine == Engine::kSm90Block;
   const Tensor out = one_launch ? run_in_one_launch(block) : run_in_two_launches(block, allow_tf32);
-  return aten_contiguous(out, block.first.channels_last || block.second.channels_last);
+  return in_format(out, block.first.channels_last || block.second.channels_last);
 }
 
 }  // namespace

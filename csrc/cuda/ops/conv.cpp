@@ -71,7 +71,7 @@ void launch(const ConvFwdParams& params, const Plan& plan, const Queue& queue) {
     CONV_KERNELS(LAUNCH_PLANNED)
 #undef LAUNCH_PLANNED
     default:
-      throw std::logic_error("conv: the plan is not one of a convolution kernel");  // never: run_kernel's caller checks
+      throw std::logic_error("conv: the plan is not one of a convolution kernel");  // never: the callers check
   }
 }
 
@@ -164,7 +164,7 @@ ConvResult run_torch(const ConvCall& call) {
 // The output of an inference op, in the format of its arguments.
 Tensor infer(const ConvCall& call) {
   const DeviceGuard guard(call.conv.x.get_device_index());
-  return aten_contiguous(run_conv(call).out, call.conv.channels_last);
+  return in_format(run_conv(call).out, call.conv.channels_last);
 }
 
 Tensor conv_bn_act(const Tensor& x, const Tensor& weight, const OptTensor& bias, const OptTensor& gamma,
@@ -225,7 +225,7 @@ Tensor conv_bn_relu_pool(const Tensor& x, const Tensor& weight, const OptTensor&
   const Tensor y = is_pre_bn ? convolve(conv, std::nullopt, /*channels_last=*/true) : run_kernel(call, plan).out;
   const Vectors bn = is_pre_bn ? Vectors(conv.bn, conv.bias, conv.x) : Vectors({}, std::nullopt, conv.x);
   const Tensor out = relu_max_pool(y, bn, pool, /*argmax=*/std::nullopt);
-  return aten_contiguous(out, conv.channels_last);
+  return in_format(out, conv.channels_last);
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv_stats(const Tensor& x, const OptTensor& pre_gamma, const OptTensor& pre_beta,
@@ -237,7 +237,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_stats(const Tensor& x, const OptTensor& 
                               {pre_gamma, pre_beta, pre_mean, pre_var, pre_eps});
   const DeviceGuard guard(x.get_device_index());
   const ConvResult y = run_conv({conv, Epilogue::kMoments, nullptr, nullptr, /*relu=*/false, allow_tf32});
-  return {aten_contiguous(y.out, conv.channels_last), *y.first, *y.second};
+  return {in_format(y.out, conv.channels_last), *y.first, *y.second};
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ Tensor conv_backward_input(const Tensor& grad, const Tensor& weight, const Ints&
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
   const ConvResult y = run_conv({with_weight(conv), Epilogue::kAffine, nullptr, grad_addend ? &*grad_addend : nullptr,
                                  /*relu=*/false, allow_tf32});
-  return aten_contiguous(y.out, conv.channels_last);
+  return in_format(y.out, conv.channels_last);
 }
 
 }  // namespace

@@ -40,7 +40,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_backward_reduce(const Tensor& grad, cons
   const Conv gradient = gradient_of(forward, grad, bn);
   const ConvResult y = run_conv({gradient, Epilogue::kGradientSums, nullptr, grad_addend ? &*grad_addend : nullptr,
                                  /*relu=*/false, allow_tf32, &forward});
-  return {aten_contiguous(y.out, suggests_channels_last(x)), *y.first, *y.second};
+  return {in_format(y.out, suggests_channels_last(x)), *y.first, *y.second};
 }
 
 }  // namespace

@@ -7,10 +7,9 @@ namespace resnet_fused::cuda {
 
 namespace {
 
-// Everything that planning reads, without padding. The number of refusals stands for a device's refused kernels. If a
-// struct gains a field, its static_assert fails: add the field to the key too.
+// Everything that planning reads, without padding. The number of refusals stands for a device's refused kernels. If
+// Device or Override gains a field, its static_assert fails, if Problem does, cached_plan's declaration: add it here.
 static_assert(sizeof(Device) == 24 && sizeof(Override) == 16);
-static_assert(sizeof(Problem) == 2 * sizeof(int32_t) + 2 * sizeof(ConvShape) + sizeof(ConvMode) + 16);
 
 struct Key {
   ConvShape main, projection;
@@ -63,15 +62,16 @@ void demand(const KernelVariant& v, int device) {
 
 Planned cached_plan(const Problem& p, const Device& device, const Override& o) {
   static ExactCache<Key, Planned, 128> plans;
-  const Key key{p.main,
-                p.projection,
-                static_cast<int32_t>(p.task),
-                static_cast<int32_t>(p.dtype),
-                p.mode,
-                p.groups,
-                p.residual,
-                p.aligned,
-                p.allow_tf32,
+  const auto& [task, dtype, main, projection, mode, groups, residual, aligned, allow_tf32] = p;
+  const Key key{main,
+                projection,
+                static_cast<int32_t>(task),
+                static_cast<int32_t>(dtype),
+                mode,
+                groups,
+                residual,
+                aligned,
+                allow_tf32,
                 0,
                 device,
                 device.states ? device.states->refusals() : 0,

@@ -27,7 +27,7 @@ std::tuple<Tensor, Tensor> bn_relu_max_pool(const Tensor& x, const OptTensor& ga
   const Ints sizes = pooled_sizes(x.sizes(), pool);
   const Tensor argmax = aten_empty(sizes, x, /*channels_last=*/true, ScalarType::Byte);
   const Tensor out = relu_max_pool(dense, Vectors(bn, std::nullopt, x), pool, argmax);
-  return {aten_contiguous(out, channels_last), aten_contiguous(argmax, channels_last)};
+  return {in_format(out, channels_last), in_format(argmax, channels_last)};
 }
 
 Tensor bn_relu_max_pool_backward(const Tensor& grad, const Tensor& argmax, const Tensor& x, const Ints& kernel,
@@ -43,7 +43,7 @@ Tensor bn_relu_max_pool_backward(const Tensor& grad, const Tensor& argmax, const
   p.to = to.mutable_data_ptr();
   const int device = x.get_device_index();
   launch_checked(p, current_queue(device), device);
-  return aten_contiguous(to, suggests_channels_last(x));
+  return in_format(to, suggests_channels_last(x));
 }
 
 }  // namespace

@@ -1,11 +1,14 @@
 // The cost model: times and bytes that the planners of several kernels share. Pure. Times are in ns.
 #pragma once
 #include <cstdint>
+#include <limits>
 
 #include "cuda/plan/cost_constants.h"
 #include "cuda/plan/types.h"
 
 namespace resnet_fused::cuda {
+
+constexpr double kNever = std::numeric_limits<double>::infinity();
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -26,9 +26,10 @@ std::string line_of(const Problem& p, const Plan& c) {
   if (p.task == Task::kBasicBlock)
     return sentence(name_of(p, c), ": ", name_of(p.dtype), ", ", c.tiles, " tiles of ", c.variant.tile_m, "x",
                     c.variant.tile_n, " pixels, ", c.smem, " bytes of shared memory, ", c.bytes, " bytes moved", time);
-  const std::string depth = c.engine == Engine::kSm90 ? sentence(c.dp_tiles, " data-parallel, ", c.tiles - c.dp_tiles,
-                                                                 " in ", c.sk_units, " stream-K units, ")
-                                                      : sentence(c.splits, c.splits == 1 ? " split, " : " splits, ");
+  const bool streamed = c.dp_tiles + c.sk_units > 0;
+  const std::string depth =
+      streamed ? sentence(c.dp_tiles, " data-parallel, ", c.tiles - c.dp_tiles, " in ", c.sk_units, " stream-K units, ")
+               : sentence(c.splits, c.splits == 1 ? " split, " : " splits, ");
   return sentence(name_of(p, c), ": ", name_of(p.dtype), ", ", name_of(p.mode), ", ", c.tiles, " tiles of ", c.smem,
                   " bytes of shared memory, ", depth, c.workspace, " bytes of partial sums, ", c.bytes, " bytes moved",
                   time);

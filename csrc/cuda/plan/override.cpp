@@ -68,9 +68,10 @@ Override override_of(const char* text) {
   Override choice;
   for (const Planner* planner : planners())
     if (can_be_named(*planner) && parse(name, *planner, choice)) return choice;
-  throw std::runtime_error("RESNET_FUSED_CUDA_ENGINE is " + name + "; one of " + engine_names() +
-                           " expected, after a tile of m x n perhaps :4 for a depth in 4 parts; or unset it to let the "
-                           "plan choose");
+  throw std::runtime_error(
+      "RESNET_FUSED_CUDA_ENGINE is " + name + "; one of " + engine_names() +
+      " expected; tiles of sm80 and sm90 may end in a number of parts, as in sm80:64x64:4. Unset it to "
+      "let the plan choose");
 }
 
 std::string to_string(const Override& o) {

@@ -23,13 +23,13 @@ const Planner two_launches_planner = {
     Engine::kTwoLaunches,
     Task::kBasicBlock,
     "two launches",
-    nullptr,
-    [](const Problem&, const Device&) { return std::string(); },
-    nullptr,
-    0,
-    false,
+    /*family=*/nullptr,
+    /*rejects=*/[](const Problem&, const Device&) { return std::string(); },
+    /*tile_name=*/nullptr,
+    /*named_tiles=*/0,
+    /*can_split=*/false,
     [](const Problem&, const Device&) { return std::vector<Candidate>{Candidate{Engine::kTwoLaunches}}; },
-    nullptr,  // cost_of_two: it plans, which needs the override
+    /*cost=*/nullptr,  // cost_of_two instead: it plans, which needs the override
 };
 
 // Whether a finishing kernel runs; bn_finish counts only if it merges parts first.
@@ -157,7 +157,8 @@ const Planner& planner_of(Engine engine) {
 
 const Planner* planner_of(KernelFamily family) {
   for (const Planner* planner : planners())
-    for (const Epilogue epilogue : {Epilogue::kAffine, Epilogue::kMoments, Epilogue::kGradientSums})
+    for (const Epilogue epilogue :
+         {Epilogue::kAffine, Epilogue::kProjection, Epilogue::kMoments, Epilogue::kGradientSums})
       if (is_kernel(planner->engine) && planner->family({Prologue::kNone, epilogue}) == family) return planner;
   return nullptr;
 }

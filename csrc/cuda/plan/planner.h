@@ -35,13 +35,16 @@ CONV_KERNELS(DECLARE)
 extern const Planner block_fwd_planner;
 extern const Planner torch_planner;  // plan/torch.cpp
 
-// All of them, in order of preference: of two equal times, the first wins. The last of a task always runs.
+// All of them, in order of preference: of two equal times, the first wins. The last of a task always runs, and
+// its times are asked for only if a kernel before it accepts the problem.
 const std::vector<const Planner*>& planners();
 const Planner& planner_of(Engine engine);
 // The planner that plans a family's kernels; null for passes.
 const Planner* planner_of(KernelFamily family);
 
 // Why no convolution kernel of ours can run the problem: dtype, groups, alignment, or sizes past 32 bits.
-std::string unsupported_conv(const Problem& problem, const Device& device);
+std::string unsupported_conv(const Problem& problem, const Device& device);  // plan/unsupported.cpp
+// Why no kernel with wgmma can.
+std::string unsupported_by_wgmma(const Problem& problem, const Device& device);  // plan/unsupported.cpp
 
 }  // namespace resnet_fused::cuda

@@ -1,5 +1,4 @@
 // The candidate that always runs: PyTorch's convolution (cuDNN), and passes of ours around it.
-#include <limits>
 
 #include "cuda/plan/cost_model.h"
 #include "cuda/plan/gemm_cost.h"
@@ -40,7 +39,7 @@ void cost(Candidate& c, const Problem& p, const Model& model, int32_t) {
 double torch_convolution(const Model& model, const ConvShape& q, int64_t extra_bytes) {
   const int64_t bytes = size_of(model.dtype) * (inputs(q) + weights(q, 1) + outputs(q)) + extra_bytes;
   const int64_t depth = steps(q, model.dtype);
-  double best = std::numeric_limits<double>::infinity();
+  double best = kNever;
   const auto consider = [&](const ConvFwdTile& tile) {
     const int64_t tiles = tiles_of(tile, q);
     const int32_t per_sm = blocks_per_sm(model, tile, conv_fwd_smem(tile, ConvMode{}, 0));
@@ -69,11 +68,11 @@ const Planner torch_planner = {
     Engine::kTorch,
     Task::kConv,
     "torch",
-    nullptr,
-    [](const Problem&, const Device&) { return std::string(); },
-    nullptr,
-    0,
-    false,
+    /*family=*/nullptr,
+    /*rejects=*/[](const Problem&, const Device&) { return std::string(); },
+    /*tile_name=*/nullptr,
+    /*named_tiles=*/0,
+    /*can_split=*/false,
     [](const Problem&, const Device&) { return std::vector<Candidate>{Candidate{Engine::kTorch}}; },
     cost,
 };

@@ -48,4 +48,10 @@ std::string unsupported_conv(const Problem& p, const Device& device) {
   return why.empty() && has_projection(p.mode) ? unsupported_shape(p.projection, "the projection") : why;
 }
 
+std::string unsupported_by_wgmma(const Problem& p, const Device& device) {
+  if (device.arch != kHopper) return sentence("the GPU is sm_", device.arch, "; wgmma and TMA need sm_90a");
+  if (p.dtype != Dtype::kFloat16 && p.dtype != Dtype::kBFloat16) return "the kernel takes float16 and bfloat16";
+  return "";
+}
+
 }  // namespace resnet_fused::cuda

@@ -1,6 +1,5 @@
 // What sm80/conv_fwd tells the planner: what it runs, its tiles, and their times.
 #include <algorithm>
-#include <limits>
 
 #include "cuda/plan/gemm_cost.h"
 #include "cuda/plan/planner.h"
@@ -9,8 +8,6 @@
 namespace resnet_fused::cuda {
 
 namespace {
-
-constexpr double kNever = std::numeric_limits<double>::infinity();
 
 KernelFamily family(ConvMode mode) {
   return has_moments(mode)         ? KernelFamily::kConvStats

@@ -21,8 +21,7 @@ const BlockFwdShape* shape_for(int32_t channels) {
 
 std::string rejects(const Problem& p, const Device& device) {
   const ConvShape& q = p.main;
-  if (device.arch != kHopper) return sentence("the GPU is sm_", device.arch, "; wgmma and TMA need sm_90a");
-  if (p.dtype != Dtype::kFloat16 && p.dtype != Dtype::kBFloat16) return "it takes float16 and bfloat16";
+  if (const std::string why = unsupported_by_wgmma(p, device); !why.empty()) return why;
   if (q.n == 0 || q.h == 0 || q.w == 0) return "the output is empty";
   if (!p.aligned) return "a tensor is not 16-byte aligned";
   const BlockFwdShape* shape = shape_for(q.c);

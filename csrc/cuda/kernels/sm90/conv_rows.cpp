@@ -14,8 +14,7 @@ KernelFamily family(ConvMode) { return KernelFamily::kConvRows; }
 
 std::string rejects(const Problem& p, const Device& device) {
   if (const std::string why = unsupported_conv(p, device); !why.empty()) return why;
-  if (device.arch != kHopper) return sentence("the GPU is sm_", device.arch, "; wgmma needs sm_90a");
-  if (p.dtype == Dtype::kFloat32) return "the kernel has no TF32 wgmma";
+  if (const std::string why = unsupported_by_wgmma(p, device); !why.empty()) return why;
   if (!(p.mode == ConvMode{})) return sentence("it has no ", name_of(p.mode));
   const ConvShape& q = p.main;
   if (conv_rows_takes(q)) return "";

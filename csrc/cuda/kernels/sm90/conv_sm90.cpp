@@ -2,7 +2,6 @@
 #include "cuda/kernels/sm90/conv_sm90.h"
 
 #include <algorithm>
-#include <limits>
 
 #include "cuda/plan/planner.h"
 #include "cuda/plan/words.h"
@@ -14,7 +13,6 @@ namespace {
 // Limits of a rank-4 im2col tensor map. Corners are signed bytes, offsets unsigned ones, but CUTLASS stops at 254.
 constexpr int32_t kMostStride = 8, kLowestCorner = -128, kHighestCorner = 127, kMostOffset = 254;
 constexpr int32_t kLoadsAtOnce = 4;  // partial tiles that conv_sm90_finish loads at once
-constexpr double kNever = std::numeric_limits<double>::infinity();
 
 KernelFamily family(ConvMode mode) {
   return has_moments(mode) ? KernelFamily::kConvSm90Stats : KernelFamily::kConvSm90;
@@ -37,8 +35,7 @@ std::string unsupported_shape(const ConvShape& q, const char* which) {
 
 std::string rejects(const Problem& p, const Device& device) {
   if (const std::string why = unsupported_conv(p, device); !why.empty()) return why;
-  if (device.arch != kHopper) return sentence("the GPU is sm_", device.arch, "; wgmma and im2col TMA need sm_90a");
-  if (p.dtype == Dtype::kFloat32) return "the kernel has no TF32 wgmma";
+  if (const std::string why = unsupported_by_wgmma(p, device); !why.empty()) return why;
   if (has_gradient_sums(p.mode)) return "its epilogue does not sum gradients";
   const std::string why = unsupported_shape(p.main, "the convolution");
   return why.empty() && has_projection(p.mode) ? unsupported_shape(p.projection, "the projection") : why;
