@@ -317,7 +317,7 @@ def test_forgetting_unpacked_weights_is_allowed():
 @pytest.mark.parametrize(
     ("x", "weight", "padding", "wrong"),
     [
-        ([65536, 8, 2**20, 2**20], [2**24, 8, 1, 1], 0, "x"),
+        ([65536, 8, 2**20, 2**20], [2**24, 8, 1, 1], 0, "x_shape"),
         ([1, 8, 65536, 65536], [2**31 - 8, 8, 3, 3], 1, "the output"),
     ],
 )

@@ -151,8 +151,9 @@ Tensor aten_contiguous(const Tensor& x, bool channels_last) {
 
 Tensor in_format(const Tensor& x, bool channels_last) {
   const Tensor y = aten_contiguous(x, channels_last);
-  const int64_t sizes[4] = {y.size(0), y.size(1), y.size(2), y.size(3)}, area = sizes[2] * sizes[3];
-  if (sizes[1] != 1 || y.stride(1) == (channels_last ? 1 : area)) return y;
+  if (y.size(1) != 1) return y;
+  const int64_t sizes[4] = {y.size(0), 1, y.size(2), y.size(3)}, area = sizes[2] * sizes[3];
+  if (y.stride(1) == (channels_last ? 1 : area)) return y;
   const int64_t strides[4] = {area, channels_last ? 1 : area, sizes[3], 1};
   int64_t offset = 0;
   check_shim(aoti_torch_get_storage_offset(y.get(), &offset), "reading a storage offset");
